@@ -1,0 +1,253 @@
+//! The seam between the log and a disk: one half that reads, one half that writes.
+//!
+//! ```text
+//!  open ─▶ LogStore ─┬─ recover(group) ─▶ Recovered      once, before anything runs
+//!                    ├─ reader() ───────▶ LogReader      any number, any thread, cannot write
+//!                    └─ start(completed) ▶ LogAppender    one; owned by the log writer
+//! ```
+//!
+//! The appender is submit and complete: [`LogAppender::submit`] never waits for the disk, and every batch is
+//! reported through the [`Completions`] given to [`LogStore::start`], in the order of submission. sled
+//! blocks a thread of its own behind it; memory completes at once; a simulated disk completes when it likes.
+//!
+//! Deliberately absent: deciding what to write, and any retry. An error is final for this run.
+
+use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
+
+use actorum_transport::wire::{Entry, GroupId, Incarnation, NodeId, Snapshot};
+use serde::{Deserialize, Serialize};
+
+/// What Raft must remember besides the log (Raft figure 2: currentTerm, votedFor), and the commit index,
+/// which is only a hint that saves work at restart.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HardState {
+    /// The latest term this node has seen.
+    pub term: u64,
+    /// Whom it voted for in that term; zero for nobody.
+    pub vote: NodeId,
+    /// The highest index it knew to be committed.
+    pub commit: u64,
+}
+
+/// What one group makes durable in one atomic step.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Write {
+    /// Whose log.
+    pub group: GroupId,
+    /// Replaces the whole log: afterwards it is empty and starts after the snapshot's index.
+    pub snapshot: Option<Snapshot>,
+    /// Appended without gaps. Everything in the log from the first one's index on is replaced: these entries
+    /// are the log's new end.
+    pub entries: Vec<Entry>,
+    /// Replaces the hard state.
+    pub hard_state: Option<HardState>,
+}
+
+/// Writes that become durable together: all of them or none.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Batch {
+    /// In this order; several writes of one group follow each other as if submitted one by one.
+    pub writes: Vec<Write>,
+    /// Whether completion must mean "durable". False only for a batch that moves nothing but commit
+    /// indexes, which no promise depends on.
+    pub sync: bool,
+}
+
+/// The number of a submitted batch: 1, 2, 3, ...
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Ticket(pub u64);
+
+/// How a batch ended.
+#[derive(Debug)]
+pub struct Completed {
+    /// Which.
+    pub ticket: Ticket,
+    /// What it cost, or why the store is dead.
+    pub result: Result<Written, StoreError>,
+}
+
+/// What a durable batch cost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Written {
+    /// Bytes of records.
+    pub bytes: u64,
+    /// The whole batch, from the moment the store took it up.
+    pub took: Duration,
+    /// The part of it spent in making it durable.
+    pub sync: Duration,
+}
+
+/// Hears every [`Completed`], in the order of submission, on whatever thread the store finishes on.
+pub type Completions = Arc<dyn Fn(Completed) + Send + Sync>;
+
+/// What a store found of one group when it was opened.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Recovered {
+    /// The snapshot the log starts from. `None`: this node holds nothing and was never formed.
+    pub snapshot: Option<Snapshot>,
+    /// The hard state.
+    pub hard_state: HardState,
+    /// The last index of the log; the snapshot's index if there is no entry, zero if there is nothing.
+    pub last_index: u64,
+    /// The term of every entry as runs: (first index of the run, term), ascending, starting with the
+    /// snapshot's own index.
+    pub terms: Vec<(u64, u64)>,
+}
+
+/// Who a store belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StoreIdentity {
+    /// The node whose directory this is.
+    pub id: NodeId,
+    /// Drawn when the directory was made.
+    pub incarnation: Incarnation,
+    /// How often it was opened, this time included.
+    pub boot: u64,
+}
+
+/// An open store, not yet running.
+pub trait LogStore: Send {
+    /// Whose it is.
+    fn identity(&self) -> StoreIdentity;
+
+    /// What it holds of a group. Every record was checked when the store was opened.
+    fn recover(&self, group: GroupId) -> Result<Recovered, StoreError>;
+
+    /// A reader; it sees what was completed, and may see what was submitted.
+    fn reader(&self) -> Arc<dyn LogReader>;
+
+    /// Starts writing. The one appender is the only way to change the store.
+    fn start(self: Box<Self>, completed: Completions) -> Box<dyn LogAppender>;
+}
+
+/// The half that reads. Cheap to share; it cannot write.
+pub trait LogReader: Send + Sync {
+    /// The entries `[from, to)` of a group in order without gaps, as many as fit `max_bytes` and at least
+    /// one. An entry that should be there and is not, or is damaged, is an error.
+    fn entries(&self, group: GroupId, from: u64, to: u64, max_bytes: usize) -> Result<Vec<Entry>, StoreError>;
+
+    /// Bytes on disk, as far as the store knows; for status.
+    fn disk_bytes(&self) -> u64;
+}
+
+/// The half that writes. Dropping it closes the store after the batches already submitted.
+pub trait LogAppender: Send {
+    /// Hands over a batch and returns at once. The caller bounds what is submitted and not completed.
+    fn submit(&mut self, batch: Batch) -> Ticket;
+}
+
+/// Why a store died. Final: nothing is written after it.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The disk or filesystem refused.
+    #[error("{doing} failed: {error}")]
+    Io {
+        /// What was being done, naming the file.
+        doing: String,
+        /// The system's words.
+        error: Arc<std::io::Error>,
+    },
+    /// What was read is not what was written.
+    #[error("{what} is damaged: {detail}")]
+    Damaged {
+        /// Which record or file.
+        what: String,
+        /// What is wrong with it.
+        detail: String,
+    },
+    /// The storage engine panicked.
+    #[error("the storage engine panicked: {0}")]
+    Panicked(String),
+    /// The store was closed or has died before.
+    #[error("the store is closed: {0}")]
+    Closed(String),
+}
+
+/// Why a directory could not be opened. Every message names the directory and the way out.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// Another process holds it.
+    #[error("{dir} is in use by {holder}: stop that process, or give this one a directory of its own", dir = .dir.display())]
+    Locked {
+        /// The directory.
+        dir: PathBuf,
+        /// What the lock file says: process id, since when.
+        holder: String,
+    },
+    /// It belongs to another node.
+    #[error("{dir} belongs to node {found}, not to node {expected}: check --id and --data", dir = .dir.display())]
+    Foreign {
+        /// The directory.
+        dir: PathBuf,
+        /// The id it was made for.
+        found: NodeId,
+        /// The id asked for.
+        expected: NodeId,
+    },
+    /// It was written by a newer version.
+    #[error("{dir} has format {found} and this version reads up to {supported}: start the newer version", dir = .dir.display())]
+    Newer {
+        /// The directory.
+        dir: PathBuf,
+        /// Its format.
+        found: u32,
+        /// The newest format this version reads.
+        supported: u32,
+    },
+    /// It holds less than this node once made durable: an older copy, or a disk that lies.
+    #[error(
+        "{dir} was rolled back: it holds {found}, but this node had made {promised} durable. \
+         It may not vote with it. Bring back the newer directory, or add the node again under a new id with an empty one",
+        dir = .dir.display()
+    )]
+    RolledBack {
+        /// The directory.
+        dir: PathBuf,
+        /// What the store says.
+        found: String,
+        /// What the watermark says.
+        promised: String,
+    },
+    /// A record or file in it is damaged.
+    #[error(
+        "{dir}: {what} is damaged: {detail}. Nothing was changed. \
+         Restore the directory from a copy made after its last write, or add the node again under a new id with an empty one",
+        dir = .dir.display()
+    )]
+    Damaged {
+        /// The directory.
+        dir: PathBuf,
+        /// Which record or file.
+        what: String,
+        /// What is wrong with it.
+        detail: String,
+    },
+    /// There is something in it that is not a node's.
+    #[error("{dir} is not a node's directory and is not empty (it holds {found}): give --data an empty or a new directory", dir = .dir.display())]
+    NotANode {
+        /// The directory.
+        dir: PathBuf,
+        /// One thing found in it.
+        found: String,
+    },
+    /// The filesystem refused.
+    #[error("{dir}: {doing}: {error}", dir = .dir.display())]
+    Io {
+        /// The directory.
+        dir: PathBuf,
+        /// What was being done.
+        doing: String,
+        /// The system's words.
+        error: std::io::Error,
+    },
+}
+
+/// `7@2`: an index and its term.
+pub struct At(pub u64, pub u64);
+
+impl fmt::Display for At {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}@{}", self.0, self.1)
+    }
+}

@@ -1,0 +1,20 @@
+//! Peers: what nodes say to each other, and the ways to carry it.
+//!
+//! ```text
+//!  actors ──Transmit, Ask──▶ [ quic | memory ] ══ wire frames ══▶ [ quic | memory ] ──Received, Asked──▶ actors
+//! ```
+//!
+//! [`wire`] holds the plain structs that cross the network and [`message`] the actor messages that carry
+//! them; both build without sockets, and they are all that the consensus side may know of this crate.
+//! [`memory`] is a network inside one process. [`quic`] (feature `quic`) is the real one: QUIC with mutual
+//! TLS, whose certificates name the node they belong to.
+//!
+//! Deliberately absent: any idea of terms, logs or leaders beyond the fields of an envelope.
+
+pub mod memory;
+pub mod message;
+#[cfg(feature = "quic")]
+pub mod quic;
+#[cfg(feature = "quic")]
+pub mod tls;
+pub mod wire;

@@ -1,0 +1,396 @@
+//! What crosses the network: plain structs, encoded as MessagePack maps with named fields.
+//!
+//! Named fields let an older reader skip what a newer writer added; byte strings are `Bytes`, so that a
+//! payload is one `bin` and not an array of numbers. These structs are the project's own: what raft-rs uses
+//! inside never touches a socket, and nothing here is trusted until the consensus core has validated it.
+
+use std::{collections::BTreeMap, fmt};
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+/// The identity of a node: chosen by its operator, never zero, never used twice in the life of a cluster.
+pub type NodeId = u64;
+
+/// The Raft group a message belongs to. This version runs one group, [`GroupId::FIRST`]; every frame and
+/// every key carries it, so that many can follow without a new format.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct GroupId(pub u32);
+
+impl GroupId {
+    /// The one group of this version.
+    pub const FIRST: GroupId = GroupId(0);
+}
+
+/// One life of a data directory: drawn at random when the directory is made and never changed.
+///
+/// A node that comes back under its id with another incarnation has lost its disk, and with it every vote
+/// and acknowledgement it gave. It is refused by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Incarnation(pub u64);
+
+impl fmt::Display for Incarnation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+/// Which cluster a node belongs to, fixed when the cluster is formed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ClusterId(pub u128);
+
+impl fmt::Display for ClusterId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+/// Where a peer listens: `host:port`. The host may be a name, which is resolved at each dial.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Address(pub String);
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl From<std::net::SocketAddr> for Address {
+    fn from(address: std::net::SocketAddr) -> Self {
+        Address(address.to_string())
+    }
+}
+
+impl From<&str> for Address {
+    fn from(address: &str) -> Self {
+        Address(address.to_owned())
+    }
+}
+
+/// The kind of a log entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum EntryKind {
+    /// A command of the application, a system command, or the empty entry of a new leader.
+    Normal,
+    /// A change of the membership (raft-rs `ConfChangeV2`).
+    ConfChange,
+}
+
+/// One entry of the replicated log (Raft section 5.3), as it is stored and sent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// What `data` holds.
+    pub kind: EntryKind,
+    /// The term of the leader that created it.
+    pub term: u64,
+    /// Its position in the log; the first entry that can be proposed is 2 (1 is the genesis snapshot).
+    pub index: u64,
+    /// The proposal, opaque to the transport and the store.
+    pub data: Bytes,
+    /// Only for a [`EntryKind::ConfChange`]: the system command that rides with it.
+    #[serde(default, skip_serializing_if = "Bytes::is_empty")]
+    pub context: Bytes,
+}
+
+impl Entry {
+    /// What this entry costs in memory and on the wire, in bytes, roughly.
+    pub fn size(&self) -> usize {
+        self.data.len() + self.context.len() + 24
+    }
+}
+
+/// The voters and learners of a group, as raft-rs sees them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConfState {
+    /// Members whose votes count.
+    pub voters: Vec<NodeId>,
+    /// Members that receive the log and have no vote.
+    pub learners: Vec<NodeId>,
+    /// The voters of the outgoing half of a joint configuration; empty outside one.
+    #[serde(default)]
+    pub voters_outgoing: Vec<NodeId>,
+    /// Voters of the outgoing half that become learners when the joint configuration is left.
+    #[serde(default)]
+    pub learners_next: Vec<NodeId>,
+    /// Whether the leader leaves the joint configuration by itself.
+    #[serde(default)]
+    pub auto_leave: bool,
+}
+
+/// A snapshot: what it covers, and its bytes (which are small in this version: see `data`).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// The last index it covers.
+    pub index: u64,
+    /// The term of the entry at that index.
+    pub term: u64,
+    /// The configuration at that index.
+    pub conf: ConfState,
+    /// The state, as the applier wrote it. The genesis snapshot is the system state alone.
+    pub data: Bytes,
+}
+
+/// The kinds of Raft messages that nodes exchange. Requests of clients do not travel this way: see [`Request`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[allow(missing_docs)] // the names are the paper's
+pub enum MessageKind {
+    Append,
+    AppendResponse,
+    Heartbeat,
+    HeartbeatResponse,
+    PreVote,
+    PreVoteResponse,
+    Vote,
+    VoteResponse,
+    Snapshot,
+    TimeoutNow,
+}
+
+impl MessageKind {
+    /// Whether it belongs on the lane that bulk data cannot block.
+    pub fn is_urgent(self) -> bool {
+        use MessageKind::*;
+        matches!(self, Heartbeat | HeartbeatResponse | PreVote | PreVoteResponse | Vote | VoteResponse | TimeoutNow)
+    }
+}
+
+/// One Raft message. Fields that a kind does not use are zero and are not sent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RaftMessage {
+    /// What it is.
+    pub kind: MessageKind,
+    /// The sender's term.
+    #[serde(default)]
+    pub term: u64,
+    /// The term of the entry at `index`.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub log_term: u64,
+    /// The index before the first entry, or the index acknowledged, or the candidate's last index.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub index: u64,
+    /// The entries of an append.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub entries: Vec<Entry>,
+    /// The sender's commit index.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub commit: u64,
+    /// The term of the entry at `commit` (carried by votes).
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub commit_term: u64,
+    /// The snapshot of a snapshot message.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<Snapshot>,
+    /// The index a follower asks a snapshot for.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub request_snapshot: u64,
+    /// Whether the request was refused.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub reject: bool,
+    /// Where the log of the refusing follower might match.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub reject_hint: u64,
+    /// The round of a ReadIndex heartbeat, or the reason of a campaign.
+    #[serde(default, skip_serializing_if = "Bytes::is_empty")]
+    pub context: Bytes,
+    /// The candidate's priority.
+    #[serde(default, skip_serializing_if = "is_zero_i64")]
+    pub priority: i64,
+}
+
+fn is_zero(n: &u64) -> bool {
+    *n == 0
+}
+
+fn is_zero_i64(n: &i64) -> bool {
+    *n == 0
+}
+
+impl RaftMessage {
+    /// An empty message of a kind and term; the other fields are filled in by the caller.
+    pub fn new(kind: MessageKind, term: u64) -> Self {
+        RaftMessage {
+            kind,
+            term,
+            log_term: 0,
+            index: 0,
+            entries: Vec::new(),
+            commit: 0,
+            commit_term: 0,
+            snapshot: None,
+            request_snapshot: 0,
+            reject: false,
+            reject_hint: 0,
+            context: Bytes::new(),
+            priority: 0,
+        }
+    }
+
+    /// What it costs in memory and on the wire, in bytes, roughly.
+    pub fn size(&self) -> usize {
+        let entries: usize = self.entries.iter().map(Entry::size).sum();
+        let snapshot = self.snapshot.as_ref().map_or(0, |s| s.data.len());
+        64 + entries + snapshot + self.context.len()
+    }
+}
+
+/// `Append 7@2 +3 commit 5`: the kind, the index and term it speaks of, the entries it carries.
+impl fmt::Display for RaftMessage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        use MessageKind::*;
+        let refused = if self.reject { " refused" } else { "" };
+        match self.kind {
+            Append => {
+                write!(f, "Append t{} after {}@{}", self.term, self.index, self.log_term)?;
+                match (self.entries.first(), self.entries.last()) {
+                    (Some(a), Some(b)) if a.index == b.index => write!(f, " [{}@{}]", a.index, a.term)?,
+                    (Some(a), Some(b)) => write!(f, " [{}@{}..{}@{}]", a.index, a.term, b.index, b.term)?,
+                    _ => write!(f, " []")?,
+                }
+                write!(f, " commit {}", self.commit)
+            }
+            AppendResponse if self.reject => {
+                write!(
+                    f,
+                    "AppendResponse t{} refused {} hint {}@{}",
+                    self.term, self.index, self.reject_hint, self.log_term
+                )
+            }
+            AppendResponse => write!(f, "AppendResponse t{} match {}", self.term, self.index),
+            Heartbeat => write!(f, "Heartbeat t{} commit {}", self.term, self.commit),
+            HeartbeatResponse => write!(f, "HeartbeatResponse t{}", self.term),
+            PreVote => write!(f, "PreVote t{} last {}@{}", self.term, self.index, self.log_term),
+            Vote => write!(f, "Vote t{} last {}@{}", self.term, self.index, self.log_term),
+            PreVoteResponse => write!(f, "PreVoteResponse t{}{refused}", self.term),
+            VoteResponse => write!(f, "VoteResponse t{}{refused}", self.term),
+            Snapshot => {
+                let (index, term) = self.snapshot.as_ref().map_or((0, 0), |s| (s.index, s.term));
+                write!(f, "Snapshot t{} {index}@{term}", self.term)
+            }
+            TimeoutNow => write!(f, "TimeoutNow t{}", self.term),
+        }
+    }
+}
+
+/// A question to one peer that gets one answer, on a stream of its own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Request {
+    /// "Propose this for me": a command that reached a node which is not the leader.
+    Propose {
+        /// The encoded entry.
+        data: Bytes,
+        /// What is left of the client's deadline, in milliseconds. The leader drops it once that has passed.
+        remaining_ms: u64,
+    },
+    /// "At which index may I serve a linearizable read?" (Raft dissertation section 6.4)
+    ReadIndex {
+        /// What is left of the oldest reader's deadline, in milliseconds.
+        remaining_ms: u64,
+    },
+    /// "Change the membership for me."
+    Change {
+        /// The encoded change.
+        data: Bytes,
+        /// What is left of the client's deadline, in milliseconds.
+        remaining_ms: u64,
+    },
+    /// "I hold nothing yet. Do you, and do we agree on who founds this cluster?"
+    Formation(Formation),
+}
+
+/// What a node says of itself while a cluster is being formed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Formation {
+    /// The sender's incarnation.
+    pub incarnation: Incarnation,
+    /// The founder list the sender was started with, or formed with; empty for a node that waits to be added.
+    pub founders: BTreeMap<NodeId, Address>,
+    /// If the sender is formed: the incarnation of each founder it formed with.
+    pub formed_with: Option<BTreeMap<NodeId, Incarnation>>,
+}
+
+/// The answer to a [`Request`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Response {
+    /// A proposal was applied by the leader's state machine.
+    Applied {
+        /// Where it stands in the log.
+        index: u64,
+        /// The term of its entry.
+        term: u64,
+        /// The encoded response of the state machine.
+        response: Bytes,
+    },
+    /// A read may be served once this index is applied.
+    ReadAt {
+        /// The commit index that a quorum confirmed.
+        index: u64,
+    },
+    /// A membership change was applied; the encoded membership that resulted.
+    Changed {
+        /// Encoded by the membership's owner.
+        membership: Bytes,
+    },
+    /// The other side of a formation exchange.
+    Formation(Formation),
+    /// Surely not in the log: safe to ask again, elsewhere or later.
+    Refused(Refusal),
+    /// It may or may not happen.
+    Unknown {
+        /// Why nobody can tell.
+        cause: String,
+    },
+}
+
+/// Why a request was refused. Every variant is a promise that nothing was done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Refusal {
+    /// The node asked does not lead.
+    NotLeader {
+        /// Who does, as far as it knows.
+        leader: Option<NodeId>,
+    },
+    /// The leader could not take it right now (a hand-over, a full pipeline): ask again.
+    Dropped {
+        /// What stood in the way.
+        cause: String,
+    },
+    /// Over the leader's bound on what is in flight.
+    Busy,
+    /// Larger than an entry may be.
+    TooLarge {
+        /// The bound, in bytes.
+        limit: u64,
+    },
+    /// The deadline that came with it had passed before it was proposed.
+    Late,
+    /// The node asked has stopped, or is not ready to answer such a request.
+    Stopped {
+        /// Why.
+        cause: String,
+    },
+    /// A membership change that cannot be made now or at all.
+    Change(ChangeRefusal),
+    /// The request could not be understood.
+    Invalid {
+        /// What is wrong with it.
+        cause: String,
+    },
+}
+
+/// Why a membership change was refused.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ChangeRefusal {
+    /// Another change is under way: wait until it is applied.
+    InProgress,
+    /// The leader has not yet applied what it inherited: ask again.
+    NotReady,
+    /// The change makes no sense for the present membership.
+    Invalid {
+        /// Why.
+        cause: String,
+    },
+}
