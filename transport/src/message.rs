@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use actix::prelude::*;
+use actix::{WeakRecipient, prelude::*};
 use tokio::sync::oneshot;
 
 use crate::wire::{Address, ClusterId, GroupId, Incarnation, NodeId, RaftMessage, Request, Response};
