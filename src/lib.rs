@@ -1,1 +1,41 @@
-//! x
+//! Raft for actix applications: spawn one actor, propose commands, and every node applies them.
+//!
+//! Start with [`RaftSystem::builder`], send [`Propose`] messages or call [`Raft::propose`].
+//!
+//! ```text
+//!  your actor ──Propose──▶ RaftSystem ──▶ core ─┬─▶ log writer ══▶ sled, synced ─┐
+//!                                               └─▶ transport ══▶ peers ─────────┤ in parallel
+//!  your actor ◀──Applied── state machine ◀── applier ◀── committed ──────────────┘
+//! ```
+
+mod builder;
+pub mod config;
+mod raft;
+mod request;
+mod system;
+
+pub use actorum_actors::{
+    event::{Event, Events},
+    machine::{self, ApplyContext, MachineError, StateMachine},
+    members::{Change as ConfChange, Member, MemberRole, Membership},
+    outcome::{Applied, ChangeError, Outcome, ProposeError, ReadError},
+    serde_snapshot,
+    status::{Formed, PeerProgress, Queues, Role, Status, Totals},
+};
+pub use actorum_transport::wire::{Address, ClusterId, Incarnation, NodeId};
+
+pub use builder::{Bootstrap, Builder, Network, StartError, Storage, Tls};
+pub use config::Config;
+pub use raft::Raft;
+pub use raft::WaitError;
+pub use request::{GetStatus, Propose, Read, Shutdown, Subscribe, SubscribeError, Subscription, Unsubscribe};
+pub use system::RaftSystem;
+
+/// Everything an application usually names.
+pub mod prelude {
+    pub use crate::{
+        Applied, ApplyContext, Bootstrap, ChangeError, ConfChange, Config, Event, Events, GetStatus, MachineError,
+        Propose, ProposeError, Raft, RaftSystem, Read, ReadError, Role, Shutdown, StateMachine, Status, Storage,
+        Subscribe, Tls, serde_snapshot,
+    };
+}

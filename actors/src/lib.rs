@@ -1,8 +1,20 @@
 //! The actors under the front door: what decides, what writes, what applies.
 //!
 //! Read in this order: [`machine`] is the contract with the application, [`entry`] what a log entry says,
-//! [`consensus`] the pure core that decides, [`log`] where entries live; then the thin actors around them.
+//! [`message`] what the actors say to each other, `consensus` the pure core that decides, [`log`] where
+//! entries live; then the thin actors around them.
 //!
 //! Deliberately absent: sockets (see `actorum-transport`) and the public API (see `actorum`).
+
+pub mod machine;
+pub mod outcome;
+pub mod event;
+pub mod members;
+pub mod status;
+
+pub mod clock;
+pub mod entry;
+pub mod message;
+pub mod system_state;
 
 pub mod log;

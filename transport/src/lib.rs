@@ -11,10 +11,10 @@
 //!
 //! Deliberately absent: any idea of terms, logs or leaders beyond the fields of an envelope.
 
-pub mod memory;
+pub mod wire;
 pub mod message;
+pub mod memory;
 #[cfg(feature = "quic")]
 pub mod quic;
 #[cfg(feature = "quic")]
 pub mod tls;
-pub mod wire;

@@ -49,7 +49,7 @@ impl fmt::Display for ClusterId {
 }
 
 /// Where a peer listens: `host:port`. The host may be a name, which is resolved at each dial.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Address(pub String);
 

@@ -1,0 +1,154 @@
+//! The membership, as it is replicated and as it is asked for.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    sync::Arc,
+};
+
+use actorum_transport::wire::{Address, ConfState, Incarnation, NodeId};
+use serde::{Deserialize, Serialize};
+
+use crate::outcome::ChangeError;
+
+/// What a member does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MemberRole {
+    /// Counts in every majority.
+    Voter,
+    /// Receives everything and counts in none (Raft dissertation section 4.2.1).
+    Learner,
+}
+
+/// One member.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    /// Where its peers reach it.
+    pub address: Address,
+    /// Whether it votes.
+    pub role: MemberRole,
+    /// The life of its directory, once the cluster has recorded it.
+    #[serde(default)]
+    pub incarnation: Option<Incarnation>,
+}
+
+/// Who is in, and who never again: replicated, part of every snapshot.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Membership {
+    /// Everyone who receives the log.
+    pub members: BTreeMap<NodeId, Member>,
+    /// Ids that were removed. An id is never used twice.
+    #[serde(default)]
+    pub retired: BTreeSet<NodeId>,
+}
+
+impl Membership {
+    /// The ids whose votes count, ascending.
+    pub fn voters(&self) -> Vec<NodeId> {
+        self.with_role(MemberRole::Voter)
+    }
+
+    /// The ids that receive the log without a vote, ascending.
+    pub fn learners(&self) -> Vec<NodeId> {
+        self.with_role(MemberRole::Learner)
+    }
+
+    fn with_role(&self, role: MemberRole) -> Vec<NodeId> {
+        self.members.iter().filter(|(_, m)| m.role == role).map(|(id, _)| *id).collect()
+    }
+
+    /// As raft-rs wants it.
+    pub fn conf_state(&self) -> ConfState {
+        ConfState { voters: self.voters(), learners: self.learners(), ..ConfState::default() }
+    }
+}
+
+/// `voters 1 2 3, learners 4`
+impl fmt::Display for Membership {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("voters")?;
+        self.voters().iter().try_for_each(|id| write!(f, " {id}"))?;
+        let learners = self.learners();
+        if !learners.is_empty() {
+            f.write_str(", learners")?;
+            learners.iter().try_for_each(|id| write!(f, " {id}"))?;
+        }
+        Ok(())
+    }
+}
+
+/// A change of the membership, one node at a time (Raft dissertation section 4.1).
+///
+/// As a message to the system it is answered when it has been applied, with the membership that resulted.
+#[derive(actix::Message, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[rtype(result = "Result<Arc<Membership>, ChangeError>")]
+#[non_exhaustive]
+pub enum Change {
+    /// A new node receives the log, without a vote. Its id must never have been used.
+    AddLearner(NodeId, Address),
+    /// A learner becomes a voter.
+    Promote(NodeId),
+    /// A voter becomes a learner.
+    Demote(NodeId),
+    /// A member leaves for good; its id is retired.
+    Remove(NodeId),
+}
+
+/// `add learner 4 at 127.0.0.1:7004`
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Change::AddLearner(id, address) => write!(f, "add learner {id} at {address}"),
+            Change::Promote(id) => write!(f, "promote {id}"),
+            Change::Demote(id) => write!(f, "demote {id}"),
+            Change::Remove(id) => write!(f, "remove {id}"),
+        }
+    }
+}
+
+impl Change {
+    /// The node it is about.
+    pub fn node(&self) -> NodeId {
+        match self {
+            Change::AddLearner(id, _) | Change::Promote(id) | Change::Demote(id) | Change::Remove(id) => *id,
+        }
+    }
+}
+
+impl Membership {
+    /// The membership after a change, or why the change makes no sense.
+    pub fn after(&self, change: &Change) -> Result<Membership, String> {
+        let id = change.node();
+        let mut next = self.clone();
+        let last_voter = self.voters() == [id];
+        match (change, next.members.get_mut(&id)) {
+            (Change::AddLearner(..), _) if id == 0 => return Err("0 is not a node id".into()),
+            (Change::AddLearner(..), _) if self.retired.contains(&id) => {
+                return Err(format!("node {id} was removed before, and an id is never used again: choose a new one"));
+            }
+            (Change::AddLearner(..), Some(_)) => return Err(format!("node {id} is a member already")),
+            (Change::AddLearner(_, address), None) => {
+                let member = Member { address: address.clone(), role: MemberRole::Learner, incarnation: None };
+                next.members.insert(id, member);
+            }
+            (_, None) => return Err(format!("node {id} is not a member")),
+            (Change::Promote(_), Some(m)) if m.role == MemberRole::Voter => {
+                return Err(format!("node {id} is a voter already"));
+            }
+            (Change::Promote(_), Some(m)) => m.role = MemberRole::Voter,
+            (Change::Demote(_), Some(m)) if m.role == MemberRole::Learner => {
+                return Err(format!("node {id} is a learner already"));
+            }
+            (Change::Demote(_) | Change::Remove(_), Some(_)) if last_voter => {
+                return Err(format!("node {id} is the last voter: without it nothing could ever be decided"));
+            }
+            (Change::Demote(_), Some(m)) => m.role = MemberRole::Learner,
+            (Change::Remove(_), Some(_)) => {
+                next.members.remove(&id);
+                next.retired.insert(id);
+            }
+        }
+        Ok(next)
+    }
+}

@@ -1,0 +1,184 @@
+//! The messages between the actors of one node.
+//!
+//! | request | from → to | report |
+//! |---|---|---|
+//! | [`Submit`], [`SubmitRead`], [`SubmitChange`], [`Campaign`] | front door → core | through the ticket |
+//! | [`Append`] | core → log writer | [`Persisted`], or [`Failed`] to the front door |
+//! | [`Apply`], [`ServeReads`], [`Restore`] | core → applier | [`AppliedTo`] |
+//! | | applier → membership, front door | [`SystemChanged`] |
+//! | | core → applier, membership, front door | [`LeaderChanged`] |
+//! | `Tick`, `Drain` | core → itself | |
+//!
+//! Messages to and from the transport are in [`actorum_transport::message`].
+
+use std::{sync::Arc, time::Duration};
+
+use actix::Message;
+use actorum_transport::wire::{Entry, GroupId, NodeId, Snapshot};
+use bytes::Bytes;
+
+use crate::{entry::Draft, log::store::Write, members::Change, status::Role, system_state::SystemState};
+pub use actorum_transport::wire::Refusal;
+
+/// Where the answer to a request goes: opaque to the core, which only carries it and hands it back.
+///
+/// Dropping a ticket must answer its client with "unknown": nothing may be lost in silence.
+pub trait Ticket: Send + Unpin + 'static {
+    /// Answers without the applier.
+    fn answer(self, answer: Answer);
+
+    /// A read was confirmed at this index. Gives the ticket back if the applier must serve it;
+    /// `None` if it only wanted the index (a peer's read) and is answered.
+    fn confirmed(self, index: u64) -> Option<Self>
+    where
+        Self: Sized;
+}
+
+/// An answer that the core can give by itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// The leader applied a forwarded proposal.
+    Applied {
+        /// Where it stands in the log.
+        index: u64,
+        /// Its term.
+        term: u64,
+        /// The encoded response.
+        response: Bytes,
+    },
+    /// The leader applied a forwarded change; the encoded membership.
+    Changed {
+        /// The encoded `Membership`.
+        membership: Bytes,
+    },
+    /// Surely not in the log.
+    Refused(Refusal),
+    /// Nobody can tell.
+    Unknown {
+        /// Why.
+        cause: String,
+    },
+}
+
+/// Propose this entry. The deadline is a moment of the node's [`Clock`](crate::clock::Clock).
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Submit<T: Ticket> {
+    /// The encoded command.
+    pub draft: Draft,
+    /// Whom to answer; `None` for proposals of our own that nobody waits for.
+    pub ticket: Option<T>,
+    /// When to give up.
+    pub deadline: Duration,
+}
+
+/// Confirm an index at which this read may be served.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct SubmitRead<T: Ticket> {
+    /// Whom to answer.
+    pub ticket: T,
+    /// When to give up.
+    pub deadline: Duration,
+}
+
+/// Change the membership.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct SubmitChange<T: Ticket> {
+    /// How.
+    pub change: Change,
+    /// Whom to answer.
+    pub ticket: T,
+    /// When to give up.
+    pub deadline: Duration,
+}
+
+/// Ask for votes now.
+#[derive(Message, Clone, Copy, Debug)]
+#[rtype(result = "()")]
+pub struct Campaign;
+
+/// Make this durable, and say so with the number.
+#[derive(Message, Clone, Debug)]
+#[rtype(result = "()")]
+pub struct Append {
+    /// The number of the Ready it belongs to; ascending per group.
+    pub number: u64,
+    /// What to write.
+    pub write: Write,
+    /// Whether a promise waits for it. A moved commit index alone may ride with the next append.
+    pub sync: bool,
+}
+
+/// Everything up to this number is durable.
+#[derive(Message, Clone, Copy, Debug, PartialEq, Eq)]
+#[rtype(result = "()")]
+pub struct Persisted {
+    /// Whose.
+    pub group: GroupId,
+    /// The highest such number.
+    pub number: u64,
+}
+
+/// A committed entry, and who waits for it on this node.
+#[derive(Debug)]
+pub struct Committed<T> {
+    /// The entry.
+    pub entry: Entry,
+    /// The waiting client's slot, if the proposal came through this node and is this very entry.
+    pub ticket: Option<T>,
+}
+
+/// Apply these, in order; they follow what was given before without a gap.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Apply<T: Ticket>(pub Vec<Committed<T>>);
+
+/// Serve these reads, each as soon as its index is applied.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct ServeReads<T: Ticket>(pub Vec<(u64, T)>);
+
+/// Replace the state by this snapshot, which is durable.
+#[derive(Message, Clone, Debug)]
+#[rtype(result = "()")]
+pub struct Restore(pub Snapshot);
+
+/// Everything up to this index is applied.
+#[derive(Message, Clone, Copy, Debug, PartialEq, Eq)]
+#[rtype(result = "()")]
+pub struct AppliedTo {
+    /// The index.
+    pub index: u64,
+}
+
+/// The replicated system state is another one now.
+#[derive(Message, Clone, Debug)]
+#[rtype(result = "()")]
+pub struct SystemChanged {
+    /// The index of the entry that changed it.
+    pub index: u64,
+    /// The new state.
+    pub state: Arc<SystemState>,
+}
+
+/// Who leads, and what this node is, changed.
+#[derive(Message, Clone, Copy, Debug, PartialEq, Eq)]
+#[rtype(result = "()")]
+pub struct LeaderChanged {
+    /// Who leads now, as far as this node knows.
+    pub leader: Option<NodeId>,
+    /// In which term.
+    pub term: u64,
+    /// What this node is.
+    pub role: Role,
+}
+
+/// An actor or the store is beyond use: the whole system must stop with this cause.
+#[derive(Message, Clone, Debug)]
+#[rtype(result = "()")]
+pub struct Failed {
+    /// What happened, in a sentence that names the part.
+    pub cause: String,
+}

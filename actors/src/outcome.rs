@@ -1,0 +1,182 @@
+//! How requests end: one small error per operation, whose variants say what the caller can do about it.
+//!
+//! The fourth promise lives here. A request is *applied* (`Ok`), *rejected* (surely not in the log: every
+//! variant but `Unknown`), or *unknown* (it may or may not apply). [`Outcome`] tells which.
+
+use actix::MailboxError;
+use actorum_transport::wire::NodeId;
+
+/// An applied command: where it stands in the log, and what the state machine answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Applied<R> {
+    /// The command's index in the log.
+    pub index: u64,
+    /// The term of its entry.
+    pub term: u64,
+    /// The state machine's answer.
+    pub response: R,
+}
+
+/// What an error says about the request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Surely not in the log: asking again cannot apply it twice.
+    Rejected,
+    /// It may have been applied, may be applied later, or never.
+    Unknown,
+}
+
+/// Why a proposal was not answered with a response.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ProposeError {
+    /// No leader took it within the deadline. Surely not in the log; ask again.
+    #[error("no leader took the proposal in time{}", leader_hint(.leader))]
+    NotLeader {
+        /// Who leads, as far as this node knows.
+        leader: Option<NodeId>,
+    },
+    /// Too much is in flight already. Surely not in the log; slow down and ask again.
+    #[error("busy: {in_flight} proposals of {bytes} bytes are in flight; slow down and propose again")]
+    Busy {
+        /// How many requests held admission at that moment.
+        in_flight: usize,
+        /// How many bytes they held.
+        bytes: usize,
+    },
+    /// The encoded command is larger than an entry may be. Surely not in the log.
+    #[error("the command has {size} bytes, more than the {limit} that an entry may have (max_entry_bytes)")]
+    TooLarge {
+        /// Its size.
+        size: usize,
+        /// The bound.
+        limit: usize,
+    },
+    /// The command does not survive its own encoding. Surely not in the log.
+    #[error("the command cannot be replicated: {cause}")]
+    Invalid {
+        /// What the codec says.
+        cause: String,
+    },
+    /// It may or may not be applied: find out by reading, or make commands idempotent.
+    #[error("outcome unknown: {cause}")]
+    Unknown {
+        /// Why nobody can tell.
+        cause: String,
+    },
+    /// The system had stopped before the proposal reached it. Surely not in the log.
+    #[error("stopped: {cause}")]
+    Stopped {
+        /// Why.
+        cause: String,
+    },
+}
+
+impl ProposeError {
+    /// Whether the proposal is surely not in the log.
+    pub fn outcome(&self) -> Outcome {
+        match self {
+            ProposeError::Unknown { .. } => Outcome::Unknown,
+            _ => Outcome::Rejected,
+        }
+    }
+}
+
+/// A closed or full mailbox proves nothing about the log.
+impl From<MailboxError> for ProposeError {
+    fn from(error: MailboxError) -> Self {
+        ProposeError::Unknown { cause: format!("the system's mailbox: {error}") }
+    }
+}
+
+/// Why a read gave no value. A read changes nothing, so all of them may be asked again.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ReadError {
+    /// No leader confirmed an index within the deadline: there is none, or this node cannot reach it.
+    #[error("no leader confirmed the read in time{}", leader_hint(.leader))]
+    NotLeader {
+        /// Who leads, as far as this node knows.
+        leader: Option<NodeId>,
+    },
+    /// Too much is in flight already.
+    #[error("busy: {in_flight} requests are in flight; slow down and read again")]
+    Busy {
+        /// How many requests held admission at that moment.
+        in_flight: usize,
+    },
+    /// The system has stopped.
+    #[error("stopped: {cause}")]
+    Stopped {
+        /// Why.
+        cause: String,
+    },
+}
+
+impl From<MailboxError> for ReadError {
+    fn from(error: MailboxError) -> Self {
+        ReadError::Stopped { cause: format!("the system's mailbox: {error}") }
+    }
+}
+
+/// Why a membership change was not made.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ChangeError {
+    /// Another change is under way. Wait until it is applied, then ask again.
+    #[error("another membership change is in progress")]
+    InProgress,
+    /// The change makes no sense for the present membership.
+    #[error("{cause}")]
+    Invalid {
+        /// Why.
+        cause: String,
+    },
+    /// No leader took it within the deadline.
+    #[error("no leader took the change in time{}", leader_hint(.leader))]
+    NotLeader {
+        /// Who leads, as far as this node knows.
+        leader: Option<NodeId>,
+    },
+    /// Too much is in flight already.
+    #[error("busy: {in_flight} requests are in flight; slow down and ask again")]
+    Busy {
+        /// How many requests held admission at that moment.
+        in_flight: usize,
+    },
+    /// It may or may not be applied: look at the membership.
+    #[error("outcome unknown: {cause}")]
+    Unknown {
+        /// Why nobody can tell.
+        cause: String,
+    },
+    /// The system had stopped before.
+    #[error("stopped: {cause}")]
+    Stopped {
+        /// Why.
+        cause: String,
+    },
+}
+
+impl ChangeError {
+    /// Whether the change was surely not made.
+    pub fn outcome(&self) -> Outcome {
+        match self {
+            ChangeError::Unknown { .. } => Outcome::Unknown,
+            _ => Outcome::Rejected,
+        }
+    }
+}
+
+impl From<MailboxError> for ChangeError {
+    fn from(error: MailboxError) -> Self {
+        ChangeError::Unknown { cause: format!("the system's mailbox: {error}") }
+    }
+}
+
+fn leader_hint(leader: &Option<NodeId>) -> String {
+    match leader {
+        Some(id) => format!(" (node {id} leads, as far as this node knows)"),
+        None => " (no leader is known: is a majority of the voters running and reachable?)".to_owned(),
+    }
+}

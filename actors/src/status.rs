@@ -1,0 +1,158 @@
+//! What a node says of itself: a value to clone, never a guard to hold.
+
+use std::{collections::BTreeMap, fmt, sync::Arc};
+
+use actorum_transport::wire::{Address, ClusterId, Incarnation, NodeId};
+use serde::{Deserialize, Serialize};
+
+use crate::members::Membership;
+
+/// What a node is doing in its group.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// It orders the log.
+    Leader,
+    /// It follows a leader, or waits for one.
+    #[default]
+    Follower,
+    /// It asks for votes.
+    Candidate,
+    /// It asks whether it would get votes (Raft dissertation section 9.6).
+    PreCandidate,
+    /// It receives the log and has no vote.
+    Learner,
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Role::Leader => "leader",
+            Role::Follower => "follower",
+            Role::Candidate => "candidate",
+            Role::PreCandidate => "pre_candidate",
+            Role::Learner => "learner",
+        })
+    }
+}
+
+/// How far the making of the cluster is, seen from this node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Formed {
+    /// It belongs to a cluster.
+    Yes,
+    /// It is a founder and has not yet heard from these others that they are as new as it is.
+    Forming {
+        /// Who has not answered yet.
+        waiting_for: Vec<NodeId>,
+    },
+    /// It waits to be added to a cluster.
+    #[default]
+    Waiting,
+}
+
+/// One peer, seen by this node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerProgress {
+    /// Where it listens.
+    pub address: Address,
+    /// The highest index known to be on its disk; zero unless this node leads.
+    pub match_index: u64,
+    /// `probe`, `replicate` or `snapshot` on a leader, `unknown` elsewhere.
+    pub state: String,
+    /// Smoothed round trip of its connection, in microseconds; zero without a connection.
+    pub rtt_us: u64,
+    /// Whether a connection is up.
+    pub connected: bool,
+    /// Why it cannot be reached or was refused, if that is so.
+    pub last_error: Option<String>,
+}
+
+/// What waits where, and the bounds it has.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Queues {
+    /// Requests that hold admission.
+    pub in_flight: usize,
+    /// Bytes they hold.
+    pub in_flight_bytes: usize,
+    /// Requests that wait for a leader.
+    pub held: usize,
+    /// Batches handed to the log writer and not yet durable.
+    pub unpersisted: usize,
+    /// Entries committed and not yet applied.
+    pub unapplied: u64,
+    /// Bytes of entries that are held in memory.
+    pub log_tail_bytes: usize,
+}
+
+/// Totals since the start.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Totals {
+    /// How often the known leader changed.
+    pub leader_changes: u64,
+    /// Proposals of this node's clients answered with a response.
+    pub proposals_applied: u64,
+    /// Proposals of this node's clients answered with an error.
+    pub proposals_failed: u64,
+    /// Commands applied.
+    pub commands_applied: u64,
+    /// Entries made durable.
+    pub entries_persisted: u64,
+    /// Durable batches written.
+    pub syncs: u64,
+    /// Microseconds spent in making them durable (the sync alone).
+    pub sync_us: u64,
+    /// Microseconds spent in writing them, the sync included.
+    pub append_us: u64,
+    /// Bytes sent to peers.
+    pub bytes_sent: u64,
+    /// Bytes received from peers.
+    pub bytes_received: u64,
+}
+
+/// The state of a node at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Status {
+    /// The node's id.
+    pub id: NodeId,
+    /// The life of its directory.
+    pub incarnation: Option<Incarnation>,
+    /// The cluster, once it belongs to one.
+    pub cluster: Option<ClusterId>,
+    /// Whether it belongs to one.
+    pub formed: Formed,
+    /// Its role.
+    pub role: Role,
+    /// Its term.
+    pub term: u64,
+    /// Who leads, as far as it knows.
+    pub leader: Option<NodeId>,
+    /// The first index that the log still holds.
+    pub first_index: u64,
+    /// The last index of the log, durable or not.
+    pub last_index: u64,
+    /// The highest index of the log that is durable here.
+    pub persisted_index: u64,
+    /// The highest index known to be committed.
+    pub commit_index: u64,
+    /// The highest index applied by the state machine here.
+    pub applied_index: u64,
+    /// The last index that a snapshot covers.
+    pub snapshot_index: u64,
+    /// Who is in.
+    pub membership: Arc<Membership>,
+    /// The others, by id.
+    pub peers: BTreeMap<NodeId, PeerProgress>,
+    /// What waits where.
+    pub queues: Queues,
+    /// Totals since the start.
+    pub totals: Totals,
+    /// Bytes of the log on disk.
+    pub disk_bytes: u64,
+    /// The last thing that went wrong, also if the node went on.
+    pub last_error: Option<String>,
+    /// Whether the system has stopped, and why.
+    pub stopped: Option<String>,
+}

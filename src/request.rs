@@ -1,0 +1,146 @@
+//! The messages an application sends to the `RaftSystem` actor.
+//!
+//! Each has a method of the same meaning on [`Raft`](crate::Raft). A membership change is
+//! a message by itself: [`ConfChange`](crate::ConfChange).
+
+use std::time::Duration;
+
+use actix::{Message, Recipient};
+use actorum_actors::{
+    event::{Event, Events},
+    machine::StateMachine,
+    outcome::{Applied, ProposeError, ReadError},
+    status::Status,
+};
+
+/// Replicate this command and apply it; answered with the state machine's response.
+///
+/// Works on any node: a follower forwards to the leader. An error says whether the command is surely not
+/// in the log or whether nobody can tell, see [`ProposeError::outcome`].
+#[derive(Message)]
+#[rtype(result = "Result<Applied<S::Response>, ProposeError>")]
+pub struct Propose<S: StateMachine> {
+    pub(crate) command: S::Command,
+    pub(crate) deadline: Option<Duration>,
+}
+
+impl<S: StateMachine> Propose<S> {
+    /// With the configured deadline.
+    pub fn new(command: S::Command) -> Self {
+        Propose { command, deadline: None }
+    }
+
+    /// How long to try before giving up, counted from the moment the system takes it up.
+    pub fn deadline(mut self, deadline: Duration) -> Self {
+        self.deadline = Some(deadline);
+        self
+    }
+}
+
+/// Look at the state machine, on this node.
+///
+/// Linearizable (the default) sees everything that was answered before the read began, on any node, by
+/// asking the leader to confirm its office with a quorum (Raft dissertation section 6.4). Stale looks at once.
+#[derive(Message)]
+#[rtype(result = "Result<T, ReadError>")]
+pub struct Read<S: StateMachine, T: Send + 'static> {
+    pub(crate) look: Box<dyn FnOnce(&S) -> T + Send>,
+    pub(crate) linearizable: bool,
+    pub(crate) deadline: Option<Duration>,
+}
+
+impl<S: StateMachine, T: Send + 'static> Read<S, T> {
+    /// Sees everything that was answered before the read began.
+    pub fn linearizable(look: impl FnOnce(&S) -> T + Send + 'static) -> Self {
+        Read { look: Box::new(look), linearizable: true, deadline: None }
+    }
+
+    /// Sees this node's state as it is now, however old, even without a leader.
+    pub fn stale(look: impl FnOnce(&S) -> T + Send + 'static) -> Self {
+        Read { look: Box::new(look), linearizable: false, deadline: None }
+    }
+
+    /// How long to try before giving up.
+    pub fn deadline(mut self, deadline: Duration) -> Self {
+        self.deadline = Some(deadline);
+        self
+    }
+}
+
+/// Tell this recipient what is applied, in order, from a point on.
+///
+/// Each subscriber has a bounded buffer and a pump of its own: a slow one slows nobody, and hears
+/// [`Event::Lagged`] when its buffer is full.
+#[derive(Message)]
+#[rtype(result = "Result<Subscription, SubscribeError>")]
+pub struct Subscribe<S: StateMachine> {
+    pub(crate) recipient: Subscriber<S>,
+    pub(crate) after: Option<u64>,
+}
+
+pub(crate) enum Subscriber<S: StateMachine> {
+    Single(Recipient<Event<S>>),
+    Batched(Recipient<Events<S>>),
+}
+
+impl<S: StateMachine> Subscribe<S> {
+    /// One message per event, from now on.
+    pub fn new(recipient: Recipient<Event<S>>) -> Self {
+        Subscribe { recipient: Subscriber::Single(recipient), after: None }
+    }
+
+    /// One message for all events that wait, from now on.
+    pub fn batched(recipient: Recipient<Events<S>>) -> Self {
+        Subscribe { recipient: Subscriber::Batched(recipient), after: None }
+    }
+
+    /// Begin with the first command after this index, as far back as the log reaches. Commands
+    /// read back from the log have no response.
+    pub fn after(mut self, index: u64) -> Self {
+        self.after = Some(index);
+        self
+    }
+
+    /// Begin with what is applied from now on: the default.
+    pub fn from_now(mut self) -> Self {
+        self.after = None;
+        self
+    }
+}
+
+/// A subscription, to end it with [`Unsubscribe`]. It also ends when the recipient's actor does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Subscription(pub(crate) u64);
+
+/// End a subscription. Events already on their way may still arrive.
+#[derive(Message, Clone, Copy, Debug)]
+#[rtype(result = "()")]
+pub struct Unsubscribe(pub Subscription);
+
+/// Why a subscription could not begin.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SubscribeError {
+    /// The log no longer reaches back to that point.
+    #[error("the log starts at {first_index}: read the state as of {}, then subscribe after it", .first_index.saturating_sub(1))]
+    Compacted {
+        /// The first index that the log still holds.
+        first_index: u64,
+    },
+    /// The system has stopped.
+    #[error("stopped: {cause}")]
+    Stopped {
+        /// Why.
+        cause: String,
+    },
+}
+
+/// The latest status.
+#[derive(Message, Clone, Copy, Debug)]
+#[rtype(result = "Status")]
+pub struct GetStatus;
+
+/// Stop accepting, finish or answer what is in flight, make the log durable, close. Answered when done.
+#[derive(Message, Clone, Copy, Debug)]
+#[rtype(result = "()")]
+pub struct Shutdown;
