@@ -18,3 +18,13 @@ pub mod message;
 pub mod system_state;
 
 pub mod log;
+
+pub mod admission;
+pub mod slot;
+pub mod log_writer;
+pub mod replica;
+pub mod applier;
+pub mod subscribers;
+
+#[cfg(test)]
+mod testing;
