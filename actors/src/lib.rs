@@ -17,4 +17,7 @@ pub mod entry;
 pub mod message;
 pub mod system_state;
 
+pub mod consensus;
 pub mod log;
+
+pub mod core;
