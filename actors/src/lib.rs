@@ -17,10 +17,12 @@ pub mod entry;
 pub mod message;
 pub mod system_state;
 
+pub mod consensus;
 pub mod log;
 
 pub mod admission;
 pub mod slot;
+pub mod core;
 pub mod log_writer;
 pub mod replica;
 pub mod applier;

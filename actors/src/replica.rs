@@ -7,7 +7,6 @@
 //! trusted, so every [`Broken`] is final: whoever gets one stops the system with it.
 
 use std::{
-    any::Any,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
 };
@@ -15,6 +14,7 @@ use std::{
 use actorum_transport::wire::{Entry, EntryKind, GroupId, Snapshot};
 
 use crate::{
+    core::panic_message,
     entry::{Kind, Stamped, SystemCommand},
     log::store::{At, LogReader, Recovered, StoreError},
     machine::{self, ApplyContext, StateMachine},
@@ -141,31 +141,32 @@ impl<S: StateMachine> Replica<S> {
         if entry.index != self.applied + 1 {
             return Err(Broken::Hole { applied: self.applied, found: entry.index });
         }
-        let data = match entry.kind {
-            EntryKind::Normal => &entry.data,
-            EntryKind::ConfChange => &entry.context,
-        };
-        let done = if data.is_empty() {
-            Done::Nothing
-        } else {
-            let undecodable =
-                |kind, cause: String| Broken::Undecodable { index: entry.index, term: entry.term, kind, cause };
-            let stamped = Stamped::parse(data).map_err(|e| undecodable("entry", e.to_string()))?;
-            // Also for commands that a durable machine holds: the next one's time depends on it.
-            let time = system.advance_time(stamped.time);
-            match (entry.kind, stamped.kind) {
-                (EntryKind::Normal, Kind::Command) if entry.index <= self.holds => Done::Nothing,
-                (EntryKind::Normal, Kind::Command) => {
-                    let context = ApplyContext::new(entry.index, entry.term, time);
-                    apply_command(&mut self.machine, &context, stamped.payload)?
-                }
-                (_, Kind::System) => {
-                    let command = SystemCommand::decode(stamped.payload)
-                        .map_err(|e| undecodable("system command", e.to_string()))?;
-                    Done::System { changed: system.apply(&command) }
-                }
-                (EntryKind::ConfChange, Kind::Command) => {
-                    return Err(undecodable("membership change", "it carries a command of the application".into()));
+        let undecodable =
+            |kind, cause: String| Broken::Undecodable { index: entry.index, term: entry.term, kind, cause };
+        let done = match entry.kind {
+            // What a new leader appends, and what raft-rs puts in the place of a change that came too early.
+            EntryKind::Normal if entry.data.is_empty() => Done::Nothing,
+            EntryKind::ConfChange if entry.context.is_empty() => Done::Nothing,
+            EntryKind::ConfChange => {
+                let command = SystemCommand::decode(&entry.context)
+                    .map_err(|e| undecodable("membership change", e.to_string()))?;
+                Done::System { changed: system.apply(&command) }
+            }
+            EntryKind::Normal => {
+                let stamped = Stamped::parse(&entry.data).map_err(|e| undecodable("entry", e.to_string()))?;
+                // Also for commands that a durable machine holds: the next one's time depends on it.
+                let time = system.advance_time(stamped.time);
+                match stamped.kind {
+                    Kind::Command if entry.index <= self.holds => Done::Nothing,
+                    Kind::Command => {
+                        let context = ApplyContext::new(entry.index, entry.term, time);
+                        apply_command(&mut self.machine, &context, stamped.payload)?
+                    }
+                    Kind::System => {
+                        let command = SystemCommand::decode(stamped.payload)
+                            .map_err(|e| undecodable("system command", e.to_string()))?;
+                        Done::System { changed: system.apply(&command) }
+                    }
                 }
             }
         };
@@ -213,13 +214,8 @@ fn apply_command<S: StateMachine>(machine: &mut S, context: &ApplyContext, paylo
 /// Runs the application's code; its panic becomes a sentence.
 fn caught<T>(doing: impl FnOnce() -> String, run: impl FnOnce() -> T) -> Result<T, Broken> {
     // What the panic left half done is never looked at again: every caller stops with the error.
-    catch_unwind(AssertUnwindSafe(run)).map_err(|panic| Broken::Panicked { doing: doing(), message: said(&*panic) })
-}
-
-/// What a panic said.
-pub fn said(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "it did not say why".into())
+    catch_unwind(AssertUnwindSafe(run))
+        .map_err(|panic| Broken::Panicked { doing: doing(), message: panic_message(&*panic) })
 }
 
 /// The state of a node that starts again.

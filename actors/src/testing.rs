@@ -18,7 +18,7 @@ use crate::{
         Batch, Completed, Completions, LogAppender, LogReader, LogStore, Recovered, StoreError, StoreIdentity, Ticket,
         Written,
     },
-    machine::{ApplyContext, StateMachine},
+    machine::{self, ApplyContext, StateMachine},
     message::{AppliedTo, Failed, Persisted, SystemChanged},
     system_state::SystemState,
 };
@@ -64,7 +64,7 @@ pub fn empty(index: u64, term: u64) -> Entry {
 
 /// A membership change as the core writes it.
 pub fn change(index: u64, term: u64, command: &SystemCommand) -> Entry {
-    let context = Draft::system(command).unwrap().stamp(SystemClock::shared().wall()).into();
+    let context = machine::encode(command).unwrap().into();
     Entry { kind: EntryKind::ConfChange, term, index, data: Bytes::from_static(b"raft-rs"), context }
 }
 
