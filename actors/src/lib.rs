@@ -21,3 +21,5 @@ pub mod consensus;
 pub mod log;
 
 pub mod core;
+pub mod formation;
+pub mod membership;
