@@ -23,6 +23,8 @@ use std::{
 
 use tokio::sync::Notify;
 
+use crate::outcome::{ChangeError, ProposeError, ReadError};
+
 /// The gate of one system.
 #[derive(Debug)]
 pub struct Admission {
@@ -58,6 +60,33 @@ pub enum Denied {
         /// Why.
         cause: String,
     },
+}
+
+impl From<Denied> for ProposeError {
+    fn from(denied: Denied) -> Self {
+        match denied {
+            Denied::Busy { in_flight, bytes } => ProposeError::Busy { in_flight, bytes },
+            Denied::Closed { cause } => ProposeError::Stopped { cause },
+        }
+    }
+}
+
+impl From<Denied> for ReadError {
+    fn from(denied: Denied) -> Self {
+        match denied {
+            Denied::Busy { in_flight, .. } => ReadError::Busy { in_flight },
+            Denied::Closed { cause } => ReadError::Stopped { cause },
+        }
+    }
+}
+
+impl From<Denied> for ChangeError {
+    fn from(denied: Denied) -> Self {
+        match denied {
+            Denied::Busy { in_flight, .. } => ChangeError::Busy { in_flight },
+            Denied::Closed { cause } => ChangeError::Stopped { cause },
+        }
+    }
 }
 
 impl Admission {

@@ -334,7 +334,7 @@ mod tests {
         slot::Look,
         status::Role,
         subscribers::Subscriber,
-        testing::{FakeCore, Heard, Sum, TestStore, change, command, empty, genesis},
+        testing::{FakeCore, Heard, Sum, TestStore, change, command, empty, founded, genesis},
     };
 
     struct Fixture {
@@ -348,7 +348,7 @@ mod tests {
     fn start(entries: Vec<Entry>, subscriber_buffer: usize) -> Fixture {
         let last_index = entries.last().map_or(1, |entry| entry.index);
         let hard_state = HardState { term: 1, vote: 1, commit: last_index };
-        let snapshot = Some(genesis().genesis().unwrap());
+        let snapshot = Some(genesis());
         let store = TestStore::with_entries(entries);
         let recovered = Recovered { snapshot, hard_state, last_index, terms: vec![(1, 1)] };
         let replayed = replay(GroupId::FIRST, &store, &recovered, Sum::default()).unwrap();
@@ -552,7 +552,7 @@ mod tests {
             status: watch::Sender::default(),
         };
         let applier = Applier::new(config, links, replayed).start();
-        applier.send(Restore(genesis().genesis().unwrap())).await.unwrap();
+        applier.send(Restore(genesis())).await.unwrap();
         assert_eq!(heard.recv().await, Some(Heard::Changed(1, "voters 1".into())));
         assert_eq!(heard.recv().await, Some(Heard::AppliedTo(1)));
         applier.send(Apply(vec![Committed { entry: command(2, 1, 5), ticket: None }])).await.unwrap();
@@ -648,9 +648,9 @@ mod tests {
     #[actix::test]
     async fn the_past_that_was_compacted_is_refused_by_its_first_index() {
         let f = start(vec![], 8);
-        let state = genesis();
+        let state = founded();
         let machine = crate::machine::encode(&Sum { total: 9, ..Sum::default() }).unwrap();
-        f.applier.send(Restore(state.snapshot(10, 1, Some(machine)).unwrap())).await.unwrap();
+        f.applier.send(Restore(state.snapshot(10, 1, machine).unwrap())).await.unwrap();
         let (listener, _told) = Listener::open();
         let refused = f.applier.send(subscribe(&listener, Some(9))).await.unwrap();
         assert_eq!(refused, Err(SubscribeError::Compacted { first_index: 11 }));

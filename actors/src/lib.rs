@@ -27,6 +27,8 @@ pub mod log_writer;
 pub mod replica;
 pub mod applier;
 pub mod subscribers;
+pub mod formation;
+pub mod membership;
 
 #[cfg(test)]
 mod testing;

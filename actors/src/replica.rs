@@ -304,7 +304,7 @@ mod tests {
 
     fn recovered(last_index: u64, commit: u64) -> Recovered {
         Recovered {
-            snapshot: Some(genesis().genesis().unwrap()),
+            snapshot: Some(genesis()),
             hard_state: HardState { term: 1, vote: 1, commit },
             last_index,
             terms: vec![(1, 1)],
@@ -369,7 +369,7 @@ mod tests {
             crate::serde_snapshot!();
         }
         let mut replica = Replica::new(Times::default());
-        replica.restore(&genesis().genesis().unwrap()).unwrap();
+        replica.restore(&genesis()).unwrap();
         for (index, second) in [(2, 100), (3, 90), (4, 110)] {
             let time = SystemTime::UNIX_EPOCH + Duration::from_secs(second);
             let data = Draft::command(&0u64).unwrap().stamp(time).into();
@@ -381,7 +381,7 @@ mod tests {
     #[test]
     fn a_command_that_cannot_be_decoded_is_named_and_never_skipped() {
         let mut replica = Replica::new(Sum::default());
-        replica.restore(&genesis().genesis().unwrap()).unwrap();
+        replica.restore(&genesis()).unwrap();
         let data = Draft::command(&"not a number").unwrap().stamp(SystemTime::UNIX_EPOCH).into();
         let error = replica.apply(&Entry { data, ..empty(2, 3) }).err().unwrap();
         assert!(error.to_string().starts_with("cannot decode the committed command at 2@3: "), "{error}");
@@ -394,7 +394,7 @@ mod tests {
     fn a_hole_in_the_log_is_refused() {
         let mut replica = Replica::new(Sum::default());
         assert!(matches!(replica.apply(&command(2, 1, 1)), Err(Broken::Hole { applied: 0, found: 2 })));
-        replica.restore(&genesis().genesis().unwrap()).unwrap();
+        replica.restore(&genesis()).unwrap();
         assert!(matches!(replica.apply(&command(3, 1, 1)), Err(Broken::Hole { applied: 1, found: 3 })));
         replica.apply(&command(2, 1, 1)).unwrap();
         assert!(matches!(replica.apply(&command(2, 1, 1)), Err(Broken::Hole { applied: 2, found: 2 })));
@@ -403,7 +403,7 @@ mod tests {
     #[test]
     fn a_membership_change_rides_in_the_context() {
         let mut replica = Replica::new(Sum::default());
-        replica.restore(&genesis().genesis().unwrap()).unwrap();
+        replica.restore(&genesis()).unwrap();
         let id = ChangeId { node: 1, boot: 1, number: 1 };
         let add = SystemCommand::Change { id, change: Change::AddLearner(4, Address::from("n4")) };
         assert!(matches!(replica.apply(&change(2, 1, &add)).unwrap(), Done::System { changed: true }));
@@ -415,7 +415,7 @@ mod tests {
     #[test]
     fn a_panic_is_a_sentence() {
         let mut replica = Replica::new(Sum::default());
-        replica.restore(&genesis().genesis().unwrap()).unwrap();
+        replica.restore(&genesis()).unwrap();
         let error = replica.apply(&command(2, 1, 666)).err().unwrap().to_string();
         assert!(error.starts_with("the state machine panicked applying 2@1: "), "{error}");
         assert!(error.contains("the number of the beast"), "{error}");

@@ -6,7 +6,7 @@ use std::{
 };
 
 use actix::prelude::*;
-use actorum_transport::wire::{Address, ClusterId, Entry, EntryKind, GroupId, Incarnation};
+use actorum_transport::wire::{Address, ClusterId, Entry, EntryKind, GroupId, Incarnation, Snapshot};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
@@ -69,9 +69,13 @@ pub fn change(index: u64, term: u64, command: &SystemCommand) -> Entry {
 }
 
 /// A cluster of node 1.
-pub fn genesis() -> SystemState {
-    let founders = BTreeMap::from([(1, (Address::from("n1"), Incarnation(1)))]);
-    SystemState::founded(ClusterId(7), &founders)
+pub fn founded() -> SystemState {
+    SystemState::founded(ClusterId(7), &BTreeMap::from([(1, Address::from("n1"))]))
+}
+
+/// Its genesis.
+pub fn genesis() -> Snapshot {
+    founded().genesis(BTreeMap::from([(1, Incarnation(1))])).unwrap()
 }
 
 /// A store in memory whose batches complete when the test says so.
