@@ -9,7 +9,8 @@
 //!
 //! Batching comes from load: a `Drain` notified by the first input runs when the mailbox has been read. Under a
 //! flood it may not run at all, so a handler that finds a batch full, or its first input a millisecond old,
-//! drains in place. Without that a leader drowns in proposals and forgets its heartbeats.
+//! drains in place. Without that a leader drowns in proposals and forgets its heartbeats. In place, time
+//! does not pass: an election or a check of the quorum waits until the mailbox was read to its end.
 //!
 //! Queue: the mailbox. Proposals in it hold admission permits; reports are bounded by what this actor
 //! asked for; the transport bounds what peers send.
@@ -126,19 +127,33 @@ impl<T: Ticket> RaftCore<T> {
         }
         self.waiting += 1;
         if self.waiting >= FULL_BATCH || now.saturating_sub(self.waiting_since) >= STALE_BATCH {
-            self.drain(ctx);
+            self.drain_amid(ctx);
         } else if !self.notified {
             self.notified = true;
             ctx.notify(Drain);
         }
     }
 
+    /// Serves everything that waited. actix runs this when it has emptied the mailbox.
     fn drain(&mut self, ctx: &mut Context<Self>) {
         self.waiting = 0;
-        let moment = Moment { now: self.clock.now(), wall: self.clock.wall() };
+        let moment = self.moment();
         if let Some(effects) = self.guarded(|core| core.consensus.drain(moment)) {
             self.carry_out(effects, ctx);
         }
+    }
+
+    /// The same in the midst of a flood, with messages still in the mailbox.
+    fn drain_amid(&mut self, ctx: &mut Context<Self>) {
+        self.waiting = 0;
+        let moment = self.moment();
+        if let Some(effects) = self.guarded(|core| core.consensus.drain_amid(moment)) {
+            self.carry_out(effects, ctx);
+        }
+    }
+
+    fn moment(&self) -> Moment {
+        Moment { now: self.clock.now(), wall: self.clock.wall() }
     }
 
     /// Runs a piece of the core. A panic of raft-rs ends this system, not the process.

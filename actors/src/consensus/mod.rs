@@ -376,12 +376,25 @@ impl<T> Consensus<T> {
 
     // ---- what goes out -------------------------------------------------------------------------------------
 
-    /// Turns everything that came in since the last drain into effects.
+    /// Turns everything that came in since the last drain into effects. For a caller that has read everything
+    /// that waited for it: time passes here.
     pub fn drain(&mut self, moment: Moment) -> Effects<T> {
         self.now = moment.now;
         self.tick_if_due();
+        self.work_off(moment.wall)
+    }
+
+    /// The same in the midst of a flood, with messages still unread. A leader shows that it lives, but nobody's
+    /// patience runs out: what would renew it may be among the unread.
+    pub fn drain_amid(&mut self, moment: Moment) -> Effects<T> {
+        self.now = moment.now;
+        self.heartbeat_if_due();
+        self.work_off(moment.wall)
+    }
+
+    fn work_off(&mut self, wall: SystemTime) -> Effects<T> {
         self.note_leader();
-        self.route(moment.wall);
+        self.route(wall);
         self.route_reads();
         self.settle();
         self.step_down_if_removed();
@@ -392,15 +405,23 @@ impl<T> Consensus<T> {
         mem::take(&mut self.effects)
     }
 
-    /// At most one tick per drain, however much time has passed: after a pause the messages that waited are
-    /// read before a second tick can end in an election. Time beyond one tick is forgiven.
-    fn tick_if_due(&mut self) {
+    /// Whether a tick is due. If so the next one is a tick from now at the latest: time beyond one tick is forgiven.
+    fn due(&mut self) -> bool {
         let due = *self.next_tick.get_or_insert(self.now + self.settings.tick);
         if self.now < due {
-            return;
+            return false;
         }
         let next = due + self.settings.tick;
         self.next_tick = Some(if next > self.now { next } else { self.now + self.settings.tick });
+        true
+    }
+
+    /// At most one tick per drain, however much time has passed: after a pause the messages that waited are
+    /// read before a second tick can end in an election.
+    fn tick_if_due(&mut self) {
+        if !self.due() {
+            return;
+        }
         self.ticks += 1;
         if !self.must_wait_for_disk() {
             self.raw.tick();
@@ -408,6 +429,12 @@ impl<T> Consensus<T> {
         }
         self.give_up_on_snapshots();
         self.expire();
+    }
+
+    fn heartbeat_if_due(&mut self) {
+        if self.raw.raft.state == StateRole::Leader && self.due() {
+            self.raw.ping();
+        }
     }
 
     /// A single voter elects itself at once; raft-rs dies if entries of an earlier term are not durable by then.
