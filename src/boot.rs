@@ -101,6 +101,7 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
     let cluster = replayed.system.as_ref().map(|system| system.cluster);
     let me = Identity { id, incarnation: identity.incarnation, boot: identity.boot, cluster };
     let (transport, authority) = match network {
+        Network::Memory(network) => (network.start(me), [0; 32]),
         Network::Custom(start) => (start(me), [0; 32]),
         Network::Quic => listen_quic(me, listen, tls, &config).await?,
     };

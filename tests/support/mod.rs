@@ -2,15 +2,15 @@
 #![allow(dead_code, missing_docs)] // each test uses a part of it
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
-use actix::prelude::*;
 use actorum::{Network, NodeId, prelude::*};
 use actorum_actors::log::store::*;
-use actorum_transport::{message::*, wire::*};
+pub use actorum_transport::memory::MemoryNetwork;
+use actorum_transport::wire::*;
 use serde::{Deserialize, Serialize};
 
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -32,129 +32,6 @@ impl StateMachine for Sum {
         self.total
     }
     serde_snapshot!();
-}
-
-#[derive(Clone, Default)]
-pub struct Hub(Arc<Mutex<Inner>>);
-#[derive(Default)]
-struct Inner {
-    nodes: BTreeMap<NodeId, (Identity, Upward)>,
-    cut: BTreeSet<NodeId>,
-}
-
-impl Hub {
-    pub fn network(&self) -> Network {
-        let hub = self.clone();
-        Network::Custom(Box::new(move |me| {
-            let addr = Port { hub, me }.start();
-            TransportHandle {
-                transmit: addr.clone().recipient(),
-                ask: addr.clone().recipient(),
-                set_peers: addr.clone().recipient(),
-                set_cluster: addr.clone().recipient(),
-                status: addr.clone().recipient(),
-                attach: addr.clone().recipient(),
-                close: addr.recipient(),
-            }
-        }))
-    }
-    pub fn cut(&self, id: NodeId) {
-        self.0.lock().unwrap().cut.insert(id);
-    }
-    pub fn heal(&self, id: NodeId) {
-        self.0.lock().unwrap().cut.remove(&id);
-    }
-    fn up(&self, from: NodeId, to: NodeId) -> Option<Upward> {
-        let inner = self.0.lock().unwrap();
-        if inner.cut.contains(&from) || inner.cut.contains(&to) {
-            return None;
-        }
-        inner.nodes.get(&to).map(|(_, up)| up.clone())
-    }
-}
-
-struct Port {
-    hub: Hub,
-    me: Identity,
-}
-impl Actor for Port {
-    type Context = Context<Self>;
-}
-impl Handler<Transmit> for Port {
-    type Result = ();
-    fn handle(&mut self, Transmit { group, messages }: Transmit, _: &mut Context<Self>) {
-        for (to, message) in messages {
-            let up = self.hub.up(self.me.id, to);
-            if let Some(up) = up.and_then(|up| up.received.upgrade()) {
-                up.do_send(Received { group, from: self.me.id, messages: vec![message] });
-            }
-        }
-    }
-}
-impl Handler<Ask> for Port {
-    type Result = ();
-    fn handle(&mut self, Ask { id, group, to, request, timeout, reply_to }: Ask, ctx: &mut Context<Self>) {
-        let up = self.hub.up(self.me.id, to);
-        let target = up.and_then(|up| match request {
-            actorum_transport::wire::Request::Formation(_) => up.formation.upgrade(),
-            _ => up.asked.upgrade(),
-        });
-        let from = self.me.id;
-        let answer = target.map(|target| {
-            let (responder, answer) = Responder::new();
-            target.do_send(Asked { group, from, request, responder });
-            answer
-        });
-        let wait = async move {
-            let result = match answer {
-                None => Err(AskError::NotSent("cut".into())),
-                Some(answer) => match tokio::time::timeout(timeout, answer).await {
-                    Ok(Ok(response)) => Ok(response),
-                    _ => Err(AskError::Lost("lost".into())),
-                },
-            };
-            if let Some(reply_to) = reply_to.upgrade() {
-                reply_to.do_send(Answered { id, from: to, result });
-            }
-        };
-        ctx.spawn(wait.into_actor(self));
-    }
-}
-impl Handler<SetPeers> for Port {
-    type Result = ();
-    fn handle(&mut self, _: SetPeers, _: &mut Context<Self>) {}
-}
-impl Handler<SetCluster> for Port {
-    type Result = ();
-    fn handle(&mut self, _: SetCluster, _: &mut Context<Self>) {}
-}
-impl Handler<GetTransportStatus> for Port {
-    type Result = TransportStatus;
-    fn handle(&mut self, _: GetTransportStatus, _: &mut Context<Self>) -> TransportStatus {
-        TransportStatus::default()
-    }
-}
-impl Handler<Attach> for Port {
-    type Result = ();
-    fn handle(&mut self, Attach { upward }: Attach, _: &mut Context<Self>) {
-        let mut inner = self.hub.0.lock().unwrap();
-        for (them, theirs) in inner.nodes.values() {
-            if let Some(up) = theirs.peer_up.upgrade() {
-                up.do_send(PeerUp { identity: self.me.clone() });
-            }
-            if let Some(up) = upward.peer_up.upgrade() {
-                up.do_send(PeerUp { identity: them.clone() });
-            }
-        }
-        inner.nodes.insert(self.me.id, (self.me.clone(), upward));
-    }
-}
-impl Handler<Close> for Port {
-    type Result = ();
-    fn handle(&mut self, _: Close, ctx: &mut Context<Self>) {
-        self.hub.0.lock().unwrap().nodes.remove(&self.me.id);
-        ctx.stop();
-    }
 }
 
 /// A disk in memory that survives its store.
@@ -257,16 +134,17 @@ pub fn quick(config: &mut Config) {
     config.election_ms = 200;
 }
 
-pub async fn start(hub: &Hub, id: NodeId, disk: &Disk, bootstrap: Bootstrap) -> Raft<Sum> {
-    let builder = RaftSystem::builder(id).network(hub.network()).storage(disk.store(id)).bootstrap(bootstrap);
+pub async fn start(network: &MemoryNetwork, id: NodeId, disk: &Disk, bootstrap: Bootstrap) -> Raft<Sum> {
+    let builder =
+        RaftSystem::builder(id).network(Network::Memory(network.clone())).storage(disk.store(id)).bootstrap(bootstrap);
     builder.configure(quick).start().await.unwrap()
 }
 
 /// Three founders with a leader; the leader first.
-pub async fn three(hub: &Hub, disks: &[Disk; 3]) -> [Raft<Sum>; 3] {
+pub async fn three(network: &MemoryNetwork, disks: &[Disk; 3]) -> [Raft<Sum>; 3] {
     let mut nodes = Vec::new();
     for id in 1..=3 {
-        nodes.push(start(hub, id, &disks[id as usize - 1], founders(3)).await);
+        nodes.push(start(network, id, &disks[id as usize - 1], founders(3)).await);
     }
     let leader = nodes[0].wait_for_leader(PATIENCE).await.unwrap().leader.unwrap();
     for node in &nodes {
