@@ -16,7 +16,7 @@ use std::{
 };
 
 use actorum::{NodeId, Outcome, prelude::*};
-use support::{Disk, MemoryNetwork, PATIENCE, Sum, founders, start};
+use support::{MemoryDisk, MemoryNetwork, PATIENCE, Sum, founders, start};
 
 #[derive(Default)]
 struct Account {
@@ -64,7 +64,7 @@ async fn leader_of(nodes: &[Raft<Sum>]) -> NodeId {
 
 #[actix::test]
 async fn nothing_is_applied_twice_and_nothing_answered_is_lost() {
-    let (network, disks): (_, [Disk; 3]) = (MemoryNetwork::new(), Default::default());
+    let (network, disks): (_, [MemoryDisk; 3]) = (MemoryNetwork::new(), Default::default());
     let mut nodes = Vec::new();
     for id in 1..=3 {
         nodes.push(start(&network, id, &disks[id as usize - 1], founders(3)).await);
@@ -74,19 +74,22 @@ async fn nothing_is_applied_twice_and_nothing_answered_is_lost() {
     let clients: Vec<_> = [(0, 1_000_000), (1, 2_000_000), (0, 3_000_000), (1, 4_000_000)]
         .map(|(node, numbers)| actix::spawn(client(nodes[node].clone(), numbers, stop.clone())))
         .into();
-    for round in 0..6 {
+    let (mut cut_off, mut died) = (0, 0);
+    while cut_off < 3 || died < 2 {
         let leader = leader_of(&nodes).await;
-        if round % 3 == 2 && leader == 3 {
-            // The leader dies and comes back with what its disk holds.
-            nodes.pop().unwrap().shutdown().await;
-            leader_of(&nodes).await;
+        if leader == 3 {
+            // The leader dies without a word and comes back with what its disk holds.
+            disks[2].crash();
+            nodes.pop();
             nodes.push(start(&network, 3, &disks[2], founders(3)).await);
+            died += 1;
         } else {
             network.isolate(leader);
-            let others: Vec<_> = nodes.iter().filter(|n| n.status().id != leader).cloned().collect();
-            others[0].wait(PATIENCE, |s| s.leader.is_some_and(|l| l != leader)).await.unwrap();
+            let other = nodes.iter().find(|node| node.status().id != leader).unwrap();
+            other.wait(PATIENCE, |s| s.leader.is_some_and(|l| l != leader)).await.unwrap();
             actix::clock::sleep(Duration::from_millis(100)).await;
             network.heal_all();
+            cut_off += 1;
         }
         actix::clock::sleep(Duration::from_millis(200)).await;
     }
