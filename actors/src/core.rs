@@ -48,8 +48,8 @@ const STALE_BATCH: Duration = Duration::from_millis(1);
 /// At least this often per tick the clock is looked at.
 const LOOKS_PER_TICK: u32 = 4;
 
-/// Makes a ticket for a peer's request of so many bytes; gives the slot back when admission is at its bound.
-pub type Admit<T> = Box<dyn Fn(Responder, usize) -> Result<T, Responder> + Send>;
+/// Makes a ticket for a peer's request of so many bytes; gives the slot back, with the reason, when it is not admitted.
+pub type Admit<T> = Box<dyn Fn(Responder, usize) -> Result<T, (Responder, Refusal)> + Send>;
 
 /// Checks that a command a peer forwards can be decoded here: what is proposed must be applicable.
 pub type Check = fn(&Draft) -> Result<(), String>;
@@ -241,18 +241,18 @@ impl<T: Ticket> RaftCore<T> {
                 match (draft, (self.links.admit)(responder, data.len())) {
                     (Ok(draft), Ok(ticket)) => self.consensus.submit_for_peer(draft, ticket, within(remaining_ms)),
                     (Err(cause), Ok(ticket)) => ticket.answer(Answer::Refused(invalid(cause))),
-                    (_, Err(responder)) => refuse(responder, Refusal::Busy),
+                    (_, Err((responder, refusal))) => refuse(responder, refusal),
                 }
             }
             Request::ReadIndex { remaining_ms } => match (self.links.admit)(responder, 0) {
                 Ok(ticket) => self.consensus.read_for_peer(ticket, within(remaining_ms)),
-                Err(responder) => refuse(responder, Refusal::Busy),
+                Err((responder, refusal)) => refuse(responder, refusal),
             },
             Request::Change { data, remaining_ms } => {
                 match (machine::decode::<Change>(&data), (self.links.admit)(responder, data.len())) {
                     (Ok(change), Ok(ticket)) => self.consensus.change_for_peer(change, ticket, within(remaining_ms)),
                     (Err(error), Ok(ticket)) => ticket.answer(Answer::Refused(invalid(error.to_string()))),
-                    (_, Err(responder)) => refuse(responder, Refusal::Busy),
+                    (_, Err((responder, refusal))) => refuse(responder, refusal),
                 }
             }
             Request::Formation(_) => refuse(responder, invalid("formation is asked of another actor".into())),
@@ -270,7 +270,11 @@ impl<T: Ticket> Actor for RaftCore<T> {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        ctx.run_interval(self.tick / LOOKS_PER_TICK, |core, ctx| core.drain(ctx));
+        ctx.run_interval(self.tick / LOOKS_PER_TICK, |core, ctx| match ctx.connected() {
+            true => core.drain(ctx),
+            // An interval keeps its actor alive; nobody holds this one any more.
+            false => ctx.stop(),
+        });
         self.drain(ctx);
     }
 }

@@ -263,7 +263,11 @@ impl<T: Ticket> Actor for MembershipManager<T> {
         if let Some((founding, _)) = &self.founding {
             self.judge(founding.verdict());
             self.ask_founders(ctx);
-            ctx.run_interval(ASK_AGAIN, |manager, ctx| manager.ask_founders(ctx));
+            ctx.run_interval(ASK_AGAIN, |manager, ctx| match ctx.connected() {
+                true => manager.ask_founders(ctx),
+                // An interval keeps its actor alive; nobody holds this one any more.
+                false => ctx.stop(),
+            });
         }
         self.show();
     }
