@@ -126,6 +126,8 @@ struct Unpersisted {
     ready: u64,
     /// The snapshot it makes durable, if any: the applier restores it then.
     restore: Option<Snapshot>,
+    /// The term it makes durable.
+    term: u64,
     /// What speaks of it.
     held: Vec<(NodeId, RaftMessage)>,
 }
@@ -145,6 +147,8 @@ pub struct Consensus<T> {
     /// Writes on their way to the disk, oldest first. Bounded by what admission lets in.
     unpersisted: VecDeque<Unpersisted>,
     next_write: u64,
+    /// The term that is on the disk.
+    durable_term: u64,
     /// The genesis snapshot on its way to the disk.
     forming: Option<(u64, Snapshot)>,
     held: VecDeque<Request<T>>,
@@ -179,6 +183,7 @@ impl<T> Consensus<T> {
         let hard = view.hard_state();
         view.set_hard_state(HardState { commit: hard.commit.max(applied), ..hard });
         let logger = bridge::logger();
+        let durable_term = hard.term;
         let raw = new_raw(&settings, view, applied, &logger)?;
         let mut core = Consensus {
             settings,
@@ -187,6 +192,7 @@ impl<T> Consensus<T> {
             membership,
             unpersisted: VecDeque::new(),
             next_write: 1,
+            durable_term,
             forming: None,
             held: VecDeque::new(),
             pending: BTreeMap::new(),
@@ -304,6 +310,7 @@ impl<T> Consensus<T> {
             let Some(done) = self.unpersisted.pop_front() else { break };
             // First raft-rs, then the messages: the other order lets an answer race ahead of what raft-rs knows.
             self.raw.on_persist_ready(done.ready);
+            self.durable_term = done.term;
             if let Some(snapshot) = done.restore {
                 self.effects.restore = Some(snapshot);
             }
@@ -514,6 +521,7 @@ impl<T> Consensus<T> {
             Ok(raw) => self.raw = raw,
             Err(error) => return self.fail(format!("raft cannot begin with the genesis snapshot: {error}")),
         }
+        self.durable_term = genesis.term;
         self.draw_election_timeout();
         self.effects.restore = Some(genesis);
     }

@@ -27,9 +27,15 @@ impl<T> Consensus<T> {
         while self.raw.has_ready() {
             let mut ready = self.raw.ready();
             // A leader speaks ahead of its own disk: its own vote for these entries counts when the disk has answered.
-            let now = ready.take_messages();
-            self.effects.transmit.extend(outgoing(&now));
-            let held = outgoing(ready.persisted_messages());
+            let now = outgoing(&ready.take_messages());
+            let mut held = outgoing(ready.persisted_messages());
+            if self.raw.raft.term == self.durable_term {
+                self.effects.transmit.extend(now);
+            } else {
+                // A single voter leads without having asked anybody, before its term is durable. Should it die
+                // now, it would use the same term again, for other entries at the same indexes.
+                held.extend(now);
+            }
             let entries = ready.take_entries();
             let committed = ready.take_committed_entries();
             let read_states = ready.take_read_states();
@@ -72,7 +78,8 @@ impl<T> Consensus<T> {
         if must_sync {
             let entries = entries.iter().map(entry_from_raft).collect();
             let write = self.push_append(snapshot.clone(), entries, hard_state, true);
-            self.unpersisted.push_back(Unpersisted { write, ready, restore: snapshot, held });
+            let term = self.raw.raft.term;
+            self.unpersisted.push_back(Unpersisted { write, ready, restore: snapshot, term, held });
             return;
         }
         if hard_state.is_some() {
