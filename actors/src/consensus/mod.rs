@@ -391,7 +391,6 @@ impl<T> Consensus<T> {
         self.route(moment.wall);
         self.route_reads();
         self.settle();
-        self.step_down_if_removed();
         self.note_leader();
         if let Some(fault) = self.raw.store().fault() {
             self.effects.fault.get_or_insert(format!("the log cannot be read: {fault}"));
@@ -473,14 +472,15 @@ impl<T> Consensus<T> {
         }
     }
 
-    /// raft-rs lets a removed leader go on leading. The commit of its removal has been sent by now.
-    fn step_down_if_removed(&mut self) {
+    /// raft-rs lets a leader that was removed or demoted go on leading, and dies when its disk or a peer then reports
+    /// progress: it looks for itself among the members. So it steps down in the drain that made the change, before
+    /// any other input. The commit of its removal has been sent by now.
+    pub(super) fn step_down_if_removed(&mut self) {
         let raft = &mut self.raw.raft;
-        if raft.state == StateRole::Leader && !raft.promotable() && raft.raft_log.applied >= raft.pending_conf_index {
+        if raft.state == StateRole::Leader && !raft.promotable() {
             let term = raft.term;
             raft.become_follower(term, raft::INVALID_ID);
             self.draw_election_timeout();
-            self.settle();
         }
     }
 

@@ -59,6 +59,7 @@ impl<T> Consensus<T> {
             }
             self.write(number, must_sync, snapshot, entries, hard_state, held);
             self.commit(committed);
+            self.step_down_if_removed();
             for state in read_states {
                 self.confirm(&state.request_ctx, state.index);
             }
