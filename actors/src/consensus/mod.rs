@@ -152,7 +152,8 @@ pub struct Consensus<T> {
     /// The genesis snapshot on its way to the disk.
     forming: Option<(u64, Snapshot)>,
     held: VecDeque<Request<T>>,
-    pending: BTreeMap<u64, Pending<T>>,
+    /// By index and term: after a change of leaders two proposals can stand at one index, undecided both.
+    pending: BTreeMap<(u64, u64), Pending<T>>,
     forwarded: BTreeMap<u64, Forwarded<T>>,
     reads: Reads<T>,
     next_id: u64,
@@ -457,8 +458,8 @@ impl<T> Consensus<T> {
             }
         }
         self.held = kept;
-        for (index, late) in self.pending.extract_if(.., |_, pending| pending.deadline <= now) {
-            let cause = format!("entry {index}@{} was not committed within the deadline; it still may be", late.term);
+        for ((index, term), late) in self.pending.extract_if(.., |_, pending| pending.deadline <= now) {
+            let cause = format!("entry {index}@{term} was not committed within the deadline; it still may be");
             self.effects.answers.push((late.ticket, Answer::Unknown { cause }));
         }
         for (_, late) in self.forwarded.extract_if(.., |_, forwarded| forwarded.request.deadline <= now) {

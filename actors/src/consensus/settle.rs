@@ -117,22 +117,20 @@ impl<T> Consensus<T> {
     /// Committed entries go to the applier, each with the ticket of the proposal that it really is.
     fn commit(&mut self, entries: Vec<eraftpb::Entry>) {
         for entry in entries {
-            let ticket = match self.pending.remove(&entry.index) {
+            let ticket = match self.pending.remove(&(entry.index, entry.term)) {
                 None => None,
-                Some(pending) if pending.term != entry.term => {
-                    // Another leader's entry took its place: the proposal is surely not in the log.
-                    self.replaced(pending);
-                    None
-                }
                 Some(pending) if is_its_entry(&pending, &entry) => Some(pending.ticket),
                 Some(pending) => {
                     // raft-rs put an empty entry in the place of a change.
-                    self.effects
-                        .answers
-                        .push((pending.ticket, Answer::Refused(Refusal::Change(ChangeRefusal::InProgress))));
+                    let refusal = Refusal::Change(ChangeRefusal::InProgress);
+                    self.effects.answers.push((pending.ticket, Answer::Refused(refusal)));
                     None
                 }
             };
+            // Whatever else was proposed for this place, in whatever term, is surely not in the log.
+            let others: Vec<_> =
+                self.pending.extract_if((entry.index, 0)..=(entry.index, u64::MAX), |_, _| true).collect();
+            others.into_iter().for_each(|(_, pending)| self.replaced(pending));
             if entry.get_entry_type() == eraftpb::EntryType::EntryConfChangeV2 {
                 self.reconfigure(&entry);
             }
@@ -151,8 +149,8 @@ impl<T> Consensus<T> {
 
     /// A snapshot went over them: whether they are in it, nobody here can tell.
     fn forget_pending_under(&mut self, index: u64) {
-        for (at, pending) in self.pending.extract_if(..=index, |_, _| true) {
-            let cause = format!("a snapshot up to {index} replaced the log over entry {at}@{}", pending.term);
+        for ((at, term), pending) in self.pending.extract_if(..=(index, u64::MAX), |_, _| true) {
+            let cause = format!("a snapshot up to {index} replaced the log over entry {at}@{term}");
             self.effects.answers.push((pending.ticket, Answer::Unknown { cause }));
         }
     }
