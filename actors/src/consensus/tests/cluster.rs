@@ -177,6 +177,14 @@ impl Cluster {
 
     /// Power off: what was not durable is gone, and so is everything in memory.
     pub fn crash(&mut self, id: NodeId) {
+        self.crash_after(id, 0);
+    }
+
+    /// The same, but writes up to this number reached the disk without a report.
+    pub fn crash_after(&mut self, id: NodeId, reached: u64) {
+        writeln!(self.out, "n{id} dies").unwrap();
+        self.node(id).disk.persist(reached);
+        self.checks.durable(&self.nodes[&id]);
         let node = self.node(id);
         node.core = None;
         node.disk.in_flight.clear();
@@ -206,6 +214,15 @@ impl Cluster {
             self.errands.push_back(Errand::Answer { to: from, id: number, result });
         }
         self.checks.crashed(id);
+    }
+
+    /// The end of a question without an answer.
+    pub fn end_question(&mut self, from: NodeId, id: u64, error: AskError) -> NodeId {
+        self.errands.retain(|errand| match errand {
+            Errand::Question { from: f, id: i, .. } => (*f, *i) != (from, id),
+            Errand::Answer { to, id: i, .. } => (*to, *i) != (from, id),
+        });
+        self.carry(Errand::Answer { to: from, id, result: Err(error) })
     }
 
     /// Lets a core decide, and carries its effects to where the script can reach them.
@@ -261,7 +278,7 @@ impl Cluster {
         }
         for (index, ticket) in reads {
             match peer_ticket(&ticket) {
-                Some((to, number)) => self.reply(id, to, number, Response::ReadAt { index }),
+                Some(asker) => self.reply(id, asker, Response::ReadAt { index }),
                 None => {
                     self.checks.read_at(&ticket, index);
                     self.node(id).applier.reads.push((index, ticket));
@@ -348,7 +365,7 @@ impl Cluster {
     }
 
     fn answer(&mut self, id: NodeId, ticket: String, answer: Answer) {
-        let Some((to, number)) = peer_ticket(&ticket) else {
+        let Some(asker) = peer_ticket(&ticket) else {
             return self.checks.answered(&ticket, Some(&answer));
         };
         let response = match answer {
@@ -357,11 +374,12 @@ impl Cluster {
             Answer::Refused(refusal) => Response::Refused(refusal),
             Answer::Unknown { cause } => Response::Unknown { cause },
         };
-        self.reply(id, to, number, response);
+        self.reply(id, asker, response);
     }
 
-    fn reply(&mut self, from: NodeId, to: NodeId, number: u64, response: Response) {
-        if self.node(to).asking.get(&number) != Some(&from) || self.node(to).core.is_none() {
+    fn reply(&mut self, from: NodeId, (to, number, boot): (NodeId, u64, u64), response: Response) {
+        let asker = self.node(to);
+        if asker.asking.get(&number) != Some(&from) || asker.core.is_none() || asker.boot != boot {
             return;
         }
         let lost = self.cut.contains(&(from, to));
@@ -387,7 +405,9 @@ impl Cluster {
     }
 
     fn serve(&mut self, from: NodeId, id: u64, to: NodeId, request: Request) {
-        let ticket = format!("n{from}/q{id}");
+        // A question belongs to one life of the asker; its next life numbers its own from one again.
+        let boot = self.node(from).boot;
+        let ticket = if boot == 1 { format!("n{from}/q{id}") } else { format!("n{from}/q{id}/boot{boot}") };
         let within = |now: Duration, ms: u64| now + Duration::from_millis(ms);
         let now = self.node(to).now;
         let core = self.core(to);
@@ -462,10 +482,11 @@ fn apply(system: &mut SystemState, kind: EntryKind, data: &Bytes, context: &Byte
     }
 }
 
-/// `n2/q1`: a question of node 2, its number 1.
-pub fn peer_ticket(ticket: &str) -> Option<(NodeId, u64)> {
+/// `n2/q1`: a question of node 2, its number 1, of its first boot.
+fn peer_ticket(ticket: &str) -> Option<(NodeId, u64, u64)> {
     let (node, question) = ticket.strip_prefix('n')?.split_once("/q")?;
-    Some((node.parse().ok()?, question.parse().ok()?))
+    let (question, boot) = question.split_once("/boot").unwrap_or((question, "1"));
+    Some((node.parse().ok()?, question.parse().ok()?, boot.parse().ok()?))
 }
 
 fn describe(result: &Result<Response, AskError>) -> String {

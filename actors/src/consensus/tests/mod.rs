@@ -4,6 +4,7 @@
 //! committing them: they must be right, not merely what came out.
 
 mod script;
+mod random;
 mod cluster;
 mod checks;
 mod disk;

@@ -107,11 +107,7 @@ impl Script {
     }
 
     fn end_question(&mut self, from: NodeId, id: u64, error: AskError) {
-        self.cluster.errands.retain(|errand| match errand {
-            Errand::Question { from: f, id: i, .. } => (*f, *i) != (from, id),
-            Errand::Answer { to, id: i, .. } => (*to, *i) != (from, id),
-        });
-        let reached = self.cluster.carry(Errand::Answer { to: from, id, result: Err(error) });
+        let reached = self.cluster.end_question(from, id, error);
         self.cluster.drain(reached);
     }
 
@@ -129,6 +125,9 @@ impl Script {
     fn show_status(&mut self, id: NodeId) {
         let s = self.cluster.core(id).status();
         let conf = self.cluster.core(id).conf();
+        let (mut voters, mut learners) = (conf.voters, conf.learners);
+        voters.sort_unstable();
+        learners.sort_unstable();
         writeln!(
             self.cluster.out,
             "n{id} {} term {} leader {:?} last {} persisted {} commit {} applied {} voters {:?} learners {:?}",
@@ -139,8 +138,8 @@ impl Script {
             s.persisted_index,
             s.commit_index,
             s.applied_index,
-            conf.voters,
-            conf.learners
+            voters,
+            learners
         )
         .unwrap();
     }
