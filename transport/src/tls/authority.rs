@@ -1,0 +1,181 @@
+//! The authority of a cluster: it issues one certificate per node.
+//!
+//! Every directory is written under a temporary name and renamed into place, so that it appears whole or
+//! not at all. Renaming onto a directory with files in it fails: that is what makes "never overwrites" and "two
+//! processes at the same moment" one rule without a lock that a crash could leave behind.
+
+use std::{
+    fs::{self, DirBuilder, OpenOptions},
+    io::{self, Write},
+    path::{Path, PathBuf},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose,
+};
+
+use super::{CertError, malformed, node_name, read};
+use crate::wire::NodeId;
+
+/// For how many years a certificate is valid. Long, since nothing renews them yet: a cluster that stops on
+/// a certain day because of a date is worse than a certificate that outlives its node, whose id is retired.
+const VALID_YEARS: i32 = 10;
+
+/// The authority of one cluster, with the key that signs.
+pub struct Authority {
+    certificate: String,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+/// Makes `dir/ca/{ca.pem, ca.key}` and, for each node, `dir/node-<id>/{ca.pem, cert.pem, key.pem}`. Keys are
+/// readable by their owner only. An authority that is already there issues the new certificates; a node
+/// that is already there is an error that names it, and then nothing at all was made.
+///
+/// Returns the directories of the nodes, in the order given.
+pub fn make_certificates(dir: &Path, nodes: &[NodeId]) -> Result<Vec<PathBuf>, CertError> {
+    for (at, id) in nodes.iter().enumerate() {
+        if *id == 0 {
+            return Err(CertError::ZeroId);
+        }
+        let path = dir.join(format!("node-{id}"));
+        if path.exists() || nodes[..at].contains(id) {
+            return Err(CertError::Exists { path });
+        }
+    }
+    let authority = Authority::load_or_create(dir)?;
+    nodes.iter().map(|id| authority.issue(dir, *id)).collect()
+}
+
+impl Authority {
+    /// Makes `dir/ca/{ca.pem, ca.key}`; an error if it exists.
+    pub fn create(dir: &Path) -> Result<Authority, CertError> {
+        let key = KeyPair::generate().map_err(generate)?;
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, "actorum cluster authority");
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        valid(&mut params);
+        let certificate = params.self_signed(&key).map_err(generate)?.pem();
+        publish(&dir.join("ca"), &[("ca.pem", &certificate, false), ("ca.key", &key.serialize_pem(), true)])?;
+        Authority::load(dir)
+    }
+
+    /// Loads `dir/ca/{ca.pem, ca.key}`.
+    pub fn load(dir: &Path) -> Result<Authority, CertError> {
+        let text = |path: &Path| String::from_utf8(read(path)?).map_err(|_| malformed(path, "it is not PEM"));
+        let (certificate_path, key_path) = (dir.join("ca").join("ca.pem"), dir.join("ca").join("ca.key"));
+        let certificate = text(&certificate_path)?;
+        let key = KeyPair::from_pem(&text(&key_path)?).map_err(|e| malformed(&key_path, &e.to_string()))?;
+        let issuer = Issuer::from_ca_cert_pem(&certificate, key)
+            .map_err(|e| malformed(&certificate_path, &e.to_string()))?;
+        Ok(Authority { certificate, issuer })
+    }
+
+    /// The authority that is there, or a new one.
+    pub fn load_or_create(dir: &Path) -> Result<Authority, CertError> {
+        if dir.join("ca").exists() {
+            return Authority::load(dir);
+        }
+        match Authority::create(dir) {
+            // Another process made it in between: all must use the same one.
+            Err(CertError::Exists { .. }) => Authority::load(dir),
+            made => made,
+        }
+    }
+
+    /// Makes `dir/node-<id>/{ca.pem, cert.pem, key.pem}` and returns its path; an error if it exists.
+    pub fn issue(&self, dir: &Path, id: NodeId) -> Result<PathBuf, CertError> {
+        if id == 0 {
+            return Err(CertError::ZeroId);
+        }
+        let name = node_name(id);
+        let key = KeyPair::generate().map_err(generate)?;
+        let mut params = CertificateParams::new(vec![name.clone()]).map_err(generate)?;
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        // Every node listens and dials with the same certificate.
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.use_authority_key_identifier_extension = true;
+        valid(&mut params);
+        let certificate = params.signed_by(&key, &self.issuer).map_err(generate)?.pem();
+        let path = dir.join(format!("node-{id}"));
+        publish(
+            &path,
+            &[
+                ("ca.pem", &self.certificate, false),
+                ("cert.pem", &certificate, false),
+                ("key.pem", &key.serialize_pem(), true),
+            ],
+        )?;
+        Ok(path)
+    }
+}
+
+/// Makes the directory `path` with these files (name, content, whether it is secret), whole or not at all.
+fn publish(path: &Path, files: &[(&str, &str, bool)]) -> Result<(), CertError> {
+    let io = |path: &Path| {
+        let path = path.to_owned();
+        move |source| CertError::Io { path, source }
+    };
+    let exists = || CertError::Exists { path: path.to_owned() };
+    if path.exists() {
+        return Err(exists());
+    }
+    let parent = path.parent().unwrap_or(Path::new("."));
+    owner_only_dir().recursive(true).create(parent).map_err(io(parent))?;
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    // Drawn, not a process id: two containers over one volume may both be process 1.
+    let number = ring::rand::generate::<[u8; 8]>(&ring::rand::SystemRandom::new())
+        .map_err(|_| CertError::Generate("the system gives no random numbers".to_owned()))?;
+    let temporary = parent.join(format!(".{name}.{:016x}.tmp", u64::from_le_bytes(number.expose())));
+    let written = (|| {
+        owner_only_dir().create(&temporary).map_err(io(&temporary))?;
+        for (name, content, secret) in files {
+            let file = temporary.join(name);
+            write_new(&file, content, *secret).map_err(io(&file))?;
+        }
+        fs::rename(&temporary, path).map_err(|e| if path.exists() { exists() } else { io(path)(e) })
+    })();
+    if written.is_err() {
+        let _ = fs::remove_dir_all(&temporary);
+    }
+    written
+}
+
+fn write_new(path: &Path, content: &str, secret: bool) -> io::Result<()> {
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, if secret { 0o600 } else { 0o644 });
+    #[cfg(not(unix))]
+    let _ = secret;
+    let mut file = options.open(path)?;
+    file.write_all(content.as_bytes())?;
+    // Before the rename: after a power cut the directory must not be there with empty files in it.
+    file.sync_all()
+}
+
+fn owner_only_dir() -> DirBuilder {
+    #[allow(unused_mut)]
+    let mut builder = DirBuilder::new();
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder
+}
+
+/// The years between which a certificate is valid: from the start of last year, so that no clock is too slow
+/// for a new one.
+fn valid(params: &mut CertificateParams) {
+    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let year = 1970 + (seconds / 31_556_952) as i32;
+    params.not_before = rcgen::date_time_ymd(year - 1, 1, 1);
+    params.not_after = rcgen::date_time_ymd(year + VALID_YEARS, 1, 1);
+}
+
+fn generate(error: rcgen::Error) -> CertError {
+    CertError::Generate(error.to_string())
+}

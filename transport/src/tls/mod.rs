@@ -1,0 +1,398 @@
+//! Who may speak: the certificate of a node, and the TLS that both sides of every connection demand.
+//!
+//! ```text
+//!  DIR/ca/{ca.pem, ca.key}                    the authority; stays with the operator
+//!  DIR/node-7/{ca.pem, cert.pem, key.pem}     what node 7 gets, and nothing else
+//! ```
+//!
+//! A node *is* its certificate: the only name in it is `node-7.actorum`, and a peer that claims or is dialled
+//! as another id is refused whatever its address. [`TlsIdentity`] is one node's directory, loaded and checked;
+//! [`make_certificates`] and [`TlsIdentity::dev`] issue them.
+//!
+//! Deliberately absent: plaintext, TLS before 1.3, early data (a replayable forward) and session tickets, and
+//! a process-wide crypto provider, which belongs to the application.
+
+mod authority;
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+};
+
+pub use authority::{Authority, make_certificates};
+use rustls::{
+    CertificateError, DigitallySignedStruct, DistinguishedName, RootCertStore, SignatureScheme,
+    client::{
+        Resumption, WebPkiServerVerifier,
+        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    },
+    crypto::CryptoProvider,
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject},
+    server::{NoServerSessionStorage, WebPkiClientVerifier},
+    version::TLS13,
+};
+
+use crate::wire::NodeId;
+
+/// What both sides must offer in the TLS handshake: another protocol on the same port is refused there.
+pub const ALPN: &[u8] = b"actorum/1";
+
+/// The only name in the certificate of a node: `node-7.actorum`.
+pub fn node_name(id: NodeId) -> String {
+    format!("node-{id}.actorum")
+}
+
+/// Why a certificate could not be made or loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum CertError {
+    /// A file or directory could not be read or written.
+    #[error("{path}: {source}")]
+    Io {
+        /// Which.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Something already stands where a certificate would go.
+    #[error("{path} exists, and certificates are never overwritten: move it away, or choose another directory")]
+    Exists {
+        /// Where.
+        path: PathBuf,
+    },
+    /// A node's directory holds the authority's key.
+    #[error(
+        "{path} is the authority's key: a node must not be able to issue certificates. Move it off this machine and give the node only ca.pem, cert.pem and key.pem"
+    )]
+    HoldsAuthorityKey {
+        /// The key file.
+        path: PathBuf,
+    },
+    /// The certificate is for somebody else.
+    #[error("{path} is the certificate of {certificate}, not of node {id}")]
+    WrongNode {
+        /// The certificate file.
+        path: PathBuf,
+        /// What it names.
+        certificate: String,
+        /// The id that was asked for.
+        id: NodeId,
+    },
+    /// The certificate was not signed by the authority beside it.
+    #[error("{path} was not signed by the ca.pem beside it: {cause}")]
+    NotSigned {
+        /// The certificate file.
+        path: PathBuf,
+        /// What the check said.
+        cause: String,
+    },
+    /// The certificate has expired or is not valid yet.
+    #[error("{path} is not valid now: {cause}")]
+    NotValidNow {
+        /// The certificate file.
+        path: PathBuf,
+        /// From when, until when.
+        cause: String,
+    },
+    /// A file does not hold what it should.
+    #[error("{path}: {cause}")]
+    Malformed {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong with it.
+        cause: String,
+    },
+    /// Zero is no node id.
+    #[error("a node id is never zero")]
+    ZeroId,
+    /// A key or certificate could not be generated.
+    #[error("cannot generate: {0}")]
+    Generate(String),
+}
+
+/// One node's certificate, key and authority, loaded and checked against each other.
+pub struct TlsIdentity {
+    id: NodeId,
+    authority: CertificateDer<'static>,
+    certificate: CertificateDer<'static>,
+    key: PrivateKeyDer<'static>,
+}
+
+/// Everything but the key.
+impl std::fmt::Debug for TlsIdentity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TlsIdentity").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+impl Clone for TlsIdentity {
+    fn clone(&self) -> Self {
+        TlsIdentity {
+            id: self.id,
+            authority: self.authority.clone(),
+            certificate: self.certificate.clone(),
+            key: self.key.clone_key(),
+        }
+    }
+}
+
+impl TlsIdentity {
+    /// Loads `ca.pem`, `cert.pem` and `key.pem` of `dir` for node `id`.
+    ///
+    /// Refused are a directory that also holds `ca.key`, a certificate that names anything but exactly this
+    /// node, one that this authority did not sign or that is not valid now, and a key of another certificate:
+    /// all of it here, at the start, where a person reads the message, and not in a peer's log.
+    pub fn load(dir: &Path, id: NodeId) -> Result<TlsIdentity, CertError> {
+        if id == 0 {
+            return Err(CertError::ZeroId);
+        }
+        let authority_key = dir.join("ca.key");
+        if authority_key.exists() {
+            return Err(CertError::HoldsAuthorityKey { path: authority_key });
+        }
+        let cert_path = dir.join("cert.pem");
+        let identity = TlsIdentity {
+            id,
+            authority: read_certificate(&dir.join("ca.pem"))?,
+            certificate: read_certificate(&cert_path)?,
+            key: read_key(&dir.join("key.pem"))?,
+        };
+        identity.check(&cert_path)?;
+        identity.server_config().map_err(|e| CertError::Malformed {
+            path: dir.join("key.pem"),
+            cause: format!("it does not go with cert.pem: {e}"),
+        })?;
+        Ok(identity)
+    }
+
+    /// For development: loads `dir/node-<id>`, after making it, and the authority `dir/ca`, if they are not there.
+    ///
+    /// Several processes may do this in the same directory at the same moment: each directory appears whole
+    /// or not at all, and whoever comes second uses what the first has made. The authority's key lies beside
+    /// the nodes' here, which is why this is not for production.
+    pub fn dev(dir: &Path, id: NodeId) -> Result<TlsIdentity, CertError> {
+        if id == 0 {
+            return Err(CertError::ZeroId);
+        }
+        let node = dir.join(format!("node-{id}"));
+        if !node.exists() {
+            match Authority::load_or_create(dir)?.issue(dir, id) {
+                // Another process was faster: its certificate is as good.
+                Ok(_) | Err(CertError::Exists { .. }) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        TlsIdentity::load(&node, id)
+    }
+
+    /// The node that this is.
+    pub fn id(&self) -> NodeId {
+        self.id
+    }
+
+    /// SHA-256 of the authority's certificate (DER): the same on every node of a cluster.
+    pub fn ca_fingerprint(&self) -> [u8; 32] {
+        let digest = ring::digest::digest(&ring::digest::SHA256, &self.authority);
+        digest.as_ref().try_into().expect("SHA-256 has 32 bytes")
+    }
+
+    /// Checks the certificate the way a peer would, so that what is wrong with it is said at the start.
+    fn check(&self, path: &Path) -> Result<(), CertError> {
+        let path = path.to_owned();
+        match node_of(&self.certificate) {
+            Ok(id) if id == self.id => {}
+            Ok(other) => return Err(CertError::WrongNode { path, certificate: node_name(other), id: self.id }),
+            Err(names) => return Err(CertError::WrongNode { path, certificate: names, id: self.id }),
+        }
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(self.roots(&path)?), provider())
+            .build()
+            .map_err(|e| CertError::Malformed { path: path.with_file_name("ca.pem"), cause: e.to_string() })?;
+        use CertificateError::*;
+        match verifier.verify_client_cert(&self.certificate, &[], UnixTime::now()) {
+            Ok(_) => Ok(()),
+            Err(rustls::Error::InvalidCertificate(
+                e @ (Expired | ExpiredContext { .. } | NotValidYet | NotValidYetContext { .. }),
+            )) => Err(CertError::NotValidNow { path, cause: e.to_string() }),
+            Err(e) => Err(CertError::NotSigned { path, cause: e.to_string() }),
+        }
+    }
+
+    fn roots(&self, path: &Path) -> Result<RootCertStore, CertError> {
+        let mut roots = RootCertStore::empty();
+        roots
+            .add(self.authority.clone())
+            .map_err(|e| CertError::Malformed { path: path.with_file_name("ca.pem"), cause: e.to_string() })?;
+        Ok(roots)
+    }
+
+    /// The listening side: every client shows a certificate of this authority.
+    pub(crate) fn server_config(&self) -> Result<rustls::ServerConfig, rustls::Error> {
+        let mut roots = RootCertStore::empty();
+        roots.add(self.authority.clone())?;
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider())
+            .build()
+            .map_err(|e| rustls::Error::General(e.to_string()))?;
+        let mut config = rustls::ServerConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[&TLS13])?
+            .with_client_cert_verifier(verifier)
+            .with_single_cert(vec![self.certificate.clone()], self.key.clone_key())?;
+        config.alpn_protocols = vec![ALPN.to_vec()];
+        // No 0-RTT, and no resumption that could carry it: early data can be replayed, and a replayed forward
+        // would propose twice. It also means that every connection shows its certificate anew.
+        config.max_early_data_size = 0;
+        config.send_tls13_tickets = 0;
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        Ok(config)
+    }
+
+    /// The dialling side: the server must be exactly `peer`. What its certificate says otherwise is left in
+    /// the second value, for the log.
+    pub(crate) fn client_config(&self, peer: NodeId) -> Result<(rustls::ClientConfig, Stranger), rustls::Error> {
+        let mut roots = RootCertStore::empty();
+        roots.add(self.authority.clone())?;
+        let inner = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider())
+            .build()
+            .map_err(|e| rustls::Error::General(e.to_string()))?;
+        let stranger = Stranger::default();
+        let verifier = ExactNode { inner, peer, stranger: stranger.clone() };
+        let mut config = rustls::ClientConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[&TLS13])?
+            .dangerous() // the name of the method; the verifier below is stricter than the stock one it calls
+            .with_custom_certificate_verifier(Arc::new(verifier))
+            .with_client_auth_cert(vec![self.certificate.clone()], self.key.clone_key())?;
+        config.alpn_protocols = vec![ALPN.to_vec()];
+        config.enable_early_data = false;
+        config.resumption = Resumption::disabled();
+        Ok((config, stranger))
+    }
+}
+
+/// What the certificate of a dialled server named, when it was not the node that was dialled.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Stranger(Arc<Mutex<Option<String>>>);
+
+impl Stranger {
+    fn set(&self, names: String) {
+        *self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(names);
+    }
+
+    pub(crate) fn take(&self) -> Option<String> {
+        self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take()
+    }
+}
+
+/// The stock verifier (chain, validity, purpose, server name), and then: the certificate names this node
+/// and nothing else. A certificate good for two nodes is good for none.
+#[derive(Debug)]
+struct ExactNode {
+    inner: Arc<WebPkiServerVerifier>,
+    peer: NodeId,
+    stranger: Stranger,
+}
+
+impl ServerCertVerifier for ExactNode {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        use CertificateError::{NotValidForName, NotValidForNameContext};
+        let verified = self.inner.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
+        let named = node_of(end_entity);
+        match verified {
+            Ok(verified) if named == Ok(self.peer) => Ok(verified),
+            Ok(_)
+            | Err(rustls::Error::InvalidCertificate(NotValidForName))
+            | Err(rustls::Error::InvalidCertificate(NotValidForNameContext { .. })) => {
+                self.stranger.set(named.map_or_else(|names| names, node_name));
+                Err(rustls::Error::InvalidCertificate(NotValidForName))
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.inner.verify_tls12_signature(message, cert, dss)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.inner.verify_tls13_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.inner.supported_verify_schemes()
+    }
+
+    fn root_hint_subjects(&self) -> Option<&[DistinguishedName]> {
+        self.inner.root_hint_subjects()
+    }
+}
+
+/// The node that a certificate names: exactly one subject alternative name, of exactly the form of
+/// [`node_name`]. Otherwise the names that it does hold, for the message.
+pub(crate) fn node_of(certificate: &CertificateDer<'_>) -> Result<NodeId, String> {
+    use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+    let (_, certificate) =
+        X509Certificate::from_der(certificate).map_err(|_| "an unreadable certificate".to_owned())?;
+    let names = match certificate.subject_alternative_name() {
+        Ok(Some(extension)) => &extension.value.general_names[..],
+        Ok(None) => return Err("nobody (no subject alternative name)".to_owned()),
+        Err(_) => return Err("nobody (an unreadable subject alternative name)".to_owned()),
+    };
+    if let [GeneralName::DNSName(name)] = names {
+        let id = name.strip_prefix("node-").and_then(|rest| rest.strip_suffix(".actorum"));
+        if let Some(id) = id.and_then(|id| id.parse::<NodeId>().ok())
+            && id != 0
+            && *name == node_name(id)
+        {
+            return Ok(id);
+        }
+    }
+    // Bounded: the names are a stranger's.
+    let mut all = names.iter().take(4).map(|name| name.to_string()).collect::<Vec<_>>().join(", ");
+    if all.len() > 200 {
+        all = all.chars().take(200).collect();
+    }
+    Err(all)
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
+}
+
+fn read_certificate(path: &Path) -> Result<CertificateDer<'static>, CertError> {
+    let pem = read(path)?;
+    let mut found = CertificateDer::pem_slice_iter(&pem);
+    match (found.next(), found.next()) {
+        (Some(Ok(certificate)), None) => Ok(certificate),
+        (Some(Ok(_)), Some(_)) => Err(malformed(path, "it holds more than one certificate")),
+        (Some(Err(e)), _) => Err(malformed(path, &format!("it is not PEM: {e}"))),
+        (None, _) => Err(malformed(path, "it holds no certificate in PEM")),
+    }
+}
+
+fn read_key(path: &Path) -> Result<PrivateKeyDer<'static>, CertError> {
+    PrivateKeyDer::from_pem_slice(&read(path)?)
+        .map_err(|e| malformed(path, &format!("it holds no private key in PEM: {e}")))
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, CertError> {
+    fs::read(path).map_err(|source| CertError::Io { path: path.to_owned(), source })
+}
+
+fn malformed(path: &Path, cause: &str) -> CertError {
+    CertError::Malformed { path: path.to_owned(), cause: cause.to_owned() }
+}
