@@ -69,8 +69,8 @@ impl Authority {
         let (certificate_path, key_path) = (dir.join("ca").join("ca.pem"), dir.join("ca").join("ca.key"));
         let certificate = text(&certificate_path)?;
         let key = KeyPair::from_pem(&text(&key_path)?).map_err(|e| malformed(&key_path, &e.to_string()))?;
-        let issuer = Issuer::from_ca_cert_pem(&certificate, key)
-            .map_err(|e| malformed(&certificate_path, &e.to_string()))?;
+        let issuer =
+            Issuer::from_ca_cert_pem(&certificate, key).map_err(|e| malformed(&certificate_path, &e.to_string()))?;
         Ok(Authority { certificate, issuer })
     }
 
