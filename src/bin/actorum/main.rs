@@ -1,10 +1,11 @@
-//! `actorum`: a replicated key-value service over the library, and its tools.
+//! `actorum`: a replicated key-value service over the library, its tools, and a demonstration.
 //!
 //! ```text
 //!  certs    who may take part          serve ─┬─ http     the map, status, metrics, events
 //!  serve    one node                          └─ admin    the membership
 //!  status   many nodes, one table
 //!  inspect  a stopped node's directory
+//!  demo     three nodes, a kill, a count
 //! ```
 //!
 //! Exit codes: 0 done, 1 failed (the reason is on standard error, after `error: `), 2 wrong usage, 130 interrupted.
@@ -21,15 +22,17 @@ mod metrics;
 mod client;
 mod status;
 mod inspect;
+mod demo;
 mod signals;
 
 use std::{fmt, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
-/// Raft for actix applications: a replicated key-value service and its tools
+/// Raft for actix applications: a replicated key-value service, its tools and its demo
 #[derive(Parser)]
 #[command(name = "actorum", version, propagate_version = true, max_term_width = 100)]
+#[command(after_help = "Try `actorum demo` first: it needs nothing and leaves nothing behind.")]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -45,6 +48,8 @@ enum Command {
     Status(status::Args),
     /// Look into the data directory of a stopped node, without changing it
     Inspect(inspect::Args),
+    /// Run three nodes here, kill their leader, and count what was lost
+    Demo(demo::Args),
 }
 
 fn main() -> ExitCode {
@@ -53,6 +58,7 @@ fn main() -> ExitCode {
         Command::Serve(args) => serve::run(*args),
         Command::Status(args) => status::run(args),
         Command::Inspect(args) => inspect::run(args),
+        Command::Demo(args) => demo::run(args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
