@@ -10,6 +10,8 @@ use actorum_transport::tls::make_certificates;
 
 use crate::Failure;
 
+/// Make an authority and a certificate for each node
+///
 /// Makes DIR/ca/{ca.pem,ca.key} and, for each node N, DIR/node-N/{ca.pem,cert.pem,key.pem}.
 ///
 /// An authority that is already in DIR signs the new certificates, so nodes can be added later. Nothing is

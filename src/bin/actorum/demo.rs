@@ -40,7 +40,7 @@ const THIRD: Duration = Duration::from_secs(4);
 /// How often a condition is looked at.
 const LOOK: Duration = Duration::from_millis(10);
 
-/// Runs three nodes on this machine, kills their leader while writes run, and counts what was lost.
+/// Run three nodes here, kill their leader, and count what was lost
 ///
 /// Three processes with a directory each, QUIC with mutual TLS between them, and certificates made on the
 /// spot. Ends by itself within 30 s, with exit code 0 only if every acknowledged write is on every node.

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use crate::Failure;
 
-/// Looks into the data directory of a stopped node: hard state, configuration, first and last index.
+/// Look into the data directory of a stopped node, without changing it
 #[derive(clap::Args)]
 pub struct Args {
     /// The node's data directory, as given to `serve --data`

@@ -38,17 +38,13 @@ struct Cli {
     command: Command,
 }
 
+// What each says of itself in the help stands above its arguments.
 #[derive(Subcommand)]
 enum Command {
-    /// Make an authority and a certificate for each node
     Certs(certs::Args),
-    /// Run one node of a replicated key-value store
     Serve(Box<serve::Args>),
-    /// Ask nodes how they are and print one table
     Status(status::Args),
-    /// Look into the data directory of a stopped node, without changing it
     Inspect(inspect::Args),
-    /// Run three nodes here, kill their leader, and count what was lost
     Demo(demo::Args),
 }
 

@@ -32,14 +32,15 @@ const LAST_CALL_S: u64 = 3;
 /// Threads per HTTP server. They only translate; the work is the node's.
 const WORKERS: usize = 2;
 
-/// Runs one node of a replicated key-value store.
+/// Run one node of a replicated key-value store
 ///
 /// The first start needs either --peer for every founder (the same list on each of them) or --wait; a restart
 /// takes the same command. Settings come from flags, then from the environment, then from --config FILE.
 /// SIGTERM and Ctrl-C shut down in order.
 #[derive(clap::Args)]
-#[command(after_long_help = "Logs: ACTORUM_LOG=debug, or a filter such as ACTORUM_LOG=info,actorum_transport=debug.\n\
-    The library's settings: [raft] in the --config file, or ACTORUM_RAFT_HEARTBEAT_MS and so on.")]
+#[command(after_long_help = "\
+Logs go to standard error: ACTORUM_LOG=debug, or a filter such as ACTORUM_LOG=info,actorum_transport=debug.
+The library's settings: [raft] in the --config file, or ACTORUM_RAFT_HEARTBEAT_MS and so on.")]
 pub struct Args {
     /// This node's id: never zero, never used twice in the life of the cluster
     #[arg(long, env = "ACTORUM_ID")]

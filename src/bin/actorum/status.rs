@@ -9,7 +9,7 @@ use crate::{Failure, client::Client};
 /// Long enough for a busy node, short enough for a person.
 const TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Asks each node for its status and prints one table.
+/// Ask nodes how they are and print one table
 ///
 /// Lag is how many entries a node has yet to apply of what the leader has committed. Fails if no node answered.
 #[derive(clap::Args)]
