@@ -1,14 +1,25 @@
 //! One call starts, restarts or joins.
 
-use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use actorum_actors::{
-    log::store::{LogStore, OpenError},
+    clock::{Clock, SystemClock},
+    log::store::{LogStore, OpenError, StoreError},
     machine::StateMachine,
+    replica::Broken,
 };
-use actorum_transport::wire::{Address, NodeId};
+use actorum_transport::{
+    message::{Identity, TransportHandle},
+    wire::{Address, NodeId},
+};
 
 use crate::{
+    boot,
     config::{Config, ConfigError},
     raft::Raft,
 };
@@ -35,8 +46,9 @@ pub enum Tls {
 pub enum Network {
     /// QUIC with mutual TLS.
     Quic,
-    /// A network inside this process, for tests.
-    Memory(()),
+    /// A transport of your own. Called once with this node's identity, on the thread of the actors, to start it
+    /// and give its addresses.
+    Custom(Box<dyn FnOnce(Identity) -> TransportHandle + Send>),
 }
 
 /// How a node with an empty directory begins. One that has begun before ignores it.
@@ -58,6 +70,9 @@ pub enum StartError {
     /// The directory cannot be opened.
     #[error(transparent)]
     Open(#[from] OpenError),
+    /// What the directory holds cannot be read.
+    #[error("the log: {0}")]
+    Store(#[from] StoreError),
     /// The certificates cannot be used.
     #[error("certificates: {0}")]
     Tls(String),
@@ -69,27 +84,50 @@ pub enum StartError {
         /// The system's words.
         error: String,
     },
-    /// What the state machine holds does not fit the log.
+    /// The state cannot be rebuilt: the state machine does not fit the log, or failed while it was replayed.
     #[error("{0}")]
     Machine(String),
     /// The founders cannot be right.
     #[error("{0}")]
     Founders(String),
+    /// No thread could be started, or the one that was died.
+    #[error("the thread of the actors: {0}")]
+    Thread(String),
+}
+
+impl From<Broken> for StartError {
+    fn from(broken: Broken) -> Self {
+        StartError::Machine(broken.to_string())
+    }
 }
 
 /// Collects what a node needs, then starts it.
 pub struct Builder<S: StateMachine> {
-    #[allow(dead_code)]
-    id: NodeId,
-    #[allow(dead_code)]
-    machine: S,
+    pub(crate) id: NodeId,
+    pub(crate) machine: S,
+    pub(crate) listen: Option<SocketAddr>,
+    pub(crate) storage: Option<Storage>,
+    pub(crate) tls: Option<Tls>,
+    pub(crate) network: Network,
+    pub(crate) bootstrap: Bootstrap,
+    pub(crate) config: Config,
+    pub(crate) clock: Arc<dyn Clock>,
 }
 
-#[allow(clippy::todo, unused_variables)]
 impl<S: StateMachine> Builder<S> {
     /// A node with this id and this state machine.
     pub fn new(id: NodeId, machine: S) -> Self {
-        Builder { id, machine }
+        Builder {
+            id,
+            machine,
+            listen: None,
+            storage: None,
+            tls: None,
+            network: Network::Quic,
+            bootstrap: Bootstrap::Wait,
+            config: Config::default(),
+            clock: SystemClock::shared(),
+        }
     }
 
     /// The state machine to start with, in place of `S::default()`.
@@ -99,48 +137,63 @@ impl<S: StateMachine> Builder<S> {
     }
 
     /// Where peers reach this node. Port 0 takes a free one.
-    pub fn listen(self, address: SocketAddr) -> Self {
-        todo!()
+    pub fn listen(mut self, address: SocketAddr) -> Self {
+        self.listen = Some(address);
+        self
     }
 
     /// Where the log lives.
-    pub fn storage(self, storage: Storage) -> Self {
-        todo!()
+    pub fn storage(mut self, storage: Storage) -> Self {
+        self.storage = Some(storage);
+        self
     }
 
     /// Who this node is to its peers.
-    pub fn tls(self, tls: Tls) -> Self {
-        todo!()
+    pub fn tls(mut self, tls: Tls) -> Self {
+        self.tls = Some(tls);
+        self
     }
 
-    /// What carries messages.
-    pub fn network(self, network: Network) -> Self {
-        todo!()
+    /// What carries messages. QUIC unless said otherwise.
+    pub fn network(mut self, network: Network) -> Self {
+        self.network = network;
+        self
     }
 
-    /// How an empty directory begins.
-    pub fn bootstrap(self, bootstrap: Bootstrap) -> Self {
-        todo!()
+    /// How an empty directory begins: it waits to be added unless said otherwise.
+    pub fn bootstrap(mut self, bootstrap: Bootstrap) -> Self {
+        self.bootstrap = bootstrap;
+        self
     }
 
     /// All settings at once.
-    pub fn config(self, config: Config) -> Self {
-        todo!()
+    pub fn config(mut self, config: Config) -> Self {
+        self.config = config;
+        self
     }
 
     /// Changes settings in place.
-    pub fn configure(self, change: impl FnOnce(&mut Config)) -> Self {
-        todo!()
+    pub fn configure(mut self, change: impl FnOnce(&mut Config)) -> Self {
+        change(&mut self.config);
+        self
     }
 
-    /// Reads settings from a TOML file.
-    pub fn from_file(self, path: impl AsRef<std::path::Path>) -> Result<Self, StartError> {
-        todo!()
+    /// Reads settings from a TOML file, on top of what was set before.
+    pub fn from_file(mut self, path: impl AsRef<Path>) -> Result<Self, StartError> {
+        self.config.apply_file(path)?;
+        Ok(self)
     }
 
-    /// Reads settings from environment variables, `PREFIX_HEARTBEAT_MS` and so on.
-    pub fn from_env(self, prefix: &str) -> Result<Self, StartError> {
-        todo!()
+    /// Reads settings from environment variables, `PREFIX_HEARTBEAT_MS` and so on, on top of what was set before.
+    pub fn from_env(mut self, prefix: &str) -> Result<Self, StartError> {
+        self.config.apply_env(prefix, &[], environment())?;
+        Ok(self)
+    }
+
+    /// Another source of time: for simulations.
+    pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
+        self.clock = clock;
+        self
     }
 
     /// Starts, restarts or joins. Returns once the node runs; it may still be forming its cluster
@@ -148,6 +201,11 @@ impl<S: StateMachine> Builder<S> {
     ///
     /// Inside an actix system the actors run there; elsewhere (`#[tokio::main]`, a plain thread) on a thread of their own.
     pub async fn start(self) -> Result<Raft<S>, StartError> {
-        todo!()
+        boot::start(self).await
     }
+}
+
+/// What can be a setting is text.
+fn environment() -> impl Iterator<Item = (String, String)> {
+    std::env::vars_os().filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)))
 }

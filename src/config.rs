@@ -1,8 +1,9 @@
 //! Every knob of a node: its meaning, unit, default and cost.
 
-use std::time::Duration;
+use std::{fmt, path::Path, time::Duration};
 
 use serde::{Deserialize, Serialize};
+use toml::{Table, Value};
 
 /// The settings of a node. Every field has a default that suits a local network.
 ///
@@ -93,6 +94,71 @@ pub struct ConfigError {
 }
 
 impl Config {
+    /// The settings in a TOML file, on top of these.
+    pub fn apply_file(&mut self, path: impl AsRef<Path>) -> Result<(), ConfigError> {
+        let path = path.as_ref();
+        let unreadable =
+            |error: &dyn fmt::Display| ConfigError { key: path.display().to_string(), problem: error.to_string() };
+        let text = std::fs::read_to_string(path).map_err(|error| unreadable(&error))?;
+        let table = text.parse::<Table>().map_err(|error| unreadable(&error))?;
+        self.apply(table)
+    }
+
+    /// The settings in a TOML table, on top of these.
+    pub fn apply(&mut self, table: Table) -> Result<(), ConfigError> {
+        let known = known()?;
+        let mut merged = self.as_table()?;
+        for (key, value) in table {
+            let Some(example) = known.get(&key) else { return Err(unknown(&key, &key, &known)) };
+            if !value.same_type(example) {
+                let problem = format!("{} where {} belongs", a(&value), a(example));
+                return Err(ConfigError { key, problem });
+            }
+            merged.insert(key, value);
+        }
+        *self = merged.try_into().map_err(|error: toml::de::Error| ConfigError {
+            key: "configuration".into(),
+            problem: error.message().to_owned(),
+        })?;
+        Ok(())
+    }
+
+    /// The settings in environment variables, `PREFIX_HEARTBEAT_MS` and so on, on top of these.
+    ///
+    /// A variable with the prefix that is neither a setting nor in `others` is an error: it is a setting misspelt.
+    pub fn apply_env(
+        &mut self,
+        prefix: &str,
+        others: &[&str],
+        vars: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<(), ConfigError> {
+        let known = known()?;
+        let mut table = Table::new();
+        for (variable, text) in vars {
+            let Some(name) = variable.strip_prefix(prefix).and_then(|rest| rest.strip_prefix('_')) else { continue };
+            let key = name.to_ascii_lowercase();
+            if others.contains(&name) {
+                continue;
+            }
+            let Some(example) = known.get(&key) else { return Err(unknown(&variable, &key, &known)) };
+            let value = match example {
+                Value::Integer(_) => text
+                    .trim()
+                    .parse()
+                    .map(Value::Integer)
+                    .map_err(|_| ConfigError { key: variable, problem: format!("{text:?} is not {}", a(example)) })?,
+                _ => Value::String(text),
+            };
+            table.insert(key, value);
+        }
+        self.apply(table)
+    }
+
+    fn as_table(&self) -> Result<Table, ConfigError> {
+        // TOML's whole numbers have 63 bits.
+        Table::try_from(self).map_err(|error| ConfigError { key: "configuration".into(), problem: error.to_string() })
+    }
+
     /// The deadline of a request that names none.
     pub fn deadline(&self) -> Duration {
         Duration::from_millis(self.deadline_ms)
@@ -139,5 +205,113 @@ impl Config {
             }
         }
         Ok(())
+    }
+}
+
+/// Every key, each with a value of its type.
+fn known() -> Result<Table, ConfigError> {
+    Config { seed: Some(0), ..Config::default() }.as_table()
+}
+
+/// A key that does not exist, and the one that was probably meant. `shown` is how the user wrote it.
+fn unknown(shown: &str, key: &str, known: &Table) -> ConfigError {
+    let nearest = known.keys().min_by_key(|candidate| distance(key, candidate));
+    let problem = match nearest.filter(|candidate| distance(key, candidate) <= 1 + key.len() / 3) {
+        Some(nearest) => format!("there is no such setting; did you mean {nearest}?"),
+        None => format!("there is no such setting; there are {}", known.keys().cloned().collect::<Vec<_>>().join(", ")),
+    };
+    ConfigError { key: shown.to_owned(), problem }
+}
+
+/// How many letters must be changed, added or taken away to make one word of the other.
+fn distance(from: &str, to: &str) -> usize {
+    let to: Vec<char> = to.chars().collect();
+    let mut row: Vec<usize> = (0..=to.len()).collect();
+    for (i, a) in from.chars().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
+        for (j, b) in to.iter().enumerate() {
+            let changed = diagonal + usize::from(a != *b);
+            diagonal = row[j + 1];
+            row[j + 1] = changed.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[to.len()]
+}
+
+fn a(value: &Value) -> &'static str {
+    match value {
+        Value::Integer(_) => "a whole number",
+        Value::String(_) => "a string",
+        Value::Float(_) => "a number with a fraction",
+        Value::Boolean(_) => "true or false",
+        Value::Datetime(_) => "a date",
+        Value::Array(_) => "a list",
+        Value::Table(_) => "a table",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn applied(text: &str) -> Result<Config, String> {
+        let mut config = Config::default();
+        config.apply(text.parse().unwrap()).map(|()| config).map_err(|error| error.to_string())
+    }
+
+    fn env(vars: &[(&str, &str)]) -> Result<Config, String> {
+        let mut config = Config::default();
+        let vars = vars.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
+        config.apply_env("ACTORUM", &["DATA"], vars).map(|()| config).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_file_says_only_what_differs() {
+        let config = applied("heartbeat_ms = 50\nplacement = \"spread\"\nseed = 7").unwrap();
+        assert_eq!((config.heartbeat_ms, config.placement, config.seed), (50, Placement::Spread, Some(7)));
+        assert_eq!(config.election_ms, Config::default().election_ms);
+    }
+
+    #[test]
+    fn the_environment_goes_on_top_and_others_are_left_alone() {
+        let config = env(&[("ACTORUM_CLUSTER_NAME", "7"), ("ACTORUM_DATA", "x"), ("PATH", "/bin")]).unwrap();
+        assert_eq!(config.cluster_name, "7");
+    }
+
+    #[test]
+    fn an_unknown_key_is_named_with_the_one_that_was_meant() {
+        assert_eq!(
+            applied("hartbeat_ms = 5").unwrap_err(),
+            "hartbeat_ms: there is no such setting; did you mean heartbeat_ms?"
+        );
+        assert_eq!(
+            env(&[("ACTORUM_MAX_IN_FLIHGT", "5")]).unwrap_err(),
+            "ACTORUM_MAX_IN_FLIHGT: there is no such setting; did you mean max_in_flight?"
+        );
+        let far = applied("color = \"red\"").unwrap_err();
+        assert!(far.starts_with("color: there is no such setting; there are cluster_name, "), "{far}");
+    }
+
+    #[test]
+    fn a_value_of_another_type_is_named() {
+        let error = applied("heartbeat_ms = \"fast\"").unwrap_err();
+        assert_eq!(error, "heartbeat_ms: a string where a whole number belongs");
+        let error = env(&[("ACTORUM_HEARTBEAT_MS", "fast")]).unwrap_err();
+        assert_eq!(error, "ACTORUM_HEARTBEAT_MS: \"fast\" is not a whole number");
+        assert!(applied("placement = \"wide\"").unwrap_err().contains("compact"));
+        assert!(applied("heartbeat_ms = -5").is_err());
+    }
+
+    #[test]
+    fn impossible_combinations_name_the_key() {
+        Config::default().validate().unwrap();
+        let wrong = |change: fn(&mut Config)| {
+            let mut config = Config::default();
+            change(&mut config);
+            config.validate().unwrap_err().key
+        };
+        assert_eq!(wrong(|c| c.heartbeat_ms = 0), "heartbeat_ms");
+        assert_eq!(wrong(|c| c.election_ms = 299), "election_ms");
+        assert_eq!(wrong(|c| c.max_in_flight_bytes = 1000), "max_in_flight_bytes");
     }
 }

@@ -14,6 +14,10 @@ mod raft;
 mod request;
 mod system;
 
+mod boot;
+mod door;
+mod board;
+
 pub use actorum_actors::{
     event::{Event, Events},
     machine::{self, ApplyContext, MachineError, StateMachine},

@@ -1,6 +1,6 @@
 //! The handle: what an application holds, on any thread and under any runtime.
 
-use std::{sync::Arc, time::Duration};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use actix::Addr;
 use actorum_actors::{
@@ -11,18 +11,23 @@ use actorum_actors::{
 };
 
 use crate::{
-    request::{Propose, Read, Subscribe, SubscribeError, Subscription},
-    system::RaftSystem,
+    door::Door,
+    request::{Propose, Read, Shutdown, Subscribe, SubscribeError, Subscription},
+    system::{Alarm, RaftSystem},
 };
 
 /// A node of a replicated state machine. Cheap to clone; works from any thread and runtime.
+///
+/// The node lives as long as one handle or address of it does; when the last one is dropped it shuts down in
+/// order, without anyone waiting for it. [`Raft::shutdown`] waits.
 pub struct Raft<S: StateMachine> {
-    system: Addr<RaftSystem<S>>,
+    pub(crate) system: Addr<RaftSystem<S>>,
+    pub(crate) door: Arc<Door<S>>,
 }
 
 impl<S: StateMachine> Clone for Raft<S> {
     fn clone(&self) -> Self {
-        Raft { system: self.system.clone() }
+        Raft { system: self.system.clone(), door: self.door.clone() }
     }
 }
 
@@ -37,16 +42,18 @@ pub enum WaitError {
     Stopped(String),
 }
 
-#[allow(clippy::todo, unused_variables)]
 impl<S: StateMachine> Raft<S> {
     /// The actor behind this handle, for `send` and `do_send`.
+    ///
+    /// A flood of `do_send` into its mailbox is outside every bound that actix offers: prefer `send`, or the
+    /// methods of this handle, which are bounded by admission.
     pub fn addr(&self) -> &Addr<RaftSystem<S>> {
         &self.system
     }
 
     /// Replicates a command; see [`Propose`].
     pub async fn propose(&self, command: S::Command) -> Result<Applied<S::Response>, ProposeError> {
-        todo!()
+        self.door.propose(Propose::new(command)).await
     }
 
     /// Replicates a command with a deadline of its own.
@@ -55,12 +62,22 @@ impl<S: StateMachine> Raft<S> {
         command: S::Command,
         deadline: Duration,
     ) -> Result<Applied<S::Response>, ProposeError> {
-        todo!()
+        self.door.propose(Propose::new(command).deadline(deadline)).await
+    }
+
+    /// Hands a command over at once and gives its answer to be awaited later: for many in flight from one task.
+    ///
+    /// Proposals of one thread are proposed in the order they were handed over, unless the leader changes.
+    pub fn submit(
+        &self,
+        command: S::Command,
+    ) -> impl Future<Output = Result<Applied<S::Response>, ProposeError>> + use<S> {
+        self.door.propose(Propose::new(command))
     }
 
     /// A linearizable read.
     pub async fn read<T: Send + 'static>(&self, look: impl FnOnce(&S) -> T + Send + 'static) -> Result<T, ReadError> {
-        todo!()
+        self.read_with(Read::linearizable(look)).await.map(|(_, value)| value)
     }
 
     /// A read of this node's state as it is.
@@ -68,61 +85,102 @@ impl<S: StateMachine> Raft<S> {
         &self,
         look: impl FnOnce(&S) -> T + Send + 'static,
     ) -> Result<T, ReadError> {
-        todo!()
+        self.read_with(Read::stale(look)).await.map(|(_, value)| value)
     }
 
     /// Any read; see [`Read`]. Returns the index applied at the read along with the value.
     pub async fn read_with<T: Send + 'static>(&self, read: Read<S, T>) -> Result<(u64, T), ReadError> {
-        todo!()
+        self.door.read(read).await
     }
 
     /// Changes the membership; answered when applied.
     pub async fn change(&self, change: ConfChange) -> Result<Arc<Membership>, ChangeError> {
-        todo!()
+        self.door.change(change, None).await
     }
 
     /// Changes the membership with a deadline of its own.
     pub async fn change_within(&self, change: ConfChange, deadline: Duration) -> Result<Arc<Membership>, ChangeError> {
-        todo!()
+        self.door.change(change, Some(deadline)).await
     }
 
     /// Subscribes; see [`Subscribe`].
     pub async fn subscribe(&self, subscribe: Subscribe<S>) -> Result<Subscription, SubscribeError> {
-        todo!()
+        self.door.subscribe(subscribe).await
     }
 
     /// Ends a subscription.
     pub fn unsubscribe(&self, subscription: Subscription) {
-        todo!()
+        self.door.unsubscribe(subscription);
     }
 
     /// The latest status: a clone, complete in itself.
     pub fn status(&self) -> Status {
-        todo!()
+        self.door.board.status()
     }
 
     /// Waits until the status satisfies a condition.
     pub async fn wait(&self, timeout: Duration, until: impl Fn(&Status) -> bool) -> Result<Status, WaitError> {
-        todo!()
+        let mut board = self.door.board.clone();
+        // The system keeps the time: the caller's runtime may have no timer.
+        let alarm = self.system.send(Alarm(timeout));
+        tokio::pin!(alarm);
+        loop {
+            // Marked as seen before looking, so that no change in between is missed.
+            board.core.mark_unchanged();
+            board.applier.mark_unchanged();
+            board.members.mark_unchanged();
+            board.life.mark_unchanged();
+            let status = board.status();
+            if until(&status) {
+                return Ok(status);
+            }
+            if let Some(cause) = status.stopped {
+                return Err(WaitError::Stopped(cause));
+            }
+            tokio::select! {
+                biased;
+                _ = board.changed() => {}
+                rung = &mut alarm => {
+                    let status = board.status();
+                    return match status.stopped.clone() {
+                        Some(cause) => Err(WaitError::Stopped(cause)),
+                        None if rung.is_err() => Err(WaitError::Stopped("the system has ended".into())),
+                        None if until(&status) => Ok(status),
+                        None => Err(WaitError::TimedOut(in_a_line(&status))),
+                    };
+                }
+            }
+        }
     }
 
     /// Waits until a leader is known.
     pub async fn wait_for_leader(&self, timeout: Duration) -> Result<Status, WaitError> {
-        todo!()
+        self.wait(timeout, |status| status.leader.is_some()).await
     }
 
     /// Waits until this node has applied an index.
     pub async fn wait_applied(&self, index: u64, timeout: Duration) -> Result<Status, WaitError> {
-        todo!()
+        self.wait(timeout, |status| status.applied_index >= index).await
     }
 
     /// Waits until the system has stopped, however it came to that, and says why.
     pub async fn stopped(&self) -> String {
-        todo!()
+        let mut life = self.door.board.life.clone();
+        let closed = life.wait_for(|life| life.closed).await.map(|life| life.stopped.clone());
+        closed.ok().flatten().unwrap_or_else(|| "the system has ended".into())
     }
 
-    /// Shuts down in order: see [`Shutdown`](crate::Shutdown). Returns when the directory is closed.
+    /// Shuts down in order: see [`Shutdown`]. Returns when the directory is closed.
     pub async fn shutdown(&self) {
-        todo!()
+        // A system that is gone has shut down.
+        let _ = self.system.send(Shutdown).await;
     }
+}
+
+fn in_a_line(status: &Status) -> String {
+    let leader = status.leader.map_or("no leader".to_owned(), |id| format!("leader {id}"));
+    format!(
+        "node {} is {} in term {}, {leader}, commit {}, applied {}, {}",
+        status.id, status.role, status.term, status.commit_index, status.applied_index, status.membership
+    )
 }

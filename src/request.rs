@@ -6,11 +6,13 @@
 use std::time::Duration;
 
 use actix::{Message, Recipient};
+pub use actorum_actors::subscribers::{SubscribeError, Subscription, Unsubscribe};
 use actorum_actors::{
     event::{Event, Events},
     machine::StateMachine,
     outcome::{Applied, ProposeError, ReadError},
     status::Status,
+    subscribers::Subscriber,
 };
 
 /// Replicate this command and apply it; answered with the state machine's response.
@@ -78,11 +80,6 @@ pub struct Subscribe<S: StateMachine> {
     pub(crate) after: Option<u64>,
 }
 
-pub(crate) enum Subscriber<S: StateMachine> {
-    Single(Recipient<Event<S>>),
-    Batched(Recipient<Events<S>>),
-}
-
 impl<S: StateMachine> Subscribe<S> {
     /// One message per event, from now on.
     pub fn new(recipient: Recipient<Event<S>>) -> Self {
@@ -106,33 +103,6 @@ impl<S: StateMachine> Subscribe<S> {
         self.after = None;
         self
     }
-}
-
-/// A subscription, to end it with [`Unsubscribe`]. It also ends when the recipient's actor does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Subscription(pub(crate) u64);
-
-/// End a subscription. Events already on their way may still arrive.
-#[derive(Message, Clone, Copy, Debug)]
-#[rtype(result = "()")]
-pub struct Unsubscribe(pub Subscription);
-
-/// Why a subscription could not begin.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum SubscribeError {
-    /// The log no longer reaches back to that point.
-    #[error("the log starts at {first_index}: read the state as of {}, then subscribe after it", .first_index.saturating_sub(1))]
-    Compacted {
-        /// The first index that the log still holds.
-        first_index: u64,
-    },
-    /// The system has stopped.
-    #[error("stopped: {cause}")]
-    Stopped {
-        /// Why.
-        cause: String,
-    },
 }
 
 /// The latest status.

@@ -1,23 +1,260 @@
-//! The front door.
+//! The front door: the one actor that an application spawns, and the parent of all the others.
+//!
+//! ```text
+//!                    RaftSystem ── holds ──▶ core, applier, log writer, membership manager, transport
+//!                        ▲                                        │
+//!                        └───────── Failed, LeaderChanged ────────┘   weak
+//! ```
+//!
+//! It lives while a handle or an address of it does, and its children live while it does. However the end
+//! comes, it goes one way: admission closes, what is in flight finishes or is answered, the core stops, the log
+//! is made durable and closed, the applier and the transport end. A failure below skips only the waiting:
+//! every pending answer is "unknown" with the failure as its cause. The rest of the process lives.
+//!
+//! Deliberately absent: anything about Raft.
 
-use std::marker::PhantomData;
+use std::{sync::Arc, time::Duration};
 
-use actix::{Actor, Context};
-use actorum_actors::machine::StateMachine;
-use actorum_transport::wire::NodeId;
+use actix::prelude::*;
+use actorum_actors::{
+    applier::{Applier, StopApplier},
+    core::{RaftCore, Stop},
+    log_writer::{CloseLog, LogWriter},
+    machine::StateMachine,
+    members::{Change as ConfChange, Membership},
+    membership::MembershipManager,
+    message::{Failed, LeaderChanged},
+    outcome::{ChangeError, ProposeError, ReadError},
+    slot::Slot,
+};
+use actorum_transport::{
+    message::{Close, GetTransportStatus, TransportHandle, TransportStatus},
+    wire::NodeId,
+};
+use tokio::sync::watch;
 
-use crate::builder::Builder;
+use crate::{
+    board::Life,
+    builder::Builder,
+    door::Door,
+    request::{GetStatus, Propose, Read, Shutdown, Subscribe, SubscribeError, Subscription, Unsubscribe},
+};
 
-/// The one actor an application spawns.
-pub struct RaftSystem<S: StateMachine>(PhantomData<S>);
+/// How often the children are looked after and the transport's numbers are fetched.
+const ROUND: Duration = Duration::from_millis(100);
 
-impl<S: StateMachine> Actor for RaftSystem<S> {
-    type Context = Context<Self>;
+/// The one actor an application spawns. Started by [`RaftSystem::builder`].
+pub struct RaftSystem<S: StateMachine> {
+    pub(crate) door: Arc<Door<S>>,
+    pub(crate) life: watch::Sender<Life>,
+    pub(crate) network: watch::Sender<TransportStatus>,
+    /// `None` once they are being closed.
+    pub(crate) children: Option<Children<S>>,
+    /// How long what is in flight may take to finish at a shutdown.
+    pub(crate) grace: Duration,
+    /// Whether the actix system was made for this node alone and ends with it.
+    pub(crate) own_thread: bool,
+}
+
+/// The actors below. Dropping them ends them.
+pub(crate) struct Children<S: StateMachine> {
+    pub core: Addr<RaftCore<Slot<S>>>,
+    pub applier: Addr<Applier<S>>,
+    pub log: Addr<LogWriter>,
+    pub membership: Addr<MembershipManager<Slot<S>>>,
+    pub transport: TransportHandle,
+    /// The applier's thread, if it has one of its own.
+    pub thread: Option<Arbiter>,
 }
 
 impl<S: StateMachine + Default> RaftSystem<S> {
     /// A node with this id, whose state machine starts as `S::default()`.
     pub fn builder(id: NodeId) -> Builder<S> {
         Builder::new(id, S::default())
+    }
+}
+
+impl<S: StateMachine> RaftSystem<S> {
+    /// Begins the end; the first cause stands.
+    fn end(&mut self, cause: String, grace: Duration, ctx: &mut Context<Self>) {
+        let Some(children) = self.children.take() else { return };
+        self.door.admission.close(cause.clone());
+        let admission = self.door.admission.clone();
+        let ended = async move {
+            admission.drained(grace).await;
+            children.close(cause).await;
+        };
+        ctx.spawn(ended.into_actor(self).map(|(), system, _| {
+            let cause = system.door.admission.closed();
+            system.life.send_modify(|life| {
+                life.stopped = cause;
+                life.closed = true;
+            });
+        }));
+    }
+
+    /// A child that is gone without a word has panicked where nobody could catch it.
+    fn look_after_children(&mut self, ctx: &mut Context<Self>) {
+        let Some(children) = &self.children else { return };
+        let gone = [
+            ("core", children.core.connected()),
+            ("applier", children.applier.connected()),
+            ("log writer", children.log.connected()),
+            ("membership manager", children.membership.connected()),
+            ("transport", children.transport.transmit.connected()),
+        ];
+        if let Some((name, _)) = gone.iter().find(|(_, lives)| !lives) {
+            return self.fail(format!("the {name} ended by itself: look for its panic in the log"), ctx);
+        }
+        let numbers = children.transport.status.send(GetTransportStatus);
+        ctx.spawn(numbers.into_actor(self).map(|numbers, system, _| {
+            if let Ok(numbers) = numbers {
+                system.network.send_if_modified(|shown| {
+                    let changed = *shown != numbers;
+                    *shown = numbers;
+                    changed
+                });
+            }
+        }));
+    }
+
+    fn fail(&mut self, cause: String, ctx: &mut Context<Self>) {
+        tracing::error!(node = self.door.board.id, cause, "the system stops");
+        self.life.send_modify(|life| {
+            life.last_error = Some(cause.clone());
+            life.stopped.get_or_insert(cause.clone());
+        });
+        self.end(cause, Duration::ZERO, ctx);
+    }
+}
+
+impl<S: StateMachine> Children<S> {
+    /// Everything ends in the order that keeps the promises: who decides, who writes, who applies, who carries. A
+    /// child that is gone already has nothing to close.
+    async fn close(self, cause: String) {
+        let _ = self.core.send(Stop { cause }).await;
+        let _ = self.log.send(CloseLog).await;
+        let _ = self.applier.send(StopApplier).await;
+        let _ = self.transport.close.send(Close).await;
+        if let Some(thread) = self.thread {
+            thread.stop();
+        }
+    }
+}
+
+impl<S: StateMachine> Actor for RaftSystem<S> {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Context<Self>) {
+        ctx.run_interval(ROUND, |system, ctx| {
+            if ctx.connected() {
+                system.look_after_children(ctx);
+            } else {
+                // The last handle is gone: nobody can ask anything any more.
+                system.end("the last handle was dropped".into(), Duration::ZERO, ctx);
+                if system.life.borrow().closed {
+                    ctx.stop();
+                }
+            }
+        });
+    }
+
+    fn stopped(&mut self, _: &mut Context<Self>) {
+        if self.own_thread {
+            System::current().stop();
+        }
+    }
+}
+
+impl<S: StateMachine> Handler<Failed> for RaftSystem<S> {
+    type Result = ();
+
+    fn handle(&mut self, Failed { cause }: Failed, ctx: &mut Context<Self>) {
+        self.fail(cause, ctx);
+    }
+}
+
+impl<S: StateMachine> Handler<LeaderChanged> for RaftSystem<S> {
+    type Result = ();
+
+    fn handle(&mut self, LeaderChanged { leader, .. }: LeaderChanged, _: &mut Context<Self>) {
+        if leader.is_some() {
+            self.life.send_modify(|life| life.leader_changes += 1);
+        }
+    }
+}
+
+impl<S: StateMachine> Handler<Propose<S>> for RaftSystem<S> {
+    type Result = ResponseFuture<Result<actorum_actors::outcome::Applied<S::Response>, ProposeError>>;
+
+    fn handle(&mut self, propose: Propose<S>, _: &mut Context<Self>) -> Self::Result {
+        Box::pin(self.door.propose(propose))
+    }
+}
+
+impl<S: StateMachine, T: Send + 'static> Handler<Read<S, T>> for RaftSystem<S> {
+    type Result = ResponseFuture<Result<T, ReadError>>;
+
+    fn handle(&mut self, read: Read<S, T>, _: &mut Context<Self>) -> Self::Result {
+        let value = self.door.read(read);
+        Box::pin(async move { value.await.map(|(_, value)| value) })
+    }
+}
+
+impl<S: StateMachine> Handler<ConfChange> for RaftSystem<S> {
+    type Result = ResponseFuture<Result<Arc<Membership>, ChangeError>>;
+
+    fn handle(&mut self, change: ConfChange, _: &mut Context<Self>) -> Self::Result {
+        Box::pin(self.door.change(change, None))
+    }
+}
+
+impl<S: StateMachine> Handler<Subscribe<S>> for RaftSystem<S> {
+    type Result = ResponseFuture<Result<Subscription, SubscribeError>>;
+
+    fn handle(&mut self, subscribe: Subscribe<S>, _: &mut Context<Self>) -> Self::Result {
+        Box::pin(self.door.subscribe(subscribe))
+    }
+}
+
+impl<S: StateMachine> Handler<Unsubscribe> for RaftSystem<S> {
+    type Result = ();
+
+    fn handle(&mut self, Unsubscribe(subscription): Unsubscribe, _: &mut Context<Self>) {
+        self.door.unsubscribe(subscription);
+    }
+}
+
+impl<S: StateMachine> Handler<GetStatus> for RaftSystem<S> {
+    type Result = MessageResult<GetStatus>;
+
+    fn handle(&mut self, GetStatus: GetStatus, _: &mut Context<Self>) -> Self::Result {
+        MessageResult(self.door.board.status())
+    }
+}
+
+impl<S: StateMachine> Handler<Shutdown> for RaftSystem<S> {
+    type Result = ResponseFuture<()>;
+
+    fn handle(&mut self, Shutdown: Shutdown, ctx: &mut Context<Self>) -> ResponseFuture<()> {
+        self.end("it was shut down".into(), self.grace, ctx);
+        let mut life = self.life.subscribe();
+        Box::pin(async move {
+            // Whoever shows it is this actor: its end is an end, too.
+            let _ = life.wait_for(|life| life.closed).await;
+        })
+    }
+}
+
+/// Answered after this time: for callers whose runtime has no timer.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(crate) struct Alarm(pub Duration);
+
+impl<S: StateMachine> Handler<Alarm> for RaftSystem<S> {
+    type Result = ResponseFuture<()>;
+
+    fn handle(&mut self, Alarm(after): Alarm, _: &mut Context<Self>) -> ResponseFuture<()> {
+        Box::pin(actix_rt::time::sleep(after))
     }
 }

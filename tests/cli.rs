@@ -1,10 +1,10 @@
 //! The command line by itself: help, exit codes, certificates, and mistakes that are named before anything runs.
 
-mod support;
+mod lab;
 
 use std::{fs, os::unix::fs::PermissionsExt, process::Output};
 
-use support::{Lab, actorum, run};
+use lab::{Lab, actorum, run};
 
 fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()

@@ -1,6 +1,6 @@
 //! The demo as a stranger runs it, without a terminal: it tells its story, counts, and leaves nothing behind.
 
-mod support;
+mod lab;
 
 use std::{
     fs,
@@ -9,7 +9,7 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-use support::{actorum, processes_with, wait};
+use lab::{actorum, processes_with, wait};
 
 /// Starts a demo whose temporary files go to a directory of the test's own.
 fn start(home: &Path, args: &[&str]) -> Child {
@@ -98,7 +98,7 @@ fn it_stays_and_keeps_when_asked_to() {
     let mut line = String::new();
     account.read_line(&mut line).expect("a URL");
     let url = line.split_whitespace().find(|word| word.starts_with("http://")).expect("a URL").to_owned();
-    assert_eq!(support::call("GET", &url, "").status, 200, "{url}");
+    assert_eq!(lab::call("GET", &url, "").status, 200, "{url}");
     let sent = Command::new("kill").args(["-INT", &demo.id().to_string()]).status().expect("kill runs");
     assert!(sent.success());
     assert_eq!(demo.wait().expect("it ends").code(), Some(0), "Ctrl-C is how a demo that stays ends");

@@ -1,6 +1,6 @@
 //! The HTTP API row by row against three real processes, errors included, with a node down and with two.
 
-mod support;
+mod lab;
 
 use std::{
     io::{BufRead, BufReader, Read, Write},
@@ -8,8 +8,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use lab::{Answer, Lab, Node, PATIENCE, call, try_call, wait};
 use serde_json::{Value, json};
-use support::{Answer, Lab, Node, PATIENCE, call, try_call, wait};
 
 /// Asserts an error: its status, its code, and the shape that all of them have.
 #[track_caller]
@@ -207,15 +207,14 @@ fn the_node() {
     let mut args = vec!["status".to_owned()];
     args.extend([1, 2, 3].map(|id| lab.node(id).url("")));
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
-    let table = support::run(&args);
+    let table = lab::run(&args);
     let text = String::from_utf8_lossy(&table.stdout).into_owned();
     assert!(table.status.success(), "{text}");
     let rows: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
     assert_eq!(rows[0], ["NODE", "ROLE", "TERM", "LEADER", "COMMIT", "APPLIED", "LAG", "DISK"]);
     assert_eq!(rows[1..].iter().map(|row| row[0]).collect::<Vec<_>>(), ["1", "2", "3"]);
     assert_eq!(rows[1..].iter().filter(|row| row[1] == "leader").count(), 1, "{text}");
-    let json: Value =
-        serde_json::from_slice(&support::run(&[&args[..], &["-o", "json"]].concat()).stdout).expect("JSON");
+    let json: Value = serde_json::from_slice(&lab::run(&[&args[..], &["-o", "json"]].concat()).stdout).expect("JSON");
     assert_eq!(json.as_array().map(Vec::len), Some(3));
     assert_eq!(json[2]["status"]["id"], 3);
 }
@@ -390,7 +389,7 @@ fn nodes_down() {
         assert_eq!(call("GET", &lab.node(id).url("/readyz"), "").status, 200);
     }
     let args = [1, 2, 3].map(|id| lab.node(id).url(""));
-    let table = support::run(&["status", &args[0], &args[1], &args[2]]);
+    let table = lab::run(&["status", &args[0], &args[1], &args[2]]);
     let text = String::from_utf8_lossy(&table.stdout).into_owned();
     assert!(table.status.success() && text.contains("unreachable") && text.contains("leader"), "{text}");
 

@@ -1,7 +1,7 @@
 //! Whole clusters of real processes: killed, wiped, misconfigured, grown and shrunk.
 
 mod dice;
-mod support;
+mod lab;
 
 use std::{
     collections::BTreeMap,
@@ -15,8 +15,8 @@ use std::{
 };
 
 use dice::Dice;
+use lab::{Lab, call, free_port, try_call, wait};
 use serde_json::{Value, json};
-use support::{Lab, call, free_port, try_call, wait};
 
 /// What one writer was told: every key once, with the index where it was acknowledged.
 type Acknowledged = BTreeMap<String, u64>;
@@ -254,13 +254,13 @@ fn a_directory_has_one_holder() {
         args[at + 1] = "127.0.0.1:0".to_owned();
     }
     args.extend(lab.founders().into_iter().flat_map(|peer| ["--peer".to_owned(), peer]));
-    let second = support::actorum().args(&args).output().expect("it runs");
+    let second = lab::actorum().args(&args).output().expect("it runs");
     let message = String::from_utf8_lossy(&second.stderr).into_owned();
     assert_eq!(second.status.code(), Some(1), "{message}");
     assert!(message.contains(&holder.pid().to_string()), "it names process {}: {message}", holder.pid());
     assert!(message.contains(holder.data.to_str().expect("UTF-8")), "{message}");
 
-    let inspected = support::run(&["inspect", holder.data.to_str().expect("UTF-8")]);
+    let inspected = lab::run(&["inspect", holder.data.to_str().expect("UTF-8")]);
     let message = String::from_utf8_lossy(&inspected.stderr).into_owned();
     assert_eq!(inspected.status.code(), Some(1), "{message}");
     assert!(message.contains(&holder.pid().to_string()), "{message}");
@@ -300,7 +300,7 @@ fn a_stopped_node_can_be_inspected() {
     let before = contents(&dir);
     let path = dir.to_str().expect("UTF-8");
     let entries = format!("{}..{}", indexes[0], indexes[2] + 1);
-    let inspected = support::run(&["inspect", path, "--entries", &entries, "--verify"]);
+    let inspected = lab::run(&["inspect", path, "--entries", &entries, "--verify"]);
     let text = String::from_utf8_lossy(&inspected.stdout).into_owned();
     assert!(inspected.status.success(), "{text}{}", String::from_utf8_lossy(&inspected.stderr));
     assert!(text.contains("node 1") && text.contains(&format!("term {term}")), "{text}");
@@ -311,7 +311,7 @@ fn a_stopped_node_can_be_inspected() {
         assert!(line.contains(&format!("key-{n}")) && line.contains("value"), "{line}");
     }
     assert_eq!(contents(&dir), before, "not a byte was changed");
-    let json = support::run(&["status", &lab.node(2).url(""), "-o", "json"]);
+    let json = lab::run(&["status", &lab.node(2).url(""), "-o", "json"]);
     assert_eq!(serde_json::from_slice::<Value>(&json.stdout).expect("JSON")[0]["status"]["id"], 2);
 }
 

@@ -17,4 +17,18 @@ pub mod entry;
 pub mod message;
 pub mod system_state;
 
+pub mod consensus;
 pub mod log;
+
+pub mod admission;
+pub mod slot;
+pub mod core;
+pub mod log_writer;
+pub mod replica;
+pub mod applier;
+pub mod subscribers;
+pub mod formation;
+pub mod membership;
+
+#[cfg(test)]
+mod testing;

@@ -40,29 +40,43 @@ struct SnapshotData {
     system: SystemState,
     /// The state machine's own bytes; `None` at genesis: the machine as it was built.
     machine: Option<serde_bytes::ByteBuf>,
+    /// Only in the genesis: whom the node that wrote it heard while the cluster was formed. What the
+    /// cluster knows is recorded by its first leader; this is what one founder knows until then.
+    #[serde(default)]
+    formed_with: BTreeMap<NodeId, Incarnation>,
 }
 
 impl SystemState {
-    /// The state of a cluster that these founders form now.
-    pub fn founded(cluster: ClusterId, founders: &BTreeMap<NodeId, (Address, Incarnation)>) -> SystemState {
-        let member = |(id, (address, incarnation)): (&NodeId, &(Address, Incarnation))| {
-            (*id, Member { address: address.clone(), role: MemberRole::Voter, incarnation: Some(*incarnation) })
+    /// The state of a cluster that these founders form now. Their incarnations are not part of it: the
+    /// first leader records them, so that all nodes learn them from the same entry.
+    pub fn founded(cluster: ClusterId, founders: &BTreeMap<NodeId, Address>) -> SystemState {
+        let member = |(id, address): (&NodeId, &Address)| {
+            (*id, Member { address: address.clone(), role: MemberRole::Voter, incarnation: None })
         };
         let members = founders.iter().map(member).collect();
         let membership = Arc::new(Membership { members, retired: Default::default() });
         SystemState { cluster, membership, last_time_us: 0 }
     }
 
-    /// The snapshot every log starts from.
-    pub fn genesis(&self) -> Result<Snapshot, MachineError> {
-        self.snapshot(GENESIS_INDEX, GENESIS_TERM, None)
+    /// The snapshot every log starts from, as written by a founder that formed with these incarnations.
+    pub fn genesis(&self, formed_with: BTreeMap<NodeId, Incarnation>) -> Result<Snapshot, MachineError> {
+        let data = SnapshotData { system: self.clone(), machine: None, formed_with };
+        self.pack(GENESIS_INDEX, GENESIS_TERM, &data)
     }
 
     /// A snapshot of this state and the machine's bytes.
-    pub fn snapshot(&self, index: u64, term: u64, machine: Option<Vec<u8>>) -> Result<Snapshot, MachineError> {
-        let data = SnapshotData { system: self.clone(), machine: machine.map(Into::into) };
-        let data = machine::encode(&data)?.into();
-        Ok(Snapshot { index, term, conf: self.membership.conf_state(), data })
+    pub fn snapshot(&self, index: u64, term: u64, machine: Vec<u8>) -> Result<Snapshot, MachineError> {
+        let data = SnapshotData { system: self.clone(), machine: Some(machine.into()), formed_with: BTreeMap::new() };
+        self.pack(index, term, &data)
+    }
+
+    fn pack(&self, index: u64, term: u64, data: &SnapshotData) -> Result<Snapshot, MachineError> {
+        Ok(Snapshot { index, term, conf: self.membership.conf_state(), data: machine::encode(data)?.into() })
+    }
+
+    /// Whom the founder that wrote this genesis formed with.
+    pub fn formed_with(genesis: &Snapshot) -> Result<BTreeMap<NodeId, Incarnation>, MachineError> {
+        machine::decode::<SnapshotData>(&genesis.data).map(|data| data.formed_with)
     }
 
     /// Reads a snapshot: this state, and the machine's bytes unless it is the genesis.

@@ -27,7 +27,7 @@ use actix_web::{
     middleware::Next,
     web::{self, Data, Payload, ServiceConfig},
 };
-use actorum::{ChangeError, Formed, NodeId, ProposeError, Raft, Read, ReadError, Status, SubscribeError};
+use actorum::{ChangeError, Formed, GetStatus, NodeId, ProposeError, Raft, Read, ReadError, Status, SubscribeError};
 use futures_util::StreamExt;
 use percent_encoding::percent_decode_str;
 use serde_json::{Value, json};
@@ -189,10 +189,16 @@ fn describe(status: &Status) -> Value {
     })
 }
 
-/// `GET /livez`: is it worth keeping this process? Not while its system has stopped.
+/// `GET /livez`: is it worth keeping this process? Not while its system has stopped or does not answer.
 async fn livez(node: Data<Node>, request: HttpRequest) -> Result<HttpResponse, Refused> {
     Query::parse(&request)?.finish()?;
-    match node.raft.status().stopped {
+    // Through the mailbox: a status that could be read from memory would not show that the system's thread hangs.
+    let status = match timeout(PROBE, node.raft.addr().send(GetStatus)).await {
+        Ok(Ok(status)) => status,
+        Ok(Err(e)) => return Err(Refused::stopped(&node, format!("the system's mailbox: {e}"))),
+        Err(_) => return Err(Refused::stopped(&node, "the system does not answer".to_owned())),
+    };
+    match status.stopped {
         Some(cause) => Err(Refused::stopped(&node, cause)),
         None => Ok(json_response(json!({ "live": true }))),
     }

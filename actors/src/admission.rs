@@ -1,0 +1,232 @@
+//! Admission: how much may be in flight on this node, and the moment from which nothing may.
+//!
+//! ```text
+//!  client ──try_admit(bytes)──▶ Permit ── rides in the request's slot ──▶ answered or dropped: given back
+//!              │ at the bound                                                    │
+//!              └▶ Denied::Busy                              the last one wakes ──▶ drained()
+//! ```
+//!
+//! This is the one bound in front of every mailbox: a request holds its permit from the caller's thread until
+//! its answer, so what waits in the core, in the log writer, in the applier or for a leader is counted here.
+//! At the bound the next request is answered `Busy`; nothing waits for admission. What a peer forwards holds
+//! a permit on both nodes: where its client waits and where it is proposed.
+//!
+//! It also keeps the cause of the stop, so that every slot dropped later can say why.
+
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::sync::Notify;
+
+use crate::outcome::{ChangeError, ProposeError, ReadError};
+
+/// The gate of one system.
+#[derive(Debug)]
+pub struct Admission {
+    max_count: usize,
+    max_bytes: usize,
+    inside: Mutex<Inside>,
+    emptied: Notify,
+    applied: AtomicU64,
+    failed: AtomicU64,
+}
+
+/// What is inside the gate.
+#[derive(Debug, Default)]
+struct Inside {
+    count: usize,
+    bytes: usize,
+    /// Why nothing is admitted any more.
+    closed: Option<String>,
+}
+
+/// Why a request was not admitted: it never reached the core.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Denied {
+    /// The bound is reached.
+    Busy {
+        /// Requests that hold admission.
+        in_flight: usize,
+        /// Bytes they hold.
+        bytes: usize,
+    },
+    /// The system stops or has stopped.
+    Closed {
+        /// Why.
+        cause: String,
+    },
+}
+
+impl From<Denied> for ProposeError {
+    fn from(denied: Denied) -> Self {
+        match denied {
+            Denied::Busy { in_flight, bytes } => ProposeError::Busy { in_flight, bytes },
+            Denied::Closed { cause } => ProposeError::Stopped { cause },
+        }
+    }
+}
+
+impl From<Denied> for ReadError {
+    fn from(denied: Denied) -> Self {
+        match denied {
+            Denied::Busy { in_flight, .. } => ReadError::Busy { in_flight },
+            Denied::Closed { cause } => ReadError::Stopped { cause },
+        }
+    }
+}
+
+impl From<Denied> for ChangeError {
+    fn from(denied: Denied) -> Self {
+        match denied {
+            Denied::Busy { in_flight, .. } => ChangeError::Busy { in_flight },
+            Denied::Closed { cause } => ChangeError::Stopped { cause },
+        }
+    }
+}
+
+impl Admission {
+    /// A gate for so many requests of so many bytes.
+    pub fn new(max_count: usize, max_bytes: usize) -> Arc<Admission> {
+        Arc::new(Admission {
+            max_count,
+            max_bytes,
+            inside: Mutex::default(),
+            emptied: Notify::new(),
+            applied: AtomicU64::new(0),
+            failed: AtomicU64::new(0),
+        })
+    }
+
+    /// Admits a request of this size, or says at once why not.
+    pub fn try_admit(self: &Arc<Self>, bytes: usize) -> Result<Permit, Denied> {
+        let mut inside = self.inside();
+        if let Some(cause) = &inside.closed {
+            return Err(Denied::Closed { cause: cause.clone() });
+        }
+        if inside.count >= self.max_count || inside.bytes.saturating_add(bytes) > self.max_bytes {
+            return Err(Denied::Busy { in_flight: inside.count, bytes: inside.bytes });
+        }
+        inside.count += 1;
+        inside.bytes += bytes;
+        Ok(Permit { admission: self.clone(), bytes })
+    }
+
+    /// From now on nothing is admitted. The first cause stands.
+    pub fn close(&self, cause: impl Into<String>) {
+        self.inside().closed.get_or_insert_with(|| cause.into());
+    }
+
+    /// Why nothing is admitted any more, if that is so.
+    pub fn closed(&self) -> Option<String> {
+        self.inside().closed.clone()
+    }
+
+    /// Requests in flight, and the bytes they hold.
+    pub fn in_flight(&self) -> (usize, usize) {
+        let inside = self.inside();
+        (inside.count, inside.bytes)
+    }
+
+    /// Proposals answered with a response and with an error, since the start.
+    pub fn totals(&self) -> (u64, u64) {
+        (self.applied.load(Ordering::Relaxed), self.failed.load(Ordering::Relaxed))
+    }
+
+    /// Waits until nothing is in flight; false if something still is when the time is up.
+    pub async fn drained(&self, within: Duration) -> bool {
+        let empty = async {
+            loop {
+                // Enabled before looking, so that a release in between is not missed.
+                let emptied = self.emptied.notified();
+                tokio::pin!(emptied);
+                emptied.as_mut().enable();
+                if self.in_flight().0 == 0 {
+                    return;
+                }
+                emptied.await;
+            }
+        };
+        tokio::time::timeout(within, empty).await.is_ok()
+    }
+
+    pub(crate) fn count_proposal(&self, applied: bool) {
+        let counter = if applied { &self.applied } else { &self.failed };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// No code panics while it holds this lock, so a poisoned one is as good as any.
+    fn inside(&self) -> MutexGuard<'_, Inside> {
+        self.inside.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The right to be in flight. Dropping it gives the place to another request.
+#[derive(Debug)]
+pub struct Permit {
+    admission: Arc<Admission>,
+    bytes: usize,
+}
+
+impl Permit {
+    /// The gate it belongs to.
+    pub fn admission(&self) -> &Arc<Admission> {
+        &self.admission
+    }
+
+    /// The size it was taken for.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        let mut inside = self.admission.inside();
+        inside.count -= 1;
+        inside.bytes -= self.bytes;
+        if inside.count == 0 {
+            drop(inside);
+            self.admission.emptied.notify_waiters();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn count_and_bytes_are_bounded_and_given_back() {
+        let admission = Admission::new(2, 100);
+        let first = admission.try_admit(60).unwrap();
+        assert_eq!(admission.try_admit(41).unwrap_err(), Denied::Busy { in_flight: 1, bytes: 60 });
+        let _second = admission.try_admit(40).unwrap();
+        assert_eq!(admission.try_admit(0).unwrap_err(), Denied::Busy { in_flight: 2, bytes: 100 });
+        drop(first);
+        assert_eq!(admission.in_flight(), (1, 40));
+        admission.try_admit(60).unwrap();
+    }
+
+    #[test]
+    fn a_closed_gate_says_the_first_cause() {
+        let admission = Admission::new(2, 100);
+        admission.close("the disk died");
+        admission.close("shut down");
+        assert_eq!(admission.try_admit(1).unwrap_err(), Denied::Closed { cause: "the disk died".into() });
+    }
+
+    #[actix_rt::test]
+    async fn draining_ends_with_the_last_permit() {
+        let admission = Admission::new(2, 100);
+        assert!(admission.drained(Duration::ZERO).await, "nothing is in flight");
+        let permit = admission.try_admit(1).unwrap();
+        assert!(!admission.drained(Duration::ZERO).await, "one is in flight");
+        let (drained, ()) = tokio::join!(admission.drained(Duration::from_secs(10)), async { drop(permit) });
+        assert!(drained);
+    }
+}

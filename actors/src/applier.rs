@@ -1,0 +1,662 @@
+//! The applier: owns the state machine, and gives the answers.
+//!
+//! ```text
+//!  core ──Apply──▶ replica ─┬─▶ the waiting slot: the typed response
+//!                           ├─▶ subscribers
+//!                           ├──SystemChanged──▶ core, membership manager, front door
+//!                           └──AppliedTo──▶ core, once per batch
+//!  core ──ServeReads──▶ waiting by index ──▶ served as soon as that index is applied
+//! ```
+//!
+//! A panic of the application's code, or a committed command that cannot be decoded, breaks the replica for
+//! good: the front door hears `Failed`, admission closes with the cause, every slot here is dropped and so
+//! answered with it, and nothing is applied after it.
+//!
+//! Its mailbox is bounded by the core, which hands out no more than `max_unapplied_bytes` of entries; the
+//! reads that wait hold admission. Deliberately absent: any wait, and any decision about the log.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use actix::{WeakRecipient, prelude::*};
+use actorum_transport::wire::{ChangeRefusal, ClusterId, GroupId};
+use tokio::sync::watch;
+
+use crate::{
+    admission::Admission,
+    event::Event,
+    log::store::LogReader,
+    machine::StateMachine,
+    members::Membership,
+    message::{
+        Answer, AppliedTo, Apply, Committed, Failed, LeaderChanged, Refusal, Restore, ServeReads, SystemChanged, Ticket,
+    },
+    replica::{Broken, Done, Replayed, Replica},
+    slot::Slot,
+    subscribers::{SubscribeError, SubscribeFrom, Subscribers, Subscription, Unsubscribe},
+};
+
+/// Whom the applier reports to. Weak: it is nobody's owner.
+#[derive(Clone)]
+pub struct ApplierLinks {
+    /// The core.
+    pub applied_to: WeakRecipient<AppliedTo>,
+    /// Whoever needs to know the members.
+    pub system_changed: Vec<WeakRecipient<SystemChanged>>,
+    /// The front door.
+    pub failed: WeakRecipient<Failed>,
+}
+
+/// What an applier starts with, besides the state.
+pub struct ApplierConfig {
+    /// Whose log it applies.
+    pub group: GroupId,
+    /// For subscribers that ask for the past.
+    pub reader: Arc<dyn LogReader>,
+    /// How many events may wait for one subscriber.
+    pub subscriber_buffer: usize,
+    /// Closed by the applier when it breaks.
+    pub admission: Arc<Admission>,
+    /// Where its numbers appear.
+    pub status: watch::Sender<ApplierStatus>,
+}
+
+/// Its numbers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ApplierStatus {
+    /// The last index applied.
+    pub applied: u64,
+    /// The last index that a snapshot covers.
+    pub snapshot_index: u64,
+    /// Commands applied since the start.
+    pub commands: u64,
+    /// Reads that wait for their index.
+    pub waiting_reads: usize,
+    /// Subscribers.
+    pub subscribers: usize,
+    /// The cluster, once it is known.
+    pub cluster: Option<ClusterId>,
+    /// The membership as of the index applied.
+    pub membership: Arc<Membership>,
+    /// The last thing that went wrong, also if it went on.
+    pub last_error: Option<String>,
+}
+
+/// The actor; see the module.
+pub struct Applier<S: StateMachine> {
+    replica: Replica<S>,
+    /// The last index that a snapshot covers: the log is known after it.
+    log_start: u64,
+    /// Confirmed reads by the index they wait for; each holds admission, which is their bound.
+    reads: BTreeMap<u64, Vec<Slot<S>>>,
+    subscribers: Subscribers<S>,
+    commands: u64,
+    links: ApplierLinks,
+    admission: Arc<Admission>,
+    status: watch::Sender<ApplierStatus>,
+    broken: bool,
+}
+
+impl<S: StateMachine> Applier<S> {
+    /// An applier of what [`replay`](crate::replica::replay) rebuilt.
+    pub fn new(config: ApplierConfig, links: ApplierLinks, start: Replayed<S>) -> Applier<S> {
+        let ApplierConfig { group, reader, subscriber_buffer, admission, status } = config;
+        let applier = Applier {
+            replica: start.replica,
+            log_start: start.snapshot_index,
+            reads: BTreeMap::new(),
+            subscribers: Subscribers::new(group, reader, subscriber_buffer),
+            commands: 0,
+            links,
+            admission,
+            status,
+            broken: false,
+        };
+        applier.publish();
+        applier
+    }
+
+    /// Applies one entry and answers who waits for it. On an error the slot stays where it is, for the caller to
+    /// drop once the cause is known.
+    fn apply(&mut self, Committed { entry, ticket }: &mut Committed<Slot<S>>) -> Result<(), Broken> {
+        let (index, term) = (entry.index, entry.term);
+        let done = self.replica.apply(entry)?;
+        let ticket = ticket.take();
+        match done {
+            // A ticket here waits for something else than what this entry says: its drop says "unknown".
+            Done::Nothing => drop(ticket),
+            Done::Command { command, response } => {
+                self.commands += 1;
+                if !self.subscribers.is_empty() {
+                    let (command, told) = (Arc::new(command), Arc::new(response.clone()));
+                    self.subscribers.command(index, term, &command, &told);
+                }
+                if let Some(slot) = ticket {
+                    slot.applied(index, term, response);
+                }
+            }
+            Done::System { changed } => self.system_applied(index, changed, ticket),
+        }
+        Ok(())
+    }
+
+    fn system_applied(&mut self, index: u64, changed: bool, ticket: Option<Slot<S>>) {
+        if changed {
+            self.tell_system(index);
+        }
+        let (Some(slot), Some(system)) = (ticket, self.replica.system()) else { return };
+        if changed {
+            slot.changed(&system.membership);
+        } else {
+            // The leader checked it before proposing, so this is a leader of another version; all nodes ignore it.
+            let cause = "the change made no sense when it was applied, and was ignored".into();
+            slot.answer(Answer::Refused(Refusal::Change(ChangeRefusal::Invalid { cause })));
+        }
+    }
+
+    /// The members changed: who needs them hears it before it hears that the index is applied.
+    fn tell_system(&mut self, index: u64) {
+        let Some(system) = self.replica.system() else { return };
+        let state = Arc::new(system.clone());
+        for link in self.links.system_changed.iter().filter_map(WeakRecipient::upgrade) {
+            link.do_send(SystemChanged { index, state: state.clone() });
+        }
+        self.subscribers.event(&Event::MembershipChanged { index, membership: state.membership.clone() });
+    }
+
+    /// One report per batch, so the core's mailbox is bounded by the batches it handed out.
+    fn report_applied(&mut self) {
+        self.serve_due();
+        self.publish();
+        if let Some(core) = self.links.applied_to.upgrade() {
+            core.do_send(AppliedTo { index: self.replica.applied() });
+        }
+    }
+
+    fn serve_due(&mut self) {
+        let applied = self.replica.applied();
+        while let Some(due) = self.reads.first_entry().filter(|first| *first.key() <= applied) {
+            due.remove().into_iter().for_each(|slot| self.serve(slot));
+        }
+    }
+
+    /// A panic in the closure of a read is its client's: the state was only looked at.
+    fn serve(&self, slot: Slot<S>) {
+        if let Err(panic) = self.replica.look(|applied, machine| slot.serve(applied, machine)) {
+            tracing::error!(%panic, "a read ended without an answer");
+            self.status.send_modify(|status| status.last_error = Some(panic.to_string()));
+        }
+    }
+
+    /// The state cannot be trusted any more.
+    fn fail(&mut self, broken: &Broken) {
+        let cause = format!("the applier: {broken}");
+        tracing::error!(%broken, "this node stops applying");
+        self.broken = true;
+        // Closed before the slots are dropped, so that each of them tells its client this cause.
+        self.admission.close(cause.clone());
+        self.reads.clear();
+        self.status.send_modify(|status| status.last_error = Some(cause.clone()));
+        if let Some(front_door) = self.links.failed.upgrade() {
+            front_door.do_send(Failed { cause });
+        }
+    }
+
+    fn publish(&self) {
+        let system = self.replica.system();
+        self.status.send_modify(|status| {
+            status.applied = self.replica.applied();
+            status.snapshot_index = self.log_start;
+            status.commands = self.commands;
+            status.waiting_reads = self.reads.values().map(Vec::len).sum();
+            status.subscribers = self.subscribers.len();
+            if let Some(system) = system {
+                status.cluster = Some(system.cluster);
+                status.membership = system.membership.clone();
+            }
+        });
+    }
+}
+
+impl<S: StateMachine> Actor for Applier<S> {
+    type Context = Context<Self>;
+}
+
+impl<S: StateMachine> Handler<Apply<Slot<S>>> for Applier<S> {
+    type Result = ();
+
+    fn handle(&mut self, Apply(batch): Apply<Slot<S>>, _: &mut Context<Self>) {
+        if self.broken {
+            return;
+        }
+        for mut committed in batch {
+            if let Err(broken) = self.apply(&mut committed) {
+                // Before this slot and those behind it are dropped.
+                return self.fail(&broken);
+            }
+        }
+        self.report_applied();
+    }
+}
+
+impl<S: StateMachine> Handler<ServeReads<Slot<S>>> for Applier<S> {
+    type Result = ();
+
+    fn handle(&mut self, ServeReads(reads): ServeReads<Slot<S>>, _: &mut Context<Self>) {
+        if self.broken {
+            return;
+        }
+        for (index, slot) in reads {
+            match index <= self.replica.applied() {
+                true => self.serve(slot),
+                false => self.reads.entry(index).or_default().push(slot),
+            }
+        }
+    }
+}
+
+impl<S: StateMachine> Handler<Restore> for Applier<S> {
+    type Result = ();
+
+    fn handle(&mut self, Restore(snapshot): Restore, _: &mut Context<Self>) {
+        if self.broken {
+            return;
+        }
+        if let Err(broken) = self.replica.restore(&snapshot) {
+            return self.fail(&broken);
+        }
+        self.log_start = snapshot.index;
+        self.subscribers.event(&Event::SnapshotInstalled { index: snapshot.index });
+        self.tell_system(snapshot.index);
+        self.report_applied();
+    }
+}
+
+impl<S: StateMachine> Handler<LeaderChanged> for Applier<S> {
+    type Result = ();
+
+    fn handle(&mut self, LeaderChanged { leader, term, .. }: LeaderChanged, _: &mut Context<Self>) {
+        self.subscribers.event(&Event::LeadershipChanged { leader, term });
+    }
+}
+
+impl<S: StateMachine> Handler<SubscribeFrom<S>> for Applier<S> {
+    type Result = Result<Subscription, SubscribeError>;
+
+    fn handle(&mut self, subscribe: SubscribeFrom<S>, _: &mut Context<Self>) -> Self::Result {
+        if let Some(cause) = self.broken.then(|| self.admission.closed()).flatten() {
+            return Err(SubscribeError::Stopped { cause });
+        }
+        let subscription = self.subscribers.subscribe(subscribe, self.log_start, self.replica.applied());
+        self.publish();
+        subscription
+    }
+}
+
+impl<S: StateMachine> Handler<Unsubscribe> for Applier<S> {
+    type Result = ();
+
+    fn handle(&mut self, Unsubscribe(subscription): Unsubscribe, _: &mut Context<Self>) {
+        self.subscribers.unsubscribe(subscription);
+        self.publish();
+    }
+}
+
+/// Drop what waits and stop. What is pending is answered by the drop of its slot.
+#[derive(Message, Clone, Copy, Debug)]
+#[rtype(result = "()")]
+pub struct StopApplier;
+
+impl<S: StateMachine> Handler<StopApplier> for Applier<S> {
+    type Result = ();
+
+    fn handle(&mut self, StopApplier: StopApplier, ctx: &mut Context<Self>) {
+        self.reads.clear();
+        ctx.stop();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use actorum_transport::wire::{Address, Entry};
+    use tokio::sync::{
+        mpsc::{self, UnboundedReceiver},
+        oneshot,
+    };
+
+    use super::*;
+    use crate::{
+        entry::{ChangeId, SystemCommand},
+        event::Events,
+        log::store::{HardState, Recovered},
+        members::Change,
+        outcome::{Applied, ProposeError, ReadError},
+        replica::replay,
+        slot::Look,
+        status::Role,
+        subscribers::Subscriber,
+        testing::{FakeCore, Heard, Sum, TestStore, change, command, empty, founded, genesis},
+    };
+
+    struct Fixture {
+        applier: Addr<Applier<Sum>>,
+        admission: Arc<Admission>,
+        _core: Addr<FakeCore>,
+        heard: UnboundedReceiver<Heard>,
+    }
+
+    /// An applier that has replayed these entries, the first of which has index 2.
+    fn start(entries: Vec<Entry>, subscriber_buffer: usize) -> Fixture {
+        let last_index = entries.last().map_or(1, |entry| entry.index);
+        let hard_state = HardState { term: 1, vote: 1, commit: last_index };
+        let snapshot = Some(genesis());
+        let store = TestStore::with_entries(entries);
+        let recovered = Recovered { snapshot, hard_state, last_index, terms: vec![(1, 1)] };
+        let replayed = replay(GroupId::FIRST, &store, &recovered, Sum::default()).unwrap();
+        let (core, heard) = FakeCore::start_one();
+        let links = ApplierLinks {
+            applied_to: core.downgrade().recipient(),
+            system_changed: vec![core.downgrade().recipient()],
+            failed: core.downgrade().recipient(),
+        };
+        let admission = Admission::new(100, 1000);
+        let config = ApplierConfig {
+            group: GroupId::FIRST,
+            reader: Arc::new(store),
+            subscriber_buffer,
+            admission: admission.clone(),
+            status: watch::Sender::default(),
+        };
+        Fixture { applier: Applier::new(config, links, replayed).start(), admission, _core: core, heard }
+    }
+
+    type Answered<T, E> = oneshot::Receiver<Result<T, E>>;
+
+    impl Fixture {
+        fn proposal(&self) -> (Slot<Sum>, Answered<Applied<u64>, ProposeError>) {
+            let (reply, answer) = oneshot::channel();
+            (Slot::propose(reply, self.admission.try_admit(1).unwrap()), answer)
+        }
+
+        fn read(&self) -> (Slot<Sum>, Answered<(u64, u64), ReadError>) {
+            let (sender, answer) = oneshot::channel();
+            let look: Look<Sum> = Box::new(move |state| {
+                let _ = sender.send(state.map(|(index, sum)| (index, sum.total)));
+            });
+            (Slot::read(look, self.admission.try_admit(0).unwrap()), answer)
+        }
+
+        async fn apply(&self, entries: Vec<Entry>) {
+            let batch = entries.into_iter().map(|entry| Committed { entry, ticket: None }).collect();
+            self.applier.send(Apply(batch)).await.unwrap();
+        }
+    }
+
+    /// Writes down what it is told. Each event is handled once the test lets it.
+    struct Listener {
+        told: mpsc::UnboundedSender<String>,
+        gate: Option<Arc<tokio::sync::Semaphore>>,
+    }
+
+    impl Listener {
+        fn open() -> (Addr<Listener>, UnboundedReceiver<String>) {
+            let (told, heard) = mpsc::unbounded_channel();
+            (Listener { told, gate: None }.start(), heard)
+        }
+
+        fn gated() -> (Addr<Listener>, UnboundedReceiver<String>, Arc<tokio::sync::Semaphore>) {
+            let (told, heard) = mpsc::unbounded_channel();
+            let gate = Arc::new(tokio::sync::Semaphore::new(0));
+            (Listener { told, gate: Some(gate.clone()) }.start(), heard, gate)
+        }
+    }
+
+    fn line(event: &Event<Sum>) -> String {
+        match event {
+            Event::Applied { index, command, response, .. } => {
+                format!("#{index} +{command} = {}", response.as_ref().map_or("?".into(), |r| r.to_string()))
+            }
+            Event::LeadershipChanged { leader, term } => format!("leader {leader:?} in {term}"),
+            Event::MembershipChanged { index, membership } => format!("#{index} {membership}"),
+            Event::SnapshotInstalled { index } => format!("#{index} snapshot"),
+            Event::Lagged { resume_after } => format!("lagged, resume after {resume_after}"),
+        }
+    }
+
+    impl Actor for Listener {
+        type Context = Context<Self>;
+    }
+
+    impl Handler<Event<Sum>> for Listener {
+        type Result = AtomicResponse<Self, ()>;
+        fn handle(&mut self, event: Event<Sum>, _: &mut Context<Self>) -> Self::Result {
+            let (told, gate) = (self.told.clone(), self.gate.clone());
+            AtomicResponse::new(Box::pin(
+                async move {
+                    if let Some(gate) = gate {
+                        gate.acquire().await.unwrap().forget();
+                    }
+                    let _ = told.send(line(&event));
+                }
+                .into_actor(self),
+            ))
+        }
+    }
+
+    impl Handler<Events<Sum>> for Listener {
+        type Result = ();
+        fn handle(&mut self, Events(events): Events<Sum>, _: &mut Context<Self>) {
+            let lines: Vec<_> = events.iter().map(line).collect();
+            let _ = self.told.send(lines.join("; "));
+        }
+    }
+
+    fn subscribe(listener: &Addr<Listener>, after: Option<u64>) -> SubscribeFrom<Sum> {
+        SubscribeFrom { subscriber: Subscriber::Single(listener.clone().recipient()), after }
+    }
+
+    #[actix::test]
+    async fn a_batch_is_applied_answered_and_reported_once() {
+        let mut f = start(vec![empty(2, 1)], 8);
+        let (slot, answer) = f.proposal();
+        let batch = vec![
+            Committed { entry: command(3, 1, 10), ticket: None },
+            Committed { entry: command(4, 1, 30), ticket: Some(slot) },
+            Committed { entry: empty(5, 2), ticket: None },
+        ];
+        f.applier.send(Apply(batch)).await.unwrap();
+        assert_eq!(answer.await.unwrap(), Ok(Applied { index: 4, term: 1, response: 40 }));
+        assert_eq!(f.heard.recv().await, Some(Heard::AppliedTo(5)));
+        assert!(f.heard.try_recv().is_err());
+    }
+
+    #[actix::test]
+    async fn a_read_waits_for_its_index() {
+        let f = start(vec![command(2, 1, 10)], 8);
+        let ((early, now), (late, mut later)) = (f.read(), f.read());
+        f.applier.send(ServeReads(vec![(2, early), (3, late)])).await.unwrap();
+        assert_eq!(now.await.unwrap(), Ok((2, 10)));
+        assert!(later.try_recv().is_err(), "index 3 is not applied yet");
+        f.apply(vec![command(3, 1, 30)]).await;
+        assert_eq!(later.await.unwrap(), Ok((3, 40)));
+    }
+
+    #[actix::test]
+    async fn a_change_is_answered_with_its_membership_and_told_before_its_index() {
+        let mut f = start(vec![], 8);
+        let (listener, mut told) = Listener::open();
+        f.applier.send(subscribe(&listener, None)).await.unwrap().unwrap();
+        let (reply, answer) = oneshot::channel();
+        let slot = Slot::change(reply, f.admission.try_admit(0).unwrap());
+        let id = ChangeId { node: 1, boot: 1, number: 1 };
+        let add = SystemCommand::Change { id, change: Change::AddLearner(4, Address::from("n4")) };
+        let committed = Committed { entry: change(2, 1, &add), ticket: Some(slot) };
+        f.applier.send(Apply(vec![committed])).await.unwrap();
+        assert_eq!(answer.await.unwrap().unwrap().learners(), [4]);
+        assert_eq!(f.heard.recv().await, Some(Heard::Changed(2, "voters 1, learners 4".into())));
+        assert_eq!(f.heard.recv().await, Some(Heard::AppliedTo(2)));
+        assert_eq!(told.recv().await.unwrap(), "#2 voters 1, learners 4");
+    }
+
+    #[actix::test]
+    async fn a_panic_answers_everything_pending_with_its_cause_and_ends_all_work() {
+        let mut f = start(vec![], 8);
+        let ((first, one), (second, two), (third, three), (read, four)) =
+            (f.proposal(), f.proposal(), f.proposal(), f.read());
+        f.applier.send(ServeReads(vec![(9, read)])).await.unwrap();
+        let batch = vec![
+            Committed { entry: command(2, 1, 10), ticket: Some(first) },
+            Committed { entry: command(3, 1, 666), ticket: Some(second) },
+            Committed { entry: command(4, 1, 10), ticket: Some(third) },
+        ];
+        f.applier.send(Apply(batch)).await.unwrap();
+        assert_eq!(one.await.unwrap().unwrap().response, 10);
+        for answer in [two, three] {
+            let error = answer.await.unwrap().unwrap_err();
+            let ProposeError::Unknown { cause } = &error else { panic!("{error}") };
+            assert!(cause.starts_with("the applier: the state machine panicked applying 3@1: "), "{cause}");
+        }
+        assert!(matches!(four.await.unwrap(), Err(ReadError::Stopped { .. })));
+        let Some(Heard::Failed(cause)) = f.heard.recv().await else { panic!("the front door hears of it first") };
+        assert!(cause.contains("panicked applying 3@1"), "{cause}");
+
+        f.apply(vec![command(4, 1, 10)]).await;
+        assert!(f.heard.try_recv().is_err(), "nothing is applied to a state that cannot be trusted");
+        assert!(f.admission.closed().is_some());
+    }
+
+    #[actix::test]
+    async fn a_panicking_read_hurts_nobody_else() {
+        let f = start(vec![command(2, 1, 10)], 8);
+        let look: Look<Sum> = Box::new(|_| panic!("a client's error"));
+        let (bad, (good, answer)) = (Slot::read(look, f.admission.try_admit(0).unwrap()), f.read());
+        f.applier.send(ServeReads(vec![(2, bad), (2, good)])).await.unwrap();
+        assert_eq!(answer.await.unwrap(), Ok((2, 10)));
+        assert_eq!(f.admission.in_flight(), (0, 0));
+    }
+
+    #[actix::test]
+    async fn a_waiting_node_starts_from_the_genesis_it_is_sent() {
+        let (core, mut heard) = FakeCore::start_one();
+        let links = ApplierLinks {
+            applied_to: core.downgrade().recipient(),
+            system_changed: vec![core.downgrade().recipient()],
+            failed: core.downgrade().recipient(),
+        };
+        let reader = Arc::new(TestStore::default());
+        let replayed = replay(GroupId::FIRST, &*reader, &Recovered::default(), Sum::default()).unwrap();
+        let config = ApplierConfig {
+            group: GroupId::FIRST,
+            reader,
+            subscriber_buffer: 8,
+            admission: Admission::new(1, 1),
+            status: watch::Sender::default(),
+        };
+        let applier = Applier::new(config, links, replayed).start();
+        applier.send(Restore(genesis())).await.unwrap();
+        assert_eq!(heard.recv().await, Some(Heard::Changed(1, "voters 1".into())));
+        assert_eq!(heard.recv().await, Some(Heard::AppliedTo(1)));
+        applier.send(Apply(vec![Committed { entry: command(2, 1, 5), ticket: None }])).await.unwrap();
+        assert_eq!(heard.recv().await, Some(Heard::AppliedTo(2)));
+    }
+
+    #[actix::test]
+    async fn a_subscriber_gets_the_past_from_the_log_and_then_the_present() {
+        let f = start(vec![empty(2, 1), command(3, 1, 1), command(4, 1, 2), command(5, 1, 3)], 8);
+        let (listener, mut told) = Listener::open();
+        f.applier.send(subscribe(&listener, Some(3))).await.unwrap().unwrap();
+        // Before the pump has read anything: it must neither overtake the past nor repeat it.
+        f.apply(vec![command(6, 1, 4), empty(7, 1), command(8, 1, 5)]).await;
+        let leader = LeaderChanged { leader: Some(2), term: 2, role: Role::Follower };
+        f.applier.send(leader).await.unwrap();
+        for expected in ["#4 +2 = ?", "#5 +3 = ?", "#6 +4 = 10", "#8 +5 = 15", "leader Some(2) in 2"] {
+            assert_eq!(told.recv().await.unwrap(), expected);
+        }
+    }
+
+    #[actix::test]
+    async fn a_subscription_may_begin_with_the_first_command_or_in_the_future() {
+        let f = start(vec![command(2, 1, 1), command(3, 1, 2)], 8);
+        let ((first, mut all), (second, mut later)) = (Listener::open(), Listener::open());
+        f.applier.send(subscribe(&first, Some(0))).await.unwrap().unwrap();
+        f.applier.send(subscribe(&second, Some(4))).await.unwrap().unwrap();
+        f.apply(vec![command(4, 1, 3), command(5, 1, 4)]).await;
+        for expected in ["#2 +1 = ?", "#3 +2 = ?", "#4 +3 = 6", "#5 +4 = 10"] {
+            assert_eq!(all.recv().await.unwrap(), expected);
+        }
+        assert_eq!(later.recv().await.unwrap(), "#5 +4 = 10");
+    }
+
+    #[actix::test]
+    async fn who_lags_hears_it_last_and_slows_nobody() {
+        let f = start(vec![], 4);
+        let ((slow, mut slow_told, gate), (quick, mut quick_told)) = (Listener::gated(), Listener::open());
+        f.applier.send(subscribe(&slow, None)).await.unwrap().unwrap();
+        f.applier.send(subscribe(&quick, None)).await.unwrap().unwrap();
+        for index in 2..40 {
+            f.apply(vec![command(index, 1, 1)]).await;
+            assert_eq!(quick_told.recv().await.unwrap(), format!("#{index} +1 = {}", index - 1));
+        }
+        gate.add_permits(1000);
+        let mut last = 1;
+        loop {
+            let event = slow_told.recv().await.unwrap();
+            if event.starts_with("lagged") {
+                assert_eq!(event, format!("lagged, resume after {last}"), "the last one told, without a gap before it");
+                break;
+            }
+            last += 1;
+            assert!(event.starts_with(&format!("#{last} ")), "{event} after {last}");
+        }
+        assert!(last < 39);
+        // From there nothing is missed.
+        f.applier.send(subscribe(&slow, Some(last))).await.unwrap().unwrap();
+    }
+
+    #[actix::test]
+    async fn the_batched_form_sends_what_waits_in_one_message() {
+        let f = start(vec![command(2, 1, 1), command(3, 1, 1)], 8);
+        let (listener, mut told) = Listener::open();
+        let subscriber = Subscriber::Batched(listener.recipient());
+        f.applier.send(SubscribeFrom { subscriber, after: Some(1) }).await.unwrap().unwrap();
+        assert_eq!(told.recv().await.unwrap(), "#2 +1 = ?; #3 +1 = ?");
+    }
+
+    #[actix::test]
+    async fn a_subscription_ends_with_its_recipient_and_by_request() {
+        struct Brief;
+        impl Actor for Brief {
+            type Context = Context<Self>;
+            fn started(&mut self, ctx: &mut Context<Self>) {
+                ctx.stop();
+            }
+        }
+        impl Handler<Event<Sum>> for Brief {
+            type Result = ();
+            fn handle(&mut self, _: Event<Sum>, _: &mut Context<Self>) {}
+        }
+        let f = start(vec![], 8);
+        let subscriber = Subscriber::Single(Brief.start().recipient());
+        f.applier.send(SubscribeFrom { subscriber, after: None }).await.unwrap().unwrap();
+        let (listener, mut told) = Listener::open();
+        let subscription = f.applier.send(subscribe(&listener, None)).await.unwrap().unwrap();
+        f.applier.send(Unsubscribe(subscription)).await.unwrap();
+        f.apply(vec![command(2, 1, 1)]).await;
+        drop(listener);
+        assert_eq!(told.recv().await, None, "nothing was told, and nothing holds the listener");
+    }
+
+    #[actix::test]
+    async fn the_past_that_was_compacted_is_refused_by_its_first_index() {
+        let f = start(vec![], 8);
+        let state = founded();
+        let machine = crate::machine::encode(&Sum { total: 9, ..Sum::default() }).unwrap();
+        f.applier.send(Restore(state.snapshot(10, 1, machine).unwrap())).await.unwrap();
+        let (listener, _told) = Listener::open();
+        let refused = f.applier.send(subscribe(&listener, Some(9))).await.unwrap();
+        assert_eq!(refused, Err(SubscribeError::Compacted { first_index: 11 }));
+        f.applier.send(subscribe(&listener, Some(10))).await.unwrap().unwrap();
+        let (slot, answer) = f.read();
+        f.applier.send(ServeReads(vec![(10, slot)])).await.unwrap();
+        assert_eq!(answer.await.unwrap(), Ok((10, 9)));
+    }
+}

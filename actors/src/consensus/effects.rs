@@ -1,0 +1,122 @@
+//! What must happen because of what came in: plain values, in the order they may happen.
+
+use std::{fmt, time::Duration};
+
+use actorum_transport::wire::{NodeId, RaftMessage, Request, Snapshot};
+
+use crate::message::{Answer, Append, Committed, LeaderChanged};
+
+/// A question to another node, answered to [`Consensus::answered`](super::Consensus::answered) with its id.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Question {
+    /// This core's number for it.
+    pub id: u64,
+    /// Whom to ask.
+    pub to: NodeId,
+    /// What.
+    pub request: Request,
+    /// How long the answer is worth waiting for.
+    pub timeout: Duration,
+}
+
+/// Everything one drain asks for. Nothing in it has happened yet.
+///
+/// `transmit` may leave at once: it contains either what a leader may say before its own disk has answered (Raft
+/// dissertation section 10.2.1), or what was held until the write it speaks of was durable.
+#[derive(Debug)]
+pub struct Effects<T> {
+    /// To make durable.
+    pub append: Vec<Append>,
+    /// To send now.
+    pub transmit: Vec<(NodeId, RaftMessage)>,
+    /// To ask other nodes.
+    pub asks: Vec<Question>,
+    /// A snapshot that is durable and replaces the state machine's state.
+    pub restore: Option<Snapshot>,
+    /// To apply, in order.
+    pub apply: Vec<Committed<T>>,
+    /// Reads that may be served once this index is applied.
+    pub reads: Vec<(u64, T)>,
+    /// Requests that end without the applier.
+    pub answers: Vec<(T, Answer)>,
+    /// A new leader, term or role.
+    pub leader: Option<LeaderChanged>,
+    /// This node cannot go on.
+    pub fault: Option<String>,
+}
+
+impl<T> Default for Effects<T> {
+    fn default() -> Self {
+        Effects {
+            append: Vec::new(),
+            transmit: Vec::new(),
+            asks: Vec::new(),
+            restore: None,
+            apply: Vec::new(),
+            reads: Vec::new(),
+            answers: Vec::new(),
+            leader: None,
+            fault: None,
+        }
+    }
+}
+
+/// One line per effect, as the transcripts quote them.
+impl<T: fmt::Display> fmt::Display for Effects<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(LeaderChanged { leader, term, role }) = &self.leader {
+            let leader = leader.map_or("nobody".to_owned(), |id| format!("n{id}"));
+            writeln!(f, "{role} in term {term}, led by {leader}")?;
+        }
+        for append in &self.append {
+            write!(f, "append #{}", append.number)?;
+            if let Some(snapshot) = &append.write.snapshot {
+                write!(f, " snapshot {}@{}", snapshot.index, snapshot.term)?;
+            }
+            for entry in &append.write.entries {
+                write!(f, " {}@{}", entry.index, entry.term)?;
+            }
+            if let Some(hard) = &append.write.hard_state {
+                write!(f, " term {} vote {} commit {}", hard.term, hard.vote, hard.commit)?;
+            }
+            writeln!(f, "{}", if append.sync { "" } else { " (no sync)" })?;
+        }
+        for (to, message) in &self.transmit {
+            writeln!(f, "-> n{to} {message}")?;
+        }
+        for Question { id, to, request, .. } in &self.asks {
+            let what = match request {
+                Request::Propose { .. } => "Propose",
+                Request::ReadIndex { .. } => "ReadIndex",
+                Request::Change { .. } => "Change",
+                Request::Formation(_) => "Formation",
+            };
+            writeln!(f, "ask n{to} {what} (question {id})")?;
+        }
+        if let Some(snapshot) = &self.restore {
+            writeln!(f, "restore {}@{}", snapshot.index, snapshot.term)?;
+        }
+        for Committed { entry, ticket } in &self.apply {
+            write!(f, "apply {}@{}", entry.index, entry.term)?;
+            if entry.kind == actorum_transport::wire::EntryKind::ConfChange {
+                write!(f, " conf change")?;
+            } else if entry.data.is_empty() {
+                write!(f, " empty")?;
+            }
+            match ticket {
+                Some(ticket) => writeln!(f, " for {ticket}")?,
+                None => writeln!(f)?,
+            }
+        }
+        for (index, ticket) in &self.reads {
+            writeln!(f, "read {ticket} at {index}")?;
+        }
+        for (ticket, answer) in &self.answers {
+            writeln!(f, "answer {ticket}: {answer:?}")?;
+        }
+        if let Some(fault) = &self.fault {
+            writeln!(f, "fault: {fault}")?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,647 @@
+//! The pure core: raft-rs, the requests in flight, and nothing else.
+//!
+//! ```text
+//!  step, submit, read, change, persisted, applied_to, answered, unreachable, tick's time
+//!                               │
+//!                               ▼
+//!                         ┌───────────┐
+//!                         │ Consensus │  raft-rs RawNode over a LogView
+//!                         └───────────┘
+//!                               │ drain(moment)
+//!                               ▼
+//!            Effects: append, transmit, ask, apply, reads, answers
+//! ```
+//!
+//! A function of its inputs: no clock, no dice, no actor, no file, no await. Inputs only note
+//! what came in; [`Consensus::drain`] turns all of it into one set of [`Effects`]. The same inputs and
+//! seed give the same effects, which is what the transcripts in `testscripts/` and the simulation stand on.
+//!
+//! The rule it keeps above all (the second promise): a message that speaks of a write is *held* until
+//! [`Consensus::persisted`] has reported that write, except those a leader may send ahead of its own disk
+//! (Raft dissertation section 10.2.1).
+//!
+//! Deliberately absent: leases (raft-rs's are stale even with good clocks), joint changes, leadership transfer.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    mem,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use actorum_transport::{
+    message::AskError,
+    wire::{ChangeRefusal, GroupId, Incarnation, NodeId, RaftMessage, Response, Snapshot},
+};
+use raft::{RawNode, SnapshotStatus, StateRole};
+
+use crate::{
+    entry::Draft,
+    log::{
+        store::{HardState, LogReader, Recovered, StoreError},
+        view::LogView,
+    },
+    members::{Change, Membership},
+    message::{Answer, LeaderChanged, Refusal},
+    status::Role,
+    system_state::{GENESIS_INDEX, GENESIS_TERM},
+};
+
+pub mod effects;
+pub mod convert;
+pub mod validate;
+mod requests;
+mod route;
+mod settle;
+mod reads;
+mod status;
+mod bridge;
+
+pub use effects::{Effects, Question};
+pub use status::CoreStatus;
+
+use convert::message_to_raft;
+use reads::{Reader, Reads};
+use requests::{Pending, Request, Wanted};
+
+/// What the core has to know of its node. Times are in ticks or milliseconds as named.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// This node.
+    pub id: NodeId,
+    /// This group.
+    pub group: GroupId,
+    /// The life of this node's directory; part of the dice.
+    pub incarnation: Incarnation,
+    /// How often the directory was opened; part of the names of membership changes.
+    pub boot: u64,
+    /// Where the dice start.
+    pub seed: u64,
+    /// The length of a tick; a leader sends a heartbeat at each.
+    pub tick: Duration,
+    /// The least election timeout, in ticks; each wait is drawn from once to twice this.
+    pub election_ticks: usize,
+    /// Bytes of entries in one append message.
+    pub max_append_bytes: usize,
+    /// Append messages on their way to one peer.
+    pub max_inflight_appends: usize,
+    /// Bytes of entries appended or committed and not applied. At the bound a leader answers `Busy`
+    /// and a follower drops appends.
+    pub max_unapplied_bytes: usize,
+    /// Bytes of applied entries kept in memory.
+    pub log_tail_bytes: usize,
+    /// Bytes of one entry.
+    pub max_entry_bytes: usize,
+    /// Whether a node that holds nothing waits to be added by a leader. If not, it hears nobody until it is formed.
+    pub waits: bool,
+}
+
+/// What a core starts from.
+pub struct Start {
+    /// What the store found.
+    pub recovered: Recovered,
+    /// Reads the log behind the tail.
+    pub reader: Arc<dyn LogReader>,
+    /// The highest index that the applier has applied.
+    pub applied: u64,
+    /// The membership at that index.
+    pub membership: Arc<Membership>,
+}
+
+/// A moment, as the caller's clock has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Moment {
+    /// Monotonic.
+    pub now: Duration,
+    /// Calendar time, for the stamps in the log.
+    pub wall: SystemTime,
+}
+
+/// A write that is not durable yet, and what waits for it.
+#[derive(Debug)]
+struct Unpersisted {
+    /// The number in [`Append`].
+    write: u64,
+    /// The highest Ready of raft-rs that is durable with it.
+    ready: u64,
+    /// The snapshot it makes durable, if any: the applier restores it then.
+    restore: Option<Snapshot>,
+    /// What speaks of it.
+    held: Vec<(NodeId, RaftMessage)>,
+}
+
+/// A question that another node has not answered yet.
+#[derive(Debug)]
+struct Forwarded<T> {
+    request: Request<T>,
+}
+
+/// The Raft core of one group. `T` is a client's ticket: carried, handed back, never looked into.
+pub struct Consensus<T> {
+    settings: Settings,
+    logger: slog::Logger,
+    raw: RawNode<LogView>,
+    membership: Arc<Membership>,
+    /// Writes on their way to the disk, oldest first. Bounded by what admission lets in.
+    unpersisted: VecDeque<Unpersisted>,
+    next_write: u64,
+    /// The genesis snapshot on its way to the disk.
+    forming: Option<(u64, Snapshot)>,
+    held: VecDeque<Request<T>>,
+    pending: BTreeMap<u64, Pending<T>>,
+    forwarded: BTreeMap<u64, Forwarded<T>>,
+    reads: Reads<T>,
+    next_id: u64,
+    now: Duration,
+    next_tick: Option<Duration>,
+    ticks: u64,
+    /// Since which tick a peer is being sent a snapshot.
+    snapshots: BTreeMap<NodeId, u64>,
+    told: Option<LeaderChanged>,
+    implausible: u64,
+    effects: Effects<T>,
+}
+
+impl<T> Consensus<T> {
+    /// A core that goes on where its log ended.
+    pub fn new(settings: Settings, start: Start) -> Result<Self, StoreError> {
+        let Start { recovered, reader, applied, membership } = start;
+        let mut view = match &recovered.snapshot {
+            None => LogView::empty(settings.group, reader, settings.log_tail_bytes),
+            Some(snapshot) => {
+                // The genesis that a learner was sent names it; the founders' own state does not.
+                let conf = if applied == snapshot.index { snapshot.conf.clone() } else { membership.conf_state() };
+                let (group, keep) = (settings.group, settings.log_tail_bytes);
+                LogView::recovered(group, reader, keep, recovered, applied, conf)?
+            }
+        };
+        // raft-rs refuses to start with a commit index below what was applied.
+        let hard = view.hard_state();
+        view.set_hard_state(HardState { commit: hard.commit.max(applied), ..hard });
+        let logger = bridge::logger();
+        let raw = new_raw(&settings, view, applied, &logger)?;
+        let mut core = Consensus {
+            settings,
+            logger,
+            raw,
+            membership,
+            unpersisted: VecDeque::new(),
+            next_write: 1,
+            forming: None,
+            held: VecDeque::new(),
+            pending: BTreeMap::new(),
+            forwarded: BTreeMap::new(),
+            reads: Reads::default(),
+            next_id: 1,
+            now: Duration::ZERO,
+            next_tick: None,
+            ticks: 0,
+            snapshots: BTreeMap::new(),
+            told: None,
+            implausible: 0,
+            effects: Effects::default(),
+        };
+        core.draw_election_timeout();
+        Ok(core)
+    }
+
+    // ---- what comes in -------------------------------------------------------------------------------------
+
+    /// Every founder is as new as this node: the cluster is formed, and its log begins with this snapshot.
+    ///
+    /// Until it is durable this node stays as silent as before.
+    pub fn form(&mut self, genesis: Snapshot) {
+        if self.is_formed() || self.forming.is_some() {
+            return;
+        }
+        let hard_state = HardState { term: GENESIS_TERM, vote: 0, commit: GENESIS_INDEX };
+        let number = self.push_append(Some(genesis.clone()), Vec::new(), Some(hard_state), true);
+        self.forming = Some((number, genesis));
+    }
+
+    /// A message of a peer.
+    pub fn step(&mut self, from: NodeId, message: RaftMessage) {
+        if !self.hears(&message) {
+            return;
+        }
+        let committed = self.raw.raft.raft_log.committed;
+        let message = match validate::validate(from, message, self.raw.store(), committed) {
+            Ok(valid) => valid.into_inner(),
+            Err(implausible) => {
+                self.implausible += 1;
+                if self.implausible.is_power_of_two() {
+                    tracing::warn!(dropped = self.implausible, "dropped an implausible message: {implausible}");
+                }
+                return;
+            }
+        };
+        // Errors here are of the peer's making (an answer of somebody who is no member): nothing to do.
+        let _ = self.raw.step(message_to_raft(from, self.settings.id, message));
+        self.draw_election_timeout();
+    }
+
+    /// Whether this node may listen to such a message now.
+    fn hears(&self, message: &RaftMessage) -> bool {
+        use actorum_transport::wire::MessageKind::*;
+        if !self.is_formed() {
+            // The sixth promise: an empty directory grants and seeks no vote. A node that waits to
+            // be added may hear a leader; a founder hears nobody before every founder has spoken.
+            return self.settings.waits && matches!(message.kind, Append | Heartbeat | Snapshot);
+        }
+        // The bound on what is not applied: the leader sends again what is dropped here.
+        let full = self.raw.store().unapplied_bytes() > self.settings.max_unapplied_bytes;
+        !(full && message.kind == Append && !message.entries.is_empty())
+    }
+
+    /// Propose a command. Without a ticket nobody waits for the answer.
+    pub fn submit(&mut self, draft: Draft, ticket: Option<T>, deadline: Duration) {
+        let request = Request { wanted: Wanted::Command(draft), ticket, deadline, peer: false, not_before: 0 };
+        self.held.push_back(request);
+    }
+
+    /// Propose a command for a peer, which is told at once if this node does not lead.
+    pub fn submit_for_peer(&mut self, draft: Draft, ticket: T, deadline: Duration) {
+        let wanted = Wanted::Command(draft);
+        self.held.push_back(Request { wanted, ticket: Some(ticket), deadline, peer: true, not_before: 0 });
+    }
+
+    /// Change the membership.
+    pub fn change(&mut self, change: Change, ticket: T, deadline: Duration) {
+        let wanted = Wanted::Change(change);
+        self.held.push_back(Request { wanted, ticket: Some(ticket), deadline, peer: false, not_before: 0 });
+    }
+
+    /// Change the membership for a peer.
+    pub fn change_for_peer(&mut self, change: Change, ticket: T, deadline: Duration) {
+        let wanted = Wanted::Change(change);
+        self.held.push_back(Request { wanted, ticket: Some(ticket), deadline, peer: true, not_before: 0 });
+    }
+
+    /// Find an index at which a linearizable read may be served.
+    pub fn read(&mut self, ticket: T, deadline: Duration) {
+        self.reads.waiting.push(Reader { ticket, deadline, peer: false });
+    }
+
+    /// The same for a peer.
+    pub fn read_for_peer(&mut self, ticket: T, deadline: Duration) {
+        self.reads.waiting.push(Reader { ticket, deadline, peer: true });
+    }
+
+    /// Ask for votes now.
+    pub fn campaign(&mut self) {
+        if self.is_formed() && !self.must_wait_for_disk() {
+            let _ = self.raw.campaign();
+            self.draw_election_timeout();
+        }
+    }
+
+    /// Every write up to this number is durable.
+    pub fn persisted(&mut self, number: u64) {
+        if let Some((_, genesis)) = self.forming.take_if(|(write, _)| *write <= number) {
+            self.begin_with(genesis);
+        }
+        while self.unpersisted.front().is_some_and(|oldest| oldest.write <= number) {
+            let Some(done) = self.unpersisted.pop_front() else { break };
+            // First raft-rs, then the messages: the other order lets an answer race ahead of what raft-rs knows.
+            self.raw.on_persist_ready(done.ready);
+            if let Some(snapshot) = done.restore {
+                self.effects.restore = Some(snapshot);
+            }
+            self.effects.transmit.extend(done.held);
+        }
+        self.draw_election_timeout();
+    }
+
+    /// Everything up to this index is applied.
+    pub fn applied_to(&mut self, index: u64) {
+        if index > self.raw.raft.raft_log.applied {
+            self.raw.advance_apply_to(index);
+            self.raw.mut_store().applied_to(index);
+        }
+    }
+
+    /// The membership is another one now.
+    pub fn membership_changed(&mut self, membership: Arc<Membership>) {
+        self.membership = membership;
+    }
+
+    /// A peer cannot be reached, or something sent to it was dropped.
+    pub fn unreachable(&mut self, peer: NodeId) {
+        self.raw.report_unreachable(peer);
+        if self.snapshots.remove(&peer).is_some() {
+            self.raw.report_snapshot(peer, SnapshotStatus::Failure);
+        }
+    }
+
+    /// The end of a question.
+    pub fn answered(&mut self, id: u64, result: Result<Response, AskError>) {
+        if let Some((_, readers)) = self.reads.asked.take_if(|(asked, _)| *asked == id) {
+            return self.read_answered(readers, result);
+        }
+        // Otherwise its time was up and its client has been answered.
+        let Some(Forwarded { request }) = self.forwarded.remove(&id) else { return };
+        let answer = match result {
+            Ok(Response::Applied { index, term, response }) => Answer::Applied { index, term, response },
+            Ok(Response::Changed { membership }) => Answer::Changed { membership },
+            Ok(Response::Refused(refusal)) if may_retry(&refusal) => return self.again(request),
+            Ok(Response::Refused(refusal)) => Answer::Refused(refusal),
+            Ok(Response::Unknown { cause }) => Answer::Unknown { cause },
+            Ok(other) => Answer::Unknown { cause: format!("the leader gave an answer to another question: {other:?}") },
+            Err(AskError::NotSent(_)) => return self.again(request),
+            Err(AskError::Lost(cause)) => Answer::Unknown { cause: format!("the leader's answer was lost: {cause}") },
+        };
+        if let Some(ticket) = request.ticket {
+            self.effects.answers.push((ticket, answer));
+        }
+    }
+
+    fn read_answered(&mut self, readers: Vec<Reader<T>>, result: Result<Response, AskError>) {
+        match result {
+            Ok(Response::ReadAt { index }) => {
+                self.effects.reads.extend(readers.into_iter().map(|reader| (index, reader.ticket)));
+            }
+            // A read changes nothing: whatever went wrong, it is asked again until its time is up.
+            _ => {
+                self.reads.not_before = self.ticks + 1;
+                self.reads.waiting.extend(readers);
+            }
+        }
+    }
+
+    /// Back among the held: nothing was done, and there may be time for another try.
+    fn again(&mut self, mut request: Request<T>) {
+        request.not_before = self.ticks + 1;
+        self.held.push_back(request);
+    }
+
+    // ---- what goes out -------------------------------------------------------------------------------------
+
+    /// Turns everything that came in since the last drain into effects. For a caller that has read everything
+    /// that waited for it: time passes here.
+    pub fn drain(&mut self, moment: Moment) -> Effects<T> {
+        self.now = moment.now;
+        self.tick_if_due();
+        self.work_off(moment.wall)
+    }
+
+    /// The same in the midst of a flood, with messages still unread. A leader shows that it lives, but nobody's
+    /// patience runs out: what would renew it may be among the unread.
+    pub fn drain_amid(&mut self, moment: Moment) -> Effects<T> {
+        self.now = moment.now;
+        self.heartbeat_if_due();
+        self.work_off(moment.wall)
+    }
+
+    fn work_off(&mut self, wall: SystemTime) -> Effects<T> {
+        self.note_leader();
+        self.route(wall);
+        self.route_reads();
+        self.settle();
+        self.step_down_if_removed();
+        self.note_leader();
+        if let Some(fault) = self.raw.store().fault() {
+            self.effects.fault.get_or_insert(format!("the log cannot be read: {fault}"));
+        }
+        mem::take(&mut self.effects)
+    }
+
+    /// Whether a tick is due. If so the next one is a tick from now at the latest: time beyond one tick is forgiven.
+    fn due(&mut self) -> bool {
+        let due = *self.next_tick.get_or_insert(self.now + self.settings.tick);
+        if self.now < due {
+            return false;
+        }
+        let next = due + self.settings.tick;
+        self.next_tick = Some(if next > self.now { next } else { self.now + self.settings.tick });
+        true
+    }
+
+    /// At most one tick per drain, however much time has passed: after a pause the messages that waited are
+    /// read before a second tick can end in an election.
+    fn tick_if_due(&mut self) {
+        if !self.due() {
+            return;
+        }
+        self.ticks += 1;
+        if !self.must_wait_for_disk() {
+            self.raw.tick();
+            self.draw_election_timeout();
+        }
+        self.give_up_on_snapshots();
+        self.expire();
+    }
+
+    fn heartbeat_if_due(&mut self) {
+        if self.raw.raft.state == StateRole::Leader && self.due() {
+            self.raw.ping();
+        }
+    }
+
+    /// A single voter elects itself at once; raft-rs dies if entries of an earlier term are not durable by then.
+    fn must_wait_for_disk(&self) -> bool {
+        let alone = self.raw.raft.prs().is_singleton();
+        alone && !self.unpersisted.is_empty() && self.raw.raft.state != StateRole::Leader
+    }
+
+    /// raft-rs waits for ever for the fate of a snapshot it handed out. Where the transport lost it without
+    /// knowing, an election timeout without an answer counts as lost.
+    fn give_up_on_snapshots(&mut self) {
+        let mut sending = BTreeMap::new();
+        if self.raw.raft.state == StateRole::Leader {
+            for (id, progress) in self.raw.raft.prs().iter() {
+                if progress.state == raft::ProgressState::Snapshot {
+                    sending.insert(*id, self.snapshots.get(id).copied().unwrap_or(self.ticks));
+                }
+            }
+        }
+        self.snapshots = sending;
+        let patience = self.settings.election_ticks as u64;
+        let late: Vec<NodeId> =
+            self.snapshots.iter().filter(|(_, since)| self.ticks - **since > patience).map(|(id, _)| *id).collect();
+        for id in late {
+            self.snapshots.remove(&id);
+            self.raw.report_snapshot(id, SnapshotStatus::Failure);
+        }
+    }
+
+    /// Answers those whose time is up: rejected if they never reached a log, unknown if they may have.
+    fn expire(&mut self) {
+        let (now, leader) = (self.now, self.leader());
+        let mut kept = VecDeque::with_capacity(self.held.len());
+        for request in mem::take(&mut self.held) {
+            match request.ticket {
+                _ if request.deadline > now => kept.push_back(request),
+                Some(ticket) => {
+                    self.effects.answers.push((ticket, Answer::Refused(Refusal::NotLeader { leader })));
+                }
+                None => {}
+            }
+        }
+        self.held = kept;
+        for (index, late) in self.pending.extract_if(.., |_, pending| pending.deadline <= now) {
+            let cause = format!("entry {index}@{} was not committed within the deadline; it still may be", late.term);
+            self.effects.answers.push((late.ticket, Answer::Unknown { cause }));
+        }
+        for (_, late) in self.forwarded.extract_if(.., |_, forwarded| forwarded.request.deadline <= now) {
+            let cause = "the leader did not answer within the deadline; it still may carry it out".to_owned();
+            if let Some(ticket) = late.request.ticket {
+                self.effects.answers.push((ticket, Answer::Unknown { cause }));
+            }
+        }
+        for late in self.reads.expire(now) {
+            self.effects.answers.push((late.ticket, Answer::Refused(Refusal::NotLeader { leader })));
+        }
+    }
+
+    /// raft-rs lets a removed leader go on leading. The commit of its removal has been sent by now.
+    fn step_down_if_removed(&mut self) {
+        let raft = &mut self.raw.raft;
+        if raft.state == StateRole::Leader && !raft.promotable() && raft.raft_log.applied >= raft.pending_conf_index {
+            let term = raft.term;
+            raft.become_follower(term, raft::INVALID_ID);
+            self.draw_election_timeout();
+            self.settle();
+        }
+    }
+
+    /// A new leader may be asked at once what the last one refused or lost.
+    fn note_leader(&mut self) {
+        let now = LeaderChanged { leader: self.leader(), term: self.raw.raft.term, role: self.role() };
+        if self.told == Some(now) {
+            return;
+        }
+        let moved = self.told.is_none_or(|told| (told.leader, told.term) != (now.leader, now.term));
+        if moved {
+            self.reads.restart();
+            self.reads.not_before = 0;
+            self.held.iter_mut().for_each(|request| request.not_before = 0);
+        }
+        self.told = Some(now);
+        self.effects.leader = Some(now);
+    }
+
+    /// The randomized election timeout (Raft section 5.2), drawn from our own dice so that a run can be repeated.
+    ///
+    /// raft-rs draws its own at each change of term or role; ours replaces it before the next tick looks.
+    fn draw_election_timeout(&mut self) {
+        let least = self.settings.election_ticks as u64;
+        let raft = &mut self.raw.raft;
+        let words = [self.settings.seed, self.settings.id, self.settings.incarnation.0, raft.term, raft.state as u64];
+        let drawn = words.iter().fold(0x9e37_79b9_7f4a_7c15_u64, |hash, word| mix(hash ^ word));
+        raft.set_randomized_election_timeout((least + drawn % least) as usize);
+    }
+
+    /// The genesis is durable: raft-rs begins with it.
+    fn begin_with(&mut self, genesis: Snapshot) {
+        let reader = self.raw.store().reader();
+        let mut view = LogView::empty(self.settings.group, reader, self.settings.log_tail_bytes);
+        view.install(genesis.clone());
+        view.set_hard_state(HardState { term: genesis.term, vote: 0, commit: genesis.index });
+        match new_raw(&self.settings, view, genesis.index, &self.logger) {
+            Ok(raw) => self.raw = raw,
+            Err(error) => return self.fail(format!("raft cannot begin with the genesis snapshot: {error}")),
+        }
+        self.draw_election_timeout();
+        self.effects.restore = Some(genesis);
+    }
+
+    fn next_id(&mut self) -> u64 {
+        let id = self.next_id;
+        self.next_id += 1;
+        id
+    }
+
+    // ---- what can be asked ---------------------------------------------------------------------------------
+
+    /// Whether this node belongs to a cluster.
+    pub fn is_formed(&self) -> bool {
+        self.raw.store().is_formed()
+    }
+
+    /// Who leads, as far as this node knows.
+    pub fn leader(&self) -> Option<NodeId> {
+        Some(self.raw.raft.leader_id).filter(|id| *id != raft::INVALID_ID)
+    }
+
+    /// What this node is.
+    pub fn role(&self) -> Role {
+        match self.raw.raft.state {
+            StateRole::Leader => Role::Leader,
+            StateRole::Candidate => Role::Candidate,
+            StateRole::PreCandidate => Role::PreCandidate,
+            StateRole::Follower if self.raw.raft.prs().conf().to_conf_state().learners.contains(&self.settings.id) => {
+                Role::Learner
+            }
+            StateRole::Follower => Role::Follower,
+        }
+    }
+
+    /// When the next tick is due.
+    pub fn next_tick(&self) -> Option<Duration> {
+        self.next_tick
+    }
+
+    /// What is held until a write is durable: the write's number, the receiver, the message.
+    pub fn held_messages(&self) -> impl Iterator<Item = (u64, NodeId, &RaftMessage)> {
+        self.unpersisted.iter().flat_map(|u| u.held.iter().map(move |(to, message)| (u.write, *to, message)))
+    }
+
+    /// Ends every request with this cause: what never reached a log was surely not done, the rest is unknown.
+    pub fn abandon(&mut self, cause: &str) -> Vec<(T, Answer)> {
+        let unknown = || Answer::Unknown { cause: cause.to_owned() };
+        let mut answers = mem::take(&mut self.effects.answers);
+        answers.extend(mem::take(&mut self.held).into_iter().filter_map(|r| Some((r.ticket?, unknown()))));
+        answers.extend(mem::take(&mut self.pending).into_values().map(|p| (p.ticket, unknown())));
+        answers
+            .extend(mem::take(&mut self.forwarded).into_values().filter_map(|f| Some((f.request.ticket?, unknown()))));
+        answers.extend(self.reads.drain().into_iter().map(|r| (r.ticket, unknown())));
+        answers
+    }
+}
+
+fn new_raw(
+    settings: &Settings,
+    view: LogView,
+    applied: u64,
+    logger: &slog::Logger,
+) -> Result<RawNode<LogView>, StoreError> {
+    let config = raft::Config {
+        id: settings.id,
+        election_tick: settings.election_ticks,
+        heartbeat_tick: 1,
+        applied,
+        // Zero would mean one entry per message.
+        max_size_per_msg: settings.max_append_bytes as u64,
+        max_inflight_msgs: settings.max_inflight_appends,
+        check_quorum: true,
+        pre_vote: true,
+        // Without it every proposal is a message of its own: half of the throughput.
+        batch_append: true,
+        max_uncommitted_size: settings.max_unapplied_bytes as u64,
+        max_committed_size_per_ready: settings.max_append_bytes as u64,
+        ..raft::Config::default()
+    };
+    RawNode::new(&config, view, logger).map_err(|error| StoreError::Damaged {
+        what: "the log".into(),
+        detail: format!("raft cannot start from it: {error}"),
+    })
+}
+
+/// Refusals that promise that nothing was done and that another try may fare better.
+fn may_retry(refusal: &Refusal) -> bool {
+    match refusal {
+        Refusal::NotLeader { .. } | Refusal::Dropped { .. } | Refusal::Stopped { .. } => true,
+        Refusal::Change(ChangeRefusal::NotReady) => true,
+        Refusal::Busy | Refusal::TooLarge { .. } | Refusal::Late | Refusal::Change(_) | Refusal::Invalid { .. } => {
+            false
+        }
+    }
+}
+
+/// One round of splitmix64: spreads a few words over all bits.
+fn mix(mut z: u64) -> u64 {
+    z = z.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}

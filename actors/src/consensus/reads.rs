@@ -1,0 +1,71 @@
+//! Linearizable reads: one round at a time, everything that waits in one round (dissertation section 6.4).
+//!
+//! On the leader a round is a ReadIndex of raft-rs; elsewhere it is one question to the leader. raft-rs
+//! drops a ReadIndex in silence when the leader has not committed in its term, and forgets it on a change of term:
+//! so a round starts only when it can be answered, and is started again when the term moved on.
+
+use std::time::Duration;
+
+/// One waiting read.
+#[derive(Debug)]
+pub struct Reader<T> {
+    pub ticket: T,
+    pub deadline: Duration,
+    /// A peer asked: it is told at once if this node does not lead, instead of being passed on.
+    pub peer: bool,
+}
+
+/// The reads of one group.
+#[derive(Debug)]
+pub struct Reads<T> {
+    /// Not part of a round yet.
+    pub waiting: Vec<Reader<T>>,
+    /// A ReadIndex round of this leader: its context, and the readers it serves.
+    pub round: Option<(u64, Vec<Reader<T>>)>,
+    /// A question to the leader: its number, and the readers it serves.
+    pub asked: Option<(u64, Vec<Reader<T>>)>,
+    /// No question before this tick: the last one was refused.
+    pub not_before: u64,
+}
+
+impl<T> Default for Reads<T> {
+    fn default() -> Self {
+        Reads { waiting: Vec::new(), round: None, asked: None, not_before: 0 }
+    }
+}
+
+impl<T> Reads<T> {
+    /// How many reads wait, wherever.
+    pub fn len(&self) -> usize {
+        let in_round = |round: &Option<(u64, Vec<Reader<T>>)>| round.as_ref().map_or(0, |(_, readers)| readers.len());
+        self.waiting.len() + in_round(&self.round) + in_round(&self.asked)
+    }
+
+    /// The round can no longer be answered: its readers join the next one.
+    pub fn restart(&mut self) {
+        if let Some((_, readers)) = self.round.take() {
+            self.waiting.extend(readers);
+        }
+    }
+
+    /// Removes those whose time is up.
+    pub fn expire(&mut self, now: Duration) -> Vec<Reader<T>> {
+        let mut late = Vec::new();
+        for readers in std::iter::once(&mut self.waiting)
+            .chain(self.round.iter_mut().map(|(_, readers)| readers))
+            .chain(self.asked.iter_mut().map(|(_, readers)| readers))
+        {
+            late.extend(readers.extract_if(.., |reader| reader.deadline <= now));
+        }
+        late
+    }
+
+    /// Takes all of them, for the end.
+    pub fn drain(&mut self) -> Vec<Reader<T>> {
+        self.restart();
+        if let Some((_, readers)) = self.asked.take() {
+            self.waiting.extend(readers);
+        }
+        std::mem::take(&mut self.waiting)
+    }
+}

@@ -1,0 +1,72 @@
+//! Proposals and membership changes between their arrival and their end.
+//!
+//! ```text
+//!  arrived ─▶ held ──┬─ this node leads ──▶ pending (index, term) ─┬─ committed with that term ─▶ applier
+//!              ▲     │                                             ├─ another term there ─▶ surely not in the log
+//!              │     └─ another leads ────▶ forwarded (question) ──┤                          │
+//!              │                                                   ├─ answered ─▶ client      │
+//!              └──────────── refused, not sent, replaced ──────────┴──────────────────────────┘
+//! ```
+//!
+//! What is held past its deadline was surely never in a log; what is pending or forwarded past its deadline is
+//! unknown. A retry happens only on the way marked at the bottom: after proof that nothing was done.
+//! How much can be here is bounded by admission: every ticket holds a permit.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::{entry::Draft, members::Change};
+
+/// What a request wants in the log.
+#[derive(Clone, Debug)]
+pub enum Wanted {
+    /// A command, the application's or ours.
+    Command(Draft),
+    /// A change of the membership.
+    Change(Change),
+}
+
+/// A request that waits for a leader.
+#[derive(Debug)]
+pub struct Request<T> {
+    pub wanted: Wanted,
+    pub ticket: Option<T>,
+    pub deadline: Duration,
+    /// A peer asked: it is told at once if this node does not lead, instead of being passed on.
+    pub peer: bool,
+    /// Not tried before this tick: the last try was refused.
+    pub not_before: u64,
+}
+
+/// A request whose entry is in this node's log.
+#[derive(Debug)]
+pub struct Pending<T> {
+    pub term: u64,
+    pub kept: Kept,
+    pub ticket: T,
+    pub deadline: Duration,
+    pub peer: bool,
+}
+
+/// What is kept of a proposed entry, to propose it again should another take its place.
+#[derive(Debug)]
+pub enum Kept {
+    /// The entry's bytes, shared with the log.
+    Command(Bytes),
+    /// The change.
+    Change(Change),
+}
+
+impl<T> Pending<T> {
+    /// Its entry is surely not in the log: back to the start.
+    pub fn again(self, not_before: u64) -> Request<T> {
+        let wanted = match self.kept {
+            Kept::Command(bytes) => {
+                Wanted::Command(Draft::received(&bytes).expect("it was a draft before it was proposed"))
+            }
+            Kept::Change(change) => Wanted::Change(change),
+        };
+        Request { wanted, ticket: Some(self.ticket), deadline: self.deadline, peer: self.peer, not_before }
+    }
+}

@@ -1,0 +1,198 @@
+//! Where requests go: into this leader's log, to another leader, back to the peer that asked, or on to wait.
+
+use std::{mem, time::SystemTime};
+
+use actorum_transport::wire::{ChangeRefusal, NodeId, Request as Asked};
+use bytes::Bytes;
+use raft::{StateRole, eraftpb};
+
+use super::{
+    Consensus, Forwarded, Question,
+    convert::encode_conf_change,
+    requests::{Kept, Pending, Request, Wanted},
+};
+use crate::{
+    entry::{ChangeId, SystemCommand},
+    machine,
+    message::{Answer, Refusal},
+};
+
+impl<T> Consensus<T> {
+    /// Every held request: into this leader's log, to another leader, back to a peer that should ask
+    /// elsewhere, or to wait on.
+    pub(super) fn route(&mut self, wall: SystemTime) {
+        if self.held.is_empty() {
+            return;
+        }
+        let leads = self.raw.raft.state == StateRole::Leader;
+        let leader = self.leader().filter(|id| *id != self.settings.id);
+        let mut batch = Vec::new();
+        for request in mem::take(&mut self.held) {
+            let due = request.not_before <= self.ticks;
+            match (&request.wanted, leader) {
+                _ if leads && due => match request.wanted {
+                    Wanted::Command(_) => batch.push(request),
+                    Wanted::Change(_) => {
+                        // In the order of arrival: what came before a change is in the log before it.
+                        self.propose(mem::take(&mut batch), wall);
+                        self.propose_change(request);
+                    }
+                },
+                _ if !leads && request.peer => self.refuse(request, Refusal::NotLeader { leader }),
+                (_, Some(leader)) if !leads && due => self.forward(leader, request),
+                _ => self.held.push_back(request),
+            }
+        }
+        self.propose(batch, wall);
+    }
+
+    /// One append of raft-rs for all of them: one Ready, one write, one message per peer.
+    fn propose(&mut self, batch: Vec<Request<T>>, wall: SystemTime) {
+        if batch.is_empty() {
+            return;
+        }
+        let mut room = self.settings.max_unapplied_bytes.saturating_sub(self.raw.store().unapplied_bytes());
+        let mut entries = Vec::with_capacity(batch.len());
+        let mut proposed = Vec::with_capacity(batch.len());
+        for request in batch {
+            let Wanted::Command(draft) = request.wanted else { continue };
+            let refusal = if draft.size() > self.settings.max_entry_bytes {
+                Some(Refusal::TooLarge { limit: self.settings.max_entry_bytes as u64 })
+            } else if draft.size() > room {
+                Some(Refusal::Busy)
+            } else if request.deadline <= self.now {
+                Some(Refusal::Late)
+            } else {
+                None
+            };
+            if let Some(refusal) = refusal {
+                self.effects.answers.extend(request.ticket.map(|ticket| (ticket, Answer::Refused(refusal))));
+                continue;
+            }
+            room -= draft.size();
+            let data = Bytes::from(draft.stamp(wall));
+            entries.push(eraftpb::Entry { data: data.clone(), ..Default::default() });
+            proposed.push((data, request.ticket, request.deadline, request.peer));
+        }
+        if entries.is_empty() {
+            return;
+        }
+        let taken = self.append_as_leader(entries);
+        for (n, (data, ticket, deadline, peer)) in proposed.into_iter().enumerate() {
+            let Some(ticket) = ticket else { continue };
+            let pending = Pending { term: self.raw.raft.term, kept: Kept::Command(data), ticket, deadline, peer };
+            match taken {
+                Some(first) => drop(self.pending.insert(first + n as u64, pending)),
+                None => self.dropped(pending),
+            }
+        }
+    }
+
+    /// Appends as the leader; the index of the first entry, or `None` if raft-rs dropped all of them.
+    fn append_as_leader(&mut self, entries: Vec<eraftpb::Entry>) -> Option<u64> {
+        let first = self.raw.raft.raft_log.last_index() + 1;
+        let mut message = eraftpb::Message::default();
+        message.set_msg_type(eraftpb::MessageType::MsgPropose);
+        message.from = self.settings.id;
+        message.set_entries(entries.into());
+        self.raw.raft.step(message).ok().map(|()| first)
+    }
+
+    /// raft-rs did not take it (its pipeline is full, or it hands over): surely not in the log.
+    fn dropped(&mut self, pending: Pending<T>) {
+        let request = pending.again(self.ticks + 1);
+        if request.peer {
+            self.refuse(request, Refusal::Dropped { cause: "the leader's pipeline is full".into() });
+        } else {
+            self.held.push_back(request);
+        }
+    }
+
+    /// Everything raft-rs would silently replace by an empty entry is looked at before it is asked.
+    fn propose_change(&mut self, request: Request<T>) {
+        let Wanted::Change(change) = &request.wanted else { return };
+        // Before the tail inherited from earlier leaders is applied, nobody knows whether it holds a change.
+        if !self.raw.raft.apply_to_current_term() {
+            if request.peer {
+                return self.refuse(request, Refusal::Change(ChangeRefusal::NotReady));
+            }
+            return self.again(request);
+        }
+        let joint = !self.raw.raft.prs().conf().to_conf_state().voters_outgoing.is_empty();
+        if self.raw.raft.has_pending_conf() || joint {
+            return self.refuse(request, Refusal::Change(ChangeRefusal::InProgress));
+        }
+        if let Err(cause) = self.membership.after(change) {
+            return self.refuse(request, Refusal::Change(ChangeRefusal::Invalid { cause }));
+        }
+        let id = ChangeId { node: self.settings.id, boot: self.settings.boot, number: self.next_id() };
+        let command = SystemCommand::Change { id, change: change.clone() };
+        let Ok(context) = machine::encode(&command) else {
+            let cause = "it cannot be encoded".to_owned();
+            return self.refuse(request, Refusal::Invalid { cause });
+        };
+        let mut entry = eraftpb::Entry::default();
+        entry.set_entry_type(eraftpb::EntryType::EntryConfChangeV2);
+        entry.data = encode_conf_change(change).into();
+        entry.context = context.into();
+        let taken = self.append_as_leader(vec![entry]);
+        let Request { wanted, ticket, deadline, peer, .. } = request;
+        let (Wanted::Change(change), Some(ticket)) = (wanted, ticket) else { return };
+        let pending = Pending { term: self.raw.raft.term, kept: Kept::Change(change), ticket, deadline, peer };
+        match taken {
+            Some(index) => drop(self.pending.insert(index, pending)),
+            None => self.dropped(pending),
+        }
+    }
+
+    fn forward(&mut self, leader: NodeId, request: Request<T>) {
+        let remaining = request.deadline.saturating_sub(self.now);
+        let remaining_ms = u64::try_from(remaining.as_millis()).unwrap_or(u64::MAX);
+        let question = match &request.wanted {
+            Wanted::Command(draft) => Asked::Propose { data: draft.bytes(), remaining_ms },
+            Wanted::Change(change) => match machine::encode(change) {
+                Ok(data) => Asked::Change { data: data.into(), remaining_ms },
+                Err(error) => return self.refuse(request, Refusal::Invalid { cause: error.to_string() }),
+            },
+        };
+        let id = self.next_id();
+        self.effects.asks.push(Question { id, to: leader, request: question, timeout: remaining });
+        self.forwarded.insert(id, Forwarded { request });
+    }
+
+    pub(super) fn refuse(&mut self, request: Request<T>, refusal: Refusal) {
+        self.effects.answers.extend(request.ticket.map(|ticket| (ticket, Answer::Refused(refusal))));
+    }
+
+    pub(super) fn route_reads(&mut self) {
+        if self.reads.waiting.is_empty() {
+            return;
+        }
+        if self.raw.raft.state == StateRole::Leader {
+            // One round at a time: what arrives meanwhile shares the next one.
+            if self.reads.round.is_none() && self.raw.raft.commit_to_current_term() {
+                let context = self.next_id();
+                self.raw.read_index(context.to_be_bytes().to_vec());
+                self.reads.round = Some((context, mem::take(&mut self.reads.waiting)));
+            }
+            return;
+        }
+        let leader = self.leader();
+        for reader in self.reads.waiting.extract_if(.., |reader| reader.peer) {
+            self.effects.answers.push((reader.ticket, Answer::Refused(Refusal::NotLeader { leader })));
+        }
+        let Some(leader) = leader else { return };
+        if self.reads.waiting.is_empty() || self.reads.asked.is_some() || self.reads.not_before > self.ticks {
+            return;
+        }
+        let readers = mem::take(&mut self.reads.waiting);
+        let last = readers.iter().map(|reader| reader.deadline).max().unwrap_or(self.now);
+        // A lost question must not hold up its readers: no longer than an election takes.
+        let patience = self.settings.tick * self.settings.election_ticks as u32;
+        let timeout = last.saturating_sub(self.now).min(patience);
+        let remaining_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
+        let id = self.next_id();
+        self.effects.asks.push(Question { id, to: leader, request: Asked::ReadIndex { remaining_ms }, timeout });
+        self.reads.asked = Some((id, readers));
+    }
+}

@@ -1,0 +1,190 @@
+//! Readies of raft-rs, taken apart: what to write, what may leave now, what is held, what is committed.
+//!
+//! ```text
+//!            ┌─ messages ───────────▶ transmit      (a leader's: ahead of its own disk)
+//!  Ready ────┼─ entries, hard state ▶ append #n ──┐
+//!            ├─ persisted messages ─▶ held until ─┴─ persisted(n)
+//!            └─ committed entries ──▶ apply, each with the ticket of the proposal that it really is
+//! ```
+
+use actorum_transport::wire::{ChangeRefusal, Entry, NodeId, RaftMessage, Snapshot};
+use raft::eraftpb;
+
+use super::{
+    Consensus, Unpersisted,
+    convert::{conf_change, conf_from_raft, entry_from_raft, hard_from_raft, message_from_raft, snapshot_from_raft},
+    requests::{Kept, Pending},
+};
+use crate::{
+    entry::SystemCommand,
+    log::store::{HardState, Write},
+    message::{Answer, Append, Committed, Refusal},
+};
+
+impl<T> Consensus<T> {
+    /// Takes Readies until raft-rs has no more.
+    pub(super) fn settle(&mut self) {
+        while self.raw.has_ready() {
+            let mut ready = self.raw.ready();
+            // A leader speaks ahead of its own disk: its own vote for these entries counts when the disk has answered.
+            let now = ready.take_messages();
+            self.effects.transmit.extend(outgoing(&now));
+            let held = outgoing(ready.persisted_messages());
+            let entries = ready.take_entries();
+            let committed = ready.take_committed_entries();
+            let read_states = ready.take_read_states();
+            let snapshot = (!ready.snapshot().is_empty()).then(|| snapshot_from_raft(ready.snapshot()));
+            let hard_state = ready.hs().map(hard_from_raft);
+            let (number, must_sync) = (ready.number(), ready.must_sync());
+
+            // raft-rs must be able to read all of it before the Ready is given back.
+            let view = self.raw.mut_store();
+            if let Some(snapshot) = &snapshot {
+                view.install(snapshot.clone());
+            }
+            view.append(&entries);
+            if let Some(hard_state) = hard_state {
+                view.set_hard_state(hard_state);
+            }
+            self.raw.advance_append_async(ready);
+
+            if let Some(snapshot) = &snapshot {
+                self.forget_pending_under(snapshot.index);
+            }
+            self.write(number, must_sync, snapshot, entries, hard_state, held);
+            self.commit(committed);
+            for state in read_states {
+                self.confirm(&state.request_ctx, state.index);
+            }
+        }
+    }
+
+    /// Hands a Ready's write to the disk and holds what speaks of it.
+    fn write(
+        &mut self,
+        ready: u64,
+        must_sync: bool,
+        snapshot: Option<Snapshot>,
+        entries: Vec<eraftpb::Entry>,
+        hard_state: Option<HardState>,
+        held: Vec<(NodeId, RaftMessage)>,
+    ) {
+        if must_sync {
+            let entries = entries.iter().map(entry_from_raft).collect();
+            let write = self.push_append(snapshot.clone(), entries, hard_state, true);
+            self.unpersisted.push_back(Unpersisted { write, ready, restore: snapshot, held });
+            return;
+        }
+        if hard_state.is_some() {
+            // Only the commit index moved: no promise depends on it.
+            self.push_append(None, Vec::new(), hard_state, false);
+        }
+        // Without a write of its own a Ready can still speak of an earlier one that is under way.
+        match self.unpersisted.back_mut() {
+            Some(newest) => {
+                newest.ready = ready;
+                newest.held.extend(held);
+            }
+            None => {
+                self.raw.on_persist_ready(ready);
+                self.effects.transmit.extend(held);
+            }
+        }
+    }
+
+    pub(super) fn push_append(
+        &mut self,
+        snapshot: Option<Snapshot>,
+        entries: Vec<Entry>,
+        hard_state: Option<HardState>,
+        sync: bool,
+    ) -> u64 {
+        let number = self.next_write;
+        self.next_write += 1;
+        let write = Write { group: self.settings.group, snapshot, entries, hard_state };
+        self.effects.append.push(Append { number, write, sync });
+        number
+    }
+
+    /// Committed entries go to the applier, each with the ticket of the proposal that it really is.
+    fn commit(&mut self, entries: Vec<eraftpb::Entry>) {
+        for entry in entries {
+            let ticket = match self.pending.remove(&entry.index) {
+                None => None,
+                Some(pending) if pending.term != entry.term => {
+                    // Another leader's entry took its place: the proposal is surely not in the log.
+                    self.replaced(pending);
+                    None
+                }
+                Some(pending) if is_its_entry(&pending, &entry) => Some(pending.ticket),
+                Some(pending) => {
+                    // raft-rs put an empty entry in the place of a change.
+                    self.effects
+                        .answers
+                        .push((pending.ticket, Answer::Refused(Refusal::Change(ChangeRefusal::InProgress))));
+                    None
+                }
+            };
+            if entry.get_entry_type() == eraftpb::EntryType::EntryConfChangeV2 {
+                self.reconfigure(&entry);
+            }
+            self.effects.apply.push(Committed { entry: entry_from_raft(&entry), ticket });
+        }
+    }
+
+    fn replaced(&mut self, pending: Pending<T>) {
+        let request = pending.again(0);
+        if request.peer {
+            self.refuse(request, Refusal::Dropped { cause: "another leader's entry took its place".into() });
+        } else {
+            self.held.push_back(request);
+        }
+    }
+
+    /// A snapshot went over them: whether they are in it, nobody here can tell.
+    fn forget_pending_under(&mut self, index: u64) {
+        for (at, pending) in self.pending.extract_if(..=index, |_, _| true) {
+            let cause = format!("a snapshot up to {index} replaced the log over entry {at}@{}", pending.term);
+            self.effects.answers.push((pending.ticket, Answer::Unknown { cause }));
+        }
+    }
+
+    /// A change takes effect in raft-rs when it is committed (dissertation section 4.1 would allow it even earlier).
+    ///
+    /// What changes is read from the context, which is ours: protobuf bytes of peers are never parsed.
+    fn reconfigure(&mut self, entry: &eraftpb::Entry) {
+        let change = match SystemCommand::decode(&entry.context) {
+            Ok(SystemCommand::Change { change, .. }) => change,
+            Ok(other) => return self.fail(format!("entry {} is a change that says {other:?}", entry.index)),
+            Err(error) => return self.fail(format!("the change in entry {} cannot be read: {error}", entry.index)),
+        };
+        match self.raw.apply_conf_change(&conf_change(&change)) {
+            Ok(conf) => self.raw.mut_store().set_conf(conf_from_raft(&conf)),
+            Err(error) => self.fail(format!("the change in entry {} ({change}) cannot be made: {error}", entry.index)),
+        }
+    }
+
+    pub(super) fn fail(&mut self, cause: String) {
+        self.effects.fault.get_or_insert(cause);
+    }
+
+    fn confirm(&mut self, context: &[u8], index: u64) {
+        if let Some((_, readers)) = self.reads.round.take_if(|(round, _)| round.to_be_bytes() == context) {
+            self.effects.reads.extend(readers.into_iter().map(|reader| (index, reader.ticket)));
+        }
+        // What arrived during the round need not wait for the next input.
+        self.route_reads();
+    }
+}
+
+fn outgoing(messages: &[eraftpb::Message]) -> Vec<(NodeId, RaftMessage)> {
+    messages.iter().filter_map(|m| Some((m.to, message_from_raft(m)?))).collect()
+}
+
+/// Whether the entry with the right index and term is the one proposed, and not raft-rs's empty substitute for a change.
+fn is_its_entry<T>(pending: &Pending<T>, entry: &eraftpb::Entry) -> bool {
+    match pending.kept {
+        Kept::Command(_) => true,
+        Kept::Change(_) => entry.get_entry_type() == eraftpb::EntryType::EntryConfChangeV2,
+    }
+}

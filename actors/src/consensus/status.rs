@@ -1,0 +1,79 @@
+//! The numbers of a core.
+
+use std::collections::BTreeMap;
+
+use actorum_transport::wire::NodeId;
+use raft::StateRole;
+
+use super::Consensus;
+use crate::status::Role;
+
+/// The numbers of a core at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CoreStatus {
+    /// Whether the node belongs to a cluster.
+    pub formed: bool,
+    /// What it is.
+    pub role: Role,
+    /// Its term.
+    pub term: u64,
+    /// Who leads, as far as it knows.
+    pub leader: Option<NodeId>,
+    /// The first index of the log.
+    pub first_index: u64,
+    /// The last index of the log.
+    pub last_index: u64,
+    /// The last durable index.
+    pub persisted_index: u64,
+    /// The commit index.
+    pub commit_index: u64,
+    /// The applied index, as far as the core was told.
+    pub applied_index: u64,
+    /// The index of the snapshot the log starts from.
+    pub snapshot_index: u64,
+    /// Requests that wait for a leader or its answer.
+    pub held: usize,
+    /// Writes that are not durable yet.
+    pub unpersisted: usize,
+    /// Bytes of entries in memory.
+    pub tail_bytes: usize,
+    /// Messages of peers that were dropped because they made no sense.
+    pub implausible: u64,
+    /// Per peer: the index it has made durable, and how raft-rs sends to it.
+    pub peers: BTreeMap<NodeId, (u64, &'static str)>,
+}
+
+impl<T> Consensus<T> {
+    /// The numbers of this core.
+    pub fn status(&self) -> CoreStatus {
+        let raft = &self.raw.raft;
+        let view = self.raw.store();
+        let leads = raft.state == StateRole::Leader;
+        let progress = |(id, p): (&u64, &raft::Progress)| {
+            let state = match p.state {
+                _ if !leads => "unknown",
+                raft::ProgressState::Probe => "probe",
+                raft::ProgressState::Replicate => "replicate",
+                raft::ProgressState::Snapshot => "snapshot",
+            };
+            (*id, (if leads { p.matched } else { 0 }, state))
+        };
+        CoreStatus {
+            formed: self.is_formed(),
+            role: self.role(),
+            term: raft.term,
+            leader: self.leader(),
+            first_index: view.snapshot_index() + 1,
+            last_index: raft.raft_log.last_index(),
+            persisted_index: raft.raft_log.persisted,
+            commit_index: raft.raft_log.committed,
+            applied_index: raft.raft_log.applied,
+            snapshot_index: view.snapshot_index(),
+            held: self.held.len() + self.forwarded.len() + self.reads.len(),
+            unpersisted: self.unpersisted.len(),
+            tail_bytes: view.tail_bytes(),
+            implausible: self.implausible,
+            peers: raft.prs().iter().filter(|(id, _)| **id != self.settings.id).map(progress).collect(),
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! What a peer says is the world's, not ours: every field is checked before raft-rs sees it.
+//!
+//! raft-rs has about a hundred places where a field that makes no sense ends in a panic: a commit index past the
+//! log, entries with gaps, a snapshot of index zero. Each check here names the one it guards. What fails is
+//! dropped and counted, and the honest go on.
+
+use actorum_transport::wire::{ConfState, MessageKind, NodeId, RaftMessage, Snapshot};
+
+use crate::log::view::LogView;
+
+/// No honest index or term comes near this; additions cannot overflow below it.
+const ABSURD: u64 = 1 << 62;
+
+/// A message that raft-rs can be given. Only [`validate`] makes one.
+#[derive(Debug)]
+pub struct Valid(RaftMessage);
+
+impl Valid {
+    /// The message.
+    pub fn into_inner(self) -> RaftMessage {
+        self.0
+    }
+}
+
+/// Why a message was dropped.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{kind:?} of node {from}: {problem}")]
+pub struct Implausible {
+    kind: MessageKind,
+    from: NodeId,
+    problem: &'static str,
+}
+
+/// Checks a message of a peer against what this node knows of its own log and term.
+pub fn validate(from: NodeId, message: RaftMessage, log: &LogView, committed: u64) -> Result<Valid, Implausible> {
+    match problem(from, &message, log, committed) {
+        None => Ok(Valid(message)),
+        Some(problem) => Err(Implausible { kind: message.kind, from, problem }),
+    }
+}
+
+fn problem(from: NodeId, m: &RaftMessage, log: &LogView, committed: u64) -> Option<&'static str> {
+    use MessageKind::*;
+    let last = log.last();
+    if from == 0 {
+        return Some("0 is not a node id");
+    }
+    // raft-rs takes term 0 for a message of its own.
+    if m.term == 0 {
+        return Some("term 0");
+    }
+    let numbers = [m.term, m.log_term, m.index, m.commit, m.commit_term, m.reject_hint];
+    if numbers.iter().any(|&n| n >= ABSURD) {
+        return Some("a number beyond all plausibility");
+    }
+    if m.request_snapshot != 0 {
+        return Some("it asks for a snapshot, which nodes of this version never do");
+    }
+    if m.kind != Append && !m.entries.is_empty() {
+        return Some("it carries entries");
+    }
+    if m.kind != Snapshot && m.snapshot.is_some() {
+        return Some("it carries a snapshot");
+    }
+    match m.kind {
+        Append => entries_problem(m, log, committed),
+        // `commit_to` past the log is fatal. A leader never says more than it knows to be on our disk.
+        Heartbeat if m.commit > last => Some("it commits past the end of this log"),
+        // `maybe_update` past the log sends appends that start beyond it.
+        AppendResponse if !m.reject && m.index > last => Some("it acknowledges what was never sent"),
+        Snapshot => match &m.snapshot {
+            None => Some("it carries no snapshot"),
+            Some(snapshot) if snapshot.term > m.term => Some("its snapshot is of a later term than the message"),
+            Some(snapshot) => snapshot_problem(snapshot),
+        },
+        _ => None,
+    }
+}
+
+fn entries_problem(m: &RaftMessage, log: &LogView, committed: u64) -> Option<&'static str> {
+    let mut term = m.log_term;
+    for (n, entry) in m.entries.iter().enumerate() {
+        if entry.index != m.index + 1 + n as u64 {
+            return Some("its entries have gaps");
+        }
+        if entry.term < term || entry.term > m.term || entry.term == 0 {
+            return Some("the terms of its entries run backwards");
+        }
+        term = entry.term;
+        // Replacing a committed entry is fatal in raft-rs, and should be: but for the sender, not for us.
+        if entry.index <= committed && log.term_at(entry.index).is_some_and(|known| known != entry.term) {
+            return Some("it contradicts a committed entry");
+        }
+    }
+    None
+}
+
+fn snapshot_problem(snapshot: &Snapshot) -> Option<&'static str> {
+    if snapshot.index == 0 || snapshot.term == 0 || snapshot.index >= ABSURD {
+        return Some("its snapshot has index or term 0");
+    }
+    conf_problem(&snapshot.conf)
+}
+
+/// What `confchange::restore` would die of.
+fn conf_problem(conf: &ConfState) -> Option<&'static str> {
+    let all = || conf.voters.iter().chain(&conf.learners);
+    if conf.voters.is_empty() {
+        return Some("its snapshot's configuration has no voters");
+    }
+    if !conf.voters_outgoing.is_empty() || !conf.learners_next.is_empty() || conf.auto_leave {
+        return Some("its snapshot's configuration is joint, which nodes of this version never enter");
+    }
+    let mut ids: Vec<NodeId> = all().copied().collect();
+    ids.sort_unstable();
+    if ids.contains(&0) || ids.windows(2).any(|pair| pair[0] == pair[1]) {
+        return Some("its snapshot's configuration names a node twice, or node 0");
+    }
+    None
+}

@@ -1,0 +1,449 @@
+//! The actor around the pure core: takes messages in, carries effects out, and decides nothing.
+//!
+//! ```text
+//!  Submit, SubmitRead, SubmitChange ─┐                       ┌─▶ Append ─────▶ log writer
+//!  Received, Asked, Answered ────────┼─▶ Consensus ─▶ Effects┼─▶ Transmit, Ask ▶ transport
+//!  Persisted, AppliedTo, ... ────────┘        ▲              └─▶ Apply, ... ───▶ applier
+//!                                  one Drain serves all that waited
+//! ```
+//!
+//! Batching comes from load: a `Drain` notified by the first input runs when the mailbox has been read. Under a
+//! flood it may not run at all, so a handler that finds a batch full, or its first input a millisecond old,
+//! drains in place. Without that a leader drowns in proposals and forgets its heartbeats. In place, time
+//! does not pass: an election or a check of the quorum waits until the mailbox was read to its end.
+//!
+//! Queue: the mailbox. Proposals in it hold admission permits; reports are bounded by what this actor
+//! asked for; the transport bounds what peers send.
+
+use std::{
+    any::Any,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    time::Duration,
+};
+
+use actix::{WeakRecipient, prelude::*};
+use actorum_transport::{
+    message::{Answered, Ask, Asked, Received, Responder, Transmit, Unreachable},
+    wire::{GroupId, Request, Response, Snapshot},
+};
+use tokio::sync::watch;
+
+use crate::{
+    clock::Clock,
+    consensus::{Consensus, CoreStatus, Effects, Moment},
+    entry::Draft,
+    machine,
+    members::Change,
+    message::{
+        Answer, Append, AppliedTo, Apply, Campaign, Failed, LeaderChanged, Persisted, Refusal, Restore, ServeReads,
+        Submit, SubmitChange, SubmitRead, SystemChanged, Ticket,
+    },
+};
+
+/// A batch this large is drained without waiting for the mailbox to be empty.
+const FULL_BATCH: usize = 256;
+/// So is one whose first input waits this long.
+const STALE_BATCH: Duration = Duration::from_millis(1);
+/// At least this often per tick the clock is looked at.
+const LOOKS_PER_TICK: u32 = 4;
+
+/// Makes a ticket for a peer's request of so many bytes; gives the slot back, with the reason, when it is not admitted.
+pub type Admit<T> = Box<dyn Fn(Responder, usize) -> Result<T, (Responder, Refusal)> + Send>;
+
+/// Checks that a command a peer forwards can be decoded here: what is proposed must be applicable.
+pub type Check = fn(&Draft) -> Result<(), String>;
+
+/// Whom the core talks to. It holds those below it; those above it hear through weak recipients.
+pub struct Links<T: Ticket> {
+    /// The log writer.
+    pub append: Recipient<Append>,
+    /// The applier.
+    pub apply: Recipient<Apply<T>>,
+    /// The applier.
+    pub reads: Recipient<ServeReads<T>>,
+    /// The applier.
+    pub restore: Recipient<Restore>,
+    /// The transport.
+    pub transmit: Recipient<Transmit>,
+    /// The transport.
+    pub ask: Recipient<Ask>,
+    /// Everyone who wants to know who leads.
+    pub leader_changed: Vec<WeakRecipient<LeaderChanged>>,
+    /// The parent.
+    pub failed: WeakRecipient<Failed>,
+    /// Where the latest numbers are shown.
+    pub status: watch::Sender<CoreStatus>,
+    /// Makes tickets for peers' requests.
+    pub admit: Admit<T>,
+    /// Checks forwarded commands.
+    pub check: Check,
+}
+
+/// The Raft core of one group, as an actor.
+pub struct RaftCore<T: Ticket> {
+    group: GroupId,
+    tick: Duration,
+    consensus: Consensus<T>,
+    clock: Arc<dyn Clock>,
+    links: Links<T>,
+    /// Inputs since the last drain, and when the first of them came.
+    waiting: usize,
+    waiting_since: Duration,
+    notified: bool,
+    shown_at: Duration,
+    stopped: Option<String>,
+}
+
+impl<T: Ticket> RaftCore<T> {
+    /// A core that begins to tick when it is started.
+    pub fn new(
+        group: GroupId,
+        tick: Duration,
+        consensus: Consensus<T>,
+        clock: Arc<dyn Clock>,
+        links: Links<T>,
+    ) -> Self {
+        let now = clock.now();
+        RaftCore {
+            group,
+            tick,
+            consensus,
+            clock,
+            links,
+            waiting: 0,
+            waiting_since: now,
+            notified: false,
+            shown_at: now,
+            stopped: None,
+        }
+    }
+
+    /// One more input waits for a drain.
+    fn drain_soon(&mut self, ctx: &mut Context<Self>) {
+        let now = self.clock.now();
+        if self.waiting == 0 {
+            self.waiting_since = now;
+        }
+        self.waiting += 1;
+        if self.waiting >= FULL_BATCH || now.saturating_sub(self.waiting_since) >= STALE_BATCH {
+            self.drain_amid(ctx);
+        } else if !self.notified {
+            self.notified = true;
+            ctx.notify(Drain);
+        }
+    }
+
+    /// Serves everything that waited. actix runs this when it has emptied the mailbox.
+    fn drain(&mut self, ctx: &mut Context<Self>) {
+        self.waiting = 0;
+        let moment = self.moment();
+        if let Some(effects) = self.guarded(|core| core.consensus.drain(moment)) {
+            self.carry_out(effects, ctx);
+        }
+    }
+
+    /// The same in the midst of a flood, with messages still in the mailbox.
+    fn drain_amid(&mut self, ctx: &mut Context<Self>) {
+        self.waiting = 0;
+        let moment = self.moment();
+        if let Some(effects) = self.guarded(|core| core.consensus.drain_amid(moment)) {
+            self.carry_out(effects, ctx);
+        }
+    }
+
+    fn moment(&self) -> Moment {
+        Moment { now: self.clock.now(), wall: self.clock.wall() }
+    }
+
+    /// Runs a piece of the core. A panic of raft-rs ends this system, not the process.
+    fn guarded<R>(&mut self, work: impl FnOnce(&mut Self) -> R) -> Option<R> {
+        if self.stopped.is_some() {
+            return None;
+        }
+        match catch_unwind(AssertUnwindSafe(|| work(self))) {
+            Ok(result) => Some(result),
+            Err(panic) => {
+                self.stop(format!("the raft core panicked: {}", panic_message(&*panic)));
+                None
+            }
+        }
+    }
+
+    /// The effects in the order that the promises need: the disk and the peers first, in parallel.
+    fn carry_out(&mut self, effects: Effects<T>, ctx: &mut Context<Self>) {
+        let Effects { append, transmit, asks, restore, apply, reads, answers, leader, fault } = effects;
+        append.into_iter().for_each(|append| self.links.append.do_send(append));
+        if !transmit.is_empty() {
+            self.links.transmit.do_send(Transmit { group: self.group, messages: transmit });
+        }
+        for question in asks {
+            let reply_to = ctx.address().downgrade().recipient();
+            let (id, to, request, timeout) = (question.id, question.to, question.request, question.timeout);
+            self.links.ask.do_send(Ask { id, group: self.group, to, request, timeout, reply_to });
+        }
+        restore.into_iter().for_each(|snapshot| self.links.restore.do_send(Restore(snapshot)));
+        if !apply.is_empty() {
+            self.links.apply.do_send(Apply(apply));
+        }
+        let served: Vec<_> = reads.into_iter().filter_map(|(at, ticket)| Some((at, ticket.confirmed(at)?))).collect();
+        if !served.is_empty() {
+            self.links.reads.do_send(ServeReads(served));
+        }
+        answers.into_iter().for_each(|(ticket, answer)| ticket.answer(answer));
+        if let Some(changed) = leader {
+            self.links.leader_changed.iter().filter_map(WeakRecipient::upgrade).for_each(|who| who.do_send(changed));
+        }
+        self.show(leader.is_some());
+        if let Some(cause) = fault {
+            self.stop(cause);
+        }
+    }
+
+    /// Shows the latest numbers: at once when the leader changed, else at most once per millisecond.
+    fn show(&mut self, at_once: bool) {
+        let now = self.clock.now();
+        if at_once || now.saturating_sub(self.shown_at) >= Duration::from_millis(1) {
+            self.shown_at = now;
+            self.links.status.send_replace(self.consensus.status());
+        }
+    }
+
+    /// Beyond use: every request ends with the cause, and the parent hears of it.
+    fn stop(&mut self, cause: String) {
+        if self.stopped.is_some() {
+            return;
+        }
+        self.stopped = Some(cause.clone());
+        let answers = catch_unwind(AssertUnwindSafe(|| self.consensus.abandon(&cause))).unwrap_or_default();
+        answers.into_iter().for_each(|(ticket, answer)| ticket.answer(answer));
+        if let Some(parent) = self.links.failed.upgrade() {
+            parent.do_send(Failed { cause });
+        }
+    }
+
+    /// What came after the end: it was admitted, so only "unknown" is honest.
+    fn turn_away(&self, ticket: T) {
+        let cause = self.stopped.clone().unwrap_or_default();
+        ticket.answer(Answer::Unknown { cause });
+    }
+
+    /// A peer's request, as if it were a client's of this node; but it is told at once who leads instead of being passed on.
+    fn serve(&mut self, request: Request, responder: Responder) {
+        let now = self.clock.now();
+        let within = |remaining_ms: u64| now.saturating_add(Duration::from_millis(remaining_ms));
+        let refuse = |responder: Responder, refusal| responder.answer(Response::Refused(refusal));
+        let invalid = |cause: String| Refusal::Invalid { cause };
+        match request {
+            Request::Propose { data, remaining_ms } => {
+                let draft = Draft::received(&data).map_err(|e| e.to_string());
+                let draft = draft.and_then(|draft| (self.links.check)(&draft).map(|()| draft));
+                match (draft, (self.links.admit)(responder, data.len())) {
+                    (Ok(draft), Ok(ticket)) => self.consensus.submit_for_peer(draft, ticket, within(remaining_ms)),
+                    (Err(cause), Ok(ticket)) => ticket.answer(Answer::Refused(invalid(cause))),
+                    (_, Err((responder, refusal))) => refuse(responder, refusal),
+                }
+            }
+            Request::ReadIndex { remaining_ms } => match (self.links.admit)(responder, 0) {
+                Ok(ticket) => self.consensus.read_for_peer(ticket, within(remaining_ms)),
+                Err((responder, refusal)) => refuse(responder, refusal),
+            },
+            Request::Change { data, remaining_ms } => {
+                match (machine::decode::<Change>(&data), (self.links.admit)(responder, data.len())) {
+                    (Ok(change), Ok(ticket)) => self.consensus.change_for_peer(change, ticket, within(remaining_ms)),
+                    (Err(error), Ok(ticket)) => ticket.answer(Answer::Refused(invalid(error.to_string()))),
+                    (_, Err((responder, refusal))) => refuse(responder, refusal),
+                }
+            }
+            Request::Formation(_) => refuse(responder, invalid("formation is asked of another actor".into())),
+        }
+    }
+}
+
+/// What a panic said.
+pub(crate) fn panic_message(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "without a message".into())
+}
+
+impl<T: Ticket> Actor for RaftCore<T> {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.run_interval(self.tick / LOOKS_PER_TICK, |core, ctx| match ctx.connected() {
+            true => core.drain(ctx),
+            // An interval keeps its actor alive; nobody holds this one any more.
+            false => ctx.stop(),
+        });
+        self.drain(ctx);
+    }
+}
+
+/// Serves everything that waited.
+#[derive(Message)]
+#[rtype(result = "()")]
+struct Drain;
+
+impl<T: Ticket> Handler<Drain> for RaftCore<T> {
+    type Result = ();
+
+    fn handle(&mut self, Drain: Drain, ctx: &mut Context<Self>) {
+        self.notified = false;
+        self.drain(ctx);
+    }
+}
+
+impl<T: Ticket> Handler<Submit<T>> for RaftCore<T> {
+    type Result = ();
+
+    fn handle(&mut self, Submit { draft, ticket, deadline }: Submit<T>, ctx: &mut Context<Self>) {
+        if self.stopped.is_some() {
+            return ticket.into_iter().for_each(|ticket| self.turn_away(ticket));
+        }
+        self.consensus.submit(draft, ticket, deadline);
+        self.drain_soon(ctx);
+    }
+}
+
+impl<T: Ticket> Handler<SubmitRead<T>> for RaftCore<T> {
+    type Result = ();
+
+    fn handle(&mut self, SubmitRead { ticket, deadline }: SubmitRead<T>, ctx: &mut Context<Self>) {
+        if self.stopped.is_some() {
+            return self.turn_away(ticket);
+        }
+        self.consensus.read(ticket, deadline);
+        self.drain_soon(ctx);
+    }
+}
+
+impl<T: Ticket> Handler<SubmitChange<T>> for RaftCore<T> {
+    type Result = ();
+
+    fn handle(&mut self, SubmitChange { change, ticket, deadline }: SubmitChange<T>, ctx: &mut Context<Self>) {
+        if self.stopped.is_some() {
+            return self.turn_away(ticket);
+        }
+        self.consensus.change(change, ticket, deadline);
+        self.drain_soon(ctx);
+    }
+}
+
+impl<T: Ticket> Handler<Campaign> for RaftCore<T> {
+    type Result = ();
+
+    fn handle(&mut self, Campaign: Campaign, ctx: &mut Context<Self>) {
+        self.guarded(|core| core.consensus.campaign());
+        self.drain_soon(ctx);
+    }
+}
+
+impl<T: Ticket> Handler<Persisted> for RaftCore<T> {
+    type Result = ();
+
+    fn handle(&mut self, Persisted { number, .. }: Persisted, ctx: &mut Context<Self>) {
+        self.guarded(|core| core.consensus.persisted(number));
+        self.drain_soon(ctx);
+    }
+}
+
+impl<T: Ticket> Handler<AppliedTo> for RaftCore<T> {
+    type Result = ();
+
+    fn handle(&mut self, AppliedTo { index }: AppliedTo, ctx: &mut Context<Self>) {
+        self.guarded(|core| core.consensus.applied_to(index));
+        self.drain_soon(ctx);
+    }
+}
+
+impl<T: Ticket> Handler<SystemChanged> for RaftCore<T> {
+    type Result = ();
+
+    fn handle(&mut self, SystemChanged { state, .. }: SystemChanged, _: &mut Context<Self>) {
+        self.consensus.membership_changed(state.membership.clone());
+    }
+}
+
+impl<T: Ticket> Handler<Received> for RaftCore<T> {
+    type Result = ();
+
+    fn handle(&mut self, Received { from, messages, .. }: Received, ctx: &mut Context<Self>) {
+        for message in messages {
+            self.guarded(|core| core.consensus.step(from, message));
+        }
+        self.drain_soon(ctx);
+    }
+}
+
+impl<T: Ticket> Handler<Asked> for RaftCore<T> {
+    type Result = ();
+
+    fn handle(&mut self, Asked { request, responder, .. }: Asked, ctx: &mut Context<Self>) {
+        if let Some(cause) = &self.stopped {
+            return responder.answer(Response::Refused(Refusal::Stopped { cause: cause.clone() }));
+        }
+        self.serve(request, responder);
+        self.drain_soon(ctx);
+    }
+}
+
+impl<T: Ticket> Handler<Answered> for RaftCore<T> {
+    type Result = ();
+
+    fn handle(&mut self, Answered { id, result, .. }: Answered, ctx: &mut Context<Self>) {
+        self.guarded(|core| core.consensus.answered(id, result));
+        self.drain_soon(ctx);
+    }
+}
+
+impl<T: Ticket> Handler<Unreachable> for RaftCore<T> {
+    type Result = ();
+
+    fn handle(&mut self, Unreachable { peer, .. }: Unreachable, ctx: &mut Context<Self>) {
+        self.guarded(|core| core.consensus.unreachable(peer));
+        self.drain_soon(ctx);
+    }
+}
+
+/// Every founder is as new as this node: begin with this snapshot.
+#[derive(Message, Clone, Debug)]
+#[rtype(result = "()")]
+pub struct Form(pub Snapshot);
+
+impl<T: Ticket> Handler<Form> for RaftCore<T> {
+    type Result = ();
+
+    fn handle(&mut self, Form(genesis): Form, ctx: &mut Context<Self>) {
+        self.guarded(|core| core.consensus.form(genesis));
+        self.drain_soon(ctx);
+    }
+}
+
+/// Stop deciding, with this cause: every request ends, and nothing leaves this actor any more.
+#[derive(Message, Clone, Debug)]
+#[rtype(result = "()")]
+pub struct Stop {
+    /// Why.
+    pub cause: String,
+}
+
+impl<T: Ticket> Handler<Stop> for RaftCore<T> {
+    type Result = ();
+
+    fn handle(&mut self, Stop { cause }: Stop, _: &mut Context<Self>) {
+        self.stop(cause);
+    }
+}
+
+/// Asks a core for its numbers.
+#[derive(Message, Clone, Copy, Debug)]
+#[rtype(result = "Option<CoreStatus>")]
+pub struct GetCoreStatus;
+
+impl<T: Ticket> Handler<GetCoreStatus> for RaftCore<T> {
+    type Result = Option<CoreStatus>;
+
+    fn handle(&mut self, GetCoreStatus: GetCoreStatus, _: &mut Context<Self>) -> Option<CoreStatus> {
+        self.guarded(|core| core.consensus.status())
+    }
+}

@@ -1,0 +1,456 @@
+//! The log writer: the only actor that can write the log, and where group commit happens.
+//!
+//! ```text
+//!  core ──Append──▶ waiting ──▶ one batch ──▶ [ store ] ══ synced ══▶ Completed ──▶ Persisted ──▶ core
+//!                     ▲                          │
+//!                     └── what comes while a batch is in flight goes together into the next one
+//! ```
+//!
+//! Batching comes from load, never from a timer: a lone append is submitted at once, and everything that
+//! arrives while the disk works becomes the next batch, with one sync. An append that no promise waits for
+//! (a moved commit index) rides with the next one that is synced, in its order.
+//!
+//! The store blocks a thread of its own, never this actor: while a sync hangs, status is still answered.
+//! A failed write or sync is final: nothing is written after it, and what waits is never promised.
+//!
+//! Deliberately absent: deciding what to write, and retries.
+//!
+//! The queue `waiting` is this actor's. Its bound is the core's: a follower drops appends and a leader
+//! answers `Busy` once `max_unapplied_bytes` of entries are unapplied, and what is not durable is not applied.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+};
+
+use actix::{WeakRecipient, prelude::*};
+use actorum_transport::wire::GroupId;
+use tokio::sync::{oneshot, watch};
+
+use crate::{
+    log::store::{Batch, Completed, LogAppender, LogStore, StoreError, Ticket, Written},
+    message::{Append, Failed, Persisted},
+};
+
+/// One batch is closed once it holds this much: larger ones gain nothing and delay the first answers in them.
+const MAX_BATCH_BYTES: usize = 8 << 20;
+
+/// Whom the log writer reports to. Weak: it is nobody's owner.
+#[derive(Clone)]
+pub struct LogWriterLinks {
+    /// The core of each group.
+    pub cores: BTreeMap<GroupId, WeakRecipient<Persisted>>,
+    /// The front door.
+    pub failed: WeakRecipient<Failed>,
+}
+
+/// Its numbers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LogWriterStatus {
+    /// Appends that wait for the batch in flight, or for one that is synced.
+    pub waiting: usize,
+    /// Appends in the batch in flight.
+    pub in_flight: usize,
+    /// Entries made durable.
+    pub entries: u64,
+    /// Durable batches.
+    pub syncs: u64,
+    /// Microseconds spent in making them durable.
+    pub sync_us: u64,
+    /// Microseconds spent in writing them, the sync included.
+    pub append_us: u64,
+    /// Bytes written.
+    pub bytes: u64,
+    /// Why it is beyond use.
+    pub failed: Option<String>,
+}
+
+/// The actor; see the module.
+pub struct LogWriter {
+    /// `None` once it is closing.
+    appender: Option<Box<dyn LogAppender>>,
+    links: LogWriterLinks,
+    waiting: VecDeque<Append>,
+    in_flight: Option<InFlight>,
+    /// Who waits for everything to be durable and the store to be closed.
+    closing: Vec<oneshot::Sender<()>>,
+    status: watch::Sender<LogWriterStatus>,
+}
+
+/// What a submitted batch will mean once it is durable.
+struct InFlight {
+    ticket: Ticket,
+    appends: usize,
+    entries: u64,
+    /// The highest number per group.
+    numbers: BTreeMap<GroupId, u64>,
+}
+
+impl LogWriter {
+    /// Starts the store and the actor that writes it, on the current arbiter. `status` is where its numbers appear.
+    pub fn start(
+        store: Box<dyn LogStore>,
+        links: LogWriterLinks,
+        status: watch::Sender<LogWriterStatus>,
+    ) -> Addr<LogWriter> {
+        LogWriter::create(move |ctx| {
+            let this = ctx.address().downgrade();
+            // Called on the store's thread. The mailbox gets one message per batch, and one batch is in flight.
+            let completed = move |completed: Completed| {
+                if let Some(this) = this.upgrade() {
+                    this.do_send(Done(completed));
+                }
+            };
+            let appender = Some(store.start(Arc::new(completed)));
+            LogWriter { appender, links, waiting: VecDeque::new(), in_flight: None, closing: Vec::new(), status }
+        })
+    }
+
+    /// Submits what waits, if the store is free and a promise depends on it.
+    fn pump(&mut self) {
+        if self.in_flight.is_some() || self.has_failed() {
+            return;
+        }
+        if self.waiting.iter().any(|append| append.sync) || !self.closing.is_empty() {
+            self.submit();
+        } else {
+            self.let_wait();
+        }
+        if self.in_flight.is_none() && !self.closing.is_empty() {
+            self.close();
+        }
+    }
+
+    fn submit(&mut self) {
+        let Some(appender) = self.appender.as_mut() else { return };
+        let (mut writes, mut numbers) = (Vec::new(), BTreeMap::new());
+        let (mut appends, mut entries, mut bytes) = (0, 0, 0);
+        while let Some(append) = self.waiting.pop_front() {
+            appends += 1;
+            entries += append.write.entries.len() as u64;
+            bytes += append.write.entries.iter().map(|e| e.size()).sum::<usize>();
+            numbers.insert(append.write.group, append.number);
+            writes.push(append.write);
+            if bytes >= MAX_BATCH_BYTES {
+                break;
+            }
+        }
+        if writes.is_empty() {
+            return;
+        }
+        // Synced even if nobody waits for these very writes: only then may an entry count for anything (promise 2).
+        let ticket = appender.submit(Batch { writes, sync: true });
+        self.in_flight = Some(InFlight { ticket, appends, entries, numbers });
+    }
+
+    /// Everything before these is durable and no promise depends on them: they count as persisted, so that no
+    /// Ready waits for them, and go to disk with the next batch.
+    fn let_wait(&mut self) {
+        let mut numbers = BTreeMap::new();
+        for append in &self.waiting {
+            numbers.insert(append.write.group, append.number);
+        }
+        // One per group is enough, since a later hard state replaces an earlier one.
+        let mut latest = BTreeMap::new();
+        for append in self.waiting.drain(..) {
+            debug_assert!(append.write.entries.is_empty() && append.write.snapshot.is_none(), "entries are synced");
+            latest.insert(append.write.group, append);
+        }
+        self.waiting.extend(latest.into_values());
+        self.report(&numbers);
+    }
+
+    fn persisted(&mut self, ticket: Ticket, written: Written) {
+        let Some(batch) = self.in_flight.take() else { return };
+        assert_eq!(ticket, batch.ticket, "the store completes batches in the order of submission, each once");
+        self.status.send_modify(|status| {
+            status.entries += batch.entries;
+            status.syncs += 1;
+            status.sync_us += micros(written.sync);
+            status.append_us += micros(written.took);
+            status.bytes += written.bytes;
+        });
+        self.report(&batch.numbers);
+        self.pump();
+    }
+
+    fn fail(&mut self, error: &StoreError) {
+        let cause = format!("the log writer: {error}");
+        tracing::error!(%error, "the log cannot be written; this node stops promising");
+        self.status.send_modify(|status| status.failed = Some(cause.clone()));
+        self.waiting.clear();
+        self.in_flight = None;
+        if let Some(front_door) = self.links.failed.upgrade() {
+            front_door.do_send(Failed { cause });
+        }
+        if !self.closing.is_empty() {
+            self.close();
+        }
+    }
+
+    /// Tells each core its highest durable number. One message per batch, so the core's mailbox is bounded by it.
+    fn report(&self, numbers: &BTreeMap<GroupId, u64>) {
+        for (&group, &number) in numbers {
+            if let Some(core) = self.links.cores.get(&group).and_then(WeakRecipient::upgrade) {
+                core.do_send(Persisted { group, number });
+            }
+        }
+    }
+
+    /// Closes the store where blocking is allowed, then tells who waits for it.
+    fn close(&mut self) {
+        let waiting: Vec<_> = self.closing.drain(..).collect();
+        let appender = self.appender.take();
+        tokio::task::spawn_blocking(move || {
+            drop(appender);
+            // Whoever no longer waits is not told.
+            for closed in waiting {
+                let _ = closed.send(());
+            }
+        });
+    }
+
+    fn has_failed(&self) -> bool {
+        self.status.borrow().failed.is_some()
+    }
+
+    fn publish(&mut self) {
+        let waiting = self.waiting.len();
+        let in_flight = self.in_flight.as_ref().map_or(0, |batch| batch.appends);
+        self.status.send_if_modified(|status| {
+            let changed = (status.waiting, status.in_flight) != (waiting, in_flight);
+            (status.waiting, status.in_flight) = (waiting, in_flight);
+            changed
+        });
+    }
+}
+
+impl Actor for LogWriter {
+    type Context = Context<Self>;
+
+    fn stopped(&mut self, _: &mut Context<Self>) {
+        if self.appender.is_some() {
+            self.close();
+        }
+    }
+}
+
+impl Handler<Append> for LogWriter {
+    type Result = ();
+
+    fn handle(&mut self, append: Append, _: &mut Context<Self>) {
+        // After a failure or while closing nothing is written: what it carried is never promised.
+        if self.has_failed() || self.appender.is_none() {
+            return;
+        }
+        self.waiting.push_back(append);
+        self.pump();
+        self.publish();
+    }
+}
+
+/// A batch ended; from the store's thread.
+#[derive(Message)]
+#[rtype(result = "()")]
+struct Done(Completed);
+
+impl Handler<Done> for LogWriter {
+    type Result = ();
+
+    fn handle(&mut self, Done(Completed { ticket, result }): Done, _: &mut Context<Self>) {
+        match result {
+            _ if self.has_failed() => {}
+            Ok(written) => self.persisted(ticket, written),
+            Err(error) => self.fail(&error),
+        }
+        self.publish();
+    }
+}
+
+/// Make everything durable and close the store. Answered when it is closed.
+#[derive(Message, Clone, Copy, Debug)]
+#[rtype(result = "()")]
+pub struct CloseLog;
+
+impl Handler<CloseLog> for LogWriter {
+    type Result = ResponseFuture<()>;
+
+    fn handle(&mut self, CloseLog: CloseLog, _: &mut Context<Self>) -> ResponseFuture<()> {
+        let (sender, closed) = oneshot::channel();
+        self.closing.push(sender);
+        if self.has_failed() {
+            self.close();
+        } else {
+            self.pump();
+        }
+        self.publish();
+        Box::pin(async move {
+            // A closer that is gone has closed.
+            let _ = closed.await;
+        })
+    }
+}
+
+/// Asks for the numbers, also while a sync hangs.
+#[derive(Message, Clone, Copy, Debug)]
+#[rtype(result = "LogWriterStatus")]
+pub struct GetLogWriterStatus;
+
+impl Handler<GetLogWriterStatus> for LogWriter {
+    type Result = MessageResult<GetLogWriterStatus>;
+
+    fn handle(&mut self, GetLogWriterStatus: GetLogWriterStatus, _: &mut Context<Self>) -> Self::Result {
+        self.publish();
+        MessageResult(self.status.borrow().clone())
+    }
+}
+
+fn micros(duration: std::time::Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{io, time::Duration};
+
+    use tokio::sync::mpsc::UnboundedReceiver;
+
+    use super::*;
+    use crate::{
+        log::store::{HardState, Write},
+        testing::{FakeCore, Heard, TestStore, command},
+    };
+
+    struct Fixture {
+        store: TestStore,
+        writer: Addr<LogWriter>,
+        _core: Addr<FakeCore>,
+        heard: UnboundedReceiver<Heard>,
+    }
+
+    fn start() -> Fixture {
+        let store = TestStore::default();
+        let (core, heard) = FakeCore::start_one();
+        let links = LogWriterLinks {
+            cores: [(GroupId::FIRST, core.downgrade().recipient())].into(),
+            failed: core.downgrade().recipient(),
+        };
+        let writer = LogWriter::start(Box::new(store.clone()), links, watch::Sender::default());
+        Fixture { store, writer, _core: core, heard }
+    }
+
+    fn entry(number: u64, index: u64) -> Append {
+        let write = Write { entries: vec![command(index, 1, number)], ..Write::default() };
+        Append { number, write, sync: true }
+    }
+
+    fn commit(number: u64, commit: u64) -> Append {
+        let hard_state = Some(HardState { term: 1, vote: 1, commit });
+        Append { number, write: Write { hard_state, ..Write::default() }, sync: false }
+    }
+
+    impl Fixture {
+        async fn status(&self) -> LogWriterStatus {
+            self.writer.send(GetLogWriterStatus).await.unwrap()
+        }
+
+        fn complete(&self) {
+            let (took, sync) = (Duration::from_micros(300), Duration::from_micros(200));
+            self.store.complete(Ok(Written { bytes: 10, took, sync }));
+        }
+    }
+
+    #[actix::test]
+    async fn what_waits_for_the_disk_becomes_one_batch() {
+        let mut f = start();
+        for number in 1..=4 {
+            f.writer.send(entry(number, number + 1)).await.unwrap();
+        }
+        // The first went alone, at once; three wait, and status answers although no sync has ended.
+        assert_eq!(f.store.submitted().len(), 1);
+        let status = f.status().await;
+        assert_eq!((status.in_flight, status.waiting, status.syncs), (1, 3, 0));
+        assert!(f.heard.try_recv().is_err(), "nothing is promised before it is durable");
+
+        f.complete();
+        assert_eq!(f.heard.recv().await, Some(Heard::Persisted(1)));
+        let batches = f.store.submitted();
+        assert_eq!((batches.len(), batches[0].writes.len(), batches[0].sync), (1, 3, true));
+
+        f.complete();
+        assert_eq!(f.heard.recv().await, Some(Heard::Persisted(4)));
+        let status = f.status().await;
+        assert_eq!((status.syncs, status.entries, status.sync_us, status.append_us), (2, 4, 400, 600));
+    }
+
+    #[actix::test]
+    async fn a_commit_index_rides_with_the_next_entry_and_holds_nobody_up() {
+        let mut f = start();
+        f.writer.send(commit(1, 5)).await.unwrap();
+        f.writer.send(commit(2, 6)).await.unwrap();
+        // No sync for it, and no Ready waits for it.
+        assert_eq!(f.heard.recv().await, Some(Heard::Persisted(1)));
+        assert_eq!(f.heard.recv().await, Some(Heard::Persisted(2)));
+        assert!(f.store.submitted().is_empty());
+
+        f.writer.send(entry(3, 7)).await.unwrap();
+        let batch = f.store.submitted().remove(0);
+        let commits: Vec<_> = batch.writes.iter().map(|w| w.hard_state.map(|h| h.commit)).collect();
+        assert_eq!(commits, [Some(6), None], "the last commit index, before the entry");
+    }
+
+    #[actix::test]
+    async fn a_commit_index_behind_an_unsynced_entry_waits_for_it() {
+        let mut f = start();
+        f.writer.send(entry(1, 2)).await.unwrap();
+        f.writer.send(commit(2, 2)).await.unwrap();
+        f.status().await;
+        assert!(f.heard.try_recv().is_err(), "number 2 says that number 1 is durable, which it is not");
+        f.complete();
+        assert_eq!(f.heard.recv().await, Some(Heard::Persisted(1)));
+        assert_eq!(f.heard.recv().await, Some(Heard::Persisted(2)));
+    }
+
+    #[actix::test]
+    async fn a_failed_sync_is_final() {
+        let mut f = start();
+        f.writer.send(entry(1, 2)).await.unwrap();
+        f.writer.send(entry(2, 3)).await.unwrap();
+        let error = Arc::new(io::Error::other("no space left on device"));
+        f.store.complete(Err(StoreError::Io { doing: "syncing db".into(), error }));
+        let cause = "the log writer: syncing db failed: no space left on device";
+        assert_eq!(f.heard.recv().await, Some(Heard::Failed(cause.into())));
+        f.writer.send(entry(3, 4)).await.unwrap();
+        let status = f.status().await;
+        assert_eq!((status.failed.as_deref(), status.waiting), (Some(cause), 0));
+        assert!(f.store.submitted().is_empty(), "nothing is written after a failure");
+        assert!(f.heard.try_recv().is_err(), "nothing is promised after a failure");
+    }
+
+    #[actix::test]
+    async fn closing_makes_what_waits_durable_first() {
+        let mut f = start();
+        f.writer.send(entry(1, 2)).await.unwrap();
+        f.writer.send(commit(2, 2)).await.unwrap();
+        let closed = actix::spawn(f.writer.send(CloseLog));
+        f.status().await;
+        assert!(!f.store.closed());
+        f.complete();
+        assert_eq!(f.heard.recv().await, Some(Heard::Persisted(1)));
+        while f.store.submitted().is_empty() {
+            tokio::task::yield_now().await;
+        }
+        f.complete();
+        closed.await.unwrap().unwrap();
+        assert!(f.store.closed());
+    }
+
+    #[actix::test]
+    async fn the_store_closes_when_the_last_address_goes() {
+        let f = start();
+        drop(f.writer);
+        while !f.store.closed() {
+            tokio::task::yield_now().await;
+        }
+    }
+}

@@ -1,0 +1,425 @@
+//! The replica: the application's state machine and our system state, moved on entry by entry.
+//!
+//! Pure: no actor, no clock, no disk. The [applier](crate::applier) runs it for what is committed, and
+//! [`replay`] runs it over the log at start, so a command is applied by the same lines in both cases.
+//!
+//! The application's code runs under `catch_unwind` here and nowhere else. A state after a panic cannot be
+//! trusted, so every [`Broken`] is final: whoever gets one stops the system with it.
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+};
+
+use actorum_transport::wire::{Entry, EntryKind, GroupId, Snapshot};
+
+use crate::{
+    core::panic_message,
+    entry::{Kind, Stamped, SystemCommand},
+    log::store::{At, LogReader, Recovered, StoreError},
+    machine::{self, ApplyContext, StateMachine},
+    system_state::{GENESIS_INDEX, SystemState},
+};
+
+/// How much of the log is read at once.
+const CHUNK_BYTES: usize = 4 << 20;
+
+/// State machine and system state at one index.
+pub struct Replica<S> {
+    machine: S,
+    /// `None` on a node that holds nothing yet.
+    system: Option<SystemState>,
+    applied: u64,
+    /// What a durable machine held when it was opened: up to here commands are not applied to it again.
+    holds: u64,
+}
+
+/// What an entry did.
+pub enum Done<S: StateMachine> {
+    /// Nothing: the empty entry of a new leader, or a command that a durable machine holds already.
+    Nothing,
+    /// A command of the application was applied.
+    Command {
+        /// The command.
+        command: S::Command,
+        /// The machine's answer.
+        response: S::Response,
+    },
+    /// A command of ours; whether it changed the membership.
+    System {
+        /// Whether the membership is another one now.
+        changed: bool,
+    },
+}
+
+/// The replica cannot go on. Every message names the index.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Broken {
+    /// A committed command that this program cannot read: it is never skipped.
+    #[error("cannot decode the committed {kind} at {}: {cause}", At(*.index, *.term))]
+    Undecodable {
+        /// Its index.
+        index: u64,
+        /// Its term.
+        term: u64,
+        /// What it should have been.
+        kind: &'static str,
+        /// What the codec says.
+        cause: String,
+    },
+    /// The application's code panicked.
+    #[error("the state machine panicked {doing}: {message}")]
+    Panicked {
+        /// In what.
+        doing: String,
+        /// The panic's message.
+        message: String,
+    },
+    /// The machine refused a snapshot.
+    #[error("cannot restore the snapshot at {}: {cause}", At(*.index, *.term))]
+    Snapshot {
+        /// Its index.
+        index: u64,
+        /// Its term.
+        term: u64,
+        /// Why.
+        cause: String,
+    },
+    /// The next entry is not the next entry.
+    #[error("the log has a hole: {found} follows {applied}")]
+    Hole {
+        /// The index applied last.
+        applied: u64,
+        /// The index that came.
+        found: u64,
+    },
+    /// The log could not be read.
+    #[error("replaying the log: {0}")]
+    Log(String),
+    /// A durable machine that does not belong to this log.
+    #[error(
+        "the state machine holds commands up to {}, but {because}. \
+         It belongs to another log: give it its own storage back, or an empty one", At(*.index, *.term)
+    )]
+    NotThisLog {
+        /// What the machine says it holds.
+        index: u64,
+        /// With which term.
+        term: u64,
+        /// What the log says.
+        because: String,
+    },
+}
+
+impl<S: StateMachine> Replica<S> {
+    /// A replica of a node that holds nothing yet.
+    pub fn new(machine: S) -> Replica<S> {
+        let holds = machine.applied().map_or(0, |(index, _)| index);
+        Replica { machine, system: None, applied: 0, holds }
+    }
+
+    /// The application's state.
+    pub fn machine(&self) -> &S {
+        &self.machine
+    }
+
+    /// Our state; `None` before the genesis.
+    pub fn system(&self) -> Option<&SystemState> {
+        self.system.as_ref()
+    }
+
+    /// The last index applied; zero before the genesis.
+    pub fn applied(&self) -> u64 {
+        self.applied
+    }
+
+    /// Applies the next committed entry.
+    pub fn apply(&mut self, entry: &Entry) -> Result<Done<S>, Broken> {
+        let Some(system) = self.system.as_mut() else {
+            return Err(Broken::Hole { applied: 0, found: entry.index });
+        };
+        if entry.index != self.applied + 1 {
+            return Err(Broken::Hole { applied: self.applied, found: entry.index });
+        }
+        let undecodable =
+            |kind, cause: String| Broken::Undecodable { index: entry.index, term: entry.term, kind, cause };
+        let done = match entry.kind {
+            // What a new leader appends, and what raft-rs puts in the place of a change that came too early.
+            EntryKind::Normal if entry.data.is_empty() => Done::Nothing,
+            EntryKind::ConfChange if entry.context.is_empty() => Done::Nothing,
+            EntryKind::ConfChange => {
+                let command = SystemCommand::decode(&entry.context)
+                    .map_err(|e| undecodable("membership change", e.to_string()))?;
+                Done::System { changed: system.apply(&command) }
+            }
+            EntryKind::Normal => {
+                let stamped = Stamped::parse(&entry.data).map_err(|e| undecodable("entry", e.to_string()))?;
+                // Also for commands that a durable machine holds: the next one's time depends on it.
+                let time = system.advance_time(stamped.time);
+                match stamped.kind {
+                    Kind::Command if entry.index <= self.holds => Done::Nothing,
+                    Kind::Command => {
+                        let context = ApplyContext::new(entry.index, entry.term, time);
+                        apply_command(&mut self.machine, &context, stamped.payload)?
+                    }
+                    Kind::System => {
+                        let command = SystemCommand::decode(stamped.payload)
+                            .map_err(|e| undecodable("system command", e.to_string()))?;
+                        Done::System { changed: system.apply(&command) }
+                    }
+                }
+            }
+        };
+        self.applied = entry.index;
+        Ok(done)
+    }
+
+    /// Replaces everything by a snapshot.
+    pub fn restore(&mut self, snapshot: &Snapshot) -> Result<(), Broken> {
+        let broken = |cause: String| Broken::Snapshot { index: snapshot.index, term: snapshot.term, cause };
+        let (system, machine) = SystemState::restore(snapshot).map_err(|e| broken(e.to_string()))?;
+        match machine {
+            // What the machine's own storage holds is newer: it keeps it.
+            Some(_) if snapshot.index <= self.holds => {}
+            Some(bytes) => {
+                caught(|| format!("restoring the snapshot at {}", snapshot.index), || self.machine.restore(&bytes))?
+                    .map_err(|e| broken(e.to_string()))?
+            }
+            // The genesis is the machine as it was built, so it must not have moved since.
+            None if self.applied > snapshot.index => {
+                return Err(broken(format!("it is a genesis, and entries up to {} were applied", self.applied)));
+            }
+            None => {}
+        }
+        self.system = Some(system);
+        self.applied = snapshot.index;
+        Ok(())
+    }
+
+    /// A look at the state by a client's closure; `Err` if that panicked, which breaks nothing but the look.
+    pub fn look<T>(&self, look: impl FnOnce(u64, &S) -> T) -> Result<T, Broken> {
+        caught(|| "in the closure of a read".into(), || look(self.applied, &self.machine))
+    }
+}
+
+fn apply_command<S: StateMachine>(machine: &mut S, context: &ApplyContext, payload: &[u8]) -> Result<Done<S>, Broken> {
+    let (index, term) = (context.index, context.term);
+    let at = At(index, term);
+    let command = caught(|| format!("decoding the command at {at}"), || machine::decode::<S::Command>(payload))?
+        .map_err(|error| Broken::Undecodable { index, term, kind: "command", cause: error.to_string() })?;
+    let response = caught(|| format!("applying {at}"), || machine.apply(context, &command))?;
+    Ok(Done::Command { command, response })
+}
+
+/// Runs the application's code; its panic becomes a sentence.
+fn caught<T>(doing: impl FnOnce() -> String, run: impl FnOnce() -> T) -> Result<T, Broken> {
+    // What the panic left half done is never looked at again: every caller stops with the error.
+    catch_unwind(AssertUnwindSafe(run))
+        .map_err(|panic| Broken::Panicked { doing: doing(), message: panic_message(&*panic) })
+}
+
+/// The state of a node that starts again.
+pub struct Replayed<S> {
+    /// State machine and system state, as of the last index known to be committed.
+    pub replica: Replica<S>,
+    /// The system state, if the node was formed.
+    pub system: Option<Arc<SystemState>>,
+    /// The last index applied; the core starts from here. Also the commit index: what a durable
+    /// machine applied was committed, so the commit index of the hard state is raised to it.
+    pub applied: u64,
+    /// The last index that the snapshot covers.
+    pub snapshot_index: u64,
+}
+
+/// Rebuilds the state from the snapshot and the log, up to what is known to be committed.
+///
+/// Blocks on the disk and runs the application's `apply`: call it where that is allowed. The log is read in
+/// chunks of 4 MiB.
+pub fn replay<S: StateMachine>(
+    group: GroupId,
+    reader: &dyn LogReader,
+    recovered: &Recovered,
+    machine: S,
+) -> Result<Replayed<S>, Broken> {
+    let holds = machine.applied().filter(|(index, _)| *index > 0);
+    let mut replica = Replica::new(machine);
+    let Some(snapshot) = &recovered.snapshot else {
+        if let Some((index, term)) = holds {
+            return Err(Broken::NotThisLog { index, term, because: "the log is empty".into() });
+        }
+        return Ok(Replayed { replica, system: None, applied: 0, snapshot_index: 0 });
+    };
+    if let Some((index, term)) = holds {
+        in_this_log(recovered, snapshot, index, term)?;
+    }
+    replica.restore(snapshot)?;
+    let commit = recovered.hard_state.commit.max(replica.holds).max(snapshot.index);
+    while replica.applied < commit {
+        let next = replica.applied + 1;
+        let unreadable = |error: StoreError| Broken::Log(error.to_string());
+        let entries = reader.entries(group, next, commit + 1, CHUNK_BYTES).map_err(unreadable)?;
+        if entries.is_empty() {
+            return Err(Broken::Log(format!("entry {next} is missing, and {commit} was committed")));
+        }
+        for entry in &entries {
+            replica.apply(entry)?;
+        }
+    }
+    let system = replica.system.clone().map(Arc::new);
+    Ok(Replayed { applied: replica.applied, snapshot_index: snapshot.index, replica, system })
+}
+
+/// A durable machine must hold a prefix of this very log.
+fn in_this_log(recovered: &Recovered, snapshot: &Snapshot, index: u64, term: u64) -> Result<(), Broken> {
+    let because = |because: String| Err(Broken::NotThisLog { index, term, because });
+    // The genesis brings no state that could make up for what the machine misses; a later snapshot does.
+    if index < snapshot.index && snapshot.index > GENESIS_INDEX {
+        return Ok(());
+    }
+    if index > recovered.last_index {
+        return because(format!("the log ends at {}", recovered.last_index));
+    }
+    let run = recovered.terms.iter().rev().find(|(first, _)| *first <= index);
+    match run {
+        Some((_, found)) if *found == term => Ok(()),
+        Some((_, found)) => because(format!("the entry {index} of the log has term {found}")),
+        None => because(format!("the log starts at {}", snapshot.index)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, SystemTime};
+
+    use actorum_transport::wire::Address;
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::{
+        entry::{ChangeId, Draft},
+        log::store::HardState,
+        members::Change,
+        testing::{Sum, TestStore, change, command, empty, genesis},
+    };
+
+    fn recovered(last_index: u64, commit: u64) -> Recovered {
+        Recovered {
+            snapshot: Some(genesis()),
+            hard_state: HardState { term: 1, vote: 1, commit },
+            last_index,
+            terms: vec![(1, 1)],
+        }
+    }
+
+    fn log() -> TestStore {
+        TestStore::with_entries([empty(2, 1), command(3, 1, 10), command(4, 1, 20), command(5, 1, 30)])
+    }
+
+    fn run(recovered: &Recovered, machine: Sum) -> Result<Replayed<Sum>, Broken> {
+        replay(GroupId::FIRST, &log(), recovered, machine)
+    }
+
+    #[test]
+    fn a_restart_replays_what_was_committed_and_no_more() {
+        let replayed = run(&recovered(5, 4), Sum::default()).unwrap();
+        assert_eq!((replayed.applied, replayed.replica.machine().total), (4, 30));
+        assert_eq!(replayed.system.unwrap().membership.voters(), [1]);
+    }
+
+    #[test]
+    fn an_empty_directory_starts_with_nothing() {
+        let replayed = run(&Recovered::default(), Sum::default()).unwrap();
+        assert_eq!((replayed.applied, replayed.system), (0, None));
+    }
+
+    #[test]
+    fn a_durable_machine_is_not_given_again_what_it_holds_and_raises_the_commit_index() {
+        let machine = Sum { total: 30, seen: vec![], durable: Some((4, 1)) };
+        let replayed = run(&recovered(5, 2), machine).unwrap();
+        assert_eq!(replayed.applied, 4, "what it applied was committed");
+        assert_eq!(replayed.replica.machine().seen, [0u64; 0]);
+        let mut replica = replayed.replica;
+        replica.apply(&command(5, 1, 30)).unwrap();
+        assert_eq!((replica.machine().total, &replica.machine().seen[..]), (60, &[5][..]));
+    }
+
+    #[test]
+    fn a_durable_machine_of_another_log_is_refused_by_name() {
+        let refused = |recovered: &Recovered, durable| {
+            run(recovered, Sum { durable: Some(durable), ..Sum::default() }).err().expect("refused").to_string()
+        };
+        let beyond = refused(&recovered(5, 5), (6, 1));
+        assert!(beyond.starts_with("the state machine holds commands up to 6@1, but the log ends at 5"), "{beyond}");
+        let term = refused(&recovered(5, 5), (4, 2));
+        assert!(term.contains("up to 4@2, but the entry 4 of the log has term 1"), "{term}");
+        let emptied = refused(&Recovered::default(), (4, 1));
+        assert!(emptied.contains("but the log is empty"), "{emptied}");
+    }
+
+    #[test]
+    fn time_never_runs_backwards() {
+        #[derive(Default, serde::Serialize, serde::Deserialize)]
+        struct Times(Vec<Duration>);
+        impl StateMachine for Times {
+            type Command = u64;
+            type Response = ();
+            fn apply(&mut self, ctx: &ApplyContext, _: &u64) {
+                self.0.push(ctx.time.duration_since(SystemTime::UNIX_EPOCH).unwrap());
+            }
+            crate::serde_snapshot!();
+        }
+        let mut replica = Replica::new(Times::default());
+        replica.restore(&genesis()).unwrap();
+        for (index, second) in [(2, 100), (3, 90), (4, 110)] {
+            let time = SystemTime::UNIX_EPOCH + Duration::from_secs(second);
+            let data = Draft::command(&0u64).unwrap().stamp(time).into();
+            replica.apply(&Entry { data, ..empty(index, 1) }).unwrap();
+        }
+        assert_eq!(replica.machine().0, [100, 100, 110].map(Duration::from_secs));
+    }
+
+    #[test]
+    fn a_command_that_cannot_be_decoded_is_named_and_never_skipped() {
+        let mut replica = Replica::new(Sum::default());
+        replica.restore(&genesis()).unwrap();
+        let data = Draft::command(&"not a number").unwrap().stamp(SystemTime::UNIX_EPOCH).into();
+        let error = replica.apply(&Entry { data, ..empty(2, 3) }).err().unwrap();
+        assert!(error.to_string().starts_with("cannot decode the committed command at 2@3: "), "{error}");
+        let error = replica.apply(&Entry { data: Bytes::from_static(b"\x09"), ..empty(2, 3) }).err().unwrap();
+        assert!(error.to_string().starts_with("cannot decode the committed entry at 2@3: "), "{error}");
+        assert_eq!(replica.applied(), 1);
+    }
+
+    #[test]
+    fn a_hole_in_the_log_is_refused() {
+        let mut replica = Replica::new(Sum::default());
+        assert!(matches!(replica.apply(&command(2, 1, 1)), Err(Broken::Hole { applied: 0, found: 2 })));
+        replica.restore(&genesis()).unwrap();
+        assert!(matches!(replica.apply(&command(3, 1, 1)), Err(Broken::Hole { applied: 1, found: 3 })));
+        replica.apply(&command(2, 1, 1)).unwrap();
+        assert!(matches!(replica.apply(&command(2, 1, 1)), Err(Broken::Hole { applied: 2, found: 2 })));
+    }
+
+    #[test]
+    fn a_membership_change_rides_in_the_context() {
+        let mut replica = Replica::new(Sum::default());
+        replica.restore(&genesis()).unwrap();
+        let id = ChangeId { node: 1, boot: 1, number: 1 };
+        let add = SystemCommand::Change { id, change: Change::AddLearner(4, Address::from("n4")) };
+        assert!(matches!(replica.apply(&change(2, 1, &add)).unwrap(), Done::System { changed: true }));
+        assert_eq!(replica.system().unwrap().membership.learners(), [4]);
+        // Again makes no sense any more, and changes nothing.
+        assert!(matches!(replica.apply(&change(3, 1, &add)).unwrap(), Done::System { changed: false }));
+    }
+
+    #[test]
+    fn a_panic_is_a_sentence() {
+        let mut replica = Replica::new(Sum::default());
+        replica.restore(&genesis()).unwrap();
+        let error = replica.apply(&command(2, 1, 666)).err().unwrap().to_string();
+        assert!(error.starts_with("the state machine panicked applying 2@1: "), "{error}");
+        assert!(error.contains("the number of the beast"), "{error}");
+        let error = replica.look(|_, _| panic!("in a read")).err().unwrap();
+        assert_eq!(error.to_string(), "the state machine panicked in the closure of a read: in a read");
+    }
+}

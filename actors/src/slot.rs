@@ -1,0 +1,417 @@
+//! Slots: where the answer to one request goes, carried through the core to the applier.
+//!
+//! ```text
+//!  Raft::propose ── Slot ──▶ core ──┬─ answer(Refused | Unknown | Applied by the leader)
+//!                                   └─▶ applier ─ applied(response) │ changed(membership) │ serve(&state)
+//!  dropped anywhere: the client hears that the outcome is unknown, and why the system stopped
+//! ```
+//!
+//! A slot is answered exactly once, at the latest by its drop, and with it goes the admission it held. What a
+//! client is told follows the fourth promise: `Ok` only for what was applied, a rejection only for what
+//! is surely not in the log, and `Unknown` for everything else.
+
+use std::sync::Arc;
+
+use actorum_transport::{
+    message::Responder,
+    wire::{ChangeRefusal, NodeId, Refusal, Response},
+};
+use bytes::Bytes;
+use tokio::sync::oneshot;
+
+use crate::{
+    admission::Permit,
+    machine::{self, StateMachine},
+    members::Membership,
+    message::{Answer, Ticket},
+    outcome::{Applied, ChangeError, ProposeError, ReadError},
+};
+
+/// How a client waits for a proposal.
+pub type ProposeReply<S> = oneshot::Sender<Result<Applied<<S as StateMachine>::Response>, ProposeError>>;
+
+/// How a client waits for a membership change.
+pub type ChangeReply = oneshot::Sender<Result<Arc<Membership>, ChangeError>>;
+
+/// A read: called once, with the index applied and the state as of it, or with the reason why there is none.
+pub type Look<S> = Box<dyn FnOnce(Result<(u64, &S), ReadError>) + Send>;
+
+/// The place for one answer.
+pub struct Slot<S: StateMachine>(Option<Client<S>>);
+
+enum Client<S: StateMachine> {
+    Propose(ProposeReply<S>, Permit),
+    Read(Look<S>, Permit),
+    Change(ChangeReply, Permit),
+    /// A peer that forwarded a request of one of its own clients, or asks for an index to read at.
+    Remote(Responder, Permit),
+}
+
+impl<S: StateMachine> Slot<S> {
+    /// For a proposal of this node's client.
+    pub fn propose(reply: ProposeReply<S>, permit: Permit) -> Self {
+        Slot(Some(Client::Propose(reply, permit)))
+    }
+
+    /// For a read of this node's client.
+    pub fn read(look: Look<S>, permit: Permit) -> Self {
+        Slot(Some(Client::Read(look, permit)))
+    }
+
+    /// For a membership change asked for on this node.
+    pub fn change(reply: ChangeReply, permit: Permit) -> Self {
+        Slot(Some(Client::Change(reply, permit)))
+    }
+
+    /// For a peer's request, whatever it is about.
+    pub fn remote(responder: Responder, permit: Permit) -> Self {
+        Slot(Some(Client::Remote(responder, permit)))
+    }
+
+    /// The proposal was applied here.
+    pub fn applied(mut self, index: u64, term: u64, response: S::Response) {
+        match self.take() {
+            Client::Propose(reply, permit) => {
+                finish_proposal(reply, permit, Ok(Applied { index, term, response }));
+            }
+            Client::Remote(responder, _permit) => responder.answer(match machine::encode(&response) {
+                Ok(response) => Response::Applied { index, term, response: response.into() },
+                Err(error) => {
+                    Response::Unknown { cause: format!("applied at {index}, but its response cannot be sent: {error}") }
+                }
+            }),
+            other => other.answer(mismatched("a command")),
+        }
+    }
+
+    /// The membership change was applied here, with this result.
+    pub fn changed(mut self, membership: &Arc<Membership>) {
+        match self.take() {
+            Client::Change(reply, permit) => finish(reply, permit, Ok(membership.clone())),
+            Client::Remote(responder, _permit) => responder.answer(match machine::encode(membership.as_ref()) {
+                Ok(membership) => Response::Changed { membership: membership.into() },
+                Err(error) => {
+                    Response::Unknown { cause: format!("changed, but the membership cannot be sent: {error}") }
+                }
+            }),
+            other => other.answer(mismatched("a membership change")),
+        }
+    }
+
+    /// Serves the read by the state as it is at this applied index.
+    pub fn serve(mut self, applied: u64, machine: &S) {
+        match self.take() {
+            Client::Read(look, permit) => {
+                drop(permit);
+                look(Ok((applied, machine)));
+            }
+            other => other.answer(mismatched("a read")),
+        }
+    }
+
+    fn take(&mut self) -> Client<S> {
+        self.0.take().expect("a slot is taken once: by the method that consumes it")
+    }
+}
+
+impl<S: StateMachine> Ticket for Slot<S> {
+    fn answer(mut self, answer: Answer) {
+        self.take().answer(answer);
+    }
+
+    fn confirmed(mut self, index: u64) -> Option<Self> {
+        match self.take() {
+            Client::Remote(responder, _permit) => {
+                responder.answer(Response::ReadAt { index });
+                None
+            }
+            local => Some(Slot(Some(local))),
+        }
+    }
+}
+
+/// Nothing is lost in silence: a slot that goes away unanswered tells its client so.
+impl<S: StateMachine> Drop for Slot<S> {
+    fn drop(&mut self) {
+        let Some(client) = self.0.take() else { return };
+        let stopped = client.permit().admission().closed();
+        let cause = stopped.unwrap_or_else(|| "the node stopped before the outcome was known".to_owned());
+        client.answer(Answer::Unknown { cause });
+    }
+}
+
+impl<S: StateMachine> Client<S> {
+    fn permit(&self) -> &Permit {
+        match self {
+            Client::Propose(_, permit)
+            | Client::Read(_, permit)
+            | Client::Change(_, permit)
+            | Client::Remote(_, permit) => permit,
+        }
+    }
+
+    fn answer(self, answer: Answer) {
+        match self {
+            Client::Propose(reply, permit) => {
+                let result = proposal_result::<S>(answer, &permit);
+                finish_proposal(reply, permit, result);
+            }
+            Client::Read(look, permit) => {
+                let error = read_error(answer, &permit);
+                drop(permit);
+                look(Err(error));
+            }
+            Client::Change(reply, permit) => {
+                let result = change_result(answer, &permit);
+                finish(reply, permit, result);
+            }
+            Client::Remote(responder, _permit) => responder.answer(match answer {
+                Answer::Applied { index, term, response } => Response::Applied { index, term, response },
+                Answer::Changed { membership } => Response::Changed { membership },
+                Answer::Refused(refusal) => Response::Refused(refusal),
+                Answer::Unknown { cause } => Response::Unknown { cause },
+            }),
+        }
+    }
+}
+
+fn finish_proposal<R>(
+    reply: oneshot::Sender<Result<Applied<R>, ProposeError>>,
+    permit: Permit,
+    result: Result<Applied<R>, ProposeError>,
+) {
+    permit.admission().count_proposal(result.is_ok());
+    finish(reply, permit, result);
+}
+
+/// The permit goes first: whoever proposes again on hearing the answer must find the place free.
+fn finish<T>(reply: oneshot::Sender<T>, permit: Permit, result: T) {
+    drop(permit);
+    // A client that no longer waits is not told; it chose not to be.
+    let _ = reply.send(result);
+}
+
+/// What a client hears when an answer does not fit its request: a peer of another mind, never a success.
+fn mismatched(what: &str) -> Answer {
+    Answer::Unknown { cause: format!("the answer was about {what}, which was not the request") }
+}
+
+/// Everything a refusal says to any kind of request, before each operation puts it into its own words.
+enum Refused {
+    NoLeader(Option<NodeId>),
+    Busy,
+    TooLarge(usize),
+    Stopped(String),
+    InProgress,
+    Invalid(String),
+}
+
+impl From<Refusal> for Refused {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::NotLeader { leader } => Refused::NoLeader(leader),
+            // The core asks again until the deadline; what is left of these then is that no leader took it in time.
+            Refusal::Dropped { .. } | Refusal::Late | Refusal::Change(ChangeRefusal::NotReady) => {
+                Refused::NoLeader(None)
+            }
+            Refusal::Busy => Refused::Busy,
+            Refusal::TooLarge { limit } => Refused::TooLarge(usize::try_from(limit).unwrap_or(usize::MAX)),
+            Refusal::Stopped { cause } => Refused::Stopped(cause),
+            Refusal::Change(ChangeRefusal::InProgress) => Refused::InProgress,
+            Refusal::Change(ChangeRefusal::Invalid { cause }) | Refusal::Invalid { cause } => Refused::Invalid(cause),
+        }
+    }
+}
+
+fn proposal_result<S: StateMachine>(answer: Answer, permit: &Permit) -> Result<Applied<S::Response>, ProposeError> {
+    let refusal = match answer {
+        Answer::Applied { index, term, response } => return decoded(index, term, &response),
+        Answer::Unknown { cause } => return Err(ProposeError::Unknown { cause }),
+        Answer::Changed { .. } => {
+            return Err(ProposeError::Unknown { cause: "the leader answered with a membership".into() });
+        }
+        Answer::Refused(refusal) => refusal,
+    };
+    Err(match Refused::from(refusal) {
+        Refused::NoLeader(leader) => ProposeError::NotLeader { leader },
+        Refused::Busy => {
+            let (in_flight, bytes) = permit.admission().in_flight();
+            ProposeError::Busy { in_flight, bytes }
+        }
+        Refused::TooLarge(limit) => ProposeError::TooLarge { size: permit.bytes(), limit },
+        Refused::Stopped(cause) => ProposeError::Stopped { cause },
+        Refused::Invalid(cause) => ProposeError::Invalid { cause },
+        Refused::InProgress => ProposeError::Unknown { cause: "the leader spoke of a membership change".into() },
+    })
+}
+
+fn decoded<R: serde::de::DeserializeOwned>(
+    index: u64,
+    term: u64,
+    response: &Bytes,
+) -> Result<Applied<R>, ProposeError> {
+    match machine::decode(response) {
+        Ok(response) => Ok(Applied { index, term, response }),
+        Err(error) => Err(ProposeError::Unknown {
+            cause: format!("applied at {index}@{term}, but the leader's response cannot be decoded: {error}"),
+        }),
+    }
+}
+
+/// A read changes nothing, so an unknown outcome is only a missing one.
+fn read_error(answer: Answer, permit: &Permit) -> ReadError {
+    let refused = match answer {
+        Answer::Refused(refusal) => Refused::from(refusal),
+        Answer::Unknown { cause } if permit.admission().closed().is_some() => Refused::Stopped(cause),
+        Answer::Unknown { .. } | Answer::Applied { .. } | Answer::Changed { .. } => Refused::NoLeader(None),
+    };
+    match refused {
+        Refused::NoLeader(leader) => ReadError::NotLeader { leader },
+        Refused::Busy => ReadError::Busy { in_flight: permit.admission().in_flight().0 },
+        Refused::Stopped(cause) => ReadError::Stopped { cause },
+        Refused::TooLarge(_) | Refused::InProgress | Refused::Invalid(_) => ReadError::NotLeader { leader: None },
+    }
+}
+
+fn change_result(answer: Answer, permit: &Permit) -> Result<Arc<Membership>, ChangeError> {
+    let refusal = match answer {
+        Answer::Changed { membership } => {
+            return machine::decode(&membership).map(Arc::new).map_err(|error| ChangeError::Unknown {
+                cause: format!("changed, but the leader's membership cannot be decoded: {error}"),
+            });
+        }
+        Answer::Unknown { cause } => return Err(ChangeError::Unknown { cause }),
+        Answer::Applied { .. } => {
+            return Err(ChangeError::Unknown { cause: "the leader answered with a response".into() });
+        }
+        Answer::Refused(refusal) => refusal,
+    };
+    Err(match Refused::from(refusal) {
+        Refused::NoLeader(leader) => ChangeError::NotLeader { leader },
+        Refused::Busy => ChangeError::Busy { in_flight: permit.admission().in_flight().0 },
+        Refused::TooLarge(limit) => {
+            ChangeError::Invalid { cause: format!("the change is larger than an entry may be ({limit} bytes)") }
+        }
+        Refused::Stopped(cause) => ChangeError::Stopped { cause },
+        Refused::InProgress => ChangeError::InProgress,
+        Refused::Invalid(cause) => ChangeError::Invalid { cause },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{admission::Admission, testing::Sum};
+
+    fn proposal(admission: &Arc<Admission>) -> (Slot<Sum>, oneshot::Receiver<Result<Applied<u64>, ProposeError>>) {
+        let (reply, receiver) = oneshot::channel();
+        (Slot::propose(reply, admission.try_admit(10).unwrap()), receiver)
+    }
+
+    #[test]
+    fn an_answer_gives_the_place_back_before_it_is_heard() {
+        let admission = Admission::new(1, 10);
+        let (slot, mut answer) = proposal(&admission);
+        slot.applied(7, 2, 40);
+        assert_eq!(answer.try_recv().unwrap(), Ok(Applied { index: 7, term: 2, response: 40 }));
+        assert_eq!(admission.in_flight(), (0, 0));
+        assert_eq!(admission.totals(), (1, 0));
+    }
+
+    #[test]
+    fn a_dropped_slot_is_unknown_with_the_cause_of_the_stop() {
+        let admission = Admission::new(1, 10);
+        let (slot, mut answer) = proposal(&admission);
+        admission.close("apply panicked at 9@2");
+        drop(slot);
+        let error = answer.try_recv().unwrap().unwrap_err();
+        assert_eq!(error, ProposeError::Unknown { cause: "apply panicked at 9@2".into() });
+        assert_eq!((admission.in_flight(), admission.totals()), ((0, 0), (0, 1)));
+    }
+
+    #[test]
+    fn every_refusal_says_what_the_client_can_do() {
+        let admission = Admission::new(9, 90);
+        let cause = || "why".to_owned();
+        let cases = [
+            (Refusal::NotLeader { leader: Some(3) }, ProposeError::NotLeader { leader: Some(3) }),
+            (Refusal::Dropped { cause: cause() }, ProposeError::NotLeader { leader: None }),
+            (Refusal::Late, ProposeError::NotLeader { leader: None }),
+            (Refusal::Busy, ProposeError::Busy { in_flight: 1, bytes: 10 }),
+            (Refusal::TooLarge { limit: 5 }, ProposeError::TooLarge { size: 10, limit: 5 }),
+            (Refusal::Stopped { cause: cause() }, ProposeError::Stopped { cause: cause() }),
+            (Refusal::Invalid { cause: cause() }, ProposeError::Invalid { cause: cause() }),
+        ];
+        for (refusal, expected) in cases {
+            let (slot, mut answer) = proposal(&admission);
+            slot.answer(Answer::Refused(refusal));
+            assert_eq!(answer.try_recv().unwrap(), Err(expected));
+        }
+    }
+
+    #[test]
+    fn a_forwarded_response_is_decoded_and_never_made_up() {
+        let admission = Admission::new(9, 90);
+        let (slot, mut answer) = proposal(&admission);
+        let response = machine::encode(&40u64).unwrap().into();
+        slot.answer(Answer::Applied { index: 7, term: 2, response });
+        assert_eq!(answer.try_recv().unwrap().unwrap().response, 40);
+
+        let (slot, mut answer) = proposal(&admission);
+        slot.answer(Answer::Applied { index: 7, term: 2, response: Bytes::from_static(b"\xc1") });
+        assert!(matches!(answer.try_recv().unwrap(), Err(ProposeError::Unknown { .. })));
+
+        let (slot, mut answer) = proposal(&admission);
+        slot.answer(Answer::Changed { membership: Bytes::new() });
+        assert!(matches!(answer.try_recv().unwrap(), Err(ProposeError::Unknown { .. })));
+    }
+
+    #[test]
+    fn a_peer_is_answered_in_wire_words() {
+        let admission = Admission::new(9, 90);
+        let ask = || {
+            let (responder, answer) = Responder::new();
+            (Slot::<Sum>::remote(responder, admission.try_admit(1).unwrap()), answer)
+        };
+        let (slot, mut answer) = ask();
+        slot.applied(7, 2, 40);
+        let response = machine::encode(&40u64).unwrap().into();
+        assert_eq!(answer.try_recv().unwrap(), Response::Applied { index: 7, term: 2, response });
+
+        let (slot, mut answer) = ask();
+        assert!(slot.confirmed(5).is_none());
+        assert_eq!(answer.try_recv().unwrap(), Response::ReadAt { index: 5 });
+
+        let (slot, mut answer) = ask();
+        drop(slot);
+        assert!(matches!(answer.try_recv().unwrap(), Response::Unknown { .. }));
+        assert_eq!(admission.in_flight(), (0, 0));
+    }
+
+    #[test]
+    fn a_change_in_progress_and_one_that_makes_no_sense_are_told_apart() {
+        let admission = Admission::new(9, 90);
+        for (refusal, expected) in [
+            (ChangeRefusal::InProgress, ChangeError::InProgress),
+            (ChangeRefusal::NotReady, ChangeError::NotLeader { leader: None }),
+            (ChangeRefusal::Invalid { cause: "no".into() }, ChangeError::Invalid { cause: "no".into() }),
+        ] {
+            let (reply, mut answer) = oneshot::channel();
+            let slot = Slot::<Sum>::change(reply, admission.try_admit(0).unwrap());
+            slot.answer(Answer::Refused(Refusal::Change(refusal)));
+            assert_eq!(answer.try_recv().unwrap(), Err(expected));
+        }
+    }
+
+    #[test]
+    fn a_read_is_confirmed_then_served() {
+        let admission = Admission::new(1, 90);
+        let (sender, mut answer) = oneshot::channel();
+        let look: Look<Sum> = Box::new(move |state| {
+            let _ = sender.send(state.map(|(index, sum)| (index, sum.total)));
+        });
+        let slot = Slot::read(look, admission.try_admit(0).unwrap()).confirmed(5).expect("a local read is given back");
+        slot.serve(6, &Sum { total: 40, ..Sum::default() });
+        assert_eq!(answer.try_recv().unwrap(), Ok((6, 40)));
+    }
+}

@@ -1,0 +1,232 @@
+//! What the tests of this crate share: a small state machine, a store that completes when told, a fake core.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::{Arc, Mutex},
+};
+
+use actix::prelude::*;
+use actorum_transport::wire::{Address, ClusterId, Entry, EntryKind, GroupId, Incarnation, Snapshot};
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+
+use crate::{
+    clock::SystemClock,
+    entry::{Draft, SystemCommand},
+    log::store::{
+        Batch, Completed, Completions, LogAppender, LogReader, LogStore, Recovered, StoreError, StoreIdentity, Ticket,
+        Written,
+    },
+    machine::{self, ApplyContext, StateMachine},
+    message::{AppliedTo, Failed, Persisted, SystemChanged},
+    system_state::SystemState,
+};
+
+/// Adds up what is proposed; answers the total. Panics on 666, as a program with an error would.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Sum {
+    pub total: u64,
+    pub seen: Vec<u64>,
+    /// For tests of durable machines: what `applied` answers.
+    #[serde(skip)]
+    pub durable: Option<(u64, u64)>,
+}
+
+impl StateMachine for Sum {
+    type Command = u64;
+    type Response = u64;
+
+    fn apply(&mut self, ctx: &ApplyContext, command: &u64) -> u64 {
+        assert_ne!(*command, 666, "the number of the beast");
+        self.total += command;
+        self.seen.push(ctx.index);
+        self.total
+    }
+
+    crate::serde_snapshot!();
+
+    fn applied(&self) -> Option<(u64, u64)> {
+        self.durable
+    }
+}
+
+/// A committed command.
+pub fn command(index: u64, term: u64, number: u64) -> Entry {
+    let data = Draft::command(&number).unwrap().stamp(SystemClock::shared().wall()).into();
+    Entry { kind: EntryKind::Normal, term, index, data, context: Bytes::new() }
+}
+
+/// What a new leader appends.
+pub fn empty(index: u64, term: u64) -> Entry {
+    Entry { kind: EntryKind::Normal, term, index, data: Bytes::new(), context: Bytes::new() }
+}
+
+/// A membership change as the core writes it.
+pub fn change(index: u64, term: u64, command: &SystemCommand) -> Entry {
+    let context = machine::encode(command).unwrap().into();
+    Entry { kind: EntryKind::ConfChange, term, index, data: Bytes::from_static(b"raft-rs"), context }
+}
+
+/// A cluster of node 1.
+pub fn founded() -> SystemState {
+    SystemState::founded(ClusterId(7), &BTreeMap::from([(1, Address::from("n1"))]))
+}
+
+/// Its genesis.
+pub fn genesis() -> Snapshot {
+    founded().genesis(BTreeMap::from([(1, Incarnation(1))])).unwrap()
+}
+
+/// A store in memory whose batches complete when the test says so.
+#[derive(Clone, Default)]
+pub struct TestStore(Arc<Mutex<Inner>>);
+
+#[derive(Default)]
+struct Inner {
+    entries: BTreeMap<u64, Entry>,
+    submitted: VecDeque<(Ticket, Batch)>,
+    tickets: u64,
+    completions: Option<Completions>,
+    dropped: bool,
+}
+
+impl TestStore {
+    pub fn with_entries(entries: impl IntoIterator<Item = Entry>) -> TestStore {
+        let store = TestStore::default();
+        store.0.lock().unwrap().entries = entries.into_iter().map(|e| (e.index, e)).collect();
+        store
+    }
+
+    /// Batches handed over and not completed.
+    pub fn submitted(&self) -> Vec<Batch> {
+        self.0.lock().unwrap().submitted.iter().map(|(_, batch)| batch.clone()).collect()
+    }
+
+    /// Whether the appender is gone.
+    pub fn closed(&self) -> bool {
+        self.0.lock().unwrap().dropped
+    }
+
+    /// Completes the oldest batch, from a thread of the store's own as sled would.
+    pub fn complete(&self, result: Result<Written, StoreError>) {
+        let mut inner = self.0.lock().unwrap();
+        let (ticket, _) = inner.submitted.pop_front().expect("a batch was submitted");
+        let completions = inner.completions.clone().expect("the store was started");
+        drop(inner);
+        std::thread::spawn(move || completions(Completed { ticket, result })).join().unwrap();
+    }
+}
+
+impl LogStore for TestStore {
+    fn identity(&self) -> StoreIdentity {
+        StoreIdentity { id: 1, incarnation: Incarnation(1), boot: 1 }
+    }
+
+    fn recover(&self, _group: GroupId) -> Result<Recovered, StoreError> {
+        Ok(Recovered::default())
+    }
+
+    fn reader(&self) -> Arc<dyn LogReader> {
+        Arc::new(self.clone())
+    }
+
+    fn start(self: Box<Self>, completed: Completions) -> Box<dyn LogAppender> {
+        self.0.lock().unwrap().completions = Some(completed);
+        Box::new(TestAppender(*self))
+    }
+}
+
+impl LogReader for TestStore {
+    fn entries(&self, _group: GroupId, from: u64, to: u64, max_bytes: usize) -> Result<Vec<Entry>, StoreError> {
+        let inner = self.0.lock().unwrap();
+        let mut bytes = 0;
+        let mut entries = Vec::new();
+        for index in from..to {
+            let entry = inner
+                .entries
+                .get(&index)
+                .ok_or_else(|| StoreError::Damaged { what: format!("entry {index}"), detail: "missing".into() })?;
+            bytes += entry.size();
+            if !entries.is_empty() && bytes > max_bytes {
+                break;
+            }
+            entries.push(entry.clone());
+        }
+        Ok(entries)
+    }
+
+    fn disk_bytes(&self) -> u64 {
+        0
+    }
+}
+
+/// The writing half; marks the store closed when it goes.
+struct TestAppender(TestStore);
+
+impl LogAppender for TestAppender {
+    fn submit(&mut self, batch: Batch) -> Ticket {
+        let mut inner = self.0.0.lock().unwrap();
+        inner.tickets += 1;
+        let ticket = Ticket(inner.tickets);
+        inner.submitted.push_back((ticket, batch));
+        ticket
+    }
+}
+
+impl Drop for TestAppender {
+    fn drop(&mut self) {
+        self.0.0.lock().unwrap().dropped = true;
+    }
+}
+
+/// What a fake core heard, in order.
+#[derive(Debug, PartialEq)]
+pub enum Heard {
+    Persisted(u64),
+    AppliedTo(u64),
+    Changed(u64, String),
+    Failed(String),
+}
+
+/// Hears what the core and the front door would.
+pub struct FakeCore(pub mpsc::UnboundedSender<Heard>);
+
+impl FakeCore {
+    pub fn start_one() -> (Addr<FakeCore>, mpsc::UnboundedReceiver<Heard>) {
+        let (sender, heard) = mpsc::unbounded_channel();
+        (FakeCore(sender).start(), heard)
+    }
+}
+
+impl Actor for FakeCore {
+    type Context = Context<Self>;
+}
+
+impl Handler<Persisted> for FakeCore {
+    type Result = ();
+    fn handle(&mut self, Persisted { number, .. }: Persisted, _: &mut Context<Self>) {
+        let _ = self.0.send(Heard::Persisted(number));
+    }
+}
+
+impl Handler<AppliedTo> for FakeCore {
+    type Result = ();
+    fn handle(&mut self, AppliedTo { index }: AppliedTo, _: &mut Context<Self>) {
+        let _ = self.0.send(Heard::AppliedTo(index));
+    }
+}
+
+impl Handler<SystemChanged> for FakeCore {
+    type Result = ();
+    fn handle(&mut self, SystemChanged { index, state }: SystemChanged, _: &mut Context<Self>) {
+        let _ = self.0.send(Heard::Changed(index, state.membership.to_string()));
+    }
+}
+
+impl Handler<Failed> for FakeCore {
+    type Result = ();
+    fn handle(&mut self, Failed { cause }: Failed, _: &mut Context<Self>) {
+        let _ = self.0.send(Heard::Failed(cause));
+    }
+}

@@ -1,0 +1,143 @@
+//! The board: where every actor shows its latest numbers, and where a status is put together from them.
+//!
+//! Each number has one owner, who shows it through a `watch`; reading them clones and blocks nobody. A status is
+//! therefore not one instant of all actors, but each of its parts is the latest.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use actorum_actors::{
+    admission::Admission,
+    applier::ApplierStatus,
+    consensus::CoreStatus,
+    log::store::LogReader,
+    log_writer::LogWriterStatus,
+    membership::MembershipStatus,
+    status::{Formed, PeerProgress, Queues, Status, Totals},
+};
+use actorum_transport::{
+    message::TransportStatus,
+    wire::{Incarnation, NodeId},
+};
+use tokio::sync::watch;
+
+/// What the front door shows of itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Life {
+    pub leader_changes: u64,
+    pub last_error: Option<String>,
+    /// Why the system stops or has stopped.
+    pub stopped: Option<String>,
+    /// Whether the directory is closed and every actor has ended.
+    pub closed: bool,
+}
+
+/// The reading ends.
+#[derive(Clone)]
+pub(crate) struct Board {
+    pub id: NodeId,
+    pub incarnation: Incarnation,
+    pub admission: Arc<Admission>,
+    pub reader: Arc<dyn LogReader>,
+    pub core: watch::Receiver<CoreStatus>,
+    pub applier: watch::Receiver<ApplierStatus>,
+    pub log: watch::Receiver<LogWriterStatus>,
+    pub network: watch::Receiver<TransportStatus>,
+    pub members: watch::Receiver<MembershipStatus>,
+    pub life: watch::Receiver<Life>,
+}
+
+impl Board {
+    /// The latest of everything.
+    pub fn status(&self) -> Status {
+        let core = self.core.borrow().clone();
+        let applier = self.applier.borrow().clone();
+        let log = self.log.borrow().clone();
+        let network = self.network.borrow().clone();
+        let life = self.life.borrow().clone();
+        let members = self.members.borrow().clone();
+        let (in_flight, in_flight_bytes) = self.admission.in_flight();
+        let (proposals_applied, proposals_failed) = self.admission.totals();
+        let mut status = Status::default();
+        status.id = self.id;
+        status.incarnation = Some(self.incarnation);
+        status.cluster = applier.cluster;
+        status.formed = if core.formed { Formed::Yes } else { members.formed };
+        status.role = core.role;
+        status.term = core.term;
+        status.leader = core.leader;
+        status.first_index = core.first_index;
+        status.last_index = core.last_index;
+        status.persisted_index = core.persisted_index;
+        // The applier may be ahead of what the core has shown.
+        status.commit_index = core.commit_index.max(applier.applied);
+        status.applied_index = applier.applied;
+        status.snapshot_index = applier.snapshot_index;
+        status.peers = peers(self.id, &core, &applier, &network);
+        status.queues = Queues {
+            in_flight,
+            in_flight_bytes,
+            held: core.held,
+            unpersisted: core.unpersisted,
+            unapplied: status.commit_index - applier.applied,
+            log_tail_bytes: core.tail_bytes,
+        };
+        status.totals = Totals {
+            leader_changes: life.leader_changes,
+            proposals_applied,
+            proposals_failed,
+            commands_applied: applier.commands,
+            entries_persisted: log.entries,
+            syncs: log.syncs,
+            sync_us: log.sync_us,
+            append_us: log.append_us,
+            bytes_sent: network.bytes_sent,
+            bytes_received: network.bytes_received,
+        };
+        status.disk_bytes = self.reader.disk_bytes();
+        status.last_error = life.last_error.or(applier.last_error).or(log.failed).or(members.refused);
+        status.membership = applier.membership;
+        status.stopped = life.stopped;
+        status
+    }
+
+    /// Waits until something is shown that a condition may depend on; false once nobody shows anything any more.
+    pub async fn changed(&mut self) -> bool {
+        // Biased: the order decides nothing, and a random one could not be replayed.
+        tokio::select! {
+            biased;
+            changed = self.life.changed() => changed.is_ok(),
+            changed = self.core.changed() => changed.is_ok() || self.life.changed().await.is_ok(),
+            changed = self.applier.changed() => changed.is_ok() || self.life.changed().await.is_ok(),
+            changed = self.members.changed() => changed.is_ok() || self.life.changed().await.is_ok(),
+        }
+    }
+}
+
+/// Everyone else in the membership, and everyone the core or the network knows besides.
+fn peers(
+    me: NodeId,
+    core: &CoreStatus,
+    applier: &ApplierStatus,
+    network: &TransportStatus,
+) -> BTreeMap<NodeId, PeerProgress> {
+    let members = applier.membership.members.keys();
+    let ids = members.chain(core.peers.keys()).chain(network.peers.keys()).filter(|id| **id != me);
+    let mut peers = BTreeMap::new();
+    for id in ids {
+        let (match_index, state) = core.peers.get(id).copied().unwrap_or((0, "unknown"));
+        let link = network.peers.get(id).cloned().unwrap_or_default();
+        let address = applier.membership.members.get(id).map(|member| member.address.clone()).unwrap_or_default();
+        peers.insert(
+            *id,
+            PeerProgress {
+                address,
+                match_index,
+                state: state.to_owned(),
+                rtt_us: link.rtt_us,
+                connected: link.connected,
+                last_error: link.last_error,
+            },
+        );
+    }
+    peers
+}

@@ -1,0 +1,358 @@
+//! The start of a node: the same steps for the first start, a restart and a join.
+//!
+//! ```text
+//!  check settings ─▶ open the directory ─▶ replay ─▶ listen ─▶ log writer, applier, core, membership ─▶ attach
+//!                    └─ where blocking is allowed ┘
+//! ```
+//!
+//! Nothing is sent before all of it stands: the transport delivers only once it is attached, which comes last.
+
+use std::{
+    collections::BTreeMap,
+    hash::{BuildHasher, RandomState},
+    sync::Arc,
+    time::Duration,
+};
+
+use actix::prelude::*;
+use actorum_actors::{
+    admission::{Admission, Denied},
+    applier::{Applier, ApplierConfig, ApplierLinks, ApplierStatus},
+    consensus::{Consensus, CoreStatus, Settings, Start},
+    core::{self, RaftCore},
+    log::store::{LogReader, LogStore, Recovered, StoreIdentity},
+    log_writer::{LogWriter, LogWriterLinks, LogWriterStatus},
+    machine::StateMachine,
+    membership::{self, Beginning, MembershipManager, MembershipStatus},
+    message::Refusal,
+    replica::{Replayed, replay},
+    slot::Slot,
+    system_state::SystemState,
+};
+use actorum_transport::{
+    message::{Attach, Identity, Responder, TransportHandle, TransportStatus, Upward},
+    wire::{ClusterId, GroupId, Incarnation, NodeId},
+};
+use tokio::sync::{oneshot, watch};
+
+use crate::{
+    board::{Board, Life},
+    builder::{Bootstrap, Builder, Network, StartError, Storage},
+    config::{Config, ConfigError, Placement},
+    door::{Door, check},
+    raft::Raft,
+    system::{Children, RaftSystem},
+};
+
+/// The one group of this version.
+const GROUP: GroupId = GroupId::FIRST;
+
+/// Starts the node where actors can live: in the actix system of this thread, or in one made for it.
+pub(crate) async fn start<S: StateMachine>(builder: Builder<S>) -> Result<Raft<S>, StartError> {
+    let (sender, started) = oneshot::channel();
+    let died = || StartError::Thread("it ended before the node had started: look for its panic in the log".into());
+    match Arbiter::try_current() {
+        Some(arbiter) => {
+            // Spawned rather than awaited here, so that the future of `start` may travel between threads.
+            arbiter.spawn_fn(move || {
+                actix_rt::spawn(async move {
+                    // Whoever no longer waits drops the handle, and with it the node.
+                    let _ = sender.send(boot(builder, false).await);
+                });
+            });
+        }
+        None => {
+            let name = format!("actorum-{}", builder.id);
+            let thread = move || {
+                let system = System::new();
+                let raft = system.block_on(boot(builder, true));
+                let runs = raft.is_ok();
+                let _ = sender.send(raft);
+                if runs && let Err(error) = system.run() {
+                    tracing::error!(%error, "the thread of the actors ended");
+                }
+            };
+            std::thread::Builder::new()
+                .name(name)
+                .spawn(thread)
+                .map_err(|error| StartError::Thread(error.to_string()))?;
+        }
+    }
+    started.await.map_err(|_| died())?
+}
+
+/// What the directory gave.
+struct Opened<S> {
+    store: Box<dyn LogStore>,
+    reader: Arc<dyn LogReader>,
+    identity: StoreIdentity,
+    recovered: Recovered,
+    replayed: Replayed<S>,
+}
+
+/// All steps, on the thread of the actors.
+async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<Raft<S>, StartError> {
+    let Builder { id, machine, listen, storage, tls, network, bootstrap, config, clock } = builder;
+    check_settings(id, &config, &bootstrap)?;
+    let storage = storage.ok_or_else(|| missing("storage", "say where the log lives: builder.storage(..)"))?;
+    let opened = blocking(move || open(id, storage, machine)).await??;
+    let Opened { store, reader, identity, recovered, replayed } = opened;
+
+    let cluster = replayed.system.as_ref().map(|system| system.cluster);
+    let me = Identity { id, incarnation: identity.incarnation, boot: identity.boot, cluster };
+    let (transport, authority) = match network {
+        Network::Custom(start) => (start(me), [0; 32]),
+        Network::Quic => listen_quic(me, listen, tls, &config).await?,
+    };
+
+    // The addresses first, then the actors: everyone can be told of everyone.
+    let (core_context, system_context) = (Context::<RaftCore<Slot<S>>>::new(), Context::<RaftSystem<S>>::new());
+    let (core_address, system_address) = (core_context.address(), system_context.address());
+    let (core, system) = (core_address.downgrade(), system_address.downgrade());
+    let membership_context = Context::<MembershipManager<Slot<S>>>::new();
+    let membership_address = membership_context.address();
+
+    let (core_shows, core_status) = watch::channel(CoreStatus::default());
+    let (applier_shows, applier_status) = watch::channel(ApplierStatus::default());
+    let (log_shows, log_status) = watch::channel(LogWriterStatus::default());
+    let (members_show, members_status) = watch::channel(MembershipStatus::default());
+    let (network_shows, network_status) = watch::channel(TransportStatus::default());
+    let (life_shows, life) = watch::channel(Life::default());
+    let admission = Admission::new(config.max_in_flight, config.max_in_flight_bytes);
+
+    let beginning = begin(&recovered, &replayed, bootstrap.clone(), cluster_id(&authority, &bootstrap, &config))?;
+    let core_start = Start {
+        recovered,
+        reader: reader.clone(),
+        applied: replayed.applied,
+        membership: replayed.system.as_ref().map(|system| system.membership.clone()).unwrap_or_default(),
+    };
+    let consensus = Consensus::new(settings(id, identity, &config, &bootstrap), core_start)?;
+
+    let log = LogWriter::start(
+        store,
+        LogWriterLinks {
+            cores: BTreeMap::from([(GROUP, core.clone().recipient())]),
+            failed: system.clone().recipient(),
+        },
+        log_shows,
+    );
+    let applier_links = ApplierLinks {
+        applied_to: core.clone().recipient(),
+        system_changed: vec![core.clone().recipient(), membership_address.downgrade().recipient()],
+        failed: system.clone().recipient(),
+    };
+    let applier_config = ApplierConfig {
+        group: GROUP,
+        reader: reader.clone(),
+        subscriber_buffer: config.subscriber_buffer,
+        admission: admission.clone(),
+        status: applier_shows,
+    };
+    let applier = Applier::new(applier_config, applier_links, replayed);
+    let thread = (config.placement == Placement::Spread).then(Arbiter::new);
+    let applier = match &thread {
+        Some(thread) => Applier::start_in_arbiter(&thread.handle(), |_| applier),
+        None => applier.start(),
+    };
+    let core_links = core::Links {
+        append: log.clone().recipient(),
+        apply: applier.clone().recipient(),
+        reads: applier.clone().recipient(),
+        restore: applier.clone().recipient(),
+        transmit: transport.transmit.clone(),
+        ask: transport.ask.clone(),
+        leader_changed: vec![
+            applier.downgrade().recipient(),
+            membership_address.downgrade().recipient(),
+            system.clone().recipient(),
+        ],
+        failed: system.clone().recipient(),
+        status: core_shows,
+        admit: admit(admission.clone()),
+        check: check::<S>,
+    };
+    let tick = Duration::from_millis(config.heartbeat_ms);
+    core_context.run(RaftCore::new(GROUP, tick, consensus, clock.clone(), core_links));
+    let membership_links = membership::Links {
+        ask: transport.ask.clone(),
+        set_peers: transport.set_peers.clone(),
+        set_cluster: transport.set_cluster.clone(),
+        form: core_address.clone().recipient(),
+        submit: core_address.clone().recipient(),
+        failed: system.clone().recipient(),
+        status: members_show,
+    };
+    let manager = MembershipManager::new(id, GROUP, identity.incarnation, beginning, membership_links)
+        .map_err(|error| StartError::Founders(error.to_string()))?;
+    membership_context.run(manager);
+    transport.attach.do_send(Attach {
+        upward: Upward {
+            received: core.clone().recipient(),
+            asked: core.clone().recipient(),
+            formation: membership_address.downgrade().recipient(),
+            unreachable: core.clone().recipient(),
+            peer_up: membership_address.downgrade().recipient(),
+            peer_refused: membership_address.downgrade().recipient(),
+        },
+    });
+
+    let door = Arc::new(Door {
+        admission: admission.clone(),
+        clock,
+        deadline: config.deadline(),
+        max_entry_bytes: config.max_entry_bytes,
+        core,
+        applier: applier.downgrade(),
+        board: Board {
+            id,
+            incarnation: identity.incarnation,
+            admission,
+            reader,
+            core: core_status,
+            applier: applier_status,
+            log: log_status,
+            network: network_status,
+            members: members_status,
+            life,
+        },
+    });
+    let children = Children { core: core_address, applier, log, membership: membership_address, transport, thread };
+    let system = system_context.run(RaftSystem {
+        door: door.clone(),
+        life: life_shows,
+        network: network_shows,
+        children: Some(children),
+        grace: config.deadline(),
+        own_thread,
+    });
+    Ok(Raft { system, door })
+}
+
+fn check_settings(id: NodeId, config: &Config, bootstrap: &Bootstrap) -> Result<(), StartError> {
+    config.validate()?;
+    if id == 0 {
+        return Err(missing("id", "0 is not a node id: choose 1 or more"));
+    }
+    match bootstrap {
+        Bootstrap::Form(founders) if founders.contains_key(&0) => {
+            Err(StartError::Founders("0 is not a node id: choose 1 or more for every founder".into()))
+        }
+        Bootstrap::Form(founders) if !founders.contains_key(&id) => {
+            let list: Vec<_> = founders.keys().map(NodeId::to_string).collect();
+            Err(StartError::Founders(format!(
+                "node {id} is not in its own list of founders ({}): add it, or start it as a node that waits to be added",
+                list.join(", ")
+            )))
+        }
+        Bootstrap::Form(_) | Bootstrap::Wait => Ok(()),
+    }
+}
+
+fn missing(key: &str, problem: &str) -> StartError {
+    ConfigError { key: key.into(), problem: problem.into() }.into()
+}
+
+/// Opens the directory, checks it, and rebuilds the state.
+fn open<S: StateMachine>(id: NodeId, storage: Storage, machine: S) -> Result<Opened<S>, StartError> {
+    let store: Box<dyn LogStore> = match storage {
+        Storage::Custom(store) => store,
+        Storage::Memory | Storage::Sled(_) => return Err(missing("storage", "this build has only stores of your own")),
+    };
+    let (identity, reader) = (store.identity(), store.reader());
+    if identity.id != id {
+        let problem = format!("the store belongs to node {}, not to node {id}", identity.id);
+        return Err(missing("storage", &problem));
+    }
+    let mut recovered = store.recover(GROUP)?;
+    let replayed = replay(GROUP, &*reader, &recovered, machine)?;
+    // What was applied was committed: raft-rs refuses to start with a commit index below it.
+    recovered.hard_state.commit = recovered.hard_state.commit.max(replayed.applied);
+    Ok(Opened { store, reader, identity, recovered, replayed })
+}
+
+fn begin<S>(
+    recovered: &Recovered,
+    replayed: &Replayed<S>,
+    bootstrap: Bootstrap,
+    cluster: ClusterId,
+) -> Result<Beginning, StartError> {
+    Ok(match (&replayed.system, &recovered.snapshot, bootstrap) {
+        // A node that has begun before ignores how it was to begin.
+        (Some(state), Some(snapshot), _) => {
+            let formed_with =
+                SystemState::formed_with(snapshot).map_err(|error| StartError::Machine(error.to_string()))?;
+            Beginning::Formed { state: state.clone(), formed_with }
+        }
+        (_, _, Bootstrap::Form(founders)) => Beginning::Founding { founders, cluster },
+        (_, _, Bootstrap::Wait) => Beginning::Waiting,
+    })
+}
+
+fn settings(id: NodeId, identity: StoreIdentity, config: &Config, bootstrap: &Bootstrap) -> Settings {
+    let election_ticks = config.election_ms.div_ceil(config.heartbeat_ms);
+    Settings {
+        id,
+        group: GROUP,
+        incarnation: identity.incarnation,
+        boot: identity.boot,
+        seed: config.seed.unwrap_or_else(roll),
+        tick: Duration::from_millis(config.heartbeat_ms),
+        election_ticks: usize::try_from(election_ticks).unwrap_or(usize::MAX),
+        max_append_bytes: config.max_append_bytes,
+        max_inflight_appends: config.max_inflight_appends,
+        max_unapplied_bytes: config.max_unapplied_bytes,
+        log_tail_bytes: config.log_tail_bytes,
+        max_entry_bytes: config.max_entry_bytes,
+        waits: *bootstrap == Bootstrap::Wait,
+    }
+}
+
+/// Tickets for what peers ask: their requests hold admission here as those of clients do.
+fn admit<S: StateMachine>(admission: Arc<Admission>) -> core::Admit<Slot<S>> {
+    Box::new(move |responder: Responder, bytes| match admission.try_admit(bytes) {
+        Ok(permit) => Ok(Slot::remote(responder, permit)),
+        Err(Denied::Busy { .. }) => Err((responder, Refusal::Busy)),
+        Err(Denied::Closed { cause }) => Err((responder, Refusal::Stopped { cause })),
+    })
+}
+
+/// Which cluster these founders make: the authority of their certificates, their ids, and the name.
+///
+/// FNV-1a over 128 bits: equal on every platform and for ever. It keeps clusters apart by mistake; what keeps
+/// strangers out are the certificates.
+fn cluster_id(authority: &[u8; 32], bootstrap: &Bootstrap, config: &Config) -> ClusterId {
+    let founders: Vec<NodeId> = match bootstrap {
+        Bootstrap::Form(founders) => founders.keys().copied().collect(),
+        Bootstrap::Wait => Vec::new(),
+    };
+    let ids = founders.iter().flat_map(|id| id.to_be_bytes());
+    let bytes = authority.iter().copied().chain(ids).chain(config.cluster_name.bytes());
+    let (basis, prime) = (0x6c62_272e_07bb_0142_62b8_2175_6295_c58d_u128, 0x0000_0000_0100_0000_0000_0000_0000_013b);
+    ClusterId(bytes.fold(basis, |hash, byte| (hash ^ u128::from(byte)).wrapping_mul(prime)))
+}
+
+/// A number nobody has rolled before: for what must differ between lives, never for what decides.
+fn roll() -> u64 {
+    RandomState::new().hash_one(std::process::id())
+}
+
+/// A new directory's incarnation.
+#[allow(dead_code)]
+fn new_incarnation() -> Incarnation {
+    Incarnation(roll())
+}
+
+async fn listen_quic(
+    _me: Identity,
+    _listen: Option<std::net::SocketAddr>,
+    _tls: Option<crate::builder::Tls>,
+    _config: &Config,
+) -> Result<(TransportHandle, [u8; 32]), StartError> {
+    Err(missing("network", "this build has only transports of your own"))
+}
+
+/// Runs what blocks on a disk where that is allowed.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, StartError> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| StartError::Thread(error.to_string()))
+}

@@ -1,0 +1,175 @@
+//! What a request goes through before the core sees it: the same for the handle and for the actor.
+//!
+//! ```text
+//!  caller's thread: encode, decode again, admit ──Submit(slot)──▶ core        the answer comes through the slot
+//!  stale reads ─────────────────────────────────ServeReads──────▶ applier
+//! ```
+//!
+//! Everything here happens in the caller's thread and never waits. The addresses are weak: a handle keeps
+//! the system alive, and the system alone keeps its actors.
+
+use std::{future::Future, sync::Arc, time::Duration};
+
+use actix::WeakAddr;
+use actorum_actors::{
+    admission::{Admission, Denied, Permit},
+    applier::Applier,
+    clock::Clock,
+    core::RaftCore,
+    entry::Draft,
+    machine::{self, StateMachine},
+    members::{Change, Membership},
+    message::{ServeReads, Submit, SubmitChange, SubmitRead},
+    outcome::{Applied, ChangeError, ProposeError, ReadError},
+    slot::{Look, Slot},
+    subscribers::{SubscribeError, SubscribeFrom, Subscription, Unsubscribe},
+};
+use tokio::sync::oneshot;
+
+use crate::{
+    board::Board,
+    request::{Propose, Read, Subscribe},
+};
+
+/// The far end of a slot.
+type Answer<T, E> = oneshot::Receiver<Result<T, E>>;
+
+/// The way in.
+pub(crate) struct Door<S: StateMachine> {
+    pub admission: Arc<Admission>,
+    pub clock: Arc<dyn Clock>,
+    /// Of requests that name none.
+    pub deadline: Duration,
+    pub max_entry_bytes: usize,
+    pub core: WeakAddr<RaftCore<Slot<S>>>,
+    pub applier: WeakAddr<Applier<S>>,
+    pub board: Board,
+}
+
+impl<S: StateMachine> Door<S> {
+    /// Begins a proposal; the future only waits for its answer.
+    pub fn propose(
+        &self,
+        Propose { command, deadline }: Propose<S>,
+    ) -> impl Future<Output = Result<Applied<S::Response>, ProposeError>> + use<S> {
+        let begun = self.begin_proposal(&command, deadline);
+        async move {
+            let lost = |_| ProposeError::Unknown { cause: "its slot was lost".into() };
+            begun?.await.map_err(lost)?
+        }
+    }
+
+    fn begin_proposal(
+        &self,
+        command: &S::Command,
+        deadline: Option<Duration>,
+    ) -> Result<Answer<Applied<S::Response>, ProposeError>, ProposeError> {
+        let invalid = |error: machine::MachineError| ProposeError::Invalid { cause: error.to_string() };
+        let draft = Draft::command(command).map_err(invalid)?;
+        let (size, limit) = (draft.size(), self.max_entry_bytes);
+        if size > limit {
+            return Err(ProposeError::TooLarge { size, limit });
+        }
+        check::<S>(&draft).map_err(|cause| ProposeError::Invalid { cause })?;
+        let permit = self.admit(size)?;
+        let core = self.core.upgrade().ok_or_else(|| ProposeError::Stopped { cause: self.cause() })?;
+        let (reply, answer) = oneshot::channel();
+        let (ticket, deadline) = (Some(Slot::propose(reply, permit)), self.until(deadline));
+        // Past the mailbox's bound, but never past admission's, which counts everything on its way to an answer.
+        core.do_send(Submit { draft, ticket, deadline });
+        Ok(answer)
+    }
+
+    /// Begins a read.
+    pub fn read<T: Send + 'static>(
+        &self,
+        Read { look, linearizable, deadline }: Read<S, T>,
+    ) -> impl Future<Output = Result<(u64, T), ReadError>> + use<S, T> {
+        let (reply, answer) = oneshot::channel();
+        let look: Look<S> = Box::new(move |state: Result<(u64, &S), ReadError>| {
+            // A client that no longer waits is not told.
+            let _ = reply.send(state.map(|(index, machine)| (index, look(machine))));
+        });
+        let begun = self.begin_read(look, linearizable, deadline);
+        async move {
+            begun?;
+            let lost = |_| ReadError::Stopped { cause: "the closure of the read panicked".into() };
+            answer.await.map_err(lost)?
+        }
+    }
+
+    fn begin_read(&self, look: Look<S>, linearizable: bool, deadline: Option<Duration>) -> Result<(), ReadError> {
+        let permit = self.admit(0)?;
+        let stopped = || ReadError::Stopped { cause: self.cause() };
+        if linearizable {
+            let core = self.core.upgrade().ok_or_else(stopped)?;
+            core.do_send(SubmitRead { ticket: Slot::read(look, permit), deadline: self.until(deadline) });
+        } else {
+            let applier = self.applier.upgrade().ok_or_else(stopped)?;
+            applier.do_send(ServeReads(vec![(0, Slot::read(look, permit))]));
+        }
+        Ok(())
+    }
+
+    /// Begins a membership change.
+    pub fn change(
+        &self,
+        change: Change,
+        deadline: Option<Duration>,
+    ) -> impl Future<Output = Result<Arc<Membership>, ChangeError>> + use<S> {
+        let begun = self.begin_change(change, deadline);
+        async move {
+            let lost = |_| ChangeError::Unknown { cause: "its slot was lost".into() };
+            begun?.await.map_err(lost)?
+        }
+    }
+
+    fn begin_change(
+        &self,
+        change: Change,
+        deadline: Option<Duration>,
+    ) -> Result<Answer<Arc<Membership>, ChangeError>, ChangeError> {
+        let permit = self.admit(0)?;
+        let core = self.core.upgrade().ok_or_else(|| ChangeError::Stopped { cause: self.cause() })?;
+        let (reply, answer) = oneshot::channel();
+        core.do_send(SubmitChange { change, ticket: Slot::change(reply, permit), deadline: self.until(deadline) });
+        Ok(answer)
+    }
+
+    /// Subscribes. The applier answers between two batches.
+    pub fn subscribe(
+        &self,
+        Subscribe { recipient, after }: Subscribe<S>,
+    ) -> impl Future<Output = Result<Subscription, SubscribeError>> + use<S> {
+        let begun = self.applier.upgrade().map(|applier| applier.send(SubscribeFrom { subscriber: recipient, after }));
+        let cause = self.cause();
+        async move {
+            let stopped = || SubscribeError::Stopped { cause: cause.clone() };
+            begun.ok_or_else(stopped)?.await.map_err(|_| stopped())?
+        }
+    }
+
+    pub fn unsubscribe(&self, subscription: Subscription) {
+        if let Some(applier) = self.applier.upgrade() {
+            applier.do_send(Unsubscribe(subscription));
+        }
+    }
+
+    fn admit(&self, bytes: usize) -> Result<Permit, Denied> {
+        self.admission.try_admit(bytes)
+    }
+
+    fn until(&self, deadline: Option<Duration>) -> Duration {
+        self.clock.now().saturating_add(deadline.unwrap_or(self.deadline))
+    }
+
+    /// Why nothing is taken any more.
+    fn cause(&self) -> String {
+        self.admission.closed().unwrap_or_else(|| "the system has ended".into())
+    }
+}
+
+/// What is proposed must be applicable: a command that does not survive its own encoding would stop every node.
+pub(crate) fn check<S: StateMachine>(draft: &Draft) -> Result<(), String> {
+    machine::decode::<S::Command>(draft.payload()).map(drop).map_err(|error| error.to_string())
+}

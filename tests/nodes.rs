@@ -1,0 +1,240 @@
+//! Whole nodes in one process over a network inside it: the way of every request, and every way to end.
+
+mod support;
+
+use std::{sync::Arc, time::Duration};
+
+use actorum::{ChangeError, MemberRole, Outcome, StartError, WaitError, prelude::*};
+use support::{Disk, Hub, PATIENCE, Sum, founders, quick, start, three};
+
+#[actix::test]
+async fn one_node_applies_reads_and_answers() {
+    let raft = start(&Hub::default(), 1, &Disk::default(), founders(1)).await;
+    let applied = raft.propose(40).await.unwrap();
+    assert_eq!((applied.response, applied.term >= 1), (40, true));
+    let applied = raft.addr().send(Propose::new(2).deadline(PATIENCE)).await.unwrap().unwrap();
+    assert_eq!(applied.response, 42);
+    assert_eq!(raft.read(|sum| sum.total).await.unwrap(), 42);
+    assert_eq!(raft.addr().send(Read::stale(|sum: &Sum| sum.seen.clone())).await.unwrap().unwrap(), [40, 2]);
+    let (index, total) = raft.read_with(Read::linearizable(|sum: &Sum| sum.total)).await.unwrap();
+    assert!(index >= applied.index && total == 42);
+    let status = raft.wait_applied(applied.index, PATIENCE).await.unwrap();
+    assert_eq!((status.role, status.totals.proposals_applied), (Role::Leader, 2));
+    raft.shutdown().await;
+}
+
+#[actix::test]
+async fn followers_forward_and_every_node_applies() {
+    let (hub, disks) = Default::default();
+    let [leader, follower, other] = three(&hub, &disks).await;
+    let mut last = 0;
+    for (n, node) in [&leader, &follower, &other].iter().cycle().take(30).enumerate() {
+        let applied = node.propose(1).await.unwrap();
+        assert_eq!(applied.response, n as u64 + 1);
+        last = applied.index;
+    }
+    for node in [&leader, &follower, &other] {
+        assert_eq!(node.read(|sum| sum.total).await.unwrap(), 30, "a linearizable read sees what was answered");
+        node.wait_applied(last, PATIENCE).await.unwrap();
+        assert_eq!(node.read_stale(|sum| sum.seen.len()).await.unwrap(), 30);
+    }
+    let id = leader.status().id;
+    let recorded = |s: &Status| s.membership.members.values().all(|m| m.incarnation.is_some());
+    follower.wait(PATIENCE, recorded).await.unwrap();
+    let status = leader.wait(PATIENCE, |s| s.peers.values().all(|p| p.match_index >= last)).await.unwrap();
+    assert_eq!((status.leader, status.membership.voters(), status.peers.len()), (Some(id), vec![1, 2, 3], 2));
+}
+
+#[actix::test]
+async fn many_in_flight_from_every_node_are_each_applied_once() {
+    let (hub, disks) = Default::default();
+    let nodes = three(&hub, &disks).await;
+    let mut answers = Vec::new();
+    for n in 0..3000 {
+        answers.push(nodes[n % 3].submit(1));
+    }
+    for answer in answers {
+        answer.await.unwrap();
+    }
+    assert_eq!(nodes[1].read(|sum| sum.seen.len()).await.unwrap(), 3000);
+    let status = nodes[0].status();
+    assert!(status.totals.syncs < 1500, "one sync served {} entries", 3000 / status.totals.syncs.max(1));
+}
+
+#[actix::test]
+async fn a_new_leader_takes_over_and_a_restarted_node_catches_up() {
+    let (hub, disks): (Hub, [Disk; 3]) = Default::default();
+    let [leader, follower, other] = three(&hub, &disks).await;
+    follower.propose(5).await.unwrap();
+    let old = leader.status().id;
+    leader.shutdown().await;
+    assert!(!disks[old as usize - 1].is_open(), "shut down means that the directory is closed");
+    assert_eq!(leader.propose(1).await.unwrap_err().outcome(), Outcome::Rejected);
+    assert!(leader.status().stopped.is_some());
+
+    follower.wait(PATIENCE, |s| s.leader.is_some_and(|l| l != old)).await.unwrap();
+    let applied = other.propose_within(6, PATIENCE).await.unwrap();
+    assert_eq!(applied.response, 11);
+    let again = start(&hub, old, &disks[old as usize - 1], founders(3)).await;
+    again.wait_applied(applied.index, PATIENCE).await.unwrap();
+    assert_eq!(again.read_stale(|sum| sum.seen.clone()).await.unwrap(), [5, 6]);
+}
+
+#[actix::test]
+async fn a_fourth_node_waits_is_added_promoted_and_holds_everything() {
+    let (hub, disks): (Hub, [Disk; 3]) = Default::default();
+    let [leader, follower, _other] = three(&hub, &disks).await;
+    leader.propose(5).await.unwrap();
+    let fourth = start(&hub, 4, &Disk::default(), Bootstrap::Wait).await;
+    let membership = follower.change(ConfChange::AddLearner(4, "n4".into())).await.unwrap();
+    assert_eq!(membership.learners(), [4]);
+    let membership = leader.addr().send(ConfChange::Promote(4)).await.unwrap().unwrap();
+    assert_eq!(membership.members[&4].role, MemberRole::Voter);
+    fourth.wait(PATIENCE, |s| s.membership.voters() == [1, 2, 3, 4]).await.unwrap();
+    assert_eq!(fourth.read(|sum| sum.total).await.unwrap(), 5);
+    assert_eq!(fourth.propose(6).await.unwrap().response, 11);
+
+    let error = leader.change(ConfChange::Promote(9)).await.unwrap_err();
+    assert_eq!(error, ChangeError::Invalid { cause: "node 9 is not a member".into() });
+    let id = leader.status().id;
+    follower.change_within(ConfChange::Remove(id), PATIENCE).await.unwrap();
+    follower.wait(PATIENCE, |s| s.leader.is_some_and(|l| l != id)).await.unwrap();
+}
+
+#[actix::test]
+async fn a_panicking_apply_stops_its_system_and_nothing_else() {
+    let raft = start(&Hub::default(), 1, &Disk::default(), founders(1)).await;
+    let bystander = start(&Hub::default(), 1, &Disk::default(), founders(1)).await;
+    raft.propose(1).await.unwrap();
+    let (beast, next) = (raft.submit(666), raft.submit(1));
+    for answer in [beast.await, next.await] {
+        let error = answer.unwrap_err();
+        let ProposeError::Unknown { cause } = &error else { panic!("{error}") };
+        assert!(cause.contains("the number of the beast"), "{cause}");
+    }
+    assert!(raft.stopped().await.contains("the number of the beast"));
+    assert!(matches!(raft.propose(1).await, Err(ProposeError::Stopped { .. })));
+    assert!(matches!(raft.read(|_| ()).await, Err(ReadError::Stopped { .. })));
+    assert!(raft.status().stopped.unwrap().contains("the number of the beast"));
+    assert_eq!(bystander.propose(7).await.unwrap().response, 7);
+}
+
+#[actix::test]
+async fn a_dead_disk_stops_the_system_and_nothing_is_promised() {
+    let disk = Disk::default();
+    let raft = start(&Hub::default(), 1, &disk, founders(1)).await;
+    raft.propose(1).await.unwrap();
+    disk.fail();
+    let error = raft.propose(2).await.unwrap_err();
+    assert_eq!(error.outcome(), Outcome::Unknown);
+    assert!(error.to_string().contains("a test's failing disk"), "{error}");
+    assert!(raft.stopped().await.contains("a test's failing disk"));
+}
+
+#[actix::test]
+async fn when_the_last_handle_goes_every_actor_goes() {
+    let (hub, disk) = (Hub::default(), Disk::default());
+    let raft = start(&hub, 1, &disk, founders(1)).await;
+    raft.propose(1).await.unwrap();
+    let system = raft.addr().downgrade();
+    drop(raft);
+    while system.upgrade().is_some() || disk.is_open() {
+        actix::clock::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[actix::test]
+async fn admission_is_bounded_and_says_so() {
+    let builder = RaftSystem::<Sum>::builder(1).network(Hub::default().network()).storage(Disk::default().store(1));
+    let builder = builder.bootstrap(founders(1)).configure(quick).configure(|c| {
+        c.max_in_flight = 2;
+        c.max_entry_bytes = 64;
+    });
+    let raft = builder.start().await.unwrap();
+    raft.wait_for_leader(PATIENCE).await.unwrap();
+    let (first, second, third) = (raft.submit(1), raft.submit(2), raft.submit(3));
+    assert!(matches!(third.await, Err(ProposeError::Busy { in_flight: 2, .. })));
+    assert_eq!((first.await.unwrap().response, second.await.unwrap().response), (1, 3));
+    assert_eq!(raft.submit(4).await.unwrap().response, 7);
+}
+
+#[actix::test]
+async fn without_a_majority_nothing_is_promised() {
+    let (hub, disks): (Hub, [Disk; 3]) = Default::default();
+    let [leader, follower, other] = three(&hub, &disks).await;
+    hub.cut(follower.status().id);
+    hub.cut(other.status().id);
+    let short = Duration::from_millis(300);
+    assert_eq!(leader.propose_within(1, short).await.unwrap_err().outcome(), Outcome::Unknown);
+    let read = leader.read_with(Read::linearizable(|sum: &Sum| sum.total).deadline(short)).await;
+    assert!(matches!(read, Err(ReadError::NotLeader { .. })));
+    assert_eq!(leader.read_stale(|sum| sum.total).await.unwrap(), 0);
+    assert!(matches!(leader.wait_applied(999, short).await, Err(WaitError::TimedOut(_))));
+    hub.heal(follower.status().id);
+    leader.wait(PATIENCE, |s| s.leader.is_some()).await.unwrap();
+    follower.propose_within(1, PATIENCE).await.unwrap();
+}
+
+#[tokio::test]
+async fn it_works_under_tokio_on_a_thread_of_its_own() {
+    let disk = Disk::default();
+    let raft = start(&Hub::default(), 1, &disk, founders(1)).await;
+    let task = tokio::spawn({
+        let raft = raft.clone();
+        async move { raft.propose(40).await.unwrap().response }
+    });
+    assert_eq!(task.await.unwrap(), 40);
+    raft.wait_applied(2, PATIENCE).await.unwrap();
+    raft.shutdown().await;
+    assert!(!disk.is_open());
+}
+
+#[test]
+fn it_works_on_plain_threads() {
+    let raft = Arc::new(block_on(async { start(&Hub::default(), 1, &Disk::default(), founders(1)).await }));
+    let threads: Vec<_> = (0..4)
+        .map(|_| {
+            let raft = raft.clone();
+            std::thread::spawn(move || block_on(raft.propose(10)).unwrap().response)
+        })
+        .collect();
+    let mut totals: Vec<_> = threads.into_iter().map(|thread| thread.join().unwrap()).collect();
+    totals.sort_unstable();
+    assert_eq!(totals, [10, 20, 30, 40]);
+    block_on(raft.wait_applied(2, PATIENCE)).unwrap();
+    block_on(raft.shutdown());
+}
+
+/// As a thread without any runtime would.
+fn block_on<F: std::future::Future>(future: F) -> F::Output {
+    struct Unpark(std::thread::Thread);
+    impl std::task::Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+    let waker = Arc::new(Unpark(std::thread::current())).into();
+    let mut future = std::pin::pin!(future);
+    loop {
+        match future.as_mut().poll(&mut std::task::Context::from_waker(&waker)) {
+            std::task::Poll::Ready(value) => return value,
+            std::task::Poll::Pending => std::thread::park(),
+        }
+    }
+}
+
+#[actix::test]
+async fn what_cannot_start_says_why() {
+    let error = |result: Result<Raft<Sum>, StartError>| result.err().expect("it must not start").to_string();
+    let builder = |id| RaftSystem::<Sum>::builder(id).network(Hub::default().network());
+    let refused = error(builder(4).storage(Disk::default().store(4)).bootstrap(founders(3)).start().await);
+    assert!(refused.starts_with("node 4 is not in its own list of founders (1, 2, 3): "), "{refused}");
+    let refused = error(builder(1).start().await);
+    assert!(refused.starts_with("configuration: storage: "), "{refused}");
+    let refused = error(builder(0).storage(Disk::default().store(1)).start().await);
+    assert!(refused.starts_with("configuration: id: "), "{refused}");
+    let refused = error(builder(2).storage(Disk::default().store(1)).start().await);
+    assert!(refused.contains("belongs to node 1, not to node 2"), "{refused}");
+    let refused = error(builder(1).storage(Disk::default().store(1)).configure(|c| c.heartbeat_ms = 0).start().await);
+    assert!(refused.starts_with("configuration: heartbeat_ms: "), "{refused}");
+}

@@ -1,0 +1,143 @@
+//! Invariants of the architecture that a program can check.
+//!
+//! Each test names the rule, and its failure names the file and line. ARCHITECTURE.md says why the rule stands.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// Every Rust file of the workspace.
+fn sources() -> Vec<(PathBuf, String)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut found = Vec::new();
+    let mut folders: Vec<PathBuf> =
+        ["src", "actors", "transport", "examples", "tests", "benches"].iter().map(|d| root.join(d)).collect();
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display())) {
+            let path = entry.unwrap().path();
+            if path.is_dir() && !path.ends_with("target") {
+                folders.push(path);
+            } else if path.extension().is_some_and(|ext| ext == "rs") {
+                let text = fs::read_to_string(&path).unwrap();
+                found.push((path.strip_prefix(root).unwrap().to_owned(), text));
+            }
+        }
+    }
+    assert!(found.len() > 30, "only {} files found: the walk is broken", found.len());
+    found.sort();
+    found
+}
+
+/// The lines of a file that are code of the product: without comments and without its `#[cfg(test)]` module.
+fn code(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    let end = text.find("#[cfg(test)]\nmod ").unwrap_or(text.len());
+    text[..end].lines().enumerate().filter(|(_, line)| !line.trim_start().starts_with("//")).map(|(n, l)| (n + 1, l))
+}
+
+fn is_test_code(path: &Path) -> bool {
+    path.starts_with("tests")
+        || path.components().any(|c| ["tests", "testkit", "examples", "benches"].iter().any(|t| c.as_os_str() == *t))
+        || path.ends_with("tests.rs")
+}
+
+/// Lines of files chosen by `of` that contain one of `words`.
+fn lines_with(of: impl Fn(&Path) -> bool, words: &[&str]) -> Vec<String> {
+    let mut hits = Vec::new();
+    for (path, text) in sources().iter().filter(|(path, _)| of(path)) {
+        for (number, line) in code(text) {
+            if words.iter().any(|word| line.contains(word)) {
+                hits.push(format!("{}:{number}: {}", path.display(), line.trim()));
+            }
+        }
+    }
+    hits
+}
+
+fn none(rule: &str, hits: Vec<String>) {
+    assert!(hits.is_empty(), "{rule}:\n{}", hits.join("\n"));
+}
+
+#[test]
+fn the_pure_core_knows_no_actor_no_disk_no_socket_and_no_clock() {
+    let pure = |path: &Path| {
+        let inside = path.starts_with("actors/src/consensus") || path.ends_with("formation.rs");
+        inside && !is_test_code(path)
+    };
+    assert!(sources().iter().filter(|(path, _)| pure(path)).count() >= 8, "the core moved: change this test with it");
+    let words = [
+        "actix",
+        "tokio::",
+        "sled::",
+        "quinn",
+        "std::fs",
+        "std::net",
+        "std::thread",
+        "Instant",
+        "SystemTime::now",
+        "thread_rng",
+        "rand::",
+        "async ",
+        ".await",
+        "HashMap",
+        "HashSet",
+    ];
+    none("the pure core is a function of its inputs", lines_with(pure, &words));
+}
+
+#[test]
+fn sled_is_used_in_one_file() {
+    let elsewhere = |path: &Path| !is_test_code(path) && path != Path::new("actors/src/log/sled.rs");
+    none(
+        "only actors/src/log/sled.rs may name sled",
+        lines_with(elsewhere, &["sled::Db", "sled::Tree", "sled::Config", "use sled", "sled::open"]),
+    );
+}
+
+#[test]
+fn no_queue_is_unbounded() {
+    let product = |path: &Path| !is_test_code(path);
+    let words = ["unbounded_channel", "UnboundedSender", "mpsc::channel()", "unbounded()", "channel::unbounded"];
+    none("every queue has a bound", lines_with(product, &words));
+}
+
+#[test]
+fn actors_know_only_the_wire_and_the_messages_of_the_transport() {
+    let actors = |path: &Path| path.starts_with("actors/src");
+    none(
+        "no sockets below the transport",
+        lines_with(actors, &["transport::quic", "transport::tls", "quinn", "rustls"]),
+    );
+}
+
+#[test]
+fn only_the_clock_reads_the_clock() {
+    let deciding = |path: &Path| {
+        let decides = ["core.rs", "membership.rs", "applier.rs"].iter().any(|file| path.ends_with(file));
+        path.starts_with("actors/src") && decides
+    };
+    none("time comes in through the Clock", lines_with(deciding, &["Instant::now", "SystemTime::now"]));
+}
+
+#[test]
+fn every_file_opens_by_saying_what_it_is() {
+    let silent: Vec<String> = sources()
+        .iter()
+        .filter(|(_, text)| !text.starts_with("//!"))
+        .map(|(path, _)| path.display().to_string())
+        .collect();
+    none("every file opens with //!", silent);
+}
+
+#[test]
+fn nothing_is_unsafe_or_unfinished() {
+    let all = |path: &Path| path != Path::new("tests/tidy.rs");
+    none("no unsafe", lines_with(all, &["unsafe {", "unsafe fn", "unsafe impl"]));
+    none("nothing unfinished", lines_with(all, &["todo!(", "unimplemented!(", "dbg!("]));
+}
+
+#[test]
+fn the_world_cannot_reach_an_unwrap() {
+    let product = |path: &Path| !is_test_code(path);
+    none("an unwrap is for tests; `expect` says why it cannot fail", lines_with(product, &[".unwrap()"]));
+}
