@@ -16,6 +16,7 @@ use std::{
 
 use actix_web::{App, HttpServer, dev::ServerHandle, middleware::from_fn, web};
 use actorum::{Address, NodeId, Raft, RaftSystem, Storage, Tls};
+use actorum_transport::tls::TlsIdentity;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
@@ -94,7 +95,9 @@ pub fn run(args: Args) -> Result<(), Failure> {
 
 async fn serve(settings: Settings, report: Option<&Path>, watch_stdin: bool) -> Result<(), Failure> {
     let terminated = signals::terminated()?;
-    // The cheapest mistakes first: a port in use should not cost a recovery of the log.
+    // The cheapest mistakes first: a wrong path or a port in use should neither make a directory nor cost a
+    // recovery of the log.
+    TlsIdentity::load(&settings.certs, settings.id)?;
     let http = bind("--http", settings.http)?;
     let admin = settings.admin.map(|address| bind("--admin", address)).transpose()?;
     let client_certs = settings.admin_certs.as_deref().map(admin::require_certificates).transpose()?;
