@@ -224,6 +224,7 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
         network: network_shows,
         children: Some(children),
         grace: config.deadline(),
+        asking: false,
         own_thread,
     });
     Ok(Raft { system, door })

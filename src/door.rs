@@ -8,7 +8,12 @@
 //! Everything here happens in the caller's thread and never waits. The addresses are weak: a handle keeps
 //! the system alive, and the system alone keeps its actors.
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    time::Duration,
+};
 
 use actix::WeakAddr;
 use actorum_actors::{
@@ -170,6 +175,10 @@ impl<S: StateMachine> Door<S> {
 }
 
 /// What is proposed must be applicable: a command that does not survive its own encoding would stop every node.
+///
+/// The core asks this of what peers forward, so a panic of the application's code must not reach it.
 pub(crate) fn check<S: StateMachine>(draft: &Draft) -> Result<(), String> {
-    machine::decode::<S::Command>(draft.payload()).map(drop).map_err(|error| error.to_string())
+    let decode = AssertUnwindSafe(|| machine::decode::<S::Command>(draft.payload()).map(drop));
+    let decoded = catch_unwind(decode).map_err(|_| "decoding it panics".to_owned())?;
+    decoded.map_err(|error| error.to_string())
 }

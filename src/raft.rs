@@ -9,6 +9,7 @@ use actorum_actors::{
     outcome::{Applied, ChangeError, ProposeError, ReadError},
     status::Status,
 };
+use tokio::sync::oneshot;
 
 use crate::{
     door::Door,
@@ -122,8 +123,8 @@ impl<S: StateMachine> Raft<S> {
     pub async fn wait(&self, timeout: Duration, until: impl Fn(&Status) -> bool) -> Result<Status, WaitError> {
         let mut board = self.door.board.clone();
         // The system keeps the time: the caller's runtime may have no timer.
-        let alarm = self.system.send(Alarm(timeout));
-        tokio::pin!(alarm);
+        let (ring, mut alarm) = oneshot::channel();
+        self.system.do_send(Alarm { after: timeout, ring });
         loop {
             // Marked as seen before looking, so that no change in between is missed.
             board.core.mark_unchanged();

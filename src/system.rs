@@ -31,7 +31,7 @@ use actorum_transport::{
     message::{Close, GetTransportStatus, TransportHandle, TransportStatus},
     wire::NodeId,
 };
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 use crate::{
     board::Life,
@@ -52,6 +52,8 @@ pub struct RaftSystem<S: StateMachine> {
     pub(crate) children: Option<Children<S>>,
     /// How long what is in flight may take to finish at a shutdown.
     pub(crate) grace: Duration,
+    /// Whether the transport has been asked for its numbers and has not answered: one question at a time.
+    pub(crate) asking: bool,
     /// Whether the actix system was made for this node alone and ends with it.
     pub(crate) own_thread: bool,
 }
@@ -106,8 +108,13 @@ impl<S: StateMachine> RaftSystem<S> {
         if let Some((name, _)) = gone.iter().find(|(_, lives)| !lives) {
             return self.fail(format!("the {name} ended by itself: look for its panic in the log"), ctx);
         }
+        if self.asking {
+            return;
+        }
+        self.asking = true;
         let numbers = children.transport.status.send(GetTransportStatus);
         ctx.spawn(numbers.into_actor(self).map(|numbers, system, _| {
+            system.asking = false;
             if let Ok(numbers) = numbers {
                 system.network.send_if_modified(|shown| {
                     let changed = *shown != numbers;
@@ -150,8 +157,8 @@ impl<S: StateMachine> Actor for RaftSystem<S> {
             if ctx.connected() {
                 system.look_after_children(ctx);
             } else {
-                // The last handle is gone: nobody can ask anything any more.
-                system.end("the last handle was dropped".into(), Duration::ZERO, ctx);
+                // The last handle is gone: nobody can ask anything more, but somebody may still wait for an answer.
+                system.end("the last handle was dropped".into(), system.grace, ctx);
                 if system.life.borrow().closed {
                     ctx.stop();
                 }
@@ -246,15 +253,25 @@ impl<S: StateMachine> Handler<Shutdown> for RaftSystem<S> {
     }
 }
 
-/// Answered after this time: for callers whose runtime has no timer.
+/// Ring after this time, unless nobody listens any more: for callers whose runtime has no timer.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub(crate) struct Alarm(pub Duration);
+pub(crate) struct Alarm {
+    pub after: Duration,
+    pub ring: oneshot::Sender<()>,
+}
 
 impl<S: StateMachine> Handler<Alarm> for RaftSystem<S> {
-    type Result = ResponseFuture<()>;
+    type Result = ();
 
-    fn handle(&mut self, Alarm(after): Alarm, _: &mut Context<Self>) -> ResponseFuture<()> {
-        Box::pin(actix_rt::time::sleep(after))
+    fn handle(&mut self, Alarm { after, mut ring }: Alarm, ctx: &mut Context<Self>) {
+        let alarm = async move {
+            tokio::select! {
+                biased;
+                () = ring.closed() => {}
+                () = actix_rt::time::sleep(after) => drop(ring.send(())),
+            }
+        };
+        ctx.spawn(alarm.into_actor(self));
     }
 }

@@ -4,6 +4,7 @@ mod support;
 
 use std::{sync::Arc, time::Duration};
 
+use actix::prelude::*;
 use actorum::{ChangeError, MemberRole, Outcome, StartError, WaitError, prelude::*};
 use support::{Disk, Hub, PATIENCE, Sum, founders, quick, start, three};
 
@@ -141,6 +142,113 @@ async fn when_the_last_handle_goes_every_actor_goes() {
     while system.upgrade().is_some() || disk.is_open() {
         actix::clock::sleep(Duration::from_millis(5)).await;
     }
+}
+
+#[actix::test]
+async fn an_answer_that_cannot_be_given_stops_the_system() {
+    #[derive(Default, serde::Serialize, serde::Deserialize)]
+    struct Mute;
+    #[derive(Debug, serde::Serialize, serde::Deserialize)]
+    struct Answer;
+    impl Clone for Answer {
+        fn clone(&self) -> Self {
+            panic!("not to be told")
+        }
+    }
+    impl StateMachine for Mute {
+        type Command = ();
+        type Response = Answer;
+        fn apply(&mut self, _: &ApplyContext, (): &()) -> Answer {
+            Answer
+        }
+        serde_snapshot!();
+    }
+    struct Listener;
+    impl Actor for Listener {
+        type Context = Context<Self>;
+    }
+    impl Handler<Event<Mute>> for Listener {
+        type Result = ();
+        fn handle(&mut self, _: Event<Mute>, _: &mut Context<Self>) {}
+    }
+    let builder = RaftSystem::<Mute>::builder(1).network(Hub::default().network()).storage(Disk::default().store(1));
+    let raft = builder.bootstrap(founders(1)).configure(quick).start().await.unwrap();
+    raft.propose(()).await.unwrap();
+    raft.subscribe(Subscribe::new(Listener.start().recipient())).await.unwrap();
+    let error = raft.propose(()).await.unwrap_err();
+    assert!(error.to_string().contains("panicked answering 4: not to be told"), "{error}");
+}
+
+#[actix::test]
+async fn every_node_tells_its_subscribers_the_same_story() {
+    #[derive(Clone)]
+    struct Listener(tokio::sync::mpsc::UnboundedSender<(u64, u64, Option<u64>)>);
+    impl Actor for Listener {
+        type Context = Context<Self>;
+    }
+    impl Handler<Events<Sum>> for Listener {
+        type Result = ();
+        fn handle(&mut self, Events(events): Events<Sum>, _: &mut Context<Self>) {
+            for event in events {
+                if let Event::Applied { index, command, response, .. } = event {
+                    self.0.send((index, *command, response.map(|r| *r))).unwrap();
+                }
+            }
+        }
+    }
+    let (hub, disks) = Default::default();
+    let nodes = three(&hub, &disks).await;
+    let mut stories = Vec::new();
+    for node in &nodes {
+        let (sender, story) = tokio::sync::mpsc::unbounded_channel();
+        node.subscribe(Subscribe::batched(Listener(sender).start().recipient()).after(0)).await.unwrap();
+        stories.push(story);
+    }
+    let answers: Vec<_> = (1..=100).map(|n| nodes[n % 3].submit(n as u64)).collect();
+    for answer in answers {
+        answer.await.unwrap();
+    }
+    let mut told: Vec<Vec<_>> = Vec::new();
+    for story in &mut stories {
+        let mut lines = Vec::new();
+        while lines.len() < 100 {
+            lines.push(story.recv().await.unwrap());
+        }
+        told.push(lines);
+    }
+    assert_eq!(told[0], told[1]);
+    assert_eq!(told[0], told[2]);
+    assert_eq!(told[0].last().unwrap().2, Some(5050));
+}
+
+#[actix::test]
+async fn the_applier_may_have_a_thread_of_its_own() {
+    let disk = Disk::default();
+    let builder = RaftSystem::<Sum>::builder(1).network(Hub::default().network()).storage(disk.store(1));
+    let spread = |c: &mut Config| c.placement = actorum::config::Placement::Spread;
+    let raft = builder.bootstrap(founders(1)).configure(quick).configure(spread).start().await.unwrap();
+    assert_eq!(raft.propose(40).await.unwrap().response, 40);
+    let here = std::thread::current().id();
+    assert_ne!(raft.read_stale(|_| std::thread::current().id()).await.unwrap(), here);
+    raft.shutdown().await;
+    assert!(!disk.is_open());
+}
+
+#[actix::test]
+async fn a_shutdown_finishes_what_is_in_flight() {
+    let raft = start(&Hub::default(), 1, &Disk::default(), founders(1)).await;
+    raft.wait_for_leader(PATIENCE).await.unwrap();
+    let answers: Vec<_> = (0..500).map(|_| raft.submit(1)).collect();
+    let shutdown = actix::spawn({
+        let raft = raft.clone();
+        async move { raft.shutdown().await }
+    });
+    for answer in answers {
+        answer.await.unwrap();
+    }
+    shutdown.await.unwrap();
+    assert_eq!(raft.status().stopped.as_deref(), Some("it was shut down"));
+    assert_eq!(raft.stopped().await, "it was shut down");
 }
 
 #[actix::test]

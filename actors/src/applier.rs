@@ -30,7 +30,7 @@ use crate::{
     message::{
         Answer, AppliedTo, Apply, Committed, Failed, LeaderChanged, Refusal, Restore, ServeReads, SystemChanged, Ticket,
     },
-    replica::{Broken, Done, Replayed, Replica},
+    replica::{Broken, Done, Replayed, Replica, caught},
     slot::Slot,
     subscribers::{SubscribeError, SubscribeFrom, Subscribers, Subscription, Unsubscribe},
 };
@@ -119,22 +119,20 @@ impl<S: StateMachine> Applier<S> {
     /// drop once the cause is known.
     fn apply(&mut self, Committed { entry, ticket }: &mut Committed<Slot<S>>) -> Result<(), Broken> {
         let (index, term) = (entry.index, entry.term);
-        let done = self.replica.apply(entry)?;
-        let ticket = ticket.take();
-        match done {
+        match self.replica.apply(entry)? {
             // A ticket here waits for something else than what this entry says: its drop says "unknown".
-            Done::Nothing => drop(ticket),
+            Done::Nothing => drop(ticket.take()),
             Done::Command { command, response } => {
                 self.commands += 1;
                 if !self.subscribers.is_empty() {
                     let (command, told) = (Arc::new(command), Arc::new(response.clone()));
                     self.subscribers.command(index, term, &command, &told);
                 }
-                if let Some(slot) = ticket {
+                if let Some(slot) = ticket.take() {
                     slot.applied(index, term, response);
                 }
             }
-            Done::System { changed } => self.system_applied(index, changed, ticket),
+            Done::System { changed } => self.system_applied(index, changed, ticket.take()),
         }
         Ok(())
     }
@@ -229,7 +227,10 @@ impl<S: StateMachine> Handler<Apply<Slot<S>>> for Applier<S> {
             return;
         }
         for mut committed in batch {
-            if let Err(broken) = self.apply(&mut committed) {
+            let index = committed.entry.index;
+            // Cloning and encoding a response is the application's code, too.
+            let answering = || format!("answering {index}");
+            if let Err(broken) = caught(answering, || self.apply(&mut committed)).flatten() {
                 // Before this slot and those behind it are dropped.
                 return self.fail(&broken);
             }
@@ -334,7 +335,7 @@ mod tests {
         slot::Look,
         status::Role,
         subscribers::Subscriber,
-        testing::{FakeCore, Heard, Sum, TestStore, change, command, empty, founded, genesis},
+        testkit::{FakeCore, Heard, Sum, TestStore, change, command, empty, founded, genesis},
     };
 
     struct Fixture {

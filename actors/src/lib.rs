@@ -31,4 +31,4 @@ pub mod formation;
 pub mod membership;
 
 #[cfg(test)]
-mod testing;
+mod testkit;

@@ -318,7 +318,7 @@ mod tests {
     use super::*;
     use crate::{
         log::store::{HardState, Write},
-        testing::{FakeCore, Heard, TestStore, command},
+        testkit::{FakeCore, Heard, TestStore, command},
     };
 
     struct Fixture {

@@ -3,7 +3,7 @@
 //! Pure: no actor, no clock, no disk. The [applier](crate::applier) runs it for what is committed, and
 //! [`replay`] runs it over the log at start, so a command is applied by the same lines in both cases.
 //!
-//! The application's code runs under `catch_unwind` here and nowhere else. A state after a panic cannot be
+//! The application's code runs under `catch_unwind`. A state after a panic cannot be
 //! trusted, so every [`Broken`] is final: whoever gets one stops the system with it.
 
 use std::{
@@ -212,7 +212,7 @@ fn apply_command<S: StateMachine>(machine: &mut S, context: &ApplyContext, paylo
 }
 
 /// Runs the application's code; its panic becomes a sentence.
-fn caught<T>(doing: impl FnOnce() -> String, run: impl FnOnce() -> T) -> Result<T, Broken> {
+pub(crate) fn caught<T>(doing: impl FnOnce() -> String, run: impl FnOnce() -> T) -> Result<T, Broken> {
     // What the panic left half done is never looked at again: every caller stops with the error.
     catch_unwind(AssertUnwindSafe(run))
         .map_err(|panic| Broken::Panicked { doing: doing(), message: panic_message(&*panic) })
@@ -299,7 +299,7 @@ mod tests {
         entry::{ChangeId, Draft},
         log::store::HardState,
         members::Change,
-        testing::{Sum, TestStore, change, command, empty, genesis},
+        testkit::{Sum, TestStore, change, command, empty, genesis},
     };
 
     fn recovered(last_index: u64, commit: u64) -> Recovered {

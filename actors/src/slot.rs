@@ -301,7 +301,7 @@ fn change_result(answer: Answer, permit: &Permit) -> Result<Arc<Membership>, Cha
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{admission::Admission, testing::Sum};
+    use crate::{admission::Admission, testkit::Sum};
 
     fn proposal(admission: &Arc<Admission>) -> (Slot<Sum>, oneshot::Receiver<Result<Applied<u64>, ProposeError>>) {
         let (reply, receiver) = oneshot::channel();

@@ -13,6 +13,7 @@
 
 pub mod wire;
 pub mod message;
+pub mod hello;
 pub mod memory;
 #[cfg(feature = "quic")]
 pub mod quic;

@@ -1,1 +1,393 @@
-//! A network inside one process.
+//! A network inside one process: the same messages and the same rules as QUIC, without sockets, threads or keys.
+//!
+//! ```text
+//!  Transmit, Ask ─▶ MemoryTransport n1 ──(link n1→n2: cut? full?)──▶ MemoryTransport n2 ─▶ Received, Asked
+//! ```
+//!
+//! Messages of one direction arrive in order; a link that is cut loses what is sent over it, and the sender hears
+//! [`Unreachable`]. Identities are judged on both ends by the same rules as on a real network; what
+//! is not judged here is the certificate, because there is none.
+//!
+//! Queue: what is on its way over one link. At [`LINK_BOUND`] messages the newest is dropped and the sender
+//! hears `Unreachable`.
+//!
+//! Deliberately absent: delay, loss and reordering. A simulation puts them around this.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+};
+
+use actix::{WeakAddr, prelude::*};
+use tokio::{sync::oneshot, time::timeout};
+
+use crate::{
+    hello::Rules,
+    message::{
+        Answered, Ask, AskError, Asked, Attach, Close, GetTransportStatus, Identity, PeerRefused, PeerStatus, PeerUp,
+        Received, RefusedBecause, Responder, SetCluster, SetPeers, Transmit, TransportHandle, TransportStatus,
+        Unreachable, Upward,
+    },
+    wire::{GroupId, NodeId, RaftMessage, Request, Response},
+};
+
+/// How many deliveries may be on their way over one direction of a link.
+pub const LINK_BOUND: usize = 8192;
+
+/// Joins the transports of any number of nodes. Clones are the same network.
+#[derive(Clone, Default)]
+pub struct MemoryNetwork(Arc<Mutex<Wires>>);
+
+#[derive(Default)]
+struct Wires {
+    nodes: BTreeMap<NodeId, (Identity, WeakAddr<MemoryTransport>)>,
+    cut: BTreeSet<(NodeId, NodeId)>,
+    /// How much is on its way, by direction.
+    under_way: BTreeMap<(NodeId, NodeId), Arc<AtomicUsize>>,
+}
+
+impl MemoryNetwork {
+    /// A network without nodes.
+    pub fn new() -> Self {
+        MemoryNetwork::default()
+    }
+
+    /// Starts the transport of a node on the current arbiter. A node started again under the same id takes the
+    /// place of the one before.
+    pub fn start(&self, identity: Identity) -> TransportHandle {
+        let (network, id) = (self.clone(), identity.id);
+        let rules = Rules::new(identity.clone());
+        let addr =
+            MemoryTransport { network, rules, upward: None, up: BTreeMap::new(), refused: BTreeMap::new() }.start();
+        self.wires().nodes.insert(id, (identity, addr.downgrade()));
+        TransportHandle {
+            transmit: addr.clone().recipient(),
+            ask: addr.clone().recipient(),
+            set_peers: addr.clone().recipient(),
+            set_cluster: addr.clone().recipient(),
+            status: addr.clone().recipient(),
+            attach: addr.clone().recipient(),
+            close: addr.recipient(),
+        }
+    }
+
+    /// From now on nothing that `from` sends reaches `to`; the other direction is untouched.
+    pub fn cut(&self, from: NodeId, to: NodeId) {
+        self.wires().cut.insert((from, to));
+    }
+
+    /// Undoes [`cut`](Self::cut).
+    pub fn heal(&self, from: NodeId, to: NodeId) {
+        self.wires().cut.remove(&(from, to));
+    }
+
+    /// Undoes every cut.
+    pub fn heal_all(&self) {
+        self.wires().cut.clear();
+    }
+
+    /// Cuts a node off from all others that were started so far, in both directions.
+    pub fn isolate(&self, id: NodeId) {
+        let mut wires = self.wires();
+        let others: Vec<NodeId> = wires.nodes.keys().copied().filter(|other| *other != id).collect();
+        wires.cut.extend(others.into_iter().flat_map(|other| [(id, other), (other, id)]));
+    }
+
+    fn is_cut(&self, from: NodeId, to: NodeId) -> bool {
+        self.wires().cut.contains(&(from, to))
+    }
+
+    /// The other end of a link that carries, or why it does not.
+    fn reach(&self, from: NodeId, to: NodeId) -> Result<(Identity, Addr<MemoryTransport>), &'static str> {
+        let wires = self.wires();
+        if wires.cut.contains(&(from, to)) {
+            return Err("the link is cut");
+        }
+        let (identity, node) = wires.nodes.get(&to).ok_or("no such node is running")?;
+        node.upgrade().map(|node| (identity.clone(), node)).ok_or("the node has stopped")
+    }
+
+    /// One more delivery on its way, unless the link is full.
+    fn load(&self, from: NodeId, to: NodeId) -> Option<Load> {
+        let counter = self.wires().under_way.entry((from, to)).or_default().clone();
+        (counter.fetch_add(1, Relaxed) < LINK_BOUND).then_some(()).or_else(|| {
+            counter.fetch_sub(1, Relaxed);
+            None
+        })?;
+        Some(Load(counter))
+    }
+
+    /// The map is always whole, also after a panic elsewhere.
+    fn wires(&self) -> MutexGuard<'_, Wires> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Counts one delivery for as long as it is on its way.
+struct Load(Arc<AtomicUsize>);
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}
+
+/// One node's end of a [`MemoryNetwork`].
+pub struct MemoryTransport {
+    network: MemoryNetwork,
+    rules: Rules,
+    upward: Option<Upward>,
+    /// Peers that were let in, as they were then.
+    up: BTreeMap<NodeId, Identity>,
+    /// The last refusal of each peer, by it or of it, so that each is told once.
+    refused: BTreeMap<NodeId, (bool, RefusedBecause)>,
+}
+
+impl Actor for MemoryTransport {
+    type Context = Context<Self>;
+}
+
+impl MemoryTransport {
+    fn id(&self) -> NodeId {
+        self.rules.own().id
+    }
+
+    fn unreachable(&self, group: GroupId, peer: NodeId) {
+        if let Some(above) = self.upward.as_ref().and_then(|upward| upward.unreachable.upgrade()) {
+            above.do_send(Unreachable { group, peer });
+        }
+    }
+
+    /// Judges a peer; tells above of the first time it is let in or refused.
+    fn admit(&mut self, theirs: &Identity) -> Result<(), RefusedBecause> {
+        if let Err(reason) = self.rules.judge(theirs) {
+            self.refuse(theirs.id, false, reason.clone());
+            return Err(reason);
+        }
+        self.rules.let_in(theirs);
+        self.refused.remove(&theirs.id);
+        if self.up.insert(theirs.id, theirs.clone()).as_ref() != Some(theirs)
+            && let Some(above) = self.upward.as_ref().and_then(|upward| upward.peer_up.upgrade())
+        {
+            above.do_send(PeerUp { identity: theirs.clone() });
+        }
+        Ok(())
+    }
+
+    fn refuse(&mut self, peer: NodeId, by_peer: bool, reason: RefusedBecause) {
+        self.up.remove(&peer);
+        if self.refused.insert(peer, (by_peer, reason.clone())) == Some((by_peer, reason.clone())) {
+            return;
+        }
+        if let Some(above) = self.upward.as_ref().and_then(|upward| upward.peer_refused.upgrade()) {
+            above.do_send(PeerRefused { peer, by_peer, reason });
+        }
+    }
+
+    /// The other end, if the link carries and this node lets it in.
+    fn reach(&mut self, to: NodeId) -> Result<(Addr<MemoryTransport>, Load), String> {
+        let (theirs, node) = self.network.reach(self.id(), to).map_err(str::to_owned)?;
+        self.admit(&theirs).map_err(|reason| reason.to_string())?;
+        let load = self.network.load(self.id(), to).ok_or("the link is full")?;
+        Ok((node, load))
+    }
+}
+
+/// Raft messages on their way over a link.
+#[derive(Message)]
+#[rtype(result = "()")]
+struct Delivery {
+    from: Identity,
+    group: GroupId,
+    messages: Vec<RaftMessage>,
+    load: Load,
+}
+
+/// A question on its way over a link.
+#[derive(Message)]
+#[rtype(result = "()")]
+struct Question {
+    from: Identity,
+    group: GroupId,
+    request: Request,
+    answer: oneshot::Sender<Response>,
+    load: Load,
+}
+
+/// The other end did not let this node in.
+#[derive(Message)]
+#[rtype(result = "()")]
+struct Refused {
+    by: NodeId,
+    group: GroupId,
+    reason: RefusedBecause,
+}
+
+impl Handler<Transmit> for MemoryTransport {
+    type Result = ();
+
+    fn handle(&mut self, Transmit { group, messages }: Transmit, _: &mut Context<Self>) {
+        let mut by_peer: BTreeMap<NodeId, Vec<RaftMessage>> = BTreeMap::new();
+        for (to, message) in messages {
+            by_peer.entry(to).or_default().push(message);
+        }
+        for (to, messages) in by_peer {
+            match self.reach(to) {
+                Ok((node, load)) => {
+                    let from = self.rules.own().clone();
+                    node.do_send(Delivery { from, group, messages, load });
+                }
+                Err(_) => self.unreachable(group, to),
+            }
+        }
+    }
+}
+
+impl Handler<Delivery> for MemoryTransport {
+    type Result = ();
+
+    fn handle(&mut self, Delivery { from, group, messages, load }: Delivery, ctx: &mut Context<Self>) {
+        drop(load);
+        let Some(received) = self.upward.as_ref().map(|upward| upward.received.clone()) else { return };
+        match self.admit(&from) {
+            Ok(()) => {
+                if let Some(above) = received.upgrade() {
+                    above.do_send(Received { group, from: from.id, messages });
+                }
+            }
+            Err(reason) => self.send_refusal(from.id, group, reason, ctx),
+        }
+    }
+}
+
+impl MemoryTransport {
+    fn send_refusal(&self, to: NodeId, group: GroupId, reason: RefusedBecause, _: &mut Context<Self>) {
+        if let Ok((_, node)) = self.network.reach(self.id(), to) {
+            node.do_send(Refused { by: self.id(), group, reason });
+        }
+    }
+}
+
+impl Handler<Refused> for MemoryTransport {
+    type Result = ();
+
+    fn handle(&mut self, Refused { by, group, reason }: Refused, _: &mut Context<Self>) {
+        self.refuse(by, true, reason);
+        self.unreachable(group, by);
+    }
+}
+
+impl Handler<Ask> for MemoryTransport {
+    type Result = ();
+
+    fn handle(&mut self, ask: Ask, ctx: &mut Context<Self>) {
+        let Ask { id, group, to, request, timeout: patience, reply_to } = ask;
+        let answer = move |result| {
+            if let Some(asker) = reply_to.upgrade() {
+                asker.do_send(Answered { id, from: to, result });
+            }
+        };
+        let (node, load) = match self.reach(to) {
+            Ok(link) => link,
+            Err(cause) => return answer(Err(AskError::NotSent(cause))),
+        };
+        let (sender, receiver) = oneshot::channel();
+        node.do_send(Question { from: self.rules.own().clone(), group, request, answer: sender, load });
+        let (network, me) = (self.network.clone(), self.id());
+        let wait = async move {
+            let lost = |cause: &str| Err(AskError::Lost(cause.to_owned()));
+            answer(match timeout(patience, receiver).await {
+                _ if network.is_cut(to, me) => lost("the link was cut"),
+                Ok(Ok(response)) => Ok(response),
+                Ok(Err(_)) => lost("the peer dropped the question"),
+                Err(_) => lost("the time is up"),
+            });
+        };
+        ctx.spawn(wait.into_actor(self));
+    }
+}
+
+impl Handler<Question> for MemoryTransport {
+    type Result = ();
+
+    fn handle(&mut self, question: Question, ctx: &mut Context<Self>) {
+        let Question { from, group, request, answer, load } = question;
+        drop(load);
+        if self.upward.is_none() {
+            return;
+        }
+        if let Err(reason) = self.admit(&from) {
+            return self.send_refusal(from.id, group, reason, ctx);
+        }
+        let Some(upward) = &self.upward else { return };
+        let above = match request {
+            Request::Formation(_) => upward.formation.upgrade(),
+            _ => upward.asked.upgrade(),
+        };
+        let (responder, answered) = Responder::new();
+        if let Some(above) = above {
+            above.do_send(Asked { group, from: from.id, request, responder });
+        }
+        let wait = async move {
+            if let Ok(response) = answered.await {
+                let _ = answer.send(response);
+            }
+        };
+        ctx.spawn(wait.into_actor(self));
+    }
+}
+
+impl Handler<SetPeers> for MemoryTransport {
+    type Result = ();
+
+    fn handle(&mut self, peers: SetPeers, _: &mut Context<Self>) {
+        self.rules.set_peers(peers);
+    }
+}
+
+impl Handler<SetCluster> for MemoryTransport {
+    type Result = ();
+
+    fn handle(&mut self, SetCluster(cluster): SetCluster, _: &mut Context<Self>) {
+        self.rules.set_cluster(cluster);
+        let own = self.rules.own().clone();
+        if let Some((identity, _)) = self.network.wires().nodes.get_mut(&own.id)
+            && identity.boot == own.boot
+        {
+            *identity = own;
+        }
+    }
+}
+
+impl Handler<Attach> for MemoryTransport {
+    type Result = ();
+
+    fn handle(&mut self, Attach { upward }: Attach, _: &mut Context<Self>) {
+        self.upward = Some(upward);
+    }
+}
+
+impl Handler<GetTransportStatus> for MemoryTransport {
+    type Result = TransportStatus;
+
+    fn handle(&mut self, GetTransportStatus: GetTransportStatus, _: &mut Context<Self>) -> TransportStatus {
+        let peer = |id: &NodeId| PeerStatus {
+            connected: self.up.contains_key(id) && self.network.reach(self.id(), *id).is_ok(),
+            last_error: self.refused.get(id).map(|(_, reason)| reason.to_string()),
+            ..PeerStatus::default()
+        };
+        let peers = self.rules.peers().keys().map(|id| (*id, peer(id))).collect();
+        TransportStatus { bytes_sent: 0, bytes_received: 0, peers }
+    }
+}
+
+impl Handler<Close> for MemoryTransport {
+    type Result = ();
+
+    fn handle(&mut self, Close: Close, ctx: &mut Context<Self>) {
+        ctx.stop();
+    }
+}

@@ -231,6 +231,32 @@ pub enum RefusedBecause {
         /// The id expected.
         id: NodeId,
     },
+    /// No common format of group messages.
+    #[error("it reads the group formats {theirs:?}, this node {ours:?}")]
+    Format {
+        /// The formats in the hello.
+        theirs: Vec<u32>,
+        /// The formats of the node that refuses.
+        ours: Vec<u32>,
+    },
+    /// The data directory was opened again since: this is the process before, or a copy of the directory.
+    #[error(
+        "node {id} was started again since (boot {known}; this is boot {theirs}): stop one of the two processes, and if both directories are meant to live, give one a new id"
+    )]
+    Boot {
+        /// The id.
+        id: NodeId,
+        /// The newest boot seen.
+        known: u64,
+        /// The boot in the hello.
+        theirs: u64,
+    },
+    /// It has the id of the node it spoke to.
+    #[error("it says that it is node {id}, as is the node it spoke to: look for an address or a directory used twice")]
+    Myself {
+        /// The id.
+        id: NodeId,
+    },
 }
 
 /// Where a transport delivers. All weak: the transport is nobody's owner.

@@ -1,0 +1,158 @@
+//! Who is let in: the rules by which a hello is judged, shared by every transport.
+//!
+//! [`Rules`] is a function of what it was told: no socket, no clock. A peer is judged by its certificate (which
+//! the transport has checked), its cluster, the retired ids and what is known of its incarnation, never by
+//! whether this node's own membership lists it, which may be far behind.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::{
+    message::{Identity, Peer, RefusedBecause, SetPeers},
+    wire::{ClusterId, Incarnation, NodeId},
+};
+
+/// The protocol that this version speaks.
+pub const PROTOCOL: u32 = 1;
+
+/// The formats of group messages that this version reads and writes.
+pub const FORMATS: &[u32] = &[1];
+
+/// What a node knows about who may speak to it.
+#[derive(Debug)]
+pub(crate) struct Rules {
+    own: Identity,
+    peers: BTreeMap<NodeId, Peer>,
+    retired: BTreeSet<NodeId>,
+    /// The newest life of each id that was let in. Bound: one per id for which this authority issued a certificate.
+    seen: BTreeMap<NodeId, (Incarnation, u64)>,
+}
+
+impl Rules {
+    pub(crate) fn new(own: Identity) -> Rules {
+        Rules { own, peers: BTreeMap::new(), retired: BTreeSet::new(), seen: BTreeMap::new() }
+    }
+
+    pub(crate) fn own(&self) -> &Identity {
+        &self.own
+    }
+
+    pub(crate) fn peers(&self) -> &BTreeMap<NodeId, Peer> {
+        &self.peers
+    }
+
+    pub(crate) fn set_cluster(&mut self, cluster: ClusterId) {
+        self.own.cluster = Some(cluster);
+    }
+
+    pub(crate) fn set_peers(&mut self, SetPeers { peers, retired }: SetPeers) {
+        self.peers = peers;
+        self.peers.remove(&self.own.id);
+        self.retired = retired;
+    }
+
+    /// Whether a node that says this of itself may speak to this one, and this one to it.
+    pub(crate) fn judge(&self, theirs: &Identity) -> Result<(), RefusedBecause> {
+        let id = theirs.id;
+        if id == self.own.id {
+            return Err(RefusedBecause::Myself { id });
+        }
+        if self.retired.contains(&id) {
+            return Err(RefusedBecause::Retired { id });
+        }
+        // A node that belongs nowhere yet may speak to any: that is how it is formed or added.
+        if let (Some(theirs), Some(ours)) = (theirs.cluster, self.own.cluster)
+            && theirs != ours
+        {
+            return Err(RefusedBecause::Cluster { theirs, ours });
+        }
+        let seen = self.seen.get(&id);
+        let listed = self.peers.get(&id);
+        // What the membership recorded counts; where it recorded nothing, a listed peer is the one first seen.
+        let known = listed.and_then(|peer| peer.incarnation.or(seen.map(|(incarnation, _)| *incarnation)));
+        if let Some(known) = known
+            && known != theirs.incarnation
+        {
+            return Err(RefusedBecause::Incarnation { id, known, theirs: theirs.incarnation });
+        }
+        match seen {
+            Some((incarnation, boot)) if *incarnation == theirs.incarnation && theirs.boot < *boot => {
+                Err(RefusedBecause::Boot { id, known: *boot, theirs: theirs.boot })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// A node that was judged well completed its hello.
+    pub(crate) fn let_in(&mut self, theirs: &Identity) {
+        self.seen.insert(theirs.id, (theirs.incarnation, theirs.boot));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn identity(id: NodeId) -> Identity {
+        Identity { id, incarnation: Incarnation(id * 10), boot: 1, cluster: Some(ClusterId(5)) }
+    }
+
+    fn rules(peers: &[(NodeId, Option<Incarnation>)], retired: &[NodeId]) -> Rules {
+        let peer = |incarnation| Peer { address: "n:1".into(), incarnation };
+        let mut rules = Rules::new(identity(1));
+        rules.set_peers(SetPeers {
+            peers: peers.iter().map(|(id, incarnation)| (*id, peer(*incarnation))).collect(),
+            retired: retired.iter().copied().collect(),
+        });
+        rules
+    }
+
+    #[test]
+    fn presence_in_the_list_is_not_asked_for() {
+        assert_eq!(rules(&[], &[]).judge(&identity(9)), Ok(()));
+    }
+
+    #[test]
+    fn another_cluster_is_refused_and_none_is_not() {
+        let (ours, theirs) = (ClusterId(5), ClusterId(6));
+        let stranger = Identity { cluster: Some(theirs), ..identity(2) };
+        assert_eq!(rules(&[], &[]).judge(&stranger), Err(RefusedBecause::Cluster { theirs, ours }));
+        assert_eq!(rules(&[], &[]).judge(&Identity { cluster: None, ..identity(2) }), Ok(()));
+    }
+
+    #[test]
+    fn retired_ids_stay_out() {
+        assert_eq!(rules(&[(2, None)], &[2]).judge(&identity(2)), Err(RefusedBecause::Retired { id: 2 }));
+    }
+
+    #[test]
+    fn nobody_else_is_this_node() {
+        assert_eq!(rules(&[], &[]).judge(&identity(1)), Err(RefusedBecause::Myself { id: 1 }));
+    }
+
+    #[test]
+    fn the_incarnation_is_the_recorded_one() {
+        let known = Incarnation(7);
+        let refused = Err(RefusedBecause::Incarnation { id: 2, known, theirs: Incarnation(20) });
+        assert_eq!(rules(&[(2, Some(known))], &[]).judge(&identity(2)), refused);
+        assert_eq!(rules(&[(2, Some(Incarnation(20)))], &[]).judge(&identity(2)), Ok(()));
+    }
+
+    #[test]
+    fn or_else_the_first_one_seen() {
+        let mut rules = rules(&[(2, None)], &[]);
+        rules.let_in(&identity(2));
+        assert_eq!(rules.judge(&identity(2)), Ok(()));
+        let (known, theirs) = (Incarnation(20), Incarnation(21));
+        let wiped = Identity { incarnation: theirs, ..identity(2) };
+        assert_eq!(rules.judge(&wiped), Err(RefusedBecause::Incarnation { id: 2, known, theirs }));
+    }
+
+    #[test]
+    fn an_earlier_boot_stays_out_once_a_later_one_was_in() {
+        let mut rules = rules(&[], &[]);
+        rules.let_in(&Identity { boot: 3, ..identity(2) });
+        let earlier = Identity { boot: 2, ..identity(2) };
+        assert_eq!(rules.judge(&earlier), Err(RefusedBecause::Boot { id: 2, known: 3, theirs: 2 }));
+        assert_eq!(rules.judge(&Identity { boot: 3, ..identity(2) }), Ok(()));
+    }
+}

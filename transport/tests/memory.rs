@@ -1,0 +1,222 @@
+//! The network in memory: the rules of the real one, without sockets.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use actix::prelude::*;
+use actorum_transport::{
+    memory::MemoryNetwork,
+    message::{
+        Answered, Ask, AskError, Asked, Attach, Identity, Peer, PeerRefused, PeerUp, Received, RefusedBecause,
+        SetPeers, Transmit, TransportHandle, Unreachable, Upward,
+    },
+    wire::{ClusterId, GroupId, Incarnation, MessageKind, NodeId, RaftMessage, Request, Response},
+};
+use tokio::sync::mpsc;
+
+/// What arrived above a transport.
+#[derive(Debug)]
+enum Heard {
+    Raft(NodeId, Vec<RaftMessage>),
+    Asked,
+    Answered(Result<Response, AskError>),
+    Unreachable(NodeId),
+    Up(NodeId),
+    Refused(NodeId, bool, RefusedBecause),
+}
+
+struct Above {
+    heard: mpsc::Sender<Heard>,
+    answers: bool,
+}
+
+impl Actor for Above {
+    type Context = Context<Self>;
+}
+
+macro_rules! hear {
+    ($($message:ty => |$m:pat_param| $heard:expr),* $(,)?) => {$(
+        impl Handler<$message> for Above {
+            type Result = ();
+            fn handle(&mut self, $m: $message, _: &mut Self::Context) {
+                self.heard.try_send($heard).expect("the test reads along");
+            }
+        }
+    )*};
+}
+hear! {
+    Received => |m| Heard::Raft(m.from, m.messages),
+    Unreachable => |m| Heard::Unreachable(m.peer),
+    PeerUp => |m| Heard::Up(m.identity.id),
+    PeerRefused => |m| Heard::Refused(m.peer, m.by_peer, m.reason),
+    Answered => |m| Heard::Answered(m.result),
+}
+
+impl Handler<Asked> for Above {
+    type Result = ();
+    fn handle(&mut self, asked: Asked, _: &mut Self::Context) {
+        self.heard.try_send(Heard::Asked).expect("the test reads along");
+        if self.answers {
+            asked.responder.answer(Response::ReadAt { index: 7 });
+        }
+    }
+}
+
+struct Node {
+    handle: TransportHandle,
+    above: Addr<Above>,
+    heard: mpsc::Receiver<Heard>,
+}
+
+impl Node {
+    fn send(&self, to: NodeId, term: u64) {
+        let messages = vec![(to, RaftMessage::new(MessageKind::Heartbeat, term))];
+        self.handle.transmit.do_send(Transmit { group: GroupId::FIRST, messages });
+    }
+
+    fn ask(&self, to: NodeId) {
+        let request = Request::ReadIndex { remaining_ms: 1000 };
+        let reply_to = self.above.downgrade().recipient();
+        let timeout = Duration::from_secs(5);
+        self.handle.ask.do_send(Ask { id: 1, group: GroupId::FIRST, to, request, timeout, reply_to });
+    }
+
+    async fn next(&mut self) -> Heard {
+        let patience = tokio::time::timeout(Duration::from_secs(10), self.heard.recv());
+        patience.await.expect("something is heard").expect("the actor lives")
+    }
+
+    /// The next that is not about who came up.
+    async fn hears(&mut self) -> Heard {
+        loop {
+            match self.next().await {
+                Heard::Up(_) => {}
+                heard => return heard,
+            }
+        }
+    }
+}
+
+fn identity(id: NodeId) -> Identity {
+    Identity { id, incarnation: Incarnation(id), boot: 1, cluster: Some(ClusterId(1)) }
+}
+
+fn node(network: &MemoryNetwork, identity: Identity, answers: bool) -> Node {
+    let handle = network.start(identity);
+    let (sender, heard) = mpsc::channel(1024);
+    let above = Above { heard: sender, answers }.start();
+    let down = above.downgrade();
+    let upward = Upward {
+        received: down.clone().recipient(),
+        asked: down.clone().recipient(),
+        formation: down.clone().recipient(),
+        unreachable: down.clone().recipient(),
+        peer_up: down.clone().recipient(),
+        peer_refused: down.recipient(),
+    };
+    handle.attach.do_send(Attach { upward });
+    Node { handle, above, heard }
+}
+
+#[actix::test]
+async fn messages_of_one_direction_arrive_in_order() {
+    let network = MemoryNetwork::new();
+    let (one, mut two) = (node(&network, identity(1), true), node(&network, identity(2), true));
+    (1..=100).for_each(|term| one.send(2, term));
+    assert!(matches!(two.next().await, Heard::Up(1)));
+    for term in 1..=100 {
+        let Heard::Raft(1, messages) = two.next().await else { panic!("a message") };
+        assert_eq!(messages[0].term, term);
+    }
+}
+
+#[actix::test]
+async fn a_cut_loses_one_direction_and_says_so() {
+    let network = MemoryNetwork::new();
+    let (mut one, mut two) = (node(&network, identity(1), true), node(&network, identity(2), true));
+    network.cut(1, 2);
+    one.send(2, 1);
+    assert!(matches!(one.hears().await, Heard::Unreachable(2)));
+    two.send(1, 2);
+    assert!(matches!(one.hears().await, Heard::Raft(2, _)));
+    network.heal(1, 2);
+    one.send(2, 3);
+    let Heard::Raft(1, messages) = two.hears().await else { panic!("a message") };
+    assert_eq!(messages[0].term, 3);
+}
+
+#[actix::test]
+async fn a_question_is_answered_or_said_to_be_lost_or_not_sent() {
+    let network = MemoryNetwork::new();
+    let (mut one, _two) = (node(&network, identity(1), true), node(&network, identity(2), true));
+    let _silent = node(&network, identity(3), false);
+    one.ask(2);
+    assert!(matches!(one.hears().await, Heard::Answered(Ok(Response::ReadAt { index: 7 }))));
+    one.ask(3);
+    assert!(matches!(one.hears().await, Heard::Answered(Err(AskError::Lost(_)))));
+    one.ask(4);
+    assert!(matches!(one.hears().await, Heard::Answered(Err(AskError::NotSent(_)))));
+}
+
+#[actix::test]
+async fn an_answer_over_a_cut_link_is_lost() {
+    let network = MemoryNetwork::new();
+    let (mut one, mut two) = (node(&network, identity(1), true), node(&network, identity(2), true));
+    network.cut(2, 1);
+    one.ask(2);
+    assert!(matches!(one.hears().await, Heard::Answered(Err(AskError::Lost(_)))));
+    assert!(matches!(two.hears().await, Heard::Asked), "it was carried out all the same");
+}
+
+#[actix::test]
+async fn another_incarnation_is_refused_by_name_on_both_ends_and_once() {
+    let network = MemoryNetwork::new();
+    let wiped = Identity { incarnation: Incarnation(99), ..identity(2) };
+    let (mut one, mut two) = (node(&network, identity(1), true), node(&network, wiped, true));
+    let known = Peer { address: "n2:1".into(), incarnation: Some(Incarnation(2)) };
+    let peers = BTreeMap::from([(2, known)]);
+    one.handle.set_peers.send(SetPeers { peers, retired: Default::default() }).await.unwrap();
+    two.send(1, 1);
+    two.send(1, 2);
+    let Heard::Refused(2, false, RefusedBecause::Incarnation { id: 2, .. }) = one.hears().await else {
+        panic!("node 1 refuses node 2")
+    };
+    let Heard::Refused(1, true, RefusedBecause::Incarnation { .. }) = two.hears().await else {
+        panic!("node 2 hears why")
+    };
+    assert!(matches!(two.hears().await, Heard::Unreachable(1)));
+    assert!(matches!(two.hears().await, Heard::Unreachable(1)));
+    one.ask(2);
+    assert!(matches!(one.hears().await, Heard::Answered(Err(AskError::NotSent(_)))), "and nothing was delivered");
+}
+
+#[actix::test]
+async fn a_full_link_drops_the_newest_and_says_so() {
+    let network = MemoryNetwork::new();
+    let (mut one, mut two) = (node(&network, identity(1), true), node(&network, identity(2), true));
+    let bound = actorum_transport::memory::LINK_BOUND as u64;
+    let (sender, heard) = mpsc::channel(2 * bound as usize);
+    two.heard = heard;
+    let above = Above { heard: sender, answers: true }.start();
+    let down = above.downgrade();
+    let upward = Upward {
+        received: down.clone().recipient(),
+        asked: down.clone().recipient(),
+        formation: down.clone().recipient(),
+        unreachable: down.clone().recipient(),
+        peer_up: down.clone().recipient(),
+        peer_refused: down.recipient(),
+    };
+    two.handle.attach.send(Attach { upward }).await.unwrap();
+    // One transmit after the other without giving the receiver a turn.
+    (1..=bound + 5).for_each(|term| one.send(2, term));
+    for _ in 0..5 {
+        assert!(matches!(one.hears().await, Heard::Unreachable(2)));
+    }
+    let mut last = 0;
+    while last < bound {
+        if let Heard::Raft(1, messages) = two.next().await {
+            assert_eq!(messages[0].term, last + 1);
+            last = messages[0].term;
+        }
+    }
+}
