@@ -232,7 +232,8 @@ async fn stdin_closed(asked: bool) {
 fn start_logs(format: LogFormat) -> Result<(), Failure> {
     use std::io::IsTerminal;
     use tracing_subscriber::EnvFilter;
-    let filter = std::env::var("ACTORUM_LOG").unwrap_or_else(|_| "info".to_owned());
+    // The HTTP server tells of every worker that it starts and stops.
+    let filter = std::env::var("ACTORUM_LOG").unwrap_or_else(|_| "info,actix_server=warn".to_owned());
     let filter = EnvFilter::try_new(&filter).map_err(|e| Failure::usage(format!("ACTORUM_LOG={filter}: {e}")))?;
     let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
     let started = match format {
