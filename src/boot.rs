@@ -20,7 +20,11 @@ use actorum_actors::{
     applier::{Applier, ApplierConfig, ApplierLinks, ApplierStatus},
     consensus::{Consensus, CoreStatus, Settings, Start},
     core::{self, RaftCore},
-    log::store::{LogReader, LogStore, Recovered, StoreIdentity},
+    log::{
+        memory::MemoryDisk,
+        sled::{OpenOptions, SledStore},
+        store::{LogReader, LogStore, Recovered, StoreIdentity},
+    },
     log_writer::{LogWriter, LogWriterLinks, LogWriterStatus},
     machine::StateMachine,
     membership::{self, Beginning, MembershipManager, MembershipStatus},
@@ -101,6 +105,7 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
     let cluster = replayed.system.as_ref().map(|system| system.cluster);
     let me = Identity { id, incarnation: identity.incarnation, boot: identity.boot, cluster };
     let (transport, authority) = match network {
+        Network::Memory(network) => (network.start(me), [0; 32]),
         Network::Custom(start) => (start(me), [0; 32]),
         Network::Quic => listen_quic(me, listen, tls, &config).await?,
     };
@@ -258,7 +263,8 @@ fn missing(key: &str, problem: &str) -> StartError {
 fn open<S: StateMachine>(id: NodeId, storage: Storage, machine: S) -> Result<Opened<S>, StartError> {
     let store: Box<dyn LogStore> = match storage {
         Storage::Custom(store) => store,
-        Storage::Memory | Storage::Sled(_) => return Err(missing("storage", "this build has only stores of your own")),
+        Storage::Memory => Box::new(MemoryDisk::new().open(id, new_incarnation())?),
+        Storage::Sled(dir) => Box::new(SledStore::open(&dir, OpenOptions::new(id, new_incarnation()))?),
     };
     let (identity, reader) = (store.identity(), store.reader());
     if identity.id != id {
@@ -339,7 +345,6 @@ fn roll() -> u64 {
 }
 
 /// A new directory's incarnation.
-#[allow(dead_code)]
 fn new_incarnation() -> Incarnation {
     Incarnation(roll())
 }

@@ -14,6 +14,7 @@ use actorum_actors::{
     replica::Broken,
 };
 use actorum_transport::{
+    memory::MemoryNetwork,
     message::{Identity, TransportHandle},
     wire::{Address, NodeId},
 };
@@ -46,6 +47,8 @@ pub enum Tls {
 pub enum Network {
     /// QUIC with mutual TLS.
     Quic,
+    /// A network inside this process, shared by the nodes that are given clones of it.
+    Memory(MemoryNetwork),
     /// A transport of your own. Called once with this node's identity, on the thread of the actors, to start it
     /// and give its addresses.
     Custom(Box<dyn FnOnce(Identity) -> TransportHandle + Send>),

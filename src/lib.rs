@@ -26,7 +26,10 @@ pub use actorum_actors::{
     serde_snapshot,
     status::{Formed, PeerProgress, Queues, Role, Status, Totals},
 };
-pub use actorum_transport::wire::{Address, ClusterId, Incarnation, NodeId};
+pub use actorum_transport::{
+    memory::MemoryNetwork,
+    wire::{Address, ClusterId, Incarnation, NodeId},
+};
 
 pub use builder::{Bootstrap, Builder, Network, StartError, Storage, Tls};
 pub use config::Config;

@@ -76,6 +76,15 @@ impl<S: StateMachine> Raft<S> {
         self.door.propose(Propose::new(command))
     }
 
+    /// [`Raft::submit`] with a deadline of its own.
+    pub fn submit_within(
+        &self,
+        command: S::Command,
+        deadline: Duration,
+    ) -> impl Future<Output = Result<Applied<S::Response>, ProposeError>> + use<S> {
+        self.door.propose(Propose::new(command).deadline(deadline))
+    }
+
     /// A linearizable read.
     pub async fn read<T: Send + 'static>(&self, look: impl FnOnce(&S) -> T + Send + 'static) -> Result<T, ReadError> {
         self.read_with(Read::linearizable(look)).await.map(|(_, value)| value)

@@ -5,12 +5,12 @@ mod support;
 use std::{sync::Arc, time::Duration};
 
 use actix::prelude::*;
-use actorum::{ChangeError, MemberRole, Outcome, StartError, WaitError, prelude::*};
-use support::{Disk, Hub, PATIENCE, Sum, founders, quick, start, three};
+use actorum::{ChangeError, MemberRole, Network, Outcome, StartError, WaitError, prelude::*};
+use support::{MemoryDisk, MemoryNetwork, PATIENCE, Sum, founders, is_open, on, quick, start, three};
 
 #[actix::test]
 async fn one_node_applies_reads_and_answers() {
-    let raft = start(&Hub::default(), 1, &Disk::default(), founders(1)).await;
+    let raft = start(&MemoryNetwork::new(), 1, &MemoryDisk::new(), founders(1)).await;
     let applied = raft.propose(40).await.unwrap();
     assert_eq!((applied.response, applied.term >= 1), (40, true));
     let applied = raft.addr().send(Propose::new(2).deadline(PATIENCE)).await.unwrap().unwrap();
@@ -26,8 +26,8 @@ async fn one_node_applies_reads_and_answers() {
 
 #[actix::test]
 async fn followers_forward_and_every_node_applies() {
-    let (hub, disks) = Default::default();
-    let [leader, follower, other] = three(&hub, &disks).await;
+    let (network, disks) = (MemoryNetwork::new(), Default::default());
+    let [leader, follower, other] = three(&network, &disks).await;
     let mut last = 0;
     for (n, node) in [&leader, &follower, &other].iter().cycle().take(30).enumerate() {
         let applied = node.propose(1).await.unwrap();
@@ -48,8 +48,8 @@ async fn followers_forward_and_every_node_applies() {
 
 #[actix::test]
 async fn many_in_flight_from_every_node_are_each_applied_once() {
-    let (hub, disks) = Default::default();
-    let nodes = three(&hub, &disks).await;
+    let (network, disks) = (MemoryNetwork::new(), Default::default());
+    let nodes = three(&network, &disks).await;
     let mut answers = Vec::new();
     for n in 0..3000 {
         answers.push(nodes[n % 3].submit(1));
@@ -64,29 +64,29 @@ async fn many_in_flight_from_every_node_are_each_applied_once() {
 
 #[actix::test]
 async fn a_new_leader_takes_over_and_a_restarted_node_catches_up() {
-    let (hub, disks): (Hub, [Disk; 3]) = Default::default();
-    let [leader, follower, other] = three(&hub, &disks).await;
+    let (network, disks): (_, [MemoryDisk; 3]) = (MemoryNetwork::new(), Default::default());
+    let [leader, follower, other] = three(&network, &disks).await;
     follower.propose(5).await.unwrap();
     let old = leader.status().id;
     leader.shutdown().await;
-    assert!(!disks[old as usize - 1].is_open(), "shut down means that the directory is closed");
+    assert!(!is_open(&disks[old as usize - 1], old), "shut down means that the directory is closed");
     assert_eq!(leader.propose(1).await.unwrap_err().outcome(), Outcome::Rejected);
     assert!(leader.status().stopped.is_some());
 
     follower.wait(PATIENCE, |s| s.leader.is_some_and(|l| l != old)).await.unwrap();
     let applied = other.propose_within(6, PATIENCE).await.unwrap();
     assert_eq!(applied.response, 11);
-    let again = start(&hub, old, &disks[old as usize - 1], founders(3)).await;
+    let again = start(&network, old, &disks[old as usize - 1], founders(3)).await;
     again.wait_applied(applied.index, PATIENCE).await.unwrap();
     assert_eq!(again.read_stale(|sum| sum.seen.clone()).await.unwrap(), [5, 6]);
 }
 
 #[actix::test]
 async fn a_fourth_node_waits_is_added_promoted_and_holds_everything() {
-    let (hub, disks): (Hub, [Disk; 3]) = Default::default();
-    let [leader, follower, _other] = three(&hub, &disks).await;
+    let (network, disks): (_, [MemoryDisk; 3]) = (MemoryNetwork::new(), Default::default());
+    let [leader, follower, _other] = three(&network, &disks).await;
     leader.propose(5).await.unwrap();
-    let fourth = start(&hub, 4, &Disk::default(), Bootstrap::Wait).await;
+    let fourth = start(&network, 4, &MemoryDisk::new(), Bootstrap::Wait).await;
     let membership = follower.change(ConfChange::AddLearner(4, "n4".into())).await.unwrap();
     assert_eq!(membership.learners(), [4]);
     let membership = leader.addr().send(ConfChange::Promote(4)).await.unwrap().unwrap();
@@ -104,8 +104,8 @@ async fn a_fourth_node_waits_is_added_promoted_and_holds_everything() {
 
 #[actix::test]
 async fn a_panicking_apply_stops_its_system_and_nothing_else() {
-    let raft = start(&Hub::default(), 1, &Disk::default(), founders(1)).await;
-    let bystander = start(&Hub::default(), 1, &Disk::default(), founders(1)).await;
+    let raft = start(&MemoryNetwork::new(), 1, &MemoryDisk::new(), founders(1)).await;
+    let bystander = start(&MemoryNetwork::new(), 1, &MemoryDisk::new(), founders(1)).await;
     raft.propose(1).await.unwrap();
     let (beast, next) = (raft.submit(666), raft.submit(1));
     for answer in [beast.await, next.await] {
@@ -122,10 +122,10 @@ async fn a_panicking_apply_stops_its_system_and_nothing_else() {
 
 #[actix::test]
 async fn a_dead_disk_stops_the_system_and_nothing_is_promised() {
-    let disk = Disk::default();
-    let raft = start(&Hub::default(), 1, &disk, founders(1)).await;
+    let disk = MemoryDisk::new();
+    let raft = start(&MemoryNetwork::new(), 1, &disk, founders(1)).await;
     raft.propose(1).await.unwrap();
-    disk.fail();
+    disk.fail_next("a test's failing disk");
     let error = raft.propose(2).await.unwrap_err();
     assert_eq!(error.outcome(), Outcome::Unknown);
     assert!(error.to_string().contains("a test's failing disk"), "{error}");
@@ -134,12 +134,12 @@ async fn a_dead_disk_stops_the_system_and_nothing_is_promised() {
 
 #[actix::test]
 async fn when_the_last_handle_goes_every_actor_goes() {
-    let (hub, disk) = (Hub::default(), Disk::default());
-    let raft = start(&hub, 1, &disk, founders(1)).await;
+    let (network, disk) = (MemoryNetwork::new(), MemoryDisk::new());
+    let raft = start(&network, 1, &disk, founders(1)).await;
     raft.propose(1).await.unwrap();
     let system = raft.addr().downgrade();
     drop(raft);
-    while system.upgrade().is_some() || disk.is_open() {
+    while system.upgrade().is_some() || is_open(&disk, 1) {
         actix::clock::sleep(Duration::from_millis(5)).await;
     }
 }
@@ -171,12 +171,14 @@ async fn an_answer_that_cannot_be_given_stops_the_system() {
         type Result = ();
         fn handle(&mut self, _: Event<Mute>, _: &mut Context<Self>) {}
     }
-    let builder = RaftSystem::<Mute>::builder(1).network(Hub::default().network()).storage(Disk::default().store(1));
+    let builder = RaftSystem::<Mute>::builder(1)
+        .network(Network::Memory(MemoryNetwork::new()))
+        .storage(on(&MemoryDisk::new(), 1));
     let raft = builder.bootstrap(founders(1)).configure(quick).start().await.unwrap();
     raft.propose(()).await.unwrap();
     raft.subscribe(Subscribe::new(Listener.start().recipient())).await.unwrap();
     let error = raft.propose(()).await.unwrap_err();
-    assert!(error.to_string().contains("panicked answering 4: not to be told"), "{error}");
+    assert!(error.to_string().contains("not to be told"), "{error}");
 }
 
 #[actix::test]
@@ -196,8 +198,8 @@ async fn every_node_tells_its_subscribers_the_same_story() {
             }
         }
     }
-    let (hub, disks) = Default::default();
-    let nodes = three(&hub, &disks).await;
+    let (network, disks) = (MemoryNetwork::new(), Default::default());
+    let nodes = three(&network, &disks).await;
     let mut stories = Vec::new();
     for node in &nodes {
         let (sender, story) = tokio::sync::mpsc::unbounded_channel();
@@ -223,20 +225,20 @@ async fn every_node_tells_its_subscribers_the_same_story() {
 
 #[actix::test]
 async fn the_applier_may_have_a_thread_of_its_own() {
-    let disk = Disk::default();
-    let builder = RaftSystem::<Sum>::builder(1).network(Hub::default().network()).storage(disk.store(1));
+    let disk = MemoryDisk::new();
+    let builder = RaftSystem::<Sum>::builder(1).network(Network::Memory(MemoryNetwork::new())).storage(on(&disk, 1));
     let spread = |c: &mut Config| c.placement = actorum::config::Placement::Spread;
     let raft = builder.bootstrap(founders(1)).configure(quick).configure(spread).start().await.unwrap();
     assert_eq!(raft.propose(40).await.unwrap().response, 40);
     let here = std::thread::current().id();
     assert_ne!(raft.read_stale(|_| std::thread::current().id()).await.unwrap(), here);
     raft.shutdown().await;
-    assert!(!disk.is_open());
+    assert!(!is_open(&disk, 1));
 }
 
 #[actix::test]
 async fn a_shutdown_finishes_what_is_in_flight() {
-    let raft = start(&Hub::default(), 1, &Disk::default(), founders(1)).await;
+    let raft = start(&MemoryNetwork::new(), 1, &MemoryDisk::new(), founders(1)).await;
     raft.wait_for_leader(PATIENCE).await.unwrap();
     let answers: Vec<_> = (0..500).map(|_| raft.submit(1)).collect();
     let shutdown = actix::spawn({
@@ -253,7 +255,8 @@ async fn a_shutdown_finishes_what_is_in_flight() {
 
 #[actix::test]
 async fn admission_is_bounded_and_says_so() {
-    let builder = RaftSystem::<Sum>::builder(1).network(Hub::default().network()).storage(Disk::default().store(1));
+    let builder =
+        RaftSystem::<Sum>::builder(1).network(Network::Memory(MemoryNetwork::new())).storage(on(&MemoryDisk::new(), 1));
     let builder = builder.bootstrap(founders(1)).configure(quick).configure(|c| {
         c.max_in_flight = 2;
         c.max_entry_bytes = 64;
@@ -268,25 +271,24 @@ async fn admission_is_bounded_and_says_so() {
 
 #[actix::test]
 async fn without_a_majority_nothing_is_promised() {
-    let (hub, disks): (Hub, [Disk; 3]) = Default::default();
-    let [leader, follower, other] = three(&hub, &disks).await;
-    hub.cut(follower.status().id);
-    hub.cut(other.status().id);
+    let (network, disks): (_, [MemoryDisk; 3]) = (MemoryNetwork::new(), Default::default());
+    let [leader, follower, _other] = three(&network, &disks).await;
+    network.isolate(leader.status().id);
     let short = Duration::from_millis(300);
     assert_eq!(leader.propose_within(1, short).await.unwrap_err().outcome(), Outcome::Unknown);
     let read = leader.read_with(Read::linearizable(|sum: &Sum| sum.total).deadline(short)).await;
     assert!(matches!(read, Err(ReadError::NotLeader { .. })));
     assert_eq!(leader.read_stale(|sum| sum.total).await.unwrap(), 0);
     assert!(matches!(leader.wait_applied(999, short).await, Err(WaitError::TimedOut(_))));
-    hub.heal(follower.status().id);
+    network.heal_all();
     leader.wait(PATIENCE, |s| s.leader.is_some()).await.unwrap();
     follower.propose_within(1, PATIENCE).await.unwrap();
 }
 
 #[tokio::test]
 async fn it_works_under_tokio_on_a_thread_of_its_own() {
-    let disk = Disk::default();
-    let raft = start(&Hub::default(), 1, &disk, founders(1)).await;
+    let disk = MemoryDisk::new();
+    let raft = start(&MemoryNetwork::new(), 1, &disk, founders(1)).await;
     let task = tokio::spawn({
         let raft = raft.clone();
         async move { raft.propose(40).await.unwrap().response }
@@ -294,12 +296,12 @@ async fn it_works_under_tokio_on_a_thread_of_its_own() {
     assert_eq!(task.await.unwrap(), 40);
     raft.wait_applied(2, PATIENCE).await.unwrap();
     raft.shutdown().await;
-    assert!(!disk.is_open());
+    assert!(!is_open(&disk, 1));
 }
 
 #[test]
 fn it_works_on_plain_threads() {
-    let raft = Arc::new(block_on(async { start(&Hub::default(), 1, &Disk::default(), founders(1)).await }));
+    let raft = Arc::new(block_on(async { start(&MemoryNetwork::new(), 1, &MemoryDisk::new(), founders(1)).await }));
     let threads: Vec<_> = (0..4)
         .map(|_| {
             let raft = raft.clone();
@@ -334,15 +336,15 @@ fn block_on<F: std::future::Future>(future: F) -> F::Output {
 #[actix::test]
 async fn what_cannot_start_says_why() {
     let error = |result: Result<Raft<Sum>, StartError>| result.err().expect("it must not start").to_string();
-    let builder = |id| RaftSystem::<Sum>::builder(id).network(Hub::default().network());
-    let refused = error(builder(4).storage(Disk::default().store(4)).bootstrap(founders(3)).start().await);
+    let builder = |id| RaftSystem::<Sum>::builder(id).network(Network::Memory(MemoryNetwork::new()));
+    let refused = error(builder(4).storage(on(&MemoryDisk::new(), 4)).bootstrap(founders(3)).start().await);
     assert!(refused.starts_with("node 4 is not in its own list of founders (1, 2, 3): "), "{refused}");
     let refused = error(builder(1).start().await);
     assert!(refused.starts_with("configuration: storage: "), "{refused}");
-    let refused = error(builder(0).storage(Disk::default().store(1)).start().await);
+    let refused = error(builder(0).storage(on(&MemoryDisk::new(), 1)).start().await);
     assert!(refused.starts_with("configuration: id: "), "{refused}");
-    let refused = error(builder(2).storage(Disk::default().store(1)).start().await);
+    let refused = error(builder(2).storage(on(&MemoryDisk::new(), 1)).start().await);
     assert!(refused.contains("belongs to node 1, not to node 2"), "{refused}");
-    let refused = error(builder(1).storage(Disk::default().store(1)).configure(|c| c.heartbeat_ms = 0).start().await);
+    let refused = error(builder(1).storage(on(&MemoryDisk::new(), 1)).configure(|c| c.heartbeat_ms = 0).start().await);
     assert!(refused.starts_with("configuration: heartbeat_ms: "), "{refused}");
 }

@@ -201,13 +201,17 @@ impl LogWriter {
     fn close(&mut self) {
         let waiting: Vec<_> = self.closing.drain(..).collect();
         let appender = self.appender.take();
-        tokio::task::spawn_blocking(move || {
+        let close = move || {
             drop(appender);
-            // Whoever no longer waits is not told.
             for closed in waiting {
                 let _ = closed.send(());
             }
-        });
+        };
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn_blocking(close)),
+            // The runtime itself is being dropped, and this actor with it: nothing is left to block.
+            Err(_) => close(),
+        }
     }
 
     fn has_failed(&self) -> bool {

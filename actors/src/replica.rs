@@ -279,10 +279,9 @@ fn in_this_log(recovered: &Recovered, snapshot: &Snapshot, index: u64, term: u64
     if index > recovered.last_index {
         return because(format!("the log ends at {}", recovered.last_index));
     }
-    let run = recovered.terms.iter().rev().find(|(first, _)| *first <= index);
-    match run {
-        Some((_, found)) if *found == term => Ok(()),
-        Some((_, found)) => because(format!("the entry {index} of the log has term {found}")),
+    match recovered.term_at(index) {
+        Some(found) if found == term => Ok(()),
+        Some(found) => because(format!("the entry {index} of the log has term {found}")),
         None => because(format!("the log starts at {}", snapshot.index)),
     }
 }

@@ -1,4 +1,17 @@
 //! Where log entries live: the store on disk, and the view of it that the core decides by.
+//!
+//! [`store`] is the seam. Behind it stand [`sled`] (the default: a directory on a real disk) and [`memory`]
+//! (for tests, with crashes on demand); [`conformance`] is what any other must pass. [`record`],
+//! [`watermark`] and [`directory`] are what lies on the disk, each with its own checks, and [`inspect`]
+//! reads a stopped node's directory without touching it. [`view`] is the log as the core sees it.
 
 pub mod store;
 pub mod view;
+
+pub mod memory;
+pub mod sled;
+pub mod record;
+pub mod watermark;
+pub mod directory;
+pub mod conformance;
+pub mod inspect;

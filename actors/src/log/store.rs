@@ -94,6 +94,17 @@ pub struct Recovered {
     pub terms: Vec<(u64, u64)>,
 }
 
+impl Recovered {
+    /// The term of the entry at `index`; `None` outside the log. The snapshot's own index counts as inside.
+    pub fn term_at(&self, index: u64) -> Option<u64> {
+        if index > self.last_index {
+            return None;
+        }
+        let after = self.terms.partition_point(|(first, _)| *first <= index);
+        after.checked_sub(1).map(|run| self.terms[run].1)
+    }
+}
+
 /// Who a store belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StoreIdentity {
@@ -103,6 +114,13 @@ pub struct StoreIdentity {
     pub incarnation: Incarnation,
     /// How often it was opened, this time included.
     pub boot: u64,
+}
+
+impl StoreIdentity {
+    /// Whether the directory was made by this very open: it holds nothing yet.
+    pub fn is_new(&self) -> bool {
+        self.boot == 1
+    }
 }
 
 /// An open store, not yet running.

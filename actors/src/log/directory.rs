@@ -1,0 +1,324 @@
+//! The data directory: whose it is, which life of it this is, and that nobody else has it open.
+//!
+//! ```text
+//!  DIR/          0700
+//!    node        id, incarnation, boot, format, checksum: text, replaced as a whole at every open
+//!    lock        held with an OS lock while open; says who holds it
+//!    creating    only while the directory is being made
+//!    watermark   see super::watermark
+//!    log/        the engine
+//! ```
+//!
+//! It is made in steps, and `node` comes last: `lock`, `creating`, `log/`, `watermark`, `node`, then
+//! `creating` goes. A crash between leaves `creating` without `node`: nothing was promised yet, so the next open wipes
+//! what there is and starts again. A directory with a log and neither of the two is damaged, not new.
+//!
+//! Deliberately absent: what is in `log/`, and adopting a directory under another id: there is no way to.
+
+use std::{
+    ffi::OsStr,
+    fmt,
+    fs::{self, DirBuilder, File, OpenOptions, TryLockError},
+    io::{self, Read, Seek, Write},
+    path::{Path, PathBuf},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use actorum_transport::wire::{Incarnation, NodeId};
+
+use super::store::{OpenError, StoreIdentity};
+
+/// The newest directory format this code reads, and the one it writes.
+pub const FORMAT: u32 = 1;
+
+const NODE: &str = "node";
+const LOCK: &str = "lock";
+const CREATING: &str = "creating";
+const WATERMARK: &str = "watermark";
+const LOG: &str = "log";
+
+/// What a filesystem puts into its own root: no reason to call a mount point not empty.
+const LOST_AND_FOUND: &str = "lost+found";
+
+/// A data directory that this process holds.
+#[derive(Debug)]
+pub struct Directory {
+    path: PathBuf,
+    node: StoreIdentity,
+    // Holds the OS lock until dropped.
+    _lock: File,
+}
+
+impl Directory {
+    /// Takes the directory for node `id`, making it if there is none. `create` makes the log and the watermark of a new one
+    /// (of the identity given) and returns when they are durable.
+    pub fn open(
+        path: &Path,
+        id: NodeId,
+        new_incarnation: Incarnation,
+        create: impl FnOnce(&StoreIdentity) -> Result<(), OpenError>,
+    ) -> Result<Directory, OpenError> {
+        let io = |doing: &str, error| io_error(path, doing, error);
+        make_durably(path).map_err(|e| io("cannot make it", e))?;
+        // Before the lock, for what is not a node's is not even locked; and again after it, for whoever held the lock
+        // may have made the directory meanwhile.
+        Content::of(path)?.judge(path)?;
+        let lock = take_lock(path)?;
+        let content = Content::of(path)?;
+        if content.judge(path)? == State::Node {
+            let node = read_node(path)?;
+            if node.id != id {
+                return Err(OpenError::Foreign { dir: path.to_owned(), found: node.id, expected: id });
+            }
+            if content.has(CREATING) {
+                // `node` was the last step: the directory is whole. Nothing depends on when this removal is durable.
+                fs::remove_file(path.join(CREATING)).map_err(|e| io("cannot remove creating", e))?;
+            }
+            return Ok(Directory { path: path.to_owned(), node, _lock: lock });
+        }
+        let node = StoreIdentity { id, incarnation: new_incarnation, boot: 0 };
+        File::create(path.join(CREATING)).and_then(|_| sync_dir(path)).map_err(|e| io("cannot write creating", e))?;
+        wipe(path).map_err(|e| io("cannot start again what a crash left half made", e))?;
+        create(&node)?;
+        // Promise 6: from here on the directory exists with this incarnation. All that it stands for is durable already.
+        write_node(path, &node).map_err(|e| io("cannot write node", e))?;
+        fs::remove_file(path.join(CREATING)).map_err(|e| io("cannot remove creating", e))?;
+        Ok(Directory { path: path.to_owned(), node, _lock: lock })
+    }
+
+    /// Counts this open. Called last, when nothing was found wrong: a directory that is refused is left as it was.
+    pub fn count_boot(&mut self) -> Result<(), OpenError> {
+        let node = StoreIdentity { boot: self.node.boot + 1, ..self.node };
+        // Promise 6: a later boot supersedes the connections of an earlier one, so no boot number may come twice.
+        write_node(&self.path, &node).map_err(|e| io_error(&self.path, "cannot write node", e))?;
+        self.node = node;
+        Ok(())
+    }
+
+    /// Whose it is.
+    pub fn identity(&self) -> StoreIdentity {
+        self.node
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+/// Where the engine lives in a data directory.
+pub fn log_path(dir: &Path) -> PathBuf {
+    dir.join(LOG)
+}
+
+/// Where the watermark lives in a data directory.
+pub fn watermark_path(dir: &Path) -> PathBuf {
+    dir.join(WATERMARK)
+}
+
+/// Whose directory it is, by its `node` file.
+pub fn read_node(dir: &Path) -> Result<StoreIdentity, OpenError> {
+    let damaged = |detail: String| OpenError::Damaged { dir: dir.to_owned(), what: "node file".to_owned(), detail };
+    let bytes = match fs::read(dir.join(NODE)) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(damaged("it is missing".to_owned())),
+        Err(error) => return Err(io_error(dir, "cannot read node", error)),
+    };
+    let text = String::from_utf8(bytes).map_err(|_| damaged("it is not text".to_owned()))?;
+    let mut lines = text.lines();
+    // The format comes first and alone: what follows it is for the versions that know it.
+    let format = lines.next().and_then(|line| line.strip_prefix("actorum node, format ")).and_then(|n| n.parse().ok());
+    match format {
+        None => return Err(damaged("its first line names no format".to_owned())),
+        Some(found) if found > FORMAT => {
+            return Err(OpenError::Newer { dir: dir.to_owned(), found, supported: FORMAT });
+        }
+        Some(_) => {}
+    }
+    let (body, sum) = text.rsplit_once("checksum ").ok_or_else(|| damaged("it has no checksum".to_owned()))?;
+    if u32::from_str_radix(sum.trim_end(), 16).ok() != Some(crc32fast::hash(body.as_bytes())) {
+        return Err(damaged("its checksum does not match".to_owned()));
+    }
+    let mut field = |name: &str, radix| {
+        let line = lines.next().and_then(|line| line.strip_prefix(name));
+        line.and_then(|n| u64::from_str_radix(n.trim(), radix).ok()).ok_or_else(|| damaged(format!("it has no {name}")))
+    };
+    Ok(StoreIdentity {
+        id: field("id", 10)?,
+        incarnation: Incarnation(field("incarnation", 16)?),
+        boot: field("boot", 10)?,
+    })
+}
+
+fn write_node(dir: &Path, node: &StoreIdentity) -> io::Result<()> {
+    let StoreIdentity { id, incarnation, boot } = node;
+    let body = format!("actorum node, format {FORMAT}\nid {id}\nincarnation {incarnation}\nboot {boot}\n");
+    let sum = crc32fast::hash(body.as_bytes());
+    replace(&dir.join(NODE), format!("{body}checksum {sum:08x}\n").as_bytes())
+}
+
+/// Who holds a directory that is in use: `None` when nobody does. Changes nothing.
+pub fn holder(dir: &Path) -> Result<Option<String>, OpenError> {
+    let file = match File::open(dir.join(LOCK)) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(io_error(dir, "cannot open lock", error)),
+    };
+    match file.try_lock_shared() {
+        Ok(()) => Ok(None),
+        Err(TryLockError::WouldBlock) => Ok(Some(who(file))),
+        Err(TryLockError::Error(error)) => Err(io_error(dir, "cannot lock it", error)),
+    }
+}
+
+fn take_lock(dir: &Path) -> Result<File, OpenError> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false);
+    let mut file = options.open(dir.join(LOCK)).map_err(|e| io_error(dir, "cannot open lock", e))?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => return Err(OpenError::Locked { dir: dir.to_owned(), holder: who(file) }),
+        Err(TryLockError::Error(error)) => return Err(io_error(dir, "cannot lock it", error)),
+    }
+    let program = std::env::current_exe().ok();
+    let program = program.as_deref().and_then(Path::file_name).and_then(OsStr::to_str).unwrap_or("a program");
+    let text = format!("process {} ({program}, since {})\n", std::process::id(), Utc(SystemTime::now()));
+    // Not synced: it is for people, and after a crash nobody holds the lock.
+    let written = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| file.write_all(text.as_bytes()));
+    written.map_err(|e| io_error(dir, "cannot write lock", e))?;
+    Ok(file)
+}
+
+fn who(mut file: File) -> String {
+    let mut text = String::new();
+    match file.read_to_string(&mut text) {
+        Ok(_) if !text.trim().is_empty() => text.trim().to_owned(),
+        _ => "another process, which has not said which".to_owned(),
+    }
+}
+
+/// The names in a directory, sorted.
+struct Content(Vec<String>);
+
+impl Content {
+    fn has(&self, name: &str) -> bool {
+        self.0.iter().any(|n| n == name)
+    }
+
+    fn of(dir: &Path) -> Result<Content, OpenError> {
+        let names = fs::read_dir(dir).and_then(|entries| {
+            entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect::<io::Result<Vec<_>>>()
+        });
+        let mut names = names.map_err(|e| io_error(dir, "cannot list it", e))?;
+        names.sort();
+        Ok(Content(names))
+    }
+
+    fn judge(&self, dir: &Path) -> Result<State, OpenError> {
+        if self.has(NODE) {
+            return Ok(State::Node);
+        }
+        if self.has(CREATING) {
+            return Ok(State::HalfMade);
+        }
+        let Some(found) = self.0.iter().find(|name| *name != LOCK && *name != LOST_AND_FOUND) else {
+            return Ok(State::Empty);
+        };
+        let dir = dir.to_owned();
+        if self.has(WATERMARK) {
+            let detail = "it is missing, but there is a watermark".to_owned();
+            return Err(OpenError::Damaged { dir, what: "node file".to_owned(), detail });
+        }
+        Err(OpenError::NotANode { dir, found: found.clone() })
+    }
+}
+
+/// What a directory is, by the names in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// Nothing of anyone's.
+    Empty,
+    /// A creation that did not finish.
+    HalfMade,
+    /// A node's.
+    Node,
+}
+
+/// Removes what a creation that did not finish has left. Its own marker stays until the new one has finished.
+fn wipe(dir: &Path) -> io::Result<()> {
+    for (name, remove) in [(LOG, fs::remove_dir_all as fn(PathBuf) -> io::Result<()>), (WATERMARK, fs::remove_file)] {
+        match remove(dir.join(name)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    sync_dir(dir)
+}
+
+/// Makes a directory, for its owner only, and every one above it that is missing. Durable when it returns.
+pub fn make_durably(dir: &Path) -> io::Result<()> {
+    if dir.is_dir() {
+        return Ok(());
+    }
+    let parent = match dir.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    make_durably(parent)?;
+    let mut builder = DirBuilder::new();
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    match builder.create(dir) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && dir.is_dir() => {}
+        other => other?,
+    }
+    // Promise 1: a log that is durable inside a directory whose name is not is a log that is lost.
+    sync_dir(parent)
+}
+
+/// Makes the names in a directory durable.
+pub fn sync_dir(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
+}
+
+/// Replaces a file as a whole: a reader, and a crash, find the old content or the new. Durable when it returns.
+pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
+    let beside = path.with_extension("new");
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    let mut file = options.open(&beside)?;
+    file.write_all(content)?;
+    // The content before the name: else a crash can leave the name with nothing behind it.
+    file.sync_all()?;
+    fs::rename(&beside, path)?;
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => sync_dir(parent),
+        _ => sync_dir(Path::new(".")),
+    }
+}
+
+fn io_error(dir: &Path, doing: &str, error: io::Error) -> OpenError {
+    OpenError::Io { dir: dir.to_owned(), doing: doing.to_owned(), error }
+}
+
+/// `2026-11-21 01:24:38 UTC`, without a calendar crate.
+struct Utc(SystemTime);
+
+impl fmt::Display for Utc {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let seconds = self.0.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+        let (days, rest) = (seconds / 86_400, seconds % 86_400);
+        // Howard Hinnant, "chrono-compatible low-level date algorithms": civil_from_days, for days after 1970.
+        let shifted = days + 719_468;
+        let (era, day) = (shifted / 146_097, shifted % 146_097);
+        let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
+        let day = day - (365 * year + year / 4 - year / 100);
+        let month = (5 * day + 2) / 153;
+        let (day, month) = (day - (153 * month + 2) / 5 + 1, if month < 10 { month + 3 } else { month - 9 });
+        let year = era * 400 + year + u64::from(month <= 2);
+        let (hour, minute, second) = (rest / 3_600, rest / 60 % 60, rest % 60);
+        write!(f, "{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02} UTC")
+    }
+}

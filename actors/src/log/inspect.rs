@@ -1,0 +1,1 @@
+//! Reading a stopped node's directory without changing it.

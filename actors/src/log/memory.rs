@@ -1,0 +1,356 @@
+//! A store in memory, for tests: it completes at once, or when told, or never.
+//!
+//! [`MemoryDisk`] is the disk: it outlives every [`MemoryStore`] opened on it, so that a test can crash a node and
+//! start it again. What is durable is what was completed; [`MemoryDisk::crash`] takes the rest.
+//!
+//! Deliberately absent: threads and time. A completion is delivered on the thread whose call made it due.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    fmt, io,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use actorum_transport::wire::{Entry, GroupId, Incarnation, NodeId, Snapshot};
+
+use super::store::*;
+
+/// The disk of one node. Clones are the same disk.
+#[derive(Clone, Default)]
+pub struct MemoryDisk(Arc<Mutex<Disk>>);
+
+impl MemoryDisk {
+    /// An empty disk.
+    pub fn new() -> MemoryDisk {
+        MemoryDisk::default()
+    }
+
+    /// Opens the store on it: made now, with `new_incarnation`, if there is none.
+    pub fn open(&self, id: NodeId, new_incarnation: Incarnation) -> Result<MemoryStore, OpenError> {
+        let dir = PathBuf::from("memory");
+        let mut disk = self.lock();
+        if disk.open {
+            return Err(OpenError::Locked { dir, holder: "another store in this process".to_owned() });
+        }
+        let boot = disk.identity.map_or(0, |identity| identity.boot);
+        let (found, incarnation) = disk.identity.map_or((id, new_incarnation), |i| (i.id, i.incarnation));
+        if found != id {
+            return Err(OpenError::Foreign { dir, found, expected: id });
+        }
+        let identity = StoreIdentity { id, incarnation, boot: boot + 1 };
+        disk.identity = Some(identity);
+        disk.open = true;
+        disk.dead = None;
+        disk.life += 1;
+        Ok(MemoryStore { disk: self.clone(), life: disk.life, identity, started: false })
+    }
+
+    /// From now on batches wait instead of completing.
+    pub fn hold(&self) {
+        self.lock().hold = true;
+    }
+
+    /// Completes the oldest `count` of the batches that wait. Later ones go on waiting.
+    pub fn release(&self, count: usize) {
+        self.lock().released += count;
+        self.deliver();
+    }
+
+    /// Completes everything that waits, and from now on everything at once.
+    pub fn release_all(&self) {
+        self.lock().hold = false;
+        self.deliver();
+    }
+
+    /// How many batches wait.
+    pub fn waiting(&self) -> usize {
+        self.lock().pending.len()
+    }
+
+    /// The next batch to complete fails instead; what follows finds the store closed, until it is opened again.
+    pub fn fail_next(&self, cause: &str) {
+        self.lock().fail = Some(cause.to_owned());
+    }
+
+    /// The power goes: what was not completed is lost and will not be reported, and the store is closed. The next
+    /// [`MemoryDisk::open`] finds the rest.
+    pub fn crash(&self) {
+        let mut disk = self.lock();
+        disk.pending.clear();
+        disk.unsynced.clear();
+        disk.close();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Disk> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reports what is due, in order and outside the lock: whoever hears it may submit again. One caller at a time delivers; what
+    /// others make due meanwhile, it delivers too.
+    fn deliver(&self) {
+        let mut disk = self.lock();
+        if disk.delivering {
+            return;
+        }
+        disk.delivering = true;
+        while let Some((completed, report)) = disk.next_due() {
+            drop(disk);
+            report(completed);
+            disk = self.lock();
+        }
+        disk.delivering = false;
+    }
+}
+
+impl fmt::Debug for MemoryDisk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let disk = self.lock();
+        f.debug_struct("MemoryDisk")
+            .field("identity", &disk.identity)
+            .field("waiting", &disk.pending.len())
+            .finish_non_exhaustive()
+    }
+}
+
+#[derive(Default)]
+struct Disk {
+    identity: Option<StoreIdentity>,
+    open: bool,
+    /// Which opening of the disk is the present one: handles of an earlier one do nothing.
+    life: u64,
+    logs: BTreeMap<GroupId, Log>,
+    /// Completed without a sync: lost in a crash, carried by the next sync.
+    unsynced: Vec<Write>,
+    pending: VecDeque<Pending>,
+    hold: bool,
+    released: usize,
+    fail: Option<String>,
+    dead: Option<String>,
+    delivering: bool,
+}
+
+struct Pending {
+    ticket: Ticket,
+    batch: Batch,
+    report: Completions,
+}
+
+impl Disk {
+    fn close(&mut self) {
+        self.open = false;
+        self.life += 1;
+        self.released = 0;
+        self.fail = None;
+    }
+
+    fn next_due(&mut self) -> Option<(Completed, Completions)> {
+        if self.hold && self.released == 0 {
+            return None;
+        }
+        let Pending { ticket, batch, report } = self.pending.pop_front()?;
+        self.released = self.released.saturating_sub(1);
+        let result = self.complete(batch);
+        if let Err(error) = &result {
+            self.dead.get_or_insert_with(|| error.to_string());
+        }
+        Some((Completed { ticket, result }, report))
+    }
+
+    fn complete(&mut self, batch: Batch) -> Result<Written, StoreError> {
+        if let Some(cause) = &self.dead {
+            return Err(StoreError::Closed(cause.clone()));
+        }
+        if let Some(cause) = self.fail.take() {
+            return Err(StoreError::Io {
+                doing: "writing memory".to_owned(),
+                error: Arc::new(io::Error::other(cause)),
+            });
+        }
+        let bytes = batch.writes.iter().flat_map(|write| &write.entries).map(|entry| entry.size() as u64).sum();
+        self.unsynced.extend(batch.writes);
+        if batch.sync {
+            self.sync()?;
+        }
+        Ok(Written { bytes, took: Duration::ZERO, sync: Duration::ZERO })
+    }
+
+    fn sync(&mut self) -> Result<(), StoreError> {
+        for write in std::mem::take(&mut self.unsynced) {
+            self.logs.entry(write.group).or_default().apply(write)?;
+        }
+        Ok(())
+    }
+}
+
+#[derive(Default)]
+struct Log {
+    snapshot: Option<Snapshot>,
+    entries: Vec<Entry>,
+    hard_state: HardState,
+}
+
+impl Log {
+    fn base(&self) -> u64 {
+        self.snapshot.as_ref().map_or(0, |snapshot| snapshot.index)
+    }
+
+    fn last(&self) -> u64 {
+        self.base() + self.entries.len() as u64
+    }
+
+    fn apply(&mut self, write: Write) -> Result<(), StoreError> {
+        let Write { group, snapshot, entries, hard_state } = write;
+        let misuse = |detail| StoreError::Damaged { what: format!("group {}: a batch", group.0), detail };
+        if let Some(snapshot) = snapshot {
+            self.entries.clear();
+            self.snapshot = Some(snapshot);
+        }
+        if let Some(first) = entries.first().map(|entry| entry.index) {
+            let (base, last) = (self.base(), self.last());
+            if first <= base || first > last + 1 {
+                return Err(misuse(format!("an append at {first} to a log of {} to {last}", base + 1)));
+            }
+            if let Some((entry, index)) = entries.iter().zip(first..).find(|(entry, index)| entry.index != *index) {
+                return Err(misuse(format!("an append with entry {} in the place of {index}", entry.index)));
+            }
+            self.entries.truncate((first - base - 1) as usize);
+            self.entries.extend(entries);
+        }
+        if let Some(state) = hard_state {
+            if state.commit > self.last() {
+                return Err(misuse(format!("commit {} past the last index {}", state.commit, self.last())));
+            }
+            self.hard_state = state;
+        }
+        Ok(())
+    }
+
+    fn recover(&self) -> Recovered {
+        let mut terms: Vec<(u64, u64)> = self.snapshot.iter().map(|snapshot| (snapshot.index, snapshot.term)).collect();
+        for entry in &self.entries {
+            if terms.last().is_none_or(|run| run.1 != entry.term) {
+                terms.push((entry.index, entry.term));
+            }
+        }
+        Recovered { snapshot: self.snapshot.clone(), hard_state: self.hard_state, last_index: self.last(), terms }
+    }
+}
+
+/// A store on a [`MemoryDisk`], not yet running.
+#[derive(Debug)]
+pub struct MemoryStore {
+    disk: MemoryDisk,
+    life: u64,
+    identity: StoreIdentity,
+    started: bool,
+}
+
+impl LogStore for MemoryStore {
+    fn identity(&self) -> StoreIdentity {
+        self.identity
+    }
+
+    fn recover(&self, group: GroupId) -> Result<Recovered, StoreError> {
+        Ok(self.disk.lock().logs.get(&group).map(Log::recover).unwrap_or_default())
+    }
+
+    fn reader(&self) -> Arc<dyn LogReader> {
+        Arc::new(MemoryReader { disk: self.disk.clone(), life: self.life })
+    }
+
+    fn start(mut self: Box<Self>, completed: Completions) -> Box<dyn LogAppender> {
+        self.started = true;
+        Box::new(MemoryAppender { disk: self.disk.clone(), life: self.life, next: 0, completed })
+    }
+}
+
+impl Drop for MemoryStore {
+    fn drop(&mut self) {
+        let mut disk = self.disk.lock();
+        if !self.started && disk.life == self.life {
+            disk.close();
+        }
+    }
+}
+
+struct MemoryReader {
+    disk: MemoryDisk,
+    life: u64,
+}
+
+impl LogReader for MemoryReader {
+    fn entries(&self, group: GroupId, from: u64, to: u64, max_bytes: usize) -> Result<Vec<Entry>, StoreError> {
+        let disk = self.disk.lock();
+        if let Some(cause) = &disk.dead {
+            return Err(StoreError::Closed(cause.clone()));
+        }
+        if disk.life != self.life {
+            return Err(StoreError::Closed("it was closed".to_owned()));
+        }
+        if from >= to {
+            return Ok(Vec::new());
+        }
+        let empty = Log::default();
+        let log = disk.logs.get(&group).unwrap_or(&empty);
+        let (base, last) = (log.base(), log.last());
+        if from <= base || to > last + 1 {
+            let detail = format!("entries {from} to {} were asked for, it holds {} to {last}", to - 1, base + 1);
+            return Err(StoreError::Damaged { what: format!("group {}: the log", group.0), detail });
+        }
+        let mut bytes = 0usize;
+        let wanted = &log.entries[(from - base - 1) as usize..(to - base - 1) as usize];
+        let fitting = wanted.iter().take_while(|entry| {
+            let first = bytes == 0;
+            bytes = bytes.saturating_add(entry.size());
+            first || bytes <= max_bytes
+        });
+        Ok(fitting.cloned().collect())
+    }
+
+    fn disk_bytes(&self) -> u64 {
+        let disk = self.disk.lock();
+        disk.logs.values().flat_map(|log| &log.entries).map(|entry| entry.size() as u64).sum()
+    }
+}
+
+struct MemoryAppender {
+    disk: MemoryDisk,
+    life: u64,
+    next: u64,
+    completed: Completions,
+}
+
+impl LogAppender for MemoryAppender {
+    fn submit(&mut self, batch: Batch) -> Ticket {
+        self.next += 1;
+        let ticket = Ticket(self.next);
+        let mut disk = self.disk.lock();
+        if disk.life == self.life {
+            disk.pending.push_back(Pending { ticket, batch, report: self.completed.clone() });
+        }
+        drop(disk);
+        self.disk.deliver();
+        ticket
+    }
+}
+
+impl Drop for MemoryAppender {
+    fn drop(&mut self) {
+        let mut disk = self.disk.lock();
+        if disk.life != self.life {
+            return; // crashed before
+        }
+        let held = std::mem::replace(&mut disk.hold, false);
+        drop(disk);
+        self.disk.deliver();
+        let mut disk = self.disk.lock();
+        disk.hold = held;
+        if disk.dead.is_none() {
+            // What cannot be applied was wrong before it was closed, and nobody was promised it.
+            let _ = disk.sync();
+        }
+        disk.close();
+    }
+}

@@ -1,0 +1,264 @@
+//! The watermark: what this node has made durable, kept outside the engine, so that a store which comes up
+//! empty, or older than it was, is found out before it votes.
+//!
+//! ```text
+//!  store synced ─▶ watermark synced (when a term or vote moved) ─▶ completion ─▶ the message leaves
+//!  watermark lowered and synced ─▶ a batch that truncates below it
+//! ```
+//!
+//! In this order an honest crash, at whatever moment, finds the store at or ahead of the watermark, never behind.
+//! At open, behind means refused.
+//!
+//! **Term and vote** are synced here before their completion is reported: no rollback of them goes unseen.
+//! **The index** is not: a second sync per append would double the latency of every proposal. It follows
+//! after at most `watermark_bytes` of records or `watermark_commits` synced commits, after a short quiet, and at
+//! close. What that leaves undetected: a store that was rolled back by less than that, inside one term,
+//! with no vote between. (It is the most that a single lying disk can take from the log unnoticed; a copy
+//! put back by hand is nearly always older than that.)
+//!
+//! The file has two slots. A write goes to the slot that does not hold the newest state, so a write
+//! torn by a crash leaves the state before it, which is behind the store and therefore safe.
+//!
+//! Deliberately absent: any comparison with a store (see [`super::sled`]), and repair: two damaged slots, or a
+//! missing file, are for a person to judge.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    fs::{File, OpenOptions},
+    io::{self, Read, Seek, SeekFrom, Write},
+    path::{Path, PathBuf},
+};
+
+use actorum_transport::wire::{GroupId, Incarnation, NodeId};
+use bytes::{Buf, BufMut};
+
+use super::{directory, store::At};
+
+/// The first bytes of a slot; the last one is the version.
+const MAGIC: [u8; 8] = *b"actormk\x01";
+
+/// The smallest slot: one page, so that no write touches a sector of the other slot.
+const SLOT_MIN: usize = 4096;
+
+/// What stands before the marks: magic, crc, length, sequence, incarnation, count.
+const HEAD: usize = 8 + 4 + 4 + 8 + 8 + 4;
+
+/// One group's mark: group, term, vote, index, index term.
+const MARK: usize = 4 + 4 * 8;
+
+/// What one group has made durable.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Mark {
+    /// The term. Never behind what was reported.
+    pub term: u64,
+    /// The vote in that term; zero for nobody. Never behind what was reported.
+    pub vote: NodeId,
+    /// An index that the log holds. May be behind what was reported, as the file's head says.
+    pub index: u64,
+    /// The term of the entry at that index.
+    pub index_term: u64,
+}
+
+/// `term 3, vote 1, index 7@3`.
+impl fmt::Display for Mark {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "term {}, vote {}, index {}", self.term, self.vote, At(self.index, self.index_term))
+    }
+}
+
+/// Why a watermark cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum WatermarkError {
+    /// There is no such file.
+    #[error("it is missing")]
+    Missing,
+    /// Neither slot can be trusted.
+    #[error("{0}")]
+    Damaged(String),
+    /// The filesystem refused.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+}
+
+/// What the newest intact slot says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Marks {
+    /// The life of the directory it belongs to.
+    pub incarnation: Incarnation,
+    /// Per group.
+    pub groups: BTreeMap<GroupId, Mark>,
+}
+
+/// The open file.
+#[derive(Debug)]
+pub struct Watermark {
+    path: PathBuf,
+    file: File,
+    slot_len: usize,
+    newest: usize,
+    sequence: u64,
+    marks: Marks,
+    damaged_slot: Option<String>,
+}
+
+impl Watermark {
+    /// Makes the file of a new directory: both slots intact, nothing marked. Durable when it returns.
+    pub fn create(path: &Path, incarnation: Incarnation) -> io::Result<()> {
+        make(path, &Marks { incarnation, groups: BTreeMap::new() }, 1, SLOT_MIN)
+    }
+
+    /// Opens it for writing.
+    pub fn open(path: &Path) -> Result<Watermark, WatermarkError> {
+        let bytes = read(path)?;
+        // Opened once and kept: a descriptor opened later can miss a writeback error already reported to another.
+        let file = OpenOptions::new().read(true).write(true).open(path)?;
+        let (slot_len, slots) = decode(&bytes)?;
+        let (newest, sequence, marks) = newest(&slots)?;
+        let damaged_slot = slots.into_iter().find_map(Result::err);
+        Ok(Watermark { path: path.to_owned(), file, slot_len, newest, sequence, marks, damaged_slot })
+    }
+
+    /// What the file says, without opening it for writing; and what is wrong with the slot that was not used, if anything.
+    pub fn inspect(path: &Path) -> Result<(Marks, Option<String>), WatermarkError> {
+        let (_, slots) = decode(&read(path)?)?;
+        let (_, _, marks) = newest(&slots)?;
+        Ok((marks, slots.into_iter().find_map(Result::err)))
+    }
+
+    /// What it says.
+    pub fn marks(&self) -> &Marks {
+        &self.marks
+    }
+
+    /// One group's mark.
+    pub fn mark(&self, group: GroupId) -> Mark {
+        self.marks.groups.get(&group).copied().unwrap_or_default()
+    }
+
+    /// What was wrong with the slot that was not used, if anything: a write torn by a crash, or worse.
+    pub fn damaged_slot(&self) -> Option<&str> {
+        self.damaged_slot.as_deref()
+    }
+
+    /// Moves some groups' marks and makes that durable before it returns.
+    pub fn write(&mut self, moved: impl IntoIterator<Item = (GroupId, Mark)>) -> io::Result<()> {
+        let mut marks = self.marks.clone();
+        marks.groups.extend(moved);
+        if marks == self.marks {
+            return Ok(());
+        }
+        let sequence = self.sequence + 1;
+        let slot = encode(&marks, sequence);
+        if slot.len() > self.slot_len {
+            return self.grow(marks, sequence, slot.len());
+        }
+        let older = 1 - self.newest;
+        self.file.seek(SeekFrom::Start((older * self.slot_len) as u64))?;
+        self.file.write_all(&slot)?;
+        // Promises 1 and 2: the vote or term that this speaks of leaves the node only after this line. The slot was
+        // written in full when the file was made, so fdatasync (no less than O_DSYNC) has no metadata to write.
+        self.file.sync_data()?;
+        (self.newest, self.sequence, self.marks) = (older, sequence, marks);
+        Ok(())
+    }
+
+    /// More groups than fit: a file with larger slots takes the place of this one.
+    fn grow(&mut self, marks: Marks, sequence: u64, needed: usize) -> io::Result<()> {
+        let slot_len = needed.next_power_of_two();
+        make(&self.path, &marks, sequence, slot_len)?;
+        self.file = OpenOptions::new().read(true).write(true).open(&self.path)?;
+        (self.slot_len, self.newest, self.sequence, self.marks) = (slot_len, 1, sequence, marks);
+        Ok(())
+    }
+}
+
+/// Writes a whole file beside and renames it into place: its slots are there in full, or it is not.
+fn make(path: &Path, marks: &Marks, sequence: u64, slot_len: usize) -> io::Result<()> {
+    let mut bytes = encode(marks, sequence.saturating_sub(1));
+    bytes.resize(slot_len, 0);
+    bytes.extend(encode(marks, sequence));
+    bytes.resize(2 * slot_len, 0);
+    directory::replace(path, &bytes)
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, WatermarkError> {
+    let mut file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(WatermarkError::Missing),
+        Err(error) => return Err(error.into()),
+    };
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+fn encode(marks: &Marks, sequence: u64) -> Vec<u8> {
+    let mut slot = Vec::with_capacity(HEAD + marks.groups.len() * MARK);
+    slot.put_slice(&MAGIC);
+    slot.put_u32_le(0);
+    slot.put_u32_le((HEAD + marks.groups.len() * MARK) as u32);
+    slot.put_u64_le(sequence);
+    slot.put_u64_le(marks.incarnation.0);
+    slot.put_u32_le(marks.groups.len() as u32);
+    for (group, mark) in &marks.groups {
+        slot.put_u32_le(group.0);
+        slot.put_u64_le(mark.term);
+        slot.put_u64_le(mark.vote);
+        slot.put_u64_le(mark.index);
+        slot.put_u64_le(mark.index_term);
+    }
+    let crc = crc32fast::hash(&slot[12..]);
+    slot[8..12].copy_from_slice(&crc.to_le_bytes());
+    slot
+}
+
+type Slot = Result<(u64, Marks), String>;
+
+fn decode(bytes: &[u8]) -> Result<(usize, [Slot; 2]), WatermarkError> {
+    let slot_len = bytes.len() / 2;
+    if slot_len < SLOT_MIN || !slot_len.is_power_of_two() || bytes.len() % 2 != 0 {
+        return Err(WatermarkError::Damaged(format!("it has {} bytes, not two slots", bytes.len())));
+    }
+    let (first, second) = bytes.split_at(slot_len);
+    Ok((slot_len, [slot(first), slot(second)]))
+}
+
+fn slot(slot: &[u8]) -> Slot {
+    let mut head = &slot[..HEAD];
+    let mut magic = [0; 8];
+    head.copy_to_slice(&mut magic);
+    let (crc, length) = (head.get_u32_le(), head.get_u32_le() as usize);
+    if magic != MAGIC {
+        return Err("it does not begin as a watermark of this version".to_owned());
+    }
+    if length < HEAD || length > slot.len() {
+        return Err(format!("its length {length} is impossible"));
+    }
+    let found = crc32fast::hash(&slot[12..length]);
+    if found != crc {
+        return Err(format!("checksum {found:08x} instead of {crc:08x}"));
+    }
+    let (sequence, incarnation, count) =
+        (head.get_u64_le(), Incarnation(head.get_u64_le()), head.get_u32_le() as usize);
+    let mut rest = &slot[HEAD..length];
+    if rest.len() != count.saturating_mul(MARK) {
+        return Err(format!("{count} groups in {} bytes", rest.len()));
+    }
+    let mut groups = BTreeMap::new();
+    while rest.has_remaining() {
+        let group = GroupId(rest.get_u32_le());
+        let (term, vote) = (rest.get_u64_le(), rest.get_u64_le());
+        groups.insert(group, Mark { term, vote, index: rest.get_u64_le(), index_term: rest.get_u64_le() });
+    }
+    Ok((sequence, Marks { incarnation, groups }))
+}
+
+fn newest(slots: &[Slot; 2]) -> Result<(usize, u64, Marks), WatermarkError> {
+    match slots {
+        [Ok((a, first)), Ok((b, second))] => Ok(if a > b { (0, *a, first.clone()) } else { (1, *b, second.clone()) }),
+        [Ok((a, first)), Err(_)] => Ok((0, *a, first.clone())),
+        [Err(_), Ok((b, second))] => Ok((1, *b, second.clone())),
+        [Err(a), Err(b)] => Err(WatermarkError::Damaged(format!("both slots are: first: {a}; second: {b}"))),
+    }
+}
