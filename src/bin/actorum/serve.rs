@@ -24,7 +24,7 @@ use crate::{
     Failure, admin,
     http::{self, Node},
     kv::Kv,
-    settings::{LogFormat, RAFT_PREFIX, Settings, parse_peer},
+    settings::{LogFormat, Settings, parse_peer},
     signals,
 };
 
@@ -41,7 +41,7 @@ const WORKERS: usize = 2;
 #[derive(clap::Args)]
 #[command(after_long_help = "\
 Logs go to standard error: ACTORUM_LOG=debug, or a filter such as ACTORUM_LOG=info,actorum_transport=debug.
-The library's settings: [raft] in the --config file, or ACTORUM_RAFT_HEARTBEAT_MS and so on.")]
+The library's settings: [raft] in the --config file, or ACTORUM_HEARTBEAT_MS and so on.")]
 pub struct Args {
     /// This node's id: never zero, never used twice in the life of the cluster
     #[arg(long, env = "ACTORUM_ID")]
@@ -136,8 +136,7 @@ async fn start_node(settings: &Settings) -> Result<Raft<Kv>, Failure> {
         .storage(Storage::Sled(settings.data.clone()))
         .tls(Tls::Directory(settings.certs.clone()))
         .bootstrap(settings.bootstrap.clone())
-        .config(settings.raft.clone())
-        .from_env(RAFT_PREFIX)?;
+        .config(settings.raft.clone());
     Ok(builder.start().await?)
 }
 
