@@ -10,6 +10,7 @@
 use std::{
     collections::BTreeMap,
     hash::{BuildHasher, RandomState},
+    net::SocketAddr,
     sync::Arc,
     time::Duration,
 };
@@ -35,13 +36,15 @@ use actorum_actors::{
 };
 use actorum_transport::{
     message::{Attach, Identity, Responder, TransportHandle, TransportStatus, Upward},
+    quic::{QuicConfig, QuicTransport, TransportError},
+    tls::TlsIdentity,
     wire::{ClusterId, GroupId, Incarnation, NodeId},
 };
 use tokio::sync::{oneshot, watch};
 
 use crate::{
     board::{Board, Life},
-    builder::{Bootstrap, Builder, Network, StartError, Storage},
+    builder::{Bootstrap, Builder, Network, StartError, Storage, Tls},
     config::{Config, ConfigError, Placement},
     door::{Door, check},
     raft::Raft,
@@ -349,13 +352,31 @@ fn new_incarnation() -> Incarnation {
     Incarnation(roll())
 }
 
+/// Opens the peer port. Gives the transport, and the fingerprint of the authority that this node trusts.
 async fn listen_quic(
-    _me: Identity,
-    _listen: Option<std::net::SocketAddr>,
-    _tls: Option<crate::builder::Tls>,
-    _config: &Config,
+    identity: Identity,
+    listen: Option<SocketAddr>,
+    tls: Option<Tls>,
+    config: &Config,
 ) -> Result<(TransportHandle, [u8; 32]), StartError> {
-    Err(missing("network", "this build has only transports of your own"))
+    let id = identity.id;
+    let listen = listen.ok_or_else(|| missing("listen", "say where peers reach this node: builder.listen(..)"))?;
+    let tls = tls.ok_or_else(|| missing("tls", "say who this node is to its peers: builder.tls(..)"))?;
+    let loaded = blocking(move || match tls {
+        Tls::DevSelfSigned(dir) => TlsIdentity::dev(&dir, id),
+        Tls::Directory(dir) => TlsIdentity::load(&dir, id),
+    });
+    let tls = loaded.await?.map_err(|error| StartError::Tls(error.to_string()))?;
+    let authority = tls.ca_fingerprint();
+    let mut quic = QuicConfig::new(listen, identity, tls);
+    quic.queue_bytes = config.peer_queue_bytes;
+    quic.seed = config.seed.unwrap_or_else(roll);
+    let (transport, address) = QuicTransport::start(quic).map_err(|error| match error {
+        TransportError::Listen { address, error } => StartError::Listen { address, error: error.to_string() },
+        other => StartError::Tls(other.to_string()),
+    })?;
+    tracing::info!(node = id, %address, "listening for peers");
+    Ok((transport, authority))
 }
 
 /// Runs what blocks on a disk where that is allowed.

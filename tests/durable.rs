@@ -1,78 +1,119 @@
-//! State machines that keep their own durable storage: nothing is applied to them twice, and a wrong one is named.
+//! A machine with its own storage, killed fifty times by SIGKILL while it books: nothing acknowledged is lost,
+//! and nothing is booked twice.
+//!
+//! The machine is the one of `examples/durable.rs`. The process that dies is this very test binary, which runs
+//! [`books_until_killed`] alone when the directory is named in its environment.
 
-mod support;
+#[path = "../examples/durable.rs"]
+#[allow(dead_code)]
+mod durable;
+#[allow(dead_code)]
+mod dice;
 
-use std::sync::{Arc, Mutex};
+use std::{
+    collections::BTreeSet,
+    env,
+    io::{BufRead, BufReader, Write},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::mpsc,
+    thread,
+    time::Duration,
+};
 
-use actorum::{Network, prelude::*};
-use support::{MemoryDisk, MemoryNetwork, PATIENCE, founders, on, quick};
+use dice::Dice;
+use durable::Book;
 
-/// What the machine's own disk holds: it outlives the machine.
-#[derive(Clone, Default)]
-struct OwnDisk(Arc<Mutex<Held>>);
+/// How often it is killed.
+const KILLS: u64 = 50;
+/// Bookings in flight at once.
+const AT_ONCE: u64 = 8;
+/// Names the directory for the process that books.
+const VARIABLE: &str = "DURABLE_TEST_DIR";
 
-#[derive(Default)]
-struct Held {
-    applied: (u64, u64),
-    numbers: Vec<u64>,
-}
-
-impl StateMachine for OwnDisk {
-    type Command = u64;
-    type Response = usize;
-
-    fn apply(&mut self, ctx: &ApplyContext, number: &u64) -> usize {
-        let mut held = self.0.lock().unwrap();
-        assert!(ctx.index > held.applied.0, "{} was given again after {}", ctx.index, held.applied.0);
-        held.numbers.push(*number);
-        held.applied = (ctx.index, ctx.term);
-        held.numbers.len()
-    }
-
-    fn snapshot(&self) -> Result<Vec<u8>, MachineError> {
-        Err(MachineError::new("not needed here"))
-    }
-
-    fn restore(&mut self, _: &[u8]) -> Result<(), MachineError> {
-        Err(MachineError::new("not needed here"))
-    }
-
-    fn applied(&self) -> Option<(u64, u64)> {
-        Some(self.0.lock().unwrap().applied)
-    }
-}
-
-async fn start(log: &MemoryDisk, own: &OwnDisk) -> Result<Raft<OwnDisk>, actorum::StartError> {
-    let builder = actorum::Builder::new(1, own.clone()).network(Network::Memory(MemoryNetwork::new()));
-    builder.storage(on(log, 1)).bootstrap(founders(1)).configure(quick).start().await
-}
-
-#[actix::test]
-async fn a_machine_that_holds_its_commands_is_not_given_them_again() {
-    let (log, own) = (MemoryDisk::new(), OwnDisk::default());
-    for round in 1..=5 {
-        let raft = start(&log, &own).await.unwrap();
-        for n in 0..10 {
-            let applied = raft.propose(round * 100 + n).await.unwrap();
-            assert_eq!(applied.response as u64, (round - 1) * 10 + n + 1);
+/// Not a test by itself: what the child does. It books one id after the other, from the one that its
+/// environment names, and says on standard output which ones were acknowledged.
+#[test]
+fn books_until_killed() {
+    let Some(dir) = env::var_os(VARIABLE).map(PathBuf::from) else { return };
+    let first: u64 = env::var("DURABLE_TEST_FIRST").expect("set with the directory").parse().expect("a number");
+    actix::System::new().block_on(async move {
+        let raft = durable::start(&dir).await.expect("it starts");
+        let say = |text: String| {
+            let mut out = std::io::stdout();
+            writeln!(out, "{text}").and_then(|()| out.flush()).expect("the parent listens");
+        };
+        say("started".to_owned());
+        for round in 0.. {
+            let ids = (0..AT_ONCE).map(|n| first + round * AT_ONCE + n);
+            let booking = ids.map(|id| {
+                let raft = raft.clone();
+                async move { (id, raft.propose(Book(id)).await) }
+            });
+            for (id, booked) in futures_util::future::join_all(booking).await {
+                assert_eq!(booked.expect("alone, a node leads").response, 1, "{id} was booked before");
+                say(format!("booked {id}"));
+            }
         }
-        // The log dies without a word, its last commit index unsynced; what the machine applied was committed all the same.
-        log.crash();
-        drop(raft);
-    }
-    assert_eq!(own.0.lock().unwrap().numbers.len(), 50);
+    });
 }
 
-#[actix::test]
-async fn a_machine_of_another_log_does_not_start() {
-    let (log, own) = (MemoryDisk::new(), OwnDisk::default());
-    let raft = start(&log, &own).await.unwrap();
-    let index = raft.propose(1).await.unwrap().index;
-    raft.wait_applied(index, PATIENCE).await.unwrap();
-    raft.shutdown().await;
-    let error = start(&MemoryDisk::new(), &own).await.err().unwrap().to_string();
-    assert!(error.contains("but the log is empty"), "{error}");
-    own.0.lock().unwrap().applied.0 += 100;
-    let error = start(&log, &own).await.err().unwrap().to_string();
-    assert!(error.contains("but the log ends at"), "{error}");
+#[test]
+fn killed_fifty_times() {
+    if env::var_os(VARIABLE).is_some() {
+        return;
+    }
+    let mut dice = Dice::new();
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut acknowledged = BTreeSet::new();
+    for kill in 0..KILLS {
+        // A range of ids for each life: an id whose outcome is unknown is never proposed again.
+        acknowledged.extend(one_life(dir.path(), kill * 1_000_000, Duration::from_millis(dice.below(60))));
+    }
+    println!("{} bookings acknowledged in {KILLS} lives", acknowledged.len());
+    assert!(acknowledged.len() as u64 > KILLS * AT_ONCE / 2, "there was something to lose");
+
+    actix::System::new().block_on(async {
+        let raft = durable::start(dir.path()).await.expect("it starts");
+        let check = move |ledger: &durable::Ledger| {
+            let lost = acknowledged.iter().filter(|id| ledger.booked(**id) == 0).count();
+            (lost, ledger.most(), ledger.total(), acknowledged.len() as u64)
+        };
+        let (lost, most, total, acknowledged) = raft.read(check).await.expect("a read");
+        assert_eq!(lost, 0, "acknowledged and not there");
+        assert_eq!(most, 1, "booked twice");
+        // What was in flight at a kill may be there or not.
+        assert!((acknowledged..=acknowledged + KILLS * AT_ONCE).contains(&total), "{acknowledged} and {total}");
+        raft.shutdown().await;
+    });
+}
+
+/// Starts it, lets it book for a while, kills it, and returns what it acknowledged.
+fn one_life(dir: &Path, first: u64, time: Duration) -> Vec<u64> {
+    let mut child = Command::new(env::current_exe().expect("this test"))
+        .args(["--exact", "books_until_killed", "--nocapture", "--test-threads=1"])
+        .env(VARIABLE, dir)
+        .env("DURABLE_TEST_FIRST", first.to_string())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("a child");
+    let output = BufReader::new(child.stdout.take().expect("its output"));
+    let (started, wait) = mpsc::channel();
+    let reader = thread::spawn(move || {
+        let mut booked = Vec::new();
+        // The last line may be cut off by the kill: then it is no line.
+        for line in output.lines().map_while(Result::ok) {
+            if line.ends_with("started") {
+                let _ = started.send(());
+            }
+            booked.extend(line.strip_prefix("booked ").and_then(|id| id.parse::<u64>().ok()));
+        }
+        booked
+    });
+    let heard = wait.recv_timeout(Duration::from_secs(30));
+    thread::sleep(time);
+    child.kill().expect("SIGKILL");
+    child.wait().expect("it ends");
+    heard.expect("it started");
+    reader.join().expect("the reader")
 }

@@ -16,6 +16,8 @@ pub mod message;
 pub mod hello;
 pub mod memory;
 #[cfg(feature = "quic")]
+pub mod frame;
+#[cfg(feature = "quic")]
 pub mod quic;
 #[cfg(feature = "quic")]
 pub mod tls;

@@ -56,6 +56,8 @@ mod settle;
 mod reads;
 mod status;
 mod bridge;
+#[cfg(test)]
+mod tests;
 
 pub use effects::{Effects, Question};
 pub use status::CoreStatus;
@@ -126,6 +128,8 @@ struct Unpersisted {
     ready: u64,
     /// The snapshot it makes durable, if any: the applier restores it then.
     restore: Option<Snapshot>,
+    /// The term it makes durable.
+    term: u64,
     /// What speaks of it.
     held: Vec<(NodeId, RaftMessage)>,
 }
@@ -145,10 +149,13 @@ pub struct Consensus<T> {
     /// Writes on their way to the disk, oldest first. Bounded by what admission lets in.
     unpersisted: VecDeque<Unpersisted>,
     next_write: u64,
+    /// The term that is on the disk.
+    durable_term: u64,
     /// The genesis snapshot on its way to the disk.
     forming: Option<(u64, Snapshot)>,
     held: VecDeque<Request<T>>,
-    pending: BTreeMap<u64, Pending<T>>,
+    /// By index and term: after a change of leaders two proposals can stand at one index, undecided both.
+    pending: BTreeMap<(u64, u64), Pending<T>>,
     forwarded: BTreeMap<u64, Forwarded<T>>,
     reads: Reads<T>,
     next_id: u64,
@@ -179,6 +186,7 @@ impl<T> Consensus<T> {
         let hard = view.hard_state();
         view.set_hard_state(HardState { commit: hard.commit.max(applied), ..hard });
         let logger = bridge::logger();
+        let durable_term = hard.term;
         let raw = new_raw(&settings, view, applied, &logger)?;
         let mut core = Consensus {
             settings,
@@ -187,6 +195,7 @@ impl<T> Consensus<T> {
             membership,
             unpersisted: VecDeque::new(),
             next_write: 1,
+            durable_term,
             forming: None,
             held: VecDeque::new(),
             pending: BTreeMap::new(),
@@ -304,6 +313,7 @@ impl<T> Consensus<T> {
             let Some(done) = self.unpersisted.pop_front() else { break };
             // First raft-rs, then the messages: the other order lets an answer race ahead of what raft-rs knows.
             self.raw.on_persist_ready(done.ready);
+            self.durable_term = done.term;
             if let Some(snapshot) = done.restore {
                 self.effects.restore = Some(snapshot);
             }
@@ -397,7 +407,6 @@ impl<T> Consensus<T> {
         self.route(wall);
         self.route_reads();
         self.settle();
-        self.step_down_if_removed();
         self.note_leader();
         if let Some(fault) = self.raw.store().fault() {
             self.effects.fault.get_or_insert(format!("the log cannot be read: {fault}"));
@@ -478,8 +487,8 @@ impl<T> Consensus<T> {
             }
         }
         self.held = kept;
-        for (index, late) in self.pending.extract_if(.., |_, pending| pending.deadline <= now) {
-            let cause = format!("entry {index}@{} was not committed within the deadline; it still may be", late.term);
+        for ((index, term), late) in self.pending.extract_if(.., |_, pending| pending.deadline <= now) {
+            let cause = format!("entry {index}@{term} was not committed within the deadline; it still may be");
             self.effects.answers.push((late.ticket, Answer::Unknown { cause }));
         }
         for (_, late) in self.forwarded.extract_if(.., |_, forwarded| forwarded.request.deadline <= now) {
@@ -493,14 +502,15 @@ impl<T> Consensus<T> {
         }
     }
 
-    /// raft-rs lets a removed leader go on leading. The commit of its removal has been sent by now.
-    fn step_down_if_removed(&mut self) {
+    /// raft-rs lets a leader that was removed or demoted go on leading, and dies when its disk or a peer then reports
+    /// progress: it looks for itself among the members. So it steps down in the drain that made the change, before
+    /// any other input. The commit of its removal has been sent by now.
+    pub(super) fn step_down_if_removed(&mut self) {
         let raft = &mut self.raw.raft;
-        if raft.state == StateRole::Leader && !raft.promotable() && raft.raft_log.applied >= raft.pending_conf_index {
+        if raft.state == StateRole::Leader && !raft.promotable() {
             let term = raft.term;
             raft.become_follower(term, raft::INVALID_ID);
             self.draw_election_timeout();
-            self.settle();
         }
     }
 
@@ -541,6 +551,7 @@ impl<T> Consensus<T> {
             Ok(raw) => self.raw = raw,
             Err(error) => return self.fail(format!("raft cannot begin with the genesis snapshot: {error}")),
         }
+        self.durable_term = genesis.term;
         self.draw_election_timeout();
         self.effects.restore = Some(genesis);
     }

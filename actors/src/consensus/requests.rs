@@ -42,7 +42,6 @@ pub struct Request<T> {
 /// A request whose entry is in this node's log.
 #[derive(Debug)]
 pub struct Pending<T> {
-    pub term: u64,
     pub kept: Kept,
     pub ticket: T,
     pub deadline: Duration,

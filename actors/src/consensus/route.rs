@@ -80,9 +80,9 @@ impl<T> Consensus<T> {
         let taken = self.append_as_leader(entries);
         for (n, (data, ticket, deadline, peer)) in proposed.into_iter().enumerate() {
             let Some(ticket) = ticket else { continue };
-            let pending = Pending { term: self.raw.raft.term, kept: Kept::Command(data), ticket, deadline, peer };
+            let pending = Pending { kept: Kept::Command(data), ticket, deadline, peer };
             match taken {
-                Some(first) => drop(self.pending.insert(first + n as u64, pending)),
+                Some(first) => drop(self.pending.insert((first + n as u64, self.raw.raft.term), pending)),
                 None => self.dropped(pending),
             }
         }
@@ -138,9 +138,9 @@ impl<T> Consensus<T> {
         let taken = self.append_as_leader(vec![entry]);
         let Request { wanted, ticket, deadline, peer, .. } = request;
         let (Wanted::Change(change), Some(ticket)) = (wanted, ticket) else { return };
-        let pending = Pending { term: self.raw.raft.term, kept: Kept::Change(change), ticket, deadline, peer };
+        let pending = Pending { kept: Kept::Change(change), ticket, deadline, peer };
         match taken {
-            Some(index) => drop(self.pending.insert(index, pending)),
+            Some(index) => drop(self.pending.insert((index, self.raw.raft.term), pending)),
             None => self.dropped(pending),
         }
     }

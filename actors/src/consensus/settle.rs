@@ -27,9 +27,15 @@ impl<T> Consensus<T> {
         while self.raw.has_ready() {
             let mut ready = self.raw.ready();
             // A leader speaks ahead of its own disk: its own vote for these entries counts when the disk has answered.
-            let now = ready.take_messages();
-            self.effects.transmit.extend(outgoing(&now));
-            let held = outgoing(ready.persisted_messages());
+            let now = outgoing(&ready.take_messages());
+            let mut held = outgoing(ready.persisted_messages());
+            if self.raw.raft.term == self.durable_term {
+                self.effects.transmit.extend(now);
+            } else {
+                // A single voter leads without having asked anybody, before its term is durable. Should it die
+                // now, it would use the same term again, for other entries at the same indexes.
+                held.extend(now);
+            }
             let entries = ready.take_entries();
             let committed = ready.take_committed_entries();
             let read_states = ready.take_read_states();
@@ -53,6 +59,7 @@ impl<T> Consensus<T> {
             }
             self.write(number, must_sync, snapshot, entries, hard_state, held);
             self.commit(committed);
+            self.step_down_if_removed();
             for state in read_states {
                 self.confirm(&state.request_ctx, state.index);
             }
@@ -72,7 +79,8 @@ impl<T> Consensus<T> {
         if must_sync {
             let entries = entries.iter().map(entry_from_raft).collect();
             let write = self.push_append(snapshot.clone(), entries, hard_state, true);
-            self.unpersisted.push_back(Unpersisted { write, ready, restore: snapshot, held });
+            let term = self.raw.raft.term;
+            self.unpersisted.push_back(Unpersisted { write, ready, restore: snapshot, term, held });
             return;
         }
         if hard_state.is_some() {
@@ -109,22 +117,20 @@ impl<T> Consensus<T> {
     /// Committed entries go to the applier, each with the ticket of the proposal that it really is.
     fn commit(&mut self, entries: Vec<eraftpb::Entry>) {
         for entry in entries {
-            let ticket = match self.pending.remove(&entry.index) {
+            let ticket = match self.pending.remove(&(entry.index, entry.term)) {
                 None => None,
-                Some(pending) if pending.term != entry.term => {
-                    // Another leader's entry took its place: the proposal is surely not in the log.
-                    self.replaced(pending);
-                    None
-                }
                 Some(pending) if is_its_entry(&pending, &entry) => Some(pending.ticket),
                 Some(pending) => {
                     // raft-rs put an empty entry in the place of a change.
-                    self.effects
-                        .answers
-                        .push((pending.ticket, Answer::Refused(Refusal::Change(ChangeRefusal::InProgress))));
+                    let refusal = Refusal::Change(ChangeRefusal::InProgress);
+                    self.effects.answers.push((pending.ticket, Answer::Refused(refusal)));
                     None
                 }
             };
+            // Whatever else was proposed for this place, in whatever term, is surely not in the log.
+            let others: Vec<_> =
+                self.pending.extract_if((entry.index, 0)..=(entry.index, u64::MAX), |_, _| true).collect();
+            others.into_iter().for_each(|(_, pending)| self.replaced(pending));
             if entry.get_entry_type() == eraftpb::EntryType::EntryConfChangeV2 {
                 self.reconfigure(&entry);
             }
@@ -143,8 +149,8 @@ impl<T> Consensus<T> {
 
     /// A snapshot went over them: whether they are in it, nobody here can tell.
     fn forget_pending_under(&mut self, index: u64) {
-        for (at, pending) in self.pending.extract_if(..=index, |_, _| true) {
-            let cause = format!("a snapshot up to {index} replaced the log over entry {at}@{}", pending.term);
+        for ((at, term), pending) in self.pending.extract_if(..=(index, u64::MAX), |_, _| true) {
+            let cause = format!("a snapshot up to {index} replaced the log over entry {at}@{term}");
             self.effects.answers.push((pending.ticket, Answer::Unknown { cause }));
         }
     }

@@ -77,3 +77,17 @@ impl<T> Consensus<T> {
         }
     }
 }
+
+#[cfg(test)]
+impl<T> Consensus<T> {
+    /// The configuration in force here.
+    pub(super) fn conf(&self) -> actorum_transport::wire::ConfState {
+        super::convert::conf_from_raft(&self.raw.raft.prs().conf().to_conf_state())
+    }
+
+    /// The commit index and the term of the entry there.
+    pub(super) fn commit_point(&self) -> (u64, u64) {
+        let log = &self.raw.raft.raft_log;
+        (log.committed, log.term(log.committed).unwrap_or(0))
+    }
+}

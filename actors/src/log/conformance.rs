@@ -1,1 +1,423 @@
-//! The suite that every store must pass.
+//! What every store must do, as a suite that any implementation can run in its tests.
+//!
+//! ```no_run
+//! use actorum_actors::log::{conformance, memory::MemoryDisk, store::LogStore};
+//! use actorum_transport::wire::Incarnation;
+//!
+//! conformance::conformance(|| {
+//!     let disk = MemoryDisk::new();
+//!     move || -> Box<dyn LogStore> { Box::new(disk.open(1, Incarnation(7)).unwrap()) }
+//! });
+//! ```
+//!
+//! The outer closure makes an empty disk, the inner one opens the store on it, again and again, each time
+//! after the handle before was dropped. A violation panics with the name of the rule.
+//!
+//! Deliberately absent: crashes. What a store keeps when it is killed, or when the power goes, no suite inside
+//! one process can tell.
+
+use std::{
+    sync::{
+        Arc,
+        mpsc::{Receiver, channel},
+    },
+    time::Duration,
+};
+
+use actorum_transport::wire::{ConfState, Entry, EntryKind, GroupId, Snapshot};
+use bytes::Bytes;
+
+use super::store::*;
+
+/// How long a completion may take before the store counts as hung.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+const GROUP: GroupId = GroupId::FIRST;
+
+/// Runs every rule, each on a disk of its own.
+pub fn conformance<Open: FnMut() -> Box<dyn LogStore>>(mut make: impl FnMut() -> Open) {
+    let rules: &[(&str, fn(&mut dyn FnMut() -> Box<dyn LogStore>))] = &[
+        ("a new store holds nothing", a_new_store_holds_nothing),
+        ("each opening counts as a boot", each_opening_counts_as_a_boot),
+        ("what was appended is read back in ranges", what_was_appended_is_read_back_in_ranges),
+        ("a read ends at its bytes and gives at least one entry", a_read_ends_at_its_bytes),
+        ("a read outside the log is an error", a_read_outside_the_log_is_an_error),
+        ("a conflicting append replaces the rest of the log", a_conflict_replaces_the_rest),
+        ("a log can be cut at every index", a_log_can_be_cut_at_every_index),
+        ("writes of one batch follow each other", writes_of_one_batch_follow_each_other),
+        ("the hard state and its entries come back together", hard_state_and_entries_come_back_together),
+        ("a snapshot replaces the log", a_snapshot_replaces_the_log),
+        ("the terms of the log come back as runs", terms_come_back_as_runs),
+        ("completions come in the order of submission", completions_come_in_order),
+        ("groups do not see each other", groups_do_not_see_each_other),
+        ("entries and snapshots of every size", entries_of_every_size),
+        ("a commit index alone needs no sync and is kept at close", a_commit_index_alone),
+        ("an append with a gap is refused, for good", a_gap_is_refused_for_good),
+    ];
+    for (name, rule) in rules {
+        println!("conformance: {name}");
+        rule(&mut make());
+    }
+}
+
+type Opener<'a> = &'a mut dyn FnMut() -> Box<dyn LogStore>;
+
+/// A store at work.
+struct Running {
+    reader: Arc<dyn LogReader>,
+    appender: Box<dyn LogAppender>,
+    completed: Receiver<Completed>,
+}
+
+impl Running {
+    fn start(store: Box<dyn LogStore>) -> Running {
+        let (heard, completed) = channel();
+        let reader = store.reader();
+        let appender = store.start(Arc::new(move |completion| {
+            let _ = heard.send(completion);
+        }));
+        Running { reader, appender, completed }
+    }
+
+    fn completed(&self) -> Completed {
+        self.completed.recv_timeout(PATIENCE).expect("every batch is reported")
+    }
+
+    fn batch(&mut self, writes: Vec<Write>, sync: bool) {
+        let ticket = self.appender.submit(Batch { writes, sync });
+        let completed = self.completed();
+        assert_eq!(completed.ticket, ticket, "the batch submitted is the batch reported");
+        completed.result.expect("the batch is written");
+    }
+
+    fn write(&mut self, write: Write) {
+        self.batch(vec![write], true);
+    }
+
+    fn append(&mut self, entries: Vec<Entry>) {
+        self.write(Write { entries, ..Write::default() });
+    }
+
+    fn all(&self, group: GroupId, from: u64, to: u64) -> Vec<Entry> {
+        self.reader.entries(group, from, to, usize::MAX).expect("what the log holds can be read")
+    }
+}
+
+fn entry(index: u64, term: u64) -> Entry {
+    sized(index, term, 20)
+}
+
+/// An entry whose bytes follow from its place, so that one entry cannot pass for another.
+fn sized(index: u64, term: u64, bytes: usize) -> Entry {
+    let seed = index.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ term.wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let data: Vec<u8> = (0..bytes as u64).map(|n| (seed.rotate_left((n % 61) as u32) ^ n) as u8).collect();
+    Entry { kind: EntryKind::Normal, term, index, data: Bytes::from(data), context: Bytes::new() }
+}
+
+fn entries(range: std::ops::RangeInclusive<u64>, term: u64) -> Vec<Entry> {
+    range.map(|index| entry(index, term)).collect()
+}
+
+fn snapshot(index: u64, term: u64, bytes: usize) -> Snapshot {
+    let conf = ConfState { voters: vec![1, 2, 3], learners: vec![4], ..ConfState::default() };
+    Snapshot { index, term, conf, data: sized(index, term, bytes).data }
+}
+
+fn genesis() -> Write {
+    let hard_state = Some(HardState { term: 1, vote: 0, commit: 1 });
+    Write { snapshot: Some(snapshot(1, 1, 50)), hard_state, ..Write::default() }
+}
+
+fn formed(open: Opener) -> Running {
+    let mut store = Running::start(open());
+    store.write(genesis());
+    store
+}
+
+fn a_new_store_holds_nothing(open: Opener) {
+    let store = open();
+    assert!(store.identity().is_new());
+    assert_eq!(store.recover(GROUP).expect("an empty group recovers"), Recovered::default());
+    assert!(store.reader().entries(GROUP, 1, 2, usize::MAX).is_err());
+    assert_eq!(store.reader().entries(GROUP, 1, 1, usize::MAX).expect("an empty range"), []);
+}
+
+fn each_opening_counts_as_a_boot(open: Opener) {
+    let first = open().identity();
+    let running = Running::start(open());
+    drop(running);
+    let third = open().identity();
+    assert_eq!(third, StoreIdentity { boot: first.boot + 2, ..first });
+    assert!(!third.is_new());
+}
+
+fn what_was_appended_is_read_back_in_ranges(open: Opener) {
+    let mut store = formed(open);
+    store.append(entries(2..=5, 1));
+    store.append(entries(6..=6, 1));
+    store.append(vec![
+        Entry { kind: EntryKind::ConfChange, context: Bytes::from_static(b"context"), ..entry(7, 1) },
+        Entry { data: Bytes::new(), ..entry(8, 1) },
+    ]);
+    let all = store.all(GROUP, 2, 9);
+    assert_eq!(all.len(), 7);
+    assert_eq!(all[..5], entries(2..=6, 1)[..]);
+    assert_eq!((all[5].kind, &all[5].context[..]), (EntryKind::ConfChange, &b"context"[..]));
+    assert!(all[6].data.is_empty());
+    for from in 2..=9 {
+        for to in from..=9 {
+            assert_eq!(store.all(GROUP, from, to), all[from as usize - 2..to as usize - 2], "{from} to {to}");
+        }
+    }
+}
+
+fn a_read_ends_at_its_bytes(open: Opener) {
+    let mut store = formed(open);
+    store.append(entries(2..=4, 1));
+    store.append(entries(5..=9, 1));
+    let size = entry(2, 1).size();
+    for (bytes, count) in [(0, 1), (1, 1), (size, 1), (2 * size - 1, 1), (2 * size, 2), (4 * size, 4), (7 * size, 7)] {
+        let read = store.reader.entries(GROUP, 3, 10, bytes).expect("a read");
+        assert_eq!(read, entries(3..=2 + count, 1), "{bytes} bytes");
+    }
+}
+
+fn a_read_outside_the_log_is_an_error(open: Opener) {
+    let mut store = formed(open);
+    store.append(entries(2..=4, 1));
+    for (from, to) in [(1, 3), (0, 2), (2, 6), (5, 6), (9, 10), (u64::MAX - 1, u64::MAX)] {
+        assert!(store.reader.entries(GROUP, from, to, usize::MAX).is_err(), "{from} to {to}");
+    }
+    assert!(store.reader.entries(GroupId(9), 2, 3, usize::MAX).is_err());
+}
+
+fn a_conflict_replaces_the_rest(open: Opener) {
+    let mut store = formed(open);
+    store.append(entries(2..=4, 1));
+    store.append(entries(5..=9, 1));
+    store.append(entries(7..=8, 2));
+    let expected = [entries(2..=6, 1), entries(7..=8, 2)].concat();
+    assert_eq!(store.all(GROUP, 2, 9), expected);
+    assert!(store.reader.entries(GROUP, 9, 10, usize::MAX).is_err(), "what was replaced is gone");
+    drop(store);
+    let store = open();
+    let recovered = store.recover(GROUP).expect("the group recovers");
+    assert_eq!((recovered.last_index, recovered.terms), (8, vec![(1, 1), (7, 2)]));
+    assert_eq!(store.reader().entries(GROUP, 2, 9, usize::MAX).expect("a read"), expected);
+}
+
+fn a_log_can_be_cut_at_every_index(open: Opener) {
+    let mut store = formed(open);
+    for (round, cut) in (2..=12).enumerate() {
+        let term = 2 * round as u64 + 2;
+        store.append(entries(2..=6, term));
+        store.append(entries(7..=7, term));
+        store.append(entries(8..=11, term));
+        store.append(entries(cut..=cut + 1, term + 1));
+        let expected = [entries(2..=cut - 1, term), entries(cut..=cut + 1, term + 1)].concat();
+        assert_eq!(store.all(GROUP, 2, cut + 2), expected, "cut at {cut}");
+        drop(store);
+        let reopened = open();
+        assert_eq!(reopened.recover(GROUP).expect("the group recovers").last_index, cut + 1);
+        store = Running::start(reopened);
+        assert_eq!(store.all(GROUP, 2, cut + 2), expected, "cut at {cut}, after reopening");
+    }
+}
+
+fn writes_of_one_batch_follow_each_other(open: Opener) {
+    let mut store = formed(open);
+    let write = |entries| Write { entries, ..Write::default() };
+    let state = |term, commit| Some(HardState { term, vote: 1, commit });
+    store.batch(
+        vec![
+            write(entries(2..=9, 1)),
+            Write { hard_state: state(2, 4), ..write(entries(5..=6, 2)) },
+            write(entries(7..=7, 2)),
+            Write { hard_state: state(3, 5), ..Write::default() },
+        ],
+        true,
+    );
+    let expected = [entries(2..=4, 1), entries(5..=7, 2)].concat();
+    assert_eq!(store.all(GROUP, 2, 8), expected);
+    store.batch(
+        vec![
+            write(entries(8..=9, 2)),
+            Write { snapshot: Some(snapshot(20, 3, 9)), ..Write::default() },
+            write(entries(21..=22, 3)),
+        ],
+        true,
+    );
+    assert_eq!(store.all(GROUP, 21, 23), entries(21..=22, 3));
+    drop(store);
+    let recovered = open().recover(GROUP).expect("the group recovers");
+    assert_eq!(recovered.hard_state, HardState { term: 3, vote: 1, commit: 5 });
+    assert_eq!((recovered.last_index, recovered.terms), (22, vec![(20, 3)]));
+}
+
+fn hard_state_and_entries_come_back_together(open: Opener) {
+    let mut store = formed(open);
+    let mut states = Vec::new();
+    for round in 0..5 {
+        let state = HardState { term: round + 2, vote: round % 3 + 1, commit: round + 2 };
+        store.write(Write { entries: vec![entry(round + 2, round + 2)], hard_state: Some(state), ..Write::default() });
+        states.push(state);
+    }
+    store.append(entries(7..=7, 6));
+    drop(store);
+    let recovered = open().recover(GROUP).expect("the group recovers");
+    assert_eq!(Some(&recovered.hard_state), states.last());
+    assert_eq!(recovered.last_index, 7);
+    assert_eq!(recovered.snapshot, Some(snapshot(1, 1, 50)));
+}
+
+fn a_snapshot_replaces_the_log(open: Opener) {
+    let mut store = formed(open);
+    store.append(entries(2..=9, 1));
+    for (index, term) in [(5, 2), (30, 3), (7, 4)] {
+        let hard_state = Some(HardState { term, vote: 0, commit: index });
+        store.write(Write { snapshot: Some(snapshot(index, term, 100)), hard_state, ..Write::default() });
+        assert!(store.reader.entries(GROUP, index, index + 1, usize::MAX).is_err(), "the log is empty");
+        drop(store);
+        let reopened = open();
+        let recovered = reopened.recover(GROUP).expect("the group recovers");
+        assert_eq!(recovered.snapshot, Some(snapshot(index, term, 100)));
+        assert_eq!((recovered.last_index, recovered.terms), (index, vec![(index, term)]));
+        store = Running::start(reopened);
+        store.append(entries(index + 1..=index + 3, term));
+        assert_eq!(store.all(GROUP, index + 1, index + 4), entries(index + 1..=index + 3, term));
+    }
+}
+
+fn terms_come_back_as_runs(open: Opener) {
+    let mut store = formed(open);
+    store.append(vec![entry(2, 1), entry(3, 1), entry(4, 3)]);
+    store.append(vec![entry(5, 3)]);
+    store.append(vec![entry(6, 4), entry(7, 9)]);
+    drop(store);
+    let recovered = open().recover(GROUP).expect("the group recovers");
+    assert_eq!(recovered.terms, [(1, 1), (4, 3), (6, 4), (7, 9)]);
+    let terms: Vec<_> = (0..=8).map(|index| recovered.term_at(index)).collect();
+    let some = [1, 1, 1, 3, 3, 4, 9].map(Some);
+    assert_eq!(terms, [&[None][..], &some[..], &[None][..]].concat());
+}
+
+fn completions_come_in_order(open: Opener) {
+    let mut store = formed(open);
+    let tickets: Vec<Ticket> = (2..=301)
+        .map(|index| {
+            let write = match index % 7 {
+                0 => Write { hard_state: Some(HardState { term: 1, vote: 0, commit: 1 }), ..Write::default() },
+                _ => Write::default(),
+            };
+            let write = Write { entries: vec![entry(index, 1)], ..write };
+            store.appender.submit(Batch { writes: vec![write], sync: true })
+        })
+        .collect();
+    for (nth, ticket) in tickets.iter().enumerate() {
+        assert_eq!(ticket.0, nth as u64 + 2, "tickets count up");
+        let completed = store.completed();
+        assert_eq!(completed.ticket, *ticket);
+        completed.result.expect("the batch is written");
+    }
+    assert_eq!(store.all(GROUP, 2, 302), entries(2..=301, 1));
+    // Dropped with work in hand: all of it is done and reported first.
+    let tickets: Vec<_> = (302..=340)
+        .map(|index| {
+            let write = Write { entries: vec![entry(index, 1)], ..Write::default() };
+            store.appender.submit(Batch { writes: vec![write], sync: true })
+        })
+        .collect();
+    let Running { appender, completed, reader } = store;
+    drop(appender);
+    let heard: Vec<_> = completed.iter().take(tickets.len()).map(|c| c.ticket).collect();
+    assert_eq!(heard, tickets);
+    assert!(matches!(reader.entries(GROUP, 2, 3, 0), Err(StoreError::Closed(_))), "closed for readers too");
+    assert_eq!(open().recover(GROUP).expect("the group recovers").last_index, 340);
+}
+
+fn groups_do_not_see_each_other(open: Opener) {
+    let mut store = Running::start(open());
+    let groups = [GroupId(0), GroupId(1), GroupId(255), GroupId(256), GroupId(70_000)];
+    for (nth, group) in groups.into_iter().enumerate() {
+        let nth = nth as u64 + 1;
+        let hard_state = Some(HardState { term: nth, vote: nth, commit: nth });
+        let snapshot = Some(snapshot(nth, nth, 10));
+        store.write(Write { group, hard_state, snapshot, entries: entries(nth + 1..=nth + 5, nth) });
+    }
+    // Two groups in one batch: one is cut, one replaced.
+    let cut = Write { group: groups[1], entries: entries(4..=4, 9), ..Write::default() };
+    let replaced = Write { group: groups[2], snapshot: Some(snapshot(50, 9, 10)), ..Write::default() };
+    store.batch(vec![cut, replaced], true);
+    drop(store);
+    let store = open();
+    for (nth, group) in groups.into_iter().enumerate() {
+        let nth = nth as u64 + 1;
+        let recovered = store.recover(group).expect("the group recovers");
+        assert_eq!(recovered.hard_state, HardState { term: nth, vote: nth, commit: nth });
+        let last = match nth {
+            2 => 4,
+            3 => 50,
+            _ => nth + 5,
+        };
+        assert_eq!(recovered.last_index, last, "{group:?}");
+        if nth > 3 || nth == 1 {
+            let read = store.reader().entries(group, nth + 1, nth + 6, usize::MAX).expect("a read");
+            assert_eq!(read, entries(nth + 1..=nth + 5, nth));
+        }
+    }
+    assert_eq!(store.recover(GroupId(2)).expect("an empty group recovers"), Recovered::default());
+}
+
+fn entries_of_every_size(open: Opener) {
+    let mut store = formed(open);
+    let bound = super::record::PIECE_MAX;
+    let sizes = [0, 1, bound - 22, bound - 21, bound - 20, bound, 2 * bound + 7, 8 << 20, 3, 100_000, 100_000, 100_000];
+    let big: Vec<Entry> = (2..).zip(sizes).map(|(index, size)| sized(index, 1, size)).collect();
+    let last = 1 + big.len() as u64;
+    store.append(big.clone());
+    assert_eq!(store.all(GROUP, 2, last + 1), big);
+    assert_eq!(store.reader.entries(GROUP, 9, last + 1, 1).expect("a read"), big[7..8]);
+    // Cut right before, inside and right after the big ones.
+    for cut in [10, 9, 8] {
+        store.append(vec![sized(cut, 1 + cut, bound + 5)]);
+        let expected = [&big[..cut as usize - 2], &[sized(cut, 1 + cut, bound + 5)]].concat();
+        assert_eq!(store.all(GROUP, 2, cut + 1), expected);
+    }
+    store.write(Write { group: GroupId(1), snapshot: Some(snapshot(9, 9, 3 * bound + 1)), ..Write::default() });
+    store.write(Write { group: GroupId(2), snapshot: Some(snapshot(9, 9, 3 * bound + 1)), ..Write::default() });
+    store.write(Write { group: GroupId(2), snapshot: Some(snapshot(10, 9, bound + 1)), ..Write::default() });
+    drop(store);
+    let store = open();
+    let expected = [&big[..6], &[sized(8, 9, bound + 5)]].concat();
+    assert_eq!(store.reader().entries(GROUP, 2, 9, usize::MAX).expect("a read"), expected);
+    let recovered = |group| store.recover(GroupId(group)).expect("the group recovers").snapshot;
+    assert_eq!(recovered(1), Some(snapshot(9, 9, 3 * bound + 1)));
+    assert_eq!(recovered(2), Some(snapshot(10, 9, bound + 1)));
+}
+
+fn a_commit_index_alone(open: Opener) {
+    let mut store = formed(open);
+    store.append(entries(2..=9, 1));
+    for commit in 2..=9 {
+        let hard_state = Some(HardState { term: 1, vote: 0, commit });
+        store.batch(vec![Write { hard_state, ..Write::default() }], false);
+    }
+    drop(store);
+    assert_eq!(open().recover(GROUP).expect("the group recovers").hard_state.commit, 9);
+}
+
+fn a_gap_is_refused_for_good(open: Opener) {
+    let mut store = formed(open);
+    store.append(entries(2..=3, 1));
+    for bad in [entries(5..=5, 1), entries(4..=4, 1)] {
+        store.appender.submit(Batch { writes: vec![Write { entries: bad, ..Write::default() }], sync: true });
+    }
+    store.completed().result.expect_err("a gap");
+    let second = store.completed().result;
+    assert!(matches!(second, Err(StoreError::Closed(_) | StoreError::Damaged { .. })), "{second:?}");
+    store.appender.submit(Batch::default());
+    let third = store.completed().result;
+    assert!(matches!(third, Err(StoreError::Closed(_))), "{third:?}");
+    drop(store);
+    assert_eq!(open().recover(GROUP).expect("the group recovers").last_index, 3);
+}

@@ -1,1 +1,277 @@
-//! Reading a stopped node's directory without changing it.
+//! Reading a stopped node's directory, for `actorum inspect`, without changing a byte of it.
+//!
+//! The engine writes when it opens, so it gets a copy: the log is copied to a temporary directory, which goes
+//! when the [`Inspection`] is dropped. That takes the log's size in free space for as long. The node's own files
+//! are read where they are. A directory in use is refused, by the name of its holder: a copy of moving files would
+//! say things that never were.
+//!
+//! It looks further than opening does: what a node would refuse (another format's record, a rolled-back log,
+//! a damaged block) is listed, with all that can still be read around it.
+//!
+//! Deliberately absent: repair.
+
+use std::{
+    collections::BTreeMap,
+    fmt, fs, io,
+    path::{Path, PathBuf},
+};
+
+use actorum_transport::wire::{Entry, GroupId, Incarnation, Snapshot};
+
+use super::{
+    directory,
+    record::{Found, Key, Owner, Problem},
+    sled::{self, Engine, OpenOptions},
+    store::{HardState, OpenError, StoreError, StoreIdentity},
+    watermark::{Mark, Watermark},
+};
+
+/// A look at a directory.
+pub struct Inspection {
+    identity: Result<StoreIdentity, OpenError>,
+    watermark: BTreeMap<GroupId, Mark>,
+    found: Found,
+    engine: Option<Engine>,
+    // Dropped last: the engine's files are in it.
+    _copy: Copy,
+}
+
+/// One group, as its directory has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GroupReport {
+    /// Which.
+    pub group: GroupId,
+    /// What the watermark says it has made durable.
+    pub watermark: Option<Mark>,
+    /// The hard state.
+    pub hard_state: HardState,
+    /// The snapshot its log follows.
+    pub snapshot: Option<Snapshot>,
+    /// The index of its first entry, if there is one.
+    pub first_index: Option<u64>,
+    /// The last index of the log.
+    pub last_index: u64,
+    /// The term of every entry as runs: (first index of the run, term).
+    pub terms: Vec<(u64, u64)>,
+    /// How many blocks its entries are in.
+    pub blocks: u64,
+    /// The bytes of its records.
+    pub bytes: u64,
+}
+
+/// The outcome of checking every record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// How many values were read.
+    pub values: u64,
+    /// Everything wrong. Empty: this directory opens.
+    pub problems: Vec<Problem>,
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for problem in &self.problems {
+            writeln!(f, "{problem}")?;
+        }
+        write!(f, "{} records checked, {} problems", self.values, self.problems.len())
+    }
+}
+
+impl Inspection {
+    /// Copies the log and reads all of it. Fails only where there is nothing to look at: no node's directory, a lock that
+    /// is held, a filesystem that refuses.
+    pub fn open(dir: &Path) -> Result<Inspection, OpenError> {
+        let io = |doing: &str, error| OpenError::Io { dir: dir.to_owned(), doing: doing.to_owned(), error };
+        fs::read_dir(dir).map_err(|error| io("cannot list it", error))?;
+        if let Some(holder) = directory::holder(dir)? {
+            return Err(OpenError::Locked { dir: dir.to_owned(), holder });
+        }
+        let (log, watermark_path) = (directory::log_path(dir), directory::watermark_path(dir));
+        let identity = directory::read_node(dir);
+        if identity.is_err() && !log.exists() && !watermark_path.exists() {
+            let found = "no node file".to_owned();
+            return Err(OpenError::NotANode { dir: dir.to_owned(), found });
+        }
+        let mut problems = Vec::new();
+        let mut note = |what: &str, detail: String| problems.push(Problem { what: what.to_owned(), detail });
+        match &identity {
+            Ok(_) => {}
+            Err(OpenError::Damaged { what, detail, .. }) => note(what, detail.clone()),
+            Err(other) => note("node file", other.to_string()),
+        }
+        let watermark = match Watermark::inspect(&watermark_path) {
+            Ok((marks, slot)) => {
+                if let Some(detail) = slot {
+                    // A crash can leave one; a node that opens uses the other slot.
+                    note("watermark", format!("one slot is damaged, which a crash can leave behind: {detail}"));
+                }
+                if let Ok(node) = &identity
+                    && node.incarnation != marks.incarnation
+                {
+                    note("watermark", format!("it belongs to incarnation {}", marks.incarnation));
+                }
+                marks.groups
+            }
+            Err(error) => {
+                note("watermark", error.to_string());
+                BTreeMap::new()
+            }
+        };
+
+        let copy = Copy::new(&log).map_err(|error| io("cannot copy log", error))?;
+        let (engine, found) = if copy.path.join("db").exists() {
+            read(&copy.path)
+        } else {
+            (None, Err(("the log".to_owned(), "it is missing".to_owned())))
+        };
+        let mut found = found.unwrap_or_else(|(what, detail)| {
+            note(&what, detail);
+            Found::default()
+        });
+        if engine.is_some() {
+            match (&found.owner, &identity) {
+                (None, _) => note(&Key::OWNER.to_string(), "it is missing: the log came up empty".to_owned()),
+                (Some(owner), Ok(node)) => {
+                    let Owner { id, incarnation } = *owner;
+                    if (id, incarnation) != (node.id, node.incarnation) {
+                        note(&Key::OWNER.to_string(), format!("it says node {id}, incarnation {incarnation}"));
+                    }
+                }
+                (Some(_), Err(_)) => {}
+            }
+        }
+        for (group, promised) in &watermark {
+            let nothing = Default::default();
+            let holds = found.groups.get(group).map_or(&nothing, |found| &found.recovered);
+            if let Some(holds) = sled::behind(holds, promised) {
+                let detail = format!("it was rolled back: it holds {holds}, the watermark says {promised}");
+                note(&format!("group {}: the log", group.0), detail);
+            }
+        }
+        found.problems.splice(0..0, problems);
+        Ok(Inspection { identity, watermark, found, engine, _copy: copy })
+    }
+
+    /// Whose directory it is, or why nobody can tell.
+    pub fn identity(&self) -> Result<StoreIdentity, &OpenError> {
+        self.identity.as_ref().copied()
+    }
+
+    /// Every group that the log or the watermark knows.
+    pub fn groups(&self) -> Vec<GroupReport> {
+        let mut groups: Vec<GroupId> = self.found.groups.keys().chain(self.watermark.keys()).copied().collect();
+        groups.sort();
+        groups.dedup();
+        groups.into_iter().map(|group| self.group(group)).collect()
+    }
+
+    /// One group; empty if nothing is known of it.
+    pub fn group(&self, group: GroupId) -> GroupReport {
+        let found = self.found.groups.get(&group).cloned().unwrap_or_default();
+        GroupReport {
+            group,
+            watermark: self.watermark.get(&group).copied(),
+            hard_state: found.recovered.hard_state,
+            snapshot: found.recovered.snapshot,
+            first_index: found.first_index,
+            last_index: found.recovered.last_index,
+            terms: found.recovered.terms,
+            blocks: found.blocks,
+            bytes: found.bytes,
+        }
+    }
+
+    /// The entries `[from, to)` of a group, as many as fit `max_bytes` and at least one. A damaged one in between is an error
+    /// that names it; ask for what is before and after it.
+    pub fn entries(&self, group: GroupId, from: u64, to: u64, max_bytes: usize) -> Result<Vec<Entry>, StoreError> {
+        let engine =
+            self.engine.as_ref().ok_or_else(|| StoreError::Closed("the log could not be opened".to_owned()))?;
+        if from >= to {
+            return Ok(Vec::new());
+        }
+        sled::caught(|| sled::read_entries(engine, group, from, to, max_bytes))
+    }
+
+    /// What checking every record found, node file, watermark and log alike.
+    pub fn verify(&self) -> Report {
+        Report { values: self.found.values, problems: self.found.problems.clone() }
+    }
+}
+
+impl fmt::Debug for Inspection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Inspection").field("identity", &self.identity).finish_non_exhaustive()
+    }
+}
+
+type Unreadable = (String, String);
+
+/// Opens the copy and reads it, on a thread of its own as opening does.
+fn read(path: &Path) -> (Option<Engine>, Result<Found, Unreadable>) {
+    let options = OpenOptions::new(0, Incarnation(0));
+    let (path, within) = (path.to_owned(), options.open_within);
+    let broken = |detail: String| (None, Err(("the log".to_owned(), detail)));
+    let read = sled::within_time("actorum-inspect", within, move || {
+        let engine = Engine::open(&path, &options).map_err(sled::EngineError::into_words)?;
+        let found = engine.scan().map_err(sled::EngineError::into_words);
+        Ok((Some(engine), found))
+    });
+    match read {
+        Ok(Ok(Ok(read))) => read,
+        Ok(Ok(Err(error))) => (None, Err(error)),
+        Ok(Err(panic)) => broken(format!("the storage engine panicked: {panic}")),
+        Err(cause) => broken(format!("the storage engine did not open it: {cause}")),
+    }
+}
+
+/// A temporary copy of the log, gone when dropped.
+struct Copy {
+    path: PathBuf,
+}
+
+impl Copy {
+    fn new(log: &Path) -> io::Result<Copy> {
+        let mut number = 0;
+        let path = loop {
+            let path = std::env::temp_dir().join(format!("actorum-inspect-{}-{number}", std::process::id()));
+            match make_private(&path) {
+                Ok(()) => break path,
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => number += 1,
+                Err(error) => return Err(error),
+            }
+        };
+        let copy = Copy { path };
+        if log.exists() {
+            copy_files(log, &copy.path)?;
+        }
+        Ok(copy)
+    }
+}
+
+impl Drop for Copy {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.path); // in the temporary directory: what stays is the system's to clear
+    }
+}
+
+/// The log holds what the applications say: nobody else reads the copy.
+fn make_private(path: &Path) -> io::Result<()> {
+    let mut builder = fs::DirBuilder::new();
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.create(path)
+}
+
+fn copy_files(from: &Path, to: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let target = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            make_private(&target)?;
+            copy_files(&entry.path(), &target)?;
+        } else {
+            fs::copy(entry.path(), target)?;
+        }
+    }
+    Ok(())
+}

@@ -354,3 +354,81 @@ impl Drop for MemoryAppender {
         disk.close();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+
+    use super::*;
+    use crate::log::conformance;
+
+    fn append(index: u64) -> Batch {
+        let kind = actorum_transport::wire::EntryKind::Normal;
+        let entry = Entry { kind, term: 1, index, data: Default::default(), context: Default::default() };
+        Batch { writes: vec![Write { entries: vec![entry], ..Write::default() }], sync: true }
+    }
+
+    fn start(disk: &MemoryDisk) -> (Box<dyn LogAppender>, std::sync::mpsc::Receiver<Completed>) {
+        let (heard, completed) = channel();
+        let store = Box::new(disk.open(1, Incarnation(1)).unwrap());
+        (store.start(Arc::new(move |completion| heard.send(completion).unwrap())), completed)
+    }
+
+    fn last_index(disk: &MemoryDisk) -> u64 {
+        disk.open(1, Incarnation(1)).unwrap().recover(GroupId::FIRST).unwrap().last_index
+    }
+
+    #[test]
+    fn memory_passes_the_conformance_suite() {
+        conformance::conformance(|| {
+            let disk = MemoryDisk::new();
+            move || -> Box<dyn LogStore> { Box::new(disk.open(1, Incarnation(7)).unwrap()) }
+        });
+    }
+
+    #[test]
+    fn what_is_held_completes_when_released_and_is_lost_in_a_crash() {
+        let disk = MemoryDisk::new();
+        let (mut appender, completed) = start(&disk);
+        disk.hold();
+        for index in 1..=5 {
+            appender.submit(append(index));
+        }
+        assert_eq!((disk.waiting(), completed.try_iter().count()), (5, 0));
+        disk.release(2);
+        assert_eq!(completed.try_iter().map(|c| c.ticket.0).collect::<Vec<_>>(), [1, 2]);
+        disk.crash();
+        appender.submit(append(6));
+        disk.release_all();
+        drop(appender);
+        assert_eq!(completed.try_iter().count(), 0, "the dead hear nothing");
+        assert_eq!(last_index(&disk), 2);
+    }
+
+    #[test]
+    fn a_commit_index_without_a_sync_is_lost_in_a_crash() {
+        let disk = MemoryDisk::new();
+        let (mut appender, completed) = start(&disk);
+        appender.submit(append(1));
+        let hard_state = Some(HardState { term: 0, vote: 0, commit: 1 });
+        appender.submit(Batch { writes: vec![Write { hard_state, ..Write::default() }], sync: false });
+        assert_eq!(completed.try_iter().count(), 2);
+        disk.crash();
+        assert_eq!(disk.open(1, Incarnation(1)).unwrap().recover(GroupId::FIRST).unwrap().hard_state.commit, 0);
+    }
+
+    #[test]
+    fn a_failed_write_is_final_until_the_next_opening() {
+        let disk = MemoryDisk::new();
+        let (mut appender, completed) = start(&disk);
+        appender.submit(append(1));
+        disk.fail_next("no space");
+        appender.submit(append(2));
+        appender.submit(append(2));
+        let results: Vec<_> = completed.try_iter().map(|c| c.result).collect();
+        assert!(matches!(&results[..], [Ok(_), Err(StoreError::Io { .. }), Err(StoreError::Closed(_))]), "{results:?}");
+        assert!(matches!(disk.open(1, Incarnation(1)), Err(OpenError::Locked { .. })));
+        drop(appender);
+        assert_eq!(last_index(&disk), 1);
+    }
+}

@@ -520,7 +520,7 @@ fn decoded(block: &Assembled) -> Result<Vec<Entry>, StoreError> {
 }
 
 /// The entries `[from, to)`, all of which the log says it holds.
-fn read_entries(
+pub(super) fn read_entries(
     engine: &Engine,
     group: GroupId,
     from: u64,
@@ -849,6 +849,15 @@ impl EngineError {
         }
     }
 
+    /// What is broken, and how.
+    pub(super) fn into_words(self) -> (String, String) {
+        match self {
+            EngineError::Io { doing, error } => ("the log".to_owned(), format!("{doing} failed: {error}")),
+            EngineError::Broken { what, detail } => (what, detail),
+            EngineError::Panicked(panic) => ("the log".to_owned(), format!("the storage engine panicked: {panic}")),
+        }
+    }
+
     fn on_open(self, dir: &Path) -> OpenError {
         let dir = dir.to_owned();
         match self {
@@ -875,10 +884,27 @@ impl From<EngineError> for StoreError {
 /// sled itself. Nothing outside these lines names it.
 pub(super) struct Engine {
     db: sled::Db,
-    /// Ours, for the sync: opened before sled wrote anything.
-    file: File,
+    /// Ours, for the sync: opened before sled wrote anything. Dropped after `db`.
+    file: OwnFile,
     #[cfg(feature = "faults")]
     policy: SyncPolicy,
+}
+
+/// The store's own descriptor of the engine's file.
+struct OwnFile(File);
+
+impl Drop for OwnFile {
+    /// sled's threads can hold its file, and the lock on it, a moment longer than sled lives. Whoever drops an engine
+    /// may open it again at once.
+    fn drop(&mut self) {
+        for _ in 0..200 {
+            if self.0.try_lock().is_ok() {
+                return;
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        tracing::warn!("the storage engine still holds its file");
+    }
 }
 
 fn engine_file(dir: &Path) -> PathBuf {
@@ -909,7 +935,7 @@ impl Engine {
         directory::sync_dir(path).map_err(io("syncing log"))?;
         Ok(Engine {
             db,
-            file,
+            file: OwnFile(file),
             #[cfg(feature = "faults")]
             policy: options.sync,
         })
@@ -951,7 +977,7 @@ impl Engine {
         if self.policy == SyncPolicy::FlushOnly {
             return Ok(());
         }
-        self.file.sync_data().map_err(|error| EngineError::Io { doing: "syncing log/db".to_owned(), error })
+        self.file.0.sync_data().map_err(|error| EngineError::Io { doing: "syncing log/db".to_owned(), error })
     }
 
     /// The keys in `[from, to)`.
@@ -998,7 +1024,7 @@ impl Engine {
     }
 
     fn disk_bytes(&self) -> u64 {
-        let Ok(metadata) = self.file.metadata() else { return 0 };
+        let Ok(metadata) = self.file.0.metadata() else { return 0 };
         #[cfg(unix)]
         return std::os::unix::fs::MetadataExt::blocks(&metadata) * 512;
         #[cfg(not(unix))]
@@ -1007,7 +1033,7 @@ impl Engine {
 }
 
 /// Runs something that may panic.
-fn caught<T>(run: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
+pub(super) fn caught<T>(run: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
     catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| Err(StoreError::Panicked(words(panic))))
 }
 
@@ -1033,42 +1059,5 @@ pub(super) fn within_time<T: Send + 'static>(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn entry(index: u64, term: u64, data: &[u8]) -> Entry {
-        let kind = actorum_transport::wire::EntryKind::Normal;
-        Entry { kind, term, index, data: Bytes::copy_from_slice(data), context: Bytes::new() }
-    }
-
-    #[test]
-    fn smoke() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("a/b");
-        let open = || Box::new(SledStore::open(&path, OpenOptions::new(1, Incarnation(7))).unwrap());
-        let store = open();
-        assert!(store.identity().is_new());
-        let reader = store.reader();
-        let (tx, rx) = sync_channel(100);
-        let mut appender = store.start(Arc::new(move |c| tx.send(c).unwrap()));
-        let snapshot = Some(Snapshot { index: 1, term: 1, ..Snapshot::default() });
-        let write = Write {
-            snapshot,
-            hard_state: Some(HardState { term: 2, vote: 1, commit: 3 }),
-            entries: vec![entry(2, 2, b"a"), entry(3, 2, &vec![7; 1 << 20]), entry(4, 2, b"c")],
-            ..Write::default()
-        };
-        appender.submit(Batch { writes: vec![write], sync: true });
-        let completed = rx.recv().unwrap();
-        println!("{completed:?}");
-        completed.result.unwrap();
-        assert_eq!(reader.entries(GroupId::FIRST, 2, 5, usize::MAX).unwrap().len(), 3);
-        drop(appender);
-        let store = open();
-        println!("{:?}", store.identity());
-        let mut recovered = store.recover(GroupId::FIRST).unwrap();
-        recovered.snapshot = None;
-        println!("{recovered:?}");
-        assert_eq!(store.reader().entries(GroupId::FIRST, 2, 5, 10).unwrap(), vec![entry(2, 2, b"a")]);
-    }
-}
+#[path = "sled_tests.rs"]
+mod tests;

@@ -1,2 +1,103 @@
-//! x
-fn main() {}
+//! `actorum`: a replicated key-value service over the library, its tools, and a demonstration.
+//!
+//! ```text
+//!  certs    who may take part          serve ─┬─ http     the map, status, metrics, events
+//!  serve    one node                          └─ admin    the membership
+//!  status   many nodes, one table
+//!  inspect  a stopped node's directory
+//!  demo     three nodes, a kill, a count
+//! ```
+//!
+//! Exit codes: 0 done, 1 failed (the reason is on standard error, after `error: `), 2 wrong usage, 130 interrupted.
+//! Deliberately absent: anything an application would want to reuse. That is the library.
+
+mod certs;
+mod serve;
+mod settings;
+mod kv;
+mod http;
+mod admin;
+mod events;
+mod metrics;
+mod client;
+mod status;
+mod inspect;
+mod demo;
+mod signals;
+
+use std::{fmt, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+
+/// Raft for actix applications: a replicated key-value service, its tools and its demo
+#[derive(Parser)]
+#[command(name = "actorum", version, propagate_version = true, max_term_width = 100)]
+#[command(after_help = "Try `actorum demo` first: it needs nothing and leaves nothing behind.")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+// What each says of itself in the help stands above its arguments.
+#[derive(Subcommand)]
+enum Command {
+    Certs(certs::Args),
+    Serve(Box<serve::Args>),
+    Status(status::Args),
+    Inspect(inspect::Args),
+    Demo(demo::Args),
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().command {
+        Command::Certs(args) => certs::run(args),
+        Command::Serve(args) => serve::run(*args),
+        Command::Status(args) => status::run(args),
+        Command::Inspect(args) => inspect::run(args),
+        Command::Demo(args) => demo::run(args),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("error: {failure}");
+            ExitCode::from(failure.code)
+        }
+    }
+}
+
+/// Why a command did not do what it was asked: one message for a person, and the exit code.
+#[derive(Debug)]
+pub struct Failure {
+    message: String,
+    code: u8,
+}
+
+impl Failure {
+    /// Exit code 1.
+    pub fn new(message: impl fmt::Display) -> Failure {
+        Failure { message: message.to_string(), code: 1 }
+    }
+
+    /// Exit code 2: the arguments, the environment or the configuration file are to blame.
+    pub fn usage(message: impl fmt::Display) -> Failure {
+        Failure { message: message.to_string(), code: 2 }
+    }
+
+    /// Exit code 130, as a shell reports a Ctrl-C.
+    pub fn interrupted() -> Failure {
+        Failure { message: "interrupted".to_owned(), code: 130 }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+/// So that `?` works on any error; it means exit code 1. (As `Failure` is no `Error` itself, this meets no other impl.)
+impl<E: std::error::Error> From<E> for Failure {
+    fn from(error: E) -> Failure {
+        Failure::new(error)
+    }
+}

@@ -1,0 +1,506 @@
+//! Several pure cores, with network, disks, appliers and clocks in the hands of the test.
+//!
+//! Nothing moves by itself. Every transcript line is written here, and every effect passes through
+//! [`Checks`](super::checks::Checks), so that a script fails when it shows something that may never happen.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    fmt::Write as _,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use actorum_transport::{
+    message::AskError,
+    wire::{Address, ClusterId, EntryKind, GroupId, Incarnation, NodeId, RaftMessage, Request, Response, Snapshot},
+};
+use bytes::Bytes;
+
+use super::{checks::Checks, disk::Disk};
+use crate::{
+    consensus::{Consensus, Effects, Moment, Settings, Start},
+    entry::{Draft, Kind, Stamped, SystemCommand},
+    machine,
+    members::{Change, Membership},
+    message::{Answer, Committed, Refusal},
+    system_state::SystemState,
+};
+
+pub const TICK: Duration = Duration::from_millis(100);
+
+/// What a node holds in memory only, apart from its core: the state machine and what waits for it.
+pub struct Applier {
+    pub system: Option<SystemState>,
+    pub applied: u64,
+    pub waiting: VecDeque<Committed<String>>,
+    pub restore: Option<Snapshot>,
+    pub reads: Vec<(u64, String)>,
+}
+
+pub struct Node {
+    pub id: NodeId,
+    pub core: Option<Consensus<String>>,
+    pub disk: Disk,
+    pub applier: Applier,
+    pub waits: bool,
+    pub boot: u64,
+    pub now: Duration,
+    pub disk_auto: bool,
+    pub apply_auto: bool,
+    /// How many messages of each write the transcript has shown as held.
+    shown: BTreeMap<u64, usize>,
+    /// Questions asked and not answered: whom.
+    pub asking: BTreeMap<u64, NodeId>,
+}
+
+/// A question or its answer, on its way.
+pub enum Errand {
+    Question { from: NodeId, id: u64, to: NodeId, request: Request },
+    Answer { to: NodeId, id: u64, result: Result<Response, AskError> },
+}
+
+pub struct Cluster {
+    pub nodes: BTreeMap<NodeId, Node>,
+    /// Per link and lane (urgent or not): what is on its way, oldest first.
+    pub links: BTreeMap<(NodeId, NodeId, bool), VecDeque<RaftMessage>>,
+    pub cut: BTreeSet<(NodeId, NodeId)>,
+    pub errands: VecDeque<Errand>,
+    pub seed: u64,
+    pub out: String,
+    pub checks: Checks,
+}
+
+impl Cluster {
+    pub fn new(seed: u64) -> Self {
+        Cluster {
+            nodes: BTreeMap::new(),
+            links: BTreeMap::new(),
+            cut: BTreeSet::new(),
+            errands: VecDeque::new(),
+            seed,
+            out: String::new(),
+            checks: Checks::default(),
+        }
+    }
+
+    pub fn genesis(founders: &[NodeId]) -> Snapshot {
+        let named = founders.iter().map(|id| (*id, (Address(format!("node-{id}:7000")), Incarnation(*id))));
+        SystemState::founded(ClusterId(1), &named.collect()).genesis().unwrap()
+    }
+
+    /// A node with an empty directory.
+    pub fn add(&mut self, id: NodeId, waits: bool) {
+        let applier = Applier { system: None, applied: 0, waiting: VecDeque::new(), restore: None, reads: Vec::new() };
+        let node = Node {
+            id,
+            core: None,
+            disk: Disk::default(),
+            applier,
+            waits,
+            boot: 0,
+            now: Duration::ZERO,
+            disk_auto: true,
+            apply_auto: true,
+            shown: BTreeMap::new(),
+            asking: BTreeMap::new(),
+        };
+        self.nodes.insert(id, node);
+    }
+
+    /// A cluster that is formed already, its nodes not started.
+    pub fn found(&mut self, founders: &[NodeId]) {
+        for id in founders {
+            self.add(*id, false);
+            let node = self.node(*id);
+            let mut image = node.disk.durable.lock().unwrap();
+            image.snapshot = Some(Self::genesis(founders));
+            image.hard_state.term = 1;
+            image.hard_state.commit = 1;
+            node.disk.term = 1;
+            node.disk.ever.insert((1, 1));
+        }
+    }
+
+    fn node(&mut self, id: NodeId) -> &mut Node {
+        self.nodes.get_mut(&id).expect("no such node")
+    }
+
+    pub fn core(&mut self, id: NodeId) -> &mut Consensus<String> {
+        self.node(id).core.as_mut().expect("that node is down")
+    }
+
+    pub fn is_up(&self, id: NodeId) -> bool {
+        self.nodes.get(&id).is_some_and(|node| node.core.is_some())
+    }
+
+    /// Starts a node from what its disk holds. `applied` is how far its machine had come by itself.
+    pub fn start(&mut self, id: NodeId, applied: Option<u64>) {
+        let seed = self.seed;
+        self.links.retain(|(from, _, _), _| *from != id);
+        let node = self.node(id);
+        assert!(node.core.is_none(), "it is running");
+        let image = node.disk.image();
+        node.boot += 1;
+        let mut system = None;
+        let mut done = 0;
+        if let Some(snapshot) = &image.snapshot {
+            let mut state = SystemState::restore(snapshot).unwrap().0;
+            done = snapshot.index;
+            for (index, entry) in image.entries.range(..=applied.unwrap_or(image.hard_state.commit)) {
+                apply(&mut state, entry.kind, &entry.data, &entry.context);
+                done = *index;
+            }
+            system = Some(state);
+        }
+        let membership = system.as_ref().map_or_else(|| Arc::new(Membership::default()), |s| s.membership.clone());
+        let settings = Settings {
+            id,
+            group: GroupId::FIRST,
+            incarnation: Incarnation(id),
+            boot: node.boot,
+            seed,
+            tick: TICK,
+            election_ticks: 10,
+            max_append_bytes: 1 << 10,
+            max_inflight_appends: 8,
+            max_unapplied_bytes: 1 << 20,
+            log_tail_bytes: 200,
+            max_entry_bytes: 1 << 10,
+            waits: node.waits,
+        };
+        let start = Start { recovered: node.disk.recovered(), reader: node.disk.reader(), applied: done, membership };
+        node.core = Some(Consensus::new(settings, start).unwrap());
+        node.applier = Applier { system, applied: done, waiting: VecDeque::new(), restore: None, reads: Vec::new() };
+        node.shown.clear();
+        self.drain(id);
+    }
+
+    /// Power off: what was not durable is gone, and so is everything in memory.
+    pub fn crash(&mut self, id: NodeId) {
+        self.crash_after(id, 0);
+    }
+
+    /// The same, but writes up to this number reached the disk without a report.
+    pub fn crash_after(&mut self, id: NodeId, reached: u64) {
+        writeln!(self.out, "n{id} dies").unwrap();
+        self.node(id).disk.persist(reached);
+        self.checks.durable(&self.nodes[&id]);
+        let node = self.node(id);
+        node.core = None;
+        node.disk.in_flight.clear();
+        node.asking.clear();
+        self.links.retain(|(_, to, _), _| *to != id);
+        let mut lost = Vec::new();
+        self.errands.retain(|errand| match errand {
+            Errand::Question { from, .. } if *from == id => false,
+            Errand::Answer { to, .. } if *to == id => false,
+            Errand::Question { from, id: number, to, .. } if *to == id => {
+                lost.push((*from, *number));
+                false
+            }
+            _ => true,
+        });
+        for (from, node) in &self.nodes {
+            let asked = node.asking.iter().filter(|(_, to)| **to == id).map(|(number, _)| (*from, *number));
+            lost.extend(asked.filter(|(from, number)| {
+                let under_way = |e: &Errand| matches!(e, Errand::Answer { to, id, .. } if (to, id) == (from, number));
+                !self.errands.iter().any(under_way)
+            }));
+        }
+        lost.sort_unstable();
+        lost.dedup();
+        for (from, number) in lost {
+            let result = Err(AskError::Lost("the connection broke".into()));
+            self.errands.push_back(Errand::Answer { to: from, id: number, result });
+        }
+        self.checks.crashed(id);
+    }
+
+    /// The end of a question without an answer.
+    pub fn end_question(&mut self, from: NodeId, id: u64, error: AskError) -> NodeId {
+        self.errands.retain(|errand| match errand {
+            Errand::Question { from: f, id: i, .. } => (*f, *i) != (from, id),
+            Errand::Answer { to, id: i, .. } => (*to, *i) != (from, id),
+        });
+        self.carry(Errand::Answer { to: from, id, result: Err(error) })
+    }
+
+    /// Lets a core decide, and carries its effects to where the script can reach them.
+    pub fn drain(&mut self, id: NodeId) {
+        let node = self.node(id);
+        let (now, wall) = (node.now, SystemTime::UNIX_EPOCH + Duration::from_secs(1));
+        let Some(core) = node.core.as_mut() else { return };
+        let effects = core.drain(Moment { now, wall });
+        let mut text = effects.to_string();
+        let mut held = BTreeMap::<u64, usize>::new();
+        for (write, to, message) in core.held_messages() {
+            let count = held.entry(write).or_default();
+            *count += 1;
+            if *count > node.shown.get(&write).copied().unwrap_or(0) {
+                writeln!(text, "hold until #{write} -> n{to} {message}").unwrap();
+            }
+        }
+        node.shown = held;
+        for line in text.lines() {
+            writeln!(self.out, "n{id} {line}").unwrap();
+        }
+        self.carry_out(id, effects);
+    }
+
+    fn carry_out(&mut self, id: NodeId, effects: Effects<String>) {
+        self.checks.effects(&self.nodes[&id], &effects);
+        let Effects { append, transmit, asks, restore, apply, reads, answers, fault, .. } = effects;
+        assert!(fault.is_none(), "n{id} cannot go on: {fault:?}");
+        let node = self.node(id);
+        node.disk.in_flight.extend(append);
+        if restore.is_some() {
+            node.applier.restore = restore;
+        }
+        node.applier.waiting.extend(apply);
+        for (to, message) in transmit {
+            if !self.cut.contains(&(id, to)) && self.is_up(to) {
+                let lane = message.kind.is_urgent();
+                self.links.entry((id, to, lane)).or_default().push_back(message);
+            }
+        }
+        for question in asks {
+            self.node(id).asking.insert(question.id, question.to);
+            let (number, to, request) = (question.id, question.to, question.request);
+            if self.cut.contains(&(id, to)) || !self.is_up(to) {
+                let result = Err(AskError::NotSent("no connection".into()));
+                self.errands.push_back(Errand::Answer { to: id, id: number, result });
+            } else {
+                self.errands.push_back(Errand::Question { from: id, id: number, to, request });
+            }
+        }
+        for (ticket, answer) in answers {
+            self.answer(id, ticket, answer);
+        }
+        for (index, ticket) in reads {
+            match peer_ticket(&ticket) {
+                Some(asker) => self.reply(id, asker, Response::ReadAt { index }),
+                None => {
+                    self.checks.read_at(&ticket, index);
+                    self.node(id).applier.reads.push((index, ticket));
+                }
+            }
+        }
+        self.checks.commit(&self.nodes, id);
+        if self.node(id).disk_auto {
+            self.persist_synced(id);
+        }
+        if self.node(id).apply_auto {
+            self.apply(id);
+        }
+    }
+
+    /// Persists as a log writer does: a commit index alone is not worth a sync and waits for the next write.
+    pub fn persist_synced(&mut self, id: NodeId) {
+        let newest = self.node(id).disk.in_flight.iter().rev().find(|append| append.sync).map(|append| append.number);
+        if let Some(number) = newest {
+            self.persist(id, number);
+            self.drain(id);
+        }
+    }
+
+    /// Makes writes durable and reports them, without a drain.
+    pub fn persist(&mut self, id: NodeId, number: u64) {
+        let node = self.node(id);
+        node.disk.persist(number);
+        writeln!(self.out, "n{id} persisted #{number}").unwrap();
+        self.core(id).persisted(number);
+        self.checks.durable(&self.nodes[&id]);
+    }
+
+    /// Applies all that waits, and tells the core.
+    pub fn apply(&mut self, id: NodeId) {
+        if self.apply_quietly(id) {
+            self.drain(id);
+        }
+    }
+
+    /// The same without a drain; whether anything was applied.
+    pub fn apply_quietly(&mut self, id: NodeId) -> bool {
+        let before = self.node(id).applier.applied;
+        if let Some(snapshot) = self.node(id).applier.restore.take() {
+            let applier = &mut self.node(id).applier;
+            applier.system = Some(SystemState::restore(&snapshot).unwrap().0);
+            applier.applied = applier.applied.max(snapshot.index);
+        }
+        while let Some(Committed { entry, ticket }) = self.node(id).applier.waiting.pop_front() {
+            let applier = &mut self.node(id).applier;
+            assert_eq!(entry.index, applier.applied + 1, "entries are applied in order without gaps");
+            applier.applied = entry.index;
+            let system = applier.system.as_mut().expect("nothing is applied before the genesis");
+            let said = apply(system, entry.kind, &entry.data, &entry.context);
+            let membership = system.membership.clone();
+            let at = format!("{}@{}", entry.index, entry.term);
+            let whom = ticket.as_ref().map_or(String::new(), |ticket| format!(", answers {ticket}"));
+            writeln!(self.out, "n{id} applied {at} {said}{whom}").unwrap();
+            if entry.kind == EntryKind::ConfChange {
+                self.core(id).membership_changed(membership.clone());
+            }
+            let Some(ticket) = ticket else { continue };
+            let answer = match entry.kind {
+                EntryKind::Normal => {
+                    let (index, term) = (entry.index, entry.term);
+                    Answer::Applied { index, term, response: Bytes::from(said) }
+                }
+                EntryKind::ConfChange => Answer::Changed { membership: machine::encode(&*membership).unwrap().into() },
+            };
+            self.answer(id, ticket, answer);
+        }
+        let applied = self.node(id).applier.applied;
+        if applied > before {
+            self.core(id).applied_to(applied);
+        }
+        let (ready, waiting): (Vec<_>, Vec<_>) =
+            self.node(id).applier.reads.drain(..).partition(|(index, _)| *index <= applied);
+        self.node(id).applier.reads = waiting;
+        for (_, ticket) in ready {
+            writeln!(self.out, "n{id} serves {ticket} at {applied}").unwrap();
+            self.checks.answered(&ticket, None);
+        }
+        applied > before
+    }
+
+    fn answer(&mut self, id: NodeId, ticket: String, answer: Answer) {
+        let Some(asker) = peer_ticket(&ticket) else {
+            return self.checks.answered(&ticket, Some(&answer));
+        };
+        let response = match answer {
+            Answer::Applied { index, term, response } => Response::Applied { index, term, response },
+            Answer::Changed { membership } => Response::Changed { membership },
+            Answer::Refused(refusal) => Response::Refused(refusal),
+            Answer::Unknown { cause } => Response::Unknown { cause },
+        };
+        self.reply(id, asker, response);
+    }
+
+    fn reply(&mut self, from: NodeId, (to, number, boot): (NodeId, u64, u64), response: Response) {
+        let asker = self.node(to);
+        if asker.asking.get(&number) != Some(&from) || asker.core.is_none() || asker.boot != boot {
+            return;
+        }
+        let lost = self.cut.contains(&(from, to));
+        let result = if lost { Err(AskError::Lost("the connection broke".into())) } else { Ok(response) };
+        self.errands.push_back(Errand::Answer { to, id: number, result });
+    }
+
+    /// Carries one question or answer, without a drain; whom it reached.
+    pub fn carry(&mut self, errand: Errand) -> NodeId {
+        match errand {
+            Errand::Question { from, id, to, request } => {
+                writeln!(self.out, "n{to} is asked n{from}/q{id}").unwrap();
+                self.serve(from, id, to, request);
+                to
+            }
+            Errand::Answer { to, id, result } => {
+                writeln!(self.out, "n{to} is answered q{id} {}", describe(&result)).unwrap();
+                self.node(to).asking.remove(&id);
+                self.core(to).answered(id, result);
+                to
+            }
+        }
+    }
+
+    fn serve(&mut self, from: NodeId, id: u64, to: NodeId, request: Request) {
+        // A question belongs to one life of the asker; its next life numbers its own from one again.
+        let boot = self.node(from).boot;
+        let ticket = if boot == 1 { format!("n{from}/q{id}") } else { format!("n{from}/q{id}/boot{boot}") };
+        let within = |now: Duration, ms: u64| now + Duration::from_millis(ms);
+        let now = self.node(to).now;
+        let core = self.core(to);
+        match request {
+            Request::Propose { data, remaining_ms } => {
+                core.submit_for_peer(Draft::received(&data).unwrap(), ticket, within(now, remaining_ms));
+            }
+            Request::ReadIndex { remaining_ms } => core.read_for_peer(ticket, within(now, remaining_ms)),
+            Request::Change { data, remaining_ms } => {
+                let change: Change = machine::decode(&data).unwrap();
+                core.change_for_peer(change, ticket, within(now, remaining_ms));
+            }
+            Request::Formation(_) => unreachable!("no core asks that"),
+        }
+    }
+
+    /// Takes up to `count` messages off a link and steps them into the receiver, without a drain.
+    pub fn deliver(&mut self, from: NodeId, to: NodeId, urgent: bool, count: usize) -> usize {
+        let Some(queue) = self.links.get_mut(&(from, to, urgent)) else { return 0 };
+        let taken: Vec<_> = queue.drain(..count.min(queue.len())).collect();
+        let up = self.is_up(to);
+        for message in taken.iter().filter(|_| up) {
+            self.core(to).step(from, message.clone());
+        }
+        taken.len()
+    }
+
+    /// A partition: what is on its way between the two is lost, and so is what follows.
+    pub fn cut(&mut self, a: NodeId, b: NodeId) {
+        for (from, to) in [(a, b), (b, a)] {
+            self.cut.insert((from, to));
+            self.links.retain(|(f, t, _), _| (*f, *t) != (from, to));
+        }
+    }
+
+    pub fn propose(&mut self, id: NodeId, ticket: &str, wait: Duration) {
+        let deadline = self.node(id).now + wait;
+        self.checks.asked(id, ticket);
+        self.core(id).submit(Draft::command(&ticket).unwrap(), Some(ticket.to_owned()), deadline);
+    }
+
+    pub fn read(&mut self, id: NodeId, ticket: &str, wait: Duration) {
+        let deadline = self.node(id).now + wait;
+        self.checks.asked(id, ticket);
+        self.core(id).read(ticket.to_owned(), deadline);
+    }
+
+    pub fn change(&mut self, id: NodeId, ticket: &str, change: Change, wait: Duration) {
+        let deadline = self.node(id).now + wait;
+        self.checks.asked(id, ticket);
+        self.core(id).change(change, ticket.to_owned(), deadline);
+    }
+}
+
+/// A state machine that only says what it was told.
+fn apply(system: &mut SystemState, kind: EntryKind, data: &Bytes, context: &Bytes) -> String {
+    if kind == EntryKind::ConfChange {
+        system.apply(&SystemCommand::decode(context).unwrap());
+        return format!("({})", system.membership);
+    }
+    if data.is_empty() {
+        return "(empty)".into();
+    }
+    let stamped = Stamped::parse(data).unwrap();
+    match stamped.kind {
+        Kind::Command => machine::decode(stamped.payload).unwrap(),
+        Kind::System => {
+            let command = SystemCommand::decode(stamped.payload).unwrap();
+            system.apply(&command);
+            format!("{command:?}")
+        }
+    }
+}
+
+/// `n2/q1`: a question of node 2, its number 1, of its first boot.
+fn peer_ticket(ticket: &str) -> Option<(NodeId, u64, u64)> {
+    let (node, question) = ticket.strip_prefix('n')?.split_once("/q")?;
+    let (question, boot) = question.split_once("/boot").unwrap_or((question, "1"));
+    Some((node.parse().ok()?, question.parse().ok()?, boot.parse().ok()?))
+}
+
+fn describe(result: &Result<Response, AskError>) -> String {
+    match result {
+        Ok(Response::Applied { index, term, .. }) => format!("applied at {index}@{term}"),
+        Ok(Response::ReadAt { index }) => format!("read at {index}"),
+        Ok(Response::Changed { .. }) => "changed".into(),
+        Ok(Response::Refused(Refusal::NotLeader { leader })) => match leader {
+            Some(leader) => format!("refused: n{leader} leads"),
+            None => "refused: nobody leads".into(),
+        },
+        Ok(Response::Refused(refusal)) => format!("refused: {refusal:?}"),
+        Ok(Response::Unknown { cause }) => format!("unknown: {cause}"),
+        Ok(Response::Formation(_)) => unreachable!("no core asks that"),
+        Err(error) => error.to_string(),
+    }
+}

@@ -1,0 +1,273 @@
+//! The commands of the transcripts.
+//!
+//! ```text
+//!  cluster 1 2 3 [disk=manual] [apply=manual]   three founders, formed and started
+//!  founder 1 / waiting 4 / form 1 2 3           empty directories; begin with this genesis
+//!  tick 1 [TIMES]   advance 1 MS   campaign 1   time and elections
+//!  propose 1 A [ms=MS]   read 1 R   change 1 C add|promote|demote|remove 4
+//!  deliver FROM TO [COUNT]   drop FROM TO       one link (0 stands for everybody)
+//!  elect 1 [VOTERS]                             until it leads, by these alone
+//!  settle                                       deliver and carry until nothing moves
+//!  carry [COUNT]   lose 2 1   unsent 2 1        questions and their answers
+//!  cut 1 2   isolate 1   heal   unreachable 1 2
+//!  disk 1 manual|auto   persist 1 [NUMBER]      the log writer
+//!  applier 1 manual|auto   apply 1              the applier
+//!  crash 1   restart 1   status 1   log 1   network
+//! ```
+
+use std::{error::Error, fmt::Write as _, time::Duration};
+
+use actorum_transport::{message::AskError, wire::NodeId};
+use goldenscript::{Command, Context, Runner};
+
+use super::cluster::{Cluster, Errand, TICK};
+use crate::members::Change;
+
+pub struct Script {
+    cluster: Cluster,
+}
+
+impl Script {
+    pub fn new() -> Self {
+        Script { cluster: Cluster::new(1) }
+    }
+
+    fn founders(&mut self, ids: &[NodeId], disk: bool, apply: bool) {
+        self.cluster.found(ids);
+        for id in ids {
+            if let Some(node) = self.cluster.nodes.get_mut(id) {
+                (node.disk_auto, node.apply_auto) = (disk, apply);
+            }
+            self.cluster.start(*id, None);
+        }
+    }
+
+    fn ids(&self, id: NodeId) -> Vec<NodeId> {
+        if id == 0 { self.cluster.nodes.keys().copied().collect() } else { vec![id] }
+    }
+
+    /// Everything now on these links, link by link, each followed by a drain of its receiver.
+    fn deliver(&mut self, from: NodeId, to: NodeId, count: usize) -> bool {
+        let mut any = false;
+        for from in self.ids(from) {
+            for to in self.ids(to) {
+                let mut left = count;
+                for urgent in [true, false] {
+                    left -= self.cluster.deliver(from, to, urgent, left);
+                }
+                if left < count {
+                    any = true;
+                    self.cluster.drain(to);
+                }
+            }
+        }
+        any
+    }
+
+    fn carry(&mut self, count: usize) -> bool {
+        let count = count.min(self.cluster.errands.len());
+        for _ in 0..count {
+            if let Some(errand) = self.cluster.errands.pop_front() {
+                let reached = self.cluster.carry(errand);
+                self.cluster.drain(reached);
+            }
+        }
+        count > 0
+    }
+
+    /// The others forget the leader they heard last; then one node's time is up, and only they and it exchange messages.
+    fn elect(&mut self, id: NodeId, others: &[NodeId]) -> Result<(), Box<dyn Error>> {
+        let all: Vec<_> = self.ids(0).into_iter().filter(|other| *other != id && self.cluster.is_up(*other)).collect();
+        let others = if others.is_empty() { &all[..] } else { others };
+        for _ in 0..10 {
+            others.iter().for_each(|other| self.advance(*other, TICK));
+        }
+        for _ in 0..40 {
+            if self.cluster.core(id).leader() == Some(id) {
+                return Ok(());
+            }
+            self.advance(id, TICK);
+            while others.iter().any(|other| self.deliver(id, *other, usize::MAX) | self.deliver(*other, id, usize::MAX))
+            {
+                if self.cluster.core(id).leader() == Some(id) {
+                    return Ok(());
+                }
+            }
+        }
+        Err(format!("it was not elected:\n{}", self.cluster.out).into())
+    }
+
+    fn settle(&mut self) -> Result<(), Box<dyn Error>> {
+        for _ in 0..100 {
+            if !self.deliver(0, 0, usize::MAX) && !self.carry(usize::MAX) {
+                return Ok(());
+            }
+        }
+        Err(format!("it never comes to rest:\n{}", self.cluster.out).into())
+    }
+
+    fn end_question(&mut self, from: NodeId, id: u64, error: AskError) {
+        let reached = self.cluster.end_question(from, id, error);
+        self.cluster.drain(reached);
+    }
+
+    fn show_log(&mut self, id: NodeId) {
+        let image = self.cluster.nodes[&id].disk.image();
+        let mut line = format!("n{id} has on disk:");
+        if let Some(snapshot) = &image.snapshot {
+            write!(line, " snapshot {}@{}", snapshot.index, snapshot.term).unwrap();
+        }
+        image.entries.values().for_each(|e| write!(line, " {}@{}", e.index, e.term).unwrap());
+        let hard = image.hard_state;
+        writeln!(self.cluster.out, "{line} term {} vote {} commit {}", hard.term, hard.vote, hard.commit).unwrap();
+    }
+
+    fn show_status(&mut self, id: NodeId) {
+        let s = self.cluster.core(id).status();
+        let conf = self.cluster.core(id).conf();
+        let (mut voters, mut learners) = (conf.voters, conf.learners);
+        voters.sort_unstable();
+        learners.sort_unstable();
+        writeln!(
+            self.cluster.out,
+            "n{id} {} term {} leader {:?} last {} persisted {} commit {} applied {} voters {:?} learners {:?}",
+            s.role,
+            s.term,
+            s.leader,
+            s.last_index,
+            s.persisted_index,
+            s.commit_index,
+            s.applied_index,
+            voters,
+            learners
+        )
+        .unwrap();
+    }
+
+    fn show_network(&mut self) {
+        for ((from, to, _), queue) in &self.cluster.links {
+            for message in queue {
+                writeln!(self.cluster.out, "n{from} -> n{to} {message}").unwrap();
+            }
+        }
+    }
+}
+
+impl Runner for Script {
+    type Command = Command;
+
+    fn run(&mut self, command: &Command, _: &Context) -> Result<String, Box<dyn Error>> {
+        let mut args = command.consume_args();
+        let wait = Duration::from_millis(args.take_key("ms").map_or(Ok(5000), str::parse)?);
+        let disk = args.take_key("disk") != Some("manual");
+        let apply = args.take_key("apply") != Some("manual");
+        let words: Vec<&str> = std::iter::from_fn(|| args.next_pos()).collect();
+        args.reject_next()?;
+        let number = |n: usize| -> Result<u64, Box<dyn Error>> {
+            Ok(words.get(n).ok_or(format!("argument {} is missing", n + 1))?.parse()?)
+        };
+        let count = |n: usize| -> Result<usize, Box<dyn Error>> {
+            Ok(words.get(n).map_or(Ok(usize::MAX), |word| word.parse())?)
+        };
+        let word = |n: usize| words.get(n).copied().ok_or(format!("argument {} is missing", n + 1));
+        let ids = || words.iter().map(|word| word.parse()).collect::<Result<Vec<NodeId>, _>>();
+        match command.name.as_str() {
+            "cluster" => self.founders(&ids()?, disk, apply),
+            "founder" | "waiting" => {
+                self.cluster.add(number(0)?, command.name == "waiting");
+                if let Some(node) = self.cluster.nodes.get_mut(&number(0)?) {
+                    (node.disk_auto, node.apply_auto) = (disk, apply);
+                }
+                self.cluster.start(number(0)?, None);
+            }
+            "form" => {
+                let (ids, id) = (ids()?, number(0)?);
+                let mut founders = ids.clone();
+                founders.sort_unstable();
+                self.cluster.core(id).form(Cluster::genesis(&founders));
+                self.cluster.drain(id);
+            }
+            "tick" => {
+                for _ in 0..count(1)?.min(if words.len() > 1 { usize::MAX } else { 1 }) {
+                    self.advance(number(0)?, TICK);
+                }
+            }
+            "advance" => self.advance(number(0)?, Duration::from_millis(number(1)?)),
+            "campaign" => {
+                self.cluster.core(number(0)?).campaign();
+                self.cluster.drain(number(0)?);
+            }
+            "propose" => {
+                for ticket in &words[1..] {
+                    self.cluster.propose(number(0)?, ticket, wait);
+                }
+                self.cluster.drain(number(0)?);
+            }
+            "read" => {
+                self.cluster.read(number(0)?, word(1)?, wait);
+                self.cluster.drain(number(0)?);
+            }
+            "change" => {
+                let node = number(3)?;
+                let change = match word(2)? {
+                    "add" => Change::AddLearner(node, format!("node-{node}:7000").as_str().into()),
+                    "promote" => Change::Promote(node),
+                    "demote" => Change::Demote(node),
+                    "remove" => Change::Remove(node),
+                    other => return Err(format!("there is no change {other}").into()),
+                };
+                self.cluster.change(number(0)?, word(1)?, change, wait);
+                self.cluster.drain(number(0)?);
+            }
+            "deliver" => drop(self.deliver(number(0)?, number(1)?, count(2)?)),
+            "drop" => {
+                let (from, to) = (number(0)?, number(1)?);
+                self.cluster.links.retain(|(f, t, _), _| !((from == 0 || *f == from) && (to == 0 || *t == to)));
+            }
+            "elect" => self.elect(number(0)?, &ids()?[1..])?,
+            "settle" => self.settle()?,
+            "carry" => drop(self.carry(count(0)?)),
+            "lose" => self.end_question(number(0)?, number(1)?, AskError::Lost("the connection broke".into())),
+            "unsent" => self.end_question(number(0)?, number(1)?, AskError::NotSent("no connection".into())),
+            "cut" => self.cluster.cut(number(0)?, number(1)?),
+            "isolate" => {
+                for other in self.ids(0) {
+                    self.cluster.cut(number(0)?, other);
+                }
+            }
+            "heal" => self.cluster.cut.clear(),
+            "unreachable" => {
+                self.cluster.core(number(0)?).unreachable(number(1)?);
+                self.cluster.drain(number(0)?);
+            }
+            "disk" | "applier" => {
+                let node = self.cluster.nodes.get_mut(&number(0)?).ok_or("no such node")?;
+                let auto = word(1)? == "auto";
+                *(if command.name == "disk" { &mut node.disk_auto } else { &mut node.apply_auto }) = auto;
+            }
+            "persist" => {
+                let id = number(0)?;
+                let newest = self.cluster.nodes[&id].disk.in_flight.back().map_or(0, |append| append.number);
+                self.cluster.persist(id, if words.len() > 1 { number(1)? } else { newest });
+                self.cluster.drain(id);
+            }
+            "apply" => self.cluster.apply(number(0)?),
+            "crash" => self.cluster.crash(number(0)?),
+            "restart" => self.cluster.start(number(0)?, None),
+            "status" => self.ids(number(0)?).into_iter().for_each(|id| self.show_status(id)),
+            "log" => self.ids(number(0)?).into_iter().for_each(|id| self.show_log(id)),
+            "network" => self.show_network(),
+            other => return Err(format!("there is no command {other}").into()),
+        }
+        Ok(std::mem::take(&mut self.cluster.out))
+    }
+}
+
+impl Script {
+    fn advance(&mut self, id: NodeId, by: Duration) {
+        if let Some(node) = self.cluster.nodes.get_mut(&id) {
+            node.now += by;
+        }
+        self.cluster.drain(id);
+    }
+}

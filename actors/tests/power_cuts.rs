@@ -1,0 +1,136 @@
+//! Nothing that was acknowledged is lost: not when the power goes, not when the process is killed.
+//!
+//! The load is `examples/powercut_writer.rs`, the cuts are made by `tests/tools/powercut.py` on a loop-mounted
+//! ext4. That needs root, loop devices, mkfs.ext4 and python3; where one is missing the power cuts are skipped with a
+//! line that says so, and with `ACTORUM_PRIVILEGED=1` (as in CI) that is a failure.
+//!
+//! Both halves are needed: the second test takes the sync call out, and the harness must see the loss.
+
+use std::{
+    env, fs,
+    io::{BufRead, BufReader},
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+    sync::Mutex,
+    thread,
+    time::Duration,
+};
+
+/// One at a time: they share two cores and one disk.
+static DISK: Mutex<()> = Mutex::new(());
+
+/// The example is built by every `cargo test` that does not name its targets; here, if it was not.
+fn writer() -> PathBuf {
+    let deps = env::current_exe().unwrap().parent().unwrap().to_owned();
+    let path = deps.parent().unwrap().join("examples/powercut_writer");
+    if !path.exists() {
+        let mut build = Command::new(env::var_os("CARGO").unwrap_or("cargo".into()));
+        build.args(["build", "--package", "actorum-actors", "--example", "powercut_writer"]);
+        assert!(build.status().unwrap().success(), "the example builds");
+    }
+    assert!(path.exists(), "{} should be there: cargo build -p actorum-actors --examples", path.display());
+    path
+}
+
+fn harness() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/tools/powercut.py")
+}
+
+/// What is missing for cutting the power.
+fn missing() -> Option<&'static str> {
+    let works = |program: &str, args: &[&str]| {
+        let status = Command::new(program).args(args).stdout(Stdio::null()).stderr(Stdio::null()).status();
+        status.is_ok_and(|status| status.success())
+    };
+    let root = Command::new("id").arg("-u").output().is_ok_and(|id| id.stdout == b"0\n");
+    match () {
+        () if !root => Some("root"),
+        () if !Path::new("/dev/loop-control").exists() => Some("loop devices"),
+        () if !works("mkfs.ext4", &["-V"]) => Some("mkfs.ext4"),
+        () if !works("python3", &["--version"]) => Some("python3"),
+        () => None,
+    }
+}
+
+/// Whether to go on without: says so, or fails where it must run.
+fn skipped(test: &str) -> bool {
+    let Some(what) = missing() else { return false };
+    assert!(env::var("ACTORUM_PRIVILEGED").as_deref() != Ok("1"), "{test} must run here and lacks {what}");
+    println!("SKIPPED {test}: it needs {what}");
+    true
+}
+
+fn cut_power(cycles: u32, no_sync: bool) -> Output {
+    let writer = writer();
+    let mut command = Command::new("python3");
+    command.arg(harness()).args(["--cycles", &cycles.to_string(), "--run", "0.1", "0.9"]);
+    command.arg("--write").arg(format!("{} write {{dir}}", writer.display()));
+    command.arg("--verify").arg(format!("{} verify {{dir}} {{acked}}", writer.display()));
+    if let Ok(seed) = env::var("SEED") {
+        command.args(["--seed", &seed]);
+    }
+    if no_sync {
+        command.env("POWERCUT_NO_SYNC", "1");
+    }
+    let output = command.output().unwrap();
+    println!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    output
+}
+
+#[test]
+fn forty_power_cuts_on_ext4_lose_nothing() {
+    if skipped("forty_power_cuts_on_ext4_lose_nothing") {
+        return;
+    }
+    let _alone = DISK.lock();
+    let output = cut_power(40, false);
+    assert!(output.status.success(), "SEED replays it");
+    assert!(String::from_utf8_lossy(&output.stdout).contains("powercut: 40 cycles"));
+}
+
+#[test]
+fn without_the_sync_call_the_harness_sees_the_loss() {
+    if skipped("without_the_sync_call_the_harness_sees_the_loss") {
+        return;
+    }
+    let _alone = DISK.lock();
+    let output = cut_power(40, true);
+    assert_eq!(output.status.code(), Some(1), "a harness that cannot fail proves nothing");
+}
+
+#[test]
+fn killed_at_any_moment_it_loses_nothing_acknowledged() {
+    let _alone = DISK.lock();
+    let (writer, dir) = (writer(), tempfile::tempdir().unwrap());
+    let data = dir.path().join("data");
+    let mut acked = 0u64;
+    for cycle in 0..12u64 {
+        let mut child = Command::new(&writer)
+            .arg("write")
+            .arg(&data)
+            .env("POWERCUT_SEED", "77")
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let out = BufReader::new(child.stdout.take().unwrap());
+        let reader = thread::spawn(move || {
+            let lines = out.lines().map_while(Result::ok);
+            lines.filter_map(|line| line.strip_prefix("A ")?.parse::<u64>().ok()).last()
+        });
+        thread::sleep(Duration::from_millis(20 + cycle * 97 % 400));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        acked = acked.max(reader.join().unwrap().unwrap_or(0));
+        let verdict = Command::new(&writer)
+            .arg("verify")
+            .arg(&data)
+            .arg(acked.to_string())
+            .env("POWERCUT_SEED", "77")
+            .output()
+            .unwrap();
+        assert!(verdict.status.success(), "cycle {cycle}: {}", String::from_utf8_lossy(&verdict.stderr));
+    }
+    assert!(acked > 100, "only {acked} steps in 12 lives");
+    println!("12 kills, {acked} steps acknowledged, none missing");
+    assert!(fs::read_dir(data.join("log/blobs")).unwrap().next().is_none(), "no blob file");
+}

@@ -1,0 +1,143 @@
+//! The members API, on a listener of its own: who reaches it can take nodes out of the cluster.
+//!
+//! ```text
+//!  POST   /members {"id":4,"address":"10.0.0.4:7001","role":"learner"}
+//!  POST   /members/4/promote      POST /members/4/demote      DELETE /members/4
+//! ```
+//!
+//! Answered when the change has been applied, with the membership that resulted. Works on any node. On an
+//! address that other machines reach, clients must show a certificate: see [`require_certificates`].
+
+use std::{path::Path, sync::Arc};
+
+use actix_web::{
+    HttpRequest, HttpResponse,
+    web::{self, Data, Payload, ServiceConfig},
+};
+use actorum::{Address, ConfChange, MemberRole, NodeId};
+use rustls::{
+    RootCertStore, ServerConfig,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+    server::WebPkiClientVerifier,
+};
+use serde::Deserialize;
+use serde_json::json;
+use tokio::time::{Instant, timeout};
+
+use crate::{
+    Failure,
+    http::{Node, Query, Refused, json_response, text, unknown_path, wrong_method},
+};
+
+/// A request to add a member has some dozen bytes; a generous bound.
+const MAX_BODY: usize = 16 << 10;
+/// How much longer than its deadline the library is waited for.
+const GRACE: std::time::Duration = std::time::Duration::from_millis(500);
+
+/// The table of contents.
+pub fn routes(config: &mut ServiceConfig) {
+    config
+        .service(web::resource("/members").route(web::post().to(add)).default_service(web::to(wrong_method)))
+        .service(web::resource("/members/{id}").route(web::delete().to(remove)).default_service(web::to(wrong_method)))
+        .service(
+            web::resource("/members/{id}/promote")
+                .route(web::post().to(promote))
+                .default_service(web::to(wrong_method)),
+        )
+        .service(
+            web::resource("/members/{id}/demote").route(web::post().to(demote)).default_service(web::to(wrong_method)),
+        )
+        .default_service(web::to(unknown_path));
+}
+
+/// The body of `POST /members`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NewMember {
+    id: NodeId,
+    address: Address,
+    role: MemberRole,
+}
+
+async fn add(node: Data<Node>, request: HttpRequest, body: Payload) -> Result<HttpResponse, Refused> {
+    let deadline = deadline(&request)?;
+    let body = text(&request, body, MAX_BODY, deadline).await?;
+    let NewMember { id, address, role } = serde_json::from_str(&body).map_err(|e| {
+        Refused::bad_request(format!(
+            "the body must be like {{\"id\":4,\"address\":\"127.0.0.1:7004\",\"role\":\"learner\"}}: {e}"
+        ))
+    })?;
+    // Straight to voter, an empty node would count in majorities before it holds anything.
+    if role != MemberRole::Learner {
+        return Err(Refused::bad_request("a new member begins as a learner: promote it once it has caught up"));
+    }
+    if address.0.rsplit_once(':').is_none_or(|(host, port)| host.is_empty() || port.parse::<u16>().is_err()) {
+        return Err(Refused::bad_request(format!("the address {address} is not of the form HOST:PORT")));
+    }
+    change(&node, ConfChange::AddLearner(id, address), deadline).await
+}
+
+async fn remove(node: Data<Node>, request: HttpRequest) -> Result<HttpResponse, Refused> {
+    change(&node, ConfChange::Remove(member(&request)?), deadline(&request)?).await
+}
+
+async fn promote(node: Data<Node>, request: HttpRequest) -> Result<HttpResponse, Refused> {
+    change(&node, ConfChange::Promote(member(&request)?), deadline(&request)?).await
+}
+
+async fn demote(node: Data<Node>, request: HttpRequest) -> Result<HttpResponse, Refused> {
+    change(&node, ConfChange::Demote(member(&request)?), deadline(&request)?).await
+}
+
+fn member(request: &HttpRequest) -> Result<NodeId, Refused> {
+    let id = request.match_info().query("id");
+    id.parse().map_err(|_| Refused::bad_request(format!("{id} is not a node id: a number is needed")))
+}
+
+fn deadline(request: &HttpRequest) -> Result<Instant, Refused> {
+    let mut query = Query::parse(request)?;
+    let deadline = query.deadline()?;
+    query.finish()?;
+    Ok(deadline)
+}
+
+async fn change(node: &Node, change: ConfChange, deadline: Instant) -> Result<HttpResponse, Refused> {
+    let left = deadline.saturating_duration_since(Instant::now());
+    let membership = match timeout(left + GRACE, node.raft.change_within(change, left)).await {
+        Ok(answer) => answer.map_err(|e| Refused::change(node, e))?,
+        Err(_) => return Err(Refused::unanswered(node)),
+    };
+    Ok(json_response(json!({
+        "voters": membership.voters(),
+        "learners": membership.learners(),
+        "members": membership.members,
+        "retired": membership.retired,
+    })))
+}
+
+/// Mutual TLS for the members API: the server shows `cert.pem`, and only clients with a certificate of
+/// `ca.pem` are served. The directory may be an authority's of its own, so that nodes cannot change the membership.
+pub fn require_certificates(dir: &Path) -> Result<ServerConfig, Failure> {
+    let wrong = |file: &str, e: &dyn std::fmt::Display| {
+        Failure::new(format!("--admin-certs {}: {e}", dir.join(file).display()))
+    };
+    if dir.join("ca.key").exists() {
+        return Err(wrong("ca.key", &"the authority's key does not belong on a machine that serves: move it away"));
+    }
+    let certificate = |file: &str| CertificateDer::from_pem_file(dir.join(file)).map_err(|e| wrong(file, &e));
+    let key = PrivateKeyDer::from_pem_file(dir.join("key.pem")).map_err(|e| wrong("key.pem", &e))?;
+    let mut roots = RootCertStore::empty();
+    roots.add(certificate("ca.pem")?).map_err(|e| wrong("ca.pem", &e))?;
+
+    // Named, not installed: a process-wide provider would be a decision for everyone in the process.
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let clients = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
+        .build()
+        .map_err(|e| wrong("ca.pem", &e))?;
+    let config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_client_cert_verifier(clients)
+        .with_single_cert(vec![certificate("cert.pem")?], key)
+        .map_err(|e| wrong("key.pem", &e))?;
+    Ok(config)
+}

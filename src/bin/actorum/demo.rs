@@ -1,0 +1,284 @@
+//! `actorum demo`: three real processes, a SIGKILL, and a count of what was lost.
+//!
+//! ```text
+//!  certificates ▶ three nodes ▶ a leader ▶ writes through every node ─────────────────────────┐
+//!                                            │ SIGKILL to the leader ▶ election ▶ restart ▶ catch up
+//!                                            └──▶ every acknowledged write, looked up on every node
+//! ```
+//!
+//! It uses nothing that a user could not: the binary's own `serve`, its HTTP API, its certificates. Whatever
+//! happens (success, failure, Ctrl-C, a panic), leaving [`run`] ends the children and removes their directory;
+//! and should this process be killed outright, the children see their standard input close.
+
+mod account;
+mod cluster;
+mod writers;
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use actorum::NodeId;
+
+use crate::{Failure, certs, client::Client, signals};
+use account::Account;
+use cluster::Cluster;
+use writers::{Ledger, Writers};
+
+/// The three nodes.
+const NODES: [NodeId; 3] = [1, 2, 3];
+/// By then it is over, one way or the other.
+const TIME: Duration = Duration::from_secs(30);
+/// How long the writing of each third may take; on a slow disk there are fewer writes then.
+const THIRD: Duration = Duration::from_secs(4);
+/// How often a condition is looked at.
+const LOOK: Duration = Duration::from_millis(10);
+
+/// Run three nodes here, kill their leader, and count what was lost
+///
+/// Three processes with a directory each, QUIC with mutual TLS between them, and certificates made on the
+/// spot. Ends by itself within 30 s, with exit code 0 only if every acknowledged write is on every node.
+/// Leaves nothing behind.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Leave the cluster running at the end, until Ctrl-C
+    #[arg(long)]
+    stay: bool,
+    /// Keep everything in this directory, which must be new or empty (certificates, data, logs)
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+    /// How many writes to make
+    #[arg(long, value_name = "N", default_value_t = 3000, value_parser = clap::value_parser!(u64).range(3..=1_000_000))]
+    writes: u64,
+}
+
+/// Tells the story.
+pub fn run(Args { stay, dir, writes }: Args) -> Result<(), Failure> {
+    let patience = Patience { until: Instant::now() + TIME, interrupted: signals::flag()? };
+    let account = Account::begin();
+    let home = Home::new(dir)?;
+
+    account.line(format_args!("three nodes of a replicated map, on this machine, in {}", home.describe()));
+    let certs = certs::make(&home.path().join("certs"), &NODES)?;
+    account.line(format_args!("made an authority and a certificate for each node"));
+
+    let started = Instant::now();
+    let mut cluster = Cluster::start(home.path(), &certs, &patience)?;
+    for node in cluster.nodes() {
+        account.line(format_args!(
+            "node {}: process {}, peers on {} (QUIC), clients on {}",
+            node.id,
+            node.pid(),
+            node.listen,
+            node.url
+        ));
+    }
+    let (leader, term) = cluster.wait_for_leader(None, &patience)?;
+    account.line(format_args!("node {leader} leads in term {term}, {} after the start", ms(started.elapsed())));
+
+    let ledger = write_through_a_death(&account, &mut cluster, leader, writes, &patience)?;
+    let missing = check(&account, &cluster, &ledger, &patience)?;
+    if missing > 0 {
+        return Err(Failure::new(format!("{missing} acknowledged writes are missing")));
+    }
+    if stay {
+        account.line(format_args!("the cluster stays until Ctrl-C:"));
+        for node in cluster.nodes() {
+            account.line(format_args!("  curl {}/status", node.url));
+        }
+        while !patience.interrupted() && cluster.all_run()? {
+            thread::sleep(LOOK);
+        }
+    }
+    cluster.stop();
+    account.line(format_args!("{}", home.farewell()));
+    Ok(())
+}
+
+/// Writers through every node, while their leader is killed, replaced and brought back.
+fn write_through_a_death(
+    account: &Account,
+    cluster: &mut Cluster,
+    leader: NodeId,
+    writes: u64,
+    patience: &Patience,
+) -> Result<Ledger, Failure> {
+    let urls: Vec<String> = cluster.nodes().map(|node| node.url.clone()).collect();
+    thread::scope(|scope| {
+        let writers = Writers::start(scope, &urls, writes);
+        account.line(format_args!("writing {writes} keys, one writer through each node"));
+        account.follow("acknowledged writes", writes, THIRD, patience, writes / 3, || Ok(writers.acknowledged()))?;
+
+        let before = writers.acknowledged();
+        let pid = cluster.kill(leader)?;
+        let killed = Instant::now();
+        account.line(format_args!(
+            "{before} writes acknowledged; killed the leader, node {leader} (process {pid}), with SIGKILL"
+        ));
+        let (next, term) = cluster.wait_for_leader(Some(leader), patience)?;
+        let election = killed.elapsed();
+        account.line(format_args!("node {next} leads in term {term}: elected {} after the kill", ms(election)));
+
+        let two_thirds = (writers.acknowledged() + writes / 3).min(writes * 2 / 3);
+        account.follow("acknowledged writes", writes, THIRD, patience, two_thirds, || Ok(writers.acknowledged()))?;
+
+        let commit = cluster.status(next)?.commit_index;
+        cluster.restart(leader, patience)?;
+        let held = cluster.status(leader)?.applied_index;
+        account.line(format_args!(
+            "restarted node {leader} on its own directory (process {}): it holds {held} of {commit} entries",
+            cluster.node(leader).pid()
+        ));
+        let restarted = Instant::now();
+        let applied = || Ok(cluster.status(leader)?.applied_index);
+        account.follow("entries on the restarted node", commit, TIME, patience, commit, applied)?;
+        account.line(format_args!("node {leader} has caught up with entry {commit} after {}", ms(restarted.elapsed())));
+
+        account.follow("acknowledged writes", writes, THIRD, patience, writes, || Ok(writers.acknowledged()))?;
+        let ledger = writers.finish()?;
+        account.line(format_args!(
+            "stopped writing: {} acknowledged, {} refused and repeated, {} without an answer",
+            ledger.acknowledged.len(),
+            ledger.refused,
+            ledger.unknown.len()
+        ));
+        Ok(ledger)
+    })
+}
+
+/// Looks up every acknowledged write on every node. Returns how many are missing in all.
+fn check(account: &Account, cluster: &Cluster, ledger: &Ledger, patience: &Patience) -> Result<u64, Failure> {
+    let last = ledger.acknowledged.iter().map(|write| write.index).max().unwrap_or(0);
+    let total = (ledger.acknowledged.len() * NODES.len()) as u64;
+    for node in cluster.nodes() {
+        patience.wait(&format!("node {} to apply entry {last}", node.id), || {
+            Ok((cluster.status(node.id)?.applied_index >= last).then_some(()))
+        })?;
+    }
+    account
+        .line(format_args!("every node has applied entry {last}: looking up every acknowledged write on each of them"));
+    let progress = writers::Progress::default();
+    let found = thread::scope(|scope| {
+        let checks: Vec<_> = cluster
+            .nodes()
+            .map(|node| (node.id, scope.spawn(|| ledger.check(&node.url, &progress, patience))))
+            .collect();
+        // A check that fails ends early: its error is told when it is joined.
+        let over = || checks.iter().all(|(_, check)| check.is_finished());
+        account
+            .follow("looked up", total, TIME, patience, total, || Ok(if over() { total } else { progress.now() }))?;
+        let joined = checks.into_iter().map(|(id, check)| (id, check.join().expect("a check does not panic")));
+        joined.map(|(id, found)| Ok((id, found?))).collect::<Result<Vec<_>, Failure>>()
+    })?;
+    let acknowledged = ledger.acknowledged.len() as u64;
+    let mut missing = 0;
+    for (id, found) in found {
+        let lost = acknowledged - found.acknowledged;
+        missing += lost;
+        account.line(format_args!(
+            "node {id}: {acknowledged} acknowledged, {} found, {lost} missing{}",
+            found.acknowledged,
+            match ledger.unknown.len() {
+                0 => String::new(),
+                unknown => format!(" (of {unknown} without an answer, {} had been applied)", found.unknown),
+            }
+        ));
+    }
+    Ok(missing)
+}
+
+/// Where everything lies, and whether it goes at the end.
+enum Home {
+    Temporary(tempfile::TempDir),
+    Kept(PathBuf),
+}
+
+impl Home {
+    fn new(dir: Option<PathBuf>) -> Result<Home, Failure> {
+        let Some(dir) = dir else {
+            return Ok(Home::Temporary(tempfile::Builder::new().prefix("actorum-demo-").tempdir()?));
+        };
+        std::fs::create_dir_all(&dir).map_err(|e| Failure::new(format!("--dir {}: {e}", dir.display())))?;
+        if std::fs::read_dir(&dir)?.next().is_some() {
+            let dir = dir.display();
+            return Err(Failure::usage(format!(
+                "--dir {dir} is not empty: the demo begins from nothing, give it a new one"
+            )));
+        }
+        Ok(Home::Kept(dir))
+    }
+
+    fn path(&self) -> &Path {
+        match self {
+            Home::Temporary(dir) => dir.path(),
+            Home::Kept(dir) => dir,
+        }
+    }
+
+    fn describe(&self) -> String {
+        match self {
+            Home::Temporary(dir) => format!("{} (removed at the end)", dir.path().display()),
+            Home::Kept(dir) => dir.display().to_string(),
+        }
+    }
+
+    fn farewell(&self) -> String {
+        match self {
+            Home::Temporary(_) => "all nodes ended, nothing is left behind".to_owned(),
+            Home::Kept(dir) => format!(
+                "all nodes ended; certificates, data and logs are in {dir}. Look inside: actorum inspect {dir}/data-1",
+                dir = dir.display()
+            ),
+        }
+    }
+}
+
+/// How long to wait for anything, and whether someone has pressed Ctrl-C.
+pub struct Patience {
+    until: Instant,
+    interrupted: Arc<AtomicBool>,
+}
+
+impl Patience {
+    /// Whether Ctrl-C was pressed.
+    pub fn interrupted(&self) -> bool {
+        self.interrupted.load(Ordering::SeqCst)
+    }
+
+    /// An error once there is none left.
+    pub fn check(&self, waiting_for: &str) -> Result<(), Failure> {
+        if self.interrupted() {
+            return Err(Failure::interrupted());
+        }
+        if Instant::now() > self.until {
+            return Err(Failure::new(format!("{} s are over; still waiting for {waiting_for}", TIME.as_secs())));
+        }
+        Ok(())
+    }
+
+    /// Looks until there is something.
+    pub fn wait<T>(&self, what: &str, mut look: impl FnMut() -> Result<Option<T>, Failure>) -> Result<T, Failure> {
+        loop {
+            self.check(what)?;
+            if let Some(found) = look()? {
+                return Ok(found);
+            }
+            thread::sleep(LOOK);
+        }
+    }
+}
+
+fn ms(time: Duration) -> String {
+    format!("{} ms", time.as_millis())
+}
+
+/// For one question at a time; the writers have their own.
+fn client() -> Client {
+    Client::new(Duration::from_secs(2))
+}

@@ -1,0 +1,66 @@
+//! What a person sees: lines with the time in front, and a bar where it waits, if there is a terminal.
+
+use std::{
+    fmt::Arguments,
+    thread,
+    time::{Duration, Instant},
+};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use super::{LOOK, Patience};
+use crate::Failure;
+
+/// The account of one run.
+pub struct Account {
+    began: Instant,
+}
+
+impl Account {
+    /// The clock starts.
+    pub fn begin() -> Account {
+        Account { began: Instant::now() }
+    }
+
+    /// One line of the story.
+    pub fn line(&self, text: Arguments<'_>) {
+        use std::io::Write;
+        // A reader that is gone (a closed pipe) is no reason to leave nodes behind by a panic.
+        let _ = writeln!(std::io::stdout(), "[{:>5.1} s] {text}", self.began.elapsed().as_secs_f64());
+    }
+
+    /// Follows a number until it reaches a goal or the time is up, with a bar where there is a terminal.
+    pub fn follow(
+        &self,
+        what: &'static str,
+        total: u64,
+        time: Duration,
+        patience: &Patience,
+        goal: u64,
+        mut now: impl FnMut() -> Result<u64, Failure>,
+    ) -> Result<(), Failure> {
+        // Draws nothing when standard error is no terminal.
+        let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
+        let style = ProgressStyle::with_template("          {bar:40} {pos}/{len} {msg}").expect("a valid template");
+        bar.set_style(style);
+        bar.set_message(what);
+        let until = Instant::now() + time;
+        let followed = loop {
+            if let Err(e) = patience.check(what) {
+                break Err(e);
+            }
+            match now() {
+                Ok(position) => {
+                    bar.set_position(position);
+                    if position >= goal || Instant::now() > until {
+                        break Ok(());
+                    }
+                }
+                Err(e) => break Err(e),
+            }
+            thread::sleep(LOOK);
+        };
+        bar.finish_and_clear();
+        followed
+    }
+}

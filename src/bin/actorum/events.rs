@@ -1,0 +1,174 @@
+//! `GET /events?after=N`: every applied command as a server-sent event, in order, without gaps from the point asked for.
+//!
+//! ```text
+//!  library ──Events──▶ Watcher (an actor per client) ──bounded channel──▶ response body ──▶ client
+//! ```
+//!
+//! Each event's `id` is the command's index, so a browser that reconnects (`Last-Event-ID`) misses nothing. A
+//! client that reads slowly fills the channel, then the library's buffer for it; at that bound it hears
+//! `lagged` with the index to resume after, and its stream ends. It slows nobody else.
+
+use std::{
+    convert::Infallible,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use actix::prelude::*;
+use actix_web::{
+    HttpRequest, HttpResponse,
+    http::header,
+    web::{Bytes, Data},
+};
+use actorum::{Event, Events, Subscribe};
+use futures_util::stream;
+use serde_json::json;
+use tokio::{
+    sync::{mpsc, watch},
+    time::timeout,
+};
+
+use crate::{
+    http::{Node, Query, Refused},
+    kv::Kv,
+};
+
+/// How many events wait between the actor and the response. Small: the library's buffer is the one that counts.
+const CHANNEL: usize = 64;
+/// How many streams may be open. At the bound the next client is told `busy`.
+const MAX_STREAMS: usize = 256;
+/// How often an idle stream says that it is there, so that whatever stands between does not cut it.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+
+/// Opens a stream.
+pub async fn get(node: Data<Node>, request: HttpRequest) -> Result<HttpResponse, Refused> {
+    let mut query = Query::parse(&request)?;
+    let after = query.number("after")?;
+    query.finish()?;
+    let after = match request.headers().get("last-event-id") {
+        // Sent by a client that reconnects: newer than the `after` it began with.
+        Some(id) => Some(id.to_str().ok().and_then(|id| id.parse().ok()).ok_or_else(|| {
+            Refused::bad_request("Last-Event-ID must be the index of the last event that was received")
+        })?),
+        None => after,
+    };
+    let place = Place::take(&node).ok_or_else(|| Refused::busy(&node, "too many event streams are open"))?;
+
+    let (frames, receiver) = mpsc::channel(CHANNEL);
+    let watcher = Watcher { frames }.start();
+    let subscribe = Subscribe::batched(watcher.recipient());
+    let subscribe = if let Some(index) = after { subscribe.after(index) } else { subscribe };
+    node.raft.subscribe(subscribe).await.map_err(|e| Refused::subscription(&node, e))?;
+
+    let body = Body { receiver, stopping: node.stopping.clone(), greeted: false, _place: place };
+    Ok(HttpResponse::Ok()
+        .content_type("text/event-stream")
+        .insert_header((header::CACHE_CONTROL, "no-store"))
+        .streaming(stream::unfold(body, Body::next)))
+}
+
+/// One of the places for open streams; given back when dropped.
+struct Place(Data<Node>);
+
+impl Place {
+    fn take(node: &Data<Node>) -> Option<Place> {
+        let taken = node.streams.fetch_add(1, Ordering::Relaxed);
+        let place = Place(node.clone());
+        (taken < MAX_STREAMS).then_some(place)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.streams.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The body of a response: what the watcher hands over, until either side is gone.
+struct Body {
+    receiver: mpsc::Receiver<Bytes>,
+    stopping: watch::Receiver<bool>,
+    greeted: bool,
+    _place: Place,
+}
+
+impl Body {
+    async fn next(mut self) -> Option<(Result<Bytes, Infallible>, Body)> {
+        // Sends the headers out, so that the client knows that it is subscribed.
+        if !self.greeted {
+            self.greeted = true;
+            return Some((Ok(Bytes::from_static(b": subscribed\n\n")), self));
+        }
+        let frame = tokio::select! {
+            biased;
+            _ = self.stopping.wait_for(|stopping| *stopping) => None,
+            frame = timeout(KEEP_ALIVE, self.receiver.recv()) => match frame {
+                Ok(frame) => frame,
+                Err(_) => Some(Bytes::from_static(b": still here\n\n")),
+            },
+        };
+        frame.map(|frame| (Ok(frame), self))
+    }
+}
+
+/// The subscriber. It takes the next batch only when the client has taken the last one.
+struct Watcher {
+    frames: mpsc::Sender<Bytes>,
+}
+
+impl Actor for Watcher {
+    type Context = Context<Self>;
+
+    /// Ends with its client, also while nothing is applied.
+    fn started(&mut self, ctx: &mut Self::Context) {
+        let frames = self.frames.clone();
+        async move { frames.closed().await }.into_actor(self).map(|(), _, ctx| ctx.stop()).spawn(ctx);
+    }
+}
+
+impl Handler<Events<Kv>> for Watcher {
+    type Result = AtomicResponse<Self, ()>;
+
+    fn handle(&mut self, Events(events): Events<Kv>, _: &mut Self::Context) -> Self::Result {
+        let frames = self.frames.clone();
+        let hand_over = async move {
+            for event in events {
+                let ends = matches!(event, Event::Lagged { .. });
+                if let Some(frame) = frame(&event) {
+                    // The client is gone: `started` has seen it too.
+                    if frames.send(frame).await.is_err() {
+                        return true;
+                    }
+                }
+                if ends {
+                    return true;
+                }
+            }
+            false
+        };
+        AtomicResponse::new(Box::pin(hand_over.into_actor(self).map(|ended, _, ctx| {
+            if ended {
+                ctx.stop();
+            }
+        })))
+    }
+}
+
+/// An event as text; `None` for those that are not about commands.
+fn frame(event: &Event<Kv>) -> Option<Bytes> {
+    let text = match event {
+        Event::Applied { index, term, command, response } => {
+            let (command, response) = (&**command, response.as_ref().map(Arc::as_ref));
+            let data = json!({ "index": index, "term": term, "command": command, "response": response });
+            format!("id: {index}\nevent: applied\ndata: {data}\n\n")
+        }
+        Event::SnapshotInstalled { index } => {
+            format!("event: snapshot\ndata: {}\n\n", json!({ "index": index }))
+        }
+        Event::Lagged { resume_after } => {
+            format!("event: lagged\ndata: {}\n\n", json!({ "resume_after": resume_after }))
+        }
+        _ => return None,
+    };
+    Some(Bytes::from(text))
+}

@@ -1,0 +1,521 @@
+//! The public HTTP API: the map, the node's health, its numbers, and what it applies.
+//!
+//! ```text
+//!  PUT, GET, DELETE /kv/{key}      the map          GET /livez, /readyz   for whoever supervises
+//!  GET /status                     the node         GET /metrics          for Prometheus
+//!  GET /events?after=N             every command, as it is applied
+//! ```
+//!
+//! Every refusal is JSON with a code that says what the caller can do about it, see [`Refused`]; the
+//! promise behind the codes is the library's fourth: 503 and 4xx were surely not applied, 504 may have been.
+//! Whatever a client sends is bounded before it is kept: the value, the key, the time.
+//!
+//! Deliberately absent: authentication. Listen on a loopback address, or stand something in front.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::atomic::{AtomicU64, AtomicUsize, Ordering},
+    time::Duration,
+};
+
+use actix_web::{
+    HttpRequest, HttpResponse, ResponseError,
+    body::MessageBody,
+    dev::{ServiceRequest, ServiceResponse},
+    http::{StatusCode, header},
+    middleware::Next,
+    web::{self, Data, Payload, ServiceConfig},
+};
+use actorum::{ChangeError, Formed, GetStatus, NodeId, ProposeError, Raft, Read, ReadError, Status, SubscribeError};
+use futures_util::StreamExt;
+use percent_encoding::percent_decode_str;
+use serde_json::{Value, json};
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout, timeout_at},
+};
+
+use crate::{
+    events,
+    kv::{Command, Expect, Kv, Response},
+    metrics,
+};
+
+/// How long a key may be, in bytes.
+const MAX_KEY: usize = 1 << 10;
+/// How long a value may be, in bytes.
+const MAX_VALUE: usize = 1 << 20;
+/// A request that names no deadline has this one.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
+/// The longest deadline a request may name: it holds admission for as long.
+const MAX_TIMEOUT: Duration = Duration::from_secs(600);
+/// How much longer than its deadline the library is waited for. It answers at the deadline by itself; this is
+/// for the case that it cannot answer at all.
+const GRACE: Duration = Duration::from_millis(500);
+/// How long a probe may take.
+const PROBE: Duration = Duration::from_secs(1);
+
+/// What the handlers share: the node, and the counters of this API.
+pub struct Node {
+    /// The node.
+    pub raft: Raft<Kv>,
+    /// Comes true when the process begins to end; streams end then.
+    pub stopping: watch::Receiver<bool>,
+    /// Event streams that are open.
+    pub streams: AtomicUsize,
+    /// Responses by the first digit of their status, `responses[4]` for 4xx.
+    pub responses: [AtomicU64; 6],
+}
+
+impl Node {
+    /// Around a node that runs.
+    pub fn new(raft: Raft<Kv>, stopping: watch::Receiver<bool>) -> Node {
+        Node { raft, stopping, streams: AtomicUsize::new(0), responses: Default::default() }
+    }
+}
+
+/// The table of contents.
+pub fn routes(config: &mut ServiceConfig) {
+    config
+        .service(
+            web::resource("/kv/{key:.*}")
+                .route(web::put().to(put))
+                .route(web::get().to(get))
+                .route(web::delete().to(delete))
+                .default_service(web::to(wrong_method)),
+        )
+        .service(web::resource("/status").route(web::get().to(status)).default_service(web::to(wrong_method)))
+        .service(web::resource("/livez").route(web::get().to(livez)).default_service(web::to(wrong_method)))
+        .service(web::resource("/readyz").route(web::get().to(readyz)).default_service(web::to(wrong_method)))
+        .service(web::resource("/metrics").route(web::get().to(metrics::get)).default_service(web::to(wrong_method)))
+        .service(web::resource("/events").route(web::get().to(events::get)).default_service(web::to(wrong_method)))
+        .default_service(web::to(unknown_path));
+}
+
+// --- the map
+
+/// `PUT /kv/{key}`, the body being the value.
+async fn put(node: Data<Node>, request: HttpRequest, body: Payload) -> Result<HttpResponse, Refused> {
+    let mut query = Query::parse(&request)?;
+    let (deadline, expect) = (query.deadline()?, query.expect()?);
+    query.finish()?;
+    let key = key(&request)?;
+    let value = text(&request, body, MAX_VALUE, deadline).await?;
+    propose(&node, Command::Put { key, value, expect }, deadline).await
+}
+
+/// `DELETE /kv/{key}`.
+async fn delete(node: Data<Node>, request: HttpRequest) -> Result<HttpResponse, Refused> {
+    let mut query = Query::parse(&request)?;
+    let (deadline, expect) = (query.deadline()?, query.expect()?);
+    query.finish()?;
+    propose(&node, Command::Delete { key: key(&request)?, expect }, deadline).await
+}
+
+async fn propose(node: &Node, command: Command, deadline: Instant) -> Result<HttpResponse, Refused> {
+    let left = deadline.saturating_duration_since(Instant::now());
+    let applied = match timeout_at(deadline + GRACE, node.raft.propose_within(command, left)).await {
+        Ok(answer) => answer.map_err(|e| Refused::proposal(node, e))?,
+        Err(_) => return Err(Refused::unanswered(node)),
+    };
+    match applied.response {
+        Response::Done { previous } => {
+            Ok(json_response(json!({ "index": applied.index, "term": applied.term, "previous": previous })))
+        }
+        Response::Conflict { current } => {
+            let refused = Refused::new(StatusCode::CONFLICT, "conflict", "the key does not hold what was expected");
+            Err(refused.leader(node).with("current", json!(current)).with("index", json!(applied.index)))
+        }
+    }
+}
+
+/// `GET /kv/{key}`.
+async fn get(node: Data<Node>, request: HttpRequest) -> Result<HttpResponse, Refused> {
+    let mut query = Query::parse(&request)?;
+    let (deadline, linearizable) = (query.deadline()?, query.linearizable()?);
+    query.finish()?;
+    let key = key(&request)?;
+    let look = move |kv: &Kv| kv.get(&key);
+    let read = if linearizable { Read::linearizable(look) } else { Read::stale(look) };
+    let read = read.deadline(deadline.saturating_duration_since(Instant::now()));
+    let (index, value) = match timeout_at(deadline + GRACE, node.raft.read_with(read)).await {
+        Ok(answer) => answer.map_err(|e| Refused::read(&node, e))?,
+        Err(_) => return Err(Refused::not_leader(&node, "the node did not answer the read in time")),
+    };
+    match value {
+        Some(value) => Ok(json_response(json!({ "value": value, "index": index }))),
+        None => {
+            let refused = Refused::new(StatusCode::NOT_FOUND, "not_found", "there is nothing under this key");
+            Err(refused.leader(&node).with("index", json!(index)))
+        }
+    }
+}
+
+// --- the node
+
+/// `GET /status`.
+async fn status(node: Data<Node>, request: HttpRequest) -> Result<HttpResponse, Refused> {
+    Query::parse(&request)?.finish()?;
+    Ok(json_response(describe(&node.raft.status())))
+}
+
+/// The status as the API shows it.
+fn describe(status: &Status) -> Value {
+    json!({
+        "id": status.id,
+        "role": status.role,
+        "term": status.term,
+        "leader": status.leader,
+        "first_index": status.first_index,
+        "last_index": status.last_index,
+        "persisted_index": status.persisted_index,
+        "commit_index": status.commit_index,
+        "applied_index": status.applied_index,
+        "snapshot_index": status.snapshot_index,
+        "voters": status.membership.voters(),
+        "learners": status.membership.learners(),
+        "members": status.membership.members,
+        "retired": status.membership.retired,
+        "peers": status.peers,
+        "formed": status.formed,
+        "cluster": status.cluster.map(|c| c.to_string()),
+        "incarnation": status.incarnation.map(|i| i.to_string()),
+        "queues": status.queues,
+        "totals": status.totals,
+        "disk_bytes": status.disk_bytes,
+        "last_error": status.last_error,
+        "stopped": status.stopped,
+    })
+}
+
+/// `GET /livez`: is it worth keeping this process? Not while its system has stopped or does not answer.
+async fn livez(node: Data<Node>, request: HttpRequest) -> Result<HttpResponse, Refused> {
+    Query::parse(&request)?.finish()?;
+    // Through the mailbox: a status that could be read from memory would not show that the system's thread hangs.
+    let status = match timeout(PROBE, node.raft.addr().send(GetStatus)).await {
+        Ok(Ok(status)) => status,
+        Ok(Err(e)) => return Err(Refused::stopped(&node, format!("the system's mailbox: {e}"))),
+        Err(_) => return Err(Refused::stopped(&node, "the system does not answer".to_owned())),
+    };
+    match status.stopped {
+        Some(cause) => Err(Refused::stopped(&node, cause)),
+        None => Ok(json_response(json!({ "live": true }))),
+    }
+}
+
+/// `GET /readyz`: is it worth sending requests here? When the node belongs to a cluster, knows a leader, and
+/// can show that it has caught up: by a linearizable read of nothing.
+async fn readyz(node: Data<Node>, request: HttpRequest) -> Result<HttpResponse, Refused> {
+    Query::parse(&request)?.finish()?;
+    let status = node.raft.status();
+    if let Some(cause) = status.stopped {
+        return Err(Refused::stopped(&node, cause));
+    }
+    match status.formed {
+        Formed::Yes => {}
+        Formed::Waiting => return Err(Refused::not_leader(&node, "waiting to be added to a cluster")),
+        Formed::Forming { waiting_for } => {
+            return Err(Refused::not_leader(&node, format!("forming: waiting for the founders {waiting_for:?}")));
+        }
+    }
+    if status.leader.is_none() {
+        return Err(Refused::not_leader(&node, "no leader is known"));
+    }
+    let read = Read::linearizable(|_: &Kv| ()).deadline(PROBE);
+    match timeout(PROBE + GRACE, node.raft.read_with(read)).await {
+        Ok(Ok((index, ()))) => Ok(json_response(json!({ "ready": true, "index": index }))),
+        Ok(Err(e)) => Err(Refused::read(&node, e)),
+        Err(_) => Err(Refused::not_leader(&node, "the node did not answer a read in time")),
+    }
+}
+
+/// For a path that does not exist.
+pub async fn unknown_path(request: HttpRequest) -> Result<HttpResponse, Refused> {
+    Err(Refused::new(StatusCode::NOT_FOUND, "not_found", format!("there is no {}", request.path())))
+}
+
+/// For a resource that exists and does not know the method.
+pub async fn wrong_method(request: HttpRequest) -> Result<HttpResponse, Refused> {
+    let message = format!("{} is not possible on {}", request.method(), request.path());
+    Err(Refused::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message))
+}
+
+/// Counts every response by class.
+pub async fn count(
+    request: ServiceRequest,
+    next: Next<impl MessageBody>,
+) -> Result<ServiceResponse<impl MessageBody>, actix_web::Error> {
+    let node = request.app_data::<Data<Node>>().cloned();
+    let response = next.call(request).await;
+    let status = response.as_ref().map_or_else(|e| e.as_response_error().status_code(), |r| r.status());
+    if let Some(counter) = node.as_ref().and_then(|n| n.responses.get(usize::from(status.as_u16() / 100))) {
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+    response
+}
+
+/// 200 with a JSON body.
+pub fn json_response(body: Value) -> HttpResponse {
+    HttpResponse::Ok().content_type("application/json").body(body.to_string())
+}
+
+// --- what a client sends
+
+/// The key of the path, as bytes on the wire: actix decodes leniently, and a lenient key is another key.
+fn key(request: &HttpRequest) -> Result<String, Refused> {
+    let raw = request.uri().path().strip_prefix("/kv/").unwrap_or_default();
+    let key = percent_decode_str(raw).decode_utf8();
+    let key = key.map_err(|e| Refused::bad_request(format!("the key is not UTF-8: {e}")))?;
+    match key.len() {
+        0 => Err(Refused::bad_request("the key is empty: PUT /kv/{key}")),
+        len if len > MAX_KEY => {
+            Err(Refused::bad_request(format!("the key has {len} bytes, more than the {MAX_KEY} that a key may have")))
+        }
+        _ => Ok(key.into_owned()),
+    }
+}
+
+/// The body as text, never keeping more than `limit` bytes of it nor waiting beyond the deadline.
+pub async fn text(
+    request: &HttpRequest,
+    mut body: Payload,
+    limit: usize,
+    deadline: Instant,
+) -> Result<String, Refused> {
+    let announced = request.headers().get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
+    if announced.is_some_and(|length| length > limit as u64) {
+        return Err(Refused::too_large(limit));
+    }
+    let read = async {
+        let mut bytes = Vec::with_capacity(announced.unwrap_or(0) as usize); // at most `limit`, see above
+        while let Some(chunk) = body.next().await {
+            let chunk = chunk.map_err(|e| Refused::bad_request(format!("the body broke off: {e}")))?;
+            if bytes.len() + chunk.len() > limit {
+                return Err(Refused::too_large(limit));
+            }
+            bytes.extend_from_slice(&chunk);
+        }
+        String::from_utf8(bytes).map_err(|e| Refused::bad_request(format!("the body is not UTF-8: {e}")))
+    };
+    match timeout_at(deadline, read).await {
+        Ok(text) => text,
+        Err(_) => Err(Refused::bad_request("the body did not arrive within the deadline (timeout_ms)").hang_up()),
+    }
+}
+
+/// The query of a request, strictly: every parameter at most once, and none that nobody asked for.
+pub struct Query(BTreeMap<String, String>);
+
+impl Query {
+    /// Reads it.
+    pub fn parse(request: &HttpRequest) -> Result<Query, Refused> {
+        let mut parameters = BTreeMap::new();
+        for pair in request.query_string().split('&').filter(|pair| !pair.is_empty()) {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            let name = Query::decode(name)?;
+            let value = Query::decode(value)?;
+            if parameters.insert(name.clone(), value).is_some() {
+                return Err(Refused::bad_request(format!("the parameter {name} is given twice")));
+            }
+        }
+        Ok(Query(parameters))
+    }
+
+    fn decode(text: &str) -> Result<String, Refused> {
+        let spaced = text.replace('+', " ");
+        let decoded = percent_decode_str(&spaced).decode_utf8();
+        Ok(decoded.map_err(|e| Refused::bad_request(format!("the query is not UTF-8: {e}")))?.into_owned())
+    }
+
+    /// Takes a parameter out.
+    pub fn take(&mut self, name: &str) -> Option<String> {
+        self.0.remove(name)
+    }
+
+    /// Takes a number out.
+    pub fn number(&mut self, name: &str) -> Result<Option<u64>, Refused> {
+        let parse = |text: String| {
+            text.parse().map_err(|_| Refused::bad_request(format!("{name}={text}: a whole number is needed")))
+        };
+        self.take(name).map(parse).transpose()
+    }
+
+    /// By when the request must be answered.
+    pub fn deadline(&mut self) -> Result<Instant, Refused> {
+        let timeout = self.number("timeout_ms")?.map_or(DEFAULT_TIMEOUT, Duration::from_millis);
+        if timeout.is_zero() || timeout > MAX_TIMEOUT {
+            let most = MAX_TIMEOUT.as_millis();
+            return Err(Refused::bad_request(format!("timeout_ms must be between 1 and {most}")));
+        }
+        Ok(Instant::now() + timeout)
+    }
+
+    fn expect(&mut self) -> Result<Option<Expect>, Refused> {
+        let absent = match self.take("expect_absent").as_deref() {
+            None | Some("false") => false,
+            Some("true") => true,
+            Some(other) => return Err(Refused::bad_request(format!("expect_absent={other}: true or false is needed"))),
+        };
+        match (self.take("expect"), absent) {
+            (None, false) => Ok(None),
+            (None, true) => Ok(Some(Expect::Absent)),
+            (Some(value), false) => Ok(Some(Expect::Value(value))),
+            (Some(_), true) => Err(Refused::bad_request("expect and expect_absent exclude each other")),
+        }
+    }
+
+    fn linearizable(&mut self) -> Result<bool, Refused> {
+        match self.take("consistency").as_deref() {
+            None | Some("linearizable") => Ok(true),
+            Some("stale") => Ok(false),
+            Some(other) => Err(Refused::bad_request(format!("consistency={other}: linearizable or stale is needed"))),
+        }
+    }
+
+    /// Whoever sent a parameter meant something by it: one that was not taken is an error.
+    pub fn finish(self) -> Result<(), Refused> {
+        match self.0.into_keys().next() {
+            None => Ok(()),
+            Some(name) => Err(Refused::bad_request(format!("the parameter {name} is not known here"))),
+        }
+    }
+}
+
+// --- what a client is told
+
+/// A refusal: `{"error": code, "message": text, "leader": id or null}`, and whatever else helps.
+///
+/// | status | code | applied? |
+/// |---|---|---|
+/// | 400, 404, 405, 413 | `bad_request`, `not_found`, `method_not_allowed`, `too_large` | no |
+/// | 409 | `conflict`, `in_progress` | no |
+/// | 503 | `not_leader`, `busy`, `stopped` | no |
+/// | 504 | `unknown` | nobody can tell |
+#[derive(Debug)]
+pub struct Refused {
+    status: StatusCode,
+    code: &'static str,
+    message: String,
+    leader: Option<NodeId>,
+    more: Vec<(&'static str, Value)>,
+    /// Whether to close the connection, because the rest of a body is still on its way.
+    hang_up: bool,
+}
+
+impl Refused {
+    fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Refused {
+        Refused { status, code, message: message.into(), leader: None, more: Vec::new(), hang_up: false }
+    }
+
+    /// The request makes no sense.
+    pub fn bad_request(message: impl Into<String>) -> Refused {
+        Refused::new(StatusCode::BAD_REQUEST, "bad_request", message)
+    }
+
+    /// More than the node takes at once.
+    pub fn busy(node: &Node, message: impl Into<String>) -> Refused {
+        Refused::new(StatusCode::SERVICE_UNAVAILABLE, "busy", message).leader(node)
+    }
+
+    fn too_large(limit: usize) -> Refused {
+        let message = format!("the body has more than the {limit} bytes that it may have");
+        Refused::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", message).hang_up()
+    }
+
+    fn not_leader(node: &Node, message: impl Into<String>) -> Refused {
+        Refused::new(StatusCode::SERVICE_UNAVAILABLE, "not_leader", message).leader(node)
+    }
+
+    fn stopped(node: &Node, cause: String) -> Refused {
+        Refused::new(StatusCode::SERVICE_UNAVAILABLE, "stopped", cause).leader(node)
+    }
+
+    /// The library itself did not answer in time.
+    pub fn unanswered(node: &Node) -> Refused {
+        Refused::new(StatusCode::GATEWAY_TIMEOUT, "unknown", "outcome unknown: the node did not answer in time")
+            .leader(node)
+    }
+
+    fn proposal(node: &Node, error: ProposeError) -> Refused {
+        let (status, code) = match error {
+            ProposeError::NotLeader { .. } => (StatusCode::SERVICE_UNAVAILABLE, "not_leader"),
+            ProposeError::Busy { .. } => (StatusCode::SERVICE_UNAVAILABLE, "busy"),
+            ProposeError::Stopped { .. } => (StatusCode::SERVICE_UNAVAILABLE, "stopped"),
+            ProposeError::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "too_large"),
+            ProposeError::Invalid { .. } => (StatusCode::BAD_REQUEST, "bad_request"),
+            // A variant that this program does not know yet promises nothing.
+            ProposeError::Unknown { .. } | _ => (StatusCode::GATEWAY_TIMEOUT, "unknown"),
+        };
+        Refused::new(status, code, error.to_string()).leader(node)
+    }
+
+    fn read(node: &Node, error: ReadError) -> Refused {
+        let code = match error {
+            ReadError::Busy { .. } => "busy",
+            ReadError::Stopped { .. } => "stopped",
+            ReadError::NotLeader { .. } | _ => "not_leader",
+        };
+        Refused::new(StatusCode::SERVICE_UNAVAILABLE, code, error.to_string()).leader(node)
+    }
+
+    /// A membership change that was not made.
+    pub fn change(node: &Node, error: ChangeError) -> Refused {
+        let (status, code) = match error {
+            ChangeError::InProgress => (StatusCode::CONFLICT, "in_progress"),
+            ChangeError::Invalid { .. } => (StatusCode::BAD_REQUEST, "bad_request"),
+            ChangeError::NotLeader { .. } => (StatusCode::SERVICE_UNAVAILABLE, "not_leader"),
+            ChangeError::Busy { .. } => (StatusCode::SERVICE_UNAVAILABLE, "busy"),
+            ChangeError::Stopped { .. } => (StatusCode::SERVICE_UNAVAILABLE, "stopped"),
+            ChangeError::Unknown { .. } | _ => (StatusCode::GATEWAY_TIMEOUT, "unknown"),
+        };
+        Refused::new(status, code, error.to_string()).leader(node)
+    }
+
+    /// A subscription that could not begin.
+    pub fn subscription(node: &Node, error: SubscribeError) -> Refused {
+        match error {
+            SubscribeError::Stopped { cause } => Refused::stopped(node, cause),
+            e => Refused::bad_request(e.to_string()).leader(node),
+        }
+    }
+
+    fn leader(mut self, node: &Node) -> Refused {
+        self.leader = node.raft.status().leader;
+        self
+    }
+
+    fn with(mut self, name: &'static str, value: Value) -> Refused {
+        self.more.push((name, value));
+        self
+    }
+
+    fn hang_up(mut self) -> Refused {
+        self.hang_up = true;
+        self
+    }
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.code, self.message)
+    }
+}
+
+impl ResponseError for Refused {
+    fn status_code(&self) -> StatusCode {
+        self.status
+    }
+
+    fn error_response(&self) -> HttpResponse {
+        let mut body = json!({ "error": self.code, "message": self.message, "leader": self.leader });
+        for (name, value) in &self.more {
+            body[*name] = value.clone();
+        }
+        let mut response = HttpResponse::build(self.status);
+        if self.hang_up {
+            response.force_close();
+        }
+        response.content_type("application/json").body(body.to_string())
+    }
+}

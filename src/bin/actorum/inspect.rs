@@ -1,0 +1,185 @@
+//! `actorum inspect DIR`: what lies in a stopped node's directory.
+//!
+//! Reads through `actorum_actors::log::inspect`, which works on a copy and refuses a directory in use; this file
+//! puts it into words. The configuration is not a record of its own: it is the snapshot's, changed by
+//! the entries after it, so it is worked out here as a node would at its start.
+
+use std::{ops::Range, path::PathBuf};
+
+use actorum::machine;
+use actorum_actors::{
+    entry::{Kind, Stamped, SystemCommand},
+    log::{
+        inspect::{GroupReport, Inspection},
+        store::At,
+    },
+    system_state::SystemState,
+};
+use actorum_transport::wire::{Entry, EntryKind};
+
+use crate::{Failure, kv, status::bytes};
+
+/// How many bytes of entries are held in memory at a time.
+const PIECE: usize = 4 << 20;
+
+/// Look into the data directory of a stopped node, without changing it
+///
+/// Prints the hard state, the configuration, and the first and last index. Works on a copy in the
+/// temporary directory, so it takes the log's size in free space for as long. Refuses a directory in use, by the
+/// name of who holds it.
+#[derive(clap::Args)]
+pub struct Args {
+    /// The node's data directory, as given to `serve --data`
+    dir: PathBuf,
+    /// Print these entries with their commands: A..B without B, A.. or ..B
+    #[arg(long, value_name = "A..B", value_parser = parse_range)]
+    entries: Option<Range<u64>>,
+    /// Check every record, and fail if one is damaged
+    #[arg(long)]
+    verify: bool,
+}
+
+/// Prints what it finds.
+pub fn run(Args { dir, entries, verify }: Args) -> Result<(), Failure> {
+    let inspection = Inspection::open(&dir)?;
+    match inspection.identity() {
+        Ok(node) => println!("node {}, incarnation {}, started {} times", node.id, node.incarnation, node.boot),
+        Err(e) => println!("whose directory it is cannot be told: {e}"),
+    }
+    for report in inspection.groups() {
+        describe(&inspection, &report);
+        if let Some(range) = &entries {
+            print_entries(&inspection, &report, range)?;
+        }
+    }
+    let report = inspection.verify();
+    if verify {
+        println!("{report}");
+    }
+    match (report.problems.len(), verify) {
+        (0, _) => Ok(()),
+        (_, true) => Err(Failure::new(format!("{} is damaged", dir.display()))),
+        (found, false) => Err(Failure::new(format!("{found} problems were found: see them with --verify"))),
+    }
+}
+
+fn describe(inspection: &Inspection, report: &GroupReport) {
+    let GroupReport { hard_state, last_index, .. } = report;
+    println!("group {}", report.group.0);
+    println!("  hard state     term {}, vote {}, commit {}", hard_state.term, vote(hard_state.vote), hard_state.commit);
+    println!("  configuration  {}", configuration(inspection, report));
+    match &report.snapshot {
+        Some(snapshot) => println!("  snapshot       up to {}", At(snapshot.index, snapshot.term)),
+        None => println!("  snapshot       none: this node was never part of a cluster"),
+    }
+    match report.first_index {
+        Some(first) => println!("  log            first index {first}, last index {last_index}"),
+        None => println!("  log            no entries, last index {last_index}"),
+    }
+    let terms: Vec<String> = report.terms.iter().map(|(index, term)| format!("{term} from {index}")).collect();
+    println!("  terms          {}", if terms.is_empty() { "none".to_owned() } else { terms.join(", ") });
+    println!("  size           {} in {} blocks", bytes(report.bytes), report.blocks);
+    match &report.watermark {
+        Some(mark) => println!("  watermark      {mark}"),
+        None => println!("  watermark      none"),
+    }
+}
+
+fn vote(id: u64) -> String {
+    if id == 0 { "for nobody".to_owned() } else { format!("for {id}") }
+}
+
+/// The configuration at the end of the log, or why it cannot be told.
+fn configuration(inspection: &Inspection, report: &GroupReport) -> String {
+    let Some(snapshot) = &report.snapshot else { return "none: this node was never part of a cluster".to_owned() };
+    let mut state = match SystemState::restore(snapshot) {
+        Ok((state, _)) => state,
+        Err(e) => return format!("unreadable: the snapshot: {e}"),
+    };
+    let follow = walk(inspection, report, &(0..u64::MAX), |entry| {
+        let data = if entry.kind == EntryKind::ConfChange { &entry.context } else { &entry.data };
+        let stamped = Stamped::parse(data).ok().filter(|stamped| stamped.kind == Kind::System);
+        if let Some(Ok(command)) = stamped.map(|stamped| SystemCommand::decode(stamped.payload)) {
+            state.apply(&command);
+        }
+    });
+    match follow {
+        Ok(()) => format!("{} (cluster {})", state.membership, state.cluster),
+        Err(e) => format!("{}, as far as the log can be read: {e}", state.membership),
+    }
+}
+
+fn print_entries(inspection: &Inspection, report: &GroupReport, range: &Range<u64>) -> Result<(), Failure> {
+    println!("  entries");
+    walk(inspection, report, range, |entry| println!("    {} {}", At(entry.index, entry.term), words(entry)))
+}
+
+/// Goes through the entries that the log holds of a range, a piece at a time.
+fn walk(
+    inspection: &Inspection,
+    report: &GroupReport,
+    range: &Range<u64>,
+    mut each: impl FnMut(&Entry),
+) -> Result<(), Failure> {
+    let Some(first) = report.first_index else { return Ok(()) };
+    let mut next = range.start.max(first);
+    let end = range.end.min(report.last_index.saturating_add(1));
+    while next < end {
+        let entries = inspection.entries(report.group, next, end, PIECE)?;
+        let Some(last) = entries.last() else { return Err(Failure::new(format!("entry {next} is missing"))) };
+        next = last.index + 1;
+        entries.iter().for_each(&mut each);
+    }
+    Ok(())
+}
+
+/// An entry in one line.
+fn words(entry: &Entry) -> String {
+    let data = match entry.kind {
+        EntryKind::Normal if entry.data.is_empty() => return "empty: the first of a new leader".to_owned(),
+        EntryKind::ConfChange if entry.context.is_empty() => return "membership change without a request".to_owned(),
+        EntryKind::Normal => &entry.data,
+        EntryKind::ConfChange => &entry.context,
+    };
+    let stamped = match Stamped::parse(data) {
+        Ok(stamped) => stamped,
+        Err(e) => return format!("unreadable: {e}"),
+    };
+    match stamped.kind {
+        Kind::System => match SystemCommand::decode(stamped.payload) {
+            Ok(SystemCommand::Change { change, .. }) => format!("membership change: {change}"),
+            Ok(SystemCommand::Incarnation { node, incarnation }) => {
+                format!("node {node} is known by its incarnation {incarnation}")
+            }
+            Ok(other) => format!("system: {other:?}"),
+            Err(e) => format!("unreadable system command: {e}"),
+        },
+        Kind::Command => match machine::decode::<kv::Command>(stamped.payload) {
+            Ok(command) => serde_json::to_string(&command).unwrap_or_else(|e| format!("{command:?} ({e})")),
+            Err(e) => format!("a command of another application, {} bytes ({e})", stamped.payload.len()),
+        },
+    }
+}
+
+fn parse_range(text: &str) -> Result<Range<u64>, String> {
+    let wrong = || format!("`{text}` is not of the form A..B, A.. or ..B");
+    let (from, to) = text.split_once("..").ok_or_else(wrong)?;
+    let number = |text: &str, empty: u64| if text.is_empty() { Ok(empty) } else { text.parse().map_err(|_| wrong()) };
+    Ok(number(from, 0)?..number(to, u64::MAX)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Ranges as Rust writes them.
+    #[test]
+    fn ranges() {
+        assert_eq!(parse_range("2..5"), Ok(2..5));
+        assert_eq!(parse_range("2.."), Ok(2..u64::MAX));
+        assert_eq!(parse_range("..5"), Ok(0..5));
+        for wrong in ["", "5", "a..b", "5..=6"] {
+            assert!(parse_range(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! `GET /metrics`: the status and the HTTP counters in the text format of Prometheus (version 0.0.4).
+//!
+//! Made anew at each scrape from one status, so that its numbers belong together; nothing is counted twice.
+
+use std::{
+    fmt::{Display, Write},
+    sync::atomic::Ordering,
+};
+
+use actix_web::{HttpRequest, HttpResponse, web::Data};
+use actorum::{Role, Status};
+
+use crate::http::{Node, Query, Refused};
+
+/// Answers a scrape.
+pub async fn get(node: Data<Node>, request: HttpRequest) -> Result<HttpResponse, Refused> {
+    Query::parse(&request)?.finish()?;
+    let mut page = Page::default();
+    page.status(&node.raft.status());
+    page.http(&node);
+    Ok(HttpResponse::Ok().content_type("text/plain; version=0.0.4; charset=utf-8").body(page.0))
+}
+
+/// The page so far.
+#[derive(Default)]
+struct Page(String);
+
+impl Page {
+    fn status(&mut self, status: &Status) {
+        let Status { totals, queues, .. } = status;
+        self.gauge("has_leader", "Whether a leader is known.", u8::from(status.leader.is_some()));
+        self.gauge("is_leader", "Whether this node leads.", u8::from(status.role == Role::Leader));
+        self.gauge("stopped", "Whether the system has stopped.", u8::from(status.stopped.is_some()));
+        self.gauge("term", "The current term.", status.term);
+        self.counter("leader_changes_total", "How often the known leader changed.", totals.leader_changes);
+
+        self.gauge("proposals_pending", "Requests of clients that are in flight.", queues.in_flight);
+        self.counter("proposals_applied_total", "Proposals answered with a response.", totals.proposals_applied);
+        self.counter("proposals_failed_total", "Proposals answered with an error.", totals.proposals_failed);
+        self.counter("commands_applied_total", "Commands applied by the state machine.", totals.commands_applied);
+
+        self.gauge("first_index", "The first index that the log holds.", status.first_index);
+        self.gauge("last_index", "The last index of the log.", status.last_index);
+        self.gauge("persisted_index", "The highest index that is durable here.", status.persisted_index);
+        self.gauge("commit_index", "The highest index known to be committed.", status.commit_index);
+        self.gauge("applied_index", "The highest index applied here.", status.applied_index);
+        self.gauge("snapshot_index", "The last index that a snapshot covers.", status.snapshot_index);
+        self.gauge("log_bytes", "Bytes of the log on disk.", status.disk_bytes);
+
+        self.summary("fsync_seconds", "Making batches durable, the sync alone.", totals.sync_us, totals.syncs);
+        self.summary("append_seconds", "Writing batches, the sync included.", totals.append_us, totals.syncs);
+        self.counter("entries_persisted_total", "Entries made durable.", totals.entries_persisted);
+
+        self.family("peer_round_trip_seconds", "gauge", "Smoothed round trip to a peer; zero without a connection.");
+        for (id, peer) in &status.peers {
+            self.sample("peer_round_trip_seconds", &format!("{{peer=\"{id}\"}}"), seconds(peer.rtt_us));
+        }
+        self.family("peer_connected", "gauge", "Whether a connection to the peer is up.");
+        for (id, peer) in &status.peers {
+            self.sample("peer_connected", &format!("{{peer=\"{id}\"}}"), u8::from(peer.connected));
+        }
+        self.family(
+            "peer_match_index",
+            "gauge",
+            "The highest index known to be on a peer's disk; zero unless leading.",
+        );
+        for (id, peer) in &status.peers {
+            self.sample("peer_match_index", &format!("{{peer=\"{id}\"}}"), peer.match_index);
+        }
+        self.counter("peer_sent_bytes_total", "Bytes sent to peers.", totals.bytes_sent);
+        self.counter("peer_received_bytes_total", "Bytes received from peers.", totals.bytes_received);
+
+        self.family("queue_depth", "gauge", "What waits, and where.");
+        let depths = [
+            ("in_flight", queues.in_flight as u64),
+            ("held", queues.held as u64),
+            ("unpersisted", queues.unpersisted as u64),
+            ("unapplied", queues.unapplied),
+        ];
+        for (queue, depth) in depths {
+            self.sample("queue_depth", &format!("{{queue=\"{queue}\"}}"), depth);
+        }
+        self.family("queue_bytes", "gauge", "Bytes of what waits, and where.");
+        for (queue, bytes) in [("in_flight", queues.in_flight_bytes), ("log_tail", queues.log_tail_bytes)] {
+            self.sample("queue_bytes", &format!("{{queue=\"{queue}\"}}"), bytes);
+        }
+    }
+
+    fn http(&mut self, node: &Node) {
+        self.family("http_responses_total", "counter", "Responses of the HTTP API by class of status.");
+        for (class, count) in node.responses.iter().enumerate().skip(2) {
+            self.sample("http_responses_total", &format!("{{class=\"{class}xx\"}}"), count.load(Ordering::Relaxed));
+        }
+        self.gauge("event_streams", "Event streams that are open.", node.streams.load(Ordering::Relaxed));
+    }
+
+    fn gauge(&mut self, name: &str, help: &str, value: impl Display) {
+        self.family(name, "gauge", help);
+        self.sample(name, "", value);
+    }
+
+    fn counter(&mut self, name: &str, help: &str, value: impl Display) {
+        self.family(name, "counter", help);
+        self.sample(name, "", value);
+    }
+
+    /// A summary without quantiles: the sum in seconds and how many there were.
+    fn summary(&mut self, name: &str, help: &str, micros: u64, count: u64) {
+        self.family(name, "summary", help);
+        self.sample(&format!("{name}_sum"), "", seconds(micros));
+        self.sample(&format!("{name}_count"), "", count);
+    }
+
+    fn family(&mut self, name: &str, kind: &str, help: &str) {
+        self.line(format_args!("# HELP actorum_{name} {help}"));
+        self.line(format_args!("# TYPE actorum_{name} {kind}"));
+    }
+
+    fn sample(&mut self, name: &str, labels: &str, value: impl Display) {
+        self.line(format_args!("actorum_{name}{labels} {value}"));
+    }
+
+    fn line(&mut self, line: std::fmt::Arguments<'_>) {
+        writeln!(self.0, "{line}").expect("writing to a string cannot fail");
+    }
+}
+
+fn seconds(micros: u64) -> f64 {
+    micros as f64 / 1e6
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every family is introduced once, before its samples, and every sample has a family.
+    #[test]
+    fn exposition() {
+        let mut status = Status::default();
+        status.peers.insert(2, Default::default());
+        status.totals.sync_us = 1_500_000;
+        let mut page = Page::default();
+        page.status(&status);
+
+        let mut families = Vec::new();
+        for line in page.0.lines() {
+            if let Some(rest) = line.strip_prefix("# TYPE ") {
+                let name = rest.split(' ').next().expect("a name");
+                assert!(!families.contains(&name), "{name} twice");
+                families.push(name);
+            } else if !line.starts_with('#') {
+                let name = line.split(['{', ' ']).next().expect("a name");
+                let family = families.last().expect("a family first");
+                assert!([*family, &format!("{family}_sum"), &format!("{family}_count")].contains(&name), "{line}");
+            }
+        }
+        assert!(page.0.contains("\nactorum_fsync_seconds_sum 1.5\n"), "{}", page.0);
+        assert!(page.0.contains("\nactorum_peer_connected{peer=\"2\"} 0\n"), "{}", page.0);
+    }
+}

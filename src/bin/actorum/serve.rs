@@ -1,0 +1,243 @@
+//! `actorum serve`: one node, its HTTP servers, and the order in which they begin and end.
+//!
+//! ```text
+//!  begin: listen on HTTP ▶ open the store, start the node ▶ serve ▶ report
+//!  end:   take no new requests, and let the node answer those in flight ▶ close the store ▶ exit
+//! ```
+//!
+//! A node that stops by itself ends the process with its cause: whoever supervises it shall know.
+
+use std::{
+    fs, io,
+    io::Read as _,
+    net::{SocketAddr, TcpListener},
+    path::{Path, PathBuf},
+};
+
+use actix_web::{App, HttpServer, dev::ServerHandle, middleware::from_fn, web};
+use actorum::{Address, NodeId, Raft, RaftSystem, Storage, Tls};
+use actorum_transport::tls::TlsIdentity;
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+use crate::{
+    Failure, admin,
+    http::{self, Node},
+    kv::Kv,
+    settings::{LogFormat, Settings, parse_peer},
+    signals,
+};
+
+/// How long connections that do not end by themselves are waited for at the end, in seconds.
+const LAST_CALL_S: u64 = 3;
+/// Threads per HTTP server. They only translate; the work is the node's.
+const WORKERS: usize = 2;
+
+/// Run one node of a replicated key-value store
+///
+/// The first start needs either --peer for every founder (the same list on each of them) or --wait; a restart
+/// takes the same command. Settings come from flags, then from the environment, then from --config FILE.
+/// SIGTERM and Ctrl-C shut down in order.
+#[derive(clap::Args)]
+#[command(after_long_help = "\
+Logs go to standard error: ACTORUM_LOG=debug, or a filter such as ACTORUM_LOG=info,actorum_transport=debug.
+The library's settings: [raft] in the --config file, or ACTORUM_HEARTBEAT_MS and so on.")]
+pub struct Args {
+    /// This node's id: never zero, never used twice in the life of the cluster
+    #[arg(long, env = "ACTORUM_ID")]
+    pub id: Option<NodeId>,
+    /// This node's own directory; created if it does not exist
+    #[arg(long, env = "ACTORUM_DATA", value_name = "DIR")]
+    pub data: Option<PathBuf>,
+    /// The directory of this node's certificate, as `actorum certs` makes it
+    #[arg(long, env = "ACTORUM_CERTS", value_name = "DIR")]
+    pub certs: Option<PathBuf>,
+    /// Where peers reach this node (QUIC, so UDP)
+    #[arg(long, env = "ACTORUM_LISTEN", value_name = "IP:PORT")]
+    pub listen: Option<SocketAddr>,
+    /// Where clients reach it (HTTP); port 0 takes a free one
+    #[arg(long, env = "ACTORUM_HTTP", value_name = "IP:PORT")]
+    pub http: Option<SocketAddr>,
+    /// Where the membership can be changed (HTTP); nowhere if not given
+    #[arg(long, env = "ACTORUM_ADMIN", value_name = "IP:PORT")]
+    pub admin: Option<SocketAddr>,
+    /// Ask for client certificates on --admin: DIR holds ca.pem, cert.pem and key.pem, and clients show a
+    /// certificate of that authority
+    #[arg(long, env = "ACTORUM_ADMIN_CERTS", value_name = "DIR")]
+    pub admin_certs: Option<PathBuf>,
+    /// A founder of the cluster; once for each of them, this node included
+    #[arg(long = "peer", env = "ACTORUM_PEERS", value_name = "ID=HOST:PORT", value_delimiter = ',', value_parser = parse_peer)]
+    pub peers: Vec<(NodeId, Address)>,
+    /// Start empty and wait to be added to a running cluster
+    #[arg(long, env = "ACTORUM_WAIT", conflicts_with = "peers")]
+    pub wait: bool,
+    /// A TOML file with the same names, peers under [peers] and the library's settings under [raft]
+    #[arg(long, env = "ACTORUM_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// How logs look
+    #[arg(long, env = "ACTORUM_LOG_FORMAT", value_name = "FORMAT")]
+    pub log_format: Option<LogFormat>,
+    /// Write the bound addresses to this file as JSON once the node serves
+    #[arg(long, hide = true, value_name = "FILE")]
+    pub report: Option<PathBuf>,
+    /// Shut down when standard input ends: the parent is gone, however it went
+    #[arg(long, hide = true)]
+    pub stop_when_stdin_closes: bool,
+}
+
+/// Serves until a signal comes or the node stops.
+pub fn run(args: Args) -> Result<(), Failure> {
+    let (report, watch_stdin) = (args.report.clone(), args.stop_when_stdin_closes);
+    let settings = Settings::merge(args)?;
+    start_logs(settings.log_format)?;
+    actix_web::rt::System::new().block_on(serve(settings, report.as_deref(), watch_stdin))
+}
+
+async fn serve(settings: Settings, report: Option<&Path>, watch_stdin: bool) -> Result<(), Failure> {
+    let terminated = signals::terminated()?;
+    // The cheapest mistakes first: a wrong path or a port in use should neither make a directory nor cost a
+    // recovery of the log.
+    TlsIdentity::load(&settings.certs, settings.id)?;
+    let http = bind("--http", settings.http)?;
+    let admin = settings.admin.map(|address| bind("--admin", address)).transpose()?;
+    let client_certs = settings.admin_certs.as_deref().map(admin::require_certificates).transpose()?;
+
+    let raft = start_node(&settings).await?;
+    let (stopping, stopped) = watch::channel(false);
+    let node = web::Data::new(Node::new(raft.clone(), stopped));
+    let addresses = Addresses { http: http.local_addr()?, admin: admin.as_ref().map(|a| a.local_addr()).transpose()? };
+    let mut servers = vec![serve_public(node.clone(), http)?];
+    if let Some(admin) = admin {
+        servers.push(serve_admin(node.clone(), admin, client_certs)?);
+    }
+    addresses.announce(&settings, report)?;
+
+    let cause = tokio::select! {
+        signal = terminated => { info!("{signal}: shutting down"); None }
+        () = stdin_closed(watch_stdin) => { info!("standard input is closed: shutting down"); None }
+        cause = raft.stopped() => Some(cause),
+    };
+    // At once: the servers take nothing new, and what is in flight is answered by the node's own shutdown.
+    stopping.send_replace(true);
+    let servers = futures_util::future::join_all(servers.iter().map(|server| server.stop(true)));
+    futures_util::future::join(raft.shutdown(), servers).await;
+    match cause {
+        None => {
+            info!("node {} is closed", settings.id);
+            Ok(())
+        }
+        Some(cause) => Err(Failure::new(format!("node {} stopped: {cause}", settings.id))),
+    }
+}
+
+async fn start_node(settings: &Settings) -> Result<Raft<Kv>, Failure> {
+    let builder = RaftSystem::<Kv>::builder(settings.id)
+        .listen(settings.listen)
+        .storage(Storage::Sled(settings.data.clone()))
+        .tls(Tls::Directory(settings.certs.clone()))
+        .bootstrap(settings.bootstrap.clone())
+        .config(settings.raft.clone());
+    Ok(builder.start().await?)
+}
+
+fn serve_public(node: web::Data<Node>, listener: TcpListener) -> Result<ServerHandle, Failure> {
+    let server =
+        HttpServer::new(move || App::new().app_data(node.clone()).wrap(from_fn(http::count)).configure(http::routes))
+            .workers(WORKERS)
+            .disable_signals()
+            .shutdown_timeout(LAST_CALL_S)
+            .listen(listener)?
+            .run();
+    Ok(spawn(server))
+}
+
+fn serve_admin(
+    node: web::Data<Node>,
+    listener: TcpListener,
+    client_certs: Option<rustls::ServerConfig>,
+) -> Result<ServerHandle, Failure> {
+    let server =
+        HttpServer::new(move || App::new().app_data(node.clone()).wrap(from_fn(http::count)).configure(admin::routes))
+            .workers(1)
+            .disable_signals()
+            .shutdown_timeout(LAST_CALL_S);
+    let server = match client_certs {
+        None => server.listen(listener)?,
+        Some(tls) => server.listen_rustls_0_23(listener, tls)?,
+    };
+    Ok(spawn(server.run()))
+}
+
+/// Runs it on this system; its handle is how it ends.
+fn spawn(server: actix_web::dev::Server) -> ServerHandle {
+    let handle = server.handle();
+    actix_web::rt::spawn(async move {
+        if let Err(e) = server.await {
+            warn!("an HTTP server ended: {e}");
+        }
+    });
+    handle
+}
+
+fn bind(flag: &str, address: SocketAddr) -> Result<TcpListener, Failure> {
+    let listener = TcpListener::bind(address).map_err(|e| Failure::new(format!("{flag} {address}: {e}")))?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+/// Where the node is reached, known once everything is bound.
+struct Addresses {
+    http: SocketAddr,
+    admin: Option<SocketAddr>,
+}
+
+impl Addresses {
+    fn announce(&self, settings: &Settings, report: Option<&Path>) -> Result<(), Failure> {
+        let Addresses { http, admin } = self;
+        let members = admin.map_or(String::new(), |a| format!(", members on {a}"));
+        info!("node {}: http://{http}, peers on {}{members}", settings.id, settings.listen);
+        let Some(report) = report else { return Ok(()) };
+        let written = serde_json::json!({
+            "id": settings.id, "pid": std::process::id(), "listen": settings.listen, "http": http, "admin": admin,
+        });
+        // Renamed into place, so that a reader sees the whole or nothing.
+        let aside = report.with_extension("partial");
+        fs::write(&aside, written.to_string())?;
+        Ok(fs::rename(&aside, report)?)
+    }
+}
+
+/// Comes true when whoever holds the other end of standard input is gone; never, if nobody asked.
+async fn stdin_closed(asked: bool) {
+    if !asked {
+        return std::future::pending().await;
+    }
+    let (gone, heard) = tokio::sync::oneshot::channel();
+    // A thread of its own, never joined: a blocking read cannot be called off.
+    let reader = std::thread::Builder::new().name("stdin".to_owned()).spawn(move || {
+        let mut ignored = [0; 64];
+        while !matches!(io::stdin().read(&mut ignored), Ok(0) | Err(_)) {}
+        // Nobody listens only if the process already ends.
+        let _ = gone.send(());
+    });
+    if let Err(e) = reader {
+        warn!("cannot watch standard input: {e}");
+        return;
+    }
+    // An error means that the thread died, and then nobody watches: end too.
+    let _ = heard.await;
+}
+
+fn start_logs(format: LogFormat) -> Result<(), Failure> {
+    use std::io::IsTerminal;
+    use tracing_subscriber::EnvFilter;
+    // The HTTP server tells of every worker that it starts and stops.
+    let filter = std::env::var("ACTORUM_LOG").unwrap_or_else(|_| "info,actix_server=warn".to_owned());
+    let filter = EnvFilter::try_new(&filter).map_err(|e| Failure::usage(format!("ACTORUM_LOG={filter}: {e}")))?;
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    let started = match format {
+        LogFormat::Text => logs.with_target(false).with_ansi(io::stderr().is_terminal()).try_init(),
+        LogFormat::Json => logs.json().flatten_event(true).try_init(),
+    };
+    started.map_err(Failure::new)
+}

@@ -1,0 +1,204 @@
+//! What `serve` is told, from three places: flags win over `ACTORUM_*` variables, and those over the file.
+//!
+//! ```toml
+//! id = 1
+//! data = "/var/lib/actorum"
+//! certs = "/etc/actorum/node-1"
+//! listen = "10.0.0.1:7001"
+//! http = "127.0.0.1:8001"
+//! admin = "127.0.0.1:9001"
+//!
+//! [peers]                    # or: wait = true
+//! 1 = "10.0.0.1:7001"
+//! 2 = "10.0.0.2:7001"
+//! 3 = "10.0.0.3:7001"
+//!
+//! [raft]                     # the library's `Config`; also ACTORUM_HEARTBEAT_MS and so on
+//! heartbeat_ms = 100
+//! ```
+//!
+//! A key or variable that nobody knows is an error that names it: a misspelt setting must not be a default.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
+
+use actorum::{Address, Bootstrap, Config, NodeId};
+use serde::Deserialize;
+
+use crate::{Failure, serve::Args};
+
+/// Variables that begin with this and an underscore are ours.
+const PREFIX: &str = "ACTORUM";
+/// Those of them that are not the library's: the names of flags, and the filter of the logs.
+const VARIABLES: [&str; 12] =
+    ["ID", "DATA", "CERTS", "LISTEN", "HTTP", "ADMIN", "ADMIN_CERTS", "PEERS", "WAIT", "CONFIG", "LOG_FORMAT", "LOG"];
+
+/// How logs look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum LogFormat {
+    /// A line for people
+    #[default]
+    Text,
+    /// One JSON object a line
+    Json,
+}
+
+/// A complete set of settings: nothing is left to guess.
+pub struct Settings {
+    /// This node.
+    pub id: NodeId,
+    /// Its data directory.
+    pub data: PathBuf,
+    /// The directory of its certificate.
+    pub certs: PathBuf,
+    /// Where peers reach it.
+    pub listen: SocketAddr,
+    /// Where the public API listens.
+    pub http: SocketAddr,
+    /// Where the members API listens, if anywhere.
+    pub admin: Option<SocketAddr>,
+    /// Whose certificates the members API asks for, if it asks.
+    pub admin_certs: Option<PathBuf>,
+    /// How an empty directory begins.
+    pub bootstrap: Bootstrap,
+    /// How logs look.
+    pub log_format: LogFormat,
+    /// The library's settings.
+    pub raft: Config,
+}
+
+/// The file as it is written.
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct File {
+    id: Option<NodeId>,
+    data: Option<PathBuf>,
+    certs: Option<PathBuf>,
+    listen: Option<SocketAddr>,
+    http: Option<SocketAddr>,
+    admin: Option<SocketAddr>,
+    admin_certs: Option<PathBuf>,
+    peers: Option<BTreeMap<String, String>>,
+    wait: Option<bool>,
+    log_format: Option<LogFormat>,
+    raft: Config,
+}
+
+impl Settings {
+    /// Puts the three places together. Every error says which setting is missing or wrong, and how to give it.
+    pub fn merge(args: Args) -> Result<Settings, Failure> {
+        let file = args.config.as_deref().map(File::read).transpose()?.unwrap_or_default();
+
+        // Whoever names the peers or the waiting names the whole beginning: the file's word on it is then not asked.
+        let bootstrap = if args.wait {
+            Bootstrap::Wait
+        } else if !args.peers.is_empty() {
+            founders(args.peers)?
+        } else {
+            file.bootstrap()?
+        };
+        let mut raft = file.raft;
+        let variables =
+            std::env::vars_os().filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)));
+        raft.apply_env(PREFIX, &VARIABLES, variables).and_then(|()| raft.validate()).map_err(Failure::usage)?;
+        let settings = Settings {
+            id: needed(args.id.or(file.id), "id")?,
+            data: needed(args.data.or(file.data), "data")?,
+            certs: needed(args.certs.or(file.certs), "certs")?,
+            listen: needed(args.listen.or(file.listen), "listen")?,
+            http: needed(args.http.or(file.http), "http")?,
+            admin: args.admin.or(file.admin),
+            admin_certs: args.admin_certs.or(file.admin_certs),
+            bootstrap,
+            log_format: args.log_format.or(file.log_format).unwrap_or_default(),
+            raft,
+        };
+        settings.check()?;
+        Ok(settings)
+    }
+
+    fn check(&self) -> Result<(), Failure> {
+        match (self.admin, &self.admin_certs) {
+            (Some(admin), None) if !admin.ip().is_loopback() => Err(Failure::usage(format!(
+                "--admin {admin} can be reached from other machines, and whoever reaches it can remove nodes: \
+                 use a loopback address such as 127.0.0.1:{port}, or ask for client certificates with --admin-certs DIR",
+                port = admin.port()
+            ))),
+            (None, Some(_)) => Err(Failure::usage("--admin-certs does nothing without --admin: give the address too")),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl File {
+    fn read(path: &Path) -> Result<File, Failure> {
+        let text = fs::read_to_string(path).map_err(|e| Failure::usage(format!("--config {}: {e}", path.display())))?;
+        toml::from_str(&text).map_err(|e| Failure::usage(format!("--config {}: {e}", path.display())))
+    }
+
+    fn bootstrap(&self) -> Result<Bootstrap, Failure> {
+        match (&self.peers, self.wait) {
+            (Some(_), Some(true)) => Err(Failure::usage("the configuration file gives both peers and wait: keep one")),
+            (None, Some(true)) => Ok(Bootstrap::Wait),
+            (Some(peers), _) => {
+                let peer = |(id, address): (&String, &String)| parse_peer(&format!("{id}={address}"));
+                let peers = peers.iter().map(peer).collect::<Result<_, _>>();
+                founders(peers.map_err(|e| Failure::usage(format!("the configuration file, [peers]: {e}")))?)
+            }
+            (None, _) => Err(Failure::usage(
+                "how does this node begin? Give --peer ID=HOST:PORT for every founder (this node among them), \
+                 or --wait to start empty and be added to a running cluster",
+            )),
+        }
+    }
+}
+
+fn needed<T>(value: Option<T>, name: &str) -> Result<T, Failure> {
+    let variable = name.to_uppercase();
+    let missing = || format!("--{name} is missing: give it, or {PREFIX}_{variable}, or `{name}` in the --config file");
+    value.ok_or_else(|| Failure::usage(missing()))
+}
+
+/// `1=127.0.0.1:7001`. The host may be a name: it is resolved at each dial.
+pub fn parse_peer(text: &str) -> Result<(NodeId, Address), String> {
+    let form = || format!("`{text}` is not of the form ID=HOST:PORT");
+    let (id, address) = text.split_once('=').ok_or_else(form)?;
+    let id = id.trim().parse::<NodeId>().map_err(|_| format!("{}: the id must be a number", form()))?;
+    let (host, port) = address.rsplit_once(':').ok_or_else(form)?;
+    if host.is_empty() || port.parse::<u16>().is_err() {
+        return Err(form());
+    }
+    Ok((id, Address::from(address)))
+}
+
+fn founders(peers: Vec<(NodeId, Address)>) -> Result<Bootstrap, Failure> {
+    let mut founders = BTreeMap::new();
+    for (id, address) in peers {
+        if let Some(other) = founders.insert(id, address.clone()) {
+            return Err(Failure::usage(format!(
+                "node {id} is named twice among the peers: at {other} and at {address}"
+            )));
+        }
+    }
+    Ok(Bootstrap::Form(founders))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a person may mistype is answered with the form that is right.
+    #[test]
+    fn peers() {
+        assert_eq!(parse_peer("2=host:7002"), Ok((2, Address::from("host:7002"))));
+        assert_eq!(parse_peer("2=[::1]:7002"), Ok((2, Address::from("[::1]:7002"))));
+        for wrong in ["", "2", "host:7002", "x=host:7002", "2=host", "2=:7002", "2=host:port"] {
+            assert!(parse_peer(wrong).expect_err(wrong).contains("ID=HOST:PORT"), "{wrong}");
+        }
+    }
+}

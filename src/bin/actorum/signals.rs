@@ -1,0 +1,46 @@
+//! The signals that ask a process to end, for both worlds: as a future for `serve`, as a flag for the demo.
+
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+};
+
+use tokio::signal::unix::{SignalKind, signal};
+
+/// SIGTERM or SIGINT. Installed when this returns, so that none is missed afterwards.
+pub fn terminated() -> io::Result<impl Future<Output = &'static str>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => "SIGTERM",
+            _ = interrupt.recv() => "SIGINT",
+        }
+    })
+}
+
+/// A flag that is up once SIGTERM, SIGINT or SIGHUP has come. For code that waits in small steps and cleans up
+/// by leaving its scopes.
+pub fn flag() -> io::Result<Arc<AtomicBool>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+    let raised = Arc::new(AtomicBool::new(false));
+    let raise = raised.clone();
+    let (terminated, mut hangup) = {
+        let _inside = runtime.enter();
+        (terminated()?, signal(SignalKind::hangup())?)
+    };
+    thread::Builder::new().name("signals".to_owned()).spawn(move || {
+        runtime.block_on(async move {
+            tokio::select! {
+                _ = terminated => {}
+                _ = hangup.recv() => {}
+            }
+        });
+        raise.store(true, Ordering::SeqCst);
+    })?;
+    Ok(raised)
+}

@@ -1,0 +1,167 @@
+//! `actorum status URL...`: one table for all nodes given, those that do not answer included.
+
+use std::{thread, time::Duration};
+
+use serde_json::{Value, json};
+
+use crate::{Failure, client::Client};
+
+/// Long enough for a busy node, short enough for a person.
+const TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Ask nodes how they are and print one table
+///
+/// Lag is how many entries a node has yet to apply of what the leader has committed. Fails if no node answered.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Where the nodes' HTTP APIs are, such as http://127.0.0.1:8001
+    #[arg(required = true, value_name = "URL")]
+    urls: Vec<String>,
+    /// How to print
+    #[arg(short, long, value_name = "FORMAT", default_value = "table")]
+    output: Output,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Output {
+    /// For people
+    Table,
+    /// An array with one object per URL: url, status (or null), error (or null)
+    Json,
+}
+
+/// A node's answer, or why there is none.
+struct Asked {
+    url: String,
+    answer: Result<Value, String>,
+}
+
+/// Asks all nodes at once and prints what they say.
+pub fn run(Args { urls, output }: Args) -> Result<(), Failure> {
+    let client = Client::new(TIMEOUT);
+    let asked: Vec<Asked> = thread::scope(|scope| {
+        let asking: Vec<_> = urls.into_iter().map(|url| scope.spawn(|| ask(&client, url))).collect();
+        asking.into_iter().map(|a| a.join().expect("asking does not panic")).collect()
+    });
+    match output {
+        Output::Table => print!("{}", table(&asked)),
+        Output::Json => println!("{:#}", asked.iter().map(Asked::json).collect::<Value>()),
+    }
+    match asked.iter().any(|a| a.answer.is_ok()) {
+        true => Ok(()),
+        false => Err(Failure::new("no node answered")),
+    }
+}
+
+fn ask(client: &Client, url: String) -> Asked {
+    let base = if url.contains("://") { url.clone() } else { format!("http://{url}") };
+    let answer = match client.get(&format!("{}/status", base.trim_end_matches('/'))) {
+        Ok(answer) if answer.status == 200 && answer.body["id"].is_u64() => Ok(answer.body),
+        Ok(answer) => Err(format!("not a node's status (HTTP {})", answer.status)),
+        Err(e) => Err(e.to_string()),
+    };
+    Asked { url, answer }
+}
+
+impl Asked {
+    fn json(&self) -> Value {
+        json!({ "url": self.url, "status": self.answer.as_ref().ok(), "error": self.answer.as_ref().err() })
+    }
+
+    /// The columns of a node that answered.
+    fn row(status: &Value, committed: Option<u64>) -> [String; 9] {
+        let number = |name: &str| status[name].as_u64();
+        let show = |value: Option<u64>| value.map_or("-".to_owned(), |n| n.to_string());
+        let lag = committed.zip(number("applied_index")).map(|(there, here)| there.saturating_sub(here));
+        let trouble = [&status["stopped"], &status["last_error"]].into_iter().find_map(Value::as_str);
+        let (name, trouble) = match (&status["stopped"], trouble) {
+            (Value::String(_), Some(cause)) => ("stopped", cause),
+            (_, trouble) => (status["role"].as_str().unwrap_or("-"), trouble.unwrap_or("")),
+        };
+        [
+            show(number("id")),
+            name.to_owned(),
+            show(number("term")),
+            show(number("leader")),
+            show(number("commit_index")),
+            show(number("applied_index")),
+            show(lag),
+            number("disk_bytes").map_or("-".to_owned(), bytes),
+            trouble.to_owned(),
+        ]
+    }
+}
+
+/// The table: columns as wide as they must be, numbers to the right.
+fn table(asked: &[Asked]) -> String {
+    // What counts as committed is the leader's word: a deposed one may not know better, so the newest term wins.
+    let answers = || asked.iter().filter_map(|a| a.answer.as_ref().ok());
+    let leader = answers().filter(|s| s["role"] == "leader").max_by_key(|s| s["term"].as_u64());
+    let committed = leader.and_then(|s| s["commit_index"].as_u64());
+
+    let mut rows = vec![["NODE", "ROLE", "TERM", "LEADER", "COMMIT", "APPLIED", "LAG", "DISK", ""].map(str::to_owned)];
+    for Asked { url, answer } in asked {
+        rows.push(match answer {
+            Ok(status) => Asked::row(status, committed),
+            Err(e) => {
+                let dash = || "-".to_owned();
+                let role = "unreachable".to_owned();
+                let why = format!("{url}: {e}");
+                [dash(), role, dash(), dash(), dash(), dash(), dash(), dash(), why]
+            }
+        });
+    }
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..9).map(width).collect();
+    let mut text = String::new();
+    for row in &rows {
+        let cells = row.iter().zip(&widths).enumerate().map(|(column, (cell, &width))| match column {
+            1 | 8 => format!("{cell:<width$}"),
+            _ => format!("{cell:>width$}"),
+        });
+        text.push_str(cells.collect::<Vec<_>>().join("  ").trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+/// `1.5 MiB`.
+pub fn bytes(n: u64) -> String {
+    const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
+    let mut value = n as f64;
+    let mut unit = "B";
+    for next in UNITS {
+        if value < 1024.0 {
+            break;
+        }
+        (value, unit) = (value / 1024.0, next);
+    }
+    if unit == "B" { format!("{n} B") } else { format!("{value:.1} {unit}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A leader, a follower that lags, and a node that does not answer.
+    #[test]
+    fn one_table() {
+        let node = |id: u64, role: &str, applied: u64| Asked {
+            url: format!("http://127.0.0.1:800{id}"),
+            answer: Ok(json!({
+                "id": id, "role": role, "term": 3, "leader": 1, "commit_index": 120, "applied_index": applied,
+                "disk_bytes": 524_288, "stopped": null, "last_error": null,
+            })),
+        };
+        let gone = Asked { url: "http://127.0.0.1:8003".to_owned(), answer: Err("connection refused".to_owned()) };
+        assert_eq!(
+            table(&[node(1, "leader", 120), node(2, "follower", 20), gone]),
+            "\
+NODE  ROLE         TERM  LEADER  COMMIT  APPLIED  LAG       DISK
+   1  leader          3       1     120      120    0  512.0 KiB
+   2  follower        3       1     120       20  100  512.0 KiB
+   -  unreachable     -       -       -        -    -          -  http://127.0.0.1:8003: connection refused
+"
+        );
+    }
+}

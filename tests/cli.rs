@@ -1,0 +1,187 @@
+//! The command line by itself: help, exit codes, certificates, and mistakes that are named before anything runs.
+
+mod lab;
+
+use std::{fs, os::unix::fs::PermissionsExt, process::Output};
+
+use lab::{Lab, actorum, run};
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Asserts a failure by its exit code and by words of its message, which goes to standard error as `error: ...`.
+#[track_caller]
+fn refused(output: &Output, code: i32, words: &[&str]) {
+    let message = stderr(output);
+    assert_eq!(output.status.code(), Some(code), "{message}");
+    assert!(message.starts_with("error: "), "{message}");
+    for word in words {
+        assert!(message.contains(word), "`{word}` is not in: {message}");
+    }
+    assert_eq!(stdout(output), "", "nothing on standard output");
+}
+
+#[test]
+fn help_and_version() {
+    let help = run(&["--help"]);
+    assert!(help.status.success());
+    for command in ["certs", "serve", "status", "inspect", "demo"] {
+        assert!(stdout(&help).contains(command), "{command} is in the help");
+        let help = run(&[command, "--help"]);
+        assert!(help.status.success() && stdout(&help).contains("Usage: actorum"), "{}", stdout(&help));
+    }
+    // What only the demo and the tests set is not for people.
+    let serve = stdout(&run(&["serve", "--help"]));
+    assert!(!serve.contains("stdin") && !serve.contains("report"), "{serve}");
+    assert!(serve.contains("--peer <ID=HOST:PORT>") && serve.contains("ACTORUM_LOG"), "{serve}");
+
+    let version = run(&["--version"]);
+    assert_eq!(stdout(&version), format!("actorum {}\n", env!("CARGO_PKG_VERSION")));
+    assert_eq!(run(&[]).status.code(), Some(2), "no command is a usage error");
+    assert_eq!(run(&["serve", "--frobnicate"]).status.code(), Some(2));
+}
+
+#[test]
+fn certificates_are_private_and_never_overwritten() {
+    let lab = Lab::new(&[1, 2]);
+    let certs = lab.path("certs");
+    let path = certs.to_str().expect("UTF-8");
+    for file in ["ca/ca.key", "node-1/key.pem", "node-2/key.pem"] {
+        let mode = fs::metadata(certs.join(file)).expect(file).permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "{file} is readable by its owner only");
+    }
+    for file in ["ca/ca.pem", "node-1/ca.pem", "node-1/cert.pem"] {
+        assert!(fs::read_to_string(certs.join(file)).expect(file).contains("BEGIN CERTIFICATE"), "{file}");
+    }
+
+    let before = fs::read(certs.join("node-2/cert.pem")).expect("a certificate");
+    refused(&run(&["certs", path, "--nodes", "3,2"]), 1, &["node-2", "never overwritten"]);
+    assert_eq!(fs::read(certs.join("node-2/cert.pem")).expect("a certificate"), before);
+    assert!(!certs.join("node-3").exists(), "nothing was made by a command that failed");
+
+    // A node is added later, by the same authority.
+    assert!(run(&["certs", path, "--nodes", "3"]).status.success());
+    assert_eq!(fs::read(certs.join("node-3/ca.pem")).expect("ca"), fs::read(certs.join("ca/ca.pem")).expect("ca"));
+
+    refused(&run(&["certs", path, "--nodes", "4,4"]), 2, &["node 4 twice"]);
+    refused(&run(&["certs", path, "--nodes", "0"]), 1, &["never zero"]);
+    assert_eq!(run(&["certs", path, "--nodes", "x"]).status.code(), Some(2));
+    assert_eq!(run(&["certs", path]).status.code(), Some(2));
+}
+
+/// `serve` with everything it needs for node 1, and what a test adds.
+fn serve(lab: &Lab, certs: &str, more: &[&str]) -> Output {
+    let (data, certs) = (lab.path("data"), lab.path(certs));
+    let mut command = actorum();
+    command.args(["serve", "--id", "1", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--data"]);
+    command.arg(data).arg("--certs").arg(certs).args(more).arg("--stop-when-stdin-closes");
+    command.stdin(std::process::Stdio::null()).output().expect("the binary runs")
+}
+
+#[test]
+fn serve_refuses_what_cannot_be_right() {
+    let lab = Lab::new(&[1, 2]);
+    let peer = ["--peer", "1=127.0.0.1:7001"];
+
+    refused(&run(&["serve", "--wait"]), 2, &["--id is missing", "ACTORUM_ID"]);
+    refused(&serve(&lab, "certs/node-1", &[]), 2, &["--peer", "--wait"]);
+    refused(
+        &serve(&lab, "certs/node-1", &["--wait", peer[0], peer[1]]),
+        2,
+        &["--wait", "cannot be used with", "--peer"],
+    );
+    refused(&serve(&lab, "certs/node-1", &["--peer", "1:127.0.0.1:7001"]), 2, &["ID=HOST:PORT"]);
+    refused(
+        &serve(&lab, "certs/node-1", &[peer[0], peer[1], "--peer", "1=127.0.0.1:7002"]),
+        2,
+        &["node 1 is named twice"],
+    );
+    refused(
+        &serve(&lab, "certs/node-1", &[peer[0], peer[1], "--admin", "0.0.0.0:9001"]),
+        2,
+        &["0.0.0.0:9001", "127.0.0.1:9001", "--admin-certs"],
+    );
+    refused(&serve(&lab, "certs/node-1", &[peer[0], peer[1], "--admin-certs", "x"]), 2, &["without --admin"]);
+
+    // Certificates of somebody else, of nobody, and the authority's key beside them.
+    refused(&serve(&lab, "certs/node-2", &peer), 1, &["node-2.actorum", "not of node 1"]);
+    refused(&serve(&lab, "certs/node-9", &peer), 1, &["certs/node-9"]);
+    fs::copy(lab.path("certs/ca/ca.key"), lab.path("certs/node-1/ca.key")).expect("a copy");
+    refused(&serve(&lab, "certs/node-1", &peer), 1, &["ca.key", "authority's key"]);
+    fs::remove_file(lab.path("certs/node-1/ca.key")).expect("removed");
+
+    // A port in use names the flag and the address.
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = taken.local_addr().expect("an address").to_string();
+    let data = lab.path("data");
+    let certs = lab.path("certs/node-1");
+    let args = ["serve", "--id", "1", "--listen", "127.0.0.1:0", "--http", &address, "--peer", peer[1]];
+    let output = actorum().args(args).arg("--data").arg(&data).arg("--certs").arg(certs).output().expect("it runs");
+    refused(&output, 1, &["--http", &address]);
+    assert!(!data.exists(), "nothing was made by commands that failed");
+}
+
+#[test]
+fn settings_have_an_order_and_no_unknown_names() {
+    let lab = Lab::new(&[1]);
+    let file = lab.path("config.toml");
+    let path = file.to_str().expect("UTF-8");
+    let with = |text: &str, more: &[&str]| {
+        fs::write(&file, text).expect("a file");
+        actorum().args(["serve", "--config", path]).args(more).output().expect("it runs")
+    };
+
+    refused(&with("idd = 1", &[]), 2, &["config.toml", "unknown field `idd`"]);
+    refused(&with("[raft]\nheartbeat = 5", &[]), 2, &["config.toml", "heartbeat"]);
+    refused(&with("id = 1\nwait = true\n[peers]\n1 = \"a:1\"", &[]), 2, &["both peers and wait"]);
+    refused(&with("id = 1\n[peers]\nx = \"a:1\"", &[]), 2, &["[peers]", "ID=HOST:PORT"]);
+    refused(&run(&["serve", "--config", "/nowhere/at.all"]), 2, &["/nowhere/at.all"]);
+
+    // The flag wins over the variable, and that over the file: seen by which certificate is missed.
+    let text =
+        "id = 1\nlisten = \"127.0.0.1:0\"\nhttp = \"127.0.0.1:0\"\ndata = \"d\"\ncerts = \"/from-file\"\nwait = true";
+    let certs_used = |variable: Option<&str>, more: &[&str]| {
+        fs::write(&file, text).expect("a file");
+        let mut command = actorum();
+        if let Some(value) = variable {
+            command.env("ACTORUM_CERTS", value);
+        }
+        let data = lab.path("data");
+        command.args(["serve", "--config", path]).args(more).arg("--data").arg(data).output().expect("it runs")
+    };
+    refused(&certs_used(None, &[]), 1, &["/from-file"]);
+    refused(&certs_used(Some("/from-env"), &[]), 1, &["/from-env"]);
+    refused(&certs_used(Some("/from-env"), &["--certs", "/from-flag"]), 1, &["/from-flag"]);
+
+    let with_variable = |name: &str, value: &str| {
+        let mut command = actorum();
+        command.args(["serve", "--config", path]).env(name, value).output().expect("it runs")
+    };
+    refused(&with_variable("ACTORUM_LISTN", "127.0.0.1:1"), 2, &["ACTORUM_LISTN"]);
+    refused(&with_variable("ACTORUM_LOG", "=%"), 2, &["ACTORUM_LOG"]);
+    refused(&with_variable("ACTORUM_HEARTBEAT_MS", "soon"), 2, &["ACTORUM_HEARTBEAT_MS", "soon"]);
+    refused(&with_variable("ACTORUM_ELECTION_MS", "100"), 2, &["election_ms", "three heartbeats"]);
+}
+
+#[test]
+fn status_without_any_node_fails() {
+    let asked = run(&["status", "http://127.0.0.1:1"]);
+    assert_eq!(asked.status.code(), Some(1));
+    assert!(stderr(&asked).contains("no node answered"));
+    assert!(stdout(&asked).contains("unreachable") && stdout(&asked).contains("http://127.0.0.1:1"));
+
+    let asked = run(&["status", "-o", "json", "127.0.0.1:1"]);
+    let json: serde_json::Value = serde_json::from_slice(&asked.stdout).expect("JSON");
+    assert!(json[0]["status"].is_null() && json[0]["error"].is_string(), "{json}");
+    assert_eq!(run(&["status"]).status.code(), Some(2));
+}
+
+#[test]
+fn inspect_names_a_directory_that_is_not_there() {
+    refused(&run(&["inspect", "/nowhere/at/all"]), 1, &["/nowhere/at/all"]);
+}

@@ -1,0 +1,112 @@
+//! The demo as a stranger runs it, without a terminal: it tells its story, counts, and leaves nothing behind.
+
+mod lab;
+
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    path::Path,
+    process::{Child, Command, Stdio},
+};
+
+use lab::{actorum, processes_with, wait};
+
+/// Starts a demo whose temporary files go to a directory of the test's own.
+fn start(home: &Path, args: &[&str]) -> Child {
+    let mut command = actorum();
+    command.arg("demo").args(args).env("TMPDIR", home);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the demo starts")
+}
+
+fn home() -> tempfile::TempDir {
+    tempfile::Builder::new().prefix("actorum-demo-test-").tempdir().expect("a directory")
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("UTF-8")
+}
+
+/// Reads the account up to a line with these words.
+fn read_until(demo: &mut Child, words: &str) -> BufReader<std::process::ChildStdout> {
+    let mut account = BufReader::new(demo.stdout.take().expect("its output"));
+    loop {
+        let mut line = String::new();
+        assert_ne!(account.read_line(&mut line).expect("a line"), 0, "the demo ended before `{words}`");
+        print!("{line}");
+        if line.contains(words) {
+            return account;
+        }
+    }
+}
+
+#[test]
+fn it_counts_and_leaves_nothing_behind() {
+    let home = home();
+    let output = start(home.path(), &["--writes", "600"]).wait_with_output().expect("the demo ends");
+    let account = String::from_utf8_lossy(&output.stdout).into_owned();
+    println!("{account}");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+
+    let steps =
+        ["three nodes", "leads in term", "killed the leader", "after the kill", "restarted node", "has caught up"];
+    let mut rest = account.as_str();
+    for step in steps {
+        let at = rest.find(step).unwrap_or_else(|| panic!("`{step}` is missing, or not in order"));
+        rest = &rest[at..];
+    }
+    for id in [1, 2, 3] {
+        let count =
+            account.lines().find(|l| l.contains(&format!("node {id}: ")) && l.contains("missing")).expect("a count");
+        assert!(count.contains("acknowledged") && count.contains("found, 0 missing"), "{count}");
+    }
+    assert!(!account.contains('\u{1b}') && !account.contains('\r'), "plain lines without a terminal");
+    assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(fs::read_dir(home.path()).expect("a directory").count(), 0, "no directory is left");
+    assert_eq!(processes_with(text(home.path())), [0; 0], "no process is left");
+}
+
+#[test]
+fn killed_outright_its_nodes_end() {
+    let home = home();
+    let mut demo = start(home.path(), &[]);
+    let account = read_until(&mut demo, "leads in term");
+    assert_eq!(processes_with(text(home.path())).len(), 3);
+    demo.kill().expect("SIGKILL");
+    demo.wait().expect("it ends");
+    drop(account);
+    wait("the nodes to end", || processes_with(text(home.path())).is_empty().then_some(()));
+}
+
+#[test]
+fn interrupted_it_cleans_up() {
+    let home = home();
+    let mut demo = start(home.path(), &["--writes", "1000000"]);
+    let _account = read_until(&mut demo, "writing");
+    let sent = Command::new("kill").args(["-INT", &demo.id().to_string()]).status().expect("kill runs");
+    assert!(sent.success());
+    assert_eq!(demo.wait().expect("it ends").code(), Some(130));
+    assert_eq!(processes_with(text(home.path())), [0; 0], "no process is left");
+    assert_eq!(fs::read_dir(home.path()).expect("a directory").count(), 0, "no directory is left");
+}
+
+#[test]
+fn it_stays_and_keeps_when_asked_to() {
+    let home = home();
+    let kept = home.path().join("kept");
+    let mut demo = start(home.path(), &["--stay", "--writes", "90", "--dir", text(&kept)]);
+    let mut account = read_until(&mut demo, "stays until");
+    let mut line = String::new();
+    account.read_line(&mut line).expect("a URL");
+    let url = line.split_whitespace().find(|word| word.starts_with("http://")).expect("a URL").to_owned();
+    assert_eq!(lab::call("GET", &url, "").status, 200, "{url}");
+    let sent = Command::new("kill").args(["-INT", &demo.id().to_string()]).status().expect("kill runs");
+    assert!(sent.success());
+    assert_eq!(demo.wait().expect("it ends").code(), Some(0), "Ctrl-C is how a demo that stays ends");
+    assert_eq!(processes_with(text(home.path())), [0; 0], "no process is left");
+    for name in ["certs/ca/ca.pem", "data-1", "data-2", "data-3", "node-1.log"] {
+        assert!(kept.join(name).exists(), "{name} is kept");
+    }
+    let again = start(home.path(), &["--dir", text(&kept)]).wait_with_output().expect("it ends");
+    assert_eq!(again.status.code(), Some(2), "a directory that is not empty is refused");
+    assert!(String::from_utf8_lossy(&again.stderr).contains("not empty"));
+}

@@ -1,0 +1,25 @@
+//! Chance for tests: seeded, and the seed is printed, so that a failure can be repeated.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// splitmix64.
+pub struct Dice(u64);
+
+impl Dice {
+    /// From `TEST_SEED`, or from the clock; printed, so that a failure can be repeated.
+    pub fn new() -> Dice {
+        let clock = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_nanos() as u64);
+        let seed = std::env::var("TEST_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or_else(clock);
+        println!("seed {seed} (repeat with TEST_SEED={seed})");
+        Dice(seed)
+    }
+
+    /// A number below `bound`.
+    pub fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % bound
+    }
+}

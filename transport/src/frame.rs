@@ -1,0 +1,617 @@
+//! Frames: how the structs of [`wire`](crate::wire) stand on a QUIC stream. No socket in here.
+//!
+//! ```text
+//!  ┌────────────┬─────────┬──────┬──────────────────────────────┐
+//!  │ length u32 │ version │ kind │ body: MessagePack, by name   │   length = version + kind + body, big endian
+//!  └────────────┴─────────┴──────┴──────────────────────────────┘
+//! ```
+//!
+//! The length is checked against a bound before anything is allocated for it, and the buffer grows only with
+//! the bytes that really arrive. A body must decode to its end and nothing may follow it. Fields that a newer
+//! peer added are skipped; a variant it added is an error, for what is not understood must not be half obeyed.
+//!
+//! Deliberately absent: judgement. That a message decodes says nothing about whether it makes sense; the
+//! consensus core validates it before its step.
+
+use bytes::{Buf, Bytes, BytesMut};
+use serde::{
+    Deserialize, Deserializer, Serialize,
+    de::{DeserializeOwned, IgnoredAny, SeqAccess, Visitor},
+};
+
+use crate::{
+    message::{Identity, RefusedBecause},
+    wire::{ClusterId, GroupId, Incarnation, NodeId, RaftMessage, Request},
+};
+
+/// The version of this framing, in every frame.
+pub const VERSION: u8 = 1;
+
+/// The bytes before a body: length, version, kind.
+pub const HEADER: usize = 6;
+
+/// The bound of the frames that precede trust (hello, lane, refusal), in bytes.
+pub const SMALL: usize = 16 * 1024;
+
+/// The most messages in one frame. A message of a few bytes takes a few hundred in memory, so that a bound on
+/// bytes alone would let a frame grow twentyfold when decoded.
+pub const MAX_MESSAGES: usize = 16 * 1024;
+
+/// How deep a body may nest. What we send nests eight deep; a newer peer's unknown fields may be a little deeper.
+const MAX_DEPTH: usize = 32;
+
+/// What a frame holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Kind {
+    /// [`Hello`]: the first frame of each side on every connection.
+    Hello = 1,
+    /// [`Welcome`]: the dialler accepts the hello that answered its own.
+    Welcome = 2,
+    /// [`Refused`]: the last frame of a connection that is not wanted.
+    Refused = 3,
+    /// [`Lane`]: the first frame on a one-way stream.
+    Lane = 4,
+    /// [`Batch`]: Raft messages of one group.
+    Raft = 5,
+    /// [`Question`]: the only frame of the asking half of a two-way stream.
+    Request = 6,
+    /// [`Response`](crate::wire::Response): the only frame of its answering half.
+    Response = 7,
+}
+
+impl TryFrom<u8> for Kind {
+    type Error = FrameError;
+
+    fn try_from(byte: u8) -> Result<Self, FrameError> {
+        use Kind::*;
+        [Hello, Welcome, Refused, Lane, Raft, Request, Response]
+            .into_iter()
+            .find(|kind| *kind as u8 == byte)
+            .ok_or(FrameError::UnknownKind { kind: byte })
+    }
+}
+
+/// Why bytes are no frame, or a value does not become one.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FrameError {
+    /// Longer than this side accepts or sends.
+    #[error("a frame of {length} bytes is over the bound of {max}")]
+    TooLarge {
+        /// What it claims, or takes.
+        length: u64,
+        /// The bound.
+        max: usize,
+    },
+    /// Too short to hold a version and a kind.
+    #[error("a frame of {length} bytes holds no kind")]
+    TooShort {
+        /// What it claims.
+        length: u32,
+    },
+    /// Another framing.
+    #[error("framing version {theirs} is not spoken here (this node speaks {VERSION})")]
+    Version {
+        /// The version in the frame.
+        theirs: u8,
+    },
+    /// A kind that this version does not know.
+    #[error("unknown frame kind {kind}")]
+    UnknownKind {
+        /// The kind in the frame.
+        kind: u8,
+    },
+    /// A known kind at the wrong place.
+    #[error("a {found:?} frame where {expected:?} belongs")]
+    Unexpected {
+        /// What came.
+        found: Kind,
+        /// What belongs there.
+        expected: Kind,
+    },
+    /// The body does not decode.
+    #[error("malformed body: {0}")]
+    Malformed(String),
+    /// The body goes on after its end.
+    #[error("bytes after the end of the body")]
+    Trailing,
+    /// The stream ended in the middle of a frame.
+    #[error("the stream ended inside a frame")]
+    Truncated,
+}
+
+/// Who speaks: the first frame in each direction.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// The protocol version, [`crate::hello::PROTOCOL`].
+    pub protocol: u32,
+    /// The formats of group messages that it reads.
+    #[serde(default)]
+    pub formats: Vec<u32>,
+    /// Its cluster; nothing while it waits to be formed or added.
+    #[serde(default)]
+    pub cluster: Option<ClusterId>,
+    /// Its id: the one in its certificate.
+    pub node: NodeId,
+    /// The life of its data directory.
+    pub incarnation: Incarnation,
+    /// How often that directory was opened.
+    pub boot: u64,
+    /// The dialler's count of dials in this boot: of two connections it made, the one with the higher number
+    /// is newer, whichever arrives first. Zero from the side that accepts.
+    #[serde(default)]
+    pub dial: u64,
+}
+
+impl Hello {
+    /// The identity it claims.
+    pub fn identity(&self) -> Identity {
+        Identity { id: self.node, incarnation: self.incarnation, boot: self.boot, cluster: self.cluster }
+    }
+}
+
+/// The dialler accepts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Welcome {}
+
+/// A refusal: the sentence for the log, and the reason for the program. A reason that only a newer version knows
+/// stays readable as a sentence.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refused {
+    /// For people.
+    pub text: String,
+    /// The encoded [`RefusedBecause`].
+    #[serde(default)]
+    pub reason: Bytes,
+}
+
+impl Refused {
+    /// Of a reason.
+    pub fn new(reason: &RefusedBecause) -> Refused {
+        let encoded = rmp_serde::to_vec_named(reason).unwrap_or_default();
+        Refused { text: reason.to_string(), reason: encoded.into() }
+    }
+
+    /// The reason, if this version knows it.
+    pub fn because(&self) -> Option<RefusedBecause> {
+        decode(&self.reason).ok()
+    }
+}
+
+/// What a one-way stream is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Lane {
+    /// Appends, their answers and snapshots, in order.
+    Log,
+    /// What bulk data must not hold up: heartbeats and votes.
+    Urgent,
+}
+
+/// Raft messages of one group, in order.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Batch {
+    /// The group.
+    #[serde(default)]
+    pub group: GroupId,
+    /// At most [`MAX_MESSAGES`].
+    #[serde(deserialize_with = "bounded_messages")]
+    pub messages: Vec<RaftMessage>,
+}
+
+/// A [`Batch`] to be written, without owning it.
+#[derive(Serialize)]
+struct BatchRef<'a> {
+    group: GroupId,
+    messages: &'a [RaftMessage],
+}
+
+/// A request and the group it concerns.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Question {
+    /// The group.
+    #[serde(default)]
+    pub group: GroupId,
+    /// What is asked.
+    pub request: Request,
+}
+
+/// Appends the frame of a value to `out`, which is left as it was on an error.
+pub fn encode<T: Serialize>(kind: Kind, body: &T, max: usize, out: &mut Vec<u8>) -> Result<(), FrameError> {
+    let start = out.len();
+    out.extend_from_slice(&[0, 0, 0, 0, VERSION, kind as u8]);
+    let written =
+        rmp_serde::encode::write_named(out, body).map_err(|e| FrameError::Malformed(e.to_string())).and_then(|()| {
+            match out.len() - start - 4 {
+                length if length > max || u32::try_from(length).is_err() => {
+                    Err(FrameError::TooLarge { length: length as u64, max })
+                }
+                length => Ok(length as u32),
+            }
+        });
+    match written {
+        Ok(length) => {
+            out[start..start + 4].copy_from_slice(&length.to_be_bytes());
+            Ok(())
+        }
+        Err(e) => {
+            out.truncate(start);
+            Err(e)
+        }
+    }
+}
+
+/// Appends messages of one group to `out`, as few frames as the bounds allow. Returns how many messages
+/// were left out because one alone is over the bound.
+pub fn encode_messages(group: GroupId, messages: &[RaftMessage], max: usize, out: &mut Vec<u8>) -> usize {
+    let fits = messages.len() <= MAX_MESSAGES;
+    match messages {
+        [] => 0,
+        messages if fits && encode(Kind::Raft, &BatchRef { group, messages }, max, out).is_ok() => 0,
+        [_] => 1,
+        messages => {
+            let (first, second) = messages.split_at(messages.len() / 2);
+            encode_messages(group, first, max, out) + encode_messages(group, second, max, out)
+        }
+    }
+}
+
+/// Decodes a body, to its end.
+pub fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, FrameError> {
+    let malformed = |e: rmp_serde::decode::Error| FrameError::Malformed(e.to_string());
+    let mut decoder = rmp_serde::Deserializer::from_read_ref(body);
+    decoder.set_max_depth(MAX_DEPTH);
+    let value = T::deserialize(&mut decoder).map_err(malformed)?;
+    // The decoder does not tell where it stands; that nothing more can be read says the same.
+    match IgnoredAny::deserialize(&mut decoder) {
+        Err(rmp_serde::decode::Error::InvalidMarkerRead(e)) if e.kind() == std::io::ErrorKind::UnexpectedEof => {
+            Ok(value)
+        }
+        _ => Err(FrameError::Trailing),
+    }
+}
+
+fn bounded_messages<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<RaftMessage>, D::Error> {
+    struct Bounded;
+
+    impl<'de> Visitor<'de> for Bounded {
+        type Value = Vec<RaftMessage>;
+
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            write!(f, "at most {MAX_MESSAGES} messages")
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+            let mut messages = Vec::with_capacity(seq.size_hint().unwrap_or(0).min(256));
+            while let Some(message) = seq.next_element()? {
+                if messages.len() == MAX_MESSAGES {
+                    return Err(serde::de::Error::invalid_length(messages.len() + 1, &self));
+                }
+                messages.push(message);
+            }
+            Ok(messages)
+        }
+    }
+
+    deserializer.deserialize_seq(Bounded)
+}
+
+/// One stream's bytes on their way to frames.
+///
+/// Bound: one frame of `max` bytes and what one read brought. A claim beyond `max` is an error at once, and
+/// nothing is reserved for a claim within it either.
+#[derive(Debug)]
+pub struct Splitter {
+    buffer: BytesMut,
+    max: usize,
+}
+
+impl Splitter {
+    /// For frames of at most `max` bytes.
+    pub fn new(max: usize) -> Splitter {
+        Splitter { buffer: BytesMut::new(), max }
+    }
+
+    /// The same bytes under another bound.
+    pub fn with_max(self, max: usize) -> Splitter {
+        Splitter { max, ..self }
+    }
+
+    /// Takes in what was read.
+    pub fn push(&mut self, bytes: &[u8]) {
+        self.buffer.extend_from_slice(bytes);
+    }
+
+    /// Whether a frame has begun that is not complete.
+    pub fn is_partial(&self) -> bool {
+        !self.buffer.is_empty()
+    }
+
+    /// The next complete frame: its kind and body. After an error the stream makes no sense any more.
+    pub fn next_frame(&mut self) -> Result<Option<(Kind, BytesMut)>, FrameError> {
+        let Some(length) = self.buffer.first_chunk::<4>() else { return Ok(None) };
+        let length = u32::from_be_bytes(*length);
+        if length as usize > self.max {
+            return Err(FrameError::TooLarge { length: length.into(), max: self.max });
+        }
+        if length < 2 {
+            return Err(FrameError::TooShort { length });
+        }
+        let Some([_, _, _, _, version, kind]) = self.buffer.first_chunk::<HEADER>() else { return Ok(None) };
+        if *version != VERSION {
+            return Err(FrameError::Version { theirs: *version });
+        }
+        let kind = Kind::try_from(*kind)?;
+        if self.buffer.len() < 4 + length as usize {
+            return Ok(None);
+        }
+        let mut frame = self.buffer.split_to(4 + length as usize);
+        frame.advance(HEADER);
+        // One large frame must not pin its memory for the life of the connection.
+        if self.buffer.is_empty() && self.buffer.capacity() > 1 << 20 {
+            self.buffer = BytesMut::new();
+        }
+        Ok(Some((kind, frame)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::{collection::vec, prelude::*};
+
+    use super::*;
+    use crate::wire::{ConfState, Entry, EntryKind, Formation, MessageKind, Refusal, Response, Snapshot};
+
+    fn bytes() -> impl Strategy<Value = Bytes> {
+        vec(any::<u8>(), 0..40).prop_map(Bytes::from)
+    }
+
+    fn kind() -> impl Strategy<Value = MessageKind> {
+        use MessageKind::*;
+        prop::sample::select(vec![
+            Append,
+            AppendResponse,
+            Heartbeat,
+            HeartbeatResponse,
+            PreVote,
+            PreVoteResponse,
+            Vote,
+            VoteResponse,
+            MessageKind::Snapshot,
+            TimeoutNow,
+        ])
+    }
+
+    fn entry() -> impl Strategy<Value = Entry> {
+        (any::<bool>(), any::<u64>(), any::<u64>(), bytes(), bytes()).prop_map(|(conf, term, index, data, context)| {
+            let kind = if conf { EntryKind::ConfChange } else { EntryKind::Normal };
+            Entry { kind, term, index, data, context }
+        })
+    }
+
+    fn snapshot() -> impl Strategy<Value = Snapshot> {
+        (any::<u64>(), any::<u64>(), vec(any::<u64>(), 0..4), vec(any::<u64>(), 0..4), any::<bool>(), bytes()).prop_map(
+            |(index, term, voters, learners, auto_leave, data)| Snapshot {
+                index,
+                term,
+                conf: ConfState { voters, learners, auto_leave, ..ConfState::default() },
+                data,
+            },
+        )
+    }
+
+    prop_compose! {
+        fn message()(
+            kind in kind(),
+            n in any::<[u64; 7]>(),
+            entries in vec(entry(), 0..5),
+            snapshot in proptest::option::of(snapshot()),
+            reject in any::<bool>(),
+            context in bytes(),
+            priority in any::<i64>(),
+        ) -> RaftMessage {
+            let [term, log_term, index, commit, commit_term, request_snapshot, reject_hint] = n;
+            RaftMessage {
+                kind, term, log_term, index, entries, commit, commit_term, snapshot, request_snapshot,
+                reject, reject_hint, context, priority,
+            }
+        }
+    }
+
+    fn response() -> impl Strategy<Value = Response> {
+        prop_oneof![
+            (any::<u64>(), any::<u64>(), bytes()).prop_map(|(index, term, response)| Response::Applied {
+                index,
+                term,
+                response
+            }),
+            any::<u64>().prop_map(|index| Response::ReadAt { index }),
+            ".{0,20}".prop_map(|cause| Response::Unknown { cause }),
+            proptest::option::of(any::<u64>()).prop_map(|leader| Response::Refused(Refusal::NotLeader { leader })),
+            (any::<u64>(), any::<u64>()).prop_map(|(i, n)| Response::Formation(Formation {
+                incarnation: Incarnation(i),
+                founders: [(n, "n:1".into())].into(),
+                formed_with: None,
+            })),
+        ]
+    }
+
+    fn split(bytes: &[u8], max: usize) -> Result<Vec<(Kind, BytesMut)>, FrameError> {
+        let mut splitter = Splitter::new(max);
+        splitter.push(bytes);
+        let mut frames = Vec::new();
+        while let Some(frame) = splitter.next_frame()? {
+            frames.push(frame);
+        }
+        Ok(frames)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 128, failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// What was sent arrives, however the bytes are cut and whatever came before.
+        #[test]
+        fn messages_survive_any_cut(messages in vec(message(), 1..6), group in any::<u32>(), cut in 1usize..50) {
+            let mut out = Vec::new();
+            prop_assert_eq!(encode_messages(GroupId(group), &messages, 1 << 20, &mut out), 0);
+            encode(Kind::Welcome, &Welcome {}, SMALL, &mut out).unwrap();
+            let mut splitter = Splitter::new(1 << 20);
+            let mut frames = Vec::new();
+            for piece in out.chunks(cut) {
+                splitter.push(piece);
+                while let Some(frame) = splitter.next_frame().unwrap() {
+                    frames.push(frame);
+                }
+            }
+            prop_assert!(!splitter.is_partial());
+            prop_assert_eq!(frames.len(), 2);
+            let batch: Batch = decode(&frames[0].1).unwrap();
+            prop_assert_eq!(batch, Batch { group: GroupId(group), messages });
+        }
+
+        /// A small bound splits a batch into several frames, in order, and leaves out only what fits in none.
+        #[test]
+        fn a_batch_splits_at_the_bound(messages in vec(message(), 1..12)) {
+            let max = 300;
+            let mut out = Vec::new();
+            let left_out = encode_messages(GroupId(0), &messages, max, &mut out);
+            let mut arrived = Vec::new();
+            for (kind, body) in split(&out, max).unwrap() {
+                prop_assert_eq!(kind, Kind::Raft);
+                arrived.extend(decode::<Batch>(&body).unwrap().messages);
+            }
+            prop_assert_eq!(arrived.len() + left_out, messages.len());
+            let mut rest = messages.iter();
+            for message in &arrived {
+                prop_assert!(rest.any(|m| m == message), "out of order");
+            }
+        }
+
+        #[test]
+        fn responses_survive(response in response()) {
+            let mut out = Vec::new();
+            encode(Kind::Response, &response, SMALL, &mut out).unwrap();
+            let frames = split(&out, SMALL).unwrap();
+            prop_assert_eq!(decode::<Response>(&frames[0].1).unwrap(), response);
+        }
+
+        /// Any bytes at all: an error or a frame, never a panic.
+        #[test]
+        fn garbage_is_an_error(garbage in vec(any::<u8>(), 0..400)) {
+            if let Ok(frames) = split(&garbage, 1 << 20) {
+                for (_, body) in frames {
+                    let _ = decode::<Batch>(&body);
+                }
+            }
+            let _ = decode::<Batch>(&garbage);
+            let _ = decode::<Hello>(&garbage);
+            let _ = decode::<Question>(&garbage);
+            let _ = decode::<Response>(&garbage);
+            let _ = decode::<Refused>(&garbage).map(|refused| refused.because());
+        }
+
+        /// A true frame with one byte changed: an error or another value, never a panic.
+        #[test]
+        fn one_wrong_byte_is_harmless(messages in vec(message(), 1..4), at in any::<prop::sample::Index>(), byte in any::<u8>()) {
+            let mut out = Vec::new();
+            encode_messages(GroupId(0), &messages, 1 << 20, &mut out);
+            let at = at.index(out.len());
+            out[at] = byte;
+            if let Ok(frames) = split(&out, 1 << 20) {
+                for (_, body) in frames {
+                    let _ = decode::<Batch>(&body);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_claim_of_four_gigabytes_is_refused_by_its_header() {
+        let mut splitter = Splitter::new(64 << 20);
+        splitter.push(&[0xff, 0xff, 0xff, 0xff]);
+        assert_eq!(splitter.next_frame(), Err(FrameError::TooLarge { length: u32::MAX.into(), max: 64 << 20 }));
+        assert!(splitter.buffer.capacity() < 1024, "nothing was reserved for it");
+    }
+
+    #[test]
+    fn a_claim_within_the_bound_reserves_nothing() {
+        let mut splitter = Splitter::new(64 << 20);
+        splitter.push(&(64u32 << 20).to_be_bytes());
+        splitter.push(&[VERSION, Kind::Raft as u8]);
+        assert_eq!(splitter.next_frame(), Ok(None));
+        assert!(splitter.buffer.capacity() < 1024);
+    }
+
+    #[test]
+    fn collections_that_lie_about_their_length_are_errors() {
+        // {"messages": array of 2^32 - 1}, {"messages": bin of 4 GiB}, and a thousand arrays inside each other.
+        let name = b"\x81\xa8messages";
+        for rest in [&b"\xdd\xff\xff\xff\xff"[..], b"\xc6\xff\xff\xff\xff", &[0x91; 1000]] {
+            let body = [name, rest].concat();
+            assert!(matches!(decode::<Batch>(&body), Err(FrameError::Malformed(_))));
+        }
+    }
+
+    #[test]
+    fn more_messages_than_the_bound_are_split_by_the_sender_and_refused_by_the_receiver() {
+        let messages = vec![RaftMessage::new(MessageKind::Heartbeat, 1); MAX_MESSAGES + 1];
+        let mut out = Vec::new();
+        assert_eq!(encode_messages(GroupId(0), &messages, 64 << 20, &mut out), 0);
+        assert_eq!(split(&out, 64 << 20).unwrap().len(), 2);
+
+        let mut forced = Vec::new();
+        encode(Kind::Raft, &BatchRef { group: GroupId(0), messages: &messages }, 64 << 20, &mut forced).unwrap();
+        assert!(matches!(decode::<Batch>(&forced[HEADER..]), Err(FrameError::Malformed(_))));
+    }
+
+    #[test]
+    fn fields_of_a_newer_peer_are_skipped_and_its_variants_are_not() {
+        #[derive(Serialize)]
+        struct NewerBatch {
+            group: u32,
+            messages: Vec<NewerMessage>,
+            colour: &'static str,
+        }
+        #[derive(Serialize)]
+        struct NewerMessage {
+            kind: &'static str,
+            term: u64,
+            mood: Vec<u64>,
+        }
+        let newer = |kind| {
+            let messages = vec![NewerMessage { kind, term: 7, mood: vec![1, 2] }];
+            rmp_serde::to_vec_named(&NewerBatch { group: 3, messages, colour: "green" }).unwrap()
+        };
+        let batch: Batch = decode(&newer("Vote")).unwrap();
+        assert_eq!(batch.messages, vec![RaftMessage::new(MessageKind::Vote, 7)]);
+        assert!(matches!(decode::<Batch>(&newer("Telepathy")), Err(FrameError::Malformed(_))));
+    }
+
+    #[test]
+    fn bytes_after_the_body_are_an_error() {
+        let mut body = rmp_serde::to_vec_named(&Welcome {}).unwrap();
+        assert_eq!(decode::<Welcome>(&body), Ok(Welcome {}));
+        body.push(0xc0);
+        assert_eq!(decode::<Welcome>(&body), Err(FrameError::Trailing));
+    }
+
+    #[test]
+    fn another_version_and_an_unknown_kind_are_named() {
+        assert_eq!(split(&[0, 0, 0, 2, 9, 1], SMALL), Err(FrameError::Version { theirs: 9 }));
+        assert_eq!(split(&[0, 0, 0, 2, VERSION, 99], SMALL), Err(FrameError::UnknownKind { kind: 99 }));
+        assert_eq!(split(&[0, 0, 0, 1, VERSION], SMALL), Err(FrameError::TooShort { length: 1 }));
+    }
+
+    #[test]
+    fn a_cluster_id_keeps_all_its_bits() {
+        let hello = Hello {
+            protocol: 1,
+            formats: vec![1],
+            cluster: Some(ClusterId(u128::MAX - 5)),
+            node: 1,
+            incarnation: Incarnation(u64::MAX),
+            boot: 2,
+            dial: 3,
+        };
+        assert_eq!(decode::<Hello>(&rmp_serde::to_vec_named(&hello).unwrap()), Ok(hello));
+    }
+}

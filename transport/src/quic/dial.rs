@@ -1,0 +1,87 @@
+//! Keeps a connection to one listed peer: dials while there is none, with growing pauses.
+
+use std::{rc::Rc, time::Duration};
+
+use actix::WeakAddr;
+use quinn::{ClientConfig, Endpoint, VarInt};
+use std::sync::Arc;
+use tokio::{sync::watch, time::timeout};
+
+use super::{Counters, DialHello, Failed, NoLink, QuicConfig, QuicTransport, handshake, link::Link};
+use crate::{message::RefusedBecause, tls::node_name, wire::NodeId};
+
+/// Dials whenever there is no link, until the transport is gone or this task is aborted.
+pub(super) async fn keep_up(
+    peer: NodeId,
+    endpoint: Endpoint,
+    config: Rc<QuicConfig>,
+    transport: WeakAddr<QuicTransport>,
+    mut up: watch::Receiver<Option<Link>>,
+    counters: Rc<Counters>,
+) {
+    let mut backoff = config.min_backoff;
+    let mut dice = config.seed ^ (config.identity.id << 32) ^ peer;
+    loop {
+        // Whichever side dialled, one link is enough.
+        if up.wait_for(Option::is_none).await.is_err() {
+            return;
+        }
+        let within = config.handshake_timeout;
+        let dialled = match timeout(within, dial(peer, &endpoint, &config, &transport, &counters)).await {
+            Ok(dialled) => dialled,
+            Err(_) => Err(NoLink::Unreached("no answer in time".into())),
+        };
+        let Some(transport) = transport.upgrade() else { return };
+        match dialled {
+            Ok(()) => backoff = config.min_backoff,
+            Err(why) => {
+                transport.do_send(Failed { peer, why });
+                drop(transport);
+                dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                // Between half and the whole of it, so that two nodes that lost each other do not meet in step.
+                let jitter = backoff.mul_f64(0.5 + (dice >> 33) as f64 / f64::from(u32::MAX));
+                tokio::time::sleep(jitter.min(config.max_backoff)).await;
+                backoff = (backoff * 2).min(config.max_backoff).max(Duration::from_millis(1));
+            }
+        }
+    }
+}
+
+async fn dial(
+    peer: NodeId,
+    endpoint: &Endpoint,
+    config: &QuicConfig,
+    transport: &WeakAddr<QuicTransport>,
+    counters: &Counters,
+) -> Result<(), NoLink> {
+    let failed = |cause: String| NoLink::Unreached(cause);
+    let transport = transport.upgrade().ok_or_else(|| failed("the transport has stopped".into()))?;
+    let asked = transport.send(DialHello(peer)).await.map_err(|e| failed(e.to_string()))?;
+    let (hello, address) = asked.ok_or_else(|| failed("it is no longer listed".into()))?;
+    // A name may move: looked up at each dial.
+    let mut found = tokio::net::lookup_host(&address.0).await.map_err(|e| failed(format!("{address}: {e}")))?;
+    let target = found.next().ok_or_else(|| failed(format!("{address}: the name has no address")))?;
+
+    let (crypto, stranger) = config.tls.client_config(peer).map_err(|e| failed(e.to_string()))?;
+    let crypto = quinn::crypto::rustls::QuicClientConfig::try_from(crypto).map_err(|e| failed(e.to_string()))?;
+    let mut client = ClientConfig::new(Arc::new(crypto));
+    client.transport_config(config.transport());
+    let connecting = endpoint.connect_with(client, target, &node_name(peer)).map_err(|e| failed(e.to_string()))?;
+    let connection = match connecting.await {
+        Ok(connection) => connection,
+        Err(error) => {
+            return Err(match stranger.take() {
+                Some(certificate) => NoLink::RefusedHere(RefusedBecause::Certificate { certificate, id: peer }),
+                None => failed(format!("{target}: {error}")),
+            });
+        }
+    };
+    let greeted = handshake::greet(&connection, peer, hello, &transport, counters).await;
+    if greeted.is_err() {
+        connection.close(VarInt::from_u32(1), b"the hello failed");
+    }
+    greeted.map_err(|why| match why {
+        NoLink::Unreached(cause) => NoLink::Unreached(format!("{target}: {cause}")),
+        other => other,
+    })
+}

@@ -1,0 +1,247 @@
+//! From a QUIC connection to a peer: who is it, and do both sides want it.
+//!
+//! ```text
+//!  dialler ──Hello──▶ acceptor        the first two-way stream; TLS has checked both certificates before
+//!          ◀──Hello── or Refused      judged: certificate, protocol, cluster, retired ids, incarnation, boot
+//!          ──Welcome▶ or Refused      the dialler judges too
+//! ```
+//!
+//! Nothing else is read from a connection before this is done, and all of it must be done in a bounded time.
+//! With TLS 1.3 a dialler may believe in a connection whose certificate the acceptor is about to reject; the
+//! answering hello is what proves it.
+
+use std::{cell::RefCell, collections::BTreeMap, net::IpAddr, rc::Rc};
+
+use actix::{WeakAddr, prelude::*};
+use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream, VarInt};
+use rustls::pki_types::CertificateDer;
+use tokio::time::timeout;
+
+use super::{Counters, Failed, NoLink, QuicConfig, QuicTransport};
+use crate::{
+    frame::{self, Hello, Kind, Refused, Splitter, Welcome},
+    message::{Identity, RefusedBecause},
+    tls::node_of,
+    wire::NodeId,
+};
+
+/// Whether this hello's sender is let in; if so, our own hello.
+#[derive(Message)]
+#[rtype(result = "Result<Hello, RefusedBecause>")]
+pub(super) struct Judge {
+    pub hello: Hello,
+}
+
+/// Both sides want each other. Answered with whether this connection is the one that stays.
+#[derive(Message)]
+#[rtype(result = "bool")]
+pub(super) struct Established {
+    pub identity: Identity,
+    pub connection: Connection,
+    pub dialled: bool,
+}
+
+/// Handshakes in progress, in all and by address.
+#[derive(Default)]
+struct InProgress {
+    all: usize,
+    by_address: BTreeMap<IpAddr, usize>,
+}
+
+/// Accepts connections until the endpoint closes or this task is aborted.
+pub(super) async fn accept(
+    endpoint: Endpoint,
+    config: Rc<QuicConfig>,
+    transport: WeakAddr<QuicTransport>,
+    counters: Rc<Counters>,
+) {
+    let progress: Rc<RefCell<InProgress>> = Rc::default();
+    while let Some(incoming) = endpoint.accept().await {
+        let address = incoming.remote_address().ip();
+        {
+            let mut progress = progress.borrow_mut();
+            let here = progress.by_address.get(&address).copied().unwrap_or(0);
+            if progress.all >= config.max_handshakes || here >= config.max_handshakes_per_address {
+                incoming.refuse();
+                continue;
+            }
+            progress.all += 1;
+            *progress.by_address.entry(address).or_default() += 1;
+        }
+        let (config, transport, progress) = (config.clone(), transport.clone(), progress.clone());
+        let counters = counters.clone();
+        actix_rt::spawn(async move {
+            let within = config.handshake_timeout;
+            if let Err(error) = timeout(within, welcome(incoming, &transport, &counters)).await {
+                tracing::debug!(%address, %error, "a handshake took too long");
+            }
+            let mut progress = progress.borrow_mut();
+            progress.all -= 1;
+            if let Some(count) = progress.by_address.get_mut(&address) {
+                *count -= 1;
+                if *count == 0 {
+                    progress.by_address.remove(&address);
+                }
+            }
+        });
+    }
+}
+
+/// The accepting side. What fails before the peer has shown who it is concerns nobody: it is a line for debugging.
+async fn welcome(incoming: Incoming, transport: &WeakAddr<QuicTransport>, counters: &Counters) {
+    let address = incoming.remote_address();
+    let connection = match incoming.await {
+        Ok(connection) => connection,
+        Err(error) => return tracing::debug!(%address, %error, "a handshake failed"),
+    };
+    if let Err(cause) = welcome_peer(&connection, transport, counters).await {
+        tracing::debug!(%address, cause, "a hello failed");
+        connection.close(VarInt::from_u32(1), b"the hello failed");
+    }
+}
+
+async fn welcome_peer(
+    connection: &Connection,
+    transport: &WeakAddr<QuicTransport>,
+    counters: &Counters,
+) -> Result<(), String> {
+    let (mut send, mut receive) = connection.accept_bi().await.map_err(|e| e.to_string())?;
+    let mut splitter = Splitter::new(frame::SMALL);
+    let hello: Hello = expect(&mut receive, &mut splitter, Kind::Hello, counters).await?;
+    let id = hello.node;
+    let transport = || transport.upgrade().ok_or("the transport has stopped");
+    if let Err(reason) = certificate_names(connection, id) {
+        refuse(&mut send, &reason, counters).await;
+        // Not told above: somebody else's certificate must not make noise in this peer's name.
+        return Err(reason.to_string());
+    }
+    match transport()?.send(Judge { hello: hello.clone() }).await.map_err(|e| e.to_string())? {
+        Ok(own) => write(&mut send, Kind::Hello, &own, counters).await?,
+        Err(reason) => {
+            refuse(&mut send, &reason, counters).await;
+            return Err(reason.to_string());
+        }
+    }
+    let (kind, body) = next(&mut receive, &mut splitter, counters).await?;
+    match kind {
+        Kind::Welcome => drop(frame::decode::<Welcome>(&body).map_err(|e| e.to_string())?),
+        Kind::Refused => {
+            let refused: Refused = frame::decode(&body).map_err(|e| e.to_string())?;
+            let because = refused.because();
+            transport()?.do_send(Failed { peer: id, why: NoLink::RefusedByPeer(refused.text, because) });
+            return Err("refused by the peer".into());
+        }
+        other => return Err(format!("a {other:?} frame where Welcome belongs")),
+    }
+    let established = Established { identity: hello.identity(), connection: connection.clone(), dialled: false };
+    match transport()?.send(established).await {
+        Ok(true) => Ok(()),
+        Ok(false) => Err("another connection stays".into()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// The dialling side.
+pub(super) async fn greet(
+    connection: &Connection,
+    peer: NodeId,
+    own: Hello,
+    transport: &Addr<QuicTransport>,
+    counters: &Counters,
+) -> Result<(), NoLink> {
+    let broken = |cause: String| NoLink::Unreached(cause);
+    let (mut send, mut receive) = connection.open_bi().await.map_err(|e| broken(e.to_string()))?;
+    write(&mut send, Kind::Hello, &own, counters).await.map_err(broken)?;
+    let mut splitter = Splitter::new(frame::SMALL);
+    let (kind, body) = next(&mut receive, &mut splitter, counters).await.map_err(broken)?;
+    let theirs: Hello = match kind {
+        Kind::Hello => frame::decode(&body).map_err(|e| broken(e.to_string()))?,
+        Kind::Refused => {
+            let refused: Refused = frame::decode(&body).map_err(|e| broken(e.to_string()))?;
+            let because = refused.because();
+            return Err(NoLink::RefusedByPeer(refused.text, because));
+        }
+        other => return Err(broken(format!("a {other:?} frame where Hello belongs"))),
+    };
+    // TLS let in nobody but `peer`; its hello must say the same.
+    if theirs.node != peer {
+        let reason = RefusedBecause::Certificate { certificate: crate::tls::node_name(peer), id: theirs.node };
+        refuse(&mut send, &reason, counters).await;
+        return Err(NoLink::RefusedHere(reason));
+    }
+    let judged = transport.send(Judge { hello: theirs.clone() }).await.map_err(|e| broken(e.to_string()))?;
+    if let Err(reason) = judged {
+        refuse(&mut send, &reason, counters).await;
+        return Err(NoLink::RefusedHere(reason));
+    }
+    write(&mut send, Kind::Welcome, &Welcome {}, counters).await.map_err(broken)?;
+    let established = Established { identity: theirs.identity(), connection: connection.clone(), dialled: true };
+    match transport.send(established).await {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(NoLink::NotNeeded),
+        Err(error) => Err(broken(error.to_string())),
+    }
+}
+
+/// The certificate that TLS has verified must name exactly the node that the hello names.
+fn certificate_names(connection: &Connection, id: NodeId) -> Result<(), RefusedBecause> {
+    let shown = connection.peer_identity().and_then(|shown| shown.downcast::<Vec<CertificateDer<'static>>>().ok());
+    let named = match shown.as_deref().and_then(|chain| chain.first()) {
+        Some(certificate) => node_of(certificate),
+        None => Err("nobody (no certificate)".to_owned()),
+    };
+    match named {
+        Ok(named) if named == id => Ok(()),
+        Ok(other) => Err(RefusedBecause::Certificate { certificate: crate::tls::node_name(other), id }),
+        Err(names) => Err(RefusedBecause::Certificate { certificate: names, id }),
+    }
+}
+
+async fn refuse(send: &mut SendStream, reason: &RefusedBecause, counters: &Counters) {
+    if write(send, Kind::Refused, &Refused::new(reason), counters).await.is_ok() {
+        let _ = send.finish();
+        // Closing discards what the other side has not read: wait until it has, or its patience ends ours.
+        let _ = send.stopped().await;
+    }
+}
+
+async fn write<T: serde::Serialize>(
+    send: &mut SendStream,
+    kind: Kind,
+    body: &T,
+    counters: &Counters,
+) -> Result<(), String> {
+    let mut bytes = Vec::new();
+    frame::encode(kind, body, frame::SMALL, &mut bytes).map_err(|e| e.to_string())?;
+    counters.add_sent(bytes.len());
+    send.write_all(&bytes).await.map_err(|e| e.to_string())
+}
+
+async fn next(
+    receive: &mut RecvStream,
+    splitter: &mut Splitter,
+    counters: &Counters,
+) -> Result<(Kind, bytes::BytesMut), String> {
+    loop {
+        if let Some(frame) = splitter.next_frame().map_err(|e| e.to_string())? {
+            return Ok(frame);
+        }
+        let chunk = receive.read_chunk(frame::SMALL, true).await.map_err(|e| e.to_string())?;
+        let chunk = chunk.ok_or("the stream ended before the hello did")?;
+        counters.add_received(chunk.bytes.len());
+        splitter.push(&chunk.bytes);
+    }
+}
+
+async fn expect<T: serde::de::DeserializeOwned>(
+    receive: &mut RecvStream,
+    splitter: &mut Splitter,
+    expected: Kind,
+    counters: &Counters,
+) -> Result<T, String> {
+    let (kind, body) = next(receive, splitter, counters).await?;
+    if kind != expected {
+        return Err(format!("a {kind:?} frame where {expected:?} belongs"));
+    }
+    frame::decode(&body).map_err(|e| e.to_string())
+}

@@ -1,0 +1,419 @@
+//! One connection with one peer: two lanes each way, and a stream per request.
+//!
+//! ```text
+//!  enqueue ─▶ log queue ────▶ writer task ══ stream, priority 0 ══▶  reader task ─▶ Inbound
+//!          ─▶ urgent queue ─▶ writer task ══ stream, priority 1 ══▶  reader task ─▶ Inbound
+//!  ask ─────────────────────▶ task ════════ a stream of its own ══▶  task ────────▶ InboundQuestion
+//! ```
+//!
+//! A writer takes everything that waits on its lane into one write: batching comes from load. A reader hands a frame
+//! to the transport and waits until it was taken before it reads on, so QUIC's flow control reaches back
+//! to the sender.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::VecDeque,
+    rc::Rc,
+    time::Duration,
+};
+
+use actix::WeakAddr;
+use bytes::Bytes;
+use quinn::{Connection, RecvStream, SendStream, VarInt};
+use tokio::{
+    sync::{Notify, watch},
+    time::{Instant, timeout, timeout_at},
+};
+
+use super::{Ended, Inbound, InboundQuestion, QuicConfig, QuicTransport};
+use crate::{
+    frame::{self, Batch, Kind, Lane, Question, Splitter},
+    message::{AskError, Asked, Identity, Responder},
+    wire::{GroupId, RaftMessage, Request, Response},
+};
+
+/// The most bytes of messages that one write takes from a lane.
+const WRITE_BYTES: usize = 1 << 20;
+
+/// Bytes moved by all links of a transport.
+#[derive(Default)]
+pub(super) struct Counters {
+    pub sent: Cell<u64>,
+    pub received: Cell<u64>,
+}
+
+impl Counters {
+    pub fn add_sent(&self, bytes: usize) {
+        self.sent.set(self.sent.get() + bytes as u64);
+    }
+
+    pub fn add_received(&self, bytes: usize) {
+        self.received.set(self.received.get() + bytes as u64);
+    }
+}
+
+/// What waits on one lane.
+struct Queue {
+    messages: RefCell<VecDeque<(GroupId, RaftMessage)>>,
+    bytes: Cell<usize>,
+    /// Whether something of it is being written.
+    writing: Cell<bool>,
+    filled: Notify,
+    emptied: Notify,
+}
+
+impl Queue {
+    fn new() -> Rc<Queue> {
+        Rc::new(Queue {
+            messages: RefCell::default(),
+            bytes: Cell::new(0),
+            writing: Cell::new(false),
+            filled: Notify::new(),
+            emptied: Notify::new(),
+        })
+    }
+
+    /// Adds one; returns how many old ones had to go for it.
+    fn push(&self, group: GroupId, message: RaftMessage, bound: usize) -> u64 {
+        let mut messages = self.messages.borrow_mut();
+        let mut bytes = self.bytes.get() + message.size();
+        let mut gone = 0;
+        while bytes > bound
+            && let Some((_, oldest)) = messages.pop_front()
+        {
+            bytes -= oldest.size();
+            gone += 1;
+        }
+        self.bytes.set(bytes);
+        messages.push_back((group, message));
+        gone
+    }
+
+    /// Takes what one write should carry: messages of one group, in order.
+    fn take(&self) -> Option<(GroupId, Vec<RaftMessage>)> {
+        let mut messages = self.messages.borrow_mut();
+        let group = messages.front()?.0;
+        let (mut taken, mut bytes) = (Vec::new(), 0);
+        while bytes < WRITE_BYTES && taken.len() < frame::MAX_MESSAGES {
+            match messages.pop_front_if(|(of, _)| *of == group) {
+                Some((_, message)) => {
+                    bytes += message.size();
+                    taken.push(message);
+                }
+                None => break,
+            }
+        }
+        self.bytes.set(self.bytes.get() - bytes);
+        Some((group, taken))
+    }
+
+    fn is_empty(&self) -> bool {
+        self.messages.borrow().is_empty() && !self.writing.get()
+    }
+}
+
+/// A connection in use. Clones are the same link.
+#[derive(Clone)]
+pub(super) struct Link {
+    pub generation: u64,
+    pub dialled: bool,
+    pub identity: Identity,
+    connection: Connection,
+    log: Rc<Queue>,
+    urgent: Rc<Queue>,
+    queue_bytes: usize,
+}
+
+impl Link {
+    /// Queues a message; returns how many older ones were dropped for it.
+    pub fn enqueue(&self, group: GroupId, message: RaftMessage) -> u64 {
+        let queue = if message.kind.is_urgent() { &self.urgent } else { &self.log };
+        queue.push(group, message, self.queue_bytes)
+    }
+
+    /// Lets the writers begin.
+    pub fn wake(&self) {
+        self.urgent.filled.notify_one();
+        self.log.filled.notify_one();
+    }
+
+    /// Waits until nothing waits.
+    pub async fn flushed(&self) {
+        for queue in [&self.urgent, &self.log] {
+            while !queue.is_empty() && self.is_alive() {
+                queue.emptied.notified().await;
+            }
+        }
+    }
+
+    /// Ends the connection; the reason is for the other side's log.
+    pub fn close(&self, reason: &[u8]) {
+        self.connection.close(VarInt::from_u32(0), reason);
+    }
+
+    pub fn is_alive(&self) -> bool {
+        self.connection.close_reason().is_none()
+    }
+
+    pub fn rtt(&self) -> Duration {
+        self.connection.rtt()
+    }
+
+    pub fn queued(&self) -> usize {
+        self.log.messages.borrow().len() + self.urgent.messages.borrow().len()
+    }
+}
+
+/// Starts the tasks of a connection whose hello is done.
+pub(super) fn begin(
+    generation: u64,
+    dialled: bool,
+    identity: Identity,
+    connection: Connection,
+    transport: WeakAddr<QuicTransport>,
+    config: Rc<QuicConfig>,
+    counters: Rc<Counters>,
+) -> Link {
+    let queue_bytes = config.queue_bytes;
+    let (log, urgent) = (Queue::new(), Queue::new());
+    let link = Link { generation, dialled, identity, connection: connection.clone(), log, urgent, queue_bytes };
+    let peer = link.identity.id;
+    let wire = Wire { connection, transport, config, counters, peer, generation };
+    for (lane, queue) in [(Lane::Log, link.log.clone()), (Lane::Urgent, link.urgent.clone())] {
+        actix_rt::spawn(wire.clone().write_lane(lane, queue));
+    }
+    actix_rt::spawn(wire.clone().accept_lanes());
+    actix_rt::spawn(wire.clone().accept_questions());
+    actix_rt::spawn(wire.watch_end());
+    link
+}
+
+/// What every task of a link needs.
+#[derive(Clone)]
+struct Wire {
+    connection: Connection,
+    transport: WeakAddr<QuicTransport>,
+    config: Rc<QuicConfig>,
+    counters: Rc<Counters>,
+    peer: u64,
+    generation: u64,
+}
+
+impl Wire {
+    /// A peer that breaks the protocol loses its connection; the reason goes to both logs.
+    fn give_up(&self, cause: &str) {
+        tracing::warn!(peer = self.peer, "node {} sent what makes no sense: {cause}", self.peer);
+        self.connection.close(VarInt::from_u32(2), cause.as_bytes());
+    }
+
+    async fn watch_end(self) {
+        let cause = self.connection.closed().await.to_string();
+        if let Some(transport) = self.transport.upgrade() {
+            transport.do_send(Ended { peer: self.peer, generation: self.generation, cause });
+        }
+    }
+
+    async fn write_lane(self, lane: Lane, queue: Rc<Queue>) {
+        let Ok(mut send) = self.connection.open_uni().await else { return };
+        let _ = send.set_priority(if lane == Lane::Urgent { 1 } else { 0 });
+        let mut bytes = Vec::new();
+        if frame::encode(Kind::Lane, &lane, frame::SMALL, &mut bytes).is_err() {
+            return;
+        }
+        loop {
+            // The first turn carries the preface alone: a stream is invisible until something was written.
+            if !bytes.is_empty() {
+                self.counters.add_sent(bytes.len());
+                if send.write_all(&bytes).await.is_err() {
+                    return;
+                }
+                bytes.clear();
+            }
+            match queue.take() {
+                Some((group, messages)) => {
+                    queue.writing.set(true);
+                    let left_out = frame::encode_messages(group, &messages, self.config.max_frame, &mut bytes);
+                    if left_out > 0 {
+                        tracing::error!(peer = self.peer, left_out, "messages over the bound of a frame were dropped");
+                    }
+                }
+                None => {
+                    queue.writing.set(false);
+                    queue.emptied.notify_waiters();
+                    tokio::select! {
+                        biased;
+                        () = queue.filled.notified() => {}
+                        _ = self.connection.closed() => return,
+                    }
+                }
+            }
+        }
+    }
+
+    async fn accept_lanes(self) {
+        while let Ok(receive) = self.connection.accept_uni().await {
+            actix_rt::spawn(self.clone().read_lane(receive));
+        }
+    }
+
+    async fn read_lane(self, mut receive: RecvStream) {
+        let mut splitter = Splitter::new(frame::SMALL);
+        let mut begun = false;
+        loop {
+            loop {
+                let (kind, body) = match splitter.next_frame() {
+                    Ok(Some(frame)) => frame,
+                    Ok(None) => break,
+                    Err(error) => return self.give_up(&error.to_string()),
+                };
+                match (begun, kind) {
+                    (false, Kind::Lane) => match frame::decode::<Lane>(&body) {
+                        Ok(_) => {
+                            begun = true;
+                            splitter = splitter.with_max(self.config.max_frame);
+                        }
+                        Err(error) => return self.give_up(&error.to_string()),
+                    },
+                    (true, Kind::Raft) => match frame::decode::<Batch>(&body) {
+                        Ok(Batch { group, messages }) => {
+                            let Some(transport) = self.transport.upgrade() else { return };
+                            let (from, generation) = (self.peer, self.generation);
+                            if transport.send(Inbound { from, generation, group, messages }).await.is_err() {
+                                return;
+                            }
+                        }
+                        Err(error) => return self.give_up(&error.to_string()),
+                    },
+                    (_, other) => return self.give_up(&format!("a {other:?} frame on a lane")),
+                }
+            }
+            match receive.read_chunk(usize::MAX, true).await {
+                Ok(Some(chunk)) => {
+                    self.counters.add_received(chunk.bytes.len());
+                    splitter.push(&chunk.bytes);
+                }
+                // The end of the stream or of the connection.
+                Ok(None) if splitter.is_partial() => return self.give_up("a lane ended inside a frame"),
+                Ok(None) | Err(_) => return,
+            }
+        }
+    }
+
+    async fn accept_questions(self) {
+        while let Ok((send, receive)) = self.connection.accept_bi().await {
+            let wire = self.clone();
+            actix_rt::spawn(async move {
+                // Half a question and then silence: it may not hold its place for ever.
+                let patience = wire.config.handshake_timeout;
+                match timeout(patience, read_frame(receive, Kind::Request, &wire.config, &wire.counters)).await {
+                    Ok(Ok(body)) => match frame::decode::<Question>(&body) {
+                        Ok(question) => wire.answer(question, send).await,
+                        Err(error) => wire.give_up(&error.to_string()),
+                    },
+                    Ok(Err(ReadFrame::Gone)) | Err(_) => {}
+                    Ok(Err(ReadFrame::Nonsense(cause))) => wire.give_up(&cause),
+                }
+            });
+        }
+    }
+
+    /// Asks above. Without an answer the stream is reset, which tells the asker that it is lost.
+    async fn answer(&self, Question { group, request }: Question, mut send: SendStream) {
+        let Some(transport) = self.transport.upgrade() else { return };
+        let (responder, answered) = Responder::new();
+        let asked = Asked { group, from: self.peer, request, responder };
+        let inbound = InboundQuestion { generation: self.generation, asked };
+        if transport.send(inbound).await.is_err() {
+            return;
+        }
+        drop(transport);
+        let response = tokio::select! {
+            biased;
+            response = answered => response.ok(),
+            // Nobody is left to hear it.
+            _ = self.connection.closed() => return,
+        };
+        let mut bytes = Vec::new();
+        match response.map(|response| frame::encode(Kind::Response, &response, self.config.max_frame, &mut bytes)) {
+            Some(Ok(())) => {
+                self.counters.add_sent(bytes.len());
+                if send.write_all(&bytes).await.is_ok() {
+                    let _ = send.finish();
+                }
+            }
+            Some(Err(_)) | None => {
+                let _ = send.reset(VarInt::from_u32(0));
+            }
+        }
+    }
+}
+
+/// Why a single-frame stream gave no frame.
+enum ReadFrame {
+    /// The stream or the connection ended.
+    Gone,
+    /// What came is no such frame.
+    Nonsense(String),
+}
+
+/// The one frame of half a two-way stream.
+async fn read_frame(
+    mut receive: RecvStream,
+    expected: Kind,
+    config: &QuicConfig,
+    counters: &Counters,
+) -> Result<Bytes, ReadFrame> {
+    let mut splitter = Splitter::new(config.max_frame);
+    loop {
+        match splitter.next_frame().map_err(|e| ReadFrame::Nonsense(e.to_string()))? {
+            Some((kind, body)) if kind == expected => return Ok(body.freeze()),
+            Some((kind, _)) => return Err(ReadFrame::Nonsense(format!("a {kind:?} frame where {expected:?} belongs"))),
+            None => {}
+        }
+        let chunk = receive.read_chunk(usize::MAX, true).await.map_err(|_| ReadFrame::Gone)?;
+        let chunk = chunk.ok_or(ReadFrame::Gone)?;
+        counters.add_received(chunk.bytes.len());
+        splitter.push(&chunk.bytes);
+    }
+}
+
+/// Asks a peer, over the link there is or the one that comes up in time.
+pub(super) async fn ask(
+    mut up: watch::Receiver<Option<Link>>,
+    group: GroupId,
+    request: Request,
+    patience: Duration,
+    config: &QuicConfig,
+    counters: &Counters,
+) -> Result<Response, AskError> {
+    let not_sent = |cause: &str| AskError::NotSent(cause.to_owned());
+    let until = Instant::now() + patience;
+    let connect_until = until.min(Instant::now() + config.connect_patience);
+    let connection = match timeout_at(connect_until, up.wait_for(Option::is_some)).await {
+        Ok(Ok(link)) => link.as_ref().map(|link| link.connection.clone()),
+        Ok(Err(_)) => return Err(not_sent("the transport has stopped")),
+        Err(_) => return Err(not_sent("there is no connection")),
+    };
+    let connection = connection.ok_or_else(|| not_sent("there is no connection"))?;
+    let mut bytes = Vec::new();
+    let question = Question { group, request };
+    frame::encode(Kind::Request, &question, config.max_frame, &mut bytes).map_err(|e| not_sent(&e.to_string()))?;
+    let (mut send, receive) = match timeout_at(until, connection.open_bi()).await {
+        Ok(Ok(streams)) => streams,
+        Ok(Err(error)) => return Err(not_sent(&error.to_string())),
+        Err(_) => return Err(not_sent("too many questions are open")),
+    };
+    // From here on bytes are QUIC's: what happened to them nobody can tell without an answer.
+    let lost = |cause: &str| AskError::Lost(cause.to_owned());
+    let asked = async {
+        counters.add_sent(bytes.len());
+        send.write_all(&bytes).await.map_err(|e| lost(&e.to_string()))?;
+        send.finish().map_err(|e| lost(&e.to_string()))?;
+        match read_frame(receive, Kind::Response, config, counters).await {
+            Ok(body) => frame::decode::<Response>(&body).map_err(|e| lost(&e.to_string())),
+            Err(ReadFrame::Gone) => Err(lost("the peer gave no answer")),
+            Err(ReadFrame::Nonsense(cause)) => Err(lost(&cause)),
+        }
+    };
+    timeout_at(until, asked).await.unwrap_or_else(|_| Err(lost("the time is up")))
+}

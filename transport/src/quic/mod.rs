@@ -1,0 +1,663 @@
+//! Peers over QUIC: one authenticated connection per pair, and what travels on it.
+//!
+//! ```text
+//!            ┌ dial (one task per listed peer, with backoff) ┐
+//!  endpoint ─┤                                               ├─ handshake ─▶ Link ─┬─ log lane      ordered
+//!            └ accept (bounded, per address too) ────────────┘   hello, judged     ├─ urgent lane   higher priority
+//!                                                                                  └─ requests      a stream each
+//! ```
+//!
+//! Each side dials the peers it is told of; a peer it is not told of may dial it, and is answered over the connection
+//! it came on. Of two connections between the same two nodes one goes, by a rule both sides share: a later boot
+//! beats an earlier one, else the connection that the smaller id dialled stays, else the newer. Every message that comes in
+//! carries the generation of its link, and what an older link still delivers is dropped.
+//!
+//! Queues, all owned by this actor or its tasks: per peer and lane, at its byte bound the oldest goes and the core
+//! hears `Unreachable`; handshakes, at their bound the newest is refused; a peer's open requests, at their bound
+//! QUIC makes the peer wait; readers send to this actor and wait for it, one frame per lane.
+//!
+//! Deliberately absent: anything about Raft beyond which lane a message belongs on.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    net::SocketAddr,
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
+
+use actix::prelude::*;
+use actix_rt::task::JoinHandle;
+use quinn::{Endpoint, EndpointConfig, TokioRuntime, TransportConfig, VarInt};
+use tokio::sync::watch;
+
+use crate::{
+    frame::Hello,
+    hello::{FORMATS, PROTOCOL, Rules},
+    message::{
+        Answered, Ask, AskError, Asked, Attach, Close, GetTransportStatus, Identity, PeerRefused, PeerStatus, PeerUp,
+        Received, RefusedBecause, SetCluster, SetPeers, Transmit, TransportHandle, TransportStatus, Unreachable,
+        Upward,
+    },
+    tls::TlsIdentity,
+    wire::{GroupId, NodeId, RaftMessage, Request},
+};
+
+mod handshake;
+mod link;
+mod dial;
+
+use handshake::{Established, Judge};
+use link::{Counters, Link};
+
+/// What a QUIC transport needs, and its bounds.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct QuicConfig {
+    /// Where to listen. Port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// Who this node is.
+    pub identity: Identity,
+    /// Its certificate and key.
+    pub tls: TlsIdentity,
+    /// Bytes that may wait for one peer on one lane. At the bound the oldest goes. Default 64 MiB.
+    pub queue_bytes: usize,
+    /// The largest frame, in bytes; a larger one ends the connection that brought it. Default 64 MiB.
+    pub max_frame: usize,
+    /// Requests that one peer may have open here at a time. Default 4096.
+    pub max_requests: u32,
+    /// Handshakes that may be in progress at a time. More are refused. Default 64.
+    pub max_handshakes: usize,
+    /// Handshakes in progress from one IP address. Default 16.
+    pub max_handshakes_per_address: usize,
+    /// How long a handshake and the hello may take, together. Default 3 s.
+    pub handshake_timeout: Duration,
+    /// How long a connection may be silent before it counts as lost. Default 3 s.
+    pub idle_timeout: Duration,
+    /// How often a silent connection says that it lives. Default 500 ms.
+    pub keep_alive: Duration,
+    /// The first pause before dialling again. Default 20 ms; doubles up to [`max_backoff`](Self::max_backoff), with jitter.
+    pub min_backoff: Duration,
+    /// The longest such pause. Default 1 s.
+    pub max_backoff: Duration,
+    /// How long a question waits for a connection that is being made. Default 300 ms.
+    pub connect_patience: Duration,
+    /// What to ask of the system for socket buffers, in bytes; it may give less. Default 4 MiB.
+    pub socket_buffer: usize,
+    /// Whether the system may cut large sends into packets (GSO). Default true; it fails on some machines.
+    pub segmentation_offload: bool,
+    /// Where the jitter of backoffs starts.
+    pub seed: u64,
+}
+
+impl QuicConfig {
+    /// The defaults.
+    pub fn new(listen: SocketAddr, identity: Identity, tls: TlsIdentity) -> QuicConfig {
+        QuicConfig {
+            listen,
+            identity,
+            tls,
+            queue_bytes: 64 << 20,
+            max_frame: 64 << 20,
+            max_requests: 4096,
+            max_handshakes: 64,
+            max_handshakes_per_address: 16,
+            handshake_timeout: Duration::from_secs(3),
+            idle_timeout: Duration::from_secs(3),
+            keep_alive: Duration::from_millis(500),
+            min_backoff: Duration::from_millis(20),
+            max_backoff: Duration::from_secs(1),
+            connect_patience: Duration::from_millis(300),
+            socket_buffer: 4 << 20,
+            segmentation_offload: true,
+            seed: 0,
+        }
+    }
+
+    fn transport(&self) -> Arc<TransportConfig> {
+        let mut transport = TransportConfig::default();
+        let idle = self.idle_timeout.try_into().unwrap_or_else(|_| VarInt::from_u32(3000).into());
+        transport.max_idle_timeout(Some(idle));
+        transport.keep_alive_interval(Some(self.keep_alive));
+        // The default of 333 ms would be waited for before a lost first packet is sent again.
+        transport.initial_rtt(Duration::from_millis(50));
+        // Two lanes; anything beyond is not ours.
+        transport.max_concurrent_uni_streams(VarInt::from_u32(2));
+        transport.max_concurrent_bidi_streams(VarInt::from_u32(self.max_requests));
+        transport.datagram_receive_buffer_size(None);
+        transport.enable_segmentation_offload(self.segmentation_offload);
+        Arc::new(transport)
+    }
+}
+
+/// Why a transport could not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TransportError {
+    /// The address cannot be listened on.
+    #[error("{address}: {error}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// The system's words.
+        error: io::Error,
+    },
+    /// The certificate or key cannot be used.
+    #[error("the certificate or key cannot be used: {0}")]
+    Tls(String),
+}
+
+/// The QUIC transport of one node.
+pub struct QuicTransport {
+    config: Rc<QuicConfig>,
+    endpoint: Endpoint,
+    rules: Rules,
+    upward: Option<Upward>,
+    peers: BTreeMap<NodeId, PeerState>,
+    accepting: Option<JoinHandle<()>>,
+    counters: Rc<Counters>,
+    generations: u64,
+    dials: u64,
+}
+
+/// What is known of one peer.
+struct PeerState {
+    link: Option<Link>,
+    /// The link, for those who wait for one.
+    up: watch::Sender<Option<Link>>,
+    dialling: Option<JoinHandle<()>>,
+    last_error: Option<String>,
+    /// The last refusal, so that each is told once.
+    refused: Option<(bool, String)>,
+    dropped: u64,
+}
+
+impl PeerState {
+    fn new() -> PeerState {
+        PeerState {
+            link: None,
+            up: watch::Sender::new(None),
+            dialling: None,
+            last_error: None,
+            refused: None,
+            dropped: 0,
+        }
+    }
+}
+
+impl QuicTransport {
+    /// Binds the socket and starts the actor on the current arbiter. Gives its addresses, and the address it listens on.
+    pub fn start(config: QuicConfig) -> Result<(TransportHandle, SocketAddr), TransportError> {
+        let tls = |error: String| TransportError::Tls(error);
+        let crypto = config.tls.server_config().map_err(|e| tls(e.to_string()))?;
+        let crypto = quinn::crypto::rustls::QuicServerConfig::try_from(crypto).map_err(|e| tls(e.to_string()))?;
+        let mut server = quinn::ServerConfig::with_crypto(Arc::new(crypto));
+        server.transport_config(config.transport());
+        let listen = |error| TransportError::Listen { address: config.listen, error };
+        let socket = bind(config.listen, config.socket_buffer).map_err(listen)?;
+        let endpoint = Endpoint::new(EndpointConfig::default(), Some(server), socket, Arc::new(TokioRuntime));
+        let endpoint = endpoint.map_err(listen)?;
+        let address = endpoint.local_addr().map_err(listen)?;
+        let transport = QuicTransport {
+            rules: Rules::new(config.identity.clone()),
+            config: Rc::new(config),
+            endpoint,
+            upward: None,
+            peers: BTreeMap::new(),
+            accepting: None,
+            counters: Rc::default(),
+            generations: 0,
+            dials: 0,
+        };
+        let addr = Actor::start(transport);
+        let handle = TransportHandle {
+            transmit: addr.clone().recipient(),
+            ask: addr.clone().recipient(),
+            set_peers: addr.clone().recipient(),
+            set_cluster: addr.clone().recipient(),
+            status: addr.clone().recipient(),
+            attach: addr.clone().recipient(),
+            close: addr.recipient(),
+        };
+        Ok((handle, address))
+    }
+
+    fn peer(&mut self, id: NodeId) -> &mut PeerState {
+        self.peers.entry(id).or_insert_with(PeerState::new)
+    }
+
+    fn hello(&self, dial: u64) -> Hello {
+        let own = self.rules.own();
+        Hello {
+            protocol: PROTOCOL,
+            formats: FORMATS.to_vec(),
+            cluster: own.cluster,
+            node: own.id,
+            incarnation: own.incarnation,
+            boot: own.boot,
+            dial,
+        }
+    }
+
+    fn unreachable(&self, group: GroupId, peer: NodeId) {
+        if let Some(above) = self.upward.as_ref().and_then(|upward| upward.unreachable.upgrade()) {
+            above.do_send(Unreachable { group, peer });
+        }
+    }
+
+    /// Remembers a refusal and tells of it, in the log and above, once per change of reason.
+    fn refused(&mut self, id: NodeId, by_peer: bool, text: String, reason: Option<RefusedBecause>) {
+        let peer = self.peer(id);
+        peer.last_error = Some(text.clone());
+        let now = Some((by_peer, text));
+        if peer.refused == now {
+            return;
+        }
+        let text = now.as_ref().map(|(_, text)| text.clone()).unwrap_or_default();
+        peer.refused = now;
+        if by_peer {
+            tracing::warn!(peer = id, "node {id} refused this node: {text}");
+        } else {
+            tracing::warn!(peer = id, "refused node {id}: {text}");
+        }
+        let above = self.upward.as_ref().and_then(|upward| upward.peer_refused.upgrade());
+        if let (Some(above), Some(reason)) = (above, reason) {
+            above.do_send(PeerRefused { peer: id, by_peer, reason });
+        }
+    }
+
+    /// One warning when a peer goes, however often it is dialled in vain.
+    fn unreached(&mut self, id: NodeId, cause: String) {
+        let peer = self.peer(id);
+        if peer.last_error.is_none() && peer.link.is_none() {
+            tracing::warn!(peer = id, "node {id} cannot be reached: {cause}");
+        }
+        peer.last_error = Some(cause);
+    }
+
+    /// Whether this link's word counts: it is the peer's present one.
+    fn is_present(&self, peer: NodeId, generation: u64) -> bool {
+        self.peers.get(&peer).and_then(|peer| peer.link.as_ref()).is_some_and(|link| link.generation == generation)
+    }
+
+    /// Dials whoever is listed, and nobody else.
+    fn dial_listed(&mut self, ctx: &mut Context<Self>) {
+        let listed: BTreeSet<NodeId> = self.rules.peers().keys().copied().collect();
+        for (id, peer) in &mut self.peers {
+            if !listed.contains(id)
+                && let Some(task) = peer.dialling.take()
+            {
+                task.abort();
+            }
+        }
+        for id in listed {
+            let (endpoint, config, transport) = (self.endpoint.clone(), self.config.clone(), ctx.address().downgrade());
+            let counters = self.counters.clone();
+            let peer = self.peer(id);
+            if peer.dialling.is_none() {
+                let up = peer.up.subscribe();
+                peer.dialling = Some(actix_rt::spawn(dial::keep_up(id, endpoint, config, transport, up, counters)));
+            }
+        }
+    }
+
+    /// Ends the links of peers that would not be let in any more.
+    fn judge_links_again(&mut self) {
+        let judged: Vec<_> = self
+            .peers
+            .iter()
+            .filter_map(|(id, peer)| Some((*id, self.rules.judge(&peer.link.as_ref()?.identity).err()?)))
+            .collect();
+        for (id, reason) in judged {
+            if let Some(link) = self.peer(id).link.take() {
+                self.peer(id).up.send_replace(None);
+                link.close(reason.to_string().as_bytes());
+            }
+            self.refused(id, false, reason.to_string(), Some(reason));
+        }
+    }
+}
+
+fn bind(address: SocketAddr, buffer: usize) -> io::Result<std::net::UdpSocket> {
+    let kind = socket2::Domain::for_address(address);
+    let socket = socket2::Socket::new(kind, socket2::Type::DGRAM, Some(socket2::Protocol::UDP))?;
+    // Best effort: the system caps it. With the default of 208 KiB bursts are lost and sent again.
+    let _ = socket.set_recv_buffer_size(buffer);
+    let _ = socket.set_send_buffer_size(buffer);
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    Ok(socket.into())
+}
+
+impl Actor for QuicTransport {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Context<Self>) {
+        let (endpoint, config, transport) = (self.endpoint.clone(), self.config.clone(), ctx.address().downgrade());
+        let accept = handshake::accept(endpoint, config, transport, self.counters.clone());
+        self.accepting = Some(actix_rt::spawn(accept));
+    }
+
+    fn stopped(&mut self, _: &mut Context<Self>) {
+        self.accepting.take().iter().for_each(JoinHandle::abort);
+        for peer in self.peers.values_mut() {
+            peer.dialling.take().iter().for_each(JoinHandle::abort);
+        }
+        self.endpoint.close(VarInt::from_u32(0), b"the node stopped");
+    }
+}
+
+impl Handler<Attach> for QuicTransport {
+    type Result = ();
+
+    fn handle(&mut self, Attach { upward }: Attach, _: &mut Context<Self>) {
+        self.upward = Some(upward);
+    }
+}
+
+impl Handler<SetPeers> for QuicTransport {
+    type Result = ();
+
+    fn handle(&mut self, peers: SetPeers, ctx: &mut Context<Self>) {
+        self.rules.set_peers(peers);
+        self.judge_links_again();
+        self.dial_listed(ctx);
+    }
+}
+
+impl Handler<SetCluster> for QuicTransport {
+    type Result = ();
+
+    fn handle(&mut self, SetCluster(cluster): SetCluster, _: &mut Context<Self>) {
+        self.rules.set_cluster(cluster);
+        self.judge_links_again();
+    }
+}
+
+impl Handler<Transmit> for QuicTransport {
+    type Result = ();
+
+    fn handle(&mut self, Transmit { group, messages }: Transmit, _: &mut Context<Self>) {
+        let mut lost = BTreeSet::new();
+        let mut touched: BTreeSet<NodeId> = BTreeSet::new();
+        for (to, message) in messages {
+            let peer = self.peers.get_mut(&to);
+            match peer.and_then(|peer| peer.link.as_ref().map(|link| (link, &mut peer.dropped))) {
+                // What waits for a peer that is down would be stale when it is back: it goes at once.
+                None => drop(lost.insert(to)),
+                Some((link, dropped)) => {
+                    let gone = link.enqueue(group, message);
+                    *dropped += gone;
+                    if gone > 0 {
+                        lost.insert(to);
+                    }
+                    touched.insert(to);
+                }
+            }
+        }
+        for id in touched {
+            self.peers.get(&id).and_then(|peer| peer.link.as_ref()).into_iter().for_each(Link::wake);
+        }
+        lost.into_iter().for_each(|peer| self.unreachable(group, peer));
+    }
+}
+
+impl Handler<Ask> for QuicTransport {
+    type Result = ();
+
+    fn handle(&mut self, ask: Ask, _: &mut Context<Self>) {
+        let Ask { id, group, to, request, timeout, reply_to } = ask;
+        let (config, counters) = (self.config.clone(), self.counters.clone());
+        let known = self.peers.get(&to).map(|peer| peer.up.subscribe());
+        // A task of its own, not of this actor's: it ends with its answer, which is owed also when this actor goes.
+        actix_rt::spawn(async move {
+            let result = match known {
+                None => Err(AskError::NotSent(format!("node {to} is not known here"))),
+                Some(up) => link::ask(up, group, request, timeout, &config, &counters).await,
+            };
+            if let Some(asker) = reply_to.upgrade() {
+                asker.do_send(Answered { id, from: to, result });
+            }
+        });
+    }
+}
+
+impl Handler<GetTransportStatus> for QuicTransport {
+    type Result = TransportStatus;
+
+    fn handle(&mut self, GetTransportStatus: GetTransportStatus, _: &mut Context<Self>) -> TransportStatus {
+        let status = |peer: &PeerState| PeerStatus {
+            connected: peer.link.is_some(),
+            rtt_us: peer.link.as_ref().map_or(0, |link| link.rtt().as_micros() as u64),
+            queued: peer.link.as_ref().map_or(0, Link::queued),
+            dropped: peer.dropped,
+            last_error: peer.last_error.clone(),
+        };
+        TransportStatus {
+            bytes_sent: self.counters.sent.get(),
+            bytes_received: self.counters.received.get(),
+            peers: self.peers.iter().map(|(id, peer)| (*id, status(peer))).collect(),
+        }
+    }
+}
+
+impl Handler<Close> for QuicTransport {
+    type Result = ResponseActFuture<Self, ()>;
+
+    fn handle(&mut self, Close: Close, _: &mut Context<Self>) -> Self::Result {
+        self.accepting.take().iter().for_each(JoinHandle::abort);
+        let mut links = Vec::new();
+        for peer in self.peers.values_mut() {
+            peer.dialling.take().iter().for_each(JoinHandle::abort);
+            links.extend(peer.link.clone());
+        }
+        let endpoint = self.endpoint.clone();
+        let closed = async move {
+            // A close discards what was not sent yet, so what is queued gets its turn first, for a moment.
+            for link in links {
+                let _ = tokio::time::timeout(Duration::from_millis(300), link.flushed()).await;
+                link.close(b"the node stopped");
+            }
+            endpoint.close(VarInt::from_u32(0), b"the node stopped");
+            let _ = tokio::time::timeout(Duration::from_millis(500), endpoint.wait_idle()).await;
+        };
+        Box::pin(closed.into_actor(self).map(|(), _, ctx| ctx.stop()))
+    }
+}
+
+/// A hello is asked for, to open a dial with.
+#[derive(Message)]
+#[rtype(result = "Option<(Hello, crate::wire::Address)>")]
+struct DialHello(NodeId);
+
+impl Handler<DialHello> for QuicTransport {
+    type Result = MessageResult<DialHello>;
+
+    fn handle(&mut self, DialHello(peer): DialHello, _: &mut Context<Self>) -> Self::Result {
+        let address = self.rules.peers().get(&peer).map(|peer| peer.address.clone());
+        self.dials += 1;
+        MessageResult(address.map(|address| (self.hello(self.dials), address)))
+    }
+}
+
+impl Handler<Judge> for QuicTransport {
+    type Result = MessageResult<Judge>;
+
+    fn handle(&mut self, Judge { hello, .. }: Judge, _: &mut Context<Self>) -> Self::Result {
+        let id = hello.node;
+        let ours = PROTOCOL;
+        let judged = if hello.protocol != ours {
+            Err(RefusedBecause::Version { theirs: hello.protocol, ours })
+        } else if !hello.formats.iter().any(|format| FORMATS.contains(format)) {
+            Err(RefusedBecause::Format { theirs: hello.formats.clone(), ours: FORMATS.to_vec() })
+        } else {
+            self.rules.judge(&hello.identity())
+        };
+        if let Err(reason) = &judged {
+            self.refused(id, false, reason.to_string(), Some(reason.clone()));
+        }
+        MessageResult(judged.map(|()| self.hello(0)))
+    }
+}
+
+impl Handler<Established> for QuicTransport {
+    type Result = MessageResult<Established>;
+
+    fn handle(&mut self, established: Established, ctx: &mut Context<Self>) -> Self::Result {
+        let Established { identity, connection, dialled } = established;
+        let id = identity.id;
+        // Judged again: between the hello and now this node may have learnt more.
+        if let Err(reason) = self.rules.judge(&identity) {
+            self.refused(id, false, reason.to_string(), Some(reason));
+            return MessageResult(false);
+        }
+        let own = self.rules.own().id;
+        let stays = |old: &Link| {
+            let dialler = |dialled: bool| if dialled { own } else { id };
+            let alive = old.is_alive();
+            let same_boot = old.identity.boot == identity.boot && old.identity.incarnation == identity.incarnation;
+            alive && same_boot && old.dialled != dialled && dialler(old.dialled) < dialler(dialled)
+        };
+        if self.peer(id).link.as_ref().is_some_and(stays) {
+            return MessageResult(false);
+        }
+        self.rules.let_in(&identity);
+        self.generations += 1;
+        let generation = self.generations;
+        let link = link::begin(
+            generation,
+            dialled,
+            identity.clone(),
+            connection,
+            ctx.address().downgrade(),
+            self.config.clone(),
+            self.counters.clone(),
+        );
+        let peer = self.peer(id);
+        let old = peer.link.replace(link.clone());
+        if peer.last_error.take().is_some() {
+            tracing::info!(peer = id, "node {id} is reached");
+        }
+        peer.refused = None;
+        peer.up.send_replace(Some(link));
+        if let Some(old) = old {
+            old.close(b"another connection took its place");
+            // What was on its way over the old one may be lost.
+            self.unreachable(GroupId::FIRST, id);
+        }
+        if let Some(above) = self.upward.as_ref().and_then(|upward| upward.peer_up.upgrade()) {
+            above.do_send(PeerUp { identity });
+        }
+        MessageResult(true)
+    }
+}
+
+/// A handshake ended without a link.
+#[derive(Message)]
+#[rtype(result = "()")]
+struct Failed {
+    peer: NodeId,
+    why: NoLink,
+}
+
+/// Why there is no link.
+#[derive(Debug)]
+enum NoLink {
+    /// The network, or a peer that makes no sense.
+    Unreached(String),
+    /// The peer does not want this node.
+    RefusedByPeer(String, Option<RefusedBecause>),
+    /// This node does not want the peer.
+    RefusedHere(RefusedBecause),
+    /// There is another link with that peer, which stays.
+    NotNeeded,
+}
+
+impl Handler<Failed> for QuicTransport {
+    type Result = ();
+
+    fn handle(&mut self, Failed { peer, why }: Failed, _: &mut Context<Self>) {
+        match why {
+            NoLink::Unreached(cause) => self.unreached(peer, cause),
+            NoLink::RefusedByPeer(text, reason) => self.refused(peer, true, text, reason),
+            NoLink::RefusedHere(reason) => self.refused(peer, false, reason.to_string(), Some(reason)),
+            NoLink::NotNeeded => {}
+        }
+    }
+}
+
+/// A link ended.
+#[derive(Message)]
+#[rtype(result = "()")]
+struct Ended {
+    peer: NodeId,
+    generation: u64,
+    cause: String,
+}
+
+impl Handler<Ended> for QuicTransport {
+    type Result = ();
+
+    fn handle(&mut self, Ended { peer, generation, cause }: Ended, _: &mut Context<Self>) {
+        if !self.is_present(peer, generation) {
+            return;
+        }
+        let state = self.peer(peer);
+        state.link = None;
+        state.up.send_replace(None);
+        state.last_error = Some(cause.clone());
+        tracing::warn!(peer, "the connection with node {peer} ended: {cause}");
+        self.unreachable(GroupId::FIRST, peer);
+    }
+}
+
+/// Raft messages that came over a link.
+#[derive(Message)]
+#[rtype(result = "()")]
+struct Inbound {
+    from: NodeId,
+    generation: u64,
+    group: GroupId,
+    messages: Vec<RaftMessage>,
+}
+
+impl Handler<Inbound> for QuicTransport {
+    type Result = ();
+
+    fn handle(&mut self, Inbound { from, generation, group, messages }: Inbound, _: &mut Context<Self>) {
+        // Late frames of an older connection must not follow those of a newer one.
+        if !self.is_present(from, generation) {
+            return;
+        }
+        if let Some(above) = self.upward.as_ref().and_then(|upward| upward.received.upgrade()) {
+            above.do_send(Received { group, from, messages });
+        }
+    }
+}
+
+/// A peer's question that came over a link.
+#[derive(Message)]
+#[rtype(result = "()")]
+struct InboundQuestion {
+    generation: u64,
+    asked: Asked,
+}
+
+impl Handler<InboundQuestion> for QuicTransport {
+    type Result = ();
+
+    fn handle(&mut self, InboundQuestion { generation, asked }: InboundQuestion, _: &mut Context<Self>) {
+        if !self.is_present(asked.from, generation) {
+            return;
+        }
+        let Some(upward) = &self.upward else { return };
+        let above = match asked.request {
+            Request::Formation(_) => upward.formation.upgrade(),
+            _ => upward.asked.upgrade(),
+        };
+        if let Some(above) = above {
+            above.do_send(asked);
+        }
+    }
+}
