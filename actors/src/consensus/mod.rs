@@ -56,6 +56,8 @@ mod settle;
 mod reads;
 mod status;
 mod bridge;
+#[cfg(test)]
+mod tests;
 
 pub use effects::{Effects, Question};
 pub use status::CoreStatus;
