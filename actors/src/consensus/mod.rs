@@ -298,7 +298,8 @@ impl<T> Consensus<T> {
 
     /// Ask for votes now.
     pub fn campaign(&mut self) {
-        if self.is_formed() && !self.must_wait_for_disk() {
+        // Unlike its clock, a request to campaign makes raft-rs forget that only voters may.
+        if self.is_formed() && self.raw.raft.promotable() && !self.must_wait_for_disk() {
             let _ = self.raw.campaign();
             self.draw_election_timeout();
         }
@@ -315,6 +316,11 @@ impl<T> Consensus<T> {
             self.raw.on_persist_ready(done.ready);
             self.durable_term = done.term;
             if let Some(snapshot) = done.restore {
+                // For raft-rs it is applied by being durable: a campaign looks at all that follows the applied
+                // index, and below the snapshot there is nothing left to look at.
+                if snapshot.index > self.raw.raft.raft_log.applied {
+                    self.raw.advance_apply_to(snapshot.index);
+                }
                 self.effects.restore = Some(snapshot);
             }
             self.effects.transmit.extend(done.held);
@@ -338,9 +344,9 @@ impl<T> Consensus<T> {
     /// A peer cannot be reached, or something sent to it was dropped.
     pub fn unreachable(&mut self, peer: NodeId) {
         self.raw.report_unreachable(peer);
-        if self.snapshots.remove(&peer).is_some() {
-            self.raw.report_snapshot(peer, SnapshotStatus::Failure);
-        }
+        // Owed as well if a snapshot was on its way; otherwise raft-rs ignores it.
+        self.snapshots.remove(&peer);
+        self.raw.report_snapshot(peer, SnapshotStatus::Failure);
     }
 
     /// The end of a question.
@@ -419,10 +425,13 @@ impl<T> Consensus<T> {
         self.expire();
     }
 
-    /// A single voter elects itself at once; raft-rs dies if entries of an earlier term are not durable by then.
+    /// Whether raft-rs would die of an election now: a single voter elects itself at once and must have its whole
+    /// log on disk by then, and a campaign reads what follows the applied index, which a snapshot under way moves.
     fn must_wait_for_disk(&self) -> bool {
-        let alone = self.raw.raft.prs().is_singleton();
-        alone && !self.unpersisted.is_empty() && self.raw.raft.state != StateRole::Leader
+        let raft = &self.raw.raft;
+        let behind = raft.raft_log.persisted < raft.raft_log.last_index() || !self.unpersisted.is_empty();
+        let alone = raft.prs().is_singleton() && raft.state != StateRole::Leader;
+        (alone && behind) || self.unpersisted.iter().any(|write| write.restore.is_some())
     }
 
     /// raft-rs waits for ever for the fate of a snapshot it handed out. Where the transport lost it without
@@ -570,7 +579,7 @@ impl<T> Consensus<T> {
         self.unpersisted.iter().flat_map(|u| u.held.iter().map(move |(to, message)| (u.write, *to, message)))
     }
 
-    /// Ends every request with this cause: what never reached a log was surely not done, the rest is unknown.
+    /// Ends every request with this cause, as unknown.
     pub fn abandon(&mut self, cause: &str) -> Vec<(T, Answer)> {
         let unknown = || Answer::Unknown { cause: cause.to_owned() };
         let mut answers = mem::take(&mut self.effects.answers);
@@ -579,6 +588,9 @@ impl<T> Consensus<T> {
         answers
             .extend(mem::take(&mut self.forwarded).into_values().filter_map(|f| Some((f.request.ticket?, unknown()))));
         answers.extend(self.reads.drain().into_iter().map(|r| (r.ticket, unknown())));
+        answers.extend(mem::take(&mut self.effects.reads).into_iter().map(|(_, ticket)| (ticket, unknown())));
+        let committed = mem::take(&mut self.effects.apply).into_iter();
+        answers.extend(committed.filter_map(|c| Some((c.ticket?, unknown()))));
         answers
     }
 }
