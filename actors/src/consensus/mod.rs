@@ -233,8 +233,7 @@ impl<T> Consensus<T> {
         if !self.hears(&message) {
             return;
         }
-        let committed = self.raw.raft.raft_log.committed;
-        let message = match validate::validate(from, message, self.raw.store(), committed) {
+        let message = match validate::validate(from, message, &self.raw.raft) {
             Ok(valid) => valid.into_inner(),
             Err(implausible) => {
                 self.implausible += 1;
@@ -256,6 +255,10 @@ impl<T> Consensus<T> {
             // The sixth promise: an empty directory grants and seeks no vote. A node that waits to
             // be added may hear a leader; a founder hears nobody before every founder has spoken.
             return self.settings.waits && matches!(message.kind, Append | Heartbeat | Snapshot);
+        }
+        // Being told to campaign at once is a campaign.
+        if message.kind == TimeoutNow && self.must_wait_for_disk() {
+            return false;
         }
         // The bound on what is not applied: the leader sends again what is dropped here.
         let full = self.raw.store().unapplied_bytes() > self.settings.max_unapplied_bytes;
