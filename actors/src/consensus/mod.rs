@@ -174,7 +174,12 @@ impl<T> Consensus<T> {
     pub fn new(settings: Settings, start: Start) -> Result<Self, StoreError> {
         let Start { recovered, reader, applied, membership } = start;
         let mut view = match &recovered.snapshot {
-            None => LogView::empty(settings.group, reader, settings.log_tail_bytes),
+            None => {
+                // It holds nothing, but a leader may have spoken to it: its term never runs backwards.
+                let mut view = LogView::empty(settings.group, reader, settings.log_tail_bytes);
+                view.set_hard_state(HardState { commit: 0, ..recovered.hard_state });
+                view
+            }
             Some(snapshot) => {
                 // The genesis that a learner was sent names it; the founders' own state does not.
                 let conf = if applied == snapshot.index { snapshot.conf.clone() } else { membership.conf_state() };
@@ -223,9 +228,14 @@ impl<T> Consensus<T> {
         if self.is_formed() || self.forming.is_some() {
             return;
         }
-        let hard_state = HardState { term: GENESIS_TERM, vote: 0, commit: GENESIS_INDEX };
+        let hard_state = self.first_hard_state();
         let number = self.push_append(Some(genesis.clone()), Vec::new(), Some(hard_state), true);
         self.forming = Some((number, genesis));
+    }
+
+    fn first_hard_state(&self) -> HardState {
+        let HardState { term, vote, .. } = self.raw.store().hard_state();
+        HardState { term: term.max(GENESIS_TERM), vote, commit: GENESIS_INDEX }
     }
 
     /// A message of a peer.
@@ -339,9 +349,14 @@ impl<T> Consensus<T> {
         }
     }
 
-    /// The membership is another one now.
+    /// The applier's membership: what it recorded of the members besides who they are.
+    ///
+    /// Who is in is decided here, as changes are committed. The applier comes later, and its word may be of before.
     pub fn membership_changed(&mut self, membership: Arc<Membership>) {
-        self.membership = membership;
+        let same = membership.conf_state() == self.membership.conf_state();
+        if same && membership.retired == self.membership.retired {
+            self.membership = membership;
+        }
     }
 
     /// A peer cannot be reached, or something sent to it was dropped.
@@ -529,14 +544,16 @@ impl<T> Consensus<T> {
     /// The genesis is durable: raft-rs begins with it.
     fn begin_with(&mut self, genesis: Snapshot) {
         let reader = self.raw.store().reader();
+        let hard_state = self.first_hard_state();
         let mut view = LogView::empty(self.settings.group, reader, self.settings.log_tail_bytes);
         view.install(genesis.clone());
-        view.set_hard_state(HardState { term: genesis.term, vote: 0, commit: genesis.index });
+        view.set_hard_state(hard_state);
         match new_raw(&self.settings, view, genesis.index, &self.logger) {
             Ok(raw) => self.raw = raw,
             Err(error) => return self.fail(format!("raft cannot begin with the genesis snapshot: {error}")),
         }
-        self.durable_term = genesis.term;
+        self.durable_term = hard_state.term;
+        self.adopt_membership(&genesis);
         self.draw_election_timeout();
         self.effects.restore = Some(genesis);
     }

@@ -7,7 +7,7 @@
 use actorum_transport::wire::{ConfState, MessageKind, NodeId, RaftMessage, Snapshot};
 use raft::{Raft, StateRole};
 
-use crate::log::view::LogView;
+use crate::{log::view::LogView, system_state::SystemState};
 
 /// No honest index or term comes near this; additions cannot overflow below it.
 const ABSURD: u64 = 1 << 62;
@@ -118,6 +118,10 @@ fn entries_problem(m: &RaftMessage, raft: &Raft<LogView>) -> Option<&'static str
 fn snapshot_problem(snapshot: &Snapshot) -> Option<&'static str> {
     if snapshot.index == 0 || snapshot.term == 0 || snapshot.index >= ABSURD {
         return Some("its snapshot has index or term 0");
+    }
+    // Once it is in raft-rs there is no way back: what cannot be read must not get that far.
+    if SystemState::restore(snapshot).is_err() {
+        return Some("its snapshot cannot be read");
     }
     conf_problem(&snapshot.conf)
 }
