@@ -5,6 +5,7 @@
 
 mod script;
 mod random;
+mod implausible;
 mod cluster;
 mod checks;
 mod disk;
