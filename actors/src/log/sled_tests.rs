@@ -456,6 +456,8 @@ fn a_creation_that_a_crash_cut_short_starts_again() {
                 copy_dir(&from, &dir.path().join(name));
                 let db = dir.path().join("log/db");
                 fs::write(&db, &fs::read(&db).unwrap()[..100]).unwrap();
+                fs::write(dir.path().join("log/conf"), "segment_").unwrap();
+                fs::write(dir.path().join("log/snap.00FF"), "half a snapshot").unwrap();
             } else {
                 fs::write(dir.path().join(name), "half").unwrap();
             }
