@@ -64,6 +64,7 @@ pub fn conformance<Open: FnMut() -> Box<dyn LogStore>>(mut make: impl FnMut() ->
 }
 
 type Opener<'a> = &'a mut dyn FnMut() -> Box<dyn LogStore>;
+type Rule = fn(Opener);
 
 /// A store at work.
 struct Running {
