@@ -221,7 +221,7 @@ impl Model {
     /// Now and then a commit index alone, as a follower writes between appends.
     fn commit_alone(&mut self) -> Option<Batch> {
         let last = self.last();
-        let due = self.step % 5 == 0 && self.commit < last && self.hinted < last;
+        let due = self.step.is_multiple_of(5) && self.commit < last && self.hinted < last;
         due.then(|| {
             self.hinted = last.min(self.commit + 1);
             let hard_state = Some(HardState { term: self.term, vote: self.vote, commit: self.hinted });

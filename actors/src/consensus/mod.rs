@@ -174,7 +174,12 @@ impl<T> Consensus<T> {
     pub fn new(settings: Settings, start: Start) -> Result<Self, StoreError> {
         let Start { recovered, reader, applied, membership } = start;
         let mut view = match &recovered.snapshot {
-            None => LogView::empty(settings.group, reader, settings.log_tail_bytes),
+            None => {
+                // It holds nothing, but a leader may have spoken to it: its term never runs backwards.
+                let mut view = LogView::empty(settings.group, reader, settings.log_tail_bytes);
+                view.set_hard_state(HardState { commit: 0, ..recovered.hard_state });
+                view
+            }
             Some(snapshot) => {
                 // The genesis that a learner was sent names it; the founders' own state does not.
                 let conf = if applied == snapshot.index { snapshot.conf.clone() } else { membership.conf_state() };
@@ -223,9 +228,14 @@ impl<T> Consensus<T> {
         if self.is_formed() || self.forming.is_some() {
             return;
         }
-        let hard_state = HardState { term: GENESIS_TERM, vote: 0, commit: GENESIS_INDEX };
+        let hard_state = self.first_hard_state();
         let number = self.push_append(Some(genesis.clone()), Vec::new(), Some(hard_state), true);
         self.forming = Some((number, genesis));
+    }
+
+    fn first_hard_state(&self) -> HardState {
+        let HardState { term, vote, .. } = self.raw.store().hard_state();
+        HardState { term: term.max(GENESIS_TERM), vote, commit: GENESIS_INDEX }
     }
 
     /// A message of a peer.
@@ -233,8 +243,7 @@ impl<T> Consensus<T> {
         if !self.hears(&message) {
             return;
         }
-        let committed = self.raw.raft.raft_log.committed;
-        let message = match validate::validate(from, message, self.raw.store(), committed) {
+        let message = match validate::validate(from, message, &self.raw.raft) {
             Ok(valid) => valid.into_inner(),
             Err(implausible) => {
                 self.implausible += 1;
@@ -256,6 +265,10 @@ impl<T> Consensus<T> {
             // The sixth promise: an empty directory grants and seeks no vote. A node that waits to
             // be added may hear a leader; a founder hears nobody before every founder has spoken.
             return self.settings.waits && matches!(message.kind, Append | Heartbeat | Snapshot);
+        }
+        // Being told to campaign at once is a campaign.
+        if message.kind == TimeoutNow && self.must_wait_for_disk() {
+            return false;
         }
         // The bound on what is not applied: the leader sends again what is dropped here.
         let full = self.raw.store().unapplied_bytes() > self.settings.max_unapplied_bytes;
@@ -298,7 +311,8 @@ impl<T> Consensus<T> {
 
     /// Ask for votes now.
     pub fn campaign(&mut self) {
-        if self.is_formed() && !self.must_wait_for_disk() {
+        // Unlike its clock, a request to campaign makes raft-rs forget that only voters may.
+        if self.is_formed() && self.raw.raft.promotable() && !self.must_wait_for_disk() {
             let _ = self.raw.campaign();
             self.draw_election_timeout();
         }
@@ -315,6 +329,11 @@ impl<T> Consensus<T> {
             self.raw.on_persist_ready(done.ready);
             self.durable_term = done.term;
             if let Some(snapshot) = done.restore {
+                // For raft-rs it is applied by being durable: a campaign looks at all that follows the applied
+                // index, and below the snapshot there is nothing left to look at.
+                if snapshot.index > self.raw.raft.raft_log.applied {
+                    self.raw.advance_apply_to(snapshot.index);
+                }
                 self.effects.restore = Some(snapshot);
             }
             self.effects.transmit.extend(done.held);
@@ -330,17 +349,22 @@ impl<T> Consensus<T> {
         }
     }
 
-    /// The membership is another one now.
+    /// The applier's membership: what it recorded of the members besides who they are.
+    ///
+    /// Who is in is decided here, as changes are committed. The applier comes later, and its word may be of before.
     pub fn membership_changed(&mut self, membership: Arc<Membership>) {
-        self.membership = membership;
+        let same = membership.conf_state() == self.membership.conf_state();
+        if same && membership.retired == self.membership.retired {
+            self.membership = membership;
+        }
     }
 
     /// A peer cannot be reached, or something sent to it was dropped.
     pub fn unreachable(&mut self, peer: NodeId) {
         self.raw.report_unreachable(peer);
-        if self.snapshots.remove(&peer).is_some() {
-            self.raw.report_snapshot(peer, SnapshotStatus::Failure);
-        }
+        // Owed as well if a snapshot was on its way; otherwise raft-rs ignores it.
+        self.snapshots.remove(&peer);
+        self.raw.report_snapshot(peer, SnapshotStatus::Failure);
     }
 
     /// The end of a question.
@@ -446,10 +470,13 @@ impl<T> Consensus<T> {
         }
     }
 
-    /// A single voter elects itself at once; raft-rs dies if entries of an earlier term are not durable by then.
+    /// Whether raft-rs would die of an election now: a single voter elects itself at once and must have its whole
+    /// log on disk by then, and a campaign reads what follows the applied index, which a snapshot under way moves.
     fn must_wait_for_disk(&self) -> bool {
-        let alone = self.raw.raft.prs().is_singleton();
-        alone && !self.unpersisted.is_empty() && self.raw.raft.state != StateRole::Leader
+        let raft = &self.raw.raft;
+        let behind = raft.raft_log.persisted < raft.raft_log.last_index() || !self.unpersisted.is_empty();
+        let alone = raft.prs().is_singleton() && raft.state != StateRole::Leader;
+        (alone && behind) || self.unpersisted.iter().any(|write| write.restore.is_some())
     }
 
     /// raft-rs waits for ever for the fate of a snapshot it handed out. Where the transport lost it without
@@ -544,14 +571,16 @@ impl<T> Consensus<T> {
     /// The genesis is durable: raft-rs begins with it.
     fn begin_with(&mut self, genesis: Snapshot) {
         let reader = self.raw.store().reader();
+        let hard_state = self.first_hard_state();
         let mut view = LogView::empty(self.settings.group, reader, self.settings.log_tail_bytes);
         view.install(genesis.clone());
-        view.set_hard_state(HardState { term: genesis.term, vote: 0, commit: genesis.index });
+        view.set_hard_state(hard_state);
         match new_raw(&self.settings, view, genesis.index, &self.logger) {
             Ok(raw) => self.raw = raw,
             Err(error) => return self.fail(format!("raft cannot begin with the genesis snapshot: {error}")),
         }
-        self.durable_term = genesis.term;
+        self.durable_term = hard_state.term;
+        self.adopt_membership(&genesis);
         self.draw_election_timeout();
         self.effects.restore = Some(genesis);
     }
@@ -597,7 +626,7 @@ impl<T> Consensus<T> {
         self.unpersisted.iter().flat_map(|u| u.held.iter().map(move |(to, message)| (u.write, *to, message)))
     }
 
-    /// Ends every request with this cause: what never reached a log was surely not done, the rest is unknown.
+    /// Ends every request with this cause, as unknown.
     pub fn abandon(&mut self, cause: &str) -> Vec<(T, Answer)> {
         let unknown = || Answer::Unknown { cause: cause.to_owned() };
         let mut answers = mem::take(&mut self.effects.answers);
@@ -606,6 +635,9 @@ impl<T> Consensus<T> {
         answers
             .extend(mem::take(&mut self.forwarded).into_values().filter_map(|f| Some((f.request.ticket?, unknown()))));
         answers.extend(self.reads.drain().into_iter().map(|r| (r.ticket, unknown())));
+        answers.extend(mem::take(&mut self.effects.reads).into_iter().map(|(_, ticket)| (ticket, unknown())));
+        let committed = mem::take(&mut self.effects.apply).into_iter();
+        answers.extend(committed.filter_map(|c| Some((c.ticket?, unknown()))));
         answers
     }
 }

@@ -7,6 +7,8 @@
 //!            └─ committed entries ──▶ apply, each with the ticket of the proposal that it really is
 //! ```
 
+use std::sync::Arc;
+
 use actorum_transport::wire::{ChangeRefusal, Entry, NodeId, RaftMessage, Snapshot};
 use raft::eraftpb;
 
@@ -19,6 +21,7 @@ use crate::{
     entry::SystemCommand,
     log::store::{HardState, Write},
     message::{Answer, Append, Committed, Refusal},
+    system_state::SystemState,
 };
 
 impl<T> Consensus<T> {
@@ -56,6 +59,7 @@ impl<T> Consensus<T> {
 
             if let Some(snapshot) = &snapshot {
                 self.forget_pending_under(snapshot.index);
+                self.adopt_membership(snapshot);
             }
             self.write(number, must_sync, snapshot, entries, hard_state, held);
             self.commit(committed);
@@ -164,9 +168,25 @@ impl<T> Consensus<T> {
             Ok(other) => return self.fail(format!("entry {} is a change that says {other:?}", entry.index)),
             Err(error) => return self.fail(format!("the change in entry {} cannot be read: {error}", entry.index)),
         };
+        // The applier judges by the same rule at the same index: either both make the change or neither does. If they
+        // differed, a restart, which begins with the applier's membership, would count other majorities.
+        match self.membership.after(&change) {
+            Ok(next) => self.membership = Arc::new(next),
+            Err(cause) => return tracing::warn!("the change in entry {} makes no sense: {cause}", entry.index),
+        }
         match self.raw.apply_conf_change(&conf_change(&change)) {
             Ok(conf) => self.raw.mut_store().set_conf(conf_from_raft(&conf)),
             Err(error) => self.fail(format!("the change in entry {} ({change}) cannot be made: {error}", entry.index)),
+        }
+    }
+
+    /// A snapshot brings its own membership.
+    pub(super) fn adopt_membership(&mut self, snapshot: &Snapshot) {
+        match SystemState::restore(snapshot) {
+            Ok((system, _)) => self.membership = system.membership,
+            Err(error) => {
+                self.fail(format!("the snapshot {}@{} cannot be read: {error}", snapshot.index, snapshot.term))
+            }
         }
     }
 

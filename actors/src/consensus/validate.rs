@@ -5,8 +5,9 @@
 //! dropped and counted, and the honest go on.
 
 use actorum_transport::wire::{ConfState, MessageKind, NodeId, RaftMessage, Snapshot};
+use raft::{Raft, StateRole};
 
-use crate::log::view::LogView;
+use crate::{log::view::LogView, system_state::SystemState};
 
 /// No honest index or term comes near this; additions cannot overflow below it.
 const ABSURD: u64 = 1 << 62;
@@ -32,18 +33,25 @@ pub struct Implausible {
 }
 
 /// Checks a message of a peer against what this node knows of its own log and term.
-pub fn validate(from: NodeId, message: RaftMessage, log: &LogView, committed: u64) -> Result<Valid, Implausible> {
-    match problem(from, &message, log, committed) {
+///
+/// It asks raft-rs, not the log behind it: between two drains raft-rs may have cut its log shorter, or have grown it.
+pub fn validate(from: NodeId, message: RaftMessage, raft: &Raft<LogView>) -> Result<Valid, Implausible> {
+    match problem(from, &message, raft) {
         None => Ok(Valid(message)),
         Some(problem) => Err(Implausible { kind: message.kind, from, problem }),
     }
 }
 
-fn problem(from: NodeId, m: &RaftMessage, log: &LogView, committed: u64) -> Option<&'static str> {
+fn problem(from: NodeId, m: &RaftMessage, raft: &Raft<LogView>) -> Option<&'static str> {
     use MessageKind::*;
-    let last = log.last();
+    let log = &raft.raft_log;
+    let last = log.last_index();
     if from == 0 {
         return Some("0 is not a node id");
+    }
+    // An acknowledgement in its own name would count a leader's disk before it answered.
+    if from == raft.id {
+        return Some("it is in this node's own name");
     }
     // raft-rs takes term 0 for a message of its own.
     if m.term == 0 {
@@ -63,11 +71,15 @@ fn problem(from: NodeId, m: &RaftMessage, log: &LogView, committed: u64) -> Opti
         return Some("it carries a snapshot");
     }
     match m.kind {
-        Append => entries_problem(m, log, committed),
+        Append => entries_problem(m, raft),
         // `commit_to` past the log is fatal. A leader never says more than it knows to be on our disk.
         Heartbeat if m.commit > last => Some("it commits past the end of this log"),
         // `maybe_update` past the log sends appends that start beyond it.
         AppendResponse if !m.reject && m.index > last => Some("it acknowledges what was never sent"),
+        // A candidate speaks when all it holds is durable; `become_leader` insists on it.
+        VoteResponse if raft.state == StateRole::Candidate && log.persisted < last => {
+            Some("it answers a request that has not been sent")
+        }
         Snapshot => match &m.snapshot {
             None => Some("it carries no snapshot"),
             Some(snapshot) if snapshot.term > m.term => Some("its snapshot is of a later term than the message"),
@@ -77,8 +89,15 @@ fn problem(from: NodeId, m: &RaftMessage, log: &LogView, committed: u64) -> Opti
     }
 }
 
-fn entries_problem(m: &RaftMessage, log: &LogView, committed: u64) -> Option<&'static str> {
+fn entries_problem(m: &RaftMessage, raft: &Raft<LogView>) -> Option<&'static str> {
+    // Every log begins with a snapshot. Entries in its place would be acknowledged, and not be there after a restart.
+    if m.index == 0 && (m.log_term != 0 || !m.entries.is_empty()) {
+        return Some("it goes back before the genesis");
+    }
     let mut term = m.log_term;
+    if term > m.term {
+        return Some("it follows an entry of a later term than its own");
+    }
     for (n, entry) in m.entries.iter().enumerate() {
         if entry.index != m.index + 1 + n as u64 {
             return Some("its entries have gaps");
@@ -88,7 +107,8 @@ fn entries_problem(m: &RaftMessage, log: &LogView, committed: u64) -> Option<&'s
         }
         term = entry.term;
         // Replacing a committed entry is fatal in raft-rs, and should be: but for the sender, not for us.
-        if entry.index <= committed && log.term_at(entry.index).is_some_and(|known| known != entry.term) {
+        let known = |index| raft.raft_log.term(index).ok().filter(|term| *term != 0);
+        if entry.index <= raft.raft_log.committed && known(entry.index).is_some_and(|known| known != entry.term) {
             return Some("it contradicts a committed entry");
         }
     }
@@ -98,6 +118,10 @@ fn entries_problem(m: &RaftMessage, log: &LogView, committed: u64) -> Option<&'s
 fn snapshot_problem(snapshot: &Snapshot) -> Option<&'static str> {
     if snapshot.index == 0 || snapshot.term == 0 || snapshot.index >= ABSURD {
         return Some("its snapshot has index or term 0");
+    }
+    // Once it is in raft-rs there is no way back: what cannot be read must not get that far.
+    if SystemState::restore(snapshot).is_err() {
+        return Some("its snapshot cannot be read");
     }
     conf_problem(&snapshot.conf)
 }

@@ -34,9 +34,12 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 const GROUP: GroupId = GroupId::FIRST;
 
+/// A rule, given a way to open one disk again and again.
+type Rule = fn(&mut dyn FnMut() -> Box<dyn LogStore>);
+
 /// Runs every rule, each on a disk of its own.
 pub fn conformance<Open: FnMut() -> Box<dyn LogStore>>(mut make: impl FnMut() -> Open) {
-    let rules: &[(&str, fn(&mut dyn FnMut() -> Box<dyn LogStore>))] = &[
+    let rules: &[(&str, Rule)] = &[
         ("a new store holds nothing", a_new_store_holds_nothing),
         ("each opening counts as a boot", each_opening_counts_as_a_boot),
         ("what was appended is read back in ranges", what_was_appended_is_read_back_in_ranges),

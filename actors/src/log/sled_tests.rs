@@ -635,7 +635,7 @@ fn inspecting_a_damaged_log_lists_all_and_reads_the_rest() {
             let key = Key::block(GROUP, first).encode();
             let mut value = db.get(key).unwrap().unwrap().to_vec();
             value[30] ^= 1;
-            db.insert(&key, value).unwrap();
+            db.insert(key, value).unwrap();
         }
     });
     node.close();

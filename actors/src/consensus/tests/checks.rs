@@ -106,11 +106,11 @@ impl Checks {
             if !matches!(m.kind, PreVote | PreVoteResponse) {
                 assert!(m.term <= durable, "n{id} says `{m}` with only term {durable} on disk");
             }
+            // A later term on the disk keeps a vote as well: this node never votes in that term again.
+            let kept = |whom: NodeId| durable > m.term || node.disk.votes.contains(&(m.term, whom));
             match m.kind {
-                Vote => assert!(node.disk.votes.contains(&(m.term, id)), "n{id} -> n{to} {m}: its vote is not durable"),
-                VoteResponse if !m.reject => {
-                    assert!(node.disk.votes.contains(&(m.term, *to)), "n{id} -> n{to} {m}: the vote is not durable");
-                }
+                Vote => assert!(kept(id), "n{id} -> n{to} {m}: its own vote is not durable"),
+                VoteResponse if !m.reject => assert!(kept(*to), "n{id} -> n{to} {m}: the vote is not durable"),
                 AppendResponse if !m.reject && m.index > 0 => {
                     let held = node.disk.ever.range((m.index, 0)..=(m.index, m.term)).next().is_some();
                     assert!(held, "n{id} -> n{to} {m}: the entry is not durable");

@@ -84,8 +84,9 @@ impl Cluster {
     }
 
     pub fn genesis(founders: &[NodeId]) -> Snapshot {
-        let named = founders.iter().map(|id| (*id, (Address(format!("node-{id}:7000")), Incarnation(*id))));
-        SystemState::founded(ClusterId(1), &named.collect()).genesis().unwrap()
+        let named = founders.iter().map(|id| (*id, Address(format!("node-{id}:7000"))));
+        let formed_with = founders.iter().map(|id| (*id, Incarnation(*id))).collect();
+        SystemState::founded(ClusterId(1), &named.collect()).genesis(formed_with).unwrap()
     }
 
     /// A node with an empty directory.

@@ -20,7 +20,7 @@ use std::{error::Error, fmt::Write as _, time::Duration};
 use actorum_transport::{message::AskError, wire::NodeId};
 use goldenscript::{Command, Context, Runner};
 
-use super::cluster::{Cluster, Errand, TICK};
+use super::cluster::{Cluster, TICK};
 use crate::members::Change;
 
 pub struct Script {
