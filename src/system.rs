@@ -31,7 +31,10 @@ use actorum_transport::{
     message::{Close, GetTransportStatus, TransportHandle, TransportStatus},
     wire::NodeId,
 };
-use tokio::sync::{oneshot, watch};
+use tokio::{
+    sync::{oneshot, watch},
+    time::timeout,
+};
 
 use crate::{
     board::Life,
@@ -42,6 +45,9 @@ use crate::{
 
 /// How often the children are looked after and the transport's numbers are fetched.
 const ROUND: Duration = Duration::from_millis(100);
+
+/// How long a disk that hangs may hold up the end. What waits for it was never promised.
+const CLOSE_WITHIN: Duration = Duration::from_secs(10);
 
 /// The one actor an application spawns. Started by [`RaftSystem::builder`].
 pub struct RaftSystem<S: StateMachine> {
@@ -140,7 +146,9 @@ impl<S: StateMachine> Children<S> {
     /// child that is gone already has nothing to close.
     async fn close(self, cause: String) {
         let _ = self.core.send(Stop { cause }).await;
-        let _ = self.log.send(CloseLog).await;
+        if timeout(CLOSE_WITHIN, self.log.send(CloseLog)).await.is_err() {
+            tracing::error!("the log could not be closed in {} s: its disk hangs", CLOSE_WITHIN.as_secs());
+        }
         let _ = self.applier.send(StopApplier).await;
         let _ = self.transport.close.send(Close).await;
         if let Some(thread) = self.thread {
