@@ -3,8 +3,11 @@
 mod lab;
 
 use std::{
+    error::Error,
     io::{BufRead, BufReader, Read, Write},
-    net::TcpStream,
+    net::{SocketAddr, TcpStream},
+    path::Path,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -134,8 +137,9 @@ fn bodies_are_bounded() {
         stream.write_all(head.as_bytes()).expect("the head is sent");
         // The server may have hung up already: that is what is tested.
         let _ = stream.write_all(body);
-        let mut answer = Vec::new();
+        let (mut answer, began) = (Vec::new(), Instant::now());
         let _ = stream.read_to_end(&mut answer);
+        assert!(began.elapsed() < PATIENCE, "the connection is closed: what may still come is not read");
         String::from_utf8_lossy(&answer).into_owned()
     };
 
@@ -318,12 +322,57 @@ fn events() {
     assert_eq!(read(&mut all, 10), [&written[..], &later[..]].concat());
     assert_eq!(read(&mut some, 7), [&written[3..], &later[..]].concat());
 
+    // As a browser does that was cut off.
+    let agent = ureq::Agent::new_with_defaults();
+    let response = agent.get(follower.url("/events?after=0")).header("last-event-id", later[3].to_string()).call();
+    let mut resumed = Stream(BufReader::new(Box::new(response.expect("a stream").into_body().into_reader())));
+    assert_eq!(resumed.next().0, later[4]);
+
     // What is applied now has its response; what is read back from the log has none.
     let live = done(&follower.put("live", "x"), Value::Null);
     let (id, _, data) = now.next();
     assert_eq!((id, &data["response"]), (live, &json!({ "done": { "previous": null } })));
     let (_, _, data) = Stream::open(&follower.url("/events?after=0")).next();
     assert!(data["response"].is_null(), "{data}");
+}
+
+/// A client that does not read fills its buffer, hears where it was left, and resumes there without a gap. Nobody else
+/// is slowed.
+#[test]
+fn a_client_that_lags() {
+    let mut lab = Lab::new(&[1]);
+    lab.set("ACTORUM_SUBSCRIBER_BUFFER", "4");
+    lab.found(&[1]);
+    lab.leader();
+    let node = lab.node(1);
+    let mut slow = Stream::open(&node.url("/events?after=0"));
+    // More than all buffers on the way hold together.
+    let value = "v".repeat(1 << 18);
+    let written: Vec<u64> = (0..100).map(|n| done(&node.put(&format!("k{n}"), &value), Value::Null)).collect();
+
+    let mut seen = Vec::new();
+    let resume_after = loop {
+        match slow.next() {
+            (id, event, _) if event == "applied" => seen.push(id),
+            (_, event, data) => {
+                assert_eq!(event, "lagged");
+                break data["resume_after"].as_u64().expect("an index");
+            }
+        }
+    };
+    assert!(seen.len() < written.len(), "it lagged");
+    assert_eq!(slow.0.read_line(&mut String::new()).expect("the end"), 0, "the stream ends with that");
+    assert_eq!(seen.last().copied().unwrap_or(0), resume_after);
+    let rest = written.len() - seen.len();
+    let mut again = Stream::open(&node.url(&format!("/events?after={resume_after}")));
+    // It may lag again: the buffer holds four.
+    while seen.len() < written.len() {
+        match again.next() {
+            (id, event, _) if event == "applied" => seen.push(id),
+            (_, _, data) => again = Stream::open(&node.url(&format!("/events?after={}", data["resume_after"]))),
+        }
+    }
+    assert_eq!(seen, written, "no gap and no repeat, {rest} of them after the lag");
 }
 
 /// Members: added, promoted, demoted and removed through a follower, and what is refused.
@@ -371,6 +420,55 @@ fn members() {
     changed(call("DELETE", &admin.admin_url("/members/4"), ""), json!([1, 2, 3]), json!([]));
     // An id is never used again.
     refused(&post("/members", learner), 400, "bad_request");
+}
+
+/// With `--admin-certs` the members API speaks TLS, and only to holders of a certificate of that authority.
+#[test]
+fn members_behind_certificates() {
+    let mut lab = Lab::new(&[1, 2]);
+    let strangers = Lab::new(&[1]);
+    let certs = lab.path("certs");
+    lab.with(&["--admin-certs", certs.join("node-1").to_str().expect("UTF-8")]);
+    lab.found(&[1]);
+    lab.leader();
+    let address = lab.node(1).admin_address();
+    let ask = |client: Option<std::path::PathBuf>| tls_call(address, &certs.join("ca/ca.pem"), client.as_deref());
+
+    let answer = ask(Some(certs.join("node-2"))).expect("a certificate of the authority opens");
+    assert!(answer.starts_with("HTTP/1.1 405") && answer.contains("method_not_allowed"), "{answer}");
+    assert!(ask(None).is_err(), "no certificate");
+    assert!(ask(Some(strangers.path("certs/node-1"))).is_err(), "another authority's certificate");
+    assert!(try_call("GET", &lab.node(1).admin_url("/members"), b"").is_err(), "no TLS");
+    assert_eq!(lab.node(1).put("k", "v").status, 200, "the public API is as it was");
+}
+
+/// `GET /members` over TLS: what came back, or why nothing did.
+fn tls_call(address: SocketAddr, authority: &Path, client: Option<&Path>) -> Result<String, Box<dyn Error>> {
+    use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(authority)?)?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots);
+    let config = match client {
+        None => config.with_no_client_auth(),
+        Some(dir) => config.with_client_auth_cert(
+            vec![CertificateDer::from_pem_file(dir.join("cert.pem"))?],
+            PrivateKeyDer::from_pem_file(dir.join("key.pem"))?,
+        )?,
+    };
+    let connection = rustls::ClientConnection::new(Arc::new(config), "node-1.actorum".try_into()?)?;
+    let socket = TcpStream::connect(address)?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    let mut stream = rustls::StreamOwned::new(connection, socket);
+    stream.write_all(b"GET /members HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    match stream.read_to_string(&mut answer) {
+        Err(_) if !answer.is_empty() => Ok(answer),
+        Err(e) => Err(e.into()),
+        Ok(_) => Ok(answer),
+    }
 }
 
 /// One node down changes nothing for clients of the others; with two down nothing is acknowledged, and only

@@ -38,7 +38,7 @@ fn code(text: &str) -> impl Iterator<Item = (usize, &str)> {
 fn is_test_code(path: &Path) -> bool {
     path.starts_with("tests")
         || path.components().any(|c| ["tests", "testkit", "examples", "benches"].iter().any(|t| c.as_os_str() == *t))
-        || path.ends_with("tests.rs")
+        || path.file_name().is_some_and(|name| name.to_string_lossy().ends_with("tests.rs"))
 }
 
 /// Lines of files chosen by `of` that contain one of `words`.

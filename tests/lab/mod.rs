@@ -100,6 +100,8 @@ pub struct Lab {
     // Dropped in this order: the nodes end before their directory goes.
     nodes: BTreeMap<u64, Node>,
     founders: Vec<String>,
+    settings: Vec<(String, String)>,
+    arguments: Vec<String>,
     dir: TempDir,
 }
 
@@ -107,7 +109,7 @@ impl Lab {
     /// Certificates for these nodes; nobody runs.
     pub fn new(ids: &[u64]) -> Lab {
         let dir = tempfile::Builder::new().prefix("actorum-test-").tempdir().expect("a temporary directory");
-        let lab = Lab { nodes: BTreeMap::new(), founders: Vec::new(), dir };
+        let lab = Lab { nodes: BTreeMap::new(), founders: vec![], settings: vec![], arguments: vec![], dir };
         lab.certify(ids);
         lab
     }
@@ -118,6 +120,16 @@ impl Lab {
         lab.found(&[1, 2, 3]);
         lab.leader();
         lab
+    }
+
+    /// An environment variable for every node that is first started from now on.
+    pub fn set(&mut self, variable: &str, value: &str) {
+        self.settings.push((variable.to_owned(), value.to_owned()));
+    }
+
+    /// Further arguments for every node that is first started from now on.
+    pub fn with(&mut self, arguments: &[&str]) {
+        self.arguments.extend(arguments.iter().map(|argument| (*argument).to_owned()));
     }
 
     /// More certificates.
@@ -176,7 +188,8 @@ impl Lab {
             certs: self.path("certs").join(format!("node-{id}")),
             log: path("log"),
             report: path("report"),
-            bootstrap,
+            bootstrap: [bootstrap, self.arguments.clone()].concat(),
+            settings: self.settings.clone(),
             child: None,
         };
         self.nodes.insert(id, node);
@@ -241,6 +254,7 @@ pub struct Node {
     log: PathBuf,
     report: PathBuf,
     bootstrap: Vec<String>,
+    settings: Vec<(String, String)>,
     child: Option<Child>,
 }
 
@@ -258,6 +272,11 @@ impl Node {
     /// Its process id.
     pub fn pid(&self) -> u32 {
         self.child.as_ref().expect("it runs").id()
+    }
+
+    /// `ADDRESS` of the members API.
+    pub fn admin_address(&self) -> SocketAddr {
+        self.admin
     }
 
     /// What it says of itself.
@@ -299,7 +318,7 @@ impl Node {
         let _ = fs::remove_file(&self.report);
         let log = File::options().create(true).append(true).open(&self.log).expect("a log file");
         let mut command = actorum();
-        command.arg("serve").args(self.arguments()).args(&self.bootstrap);
+        command.arg("serve").args(self.arguments()).args(&self.bootstrap).envs(self.settings.iter().cloned());
         command.arg("--report").arg(&self.report).arg("--stop-when-stdin-closes");
         command.stdin(Stdio::piped()).stdout(log.try_clone().expect("a log file")).stderr(log);
         self.child = Some(command.spawn().expect("the binary starts"));

@@ -94,6 +94,10 @@ fn entries_problem(m: &RaftMessage, raft: &Raft<LogView>) -> Option<&'static str
     if m.index == 0 && (m.log_term != 0 || !m.entries.is_empty()) {
         return Some("it goes back before the genesis");
     }
+    // raft-rs says "term 0" of every index past its log, and takes that for a match.
+    if m.index > 0 && m.log_term == 0 {
+        return Some("it follows an entry of no term");
+    }
     let mut term = m.log_term;
     if term > m.term {
         return Some("it follows an entry of a later term than its own");

@@ -34,9 +34,6 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 const GROUP: GroupId = GroupId::FIRST;
 
-/// A rule, given a way to open one disk again and again.
-type Rule = fn(&mut dyn FnMut() -> Box<dyn LogStore>);
-
 /// Runs every rule, each on a disk of its own.
 pub fn conformance<Open: FnMut() -> Box<dyn LogStore>>(mut make: impl FnMut() -> Open) {
     let rules: &[(&str, Rule)] = &[
@@ -64,6 +61,7 @@ pub fn conformance<Open: FnMut() -> Box<dyn LogStore>>(mut make: impl FnMut() ->
 }
 
 type Opener<'a> = &'a mut dyn FnMut() -> Box<dyn LogStore>;
+type Rule = fn(Opener);
 
 /// A store at work.
 struct Running {

@@ -456,6 +456,8 @@ fn a_creation_that_a_crash_cut_short_starts_again() {
                 copy_dir(&from, &dir.path().join(name));
                 let db = dir.path().join("log/db");
                 fs::write(&db, &fs::read(&db).unwrap()[..100]).unwrap();
+                fs::write(dir.path().join("log/conf"), "segment_").unwrap();
+                fs::write(dir.path().join("log/snap.00FF"), "half a snapshot").unwrap();
             } else {
                 fs::write(dir.path().join(name), "half").unwrap();
             }
@@ -682,4 +684,114 @@ fn flipped_bits_in_the_files_are_named_or_harmless() {
         }
     }
     println!("{refused} refused by name, {intact} intact");
+}
+
+/// splitmix64.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (mixed ^ (mixed >> 31)) % bound
+    }
+}
+
+/// What a group holds, for drawing the next write.
+#[derive(Clone, Copy)]
+struct Drawn {
+    base: u64,
+    last: u64,
+    state: HardState,
+}
+
+fn draw(dice: &mut Dice, group: GroupId, drawn: &mut Drawn) -> Write {
+    let mut write = Write { group, ..Write::default() };
+    if drawn.base == 0 || dice.below(40) == 0 {
+        // A snapshot: the first one, one ahead of the log, or one inside it.
+        let index = 1 + dice.below(drawn.last + 5).max(drawn.base);
+        drawn.state.term += 1;
+        let data = Bytes::from(vec![7; dice.below(2) as usize * 250_000]);
+        write.snapshot = Some(Snapshot { index, term: drawn.state.term, data, ..Snapshot::default() });
+        (drawn.base, drawn.last) = (index, index);
+        drawn.state.commit = index;
+    }
+    if dice.below(10) < 8 {
+        let first = match dice.below(4) {
+            0 => drawn.base + 1 + dice.below(drawn.last - drawn.base + 1),
+            _ => drawn.last + 1,
+        };
+        if first <= drawn.last {
+            drawn.state.term += 1;
+            drawn.state.commit = drawn.state.commit.min(first - 1);
+        }
+        let count = 1 + dice.below(20);
+        // Mostly small, now and then larger than a value may be.
+        let sizes = |dice: &mut Dice| match dice.below(100) {
+            0 => 500_000,
+            1..=5 => 60_000,
+            n => n as usize * 7,
+        };
+        let entries = (first..first + count).map(|index| entry(index, drawn.state.term, sizes(dice)));
+        write.entries = entries.collect();
+        drawn.last = first + count - 1;
+    }
+    drawn.state.vote = if dice.below(6) == 0 { dice.below(4) } else { drawn.state.vote };
+    drawn.state.commit += dice.below(drawn.last - drawn.state.commit + 1);
+    write.hard_state = Some(drawn.state);
+    write
+}
+
+/// Random writes to sled and to memory side by side: both must hold the same, at every reopening and in every read.
+#[test]
+fn random_writes_leave_what_a_simple_model_holds() {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos() as u64;
+    let seed = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(now);
+    println!("SEED={seed}");
+    let mut dice = Dice(seed);
+    let dir = tempfile::tempdir().unwrap();
+    let disk = crate::log::memory::MemoryDisk::new();
+    let groups = [GROUP, GroupId(3)];
+    let mut drawn = [Drawn { base: 0, last: 0, state: HardState::default() }; 2];
+    for life in 0..25 {
+        let (sled, memory) = (SledStore::open(dir.path(), options()).unwrap(), disk.open(1, Incarnation(1)).unwrap());
+        for group in groups {
+            assert_eq!(sled.recover(group).unwrap(), memory.recover(group).unwrap(), "life {life}");
+        }
+        let readers = [sled.reader(), memory.reader()];
+        let (heard, completed) = channel();
+        let heard = std::sync::Mutex::new(heard);
+        let hear: Completions = Arc::new(move |completion| heard.lock().unwrap().send(completion).unwrap());
+        let mut appenders = [Box::new(sled).start(hear.clone()), Box::new(memory).start(hear)];
+        for _ in 0..dice.below(12) {
+            let batches: Vec<Batch> = (0..1 + dice.below(4))
+                .map(|_| {
+                    let writes = (0..1 + dice.below(3)).map(|_| {
+                        let which = dice.below(2) as usize;
+                        draw(&mut dice, groups[which], &mut drawn[which])
+                    });
+                    Batch { writes: writes.collect(), sync: true }
+                })
+                .collect();
+            for appender in &mut appenders {
+                for batch in &batches {
+                    appender.submit(batch.clone());
+                }
+            }
+            for _ in 0..2 * batches.len() {
+                completed.recv_timeout(Duration::from_secs(30)).unwrap().result.unwrap();
+            }
+            for (group, drawn) in groups.into_iter().zip(drawn) {
+                let from = drawn.base + dice.below(drawn.last - drawn.base + 2);
+                let to = from + dice.below(drawn.last + 2 - from + 1);
+                let bytes = dice.below(1 << 20) as usize;
+                let [sled, memory] = readers.each_ref().map(|reader| reader.entries(group, from, to, bytes));
+                assert_eq!(sled.is_ok(), memory.is_ok(), "life {life}: {from} to {to}: {sled:?}");
+                assert_eq!(sled.ok(), memory.ok(), "life {life}: {from} to {to}");
+            }
+        }
+    }
+    assert!(Inspection::open(dir.path()).unwrap().verify().problems.is_empty());
 }

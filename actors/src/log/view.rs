@@ -296,3 +296,128 @@ impl Storage for LogView {
         Ok(snapshot_to_raft(&snapshot))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeMap, sync::Mutex};
+
+    use actorum_transport::wire::Entry;
+
+    use super::*;
+    use crate::consensus::convert::entry_from_raft;
+
+    /// A disk that holds what it was given.
+    #[derive(Default)]
+    struct Held(Mutex<BTreeMap<u64, Entry>>);
+
+    impl LogReader for Held {
+        fn entries(&self, _: GroupId, from: u64, to: u64, _: usize) -> Result<Vec<Entry>, StoreError> {
+            let held = self.0.lock().unwrap();
+            let all: Vec<_> = held.range(from..to).map(|(_, entry)| entry.clone()).collect();
+            if all.len() as u64 == to - from {
+                return Ok(all);
+            }
+            Err(StoreError::Damaged { what: "an entry".into(), detail: "it is not there".into() })
+        }
+
+        fn disk_bytes(&self) -> u64 {
+            0
+        }
+    }
+
+    fn entry(index: u64, term: u64) -> eraftpb::Entry {
+        eraftpb::Entry { index, term, data: vec![term as u8; 10].into(), ..Default::default() }
+    }
+
+    fn view(disk: &Arc<Held>, keep: usize) -> LogView {
+        let mut view = LogView::empty(GroupId::FIRST, disk.clone(), keep);
+        let conf = ConfState { voters: vec![1], ..ConfState::default() };
+        view.install(Snapshot { index: 1, term: 1, conf, data: Default::default() });
+        view
+    }
+
+    fn context() -> GetEntriesContext {
+        GetEntriesContext::empty(false)
+    }
+
+    /// Appends, conflicts and applied entries in many orders: terms and entries are those of a plain list.
+    #[test]
+    fn it_is_a_log() {
+        for seed in 0..300u64 {
+            let mut dice = seed;
+            let mut roll = |sides: u64| {
+                dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                (dice >> 33) % sides
+            };
+            let disk = Arc::new(Held::default());
+            let mut view = view(&disk, 100);
+            let mut plain = BTreeMap::from([(1, 1u64)]);
+            let (mut applied, mut term) = (1, 1);
+            for _ in 0..30 {
+                let last = view.last();
+                if roll(3) > 0 {
+                    let first = applied + 1 + roll(last - applied + 1);
+                    term += roll(3);
+                    let entries: Vec<_> = (first..=first + roll(4)).map(|index| entry(index, term)).collect();
+                    plain.split_off(&first);
+                    disk.0.lock().unwrap().split_off(&first);
+                    for e in &entries {
+                        plain.insert(e.index, e.term);
+                        disk.0.lock().unwrap().insert(e.index, entry_from_raft(e));
+                    }
+                    view.append(&entries);
+                } else {
+                    applied += roll(last - applied + 1);
+                    view.applied_to(applied);
+                }
+                assert_eq!(view.last(), *plain.last_key_value().unwrap().0);
+                for (index, term) in &plain {
+                    assert_eq!(view.term_at(*index), Some(*term), "seed {seed}: the term of {index}");
+                }
+                assert_eq!(view.term_at(view.last() + 1), None);
+                let read = view.entries(2, view.last() + 1, None, context());
+                if view.last() > 1 {
+                    let read: Vec<_> = read.unwrap().iter().map(|e| (e.index, e.term)).collect();
+                    let expected: Vec<_> = plain.range(2..).map(|(index, term)| (*index, *term)).collect();
+                    assert_eq!(read, expected, "seed {seed}");
+                }
+                let unapplied: usize = view.tail.iter().filter(|e| e.index > applied).map(size).sum();
+                assert_eq!(view.unapplied_bytes(), unapplied, "seed {seed}");
+                assert!(view.tail.iter().filter(|e| e.index > applied).count() as u64 == view.last() - applied);
+            }
+        }
+    }
+
+    /// Unapplied entries stay in memory whatever they weigh; applied ones go, oldest first, down to the bound.
+    #[test]
+    fn the_tail_pins_what_is_not_applied() {
+        let disk = Arc::new(Held::default());
+        let mut view = view(&disk, 0);
+        view.append(&(2..=9).map(|index| entry(index, 1)).collect::<Vec<_>>());
+        assert_eq!(view.tail.len(), 8);
+        view.applied_to(5);
+        assert_eq!(view.tail.front().unwrap().index, 6);
+        assert_eq!(view.unapplied_bytes(), view.tail_bytes());
+    }
+
+    /// A disk that cannot give what it should hold is a fault that stays, and to raft-rs only "later".
+    #[test]
+    fn a_disk_that_fails_is_remembered() {
+        let disk = Arc::new(Held::default());
+        let mut view = view(&disk, 0);
+        view.append(&[entry(2, 1), entry(3, 1)]);
+        view.applied_to(3);
+        assert!(view.fault().is_none());
+        assert!(view.entries(2, 4, None, context()).is_err());
+        assert!(view.fault().is_some());
+    }
+
+    /// A node that is added later finds itself in the genesis that it is sent: raft-rs ignores it otherwise.
+    #[test]
+    fn a_snapshot_names_its_receiver() {
+        let view = view(&Arc::new(Held::default()), 0);
+        assert_eq!(view.snapshot(0, 7).unwrap().get_metadata().get_conf_state().learners, vec![7]);
+        assert!(view.snapshot(0, 1).unwrap().get_metadata().get_conf_state().learners.is_empty());
+        assert!(LogView::empty(GroupId::FIRST, view.reader(), 0).snapshot(0, 1).is_err());
+    }
+}

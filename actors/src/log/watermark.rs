@@ -217,7 +217,7 @@ type Slot = Result<(u64, Marks), String>;
 
 fn decode(bytes: &[u8]) -> Result<(usize, [Slot; 2]), WatermarkError> {
     let slot_len = bytes.len() / 2;
-    if slot_len < SLOT_MIN || !slot_len.is_power_of_two() || !bytes.len().is_multiple_of(2) {
+    if slot_len < SLOT_MIN || !slot_len.is_power_of_two() || bytes.len() != 2 * slot_len {
         return Err(WatermarkError::Damaged(format!("it has {} bytes, not two slots", bytes.len())));
     }
     let (first, second) = bytes.split_at(slot_len);

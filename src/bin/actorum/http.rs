@@ -298,10 +298,19 @@ pub async fn text(
         }
         String::from_utf8(bytes).map_err(|e| Refused::bad_request(format!("the body is not UTF-8: {e}")))
     };
-    match timeout_at(deadline, read).await {
+    let text = match timeout_at(deadline, read).await {
         Ok(text) => text,
         Err(_) => Err(Refused::bad_request("the body did not arrive within the deadline (timeout_ms)").hang_up()),
+    };
+    if text.as_ref().is_err_and(|refused| refused.hang_up) {
+        // A chunked body that is dropped would be read to its end, which may never come; one that is held
+        // when the response leaves makes actix close the connection.
+        actix_web::rt::spawn(async move {
+            tokio::time::sleep(GRACE).await;
+            drop(body);
+        });
     }
+    text
 }
 
 /// The query of a request, strictly: every parameter at most once, and none that nobody asked for.

@@ -5,6 +5,7 @@
 
 mod script;
 mod random;
+mod implausible;
 mod cluster;
 mod checks;
 mod disk;
@@ -45,5 +46,36 @@ stories! {
     restart
     forwarded
     single_voter
+    single_voter_waits
     one_tick
+}
+
+/// A committed change that makes no sense any more is made neither by the applier nor by raft-rs.
+#[test]
+fn nonsense_that_is_committed_changes_nothing() {
+    use crate::{
+        entry::{ChangeId, SystemCommand},
+        machine,
+        members::Change,
+    };
+    use actorum_transport::wire::{Entry, EntryKind, MessageKind, RaftMessage};
+
+    let mut cluster = cluster::Cluster::new(1);
+    cluster.found(&[1, 2, 3]);
+    cluster.start(2, None);
+    // "Add learner 3", who is a voter: raft-rs would demote it, the system state refuses.
+    let id = ChangeId { node: 1, boot: 1, number: 1 };
+    let command = SystemCommand::Change { id, change: Change::AddLearner(3, "elsewhere:7000".into()) };
+    let context = machine::encode(&command).unwrap().into();
+    let entry = Entry { kind: EntryKind::ConfChange, term: 2, index: 2, data: Default::default(), context };
+    let mut append = RaftMessage::new(MessageKind::Append, 2);
+    (append.index, append.log_term, append.commit, append.entries) = (1, 1, 2, vec![entry]);
+    cluster.nodes.get_mut(&2).unwrap().apply_auto = false;
+    cluster.core(2).step(1, append);
+    for append in cluster.core(2).drain(super::Moment { now: cluster::TICK, wall: std::time::UNIX_EPOCH }).append {
+        cluster.core(2).persisted(append.number);
+    }
+    let effects = cluster.core(2).drain(super::Moment { now: cluster::TICK, wall: std::time::UNIX_EPOCH });
+    assert_eq!(effects.apply.len(), 1);
+    assert_eq!((cluster.core(2).conf().voters.len(), cluster.core(2).conf().learners.len()), (3, 0));
 }

@@ -1,0 +1,222 @@
+//! Messages that make no sense, of every kind, thrown at nodes in every role: none may panic or change anything.
+
+use std::time::SystemTime;
+
+use actorum_transport::wire::{Entry, EntryKind, MessageKind, NodeId, RaftMessage, Snapshot};
+use bytes::Bytes;
+
+use super::cluster::{Cluster, TICK};
+use crate::consensus::Moment;
+
+const KINDS: [MessageKind; 10] = [
+    MessageKind::Append,
+    MessageKind::AppendResponse,
+    MessageKind::Heartbeat,
+    MessageKind::HeartbeatResponse,
+    MessageKind::PreVote,
+    MessageKind::PreVoteResponse,
+    MessageKind::Vote,
+    MessageKind::VoteResponse,
+    MessageKind::Snapshot,
+    MessageKind::TimeoutNow,
+];
+
+/// A leader (1), two followers, and a node that waits (4), at term 2 with entries 2@2 and 3@2 committed.
+fn cluster() -> Cluster {
+    let mut cluster = Cluster::new(1);
+    cluster.found(&[1, 2, 3]);
+    cluster.add(4, true);
+    (1..=4).for_each(|id| cluster.start(id, None));
+    cluster.core(1).campaign();
+    cluster.drain(1);
+    settle(&mut cluster);
+    cluster.propose(1, "a", TICK * 50);
+    cluster.drain(1);
+    settle(&mut cluster);
+    assert_eq!(cluster.core(2).status().commit_index, 3);
+    cluster
+}
+
+fn settle(cluster: &mut Cluster) {
+    for _ in 0..10 {
+        for (from, to, urgent) in cluster.links.keys().copied().collect::<Vec<_>>() {
+            if cluster.deliver(from, to, urgent, usize::MAX) > 0 {
+                cluster.drain(to);
+            }
+        }
+    }
+}
+
+fn message(kind: MessageKind) -> RaftMessage {
+    let mut message = RaftMessage::new(kind, 2);
+    match kind {
+        MessageKind::Append => (message.index, message.log_term, message.commit) = (3, 2, 3),
+        MessageKind::Snapshot => message.snapshot = Some(Cluster::genesis(&[1, 2, 3, 4])),
+        MessageKind::Vote | MessageKind::PreVote => (message.term, message.index, message.log_term) = (3, 3, 2),
+        _ => {}
+    }
+    message
+}
+
+fn entry(index: u64, term: u64) -> Entry {
+    Entry { kind: EntryKind::Normal, term, index, data: Bytes::from_static(b"x"), context: Bytes::new() }
+}
+
+fn snapshot(change: impl FnOnce(&mut Snapshot)) -> RaftMessage {
+    let mut message = message(MessageKind::Snapshot);
+    change(message.snapshot.as_mut().unwrap());
+    message
+}
+
+/// Dropped and counted, by a leader, a follower and a node that waits: same numbers as before, no effects.
+#[track_caller]
+fn dropped(from: NodeId, message: &RaftMessage, by: &[NodeId]) {
+    let mut cluster = cluster();
+    for id in by {
+        let before = cluster.core(*id).status();
+        cluster.out.clear();
+        cluster.core(*id).step(from, message.clone());
+        cluster.drain(*id);
+        let mut after = cluster.core(*id).status();
+        assert_eq!(after.implausible, before.implausible + 1, "n{id} takes {message:?} for plausible");
+        after.implausible = before.implausible;
+        assert_eq!(after, before, "{message:?} changed n{id}");
+        assert_eq!(cluster.out, "", "{message:?} had effects on n{id}");
+    }
+}
+
+const FORMED: [NodeId; 2] = [1, 2];
+
+#[test]
+fn from_nobody_or_oneself() {
+    for kind in KINDS {
+        dropped(0, &message(kind), &FORMED);
+        dropped(2, &message(kind), &[2]);
+    }
+}
+
+#[test]
+fn absurd_numbers() {
+    for kind in KINDS {
+        for absurd in [u64::MAX, u64::MAX - 1, 1 << 63, 1 << 62] {
+            let fields: [fn(&mut RaftMessage, u64); 7] = [
+                |m, n| m.term = n,
+                |m, n| m.log_term = n,
+                |m, n| m.index = n,
+                |m, n| m.commit = n,
+                |m, n| m.commit_term = n,
+                |m, n| m.reject_hint = n,
+                |m, n| m.request_snapshot = n,
+            ];
+            for field in fields {
+                let mut message = message(kind);
+                field(&mut message, absurd);
+                dropped(3, &message, &FORMED);
+            }
+        }
+        let mut message = message(kind);
+        message.term = 0;
+        dropped(3, &message, &FORMED);
+    }
+}
+
+#[test]
+fn what_a_kind_does_not_carry() {
+    for kind in KINDS {
+        if kind != MessageKind::Append {
+            dropped(3, &RaftMessage { entries: vec![entry(4, 2)], ..message(kind) }, &FORMED);
+        }
+        if kind != MessageKind::Snapshot {
+            dropped(3, &RaftMessage { snapshot: Some(Cluster::genesis(&[1])), ..message(kind) }, &FORMED);
+        }
+        dropped(3, &RaftMessage { request_snapshot: 1, ..message(kind) }, &FORMED);
+    }
+    dropped(3, &RaftMessage::new(MessageKind::Snapshot, 2), &[1, 2, 4]);
+}
+
+#[test]
+fn entries_with_gaps_and_terms_that_run_backwards() {
+    let append = |entries: Vec<Entry>| RaftMessage { entries, ..message(MessageKind::Append) };
+    dropped(1, &append(vec![entry(5, 2)]), &[2]);
+    dropped(1, &append(vec![entry(3, 2)]), &[2]);
+    dropped(1, &append(vec![entry(4, 2), entry(6, 2)]), &[2]);
+    dropped(1, &append(vec![entry(4, 2), entry(4, 2)]), &[2]);
+    dropped(1, &append(vec![entry(4, 0)]), &[2]);
+    dropped(1, &append(vec![entry(4, 1)]), &[2]);
+    dropped(1, &append(vec![entry(4, 3)]), &[2]);
+    dropped(1, &append(vec![entry(u64::MAX, 2)]), &[2]);
+    dropped(1, &RaftMessage { log_term: 3, ..message(MessageKind::Append) }, &[2]);
+    dropped(1, &RaftMessage { index: 4, log_term: 0, ..message(MessageKind::Append) }, &[2, 4]);
+    dropped(
+        1,
+        &RaftMessage { index: 9, log_term: 0, entries: vec![entry(10, 2)], ..message(MessageKind::Append) },
+        &[2],
+    );
+    // Over what is committed, and before the genesis.
+    let over = RaftMessage { index: 1, log_term: 1, entries: vec![entry(2, 1)], ..message(MessageKind::Append) };
+    dropped(1, &over, &[2]);
+    let before = RaftMessage { index: 0, log_term: 0, entries: vec![entry(1, 1)], ..message(MessageKind::Append) };
+    dropped(1, &before, &[2, 4]);
+}
+
+#[test]
+fn commits_and_acknowledgements_past_the_log() {
+    dropped(1, &RaftMessage { commit: 4, ..message(MessageKind::Heartbeat) }, &[2]);
+    dropped(1, &RaftMessage { commit: 1, ..message(MessageKind::Heartbeat) }, &[4]);
+    dropped(2, &RaftMessage { index: 4, ..message(MessageKind::AppendResponse) }, &[1]);
+}
+
+#[test]
+fn snapshots_of_nothing() {
+    let all = [2, 4];
+    dropped(1, &snapshot(|s| s.index = 0), &all);
+    dropped(1, &snapshot(|s| s.term = 0), &all);
+    dropped(1, &snapshot(|s| s.term = 3), &all);
+    dropped(1, &snapshot(|s| s.index = u64::MAX), &all);
+    dropped(1, &snapshot(|s| s.data = Bytes::new()), &all);
+    dropped(1, &snapshot(|s| s.data = Bytes::from_static(b"\xff\xff\xff")), &all);
+    dropped(1, &snapshot(|s| s.conf.voters.clear()), &all);
+    dropped(1, &snapshot(|s| s.conf.voters.push(1)), &all);
+    dropped(1, &snapshot(|s| s.conf.voters.push(0)), &all);
+    dropped(1, &snapshot(|s| s.conf.learners.push(2)), &all);
+    dropped(1, &snapshot(|s| s.conf.learners.extend([9, 9])), &all);
+    dropped(1, &snapshot(|s| s.conf.voters_outgoing.push(1)), &all);
+    dropped(1, &snapshot(|s| s.conf.learners_next.push(1)), &all);
+    dropped(1, &snapshot(|s| s.conf.auto_leave = true), &all);
+}
+
+/// What is plausible by itself may still be a lie: it may mislead, but not kill. Every kind with every
+/// combination of small numbers, from two members and a stranger, at nodes in every role.
+#[test]
+fn plausible_lies_do_not_kill() {
+    let numbers = [0, 1, 2, 3, 4, 9];
+    let mut victims = cluster();
+    for kind in KINDS {
+        for n in 0..numbers.len().pow(4) {
+            // Lies add up: now and then begin with an honest cluster.
+            if n % 50 == 0 {
+                victims = cluster();
+            }
+            let at = |place: u32| numbers[n / numbers.len().pow(place) % numbers.len()];
+            let mut m = message(kind);
+            (m.index, m.log_term, m.commit, m.commit_term) = (at(0), at(1), at(2), at(3));
+            (m.reject, m.reject_hint) = (n % 2 == 1, at(3));
+            m.term = [1, 2, 3][n % 3];
+            if kind == MessageKind::Append && n % 4 > 1 {
+                m.entries = vec![entry(m.index + 1, m.log_term.max(1)), entry(m.index + 2, m.term)];
+            }
+            for id in 1..=4 {
+                for from in [1, 3, 7] {
+                    victims.core(id).step(from, m.clone());
+                }
+                // Their effects go nowhere: lies break promises, and the checks would say so.
+                let effects = victims.core(id).drain(Moment { now: TICK * (n as u32), wall: SystemTime::UNIX_EPOCH });
+                if let Some(append) = effects.append.last().filter(|_| n % 3 > 0) {
+                    victims.core(id).persisted(append.number);
+                }
+                let now = victims.core(id).status();
+                assert!(now.commit_index <= now.last_index, "{m:?}");
+            }
+        }
+    }
+}
