@@ -475,7 +475,7 @@ impl<T> Consensus<T> {
     fn must_wait_for_disk(&self) -> bool {
         let raft = &self.raw.raft;
         let behind = raft.raft_log.persisted < raft.raft_log.last_index() || !self.unpersisted.is_empty();
-        let alone = raft.prs().is_singleton() && raft.state != StateRole::Leader;
+        let alone = raft.prs().is_singleton() && raft.promotable() && raft.state != StateRole::Leader;
         (alone && behind) || self.unpersisted.iter().any(|write| write.restore.is_some())
     }
 

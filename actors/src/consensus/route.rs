@@ -14,6 +14,7 @@ use super::{
 use crate::{
     entry::{ChangeId, SystemCommand},
     machine,
+    members::Change,
     message::{Answer, Refusal},
 };
 
@@ -124,6 +125,14 @@ impl<T> Consensus<T> {
         }
         if let Err(cause) = self.membership.after(change) {
             return self.refuse(request, Refusal::Change(ChangeRefusal::Invalid { cause }));
+        }
+        // A voter that holds nothing cannot vote (the sixth promise): with it in the majority nobody might ever lead again.
+        let holds_nothing = |id| self.raw.raft.prs().get(id).is_some_and(|progress| progress.matched == 0);
+        if matches!(change, Change::Promote(id) if holds_nothing(*id)) {
+            if request.peer {
+                return self.refuse(request, Refusal::Change(ChangeRefusal::NotReady));
+            }
+            return self.again(request);
         }
         let id = ChangeId { node: self.settings.id, boot: self.settings.boot, number: self.next_id() };
         let command = SystemCommand::Change { id, change: change.clone() };
