@@ -347,6 +347,7 @@ impl<T> Consensus<T> {
             self.raw.advance_apply_to(index);
             self.raw.mut_store().applied_to(index);
         }
+        self.effects.reads.extend(self.reads.due(index));
     }
 
     /// The applier's membership: what it recorded of the members besides who they are.
@@ -392,7 +393,7 @@ impl<T> Consensus<T> {
     fn read_answered(&mut self, readers: Vec<Reader<T>>, result: Result<Response, AskError>) {
         match result {
             Ok(Response::ReadAt { index }) => {
-                self.effects.reads.extend(readers.into_iter().map(|reader| (index, reader.ticket)));
+                self.confirmed(index, readers);
             }
             // A read changes nothing: whatever went wrong, it is asked again until its time is up.
             _ => {
@@ -400,6 +401,12 @@ impl<T> Consensus<T> {
                 self.reads.waiting.extend(readers);
             }
         }
+    }
+
+    /// These readers may be served once this index is applied.
+    fn confirmed(&mut self, index: u64, readers: Vec<Reader<T>>) {
+        self.reads.confirmed.extend(readers.into_iter().map(|reader| (index, reader)));
+        self.effects.reads.extend(self.reads.due(self.raw.raft.raft_log.applied));
     }
 
     /// Back among the held: nothing was done, and there may be time for another try.

@@ -3,6 +3,9 @@
 //! On the leader a round is a ReadIndex of raft-rs; elsewhere it is one question to the leader. raft-rs
 //! drops a ReadIndex in silence when the leader has not committed in its term, and forgets it on a change of term:
 //! so a round starts only when it can be answered, and is started again when the term moved on.
+//!
+//! A confirmed read waits here until its index is applied, and its deadline still counts: a node that is cut off
+//! right after the confirmation may never hear of that index.
 
 use std::time::Duration;
 
@@ -24,13 +27,15 @@ pub struct Reads<T> {
     pub round: Option<(u64, Vec<Reader<T>>)>,
     /// A question to the leader: its number, and the readers it serves.
     pub asked: Option<(u64, Vec<Reader<T>>)>,
+    /// Confirmed, and waiting for their index to be applied.
+    pub confirmed: Vec<(u64, Reader<T>)>,
     /// No question before this tick: the last one was refused.
     pub not_before: u64,
 }
 
 impl<T> Default for Reads<T> {
     fn default() -> Self {
-        Reads { waiting: Vec::new(), round: None, asked: None, not_before: 0 }
+        Reads { waiting: Vec::new(), round: None, asked: None, confirmed: Vec::new(), not_before: 0 }
     }
 }
 
@@ -38,7 +43,7 @@ impl<T> Reads<T> {
     /// How many reads wait, wherever.
     pub fn len(&self) -> usize {
         let in_round = |round: &Option<(u64, Vec<Reader<T>>)>| round.as_ref().map_or(0, |(_, readers)| readers.len());
-        self.waiting.len() + in_round(&self.round) + in_round(&self.asked)
+        self.waiting.len() + in_round(&self.round) + in_round(&self.asked) + self.confirmed.len()
     }
 
     /// The round can no longer be answered: its readers join the next one.
@@ -46,6 +51,13 @@ impl<T> Reads<T> {
         if let Some((_, readers)) = self.round.take() {
             self.waiting.extend(readers);
         }
+    }
+
+    /// Takes the confirmed ones that may be served: their index is applied, or a peer asked, which waits for
+    /// the index itself.
+    pub fn due(&mut self, applied: u64) -> impl Iterator<Item = (u64, T)> {
+        let due: Vec<_> = self.confirmed.extract_if(.., |(index, reader)| reader.peer || *index <= applied).collect();
+        due.into_iter().map(|(index, reader)| (index, reader.ticket))
     }
 
     /// Removes those whose time is up.
@@ -57,6 +69,7 @@ impl<T> Reads<T> {
         {
             late.extend(readers.extract_if(.., |reader| reader.deadline <= now));
         }
+        late.extend(self.confirmed.extract_if(.., |(_, reader)| reader.deadline <= now).map(|(_, reader)| reader));
         late
     }
 
@@ -66,6 +79,7 @@ impl<T> Reads<T> {
         if let Some((_, readers)) = self.asked.take() {
             self.waiting.extend(readers);
         }
+        self.waiting.extend(std::mem::take(&mut self.confirmed).into_iter().map(|(_, reader)| reader));
         std::mem::take(&mut self.waiting)
     }
 }

@@ -196,7 +196,7 @@ impl<T> Consensus<T> {
 
     fn confirm(&mut self, context: &[u8], index: u64) {
         if let Some((_, readers)) = self.reads.round.take_if(|(round, _)| round.to_be_bytes() == context) {
-            self.effects.reads.extend(readers.into_iter().map(|reader| (index, reader.ticket)));
+            self.confirmed(index, readers);
         }
         // What arrived during the round need not wait for the next input.
         self.route_reads();
