@@ -1,7 +1,7 @@
 //! The smallest whole thing: three nodes in one process count together.
 //!
 //! Real QUIC with mutual TLS on loopback, a durable sled directory each, certificates made on the fly. Run it
-//! with `cargo run --example counter`. Deliberately absent: processes of their own (see `kv.rs`).
+//! with `cargo run --example counter`. Deliberately absent: processes of their own (see `kv`).
 
 use std::{collections::BTreeMap, error::Error, net::UdpSocket, time::Duration};
 

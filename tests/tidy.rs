@@ -141,3 +141,28 @@ fn the_world_cannot_reach_an_unwrap() {
     let product = |path: &Path| !is_test_code(path);
     none("an unwrap is for tests; `expect` says why it cannot fail", lines_with(product, &[".unwrap()"]));
 }
+
+#[test]
+fn the_readme_prints_the_examples_as_they_are() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let readme = fs::read_to_string(root.join("README.md")).unwrap();
+    for example in ["examples/counter.rs", "examples/kv/main.rs"] {
+        let code = fs::read_to_string(root.join(example)).unwrap();
+        let printed = format!("<!-- {example} -->\n```rust\n{code}```");
+        assert!(readme.contains(&printed), "README.md does not print {example} as it is");
+    }
+}
+
+#[test]
+fn the_architecture_names_what_exists() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = fs::read_to_string(root.join("ARCHITECTURE.md")).unwrap();
+    let named: Vec<&str> = page
+        .split(|c: char| !(c.is_ascii_alphanumeric() || "/._".contains(c)))
+        .filter(|word| word.contains('/') && word.ends_with(".rs"))
+        .collect();
+    assert!(named.len() >= 10, "only {named:?} are named");
+    for file in named {
+        assert!(root.join(file).exists(), "ARCHITECTURE.md names {file}, which does not exist");
+    }
+}
