@@ -87,7 +87,8 @@ fn a_certificate_of_another_authority_is_refused() {
 #[test]
 fn the_key_of_another_certificate_is_refused() {
     let certs = Certs::new();
-    (certs.node(1), certs.node(2));
+    certs.node(1);
+    certs.node(2);
     fs::copy(certs.path().join("node-2/key.pem"), certs.path().join("node-1/key.pem")).unwrap();
     assert!(matches!(TlsIdentity::load(&certs.path().join("node-1"), 1), Err(CertError::Malformed { .. })));
 }

@@ -163,10 +163,9 @@ async fn simultaneous_dials_end_in_one_link() {
         assert_eq!(terms(&two.messages(1, 200).await), (0..200).collect::<Vec<_>>());
         assert_eq!(terms(&one.messages(2, 200).await), (0..200).collect::<Vec<_>>());
         assert!(one.drain().is_empty() && two.drain().is_empty(), "the link stays");
-        tokio::join!(
-            async { one.handle.close.send(Close).await.unwrap() },
-            async { two.handle.close.send(Close).await.unwrap() },
-        );
+        tokio::join!(async { one.handle.close.send(Close).await.unwrap() }, async {
+            two.handle.close.send(Close).await.unwrap()
+        },);
     }
 }
 
@@ -217,7 +216,7 @@ async fn each_side_hears_of_another_cluster_once() {
     one.list(&[(2, two.address)]);
     two.list(&[(1, one.address)]);
     let (first, second) = (one.refusal().await, one.refusal().await);
-    let mut heard = vec![first, second];
+    let mut heard = [first, second];
     heard.sort_by_key(|(_, by_peer, _)| *by_peer);
     assert_eq!(heard[0], (2, false, RefusedBecause::Cluster { theirs, ours }));
     assert_eq!(heard[1], (2, true, RefusedBecause::Cluster { theirs: ours, ours: theirs }));
@@ -266,7 +265,7 @@ async fn a_full_queue_drops_the_oldest_and_says_so() {
     honest.victim.send(5, (1..=100).map(|term| append(term, 10_000)).collect());
     honest.victim.until("a drop", |heard| matches!(heard, Heard::Unreachable(5)).then_some(())).await;
     assert_eq!(honest.victim.status().await.peers[&5].dropped, 94);
-    let mut terms = Vec::new();
+    let (mut terms, mut lanes) = (Vec::new(), Vec::new());
     for _ in 0..2 {
         let mut lane = soon("a lane", slow.connection.accept_uni()).await.unwrap();
         let (_, body) = read_frame(&mut lane).await.unwrap();
@@ -277,6 +276,7 @@ async fn a_full_queue_drops_the_oldest_and_says_so() {
                 terms.extend(batch.messages.iter().map(|message| message.term));
             }
         }
+        lanes.push(lane);
     }
     assert_eq!(terms, [95, 96, 97, 98, 99, 100]);
     honest.flows().await;
@@ -323,7 +323,10 @@ async fn close_does_not_wait_for_a_peer_that_reads_nothing() {
 /// Nobody's address is held by a task: also not by a dial that hangs.
 #[actix::test]
 async fn without_addresses_the_actor_stops_and_its_port_is_free() {
-    let Honest { certs, victim, mut friend } = Honest::with(|config| config.handshake_timeout = 10 * DEADLINE).await;
+    let Honest { certs, victim, mut friend } = Honest::with(|config| {
+        (config.handshake_timeout, config.idle_timeout) = (10 * DEADLINE, 10 * DEADLINE);
+    })
+    .await;
     let hole = std::net::UdpSocket::bind(local()).unwrap();
     victim.list(&[(2, friend.address), (3, hole.local_addr().unwrap())]);
     let mut packet = [0; 2000];
@@ -346,9 +349,8 @@ async fn a_name_is_resolved_to_an_address_that_fits_the_socket() {
     let (mut one, mut two) = (node(&certs, 1), node(&certs, 2));
     let address = format!("localhost:{}", two.address.port()).as_str().into();
     let peer = actorum_transport::message::Peer { address, incarnation: None };
-    one.handle.set_peers.do_send(actorum_transport::message::SetPeers {
-        peers: [(2, peer)].into(),
-        retired: Default::default(),
-    });
+    one.handle
+        .set_peers
+        .do_send(actorum_transport::message::SetPeers { peers: [(2, peer)].into(), retired: Default::default() });
     settle(&mut one, &mut two).await;
 }

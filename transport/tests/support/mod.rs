@@ -84,8 +84,7 @@ impl Certs {
     /// Signed by the authority for these names, after `change`.
     pub fn forge(&self, names: &[String], change: impl FnOnce(&mut CertificateParams)) -> Pair {
         let read = |name| std::fs::read_to_string(self.dir.path().join("ca").join(name)).unwrap();
-        let issuer =
-            Issuer::from_ca_cert_pem(&read("ca.pem"), KeyPair::from_pem(&read("ca.key")).unwrap()).unwrap();
+        let issuer = Issuer::from_ca_cert_pem(&read("ca.pem"), KeyPair::from_pem(&read("ca.key")).unwrap()).unwrap();
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(names.to_vec()).unwrap();
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
@@ -452,11 +451,10 @@ pub struct Adversary {
 pub fn client_crypto(certs: &Certs, shows: Option<Pair>) -> rustls::ClientConfig {
     let mut roots = rustls::RootCertStore::empty();
     roots.add(certs.ca()).unwrap();
-    let builder =
-        rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .unwrap()
-            .with_root_certificates(roots);
+    let builder = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_root_certificates(roots);
     let mut config = match shows {
         Some((certificate, key)) => builder.with_client_auth_cert(vec![certificate], key).unwrap(),
         None => builder.with_no_client_auth(),
@@ -600,13 +598,12 @@ pub async fn read_frame(receive: &mut RecvStream) -> Option<(Kind, Vec<u8>)> {
 
 /// A server that shows that pair, asks for no certificate, and counts who gets through its TLS.
 pub fn impostor(shows: Pair) -> (SocketAddr, Endpoint, mpsc::UnboundedReceiver<Connection>) {
-    let mut crypto =
-        rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(vec![shows.0], shows.1)
-            .unwrap();
+    let mut crypto = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![shows.0], shows.1)
+        .unwrap();
     crypto.alpn_protocols = vec![ALPN.to_vec()];
     let crypto = quinn::crypto::rustls::QuicServerConfig::try_from(crypto).unwrap();
     let endpoint = Endpoint::server(quinn::ServerConfig::with_crypto(Arc::new(crypto)), local()).unwrap();
