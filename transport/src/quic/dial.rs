@@ -55,8 +55,8 @@ async fn dial(
     counters: &Counters,
 ) -> Result<(), NoLink> {
     let failed = |cause: String| NoLink::Unreached(cause);
-    let transport = transport.upgrade().ok_or_else(|| failed("the transport has stopped".into()))?;
-    let asked = transport.send(DialHello(peer)).await.map_err(|e| failed(e.to_string()))?;
+    let asked = transport.upgrade().ok_or_else(|| failed("the transport has stopped".into()))?.send(DialHello(peer));
+    let asked = asked.await.map_err(|e| failed(e.to_string()))?;
     let (hello, address) = asked.ok_or_else(|| failed("it is no longer listed".into()))?;
     // A name may move: looked up at each dial.
     let mut found = tokio::net::lookup_host(&address.0).await.map_err(|e| failed(format!("{address}: {e}")))?;
@@ -76,7 +76,7 @@ async fn dial(
             });
         }
     };
-    let greeted = handshake::greet(&connection, peer, hello, &transport, counters).await;
+    let greeted = handshake::greet(&connection, peer, hello, transport, counters).await;
     if greeted.is_err() {
         connection.close(VarInt::from_u32(1), b"the hello failed");
     }
