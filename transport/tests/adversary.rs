@@ -729,3 +729,42 @@ async fn many_attackers_at_once() {
     }
     honest.flows().await;
 }
+
+/// The victim dialled `peer`, and is linked with it.
+async fn dialled_by(victim: &mut Node, certs: &Certs, peer: u64) -> (Joined, quinn::Endpoint) {
+    let (address, endpoint, mut through) = impostor(certs.of(peer));
+    victim.list(&[(peer, address)]);
+    let connection = soon("a dial", through.recv()).await.unwrap();
+    let (mut send, mut receive) = connection.accept_bi().await.unwrap();
+    read_frame(&mut receive).await.unwrap();
+    write(&mut send, Kind::Hello, &hello(peer)).await;
+    assert!(matches!(read_frame(&mut receive).await, Some((Kind::Welcome, _))));
+    victim.until("it is up", |heard| matches!(heard, Heard::Up(of) if of.id == peer).then_some(())).await;
+    (Joined { connection }, endpoint)
+}
+
+/// Two dials that crossed: the one of the smaller id stays, whichever came first. Both sides judge alike, so that they
+/// never close each other's for ever.
+#[actix::test]
+async fn of_two_dials_that_crossed_the_smaller_ids_stays() {
+    let certs = Certs::new();
+    let mut victim = node(&certs, 5);
+    // The victim's own, with a larger id: the other's is closed, and the victim's carries.
+    let (own, _server) = dialled_by(&mut victim, &certs, 9).await;
+    let adversary = Adversary::new(&certs, Some(certs.of(9)), 5);
+    let crossing = adversary.join(victim.address, hello(9)).await;
+    crossing.is_ended().await;
+    let mut lane = own.lane(Lane::Log).await;
+    lane.write_all(&batch(&[append(7, 10)])).await.unwrap();
+    assert_eq!(victim.messages(9, 1).await[0].term, 7);
+    assert!(victim.drain().is_empty());
+    // With a smaller id: the victim's own is closed, and the other's carries.
+    let (own, _server) = dialled_by(&mut victim, &certs, 3).await;
+    let adversary = Adversary::new(&certs, Some(certs.of(3)), 5);
+    let crossing = adversary.join(victim.address, hello(3)).await;
+    own.is_ended().await;
+    let mut lane = crossing.lane(Lane::Log).await;
+    lane.write_all(&batch(&[append(8, 10)])).await.unwrap();
+    assert_eq!(victim.messages(3, 1).await[0].term, 8);
+    assert!(victim.is_connected(3).await);
+}
