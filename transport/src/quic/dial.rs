@@ -5,7 +5,10 @@ use std::{rc::Rc, time::Duration};
 use actix::WeakAddr;
 use quinn::{ClientConfig, Endpoint, VarInt};
 use std::sync::Arc;
-use tokio::{sync::watch, time::timeout};
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout},
+};
 
 use super::{Counters, DialHello, Failed, NoLink, QuicConfig, QuicTransport, handshake, link::Link};
 use crate::{message::RefusedBecause, tls::node_name, wire::NodeId};
@@ -26,24 +29,33 @@ pub(super) async fn keep_up(
         if up.wait_for(Option::is_none).await.is_err() {
             return;
         }
+        let begun = Instant::now();
         let within = config.handshake_timeout;
         let dialled = match timeout(within, dial(peer, &endpoint, &config, &transport, &counters)).await {
             Ok(dialled) => dialled,
             Err(_) => Err(NoLink::Unreached("no answer in time".into())),
         };
-        let Some(transport) = transport.upgrade() else { return };
         match dialled {
-            Ok(()) => backoff = config.min_backoff,
+            Ok(()) | Err(NoLink::NotNeeded) => {
+                if up.wait_for(Option::is_none).await.is_err() {
+                    return;
+                }
+                // A link that lasted. One that ends at once, because the peer holds on to another, is a dial in vain.
+                if begun.elapsed() > config.max_backoff {
+                    backoff = config.min_backoff;
+                    continue;
+                }
+            }
             Err(why) => {
+                let Some(transport) = transport.upgrade() else { return };
                 transport.do_send(Failed { peer, why });
-                drop(transport);
-                dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-                // Between half and the whole of it, so that two nodes that lost each other do not meet in step.
-                let jitter = backoff.mul_f64(0.5 + (dice >> 33) as f64 / f64::from(u32::MAX));
-                tokio::time::sleep(jitter.min(config.max_backoff)).await;
-                backoff = (backoff * 2).min(config.max_backoff).max(Duration::from_millis(1));
             }
         }
+        dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        // Between half and the whole of it, so that two nodes that lost each other do not meet in step.
+        let jitter = backoff.mul_f64(0.5 + (dice >> 33) as f64 / f64::from(u32::MAX));
+        tokio::time::sleep(jitter.min(config.max_backoff)).await;
+        backoff = (backoff * 2).min(config.max_backoff).max(Duration::from_millis(1));
     }
 }
 
@@ -55,12 +67,16 @@ async fn dial(
     counters: &Counters,
 ) -> Result<(), NoLink> {
     let failed = |cause: String| NoLink::Unreached(cause);
-    let transport = transport.upgrade().ok_or_else(|| failed("the transport has stopped".into()))?;
-    let asked = transport.send(DialHello(peer)).await.map_err(|e| failed(e.to_string()))?;
+    let asked = transport.upgrade().ok_or_else(|| failed("the transport has stopped".into()))?.send(DialHello(peer));
+    let asked = asked.await.map_err(|e| failed(e.to_string()))?;
     let (hello, address) = asked.ok_or_else(|| failed("it is no longer listed".into()))?;
     // A name may move: looked up at each dial.
-    let mut found = tokio::net::lookup_host(&address.0).await.map_err(|e| failed(format!("{address}: {e}")))?;
-    let target = found.next().ok_or_else(|| failed(format!("{address}: the name has no address")))?;
+    let found = tokio::net::lookup_host(&address.0).await.map_err(|e| failed(format!("{address}: {e}")))?;
+    // An IPv4 socket reaches no IPv6 address, and `localhost` is often both. Of several, each has its turn.
+    let narrow = endpoint.local_addr().is_ok_and(|own| own.is_ipv4());
+    let fit: Vec<_> = found.filter(|found| found.is_ipv4() || !narrow).collect();
+    let turn = hello.dial as usize % fit.len().max(1);
+    let target = *fit.get(turn).ok_or_else(|| failed(format!("{address}: no address that this socket can reach")))?;
 
     let (crypto, stranger) = config.tls.client_config(peer).map_err(|e| failed(e.to_string()))?;
     let crypto = quinn::crypto::rustls::QuicClientConfig::try_from(crypto).map_err(|e| failed(e.to_string()))?;
@@ -76,7 +92,7 @@ async fn dial(
             });
         }
     };
-    let greeted = handshake::greet(&connection, peer, hello, &transport, counters).await;
+    let greeted = handshake::greet(&connection, peer, hello, transport, counters).await;
     if greeted.is_err() {
         connection.close(VarInt::from_u32(1), b"the hello failed");
     }

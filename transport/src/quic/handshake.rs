@@ -39,6 +39,8 @@ pub(super) struct Established {
     pub identity: Identity,
     pub connection: Connection,
     pub dialled: bool,
+    /// The dialler's number for it, from its hello.
+    pub dial: u64,
 }
 
 /// Handshakes in progress, in all and by address.
@@ -63,6 +65,12 @@ pub(super) async fn accept(
             let here = progress.by_address.get(&address).copied().unwrap_or(0);
             if progress.all >= config.max_handshakes || here >= config.max_handshakes_per_address {
                 incoming.refuse();
+                continue;
+            }
+            // Half full: who comes now must show that the address is its own. A flood under borrowed addresses
+            // costs a packet each, and an honest peer a round trip.
+            if progress.all >= config.max_handshakes / 2 && !incoming.remote_address_validated() {
+                let _ = incoming.retry();
                 continue;
             }
             progress.all += 1;
@@ -133,7 +141,8 @@ async fn welcome_peer(
         }
         other => return Err(format!("a {other:?} frame where Welcome belongs")),
     }
-    let established = Established { identity: hello.identity(), connection: connection.clone(), dialled: false };
+    let established =
+        Established { identity: hello.identity(), connection: connection.clone(), dialled: false, dial: hello.dial };
     match transport()?.send(established).await {
         Ok(true) => Ok(()),
         Ok(false) => Err("another connection stays".into()),
@@ -146,10 +155,12 @@ pub(super) async fn greet(
     connection: &Connection,
     peer: NodeId,
     own: Hello,
-    transport: &Addr<QuicTransport>,
+    transport: &WeakAddr<QuicTransport>,
     counters: &Counters,
 ) -> Result<(), NoLink> {
     let broken = |cause: String| NoLink::Unreached(cause);
+    // Weak while it waits for the peer: a dial that hangs must not keep the transport from stopping.
+    let transport = || transport.upgrade().ok_or_else(|| broken("the transport has stopped".to_owned()));
     let (mut send, mut receive) = connection.open_bi().await.map_err(|e| broken(e.to_string()))?;
     write(&mut send, Kind::Hello, &own, counters).await.map_err(broken)?;
     let mut splitter = Splitter::new(frame::SMALL);
@@ -169,14 +180,15 @@ pub(super) async fn greet(
         refuse(&mut send, &reason, counters).await;
         return Err(NoLink::RefusedHere(reason));
     }
-    let judged = transport.send(Judge { hello: theirs.clone() }).await.map_err(|e| broken(e.to_string()))?;
+    let judged = transport()?.send(Judge { hello: theirs.clone() }).await.map_err(|e| broken(e.to_string()))?;
     if let Err(reason) = judged {
         refuse(&mut send, &reason, counters).await;
         return Err(NoLink::RefusedHere(reason));
     }
     write(&mut send, Kind::Welcome, &Welcome {}, counters).await.map_err(broken)?;
-    let established = Established { identity: theirs.identity(), connection: connection.clone(), dialled: true };
-    match transport.send(established).await {
+    let established =
+        Established { identity: theirs.identity(), connection: connection.clone(), dialled: true, dial: own.dial };
+    match transport()?.send(established).await {
         Ok(true) => Ok(()),
         Ok(false) => Err(NoLink::NotNeeded),
         Err(error) => Err(broken(error.to_string())),

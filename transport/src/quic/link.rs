@@ -9,23 +9,28 @@
 //! A writer takes everything that waits on its lane into one write: batching comes from load. A reader hands a frame
 //! to the transport and waits until it was taken before it reads on, so QUIC's flow control reaches back
 //! to the sender.
+//!
+//! A lane lives as long as its connection. A side that stops ends its lanes behind what was queued; the other
+//! reads them to their end, ends its own, and whoever is through with both directions closes. A lane that cannot be
+//! written any more closes the connection: half a link would keep a queue for nobody.
 
 use std::{
     cell::{Cell, RefCell},
-    collections::VecDeque,
+    collections::{BTreeSet, VecDeque},
+    future::pending,
     rc::Rc,
     time::Duration,
 };
 
 use actix::WeakAddr;
 use bytes::Bytes;
-use quinn::{Connection, RecvStream, SendStream, VarInt};
+use quinn::{Connection, ReadError, RecvStream, SendStream, VarInt};
 use tokio::{
     sync::{Notify, watch},
     time::{Instant, timeout, timeout_at},
 };
 
-use super::{Ended, Inbound, InboundQuestion, QuicConfig, QuicTransport};
+use super::{Ended, Inbound, InboundQuestion, LeftOut, QuicConfig, QuicTransport, handshake::Established};
 use crate::{
     frame::{self, Batch, Kind, Lane, Question, Splitter},
     message::{AskError, Asked, Identity, Responder},
@@ -34,6 +39,12 @@ use crate::{
 
 /// The most bytes of messages that one write takes from a lane.
 const WRITE_BYTES: usize = 1 << 20;
+
+/// A buffer that one large frame made larger than this is given back.
+const KEPT_BUFFER: usize = 4 << 20;
+
+/// The most bytes of a stream that are taken at a time.
+const READ_BYTES: usize = 1 << 20;
 
 /// Bytes moved by all links of a transport.
 #[derive(Default)]
@@ -56,21 +67,12 @@ impl Counters {
 struct Queue {
     messages: RefCell<VecDeque<(GroupId, RaftMessage)>>,
     bytes: Cell<usize>,
-    /// Whether something of it is being written.
-    writing: Cell<bool>,
     filled: Notify,
-    emptied: Notify,
 }
 
 impl Queue {
     fn new() -> Rc<Queue> {
-        Rc::new(Queue {
-            messages: RefCell::default(),
-            bytes: Cell::new(0),
-            writing: Cell::new(false),
-            filled: Notify::new(),
-            emptied: Notify::new(),
-        })
+        Rc::new(Queue { messages: RefCell::default(), bytes: Cell::new(0), filled: Notify::new() })
     }
 
     /// Adds one; returns how many old ones had to go for it.
@@ -106,10 +108,18 @@ impl Queue {
         self.bytes.set(self.bytes.get() - bytes);
         Some((group, taken))
     }
+}
 
-    fn is_empty(&self) -> bool {
-        self.messages.borrow().is_empty() && !self.writing.get()
-    }
+/// How far the lanes of a link have come.
+struct Lanes {
+    /// Which of the peer's have begun: each does once.
+    begun: RefCell<BTreeSet<Lane>>,
+    /// The peer's that were not read to their end yet.
+    unread: Cell<u8>,
+    /// Ours that the peer has not acknowledged to their end yet.
+    unwritten: Cell<u8>,
+    /// Whether ours end once nothing waits.
+    ending: Cell<bool>,
 }
 
 /// A connection in use. Clones are the same link.
@@ -121,6 +131,7 @@ pub(super) struct Link {
     connection: Connection,
     log: Rc<Queue>,
     urgent: Rc<Queue>,
+    lanes: Rc<Lanes>,
     queue_bytes: usize,
 }
 
@@ -137,13 +148,17 @@ impl Link {
         self.log.filled.notify_one();
     }
 
-    /// Waits until nothing waits.
-    pub async fn flushed(&self) {
-        for queue in [&self.urgent, &self.log] {
-            while !queue.is_empty() && self.is_alive() {
-                queue.emptied.notified().await;
-            }
-        }
+    /// Ends the lanes behind what waits on them.
+    fn end_lanes(&self) {
+        self.lanes.ending.set(true);
+        self.wake();
+    }
+
+    /// Lets what is queued arrive, and the peer close; at the end of our patience we do.
+    pub async fn farewell(self, patience: Duration, reason: &[u8]) {
+        self.end_lanes();
+        let _ = timeout(patience, self.connection.closed()).await;
+        self.close(reason);
     }
 
     /// Ends the connection; the reason is for the other side's log.
@@ -167,18 +182,26 @@ impl Link {
 /// Starts the tasks of a connection whose hello is done.
 pub(super) fn begin(
     generation: u64,
-    dialled: bool,
-    identity: Identity,
-    connection: Connection,
+    established: Established,
     transport: WeakAddr<QuicTransport>,
     config: Rc<QuicConfig>,
     counters: Rc<Counters>,
 ) -> Link {
+    let Established { identity, connection, dialled, .. } = established;
+    // Only now: before its hello a peer has one stream.
+    connection.set_max_concurrent_uni_streams(VarInt::from_u32(2));
+    connection.set_max_concurrent_bi_streams(VarInt::from_u32(config.max_requests));
+    let lanes = Rc::new(Lanes {
+        begun: RefCell::default(),
+        unread: Cell::new(2),
+        unwritten: Cell::new(2),
+        ending: Cell::new(false),
+    });
     let queue_bytes = config.queue_bytes;
     let (log, urgent) = (Queue::new(), Queue::new());
-    let link = Link { generation, dialled, identity, connection: connection.clone(), log, urgent, queue_bytes };
+    let link = Link { generation, dialled, identity, connection, log, urgent, lanes, queue_bytes };
     let peer = link.identity.id;
-    let wire = Wire { connection, transport, config, counters, peer, generation };
+    let wire = Wire { connection: link.connection.clone(), link: link.clone(), transport, config, counters, peer };
     for (lane, queue) in [(Lane::Log, link.log.clone()), (Lane::Urgent, link.urgent.clone())] {
         actix_rt::spawn(wire.clone().write_lane(lane, queue));
     }
@@ -188,15 +211,15 @@ pub(super) fn begin(
     link
 }
 
-/// What every task of a link needs.
+/// What every task of a link needs. Each ends with the connection, whoever ends that.
 #[derive(Clone)]
 struct Wire {
     connection: Connection,
+    link: Link,
     transport: WeakAddr<QuicTransport>,
     config: Rc<QuicConfig>,
     counters: Rc<Counters>,
     peer: u64,
-    generation: u64,
 }
 
 impl Wire {
@@ -209,43 +232,62 @@ impl Wire {
     async fn watch_end(self) {
         let cause = self.connection.closed().await.to_string();
         if let Some(transport) = self.transport.upgrade() {
-            transport.do_send(Ended { peer: self.peer, generation: self.generation, cause });
+            transport.do_send(Ended { peer: self.peer, generation: self.link.generation, cause });
         }
     }
 
     async fn write_lane(self, lane: Lane, queue: Rc<Queue>) {
-        let Ok(mut send) = self.connection.open_uni().await else { return };
-        let _ = send.set_priority(if lane == Lane::Urgent { 1 } else { 0 });
-        let mut bytes = Vec::new();
-        if frame::encode(Kind::Lane, &lane, frame::SMALL, &mut bytes).is_err() {
+        if let Err(cause) = self.write_to_end(lane, queue).await {
+            // Nothing, if that was why.
+            self.connection.close(VarInt::from_u32(2), cause.as_bytes());
             return;
         }
+        let lanes = &self.link.lanes;
+        lanes.unwritten.set(lanes.unwritten.get() - 1);
+        self.close_if_through();
+    }
+
+    /// Everything was said and heard in both directions.
+    fn close_if_through(&self) {
+        if self.link.lanes.unread.get() == 0 && self.link.lanes.unwritten.get() == 0 {
+            self.link.close(b"the node stopped");
+        }
+    }
+
+    async fn write_to_end(&self, lane: Lane, queue: Rc<Queue>) -> Result<(), String> {
+        let mut send = self.connection.open_uni().await.map_err(|e| e.to_string())?;
+        let _ = send.set_priority(if lane == Lane::Urgent { 1 } else { 0 });
+        let mut bytes = Vec::new();
+        frame::encode(Kind::Lane, &lane, frame::SMALL, &mut bytes).map_err(|e| e.to_string())?;
         loop {
             // The first turn carries the preface alone: a stream is invisible until something was written.
             if !bytes.is_empty() {
                 self.counters.add_sent(bytes.len());
-                if send.write_all(&bytes).await.is_err() {
-                    return;
-                }
+                send.write_all(&bytes).await.map_err(|e| e.to_string())?;
                 bytes.clear();
+                bytes.shrink_to(KEPT_BUFFER);
             }
             match queue.take() {
                 Some((group, messages)) => {
-                    queue.writing.set(true);
-                    let left_out = frame::encode_messages(group, &messages, self.config.max_frame, &mut bytes);
-                    if left_out > 0 {
-                        tracing::error!(peer = self.peer, left_out, "messages over the bound of a frame were dropped");
+                    let count = frame::encode_messages(group, &messages, self.config.max_frame, &mut bytes);
+                    if count > 0
+                        && let Some(transport) = self.transport.upgrade()
+                    {
+                        transport.do_send(LeftOut { peer: self.peer, group, count });
                     }
                 }
-                None => {
-                    queue.writing.set(false);
-                    queue.emptied.notify_waiters();
-                    tokio::select! {
-                        biased;
-                        () = queue.filled.notified() => {}
-                        _ = self.connection.closed() => return,
-                    }
+                None if self.link.lanes.ending.get() => {
+                    send.finish().map_err(|e| e.to_string())?;
+                    // Until the peer has acknowledged it all: a close discards what is still on its way.
+                    let stopped = send.stopped().await.map_err(|e| e.to_string())?;
+                    return stopped.map_or(Ok(()), |code| Err(format!("the peer stopped a lane ({code})")));
                 }
+                None => tokio::select! {
+                    biased;
+                    () = queue.filled.notified() => {}
+                    // The peer takes no more of it, or the connection ended.
+                    _ = send.stopped() => return Err("the peer stopped a lane".to_owned()),
+                },
             }
         }
     }
@@ -257,44 +299,72 @@ impl Wire {
     }
 
     async fn read_lane(self, mut receive: RecvStream) {
+        match self.read_to_end(&mut receive).await {
+            Ok(true) => {
+                let lanes = &self.link.lanes;
+                lanes.unread.set(lanes.unread.get() - 1);
+                if lanes.unread.get() == 0 {
+                    // The peer stops: it hears what we have for it, and no more.
+                    self.link.end_lanes();
+                    self.close_if_through();
+                    let _ = timeout(self.config.idle_timeout, self.connection.closed()).await;
+                    self.link.close(b"the peer ended its lanes");
+                }
+            }
+            Ok(false) => {}
+            Err(cause) => self.give_up(&cause),
+        }
+    }
+
+    /// Whether it ended in order; an error if it makes no sense.
+    async fn read_to_end(&self, receive: &mut RecvStream) -> Result<bool, String> {
         let mut splitter = Splitter::new(frame::SMALL);
         let mut begun = false;
         loop {
-            loop {
-                let (kind, body) = match splitter.next_frame() {
-                    Ok(Some(frame)) => frame,
-                    Ok(None) => break,
-                    Err(error) => return self.give_up(&error.to_string()),
-                };
+            while let Some((kind, body)) = splitter.next_frame().map_err(|e| e.to_string())? {
                 match (begun, kind) {
-                    (false, Kind::Lane) => match frame::decode::<Lane>(&body) {
-                        Ok(_) => {
-                            begun = true;
-                            splitter = splitter.with_max(self.config.max_frame);
+                    (false, Kind::Lane) => {
+                        let lane = frame::decode::<Lane>(&body).map_err(|e| e.to_string())?;
+                        // Two of a kind have no order between them.
+                        if !self.link.lanes.begun.borrow_mut().insert(lane) {
+                            return Err(format!("a second {lane:?} lane"));
                         }
-                        Err(error) => return self.give_up(&error.to_string()),
-                    },
-                    (true, Kind::Raft) => match frame::decode::<Batch>(&body) {
-                        Ok(Batch { group, messages }) => {
-                            let Some(transport) = self.transport.upgrade() else { return };
-                            let (from, generation) = (self.peer, self.generation);
-                            if transport.send(Inbound { from, generation, group, messages }).await.is_err() {
-                                return;
-                            }
+                        begun = true;
+                        splitter = splitter.with_max(self.config.max_frame);
+                    }
+                    (true, Kind::Raft) => {
+                        let Batch { group, messages } = frame::decode(&body).map_err(|e| e.to_string())?;
+                        let Some(transport) = self.transport.upgrade() else { return Ok(false) };
+                        let (from, generation) = (self.peer, self.link.generation);
+                        if transport.send(Inbound { from, generation, group, messages }).await.is_err() {
+                            return Ok(false);
                         }
-                        Err(error) => return self.give_up(&error.to_string()),
-                    },
-                    (_, other) => return self.give_up(&format!("a {other:?} frame on a lane")),
+                    }
+                    (_, other) => return Err(format!("a {other:?} frame on a lane")),
                 }
             }
-            match receive.read_chunk(usize::MAX, true).await {
+            // Half a frame and then silence: what has come of it may not be held for ever.
+            let silence = async {
+                match splitter.is_partial() {
+                    true => tokio::time::sleep(self.config.idle_timeout).await,
+                    false => pending().await,
+                }
+            };
+            let read = tokio::select! {
+                biased;
+                read = receive.read_chunk(READ_BYTES, true) => read,
+                () = silence => return Err("half a frame, and no more of it in time".to_owned()),
+            };
+            match read {
                 Ok(Some(chunk)) => {
                     self.counters.add_received(chunk.bytes.len());
                     splitter.push(&chunk.bytes);
                 }
-                // The end of the stream or of the connection.
-                Ok(None) if splitter.is_partial() => return self.give_up("a lane ended inside a frame"),
-                Ok(None) | Err(_) => return,
+                Ok(None) if !begun || splitter.is_partial() => return Err("a lane ended inside a frame".to_owned()),
+                Ok(None) => return Ok(true),
+                Err(ReadError::Reset(code)) => return Err(format!("a lane was reset ({code})")),
+                // The connection ended.
+                Err(_) => return Ok(false),
             }
         }
     }
@@ -322,7 +392,7 @@ impl Wire {
         let Some(transport) = self.transport.upgrade() else { return };
         let (responder, answered) = Responder::new();
         let asked = Asked { group, from: self.peer, request, responder };
-        let inbound = InboundQuestion { generation: self.generation, asked };
+        let inbound = InboundQuestion { generation: self.link.generation, asked };
         if transport.send(inbound).await.is_err() {
             return;
         }
@@ -330,8 +400,8 @@ impl Wire {
         let response = tokio::select! {
             biased;
             response = answered => response.ok(),
-            // Nobody is left to hear it.
-            _ = self.connection.closed() => return,
+            // The asker has given up, or its connection ended: nobody is left to hear it, and its place comes free.
+            _ = send.stopped() => None,
         };
         let mut bytes = Vec::new();
         match response.map(|response| frame::encode(Kind::Response, &response, self.config.max_frame, &mut bytes)) {
@@ -370,7 +440,7 @@ async fn read_frame(
             Some((kind, _)) => return Err(ReadFrame::Nonsense(format!("a {kind:?} frame where {expected:?} belongs"))),
             None => {}
         }
-        let chunk = receive.read_chunk(usize::MAX, true).await.map_err(|_| ReadFrame::Gone)?;
+        let chunk = receive.read_chunk(READ_BYTES, true).await.map_err(|_| ReadFrame::Gone)?;
         let chunk = chunk.ok_or(ReadFrame::Gone)?;
         counters.add_received(chunk.bytes.len());
         splitter.push(&chunk.bytes);

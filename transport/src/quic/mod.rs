@@ -9,7 +9,7 @@
 //!
 //! Each side dials the peers it is told of; a peer it is not told of may dial it, and is answered over the connection
 //! it came on. Of two connections between the same two nodes one goes, by a rule both sides share: a later boot
-//! beats an earlier one, else the connection that the smaller id dialled stays, else the newer. Every message that comes in
+//! beats an earlier one, else the connection that the smaller id dialled stays, else the one dialled later. Every message that comes in
 //! carries the generation of its link, and what an older link still delivers is dropped.
 //!
 //! Queues, all owned by this actor or its tasks: per peer and lane, at its byte bound the oldest goes and the core
@@ -41,7 +41,7 @@ use crate::{
         Upward,
     },
     tls::TlsIdentity,
-    wire::{GroupId, NodeId, RaftMessage, Request},
+    wire::{GroupId, Incarnation, NodeId, RaftMessage, Request},
 };
 
 mod handshake;
@@ -50,6 +50,15 @@ mod dial;
 
 use handshake::{Established, Judge};
 use link::{Counters, Link};
+
+/// The bytes that one connection may hold unread, over all its streams.
+const RECEIVE_WINDOW: u32 = 16 << 20;
+
+/// How long a transport that closes waits for its peers to have taken what was queued.
+const FAREWELL: Duration = Duration::from_millis(300);
+
+/// The longest text of a peer's that goes to the log or the status, in characters.
+const PEER_TEXT: usize = 400;
 
 /// What a QUIC transport needs, and its bounds.
 #[derive(Clone, Debug)]
@@ -122,9 +131,10 @@ impl QuicConfig {
         transport.keep_alive_interval(Some(self.keep_alive));
         // The default of 333 ms would be waited for before a lost first packet is sent again.
         transport.initial_rtt(Duration::from_millis(50));
-        // Two lanes; anything beyond is not ours.
-        transport.max_concurrent_uni_streams(VarInt::from_u32(2));
-        transport.max_concurrent_bidi_streams(VarInt::from_u32(self.max_requests));
+        // One stream for the hello; the link raises both. A peer's unread bytes are bounded in all, not only by stream.
+        transport.max_concurrent_uni_streams(VarInt::from_u32(0));
+        transport.max_concurrent_bidi_streams(VarInt::from_u32(1));
+        transport.receive_window(VarInt::from_u32(RECEIVE_WINDOW));
         transport.datagram_receive_buffer_size(None);
         transport.enable_segmentation_offload(self.segmentation_offload);
         Arc::new(transport)
@@ -168,8 +178,11 @@ struct PeerState {
     up: watch::Sender<Option<Link>>,
     dialling: Option<JoinHandle<()>>,
     last_error: Option<String>,
-    /// The last refusal, so that each is told once.
-    refused: Option<(bool, String)>,
+    /// The last refusals, by the peer and of the peer, so that each is told once. Both may last at the same
+    /// time, as between two clusters.
+    refused: BTreeMap<bool, String>,
+    /// The newest dial of the peer that was let in, with the life that made it.
+    latest: Option<(Incarnation, u64, u64)>,
     dropped: u64,
 }
 
@@ -180,7 +193,8 @@ impl PeerState {
             up: watch::Sender::new(None),
             dialling: None,
             last_error: None,
-            refused: None,
+            refused: BTreeMap::new(),
+            latest: None,
             dropped: 0,
         }
     }
@@ -194,6 +208,9 @@ impl QuicTransport {
         let crypto = quinn::crypto::rustls::QuicServerConfig::try_from(crypto).map_err(|e| tls(e.to_string()))?;
         let mut server = quinn::ServerConfig::with_crypto(Arc::new(crypto));
         server.transport_config(config.transport());
+        // What waits to be accepted: taken at once, or refused by our own bound.
+        server.max_incoming(4 * config.max_handshakes.max(16));
+        server.incoming_buffer_size(64 << 10).incoming_buffer_size_total(4 << 20);
         let listen = |error| TransportError::Listen { address: config.listen, error };
         let socket = bind(config.listen, config.socket_buffer).map_err(listen)?;
         let endpoint = Endpoint::new(EndpointConfig::default(), Some(server), socket, Arc::new(TokioRuntime));
@@ -249,18 +266,17 @@ impl QuicTransport {
     /// Remembers a refusal and tells of it, in the log and above, once per change of reason.
     fn refused(&mut self, id: NodeId, by_peer: bool, text: String, reason: Option<RefusedBecause>) {
         let peer = self.peer(id);
+        let text = readable(&text);
         peer.last_error = Some(text.clone());
-        let now = Some((by_peer, text));
-        if peer.refused == now {
+        if peer.refused.get(&by_peer) == Some(&text) {
             return;
         }
-        let text = now.as_ref().map(|(_, text)| text.clone()).unwrap_or_default();
-        peer.refused = now;
         if by_peer {
             tracing::warn!(peer = id, "node {id} refused this node: {text}");
         } else {
             tracing::warn!(peer = id, "refused node {id}: {text}");
         }
+        peer.refused.insert(by_peer, text);
         let above = self.upward.as_ref().and_then(|upward| upward.peer_refused.upgrade());
         if let (Some(above), Some(reason)) = (above, reason) {
             above.do_send(PeerRefused { peer: id, by_peer, reason });
@@ -313,10 +329,17 @@ impl QuicTransport {
             if let Some(link) = self.peer(id).link.take() {
                 self.peer(id).up.send_replace(None);
                 link.close(reason.to_string().as_bytes());
+                // What waited for it goes with it.
+                self.unreachable(GroupId::FIRST, id);
             }
             self.refused(id, false, reason.to_string(), Some(reason));
         }
     }
+}
+
+/// A text that may be a peer's own, fit for a log: one line, of bounded length.
+fn readable(text: &str) -> String {
+    text.chars().take(PEER_TEXT).map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 fn bind(address: SocketAddr, buffer: usize) -> io::Result<std::net::UdpSocket> {
@@ -453,12 +476,11 @@ impl Handler<Close> for QuicTransport {
             links.extend(peer.link.clone());
         }
         let endpoint = self.endpoint.clone();
+        endpoint.set_server_config(None);
         let closed = async move {
-            // A close discards what was not sent yet, so what is queued gets its turn first, for a moment.
-            for link in links {
-                let _ = tokio::time::timeout(Duration::from_millis(300), link.flushed()).await;
-                link.close(b"the node stopped");
-            }
+            // A close discards what has not arrived, so what is queued gets its turn first, for a moment.
+            let farewells = links.into_iter().map(|link| link.farewell(FAREWELL, b"the node stopped"));
+            futures_util::future::join_all(farewells).await;
             endpoint.close(VarInt::from_u32(0), b"the node stopped");
             let _ = tokio::time::timeout(Duration::from_millis(500), endpoint.wait_idle()).await;
         };
@@ -505,11 +527,17 @@ impl Handler<Established> for QuicTransport {
     type Result = MessageResult<Established>;
 
     fn handle(&mut self, established: Established, ctx: &mut Context<Self>) -> Self::Result {
-        let Established { identity, connection, dialled } = established;
+        let (identity, dialled, dial) = (established.identity.clone(), established.dialled, established.dial);
         let id = identity.id;
         // Judged again: between the hello and now this node may have learnt more.
         if let Err(reason) = self.rules.judge(&identity) {
             self.refused(id, false, reason.to_string(), Some(reason));
+            return MessageResult(false);
+        }
+        // An older dial whose hello took longer: what it carries was sent before what the newer one has brought.
+        let overtaken =
+            |(incarnation, boot, latest)| (incarnation, boot) == (identity.incarnation, identity.boot) && dial < latest;
+        if !dialled && self.peer(id).latest.is_some_and(overtaken) {
             return MessageResult(false);
         }
         let own = self.rules.own().id;
@@ -525,21 +553,17 @@ impl Handler<Established> for QuicTransport {
         self.rules.let_in(&identity);
         self.generations += 1;
         let generation = self.generations;
-        let link = link::begin(
-            generation,
-            dialled,
-            identity.clone(),
-            connection,
-            ctx.address().downgrade(),
-            self.config.clone(),
-            self.counters.clone(),
-        );
+        let link =
+            link::begin(generation, established, ctx.address().downgrade(), self.config.clone(), self.counters.clone());
         let peer = self.peer(id);
         let old = peer.link.replace(link.clone());
         if peer.last_error.take().is_some() {
             tracing::info!(peer = id, "node {id} is reached");
         }
-        peer.refused = None;
+        peer.refused.clear();
+        if !dialled {
+            peer.latest = Some((identity.incarnation, identity.boot, dial));
+        }
         peer.up.send_replace(Some(link));
         if let Some(old) = old {
             old.close(b"another connection took its place");
@@ -603,12 +627,32 @@ impl Handler<Ended> for QuicTransport {
         if !self.is_present(peer, generation) {
             return;
         }
+        let cause = readable(&cause);
         let state = self.peer(peer);
         state.link = None;
         state.up.send_replace(None);
         state.last_error = Some(cause.clone());
         tracing::warn!(peer, "the connection with node {peer} ended: {cause}");
         self.unreachable(GroupId::FIRST, peer);
+    }
+}
+
+/// Messages that no frame may hold.
+#[derive(Message)]
+#[rtype(result = "()")]
+struct LeftOut {
+    peer: NodeId,
+    group: GroupId,
+    count: usize,
+}
+
+impl Handler<LeftOut> for QuicTransport {
+    type Result = ();
+
+    fn handle(&mut self, LeftOut { peer, group, count }: LeftOut, _: &mut Context<Self>) {
+        self.peer(peer).dropped += count as u64;
+        tracing::error!(peer, count, "messages over the bound of a frame were dropped");
+        self.unreachable(group, peer);
     }
 }
 

@@ -1,0 +1,151 @@
+//! Certificates: made once, for one node, and checked when they are loaded.
+
+#![cfg(feature = "quic")]
+
+mod support;
+
+use std::{collections::BTreeSet, fs, path::Path};
+
+use actorum_transport::tls::{CertError, TlsIdentity, make_certificates};
+use support::Certs;
+
+/// Every file below, with its content.
+fn contents(dir: &Path) -> Vec<(std::path::PathBuf, Vec<u8>)> {
+    let mut all = Vec::new();
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            all.extend(contents(&path));
+        } else {
+            all.push((path.clone(), fs::read(&path).unwrap()));
+        }
+    }
+    all.sort();
+    all
+}
+
+#[test]
+fn nothing_is_ever_overwritten() {
+    let dir = tempfile::tempdir().unwrap();
+    make_certificates(dir.path(), &[1, 2]).unwrap();
+    let before = contents(dir.path());
+    let again = make_certificates(dir.path(), &[3, 2]);
+    assert!(matches!(again, Err(CertError::Exists { path }) if path.ends_with("node-2")));
+    assert_eq!(contents(dir.path()), before, "nothing was made, not even for node 3");
+    assert!(matches!(make_certificates(dir.path(), &[4, 4]), Err(CertError::Exists { .. })));
+    assert!(matches!(make_certificates(dir.path(), &[0]), Err(CertError::ZeroId)));
+    assert_eq!(contents(dir.path()), before);
+    // The same authority issues to one more.
+    make_certificates(dir.path(), &[3]).unwrap();
+    let fingerprint = |id| TlsIdentity::load(&dir.path().join(format!("node-{id}")), id).unwrap().ca_fingerprint();
+    assert_eq!(BTreeSet::from([1, 2, 3].map(fingerprint)).len(), 1);
+}
+
+#[cfg(unix)]
+#[test]
+fn keys_are_readable_by_their_owner_only() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    make_certificates(dir.path(), &[1]).unwrap();
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    for key in ["ca/ca.key", "node-1/key.pem"] {
+        assert_eq!(mode(&dir.path().join(key)), 0o600, "{key}");
+    }
+    assert_eq!(mode(&dir.path().join("ca")), 0o700);
+}
+
+#[test]
+fn a_directory_with_the_authoritys_key_is_refused() {
+    let certs = Certs::new();
+    certs.node(1);
+    let node = certs.path().join("node-1");
+    fs::copy(certs.path().join("ca/ca.key"), node.join("ca.key")).unwrap();
+    let refused = TlsIdentity::load(&node, 1);
+    assert!(matches!(refused, Err(CertError::HoldsAuthorityKey { path }) if path.ends_with("ca.key")));
+}
+
+#[test]
+fn another_nodes_certificate_is_refused() {
+    let certs = Certs::new();
+    certs.node(1);
+    match TlsIdentity::load(&certs.path().join("node-1"), 2) {
+        Err(CertError::WrongNode { certificate, id: 2, .. }) => assert_eq!(certificate, "node-1.actorum"),
+        other => panic!("{other:?}"),
+    }
+    assert!(matches!(TlsIdentity::load(&certs.path().join("node-1"), 0), Err(CertError::ZeroId)));
+}
+
+#[test]
+fn a_certificate_of_another_authority_is_refused() {
+    let (ours, theirs) = (Certs::new(), Certs::new());
+    ours.node(1);
+    let node = ours.path().join("node-1");
+    fs::copy(theirs.path().join("ca/ca.pem"), node.join("ca.pem")).unwrap();
+    assert!(matches!(TlsIdentity::load(&node, 1), Err(CertError::NotSigned { .. })));
+}
+
+#[test]
+fn the_key_of_another_certificate_is_refused() {
+    let certs = Certs::new();
+    certs.node(1);
+    certs.node(2);
+    fs::copy(certs.path().join("node-2/key.pem"), certs.path().join("node-1/key.pem")).unwrap();
+    assert!(matches!(TlsIdentity::load(&certs.path().join("node-1"), 1), Err(CertError::Malformed { .. })));
+}
+
+fn install(certs: &Certs, id: u64, (certificate, key): support::Pair) -> std::path::PathBuf {
+    certs.node(id);
+    let node = certs.path().join(format!("node-{id}"));
+    fs::write(node.join("cert.pem"), pem("CERTIFICATE", &certificate)).unwrap();
+    fs::write(node.join("key.pem"), pem("PRIVATE KEY", key.secret_der())).unwrap();
+    node
+}
+
+fn pem(label: &str, der: &[u8]) -> String {
+    const ALPHABET: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::new();
+    for three in der.chunks(3) {
+        let bits = three.iter().fold(0, |bits, byte| bits << 8 | u32::from(*byte)) << (8 * (3 - three.len()));
+        for at in 0..4 {
+            let digit = char::from(ALPHABET[(bits >> (18 - 6 * at)) as usize & 63]);
+            text.push(if at <= three.len() { digit } else { '=' });
+        }
+    }
+    let lines: Vec<_> = text.as_bytes().chunks(64).map(|line| std::str::from_utf8(line).unwrap()).collect();
+    format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", lines.join("\n"))
+}
+
+#[test]
+fn an_expired_certificate_is_refused() {
+    let certs = Certs::new();
+    let node = install(&certs, 1, certs.expired(1));
+    assert!(matches!(TlsIdentity::load(&node, 1), Err(CertError::NotValidNow { .. })));
+    let node = install(&certs, 2, certs.of(2));
+    TlsIdentity::load(&node, 2).expect("the same way, and not expired");
+}
+
+#[test]
+fn a_certificate_for_two_nodes_is_good_for_none() {
+    let certs = Certs::new();
+    let both = ["node-1.actorum".to_owned(), "node-2.actorum".to_owned()];
+    let node = install(&certs, 1, certs.forge(&both, |_| {}));
+    assert!(matches!(TlsIdentity::load(&node, 1), Err(CertError::WrongNode { .. })));
+}
+
+/// Several processes start at the same moment in an empty directory: one authority, and everyone gets its own.
+#[test]
+fn development_certificates_are_made_by_many_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let made: Vec<_> = std::thread::scope(|scope| {
+        let path = dir.path();
+        let threads: Vec<_> =
+            (0..12).map(|n| scope.spawn(move || TlsIdentity::dev(path, 1 + n % 4).unwrap())).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    let authorities: BTreeSet<_> = made.iter().map(TlsIdentity::ca_fingerprint).collect();
+    assert_eq!(authorities.len(), 1);
+    let left: BTreeSet<_> =
+        fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    let expected = ["ca", "node-1", "node-2", "node-3", "node-4"].map(str::to_owned);
+    assert_eq!(left, expected.into(), "and no temporary directory is left");
+}
