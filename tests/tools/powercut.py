@@ -108,6 +108,9 @@ def main():
                 print(f"cycle {cycle}: acked {acked}: {why}: {tail}", flush=True)
                 break
         print(f"powercut: {cycle} cycles, acked {acked}, {int(failed)} failed", flush=True)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        print(f"powercut: {error}", flush=True)
+        sys.exit(BROKEN)
     except subprocess.CalledProcessError as error:
         print(f"powercut: {shlex.join(error.cmd)}: {(error.stderr or b'').decode(errors='replace')}", flush=True)
         sys.exit(BROKEN)
