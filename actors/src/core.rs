@@ -237,7 +237,11 @@ impl<T: Ticket> RaftCore<T> {
         match request {
             Request::Propose { data, remaining_ms } => {
                 let draft = Draft::received(&data).map_err(|e| e.to_string());
-                let draft = draft.and_then(|draft| (self.links.check)(&draft).map(|()| draft));
+                // A system command of a peer's making would be believed by every node, or stop every node.
+                let draft = draft.and_then(|draft| match draft.is_command() {
+                    true => (self.links.check)(&draft).map(|()| draft),
+                    false => Err("only commands of the application are forwarded".into()),
+                });
                 match (draft, (self.links.admit)(responder, data.len())) {
                     (Ok(draft), Ok(ticket)) => self.consensus.submit_for_peer(draft, ticket, within(remaining_ms)),
                     (Err(cause), Ok(ticket)) => ticket.answer(Answer::Refused(invalid(cause))),

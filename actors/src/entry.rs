@@ -68,6 +68,11 @@ impl Draft {
         Bytes::copy_from_slice(&self.0)
     }
 
+    /// Whose command it is. Only the application's may be proposed on a peer's word.
+    pub fn is_command(&self) -> bool {
+        self.0[1] == Kind::Command as u8
+    }
+
     /// Without the header.
     pub fn payload(&self) -> &[u8] {
         &self.0[HEADER..]

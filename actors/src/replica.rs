@@ -165,7 +165,11 @@ impl<S: StateMachine> Replica<S> {
                     Kind::System => {
                         let command = SystemCommand::decode(stamped.payload)
                             .map_err(|e| undecodable("system command", e.to_string()))?;
-                        Done::System { changed: system.apply(&command) }
+                        match command {
+                            // raft-rs knows nothing of a change outside a change's entry: no node makes it.
+                            SystemCommand::Change { .. } => Done::Nothing,
+                            command => Done::System { changed: system.apply(&command) },
+                        }
                     }
                 }
             }
@@ -409,6 +413,12 @@ mod tests {
         assert_eq!(replica.system().unwrap().membership.learners(), [4]);
         // Again makes no sense any more, and changes nothing.
         assert!(matches!(replica.apply(&change(3, 1, &add)).unwrap(), Done::System { changed: false }));
+        // Outside a change's entry raft-rs knows nothing of it, so nobody makes it.
+        let remove = SystemCommand::Change { id, change: Change::Remove(4) };
+        let data = Draft::system(&remove).unwrap().stamp(SystemTime::UNIX_EPOCH).into();
+        let stray = Entry { kind: EntryKind::Normal, data, ..command(4, 1, 1) };
+        assert!(matches!(replica.apply(&stray).unwrap(), Done::Nothing));
+        assert_eq!(replica.system().unwrap().membership.learners(), [4]);
     }
 
     #[test]
