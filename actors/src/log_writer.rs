@@ -21,6 +21,7 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::Arc,
+    time::Duration,
 };
 
 use actix::{WeakRecipient, prelude::*};
@@ -34,6 +35,11 @@ use crate::{
 
 /// One batch is closed once it holds this much: larger ones gain nothing and delay the first answers in them.
 const MAX_BATCH_BYTES: usize = 8 << 20;
+
+/// How often the batch in flight is looked at.
+const LOOK: Duration = Duration::from_secs(1);
+/// A batch that is still in flight after so many looks has hung: the disk does not answer, or a thread of the store has died.
+const LOOKS_UNTIL_HUNG: u32 = 10;
 
 /// Whom the log writer reports to. Weak: it is nobody's owner.
 #[derive(Clone)]
@@ -72,6 +78,8 @@ pub struct LogWriter {
     links: LogWriterLinks,
     waiting: VecDeque<Append>,
     in_flight: Option<InFlight>,
+    /// The batch in flight at the last looks, and at how many of them.
+    watched: (Option<Ticket>, u32),
     /// Who waits for everything to be durable and the store to be closed.
     closing: Vec<oneshot::Sender<()>>,
     status: watch::Sender<LogWriterStatus>,
@@ -102,7 +110,15 @@ impl LogWriter {
                 }
             };
             let appender = Some(store.start(Arc::new(completed)));
-            LogWriter { appender, links, waiting: VecDeque::new(), in_flight: None, closing: Vec::new(), status }
+            LogWriter {
+                appender,
+                links,
+                waiting: VecDeque::new(),
+                in_flight: None,
+                watched: (None, 0),
+                closing: Vec::new(),
+                status,
+            }
         })
     }
 
@@ -214,6 +230,16 @@ impl LogWriter {
         }
     }
 
+    /// A disk that hangs would leave a leader in office that can never apply: past the bound it counts as dead.
+    fn look_at_the_disk(&mut self) {
+        let now = self.in_flight.as_ref().map(|batch| batch.ticket);
+        self.watched = if now.is_some() && now == self.watched.0 { (now, self.watched.1 + 1) } else { (now, 0) };
+        if self.watched.1 >= LOOKS_UNTIL_HUNG && !self.has_failed() {
+            let seconds = LOOK.as_secs() * u64::from(LOOKS_UNTIL_HUNG);
+            self.fail(&StoreError::Closed(format!("the disk has not answered for {seconds} s")));
+        }
+    }
+
     fn has_failed(&self) -> bool {
         self.status.borrow().failed.is_some()
     }
@@ -231,6 +257,14 @@ impl LogWriter {
 
 impl Actor for LogWriter {
     type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Context<Self>) {
+        ctx.run_interval(LOOK, |writer, ctx| match ctx.connected() {
+            true => writer.look_at_the_disk(),
+            // An interval would keep the actor alive after its last address.
+            false => ctx.stop(),
+        });
+    }
 
     fn stopped(&mut self, _: &mut Context<Self>) {
         if self.appender.is_some() {
@@ -413,6 +447,28 @@ mod tests {
         f.complete();
         assert_eq!(f.heard.recv().await, Some(Heard::Persisted(1)));
         assert_eq!(f.heard.recv().await, Some(Heard::Persisted(2)));
+    }
+
+    /// In virtual time: the runtime's clock jumps when nothing else is to be done.
+    #[test]
+    fn a_disk_that_does_not_answer_is_a_dead_one() {
+        let paused = || tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+        System::with_tokio_rt(paused).block_on(async {
+            let mut f = start();
+            // A slow disk is not a dead one: each batch is looked at by itself.
+            for number in 1..=3 {
+                f.writer.send(entry(number, number + 1)).await.unwrap();
+                tokio::time::sleep(LOOK * (LOOKS_UNTIL_HUNG - 2)).await;
+                f.complete();
+                assert_eq!(f.heard.recv().await, Some(Heard::Persisted(number)));
+            }
+            f.writer.send(entry(4, 5)).await.unwrap();
+            let cause = "the log writer: the store is closed: the disk has not answered for 10 s";
+            assert_eq!(f.heard.recv().await, Some(Heard::Failed(cause.into())));
+            f.complete();
+            f.status().await;
+            assert!(f.heard.try_recv().is_err(), "what comes after that is not promised");
+        });
     }
 
     #[actix::test]
