@@ -26,7 +26,8 @@ pub struct Config {
     /// How many bytes of commands may be in flight on this node. At the bound the next is answered `Busy`.
     /// Default 256 MiB.
     pub max_in_flight_bytes: usize,
-    /// How large one encoded command may be, in bytes. Larger is answered `TooLarge`. Default 4 MiB.
+    /// How large one encoded command may be, in bytes. Larger is answered `TooLarge`. Default 4 MiB; with
+    /// `max_append_bytes` at most 48 MiB.
     pub max_entry_bytes: usize,
     /// How many bytes of entries one append message to a peer carries at most. Default 1 MiB.
     pub max_append_bytes: usize,
@@ -82,6 +83,9 @@ impl Default for Config {
         }
     }
 }
+
+/// What one message to a peer may hold: a frame of the transport (64 MiB), with room for what is around the entries.
+const MAX_MESSAGE_BYTES: usize = 48 << 20;
 
 /// A configuration that cannot be used; the message names the key.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -191,6 +195,16 @@ impl Config {
             if value == 0 {
                 return wrong(key, "must be at least 1".into());
             }
+        }
+        // What fits no frame would never reach a follower, and everything behind it would wait for ever.
+        let message = self.max_entry_bytes.saturating_add(self.max_append_bytes);
+        if message > MAX_MESSAGE_BYTES {
+            return wrong(
+                "max_entry_bytes",
+                format!(
+                    "with max_append_bytes it makes messages of {message} bytes; {MAX_MESSAGE_BYTES} is the most a peer accepts"
+                ),
+            );
         }
         for (key, value) in [
             ("max_in_flight_bytes", self.max_in_flight_bytes),

@@ -39,6 +39,8 @@ impl<T> Consensus<T> {
                         self.propose_change(request);
                     }
                 },
+                // What this node proposes for itself is a leader's business: the next one proposes its own.
+                _ if !leads && request.ticket.is_none() => {}
                 _ if !leads && request.peer => self.refuse(request, Refusal::NotLeader { leader }),
                 (_, Some(leader)) if !leads && due => self.forward(leader, request),
                 _ => self.held.push_back(request),
@@ -140,6 +142,9 @@ impl<T> Consensus<T> {
             let cause = "it cannot be encoded".to_owned();
             return self.refuse(request, Refusal::Invalid { cause });
         };
+        if context.len() > self.settings.max_entry_bytes {
+            return self.refuse(request, Refusal::TooLarge { limit: self.settings.max_entry_bytes as u64 });
+        }
         let mut entry = eraftpb::Entry::default();
         entry.set_entry_type(eraftpb::EntryType::EntryConfChangeV2);
         entry.data = encode_conf_change(change).into();

@@ -37,6 +37,9 @@ use crate::{
     wire::{GroupId, RaftMessage, Request, Response},
 };
 
+/// Longer than any answer is waited for.
+const FOREVER: Duration = Duration::from_secs(30 * 24 * 3600);
+
 /// The most bytes of messages that one write takes from a lane.
 const WRITE_BYTES: usize = 1 << 20;
 
@@ -457,7 +460,8 @@ pub(super) async fn ask(
     counters: &Counters,
 ) -> Result<Response, AskError> {
     let not_sent = |cause: &str| AskError::NotSent(cause.to_owned());
-    let until = Instant::now() + patience;
+    // A deadline may be "never"; a moment that far off cannot be computed.
+    let until = Instant::now() + patience.min(FOREVER);
     let connect_until = until.min(Instant::now() + config.connect_patience);
     let connection = match timeout_at(connect_until, up.wait_for(Option::is_some)).await {
         Ok(Ok(link)) => link.as_ref().map(|link| link.connection.clone()),
