@@ -7,6 +7,7 @@ use std::{
     io::{BufRead, BufReader},
     path::Path,
     process::{Child, Command, Stdio},
+    time::{Duration, Instant},
 };
 
 use lab::{actorum, processes_with, wait};
@@ -42,10 +43,12 @@ fn read_until(demo: &mut Child, words: &str) -> BufReader<std::process::ChildStd
 #[test]
 fn it_counts_and_leaves_nothing_behind() {
     let home = home();
+    let began = Instant::now();
     let output = start(home.path(), &["--writes", "600"]).wait_with_output().expect("the demo ends");
     let account = String::from_utf8_lossy(&output.stdout).into_owned();
     println!("{account}");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(began.elapsed() < Duration::from_secs(30), "it ends by itself in time: {:?}", began.elapsed());
 
     let steps =
         ["three nodes", "leads in term", "killed the leader", "after the kill", "restarted node", "has caught up"];
@@ -54,15 +57,31 @@ fn it_counts_and_leaves_nothing_behind() {
         let at = rest.find(step).unwrap_or_else(|| panic!("`{step}` is missing, or not in order"));
         rest = &rest[at..];
     }
+    let killed_at = number_before(&account, " writes acknowledged; killed the leader");
+    assert!(killed_at > 0, "there was something to lose");
+    let election = number_before(&account, " ms after the kill");
+    assert!((1..20_000).contains(&election), "the time of the election: {election} ms");
     for id in [1, 2, 3] {
         let count =
             account.lines().find(|l| l.contains(&format!("node {id}: ")) && l.contains("missing")).expect("a count");
-        assert!(count.contains("acknowledged") && count.contains("found, 0 missing"), "{count}");
+        let acknowledged = number_before(count, " acknowledged");
+        assert!(acknowledged >= 30, "there were writes: {count}");
+        assert_eq!(number_before(count, " found"), acknowledged, "{count}");
+        assert_eq!(number_before(count, " missing"), 0, "{count}");
+        assert_eq!(number_before(&account, " acknowledged, "), acknowledged, "as many as the writers were told");
     }
     assert!(!account.contains('\u{1b}') && !account.contains('\r'), "plain lines without a terminal");
     assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
     assert_eq!(fs::read_dir(home.path()).expect("a directory").count(), 0, "no directory is left");
     assert_eq!(processes_with(text(home.path())), [0; 0], "no process is left");
+}
+
+/// The number that stands before these words, where they come first.
+#[track_caller]
+fn number_before(text: &str, words: &str) -> u64 {
+    let (before, _) = text.split_once(words).unwrap_or_else(|| panic!("`{words}` is not in: {text}"));
+    let number = before.rsplit(|c: char| !c.is_ascii_digit()).next().expect("a last piece");
+    number.parse().unwrap_or_else(|_| panic!("no number before `{words}` in: {text}"))
 }
 
 #[test]

@@ -12,9 +12,11 @@
 
 mod account;
 mod cluster;
+mod verdict;
 mod writers;
 
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -29,12 +31,18 @@ use actorum::NodeId;
 use crate::{Failure, certs, client::Client, signals};
 use account::Account;
 use cluster::Cluster;
+use verdict::Evidence;
 use writers::{Ledger, Writers};
 
 /// The three nodes.
 const NODES: [NodeId; 3] = [1, 2, 3];
-/// By then it is over, one way or the other.
-const TIME: Duration = Duration::from_secs(30);
+/// By then it has failed. What is under way at that moment ends within a request's time or [`FAREWELL`], so all is over
+/// within 28 s, one way or the other.
+const TIME: Duration = Duration::from_secs(23);
+/// How long the nodes may take to end in order before they are killed.
+const FAREWELL: Duration = Duration::from_secs(5);
+/// How long a restarted node may take to catch up.
+const CATCH_UP: Duration = Duration::from_secs(10);
 /// How long the writing of each third may take; on a slow disk there are fewer writes then.
 const THIRD: Duration = Duration::from_secs(4);
 /// How often a condition is looked at.
@@ -54,7 +62,7 @@ pub struct Args {
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
     /// How many writes to make
-    #[arg(long, value_name = "N", default_value_t = 3000, value_parser = clap::value_parser!(u64).range(3..=1_000_000))]
+    #[arg(long, value_name = "N", default_value_t = 3000, value_parser = clap::value_parser!(u64).range(30..=1_000_000))]
     writes: u64,
 }
 
@@ -82,11 +90,8 @@ pub fn run(Args { stay, dir, writes }: Args) -> Result<(), Failure> {
     let (leader, term) = cluster.wait_for_leader(None, &patience)?;
     account.line(format_args!("node {leader} leads in term {term}, {} after the start", ms(started.elapsed())));
 
-    let ledger = write_through_a_death(&account, &mut cluster, leader, writes, &patience)?;
-    let missing = check(&account, &cluster, &ledger, &patience)?;
-    if missing > 0 {
-        return Err(Failure::new(format!("{missing} acknowledged writes are missing")));
-    }
+    let story = write_through_a_death(&account, &mut cluster, leader, writes, &patience)?;
+    check(&account, &cluster, &story, &patience)?;
     if stay {
         account.line(format_args!("the cluster stays until Ctrl-C:"));
         for node in cluster.nodes() {
@@ -96,9 +101,18 @@ pub fn run(Args { stay, dir, writes }: Args) -> Result<(), Failure> {
             thread::sleep(LOOK);
         }
     }
-    cluster.stop();
+    cluster.stop(FAREWELL)?;
     account.line(format_args!("{}", home.farewell()));
     Ok(())
+}
+
+/// What was written, and when.
+struct Story {
+    ledger: Ledger,
+    /// How many writes were acknowledged when the leader was killed.
+    before: u64,
+    /// How many when there was another.
+    elected: u64,
 }
 
 /// Writers through every node, while their leader is killed, replaced and brought back.
@@ -108,10 +122,11 @@ fn write_through_a_death(
     leader: NodeId,
     writes: u64,
     patience: &Patience,
-) -> Result<Ledger, Failure> {
+) -> Result<Story, Failure> {
     let urls: Vec<String> = cluster.nodes().map(|node| node.url.clone()).collect();
     thread::scope(|scope| {
-        let writers = Writers::start(scope, &urls, writes);
+        // The last third is for the next leader, however fast the first one is.
+        let writers = Writers::start(scope, &urls, writes * 2 / 3);
         account.line(format_args!("writing {writes} keys, one writer through each node"));
         account.follow("acknowledged writes", writes, THIRD, patience, writes / 3, || Ok(writers.acknowledged()))?;
 
@@ -125,8 +140,11 @@ fn write_through_a_death(
         let election = killed.elapsed();
         account.line(format_args!("node {next} leads in term {term}: elected {} after the kill", ms(election)));
 
-        let two_thirds = (writers.acknowledged() + writes / 3).min(writes * 2 / 3);
-        account.follow("acknowledged writes", writes, THIRD, patience, two_thirds, || Ok(writers.acknowledged()))?;
+        let elected = writers.acknowledged();
+        writers.allow(writes);
+        let half_of_the_rest = elected + writes.saturating_sub(elected) / 2;
+        account
+            .follow("acknowledged writes", writes, THIRD, patience, half_of_the_rest, || Ok(writers.acknowledged()))?;
 
         let commit = cluster.status(next)?.commit_index;
         cluster.restart(leader, patience)?;
@@ -137,23 +155,31 @@ fn write_through_a_death(
         ));
         let restarted = Instant::now();
         let applied = || Ok(cluster.status(leader)?.applied_index);
-        account.follow("entries on the restarted node", commit, TIME, patience, commit, applied)?;
+        let held = account.follow("entries on the restarted node", commit, CATCH_UP, patience, commit, applied)?;
+        if held < commit {
+            let time = ms(restarted.elapsed());
+            return Err(Failure::new(format!(
+                "node {leader} has not caught up: it holds {held} of {commit} entries {time} after its restart"
+            )));
+        }
         account.line(format_args!("node {leader} has caught up with entry {commit} after {}", ms(restarted.elapsed())));
 
         account.follow("acknowledged writes", writes, THIRD, patience, writes, || Ok(writers.acknowledged()))?;
         let ledger = writers.finish()?;
+        patience.check("the writers to end")?;
         account.line(format_args!(
             "stopped writing: {} acknowledged, {} refused and repeated, {} without an answer",
             ledger.acknowledged.len(),
             ledger.refused,
             ledger.unknown.len()
         ));
-        Ok(ledger)
+        Ok(Story { ledger, before, elected })
     })
 }
 
-/// Looks up every acknowledged write on every node. Returns how many are missing in all.
-fn check(account: &Account, cluster: &Cluster, ledger: &Ledger, patience: &Patience) -> Result<u64, Failure> {
+/// Looks up every acknowledged write on every node, counts, and judges.
+fn check(account: &Account, cluster: &Cluster, story: &Story, patience: &Patience) -> Result<(), Failure> {
+    let Story { ledger, before, elected } = story;
     let last = ledger.acknowledged.iter().map(|write| write.index).max().unwrap_or(0);
     let total = (ledger.acknowledged.len() * NODES.len()) as u64;
     for node in cluster.nodes() {
@@ -174,23 +200,27 @@ fn check(account: &Account, cluster: &Cluster, ledger: &Ledger, patience: &Patie
         account
             .follow("looked up", total, TIME, patience, total, || Ok(if over() { total } else { progress.now() }))?;
         let joined = checks.into_iter().map(|(id, check)| (id, check.join().expect("a check does not panic")));
-        joined.map(|(id, found)| Ok((id, found?))).collect::<Result<Vec<_>, Failure>>()
+        joined.map(|(id, found)| Ok((id, found?))).collect::<Result<BTreeMap<_, _>, Failure>>()
     })?;
-    let acknowledged = ledger.acknowledged.len() as u64;
-    let mut missing = 0;
-    for (id, found) in found {
-        let lost = acknowledged - found.acknowledged;
-        missing += lost;
+    let evidence = Evidence {
+        before: *before,
+        after: (ledger.acknowledged.len() as u64).saturating_sub(*elected),
+        acknowledged: ledger.acknowledged.iter().map(|write| write.key.as_str()).collect(),
+        held: found.iter().map(|(id, found)| (*id, found.acknowledged.clone())).collect(),
+    };
+    for (id, found) in &found {
         account.line(format_args!(
-            "node {id}: {acknowledged} acknowledged, {} found, {lost} missing{}",
-            found.acknowledged,
+            "node {id}: {} acknowledged, {} found, {} missing{}",
+            evidence.acknowledged.len(),
+            found.acknowledged.len(),
+            evidence.missing(*id).len(),
             match ledger.unknown.len() {
                 0 => String::new(),
                 unknown => format!(" (of {unknown} without an answer, {} had been applied)", found.unknown),
             }
         ));
     }
-    Ok(missing)
+    evidence.verdict(&NODES)
 }
 
 /// Where everything lies, and whether it goes at the end.

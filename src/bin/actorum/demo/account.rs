@@ -29,7 +29,8 @@ impl Account {
         let _ = writeln!(std::io::stdout(), "[{:>5.1} s] {text}", self.began.elapsed().as_secs_f64());
     }
 
-    /// Follows a number until it reaches a goal or the time is up, with a bar where there is a terminal.
+    /// Follows a number until it reaches a goal or the time is up, with a bar where there is a terminal. Returns where
+    /// it was then: whoever needs the goal must look.
     pub fn follow(
         &self,
         what: &'static str,
@@ -38,7 +39,7 @@ impl Account {
         patience: &Patience,
         goal: u64,
         mut now: impl FnMut() -> Result<u64, Failure>,
-    ) -> Result<(), Failure> {
+    ) -> Result<u64, Failure> {
         // Draws nothing when standard error is no terminal.
         let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
         let style = ProgressStyle::with_template("          {bar:40} {pos}/{len} {msg}").expect("a valid template");
@@ -53,7 +54,7 @@ impl Account {
                 Ok(position) => {
                     bar.set_position(position);
                     if position >= goal || Instant::now() > until {
-                        break Ok(());
+                        break Ok(position);
                     }
                 }
                 Err(e) => break Err(e),

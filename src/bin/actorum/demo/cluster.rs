@@ -20,9 +20,6 @@ use serde::Deserialize;
 use super::{LOOK, NODES, Patience, client};
 use crate::{Failure, client::Client};
 
-/// How long a child may take to end in order before it is killed.
-const FAREWELL: Duration = Duration::from_secs(5);
-
 /// The three nodes.
 pub struct Cluster {
     nodes: BTreeMap<NodeId, Node>,
@@ -151,17 +148,24 @@ impl Cluster {
         Ok(true)
     }
 
-    /// Ends all nodes in order: at once, each by closing its standard input.
-    pub fn stop(&mut self) {
-        let mut ending: Vec<Process> = self.nodes.values_mut().filter_map(|node| node.process.take()).collect();
-        for process in &mut ending {
+    /// Ends all nodes in order: at once, each by closing its standard input. Whoever has not ended by then is killed,
+    /// and that is an error.
+    pub fn stop(&mut self, time: Duration) -> Result<(), Failure> {
+        let ending = self.nodes.values_mut().filter_map(|node| Some((node.id, node.process.take()?)));
+        let mut ending: BTreeMap<NodeId, Process> = ending.collect();
+        for process in ending.values_mut() {
             drop(process.child.stdin.take());
         }
-        let until = Instant::now() + FAREWELL;
-        while Instant::now() < until && ending.iter_mut().any(|p| matches!(p.child.try_wait(), Ok(None))) {
+        let until = Instant::now() + time;
+        loop {
+            // Dropping kills whoever is left.
+            ending.retain(|_, process| matches!(process.child.try_wait(), Ok(None)));
+            let Some(id) = ending.keys().next() else { return Ok(()) };
+            if Instant::now() > until {
+                return Err(Failure::new(format!("node {id} did not end within {} s and was killed", time.as_secs())));
+            }
             thread::sleep(LOOK);
         }
-        // Dropping kills whoever is left.
     }
 }
 

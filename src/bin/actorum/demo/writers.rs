@@ -5,6 +5,7 @@
 //! neither repeated nor counted as kept.
 
 use std::{
+    collections::BTreeSet,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -20,8 +21,8 @@ use crate::{
 };
 
 /// What a writer waits for one answer; its requests' own deadline is shorter.
-const TIMEOUT: Duration = Duration::from_secs(5);
-/// After a refusal, before the next node is asked.
+const TIMEOUT: Duration = Duration::from_secs(3);
+/// After a refusal, before the next node is asked; and between looks for leave to go on.
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// A number that threads count up together.
@@ -53,17 +54,17 @@ pub struct Ledger {
 /// An acknowledged write.
 pub struct Write {
     /// Its key; the value is [`value`] of it.
-    key: String,
+    pub key: String,
     /// The index it was applied at.
     pub index: u64,
 }
 
 /// What was found on a node.
 #[derive(Default)]
-pub struct Found {
-    /// Of the acknowledged writes.
-    pub acknowledged: u64,
-    /// Of those without an answer.
+pub struct Found<'a> {
+    /// The keys of acknowledged writes.
+    pub acknowledged: BTreeSet<&'a str>,
+    /// How many of those without an answer.
     pub unknown: u64,
 }
 
@@ -71,19 +72,25 @@ pub struct Found {
 pub struct Writers<'scope> {
     threads: Vec<ScopedJoinHandle<'scope, Result<Ledger, Failure>>>,
     acknowledged: Progress,
+    allowed: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
 }
 
 impl<'scope> Writers<'scope> {
-    /// Starts them. They end when `writes` are acknowledged in all, or when this value goes.
-    pub fn start<'env>(scope: &'scope Scope<'scope, 'env>, urls: &'env [String], writes: u64) -> Writers<'scope> {
+    /// Starts them. They pause when so many writes are acknowledged in all, and end when this value goes.
+    pub fn start<'env>(scope: &'scope Scope<'scope, 'env>, urls: &'env [String], allowed: u64) -> Writers<'scope> {
         let (acknowledged, stop) = (Progress::default(), Arc::new(AtomicBool::new(false)));
+        let allowed = Arc::new(AtomicU64::new(allowed));
         let threads = (0..urls.len()).map(|number| {
-            let (acknowledged, stop) = (acknowledged.clone(), stop.clone());
+            let (acknowledged, allowed, stop) = (acknowledged.clone(), allowed.clone(), stop.clone());
             scope.spawn(move || {
                 let mut writer = Writer { client: Client::new(TIMEOUT), urls, at: number, ledger: Ledger::default() };
                 let mut count = 0;
-                while !stop.load(Ordering::Relaxed) && acknowledged.now() < writes {
+                while !stop.load(Ordering::Relaxed) {
+                    if acknowledged.now() >= allowed.load(Ordering::Relaxed) {
+                        thread::sleep(PAUSE);
+                        continue;
+                    }
                     count += 1;
                     if writer.write(format!("writer-{}/{count}", number + 1), &stop)? {
                         acknowledged.step();
@@ -92,7 +99,12 @@ impl<'scope> Writers<'scope> {
                 Ok(writer.ledger)
             })
         });
-        Writers { threads: threads.collect(), acknowledged, stop }
+        Writers { threads: threads.collect(), acknowledged, allowed, stop }
+    }
+
+    /// Lets them go on until so many writes are acknowledged.
+    pub fn allow(&self, writes: u64) {
+        self.allowed.store(writes, Ordering::Relaxed);
     }
 
     /// How many writes were acknowledged so far.
@@ -171,7 +183,7 @@ impl Writer<'_> {
 
 impl Ledger {
     /// Looks every write up on one node, in its own state: what it holds itself, not what it could ask others.
-    pub fn check(&self, url: &str, progress: &Progress, patience: &Patience) -> Result<Found, Failure> {
+    pub fn check(&self, url: &str, progress: &Progress, patience: &Patience) -> Result<Found<'_>, Failure> {
         let client = Client::new(TIMEOUT);
         let holds = |key: &str| {
             patience.check("the look-up of every write")?;
@@ -185,7 +197,9 @@ impl Ledger {
         };
         let mut found = Found::default();
         for write in &self.acknowledged {
-            found.acknowledged += u64::from(holds(&write.key)?);
+            if holds(&write.key)? {
+                found.acknowledged.insert(&write.key);
+            }
             progress.step();
         }
         for key in &self.unknown {
