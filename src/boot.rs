@@ -102,15 +102,22 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
     let Builder { id, machine, listen, storage, tls, network, bootstrap, config, clock } = builder;
     check_settings(id, &config, &bootstrap)?;
     let storage = storage.ok_or_else(|| missing("storage", "say where the log lives: builder.storage(..)"))?;
+    // Before the directory: a mistyped path to the certificates must not leave a new node behind.
+    let tls = match network {
+        Network::Quic => Some(load_tls(id, tls).await?),
+        Network::Memory(_) | Network::Custom(_) => None,
+    };
     let opened = blocking(move || open(id, storage, machine)).await??;
     let Opened { store, reader, identity, recovered, replayed } = opened;
 
     let cluster = replayed.system.as_ref().map(|system| system.cluster);
     let me = Identity { id, incarnation: identity.incarnation, boot: identity.boot, cluster };
-    let (transport, authority) = match network {
-        Network::Memory(network) => (network.start(me), [0; 32]),
-        Network::Custom(start) => (start(me), [0; 32]),
-        Network::Quic => listen_quic(me, listen, tls, &config).await?,
+    let authority = tls.as_ref().map_or([0; 32], TlsIdentity::ca_fingerprint);
+    let transport = match (network, tls) {
+        (Network::Memory(network), _) => network.start(me),
+        (Network::Custom(start), _) => start(me),
+        (Network::Quic, Some(tls)) => listen_quic(me, listen, tls, &config)?,
+        (Network::Quic, None) => return Err(no_tls()),
     };
 
     // The addresses first, then the actors: everyone can be told of everyone.
@@ -352,22 +359,28 @@ fn new_incarnation() -> Incarnation {
     Incarnation(roll())
 }
 
-/// Opens the peer port. Gives the transport, and the fingerprint of the authority that this node trusts.
-async fn listen_quic(
-    identity: Identity,
-    listen: Option<SocketAddr>,
-    tls: Option<Tls>,
-    config: &Config,
-) -> Result<(TransportHandle, [u8; 32]), StartError> {
-    let id = identity.id;
-    let listen = listen.ok_or_else(|| missing("listen", "say where peers reach this node: builder.listen(..)"))?;
-    let tls = tls.ok_or_else(|| missing("tls", "say who this node is to its peers: builder.tls(..)"))?;
+fn no_tls() -> StartError {
+    missing("tls", "say who this node is to its peers: builder.tls(..)")
+}
+
+async fn load_tls(id: NodeId, tls: Option<Tls>) -> Result<TlsIdentity, StartError> {
+    let tls = tls.ok_or_else(no_tls)?;
     let loaded = blocking(move || match tls {
         Tls::DevSelfSigned(dir) => TlsIdentity::dev(&dir, id),
         Tls::Directory(dir) => TlsIdentity::load(&dir, id),
     });
-    let tls = loaded.await?.map_err(|error| StartError::Tls(error.to_string()))?;
-    let authority = tls.ca_fingerprint();
+    loaded.await?.map_err(|error| StartError::Tls(error.to_string()))
+}
+
+/// Opens the peer port.
+fn listen_quic(
+    identity: Identity,
+    listen: Option<SocketAddr>,
+    tls: TlsIdentity,
+    config: &Config,
+) -> Result<TransportHandle, StartError> {
+    let id = identity.id;
+    let listen = listen.ok_or_else(|| missing("listen", "say where peers reach this node: builder.listen(..)"))?;
     let mut quic = QuicConfig::new(listen, identity, tls);
     quic.queue_bytes = config.peer_queue_bytes;
     quic.seed = config.seed.unwrap_or_else(roll);
@@ -376,7 +389,7 @@ async fn listen_quic(
         other => StartError::Tls(other.to_string()),
     })?;
     tracing::info!(node = id, %address, "listening for peers");
-    Ok((transport, authority))
+    Ok(transport)
 }
 
 /// Runs what blocks on a disk where that is allowed.
