@@ -1,6 +1,6 @@
 //! Who is let in: the rules by which a hello is judged, shared by every transport.
 //!
-//! [`Rules`] is a function of what it was told: no socket, no clock. A peer is judged by its certificate (which
+//! `Rules` is a function of what it was told: no socket, no clock. A peer is judged by its certificate (which
 //! the transport has checked), its cluster, the retired ids and what is known of its incarnation, never by
 //! whether this node's own membership lists it, which may be far behind.
 
