@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lab::{Answer, Lab, Node, PATIENCE, call, try_call, wait};
+use lab::{Answer, Lab, Node, PATIENCE, Stream, call, try_call, wait};
 use serde_json::{Value, json};
 
 /// Asserts an error: its status, its code, and the shape that all of them have.
@@ -263,34 +263,6 @@ fn metrics(node: &Node, leads: bool, index: u64) {
     }
     for queue in ["in_flight", "held", "unpersisted", "unapplied"] {
         assert!(value(&format!("queue_depth{{queue=\"{queue}\"}}")) >= 0.0);
-    }
-}
-
-/// A stream of server-sent events.
-struct Stream(BufReader<Box<dyn Read + Send>>);
-
-impl Stream {
-    fn open(url: &str) -> Stream {
-        let agent = ureq::Agent::new_with_config(ureq::Agent::config_builder().timeout_global(Some(PATIENCE)).build());
-        let response = agent.get(url).call().expect("a stream");
-        assert_eq!(response.headers()["content-type"], "text/event-stream");
-        Stream(BufReader::new(Box::new(response.into_body().into_reader())))
-    }
-
-    /// The next event: (id, event, data). Comments are skipped.
-    fn next(&mut self) -> (u64, String, Value) {
-        let (mut id, mut event, mut data) = (0, String::new(), Value::Null);
-        loop {
-            let mut line = String::new();
-            assert_ne!(self.0.read_line(&mut line).expect("a line"), 0, "the stream ended");
-            match line.trim_end().split_once(": ") {
-                Some(("id", value)) => id = value.parse().expect("an index"),
-                Some(("event", value)) => event = value.to_owned(),
-                Some(("data", value)) => data = serde_json::from_str(value).expect("JSON"),
-                _ if line == "\n" && !event.is_empty() => return (id, event, data),
-                _ => {}
-            }
-        }
     }
 }
 
