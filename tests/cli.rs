@@ -137,7 +137,14 @@ fn settings_have_an_order_and_no_unknown_names() {
     };
 
     refused(&with("idd = 1", &[]), 2, &["config.toml", "unknown field `idd`"]);
-    refused(&with("[raft]\nheartbeat = 5", &[]), 2, &["config.toml", "heartbeat"]);
+    refused(
+        &with("[raft]\nhartbeat_ms = 5", &[]),
+        2,
+        &["config.toml, [raft]: hartbeat_ms", "did you mean heartbeat_ms?"],
+    );
+    refused(&with("[raft]\ncolor = 5", &[]), 2, &["[raft]: color: there is no such setting", "heartbeat_ms"]);
+    refused(&with("[raft]\nheartbeat_ms = \"fast\"", &[]), 2, &["[raft]: heartbeat_ms: a string", "whole number"]);
+    refused(&with("[raft]\nelection_ms = 100", &[]), 2, &["election_ms", "three heartbeats", "300"]);
     refused(&with("id = 1\nwait = true\n[peers]\n1 = \"a:1\"", &[]), 2, &["both peers and wait"]);
     refused(&with("id = 1\n[peers]\nx = \"a:1\"", &[]), 2, &["[peers]", "ID=HOST:PORT"]);
     refused(&run(&["serve", "--config", "/nowhere/at.all"]), 2, &["/nowhere/at.all"]);
@@ -162,10 +169,14 @@ fn settings_have_an_order_and_no_unknown_names() {
         let mut command = actorum();
         command.args(["serve", "--config", path]).env(name, value).output().expect("it runs")
     };
-    refused(&with_variable("ACTORUM_LISTN", "127.0.0.1:1"), 2, &["ACTORUM_LISTN"]);
+    refused(&with_variable("ACTORUM_LISTN", "127.0.0.1:1"), 2, &["ACTORUM_LISTN: there is no such setting"]);
+    refused(&with_variable("ACTORUM_MAX_IN_FLIHGT", "5"), 2, &["ACTORUM_MAX_IN_FLIHGT", "did you mean max_in_flight?"]);
     refused(&with_variable("ACTORUM_LOG", "=%"), 2, &["ACTORUM_LOG"]);
     refused(&with_variable("ACTORUM_HEARTBEAT_MS", "soon"), 2, &["ACTORUM_HEARTBEAT_MS", "soon"]);
     refused(&with_variable("ACTORUM_ELECTION_MS", "100"), 2, &["election_ms", "three heartbeats"]);
+    // Each is possible by itself: the file's heartbeat and the variable's election timeout are not together.
+    fs::write(&file, format!("{text}\n[raft]\nheartbeat_ms = 900")).expect("a file");
+    refused(&with_variable("ACTORUM_ELECTION_MS", "2000"), 2, &["election_ms", "2700"]);
 }
 
 #[test]

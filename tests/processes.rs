@@ -15,7 +15,7 @@ use std::{
 };
 
 use dice::Dice;
-use lab::{Lab, call, free_port, try_call, wait};
+use lab::{Lab, Stream, call, free_port, try_call, wait};
 use serde_json::{Value, json};
 
 /// What one writer was told: every key once, with the index where it was acknowledged.
@@ -67,8 +67,38 @@ fn holds_everything(lab: &Lab, id: u64, acknowledged: &Acknowledged) {
     }
 }
 
-/// Leaders die by SIGKILL under load, at moments drawn by lot, and come back. Nothing acknowledged is lost, and no
-/// two acknowledged writes share an index.
+/// No command was applied twice: each writer's key occurs at most once among all that a node has applied, and where it
+/// was acknowledged it is the command of that very index. (A key is never given up and used again.)
+fn applied_exactly_once(lab: &Lab, id: u64, acknowledged: &Acknowledged) {
+    let node = lab.node(id);
+    let end = node.put(&format!("end-{id}"), "").body["index"].as_u64().expect("an index");
+    let (mut applied, mut after) = (BTreeMap::<String, Vec<u64>>::new(), 0);
+    let mut events = Stream::open(&node.url("/events?after=0"));
+    while after < end {
+        match events.next() {
+            (index, event, data) if event == "applied" => {
+                assert!(index > after, "in order: {index} after {after}");
+                let key = data["command"]["put"]["key"].as_str().expect("a put").to_owned();
+                applied.entry(key).or_default().push(index);
+                after = index;
+            }
+            // Too slow for its buffer: it goes on where it was left.
+            (_, event, data) => {
+                assert_eq!((event.as_str(), &data["resume_after"]), ("lagged", &json!(after)));
+                events = Stream::open(&node.url(&format!("/events?after={after}")));
+            }
+        }
+    }
+    for (key, indexes) in &applied {
+        assert_eq!(indexes.len(), 1, "{key} was applied at {indexes:?} on node {id}");
+    }
+    for (key, index) in acknowledged {
+        assert_eq!(applied.get(key), Some(&vec![*index]), "{key} on node {id}, acknowledged at {index}");
+    }
+}
+
+/// Leaders die by SIGKILL under load, at moments drawn by lot, and come back. Nothing acknowledged is lost, no
+/// two acknowledged writes share an index, and nothing is applied twice, answered or not.
 #[test]
 fn leaders_die_under_load() {
     let mut dice = Dice::new();
@@ -93,6 +123,7 @@ fn leaders_die_under_load() {
     assert_eq!(indexes.len(), acknowledged.len(), "an index is acknowledged once");
     for id in [1, 2, 3] {
         holds_everything(&lab, id, &acknowledged);
+        applied_exactly_once(&lab, id, &acknowledged);
     }
 }
 
@@ -205,7 +236,7 @@ fn an_id_must_be_among_its_founders() {
     let ended = lab.node_mut(1).wait_until_it_ends();
     assert_eq!(ended.code(), Some(1), "{}", lab.node(1).last_words(5));
     let words = lab.node(1).last_words(5);
-    assert!(words.contains("error: ") && words.contains("founder") && words.contains('1'), "{words}");
+    assert!(words.contains("error: ") && words.contains("founder") && words.contains("node 1"), "{words}");
 }
 
 /// Founders that were given different lists never form a cluster, and say whose list differs.
@@ -260,8 +291,7 @@ fn a_directory_has_one_holder() {
     assert_eq!(holder.get("nothing").status, 404, "the holder goes on");
 }
 
-/// SIGTERM ends a node in order: exit code 0, the data complete, a restart like any other. A node started by hand
-/// does not care about its standard input.
+/// SIGTERM ends a node in order: exit code 0, the data complete, a restart like any other.
 #[test]
 fn sigterm_ends_in_order() {
     let mut lab = Lab::three();
@@ -276,6 +306,73 @@ fn sigterm_ends_in_order() {
     }
     lab.leader();
     assert_eq!(lab.node(3).get("k").body["value"], "v");
+}
+
+/// Ctrl-C does the same.
+#[test]
+fn sigint_ends_in_order() {
+    let mut lab = Lab::new(&[1]);
+    lab.found(&[1]);
+    lab.leader();
+    assert_eq!(lab.node(1).put("k", "v").status, 200);
+    let ended = lab.node_mut(1).signal("INT");
+    let words = lab.node(1).last_words(5);
+    assert_eq!(ended.code(), Some(0), "{words}");
+    assert!(words.contains("SIGINT: shutting down") && words.contains("node 1 is closed"), "{words}");
+    lab.start(1);
+    lab.leader();
+    assert_eq!(lab.node(1).get("k").body["value"], "v");
+}
+
+/// A node started by hand does not care about its standard input, one that the demo starts ends with it.
+#[test]
+fn standard_input() {
+    let mut by_hand = Lab::new(&[1]);
+    by_hand.by_hand();
+    by_hand.found(&[1]);
+    by_hand.leader();
+    assert_eq!(by_hand.node(1).put("k", "v").status, 200);
+
+    let mut tied = Lab::new(&[1]);
+    tied.found(&[1]);
+    tied.node_mut(1).close_stdin();
+    let ended = tied.node_mut(1).wait_until_it_ends();
+    let words = tied.node(1).last_words(5);
+    assert_eq!(ended.code(), Some(0), "{words}");
+    assert!(words.contains("standard input is closed"), "{words}");
+
+    // The first one has had nothing on its standard input for longer.
+    assert_eq!(by_hand.node(1).put("k", "w").body["previous"], "v");
+    assert_eq!(call("GET", &by_hand.node(1).url("/livez"), "").status, 200);
+    let ended = by_hand.node_mut(1).terminate();
+    let words = by_hand.node(1).last_words(5);
+    assert_eq!(ended.code(), Some(0), "{words}");
+    assert!(words.contains("SIGTERM") && !words.contains("standard input"), "{words}");
+}
+
+/// `--log-format json`: whatever a node says from its start to its end, every line is an object with time, level and
+/// message.
+#[test]
+fn logs_as_json() {
+    let mut lab = Lab::new(&[1, 2, 3]);
+    lab.with(&["--log-format", "json"]);
+    lab.set("ACTORUM_LOG", "debug");
+    lab.found(&[1, 2, 3]);
+    lab.leader();
+    assert_eq!(lab.node(1).put("k", "a \"quoted\"\nvalue").status, 200);
+    // A peer that is gone is worth a warning.
+    lab.node_mut(2).kill();
+    lab.leader();
+    assert_eq!(lab.node_mut(1).terminate().code(), Some(0));
+    let log = lab.node(1).last_words(usize::MAX);
+    let lines: Vec<Value> =
+        log.lines().map(|l| serde_json::from_str(l).unwrap_or_else(|e| panic!("{e}: {l}"))).collect();
+    for line in &lines {
+        let texts = ["timestamp", "level", "message", "target"].map(|name| line[name].is_string());
+        assert_eq!(texts, [true; 4], "{line}");
+    }
+    let says = |words: &str| lines.iter().any(|line| line["message"].as_str().is_some_and(|m| m.contains(words)));
+    assert!(says("http://127.0.0.1:") && says("SIGTERM") && says("closed"), "{log}");
 }
 
 /// What lies in a stopped node's directory can be read, and reading changes nothing.

@@ -8,6 +8,7 @@
 use std::{
     collections::BTreeMap,
     fs::{self, File},
+    io::{BufRead, BufReader, Read},
     net::{SocketAddr, UdpSocket},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
@@ -95,6 +96,35 @@ pub fn call(method: &str, url: &str, body: impl AsRef<[u8]>) -> Answer {
     try_call(method, url, body.as_ref()).unwrap_or_else(|e| panic!("{method} {url}: {e}"))
 }
 
+/// A stream of server-sent events.
+pub struct Stream(pub BufReader<Box<dyn Read + Send>>);
+
+impl Stream {
+    /// From what `/events` answers.
+    pub fn open(url: &str) -> Stream {
+        let agent = ureq::Agent::new_with_config(ureq::Agent::config_builder().timeout_global(Some(PATIENCE)).build());
+        let response = agent.get(url).call().expect("a stream");
+        assert_eq!(response.headers()["content-type"], "text/event-stream");
+        Stream(BufReader::new(Box::new(response.into_body().into_reader())))
+    }
+
+    /// The next event: (id, event, data). Comments are skipped.
+    pub fn next(&mut self) -> (u64, String, Value) {
+        let (mut id, mut event, mut data) = (0, String::new(), Value::Null);
+        loop {
+            let mut line = String::new();
+            assert_ne!(self.0.read_line(&mut line).expect("a line"), 0, "the stream ended");
+            match line.trim_end().split_once(": ") {
+                Some(("id", value)) => id = value.parse().expect("an index"),
+                Some(("event", value)) => event = value.to_owned(),
+                Some(("data", value)) => data = serde_json::from_str(value).expect("JSON"),
+                _ if line == "\n" && !event.is_empty() => return (id, event, data),
+                _ => {}
+            }
+        }
+    }
+}
+
 /// Nodes and the directory that they share: certificates, data, logs.
 pub struct Lab {
     // Dropped in this order: the nodes end before their directory goes.
@@ -102,6 +132,7 @@ pub struct Lab {
     founders: Vec<String>,
     settings: Vec<(String, String)>,
     arguments: Vec<String>,
+    by_hand: bool,
     dir: TempDir,
 }
 
@@ -109,7 +140,8 @@ impl Lab {
     /// Certificates for these nodes; nobody runs.
     pub fn new(ids: &[u64]) -> Lab {
         let dir = tempfile::Builder::new().prefix("actorum-test-").tempdir().expect("a temporary directory");
-        let lab = Lab { nodes: BTreeMap::new(), founders: vec![], settings: vec![], arguments: vec![], dir };
+        let nodes = BTreeMap::new();
+        let lab = Lab { nodes, founders: vec![], settings: vec![], arguments: vec![], by_hand: false, dir };
         lab.certify(ids);
         lab
     }
@@ -130,6 +162,12 @@ impl Lab {
     /// Further arguments for every node that is first started from now on.
     pub fn with(&mut self, arguments: &[&str]) {
         self.arguments.extend(arguments.iter().map(|argument| (*argument).to_owned()));
+    }
+
+    /// Starts nodes as a person or a supervisor does: without the flag that ties them to this process, and with nothing
+    /// on their standard input.
+    pub fn by_hand(&mut self) {
+        self.by_hand = true;
     }
 
     /// More certificates.
@@ -190,6 +228,7 @@ impl Lab {
             report: path("report"),
             bootstrap: [bootstrap, self.arguments.clone()].concat(),
             settings: self.settings.clone(),
+            by_hand: self.by_hand,
             child: None,
         };
         self.nodes.insert(id, node);
@@ -255,6 +294,7 @@ pub struct Node {
     report: PathBuf,
     bootstrap: Vec<String>,
     settings: Vec<(String, String)>,
+    by_hand: bool,
     child: Option<Child>,
 }
 
@@ -319,8 +359,12 @@ impl Node {
         let log = File::options().create(true).append(true).open(&self.log).expect("a log file");
         let mut command = actorum();
         command.arg("serve").args(self.arguments()).args(&self.bootstrap).envs(self.settings.iter().cloned());
-        command.arg("--report").arg(&self.report).arg("--stop-when-stdin-closes");
-        command.stdin(Stdio::piped()).stdout(log.try_clone().expect("a log file")).stderr(log);
+        command.arg("--report").arg(&self.report);
+        match self.by_hand {
+            true => command.stdin(Stdio::null()),
+            false => command.arg("--stop-when-stdin-closes").stdin(Stdio::piped()),
+        };
+        command.stdout(log.try_clone().expect("a log file")).stderr(log);
         self.child = Some(command.spawn().expect("the binary starts"));
     }
 
@@ -360,7 +404,18 @@ impl Node {
 
     /// SIGTERM, and how it ended.
     pub fn terminate(&mut self) -> ExitStatus {
-        let sent = Command::new("kill").args(["-TERM", &self.pid().to_string()]).status().expect("kill runs");
+        self.signal("TERM")
+    }
+
+    /// Closes its standard input, as the end of this process would.
+    pub fn close_stdin(&mut self) {
+        drop(self.child.as_mut().expect("it runs").stdin.take().expect("a pipe"));
+    }
+
+    /// A signal that ends it, and how it ended.
+    pub fn signal(&mut self, name: &str) -> ExitStatus {
+        let sent = Command::new("kill").args([&format!("-{name}"), &self.pid().to_string()]).status();
+        let sent = sent.expect("kill runs");
         assert!(sent.success());
         self.wait_until_it_ends()
     }

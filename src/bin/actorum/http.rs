@@ -528,3 +528,100 @@ impl ResponseError for Refused {
         response.content_type("application/json").body(body.to_string())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use actix_web::{App, test};
+    use actorum::{Address, Bootstrap, MemoryNetwork, Network, RaftSystem, Storage};
+
+    use super::*;
+
+    /// A node by itself, in memory, that leads.
+    async fn node() -> Node {
+        let founders = BTreeMap::from([(1, Address::from("127.0.0.1:1"))]);
+        let builder = RaftSystem::<Kv>::builder(1).storage(Storage::Memory);
+        let builder = builder.network(Network::Memory(MemoryNetwork::new())).bootstrap(Bootstrap::Form(founders));
+        let raft = builder.start().await.expect("a node");
+        raft.wait_for_leader(Duration::from_secs(30)).await.expect("a leader");
+        Node::new(raft, watch::channel(false).1)
+    }
+
+    fn told(refused: &Refused) -> (u16, &'static str) {
+        (refused.status_code().as_u16(), refused.code)
+    }
+
+    /// Every error of the library has the code of the table: 503 and 4xx only where nothing was applied.
+    #[actix::test]
+    async fn codes() {
+        let node = node().await;
+        let cause = || "why".to_owned();
+        let proposals = [
+            (ProposeError::NotLeader { leader: Some(2) }, 503, "not_leader"),
+            (ProposeError::Busy { in_flight: 1, bytes: 1 }, 503, "busy"),
+            (ProposeError::Stopped { cause: cause() }, 503, "stopped"),
+            (ProposeError::TooLarge { size: 2, limit: 1 }, 413, "too_large"),
+            (ProposeError::Invalid { cause: cause() }, 400, "bad_request"),
+            (ProposeError::Unknown { cause: cause() }, 504, "unknown"),
+        ];
+        for (error, status, code) in proposals {
+            let surely_not_applied = error.outcome() == actorum::Outcome::Rejected;
+            assert_eq!(surely_not_applied, status != 504, "{error}");
+            assert_eq!(told(&Refused::proposal(&node, error)), (status, code));
+        }
+        let reads = [
+            (ReadError::NotLeader { leader: None }, "not_leader"),
+            (ReadError::Busy { in_flight: 1 }, "busy"),
+            (ReadError::Stopped { cause: cause() }, "stopped"),
+        ];
+        for (error, code) in reads {
+            assert_eq!(told(&Refused::read(&node, error)), (503, code));
+        }
+        let changes = [
+            (ChangeError::InProgress, 409, "in_progress"),
+            (ChangeError::Invalid { cause: cause() }, 400, "bad_request"),
+            (ChangeError::NotLeader { leader: None }, 503, "not_leader"),
+            (ChangeError::Busy { in_flight: 1 }, 503, "busy"),
+            (ChangeError::Stopped { cause: cause() }, 503, "stopped"),
+            (ChangeError::Unknown { cause: cause() }, 504, "unknown"),
+        ];
+        for (error, status, code) in changes {
+            let surely_not_made = error.outcome() == actorum::Outcome::Rejected;
+            assert_eq!(surely_not_made, status != 504, "{error}");
+            assert_eq!(told(&Refused::change(&node, error)), (status, code));
+        }
+        let stopped = SubscribeError::Stopped { cause: cause() };
+        assert_eq!(told(&Refused::subscription(&node, stopped)), (503, "stopped"));
+        assert_eq!(told(&Refused::unanswered(&node)), (504, "unknown"));
+        node.raft.shutdown().await;
+    }
+
+    /// A node that has stopped says so wherever it is asked, and is neither alive nor ready.
+    #[actix::test]
+    async fn a_node_that_has_stopped() {
+        let node = Data::new(node().await);
+        let app = test::init_service(App::new().app_data(node.clone()).configure(routes)).await;
+        let live = test::call_service(&app, test::TestRequest::get().uri("/livez").to_request()).await;
+        assert_eq!(live.status(), 200, "it lives until then");
+
+        node.raft.shutdown().await;
+        let requests = [
+            test::TestRequest::get().uri("/livez"),
+            test::TestRequest::get().uri("/readyz"),
+            test::TestRequest::get().uri("/kv/k"),
+            test::TestRequest::put().uri("/kv/k").set_payload("v"),
+            test::TestRequest::delete().uri("/kv/k"),
+            test::TestRequest::get().uri("/events"),
+        ];
+        for request in requests {
+            let response = test::call_service(&app, request.to_request()).await;
+            assert_eq!(response.status(), 503, "{:?}", response.request());
+            let body: Value = test::read_body_json(response).await;
+            assert_eq!(body["error"], "stopped", "{body}");
+            assert!(body["message"].as_str().is_some_and(|cause| !cause.is_empty()), "{body}");
+        }
+        let status = test::call_service(&app, test::TestRequest::get().uri("/status").to_request()).await;
+        assert_eq!(status.status(), 200, "the status still tells why");
+        let body: Value = test::read_body_json(status).await;
+        assert!(body["stopped"].is_string(), "{body}");
+    }
+}

@@ -86,13 +86,14 @@ struct File {
     peers: Option<BTreeMap<String, String>>,
     wait: Option<bool>,
     log_format: Option<LogFormat>,
-    raft: Config,
+    raft: toml::Table,
 }
 
 impl Settings {
     /// Puts the three places together. Every error says which setting is missing or wrong, and how to give it.
     pub fn merge(args: Args) -> Result<Settings, Failure> {
-        let file = args.config.as_deref().map(File::read).transpose()?.unwrap_or_default();
+        let mut file = args.config.as_deref().map(File::read).transpose()?.unwrap_or_default();
+        let raft = raft(std::mem::take(&mut file.raft), args.config.as_deref())?;
 
         // Whoever names the peers or the waiting names the whole beginning: the file's word on it is then not asked.
         let bootstrap = if args.wait {
@@ -102,10 +103,6 @@ impl Settings {
         } else {
             file.bootstrap()?
         };
-        let mut raft = file.raft;
-        let variables =
-            std::env::vars_os().filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)));
-        raft.apply_env(PREFIX, &VARIABLES, variables).and_then(|()| raft.validate()).map_err(Failure::usage)?;
         let settings = Settings {
             id: needed(args.id.or(file.id), "id")?,
             data: needed(args.data.or(file.data), "data")?,
@@ -156,6 +153,17 @@ impl File {
             )),
         }
     }
+}
+
+/// The library's settings: those of the file, then those of the environment. What cannot be is told by the library.
+fn raft(table: toml::Table, path: Option<&Path>) -> Result<Config, Failure> {
+    let mut raft = Config::default();
+    let in_file = |e| Failure::usage(format!("--config {}, [raft]: {e}", path.unwrap_or(Path::new("")).display()));
+    raft.apply(table).map_err(in_file)?;
+    let variables =
+        std::env::vars_os().filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)));
+    raft.apply_env(PREFIX, &VARIABLES, variables).and_then(|()| raft.validate()).map_err(Failure::usage)?;
+    Ok(raft)
 }
 
 fn needed<T>(value: Option<T>, name: &str) -> Result<T, Failure> {
