@@ -62,7 +62,7 @@ impl<S: StateMachine, T: Send + 'static> Read<S, T> {
         Read { look: Box::new(look), linearizable: false, deadline: None }
     }
 
-    /// How long to try before giving up.
+    /// How long to try before giving up. Of no effect on a stale read, which waits for nobody.
     pub fn deadline(mut self, deadline: Duration) -> Self {
         self.deadline = Some(deadline);
         self

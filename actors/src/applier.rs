@@ -3,7 +3,7 @@
 //! ```text
 //!  core ──Apply──▶ replica ─┬─▶ the waiting slot: the typed response
 //!                           ├─▶ subscribers
-//!                           ├──SystemChanged──▶ core, membership manager, front door
+//!                           ├──SystemChanged──▶ core, membership manager
 //!                           └──AppliedTo──▶ core, once per batch
 //!  core ──ServeReads──▶ waiting by index ──▶ served as soon as that index is applied
 //! ```

@@ -123,6 +123,10 @@ impl Founding {
 
     /// Another founder's word.
     pub fn hear(&mut self, peer: NodeId, statement: Statement) -> Result<Verdict, FormationError> {
+        // Whoever holds a certificate may speak; only a founder's word counts here, for this node or against it.
+        if !self.founders.contains_key(&peer) {
+            return Ok(self.verdict());
+        }
         if let Some(formed_with) = statement.formed_with {
             return match formed_with.get(&self.id) {
                 // It formed with this very directory, which has not voted since: the same cluster, at once.
@@ -134,9 +138,6 @@ impl Founding {
                     ours: self.incarnation,
                 }),
             };
-        }
-        if !self.founders.contains_key(&peer) {
-            return Ok(self.verdict());
         }
         if statement.founders.is_empty() {
             return Err(FormationError::NotFounding { peer });
@@ -197,6 +198,17 @@ mod tests {
         let refused = wiped.hear(3, word).unwrap_err();
         assert!(matches!(refused, FormationError::Replaced { peer: 3, id: 2, .. }), "{refused}");
         assert!(refused.to_string().contains("0000000000000016"), "names the known incarnation: {refused}");
+    }
+
+    #[test]
+    fn the_word_of_one_that_is_no_founder_counts_in_neither_direction() {
+        let mut two = founder(2, 22);
+        let known = |incarnation| BTreeMap::from([(2, Incarnation(incarnation))]);
+        let waiting = Ok(Verdict::Waiting(vec![1, 3]));
+        for formed_with in [None, Some(BTreeMap::new()), Some(known(99)), Some(known(22))] {
+            let word = Statement { formed_with, ..founder(3, 33).statement() };
+            assert_eq!(two.hear(4, word), waiting);
+        }
     }
 
     #[test]

@@ -235,6 +235,22 @@ impl<T: Ticket> MembershipManager<T> {
         }
     }
 
+    /// Whether this peer's word, that the cluster knows another directory of this id, is enough to stop.
+    ///
+    /// It is for a node that belongs to no cluster yet: it may have lost its disk, and must not take part. But a
+    /// member knows by its own copy of the membership whether it is the one recorded; there, one peer in error
+    /// or in the wrong hands must not put it out of service.
+    fn may_stop_us(&self, peer: NodeId) -> bool {
+        match &self.state {
+            Some(state) => {
+                let recorded = state.membership.members.get(&self.id).and_then(|member| member.incarnation);
+                recorded.is_some_and(|recorded| recorded != self.incarnation)
+            }
+            // A founder listens to founders only; who waits does not know yet whom to believe.
+            None => self.founders.is_empty() || self.founders.contains_key(&peer),
+        }
+    }
+
     fn fail(&mut self, cause: String) {
         self.founding = None;
         self.refused = Some(cause.clone());
@@ -334,11 +350,148 @@ impl<T: Ticket> Handler<PeerRefused> for MembershipManager<T> {
 
     fn handle(&mut self, PeerRefused { peer, by_peer, reason }: PeerRefused, _: &mut Context<Self>) {
         let who = if by_peer { format!("node {peer} refused this node") } else { format!("refused node {peer}") };
-        self.refused = Some(format!("{who}: {reason}"));
-        match reason {
-            // The cluster knows another directory of this id: it must not take part with this one.
-            RefusedBecause::Incarnation { id, .. } if by_peer && id == self.id => self.fail(format!("{who}: {reason}")),
-            _ => self.show(),
+        let cause = format!("{who}: {reason}");
+        tracing::warn!("{cause}");
+        let of_us = matches!(reason, RefusedBecause::Incarnation { id, .. } if by_peer && id == self.id);
+        if of_us && self.may_stop_us(peer) {
+            self.fail(cause);
+        } else {
+            self.refused = Some(cause);
         }
+        self.show();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use actorum_transport::wire::Address;
+    use tokio::sync::mpsc;
+
+    use super::*;
+    use crate::{message::Answer, testkit::founded};
+
+    struct NoTicket;
+
+    impl Ticket for NoTicket {
+        fn answer(self, _: Answer) {}
+
+        fn confirmed(self, _: u64) -> Option<Self> {
+            None
+        }
+    }
+
+    /// The transport, the core and the parent at once; tells the test what the parent heard.
+    struct Fake(mpsc::UnboundedSender<String>);
+
+    impl Actor for Fake {
+        type Context = Context<Self>;
+    }
+
+    macro_rules! ignores {
+        ($($message:ty)*) => {
+            $(impl Handler<$message> for Fake {
+                type Result = ();
+
+                fn handle(&mut self, _: $message, _: &mut Context<Self>) {}
+            })*
+        };
+    }
+
+    ignores! { Ask SetPeers SetCluster Form Submit<NoTicket> }
+
+    impl Handler<Failed> for Fake {
+        type Result = ();
+
+        fn handle(&mut self, Failed { cause }: Failed, _: &mut Context<Self>) {
+            self.0.send(cause).unwrap();
+        }
+    }
+
+    /// Asked last, so that everything sent before has arrived.
+    #[derive(Message)]
+    #[rtype(result = "()")]
+    struct Flush;
+
+    impl Handler<Flush> for MembershipManager<NoTicket> {
+        type Result = ();
+
+        fn handle(&mut self, Flush: Flush, _: &mut Context<Self>) {}
+    }
+
+    impl Handler<Flush> for Fake {
+        type Result = ();
+
+        fn handle(&mut self, Flush: Flush, _: &mut Context<Self>) {}
+    }
+
+    /// Node 1 with incarnation 11 hears this refusal: what its parent heard, and what it shows.
+    async fn refused(beginning: Beginning, by: NodeId, known: u64) -> (Option<String>, MembershipStatus) {
+        let (told, mut heard) = mpsc::unbounded_channel();
+        let fake = Fake(told).start();
+        let status = watch::Sender::new(MembershipStatus::default());
+        let links = Links {
+            ask: fake.clone().recipient(),
+            set_peers: fake.clone().recipient(),
+            set_cluster: fake.clone().recipient(),
+            form: fake.clone().recipient(),
+            submit: fake.clone().recipient(),
+            failed: fake.downgrade().recipient(),
+            status: status.clone(),
+        };
+        let manager = MembershipManager::<NoTicket>::new(1, GroupId::FIRST, Incarnation(11), beginning, links);
+        let manager = manager.unwrap().start();
+        let (known, theirs) = (Incarnation(known), Incarnation(11));
+        let reason = RefusedBecause::Incarnation { id: 1, known, theirs };
+        manager.do_send(PeerRefused { peer: by, by_peer: true, reason });
+        manager.send(Flush).await.unwrap();
+        fake.send(Flush).await.unwrap();
+        (heard.try_recv().ok(), status.borrow().clone())
+    }
+
+    fn founding(ids: &[NodeId]) -> Beginning {
+        let founders = ids.iter().map(|id| (*id, Address(format!("n{id}")))).collect();
+        Beginning::Founding { founders, cluster: ClusterId(7) }
+    }
+
+    /// A member, as which its own copy of the membership records this incarnation.
+    fn member(recorded: Option<u64>) -> Beginning {
+        let mut state = founded();
+        if let Some(incarnation) = recorded {
+            state.apply(&SystemCommand::Incarnation { node: 1, incarnation: Incarnation(incarnation) });
+        }
+        Beginning::Formed { state: Arc::new(state), formed_with: BTreeMap::new() }
+    }
+
+    #[actix::test]
+    async fn a_member_goes_on_at_one_peers_word_and_shows_it() {
+        for recorded in [None, Some(11)] {
+            let (failed, status) = refused(member(recorded), 2, 99).await;
+            assert_eq!((failed, status.formed), (None, Formed::Yes));
+            let shown = status.refused.unwrap();
+            assert!(shown.starts_with("node 2 refused this node: node 1 is known here as incarnation"), "{shown}");
+        }
+    }
+
+    #[actix::test]
+    async fn a_member_that_its_own_cluster_records_otherwise_stops() {
+        let (failed, _) = refused(member(Some(99)), 2, 99).await;
+        assert!(failed.unwrap().contains("under a new id"));
+    }
+
+    #[actix::test]
+    async fn a_wiped_node_under_a_used_id_stops_by_name() {
+        let (failed, status) = refused(Beginning::Waiting, 2, 99).await;
+        let cause = failed.unwrap();
+        assert!(cause.contains("node 1 is known here as incarnation 0000000000000063"), "{cause}");
+        assert_eq!(status.refused, Some(cause));
+        let (failed, _) = refused(founding(&[1, 2, 3]), 3, 99).await;
+        assert!(failed.unwrap().contains("node 3 refused this node"));
+    }
+
+    #[actix::test]
+    async fn a_forming_founder_goes_on_at_the_word_of_one_that_is_no_founder() {
+        let (failed, status) = refused(founding(&[1, 2, 3]), 4, 99).await;
+        assert_eq!((failed, status.formed), (None, Formed::Forming { waiting_for: vec![2, 3] }));
+        assert!(status.refused.unwrap().starts_with("node 4 refused this node"));
     }
 }

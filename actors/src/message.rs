@@ -5,9 +5,9 @@
 //! | [`Submit`], [`SubmitRead`], [`SubmitChange`], [`Campaign`] | front door → core | through the ticket |
 //! | [`Append`] | core → log writer | [`Persisted`], or [`Failed`] to the front door |
 //! | [`Apply`], [`ServeReads`], [`Restore`] | core → applier | [`AppliedTo`] |
-//! | | applier → membership, front door | [`SystemChanged`] |
+//! | | applier → core, membership | [`SystemChanged`] |
 //! | | core → applier, membership, front door | [`LeaderChanged`] |
-//! | `Tick`, `Drain` | core → itself | |
+//! | `Drain` | core → itself | |
 //!
 //! Messages to and from the transport are in [`actorum_transport::message`].
 
