@@ -1,8 +1,8 @@
 //! How founders make a cluster: each must hear from all that they are as new as it is. The sixth promise.
 //!
 //! ```text
-//!  unformed ──ask every founder──▶ all unformed, same list ──▶ formed with their incarnations
-//!      │                           one formed with *this* incarnation of ours ──▶ formed with the same
+//!  unformed ──ask every founder──▶ each: unformed, same list ─────────┐
+//!      │                           or: formed with this incarnation ──┴─▶ all heard: formed
 //!      └─ one formed with another incarnation of ours, or another list ──▶ refused, by name
 //! ```
 //!
@@ -10,7 +10,8 @@
 //! the votes and acknowledgements it gave. What tells them apart is the incarnation, drawn when the directory is
 //! made. A founder that forms remembers those it formed with; one that comes back empty has another, and is
 //! told so. The exchange is symmetric, so a founder that formed while we were asking still tells us the
-//! truth: it formed with this very directory, which therefore never voted.
+//! truth: it formed with this very directory, which therefore never voted. That is its word and no more: another
+//! founder may know better, so every one of them is heard, also when the first already says "formed".
 //!
 //! Pure: statements in, a verdict out.
 
@@ -25,6 +26,8 @@ pub struct Founding {
     incarnation: Incarnation,
     founders: BTreeMap<NodeId, Address>,
     heard: BTreeMap<NodeId, Incarnation>,
+    /// With whom the cluster was formed, as a founder says that was part of it.
+    formed: Option<BTreeMap<NodeId, Incarnation>>,
 }
 
 /// What the statements so far amount to.
@@ -97,7 +100,7 @@ impl Founding {
         if !founders.contains_key(&id) {
             return Err(FormationError::NotAFounder { id, list: list(&founders) });
         }
-        Ok(Founding { id, incarnation, founders, heard: BTreeMap::new() })
+        Ok(Founding { id, incarnation, founders, heard: BTreeMap::new(), formed: None })
     }
 
     /// What this node says of itself.
@@ -116,9 +119,10 @@ impl Founding {
         if !missing.is_empty() {
             return Verdict::Waiting(missing);
         }
-        let mut formed = self.heard.clone();
-        formed.insert(self.id, self.incarnation);
-        Verdict::Formed(formed)
+        let mut heard = self.heard.clone();
+        heard.insert(self.id, self.incarnation);
+        // A founder that lost its directory meanwhile was heard with the new one; the cluster has the old one.
+        Verdict::Formed(self.formed.clone().unwrap_or(heard))
     }
 
     /// Another founder's word.
@@ -129,8 +133,12 @@ impl Founding {
         }
         if let Some(formed_with) = statement.formed_with {
             return match formed_with.get(&self.id) {
-                // It formed with this very directory, which has not voted since: the same cluster, at once.
-                Some(known) if *known == self.incarnation => Ok(Verdict::Formed(formed_with)),
+                // It formed with this very directory, which has not voted since.
+                Some(known) if *known == self.incarnation => {
+                    self.formed = Some(formed_with);
+                    self.heard.insert(peer, statement.incarnation);
+                    Ok(self.verdict())
+                }
                 known => Err(FormationError::Replaced {
                     peer,
                     id: self.id,
@@ -183,11 +191,24 @@ mod tests {
     }
 
     #[test]
-    fn one_that_formed_with_this_directory_vouches_for_it() {
+    fn one_that_formed_with_this_directory_vouches_for_it_once_all_are_heard() {
         let mut two = founder(2, 22);
         let formed = BTreeMap::from([(1, Incarnation(11)), (2, Incarnation(22)), (3, Incarnation(33))]);
         let word = Statement { formed_with: Some(formed.clone()), ..founder(1, 11).statement() };
-        assert_eq!(two.hear(1, word), Ok(Verdict::Formed(formed)));
+        assert_eq!(two.hear(1, word), Ok(Verdict::Waiting(vec![3])));
+        assert_eq!(two.hear(3, founder(3, 33).statement()), Ok(Verdict::Formed(formed)));
+    }
+
+    /// 3 formed with the new directory of 2, not knowing better; 1 formed with the old one, and may hold what the old
+    /// one acknowledged. The new one must not take 3's word for the whole truth.
+    #[test]
+    fn one_founder_s_word_does_not_replace_another_s() {
+        let mut wiped = founder(2, 23);
+        let with = |two| Some(BTreeMap::from([(1, Incarnation(11)), (2, Incarnation(two)), (3, Incarnation(33))]));
+        let three = Statement { formed_with: with(23), ..founder(3, 33).statement() };
+        assert_eq!(wiped.hear(3, three), Ok(Verdict::Waiting(vec![1])));
+        let one = Statement { formed_with: with(22), ..founder(1, 11).statement() };
+        assert!(matches!(wiped.hear(1, one), Err(FormationError::Replaced { peer: 1, id: 2, .. })));
     }
 
     #[test]
