@@ -112,11 +112,14 @@ impl Cluster {
     pub fn wait_for_leader(&mut self, dead: Option<NodeId>, patience: &Patience) -> Result<(NodeId, u64), Failure> {
         let asked: Vec<NodeId> = NODES.into_iter().filter(|id| Some(*id) != dead).collect();
         patience.wait("a leader", || {
+            let mut statuses = Vec::new();
             for id in &asked {
                 let node = self.nodes.get_mut(id).expect("one of the three");
                 node.must_run()?;
+                // One that does not answer takes its time to do so.
+                patience.check("a leader")?;
+                statuses.extend(self.status(*id).ok().map(|status| (*id, status)));
             }
-            let statuses: Vec<_> = asked.iter().filter_map(|id| Some((*id, self.status(*id).ok()?))).collect();
             let leader = statuses.iter().find(|(_, status)| status.role == "leader");
             Ok(leader.and_then(|(id, status)| {
                 // The story of a first election is told once everyone has heard; a new leader counts at once.

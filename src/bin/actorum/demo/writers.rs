@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// What a writer waits for one answer; its requests' own deadline is shorter.
-const TIMEOUT: Duration = Duration::from_secs(3);
+const TIMEOUT: Duration = Duration::from_millis(2500);
 /// After a refusal, before the next node is asked; and between looks for leave to go on.
 const PAUSE: Duration = Duration::from_millis(20);
 
