@@ -7,13 +7,14 @@
 //! ```
 //!
 //! Step n is a function of the seed (`POWERCUT_SEED`), n, and the steps before: appends, conflicts that
-//! truncate, votes, new terms, snapshots. Each step also appends one entry to a second group, in the same batch, so the last
-//! index of that group says which step the store is at, and both groups must agree on it. The judge
-//! repeats the steps in memory and compares every entry.
+//! truncate, votes, new terms, snapshots. It goes through the log writer, as a core's would. Each step then appends one entry
+//! to a second group, so the last index of that group says which step the store is at; the first group is at that step or
+//! one further. The judge repeats the steps in memory and compares every entry.
 //!
 //! `POWERCUT_NO_SYNC=1` takes the sync call out: then acknowledged steps are lost, or the judge judges nothing.
 
 use std::{
+    collections::VecDeque,
     env,
     io::Write as _,
     path::Path,
@@ -22,19 +23,25 @@ use std::{
     time::Instant,
 };
 
-use actorum_actors::log::{
-    sled::{OpenOptions, SledStore, SyncPolicy},
-    store::{Batch, HardState, LogStore, Recovered, Write},
+use actix::prelude::*;
+use actorum_actors::{
+    log::{
+        sled::{OpenOptions, SledStore, SyncPolicy},
+        store::{Batch, HardState, LogStore, Recovered, Write},
+    },
+    log_writer::{LogWriter, LogWriterLinks},
+    message::{Append, Failed, Persisted},
 };
 use actorum_transport::wire::{Entry, EntryKind, GroupId, Incarnation, Snapshot};
 use bytes::Bytes;
+use tokio::sync::watch;
 
 /// The group that works.
 const RAFT: GroupId = GroupId(0);
 /// The group whose last index is the number of the step.
 const STEPS: GroupId = GroupId(1);
 /// How many steps may be on their way.
-const IN_FLIGHT: u64 = 4;
+const IN_FLIGHT: usize = 4;
 
 fn main() -> ExitCode {
     let args: Vec<String> = env::args().skip(1).collect();
@@ -64,37 +71,101 @@ fn open(dir: &Path) -> Result<Box<SledStore>, String> {
     SledStore::open(dir, options).map(Box::new).map_err(|error| error.to_string())
 }
 
+/// Works through the log writer, as a core does: one append per group and step, several steps on their way.
 fn write(dir: &Path) -> Result<(), String> {
     let store = open(dir)?;
     let mut model = Model::new();
-    model.run_to(check(&store, &mut Model::new())?);
-    let (heard, completed) = channel();
-    let mut appender = store.start(Arc::new(move |completion| drop(heard.send(completion))));
-    let (mut submitted, mut steps) = (0, std::collections::VecDeque::new());
-    loop {
-        while submitted < IN_FLIGHT {
-            let (step, batch) = model.step();
-            appender.submit(batch);
-            steps.push_back(Some(step));
-            submitted += 1;
-            if let Some(commit) = model.commit_alone() {
-                appender.submit(commit);
-                steps.push_back(None);
-                submitted += 1;
-            }
+    let unfinished = check(&store, &mut model)?.1;
+    System::new().block_on(async move {
+        let core = Core { model, unfinished, writer: None, number: 0, steps: VecDeque::new() }.start();
+        let down = core.downgrade();
+        let cores = [(RAFT, down.clone().recipient()), (STEPS, down.clone().recipient())].into();
+        let links = LogWriterLinks { cores, failed: down.recipient() };
+        core.do_send(Begin(LogWriter::start(store, links, watch::Sender::default())));
+        std::future::pending::<()>().await;
+    });
+    Ok(())
+}
+
+/// Stands where the Raft core of both groups would.
+struct Core {
+    model: Model,
+    /// Whether the store holds the next step in one group and not yet in the other.
+    unfinished: bool,
+    writer: Option<Addr<LogWriter>>,
+    number: u64,
+    /// The steps on their way: the number that makes each durable in both groups, and the step.
+    steps: VecDeque<(u64, u64)>,
+}
+
+impl Actor for Core {
+    type Context = Context<Self>;
+}
+
+impl Core {
+    fn append(&mut self, write: Write, sync: bool) -> u64 {
+        self.number += 1;
+        if let Some(writer) = &self.writer {
+            writer.do_send(Append { number: self.number, write, sync });
         }
-        let completed = completed.recv().map_err(|_| "the store hung up")?;
-        completed.result.map_err(|error| error.to_string())?;
-        submitted -= 1;
-        if let Some(step) = steps.pop_front().flatten() {
-            let mut out = std::io::stdout().lock();
-            writeln!(out, "A {step}").and_then(|()| out.flush()).map_err(|error| error.to_string())?;
+        self.number
+    }
+
+    fn fill(&mut self) {
+        while self.steps.len() < IN_FLIGHT {
+            let (step, [raft, steps]) = self.model.step();
+            if !std::mem::take(&mut self.unfinished) {
+                self.append(raft, true);
+            }
+            let number = self.append(steps, true);
+            self.steps.push_back((number, step));
+            if let Some(commit) = self.model.commit_alone() {
+                self.append(commit, false);
+            }
         }
     }
 }
 
+#[derive(Message)]
+#[rtype(result = "()")]
+struct Begin(Addr<LogWriter>);
+
+impl Handler<Begin> for Core {
+    type Result = ();
+
+    fn handle(&mut self, Begin(writer): Begin, _: &mut Self::Context) {
+        self.writer = Some(writer);
+        self.fill();
+    }
+}
+
+impl Handler<Persisted> for Core {
+    type Result = ();
+
+    fn handle(&mut self, Persisted { group, number }: Persisted, _: &mut Self::Context) {
+        if group != STEPS {
+            return;
+        }
+        while self.steps.front().is_some_and(|(last, _)| *last <= number) {
+            let Some((_, step)) = self.steps.pop_front() else { break };
+            let mut out = std::io::stdout().lock();
+            writeln!(out, "A {step}").and_then(|()| out.flush()).expect("the harness reads");
+        }
+        self.fill();
+    }
+}
+
+impl Handler<Failed> for Core {
+    type Result = ();
+
+    fn handle(&mut self, Failed { cause }: Failed, _: &mut Self::Context) {
+        eprintln!("{cause}");
+        std::process::exit(1);
+    }
+}
+
 fn verify(dir: &Path, acked: u64) -> Result<(), String> {
-    let found = check(&*open(dir)?, &mut Model::new())?;
+    let (found, _) = check(&*open(dir)?, &mut Model::new())?;
     if found < acked {
         return Err(format!("LOST: step {acked} was acknowledged, the store is at step {found}"));
     }
@@ -102,14 +173,32 @@ fn verify(dir: &Path, acked: u64) -> Result<(), String> {
     Ok(())
 }
 
-/// At which step the store is, after comparing all it holds with the model at that step.
-fn check(store: &SledStore, model: &mut Model) -> Result<u64, String> {
+/// At which step the store is, after comparing all it holds with the model at that step; and whether the group that
+/// works is already a step further, for each step is written to it first. Leaves the model at the step found.
+fn check(store: &SledStore, model: &mut Model) -> Result<(u64, bool), String> {
     let recover = |group| store.recover(group).map_err(|error| error.to_string());
     let (raft, steps) = (recover(RAFT)?, recover(STEPS)?);
     let found = steps.last_index;
     model.run_to(found);
+    if found > 0 && steps.term_at(found) != Some(model.term) {
+        return Err(format!("step {found}: its entry is of another term"));
+    }
+    let at_it = compare(store, &raft, model);
+    if at_it.is_ok() {
+        return Ok((found, false));
+    }
+    let mut further = model.clone();
+    further.run_to(found + 1);
+    match compare(store, &raft, &further) {
+        Ok(()) => Ok((found, true)),
+        Err(_) => at_it.map(|()| (found, false)),
+    }
+}
+
+fn compare(store: &SledStore, raft: &Recovered, model: &Model) -> Result<(), String> {
+    let found = model.step;
     if found == 0 {
-        return if raft == Recovered::default() { Ok(0) } else { Err("one group alone was written".to_owned()) };
+        return if *raft == Recovered::default() { Ok(()) } else { Err("it holds something before step 1".to_owned()) };
     }
     let HardState { term, vote, commit } = raft.hard_state;
     let last = model.entries.last().map_or(model.snapshot.0, |entry| entry.index);
@@ -119,7 +208,6 @@ fn check(store: &SledStore, model: &mut Model) -> Result<u64, String> {
         ("last index", raft.last_index, last),
         ("snapshot index", raft.snapshot.as_ref().map_or(0, |s| s.index), model.snapshot.0),
         ("snapshot term", raft.snapshot.as_ref().map_or(0, |s| s.term), model.snapshot.1),
-        ("step's entry", steps.term_at(found).unwrap_or(0), model.term),
     ];
     for (what, found_value, expected) in same {
         if found_value != expected {
@@ -135,7 +223,7 @@ fn check(store: &SledStore, model: &mut Model) -> Result<u64, String> {
     if read != expected {
         return Err(format!("step {found}: the entries differ"));
     }
-    Ok(found)
+    Ok(())
 }
 
 /// splitmix64: enough chance for a load, and the same everywhere.
@@ -174,6 +262,7 @@ impl Planned {
 }
 
 /// What the store must hold.
+#[derive(Clone)]
 struct Model {
     seed: u64,
     step: u64,
@@ -199,7 +288,8 @@ impl Model {
         }
     }
 
-    fn step(&mut self) -> (u64, Batch) {
+    /// The next step: its writes to the group that works and to the one that counts.
+    fn step(&mut self) -> (u64, [Write; 2]) {
         let writes = self.plan();
         let planned = writes.1.iter().map(Planned::entry).collect();
         let hard_state = writes.2.then_some(HardState { term: self.term, vote: self.vote, commit: self.commit });
@@ -215,17 +305,17 @@ impl Model {
             0 => Write { group: STEPS, snapshot: Some(snapshot(self.step, self.term)), ..Write::default() },
             _ => Write { group: STEPS, entries: vec![counted], ..Write::default() },
         };
-        (self.step, Batch { writes: vec![raft, steps], sync: true })
+        (self.step, [raft, steps])
     }
 
     /// Now and then a commit index alone, as a follower writes between appends.
-    fn commit_alone(&mut self) -> Option<Batch> {
+    fn commit_alone(&mut self) -> Option<Write> {
         let last = self.last();
         let due = self.step.is_multiple_of(5) && self.commit < last && self.hinted < last;
         due.then(|| {
             self.hinted = last.min(self.commit + 1);
             let hard_state = Some(HardState { term: self.term, vote: self.vote, commit: self.hinted });
-            Batch { writes: vec![Write { group: RAFT, hard_state, ..Write::default() }], sync: false }
+            Write { group: RAFT, hard_state, ..Write::default() }
         })
     }
 
