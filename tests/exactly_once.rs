@@ -1,4 +1,5 @@
-//! Two nodes race with retries while leaders are cut off and die: what is counted at the end is the fourth promise.
+//! Two nodes race with retries while leaders are cut off, lose their answers and die: what is counted at the end is the
+//! fourth promise.
 //!
 //! Every client proposes numbers that nobody else proposes. It proposes one again only after a rejection, which
 //! promises that the number is surely not in the log. So no number may be applied twice, every number
@@ -10,7 +11,7 @@ use std::{
     collections::BTreeSet,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -22,12 +23,14 @@ use support::{MemoryDisk, MemoryNetwork, PATIENCE, Sum, founders, start};
 struct Account {
     answered: BTreeSet<u64>,
     unknown: BTreeSet<u64>,
+    /// Unknown because the leader's answer, and nothing but the answer, was lost.
+    unheard: BTreeSet<u64>,
     given_up: BTreeSet<u64>,
     rejections: usize,
 }
 
 /// Proposes through one node, eight at a time, until told to stop.
-async fn client(raft: Raft<Sum>, numbers: u64, stop: Arc<AtomicBool>) -> Account {
+async fn client(raft: Raft<Sum>, numbers: u64, stop: Arc<AtomicBool>, unheard: Arc<AtomicUsize>) -> Account {
     let mut account = Account::default();
     let mut next = numbers;
     while !stop.load(Ordering::Relaxed) {
@@ -41,7 +44,13 @@ async fn client(raft: Raft<Sum>, numbers: u64, stop: Arc<AtomicBool>) -> Account
             for (number, answer) in answers {
                 match answer.await {
                     Ok(_) => drop(account.answered.insert(number)),
-                    Err(error) if error.outcome() == Outcome::Unknown => drop(account.unknown.insert(number)),
+                    Err(error) if error.outcome() == Outcome::Unknown => {
+                        if error.to_string().contains("the leader's answer was lost: the link was cut") {
+                            unheard.fetch_add(1, Ordering::Relaxed);
+                            account.unheard.insert(number);
+                        }
+                        account.unknown.insert(number);
+                    }
                     Err(_) if attempt == 5 => drop(account.given_up.insert(number)),
                     Err(_) => {
                         account.rejections += 1;
@@ -70,14 +79,28 @@ async fn nothing_is_applied_twice_and_nothing_answered_is_lost() {
         nodes.push(start(&network, id, &disks[id as usize - 1], founders(3)).await);
     }
     leader_of(&nodes).await;
-    let stop = Arc::new(AtomicBool::new(false));
+    let (stop, unheard) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
     let clients: Vec<_> = [(0, 1_000_000), (1, 2_000_000), (0, 3_000_000), (1, 4_000_000)]
-        .map(|(node, numbers)| actix::spawn(client(nodes[node].clone(), numbers, stop.clone())))
+        .map(|(node, numbers)| actix::spawn(client(nodes[node].clone(), numbers, stop.clone(), unheard.clone())))
         .into();
-    let (mut cut_off, mut died) = (0, 0);
-    while cut_off < 3 || died < 2 {
+    let (mut cut_off, mut died, mut muted) = (0, 0, 0);
+    while cut_off < 3 || died < 2 || muted < 3 {
         let leader = leader_of(&nodes).await;
-        if leader == 3 {
+        if muted <= cut_off + died {
+            // What this client's node forwards arrives and is carried out with the third node's help; the answer
+            // alone never comes.
+            let follower = if leader == 1 { 2 } else { 1 };
+            let before = unheard.load(Ordering::Relaxed);
+            network.cut(leader, follower);
+            for _ in 0..30 {
+                actix::clock::sleep(Duration::from_millis(5)).await;
+                if unheard.load(Ordering::Relaxed) > before + 16 {
+                    break;
+                }
+            }
+            network.heal(leader, follower);
+            muted += 1;
+        } else if leader == 3 {
             // The leader dies without a word and comes back with what its disk holds.
             disks[2].crash();
             nodes.pop();
@@ -99,6 +122,7 @@ async fn nothing_is_applied_twice_and_nothing_answered_is_lost() {
         let account = client.await.unwrap();
         total.answered.extend(account.answered);
         total.unknown.extend(account.unknown);
+        total.unheard.extend(account.unheard);
         total.given_up.extend(account.given_up);
         total.rejections += account.rejections;
     }
@@ -118,8 +142,10 @@ async fn nothing_is_applied_twice_and_nothing_answered_is_lost() {
     let ghosts: Vec<_> = total.given_up.intersection(&found).collect();
     assert!(ghosts.is_empty(), "rejected and yet there: {ghosts:?}");
     assert!(total.rejections > 0 && !total.unknown.is_empty(), "nothing was retried or lost: the test proves nothing");
+    let applied_unheard = total.unheard.intersection(&found).count();
+    assert!(applied_unheard > 0, "no answer alone was lost: {} answers of the leader were", total.unheard.len());
     println!(
-        "{} answered, {} unknown, {} rejections, {} found",
+        "{} answered, {} unknown, {applied_unheard} of them applied and only the answer lost, {} rejections, {} found",
         total.answered.len(),
         total.unknown.len(),
         total.rejections,

@@ -2,10 +2,18 @@
 
 mod support;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use actix::prelude::*;
 use actorum::{ChangeError, MemberRole, Network, Outcome, StartError, WaitError, prelude::*};
+use actorum_actors::log::store::{Completions, LogAppender, LogReader, LogStore, Recovered, StoreError, StoreIdentity};
+use actorum_transport::wire::{Entry, GroupId, Incarnation};
 use support::{MemoryDisk, MemoryNetwork, PATIENCE, Sum, founders, is_open, on, quick, start, three};
 
 #[actix::test]
@@ -130,6 +138,99 @@ async fn a_dead_disk_stops_the_system_and_nothing_is_promised() {
     assert_eq!(error.outcome(), Outcome::Unknown);
     assert!(error.to_string().contains("a test's failing disk"), "{error}");
     assert!(raft.stopped().await.contains("a test's failing disk"));
+}
+
+/// A store whose readers panic once they are told to. With a tail in memory of next to nothing, the core
+/// meets that reader as soon as a follower needs an old entry.
+struct Haunted(Box<dyn LogStore>, Arc<AtomicBool>);
+
+struct HauntedReader(Arc<dyn LogReader>, Arc<AtomicBool>);
+
+impl LogStore for Haunted {
+    fn identity(&self) -> StoreIdentity {
+        self.0.identity()
+    }
+
+    fn recover(&self, group: GroupId) -> Result<Recovered, StoreError> {
+        self.0.recover(group)
+    }
+
+    fn reader(&self) -> Arc<dyn LogReader> {
+        Arc::new(HauntedReader(self.0.reader(), self.1.clone()))
+    }
+
+    fn start(self: Box<Self>, completed: Completions) -> Box<dyn LogAppender> {
+        self.0.start(completed)
+    }
+}
+
+impl LogReader for HauntedReader {
+    fn entries(&self, group: GroupId, from: u64, to: u64, max_bytes: usize) -> Result<Vec<Entry>, StoreError> {
+        assert!(!self.1.load(Ordering::SeqCst), "a test's ghost in the reader");
+        self.0.entries(group, from, to, max_bytes)
+    }
+
+    fn disk_bytes(&self) -> u64 {
+        self.0.disk_bytes()
+    }
+}
+
+#[actix::test]
+async fn a_panic_in_the_core_stops_its_system_and_nothing_else() {
+    let (network, haunted) = (MemoryNetwork::new(), Arc::new(AtomicBool::new(false)));
+    let mut nodes = Vec::new();
+    for id in 1..=3 {
+        let disk = MemoryDisk::new().open(id, Incarnation(id)).unwrap();
+        let storage = Storage::Custom(Box::new(Haunted(Box::new(disk), haunted.clone())));
+        let builder = RaftSystem::<Sum>::builder(id).network(Network::Memory(network.clone())).storage(storage);
+        let builder = builder.bootstrap(founders(3)).configure(quick).configure(|c| c.log_tail_bytes = 1);
+        nodes.push(builder.start().await.unwrap());
+    }
+    let bystander = start(&MemoryNetwork::new(), 1, &MemoryDisk::new(), founders(1)).await;
+    let id = nodes[0].wait_for_leader(PATIENCE).await.unwrap().leader.unwrap();
+    let [behind, other] = [id % 3 + 1, (id + 1) % 3 + 1];
+    let leader = &nodes[id as usize - 1];
+    network.isolate(behind);
+    for _ in 0..20 {
+        leader.propose_within(1, PATIENCE).await.unwrap();
+    }
+    // The only one that could commit it is cut off; the one that comes back needs what only the disk holds.
+    network.isolate(other);
+    let pending = leader.submit_within(1, PATIENCE);
+    haunted.store(true, Ordering::SeqCst);
+    network.heal(id, behind);
+    network.heal(behind, id);
+
+    let cause = leader.stopped().await;
+    assert!(cause.contains("the raft core panicked: a test's ghost in the reader"), "{cause}");
+    assert_eq!(leader.status().stopped, Some(cause.clone()));
+    assert_eq!(pending.await.unwrap_err(), ProposeError::Unknown { cause: cause.clone() });
+    assert_eq!(leader.propose(1).await.unwrap_err(), ProposeError::Stopped { cause });
+    assert_eq!(bystander.propose(7).await.unwrap().response, 7);
+}
+
+#[actix::test]
+async fn a_forward_that_the_leader_cannot_decode_never_reaches_its_log() {
+    #[derive(Default, serde::Serialize, serde::Deserialize)]
+    struct Words;
+    impl StateMachine for Words {
+        type Command = String;
+        type Response = u64;
+        fn apply(&mut self, _: &ApplyContext, _: &String) -> u64 {
+            0
+        }
+        serde_snapshot!();
+    }
+    let network = MemoryNetwork::new();
+    let leader = start(&network, 1, &MemoryDisk::new(), founders(1)).await;
+    leader.wait_for_leader(PATIENCE).await.unwrap();
+    let other = RaftSystem::<Words>::builder(2).network(Network::Memory(network)).storage(on(&MemoryDisk::new(), 2));
+    let other = other.bootstrap(Bootstrap::Wait).configure(quick).start().await.unwrap();
+    leader.change_within(ConfChange::AddLearner(2, "n2".into()), PATIENCE).await.unwrap();
+    other.wait_for_leader(PATIENCE).await.unwrap();
+    let error = other.propose_within("not a number".into(), PATIENCE).await.unwrap_err();
+    assert!(matches!(error, ProposeError::Invalid { .. }), "{error}");
+    assert_eq!(leader.propose(7).await.unwrap().response, 7, "it would have died of an entry that it cannot decode");
 }
 
 #[actix::test]

@@ -205,7 +205,9 @@ impl<T: Ticket> RaftCore<T> {
         let now = self.clock.now();
         if at_once || now.saturating_sub(self.shown_at) >= Duration::from_millis(1) {
             self.shown_at = now;
-            self.links.status.send_replace(self.consensus.status());
+            if let Some(status) = self.guarded(|core| core.consensus.status()) {
+                self.links.status.send_replace(status);
+            }
         }
     }
 
@@ -304,7 +306,7 @@ impl<T: Ticket> Handler<Submit<T>> for RaftCore<T> {
         if self.stopped.is_some() {
             return ticket.into_iter().for_each(|ticket| self.turn_away(ticket));
         }
-        self.consensus.submit(draft, ticket, deadline);
+        self.guarded(|core| core.consensus.submit(draft, ticket, deadline));
         self.drain_soon(ctx);
     }
 }
@@ -316,7 +318,7 @@ impl<T: Ticket> Handler<SubmitRead<T>> for RaftCore<T> {
         if self.stopped.is_some() {
             return self.turn_away(ticket);
         }
-        self.consensus.read(ticket, deadline);
+        self.guarded(|core| core.consensus.read(ticket, deadline));
         self.drain_soon(ctx);
     }
 }
@@ -328,7 +330,7 @@ impl<T: Ticket> Handler<SubmitChange<T>> for RaftCore<T> {
         if self.stopped.is_some() {
             return self.turn_away(ticket);
         }
-        self.consensus.change(change, ticket, deadline);
+        self.guarded(|core| core.consensus.change(change, ticket, deadline));
         self.drain_soon(ctx);
     }
 }
@@ -364,7 +366,7 @@ impl<T: Ticket> Handler<SystemChanged> for RaftCore<T> {
     type Result = ();
 
     fn handle(&mut self, SystemChanged { state, .. }: SystemChanged, _: &mut Context<Self>) {
-        self.consensus.membership_changed(state.membership.clone());
+        self.guarded(|core| core.consensus.membership_changed(state.membership.clone()));
     }
 }
 
@@ -386,7 +388,7 @@ impl<T: Ticket> Handler<Asked> for RaftCore<T> {
         if let Some(cause) = &self.stopped {
             return responder.answer(Response::Refused(Refusal::Stopped { cause: cause.clone() }));
         }
-        self.serve(request, responder);
+        self.guarded(|core| core.serve(request, responder));
         self.drain_soon(ctx);
     }
 }

@@ -66,6 +66,8 @@ pub struct Cluster {
     pub cut: BTreeSet<(NodeId, NodeId)>,
     pub errands: VecDeque<Errand>,
     pub seed: u64,
+    /// Bytes appended or committed and not applied, on each node.
+    pub max_unapplied_bytes: usize,
     pub out: String,
     pub checks: Checks,
 }
@@ -78,6 +80,7 @@ impl Cluster {
             cut: BTreeSet::new(),
             errands: VecDeque::new(),
             seed,
+            max_unapplied_bytes: 1 << 20,
             out: String::new(),
             checks: Checks::default(),
         }
@@ -136,7 +139,7 @@ impl Cluster {
 
     /// Starts a node from what its disk holds. `applied` is how far its machine had come by itself.
     pub fn start(&mut self, id: NodeId, applied: Option<u64>) {
-        let seed = self.seed;
+        let (seed, max_unapplied_bytes) = (self.seed, self.max_unapplied_bytes);
         self.links.retain(|(from, _, _), _| *from != id);
         let node = self.node(id);
         assert!(node.core.is_none(), "it is running");
@@ -162,9 +165,9 @@ impl Cluster {
             seed,
             tick: TICK,
             election_ticks: 10,
-            max_append_bytes: 1 << 10,
+            max_append_bytes: max_unapplied_bytes.min(1 << 10),
             max_inflight_appends: 8,
-            max_unapplied_bytes: 1 << 20,
+            max_unapplied_bytes,
             log_tail_bytes: 200,
             max_entry_bytes: 1 << 10,
             waits: node.waits,

@@ -45,6 +45,9 @@ stories! {
     removed_leader
     restart
     forwarded
+    forwarded_late
+    leader_busy
+    follower_full
     single_voter
     single_voter_waits
     one_tick

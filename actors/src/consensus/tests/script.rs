@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!  cluster 1 2 3 [disk=manual] [apply=manual]   three founders, formed and started
+//!                [unapplied=BYTES]              the bound on what is not applied, on each node
 //!  founder 1 / waiting 4 / form 1 2 3           empty directories; begin with this genesis
 //!  tick 1 [TIMES]   advance 1 MS   campaign 1   time and elections
 //!  propose 1 A [ms=MS]   read 1 R   change 1 C add|promote|demote|remove 4
@@ -9,6 +10,7 @@
 //!  elect 1 [VOTERS]                             until it leads, by these alone
 //!  settle                                       deliver and carry until nothing moves
 //!  carry [COUNT]   lose 2 1   unsent 2 1        questions and their answers
+//!  hand [COUNT]                                 carry into the mailbox: decided at the receiver's next move
 //!  cut 1 2   isolate 1   heal   unreachable 1 2
 //!  disk 1 manual|auto   persist 1 [NUMBER]      the log writer
 //!  applier 1 manual|auto   apply 1              the applier
@@ -161,6 +163,7 @@ impl Runner for Script {
         let wait = Duration::from_millis(args.take_key("ms").map_or(Ok(5000), str::parse)?);
         let disk = args.take_key("disk") != Some("manual");
         let apply = args.take_key("apply") != Some("manual");
+        let unapplied = args.take_key("unapplied").map(str::parse).transpose()?;
         let words: Vec<&str> = std::iter::from_fn(|| args.next_pos()).collect();
         args.reject_next()?;
         let number = |n: usize| -> Result<u64, Box<dyn Error>> {
@@ -172,7 +175,10 @@ impl Runner for Script {
         let word = |n: usize| words.get(n).copied().ok_or(format!("argument {} is missing", n + 1));
         let ids = || words.iter().map(|word| word.parse()).collect::<Result<Vec<NodeId>, _>>();
         match command.name.as_str() {
-            "cluster" => self.founders(&ids()?, disk, apply),
+            "cluster" => {
+                self.cluster.max_unapplied_bytes = unapplied.unwrap_or(self.cluster.max_unapplied_bytes);
+                self.founders(&ids()?, disk, apply);
+            }
             "founder" | "waiting" => {
                 self.cluster.add(number(0)?, command.name == "waiting");
                 if let Some(node) = self.cluster.nodes.get_mut(&number(0)?) {
@@ -227,6 +233,13 @@ impl Runner for Script {
             "elect" => self.elect(number(0)?, &ids()?[1..])?,
             "settle" => self.settle()?,
             "carry" => drop(self.carry(count(0)?)),
+            "hand" => {
+                for errand in
+                    self.cluster.errands.drain(..count(0)?.min(self.cluster.errands.len())).collect::<Vec<_>>()
+                {
+                    self.cluster.carry(errand);
+                }
+            }
             "lose" => self.end_question(number(0)?, number(1)?, AskError::Lost("the connection broke".into())),
             "unsent" => self.end_question(number(0)?, number(1)?, AskError::NotSent("no connection".into())),
             "cut" => self.cluster.cut(number(0)?, number(1)?),
