@@ -3,6 +3,7 @@
 //! ```text
 //! cargo bench --bench cluster                 1, 64 and 256 outstanding, 5 s each
 //! cargo bench --bench cluster -- 256 10       256 outstanding, 10 s
+//! ACTORUM_PLACEMENT=spread cargo bench ...    with the settings of the library
 //! ```
 //!
 //! A closed loop: so many tasks on the leader, each proposing 128 bytes, awaiting the answer, proposing again. Latency is
@@ -53,6 +54,8 @@ async fn cluster(dir: &std::path::Path) -> Vec<Raft<Last>> {
             .storage(Storage::Sled(dir.join(id.to_string())))
             .tls(Tls::DevSelfSigned(dir.join("ca")))
             .bootstrap(Bootstrap::Form(founders.clone()))
+            .from_env("ACTORUM")
+            .expect("the settings in ACTORUM_* can be used")
             .start()
             .await
             .expect("a node starts");
@@ -108,7 +111,10 @@ async fn main() {
     closed_loop(leader, 64, Duration::from_secs(1)).await;
 
     println!("three nodes, one process, loopback QUIC, durable sled, 128-byte commands, {} s each", time.as_secs());
-    println!("{:>11}  {:>11}  {:>8}  {:>8}  {:>12}", "outstanding", "proposals/s", "p50", "p99", "entries/sync");
+    println!(
+        "{:>11}  {:>11}  {:>8}  {:>8}  {:>12}  {:>11}  {:>8}",
+        "outstanding", "proposals/s", "p50", "p99", "entries/sync", "batch write", "its sync"
+    );
     for n in outstanding {
         let before = leader.status().totals;
         let Figures { done, took, latencies } = closed_loop(leader, n, time).await;
@@ -117,7 +123,13 @@ async fn main() {
         let per_sync = (after.entries_persisted - before.entries_persisted) as f64 / syncs as f64;
         let ms = |q: f64| latencies[((latencies.len() - 1) as f64 * q) as usize].as_secs_f64() * 1e3;
         let rate = done as f64 / took.as_secs_f64();
-        println!("{n:>11}  {rate:>11.0}  {:>5.2} ms  {:>5.2} ms  {per_sync:>12.1}", ms(0.5), ms(0.99));
+        let per_batch = |us: u64| us as f64 / syncs as f64 / 1e3;
+        let (append, sync) = (per_batch(after.append_us - before.append_us), per_batch(after.sync_us - before.sync_us));
+        println!(
+            "{n:>11}  {rate:>11.0}  {:>5.2} ms  {:>5.2} ms  {per_sync:>12.1}  {append:>8.2} ms  {sync:>5.2} ms",
+            ms(0.5),
+            ms(0.99)
+        );
     }
     for node in nodes {
         node.shutdown().await;
