@@ -253,3 +253,27 @@ impl Drop for Process {
         let _ = self.child.wait();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::process::Stdio;
+
+    use super::*;
+
+    /// What the demo starts goes with it, also when it panics: unwinding drops its guards.
+    #[test]
+    fn a_panic_leaves_no_process_and_no_directory_behind() {
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let panicked = std::thread::spawn(move || {
+            let home = tempfile::tempdir().unwrap();
+            let child = std::process::Command::new("sleep").arg("600").stdout(Stdio::null()).spawn().unwrap();
+            let process = Process { child };
+            sender.send((process.child.id(), home.path().to_owned())).unwrap();
+            panic!("in the middle of the story");
+        });
+        assert!(panicked.join().is_err());
+        let (pid, home) = receiver.recv().unwrap();
+        assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists(), "process {pid} outlived the panic");
+        assert!(!home.exists(), "{} outlived the panic", home.display());
+    }
+}
