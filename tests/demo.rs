@@ -40,6 +40,23 @@ fn read_until(demo: &mut Child, words: &str) -> BufReader<std::process::ChildStd
     }
 }
 
+/// What is still to come in a progress bar.
+const BAR: char = '░';
+
+/// A terminal made by `script` (util-linux, part of every Debian).
+#[test]
+fn a_terminal_sees_a_bar_where_the_demo_waits() {
+    let home = home();
+    let demo = format!("{} demo --writes 60", env!("CARGO_BIN_EXE_actorum"));
+    let mut script = Command::new("script");
+    script.args(["-qec", &demo, "/dev/null"]).env("TMPDIR", home.path()).env_remove("ACTORUM_PRIVILEGED");
+    let output = script.stdin(Stdio::null()).output().expect("script runs");
+    let account = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{account}");
+    assert!(account.contains(BAR), "{account}");
+    assert!(account.contains("0 missing") && account.contains("nothing is left behind"), "{account}");
+}
+
 #[test]
 fn it_counts_and_leaves_nothing_behind() {
     let home = home();
@@ -50,6 +67,7 @@ fn it_counts_and_leaves_nothing_behind() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert!(began.elapsed() < Duration::from_secs(30), "it ends by itself in time: {:?}", began.elapsed());
 
+    assert!(!account.contains(BAR) && !account.contains('\r'), "plain lines without a terminal");
     let steps =
         ["three nodes", "leads in term", "killed the leader", "after the kill", "restarted node", "has caught up"];
     let mut rest = account.as_str();
