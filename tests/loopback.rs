@@ -63,6 +63,38 @@ async fn three_nodes_elect_forward_apply_and_lose_a_leader() {
     assert_eq!(again.read_stale(|sum| sum.total).await.unwrap(), 301);
 }
 
+/// What it knew of the cluster when it went is all gone: its present members are strangers to it, and it answers them
+/// over the connections on which they ask.
+#[tokio::test]
+async fn a_follower_finds_back_when_all_others_were_replaced_meanwhile() {
+    let dir = tempfile::tempdir().unwrap();
+    let addresses: BTreeMap<NodeId, SocketAddr> = (1..=6).map(|id| (id, free_port())).collect();
+    let founders: BTreeMap<_, _> = addresses.range(1..=3).map(|(id, at)| (*id, *at)).collect();
+    let mut nodes = BTreeMap::new();
+    for (id, at) in &founders {
+        nodes.insert(*id, start(*id, *at, dir.path(), "ca", form(&founders)).await);
+    }
+    nodes[&1].propose_within(1, PATIENCE).await.unwrap();
+    nodes[&3].wait(PATIENCE, |s| s.commit_index > 1).await.unwrap();
+    nodes.remove(&3).unwrap().shutdown().await;
+
+    for id in 4..=6 {
+        nodes.insert(id, start(id, addresses[&id], dir.path(), "ca", Bootstrap::Wait).await);
+        nodes[&1].change_within(ConfChange::AddLearner(id, addresses[&id].into()), PATIENCE).await.unwrap();
+        nodes[&1].change_within(ConfChange::Promote(id), PATIENCE).await.unwrap();
+    }
+    for id in [1, 2] {
+        nodes[&4].change_within(ConfChange::Remove(id), PATIENCE).await.unwrap();
+        nodes.remove(&id).unwrap().shutdown().await;
+    }
+    let applied = nodes[&5].propose_within(41, PATIENCE).await.unwrap();
+    assert_eq!(applied.response, 42);
+
+    let again = start(3, addresses[&3], dir.path(), "ca", form(&founders)).await;
+    let status = again.wait_applied(applied.index, PATIENCE).await.unwrap();
+    assert_eq!((status.membership.voters(), again.read(|sum| sum.total).await.unwrap()), (vec![3, 4, 5, 6], 42));
+}
+
 #[tokio::test]
 async fn a_stranger_with_certificates_of_another_authority_is_kept_out() {
     let dir = tempfile::tempdir().unwrap();

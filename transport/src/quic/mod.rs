@@ -318,12 +318,14 @@ impl QuicTransport {
         }
     }
 
-    /// Ends the links of peers that would not be let in any more.
-    fn judge_links_again(&mut self) {
+    /// Ends the links of peers that would not be let in any more. Those of removed nodes only once their last words are said:
+    /// a leader that was removed still has to say so to whoever asked for it.
+    fn judge_links_again(&mut self, last_words_said: bool) {
         let judged: Vec<_> = self
             .peers
             .iter()
             .filter_map(|(id, peer)| Some((*id, self.rules.judge(&peer.link.as_ref()?.identity).err()?)))
+            .filter(|(_, reason)| last_words_said || !matches!(reason, RefusedBecause::Retired { .. }))
             .collect();
         for (id, reason) in judged {
             if let Some(link) = self.peer(id).link.take() {
@@ -336,6 +338,9 @@ impl QuicTransport {
         }
     }
 }
+
+/// How long the link of a removed node goes on. It is no member any more, so nothing it says in that time decides anything.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// A text that may be a peer's own, fit for a log: one line, of bounded length.
 fn readable(text: &str) -> String {
@@ -384,7 +389,8 @@ impl Handler<SetPeers> for QuicTransport {
 
     fn handle(&mut self, peers: SetPeers, ctx: &mut Context<Self>) {
         self.rules.set_peers(peers);
-        self.judge_links_again();
+        self.judge_links_again(false);
+        ctx.run_later(LAST_WORDS, |transport, _| transport.judge_links_again(true));
         self.dial_listed(ctx);
     }
 }
@@ -394,7 +400,7 @@ impl Handler<SetCluster> for QuicTransport {
 
     fn handle(&mut self, SetCluster(cluster): SetCluster, _: &mut Context<Self>) {
         self.rules.set_cluster(cluster);
-        self.judge_links_again();
+        self.judge_links_again(false);
     }
 }
 
