@@ -55,7 +55,7 @@ use link::{Counters, Link};
 const RECEIVE_WINDOW: u32 = 16 << 20;
 
 /// How long a transport that closes waits for its peers to have taken what was queued.
-const FAREWELL: Duration = Duration::from_millis(300);
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// The longest text of a peer's that goes to the log or the status, in characters.
 const PEER_TEXT: usize = 400;
