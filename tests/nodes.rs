@@ -138,6 +138,7 @@ async fn a_dead_disk_stops_the_system_and_nothing_is_promised() {
     assert_eq!(error.outcome(), Outcome::Unknown);
     assert!(error.to_string().contains("a test's failing disk"), "{error}");
     assert!(raft.stopped().await.contains("a test's failing disk"));
+    assert!(raft.status().last_error.unwrap().contains("a test's failing disk"));
 }
 
 /// A store whose readers panic once they are told to. With a tail in memory of next to nothing, the core
@@ -235,12 +236,31 @@ async fn a_forward_that_the_leader_cannot_decode_never_reaches_its_log() {
 
 #[actix::test]
 async fn when_the_last_handle_goes_every_actor_goes() {
+    /// Goes with the applier, which alone holds the machine.
+    #[derive(Default, serde::Serialize, serde::Deserialize)]
+    struct Held(#[serde(skip)] Option<Arc<()>>);
+    impl StateMachine for Held {
+        type Command = u64;
+        type Response = ();
+        fn apply(&mut self, _: &ApplyContext, _: &u64) {}
+        serde_snapshot!();
+    }
     let (network, disk) = (MemoryNetwork::new(), MemoryDisk::new());
-    let raft = start(&network, 1, &disk, founders(1)).await;
+    let (clock, held) = (actorum_actors::clock::SystemClock::shared(), Arc::new(()));
+    let builder = RaftSystem::builder(1).state_machine(Held(Some(held.clone()))).clock(clock.clone());
+    let builder = builder.network(Network::Memory(network)).storage(on(&disk, 1)).bootstrap(founders(1));
+    let raft = builder.configure(quick).start().await.unwrap();
     raft.propose(1).await.unwrap();
+    assert!(Arc::strong_count(&clock) > 1 && Arc::strong_count(&held) > 1 && is_open(&disk, 1));
     let system = raft.addr().downgrade();
     drop(raft);
-    while system.upgrade().is_some() || is_open(&disk, 1) {
+    // The disk goes with the log writer, the machine with the applier, and the clock with the core, which the
+    // membership manager would keep alive.
+    while system.upgrade().is_some()
+        || is_open(&disk, 1)
+        || Arc::strong_count(&held) > 1
+        || Arc::strong_count(&clock) > 1
+    {
         actix::clock::sleep(Duration::from_millis(5)).await;
     }
 }
