@@ -53,9 +53,8 @@ pub struct Peer {
     pub incarnation: Option<Incarnation>,
 }
 
-/// Replaces the peers. Connections to others are closed once they are idle; connections *from* any holder of
-/// a certificate of this cluster stay welcome unless its id is retired: this node's own
-/// configuration may be far behind.
+/// Replaces the peers. Others are no longer dialled; connections *from* any holder of a certificate of this
+/// cluster stay, and stay welcome, unless its id is retired: this node's own configuration may be far behind.
 #[derive(Message, Clone, Debug, PartialEq, Eq)]
 #[rtype(result = "()")]
 pub struct SetPeers {

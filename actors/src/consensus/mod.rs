@@ -146,7 +146,8 @@ pub struct Consensus<T> {
     logger: slog::Logger,
     raw: RawNode<LogView>,
     membership: Arc<Membership>,
-    /// Writes on their way to the disk, oldest first. Bounded by what admission lets in.
+    /// Writes on their way to the disk, oldest first, and what is held for them. Entries are bounded by
+    /// `max_unapplied_bytes`; answers held behind a disk that hangs are bounded by time: the log writer ends this node then.
     unpersisted: VecDeque<Unpersisted>,
     next_write: u64,
     /// The term that is on the disk.
