@@ -17,6 +17,8 @@ mod system;
 mod boot;
 mod door;
 mod board;
+#[cfg(feature = "testkit")]
+pub mod testkit;
 
 pub use actorum_actors::{
     event::{Event, Events},

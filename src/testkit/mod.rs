@@ -1,0 +1,1 @@
+//! A world that tries to break a cluster, for the tests of applications as well as for our own.
