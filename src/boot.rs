@@ -99,7 +99,7 @@ struct Opened<S> {
 
 /// All steps, on the thread of the actors.
 async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<Raft<S>, StartError> {
-    let Builder { id, machine, listen, storage, tls, network, bootstrap, config, clock } = builder;
+    let Builder { id, machine, listen, storage, tls, network, bootstrap, config, clock, witness } = builder;
     check_settings(id, &config, &bootstrap)?;
     let storage = storage.ok_or_else(|| missing("storage", "say where the log lives: builder.storage(..)"))?;
     // Before the directory: a mistyped path to the certificates must not leave a new node behind.
@@ -107,7 +107,11 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
         Network::Quic => Some(load_tls(id, tls).await?),
         Network::Memory(_) | Network::Custom(_) => None,
     };
-    let opened = blocking(move || open(id, storage, machine)).await??;
+    let opened = match storage {
+        // Its reader says so: a simulation must not wait for a thread that lives in another time.
+        Storage::Custom(store) if !store.reader().blocks() => open(id, Storage::Custom(store), machine)?,
+        storage => blocking(move || open(id, storage, machine)).await??,
+    };
     let Opened { store, reader, identity, recovered, replayed } = opened;
 
     let cluster = replayed.system.as_ref().map(|system| system.cluster);
@@ -186,6 +190,7 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
         status: core_shows,
         admit: admit(admission.clone()),
         check: check::<S>,
+        witness,
     };
     let tick = Duration::from_millis(config.heartbeat_ms);
     core_context.run(RaftCore::new(GROUP, tick, consensus, clock.clone(), core_links));

@@ -12,6 +12,7 @@ use actorum_actors::{
     log::store::{LogStore, OpenError, StoreError},
     machine::StateMachine,
     replica::Broken,
+    witness::MaybeWitness,
 };
 use actorum_transport::{
     memory::MemoryNetwork,
@@ -115,6 +116,7 @@ pub struct Builder<S: StateMachine> {
     pub(crate) bootstrap: Bootstrap,
     pub(crate) config: Config,
     pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) witness: MaybeWitness,
 }
 
 impl<S: StateMachine> Builder<S> {
@@ -130,6 +132,7 @@ impl<S: StateMachine> Builder<S> {
             bootstrap: Bootstrap::Wait,
             config: Config::default(),
             clock: SystemClock::shared(),
+            witness: None,
         }
     }
 

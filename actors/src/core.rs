@@ -39,6 +39,7 @@ use crate::{
         Answer, Append, AppliedTo, Apply, Campaign, Failed, LeaderChanged, Persisted, Refusal, Restore, ServeReads,
         Submit, SubmitChange, SubmitRead, SystemChanged, Ticket,
     },
+    witness::{Drained, MaybeWitness},
 };
 
 /// A batch this large is drained without waiting for the mailbox to be empty.
@@ -78,6 +79,8 @@ pub struct Links<T: Ticket> {
     pub admit: Admit<T>,
     /// Checks forwarded commands.
     pub check: Check,
+    /// Watches every drain; only in simulations.
+    pub witness: MaybeWitness,
 }
 
 /// The Raft core of one group, as an actor.
@@ -172,6 +175,11 @@ impl<T: Ticket> RaftCore<T> {
 
     /// The effects in the order that the promises need: the disk and the peers first, in parallel.
     fn carry_out(&mut self, effects: Effects<T>, ctx: &mut Context<Self>) {
+        if let Some(witness) = &self.links.witness {
+            let Effects { append, transmit, apply, .. } = &effects;
+            let (glance, mut apply) = (self.consensus.glance(), apply.iter().map(|committed| &committed.entry));
+            witness.drained(Drained { glance, append, transmit, apply: &mut apply });
+        }
         let Effects { append, transmit, asks, restore, apply, reads, answers, leader, fault } = effects;
         append.into_iter().for_each(|append| self.links.append.do_send(append));
         if !transmit.is_empty() {

@@ -16,6 +16,7 @@ pub mod clock;
 pub mod entry;
 pub mod message;
 pub mod system_state;
+pub mod witness;
 
 pub mod consensus;
 pub mod log;

@@ -11,7 +11,7 @@
 //! Queue: what is on its way over one link. At [`LINK_BOUND`] messages the newest is dropped and the sender
 //! hears `Unreachable`.
 //!
-//! Deliberately absent: delay, loss and reordering. A simulation puts them around this.
+//! Deliberately absent: delay, loss and reordering. A simulation brings a [`Wire`] that has them.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -37,9 +37,44 @@ use crate::{
 /// How many deliveries may be on their way over one direction of a link.
 pub const LINK_BOUND: usize = 8192;
 
+/// What a simulation puts between two nodes, in place of a link that carries everything at once.
+pub trait Wire: Send + Sync {
+    /// Whether a connection between the two stands, or could be made now.
+    fn stands(&self, from: NodeId, to: NodeId) -> bool;
+
+    /// Something leaves a node for another. Each call of `deliver` brings it to the other end: never, now, later, or
+    /// more than once (a question or an answer arrives at most once, however often it is called).
+    fn carry(&self, from: &Identity, to: NodeId, parcel: Parcel<'_>, deliver: Deliver);
+}
+
+/// What is on its way.
+#[derive(Clone, Copy, Debug)]
+pub enum Parcel<'a> {
+    /// A Raft message.
+    Message(&'a RaftMessage),
+    /// A question.
+    Question(&'a Request),
+    /// The answer to one.
+    Answer(&'a Response),
+    /// The other end does not let this node in.
+    Refusal(&'a RefusedBecause),
+}
+
+/// Brings a parcel to the other end. Dropped without a call, it is lost.
+pub type Deliver = Arc<dyn Fn() + Send + Sync>;
+
+/// A delivery of what can arrive only once.
+fn once(deliver: impl FnOnce() + Send + 'static) -> Deliver {
+    let deliver = Mutex::new(Some(deliver));
+    Arc::new(move || {
+        let deliver = deliver.lock().unwrap_or_else(PoisonError::into_inner).take();
+        deliver.into_iter().for_each(|deliver| deliver());
+    })
+}
+
 /// Joins the transports of any number of nodes. Clones are the same network.
 #[derive(Clone, Default)]
-pub struct MemoryNetwork(Arc<Mutex<Wires>>);
+pub struct MemoryNetwork(Arc<Mutex<Wires>>, Option<Arc<dyn Wire>>);
 
 #[derive(Default)]
 struct Wires {
@@ -53,6 +88,11 @@ impl MemoryNetwork {
     /// A network without nodes.
     pub fn new() -> Self {
         MemoryNetwork::default()
+    }
+
+    /// A network whose links are what `wire` makes of them.
+    pub fn over(wire: Arc<dyn Wire>) -> Self {
+        MemoryNetwork(Arc::default(), Some(wire))
     }
 
     /// Starts the transport of a node on the current arbiter. A node started again under the same id takes the
@@ -102,6 +142,9 @@ impl MemoryNetwork {
 
     /// The other end of a link that carries, or why it does not.
     fn reach(&self, from: NodeId, to: NodeId) -> Result<(Identity, Addr<MemoryTransport>), &'static str> {
+        if self.1.as_ref().is_some_and(|wire| !wire.stands(from, to)) {
+            return Err("there is no connection");
+        }
         let wires = self.wires();
         if wires.cut.contains(&(from, to)) {
             return Err("the link is cut");
@@ -203,7 +246,8 @@ struct Delivery {
     from: Identity,
     group: GroupId,
     messages: Vec<RaftMessage>,
-    load: Load,
+    /// `None` where a [`Wire`] holds it.
+    load: Option<Load>,
 }
 
 /// A question on its way over a link.
@@ -214,7 +258,7 @@ struct Question {
     group: GroupId,
     request: Request,
     answer: oneshot::Sender<Response>,
-    load: Load,
+    load: Option<Load>,
 }
 
 /// The other end did not let this node in.
@@ -235,12 +279,24 @@ impl Handler<Transmit> for MemoryTransport {
             by_peer.entry(to).or_default().push(message);
         }
         for (to, messages) in by_peer {
-            match self.reach(to) {
-                Ok((node, load)) => {
+            match (self.reach(to), self.network.1.clone()) {
+                (Ok((node, load)), None) => {
                     let from = self.rules.own().clone();
-                    node.do_send(Delivery { from, group, messages, load });
+                    node.do_send(Delivery { from, group, messages, load: Some(load) });
                 }
-                Err(_) => self.unreachable(group, to),
+                (Ok((node, load)), Some(wire)) => {
+                    let (from, load) = (self.rules.own().clone(), Arc::new(load));
+                    for message in messages {
+                        let (node, from, load, copy) = (node.clone(), from.clone(), load.clone(), message.clone());
+                        let deliver = move || {
+                            let _on_its_way = &load;
+                            let (from, messages) = (from.clone(), vec![copy.clone()]);
+                            node.do_send(Delivery { from, group, messages, load: None });
+                        };
+                        wire.carry(self.rules.own(), to, Parcel::Message(&message), Arc::new(deliver));
+                    }
+                }
+                (Err(_), _) => self.unreachable(group, to),
             }
         }
     }
@@ -265,8 +321,14 @@ impl Handler<Delivery> for MemoryTransport {
 
 impl MemoryTransport {
     fn send_refusal(&self, to: NodeId, group: GroupId, reason: RefusedBecause, _: &mut Context<Self>) {
-        if let Ok((_, node)) = self.network.reach(self.id(), to) {
-            node.do_send(Refused { by: self.id(), group, reason });
+        let Ok((_, node)) = self.network.reach(self.id(), to) else { return };
+        let (by, told) = (self.id(), reason.clone());
+        match &self.network.1 {
+            None => node.do_send(Refused { by, group, reason }),
+            Some(wire) => {
+                let deliver = once(move || node.do_send(Refused { by, group, reason: told }));
+                wire.carry(self.rules.own(), to, Parcel::Refusal(&reason), deliver);
+            }
         }
     }
 }
@@ -295,7 +357,18 @@ impl Handler<Ask> for MemoryTransport {
             Err(cause) => return answer(Err(AskError::NotSent(cause))),
         };
         let (sender, receiver) = oneshot::channel();
-        node.do_send(Question { from: self.rules.own().clone(), group, request, answer: sender, load });
+        let from = self.rules.own().clone();
+        match &self.network.1 {
+            None => node.do_send(Question { from, group, request, answer: sender, load: Some(load) }),
+            Some(wire) => {
+                let (own, asked) = (from.clone(), request.clone());
+                let deliver = once(move || {
+                    drop(load);
+                    node.do_send(Question { from: own, group, request, answer: sender, load: None });
+                });
+                wire.carry(&from, to, Parcel::Question(&asked), deliver);
+            }
+        }
         let (network, me) = (self.network.clone(), self.id());
         let wait = async move {
             let lost = |cause: &str| Err(AskError::Lost(cause.to_owned()));
@@ -331,9 +404,16 @@ impl Handler<Question> for MemoryTransport {
         if let Some(above) = above {
             above.do_send(Asked { group, from: from.id, request, responder });
         }
+        let (wire, own) = (self.network.1.clone(), self.rules.own().clone());
         let wait = async move {
-            if let Ok(response) = answered.await {
-                let _ = answer.send(response);
+            let Ok(response) = answered.await else { return };
+            match wire {
+                None => drop(answer.send(response)),
+                Some(wire) => {
+                    let copy = response.clone();
+                    let deliver = once(move || drop(answer.send(copy)));
+                    wire.carry(&own, from.id, Parcel::Answer(&response), deliver);
+                }
             }
         };
         ctx.spawn(wait.into_actor(self));

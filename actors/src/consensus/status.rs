@@ -6,7 +6,7 @@ use actorum_transport::wire::NodeId;
 use raft::StateRole;
 
 use super::Consensus;
-use crate::status::Role;
+use crate::{status::Role, witness::Glance};
 
 /// The numbers of a core at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -44,6 +44,18 @@ pub struct CoreStatus {
 }
 
 impl<T> Consensus<T> {
+    /// Where this core stands.
+    pub fn glance(&self) -> Glance {
+        let raft = &self.raw.raft;
+        Glance {
+            role: self.role(),
+            term: raft.term,
+            leader: self.leader(),
+            commit: raft.raft_log.committed,
+            last: raft.raft_log.last_index(),
+        }
+    }
+
     /// The numbers of this core.
     pub fn status(&self) -> CoreStatus {
         let raft = &self.raw.raft;

@@ -146,6 +146,11 @@ pub trait LogReader: Send + Sync {
 
     /// Bytes on disk, as far as the store knows; for status.
     fn disk_bytes(&self) -> u64;
+
+    /// Whether a call may wait for a device: then it is made on a thread that is allowed to.
+    fn blocks(&self) -> bool {
+        true
+    }
 }
 
 /// The half that writes. Dropping it closes the store after the batches already submitted.

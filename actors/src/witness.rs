@@ -1,0 +1,46 @@
+//! The seam for whoever watches a core at work: a simulation that checks its invariants.
+//!
+//! A witness sees what every drain decided, before any of it happens. It can change nothing. In a normal node there
+//! is none, which costs one look at an `Option` per drain.
+
+use std::sync::Arc;
+
+use actorum_transport::wire::{Entry, NodeId, RaftMessage};
+
+use crate::{message::Append, status::Role};
+
+/// Where a core stands after a drain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Glance {
+    /// Its role.
+    pub role: Role,
+    /// Its term.
+    pub term: u64,
+    /// Who leads, as far as it knows.
+    pub leader: Option<NodeId>,
+    /// Its commit index.
+    pub commit: u64,
+    /// The last index of its log, durable or not.
+    pub last: u64,
+}
+
+/// What one drain decided.
+pub struct Drained<'a> {
+    /// Where the core stands.
+    pub glance: Glance,
+    /// What is to be made durable.
+    pub append: &'a [Append],
+    /// What leaves this node now.
+    pub transmit: &'a [(NodeId, RaftMessage)],
+    /// What is applied now.
+    pub apply: &'a mut dyn Iterator<Item = &'a Entry>,
+}
+
+/// Watches a core.
+pub trait Witness: Send + Sync {
+    /// A drain decided this; none of it has happened yet.
+    fn drained(&self, drained: Drained<'_>);
+}
+
+/// Perhaps a witness.
+pub type MaybeWitness = Option<Arc<dyn Witness>>;
