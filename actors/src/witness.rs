@@ -33,7 +33,9 @@ pub struct Drained<'a> {
     /// What leaves this node now.
     pub transmit: &'a [(NodeId, RaftMessage)],
     /// What is applied now.
-    pub apply: &'a mut dyn Iterator<Item = &'a Entry>,
+    pub apply: Vec<&'a Entry>,
+    /// The voters in force.
+    pub voters: Vec<NodeId>,
 }
 
 /// Watches a core.

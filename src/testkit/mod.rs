@@ -1,1 +1,41 @@
 //! A world that tries to break a cluster, for the tests of applications as well as for our own.
+//!
+//! [`Simulation`] runs whole nodes (the real actors, your own state machine) on one thread in virtual time, over a
+//! network and disks that fail in every way a seed can think of, and judges after every event whether what must hold
+//! still does. The same seed gives the same run, on every machine.
+//!
+//! ```text
+//!  clients ─▶ RaftSystem, core, log writer, applier, membership ─▶ wire (loss, delay, cuts, resets)
+//!                     ▲            the real ones                └▶ disks (lost, torn, slow, full, flipped)
+//!  nemesis ───────────┘ crashes, pauses, clocks, churn              │
+//!  world ◀── every drain, apply, answer ── invariants, trace hash ◀─┘
+//! ```
+//!
+//! Deliberately absent: QUIC, sled and TLS, which have tests of their own against real sockets and real power cuts.
+
+pub mod linearizability;
+pub mod history;
+
+mod simulation;
+mod client;
+mod faults;
+mod report;
+pub mod kv;
+
+mod nemesis;
+mod fleet;
+mod wire;
+mod disk;
+mod machine;
+mod clock;
+mod agenda;
+pub mod dice;
+mod world;
+mod invariants;
+
+pub use client::{Client, Unanswered};
+pub use dice::Dice;
+pub use faults::Faults;
+pub use kv::Kv;
+pub use report::{Counts, Report, Violation};
+pub use simulation::{ClientOf, LEADER_WITHIN, Script, Simulation};

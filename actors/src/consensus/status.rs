@@ -56,6 +56,13 @@ impl<T> Consensus<T> {
         }
     }
 
+    /// The voters of the configuration in force.
+    pub fn voters(&self) -> Vec<NodeId> {
+        let mut voters = self.raw.raft.prs().conf().to_conf_state().voters;
+        voters.sort_unstable();
+        voters
+    }
+
     /// The numbers of this core.
     pub fn status(&self) -> CoreStatus {
         let raft = &self.raw.raft;

@@ -327,6 +327,10 @@ struct MemoryAppender {
 }
 
 impl LogAppender for MemoryAppender {
+    fn blocks(&self) -> bool {
+        false
+    }
+
     fn submit(&mut self, batch: Batch) -> Ticket {
         self.next += 1;
         let ticket = Ticket(self.next);

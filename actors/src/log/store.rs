@@ -157,6 +157,11 @@ pub trait LogReader: Send + Sync {
 pub trait LogAppender: Send {
     /// Hands over a batch and returns at once. The caller bounds what is submitted and not completed.
     fn submit(&mut self, batch: Batch) -> Ticket;
+
+    /// Whether dropping it may wait for a device: then it is dropped on a thread that is allowed to.
+    fn blocks(&self) -> bool {
+        true
+    }
 }
 
 /// Why a store died. Final: nothing is written after it.

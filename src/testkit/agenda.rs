@@ -1,0 +1,91 @@
+//! What is to happen at which virtual moment: one queue for the whole simulation.
+//!
+//! ```text
+//!  at(moment, deed) ─▶ ordered by (moment, order of asking) ─▶ one task sleeps until the first, does all that are due
+//! ```
+//!
+//! tokio's own timers do not promise an order between two that are due together; this does. The clock below is tokio's,
+//! paused: it jumps to the next timer whenever every task waits.
+//!
+//! Queue: bounded by what the wire and the disks let be under way.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep_until},
+};
+
+type Deed = Box<dyn FnOnce() + Send>;
+
+/// Deeds by the moment they are due. Clones are the same agenda.
+#[derive(Clone)]
+pub(crate) struct Agenda(Arc<Inner>);
+
+struct Inner {
+    origin: Instant,
+    due: Mutex<(BTreeMap<(u64, u64), Deed>, u64)>,
+    sooner: Notify,
+}
+
+impl Agenda {
+    /// Must be called inside the simulation's runtime: its now is zero.
+    pub fn new() -> Agenda {
+        Agenda(Arc::new(Inner { origin: Instant::now(), due: Mutex::default(), sooner: Notify::new() }))
+    }
+
+    /// Virtual milliseconds since the beginning.
+    pub fn now_ms(&self) -> u64 {
+        self.0.origin.elapsed().as_millis() as u64
+    }
+
+    /// Virtual time since the beginning.
+    pub fn now(&self) -> Duration {
+        self.0.origin.elapsed()
+    }
+
+    /// Does this after so long; in the order of asking among those due together.
+    pub fn after_ms(&self, ms: u64, deed: impl FnOnce() + Send + 'static) {
+        let moment = self.now_ms() + ms;
+        let mut due = self.0.due.lock().unwrap_or_else(PoisonError::into_inner);
+        due.1 += 1;
+        let key = (moment, due.1);
+        let first = due.0.first_key_value().is_none_or(|(first, _)| key < *first);
+        due.0.insert(key, Box::new(deed));
+        drop(due);
+        if first {
+            self.0.sooner.notify_one();
+        }
+    }
+
+    /// Keeps the agenda; ends never.
+    pub async fn keep(self) {
+        loop {
+            let next = self.lock().0.first_key_value().map(|((moment, _), _)| *moment);
+            let now = self.now_ms();
+            match next {
+                Some(moment) if moment <= now => {
+                    let deed = self.lock().0.pop_first().map(|(_, deed)| deed);
+                    deed.into_iter().for_each(|deed| deed());
+                }
+                Some(moment) => {
+                    let moment = self.0.origin + Duration::from_millis(moment);
+                    tokio::select! {
+                        biased;
+                        () = self.0.sooner.notified() => {}
+                        () = sleep_until(moment) => {}
+                    }
+                }
+                None => self.0.sooner.notified().await,
+            }
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, (BTreeMap<(u64, u64), Deed>, u64)> {
+        self.0.due.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

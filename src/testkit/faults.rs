@@ -1,0 +1,145 @@
+//! What a simulation does to its cluster: kinds of faults, each with a weight, and how often one begins.
+
+use std::time::Duration;
+
+/// The kinds of faults and their weights: a kind of weight 4 is chosen twice as often as one of weight 2; 0 never.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Faults {
+    /// Virtual time from the beginning of one fault to that of the next, on average.
+    pub every: Duration,
+    /// Up to 30 % of what one direction of a link carries is lost, for a while.
+    pub loss: u32,
+    /// Up to 10 % of the Raft messages of a direction arrive twice, for a while.
+    pub duplication: u32,
+    /// A link takes up to half a second, and every parcel another time: lanes and streams overtake each other.
+    pub delay: u32,
+    /// Everything to and from one node is slow, for a while.
+    pub slow_peer: u32,
+    /// Nothing passes in one direction of one link.
+    pub one_way_cut: u32,
+    /// The nodes fall into two halves, or one is alone.
+    pub partition: u32,
+    /// A connection breaks: what is under way is lost, and a new one is made.
+    pub reset: u32,
+    /// The power of one node goes, sometimes of all: unsynced writes are lost as a prefix, as a subset, or in all. It may go at
+    /// a message or at any step of a write.
+    pub power_cut: u32,
+    /// A process is killed.
+    pub kill: u32,
+    /// A process stands still for a while and goes on, as if no time had passed.
+    pub pause: u32,
+    /// The calendar of a node jumps, in either direction.
+    pub clock_jump: u32,
+    /// A disk takes up to 200 ms for a sync, for a while.
+    pub slow_disk: u32,
+    /// A disk does not answer at all, for a while.
+    pub hung_disk: u32,
+    /// A write or a sync fails: the node stops.
+    pub disk_error: u32,
+    /// The disk is full: the node stops, and comes back when there is room.
+    pub full_disk: u32,
+    /// A bit flips on the disk of a node that is down: intact, or refused by name.
+    pub flipped_bit: u32,
+    /// The last write of a disk is torn as the power goes: intact, or refused by name.
+    pub torn_write: u32,
+    /// A store is swapped for an older copy, its watermark is not: refused by name.
+    pub old_copy: u32,
+    /// A disk is wiped and its node started under the old id: refused by its peers, and without a vote.
+    pub wiped_disk: u32,
+    /// The state machine of one node panics: that node stops.
+    pub panic: u32,
+    /// The state machine of one node takes long for one command.
+    pub slow_machine: u32,
+    /// Members are added, promoted, demoted and removed.
+    pub membership: u32,
+    /// A node asks for votes without a reason.
+    pub campaign: u32,
+    /// Somebody subscribes, and reads slowly or not at all.
+    pub subscription: u32,
+    /// A node is shut down in order, and comes back.
+    pub shutdown: u32,
+}
+
+impl Faults {
+    /// Fair weather and good disks.
+    pub fn none() -> Faults {
+        Faults {
+            every: Duration::from_secs(3600),
+            loss: 0,
+            duplication: 0,
+            delay: 0,
+            slow_peer: 0,
+            one_way_cut: 0,
+            partition: 0,
+            reset: 0,
+            power_cut: 0,
+            kill: 0,
+            pause: 0,
+            clock_jump: 0,
+            slow_disk: 0,
+            hung_disk: 0,
+            disk_error: 0,
+            full_disk: 0,
+            flipped_bit: 0,
+            torn_write: 0,
+            old_copy: 0,
+            wiped_disk: 0,
+            panic: 0,
+            slow_machine: 0,
+            membership: 0,
+            campaign: 0,
+            subscription: 0,
+            shutdown: 0,
+        }
+    }
+
+    /// What a good data centre does in a bad week: connections break, nodes crash and come back, disks are slow.
+    pub fn gentle() -> Faults {
+        Faults {
+            every: Duration::from_millis(1500),
+            delay: 2,
+            reset: 3,
+            partition: 1,
+            kill: 2,
+            power_cut: 2,
+            pause: 1,
+            slow_disk: 2,
+            campaign: 1,
+            shutdown: 1,
+            ..Faults::none()
+        }
+    }
+
+    /// Everything at once, as often as a cluster can bear and still get something done.
+    pub fn harsh() -> Faults {
+        Faults {
+            every: Duration::from_millis(450),
+            loss: 5,
+            duplication: 3,
+            delay: 4,
+            slow_peer: 2,
+            one_way_cut: 5,
+            partition: 6,
+            reset: 6,
+            power_cut: 10,
+            kill: 4,
+            pause: 4,
+            clock_jump: 2,
+            slow_disk: 5,
+            hung_disk: 4,
+            disk_error: 2,
+            full_disk: 1,
+            flipped_bit: 2,
+            torn_write: 2,
+            old_copy: 2,
+            wiped_disk: 2,
+            panic: 1,
+            slow_machine: 2,
+            membership: 5,
+            campaign: 3,
+            subscription: 2,
+            shutdown: 3,
+        }
+    }
+}

@@ -1,0 +1,395 @@
+//! The nodes of a simulation: their disks, clocks and lives.
+//!
+//! ```text
+//!  start ─▶ the very builder an application uses, over a simulated disk, network and clock
+//!  crash ─▶ in one instant: disk, network and machine know this life no more; its actors are told to end, and whatever
+//!           they still do is seen by nobody
+//! ```
+//!
+//! A crash between two messages is thus a crash at any moment that the world could tell from another.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use actorum_actors::{
+    log::store::{LogStore, OpenError},
+    machine::StateMachine,
+    message::Failed,
+    witness::{Drained, Witness},
+};
+use actorum_transport::{
+    memory::MemoryNetwork,
+    wire::{Address, GroupId, Incarnation, NodeId},
+};
+use tokio::sync::Notify;
+
+use super::{
+    clock::NodeClock,
+    dice::Dice,
+    disk::{Disk, Loss},
+    machine::{Strings, Watched},
+    wire::Links,
+    world::{Decided, Event, World},
+};
+use crate::{Bootstrap, Builder, Config, Network, Raft, StartError, Storage};
+
+/// How often each running node's status is looked at, in virtual milliseconds.
+const LOOK_MS: u64 = 250;
+
+/// One life of a node: over at a crash.
+#[derive(Clone, Default)]
+pub(crate) struct Life(Arc<(AtomicBool, Notify)>);
+
+impl Life {
+    fn end(&self) {
+        self.0.0.store(true, Relaxed);
+        self.0.1.notify_waiters();
+    }
+
+    /// Waits for its end.
+    pub async fn over(&self) {
+        let ended = self.0.1.notified();
+        if !self.0.0.load(Relaxed) {
+            ended.await;
+        }
+    }
+}
+
+/// What a node is to the simulation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum State {
+    Running,
+    /// Its actors run, the process stands still.
+    Paused,
+    Down,
+    /// On its way up or down, in order.
+    Busy,
+    /// Removed from the cluster for good.
+    Gone,
+}
+
+pub(crate) struct Node<S: StateMachine> {
+    pub state: State,
+    pub raft: Option<Raft<Watched<S>>>,
+    pub disk: Disk,
+    pub clock: NodeClock,
+    pub strings: Strings,
+    pub life: Life,
+    boot: u64,
+    bootstrap: Bootstrap,
+}
+
+/// All nodes. Clones are the same fleet.
+pub(crate) struct Fleet<S: StateMachine>(Arc<Inner<S>>);
+
+impl<S: StateMachine> Clone for Fleet<S> {
+    fn clone(&self) -> Self {
+        Fleet(self.0.clone())
+    }
+}
+
+struct Inner<S: StateMachine> {
+    world: World,
+    links: Links,
+    network: MemoryNetwork,
+    make: Arc<dyn Fn() -> S + Send + Sync>,
+    config: Config,
+    state: Mutex<(Dice, BTreeMap<NodeId, Node<S>>)>,
+}
+
+impl<S: StateMachine> Fleet<S> {
+    pub fn new(
+        world: &World,
+        links: &Links,
+        make: Arc<dyn Fn() -> S + Send + Sync>,
+        config: Config,
+        dice: Dice,
+    ) -> Self {
+        let network = MemoryNetwork::over(Arc::new(links.clone()));
+        let state = Mutex::new((dice, BTreeMap::new()));
+        Fleet(Arc::new(Inner { world: world.clone(), links: links.clone(), network, make, config, state }))
+    }
+
+    pub fn world(&self) -> &World {
+        &self.0.world
+    }
+
+    pub fn links(&self) -> &Links {
+        &self.0.links
+    }
+
+    pub fn config(&self) -> &Config {
+        &self.0.config
+    }
+
+    /// Adds a node that is not running yet.
+    pub fn add(&self, id: NodeId, bootstrap: Bootstrap) {
+        let mut state = self.lock();
+        let rate = state.0.between(900, 1100);
+        let skew = state.0.between(0, 4000) as i64 - 2000;
+        let clock = NodeClock::new(self.0.world.agenda(), rate, skew);
+        let disk = Disk::new(id, &self.0.world, state.0.fork("disk", id));
+        let node = Node {
+            state: State::Down,
+            raft: None,
+            disk,
+            clock,
+            strings: Strings::default(),
+            life: Life::default(),
+            boot: 0,
+            bootstrap,
+        };
+        state.1.insert(id, node);
+    }
+
+    /// A node may lose its power at a message or at a step of its disk.
+    pub fn let_power_be_cut(&self) {
+        let fleet = self.clone();
+        self.0.links.cut_power_with(Some(Arc::new(move |id| fleet.crash(id, Loss::Subset))));
+    }
+
+    /// Looks at the nodes, or changes them.
+    pub fn nodes<R>(&self, look: impl FnOnce(&mut BTreeMap<NodeId, Node<S>>) -> R) -> R {
+        look(&mut self.lock().1)
+    }
+
+    /// Looks at one node.
+    pub fn node<R>(&self, id: NodeId, look: impl FnOnce(&mut Node<S>) -> R) -> Option<R> {
+        self.lock().1.get_mut(&id).map(look)
+    }
+
+    pub fn in_state(&self, state: State) -> Vec<NodeId> {
+        self.nodes(|nodes| nodes.iter().filter(|(_, node)| node.state == state).map(|(id, _)| *id).collect())
+    }
+
+    pub fn raft(&self, id: NodeId) -> Option<(Raft<Watched<S>>, Life)> {
+        self.node(id, |node| node.raft.clone().map(|raft| (raft, node.life.clone())))?
+    }
+
+    /// Opens a node's disk as a start would, without starting. A store that opens is closed again.
+    pub fn try_open(&self, id: NodeId) -> Result<Box<dyn LogStore>, OpenError> {
+        let (disk, incarnation) = {
+            let mut state = self.lock();
+            let incarnation = Incarnation(state.0.roll());
+            (state.1.get(&id).expect("a node of this fleet").disk.clone(), incarnation)
+        };
+        disk.open(incarnation)
+    }
+
+    /// Starts a node that is down.
+    pub async fn start(&self, id: NodeId) -> Result<(), StartError> {
+        if self.node(id, |node| std::mem::replace(&mut node.state, State::Busy)) != Some(State::Down) {
+            panic!("the simulation starts n{id}, which is not down");
+        }
+        let started = self.boot(id).await;
+        self.node(id, |node| {
+            if node.state == State::Busy {
+                node.state = if started.is_ok() { State::Running } else { State::Down };
+            }
+        });
+        started
+    }
+
+    async fn boot(&self, id: NodeId) -> Result<(), StartError> {
+        let store = self.try_open(id)?;
+        let recovered = store.recover(GroupId::FIRST)?;
+        let base = recovered.snapshot.as_ref().map_or(0, |snapshot| snapshot.index);
+        let entries = store.reader().entries(GroupId::FIRST, base + 1, recovered.last_index + 1, usize::MAX)?;
+        let (identity, strings, life) = (store.identity(), Strings::default(), Life::default());
+        let world = self.0.world.clone();
+        let (clock, disk, bootstrap) = self
+            .node(id, |node| {
+                (node.strings, node.life, node.boot) = (strings.clone(), life.clone(), identity.boot);
+                (node.clock.clone(), node.disk.clone(), node.bootstrap.clone())
+            })
+            .expect("a node of this fleet");
+        self.0.links.up(id, identity.boot);
+        let incarnation = identity.incarnation;
+        world.saw(Event::Started { node: id, incarnation, recovered: &recovered, entries: &entries });
+        world.facts(|facts| {
+            if let Some(facts) = facts.nodes.get_mut(&id) {
+                facts.disk = Some(Box::new(disk));
+                facts.membership = None;
+            }
+        });
+        let machine = Watched { inner: (self.0.make)(), node: id, world: world.clone(), strings: strings.clone() };
+        let network = self.0.network.clone();
+        let mut builder = Builder::new(id, machine)
+            .storage(Storage::Custom(store))
+            .network(Network::Custom(Box::new(move |identity| network.start(identity))))
+            .bootstrap(bootstrap)
+            .config(self.0.config.clone())
+            .clock(Arc::new(clock));
+        builder.witness = Some(Arc::new(Watcher { node: id, world: world.clone(), strings: strings.clone() }));
+        let raft = builder.start().await?;
+        if strings.is_cut() {
+            // It lost its power on the way up.
+            raft.system.do_send(Failed { cause: "the simulation took its power".into() });
+            return Ok(());
+        }
+        let board = raft.door.board.clone();
+        world.facts(|facts| {
+            if let Some(facts) = facts.nodes.get_mut(&id) {
+                facts.membership = Some(Box::new(move || board.status().membership));
+            }
+        });
+        self.node(id, |node| node.raft = Some(raft.clone()));
+        self.watch(id, raft, life);
+        Ok(())
+    }
+
+    /// Looks at a life until it is over.
+    fn watch(&self, id: NodeId, raft: Raft<Watched<S>>, life: Life) {
+        let fleet = self.clone();
+        let (ended, world) = (raft.clone(), self.0.world.clone());
+        let over = life.clone();
+        actix_rt::spawn(async move {
+            let cause = tokio::select! {
+                biased;
+                () = over.over() => return,
+                cause = ended.stopped() => cause,
+            };
+            // A shutdown is asked for; anything else is the node's own doing.
+            if fleet.node(id, |node| node.state) == Some(State::Busy) {
+                return;
+            }
+            world.saw(Event::Stopped { node: id, cause: &cause });
+            fleet.bury(id, "it stopped by itself");
+        });
+        let world = self.0.world.clone();
+        actix_rt::spawn(async move {
+            loop {
+                tokio::select! {
+                    biased;
+                    () = life.over() => return,
+                    () = tokio::time::sleep(Duration::from_millis(LOOK_MS)) => {}
+                }
+                world.saw(Event::Looked { node: id, status: &raft.status() });
+            }
+        });
+    }
+
+    /// The end of a life, in one instant.
+    fn bury(&self, id: NodeId, how: &str) {
+        let buried = self.node(id, |node| {
+            node.strings.cut();
+            node.life.end();
+            node.clock.resume();
+            if node.state != State::Gone {
+                node.state = State::Down;
+            }
+            node.raft.take()
+        });
+        self.0.links.down(id);
+        self.0.world.saw(Event::Ended { node: id, how });
+        if let Some(Some(raft)) = buried {
+            raft.system.do_send(Failed { cause: "the simulation ended it".into() });
+        }
+    }
+
+    /// The power goes.
+    pub fn crash(&self, id: NodeId, loss: Loss) {
+        if self.node(id, |node| matches!(node.state, State::Down | State::Gone)) != Some(false) {
+            return;
+        }
+        self.node(id, |node| node.disk.clone()).into_iter().for_each(|disk| disk.crash(loss));
+        self.bury(id, &format!("its power is cut ({loss:?})"));
+    }
+
+    /// The process is killed.
+    pub fn kill(&self, id: NodeId) {
+        if self.node(id, |node| matches!(node.state, State::Down | State::Gone)) != Some(false) {
+            return;
+        }
+        self.node(id, |node| node.disk.clone()).into_iter().for_each(|disk| disk.kill());
+        self.bury(id, "it is killed");
+    }
+
+    /// It shuts down in order.
+    pub async fn shut_down(&self, id: NodeId) {
+        let Some((raft, life)) = self.raft(id) else { return };
+        if self.node(id, |node| std::mem::replace(&mut node.state, State::Busy)) != Some(State::Running) {
+            self.node(id, |node| node.state = State::Running);
+            return;
+        }
+        tokio::select! {
+            biased;
+            () = life.over() => return,
+            () = raft.shutdown() => {}
+        }
+        if self.node(id, |node| node.state) == Some(State::Busy) {
+            self.bury(id, "it shut down in order");
+        }
+    }
+
+    pub fn pause(&self, id: NodeId) {
+        let paused = self.node(id, |node| {
+            let runs = node.state == State::Running;
+            if runs {
+                node.state = State::Paused;
+                node.clock.pause();
+            }
+            runs
+        });
+        if paused == Some(true) {
+            self.0.links.pause(id);
+            self.0.world.tell(|| format!("n{id} is paused"));
+        }
+    }
+
+    pub fn resume(&self, id: NodeId) {
+        let resumed = self.node(id, |node| {
+            let paused = node.state == State::Paused;
+            if paused {
+                node.state = State::Running;
+                node.clock.resume();
+            }
+            paused
+        });
+        if resumed == Some(true) {
+            self.0.world.tell(|| format!("n{id} goes on"));
+            self.0.links.resume(id);
+        }
+    }
+
+    /// Every node ends, and the circle of handles with it.
+    pub fn end(&self) {
+        let ids = self.nodes(|nodes| nodes.keys().copied().collect::<Vec<_>>());
+        ids.into_iter().for_each(|id| self.kill(id));
+        self.0.links.cut_power_with(None);
+        self.nodes(|nodes| nodes.clear());
+    }
+
+    fn lock(&self) -> MutexGuard<'_, (Dice, BTreeMap<NodeId, Node<S>>)> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Where founders listen: nobody dials addresses here, but they are part of what founders compare.
+pub(crate) fn address(id: NodeId) -> Address {
+    Address(format!("n{id}:7000"))
+}
+
+/// Tells the world of one life's drains.
+struct Watcher {
+    node: NodeId,
+    world: World,
+    strings: Strings,
+}
+
+impl Witness for Watcher {
+    fn drained(&self, drained: Drained<'_>) {
+        if self.strings.is_cut() {
+            return;
+        }
+        let Drained { glance, append, transmit, apply, voters } = drained;
+        let decided = Decided { glance, append, transmit, apply, voters };
+        self.world.saw(Event::Drained { node: self.node, drained: &decided });
+    }
+}

@@ -1,0 +1,42 @@
+//! No two nodes ever hold different committed entries at one index (Raft figure 3, state machine safety).
+
+use super::{Event, Facts, Invariant};
+use crate::testkit::world::facts_of;
+
+pub(crate) struct CommittedNeverChanges;
+
+impl Invariant for CommittedNeverChanges {
+    fn name(&self) -> &'static str {
+        "committed never changes"
+    }
+
+    fn check(&mut self, event: &Event<'_>, facts: &Facts) -> Result<(), String> {
+        let Event::Drained { node, drained } = event else { return Ok(()) };
+        let Some(mine) = facts.nodes.get(node) else { return Ok(()) };
+        let known = mine.glance.map_or(0, |glance| glance.commit).max(mine.log.base.0);
+        for index in known + 1..=drained.glance.commit {
+            let Some(entry) = mine.log.get(index) else {
+                return Err(format!("n{node} commits {index}, which its log (to {}) lacks", mine.log.last()));
+            };
+            if let Some((committed, _)) = facts.committed.get(&index)
+                && committed != entry
+            {
+                return Err(format!("n{node} commits {index}@{}, but {index}@{} was", entry.term, committed.term));
+            }
+        }
+        for append in drained.append {
+            let Some(first) = append.write.entries.first() else { continue };
+            let commit = mine.glance.map_or(0, |glance| glance.commit);
+            if first.index <= commit && first.index > mine.log.base.0 {
+                return Err(format!("n{node} overwrites {} although it knows {commit} to be committed", first.index));
+            }
+        }
+        for entry in &drained.apply {
+            let committed = facts.committed.get(&entry.index).map(|(committed, _)| *committed);
+            if committed.is_some_and(|committed| committed != facts_of(entry)) {
+                return Err(format!("n{node} applies another entry at {} than was committed", entry.index));
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,52 @@
+//! What must hold after every event, one small file per invariant.
+//!
+//! Each is told every [`Event`] with the [`Facts`] an all-knowing observer has, and answers with what is broken. They
+//! share nothing with the code they judge.
+
+use super::world::{Event, Facts};
+
+mod one_leader_per_term;
+mod log_matching;
+mod leader_completeness;
+mod committed_never_changes;
+mod quorum_before_commit;
+mod applied_prefixes;
+mod durable_before_said;
+mod acknowledged_stays;
+mod rejected_nowhere;
+mod every_request_ends;
+mod nothing_goes_back;
+mod one_change_at_a_time;
+mod strangers_never_vote;
+mod queues_are_bounded;
+mod stops_say_why;
+
+/// Something that must hold after every event.
+pub(crate) trait Invariant: Send {
+    /// What the report calls it.
+    fn name(&self) -> &'static str;
+
+    /// Judges an event. `facts` are those before it, but for the logs, which contain what the event appends.
+    fn check(&mut self, event: &Event<'_>, facts: &Facts) -> Result<(), String>;
+}
+
+/// All of them.
+pub(crate) fn all() -> Vec<Box<dyn Invariant>> {
+    vec![
+        Box::<one_leader_per_term::OneLeaderPerTerm>::default(),
+        Box::<log_matching::LogMatching>::default(),
+        Box::<leader_completeness::LeaderCompleteness>::default(),
+        Box::new(committed_never_changes::CommittedNeverChanges),
+        Box::new(quorum_before_commit::QuorumBeforeCommit),
+        Box::<applied_prefixes::AppliedPrefixes>::default(),
+        Box::new(durable_before_said::DurableBeforeSaid),
+        Box::<acknowledged_stays::AcknowledgedStays>::default(),
+        Box::<rejected_nowhere::RejectedNowhere>::default(),
+        Box::<every_request_ends::EveryRequestEnds>::default(),
+        Box::<nothing_goes_back::NothingGoesBack>::default(),
+        Box::<one_change_at_a_time::OneChangeAtATime>::default(),
+        Box::new(strangers_never_vote::StrangersNeverVote),
+        Box::new(queues_are_bounded::QueuesAreBounded),
+        Box::new(stops_say_why::StopsSayWhy),
+    ]
+}

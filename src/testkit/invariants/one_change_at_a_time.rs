@@ -1,0 +1,50 @@
+//! A leader begins a change of the configuration only when it has applied the one before, and each moves one voter at
+//! most (Raft dissertation section 4.1).
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use actorum_actors::status::Role;
+use actorum_transport::wire::{EntryKind, NodeId};
+
+use super::{Event, Facts, Invariant};
+
+#[derive(Default)]
+pub(crate) struct OneChangeAtATime {
+    voters: BTreeMap<NodeId, Vec<NodeId>>,
+}
+
+impl Invariant for OneChangeAtATime {
+    fn name(&self) -> &'static str {
+        "one configuration change at a time"
+    }
+
+    fn check(&mut self, event: &Event<'_>, facts: &Facts) -> Result<(), String> {
+        let Event::Drained { node, drained } = event else { return Ok(()) };
+        let Some(mine) = facts.nodes.get(node) else { return Ok(()) };
+        if drained.glance.role == Role::Leader {
+            let mut changes = drained.append.iter().flat_map(|append| &append.write.entries);
+            if let Some(change) = changes.find(|e| e.kind == EntryKind::ConfChange && e.term == drained.glance.term) {
+                let earlier = (mine.handed + 1..change.index)
+                    .find(|index| mine.log.get(*index).is_some_and(|entry| entry.kind == EntryKind::ConfChange));
+                if let Some(earlier) = earlier {
+                    let index = change.index;
+                    return Err(format!(
+                        "n{node} begins the change at {index} before it has applied the one at {earlier}"
+                    ));
+                }
+            }
+        }
+        let before = self.voters.insert(*node, drained.voters.clone()).unwrap_or_default();
+        if before.is_empty() || mine.glance.is_none() || before == drained.voters {
+            return Ok(());
+        }
+        let (old, new): (BTreeSet<_>, BTreeSet<_>) = (before.iter().collect(), drained.voters.iter().collect());
+        let changes = drained.apply.iter().filter(|entry| entry.kind == EntryKind::ConfChange).count();
+        let moved = old.symmetric_difference(&new).count();
+        // Several changes may be applied in one drain by a node that catches up, and one already applied shows a drain later.
+        if moved > changes.max(1) + 1 {
+            return Err(format!("n{node} goes from voters {before:?} to {:?} at once", drained.voters));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,37 @@
+//! A leader commits an entry only when a majority of the voters has it on disk at that moment (Raft section 5.3; the
+//! leader's own disk counts as one vote, no more and no less).
+
+use actorum_actors::status::Role;
+
+use super::{Event, Facts, Invariant};
+
+pub(crate) struct QuorumBeforeCommit;
+
+impl Invariant for QuorumBeforeCommit {
+    fn name(&self) -> &'static str {
+        "quorum before commit"
+    }
+
+    fn check(&mut self, event: &Event<'_>, facts: &Facts) -> Result<(), String> {
+        let Event::Drained { node, drained } = event else { return Ok(()) };
+        let Some(mine) = facts.nodes.get(node) else { return Ok(()) };
+        let commit = drained.glance.commit;
+        let moved = mine.glance.is_some_and(|before| before.role == Role::Leader && before.commit < commit);
+        if drained.glance.role != Role::Leader || !moved {
+            return Ok(());
+        }
+        let Some(term) = mine.log.term_at(commit) else { return Ok(()) };
+        let on_disk = |id: &&u64| {
+            let disk = facts.nodes.get(*id).and_then(|facts| facts.disk.as_ref());
+            disk.is_some_and(|disk| disk.term_at(commit) == Some(term))
+        };
+        let durable: Vec<u64> = drained.voters.iter().filter(on_disk).copied().collect();
+        // A change of the configuration that is applied in this very drain may have moved one voter.
+        let majority = drained.voters.len().saturating_sub(1) / 2 + 1;
+        if durable.len() < majority {
+            let voters = drained.voters.len();
+            return Err(format!("n{node} commits {commit}@{term}, durable on {durable:?} of {voters} voters only"));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,22 @@
+//! A node stops by itself only when something was done to it, and then says what it died of (promise 7).
+
+use super::{Event, Facts, Invariant};
+
+pub(crate) struct StopsSayWhy;
+
+impl Invariant for StopsSayWhy {
+    fn name(&self) -> &'static str {
+        "a stopped node says why"
+    }
+
+    fn check(&mut self, event: &Event<'_>, facts: &Facts) -> Result<(), String> {
+        let Event::Stopped { node, cause } = event else { return Ok(()) };
+        if cause.trim().is_empty() {
+            return Err(format!("n{node} stopped without a word"));
+        }
+        if !facts.nodes.get(node).is_some_and(|facts| facts.may_stop) {
+            return Err(format!("n{node} stopped although nothing was done to it: {cause}"));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,751 @@
+//! Who does it: chooses faults by their weights, begins them, and ends them.
+//!
+//! Each fault is a task of its own, so several are under way at once; but what takes a node's life in hand (a crash, a
+//! pause, a bad disk) reserves it, so that no two do at the same time. Everything a fault began it also ends.
+
+use std::{cell::RefCell, collections::BTreeSet, rc::Rc, time::Duration};
+
+use actix::prelude::*;
+use actorum_actors::{
+    event::{Event as Heard, Events},
+    machine::StateMachine,
+    members::Change as ConfChange,
+    message::Campaign,
+};
+use actorum_transport::wire::NodeId;
+use tokio::{task::JoinHandle, time::sleep};
+
+use super::{
+    client::Client,
+    dice::Dice,
+    disk::{Loss, Mishap},
+    faults::Faults,
+    fleet::{Fleet, State, address},
+    machine::Watched,
+    wire::Weather,
+    world::World,
+};
+use crate::{Bootstrap, StartError};
+
+/// One kind of fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Loss,
+    Duplication,
+    Delay,
+    SlowPeer,
+    OneWayCut,
+    Partition,
+    Reset,
+    PowerCut,
+    Kill,
+    Pause,
+    ClockJump,
+    SlowDisk,
+    HungDisk,
+    DiskError,
+    FullDisk,
+    FlippedBit,
+    TornWrite,
+    OldCopy,
+    WipedDisk,
+    Panic,
+    SlowMachine,
+    Membership,
+    Campaign,
+    Subscription,
+    Shutdown,
+}
+
+fn weights(faults: &Faults) -> [(Kind, u32); 25] {
+    use Kind::*;
+    [
+        (Loss, faults.loss),
+        (Duplication, faults.duplication),
+        (Delay, faults.delay),
+        (SlowPeer, faults.slow_peer),
+        (OneWayCut, faults.one_way_cut),
+        (Partition, faults.partition),
+        (Reset, faults.reset),
+        (PowerCut, faults.power_cut),
+        (Kill, faults.kill),
+        (Pause, faults.pause),
+        (ClockJump, faults.clock_jump),
+        (SlowDisk, faults.slow_disk),
+        (HungDisk, faults.hung_disk),
+        (DiskError, faults.disk_error),
+        (FullDisk, faults.full_disk),
+        (FlippedBit, faults.flipped_bit),
+        (TornWrite, faults.torn_write),
+        (OldCopy, faults.old_copy),
+        (WipedDisk, faults.wiped_disk),
+        (Panic, faults.panic),
+        (SlowMachine, faults.slow_machine),
+        (Membership, faults.membership),
+        (Campaign, faults.campaign),
+        (Subscription, faults.subscription),
+        (Shutdown, faults.shutdown),
+    ]
+}
+
+/// The nodes some fault has in hand.
+type Reserved = Rc<RefCell<BTreeSet<NodeId>>>;
+
+/// Holds a node until dropped.
+struct Hold(NodeId, Reserved);
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.1.borrow_mut().remove(&self.0);
+    }
+}
+
+/// Chooses and begins faults.
+pub(crate) struct Nemesis<S: StateMachine> {
+    fleet: Fleet<S>,
+    faults: Faults,
+    dice: Dice,
+    reserved: Reserved,
+    changing: Rc<RefCell<bool>>,
+    count: u64,
+    next_id: Rc<RefCell<NodeId>>,
+}
+
+impl<S: StateMachine> Nemesis<S> {
+    pub fn new(fleet: &Fleet<S>, faults: &Faults, dice: Dice, next_id: NodeId) -> Nemesis<S> {
+        Nemesis {
+            fleet: fleet.clone(),
+            faults: faults.clone(),
+            dice,
+            reserved: Rc::default(),
+            changing: Rc::default(),
+            count: 0,
+            next_id: Rc::new(RefCell::new(next_id)),
+        }
+    }
+
+    /// Does its work until that virtual moment, then waits for everything it began to end.
+    pub async fn work(mut self, until_ms: u64) {
+        let weights = weights(&self.faults);
+        let total: u64 = weights.iter().map(|(_, weight)| u64::from(*weight)).sum();
+        let every = self.faults.every.as_millis() as u64;
+        let mut under_way: Vec<JoinHandle<()>> = Vec::new();
+        while total > 0 && !self.world().over() {
+            let pause = self.dice.between(every / 4, every * 7 / 4);
+            if self.world().agenda().now_ms() + pause >= until_ms {
+                break;
+            }
+            sleep(Duration::from_millis(pause)).await;
+            let mut roll = self.dice.below(total);
+            let chosen = weights.iter().find(|(_, weight)| {
+                let hit = roll < u64::from(*weight);
+                roll = roll.saturating_sub(if hit { 0 } else { u64::from(*weight) });
+                hit
+            });
+            under_way.retain(|task| !task.is_finished());
+            if let Some((kind, _)) = chosen {
+                self.count += 1;
+                let culprit = Culprit {
+                    fleet: self.fleet.clone(),
+                    dice: self.dice.fork("fault", self.count),
+                    reserved: self.reserved.clone(),
+                    changing: self.changing.clone(),
+                    next_id: self.next_id.clone(),
+                };
+                under_way.push(actix_rt::spawn(culprit.commit(*kind)));
+            }
+        }
+        let rest = until_ms.saturating_sub(self.world().agenda().now_ms());
+        sleep(Duration::from_millis(rest)).await;
+        for task in under_way {
+            // A fault that panicked is a broken simulation, told by the panic itself.
+            let _ = task.await;
+        }
+    }
+
+    fn world(&self) -> &World {
+        self.fleet.world()
+    }
+}
+
+/// One fault under way.
+struct Culprit<S: StateMachine> {
+    fleet: Fleet<S>,
+    dice: Dice,
+    reserved: Reserved,
+    changing: Rc<RefCell<bool>>,
+    next_id: Rc<RefCell<NodeId>>,
+}
+
+impl<S: StateMachine> Culprit<S> {
+    async fn commit(mut self, kind: Kind) {
+        match kind {
+            Kind::Loss => {
+                let loss = self.dice.between(1_000, 30_000) as u32;
+                self.weather("loss", |weather| weather.loss = loss).await;
+            }
+            Kind::Duplication => {
+                let often = self.dice.between(1_000, 10_000) as u32;
+                self.weather("duplication", |weather| weather.duplication = often).await;
+            }
+            Kind::Delay => {
+                let jitter = self.dice.between(10, 500);
+                self.weather("delay and reordering", |weather| weather.jitter_ms = jitter).await;
+            }
+            Kind::OneWayCut => self.weather("one-way cut", |weather| weather.cut = true).await,
+            Kind::SlowPeer => self.slow_peer().await,
+            Kind::Partition => self.partition().await,
+            Kind::Reset => self.reset(),
+            Kind::PowerCut => self.power_cut().await,
+            Kind::Kill => self.kill().await,
+            Kind::Pause => self.pause().await,
+            Kind::ClockJump => self.clock_jump(),
+            Kind::SlowDisk => self.slow_disk().await,
+            Kind::HungDisk => self.hung_disk().await,
+            Kind::DiskError => self.disk_error(Mishap::Error, "write or sync error").await,
+            Kind::FullDisk => self.disk_error(Mishap::Full, "full disk").await,
+            Kind::FlippedBit => self.flipped_bit().await,
+            Kind::TornWrite => self.torn_write().await,
+            Kind::OldCopy => self.old_copy().await,
+            Kind::WipedDisk => self.wiped_disk().await,
+            Kind::Panic => self.panic().await,
+            Kind::SlowMachine => self.slow_machine().await,
+            Kind::Membership => self.membership().await,
+            Kind::Campaign => self.campaign(),
+            Kind::Subscription => self.subscription().await,
+            Kind::Shutdown => self.shutdown().await,
+        }
+    }
+
+    // ---- the network ---------------------------------------------------------------------------------------
+
+    fn network(&self, kind: &'static str, what: impl FnOnce() -> String) {
+        self.world().count(|counts| *counts.network.entry(kind).or_default() += 1);
+        self.world().tell(|| format!("{kind}: {}", what()));
+    }
+
+    /// One direction of one link, for a while.
+    async fn weather(&mut self, kind: &'static str, change: impl FnOnce(&mut Weather)) {
+        let nodes = self.fleet.in_state(State::Running);
+        let Some(from) = self.dice.pick(&nodes).copied() else { return };
+        let others: Vec<NodeId> = nodes.into_iter().filter(|id| *id != from).collect();
+        let Some(to) = self.dice.pick(&others).copied() else { return };
+        let mut bad = Weather::FAIR;
+        change(&mut bad);
+        self.network(kind, || format!("n{from} -> n{to} {bad:?}"));
+        self.fleet.links().set(from, to, |weather| *weather = bad);
+        self.a_while(300, 2500).await;
+        self.fleet.links().set(from, to, |weather| *weather = Weather::FAIR);
+    }
+
+    async fn slow_peer(&mut self) {
+        let Some(node) = self.some_running() else { return };
+        let delay = self.dice.between(20, 150);
+        self.network("slow peer", || format!("n{node}, {delay} ms each way"));
+        let slow = Weather { delay_ms: delay, jitter_ms: delay / 4, ..Weather::FAIR };
+        let links = self.both_ways(node);
+        links.iter().for_each(|(from, to)| self.fleet.links().set(*from, *to, |weather| *weather = slow));
+        self.a_while(500, 3000).await;
+        links.iter().for_each(|(from, to)| self.fleet.links().set(*from, *to, |weather| *weather = Weather::FAIR));
+    }
+
+    async fn partition(&mut self) {
+        let all: Vec<NodeId> = self.fleet.nodes(|nodes| nodes.keys().copied().collect());
+        let leader = self.world().facts(|facts| facts.leader());
+        // Mostly the leader is cut off: that is when something is decided.
+        let alone = match leader {
+            Some(leader) if self.dice.below(3) > 0 => vec![leader],
+            _ => all.iter().copied().filter(|_| self.dice.below(2) == 0).collect(),
+        };
+        self.network("partition", || format!("{alone:?} from the rest"));
+        let across: Vec<(NodeId, NodeId)> = all
+            .iter()
+            .flat_map(|a| all.iter().map(move |b| (*a, *b)))
+            .filter(|(a, b)| alone.contains(a) != alone.contains(b))
+            .collect();
+        across.iter().for_each(|(from, to)| self.fleet.links().set(*from, *to, |weather| weather.cut = true));
+        self.a_while(500, 3000).await;
+        across.iter().for_each(|(from, to)| self.fleet.links().set(*from, *to, |weather| weather.cut = false));
+    }
+
+    fn reset(&mut self) {
+        let nodes = self.fleet.in_state(State::Running);
+        let (Some(a), Some(b)) = (self.dice.pick(&nodes).copied(), self.dice.pick(&nodes).copied()) else { return };
+        if a != b {
+            self.network("connection reset", || format!("n{a} and n{b}"));
+            self.fleet.links().reset(a, b);
+        }
+    }
+
+    fn both_ways(&self, node: NodeId) -> Vec<(NodeId, NodeId)> {
+        let all: Vec<NodeId> = self.fleet.nodes(|nodes| nodes.keys().copied().collect());
+        all.into_iter().filter(|id| *id != node).flat_map(|id| [(id, node), (node, id)]).collect()
+    }
+
+    // ---- lives ---------------------------------------------------------------------------------------------
+
+    fn process(&self, kind: &'static str) {
+        self.world().count(|counts| *counts.process.entry(kind).or_default() += 1);
+    }
+
+    fn disk(&self, kind: &'static str, node: NodeId) {
+        self.world().count(|counts| *counts.disk.entry(kind).or_default() += 1);
+        self.world().tell(|| format!("{kind} on n{node}"));
+    }
+
+    async fn power_cut(&mut self) {
+        let victims = match self.dice.below(6) {
+            0 => self.fleet.in_state(State::Running),
+            _ => self.some_running().into_iter().collect(),
+        };
+        let holds: Vec<Hold> = victims.into_iter().filter_map(|id| self.hold(id)).collect();
+        for Hold(node, _) in &holds {
+            let loss = self.some_loss();
+            let node = *node;
+            match self.dice.below(3) {
+                0 => self.fleet.crash(node, loss),
+                1 => self.fleet.links().arm(node, self.dice.between(1, 40)),
+                _ => {
+                    let step = self.dice.between(1, 20);
+                    self.fleet.node(node, |node| node.disk.arm(step));
+                }
+            }
+        }
+        self.until_down(&holds).await;
+        for Hold(node, _) in &holds {
+            let loss = self.some_loss();
+            self.fleet.crash(*node, loss);
+            self.disk("power cut", *node);
+        }
+        self.a_while(20, 2000).await;
+        for Hold(node, _) in &holds {
+            self.come_back(*node).await;
+        }
+    }
+
+    async fn kill(&mut self) {
+        let Some(hold) = self.hold_running() else { return };
+        self.fleet.kill(hold.0);
+        self.process("kill");
+        self.a_while(20, 1500).await;
+        self.come_back(hold.0).await;
+    }
+
+    async fn pause(&mut self) {
+        let Some(hold) = self.hold_running() else { return };
+        self.process("pause");
+        self.fleet.pause(hold.0);
+        self.a_while(50, 2500).await;
+        self.fleet.resume(hold.0);
+    }
+
+    async fn slow_machine(&mut self) {
+        let Some(hold) = self.hold_running() else { return };
+        let (fleet, node, world) = (self.fleet.clone(), hold.0, self.world().clone());
+        let stood_still = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let stands = stood_still.clone();
+        let strings = self.fleet.node(node, |node| node.strings.clone());
+        strings.into_iter().for_each(|strings| {
+            let (fleet, world, stands) = (fleet.clone(), world.clone(), stands.clone());
+            strings.slow_next(Box::new(move || {
+                world.count(|counts| *counts.process.entry("slow state machine").or_default() += 1);
+                stands.store(true, std::sync::atomic::Ordering::Relaxed);
+                // Everything but the disk is on one thread, so it all waits for the machine.
+                fleet.pause(node);
+            }));
+        });
+        for _ in 0..20 {
+            if stood_still.load(std::sync::atomic::Ordering::Relaxed) {
+                break;
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
+        self.a_while(50, 1200).await;
+        self.fleet.resume(node);
+    }
+
+    fn clock_jump(&mut self) {
+        let Some(node) = self.some_running() else { return };
+        let by = self.dice.between(0, 20_000) as i64 - 10_000;
+        self.process("clock jump");
+        self.fleet.node(node, |node| node.clock.skew(by));
+    }
+
+    async fn shutdown(&mut self) {
+        let Some(hold) = self.hold_running() else { return };
+        self.world().count(|counts| *counts.churn.entry("shutdown").or_default() += 1);
+        self.fleet.shut_down(hold.0).await;
+        self.a_while(20, 1000).await;
+        self.come_back(hold.0).await;
+    }
+
+    async fn panic(&mut self) {
+        let Some(hold) = self.hold_running() else { return };
+        self.fleet.node(hold.0, |node| node.strings.panic_next());
+        self.until_down(std::slice::from_ref(&hold)).await;
+        if self.fleet.node(hold.0, |node| node.state) == Some(State::Down) {
+            self.a_while(20, 1000).await;
+            self.come_back(hold.0).await;
+        }
+    }
+
+    // ---- disks ---------------------------------------------------------------------------------------------
+
+    async fn slow_disk(&mut self) {
+        let Some(hold) = self.hold_running() else { return };
+        self.disk("slow disk", hold.0);
+        let at_most = self.dice.between(10, 200);
+        self.fleet.node(hold.0, |node| node.disk.slow(at_most));
+        self.a_while(300, 2500).await;
+        self.fleet.node(hold.0, |node| node.disk.calm());
+    }
+
+    async fn hung_disk(&mut self) {
+        let Some(hold) = self.hold_running() else { return };
+        self.disk("hung disk", hold.0);
+        self.fleet.node(hold.0, |node| node.disk.hang());
+        self.a_while(300, 4000).await;
+        // Sometimes a hung disk is ended by a crash, for that is what people do.
+        if self.dice.below(4) == 0 {
+            let loss = self.some_loss();
+            self.fleet.crash(hold.0, loss);
+            self.disk("power cut", hold.0);
+            self.fleet.node(hold.0, |node| node.disk.calm());
+            self.a_while(20, 500).await;
+            self.come_back(hold.0).await;
+        } else {
+            self.fleet.node(hold.0, |node| node.disk.calm());
+        }
+    }
+
+    async fn disk_error(&mut self, mishap: Mishap, kind: &'static str) {
+        let Some(hold) = self.hold_running() else { return };
+        self.may_stop(hold.0);
+        let step = self.dice.between(1, 12);
+        self.fleet.node(hold.0, |node| node.disk.fail(mishap, step));
+        self.until_down(std::slice::from_ref(&hold)).await;
+        let fired = self.fleet.node(hold.0, |node| node.disk.has_failed()) == Some(true);
+        if fired {
+            self.disk(kind, hold.0);
+        }
+        let loss = self.some_loss();
+        self.fleet.crash(hold.0, loss);
+        self.fleet.node(hold.0, |node| node.disk.calm());
+        self.a_while(20, 1000).await;
+        self.come_back(hold.0).await;
+    }
+
+    async fn flipped_bit(&mut self) {
+        let Some(hold) = self.hold_running() else { return };
+        self.fleet.kill(hold.0);
+        let roll = self.dice.roll();
+        let healthy = self.fleet.node(hold.0, |node| {
+            let healthy = node.disk.image();
+            node.disk.flip_bit(roll);
+            healthy
+        });
+        self.disk("flipped bit", hold.0);
+        self.a_while(20, 300).await;
+        // Intact, or refused by name; then somebody brings back the healthy copy.
+        if !self.opens(hold.0) {
+            self.fleet.node(hold.0, |node| node.disk.bring_back(healthy.expect("the node is there")));
+        }
+        self.come_back(hold.0).await;
+    }
+
+    async fn torn_write(&mut self) {
+        let Some(hold) = self.hold_running() else { return };
+        let step = self.dice.between(1, 20);
+        self.fleet.node(hold.0, |node| node.disk.arm(step));
+        self.until_down(std::slice::from_ref(&hold)).await;
+        let healthy = self.fleet.node(hold.0, |node| node.disk.image());
+        self.fleet.crash(hold.0, Loss::Torn);
+        self.disk("torn write", hold.0);
+        self.a_while(20, 500).await;
+        if !self.opens(hold.0) {
+            // What it had promised is in the copy: nothing of the torn write was.
+            self.fleet.node(hold.0, |node| node.disk.bring_back(healthy.expect("the node is there")));
+        }
+        self.come_back(hold.0).await;
+    }
+
+    async fn old_copy(&mut self) {
+        let Some(hold) = self.hold_running() else { return };
+        let old = self.fleet.node(hold.0, |node| (node.disk.image(), node.disk.promised()));
+        self.a_while(500, 3000).await;
+        if self.fleet.node(hold.0, |node| node.state) != Some(State::Running) {
+            return;
+        }
+        self.fleet.kill(hold.0);
+        let Some((old, then)) = old else { return };
+        let (newest, now) = self
+            .fleet
+            .node(hold.0, |node| (node.disk.image(), node.disk.promised()))
+            .expect("a node of this fleet stays");
+        self.fleet.node(hold.0, |node| node.disk.swap_for(old));
+        self.disk("older copy", hold.0);
+        // Within one term and without a vote between, a little less of the log may go unnoticed (see the watermark).
+        if self.opens(hold.0) && then != now {
+            let node = hold.0;
+            self.world().broken(
+                "an older copy is refused",
+                format!("n{node} opens a store of term and vote {then:?} after it had promised {now:?}"),
+            );
+        }
+        self.fleet.node(hold.0, |node| node.disk.bring_back(newest));
+        self.come_back(hold.0).await;
+    }
+
+    async fn wiped_disk(&mut self) {
+        let Some(hold) = self.hold_running() else { return };
+        // Before the cluster has written down who its members are, a wiped founder is a founder.
+        if !self.is_recorded(hold.0) {
+            return;
+        }
+        self.fleet.kill(hold.0);
+        let healthy = self.fleet.node(hold.0, |node| {
+            let healthy = node.disk.image();
+            node.disk.wipe();
+            healthy
+        });
+        self.disk("wiped disk", hold.0);
+        self.a_while(20, 300).await;
+        // It runs as a stranger for a while; it must not vote.
+        self.may_stop(hold.0);
+        let _ = self.fleet.start(hold.0).await;
+        self.may_stop(hold.0);
+        self.a_while(500, 2500).await;
+        self.fleet.kill(hold.0);
+        self.fleet.node(hold.0, |node| {
+            if node.state == State::Down {
+                node.disk.bring_back(healthy.expect("the node is there"));
+            }
+        });
+        self.come_back(hold.0).await;
+    }
+
+    fn is_recorded(&self, id: NodeId) -> bool {
+        let member = |raft: &crate::Raft<Watched<S>>| {
+            raft.status().membership.members.get(&id).is_some_and(|member| member.incarnation.is_some())
+        };
+        let mut all = self.fleet.in_state(State::Running).into_iter().filter_map(|id| self.fleet.raft(id));
+        all.all(|(raft, _)| member(&raft))
+    }
+
+    // ---- churn ---------------------------------------------------------------------------------------------
+
+    fn churn(&self, kind: &'static str) {
+        self.world().count(|counts| *counts.churn.entry(kind).or_default() += 1);
+    }
+
+    fn campaign(&mut self) {
+        let Some((raft, _)) = self.some_running().and_then(|id| self.fleet.raft(id)) else { return };
+        if let Some(core) = raft.door.core.upgrade() {
+            self.churn("campaign");
+            core.do_send(Campaign);
+        }
+    }
+
+    async fn subscription(&mut self) {
+        let Some((raft, life)) = self.some_running().and_then(|id| self.fleet.raft(id)) else { return };
+        self.churn("subscription");
+        let slow = self.dice.below(400);
+        let after = (self.dice.below(2) == 0).then(|| self.dice.below(raft.status().applied_index + 1));
+        let listener = Listener { world: self.world().clone(), last: after.unwrap_or(0), pause_ms: slow }.start();
+        let mut subscribe = crate::Subscribe::batched(listener.recipient());
+        if let Some(after) = after {
+            subscribe = subscribe.after(after);
+        }
+        let subscription = tokio::select! {
+            biased;
+            () = life.over() => return,
+            subscription = raft.subscribe(subscribe) => subscription,
+        };
+        self.a_while(200, 4000).await;
+        if let Ok(subscription) = subscription {
+            raft.unsubscribe(subscription);
+        }
+    }
+
+    /// One change, and what belongs to it: a node that joins, or one that leaves.
+    async fn membership(&mut self) {
+        if self.changing.replace(true) {
+            return;
+        }
+        let mut client = Client::new(u64::MAX, &self.fleet, self.dice.fork("changes", 0));
+        let members = self.members();
+        let strangers: Vec<NodeId> =
+            self.fleet.nodes(|nodes| nodes.keys().copied().filter(|id| !members.0.contains(id)).collect());
+        let more = members.0.len() + strangers.len() < 5;
+        match self.dice.below(4) {
+            0 | 1 if more => {
+                let id = self.next_id.replace_with(|id| *id + 1);
+                self.fleet.add(id, Bootstrap::Wait);
+                if self.come_back(id).await {
+                    self.churn("add learner");
+                    let _ = client.change(ConfChange::AddLearner(id, address(id))).await;
+                    for _ in 0..6 {
+                        self.a_while(100, 600).await;
+                        self.churn("promote");
+                        if client.change(ConfChange::Promote(id)).await.is_ok() {
+                            break;
+                        }
+                    }
+                }
+            }
+            0..3 if members.1.len() > 3 => {
+                if let Some(id) = self.dice.pick(&members.1).copied() {
+                    self.churn("remove");
+                    if client.change(ConfChange::Remove(id)).await.is_ok() {
+                        // It goes on for a while, and may not know.
+                        self.a_while(100, 1500).await;
+                        self.fleet.kill(id);
+                        self.fleet.node(id, |node| node.state = State::Gone);
+                    }
+                }
+            }
+            _ if members.1.len() > 2 => {
+                if let Some(id) = self.dice.pick(&members.1).copied() {
+                    self.churn("demote");
+                    if client.change(ConfChange::Demote(id)).await.is_ok() {
+                        self.a_while(100, 1000).await;
+                        for _ in 0..6 {
+                            self.churn("promote");
+                            if client.change(ConfChange::Promote(id)).await.is_ok() {
+                                break;
+                            }
+                            self.a_while(100, 600).await;
+                        }
+                    }
+                }
+            }
+            _ => {}
+        }
+        self.changing.replace(false);
+    }
+
+    /// Members and voters, as the node says that has applied most.
+    fn members(&self) -> (Vec<NodeId>, Vec<NodeId>) {
+        let running = self.fleet.in_state(State::Running);
+        let statuses = running.into_iter().filter_map(|id| self.fleet.raft(id)).map(|(raft, _)| raft.status());
+        let newest = statuses.max_by_key(|status| status.applied_index);
+        newest.map_or_else(Default::default, |status| {
+            (status.membership.members.keys().copied().collect(), status.membership.voters())
+        })
+    }
+
+    // ---- helpers -------------------------------------------------------------------------------------------
+
+    fn world(&self) -> &World {
+        self.fleet.world()
+    }
+
+    async fn a_while(&mut self, from_ms: u64, to_ms: u64) {
+        let ms = self.dice.between(from_ms, to_ms);
+        sleep(Duration::from_millis(ms)).await;
+    }
+
+    fn some_running(&mut self) -> Option<NodeId> {
+        let nodes = self.fleet.in_state(State::Running);
+        let leader = self.world().facts(|facts| facts.leader()).filter(|leader| nodes.contains(leader));
+        // The leader is the more interesting victim.
+        match leader {
+            Some(leader) if self.dice.below(2) == 0 => Some(leader),
+            _ => self.dice.pick(&nodes).copied(),
+        }
+    }
+
+    fn hold(&self, node: NodeId) -> Option<Hold> {
+        self.reserved.borrow_mut().insert(node).then(|| Hold(node, self.reserved.clone()))
+    }
+
+    fn hold_running(&mut self) -> Option<Hold> {
+        let node = self.some_running()?;
+        self.hold(node)
+    }
+
+    fn may_stop(&self, node: NodeId) {
+        self.world().facts(|facts| {
+            if let Some(facts) = facts.nodes.get_mut(&node) {
+                facts.may_stop = true;
+            }
+        });
+    }
+
+    fn some_loss(&mut self) -> Loss {
+        match self.dice.below(3) {
+            0 => Loss::All,
+            1 => Loss::Prefix,
+            _ => Loss::Subset,
+        }
+    }
+
+    /// Waits until these nodes are down, or two seconds have passed.
+    async fn until_down(&self, holds: &[Hold]) {
+        for _ in 0..40 {
+            let runs = |hold: &Hold| self.fleet.node(hold.0, |node| node.state) == Some(State::Running);
+            if !holds.iter().any(runs) {
+                return;
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Whether a node's disk opens; what opened is closed again.
+    fn opens(&self, node: NodeId) -> bool {
+        match self.fleet.try_open(node) {
+            Ok(_) => true,
+            Err(error) => {
+                self.world().tell(|| format!("n{node} is refused: {error}"));
+                false
+            }
+        }
+    }
+
+    /// Starts a node whose disk is honest: it must come back.
+    async fn come_back(&mut self, node: NodeId) -> bool {
+        if self.fleet.node(node, |node| node.state) != Some(State::Down) || self.world().over() {
+            return false;
+        }
+        match self.fleet.start(node).await {
+            Ok(()) => true,
+            Err(error) => {
+                self.refused(node, error);
+                false
+            }
+        }
+    }
+
+    fn refused(&self, node: NodeId, error: StartError) {
+        self.world().broken("an honest node comes back", format!("n{node} does not start: {error}"));
+    }
+}
+
+/// A subscriber that takes its time.
+struct Listener {
+    world: World,
+    last: u64,
+    pause_ms: u64,
+}
+
+impl Actor for Listener {
+    type Context = Context<Self>;
+}
+
+impl<S: StateMachine> Handler<Events<Watched<S>>> for Listener {
+    type Result = ResponseFuture<()>;
+
+    fn handle(&mut self, Events(events): Events<Watched<S>>, _: &mut Context<Self>) -> ResponseFuture<()> {
+        for event in events {
+            if let Heard::Applied { index, .. } = event {
+                if index <= self.last {
+                    let last = self.last;
+                    self.world.broken("subscribers hear in order", format!("{index} after {last}"));
+                }
+                self.last = index;
+            }
+        }
+        let pause = Duration::from_millis(self.pause_ms);
+        Box::pin(sleep(pause))
+    }
+}

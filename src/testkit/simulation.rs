@@ -1,0 +1,368 @@
+//! One run: a cluster, its clients and its faults, on one thread, in virtual time.
+//!
+//! ```text
+//!  begin ─▶ faults and clients ──span──▶ faults end ─▶ heal: a leader, everyone back ─▶ calm: every request succeeds ─▶ compare
+//! ```
+
+use std::{future::Future, panic::resume_unwind, pin::Pin, sync::Arc, time::Duration};
+
+use actix::System;
+use actorum_actors::machine::StateMachine;
+use actorum_transport::wire::NodeId;
+use tokio::time::sleep;
+
+use super::{
+    agenda::Agenda,
+    client::Client,
+    dice::{Dice, fingerprint},
+    faults::Faults,
+    fleet::{Fleet, State, address},
+    kv::{Kv, Recorder},
+    nemesis::Nemesis,
+    report::Report,
+    wire::Links,
+    world::{Event, World},
+};
+use crate::{Bootstrap, Config};
+
+/// The least election timeout of simulated nodes, in virtual milliseconds.
+const ELECTION_MS: u64 = 300;
+
+/// After the faults a leader is there within so many of the longest election timeouts (which is twice the least).
+///
+/// One for followers to notice, the rest for split votes and for a candidate that is behind.
+pub const LEADER_WITHIN: u64 = 10;
+
+/// How long the clients go on after the cluster has healed.
+const CALM: Duration = Duration::from_secs(2);
+
+/// What the clients of one run do, and what they think of it at the end.
+pub struct Script<S: StateMachine> {
+    /// One client from its beginning to its end.
+    pub client: ClientOf<S>,
+    /// Whether what all of them were told can be true.
+    pub verdict: Box<dyn Fn() -> Result<(), String>>,
+}
+
+/// One client's whole life.
+pub type ClientOf<S> = Box<dyn Fn(Client<S>) -> Pin<Box<dyn Future<Output = ()>>>>;
+
+/// A cluster in a world that tries to break it.
+///
+/// ```
+/// use std::time::Duration;
+/// use actorum::testkit::{Faults, Kv, Simulation};
+///
+/// let report = Simulation::<Kv>::recorded(7).nodes(3).faults(Faults::harsh()).run(Duration::from_secs(5));
+/// report.assert_ok();
+/// ```
+pub struct Simulation<S: StateMachine> {
+    seed: u64,
+    nodes: u64,
+    clients: u64,
+    faults: Faults,
+    config: Config,
+    make: Arc<dyn Fn() -> S + Send + Sync>,
+    script: Arc<dyn Fn() -> Script<S> + Send + Sync>,
+    tell: bool,
+    least_progress: u64,
+}
+
+impl<S: StateMachine + Default> Simulation<S> {
+    /// A run that follows from this seed: three nodes, three clients, no faults, and nothing to do yet.
+    pub fn new(seed: u64) -> Self {
+        Simulation::of(seed, S::default)
+    }
+}
+
+impl Simulation<Kv> {
+    /// A run of the key-value store, whose clients record what they are told; it is linearizable or the run fails.
+    pub fn recorded(seed: u64) -> Self {
+        Simulation::new(seed).script(|| {
+            let recorder = Recorder::default();
+            let clients = recorder.clone();
+            let client: ClientOf<Kv> = Box::new(move |client| Box::pin(clients.clone().client(client)));
+            Script { client, verdict: Box::new(move || recorder.verdict()) }
+        })
+    }
+}
+
+impl<S: StateMachine> Simulation<S> {
+    /// A run with state machines made by a function.
+    pub fn of(seed: u64, make: impl Fn() -> S + Send + Sync + 'static) -> Self {
+        let config = Config {
+            heartbeat_ms: 50,
+            election_ms: ELECTION_MS,
+            deadline_ms: 2000,
+            subscriber_buffer: 64,
+            ..Config::default()
+        };
+        Simulation {
+            seed,
+            nodes: 3,
+            clients: 3,
+            faults: Faults::none(),
+            config,
+            make: Arc::new(make),
+            script: Arc::new(|| Script { client: Box::new(|_| Box::pin(async {})), verdict: Box::new(|| Ok(())) }),
+            tell: false,
+            least_progress: 0,
+        }
+    }
+
+    /// How many founders. At least 1; changes of the membership add up to two more.
+    pub fn nodes(mut self, nodes: u64) -> Self {
+        assert!(nodes >= 1, "a cluster has at least one node");
+        self.nodes = nodes;
+        self
+    }
+
+    /// How many clients.
+    pub fn clients(mut self, clients: u64) -> Self {
+        self.clients = clients;
+        self
+    }
+
+    /// What is done to it.
+    pub fn faults(mut self, faults: Faults) -> Self {
+        self.faults = faults;
+        self
+    }
+
+    /// Changes settings of the nodes.
+    pub fn configure(mut self, change: impl FnOnce(&mut Config)) -> Self {
+        change(&mut self.config);
+        self
+    }
+
+    /// What each client does: a loop that asks [`Client::goes_on`].
+    pub fn workload<F: Future<Output = ()> + 'static>(
+        self,
+        client: impl Fn(Client<S>) -> F + Send + Sync + 'static,
+    ) -> Self {
+        let client = Arc::new(client);
+        self.script(move || {
+            let client = client.clone();
+            Script { client: Box::new(move |one| Box::pin(client(one))), verdict: Box::new(|| Ok(())) }
+        })
+    }
+
+    /// What the clients do, made anew for each run, with a judgement of its own at the end.
+    pub fn script(mut self, script: impl Fn() -> Script<S> + Send + Sync + 'static) -> Self {
+        self.script = Arc::new(script);
+        self
+    }
+
+    /// The run fails if fewer requests than this succeed: a cluster that survives by standing still has not survived.
+    pub fn at_least(mut self, succeeded: u64) -> Self {
+        self.least_progress = succeeded;
+        self
+    }
+
+    /// Tells the whole story, which costs time. A run that breaks is run again and told anyway.
+    pub fn tell(mut self) -> Self {
+        self.tell = true;
+        self
+    }
+
+    /// Runs so much virtual time with faults, then heals the cluster and compares. Blocks this thread for the real time it takes,
+    /// some thousandths of the virtual.
+    pub fn run(self, span: Duration) -> Report {
+        let report = self.once(span, self.tell);
+        if report.is_ok() || self.tell {
+            return report;
+        }
+        let told = self.once(span, true);
+        if told.violation == report.violation {
+            return told;
+        }
+        // Told differently is not the same run: say so instead of showing another story.
+        let mut report = report;
+        report.story =
+            vec![format!("the second run of this seed differed (trace {:016x}): not deterministic", told.trace)];
+        report
+    }
+
+    /// On a thread of its own, since an actix system belongs to one.
+    fn once(&self, span: Duration, tell: bool) -> Report {
+        let run = Run {
+            seed: self.seed,
+            nodes: self.nodes,
+            clients: self.clients,
+            faults: self.faults.clone(),
+            config: self.config.clone(),
+            make: self.make.clone(),
+            script: self.script.clone(),
+            least_progress: self.least_progress,
+        };
+        let name = format!("seed {}", self.seed);
+        let thread = std::thread::Builder::new().name(name).spawn(move || {
+            let paused = || {
+                let mut runtime = tokio::runtime::Builder::new_current_thread();
+                runtime.enable_time().start_paused(true).build().expect("a runtime without input and output")
+            };
+            System::with_tokio_rt(paused).block_on(run.play(span, tell))
+        });
+        match thread.expect("a thread can be started").join() {
+            Ok(report) => report,
+            Err(panic) => {
+                eprintln!("the simulation of seed {} panicked", self.seed);
+                resume_unwind(panic)
+            }
+        }
+    }
+}
+
+/// What a run needs, on its thread.
+struct Run<S: StateMachine> {
+    seed: u64,
+    nodes: u64,
+    clients: u64,
+    faults: Faults,
+    config: Config,
+    make: Arc<dyn Fn() -> S + Send + Sync>,
+    script: Arc<dyn Fn() -> Script<S> + Send + Sync>,
+    least_progress: u64,
+}
+
+impl<S: StateMachine> Run<S> {
+    async fn play(mut self, span: Duration, tell: bool) -> Report {
+        let dice = Dice::new(self.seed);
+        let agenda = Agenda::new();
+        let keeper = actix_rt::spawn(agenda.clone().keep());
+        let world = World::new(&agenda, tell);
+        let links = Links::new(&world, dice.fork("links", 0));
+        self.config.seed = Some(dice.fork("elections", 0).roll());
+        let fleet = Fleet::new(&world, &links, self.make.clone(), self.config.clone(), dice.fork("fleet", 0));
+        fleet.let_power_be_cut();
+        let script = (self.script)();
+        let clients = self.begin(&fleet, &script, &dice).await;
+        let nemesis = Nemesis::new(&fleet, &self.faults, dice.fork("nemesis", 0), self.nodes + 1);
+        nemesis.work(span.as_millis() as u64).await;
+        self.heal(&fleet).await;
+        for client in clients {
+            let _ = client.await;
+        }
+        self.compare(&fleet, &script).await;
+        world.saw(Event::End);
+        fleet.end();
+        keeper.abort();
+        let (trace, counts, violation, story) = world.close();
+        // Whatever was told to end does so before the thread goes.
+        sleep(Duration::from_secs(1)).await;
+        Report { seed: self.seed, trace, counts, violation, story }
+    }
+
+    async fn begin(&self, fleet: &Fleet<S>, script: &Script<S>, dice: &Dice) -> Vec<tokio::task::JoinHandle<()>> {
+        let founders: std::collections::BTreeMap<_, _> = (1..=self.nodes).map(|id| (id, address(id))).collect();
+        for id in 1..=self.nodes {
+            fleet.add(id, Bootstrap::Form(founders.clone()));
+            if let Err(error) = fleet.start(id).await {
+                fleet.world().broken("an honest node comes back", format!("n{id} does not start: {error}"));
+            }
+        }
+        let client = |number| Client::new(number, fleet, dice.fork("client", number));
+        (0..self.clients).map(|number| actix_rt::spawn((script.client)(client(number)))).collect()
+    }
+
+    /// Everything comes back, and then every request succeeds.
+    async fn heal(&self, fleet: &Fleet<S>) {
+        let world = fleet.world();
+        fleet.links().calm();
+        for id in fleet.in_state(State::Paused) {
+            fleet.resume(id);
+        }
+        fleet.nodes(|nodes| nodes.values().for_each(|node| node.disk.calm()));
+        for id in fleet.in_state(State::Down) {
+            if world.over() {
+                return;
+            }
+            if let Err(error) = fleet.start(id).await {
+                world.broken("an honest node comes back", format!("n{id} does not start: {error}"));
+            }
+        }
+        world.saw(Event::Healed);
+        let begun = world.agenda().now_ms();
+        let patience = LEADER_WITHIN * 2 * ELECTION_MS.max(self.config.election_ms);
+        let leader = loop {
+            let waited = world.agenda().now_ms() - begun;
+            if let Some(leader) = self.settled_leader(fleet) {
+                break leader;
+            }
+            if world.over() {
+                return;
+            }
+            if waited > patience {
+                let detail = format!("{waited} ms after the last fault no leader is followed by everyone");
+                return world.broken("a healed cluster has a leader", detail);
+            }
+            sleep(Duration::from_millis(20)).await;
+        };
+        world.tell(|| format!("n{leader} leads {} ms after the last fault", world.agenda().now_ms() - begun));
+        self.dismiss_strangers(fleet, leader);
+        world.saw(Event::Calm);
+        sleep(CALM).await;
+        world.saw(Event::Closing);
+    }
+
+    /// The leader that all its members follow, if there is one, with everything of its own applied.
+    fn settled_leader(&self, fleet: &Fleet<S>) -> Option<NodeId> {
+        let leader = fleet.world().facts(|facts| facts.leader())?;
+        let (raft, _) = fleet.raft(leader)?;
+        let status = raft.status();
+        let settled = status.leader == Some(leader) && status.applied_index == status.last_index;
+        let follows = |id: &NodeId| {
+            fleet.raft(*id).is_some_and(|(raft, _)| {
+                let theirs = raft.status();
+                theirs.leader == Some(leader) && theirs.term == status.term
+            })
+        };
+        (settled && status.membership.members.keys().all(follows)).then_some(leader)
+    }
+
+    /// What was removed, or never made it, ends.
+    fn dismiss_strangers(&self, fleet: &Fleet<S>, leader: NodeId) {
+        let Some((raft, _)) = fleet.raft(leader) else { return };
+        let membership = raft.status().membership;
+        for id in fleet.in_state(State::Running) {
+            if !membership.members.contains_key(&id) {
+                fleet.kill(id);
+                fleet.node(id, |node| node.state = State::Gone);
+            }
+        }
+    }
+
+    /// All nodes hold the same.
+    async fn compare(&self, fleet: &Fleet<S>, script: &Script<S>) {
+        let world = fleet.world();
+        let mut states = Vec::new();
+        for _ in 0..250 {
+            states.clear();
+            if world.over() {
+                return;
+            }
+            for id in fleet.in_state(State::Running) {
+                let Some((raft, _)) = fleet.raft(id) else { continue };
+                let read = crate::Read::stale(|machine: &super::machine::Watched<S>| machine.snapshot());
+                if let Ok((index, Ok(state))) = raft.read_with(read).await {
+                    states.push((id, index, fingerprint(&state)));
+                }
+            }
+            if states.windows(2).all(|pair| pair[0].1 == pair[1].1) {
+                break;
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+        if states.is_empty() || !states.windows(2).all(|pair| (pair[0].1, pair[0].2) == (pair[1].1, pair[1].2)) {
+            return world.broken("healed nodes are equal", format!("node, applied, state: {states:x?}"));
+        }
+        if let Err(detail) = (script.verdict)() {
+            return world.broken("linearizable", detail);
+        }
+        let succeeded = world.counts().succeeded;
+        if succeeded < self.least_progress {
+            let detail = format!("{succeeded} requests succeeded, fewer than {}", self.least_progress);
+            world.broken("progress", detail);
+        }
+    }
+}

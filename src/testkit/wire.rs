@@ -1,0 +1,257 @@
+//! The links between the nodes: two ordered lanes each way, and weather.
+//!
+//! ```text
+//!  carry ─▶ cut? lost? ─▶ lane: due = max(now + delay, the last due) ─▶ agenda ─▶ same connection? running? ─▶ deliver
+//! ```
+//!
+//! Within one connection a lane keeps its order, as a QUIC stream does; the urgent lane overtakes the other; questions
+//! and answers have streams of their own and keep none. A reset drops what is under way, and what comes after it belongs to
+//! a new connection. What is dropped or doubled in the middle of a lane is harsher than QUIC, on purpose.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use actorum_transport::{
+    memory::{Deliver, Parcel, Wire},
+    message::Identity,
+    wire::NodeId,
+};
+
+use super::{dice::Dice, world::World};
+
+/// The state of one direction of a link.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Weather {
+    /// Parcels lost, of a hundred thousand.
+    pub loss: u32,
+    /// Raft messages delivered twice, of a hundred thousand.
+    pub duplication: u32,
+    /// The least delay, in milliseconds.
+    pub delay_ms: u64,
+    /// What chance adds to it at most.
+    pub jitter_ms: u64,
+    /// Nothing passes.
+    pub cut: bool,
+}
+
+impl Weather {
+    pub const FAIR: Weather = Weather { loss: 0, duplication: 0, delay_ms: 1, jitter_ms: 2, cut: false };
+}
+
+#[derive(Clone, Copy)]
+struct Link {
+    weather: Weather,
+    /// Which connection this is.
+    connection: u64,
+    /// When the last parcel of each lane is due.
+    due: [u64; 2],
+}
+
+/// A process, as the network sees it.
+#[derive(Clone, Copy, Default)]
+struct Process {
+    boot: u64,
+    running: bool,
+    paused: bool,
+}
+
+/// All links. Clones are the same.
+#[derive(Clone)]
+pub(crate) struct Links {
+    world: World,
+    state: Arc<Mutex<State>>,
+}
+
+struct State {
+    dice: Dice,
+    links: BTreeMap<(NodeId, NodeId), Link>,
+    processes: BTreeMap<NodeId, Process>,
+    /// What waits for a paused process, in order; it or what it sends.
+    held: Vec<(NodeId, Held)>,
+    /// A process that loses its power when it has sent so many more parcels.
+    armed: BTreeMap<NodeId, u64>,
+    /// Takes the power of a process whose count is over.
+    power: Option<Arc<dyn Fn(NodeId) + Send + Sync>>,
+}
+
+struct Held {
+    from: NodeId,
+    to: NodeId,
+    boots: (u64, u64),
+    connection: u64,
+    deliver: Deliver,
+}
+
+impl Links {
+    pub fn new(world: &World, dice: Dice) -> Links {
+        let state = State {
+            dice,
+            links: BTreeMap::new(),
+            processes: BTreeMap::new(),
+            held: Vec::new(),
+            armed: BTreeMap::new(),
+            power: None,
+        };
+        Links { world: world.clone(), state: Arc::new(Mutex::new(state)) }
+    }
+
+    /// A process with this boot number runs from now on.
+    pub fn up(&self, node: NodeId, boot: u64) {
+        self.lock().processes.insert(node, Process { boot, running: true, paused: false });
+    }
+
+    /// It is gone, and its connections with it.
+    pub fn down(&self, node: NodeId) {
+        let mut state = self.lock();
+        if let Some(process) = state.processes.get_mut(&node) {
+            *process = Process { boot: process.boot, ..Process::default() };
+        }
+        state.armed.remove(&node);
+        state.held.retain(|(_, held)| held.from != node && held.to != node);
+        for ((from, to), link) in &mut state.links {
+            if *from == node || *to == node {
+                link.connection += 1;
+            }
+        }
+    }
+
+    pub fn pause(&self, node: NodeId) {
+        if let Some(process) = self.lock().processes.get_mut(&node) {
+            process.paused = true;
+        }
+    }
+
+    /// It goes on: what waited for it moves, in order.
+    pub fn resume(&self, node: NodeId) {
+        let mut state = self.lock();
+        if let Some(process) = state.processes.get_mut(&node) {
+            process.paused = false;
+        }
+        let (mine, others) = std::mem::take(&mut state.held).into_iter().partition(|(whom, _)| *whom == node);
+        state.held = others;
+        drop(state);
+        let mine: Vec<(NodeId, Held)> = mine;
+        mine.into_iter().for_each(|(_, held)| self.arrive(held));
+    }
+
+    /// The weather of one direction from now on.
+    pub fn set(&self, from: NodeId, to: NodeId, change: impl FnOnce(&mut Weather)) {
+        change(&mut self.lock().link(from, to).weather);
+    }
+
+    /// The connection between two nodes breaks: what is under way is lost, both ways.
+    pub fn reset(&self, a: NodeId, b: NodeId) {
+        let mut state = self.lock();
+        state.link(a, b).connection += 1;
+        state.link(b, a).connection += 1;
+    }
+
+    /// Fair weather everywhere.
+    pub fn calm(&self) {
+        let mut state = self.lock();
+        state.links.values_mut().for_each(|link| link.weather = Weather::FAIR);
+        state.armed.clear();
+    }
+
+    /// After so many more parcels of this node its power goes, in the middle of whatever it does.
+    pub fn arm(&self, node: NodeId, parcels: u64) {
+        self.lock().armed.insert(node, parcels);
+    }
+
+    /// Who takes the power of a process whose count is over.
+    pub fn cut_power_with(&self, power: Option<Arc<dyn Fn(NodeId) + Send + Sync>>) {
+        self.lock().power = power;
+    }
+
+    fn arrive(&self, held: Held) {
+        let Held { from, to, boots, connection, .. } = held;
+        let mut state = self.lock();
+        let process = |id| state.processes.get(&id).copied().unwrap_or_default();
+        let (sender, receiver) = (process(from), process(to));
+        let same = (sender.boot, receiver.boot) == boots && receiver.running;
+        if !same || state.link(from, to).connection != connection || state.link(from, to).weather.cut {
+            return;
+        }
+        if receiver.paused {
+            state.held.push((to, held));
+            return;
+        }
+        drop(state);
+        (held.deliver)();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn link(&mut self, from: NodeId, to: NodeId) -> &mut Link {
+        let fair = Link { weather: Weather::FAIR, connection: 0, due: [0; 2] };
+        self.links.entry((from, to)).or_insert(fair)
+    }
+}
+
+impl Wire for Links {
+    fn stands(&self, from: NodeId, to: NodeId) -> bool {
+        let mut state = self.lock();
+        let runs = |state: &State, id| state.processes.get(&id).is_some_and(|process| process.running);
+        runs(&state, from)
+            && runs(&state, to)
+            && !state.link(from, to).weather.cut
+            // A handshake needs both ways.
+            && !state.link(to, from).weather.cut
+    }
+
+    fn carry(&self, from: &Identity, to: NodeId, parcel: Parcel<'_>, deliver: Deliver) {
+        let now = self.world.agenda().now_ms();
+        let mut state = self.lock();
+        let process = |id| state.processes.get(&id).copied().unwrap_or_default();
+        let (sender, receiver) = (process(from.id), process(to));
+        // The dead say nothing, though their actors may not know yet.
+        if !sender.running || sender.boot != from.boot {
+            return;
+        }
+        if let Some(left) = state.armed.get_mut(&from.id) {
+            *left = left.saturating_sub(1);
+            if *left == 0 {
+                state.armed.remove(&from.id);
+                let power = state.power.clone();
+                drop(state);
+                return power.into_iter().for_each(|power| power(from.id));
+            }
+        }
+        let Link { weather, connection, mut due } = *state.link(from.id, to);
+        if weather.cut || state.dice.happens(weather.loss) {
+            return;
+        }
+        let delay = weather.delay_ms + state.dice.below(weather.jitter_ms + 1);
+        let moment = match parcel {
+            Parcel::Message(message) => {
+                let lane = &mut due[usize::from(message.kind.is_urgent())];
+                *lane = (now + delay).max(*lane);
+                *lane
+            }
+            _ => now + delay,
+        };
+        state.link(from.id, to).due = due;
+        let boots = (sender.boot, receiver.boot);
+        let held = |deliver| Held { from: from.id, to, boots, connection, deliver };
+        if sender.paused {
+            state.held.push((from.id, held(deliver)));
+            return;
+        }
+        let twice = matches!(parcel, Parcel::Message(_)) && state.dice.happens(weather.duplication);
+        let again = twice.then(|| moment + state.dice.below(20));
+        drop(state);
+        let links = self.clone();
+        if let Some(again) = again {
+            let (links, held) = (links.clone(), held(deliver.clone()));
+            self.world.agenda().after_ms(again - now, move || links.arrive(held));
+        }
+        let held = held(deliver);
+        self.world.agenda().after_ms(moment - now, move || links.arrive(held));
+    }
+}

@@ -1,0 +1,492 @@
+//! What really happened: every event of a simulation goes through here, once, in order.
+//!
+//! ```text
+//!  cores (witness), machines, wire, disks, clients ──Event──▶ World ─▶ trace hash, story
+//!                                                               ├─▶ Facts: what an all-knowing observer knows
+//!                                                               └─▶ every invariant, which may say "broken"
+//! ```
+//!
+//! The first broken invariant ends the run. Nothing here decides anything: the world watches.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use actorum_actors::{log::store::Recovered, members::Membership, message::Append, status::Role, witness::Glance};
+use actorum_transport::wire::{Entry, EntryKind, Incarnation, MessageKind, NodeId, RaftMessage};
+
+use super::{
+    agenda::Agenda,
+    dice::{fingerprint, mix},
+    invariants::{self, Invariant},
+    report::{Counts, Violation},
+};
+
+/// The number of a client's request.
+pub(crate) type RequestId = u64;
+
+/// How a request ended, as its client was told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Ended {
+    /// Applied there.
+    Applied { index: u64, term: u64 },
+    /// A read was served, or a change made.
+    Done,
+    /// Surely without effect.
+    Rejected(String),
+    /// Nobody can tell.
+    Unknown(String),
+}
+
+/// Something that happened.
+pub(crate) enum Event<'a> {
+    /// A node's process began, and this is what its disk held.
+    Started { node: NodeId, incarnation: Incarnation, recovered: &'a Recovered, entries: &'a [Entry] },
+    /// A node's process is gone: killed, without power, or shut down.
+    Ended { node: NodeId, how: &'a str },
+    /// A node's core decided this.
+    Drained { node: NodeId, drained: &'a Decided<'a> },
+    /// A state machine applied a command.
+    Applied { node: NodeId, index: u64, term: u64, command: u64, response: u64 },
+    /// A client asks for something. `command` is the fingerprint of what it proposes.
+    Asked { id: RequestId, node: NodeId, command: Option<u64>, deadline: Duration },
+    /// It was told how that ended.
+    Answered { id: RequestId, ended: &'a Ended },
+    /// A look at a node's status.
+    Looked { node: NodeId, status: &'a crate::Status },
+    /// A node stopped by itself.
+    Stopped { node: NodeId, cause: &'a str },
+    /// Faults are over; everything must come back.
+    Healed,
+    /// It came back: from now on every request succeeds.
+    Calm,
+    /// Clients end with what they do.
+    Closing,
+    /// The simulation is at its end.
+    End,
+}
+
+/// A drain, as invariants want to see it.
+pub(crate) struct Decided<'a> {
+    pub glance: Glance,
+    pub append: &'a [Append],
+    pub transmit: &'a [(NodeId, RaftMessage)],
+    pub apply: Vec<&'a Entry>,
+    /// The voters in force on that node.
+    pub voters: Vec<NodeId>,
+}
+
+/// An entry by its position: its term, what it says, and whether it changes the configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct EntryFacts {
+    pub term: u64,
+    pub hash: u64,
+    pub kind: EntryKind,
+}
+
+/// A node's log as its core has it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct ModelLog {
+    /// The index before the first entry, and its term.
+    pub base: (u64, u64),
+    pub entries: Vec<EntryFacts>,
+}
+
+impl ModelLog {
+    pub fn last(&self) -> u64 {
+        self.base.0 + self.entries.len() as u64
+    }
+
+    pub fn get(&self, index: u64) -> Option<&EntryFacts> {
+        self.entries.get(index.checked_sub(self.base.0 + 1)? as usize)
+    }
+
+    pub fn term_at(&self, index: u64) -> Option<u64> {
+        if index == self.base.0 { Some(self.base.1) } else { self.get(index).map(|entry| entry.term) }
+    }
+
+    fn append(&mut self, entries: &[Entry]) {
+        if let Some(first) = entries.first() {
+            self.entries.truncate(first.index.saturating_sub(self.base.0 + 1) as usize);
+        }
+        self.entries.extend(entries.iter().map(facts_of));
+    }
+}
+
+pub(crate) fn facts_of(entry: &Entry) -> EntryFacts {
+    let kind = entry.kind;
+    EntryFacts { term: entry.term, hash: fingerprint(&entry.data) ^ fingerprint(&entry.context), kind }
+}
+
+/// What is durable on a node's disk at this very moment.
+pub(crate) trait Durable: Send {
+    /// Term, vote, and the last index.
+    fn state(&self) -> (u64, NodeId, u64);
+    /// The term of the entry at an index.
+    fn term_at(&self, index: u64) -> Option<u64>;
+}
+
+/// What is known of one node.
+pub(crate) struct NodeFacts {
+    /// How often its process was started; a new number for every life.
+    pub life: u64,
+    pub running: bool,
+    /// The incarnation with which it became known, and the one it runs with.
+    pub known_as: Incarnation,
+    pub incarnation: Incarnation,
+    pub log: ModelLog,
+    pub glance: Option<Glance>,
+    /// The highest index handed to the applier in this life, by earlier drains.
+    pub handed: u64,
+    pub disk: Option<Box<dyn Durable>>,
+    /// The membership it has applied.
+    pub membership: Option<Box<dyn Fn() -> Arc<Membership> + Send>>,
+    /// Whether a fault that stops it by itself was injected in this life.
+    pub may_stop: bool,
+}
+
+/// What an all-knowing observer knows.
+#[derive(Default)]
+pub(crate) struct Facts {
+    pub now_ms: u64,
+    pub nodes: BTreeMap<NodeId, NodeFacts>,
+    /// Every entry some node knew to be committed, and the least term in which one knew.
+    pub committed: BTreeMap<u64, (EntryFacts, u64)>,
+    /// Whether every request must succeed.
+    pub calm: bool,
+    /// Whether clients should end.
+    pub closing: bool,
+}
+
+/// Shared by everything in a simulation. Clones are the same world.
+#[derive(Clone)]
+pub(crate) struct World(Arc<Inner>);
+
+struct Inner {
+    agenda: Agenda,
+    /// Whether the story is told, which costs time.
+    telling: bool,
+    state: Mutex<State>,
+}
+
+struct State {
+    facts: Facts,
+    invariants: Vec<Box<dyn Invariant>>,
+    hash: u64,
+    counts: Counts,
+    violation: Option<Violation>,
+    story: Vec<String>,
+    over: bool,
+    next_request: RequestId,
+    /// Terms in which somebody led.
+    led: BTreeSet<u64>,
+}
+
+impl World {
+    pub fn new(agenda: &Agenda, telling: bool) -> World {
+        let state = State {
+            facts: Facts::default(),
+            invariants: invariants::all(),
+            hash: 0,
+            counts: Counts::default(),
+            violation: None,
+            story: Vec::new(),
+            over: false,
+            next_request: 1,
+            led: BTreeSet::new(),
+        };
+        World(Arc::new(Inner { agenda: agenda.clone(), telling, state: Mutex::new(state) }))
+    }
+
+    /// Adds a line to the story.
+    pub fn tell(&self, line: impl FnOnce() -> String) {
+        if self.0.telling {
+            let mut state = self.lock();
+            let line = format!("{:>7} ms  {}", self.0.agenda.now_ms(), line());
+            if std::env::var_os("ACTORUM_STORY_NOW").is_some() {
+                eprintln!("{line}");
+            }
+            state.story.push(line);
+        }
+    }
+
+    /// Counts a fault that fired, or whatever else the report counts; part of the trace.
+    pub fn count(&self, count: impl FnOnce(&mut Counts)) {
+        let mut state = self.lock();
+        count(&mut state.counts);
+        let now = self.0.agenda.now_ms();
+        state.hash = mix(state.hash ^ now ^ 0xc0);
+    }
+
+    /// Something happened.
+    pub fn saw(&self, event: Event<'_>) {
+        let mut state = self.lock();
+        if state.over {
+            return;
+        }
+        let now = self.0.agenda.now_ms();
+        state.facts.now_ms = now;
+        let digest = digest(&event);
+        state.hash = mix(state.hash ^ digest ^ now.rotate_left(20));
+        if self.0.telling
+            && let Some(line) = line(&event)
+        {
+            let line = format!("{now:>7} ms  {line}");
+            if std::env::var_os("ACTORUM_STORY_NOW").is_some() {
+                eprintln!("{line}");
+            }
+            state.story.push(line);
+        }
+        let state = &mut *state;
+        if let Event::Drained { drained, .. } = &event
+            && drained.glance.role == Role::Leader
+            && state.led.insert(drained.glance.term)
+        {
+            state.counts.elections += 1;
+        }
+        state.facts.before(&event);
+        for invariant in &mut state.invariants {
+            if let Err(detail) = invariant.check(&event, &state.facts) {
+                let violation = Violation { invariant: invariant.name(), at_ms: now, detail };
+                if self.0.telling {
+                    state.story.push(format!("{now:>7} ms  BROKEN {}: {}", violation.invariant, violation.detail));
+                }
+                state.violation = Some(violation);
+                state.over = true;
+                return;
+            }
+        }
+        state.facts.after(&event);
+    }
+
+    /// Somebody outside the invariants found something broken.
+    pub fn broken(&self, invariant: &'static str, detail: String) {
+        let mut state = self.lock();
+        let at_ms = self.0.agenda.now_ms();
+        if !state.over {
+            if self.0.telling {
+                state.story.push(format!("{at_ms:>7} ms  BROKEN {invariant}: {detail}"));
+            }
+            state.violation = Some(Violation { invariant, at_ms, detail });
+            state.over = true;
+        }
+    }
+
+    /// Whether the run is decided.
+    pub fn over(&self) -> bool {
+        self.lock().over
+    }
+
+    /// A number for a new request.
+    pub fn next_request(&self) -> RequestId {
+        let mut state = self.lock();
+        state.next_request += 1;
+        state.next_request
+    }
+
+    /// Looks at what is known.
+    pub fn facts<R>(&self, look: impl FnOnce(&mut Facts) -> R) -> R {
+        look(&mut self.lock().facts)
+    }
+
+    pub fn counts(&self) -> Counts {
+        self.lock().counts.clone()
+    }
+
+    pub fn agenda(&self) -> &Agenda {
+        &self.0.agenda
+    }
+
+    /// What is left at the end: the trace's hash, the violation, the story.
+    pub fn close(&self) -> (u64, Counts, Option<Violation>, Vec<String>) {
+        let mut state = self.lock();
+        state.over = true;
+        // Breaks the circle of machines, witnesses and facts.
+        state.facts.nodes.clear();
+        (state.hash, state.counts.clone(), state.violation.clone(), std::mem::take(&mut state.story))
+    }
+
+    // Poisoning is passed over: a panic ends the run by itself.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Facts {
+    /// What must be known before the invariants look.
+    fn before(&mut self, event: &Event<'_>) {
+        match event {
+            Event::Started { node, incarnation, recovered, entries } => {
+                let facts = self.nodes.entry(*node).or_insert_with(|| NodeFacts {
+                    life: 0,
+                    running: false,
+                    known_as: *incarnation,
+                    incarnation: *incarnation,
+                    log: ModelLog::default(),
+                    glance: None,
+                    handed: 0,
+                    disk: None,
+                    membership: None,
+                    may_stop: false,
+                });
+                let base = recovered.snapshot.as_ref().map_or((0, 0), |snapshot| (snapshot.index, snapshot.term));
+                facts.running = true;
+                facts.life += 1;
+                facts.incarnation = *incarnation;
+                facts.log = ModelLog { base, entries: entries.iter().map(facts_of).collect() };
+                facts.glance = None;
+                facts.handed = base.0;
+                facts.may_stop = false;
+            }
+            Event::Ended { node, .. } => {
+                if let Some(facts) = self.nodes.get_mut(node) {
+                    facts.running = false;
+                }
+            }
+            Event::Drained { node, drained } => {
+                if let Some(facts) = self.nodes.get_mut(node) {
+                    for append in drained.append {
+                        if let Some(snapshot) = &append.write.snapshot {
+                            facts.log = ModelLog { base: (snapshot.index, snapshot.term), entries: Vec::new() };
+                        }
+                        facts.log.append(&append.write.entries);
+                    }
+                }
+            }
+            Event::Calm => self.calm = true,
+            Event::Closing => self.closing = true,
+            _ => {}
+        }
+    }
+
+    /// What is known from now on.
+    fn after(&mut self, event: &Event<'_>) {
+        let Event::Drained { node, drained } = event else { return };
+        let Some(facts) = self.nodes.get_mut(node) else { return };
+        let Glance { commit, term, .. } = drained.glance;
+        let known = facts.glance.map_or(0, |glance| glance.commit).max(facts.log.base.0);
+        for index in known + 1..=commit {
+            if let Some(entry) = facts.log.get(index) {
+                let least = &mut self.committed.entry(index).or_insert((*entry, term)).1;
+                *least = term.min(*least);
+            }
+        }
+        facts.glance = Some(drained.glance);
+        facts.handed = drained.apply.last().map_or(facts.handed, |entry| entry.index.max(facts.handed));
+    }
+
+    /// Who leads in the highest term, as far as running nodes say.
+    pub fn leader(&self) -> Option<NodeId> {
+        let leads = |(id, facts): (&NodeId, &NodeFacts)| {
+            let glance = facts.glance.filter(|glance| facts.running && glance.role == Role::Leader)?;
+            Some((glance.term, *id))
+        };
+        self.nodes.iter().filter_map(leads).max().map(|(_, id)| id)
+    }
+
+    /// Every node that runs.
+    pub fn running(&self) -> BTreeSet<NodeId> {
+        self.nodes.iter().filter(|(_, facts)| facts.running).map(|(id, _)| *id).collect()
+    }
+}
+
+/// An event as a number: equal events at equal moments, equal hashes.
+fn digest(event: &Event<'_>) -> u64 {
+    let mut hash = 0u64;
+    let mut add = |words: &[u64]| words.iter().for_each(|word| hash = mix(hash ^ word).wrapping_add(*word));
+    match event {
+        Event::Started { node, incarnation, recovered, entries } => {
+            add(&[1, *node, incarnation.0, recovered.last_index, recovered.hard_state.term, entries.len() as u64]);
+        }
+        Event::Ended { node, how } => add(&[2, *node, fingerprint(how.as_bytes())]),
+        Event::Drained { node, drained } => {
+            let Glance { term, commit, last, role, leader } = drained.glance;
+            add(&[3, *node, term, commit, last, role as u64, leader.unwrap_or(0)]);
+            drained.append.iter().for_each(|append| add(&[append.number]));
+            for (to, message) in drained.transmit {
+                let RaftMessage { kind, term, index, log_term, commit, reject, entries, .. } = message;
+                add(&[*to, *kind as u64, *term, *index, *log_term, *commit, u64::from(*reject), entries.len() as u64]);
+            }
+            drained.apply.iter().for_each(|entry| add(&[entry.index]));
+        }
+        Event::Applied { node, index, term, command, response } => {
+            add(&[4, *node, *index, *term, *command, *response]);
+        }
+        Event::Asked { id, node, command, .. } => add(&[5, *id, *node, command.unwrap_or(0)]),
+        Event::Answered { id, ended } => {
+            let words = match ended {
+                Ended::Applied { index, term } => [1, *index, *term],
+                Ended::Done => [2, 0, 0],
+                Ended::Rejected(why) => [3, fingerprint(why.as_bytes()), 0],
+                Ended::Unknown(why) => [4, fingerprint(why.as_bytes()), 0],
+            };
+            add(&[6, *id]);
+            add(&words);
+        }
+        Event::Looked { node, status } => add(&[7, *node, status.applied_index]),
+        Event::Stopped { node, cause } => add(&[8, *node, fingerprint(cause.as_bytes())]),
+        Event::Healed => add(&[9]),
+        Event::Calm => add(&[10]),
+        Event::Closing => add(&[11]),
+        Event::End => add(&[12]),
+    }
+    hash
+}
+
+/// An event as a line of the story; `None` for what would only fill it.
+fn line(event: &Event<'_>) -> Option<String> {
+    Some(match event {
+        Event::Started { node, incarnation, recovered, .. } => format!(
+            "n{node} starts as {incarnation}: log to {}, term {}, vote {}, commit {}",
+            recovered.last_index, recovered.hard_state.term, recovered.hard_state.vote, recovered.hard_state.commit
+        ),
+        Event::Ended { node, how } => format!("n{node} ends: {how}"),
+        Event::Drained { node, drained } => {
+            let mut parts = String::new();
+            for append in drained.append {
+                let _ = write!(parts, "; writes #{}", append.number);
+                if let Some(snapshot) = &append.write.snapshot {
+                    let _ = write!(parts, " snapshot {}@{}", snapshot.index, snapshot.term);
+                }
+                if let (Some(first), Some(last)) = (append.write.entries.first(), append.write.entries.last()) {
+                    let _ = write!(parts, " {}@{}..{}@{}", first.index, first.term, last.index, last.term);
+                }
+                if let Some(hard) = &append.write.hard_state {
+                    let _ = write!(parts, " term {} vote {} commit {}", hard.term, hard.vote, hard.commit);
+                }
+            }
+            for (to, message) in drained.transmit {
+                if !matches!(message.kind, MessageKind::Heartbeat | MessageKind::HeartbeatResponse) {
+                    let _ = write!(parts, "; -> n{to} {message}");
+                }
+            }
+            if let (Some(first), Some(last)) = (drained.apply.first(), drained.apply.last()) {
+                let _ = write!(parts, "; applies {}..{}", first.index, last.index);
+            }
+            if parts.is_empty() {
+                return None;
+            }
+            let Glance { role, term, commit, .. } = drained.glance;
+            format!("n{node} {role} t{term} c{commit}{parts}")
+        }
+        Event::Applied { .. } | Event::Looked { .. } => return None,
+        Event::Asked { id, node, command, .. } => match command {
+            Some(_) => format!("request {id} proposes to n{node}"),
+            None => format!("request {id} asks n{node}"),
+        },
+        Event::Answered { id, ended } => match ended {
+            Ended::Applied { index, term } => format!("request {id} was applied at {index}@{term}"),
+            Ended::Done => format!("request {id} is done"),
+            Ended::Rejected(why) => format!("request {id} was rejected: {why}"),
+            Ended::Unknown(why) => format!("request {id} is unknown: {why}"),
+        },
+        Event::Stopped { node, cause } => format!("n{node} stopped by itself: {cause}"),
+        Event::Healed => "the faults are over".to_owned(),
+        Event::Calm => "everything is back: from now on every request succeeds".to_owned(),
+        Event::Closing => "the clients end".to_owned(),
+        Event::End => "the end".to_owned(),
+    })
+}
