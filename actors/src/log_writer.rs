@@ -213,7 +213,7 @@ impl LogWriter {
         }
     }
 
-    /// Closes the store where blocking is allowed, then tells who waits for it.
+    /// Closes the store, where blocking is allowed if it may block, then tells who waits for it.
     fn close(&mut self) {
         let waiting: Vec<_> = self.closing.drain(..).collect();
         let appender = self.appender.take();
@@ -226,7 +226,7 @@ impl LogWriter {
         };
         match tokio::runtime::Handle::try_current() {
             Ok(runtime) if blocks => drop(runtime.spawn_blocking(close)),
-            // Nothing waits; or the runtime itself is being dropped, and this actor with it: nothing is left to block.
+            // It never waits; or the runtime itself is being dropped, and this actor with it: nothing is left to block.
             _ => close(),
         }
     }

@@ -1,177 +1,202 @@
-//! INTERIM: a disk over MemoryDisk until the simulated one is merged.
+//! A node's disk in a simulation: the simulated disk, and the moods it is in.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    io,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
+pub(crate) use actorum_actors::log::simulated::{Backup, Image, Loss};
 use actorum_actors::log::{
-    memory::MemoryDisk,
-    store::{
-        Batch, Completed, Completions, LogAppender, LogReader, LogStore, OpenError, Recovered, StoreError,
-        StoreIdentity, Ticket,
-    },
+    simulated::{Answer, Decide, Latency, SimulatedDisk, Step},
+    store::{LogStore, OpenError},
 };
-use actorum_transport::wire::{Entry, GroupId, Incarnation, NodeId};
+use actorum_transport::wire::{GroupId, Incarnation, NodeId};
 
-use super::{
-    dice::Dice,
-    world::{Durable, World},
-};
+use super::{dice::Dice, world::Durable};
 
+/// How a disk fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Loss {
-    All,
-    Prefix,
-    Subset,
-    Torn,
-}
-#[derive(Clone, Copy, Debug)]
 pub(crate) enum Mishap {
+    /// A write or a sync.
     Error,
+    /// There is no room.
     Full,
 }
-pub(crate) struct Image;
 
+/// One node's disk. Clones are the same disk.
 #[derive(Clone)]
 pub(crate) struct Disk {
     id: NodeId,
-    world: World,
-    disk: MemoryDisk,
-    state: Arc<Mutex<St>>,
-}
-struct St {
-    dice: Dice,
-    term: u64,
-    vote: u64,
-    base: (u64, u64),
-    terms: Vec<u64>,
-    pending: std::collections::VecDeque<Batch>,
+    disk: SimulatedDisk,
+    moods: Moods,
 }
 
+/// What the disk is about to do to its node.
+#[derive(Clone)]
+struct Moods(Arc<Mutex<Mood>>);
+
+struct Mood {
+    dice: Dice,
+    /// How long a batch takes at most, in milliseconds.
+    latency_ms: u64,
+    hangs: bool,
+    /// The power goes in the place of the so many-th step from now.
+    armed: Option<u64>,
+    /// The so many-th write from now fails.
+    fails: Option<(Mishap, u64)>,
+    failed: bool,
+    power: Option<Arc<dyn Fn() + Send + Sync>>,
+}
+
+/// What a good disk takes, in milliseconds.
+const GOOD_MS: u64 = 3;
+
 impl Disk {
-    pub fn new(id: NodeId, world: &World, dice: Dice) -> Disk {
-        let disk = MemoryDisk::new();
-        disk.hold();
-        Disk {
-            id,
-            world: world.clone(),
-            disk,
-            state: Arc::new(Mutex::new(St {
-                dice,
-                term: 0,
-                vote: 0,
-                base: (0, 0),
-                terms: vec![],
-                pending: Default::default(),
-            })),
-        }
+    pub fn new(id: NodeId, dice: Dice) -> Disk {
+        let mood = Mood {
+            dice,
+            latency_ms: GOOD_MS,
+            hangs: false,
+            armed: None,
+            fails: None,
+            failed: false,
+            power: None,
+        };
+        let moods = Moods(Arc::new(Mutex::new(mood)));
+        Disk { id, disk: SimulatedDisk::new(Arc::new(moods.clone())), moods }
     }
+
+    /// Who takes the node's power when the disk says so.
+    pub fn cut_power_with(&self, power: Option<Arc<dyn Fn() + Send + Sync>>) {
+        self.moods.lock().power = power;
+    }
+
     pub fn open(&self, incarnation: Incarnation) -> Result<Box<dyn LogStore>, OpenError> {
-        let store = self.disk.open(self.id, incarnation)?;
-        self.state.lock().unwrap().pending.clear();
-        Ok(Box::new(Store { disk: self.clone(), inner: Box::new(store) }))
+        self.disk.open(self.id, incarnation)
     }
-    pub fn crash(&self, _: Loss) {
-        self.disk.crash();
+
+    pub fn crash(&self, loss: Loss) {
+        self.calm();
+        let roll = self.moods.lock().dice.roll();
+        self.disk.crash(loss, roll);
     }
-    pub fn arm(&self, _: u64) {}
-    pub fn slow(&self, _: u64) {}
-    pub fn hang(&self) {}
-    pub fn calm(&self) {}
-    pub fn fail(&self, _: Mishap, _: u64) {}
-    pub fn has_failed(&self) -> bool {
-        false
-    }
-    pub fn image(&self) -> Image {
-        Image
-    }
-    pub fn promised(&self) -> (u64, NodeId) {
-        let s = self.s();
-        (s.term, s.vote)
-    }
-    pub fn flip_bit(&self, _: u64) {}
-    pub fn swap_for(&self, _: Image) {}
-    pub fn bring_back(&self, _: Image) {}
-    pub fn wipe(&self) {}
+
     pub fn kill(&self) {
-        self.disk.crash();
+        self.calm();
+        self.disk.kill();
     }
-    fn s(&self) -> std::sync::MutexGuard<'_, St> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+
+    /// Good again.
+    pub fn calm(&self) {
+        let mut mood = self.moods.lock();
+        (mood.latency_ms, mood.hangs, mood.armed, mood.fails) = (GOOD_MS, false, None, None);
+        drop(mood);
+        self.disk.release();
+    }
+
+    pub fn arm(&self, steps: u64) {
+        self.moods.lock().armed = Some(steps);
+    }
+
+    pub fn slow(&self, at_most_ms: u64) {
+        self.moods.lock().latency_ms = at_most_ms;
+    }
+
+    pub fn hang(&self) {
+        self.moods.lock().hangs = true;
+    }
+
+    pub fn fail(&self, mishap: Mishap, writes: u64) {
+        let mut mood = self.moods.lock();
+        (mood.fails, mood.failed) = (Some((mishap, writes)), false);
+    }
+
+    /// Whether the failure that was asked for last came.
+    pub fn has_failed(&self) -> bool {
+        self.moods.lock().failed
+    }
+
+    pub fn flip_bit(&self, roll: u64) -> Option<String> {
+        self.disk.flip_bit(roll)
+    }
+
+    pub fn image(&self) -> Image {
+        self.disk.image()
+    }
+
+    pub fn swap_for(&self, image: Image) {
+        self.disk.swap_for(image);
+    }
+
+    pub fn backup(&self) -> Backup {
+        self.disk.backup()
+    }
+
+    pub fn bring_back(&self, backup: Backup) {
+        self.disk.bring_back(backup);
+    }
+
+    pub fn wipe(&self) {
+        self.disk.wipe();
     }
 }
+
 impl Durable for Disk {
     fn state(&self) -> (u64, NodeId, u64) {
-        let s = self.s();
-        (s.term, s.vote, s.base.0 + s.terms.len() as u64)
+        let durable = self.disk.durable(GroupId::FIRST);
+        (durable.hard_state.term, durable.hard_state.vote, durable.last_index)
     }
+
     fn term_at(&self, index: u64) -> Option<u64> {
-        let s = self.s();
-        if index == s.base.0 {
-            return Some(s.base.1);
-        }
-        s.terms.get(index.checked_sub(s.base.0 + 1)? as usize).copied()
+        self.disk.durable_term(GroupId::FIRST, index)
     }
 }
-struct Store {
-    disk: Disk,
-    inner: Box<dyn LogStore>,
+
+impl Moods {
+    fn lock(&self) -> MutexGuard<'_, Mood> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
-impl LogStore for Store {
-    fn identity(&self) -> StoreIdentity {
-        self.inner.identity()
-    }
-    fn recover(&self, group: GroupId) -> Result<Recovered, StoreError> {
-        self.inner.recover(group)
-    }
-    fn reader(&self) -> Arc<dyn LogReader> {
-        self.inner.reader()
-    }
-    fn start(self: Box<Self>, completed: Completions) -> Box<dyn LogAppender> {
-        let disk = self.disk.clone();
-        let wrapped: Completions = Arc::new(move |done: Completed| {
-            {
-                let mut s = disk.s();
-                if let Some(batch) = s.pending.pop_front()
-                    && done.result.is_ok()
-                {
-                    for w in batch.writes {
-                        if let Some(snap) = w.snapshot {
-                            s.base = (snap.index, snap.term);
-                            s.terms.clear();
-                        }
-                        if let Some(first) = w.entries.first() {
-                            let keep = (first.index - s.base.0 - 1) as usize;
-                            s.terms.truncate(keep);
-                        }
-                        s.terms.extend(w.entries.iter().map(|e: &Entry| e.term));
-                        if let Some(h) = w.hard_state {
-                            s.term = h.term;
-                            s.vote = h.vote;
-                        }
-                    }
-                }
+
+impl Decide for Moods {
+    fn step(&self, step: Step) -> Answer {
+        let mut mood = self.lock();
+        if let Some(left) = &mut mood.armed {
+            *left = left.saturating_sub(1);
+            if *left == 0 {
+                mood.armed = None;
+                return Answer::CutPower;
             }
-            completed(done)
-        });
-        Box::new(App { disk: self.disk.clone(), inner: self.inner.start(wrapped) })
+        }
+        let writes = !matches!(step, Step::Complete | Step::Read);
+        if let Some((mishap, left)) = &mut mood.fails
+            && writes
+        {
+            *left = left.saturating_sub(1);
+            if *left == 0 {
+                let error = match mishap {
+                    Mishap::Error => io::Error::other("the simulated disk fails"),
+                    Mishap::Full => io::Error::new(io::ErrorKind::StorageFull, "the simulated disk is full"),
+                };
+                (mood.fails, mood.failed) = (None, true);
+                return Answer::Fail(error.kind(), error.to_string());
+            }
+        }
+        Answer::Go
     }
-}
-struct App {
-    disk: Disk,
-    inner: Box<dyn LogAppender>,
-}
-impl LogAppender for App {
-    fn submit(&mut self, batch: Batch) -> Ticket {
-        let ms = {
-            let mut s = self.disk.s();
-            s.pending.push_back(batch.clone());
-            s.dice.between(0, 3)
-        };
-        let t = self.inner.submit(batch);
-        let disk = self.disk.disk.clone();
-        self.disk.world.agenda().after_ms(ms, move || disk.release(1));
-        t
+
+    fn latency(&self, _: u64) -> Latency {
+        let mut mood = self.lock();
+        if mood.hangs {
+            return Latency::Hang;
+        }
+        let at_most = mood.latency_ms;
+        Latency::After(Duration::from_millis(mood.dice.below(at_most + 1)))
     }
-    fn blocks(&self) -> bool {
-        false
+
+    fn power_is_gone(&self) {
+        let power = self.lock().power.clone();
+        power.into_iter().for_each(|power| power());
     }
 }

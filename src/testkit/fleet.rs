@@ -124,17 +124,15 @@ impl<S: StateMachine> Fleet<S> {
         &self.0.links
     }
 
-    pub fn config(&self) -> &Config {
-        &self.0.config
-    }
-
     /// Adds a node that is not running yet.
     pub fn add(&self, id: NodeId, bootstrap: Bootstrap) {
         let mut state = self.lock();
         let rate = state.0.between(900, 1100);
         let skew = state.0.between(0, 4000) as i64 - 2000;
         let clock = NodeClock::new(self.0.world.agenda(), rate, skew);
-        let disk = Disk::new(id, &self.0.world, state.0.fork("disk", id));
+        let disk = Disk::new(id, state.0.fork("disk", id));
+        let fleet = self.clone();
+        disk.cut_power_with(Some(Arc::new(move || fleet.crash(id, Loss::Subset))));
         let node = Node {
             state: State::Down,
             raft: None,
@@ -363,7 +361,11 @@ impl<S: StateMachine> Fleet<S> {
         let ids = self.nodes(|nodes| nodes.keys().copied().collect::<Vec<_>>());
         ids.into_iter().for_each(|id| self.kill(id));
         self.0.links.cut_power_with(None);
-        self.nodes(|nodes| nodes.clear());
+        // Breaks the circles of callbacks.
+        self.nodes(|nodes| {
+            nodes.values().for_each(|node| node.disk.cut_power_with(None));
+            nodes.clear();
+        });
     }
 
     fn lock(&self) -> MutexGuard<'_, (Dice, BTreeMap<NodeId, Node<S>>)> {

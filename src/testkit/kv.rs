@@ -25,10 +25,19 @@ pub struct Command {
     pub number: u64,
     /// Which key.
     pub key: u64,
-    /// What must be found there; `None` for whatever is.
-    pub expect: Option<Option<u64>>,
+    /// What must be found there.
+    pub expect: Expect,
     /// What is then written; `None` removes.
     pub value: Option<u64>,
+}
+
+/// What a command asks for. Not an option in an option: encoded, the two kinds of nothing would be one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Expect {
+    /// Nothing in particular.
+    Whatever,
+    /// This value, or none.
+    Exactly(Option<u64>),
 }
 
 /// What the store answers: whether it wrote, and what was there.
@@ -50,7 +59,7 @@ impl StateMachine for Kv {
 
     fn apply(&mut self, _: &ApplyContext, command: &Command) -> Answered {
         let was = self.0.get(&command.key).copied();
-        let done = command.expect.is_none_or(|expect| expect == was);
+        let done = [Expect::Whatever, Expect::Exactly(was)].contains(&command.expect);
         if done {
             match command.value {
                 Some(value) => drop(self.0.insert(command.key, value)),
@@ -109,9 +118,11 @@ impl Recorder {
             let operation = self.with(|history| history.invoke(number, key, call.clone()));
             let answer = match call {
                 Call::Get => client.read(move |kv: &Kv| kv.0.get(&key).copied()).await.map(Answer::Value),
-                Call::Put(value) => write(&mut client, fresh, key, None, Some(value)).await,
-                Call::Delete => write(&mut client, fresh, key, None, None).await,
-                Call::CompareAndSet { expect, value } => write(&mut client, fresh, key, Some(expect), value).await,
+                Call::Put(value) => write(&mut client, fresh, key, Expect::Whatever, Some(value)).await,
+                Call::Delete => write(&mut client, fresh, key, Expect::Whatever, None).await,
+                Call::CompareAndSet { expect, value } => {
+                    write(&mut client, fresh, key, Expect::Exactly(expect), value).await
+                }
             };
             match answer {
                 Ok(answer) => {
@@ -133,7 +144,7 @@ async fn write(
     client: &mut Client<Kv>,
     number: u64,
     key: u64,
-    expect: Option<Option<u64>>,
+    expect: Expect,
     value: Option<u64>,
 ) -> Result<Answer<u64>, Unanswered> {
     let applied = client.propose(Command { number, key, expect, value }).await?;

@@ -18,12 +18,12 @@ use tokio::{task::JoinHandle, time::sleep};
 use super::{
     client::Client,
     dice::Dice,
-    disk::{Loss, Mishap},
+    disk::{Disk, Loss, Mishap},
     faults::Faults,
     fleet::{Fleet, State, address},
     machine::Watched,
     wire::Weather,
-    world::World,
+    world::{Durable, World},
 };
 use crate::{Bootstrap, StartError};
 
@@ -440,7 +440,7 @@ impl<S: StateMachine> Culprit<S> {
         self.fleet.kill(hold.0);
         let roll = self.dice.roll();
         let healthy = self.fleet.node(hold.0, |node| {
-            let healthy = node.disk.image();
+            let healthy = node.disk.backup();
             node.disk.flip_bit(roll);
             healthy
         });
@@ -458,7 +458,7 @@ impl<S: StateMachine> Culprit<S> {
         let step = self.dice.between(1, 20);
         self.fleet.node(hold.0, |node| node.disk.arm(step));
         self.until_down(std::slice::from_ref(&hold)).await;
-        let healthy = self.fleet.node(hold.0, |node| node.disk.image());
+        let healthy = self.fleet.node(hold.0, |node| node.disk.backup());
         self.fleet.crash(hold.0, Loss::Torn);
         self.disk("torn write", hold.0);
         self.a_while(20, 500).await;
@@ -471,7 +471,7 @@ impl<S: StateMachine> Culprit<S> {
 
     async fn old_copy(&mut self) {
         let Some(hold) = self.hold_running() else { return };
-        let old = self.fleet.node(hold.0, |node| (node.disk.image(), node.disk.promised()));
+        let old = self.fleet.node(hold.0, |node| (node.disk.image(), promised(&node.disk)));
         self.a_while(500, 3000).await;
         if self.fleet.node(hold.0, |node| node.state) != Some(State::Running) {
             return;
@@ -480,7 +480,7 @@ impl<S: StateMachine> Culprit<S> {
         let Some((old, then)) = old else { return };
         let (newest, now) = self
             .fleet
-            .node(hold.0, |node| (node.disk.image(), node.disk.promised()))
+            .node(hold.0, |node| (node.disk.backup(), promised(&node.disk)))
             .expect("a node of this fleet stays");
         self.fleet.node(hold.0, |node| node.disk.swap_for(old));
         self.disk("older copy", hold.0);
@@ -504,7 +504,7 @@ impl<S: StateMachine> Culprit<S> {
         }
         self.fleet.kill(hold.0);
         let healthy = self.fleet.node(hold.0, |node| {
-            let healthy = node.disk.image();
+            let healthy = node.disk.backup();
             node.disk.wipe();
             healthy
         });
@@ -719,6 +719,12 @@ impl<S: StateMachine> Culprit<S> {
     fn refused(&self, node: NodeId, error: StartError) {
         self.world().broken("an honest node comes back", format!("n{node} does not start: {error}"));
     }
+}
+
+/// Term and vote, as they are durable.
+fn promised(disk: &Disk) -> (u64, NodeId) {
+    let (term, vote, _) = disk.state();
+    (term, vote)
 }
 
 /// A subscriber that takes its time.

@@ -386,11 +386,6 @@ impl Facts {
         };
         self.nodes.iter().filter_map(leads).max().map(|(_, id)| id)
     }
-
-    /// Every node that runs.
-    pub fn running(&self) -> BTreeSet<NodeId> {
-        self.nodes.iter().filter(|(_, facts)| facts.running).map(|(id, _)| *id).collect()
-    }
 }
 
 /// An event as a number: equal events at equal moments, equal hashes.

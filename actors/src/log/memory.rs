@@ -327,10 +327,6 @@ struct MemoryAppender {
 }
 
 impl LogAppender for MemoryAppender {
-    fn blocks(&self) -> bool {
-        false
-    }
-
     fn submit(&mut self, batch: Batch) -> Ticket {
         self.next += 1;
         let ticket = Ticket(self.next);
@@ -341,6 +337,10 @@ impl LogAppender for MemoryAppender {
         drop(disk);
         self.disk.deliver();
         ticket
+    }
+
+    fn blocks(&self) -> bool {
+        false
     }
 }
 
