@@ -39,6 +39,12 @@ impl Strings {
         *self.0.slow.lock().unwrap_or_else(PoisonError::into_inner) = Some(stand_still);
     }
 
+    /// Whatever was to happen to it does not.
+    pub fn calm(&self) {
+        self.0.panic.store(false, Relaxed);
+        *self.0.slow.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
     pub fn cut(&self) {
         self.0.over.store(true, Relaxed);
     }

@@ -361,6 +361,7 @@ impl<S: StateMachine> Culprit<S> {
             sleep(Duration::from_millis(50)).await;
         }
         self.a_while(50, 1200).await;
+        self.fleet.node(node, |node| node.strings.calm());
         self.fleet.resume(node);
     }
 
@@ -383,6 +384,7 @@ impl<S: StateMachine> Culprit<S> {
         let Some(hold) = self.hold_running() else { return };
         self.fleet.node(hold.0, |node| node.strings.panic_next());
         self.until_down(std::slice::from_ref(&hold)).await;
+        self.fleet.node(hold.0, |node| node.strings.calm());
         if self.fleet.node(hold.0, |node| node.state) == Some(State::Down) {
             self.a_while(20, 1000).await;
             self.come_back(hold.0).await;
