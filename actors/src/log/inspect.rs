@@ -20,8 +20,11 @@ use actorum_transport::wire::{Entry, GroupId, Incarnation, Snapshot};
 
 use super::{
     directory,
+    engine::{self, EngineError},
+    plan,
     record::{Found, Key, Owner, Problem},
-    sled::{self, Engine, OpenOptions},
+    recovery,
+    sled::{OpenOptions, SledEngine},
     store::{HardState, OpenError, StoreError, StoreIdentity},
     watermark::{Mark, Watermark},
 };
@@ -31,7 +34,7 @@ pub struct Inspection {
     identity: Result<StoreIdentity, OpenError>,
     watermark: BTreeMap<GroupId, Mark>,
     found: Found,
-    engine: Option<Engine>,
+    engine: Option<SledEngine>,
     // Dropped last: the engine's files are in it.
     _copy: Copy,
 }
@@ -143,7 +146,7 @@ impl Inspection {
         for (group, promised) in &watermark {
             let nothing = Default::default();
             let holds = found.groups.get(group).map_or(&nothing, |found| &found.recovered);
-            if let Some(holds) = sled::behind(holds, promised) {
+            if let Some(holds) = recovery::behind(holds, promised) {
                 let detail = format!("it was rolled back: it holds {holds}, the watermark says {promised}");
                 note(&format!("group {}: the log", group.0), detail);
             }
@@ -189,7 +192,7 @@ impl Inspection {
         if from >= to {
             return Ok(Vec::new());
         }
-        sled::caught(|| sled::read_entries(engine, group, from, to, max_bytes))
+        engine::caught(|| plan::read_entries(engine, group, from, to, max_bytes))
     }
 
     /// What checking every record found, node file, watermark and log alike.
@@ -207,13 +210,13 @@ impl fmt::Debug for Inspection {
 type Unreadable = (String, String);
 
 /// Opens the copy and reads it, on a thread of its own as opening does.
-fn read(path: &Path) -> (Option<Engine>, Result<Found, Unreadable>) {
+fn read(path: &Path) -> (Option<SledEngine>, Result<Found, Unreadable>) {
     let options = OpenOptions::new(0, Incarnation(0));
     let (path, within) = (path.to_owned(), options.open_within);
     let broken = |detail: String| (None, Err(("the log".to_owned(), detail)));
-    let read = sled::within_time("actorum-inspect", within, move || {
-        let engine = Engine::open(&path, &options).map_err(sled::EngineError::into_words)?;
-        let found = engine.scan().map_err(sled::EngineError::into_words);
+    let read = engine::within_time("actorum-inspect", within, move || {
+        let engine = SledEngine::open(&path, &options).map_err(EngineError::into_words)?;
+        let found = engine::scan(&engine).map_err(EngineError::into_words);
         Ok((Some(engine), found))
     });
     match read {

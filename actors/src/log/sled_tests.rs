@@ -2,10 +2,15 @@
 
 use std::sync::mpsc::{Receiver, channel};
 
-use actorum_transport::wire::EntryKind;
+use actorum_transport::wire::{Entry, EntryKind, Snapshot};
 
 use super::*;
-use crate::log::{conformance, inspect::Inspection};
+use crate::log::{
+    conformance,
+    inspect::Inspection,
+    record::{self, Scan},
+    watermark::Mark,
+};
 
 const GROUP: GroupId = GroupId::FIRST;
 
@@ -72,7 +77,7 @@ impl Node {
     /// Changes the engine's values behind the store's back.
     fn tamper(&mut self, change: impl FnOnce(&sled::Db)) {
         self.close();
-        let engine = Engine::open(&self.path().join("log"), &options()).unwrap();
+        let engine = SledEngine::open(&self.path().join("log"), &options()).unwrap();
         change(&engine.db);
         engine.flush().unwrap();
     }

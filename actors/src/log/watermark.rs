@@ -19,7 +19,10 @@
 //! The file has two slots. A write goes to the slot that does not hold the newest state, so a write
 //! torn by a crash leaves the state before it, which is behind the store and therefore safe.
 //!
-//! Deliberately absent: any comparison with a store (see [`super::sled`]), and repair: two damaged slots, or a
+//! What holds the two slots is behind a seam, [`Slots`]: a file here, a simulated disk in tests. Which slot is written, what
+//! it says, and which of the two is believed is decided here for both.
+//!
+//! Deliberately absent: any comparison with a store (see `recovery`), and repair: two damaged slots, or a
 //! missing file, are for a person to judge.
 
 use std::{
@@ -90,11 +93,60 @@ pub struct Marks {
     pub groups: BTreeMap<GroupId, Mark>,
 }
 
-/// The open file.
+/// What holds the two slots, open for writing.
+pub trait Slots: Send {
+    /// All bytes of both.
+    fn read(&self) -> Result<Vec<u8>, WatermarkError>;
+
+    /// Writes bytes at a place that has been written before, durable when it returns. A crash may leave a part of them.
+    fn write(&mut self, at: usize, bytes: &[u8]) -> io::Result<()>;
+
+    /// Puts other bytes in the place of all, durable when it returns. A crash leaves the old or the new.
+    fn replace(&mut self, bytes: &[u8]) -> io::Result<()>;
+}
+
+/// The slots of a real file.
 #[derive(Debug)]
-pub struct Watermark {
+pub struct SlotFile {
     path: PathBuf,
+    /// Opened once and kept: a descriptor opened later can miss a writeback error already reported to another.
     file: File,
+}
+
+impl SlotFile {
+    fn open(path: &Path) -> Result<SlotFile, WatermarkError> {
+        match OpenOptions::new().read(true).write(true).open(path) {
+            Ok(file) => Ok(SlotFile { path: path.to_owned(), file }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(WatermarkError::Missing),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+impl Slots for SlotFile {
+    fn read(&self) -> Result<Vec<u8>, WatermarkError> {
+        read(&self.path)
+    }
+
+    fn write(&mut self, at: usize, bytes: &[u8]) -> io::Result<()> {
+        self.file.seek(SeekFrom::Start(at as u64))?;
+        self.file.write_all(bytes)?;
+        // Promises 1 and 2: the vote or term that this speaks of leaves the node only after this line. The slot was
+        // written in full when the file was made, so fdatasync (no less than O_DSYNC) has no metadata to write.
+        self.file.sync_data()
+    }
+
+    fn replace(&mut self, bytes: &[u8]) -> io::Result<()> {
+        directory::replace(&self.path, bytes)?;
+        self.file = OpenOptions::new().read(true).write(true).open(&self.path)?;
+        Ok(())
+    }
+}
+
+/// The open watermark.
+#[derive(Debug)]
+pub struct Watermark<S = SlotFile> {
+    slots: S,
     slot_len: usize,
     newest: usize,
     sequence: u64,
@@ -105,25 +157,39 @@ pub struct Watermark {
 impl Watermark {
     /// Makes the file of a new directory: both slots intact, nothing marked. Durable when it returns.
     pub fn create(path: &Path, incarnation: Incarnation) -> io::Result<()> {
-        make(path, &Marks { incarnation, groups: BTreeMap::new() }, 1, SLOT_MIN)
+        directory::replace(path, &blank(incarnation))
     }
 
     /// Opens it for writing.
     pub fn open(path: &Path) -> Result<Watermark, WatermarkError> {
-        let bytes = read(path)?;
-        // Opened once and kept: a descriptor opened later can miss a writeback error already reported to another.
-        let file = OpenOptions::new().read(true).write(true).open(path)?;
-        let (slot_len, slots) = decode(&bytes)?;
-        let (newest, sequence, marks) = newest(&slots)?;
-        let damaged_slot = slots.into_iter().find_map(Result::err);
-        Ok(Watermark { path: path.to_owned(), file, slot_len, newest, sequence, marks, damaged_slot })
+        Watermark::over(SlotFile::open(path)?)
     }
 
     /// What the file says, without opening it for writing; and what is wrong with the slot that was not used, if anything.
     pub fn inspect(path: &Path) -> Result<(Marks, Option<String>), WatermarkError> {
-        let (_, slots) = decode(&read(path)?)?;
-        let (_, _, marks) = newest(&slots)?;
-        Ok((marks, slots.into_iter().find_map(Result::err)))
+        inspect(&read(path)?)
+    }
+}
+
+/// What the two slots say, and what is wrong with the one that was not used, if anything.
+pub fn inspect(bytes: &[u8]) -> Result<(Marks, Option<String>), WatermarkError> {
+    let (_, slots) = decode(bytes)?;
+    let (_, _, marks) = newest(&slots)?;
+    Ok((marks, slots.into_iter().find_map(Result::err)))
+}
+
+/// Both slots of a new directory: intact, nothing marked.
+pub fn blank(incarnation: Incarnation) -> Vec<u8> {
+    both(&Marks { incarnation, groups: BTreeMap::new() }, 1, SLOT_MIN)
+}
+
+impl<S: Slots> Watermark<S> {
+    /// Reads the slots and judges them.
+    pub fn over(slots: S) -> Result<Watermark<S>, WatermarkError> {
+        let (slot_len, found) = decode(&slots.read()?)?;
+        let (newest, sequence, marks) = newest(&found)?;
+        let damaged_slot = found.into_iter().find_map(Result::err);
+        Ok(Watermark { slots, slot_len, newest, sequence, marks, damaged_slot })
     }
 
     /// What it says.
@@ -143,43 +209,40 @@ impl Watermark {
 
     /// Moves some groups' marks and makes that durable before it returns.
     pub fn write(&mut self, moved: impl IntoIterator<Item = (GroupId, Mark)>) -> io::Result<()> {
-        let mut marks = self.marks.clone();
-        marks.groups.extend(moved);
-        if marks == self.marks {
+        let moves = |(group, mark): &(GroupId, Mark)| self.marks.groups.get(group) != Some(mark);
+        let moved: Vec<_> = moved.into_iter().filter(moves).collect();
+        if moved.is_empty() {
             return Ok(());
         }
+        let mut marks = self.marks.clone();
+        marks.groups.extend(moved);
         let sequence = self.sequence + 1;
         let slot = encode(&marks, sequence);
         if slot.len() > self.slot_len {
             return self.grow(marks, sequence, slot.len());
         }
         let older = 1 - self.newest;
-        self.file.seek(SeekFrom::Start((older * self.slot_len) as u64))?;
-        self.file.write_all(&slot)?;
-        // Promises 1 and 2: the vote or term that this speaks of leaves the node only after this line. The slot was
-        // written in full when the file was made, so fdatasync (no less than O_DSYNC) has no metadata to write.
-        self.file.sync_data()?;
+        self.slots.write(older * self.slot_len, &slot)?;
         (self.newest, self.sequence, self.marks) = (older, sequence, marks);
         Ok(())
     }
 
-    /// More groups than fit: a file with larger slots takes the place of this one.
+    /// More groups than fit: larger slots take the place of these.
     fn grow(&mut self, marks: Marks, sequence: u64, needed: usize) -> io::Result<()> {
         let slot_len = needed.next_power_of_two();
-        make(&self.path, &marks, sequence, slot_len)?;
-        self.file = OpenOptions::new().read(true).write(true).open(&self.path)?;
+        self.slots.replace(&both(&marks, sequence, slot_len))?;
         (self.slot_len, self.newest, self.sequence, self.marks) = (slot_len, 1, sequence, marks);
         Ok(())
     }
 }
 
-/// Writes a whole file beside and renames it into place: its slots are there in full, or it is not.
-fn make(path: &Path, marks: &Marks, sequence: u64, slot_len: usize) -> io::Result<()> {
+/// Both slots in full, the second the newer.
+fn both(marks: &Marks, sequence: u64, slot_len: usize) -> Vec<u8> {
     let mut bytes = encode(marks, sequence.saturating_sub(1));
     bytes.resize(slot_len, 0);
     bytes.extend(encode(marks, sequence));
     bytes.resize(2 * slot_len, 0);
-    directory::replace(path, &bytes)
+    bytes
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, WatermarkError> {

@@ -1,0 +1,239 @@
+//! The order in which a commit reaches the disk, and the store as its readers share it.
+//!
+//! ```text
+//!  plan ─▶ watermark lowered (if the plan cuts below it) ─▶ apply        begin
+//!       ─▶ flush ─▶ sync ─▶ watermark raised (if a term or vote moved)   finish ─▶ the caller reports
+//! ```
+//!
+//! Two halves, so that a simulated disk may let time pass between them; a real one runs both at once.
+//!
+//! Deliberately absent: threads, queues and reports: whoever owns a [`Committer`] has those.
+
+use std::{
+    collections::{BTreeMap, btree_map},
+    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+};
+
+use actorum_transport::wire::{Entry, GroupId};
+
+use super::{
+    engine::{Engine, caught},
+    plan::{Log, Plan, Staged, read_entries},
+    record::Found,
+    store::*,
+    watermark::{Mark, Slots, Watermark},
+};
+
+/// What the writing half and the readers share.
+pub(super) struct Shared<E> {
+    state: RwLock<Result<Open<E>, String>>,
+}
+
+/// An engine, what is known of its logs, and the lock that makes it ours: dropped together, in this order.
+pub(super) struct Open<E> {
+    engine: E,
+    logs: BTreeMap<GroupId, Log>,
+    _lock: Box<dyn Send + Sync>,
+}
+
+impl<E: Engine> Shared<E> {
+    /// What was found at opening, under a lock that is given back when it is dropped.
+    pub(super) fn new(engine: E, found: &Found, lock: Box<dyn Send + Sync>) -> Arc<Shared<E>> {
+        let logs = found.groups.iter().map(|(group, found)| (*group, Log::new(*group, found))).collect();
+        Arc::new(Shared { state: RwLock::new(Ok(Open { engine, logs, _lock: lock })) })
+    }
+
+    // Poisoning is passed over on purpose: a panic under the lock is caught above it and kills the store by name.
+    fn read(&self) -> RwLockReadGuard<'_, Result<Open<E>, String>> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Result<Open<E>, String>> {
+        self.state.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends the store for its readers. What was open is the caller's to drop, which closes the engine and gives the
+    /// directory's lock back: outside the lock here, for sled flushes then, which can hang.
+    pub(super) fn take(&self, cause: &str) -> Option<Open<E>> {
+        std::mem::replace(&mut *self.write(), Err(cause.to_owned())).ok()
+    }
+}
+
+impl<E: Engine> LogReader for Shared<E> {
+    fn entries(&self, group: GroupId, from: u64, to: u64, max_bytes: usize) -> Result<Vec<Entry>, StoreError> {
+        let state = self.read();
+        let open = state.as_ref().map_err(|cause| StoreError::Closed(cause.clone()))?;
+        if from >= to {
+            return Ok(Vec::new());
+        }
+        let log = open.logs.get(&group).copied().unwrap_or_default();
+        if from < log.first() || to > log.last.0 + 1 {
+            let detail =
+                format!("entries {from} to {} were asked for, it holds {} to {}", to - 1, log.first(), log.last.0);
+            return Err(StoreError::Damaged { what: format!("group {}: the log", group.0), detail });
+        }
+        caught(|| read_entries(&open.engine, group, from, to, max_bytes))
+    }
+
+    fn disk_bytes(&self) -> u64 {
+        self.read().as_ref().map_or(0, |open| open.engine.disk_bytes())
+    }
+}
+
+/// How far the watermark's index is behind the store.
+#[derive(Default)]
+pub(super) struct Stale {
+    /// Bytes of records.
+    pub(super) bytes: u64,
+    /// Synced commits.
+    pub(super) commits: u32,
+}
+
+/// A commit that is applied and not yet durable.
+pub(super) struct Begun {
+    /// Whether a promise depends on it.
+    pub(super) sync: bool,
+    bytes: u64,
+    after: Vec<(GroupId, Log)>,
+}
+
+/// What changes a store: one per open store.
+pub(super) struct Committer<E, S> {
+    shared: Arc<Shared<E>>,
+    watermark: Watermark<S>,
+    /// Whether something was applied that no sync has covered yet.
+    unsynced: bool,
+    pub(super) stale: Stale,
+}
+
+impl<E: Engine, S: Slots> Committer<E, S> {
+    pub(super) fn new(shared: Arc<Shared<E>>, watermark: Watermark<S>) -> Committer<E, S> {
+        Committer { shared, watermark, unsynced: false, stale: Stale::default() }
+    }
+
+    /// Ends the store for everybody. What was open is the caller's to drop.
+    pub(super) fn take(&self, cause: &str) -> Option<Open<E>> {
+        self.shared.take(cause)
+    }
+
+    /// All of the batches or none: staged as one, planned, and applied. Durable only after [`Committer::finish`].
+    pub(super) fn begin(&mut self, taken: Vec<Batch>) -> Result<Begun, StoreError> {
+        let mut sync = false;
+        let mut staged: BTreeMap<GroupId, (Log, Staged)> = BTreeMap::new();
+        let shared = self.shared.clone();
+        // Only this thread changes anything, so what it reads under the read lock still holds under the write lock.
+        let (plans, bytes) = {
+            let state = shared.read();
+            let open = state.as_ref().map_err(|cause| StoreError::Closed(cause.clone()))?;
+            for write in taken.into_iter().flat_map(|batch| {
+                sync |= batch.sync;
+                batch.writes
+            }) {
+                let group = write.group;
+                let (log, staged) = match staged.entry(group) {
+                    btree_map::Entry::Occupied(entry) => entry.into_mut(),
+                    btree_map::Entry::Vacant(entry) => {
+                        let log = open.logs.get(&group).copied().unwrap_or_else(|| Log::empty(group));
+                        entry.insert((log, Staged::default()))
+                    }
+                };
+                staged.add(log, write)?;
+            }
+            let mut plans = BTreeMap::new();
+            let mut bytes = 0;
+            for (group, (log, staged)) in staged {
+                // Whatever its caller said: a batch that moves more than a commit index is a promise (FACTS: `must_sync`).
+                let moved =
+                    staged.hard_state.is_some_and(|s| (s.term, s.vote) != (log.hard_state.term, log.hard_state.vote));
+                sync |= staged.snapshot.is_some() || !staged.entries.is_empty() || moved;
+                let plan = Plan::new(&open.engine, group, &log, staged)?;
+                bytes += plan.changes.values().flatten().map(Vec::len).sum::<usize>() as u64;
+                plans.insert(group, plan);
+            }
+            (plans, bytes)
+        };
+
+        // Promise 6, by way of the watermark: it is lowered and durable before the entries it speaks of go, so that a crash
+        // between finds the store ahead of it.
+        let lowered = plans.iter().filter_map(|(group, plan)| {
+            let mark = self.watermark.mark(*group);
+            let (index, index_term) = match plan.kept {
+                Some(kept) => kept,
+                None if plan.after.base.0 > mark.index => return None, // the new snapshot covers what was promised
+                None => (0, 0),
+            };
+            (index < mark.index).then_some((*group, Mark { index, index_term, ..mark }))
+        });
+        let lowered: Vec<_> = lowered.collect();
+        self.mark(lowered)?;
+
+        let after: Vec<(GroupId, Log)> = plans.iter().map(|(group, plan)| (*group, plan.after)).collect();
+        {
+            let mut state = shared.write();
+            let open = state.as_mut().map_err(|cause| StoreError::Closed(cause.clone()))?;
+            // One batch on one tree was never seen torn: entries and the hard state that speaks of them stand or fall together.
+            open.engine.apply(plans.into_values().flat_map(|plan| plan.changes).collect())?;
+            open.logs.extend(after.iter().copied());
+        }
+        self.unsynced = true;
+        // Without a sync it is a commit index alone: no promise depends on it, and the next sync carries it.
+        Ok(Begun { sync, bytes, after })
+    }
+
+    /// Makes what was begun durable, and then lets the watermark know: only after that may anybody hear of it.
+    pub(super) fn finish(&mut self, begun: Begun) -> Result<(), StoreError> {
+        let Begun { sync, bytes, after } = begun;
+        if !sync {
+            return Ok(());
+        }
+        self.sync()?;
+        // Promise 2: a vote leaves the node only after the watermark knows of it, so that a store without it is found out.
+        let moved = after.into_iter().filter_map(|(group, log)| {
+            let mark = self.watermark.mark(group);
+            let HardState { term, vote, .. } = log.hard_state;
+            // The index goes along: it costs nothing here.
+            let (index, index_term) = log.last;
+            ((mark.term, mark.vote) != (term, vote)).then_some((group, Mark { term, vote, index, index_term }))
+        });
+        let moved: Vec<_> = moved.collect();
+        self.mark(moved)?;
+        self.stale.bytes += bytes;
+        self.stale.commits += 1;
+        Ok(())
+    }
+
+    /// Makes what was applied durable: promises 1 and 2 stand on these two lines.
+    fn sync(&mut self) -> Result<(), StoreError> {
+        let state = self.shared.read();
+        let open = state.as_ref().map_err(|cause| StoreError::Closed(cause.clone()))?;
+        open.engine.flush()?;
+        open.engine.sync()?;
+        self.unsynced = false;
+        Ok(())
+    }
+
+    fn mark(&mut self, moved: Vec<(GroupId, Mark)>) -> Result<(), StoreError> {
+        let doing = "writing watermark".to_owned();
+        self.watermark.write(moved).map_err(|error| StoreError::Io { doing, error: Arc::new(error) })
+    }
+
+    /// Brings the watermark's indexes up to what is durable.
+    pub(super) fn raise_index(&mut self) -> Result<(), StoreError> {
+        if self.unsynced {
+            self.sync()?;
+        }
+        let marks: Vec<_> = {
+            let state = self.shared.read();
+            let open = state.as_ref().map_err(|cause| StoreError::Closed(cause.clone()))?;
+            let logs = open.logs.iter();
+            logs.map(|(group, log)| {
+                let HardState { term, vote, .. } = log.hard_state;
+                (*group, Mark { term, vote, index: log.last.0, index_term: log.last.1 })
+            })
+            .collect()
+        };
+        self.mark(marks)?;
+        self.stale = Stale::default();
+        Ok(())
+    }
+}

@@ -1,0 +1,204 @@
+//! The thread that blocks, so that nobody else has to: it takes up what waits, commits it as one, and reports.
+//!
+//! ```text
+//!  Appender ══bounded channel══▶ Worker: take all that waits ─▶ begin, finish ─▶ Completed, Completed, ...
+//! ```
+//!
+//! Between batches, and after them, it lets the watermark's index follow; when the appender goes it closes the store.
+//!
+//! Deliberately absent: retries. After an error nothing on the disk is known any more; the store answers
+//! [`StoreError::Closed`] until the process opens it again.
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc,
+        mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use super::{
+    commit::{Committer, Shared, Stale},
+    engine::{Engine, caught},
+    record,
+    store::*,
+    watermark::{Slots, Watermark},
+};
+
+/// How much it takes up at once, how the watermark's index follows, and how long it is waited for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pace {
+    pub(super) max_waiting: usize,
+    pub(super) max_commit_bytes: usize,
+    pub(super) watermark_bytes: u64,
+    pub(super) watermark_commits: u32,
+    pub(super) watermark_quiet: Duration,
+    pub(super) close_within: Duration,
+}
+
+/// The store's thread.
+pub(super) struct Worker<E, S> {
+    committer: Committer<E, S>,
+    pace: Pace,
+    completed: Completions,
+}
+
+/// A batch on its way.
+struct Submitted {
+    ticket: Ticket,
+    batch: Batch,
+}
+
+impl Submitted {
+    fn bytes(&self) -> usize {
+        self.batch.writes.iter().flat_map(|write| &write.entries).map(record::entry_len).sum()
+    }
+}
+
+impl<E: Engine, S: Slots + 'static> Worker<E, S> {
+    /// Starts the thread of a store.
+    pub(super) fn start(
+        shared: Arc<Shared<E>>,
+        watermark: Watermark<S>,
+        pace: Pace,
+        completed: Completions,
+    ) -> Box<dyn LogAppender> {
+        let (submit, submitted) = sync_channel(pace.max_waiting.max(1));
+        let (done, closed) = sync_channel(1);
+        let close_within = pace.close_within;
+        let committer = Committer::new(shared.clone(), watermark);
+        let worker = Worker { committer, pace, completed: completed.clone() };
+        let spawned = thread::Builder::new().name("actorum-store".to_owned()).spawn(move || {
+            worker.run(submitted);
+            let _ = done.send(());
+        });
+        if let Err(error) = spawned {
+            // Every submit finds the channel closed and says so.
+            drop(shared.take(&format!("its thread could not be started: {error}")));
+        }
+        Box::new(Appender { submit: Some(submit), next: 0, completed, closed, close_within })
+    }
+
+    fn run(mut self, submitted: Receiver<Submitted>) {
+        let dead = loop {
+            let quiet = self.pace.watermark_quiet;
+            let first = match self.committer.stale.commits {
+                0 => submitted.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                _ => submitted.recv_timeout(quiet),
+            };
+            let step = match first {
+                Ok(first) => self.commit_all(first, &submitted),
+                Err(RecvTimeoutError::Timeout) => caught(|| self.committer.raise_index()),
+                Err(RecvTimeoutError::Disconnected) => break None,
+            };
+            if let Err(error) = step {
+                break Some(error.to_string());
+            }
+        };
+        match dead {
+            None => self.close(),
+            Some(cause) => self.stay_dead(&cause, submitted),
+        }
+    }
+
+    /// Takes up what waits, makes it durable as one, and reports each batch in order.
+    fn commit_all(&mut self, first: Submitted, submitted: &Receiver<Submitted>) -> Result<(), StoreError> {
+        let mut bytes = first.bytes();
+        let mut taken = vec![first];
+        while bytes < self.pace.max_commit_bytes {
+            let Ok(next) = submitted.try_recv() else { break };
+            bytes += next.bytes();
+            taken.push(next);
+        }
+        let started = Instant::now();
+        let sizes: Vec<(Ticket, u64)> = taken.iter().map(|s| (s.ticket, s.bytes() as u64)).collect();
+        let result = caught(|| self.commit(taken.into_iter().map(|submitted| submitted.batch).collect()));
+        for (ticket, bytes) in sizes {
+            let result = match &result {
+                Ok(sync) => Ok(Written { bytes, took: started.elapsed(), sync: *sync }),
+                Err(error) => Err(error.clone()),
+            };
+            self.report(Completed { ticket, result });
+        }
+        result?;
+        let Stale { bytes, commits } = self.committer.stale;
+        if bytes >= self.pace.watermark_bytes || commits >= self.pace.watermark_commits {
+            // After the completions: no proposal waits for it.
+            caught(|| self.committer.raise_index())?;
+        }
+        Ok(())
+    }
+
+    /// Returns how long making it durable took.
+    fn commit(&mut self, taken: Vec<Batch>) -> Result<Duration, StoreError> {
+        let begun = self.committer.begin(taken)?;
+        let (sync, started) = (begun.sync, Instant::now());
+        self.committer.finish(begun)?;
+        Ok(if sync { started.elapsed() } else { Duration::ZERO })
+    }
+
+    /// The appender is gone and everything it submitted is done.
+    fn close(mut self) {
+        if let Err(error) = caught(|| self.committer.raise_index()) {
+            // Nothing was promised since the last completion: only the watermark stays as stale as it was.
+            tracing::warn!(%error, "the store did not close in order");
+        }
+        let open = self.committer.take("it was closed");
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(open)));
+    }
+
+    /// An error is final: what waits and what comes is answered with its cause, and nothing is written.
+    fn stay_dead(self, cause: &str, submitted: Receiver<Submitted>) {
+        tracing::error!(cause, "the store died");
+        // Held until the appender goes: dropping sled now could hang this thread, and nobody would be answered.
+        let open = self.committer.take(cause);
+        for Submitted { ticket, .. } in submitted {
+            self.report(Completed { ticket, result: Err(StoreError::Closed(cause.to_owned())) });
+        }
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(open)));
+    }
+
+    fn report(&self, completed: Completed) {
+        let ticket = completed.ticket;
+        if catch_unwind(AssertUnwindSafe(|| (self.completed)(completed))).is_err() {
+            tracing::error!(?ticket, "whoever hears completions panicked");
+        }
+    }
+}
+
+/// The writing half: a channel to the store's thread.
+struct Appender {
+    submit: Option<SyncSender<Submitted>>,
+    next: u64,
+    completed: Completions,
+    closed: Receiver<()>,
+    close_within: Duration,
+}
+
+impl LogAppender for Appender {
+    fn submit(&mut self, batch: Batch) -> Ticket {
+        self.next += 1;
+        let ticket = Ticket(self.next);
+        let submit = self.submit.as_ref().expect("taken only by drop");
+        // The store's thread receives until this sender is dropped, dead or alive. It is gone only if it never began, and then
+        // nothing is reported by it that this could overtake.
+        if submit.send(Submitted { ticket, batch }).is_err() {
+            (self.completed)(Completed { ticket, result: Err(StoreError::Closed("it has no thread".to_owned())) });
+        }
+        ticket
+    }
+}
+
+impl Drop for Appender {
+    fn drop(&mut self) {
+        self.submit = None;
+        match self.closed.recv_timeout(self.close_within) {
+            Err(RecvTimeoutError::Timeout) => {
+                tracing::error!("the store did not close in time: its thread is left behind");
+            }
+            Ok(()) | Err(RecvTimeoutError::Disconnected) => {}
+        }
+    }
+}
