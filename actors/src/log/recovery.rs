@@ -45,15 +45,27 @@ pub(super) fn of_this_life<S: Slots>(
     Ok(watermark)
 }
 
-/// Reads and checks everything in the engine, and the whole against the watermark.
+/// Reads and checks everything in the engine, and the whole against the watermark. What passes is durable when it returns.
 pub(super) fn recover<S: Slots>(
     engine: &impl Engine,
     dir: &Path,
     node: &StoreIdentity,
-    watermark: &Watermark<S>,
+    watermark: &mut Watermark<S>,
 ) -> Result<Found, OpenError> {
     let found = engine::scan(engine).map_err(|error| error.on_open(dir))?;
     check(dir, node, &found, watermark)?;
+    // Promise 2: a process that died between its flush and its sync has left records that only the kernel holds. From here on
+    // they count as persisted: a vote found is granted again, an entry found is acknowledged, and neither is written anew.
+    engine.flush().and_then(|()| engine.sync()).map_err(|error| error.on_open(dir))?;
+    let moved = found.groups.iter().filter_map(|(group, found)| {
+        let Recovered { hard_state: HardState { term, vote, .. }, last_index, .. } = found.recovered;
+        let mark = watermark.mark(*group);
+        let index_term = found.recovered.term_at(last_index).unwrap_or_default();
+        ((mark.term, mark.vote) != (term, vote)).then_some((*group, Mark { term, vote, index: last_index, index_term }))
+    });
+    let moved: Vec<_> = moved.collect();
+    let doing = "cannot write watermark".to_owned();
+    watermark.write(moved).map_err(|error| OpenError::Io { dir: dir.to_owned(), doing, error })?;
     Ok(found)
 }
 

@@ -145,13 +145,13 @@ impl SledStore {
         })?;
         let identity = directory.identity();
         let opened = Watermark::open(&directory::watermark_path(dir));
-        let watermark = recovery::of_this_life(dir, &identity, opened)?;
+        let mut watermark = recovery::of_this_life(dir, &identity, opened)?;
         let engine = match made {
             Some(engine) => engine,
             None if !engine_file(dir).exists() => return Err(recovery::rolled_back(dir, "no log at all", &watermark)),
             None => SledEngine::open(&directory::log_path(dir), &options).map_err(|error| error.on_open(dir))?,
         };
-        let found = recovery::recover(&engine, dir, &identity, &watermark)?;
+        let found = recovery::recover(&engine, dir, &identity, &mut watermark)?;
         directory.count_boot()?;
         let identity = directory.identity();
         let shared = Shared::new(engine, &found, Box::new(directory));
