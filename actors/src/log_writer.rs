@@ -213,10 +213,11 @@ impl LogWriter {
         }
     }
 
-    /// Closes the store where blocking is allowed, then tells who waits for it.
+    /// Closes the store, where blocking is allowed if it may block, then tells who waits for it.
     fn close(&mut self) {
         let waiting: Vec<_> = self.closing.drain(..).collect();
         let appender = self.appender.take();
+        let blocks = appender.as_ref().is_some_and(|appender| appender.blocks());
         let close = move || {
             drop(appender);
             for closed in waiting {
@@ -224,9 +225,9 @@ impl LogWriter {
             }
         };
         match tokio::runtime::Handle::try_current() {
-            Ok(runtime) => drop(runtime.spawn_blocking(close)),
-            // The runtime itself is being dropped, and this actor with it: nothing is left to block.
-            Err(_) => close(),
+            Ok(runtime) if blocks => drop(runtime.spawn_blocking(close)),
+            // It never waits; or the runtime itself is being dropped, and this actor with it: nothing is left to block.
+            _ => close(),
         }
     }
 

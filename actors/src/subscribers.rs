@@ -233,11 +233,16 @@ async fn pump<S: StateMachine>(
 }
 
 impl Backlog {
-    /// The commands of the next chunk, read where blocking is allowed.
+    /// The commands of the next chunk, read where blocking is allowed if it may block.
     async fn read<S: StateMachine>(&mut self) -> Result<Vec<Event<S>>, String> {
         let (group, reader, from, to) = (self.group, self.reader.clone(), self.next, self.applied + 1);
-        let read = tokio::task::spawn_blocking(move || reader.entries(group, from, to, CHUNK_BYTES)).await;
-        let entries = read.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
+        let entries = if reader.blocks() {
+            let read = tokio::task::spawn_blocking(move || reader.entries(group, from, to, CHUNK_BYTES)).await;
+            read.map_err(|error| error.to_string())?
+        } else {
+            reader.entries(group, from, to, CHUNK_BYTES)
+        };
+        let entries = entries.map_err(|error| error.to_string())?;
         let mut events = Vec::with_capacity(entries.len());
         for entry in &entries {
             if entry.index != self.next {

@@ -313,6 +313,10 @@ impl LogReader for MemoryReader {
         let disk = self.disk.lock();
         disk.logs.values().flat_map(|log| &log.entries).map(|entry| entry.size() as u64).sum()
     }
+
+    fn blocks(&self) -> bool {
+        false
+    }
 }
 
 struct MemoryAppender {
@@ -333,6 +337,10 @@ impl LogAppender for MemoryAppender {
         drop(disk);
         self.disk.deliver();
         ticket
+    }
+
+    fn blocks(&self) -> bool {
+        false
     }
 }
 

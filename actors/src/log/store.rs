@@ -146,12 +146,23 @@ pub trait LogReader: Send + Sync {
 
     /// Bytes on disk, as far as the store knows; for status.
     fn disk_bytes(&self) -> u64;
+
+    /// Whether a call may wait for a device: then it is made where waiting is allowed, on a thread for that. A store that
+    /// never waits says no, and is called in place.
+    fn blocks(&self) -> bool {
+        true
+    }
 }
 
 /// The half that writes. Dropping it closes the store after the batches already submitted.
 pub trait LogAppender: Send {
     /// Hands over a batch and returns at once. The caller bounds what is submitted and not completed.
     fn submit(&mut self, batch: Batch) -> Ticket;
+
+    /// Whether dropping it may wait for a device: then it is dropped where waiting is allowed.
+    fn blocks(&self) -> bool {
+        true
+    }
 }
 
 /// Why a store died. Final: nothing is written after it.
