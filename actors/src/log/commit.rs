@@ -78,6 +78,10 @@ impl<E: Engine> LogReader for Shared<E> {
     fn disk_bytes(&self) -> u64 {
         self.read().as_ref().map_or(0, |open| open.engine.disk_bytes())
     }
+
+    fn blocks(&self) -> bool {
+        self.read().as_ref().is_ok_and(|open| open.engine.blocks())
+    }
 }
 
 /// How far the watermark's index is behind the store.
@@ -103,12 +107,14 @@ pub(super) struct Committer<E, S> {
     watermark: Watermark<S>,
     /// Whether something was applied that no sync has covered yet.
     unsynced: bool,
+    /// Whether the kernel has all that was applied.
+    flushed: bool,
     pub(super) stale: Stale,
 }
 
 impl<E: Engine, S: Slots> Committer<E, S> {
     pub(super) fn new(shared: Arc<Shared<E>>, watermark: Watermark<S>) -> Committer<E, S> {
-        Committer { shared, watermark, unsynced: false, stale: Stale::default() }
+        Committer { shared, watermark, unsynced: false, flushed: true, stale: Stale::default() }
     }
 
     /// Ends the store for everybody. What was open is the caller's to drop.
@@ -175,7 +181,7 @@ impl<E: Engine, S: Slots> Committer<E, S> {
             open.engine.apply(plans.into_values().flat_map(|plan| plan.changes).collect())?;
             open.logs.extend(after.iter().copied());
         }
-        self.unsynced = true;
+        (self.unsynced, self.flushed) = (true, false);
         // Without a sync it is a commit index alone: no promise depends on it, and the next sync carries it.
         Ok(Begun { sync, bytes, after })
     }
@@ -202,11 +208,22 @@ impl<E: Engine, S: Slots> Committer<E, S> {
         Ok(())
     }
 
-    /// Makes what was applied durable: promises 1 and 2 stand on these two lines.
-    fn sync(&mut self) -> Result<(), StoreError> {
+    /// Hands what was applied to the kernel; [`Committer::finish`] does so too where nobody has.
+    pub(super) fn flush(&mut self) -> Result<(), StoreError> {
         let state = self.shared.read();
         let open = state.as_ref().map_err(|cause| StoreError::Closed(cause.clone()))?;
         open.engine.flush()?;
+        self.flushed = true;
+        Ok(())
+    }
+
+    /// Makes what was applied durable: promises 1 and 2 stand on these two calls.
+    fn sync(&mut self) -> Result<(), StoreError> {
+        if !self.flushed {
+            self.flush()?;
+        }
+        let state = self.shared.read();
+        let open = state.as_ref().map_err(|cause| StoreError::Closed(cause.clone()))?;
         open.engine.sync()?;
         self.unsynced = false;
         Ok(())

@@ -1,7 +1,7 @@
 //! Where log entries live: the store on disk, and the view of it that the core decides by.
 //!
 //! [`store`] is the seam. Behind it stand [`sled`] (the default: a directory on a real disk) and [`memory`]
-//! (for tests, with crashes on demand); [`conformance`] is what any other must pass. Over an [`engine`], sled's or a
+//! (for tests, with crashes on demand), and `simulated` (the feature `testkit`: a disk with faults, in virtual time); [`conformance`] is what any other must pass. Over an [`engine`], sled's or a
 //! simulated one, stand the same plans, the same order of steps and the same checks at opening. [`record`],
 //! [`watermark`] and [`directory`] are what lies on the disk, each with its own checks, and [`inspect`]
 //! reads a stopped node's directory without touching it. [`view`] is the log as the core sees it.
@@ -11,6 +11,8 @@ pub mod view;
 
 pub mod memory;
 pub mod sled;
+#[cfg(any(test, feature = "testkit"))]
+pub mod simulated;
 mod worker;
 mod commit;
 mod plan;

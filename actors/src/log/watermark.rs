@@ -93,6 +93,14 @@ pub struct Marks {
     pub groups: BTreeMap<GroupId, Mark>,
 }
 
+impl Marks {
+    /// Whether an index stands lower here than it stood before.
+    #[cfg(any(test, feature = "testkit"))]
+    pub(super) fn lowers(&self, before: &Marks) -> bool {
+        before.groups.iter().any(|(group, mark)| self.groups.get(group).is_none_or(|now| now.index < mark.index))
+    }
+}
+
 /// What holds the two slots, open for writing.
 pub trait Slots: Send {
     /// All bytes of both.

@@ -1,0 +1,580 @@
+//! Tests of the simulated disk, and with it of the order of steps that every disk sees: the power goes before each single
+//! step of a run, and the node that comes back must hold all that was reported.
+
+use std::{
+    ops::RangeInclusive,
+    sync::{
+        atomic::{AtomicU64, Ordering},
+        mpsc::{Receiver, channel},
+    },
+};
+
+use actix_rt::System;
+use actorum_transport::wire::{EntryKind, Snapshot};
+
+use super::*;
+use crate::log::conformance;
+
+const GROUP: GroupId = GroupId::FIRST;
+
+/// Interferes once, at the `nth` step of a kind or of all, and keeps every commit waiting for `latency`.
+struct Script {
+    steps: Mutex<Vec<Step>>,
+    nth: AtomicU64,
+    only: Mutex<Option<Step>>,
+    answer: Mutex<Answer>,
+    latency: Mutex<Latency>,
+    gone: AtomicU64,
+}
+
+impl Script {
+    fn new() -> Arc<Script> {
+        Arc::new(Script {
+            steps: Mutex::default(),
+            nth: AtomicU64::new(u64::MAX),
+            only: Mutex::default(),
+            answer: Mutex::new(Answer::CutPower),
+            latency: Mutex::new(Latency::After(Duration::ZERO)),
+            gone: AtomicU64::new(0),
+        })
+    }
+
+    /// From now on: before the `nth` step from here, counted from zero.
+    fn at(&self, nth: u64, only: Option<Step>, answer: Answer) {
+        *self.only.lock().unwrap() = only;
+        *self.answer.lock().unwrap() = answer;
+        self.nth.store(nth, Ordering::SeqCst);
+    }
+
+    fn let_be(&self) {
+        self.nth.store(u64::MAX, Ordering::SeqCst);
+    }
+
+    fn latency(&self, latency: Latency) {
+        *self.latency.lock().unwrap() = latency;
+    }
+
+    fn steps(&self) -> Vec<Step> {
+        std::mem::take(&mut self.steps.lock().unwrap())
+    }
+}
+
+impl Decide for Script {
+    fn step(&self, step: Step) -> Answer {
+        self.steps.lock().unwrap().push(step);
+        if self.only.lock().unwrap().is_some_and(|only| only != step) {
+            return Answer::Go;
+        }
+        match self.nth.load(Ordering::SeqCst) {
+            u64::MAX => Answer::Go,
+            0 => {
+                self.let_be();
+                self.answer.lock().unwrap().clone()
+            }
+            left => {
+                self.nth.store(left - 1, Ordering::SeqCst);
+                Answer::Go
+            }
+        }
+    }
+
+    fn latency(&self, _bytes: u64) -> Latency {
+        *self.latency.lock().unwrap()
+    }
+
+    fn power_is_gone(&self) {
+        self.gone.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+fn entry(index: u64, term: u64) -> Entry {
+    let data = Bytes::from(vec![index as u8 ^ term as u8; 20]);
+    Entry { kind: EntryKind::Normal, term, index, data, context: Bytes::new() }
+}
+
+fn entries(range: RangeInclusive<u64>, term: u64) -> Vec<Entry> {
+    range.map(|index| entry(index, term)).collect()
+}
+
+fn append(range: RangeInclusive<u64>, term: u64) -> Write {
+    Write { entries: entries(range, term), ..Write::default() }
+}
+
+fn vote(term: u64, vote: NodeId, commit: u64) -> Write {
+    Write { hard_state: Some(HardState { term, vote, commit }), ..Write::default() }
+}
+
+/// What a node holds, as the plainest possible model of what was written to it.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Model {
+    snapshot: (u64, u64),
+    entries: Vec<Entry>,
+    state: HardState,
+}
+
+impl Model {
+    fn apply(&mut self, write: &Write) {
+        if let Some(snapshot) = &write.snapshot {
+            self.snapshot = (snapshot.index, snapshot.term);
+            self.entries.clear();
+        }
+        if let Some(first) = write.entries.first() {
+            self.entries.truncate((first.index - self.snapshot.0 - 1) as usize);
+            self.entries.extend(write.entries.iter().cloned());
+        }
+        self.state = write.hard_state.unwrap_or(self.state);
+    }
+
+    /// What an open store holds, read back entry for entry.
+    fn of(store: &dyn LogStore) -> Model {
+        let found = store.recover(GROUP).unwrap();
+        let snapshot = found.snapshot.map_or((0, 0), |snapshot| (snapshot.index, snapshot.term));
+        let entries = store.reader().entries(GROUP, snapshot.0 + 1, found.last_index + 1, usize::MAX).unwrap();
+        Model { snapshot, entries, state: found.hard_state }
+    }
+
+    /// What the disk says would be recovered.
+    fn foretold(disk: &SimulatedDisk) -> Model {
+        let Durable { hard_state, snapshot, last_index } = disk.durable(GROUP);
+        let entries = (snapshot.0 + 1..=last_index).map(|index| {
+            let entry = disk.durable_entry(GROUP, index).unwrap();
+            assert_eq!(disk.durable_term(GROUP, index), Some(entry.term));
+            entry
+        });
+        Model { snapshot, entries: entries.collect(), state: hard_state }
+    }
+}
+
+/// A run with everything that moves the watermark: votes, appends, quiets, truncations below it, snapshots.
+fn run() -> Vec<(Write, bool)> {
+    let snapshot = |index, term| Some(Snapshot { index, term, ..Snapshot::default() });
+    vec![
+        (Write { snapshot: snapshot(1, 1), ..vote(1, 0, 1) }, false),
+        (append(2..=5, 1), false),
+        (append(6..=9, 1), true),
+        (vote(2, 3, 3), false),
+        (append(4..=4, 2), false),
+        (append(5..=8, 2), true),
+        (append(9..=9, 2), false),
+        (vote(3, 1, 5), true),
+        (append(6..=6, 3), true),
+        (append(7..=12, 3), false),
+        (Write { snapshot: snapshot(20, 4), ..vote(4, 0, 20) }, true),
+        (append(21..=23, 4), true),
+        (Write { snapshot: snapshot(15, 5), ..vote(5, 2, 15) }, false),
+        (append(16..=18, 5), true),
+        (append(17..=17, 6), false),
+    ]
+}
+
+fn paused<F: Future<Output = ()>>(story: F) {
+    let paused = || tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+    System::with_tokio_rt(paused).block_on(story);
+}
+
+struct Node {
+    disk: SimulatedDisk,
+    script: Arc<Script>,
+    running: Option<(Box<dyn LogAppender>, Receiver<Completed>)>,
+}
+
+impl Node {
+    fn new() -> Node {
+        let script = Script::new();
+        Node { disk: SimulatedDisk::new(script.clone()), script, running: None }
+    }
+
+    fn open(&self) -> Result<Box<dyn LogStore>, OpenError> {
+        self.disk.open(1, Incarnation(7))
+    }
+
+    fn start(&mut self) -> Result<(), OpenError> {
+        let (heard, completed) = channel();
+        let store = self.open()?;
+        self.running = Some((store.start(Arc::new(move |c| drop(heard.send(c)))), completed));
+        Ok(())
+    }
+
+    fn submit(&mut self, write: Write) {
+        self.running.as_mut().unwrap().0.submit(Batch { writes: vec![write], sync: true });
+    }
+
+    /// What was reported meanwhile.
+    fn completed(&self) -> Vec<Result<Written, StoreError>> {
+        self.running.as_ref().unwrap().1.try_iter().map(|completed| completed.result).collect()
+    }
+
+    /// Writes and hears that it is durable, without any time passing.
+    fn write(&mut self, write: Write) {
+        self.submit(write);
+        assert!(matches!(self.completed()[..], [Ok(_)]), "the disk is instant");
+    }
+
+    fn close(&mut self) {
+        self.running = None;
+    }
+
+    /// Through the whole run, until it ends or the power goes. Returns the states it passed, the first `reported` of which
+    /// were reported, beginning with the empty one.
+    async fn carry_out(&mut self) -> (Vec<Model>, usize) {
+        let mut models = vec![Model::default()];
+        let mut reported = 1;
+        if self.start().is_err() {
+            return (models, reported);
+        }
+        for (write, quiet) in run() {
+            let mut model = models.last().unwrap().clone();
+            model.apply(&write);
+            models.push(model);
+            self.submit(write);
+            match &self.completed()[..] {
+                [] => break,
+                [Ok(_)] => reported += 1,
+                other => panic!("{other:?}"),
+            }
+            assert_eq!(Model::foretold(&self.disk), models[reported - 1], "what is durable is what was reported");
+            if quiet {
+                sleep(2 * WATERMARK_QUIET).await;
+            }
+        }
+        self.close();
+        (models, reported)
+    }
+}
+
+#[test]
+fn the_simulated_disk_passes_the_conformance_suite() {
+    conformance::conformance(|| {
+        let disk = SimulatedDisk::new(Arc::new(()));
+        move || disk.open(1, Incarnation(7)).unwrap()
+    });
+}
+
+#[test]
+fn the_run_takes_every_kind_of_step() {
+    paused(async {
+        let mut node = Node::new();
+        let (models, reported) = node.carry_out().await;
+        assert_eq!(reported, models.len());
+        let steps = node.script.steps();
+        for step in [Step::Lower, Step::Apply, Step::Flush, Step::Sync, Step::Raise, Step::Complete, Step::Read] {
+            assert!(steps.iter().filter(|taken| **taken == step).count() > 0, "{step:?}");
+        }
+        // Raised after each of the seven quiets that found something to raise, besides the votes.
+        let counters = node.disk.counters();
+        assert!(counters.raised >= 10 && counters.lowered >= 3, "{counters:?}");
+        assert_eq!(Model::of(&*node.open().unwrap()), *models.last().unwrap());
+    });
+}
+
+/// Before each single step of the run, with each kind of loss.
+#[test]
+fn whenever_the_power_goes_what_was_reported_is_there() {
+    paused(async {
+        let mut whole = Node::new();
+        whole.carry_out().await;
+        let count = whole.script.steps().len() as u64;
+        let (mut cuts, mut torn_slots, mut lost, mut kept) = (0, 0, 0, 0);
+        for nth in 0..count {
+            for (dice, loss) in [Loss::All, Loss::Prefix, Loss::Subset, Loss::Subset].into_iter().enumerate() {
+                let mut node = Node::new();
+                node.script.at(nth, None, Answer::CutPower);
+                let (models, reported) = node.carry_out().await;
+                let at = format!("before step {nth}, {:?}, {loss:?}", node.script.steps().last());
+                assert_eq!(node.script.gone.load(Ordering::SeqCst), 1, "{at}");
+                node.disk.crash(loss, nth.wrapping_mul(31) + dice as u64);
+                let store = node.open().unwrap_or_else(|error| panic!("{at}: {error}"));
+                let found = Model::of(&*store);
+                // Nothing that was reported is gone; what was under way is there or not, as a whole.
+                let next = models.get(reported).unwrap_or(&models[reported - 1]);
+                assert!(found == models[reported - 1] || found == *next, "{at}: {found:?}");
+                if models.len() > 1 {
+                    assert_eq!(store.identity().boot, 2, "{at}");
+                }
+                // And it works on.
+                drop(store);
+                node.start().unwrap();
+                node.write(vote(9, 1, found.state.commit));
+                let counters = node.disk.counters();
+                cuts += counters.power_cuts;
+                torn_slots += counters.torn_slots;
+                lost += counters.lost_batches;
+                kept += counters.kept_batches;
+            }
+        }
+        println!("{count} steps, {cuts} cuts, {torn_slots} torn slots, {lost} batches lost, {kept} kept");
+        assert!(cuts == 4 * count && torn_slots > 20 && lost > 20 && kept > 20);
+    });
+}
+
+/// The process is killed before each step, opens again, answers on what it found, and then the power goes.
+#[test]
+fn what_a_killed_process_left_is_durable_once_it_was_found() {
+    paused(async {
+        let mut whole = Node::new();
+        whole.carry_out().await;
+        let count = whole.script.steps().len() as u64;
+        let mut kept = 0;
+        for nth in 0..count {
+            let mut node = Node::new();
+            node.script.at(nth, None, Answer::CutPower);
+            let (models, reported) = node.carry_out().await;
+            node.disk.kill();
+            kept += node.disk.counters().kept_batches;
+            let found = Model::of(&*node.open().unwrap());
+            let next = models.get(reported).unwrap_or(&models[reported - 1]);
+            assert!(found == models[reported - 1] || found == *next, "before step {nth}: {found:?}");
+            // A vote or an entry that is found is granted or acknowledged again, without a write.
+            assert_eq!(Model::foretold(&node.disk), found, "before step {nth}");
+            node.disk.crash(Loss::All, 0);
+            assert_eq!(Model::of(&*node.open().unwrap()), found, "before step {nth}");
+        }
+        assert!(kept > 10, "{kept}");
+    });
+}
+
+/// The vote that was found after a kill is in the watermark too: a disk that forgets it is found out.
+#[test]
+fn a_vote_found_after_a_kill_is_not_forgotten_in_silence() {
+    let mut node = Node::new();
+    node.start().unwrap();
+    node.write(vote(1, 0, 0));
+    let older = node.disk.image();
+    node.script.at(0, Some(Step::Raise), Answer::CutPower);
+    node.submit(vote(1, 2, 0));
+    assert!(node.completed().is_empty());
+    node.close();
+    node.disk.kill();
+    assert_eq!(node.open().unwrap().recover(GROUP).unwrap().hard_state.vote, 2);
+    node.disk.swap_for(older);
+    let refusal = node.open().err().expect("it forgot its vote").to_string();
+    assert!(refusal.contains("vote 0 in term 1"), "{refusal}");
+}
+
+#[test]
+fn a_torn_batch_is_refused_by_name() {
+    let mut torn = 0;
+    for dice in 0..40 {
+        let mut node = Node::new();
+        node.start().unwrap();
+        node.write(append(1..=3, 1));
+        node.script.at(0, Some(Step::Sync), Answer::CutPower);
+        node.submit(Write { entries: entries(3..=6, 2), ..vote(2, 1, 2) });
+        node.close();
+        node.disk.crash(Loss::Torn, dice);
+        torn += node.disk.counters().torn_values;
+        let refusal = node.open().err().expect("a torn value").to_string();
+        assert!(refusal.contains("is damaged") && refusal.contains("group 0"), "{refusal}");
+        assert_eq!(node.open().err().unwrap().to_string(), refusal, "for good");
+    }
+    assert_eq!(torn, 40);
+}
+
+#[test]
+fn an_older_copy_is_refused_by_name() {
+    paused(async {
+        // Each later step of the run is one that the watermark knows of, once it was quiet.
+        let mut node = Node::new();
+        node.start().unwrap();
+        let mut images = Vec::new();
+        for (write, _) in run() {
+            images.push(node.disk.image());
+            node.write(write);
+            sleep(2 * WATERMARK_QUIET).await;
+        }
+        node.close();
+        let newest = node.disk.image();
+        for (nth, image) in images.into_iter().enumerate() {
+            node.disk.swap_for(image);
+            let refusal = node.open().err().unwrap_or_else(|| panic!("image {nth} opens"));
+            assert!(matches!(refusal, OpenError::RolledBack { .. }), "{nth}: {refusal}");
+        }
+        node.disk.swap_for(newest);
+        node.open().unwrap();
+        assert_eq!(node.disk.counters().swapped, run().len() as u64 + 1);
+    });
+}
+
+#[test]
+fn a_wiped_disk_is_another_incarnation_and_a_foreign_one_is_refused() {
+    let mut node = Node::new();
+    node.start().unwrap();
+    node.write(append(1..=3, 1));
+    assert!(matches!(node.open(), Err(OpenError::Locked { .. })));
+    node.close();
+    assert!(matches!(node.disk.open(2, Incarnation(1)), Err(OpenError::Foreign { found: 1, expected: 2, .. })));
+    node.disk.wipe();
+    assert_eq!(node.disk.durable(GROUP), Durable::default());
+    let store = node.disk.open(1, Incarnation(8)).unwrap();
+    assert_eq!(store.identity(), StoreIdentity { id: 1, incarnation: Incarnation(8), boot: 1 });
+    assert_eq!(store.recover(GROUP).unwrap(), Recovered::default());
+}
+
+#[test]
+fn a_flipped_bit_is_named_or_harmless() {
+    paused(async {
+        let (mut named, mut intact) = (0, 0);
+        for dice in 0..400 {
+            let mut node = Node::new();
+            let (models, _) = node.carry_out().await;
+            let what = node.disk.flip_bit(dice).unwrap();
+            match node.open() {
+                Ok(store) => {
+                    assert!(what.contains("watermark"), "{what} went unnoticed");
+                    assert_eq!(Model::of(&*store), *models.last().unwrap(), "{what}");
+                    intact += 1;
+                }
+                Err(OpenError::Damaged { what: name, .. }) => {
+                    assert!(what.contains(&name), "{what}, {name}");
+                    named += 1;
+                }
+                Err(other) => panic!("{what}: {other}"),
+            }
+        }
+        println!("{named} named, {intact} intact");
+        assert!(named > 200 && intact > 10);
+    });
+}
+
+#[test]
+fn a_failure_is_final_until_the_next_opening() {
+    for step in [Step::Lower, Step::Apply, Step::Flush, Step::Sync, Step::Raise] {
+        let mut node = Node::new();
+        node.start().unwrap();
+        node.write(append(1..=3, 1));
+        node.close(); // raises the index, so that a cut lowers it
+        node.start().unwrap();
+        node.script.at(0, Some(step), Answer::Fail(io::ErrorKind::StorageFull, "no space left".to_owned()));
+        node.submit(Write { entries: entries(2..=2, 2), ..vote(2, 1, 1) });
+        node.submit(append(3..=3, 2));
+        let results = node.completed();
+        assert!(
+            matches!(&results[..], [Err(StoreError::Io { error, .. }), Err(StoreError::Closed(_))] if error.kind() == io::ErrorKind::StorageFull),
+            "{step:?}: {results:?}"
+        );
+        assert_eq!(node.disk.counters().failed, 1);
+        assert!(matches!(node.open(), Err(OpenError::Locked { .. })), "until its appender goes");
+        node.close();
+        let last = node.open().unwrap().recover(GROUP).unwrap().last_index;
+        assert!(last == 3 || last == 2, "{step:?}: {last}");
+    }
+}
+
+#[test]
+fn a_read_that_fails_says_so() {
+    let mut node = Node::new();
+    let store = node.open().unwrap();
+    let reader = store.reader();
+    let (heard, _completed) = channel();
+    node.running = Some((store.start(Arc::new(move |c| drop(heard.send(c)))), channel().1));
+    node.submit(append(1..=3, 1));
+    node.script.at(0, Some(Step::Read), Answer::Fail(io::ErrorKind::Other, "bad sector".to_owned()));
+    assert!(reader.entries(GROUP, 1, 3, usize::MAX).unwrap_err().to_string().contains("bad sector"));
+    assert_eq!(reader.entries(GROUP, 1, 4, usize::MAX).unwrap(), entries(1..=3, 1));
+    node.disk.crash(Loss::All, 0);
+    assert!(matches!(reader.entries(GROUP, 1, 3, usize::MAX), Err(StoreError::Closed(_))));
+    node.script.at(0, Some(Step::Read), Answer::Fail(io::ErrorKind::Other, "bad sector".to_owned()));
+    assert!(matches!(node.open(), Err(OpenError::Io { .. })));
+    node.open().unwrap();
+}
+
+#[test]
+fn latency_is_virtual_time_and_what_waits_goes_together() {
+    paused(async {
+        let mut node = Node::new();
+        node.start().unwrap();
+        node.script.latency(Latency::After(Duration::from_millis(5)));
+        let started = Instant::now();
+        for index in 1..=4 {
+            node.submit(append(index..=index, 1));
+        }
+        assert!(node.completed().is_empty());
+        assert_eq!(node.disk.durable(GROUP).last_index, 0, "it is with the kernel, and not durable");
+        sleep(Duration::from_millis(6)).await;
+        let written = node.completed();
+        assert!(matches!(&written[..], [Ok(written)] if written.sync == Duration::from_millis(5)), "{written:?}");
+        assert_eq!(node.disk.durable(GROUP).last_index, 1);
+        sleep(Duration::from_millis(5)).await;
+        assert_eq!((node.completed().len(), node.disk.durable(GROUP).last_index), (3, 4));
+        assert_eq!(started.elapsed(), Duration::from_millis(11));
+
+        // Crashed while one is under way: nobody hears of it, now or later.
+        node.submit(append(5..=5, 1));
+        node.disk.crash(Loss::All, 0);
+        node.submit(append(6..=6, 1));
+        sleep(Duration::from_secs(1)).await;
+        assert!(node.completed().is_empty());
+        let dead = node.running.take();
+        assert_eq!(node.open().unwrap().recover(GROUP).unwrap().last_index, 4);
+        // Killed: what the kernel has stays.
+        node.start().unwrap();
+        node.submit(append(5..=5, 1));
+        node.disk.kill();
+        sleep(Duration::from_secs(1)).await;
+        assert!(node.completed().is_empty());
+        node.start().unwrap();
+        drop(dead); // harmless: another life has the disk
+        assert_eq!(node.disk.durable(GROUP).last_index, 5);
+        node.submit(append(6..=6, 1));
+        sleep(Duration::from_millis(6)).await;
+        assert_eq!(node.completed().len(), 1);
+        // Dropped with work in hand: it is done first.
+        node.submit(append(7..=7, 1));
+        node.submit(append(8..=8, 1));
+        let (appender, completed) = node.running.take().unwrap();
+        drop(appender);
+        assert_eq!(completed.try_iter().count(), 2);
+        assert_eq!(node.open().unwrap().recover(GROUP).unwrap().last_index, 8);
+    });
+}
+
+#[test]
+fn what_hangs_goes_on_when_it_is_released() {
+    paused(async {
+        let mut node = Node::new();
+        node.start().unwrap();
+        node.script.latency(Latency::Hang);
+        node.submit(append(1..=1, 1));
+        sleep(Duration::from_secs(60)).await;
+        assert!(node.completed().is_empty() && node.disk.hangs());
+        node.script.latency(Latency::After(Duration::ZERO));
+        node.submit(append(2..=2, 1));
+        assert!(node.completed().is_empty(), "in the order of submission");
+        node.disk.release();
+        assert_eq!(node.completed().len(), 2);
+        // Its appender goes while it hangs: the disk stays taken until it is released.
+        node.script.latency(Latency::Hang);
+        node.submit(append(3..=3, 1));
+        node.close();
+        assert!(matches!(node.open(), Err(OpenError::Locked { .. })));
+        node.disk.release();
+        assert_eq!(node.open().unwrap().recover(GROUP).unwrap().last_index, 3);
+        // Or until the process ends.
+        node.start().unwrap();
+        node.submit(append(4..=4, 1));
+        node.disk.crash(Loss::All, 0);
+        node.disk.release();
+        assert!(node.completed().is_empty());
+        assert_eq!(node.open().unwrap().recover(GROUP).unwrap().last_index, 3);
+        assert_eq!(node.disk.counters().hung, 3);
+    });
+}
+
+/// What it costs: for the simulator, which has thousands of such runs to do.
+#[test]
+fn three_thousand_appends_cost_little() {
+    paused(async {
+        let started = std::time::Instant::now();
+        for _ in 0..3 {
+            let mut node = Node::new();
+            node.script.latency(Latency::After(Duration::from_millis(1)));
+            node.start().unwrap();
+            for index in 1..=1000 {
+                node.submit(append(index..=index, 1));
+                sleep(Duration::from_millis(25)).await;
+                assert_eq!(node.disk.durable(GROUP).last_index, index);
+            }
+        }
+        println!("3000 appends in {:?}", started.elapsed());
+    });
+}
