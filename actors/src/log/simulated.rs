@@ -84,6 +84,8 @@ pub enum Latency {
 }
 
 /// Who decides what a disk does. `()` lets everything happen at once.
+///
+/// [`Decide::step`] and [`Decide::latency`] are asked in the middle of the work: they may look at the disk, and not change it.
 pub trait Decide: Send + Sync {
     /// Asked before each step.
     fn step(&self, _step: Step) -> Answer {

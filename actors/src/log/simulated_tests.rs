@@ -167,6 +167,18 @@ fn run() -> Vec<(Write, bool)> {
     ]
 }
 
+impl SimulatedDisk {
+    /// The watermark's slots, and as they will be if the write under way is done in full.
+    fn slots(&self) -> (Vec<u8>, Vec<u8>) {
+        let disk = self.lock();
+        let mut after = disk.slots.clone();
+        if let Some((at, slot)) = &disk.under_way {
+            after[*at..at + slot.len()].copy_from_slice(slot);
+        }
+        (disk.slots.clone(), after)
+    }
+}
+
 fn paused<F: Future<Output = ()>>(story: F) {
     let paused = || tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
     System::with_tokio_rt(paused).block_on(story);
@@ -282,7 +294,13 @@ fn whenever_the_power_goes_what_was_reported_is_there() {
                 let (models, reported) = node.carry_out().await;
                 let at = format!("before step {nth}, {:?}, {loss:?}", node.script.steps().last());
                 assert_eq!(node.script.gone.load(Ordering::SeqCst), 1, "{at}");
+                let slots = node.disk.slots();
                 node.disk.crash(loss, nth.wrapping_mul(31) + dice as u64);
+                // Whatever is left of the write to the watermark that was under way: the marks before it, or after it.
+                let marks = watermark::inspect(&node.disk.slots().0).ok();
+                let before_or_after = [&slots.0, &slots.1].map(|slots| watermark::inspect(slots).ok());
+                let same = |left: &Option<(_, _)>| left.as_ref().map(|l| &l.0) == marks.as_ref().map(|m| &m.0);
+                assert!(before_or_after.iter().any(same), "{at}: {marks:?} instead of {before_or_after:?}");
                 let store = node.open().unwrap_or_else(|error| panic!("{at}: {error}"));
                 let found = Model::of(&*store);
                 // Nothing that was reported is gone; what was under way is there or not, as a whole.
