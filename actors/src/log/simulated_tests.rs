@@ -596,3 +596,135 @@ fn three_thousand_appends_cost_little() {
         println!("3000 appends in {:?}", started.elapsed());
     });
 }
+
+/// splitmix64.
+struct Dice(u64);
+
+impl Dice {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(1);
+        mix(self.0)
+    }
+
+    fn below(&mut self, bound: u64) -> u64 {
+        self.next() % bound
+    }
+}
+
+/// A write that Raft could make to what `model` holds.
+fn draw(dice: &mut Dice, model: &Model) -> (Write, bool) {
+    let mut state = model.state;
+    let last = model.snapshot.0 + model.entries.len() as u64;
+    let commit_alone = dice.below(5) == 0;
+    let mut write = Write::default();
+    if model.snapshot.0 == 0 || dice.below(25) == 0 {
+        let index = last.max(1) + dice.below(4);
+        (state.term, state.vote, state.commit) = (state.term + 1, 0, index);
+        write.snapshot = Some(Snapshot { index, term: state.term, ..Snapshot::default() });
+    } else if commit_alone {
+        state.commit += dice.below(last - state.commit + 1);
+    } else {
+        if dice.below(4) == 0 {
+            (state.term, state.vote) = (state.term + 1, dice.below(4));
+        }
+        let first = match dice.below(4) {
+            // Raft never cuts what is committed.
+            0 => state.commit.max(model.snapshot.0) + 1 + dice.below(last - state.commit.max(model.snapshot.0) + 1),
+            _ => last + 1,
+        };
+        if first <= last && state.term == model.state.term {
+            (state.term, state.vote) = (state.term + 1, 0);
+        }
+        write.entries = entries(first..=first + dice.below(4), state.term);
+    }
+    write.hard_state = (state != model.state || dice.below(3) == 0).then_some(state);
+    (write, !commit_alone || state.term != model.state.term)
+}
+
+/// Lives of random length under random latencies, each ended at a random moment by a random accident.
+#[test]
+fn random_lives_end_at_random_moments_and_lose_nothing_reported() {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos() as u64;
+    let seed = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(now);
+    println!("SEED={seed}");
+    paused(async move {
+        let mut dice = Dice(seed);
+        let mut node = Node::new();
+        let (mut held, mut ends) = (Model::default(), [0; 5]);
+        for life in 0..600 {
+            node.start().unwrap_or_else(|error| panic!("SEED={seed}, life {life}: {error}"));
+            let end = dice.below(5);
+            ends[end as usize] += 1;
+            if end == 0 {
+                node.script.at(dice.below(60), None, Answer::CutPower);
+            }
+            // What was submitted, one state per batch; and how many of them were reported.
+            let (mut models, mut synced, mut reported) = (vec![held.clone()], vec![true], 0);
+            for _ in 0..1 + dice.below(20) {
+                node.script.latency(match dice.below(40) {
+                    0 => Latency::Hang,
+                    1..=20 => Latency::After(Duration::from_millis(dice.below(9))),
+                    _ => Latency::After(Duration::ZERO),
+                });
+                for _ in 0..1 + dice.below(3) {
+                    let mut model = models.last().unwrap().clone();
+                    let (write, sync) = draw(&mut dice, &model);
+                    model.apply(&write);
+                    models.push(model);
+                    synced.push(sync);
+                    node.running.as_mut().unwrap().0.submit(Batch { writes: vec![write], sync });
+                }
+                match dice.below(12) {
+                    0 => sleep(2 * WATERMARK_QUIET).await,
+                    n => sleep(Duration::from_millis(n / 2)).await,
+                }
+                if dice.below(8) == 0 {
+                    node.disk.release();
+                }
+            }
+            reported +=
+                node.completed().iter().map(|result| assert!(result.is_ok(), "SEED={seed}: {result:?}")).count();
+            match end {
+                1 => node.disk.crash(Loss::All, 0),
+                2 => node.disk.crash(Loss::Subset, dice.next()),
+                3 => node.disk.kill(),
+                _ if node.disk.is_open() => {
+                    node.script.latency(Latency::After(Duration::ZERO));
+                    node.disk.release();
+                    let (appender, completed) = node.running.take().unwrap();
+                    drop(appender);
+                    reported += completed.try_iter().count();
+                }
+                _ => {}
+            }
+            node.close();
+            node.script.let_be();
+            if !node.disk.is_open() && node.script.gone.swap(0, Ordering::SeqCst) > 0 {
+                match dice.below(4) {
+                    0 => node.disk.kill(),
+                    1 => node.disk.crash(Loss::Prefix, dice.next()),
+                    2 => node.disk.crash(Loss::Subset, dice.next()),
+                    _ => node.disk.crash(Loss::All, 0),
+                }
+            }
+            let store = node.open().unwrap_or_else(|error| panic!("SEED={seed}, life {life}, end {end}: {error}"));
+            let found = Model::of(&*store);
+            // A commit index that nothing waits for may be older than what stands beside it.
+            let promised = |model: &Model| {
+                let HardState { term, vote, .. } = model.state;
+                (model.snapshot, model.entries.clone(), term, vote)
+            };
+            // Up to the last report on which a promise stood, and as far as was submitted.
+            let surely = (0..=reported).rev().find(|nth| synced[*nth]).unwrap_or(0);
+            let whole = models[surely..].iter().any(|model| promised(model) == promised(&found));
+            assert!(whole, "SEED={seed}, life {life}, end {end}: {found:?} after {reported} of {}", models.len() - 1);
+            assert!(found.state.commit >= models[surely].state.commit, "SEED={seed}, life {life}: {found:?}");
+            assert_eq!(Model::foretold(&node.disk), found, "SEED={seed}, life {life}");
+            held = found;
+        }
+        let counters = node.disk.counters();
+        println!("ends {ends:?}, {counters:?}");
+        assert!(counters.power_cuts > 20 && counters.lost_batches > 50 && counters.kept_batches > 20);
+        assert!(counters.hung > 50 && counters.lowered > 50);
+    });
+}
