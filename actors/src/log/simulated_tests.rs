@@ -728,3 +728,37 @@ fn random_lives_end_at_random_moments_and_lose_nothing_reported() {
         assert!(counters.hung > 50 && counters.lowered > 50);
     });
 }
+
+/// The log writer, and a subscriber's reader, over this disk: not one call goes to a blocking thread.
+#[test]
+fn no_call_needs_a_thread_that_may_block() {
+    use crate::{
+        log_writer::{CloseLog, LogWriter, LogWriterLinks},
+        message::Append,
+        testkit::{FakeCore, Heard},
+    };
+    let one_blocking_thread =
+        || tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(1).build().unwrap();
+    let (free, taken) = channel::<()>();
+    System::with_tokio_rt(one_blocking_thread).block_on(async move {
+        // The only such thread is taken: whoever asked for one would wait for ever.
+        let occupied = tokio::task::spawn_blocking(move || taken.recv());
+        let disk = SimulatedDisk::new(Arc::new(()));
+        let store = disk.open(1, Incarnation(7)).unwrap();
+        let reader = store.reader();
+        assert!(!reader.blocks());
+        let (core, mut heard) = FakeCore::start_one();
+        let links = LogWriterLinks {
+            cores: [(GROUP, core.downgrade().recipient())].into(),
+            failed: core.downgrade().recipient(),
+        };
+        let writer = LogWriter::start(store, links, Default::default());
+        writer.send(Append { number: 1, write: append(1..=3, 1), sync: true }).await.unwrap();
+        assert_eq!(heard.recv().await, Some(Heard::Persisted(1)));
+        let closed = tokio::time::timeout(Duration::from_secs(20), writer.send(CloseLog)).await;
+        closed.expect("closing needs no thread").unwrap();
+        assert!(!disk.is_open());
+        free.send(()).unwrap();
+        occupied.await.unwrap().unwrap();
+    });
+}
