@@ -11,8 +11,9 @@ use std::{
 
 use actix_rt::System;
 use actorum_transport::wire::{EntryKind, Snapshot};
+use tokio::time::{Instant, sleep};
 
-use super::*;
+use super::{running::WATERMARK_QUIET, *};
 use crate::log::conformance;
 
 const GROUP: GroupId = GroupId::FIRST;
