@@ -95,6 +95,23 @@ fn sled_is_used_in_one_file() {
 }
 
 #[test]
+fn the_simulated_disk_has_no_thread_no_clock_and_no_dice() {
+    let disk = |path: &Path| path.starts_with("actors/src/log/simulated") || path.ends_with("log/simulated.rs");
+    assert_eq!(sources().iter().filter(|(path, _)| disk(path)).count(), 3, "the disk moved: change this test with it");
+    let words = [
+        "std::thread",
+        "thread::",
+        "spawn_blocking",
+        "std::time::Instant",
+        "SystemTime",
+        "HashMap",
+        "HashSet",
+        "rand::",
+    ];
+    none("a simulated run repeats exactly", lines_with(disk, &words));
+}
+
+#[test]
 fn no_queue_is_unbounded() {
     let product = |path: &Path| !is_test_code(path);
     let words = ["unbounded_channel", "UnboundedSender", "mpsc::channel()", "unbounded()", "channel::unbounded"];

@@ -11,8 +11,9 @@ use std::{
 
 use actix_rt::System;
 use actorum_transport::wire::{EntryKind, Snapshot};
+use tokio::time::{Instant, sleep};
 
-use super::*;
+use super::{running::WATERMARK_QUIET, *};
 use crate::log::conformance;
 
 const GROUP: GroupId = GroupId::FIRST;
@@ -167,6 +168,18 @@ fn run() -> Vec<(Write, bool)> {
     ]
 }
 
+impl SimulatedDisk {
+    /// The watermark's slots, and as they will be if the write under way is done in full.
+    fn slots(&self) -> (Vec<u8>, Vec<u8>) {
+        let disk = self.lock();
+        let mut after = disk.slots.clone();
+        if let Some((at, slot)) = &disk.under_way {
+            after[*at..at + slot.len()].copy_from_slice(slot);
+        }
+        (disk.slots.clone(), after)
+    }
+}
+
 fn paused<F: Future<Output = ()>>(story: F) {
     let paused = || tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
     System::with_tokio_rt(paused).block_on(story);
@@ -282,7 +295,13 @@ fn whenever_the_power_goes_what_was_reported_is_there() {
                 let (models, reported) = node.carry_out().await;
                 let at = format!("before step {nth}, {:?}, {loss:?}", node.script.steps().last());
                 assert_eq!(node.script.gone.load(Ordering::SeqCst), 1, "{at}");
+                let slots = node.disk.slots();
                 node.disk.crash(loss, nth.wrapping_mul(31) + dice as u64);
+                // Whatever is left of the write to the watermark that was under way: the marks before it, or after it.
+                let marks = watermark::inspect(&node.disk.slots().0).ok();
+                let before_or_after = [&slots.0, &slots.1].map(|slots| watermark::inspect(slots).ok());
+                let same = |left: &Option<(_, _)>| left.as_ref().map(|l| &l.0) == marks.as_ref().map(|m| &m.0);
+                assert!(before_or_after.iter().any(same), "{at}: {marks:?} instead of {before_or_after:?}");
                 let store = node.open().unwrap_or_else(|error| panic!("{at}: {error}"));
                 let found = Model::of(&*store);
                 // Nothing that was reported is gone; what was under way is there or not, as a whole.
@@ -576,5 +595,171 @@ fn three_thousand_appends_cost_little() {
             }
         }
         println!("3000 appends in {:?}", started.elapsed());
+    });
+}
+
+/// splitmix64.
+struct Dice(u64);
+
+impl Dice {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(1);
+        mix(self.0)
+    }
+
+    fn below(&mut self, bound: u64) -> u64 {
+        self.next() % bound
+    }
+}
+
+/// A write that Raft could make to what `model` holds.
+fn draw(dice: &mut Dice, model: &Model) -> (Write, bool) {
+    let mut state = model.state;
+    let last = model.snapshot.0 + model.entries.len() as u64;
+    let commit_alone = dice.below(5) == 0;
+    let mut write = Write::default();
+    if model.snapshot.0 == 0 || dice.below(25) == 0 {
+        let index = last.max(1) + dice.below(4);
+        (state.term, state.vote, state.commit) = (state.term + 1, 0, index);
+        write.snapshot = Some(Snapshot { index, term: state.term, ..Snapshot::default() });
+    } else if commit_alone {
+        state.commit += dice.below(last - state.commit + 1);
+    } else {
+        if dice.below(4) == 0 {
+            (state.term, state.vote) = (state.term + 1, dice.below(4));
+        }
+        let first = match dice.below(4) {
+            // Raft never cuts what is committed.
+            0 => state.commit.max(model.snapshot.0) + 1 + dice.below(last - state.commit.max(model.snapshot.0) + 1),
+            _ => last + 1,
+        };
+        if first <= last && state.term == model.state.term {
+            (state.term, state.vote) = (state.term + 1, 0);
+        }
+        write.entries = entries(first..=first + dice.below(4), state.term);
+    }
+    write.hard_state = (state != model.state || dice.below(3) == 0).then_some(state);
+    (write, !commit_alone || state.term != model.state.term)
+}
+
+/// Lives of random length under random latencies, each ended at a random moment by a random accident.
+#[test]
+fn random_lives_end_at_random_moments_and_lose_nothing_reported() {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos() as u64;
+    let seed = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(now);
+    println!("SEED={seed}");
+    paused(async move {
+        let mut dice = Dice(seed);
+        let mut node = Node::new();
+        let (mut held, mut ends) = (Model::default(), [0; 5]);
+        for life in 0..600 {
+            node.start().unwrap_or_else(|error| panic!("SEED={seed}, life {life}: {error}"));
+            let end = dice.below(5);
+            ends[end as usize] += 1;
+            if end == 0 {
+                node.script.at(dice.below(60), None, Answer::CutPower);
+            }
+            // What was submitted, one state per batch; and how many of them were reported.
+            let (mut models, mut synced, mut reported) = (vec![held.clone()], vec![true], 0);
+            for _ in 0..1 + dice.below(20) {
+                node.script.latency(match dice.below(40) {
+                    0 => Latency::Hang,
+                    1..=20 => Latency::After(Duration::from_millis(dice.below(9))),
+                    _ => Latency::After(Duration::ZERO),
+                });
+                for _ in 0..1 + dice.below(3) {
+                    let mut model = models.last().unwrap().clone();
+                    let (write, sync) = draw(&mut dice, &model);
+                    model.apply(&write);
+                    models.push(model);
+                    synced.push(sync);
+                    node.running.as_mut().unwrap().0.submit(Batch { writes: vec![write], sync });
+                }
+                match dice.below(12) {
+                    0 => sleep(2 * WATERMARK_QUIET).await,
+                    n => sleep(Duration::from_millis(n / 2)).await,
+                }
+                if dice.below(8) == 0 {
+                    node.disk.release();
+                }
+            }
+            reported +=
+                node.completed().iter().map(|result| assert!(result.is_ok(), "SEED={seed}: {result:?}")).count();
+            match end {
+                1 => node.disk.crash(Loss::All, 0),
+                2 => node.disk.crash(Loss::Subset, dice.next()),
+                3 => node.disk.kill(),
+                _ if node.disk.is_open() => {
+                    node.script.latency(Latency::After(Duration::ZERO));
+                    node.disk.release();
+                    let (appender, completed) = node.running.take().unwrap();
+                    drop(appender);
+                    reported += completed.try_iter().count();
+                }
+                _ => {}
+            }
+            node.close();
+            node.script.let_be();
+            if !node.disk.is_open() && node.script.gone.swap(0, Ordering::SeqCst) > 0 {
+                match dice.below(4) {
+                    0 => node.disk.kill(),
+                    1 => node.disk.crash(Loss::Prefix, dice.next()),
+                    2 => node.disk.crash(Loss::Subset, dice.next()),
+                    _ => node.disk.crash(Loss::All, 0),
+                }
+            }
+            let store = node.open().unwrap_or_else(|error| panic!("SEED={seed}, life {life}, end {end}: {error}"));
+            let found = Model::of(&*store);
+            // A commit index that nothing waits for may be older than what stands beside it.
+            let promised = |model: &Model| {
+                let HardState { term, vote, .. } = model.state;
+                (model.snapshot, model.entries.clone(), term, vote)
+            };
+            // Up to the last report on which a promise stood, and as far as was submitted.
+            let surely = (0..=reported).rev().find(|nth| synced[*nth]).unwrap_or(0);
+            let whole = models[surely..].iter().any(|model| promised(model) == promised(&found));
+            assert!(whole, "SEED={seed}, life {life}, end {end}: {found:?} after {reported} of {}", models.len() - 1);
+            assert!(found.state.commit >= models[surely].state.commit, "SEED={seed}, life {life}: {found:?}");
+            assert_eq!(Model::foretold(&node.disk), found, "SEED={seed}, life {life}");
+            held = found;
+        }
+        let counters = node.disk.counters();
+        println!("ends {ends:?}, {counters:?}");
+        assert!(counters.power_cuts > 20 && counters.lost_batches > 50 && counters.kept_batches > 20);
+        assert!(counters.hung > 50 && counters.lowered > 50);
+    });
+}
+
+/// The log writer, and a subscriber's reader, over this disk: not one call goes to a blocking thread.
+#[test]
+fn no_call_needs_a_thread_that_may_block() {
+    use crate::{
+        log_writer::{CloseLog, LogWriter, LogWriterLinks},
+        message::Append,
+        testkit::{FakeCore, Heard},
+    };
+    let one_blocking_thread =
+        || tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(1).build().unwrap();
+    let (free, taken) = channel::<()>();
+    System::with_tokio_rt(one_blocking_thread).block_on(async move {
+        // The only such thread is taken: whoever asked for one would wait for ever.
+        let occupied = tokio::task::spawn_blocking(move || taken.recv());
+        let disk = SimulatedDisk::new(Arc::new(()));
+        let store = disk.open(1, Incarnation(7)).unwrap();
+        let reader = store.reader();
+        assert!(!reader.blocks());
+        let (core, mut heard) = FakeCore::start_one();
+        let links = LogWriterLinks {
+            cores: [(GROUP, core.downgrade().recipient())].into(),
+            failed: core.downgrade().recipient(),
+        };
+        let writer = LogWriter::start(store, links, Default::default());
+        writer.send(Append { number: 1, write: append(1..=3, 1), sync: true }).await.unwrap();
+        assert_eq!(heard.recv().await, Some(Heard::Persisted(1)));
+        let closed = tokio::time::timeout(Duration::from_secs(20), writer.send(CloseLog)).await;
+        closed.expect("closing needs no thread").unwrap();
+        assert!(!disk.is_open());
+        free.send(()).unwrap();
+        occupied.await.unwrap().unwrap();
     });
 }

@@ -13,7 +13,7 @@
 //!   after each flush this file calls `sync_data` on a descriptor of its own, opened before sled's first write and
 //!   kept: one opened afresh can miss a writeback error that was already reported to another.
 //! - **Blob files.** A tree node past a quarter of the segment goes to a file that nothing syncs: the largest
-//!   segment, and values bounded by [`record::PIECE_MAX`], keep it from happening.
+//!   segment, and values bounded by [`super::record::PIECE_MAX`], keep it from happening.
 //! - **Telling that it lost something.** It may open empty, or shorter, without an error: see [`super::watermark`].
 //! - **Not panicking.** Every call stands under `catch_unwind`. A panic on one of sled's own threads can leave a
 //!   caller waiting for ever: the log writer's deadline is for that, and closing has one here.

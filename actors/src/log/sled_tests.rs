@@ -339,8 +339,10 @@ fn either_slot_of_the_watermark_may_be_torn() {
                 let (found, damaged) = Watermark::inspect(&path).unwrap();
                 assert!(damaged.is_some());
                 assert!(found.groups[&GROUP].term <= marks.groups[&GROUP].term);
-                drop(node.open().unwrap());
                 assert!(!Inspection::open(&node.path()).unwrap().verify().problems.is_empty());
+                drop(node.open().unwrap());
+                let mended = Watermark::inspect(&path).unwrap().0;
+                assert_eq!(mended.groups[&GROUP].term, marks.groups[&GROUP].term, "opening raises it to what it found");
             }
         }
         let mut torn = whole.clone();

@@ -1,0 +1,355 @@
+//! The device itself: what is applied, flushed and durable, and what a crash leaves of it.
+//!
+//! Deliberately absent: time, and who is told.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    sync::{Arc, MutexGuard},
+};
+
+use actorum_transport::wire::{Entry, GroupId};
+use bytes::Bytes;
+
+use super::{Counters, Decide, Durable, Loss, SimulatedDisk, Step, running::Running};
+use crate::log::{
+    engine::{Change, Engine, EngineError},
+    record::{self, Assembled, Assembly, Key, Kind},
+    store::{HardState, StoreIdentity},
+    watermark::{self, Slots, WatermarkError},
+};
+
+/// What came of asking.
+pub(super) enum Asked {
+    Go,
+    Failed(io::Error),
+    /// The power went just now, in the place of this step.
+    Cut,
+    /// This store's life was over before.
+    Gone,
+}
+
+impl Asked {
+    pub(super) fn into_result(self) -> io::Result<()> {
+        match self {
+            Asked::Go => Ok(()),
+            Asked::Failed(error) => Err(error),
+            Asked::Cut | Asked::Gone => Err(io::Error::other("the power is gone")),
+        }
+    }
+}
+
+/// splitmix64's mixing: several choices out of one throw.
+pub(super) fn mix(dice: u64) -> u64 {
+    let mut mixed = dice.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    mixed ^ (mixed >> 31)
+}
+
+pub(super) struct Disk {
+    pub(super) decide: Arc<dyn Decide>,
+    /// What the `node` file says.
+    pub(super) identity: Option<StoreIdentity>,
+    /// Which opening is the present one: handles of an earlier one do nothing.
+    pub(super) life: u64,
+    pub(super) open: bool,
+    /// The power went in the middle of a step, and nobody has said yet what is lost.
+    pub(super) cut: bool,
+    pub(super) announce: bool,
+    /// The engine as reads see it.
+    pub(super) values: BTreeMap<Key, Bytes>,
+    /// What was applied since the last sync, oldest first.
+    pub(super) unsynced: Vec<Applied>,
+    /// How many of them were flushed.
+    pub(super) flushed: usize,
+    /// Both slots of the watermark.
+    pub(super) slots: Vec<u8>,
+    /// A write to a slot in the place of which the power went.
+    pub(super) under_way: Option<(usize, Vec<u8>)>,
+    pub(super) hung: Option<Arc<Running>>,
+    /// What is durable, group by group.
+    pub(super) views: BTreeMap<GroupId, View>,
+    pub(super) bytes: u64,
+    pub(super) counters: Counters,
+}
+
+/// One batch: per key what was there before, and what after.
+pub(super) struct Applied(Vec<(Key, Option<Bytes>, Option<Bytes>)>);
+
+impl Disk {
+    /// The present life is over.
+    pub(super) fn end(&mut self) {
+        (self.open, self.life) = (false, self.life + 1);
+    }
+
+    fn put(&mut self, key: Key, value: Option<Bytes>) -> Option<Bytes> {
+        let added = value.as_ref().map_or(0, |value| value.len() as u64);
+        let old = match value {
+            Some(value) => self.values.insert(key, value),
+            None => self.values.remove(&key),
+        };
+        self.bytes += added;
+        self.bytes -= old.as_ref().map_or(0, |old| old.len() as u64);
+        old
+    }
+
+    /// Takes back all batches from the `from`th on, and returns them oldest first.
+    pub(super) fn undo(&mut self, from: usize) -> Vec<Applied> {
+        let gone = self.unsynced.split_off(from);
+        for (key, old, _) in gone.iter().rev().flat_map(|batch| batch.0.iter().rev()) {
+            self.put(*key, old.clone());
+        }
+        self.flushed = self.flushed.min(from);
+        self.counters.lost_batches += gone.len() as u64;
+        gone
+    }
+
+    /// What a power cut leaves.
+    pub(super) fn settle(&mut self, loss: Loss, dice: u64) {
+        self.cut = false;
+        if let Some((at, slot)) = self.under_way.take() {
+            let written = mix(dice ^ 0x7062) as usize % (slot.len() + 1);
+            self.slots[at..at + written].copy_from_slice(&slot[..written]);
+            self.counters.torn_slots += 1;
+        }
+        let count = self.unsynced.len();
+        let keeps = |nth: usize| match loss {
+            Loss::All => false,
+            Loss::Prefix => nth < mix(dice) as usize % (count + 1),
+            Loss::Subset => mix(dice.wrapping_add(nth as u64)) & 1 == 0,
+            Loss::Torn => true,
+        };
+        let mut kept = Vec::new();
+        for (nth, batch) in self.undo(0).into_iter().enumerate().filter(|(nth, _)| keeps(*nth)) {
+            debug_assert!(nth < count);
+            for (key, _, new) in &batch.0 {
+                self.put(*key, new.clone());
+            }
+            kept.push(batch);
+        }
+        self.counters.lost_batches -= kept.len() as u64;
+        self.counters.kept_batches += kept.len() as u64;
+        if loss == Loss::Torn {
+            let last = kept.last().map(|batch| batch.0.as_slice()).unwrap_or_default();
+            let put: Vec<(Key, &Bytes)> = last.iter().filter_map(|(key, _, new)| Some((*key, new.as_ref()?))).collect();
+            if let Some(nth) = (mix(dice) as usize).checked_rem(put.len()) {
+                let (key, value) = put[nth];
+                let length = mix(dice.wrapping_add(1)) as usize % value.len();
+                let torn = value.slice(..length);
+                self.put(key, Some(torn));
+                self.counters.torn_values += 1;
+            }
+        }
+        if !kept.is_empty() {
+            self.rebuild();
+        }
+    }
+
+    /// What was flushed is durable from now on.
+    pub(super) fn make_durable(&mut self) {
+        let synced = self.unsynced.drain(..self.flushed);
+        let moved: BTreeSet<Key> = synced.flat_map(|batch| batch.0).map(|(key, ..)| key.piece(0)).collect();
+        self.flushed = 0;
+        for key in moved {
+            self.refresh(key);
+        }
+    }
+
+    /// Brings the view of one record up to the values.
+    fn refresh(&mut self, first: Key) {
+        let record = self.record(first);
+        let view = self.views.entry(first.group).or_default();
+        match first.kind {
+            Kind::Owner => {}
+            Kind::HardState => {
+                let state = record.and_then(|record| record::decode_hard_state(record.payload).ok());
+                view.hard_state = state.unwrap_or_default();
+            }
+            Kind::Snapshot => {
+                let snapshot = record.and_then(|record| record::decode_snapshot(&record.payload).ok());
+                view.snapshot = snapshot.map_or((0, 0), |snapshot| (snapshot.index, snapshot.term));
+            }
+            Kind::Block => {
+                match record.and_then(|record| record::decode_block(first.index, record.payload).ok()) {
+                    Some(entries) => view.blocks.insert(first.index, entries),
+                    None => view.blocks.remove(&first.index),
+                };
+            }
+        }
+    }
+
+    /// One record of the values, if it is whole.
+    fn record(&self, first: Key) -> Option<Assembled> {
+        let mut pieces = self.values.range(first..=first.piece(u32::MAX));
+        let (key, value) = pieces.next()?;
+        let mut assembly = Assembly::begin(*key, record::open(*key, value.clone()).ok()?).ok()?;
+        for (key, value) in pieces {
+            assembly.push(*key, record::open(*key, value.clone()).ok()?).ok()?;
+        }
+        assembly.finish().ok()
+    }
+
+    /// Reads all views anew.
+    pub(super) fn rebuild(&mut self) {
+        self.views.clear();
+        self.bytes = self.values.values().map(|value| value.len() as u64).sum();
+        let records: BTreeSet<Key> = self.values.keys().map(|key| key.piece(0)).collect();
+        for key in records {
+            self.refresh(key);
+        }
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.values.clear();
+        self.unsynced.clear();
+        self.slots.clear();
+        self.views.clear();
+        (self.flushed, self.bytes, self.under_way) = (0, 0, None);
+    }
+}
+
+/// What is durable of one group.
+#[derive(Default)]
+pub(super) struct View {
+    hard_state: HardState,
+    snapshot: (u64, u64),
+    blocks: BTreeMap<u64, Vec<Entry>>,
+}
+
+impl View {
+    pub(super) fn durable(&self) -> Durable {
+        let last = self.blocks.last_key_value().and_then(|(_, entries)| entries.last());
+        let last_index = last.map_or(self.snapshot.0, |entry| entry.index);
+        Durable { hard_state: self.hard_state, snapshot: self.snapshot, last_index }
+    }
+
+    pub(super) fn term(&self, index: u64) -> Option<u64> {
+        match self.snapshot {
+            (snapshot, term) if snapshot == index && index > 0 => Some(term),
+            _ => self.entry(index).map(|entry| entry.term),
+        }
+    }
+
+    pub(super) fn entry(&self, index: u64) -> Option<&Entry> {
+        let (first, entries) = self.blocks.range(..=index).next_back()?;
+        entries.get((index - first) as usize)
+    }
+}
+
+/// What keeps others from opening the disk.
+pub(super) struct Lock {
+    pub(super) disk: SimulatedDisk,
+    pub(super) life: u64,
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        let mut disk = self.disk.lock();
+        if disk.life == self.life {
+            disk.end();
+        }
+    }
+}
+
+pub(super) struct SimulatedEngine {
+    pub(super) disk: SimulatedDisk,
+    pub(super) life: u64,
+}
+
+impl SimulatedEngine {
+    fn ask(&self, step: Step, doing: &str) -> Result<MutexGuard<'_, Disk>, EngineError> {
+        let doing = doing.to_owned();
+        self.disk.ask(self.life, step).into_result().map_err(|error| EngineError::Io { doing, error })?;
+        Ok(self.disk.lock())
+    }
+}
+
+impl Engine for SimulatedEngine {
+    fn apply(&self, changes: Vec<Change>) -> Result<(), EngineError> {
+        let mut disk = self.ask(Step::Apply, "writing log")?;
+        let mut applied = Vec::with_capacity(changes.len());
+        for (key, value) in changes {
+            let new = value.map(Bytes::from);
+            let old = disk.put(key, new.clone());
+            applied.push((key, old, new));
+        }
+        disk.unsynced.push(Applied(applied));
+        Ok(())
+    }
+
+    fn flush(&self) -> Result<(), EngineError> {
+        let mut disk = self.ask(Step::Flush, "flushing log")?;
+        disk.flushed = disk.unsynced.len();
+        Ok(())
+    }
+
+    fn sync(&self) -> Result<(), EngineError> {
+        self.ask(Step::Sync, "syncing log/db")?.make_durable();
+        Ok(())
+    }
+
+    fn each(&self, give: &mut dyn FnMut(&[u8], Bytes)) -> Result<(), EngineError> {
+        for (key, value) in &self.ask(Step::Read, "reading log")?.values {
+            give(&key.encode(), value.clone());
+        }
+        Ok(())
+    }
+
+    fn keys(&self, from: Key, to: Key) -> Result<Vec<Key>, EngineError> {
+        Ok(self.disk.lock().values.range(from..to).map(|(key, _)| *key).collect())
+    }
+
+    fn last_before(&self, key: Key) -> Result<Option<Key>, EngineError> {
+        Ok(self.disk.lock().values.range(..key).next_back().map(|(key, _)| *key))
+    }
+
+    fn get(&self, key: Key) -> Result<Option<Bytes>, EngineError> {
+        Ok(self.disk.lock().values.get(&key).cloned())
+    }
+
+    fn disk_bytes(&self) -> u64 {
+        self.disk.lock().bytes
+    }
+
+    fn blocks(&self) -> bool {
+        false
+    }
+}
+
+pub(super) struct SimulatedSlots {
+    pub(super) disk: SimulatedDisk,
+    pub(super) life: u64,
+}
+
+impl Slots for SimulatedSlots {
+    fn read(&self) -> Result<Vec<u8>, WatermarkError> {
+        Ok(self.disk.lock().slots.clone())
+    }
+
+    fn write(&mut self, at: usize, bytes: &[u8]) -> io::Result<()> {
+        let step = {
+            let disk = self.disk.lock();
+            let mut after = disk.slots.clone();
+            after[at..at + bytes.len()].copy_from_slice(bytes);
+            match (watermark::inspect(&disk.slots), watermark::inspect(&after)) {
+                (Ok((before, _)), Ok((after, _))) if after.lowers(&before) => Step::Lower,
+                _ => Step::Raise,
+            }
+        };
+        let asked = self.disk.ask(self.life, step);
+        let mut disk = self.disk.lock();
+        match asked {
+            Asked::Go => disk.slots[at..at + bytes.len()].copy_from_slice(bytes),
+            Asked::Cut => disk.under_way = Some((at, bytes.to_vec())),
+            Asked::Failed(_) | Asked::Gone => {}
+        }
+        asked.into_result()
+    }
+
+    fn replace(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.disk.ask(self.life, Step::Raise).into_result()?;
+        self.disk.lock().slots = bytes.to_vec();
+        Ok(())
+    }
+}
