@@ -151,6 +151,14 @@ pub struct Counters {
 #[derive(Clone, Debug)]
 pub struct Image(BTreeMap<Key, Bytes>);
 
+/// A copy of a whole disk.
+#[derive(Clone, Debug)]
+pub struct Backup {
+    identity: Option<StoreIdentity>,
+    values: BTreeMap<Key, Bytes>,
+    slots: Vec<u8>,
+}
+
 /// What a node would find of a group if the power went now and took all that can be lost.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Durable {
@@ -334,6 +342,29 @@ impl SimulatedDisk {
         disk.counters.wiped += 1;
         disk.identity = None;
         disk.clear();
+    }
+
+    /// A copy of everything that is durable, to be brought back later.
+    pub fn backup(&self) -> Backup {
+        let disk = self.lock();
+        let mut values = disk.values.clone();
+        for (key, before, _) in disk.unsynced.iter().rev().flat_map(|batch| batch.0.iter().rev()) {
+            match before {
+                Some(value) => drop(values.insert(*key, value.clone())),
+                None => drop(values.remove(key)),
+            }
+        }
+        Backup { identity: disk.identity, values, slots: disk.slots.clone() }
+    }
+
+    /// Brings a copy back: engine, watermark and identity. For a closed store.
+    pub fn bring_back(&self, backup: Backup) {
+        let mut disk = self.at_rest("bring a copy back");
+        let boot = disk.identity.map_or(0, |identity| identity.boot);
+        // The boot number counts on: peers would refuse an earlier one.
+        disk.identity = backup.identity.map(|identity| StoreIdentity { boot: identity.boot.max(boot), ..identity });
+        (disk.values, disk.slots) = (backup.values, backup.slots);
+        disk.rebuild();
     }
 
     /// Whether a store is open on it.

@@ -75,7 +75,7 @@ pub(super) struct Disk {
 }
 
 /// One batch: per key what was there before, and what after.
-pub(super) struct Applied(Vec<(Key, Option<Bytes>, Option<Bytes>)>);
+pub(super) struct Applied(pub(super) Vec<(Key, Option<Bytes>, Option<Bytes>)>);
 
 impl Disk {
     /// The present life is over.
