@@ -48,3 +48,8 @@ pub mod prelude {
         Subscribe, Tls, serde_snapshot,
     };
 }
+
+/// Mistakes planted on purpose: what the simulator is proven with.
+#[cfg(feature = "planted")]
+#[doc(hidden)]
+pub use actorum_transport::planted;

@@ -1,41 +1,97 @@
-//! The simulator as it stands: many seeds, every fault, all invariants.
+//! The simulator as it stands: fresh seeds and every seed that ever failed, all faults, all invariants.
 //!
-//! `SEED=n` replays one and tells its story (with `--nocapture`); `SEEDS=n` runs so many fresh ones.
+//! `SEED=n` replays one and tells its story (with `--nocapture`); `SEEDS=n` runs so many fresh ones, and says what was
+//! done in them. Without either a few run, for this build is usually a slow one.
 
-use std::time::Duration;
+mod harsh;
 
-use actorum::testkit::{Counts, Faults, Kv, Simulation};
+use std::{
+    env,
+    process::Command,
+    sync::{
+        Mutex,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    thread,
+    time::{Instant, SystemTime, UNIX_EPOCH},
+};
 
-const SPAN: Duration = Duration::from_secs(25);
+use actorum::testkit::Counts;
+use harsh::{SPAN, number};
 
-fn harsh(seed: u64) -> Simulation<Kv> {
-    Simulation::recorded(seed).nodes(3).clients(4).faults(Faults::harsh())
-}
-
-fn number(name: &str) -> Option<u64> {
-    std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name}={text} is not a number")))
-}
+/// Every seed that ever failed, and what it found.
+const KEPT: &[(u64, &str)] = &[];
 
 #[test]
 fn fresh_seeds() {
     if let Some(seed) = number("SEED") {
-        let report = harsh(seed).tell().run(SPAN);
+        let report = harsh::simulation(seed).tell().run(SPAN);
         report.story.iter().for_each(|line| println!("{line}"));
         return report.assert_ok();
     }
-    let first = number("FROM").unwrap_or(1);
-    let count = number("SEEDS").unwrap_or(20);
-    let mut total = Counts::default();
-    let begun = std::time::Instant::now();
-    let mut broken = 0;
-    for seed in first..first + count {
-        let report = harsh(seed).run(SPAN);
-        if !report.is_ok() {
-            broken += 1;
-            let all = format!("{report}");
-            println!("{}", all.lines().next().unwrap());
+    let clock = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64);
+    let first = number("FROM").unwrap_or(clock >> 20);
+    let count = number("SEEDS").unwrap_or(8);
+    println!("{count} fresh seeds from {first} on (repeat with FROM={first} SEEDS={count})");
+    let (next, begun) = (AtomicU64::new(first), Instant::now());
+    let (total, broken) = (Mutex::new(Counts::default()), Mutex::new(Vec::new()));
+    thread::scope(|scope| {
+        for _ in 0..thread::available_parallelism().map_or(1, usize::from) {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Relaxed);
+                    if seed >= first + count {
+                        return;
+                    }
+                    let report = harsh::run(seed);
+                    total.lock().unwrap().add(&report.counts);
+                    if !report.is_ok() {
+                        println!("{report}");
+                        broken.lock().unwrap().push((seed, report.violation.unwrap().to_string()));
+                    }
+                }
+            });
         }
-        total.add(&report.counts);
+    });
+    let (total, broken, seconds) = (total.into_inner().unwrap(), broken.into_inner().unwrap(), begun.elapsed());
+    println!("{count} seeds of {} virtual seconds in {:.1} s, {} broken", SPAN.as_secs(), seconds.as_secs_f64(), broken.len());
+    println!("{total}");
+    assert!(broken.is_empty(), "replay with SEED=n --nocapture: {broken:#?}");
+    // A simulation in which nothing happens proves nothing.
+    let average = |what: u64, least: u64, name: &str| {
+        assert!(what >= least * count, "{} {name} a seed on average, fewer than {least}", what as f64 / count as f64);
+    };
+    average(total.operations, 300, "operations");
+    average(total.leader_changes(), 3, "changes of leader");
+    average(total.disk_faults(), 5, "faults of disks");
+    average(total.network_faults(), 10, "faults of the network");
+}
+
+#[test]
+fn seeds_that_failed_before() {
+    for (seed, found) in KEPT {
+        let report = harsh::run(*seed);
+        assert!(report.is_ok(), "what it found before: {found}\n{report}");
     }
-    println!("{count} seeds in {:?}, {broken} broken\n{total}", begun.elapsed());
+}
+
+/// In this process twice, and in another: the same seed, the same trace.
+#[test]
+fn a_seed_is_a_run() {
+    if let Some(seed) = number("TRACE_OF") {
+        return println!("trace {:016x}", harsh::run(seed).trace);
+    }
+    for seed in [11, 12, 13] {
+        let (first, second) = (harsh::run(seed), harsh::simulation(seed).tell().run(SPAN));
+        assert_eq!(first.trace, second.trace, "seed {seed}, in one process");
+        let itself = env::current_exe().unwrap();
+        let child = Command::new(itself)
+            .args(["--exact", "a_seed_is_a_run", "--nocapture"])
+            .env("TRACE_OF", seed.to_string())
+            .output()
+            .unwrap();
+        let printed = String::from_utf8_lossy(&child.stdout).into_owned();
+        let trace = format!("trace {:016x}", first.trace);
+        assert!(printed.contains(&trace), "seed {seed} has {trace} here, and in another process: {printed}");
+    }
 }

@@ -54,15 +54,8 @@ const GOOD_MS: u64 = 3;
 
 impl Disk {
     pub fn new(id: NodeId, dice: Dice) -> Disk {
-        let mood = Mood {
-            dice,
-            latency_ms: GOOD_MS,
-            hangs: false,
-            armed: None,
-            fails: None,
-            failed: false,
-            power: None,
-        };
+        let mood =
+            Mood { dice, latency_ms: GOOD_MS, hangs: false, armed: None, fails: None, failed: false, power: None };
         let moods = Moods(Arc::new(Mutex::new(mood)));
         Disk { id, disk: SimulatedDisk::new(Arc::new(moods.clone())), moods }
     }

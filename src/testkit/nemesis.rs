@@ -106,7 +106,7 @@ pub(crate) struct Nemesis<S: StateMachine> {
     faults: Faults,
     dice: Dice,
     reserved: Reserved,
-    changing: Rc<RefCell<bool>>,
+    changing: Rc<RefCell<u32>>,
     count: u64,
     next_id: Rc<RefCell<NodeId>>,
 }
@@ -173,7 +173,7 @@ struct Culprit<S: StateMachine> {
     fleet: Fleet<S>,
     dice: Dice,
     reserved: Reserved,
-    changing: Rc<RefCell<bool>>,
+    changing: Rc<RefCell<u32>>,
     next_id: Rc<RefCell<NodeId>>,
 }
 
@@ -571,9 +571,11 @@ impl<S: StateMachine> Culprit<S> {
 
     /// One change, and what belongs to it: a node that joins, or one that leaves.
     async fn membership(&mut self) {
-        if self.changing.replace(true) {
+        // Two at once, so that one finds the other under way.
+        if *self.changing.borrow() >= 2 {
             return;
         }
+        *self.changing.borrow_mut() += 1;
         let mut client = Client::new(u64::MAX, &self.fleet, self.dice.fork("changes", 0));
         let members = self.members();
         let strangers: Vec<NodeId> =
@@ -623,7 +625,7 @@ impl<S: StateMachine> Culprit<S> {
             }
             _ => {}
         }
-        self.changing.replace(false);
+        *self.changing.borrow_mut() -= 1;
     }
 
     /// Members and voters, as the node says that has applied most.

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     message::{Identity, Peer, RefusedBecause, SetPeers},
+    planted::{self, Planted},
     wire::{ClusterId, Incarnation, NodeId},
 };
 
@@ -71,6 +72,7 @@ impl Rules {
         let known = listed.and_then(|peer| peer.incarnation.or(seen.map(|(incarnation, _)| *incarnation)));
         if let Some(known) = known
             && known != theirs.incarnation
+            && !planted::is(Planted::WipedDiskVotes)
         {
             return Err(RefusedBecause::Incarnation { id, known, theirs: theirs.incarnation });
         }

@@ -21,3 +21,5 @@ pub mod frame;
 pub mod quic;
 #[cfg(feature = "quic")]
 pub mod tls;
+#[doc(hidden)]
+pub mod planted;

@@ -31,6 +31,7 @@ use std::{
 
 use actorum_transport::{
     message::AskError,
+    planted::{self, Planted},
     wire::{ChangeRefusal, GroupId, Incarnation, NodeId, RaftMessage, Response, Snapshot},
 };
 use raft::{RawNode, SnapshotStatus, StateRole};
@@ -181,6 +182,11 @@ impl<T> Consensus<T> {
                 view.set_hard_state(HardState { commit: 0, ..recovered.hard_state });
                 view
             }
+            Some(_) if planted::is(Planted::VoteForgotten) && recovered.hard_state.vote != 0 => {
+                let hard_state = HardState { vote: 0, ..recovered.hard_state };
+                let recovered = Recovered { hard_state, ..recovered };
+                return Consensus::new(settings, Start { recovered, reader, applied, membership });
+            }
             Some(snapshot) => {
                 // The genesis that a learner was sent names it; the founders' own state does not.
                 let conf = if applied == snapshot.index { snapshot.conf.clone() } else { membership.conf_state() };
@@ -265,7 +271,8 @@ impl<T> Consensus<T> {
         if !self.is_formed() {
             // The sixth promise: an empty directory grants and seeks no vote. A node that waits to
             // be added may hear a leader; a founder hears nobody before every founder has spoken.
-            return self.settings.waits && matches!(message.kind, Append | Heartbeat | Snapshot);
+            let waits = self.settings.waits || planted::is(Planted::WipedDiskVotes);
+            return waits && matches!(message.kind, Append | Heartbeat | Snapshot);
         }
         // Being told to campaign at once is a campaign.
         if message.kind == TimeoutNow && self.must_wait_for_disk() {
@@ -384,6 +391,7 @@ impl<T> Consensus<T> {
             Ok(Response::Unknown { cause }) => Answer::Unknown { cause },
             Ok(other) => Answer::Unknown { cause: format!("the leader gave an answer to another question: {other:?}") },
             Err(AskError::NotSent(_)) => return self.again(request),
+            Err(AskError::Lost(_)) if planted::is(Planted::ForwardRetried) => return self.again(request),
             Err(AskError::Lost(cause)) => Answer::Unknown { cause: format!("the leader's answer was lost: {cause}") },
         };
         if let Some(ticket) = request.ticket {

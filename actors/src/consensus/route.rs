@@ -2,7 +2,10 @@
 
 use std::{mem, time::SystemTime};
 
-use actorum_transport::wire::{ChangeRefusal, NodeId, Request as Asked};
+use actorum_transport::{
+    planted::{self, Planted},
+    wire::{ChangeRefusal, NodeId, Request as Asked},
+};
 use bytes::Bytes;
 use raft::{StateRole, eraftpb};
 
@@ -122,6 +125,9 @@ impl<T> Consensus<T> {
             return self.again(request);
         }
         let joint = !self.raw.raft.prs().conf().to_conf_state().voters_outgoing.is_empty();
+        if planted::is(Planted::SecondChange) {
+            self.raw.raft.pending_conf_index = 0;
+        }
         if self.raw.raft.has_pending_conf() || joint {
             return self.refuse(request, Refusal::Change(ChangeRefusal::InProgress));
         }
@@ -183,6 +189,11 @@ impl<T> Consensus<T> {
             return;
         }
         if self.raw.raft.state == StateRole::Leader {
+            let unheard = !self.raw.raft.commit_to_current_term();
+            if planted::is(Planted::StaleRead) || planted::is(Planted::ReadBeforeNoop) && unheard {
+                let readers = mem::take(&mut self.reads.waiting);
+                return self.confirmed(self.raw.raft.raft_log.committed, readers);
+            }
             // One round at a time: what arrives meanwhile shares the next one.
             if self.reads.round.is_none() && self.raw.raft.commit_to_current_term() {
                 let context = self.next_id();

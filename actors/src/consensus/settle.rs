@@ -9,8 +9,11 @@
 
 use std::sync::Arc;
 
-use actorum_transport::wire::{ChangeRefusal, Entry, NodeId, RaftMessage, Snapshot};
-use raft::eraftpb;
+use actorum_transport::{
+    planted::{self, Planted},
+    wire::{ChangeRefusal, Entry, NodeId, RaftMessage, Snapshot},
+};
+use raft::{Storage, eraftpb};
 
 use super::{
     Consensus, Unpersisted,
@@ -51,6 +54,8 @@ impl<T> Consensus<T> {
             if let Some(snapshot) = &snapshot {
                 view.install(snapshot.clone());
             }
+            let overwrites =
+                entries.first().is_some_and(|first| view.last_index().is_ok_and(|last| first.index <= last));
             view.append(&entries);
             if let Some(hard_state) = hard_state {
                 view.set_hard_state(hard_state);
@@ -61,7 +66,13 @@ impl<T> Consensus<T> {
                 self.forget_pending_under(snapshot.index);
                 self.adopt_membership(snapshot);
             }
-            self.write(number, must_sync, snapshot, entries, hard_state, held);
+            if planted::is(Planted::OverwrittenCounted) && overwrites && !self.unpersisted.is_empty() {
+                // What was overwritten counts for what took its place.
+                self.write(number, false, None, Vec::new(), None, held);
+                self.push_append(None, entries.iter().map(entry_from_raft).collect(), hard_state, true);
+            } else {
+                self.write(number, must_sync, snapshot, entries, hard_state, held);
+            }
             self.commit(committed);
             self.step_down_if_removed();
             for state in read_states {
@@ -84,6 +95,10 @@ impl<T> Consensus<T> {
             let entries = entries.iter().map(entry_from_raft).collect();
             let write = self.push_append(snapshot.clone(), entries, hard_state, true);
             let term = self.raw.raft.term;
+            if planted::is(Planted::AppliedBeforePersisted) && self.raw.raft.prs().conf().voters().ids().len() == 1 {
+                self.raw.on_persist_ready(ready);
+                return self.effects.transmit.extend(held);
+            }
             self.unpersisted.push_back(Unpersisted { write, ready, restore: snapshot, term, held });
             return;
         }

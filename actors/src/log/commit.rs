@@ -14,12 +14,15 @@ use std::{
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
 
-use actorum_transport::wire::{Entry, GroupId};
+use actorum_transport::{
+    planted::{self, Planted},
+    wire::{Entry, GroupId},
+};
 
 use super::{
     engine::{Engine, caught},
     plan::{Log, Plan, Staged, read_entries},
-    record::Found,
+    record::{Found, Kind},
     store::*,
     watermark::{Mark, Slots, Watermark},
 };
@@ -178,7 +181,15 @@ impl<E: Engine, S: Slots> Committer<E, S> {
             let mut state = shared.write();
             let open = state.as_mut().map_err(|cause| StoreError::Closed(cause.clone()))?;
             // One batch on one tree was never seen torn: entries and the hard state that speaks of them stand or fall together.
-            open.engine.apply(plans.into_values().flat_map(|plan| plan.changes).collect())?;
+            let changes: Vec<_> = plans.into_values().flat_map(|plan| plan.changes).collect();
+            if planted::is(Planted::NotAtomic) {
+                let (state, rest): (Vec<_>, Vec<_>) =
+                    changes.into_iter().partition(|(key, _)| key.kind == Kind::HardState);
+                open.engine.apply(state.into_iter().collect())?;
+                open.engine.apply(rest.into_iter().collect())?;
+            } else {
+                open.engine.apply(changes.into_iter().collect())?;
+            }
             open.logs.extend(after.iter().copied());
         }
         (self.unsynced, self.flushed) = (true, false);
@@ -189,7 +200,7 @@ impl<E: Engine, S: Slots> Committer<E, S> {
     /// Makes what was begun durable, and then lets the watermark know: only after that may anybody hear of it.
     pub(super) fn finish(&mut self, begun: Begun) -> Result<(), StoreError> {
         let Begun { sync, bytes, after } = begun;
-        if !sync {
+        if !sync || planted::is(Planted::AcknowledgedBeforeSync) {
             return Ok(());
         }
         self.sync()?;
@@ -224,7 +235,10 @@ impl<E: Engine, S: Slots> Committer<E, S> {
         }
         let state = self.shared.read();
         let open = state.as_ref().map_err(|cause| StoreError::Closed(cause.clone()))?;
-        open.engine.sync()?;
+        let synced = open.engine.sync();
+        if !planted::is(Planted::SyncErrorIgnored) {
+            synced?;
+        }
         self.unsynced = false;
         Ok(())
     }

@@ -7,7 +7,10 @@
 
 use std::{collections::BTreeMap, fmt};
 
-use actorum_transport::wire::{Entry, GroupId, Snapshot};
+use actorum_transport::{
+    planted::{self, Planted},
+    wire::{Entry, GroupId, Snapshot},
+};
 
 use super::{
     engine::{self, Engine},
@@ -145,7 +148,8 @@ impl Plan {
     /// the one that holds both sides is written anew with what stays.
     fn cut(&mut self, engine: &impl Engine, group: GroupId, first: u64) -> Result<(), StoreError> {
         let gone = engine.keys(Key::block(group, first), end_of(group, Kind::Block))?;
-        self.changes.extend(gone.into_iter().map(|key| (key, None)));
+        let stays = planted::is(Planted::CutOneTooFew).then(|| gone.last().copied()).flatten();
+        self.changes.extend(gone.into_iter().filter(|key| Some(*key) != stays).map(|key| (key, None)));
         self.after.last = self.after.base;
         self.after.tail = record::anchor(group, self.after.base.0, self.after.base.1);
         if let Some(block) = engine::block_before(engine, group, first)? {

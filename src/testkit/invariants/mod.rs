@@ -6,6 +6,7 @@
 use super::world::{Event, Facts};
 
 mod one_leader_per_term;
+mod one_vote_per_term;
 mod log_matching;
 mod leader_completeness;
 mod committed_never_changes;
@@ -34,6 +35,7 @@ pub(crate) trait Invariant: Send {
 pub(crate) fn all() -> Vec<Box<dyn Invariant>> {
     vec![
         Box::<one_leader_per_term::OneLeaderPerTerm>::default(),
+        Box::<one_vote_per_term::OneVotePerTerm>::default(),
         Box::<log_matching::LogMatching>::default(),
         Box::<leader_completeness::LeaderCompleteness>::default(),
         Box::new(committed_never_changes::CommittedNeverChanges),

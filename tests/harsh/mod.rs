@@ -1,0 +1,27 @@
+//! The one simulation that fresh seeds, kept seeds and planted mistakes all run: clusters of one, three and five nodes
+//! in the harshest weather.
+
+use std::{env, time::Duration};
+
+use actorum::testkit::{Dice, Faults, Kv, Report, Simulation};
+
+/// How long the faults last, in virtual time.
+pub const SPAN: Duration = Duration::from_secs(25);
+
+/// The run of a seed.
+pub fn simulation(seed: u64) -> Simulation<Kv> {
+    let mut dice = Dice::new(seed).fork("shape", 0);
+    let nodes = [1, 3, 3, 3, 3, 3, 3, 5][dice.below(8) as usize];
+    let progress = SPAN.as_secs();
+    Simulation::recorded(seed).nodes(nodes).clients(4).faults(Faults::harsh()).at_least(progress)
+}
+
+/// Runs a seed; a broken one is told in full.
+pub fn run(seed: u64) -> Report {
+    simulation(seed).run(SPAN)
+}
+
+/// A number from the environment.
+pub fn number(name: &str) -> Option<u64> {
+    env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name}={text} is not a number")))
+}
