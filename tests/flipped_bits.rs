@@ -250,6 +250,8 @@ fn two_hundred_flipped_bits() {
                 assert_eq!(again, refusal, "{flipped}");
                 assert!(refusal.contains("again under a new id") || refusal.contains("start the newer"), "{refusal}");
                 assert_eq!(inspected.status.code(), Some(1), "{flipped}: {refusal}, but: {said}");
+                let empty = said.contains("came up empty");
+                assert!(!empty || refusal.contains("an empty log"), "{flipped}: {refusal}, but: {said}");
                 assert!(words(kind).iter().any(|word| said.contains(word)), "{flipped}: {said}");
                 true
             }
