@@ -68,7 +68,7 @@ fn killed_fifty_times() {
     let mut acknowledged = BTreeSet::new();
     for kill in 0..KILLS {
         // A range of ids for each life: an id whose outcome is unknown is never proposed again.
-        acknowledged.extend(one_life(dir.path(), kill * 1_000_000, Duration::from_millis(dice.below(60))));
+        acknowledged.extend(one_life(dir.path(), kill * 1_000_000, dice.below(100)));
     }
     println!("{} bookings acknowledged in {KILLS} lives", acknowledged.len());
     assert!(acknowledged.len() as u64 > KILLS * AT_ONCE / 2, "there was something to lose");
@@ -88,8 +88,8 @@ fn killed_fifty_times() {
     });
 }
 
-/// Starts it, lets it book for a while, kills it, and returns what it acknowledged.
-fn one_life(dir: &Path, first: u64, time: Duration) -> Vec<u64> {
+/// Starts it, kills it once it has acknowledged so many bookings (and at once, if none), and returns what it acknowledged.
+fn one_life(dir: &Path, first: u64, bookings: u64) -> Vec<u64> {
     let mut child = Command::new(env::current_exe().expect("this test"))
         .args(["--exact", "books_until_killed", "--nocapture", "--test-threads=1"])
         .env(VARIABLE, dir)
@@ -98,22 +98,23 @@ fn one_life(dir: &Path, first: u64, time: Duration) -> Vec<u64> {
         .spawn()
         .expect("a child");
     let output = BufReader::new(child.stdout.take().expect("its output"));
-    let (started, wait) = mpsc::channel();
+    let (reached, wait) = mpsc::channel();
     let reader = thread::spawn(move || {
         let mut booked = Vec::new();
+        let mut started = false;
         // The last line may be cut off by the kill: then it is no line.
         for line in output.lines().map_while(Result::ok) {
-            if line.ends_with("started") {
-                let _ = started.send(());
-            }
+            started |= line.ends_with("started");
             booked.extend(line.strip_prefix("booked ").and_then(|id| id.parse::<u64>().ok()));
+            if started && booked.len() as u64 >= bookings {
+                let _ = reached.send(());
+            }
         }
         booked
     });
     let heard = wait.recv_timeout(Duration::from_secs(30));
-    thread::sleep(time);
     child.kill().expect("SIGKILL");
     child.wait().expect("it ends");
-    heard.expect("it started");
+    heard.expect("it started, and booked");
     reader.join().expect("the reader")
 }

@@ -6,15 +6,20 @@
 //!
 //! Both halves are needed: the second test takes the sync call out, and the harness must see the loss.
 
+#[path = "../../tests/mounts/mod.rs"]
+mod mounts;
+
 use std::{
     env, fs,
-    io::{BufRead, BufReader, Write as _},
-    path::{Path, PathBuf},
+    io::{BufRead, BufReader},
+    path::PathBuf,
     process::{Command, Output, Stdio},
     sync::Mutex,
     thread,
     time::Duration,
 };
+
+use mounts::{harness, skipped};
 
 /// One at a time: they share two cores and one disk.
 static DISK: Mutex<()> = Mutex::new(());
@@ -30,35 +35,6 @@ fn writer() -> PathBuf {
     }
     assert!(path.exists(), "{} should be there: cargo build -p actorum-actors --examples", path.display());
     path
-}
-
-fn harness() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/tools/powercut.py")
-}
-
-/// What is missing for cutting the power.
-fn missing() -> Option<&'static str> {
-    let works = |program: &str, args: &[&str]| {
-        let status = Command::new(program).args(args).stdout(Stdio::null()).stderr(Stdio::null()).status();
-        status.is_ok_and(|status| status.success())
-    };
-    let root = Command::new("id").arg("-u").output().is_ok_and(|id| id.stdout == b"0\n");
-    match () {
-        () if !root => Some("root"),
-        () if !Path::new("/dev/loop-control").exists() => Some("loop devices"),
-        () if !works("mkfs.ext4", &["-V"]) => Some("mkfs.ext4"),
-        () if !works("python3", &["--version"]) => Some("python3"),
-        () => None,
-    }
-}
-
-/// Whether to go on without: says so, or fails where it must run.
-fn skipped(test: &str) -> bool {
-    let Some(what) = missing() else { return false };
-    assert!(env::var("ACTORUM_PRIVILEGED").as_deref() != Ok("1"), "{test} must run here and lacks {what}");
-    // Past the capture of the test runner, which would keep the line of a passing test to itself.
-    let _ = writeln!(std::io::stderr(), "SKIPPED {test}: it needs {what}");
-    true
 }
 
 fn cut_power(cycles: u32, no_sync: bool) -> Output {
@@ -80,7 +56,7 @@ fn cut_power(cycles: u32, no_sync: bool) -> Output {
 
 #[test]
 fn forty_power_cuts_on_ext4_lose_nothing() {
-    if skipped("forty_power_cuts_on_ext4_lose_nothing") {
+    if skipped("forty_power_cuts_on_ext4_lose_nothing", "ext4") {
         return;
     }
     let _alone = DISK.lock();
@@ -91,7 +67,7 @@ fn forty_power_cuts_on_ext4_lose_nothing() {
 
 #[test]
 fn without_the_sync_call_the_harness_sees_the_loss() {
-    if skipped("without_the_sync_call_the_harness_sees_the_loss") {
+    if skipped("without_the_sync_call_the_harness_sees_the_loss", "ext4") {
         return;
     }
     let _alone = DISK.lock();

@@ -132,6 +132,7 @@ pub struct Lab {
     founders: Vec<String>,
     settings: Vec<(String, String)>,
     arguments: Vec<String>,
+    places: BTreeMap<u64, PathBuf>,
     by_hand: bool,
     dir: TempDir,
 }
@@ -140,8 +141,8 @@ impl Lab {
     /// Certificates for these nodes; nobody runs.
     pub fn new(ids: &[u64]) -> Lab {
         let dir = tempfile::Builder::new().prefix("actorum-test-").tempdir().expect("a temporary directory");
-        let nodes = BTreeMap::new();
-        let lab = Lab { nodes, founders: vec![], settings: vec![], arguments: vec![], by_hand: false, dir };
+        let (nodes, places) = (BTreeMap::new(), BTreeMap::new());
+        let lab = Lab { nodes, founders: vec![], settings: vec![], arguments: vec![], places, by_hand: false, dir };
         lab.certify(ids);
         lab
     }
@@ -162,6 +163,11 @@ impl Lab {
     /// Further arguments for every node that is first started from now on.
     pub fn with(&mut self, arguments: &[&str]) {
         self.arguments.extend(arguments.iter().map(|argument| (*argument).to_owned()));
+    }
+
+    /// Where a node that is first started from now on keeps its data, if not in the shared directory.
+    pub fn place(&mut self, id: u64, data: PathBuf) {
+        self.places.insert(id, data);
     }
 
     /// Starts nodes as a person or a supervisor does: without the flag that ties them to this process, and with nothing
@@ -197,7 +203,12 @@ impl Lab {
         self.node_mut(id).wait_until_it_serves();
     }
 
-    /// The same without waiting.
+    /// Waits until a node that was launched serves.
+    pub fn serves(&mut self, id: u64) {
+        self.node_mut(id).wait_until_it_serves();
+    }
+
+    /// The same as [`Lab::start`] without waiting.
     pub fn launch(&mut self, id: u64) {
         let founder = self.founders.iter().find_map(|peer| peer.strip_prefix(&format!("{id}=")));
         if !self.nodes.contains_key(&id) {
@@ -222,7 +233,7 @@ impl Lab {
             listen,
             http: SocketAddr::from(([127, 0, 0, 1], 0)),
             admin: SocketAddr::from(([127, 0, 0, 1], 0)),
-            data: path("data"),
+            data: self.places.get(&id).cloned().unwrap_or_else(|| path("data")),
             certs: self.path("certs").join(format!("node-{id}")),
             log: path("log"),
             report: path("report"),
@@ -400,6 +411,12 @@ impl Node {
         let mut child = self.child.take().expect("it runs");
         child.kill().expect("it can be killed");
         child.wait().expect("it ends");
+    }
+
+    /// SIGSTOP: it runs no further, as from the moment at which its power goes.
+    pub fn freeze(&self) {
+        let sent = Command::new("kill").args(["-STOP", &self.pid().to_string()]).status().expect("kill runs");
+        assert!(sent.success());
     }
 
     /// SIGTERM, and how it ended.

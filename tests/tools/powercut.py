@@ -11,6 +11,10 @@ store opens. `{dir}`, `{acked}` and `{cycle}` are replaced in both commands.
 
     sudo tests/tools/powercut.py --cycles 40 --write 'powercut_writer write {dir}' --verify 'powercut_writer verify {dir} {acked}'
 
+With `--disk DIR` it runs nothing: it mounts a new filesystem at DIR and obeys the lines on its standard input, answering each with
+`ok` or with what went wrong: `cut`, `remount`. At the end of its input it unmounts and removes it, so whoever
+started it may die as it likes. tests/mounts/ is the other side of it.
+
 Exit status: 0 all well; 1 something acknowledged was lost, or the store did not open; 2 the harness itself
 could not do its work, which says nothing about the store.
 
@@ -54,6 +58,51 @@ def last_ack(path, before):
     return acked
 
 
+def disk(fs, size, mount):
+    """A filesystem of its own, obeying its standard input."""
+    image = f"{mount}.image"
+    # The whole process group may hear a Ctrl-C; the end of the input comes in any case.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.mkdir(mount)
+    try:
+        make(fs, size, image)
+        sh("mount", "-o", "loop", image, mount)
+        print("ok", flush=True)
+        for line in sys.stdin:
+            try:
+                if line == "cut\n":
+                    cut(mount)
+                elif line == "remount\n":
+                    umount(mount)
+                    sh("mount", "-o", "loop", image, mount)
+                else:
+                    raise ValueError(f"unknown: {line!r}")
+                print("ok", flush=True)
+            except (OSError, ValueError) as error:
+                print(error, flush=True)
+            except subprocess.CalledProcessError as error:
+                print(f"{shlex.join(error.cmd)}: {(error.stderr or b'').decode(errors='replace').strip()}", flush=True)
+    finally:
+        let_go(mount)
+        os.unlink(image)
+        os.rmdir(mount)
+
+
+def make(fs, size, image):
+    sh("truncate", "-s", size, image)
+    sh(*(["mkfs.ext4", "-q", "-F", image] if fs == "ext4" else ["mkfs.xfs", "-q", "-f", image]))
+
+
+def let_go(mount):
+    """Unmounts it for good, now or when the last process lets it go."""
+    if not os.path.ismount(mount):
+        return
+    try:
+        umount(mount)
+    except subprocess.CalledProcessError:
+        subprocess.run(["umount", "-l", mount], stderr=subprocess.DEVNULL)
+
+
 def kill(writer):
     if writer and writer.poll() is None:
         os.killpg(writer.pid, signal.SIGKILL)
@@ -67,11 +116,16 @@ def main():
     p.add_argument("--cycles", type=int, default=20)
     p.add_argument("--seed", type=int, default=random.randrange(1 << 32))
     p.add_argument("--run", type=float, nargs=2, default=(0.15, 1.2), metavar=("MIN", "MAX"), help="seconds before the cut")
-    p.add_argument("--write", required=True)
-    p.add_argument("--verify", required=True)
+    p.add_argument("--write")
+    p.add_argument("--verify")
+    p.add_argument("--disk", metavar="DIR")
     a = p.parse_args()
     # A terminated harness cleans up like one that ends.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(BROKEN))
+    if a.disk:
+        return disk(a.fs, a.size, a.disk)
+    if not a.write or not a.verify:
+        p.error("--write and --verify are needed, or --disk")
     rng = random.Random(a.seed)
     os.environ.setdefault("POWERCUT_SEED", str(a.seed))
     work = tempfile.mkdtemp(prefix="powercut-")
@@ -79,8 +133,7 @@ def main():
     os.mkdir(mount)
     writer, cycle, acked, failed = None, 0, 0, False
     try:
-        sh("truncate", "-s", a.size, image)
-        sh(*(["mkfs.ext4", "-q", "-F", image] if a.fs == "ext4" else ["mkfs.xfs", "-q", "-f", image]))
+        make(a.fs, a.size, image)
         sh("mount", "-o", "loop", image, mount)
         print(f"powercut: {a.fs}, {a.cycles} cycles, seed {a.seed}", flush=True)
         for cycle in range(1, a.cycles + 1):
@@ -116,8 +169,7 @@ def main():
         sys.exit(BROKEN)
     finally:
         kill(writer)
-        if os.path.ismount(mount) and subprocess.run(["umount", mount], stderr=subprocess.DEVNULL).returncode != 0:
-            subprocess.run(["umount", "-l", mount], stderr=subprocess.DEVNULL)
+        let_go(mount)
         subprocess.run(["rm", "-rf", work])
     if failed:
         sys.exit(FAILED)

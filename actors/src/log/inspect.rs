@@ -122,16 +122,16 @@ impl Inspection {
         };
 
         let copy = Copy::new(&log).map_err(|error| io("cannot copy log", error))?;
-        let (engine, found) = if copy.path.join("db").exists() {
-            read(&copy.path)
-        } else {
-            (None, Err(("the log".to_owned(), "it is missing".to_owned())))
-        };
+        let missing = !copy.path.join("db").exists();
+        let (engine, found) =
+            if !missing { read(&copy.path) } else { (None, Err(("the log".to_owned(), "it is missing".to_owned()))) };
+        // What could not be read says nothing of what it held.
+        let legible = found.is_ok() || missing;
         let mut found = found.unwrap_or_else(|(what, detail)| {
             note(&what, detail);
             Found::default()
         });
-        if engine.is_some() {
+        if engine.is_some() && legible {
             match (&found.owner, &identity) {
                 (None, _) => note(&Key::OWNER.to_string(), "it is missing: the log came up empty".to_owned()),
                 (Some(owner), Ok(node)) => {
@@ -143,7 +143,7 @@ impl Inspection {
                 (Some(_), Err(_)) => {}
             }
         }
-        for (group, promised) in &watermark {
+        for (group, promised) in watermark.iter().filter(|_| legible) {
             let nothing = Default::default();
             let holds = found.groups.get(group).map_or(&nothing, |found| &found.recovered);
             if let Some(holds) = recovery::behind(holds, promised) {

@@ -240,7 +240,7 @@ pub enum OpenError {
     },
     /// A record or file in it is damaged.
     #[error(
-        "{dir}: {what} is damaged: {detail}. Nothing was changed. \
+        "{dir}: {what} is damaged: {detail}. \
          Restore the directory from a copy made after its last write, or add the node again under a new id with an empty one",
         dir = .dir.display()
     )]

@@ -83,17 +83,41 @@ pub struct Args {
     /// Shut down when standard input ends: the parent is gone, however it went
     #[arg(long, hide = true)]
     pub stop_when_stdin_closes: bool,
+    /// Never sync the log, and say that it is durable: a test must see what that loses
+    #[cfg(feature = "faults")]
+    #[arg(long, hide = true)]
+    pub flush_only: bool,
 }
 
 /// Serves until a signal comes or the node stops.
 pub fn run(args: Args) -> Result<(), Failure> {
     let (report, watch_stdin) = (args.report.clone(), args.stop_when_stdin_closes);
+    #[cfg(feature = "faults")]
+    let flush_only = args.flush_only;
+    #[cfg(not(feature = "faults"))]
+    let flush_only = false;
     let settings = Settings::merge(args)?;
     start_logs(settings.log_format)?;
-    actix_web::rt::System::new().block_on(serve(settings, report.as_deref(), watch_stdin))
+    let storage = if flush_only { without_sync(&settings)? } else { Storage::Sled(settings.data.clone()) };
+    actix_web::rt::System::new().block_on(serve(settings, storage, report.as_deref(), watch_stdin))
 }
 
-async fn serve(settings: Settings, report: Option<&Path>, watch_stdin: bool) -> Result<(), Failure> {
+/// A store that says of every write that it is durable, and syncs none.
+#[cfg(feature = "faults")]
+fn without_sync(settings: &Settings) -> Result<Storage, Failure> {
+    use actorum_actors::log::sled::{OpenOptions, SledStore, SyncPolicy};
+    let drawn = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_nanos() as u64;
+    let mut options = OpenOptions::new(settings.id, actorum_transport::wire::Incarnation(drawn));
+    options.sync = SyncPolicy::FlushOnly;
+    Ok(Storage::Custom(Box::new(SledStore::open(&settings.data, options)?)))
+}
+
+#[cfg(not(feature = "faults"))]
+fn without_sync(_: &Settings) -> Result<Storage, Failure> {
+    Err(Failure::usage("this build always syncs"))
+}
+
+async fn serve(settings: Settings, storage: Storage, report: Option<&Path>, watch_stdin: bool) -> Result<(), Failure> {
     let terminated = signals::terminated()?;
     // The cheapest mistakes first: a wrong path or a port in use should neither make a directory nor cost a
     // recovery of the log.
@@ -102,7 +126,7 @@ async fn serve(settings: Settings, report: Option<&Path>, watch_stdin: bool) -> 
     let admin = settings.admin.map(|address| bind("--admin", address)).transpose()?;
     let client_certs = settings.admin_certs.as_deref().map(admin::require_certificates).transpose()?;
 
-    let raft = start_node(&settings).await?;
+    let raft = start_node(&settings, storage).await?;
     let (stopping, stopped) = watch::channel(false);
     let node = web::Data::new(Node::new(raft.clone(), stopped));
     let addresses = Addresses { http: http.local_addr()?, admin: admin.as_ref().map(|a| a.local_addr()).transpose()? };
@@ -130,10 +154,10 @@ async fn serve(settings: Settings, report: Option<&Path>, watch_stdin: bool) -> 
     }
 }
 
-async fn start_node(settings: &Settings) -> Result<Raft<Kv>, Failure> {
+async fn start_node(settings: &Settings, storage: Storage) -> Result<Raft<Kv>, Failure> {
     let builder = RaftSystem::<Kv>::builder(settings.id)
         .listen(settings.listen)
-        .storage(Storage::Sled(settings.data.clone()))
+        .storage(storage)
         .tls(Tls::Directory(settings.certs.clone()))
         .bootstrap(settings.bootstrap.clone())
         .config(settings.raft.clone());
