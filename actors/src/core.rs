@@ -177,9 +177,9 @@ impl<T: Ticket> RaftCore<T> {
     fn carry_out(&mut self, effects: Effects<T>, ctx: &mut Context<Self>) {
         if let Some(witness) = &self.links.witness {
             let Effects { append, transmit, apply, .. } = &effects;
-            let (glance, voters) = (self.consensus.glance(), self.consensus.voters());
-            let apply = apply.iter().map(|committed| &committed.entry).collect();
-            witness.drained(Drained { glance, append, transmit, apply, voters });
+            let (glance, voters) = (self.consensus.glance(), || self.consensus.voters());
+            let apply = &mut apply.iter().map(|committed| &committed.entry);
+            witness.drained(Drained { glance, append, transmit, apply, voters: &voters });
         }
         let Effects { append, transmit, asks, restore, apply, reads, answers, leader, fault } = effects;
         append.into_iter().for_each(|append| self.links.append.do_send(append));

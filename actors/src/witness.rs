@@ -33,9 +33,9 @@ pub struct Drained<'a> {
     /// What leaves this node now.
     pub transmit: &'a [(NodeId, RaftMessage)],
     /// What is applied now.
-    pub apply: Vec<&'a Entry>,
-    /// The voters in force.
-    pub voters: Vec<NodeId>,
+    pub apply: &'a mut dyn Iterator<Item = &'a Entry>,
+    /// Says who the voters in force are.
+    pub voters: &'a dyn Fn() -> Vec<NodeId>,
 }
 
 /// Watches a core.

@@ -391,7 +391,12 @@ impl Witness for Watcher {
             return;
         }
         let Drained { glance, append, transmit, apply, voters } = drained;
-        let decided = Decided { glance, append, transmit, apply, voters };
+        let apply: Vec<_> = apply.collect();
+        let idle = append.is_empty() && transmit.is_empty() && apply.is_empty();
+        if idle && self.world.stands(self.node, glance) {
+            return;
+        }
+        let decided = Decided { glance, append, transmit, apply, voters: voters() };
         self.world.saw(Event::Drained { node: self.node, drained: &decided });
     }
 }

@@ -109,10 +109,11 @@ pub(crate) struct Nemesis<S: StateMachine> {
     changing: Rc<RefCell<u32>>,
     count: u64,
     next_id: Rc<RefCell<NodeId>>,
+    founders: NodeId,
 }
 
 impl<S: StateMachine> Nemesis<S> {
-    pub fn new(fleet: &Fleet<S>, faults: &Faults, dice: Dice, next_id: NodeId) -> Nemesis<S> {
+    pub fn new(fleet: &Fleet<S>, faults: &Faults, dice: Dice, founders: NodeId) -> Nemesis<S> {
         Nemesis {
             fleet: fleet.clone(),
             faults: faults.clone(),
@@ -120,7 +121,8 @@ impl<S: StateMachine> Nemesis<S> {
             reserved: Rc::default(),
             changing: Rc::default(),
             count: 0,
-            next_id: Rc::new(RefCell::new(next_id)),
+            next_id: Rc::new(RefCell::new(founders + 1)),
+            founders,
         }
     }
 
@@ -151,6 +153,7 @@ impl<S: StateMachine> Nemesis<S> {
                     reserved: self.reserved.clone(),
                     changing: self.changing.clone(),
                     next_id: self.next_id.clone(),
+                    founders: self.founders,
                 };
                 under_way.push(actix_rt::spawn(culprit.commit(*kind)));
             }
@@ -175,6 +178,7 @@ struct Culprit<S: StateMachine> {
     reserved: Reserved,
     changing: Rc<RefCell<u32>>,
     next_id: Rc<RefCell<NodeId>>,
+    founders: NodeId,
 }
 
 impl<S: StateMachine> Culprit<S> {
@@ -480,6 +484,7 @@ impl<S: StateMachine> Culprit<S> {
         }
         self.fleet.kill(hold.0);
         let Some((old, then)) = old else { return };
+        self.tampered(hold.0, true);
         let (newest, now) = self
             .fleet
             .node(hold.0, |node| (node.disk.backup(), promised(&node.disk)))
@@ -495,16 +500,19 @@ impl<S: StateMachine> Culprit<S> {
             );
         }
         self.fleet.node(hold.0, |node| node.disk.bring_back(newest));
+        self.tampered(hold.0, false);
         self.come_back(hold.0).await;
     }
 
     async fn wiped_disk(&mut self) {
         let Some(hold) = self.hold_running() else { return };
-        // Before the cluster has written down who its members are, a wiped founder is a founder.
-        if !self.is_recorded(hold.0) {
+        // Before the cluster has written down who its members are, a wiped founder is a founder; and one that founded
+        // alone has nobody to ask.
+        if !self.is_recorded(hold.0) || (self.founders, hold.0) == (1, 1) {
             return;
         }
         self.fleet.kill(hold.0);
+        self.tampered(hold.0, true);
         let healthy = self.fleet.node(hold.0, |node| {
             let healthy = node.disk.backup();
             node.disk.wipe();
@@ -523,6 +531,7 @@ impl<S: StateMachine> Culprit<S> {
                 node.disk.bring_back(healthy.expect("the node is there"));
             }
         });
+        self.tampered(hold.0, false);
         self.come_back(hold.0).await;
     }
 
@@ -666,6 +675,14 @@ impl<S: StateMachine> Culprit<S> {
     fn hold_running(&mut self) -> Option<Hold> {
         let node = self.some_running()?;
         self.hold(node)
+    }
+
+    fn tampered(&self, node: NodeId, tampered: bool) {
+        self.world().facts(|facts| {
+            if let Some(facts) = facts.nodes.get_mut(&node) {
+                facts.tampered = tampered;
+            }
+        });
     }
 
     fn may_stop(&self, node: NodeId) {

@@ -237,7 +237,7 @@ impl<S: StateMachine> Run<S> {
         fleet.let_power_be_cut();
         let script = (self.script)();
         let clients = self.begin(&fleet, &script, &dice).await;
-        let nemesis = Nemesis::new(&fleet, &self.faults, dice.fork("nemesis", 0), self.nodes + 1);
+        let nemesis = Nemesis::new(&fleet, &self.faults, dice.fork("nemesis", 0), self.nodes);
         nemesis.work(span.as_millis() as u64).await;
         self.heal(&fleet).await;
         for client in clients {

@@ -144,6 +144,8 @@ pub(crate) struct NodeFacts {
     pub disk: Option<Box<dyn Durable>>,
     /// The membership it has applied.
     pub membership: Option<Box<dyn Fn() -> Arc<Membership> + Send>>,
+    /// Whether its disk is not its own now: wiped, or swapped for an older copy. What it had is brought back.
+    pub tampered: bool,
     /// Whether a fault that stops it by itself was injected in this life.
     pub may_stop: bool,
 }
@@ -262,6 +264,11 @@ impl World {
         state.facts.after(&event);
     }
 
+    /// Whether a node stands where it stood after its last drain.
+    pub fn stands(&self, node: NodeId, glance: Glance) -> bool {
+        self.lock().facts.nodes.get(&node).is_some_and(|facts| facts.glance == Some(glance))
+    }
+
     /// Somebody outside the invariants found something broken.
     pub fn broken(&self, invariant: &'static str, detail: String) {
         let mut state = self.lock();
@@ -330,6 +337,7 @@ impl Facts {
                     handed: 0,
                     disk: None,
                     membership: None,
+                    tampered: false,
                     may_stop: false,
                 });
                 let base = recovered.snapshot.as_ref().map_or((0, 0), |snapshot| (snapshot.index, snapshot.term));

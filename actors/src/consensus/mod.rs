@@ -274,6 +274,10 @@ impl<T> Consensus<T> {
             let waits = self.settings.waits || planted::is(Planted::WipedDiskVotes);
             return waits && matches!(message.kind, Append | Heartbeat | Snapshot);
         }
+        // An id that was removed is never used again. Its last voice could only help a majority of the past.
+        if matches!(message.kind, Vote | PreVote) && self.membership.retired.contains(&self.settings.id) {
+            return false;
+        }
         // Being told to campaign at once is a campaign.
         if message.kind == TimeoutNow && self.must_wait_for_disk() {
             return false;

@@ -22,8 +22,11 @@ impl Invariant for QuorumBeforeCommit {
         }
         let Some(term) = mine.log.term_at(commit) else { return Ok(()) };
         let on_disk = |id: &&u64| {
-            let disk = facts.nodes.get(*id).and_then(|facts| facts.disk.as_ref());
-            disk.is_some_and(|disk| disk.term_at(commit) == Some(term))
+            facts.nodes.get(*id).is_some_and(|facts| {
+                let held = facts.disk.as_ref().is_some_and(|disk| disk.term_at(commit) == Some(term));
+                // What it acknowledged before somebody took its disk away was there, and comes back.
+                held || facts.tampered
+            })
         };
         let durable: Vec<u64> = drained.voters.iter().filter(on_disk).copied().collect();
         // A change of the configuration that is applied in this very drain may have moved one voter.
