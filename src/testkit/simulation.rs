@@ -26,7 +26,7 @@ use super::{
 use crate::{Bootstrap, Config};
 
 /// The least election timeout of simulated nodes, in virtual milliseconds.
-const ELECTION_MS: u64 = 300;
+const ELECTION_MS: u64 = 500;
 
 /// After the faults a leader is there within so many of the longest election timeouts (which is twice the least).
 ///
@@ -91,7 +91,7 @@ impl<S: StateMachine> Simulation<S> {
     /// A run with state machines made by a function.
     pub fn of(seed: u64, make: impl Fn() -> S + Send + Sync + 'static) -> Self {
         let config = Config {
-            heartbeat_ms: 50,
+            heartbeat_ms: 100,
             election_ms: ELECTION_MS,
             deadline_ms: 2000,
             subscriber_buffer: 64,
