@@ -6,11 +6,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 pub struct Dice(u64);
 
 impl Dice {
-    /// From `TEST_SEED`, or from the clock; printed, so that a failure can be repeated.
+    /// From `SEED`, or from the clock; printed, so that a failure can be repeated.
     pub fn new() -> Dice {
         let clock = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_nanos() as u64);
-        let seed = std::env::var("TEST_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or_else(clock);
-        println!("seed {seed} (repeat with TEST_SEED={seed})");
+        let seed = std::env::var("SEED").ok().and_then(|s| s.parse().ok()).unwrap_or_else(clock);
+        println!("seed {seed} (repeat with SEED={seed})");
         Dice(seed)
     }
 
