@@ -17,7 +17,7 @@
 //! ```
 //!
 //! `NODES` sets their number. The plan of faults follows from the seed; when they meet whom depends on the machine. A run that
-//! fails keeps its plan, its history, its logs and its data directories, and prints where.
+//! fails, and with `KEEP` set any, keeps its plan, its history, its logs and its data directories, and prints where.
 
 #[path = "../dice/mod.rs"]
 mod dice;
@@ -128,11 +128,10 @@ fn go(run: &Run, dice: &mut Dice) -> Result<Report, String> {
     let book = Book::new(run.stale_reads);
     let mut nemesis = Nemesis::new(plan);
     let result = watch(run, dice, &mut world, &book, &mut nemesis);
-    if result.is_err() {
+    let failed = result.is_err() && !run.stale_reads;
+    if failed || env::var_os("KEEP").is_some() {
         write_evidence(&world, &book, &nemesis, result.as_ref().err());
-        if !run.stale_reads {
-            world.keep_evidence();
-        }
+        world.keep_evidence();
     }
     result
 }

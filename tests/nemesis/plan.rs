@@ -66,10 +66,10 @@ pub fn draw(dice: &mut Dice, nodes: u64, length: Duration) -> Vec<Planned> {
     let (mut at, mut bag) = (millis(dice, 500, 1500), Vec::new());
     while at < length {
         let kind = take(dice, &mut bag, &KINDS[..3]);
-        let target = match dice.below(10) {
-            0..4 => Target::Leader,
-            // The whole cluster at once: power is shared more often than not.
-            4 if kind != "pause" => Target::All,
+        let target = match (dice.below(10), kind) {
+            // The whole cluster at once: what one node alone loses, the others still have.
+            (0..4, "power cut") | (0, "kill") => Target::All,
+            (0..6, _) => Target::Leader,
             _ => Target::Node(1 + dice.below(nodes)),
         };
         let lasts = millis(dice, 100, 1800);
