@@ -76,7 +76,7 @@ pub fn same_everywhere(logs: &BTreeMap<u64, Vec<Applied>>, urls: &[(u64, String)
             return Err(format!("nodes {first} and {id} applied {} and {} commands", log.len(), other.len()));
         }
     }
-    let state = replay(log, &mut |_, _, _| Ok(()))?;
+    let (_, state) = replay(log)?;
     let http = Http::new(Duration::from_secs(10));
     for (id, url) in urls {
         for key in (0..KEYS).map(|i| format!("k{i}")) {
@@ -95,11 +95,12 @@ pub fn same_everywhere(logs: &BTreeMap<u64, Vec<Applied>>, urls: &[(u64, String)
     Ok(())
 }
 
-/// What each command found, and whether it took effect; returns the map at the end.
-fn replay(
-    log: &[Applied],
-    each: &mut dyn FnMut(&Applied, Option<&String>, bool) -> Result<(), String>,
-) -> Result<BTreeMap<String, String>, String> {
+/// What a command found under its key, and whether it took effect.
+type Effect = (Option<String>, bool);
+
+/// The effects of all commands, and the map at the end.
+fn replay(log: &[Applied]) -> Result<(Vec<Effect>, BTreeMap<String, String>), String> {
+    let mut effects = Vec::with_capacity(log.len());
     let mut map = BTreeMap::new();
     for applied in log {
         let (is_put, command) = match applied.command.get("put") {
@@ -114,14 +115,14 @@ fn replay(
             expect if *expect == json!("absent") => found.is_none(),
             expect => found.as_deref() == expect["value"].as_str(),
         };
-        each(applied, found.as_ref(), holds)?;
+        effects.push((found, holds));
         if holds && is_put {
             map.insert(key, text("value").ok_or(format!("no value in {applied:?}"))?);
         } else if holds {
             map.remove(&key);
         }
     }
-    Ok(map)
+    Ok((effects, map))
 }
 
 /// No write was lost, and none was done twice: every write that was acknowledged is the command of the index that was told, and
@@ -144,7 +145,7 @@ pub fn once(log: &[Applied], pages: &Pages) -> Result<u64, String> {
         }
     }
     let (mut found, mut seen) = (0, BTreeMap::<String, u64>::new());
-    replay(log, &mut |applied, previous, holds| {
+    for (applied, (previous, holds)) in log.iter().zip(replay(log)?.0) {
         let command = &applied.command;
         if let Some(value) = command["put"]["value"].as_str() {
             if let Some(before) = seen.insert(value.to_owned(), applied.index) {
@@ -155,7 +156,7 @@ pub fn once(log: &[Applied], pages: &Pages) -> Result<u64, String> {
                 return Err(format!("applied at {} though it was refused: {writer}", applied.index));
             }
         }
-        let Some((operation, _)) = acknowledged.remove(&applied.index) else { return Ok(()) };
+        let Some((operation, _)) = acknowledged.remove(&applied.index) else { continue };
         found += 1;
         let expected = match &operation.call {
             Call::Put(value) => json!({ "put": { "key": operation.key, "value": value } }),
@@ -174,11 +175,10 @@ pub fn once(log: &[Applied], pages: &Pages) -> Result<u64, String> {
             Outcome::Answered { answer: Answer::Conflict(value), .. } => (value, false),
             _ => unreachable!("acknowledged"),
         };
-        if *command != expected || told != (&previous.cloned(), holds) {
+        if *command != expected || told != (&previous, holds) {
             return Err(format!("at {} stands {command}, which found {previous:?}; but: {operation}", applied.index));
         }
-        Ok(())
-    })?;
+    }
     match acknowledged.into_iter().next() {
         Some((index, (operation, note))) => {
             Err(format!("lost: index {index}, acknowledged by node {} at {:?}: {operation}", note.node, note.at))

@@ -43,7 +43,7 @@ use std::{
 use actorum::testkit::history::Call;
 use clients::{Book, Clients, Http, KEYS, Watchers, outcomes};
 use dice::Dice;
-use plan::Nemesis;
+use plan::{Nemesis, Planned, Target};
 use world::World;
 
 /// One run at a time: they share two cores and their names.
@@ -56,10 +56,22 @@ const RECOVERY: Duration = Duration::from_secs(60);
 struct Run {
     nodes: u64,
     length: Duration,
-    clients: u64,
-    /// Breaks the promise of reads, to see whether anybody notices.
-    stale_reads: bool,
+    plan: Vec<Planned>,
+    sabotage: Sabotage,
 }
+
+/// What is broken on purpose, to see whether anybody notices.
+#[derive(Clone, Copy, PartialEq)]
+enum Sabotage {
+    None,
+    /// Clients read whatever a node holds, and believe that it is the latest.
+    StaleReads,
+    /// Disks forget what was synced.
+    ForgetfulDisks,
+}
+
+/// How many clients work at a time.
+const CLIENTS: u64 = 12;
 
 /// What a run found, when nothing was wrong.
 struct Report {
@@ -95,7 +107,8 @@ fn everything_goes_wrong() {
     let nodes = 3 + dice.below(3);
     let nodes = number("NODES").unwrap_or(nodes);
     assert!((3..=9).contains(&nodes), "NODES={nodes}: three to nine");
-    let run = Run { nodes, length: Duration::from_secs(60 * minutes), clients: 12, stale_reads: false };
+    let length = Duration::from_secs(60 * minutes);
+    let run = Run { nodes, length, plan: plan::draw(&mut dice, nodes, length), sabotage: Sabotage::None };
     let report = go(&run, &mut dice).unwrap_or_else(|failure| panic!("{failure}"));
     println!("{}", report.text);
     for (kind, times) in &report.fired {
@@ -112,23 +125,44 @@ fn stale_reads_are_found() {
         return;
     }
     let _alone = ALONE.lock().unwrap_or_else(|e| e.into_inner());
-    let run = Run { nodes: 3, length: Duration::from_secs(12), clients: 12, stale_reads: true };
-    let failure = go(&run, &mut Dice::new()).map(|report| report.text).expect_err("stale reads were not found");
+    let (mut dice, length) = (Dice::new(), Duration::from_secs(10));
+    let run = Run { nodes: 3, length, plan: plan::draw(&mut dice, 3, length), sabotage: Sabotage::StaleReads };
+    let failure = go(&run, &mut dice).map(|report| report.text).expect_err("stale reads were not found");
     println!("{failure}");
+    assert!(failure.contains("not linearizable"), "{failure}");
+    assert!(!failure.contains("lost") && !failure.contains("twice"), "writes are not to blame: {failure}");
+}
+
+/// The same of writes: where every disk has forgotten what was acknowledged, both judges say so.
+#[test]
+fn forgotten_writes_are_found() {
+    if skipped("forgotten_writes_are_found") {
+        return;
+    }
+    let _alone = ALONE.lock().unwrap_or_else(|e| e.into_inner());
+    let kill = |at| {
+        let (at, lasts) = (Duration::from_secs(at), Duration::from_millis(100));
+        Planned { at, lasts, kind: "kill", value: 0.0, target: Target::All }
+    };
+    let (length, plan) = (Duration::from_secs(8), vec![kill(3), kill(8)]);
+    let run = Run { nodes: 3, length, plan, sabotage: Sabotage::ForgetfulDisks };
+    let failure = go(&run, &mut Dice::new()).map(|report| report.text).expect_err("lost writes were not found");
+    println!("{failure}");
+    assert!(failure.contains("lost: ") || failure.contains("acknowledged twice"), "{failure}");
     assert!(failure.contains("not linearizable"), "{failure}");
 }
 
 /// One run. An error tells what was wrong; the evidence is kept, unless it was to be expected.
 fn go(run: &Run, dice: &mut Dice) -> Result<Report, String> {
-    let plan = plan::draw(dice, run.nodes, run.length);
     let mut world = World::new(run.nodes, dice.below(1 << 32));
-    let planned: String = plan.iter().map(|planned| format!("{planned}\n")).collect();
+    world.forgetful_disks = run.sabotage == Sabotage::ForgetfulDisks;
+    let planned: String = run.plan.iter().map(|planned| format!("{planned}\n")).collect();
     fs::write(world.dir.join("plan.txt"), planned).expect("a file");
 
-    let book = Book::new(run.stale_reads);
-    let mut nemesis = Nemesis::new(plan);
+    let book = Book::new(run.sabotage == Sabotage::StaleReads);
+    let mut nemesis = Nemesis::new(run.plan.clone());
     let result = watch(run, dice, &mut world, &book, &mut nemesis);
-    let failed = result.is_err() && !run.stale_reads;
+    let failed = result.is_err() && run.sabotage == Sabotage::None;
     if failed || env::var_os("KEEP").is_some() {
         write_evidence(&world, &book, &nemesis, result.as_ref().err());
         world.keep_evidence();
@@ -146,10 +180,10 @@ fn watch(
     let urls: Vec<(u64, String)> = world.ids().into_iter().map(|id| (id, world.url(id))).collect();
     world.ids().into_iter().for_each(|id| world.start(id));
     ready(world, &urls)?;
-    println!("{} nodes, {} clients on {KEYS} keys, {:?}", run.nodes, run.clients, run.length);
+    println!("{} nodes, {} clients on {KEYS} keys, {:?}", run.nodes, CLIENTS, run.length);
 
     let watchers = Watchers::start(&urls);
-    let clients = Clients::start(run.clients, dice, book, &urls);
+    let clients = Clients::start(CLIENTS, dice, book, &urls);
     let (begun, mut said) = (Instant::now(), Duration::ZERO);
     while nemesis.step(world, begun.elapsed(), watchers.leader()) {
         if let Some(deserter) = world.deserter() {
@@ -170,9 +204,6 @@ fn watch(
     clients.stop();
     let leaders = watchers.leaders();
     drop(watchers);
-    if let Some((term, two)) = leaders.iter().find(|(_, ids)| ids.len() > 1) {
-        return Err(format!("term {term} had the leaders {two:?}"));
-    }
     // Every key is read through every node, and written once more: what stands there now must fit, too.
     let http = Http::new(Duration::from_secs(10));
     for (id, url) in &urls {
@@ -190,12 +221,19 @@ fn watch(
     for (id, url) in &urls {
         logs.insert(*id, judge::applied(url, upto)?);
     }
-    judge::same_everywhere(&logs, &urls)?;
     let pages = book.pages();
     let log = &logs[&urls[0].0];
-    let found = judge::once(log, &pages)?;
+    let (same, found) = (judge::same_everywhere(&logs, &urls), judge::once(log, &pages));
     let checked = Instant::now();
-    judge::linearizable(&pages)?;
+    let linearizable = judge::linearizable(&pages);
+    let elected = leaders.iter().find(|(_, ids)| ids.len() > 1);
+    let elected = elected.map(|(term, ids)| format!("term {term} had the leaders {ids:?}"));
+    let failures = [elected, same.err(), found.as_ref().err().cloned(), linearizable.err()];
+    let failures: Vec<String> = failures.into_iter().flatten().collect();
+    if !failures.is_empty() {
+        return Err(failures.join("\n\n"));
+    }
+    let found = found.unwrap_or(0);
 
     let operations = pages.history.operations();
     let mut text = String::new();

@@ -157,6 +157,8 @@ pub struct World {
     /// Where this run keeps everything.
     pub dir: PathBuf,
     keep: bool,
+    /// Disks that lie: what a node wrote between two of its deaths is gone after the second.
+    pub forgetful_disks: bool,
 }
 
 impl World {
@@ -169,7 +171,8 @@ impl World {
         fs::create_dir_all(&dir).expect("a folder");
         let (prefix, mgmt) = (format!("{PREFIX}{pid}"), format!("10.{}", 64 + pid % 128));
         // From here on, what was made is removed however this ends.
-        let mut world = World { nodes: BTreeMap::new(), switch: None, prefix, mgmt, dir, keep: false };
+        let mut world =
+            World { nodes: BTreeMap::new(), switch: None, prefix, mgmt, dir, keep: false, forgetful_disks: false };
         world.switch = Some(Switch::start(hosts, seed, &world.prefix, &world.mgmt));
         let ids: Vec<String> = (1..=hosts).map(|id| id.to_string()).collect();
         let made = lab::run(&["certs", text(&world.dir.join("certs")), "--nodes", &ids.join(",")]);
@@ -232,6 +235,20 @@ impl World {
         let mut child = node.child.take().expect("it runs");
         child.kill().expect("it can be killed");
         child.wait().expect("it ends");
+        if self.forgetful_disks {
+            self.forget(id);
+        }
+    }
+
+    /// Brings back what the directory held at the node's last death; at its first, keeps that.
+    fn forget(&mut self, id: u64) {
+        let (data, before) = (self.mount(id).join("data"), self.mount(id).join("before"));
+        if before.exists() {
+            sh("rm", &["-rf", text(&data)]);
+            sh("mv", &[text(&before), text(&data)]);
+        } else {
+            sh("cp", &["-a", text(&data), text(&before)]);
+        }
     }
 
     /// SIGSTOP.
