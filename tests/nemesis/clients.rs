@@ -37,6 +37,8 @@ pub struct Book {
 pub struct Pages {
     pub history: History<String, String>,
     pub notes: Vec<Note>,
+    /// Answers that the API does not promise. There must be none.
+    pub surprises: Vec<String>,
 }
 
 /// Beside an operation.
@@ -81,6 +83,7 @@ impl Book {
         };
         let told = http.send(node.1, key, &call, self.stale_reads);
         let mut pages = self.pages();
+        let pages = &mut *pages;
         let note = &mut pages.notes[number];
         let value = |body: &Value, name: &str| body[name].as_str().map(str::to_owned);
         let (answer, now) = match &told {
@@ -103,7 +106,10 @@ impl Book {
                         return None;
                     }
                     (504, _) => return None,
-                    _ => panic!("{call} of {key} was answered {status}: {body}"),
+                    _ => {
+                        pages.surprises.push(format!("{call} of {key} was answered {status}: {body}"));
+                        return None;
+                    }
                 }
             }
             Err(Unanswered { sent, why }) => {

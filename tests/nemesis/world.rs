@@ -95,6 +95,9 @@ fn clean_up() {
                 let _ = fs::remove_file(part.with_extension("image"));
             }
         }
+        if !runs().join(&run).join("verdict.txt").exists() {
+            let _ = fs::remove_dir_all(runs().join(&run));
+        }
     }
 }
 
