@@ -27,6 +27,7 @@ mod lab;
 mod clients;
 mod judge;
 mod plan;
+mod switch;
 mod world;
 
 use std::{
@@ -150,6 +151,16 @@ fn forgotten_writes_are_found() {
     println!("{failure}");
     assert!(failure.contains("lost: ") || failure.contains("acknowledged twice"), "{failure}");
     assert!(failure.contains("not linearizable"), "{failure}");
+}
+
+/// Each fault of the network is seen at the other end of the link that it is on.
+#[test]
+fn the_switch_does_what_it_says() {
+    if skipped("the_switch_does_what_it_says") {
+        return;
+    }
+    let _alone = ALONE.lock().unwrap_or_else(|e| e.into_inner());
+    switch::try_all(&mut World::new(2, Dice::new().below(1 << 32)));
 }
 
 /// One run. An error tells what was wrong; the evidence is kept, unless it was to be expected.

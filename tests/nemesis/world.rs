@@ -156,7 +156,8 @@ pub struct World {
     nodes: BTreeMap<u64, Node>,
     switch: Option<Switch>,
     prefix: String,
-    mgmt: String,
+    /// Management addresses are 198.18.(this + id).2: a range that is for tests.
+    mgmt: u64,
     /// Where this run keeps everything.
     pub dir: PathBuf,
     keep: bool,
@@ -172,11 +173,11 @@ impl World {
         let number = (0..).find(|n| !runs().join(format!("{PREFIX}{pid}-{n}")).exists()).expect("a number");
         let dir = runs().join(format!("{PREFIX}{pid}-{number}"));
         fs::create_dir_all(&dir).expect("a folder");
-        let (prefix, mgmt) = (format!("{PREFIX}{pid}"), format!("10.{}", 64 + pid % 128));
+        let (prefix, mgmt) = (format!("{PREFIX}{pid}"), u64::from(pid % 25) * 10);
         // From here on, what was made is removed however this ends.
         let mut world =
             World { nodes: BTreeMap::new(), switch: None, prefix, mgmt, dir, keep: false, forgetful_disks: false };
-        world.switch = Some(Switch::start(hosts, seed, &world.prefix, &world.mgmt));
+        world.switch = Some(Switch::start(hosts, seed, &world.prefix, &format!("198.18.{mgmt}")));
         let ids: Vec<String> = (1..=hosts).map(|id| id.to_string()).collect();
         let made = lab::run(&["certs", text(&world.dir.join("certs")), "--nodes", &ids.join(",")]);
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
@@ -204,21 +205,28 @@ impl World {
 
     /// Where clients reach a node.
     pub fn url(&self, id: u64) -> String {
-        format!("http://{}.{id}.2:8000", self.mgmt)
+        format!("http://{}", self.http(id))
+    }
+
+    /// A program on the network of a host.
+    pub fn on(&self, id: u64, program: &str) -> Command {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net=/run/netns/{}{id}", self.prefix)).arg(program);
+        command
     }
 
     /// Starts a node, by the same command each time.
     pub fn start(&mut self, id: u64) {
         let log = File::options().create(true).append(true).open(self.dir.join(format!("log-{id}"))).expect("a log");
-        let mut command = Command::new("nsenter");
-        command.arg(format!("--net=/run/netns/{}{id}", self.prefix)).arg(env!("CARGO_BIN_EXE_actorum")).arg("serve");
+        let mut command = self.on(id, env!("CARGO_BIN_EXE_actorum"));
+        command.arg("serve");
         for (name, _) in env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("ACTORUM_")) {
             command.env_remove(name);
         }
         // Quick to elect: two minutes shall see many leaders.
         command.env("ACTORUM_HEARTBEAT_MS", "50").env("ACTORUM_ELECTION_MS", "300");
         command.args(["--id", &id.to_string(), "--listen", &format!("10.77.0.{id}:7000")]);
-        command.args(["--http", &format!("{}.{id}.2:8000", self.mgmt), "--stop-when-stdin-closes"]);
+        command.args(["--http", &self.http(id), "--stop-when-stdin-closes"]);
         command.arg("--data").arg(self.mount(id).join("data"));
         command.arg("--certs").arg(self.dir.join("certs").join(format!("node-{id}")));
         for peer in self.nodes.keys() {
@@ -320,6 +328,10 @@ impl World {
     fn signal(&mut self, id: u64, signal: &str) {
         let pid = self.node(id).child.as_ref().expect("it runs").id();
         sh("kill", &[signal, &pid.to_string()]);
+    }
+
+    fn http(&self, id: u64) -> String {
+        format!("198.18.{}.2:8000", self.mgmt + id)
     }
 
     fn image(&self, id: u64) -> PathBuf {

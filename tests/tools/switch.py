@@ -7,8 +7,8 @@
                                          orders
 
 Stands in for netem, which not every kernel has. Makes the namespaces PREFIX1 .. PREFIXn, each with eth0 at 10.77.0.i/24
-through the switch and mgmt0 at MGMT.i.2/24, whose other end MGMT.i.1 is in the namespace that this was started from and which
-no fault ever touches. Says `{"ready": true}` when they are there.
+through the switch and mgmt0, whose other end is in the namespace that this was started from and which no fault ever
+touches: with --mgmt 198.18.40 they are 198.18.(40 + i).2 and 198.18.(40 + i).1. Says `{"ready": true}` when they are there.
 
 Orders come as JSON on standard input, a line each, and each is answered with a line:
 
@@ -60,13 +60,15 @@ def remove(namespace):
 
 def make(prefix, mgmt, i):
     namespace, outer = f"{prefix}{i}", f"{prefix}m{i}"
+    network, third = mgmt.rsplit(".", 1)
+    mgmt = f"{network}.{int(third) + i}"
     fd = tap(f"{prefix}t{i}")
     sh(f"ip netns add {namespace} && ip link set {prefix}t{i} netns {namespace} name eth0")
     sh(f"ip -n {namespace} link set eth0 address 02:00:00:00:00:{i:02x}")
     sh(f"ip -n {namespace} addr add 10.77.0.{i}/24 dev eth0 && ip -n {namespace} link set eth0 up")
     sh(f"ip link add {outer} type veth peer name mgmt0 netns {namespace}")
-    sh(f"ip addr add {mgmt}.{i}.1/24 dev {outer} && ip link set {outer} up")
-    sh(f"ip -n {namespace} addr add {mgmt}.{i}.2/24 dev mgmt0 && ip -n {namespace} link set mgmt0 up")
+    sh(f"ip addr add {mgmt}.1/24 dev {outer} && ip link set {outer} up")
+    sh(f"ip -n {namespace} addr add {mgmt}.2/24 dev mgmt0 && ip -n {namespace} link set mgmt0 up")
     sh(f"ip -n {namespace} link set lo up")
     return fd
 
@@ -169,7 +171,7 @@ def main():
     p.add_argument("--hosts", type=int, default=3)
     p.add_argument("--seed", type=int, default=1)
     p.add_argument("--prefix", default="switch", help="of the names of namespaces and interfaces, at most ten characters")
-    p.add_argument("--mgmt", default="10.78", help="the first two numbers of the management addresses")
+    p.add_argument("--mgmt", default="198.18.0", help="of the management addresses; the host's number is added to the third")
     p.add_argument("--remove", metavar="NAMESPACE", nargs="+", help="only kill what runs in these, and remove them")
     a = p.parse_args()
     if a.remove:
