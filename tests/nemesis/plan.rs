@@ -178,6 +178,10 @@ impl Nemesis {
             self.missed += 1;
             return;
         }
+        if hit.len() > 1 {
+            // At one moment, though they die one after the other: nobody outlives the rest and learns more.
+            hit.iter().for_each(|id| world.pause(*id));
+        }
         let active = match kind {
             "pause" => {
                 world.pause(hit[0]);
@@ -218,7 +222,7 @@ impl Nemesis {
                 }
             }
             Active::Paused(id) => {
-                // It may have been killed meanwhile... never: only who is awake is met.
+                // It still is: a fault meets only who is awake.
                 world.resume(id);
                 self.log.push(format!("{seconds:8.3} node {id} goes on"));
             }
