@@ -14,6 +14,12 @@ impl Dice {
         Dice(seed)
     }
 
+    /// Another generator, for a thread of its own.
+    #[allow(dead_code)] // not every test has threads
+    pub fn fork(&mut self) -> Dice {
+        Dice(self.below(u64::MAX))
+    }
+
     /// A number below `bound`.
     pub fn below(&mut self, bound: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
