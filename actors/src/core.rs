@@ -36,8 +36,8 @@ use crate::{
     machine,
     members::Change,
     message::{
-        Answer, Append, AppliedTo, Apply, Campaign, Failed, LeaderChanged, Persisted, Refusal, Restore, ServeReads,
-        Submit, SubmitChange, SubmitRead, SystemChanged, Ticket,
+        Answer, Append, AppliedTo, Apply, Campaign, DiskReport, Failed, LeaderChanged, Persisted, ProbeDisk, Refusal,
+        Restore, ServeReads, Submit, SubmitChange, SubmitRead, SystemChanged, Ticket,
     },
 };
 
@@ -58,6 +58,8 @@ pub type Check = fn(&Draft) -> Result<(), String>;
 pub struct Links<T: Ticket> {
     /// The log writer.
     pub append: Recipient<Append>,
+    /// The log writer.
+    pub probe: Recipient<ProbeDisk>,
     /// The applier.
     pub apply: Recipient<Apply<T>>,
     /// The applier.
@@ -172,8 +174,11 @@ impl<T: Ticket> RaftCore<T> {
 
     /// The effects in the order that the promises need: the disk and the peers first, in parallel.
     fn carry_out(&mut self, effects: Effects<T>, ctx: &mut Context<Self>) {
-        let Effects { append, transmit, asks, restore, apply, reads, answers, leader, fault } = effects;
+        let Effects { append, probe, transmit, asks, restore, apply, reads, answers, leader, fault } = effects;
         append.into_iter().for_each(|append| self.links.append.do_send(append));
+        if probe {
+            self.links.probe.do_send(ProbeDisk);
+        }
         if !transmit.is_empty() {
             self.links.transmit.do_send(Transmit { group: self.group, messages: transmit });
         }
@@ -349,6 +354,18 @@ impl<T: Ticket> Handler<Persisted> for RaftCore<T> {
 
     fn handle(&mut self, Persisted { number, .. }: Persisted, ctx: &mut Context<Self>) {
         self.guarded(|core| core.consensus.persisted(number));
+        self.drain_soon(ctx);
+    }
+}
+
+impl<T: Ticket> Handler<DiskReport> for RaftCore<T> {
+    type Result = ();
+
+    fn handle(&mut self, report: DiskReport, ctx: &mut Context<Self>) {
+        self.guarded(|core| match report {
+            DiskReport::Probed(result) => core.consensus.disk_probed(result),
+            DiskReport::Space { low } => core.consensus.disk_space(low),
+        });
         self.drain_soon(ctx);
     }
 }

@@ -133,6 +133,7 @@ pub struct Lab {
     settings: Vec<(String, String)>,
     arguments: Vec<String>,
     by_hand: bool,
+    elsewhere: BTreeMap<u64, PathBuf>,
     dir: TempDir,
 }
 
@@ -141,7 +142,8 @@ impl Lab {
     pub fn new(ids: &[u64]) -> Lab {
         let dir = tempfile::Builder::new().prefix("actorum-test-").tempdir().expect("a temporary directory");
         let nodes = BTreeMap::new();
-        let lab = Lab { nodes, founders: vec![], settings: vec![], arguments: vec![], by_hand: false, dir };
+        let (founders, settings, arguments, elsewhere) = (vec![], vec![], vec![], BTreeMap::new());
+        let lab = Lab { nodes, founders, settings, arguments, by_hand: false, elsewhere, dir };
         lab.certify(ids);
         lab
     }
@@ -222,7 +224,7 @@ impl Lab {
             listen,
             http: SocketAddr::from(([127, 0, 0, 1], 0)),
             admin: SocketAddr::from(([127, 0, 0, 1], 0)),
-            data: path("data"),
+            data: self.elsewhere.get(&id).cloned().unwrap_or_else(|| path("data")),
             certs: self.path("certs").join(format!("node-{id}")),
             log: path("log"),
             report: path("report"),
@@ -232,6 +234,11 @@ impl Lab {
             child: None,
         };
         self.nodes.insert(id, node);
+    }
+
+    /// Says where a node that was not started yet keeps its data, instead of in the shared directory.
+    pub fn data_in(&mut self, id: u64, dir: PathBuf) {
+        self.elsewhere.insert(id, dir);
     }
 
     /// One of them.

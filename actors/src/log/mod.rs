@@ -2,7 +2,7 @@
 //!
 //! [`store`] is the seam. Behind it stand [`sled`] (the default: a directory on a real disk) and [`memory`]
 //! (for tests, with crashes on demand); [`conformance`] is what any other must pass. [`record`],
-//! [`watermark`] and [`directory`] are what lies on the disk, each with its own checks, and [`inspect`]
+//! [`watermark`] and [`directory`] are what lies on the disk, each with its own checks, [`space`] asks that disk how it is, and [`inspect`]
 //! reads a stopped node's directory without touching it. [`view`] is the log as the core sees it.
 
 pub mod store;
@@ -13,5 +13,6 @@ pub mod sled;
 pub mod record;
 pub mod watermark;
 pub mod directory;
+pub mod space;
 pub mod conformance;
 pub mod inspect;

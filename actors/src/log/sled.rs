@@ -35,6 +35,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+        atomic::{AtomicU64, Ordering},
         mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
     },
     thread,
@@ -76,6 +77,8 @@ pub struct OpenOptions {
     pub open_within: Duration,
     /// How long dropping the appender waits for the store to close. Default 10 s; then it closes behind our back, or never.
     pub close_within: Duration,
+    /// How many bytes of ballast to keep beside the log; zero, the default, for none. See [`super::space`].
+    pub ballast_bytes: u64,
     /// Whether to sync at all. Exists only with the feature `faults`, for the harness that must see the loss.
     #[cfg(feature = "faults")]
     #[doc(hidden)]
@@ -108,6 +111,7 @@ impl OpenOptions {
             watermark_quiet: Duration::from_millis(200),
             open_within: Duration::from_secs(600),
             close_within: Duration::from_secs(10),
+            ballast_bytes: 0,
             #[cfg(feature = "faults")]
             sync: SyncPolicy::Always,
         }
@@ -139,6 +143,7 @@ impl SledStore {
 
     fn open_here(dir: &Path, options: OpenOptions) -> Result<SledStore, OpenError> {
         let OpenOptions { id, new_incarnation, .. } = options;
+        super::space::free_ballast_if_full(dir);
         let mut made = None;
         let mut directory = Directory::open(dir, id, new_incarnation, |node| {
             made = Some(create(dir, node, &options)?);
@@ -174,7 +179,7 @@ impl SledStore {
         let open = Open { engine, logs, _directory: directory };
         let identity = open._directory.identity();
         Ok(SledStore {
-            shared: Arc::new(Shared { state: RwLock::new(Ok(open)) }),
+            shared: Arc::new(Shared { state: RwLock::new(Ok(open)), bytes: AtomicU64::new(0) }),
             identity,
             found: found.groups,
             work: Some((watermark, options)),
@@ -266,6 +271,12 @@ impl LogStore for SledStore {
         self.shared.clone()
     }
 
+    fn probe(&self) -> Option<Arc<dyn Probe>> {
+        let dir = self.shared.read().as_ref().ok()?._directory.path().to_owned();
+        let started = super::space::DirectoryProbe::start(&dir, self.work.as_ref()?.1.ballast_bytes);
+        started.map(|probe| Arc::new(probe) as Arc<dyn Probe>).ok()
+    }
+
     fn start(mut self: Box<Self>, completed: Completions) -> Box<dyn LogAppender> {
         let (watermark, options) = self.work.take().expect("start consumes the store, so it runs once");
         let (submit, submitted) = sync_channel(options.max_waiting.max(1));
@@ -301,6 +312,7 @@ impl fmt::Debug for SledStore {
 /// What the store's thread and the readers share.
 struct Shared {
     state: RwLock<Result<Open, String>>,
+    bytes: AtomicU64,
 }
 
 /// An engine, what is known of its logs, and the lock that makes it ours: dropped together, in this order.
@@ -344,7 +356,11 @@ impl LogReader for Shared {
     }
 
     fn disk_bytes(&self) -> u64 {
-        self.read().as_ref().map_or(0, |open| open.engine.disk_bytes())
+        // A status waits for no disk: while the store's thread hangs with the lock, the last number has to do.
+        if let Ok(state) = self.state.try_read() {
+            self.bytes.store(state.as_ref().map_or(0, |open| open.engine.disk_bytes()), Ordering::Relaxed);
+        }
+        self.bytes.load(Ordering::Relaxed)
     }
 }
 
