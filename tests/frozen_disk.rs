@@ -106,10 +106,12 @@ impl Drop for Disk {
     }
 }
 
-/// Three founders, each on a disk of its own. The disks come last: nodes end before their mounts go.
+/// Three founders, each on a disk of its own. Dropped in this order, after the nodes were killed: the mounts go before the
+/// directory that they are in.
 struct Cluster {
-    lab: Lab,
     disks: Vec<Disk>,
+    lab: Lab,
+    _alone: MutexGuard<'static, ()>,
 }
 
 impl Drop for Cluster {
@@ -127,12 +129,12 @@ impl Drop for Cluster {
 }
 
 impl Cluster {
-    fn new(mib: u64, settings: &[(&str, &str)]) -> Cluster {
+    fn new(_alone: MutexGuard<'static, ()>, mib: u64, settings: &[(&str, &str)]) -> Cluster {
         let mut lab = Lab::new(&[1, 2, 3]);
         settings.iter().for_each(|(name, value)| lab.set(name, value));
         let disks: Vec<Disk> = (1..=3).map(|id| Disk::new(&lab, id, mib)).collect();
         (1..=3).for_each(|id| lab.data_in(id, disks[id as usize - 1].data()));
-        let mut cluster = Cluster { lab, disks };
+        let mut cluster = Cluster { lab, disks, _alone };
         cluster.lab.found(&[1, 2, 3]);
         cluster.lab.leader();
         cluster
@@ -171,8 +173,8 @@ fn has_all(node: &Node, keys: &[String]) {
 
 #[test]
 fn writes_flow_again_when_the_disk_of_the_leader_freezes() {
-    let Some(_alone) = machine("writes_flow_again_when_the_disk_of_the_leader_freezes") else { return };
-    let cluster = Cluster::new(128, &[("ACTORUM_LOW_SPACE_BYTES", "0")]);
+    let Some(alone) = machine("writes_flow_again_when_the_disk_of_the_leader_freezes") else { return };
+    let cluster = Cluster::new(alone, 128, &[("ACTORUM_LOW_SPACE_BYTES", "0")]);
     let lab = &cluster.lab;
     let old = lab.leader();
     let others = cluster.others(old);
@@ -226,9 +228,9 @@ fn writes_flow_again_when_the_disk_of_the_leader_freezes() {
 
 #[test]
 fn a_leader_low_on_space_hands_over_and_recovers_in_the_same_run() {
-    let Some(_alone) = machine("a_leader_low_on_space_hands_over_and_recovers_in_the_same_run") else { return };
+    let Some(alone) = machine("a_leader_low_on_space_hands_over_and_recovers_in_the_same_run") else { return };
     let settings = [("ACTORUM_LOW_SPACE_BYTES", "20000000"), ("ACTORUM_BALLAST_BYTES", "4000000")];
-    let cluster = Cluster::new(160, &settings);
+    let cluster = Cluster::new(alone, 160, &settings);
     let lab = &cluster.lab;
     let old = lab.leader();
     let pid = lab.node(old).pid();
@@ -251,9 +253,10 @@ fn a_leader_low_on_space_hands_over_and_recovers_in_the_same_run() {
 }
 
 /// What a real write error ends: this process, with the reason; and what it acknowledged is there when it starts again.
-fn dies_and_comes_back(test: &str, fail: impl FnOnce(&Disk), repair: impl FnOnce(&Disk)) {
-    let Some(_alone) = machine(test) else { return };
-    let mut cluster = Cluster::new(160, &[("ACTORUM_LOW_SPACE_BYTES", "0"), ("ACTORUM_BALLAST_BYTES", "33554432")]);
+fn dies_and_comes_back(test: &str, fail: impl FnOnce(&Disk), repair: impl FnOnce(&Disk)) -> Option<Cluster> {
+    let alone = machine(test)?;
+    let mut cluster =
+        Cluster::new(alone, 160, &[("ACTORUM_LOW_SPACE_BYTES", "0"), ("ACTORUM_BALLAST_BYTES", "33554432")]);
     let old = cluster.lab.leader();
     let others = cluster.others(old);
     wait("the ballast", || cluster.disk(old).data().join("ballast").exists().then_some(()));
@@ -289,35 +292,29 @@ fn dies_and_comes_back(test: &str, fail: impl FnOnce(&Disk), repair: impl FnOnce
     let newest = cluster.lab.node(others[0]).status()["commit_index"].as_u64().unwrap();
     cluster.lab.node(old).wait_applied(newest);
     has_all(cluster.lab.node(old), &acked);
+    Some(cluster)
 }
 
 #[test]
 fn a_full_disk_ends_the_node_and_the_ballast_opens_it_again() {
+    let kept = |disk: &Disk| assert!(disk.data().join("ballast").exists(), "nobody gave it up so far");
     // Nothing is cleared away: the ballast alone lets the node open its log, and follow for a while.
-    dies_and_comes_back(
-        "a_full_disk_ends_the_node_and_the_ballast_opens_it_again",
-        |disk| drop(disk.fill()),
-        |disk| {
-            assert!(disk.data().join("ballast").exists(), "nobody gave it up so far");
-        },
-    );
+    let name = "a_full_disk_ends_the_node_and_the_ballast_opens_it_again";
+    let Some(cluster) = dies_and_comes_back(name, |disk| drop(disk.fill()), kept) else { return };
+    let given_up = cluster.disks.iter().filter(|disk| !disk.data().join("ballast").exists()).count();
+    assert_eq!(given_up, 1, "it was what made the room");
 }
 
 #[test]
 fn a_disk_that_turns_read_only_ends_the_node() {
-    let remount = |disk: &Disk, how: &str| {
-        // Busy with open files, a mount cannot be made read-only by asking nicely: the way of `errors=remount-ro` can.
-        assert!(disk.is(&["mount", "-o", how]), "mount -o {how}");
+    // As ext4 does it to itself with `errors=remount-ro`.
+    let abort = |disk: &Disk| assert!(disk.is(&["mount", "-o", "remount,abort"]), "the journal is aborted");
+    let repair = |disk: &Disk| {
+        assert!(disk.is(&["umount"]), "nobody holds it");
+        // Its status says only whether anything had to be repaired.
+        let (image, mount) = (disk.image.to_str().unwrap(), disk.mount.to_str().unwrap());
+        succeeds("fsck.ext4", &["-p", image]);
+        assert!(succeeds("mount", &["-o", "loop", image, mount]), "mount {image}");
     };
-    dies_and_comes_back(
-        "a_disk_that_turns_read_only_ends_the_node",
-        |disk| assert!(disk.is(&["mount", "-o", "remount,abort"]), "an aborted journal turns ext4 read-only"),
-        |disk| {
-            assert!(disk.is(&["umount"]), "nobody holds it");
-            let (image, mount) = (disk.image.to_str().unwrap(), disk.mount.to_str().unwrap());
-            succeeds("fsck.ext4", &["-p", image]);
-            assert!(succeeds("mount", &["-o", "loop", image, mount]));
-            remount(disk, "remount,rw");
-        },
-    );
+    dies_and_comes_back("a_disk_that_turns_read_only_ends_the_node", abort, repair);
 }
