@@ -333,7 +333,7 @@ mod tests {
             "ACTORUM_MAX_IN_FLIHGT: there is no such setting; did you mean max_in_flight?"
         );
         let far = applied("color = \"red\"").unwrap_err();
-        assert!(far.starts_with("color: there is no such setting; there are cluster_name, "), "{far}");
+        assert!(far.starts_with("color: there is no such setting; there are ballast_bytes, cluster_name, "), "{far}");
     }
 
     #[test]
