@@ -12,7 +12,7 @@ use actorum_actors::{
     log::store::LogReader,
     log_writer::LogWriterStatus,
     membership::MembershipStatus,
-    status::{Formed, PeerProgress, Queues, Status, Totals},
+    status::{Disk, DiskState, Formed, PeerProgress, Queues, Status, Totals},
 };
 use actorum_transport::{
     message::TransportStatus,
@@ -94,6 +94,7 @@ impl Board {
             bytes_received: network.bytes_received,
         };
         status.disk_bytes = self.reader.disk_bytes();
+        status.disk = disk(&core, &log);
         status.last_error = life.last_error.or(applier.last_error).or(log.failed).or(members.refused);
         status.membership = applier.membership;
         status.stopped = life.stopped;
@@ -110,6 +111,28 @@ impl Board {
             changed = self.applier.changed() => changed.is_ok() || self.life.changed().await.is_ok(),
             changed = self.members.changed() => changed.is_ok() || self.life.changed().await.is_ok(),
         }
+    }
+}
+
+/// The disk as the core and the log writer see it.
+fn disk(core: &CoreStatus, log: &LogWriterStatus) -> Disk {
+    let seen = &core.disk;
+    let state = match () {
+        () if log.failed.is_some() => DiskState::Dead,
+        () if seen.suspect_ms.is_some() => DiskState::Suspect,
+        () if log.low => DiskState::Low,
+        () if seen.slow => DiskState::Slow,
+        () => DiskState::Ok,
+    };
+    Disk {
+        state,
+        waiting_ms: seen.waiting_ms,
+        suspect_ms: seen.suspect_ms,
+        unpersisted_bytes: seen.unpersisted_bytes,
+        free_bytes: log.free_bytes,
+        low: log.low,
+        held_dropped: seen.held_dropped,
+        cause: log.failed.clone(),
     }
 }
 

@@ -26,7 +26,7 @@ use actorum_actors::{
         sled::{OpenOptions, SledStore},
         store::{LogReader, LogStore, Recovered, StoreIdentity},
     },
-    log_writer::{LogWriter, LogWriterLinks, LogWriterStatus},
+    log_writer::{DiskBounds, LogWriter, LogWriterLinks, LogWriterStatus},
     machine::StateMachine,
     membership::{self, Beginning, MembershipManager, MembershipStatus},
     message::Refusal,
@@ -109,8 +109,11 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
     };
     let opened = match storage {
         // Its reader says so: a simulation must not wait for a thread that lives in another time.
-        Storage::Custom(store) if !store.reader().blocks() => open(id, Storage::Custom(store), machine)?,
-        storage => blocking(move || open(id, storage, machine)).await??,
+        Storage::Custom(store) if !store.reader().blocks() => open(id, Storage::Custom(store), 0, machine)?,
+        storage => {
+            let ballast_bytes = config.ballast_bytes;
+            blocking(move || open(id, storage, ballast_bytes, machine)).await??
+        }
     };
     let Opened { store, reader, identity, recovered, replayed } = opened;
 
@@ -148,10 +151,14 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
     };
     let consensus = Consensus::new(settings(id, identity, &config, &bootstrap), core_start)?;
 
-    let log = LogWriter::start(
+    let bounds =
+        DiskBounds { dead_after: Duration::from_millis(config.disk_dead_ms), low_space: config.low_space_bytes };
+    let log = LogWriter::start_within(
+        bounds,
         store,
         LogWriterLinks {
             cores: BTreeMap::from([(GROUP, core.clone().recipient())]),
+            disk: BTreeMap::from([(GROUP, core.clone().recipient())]),
             failed: system.clone().recipient(),
         },
         log_shows,
@@ -176,6 +183,7 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
     };
     let core_links = core::Links {
         append: log.clone().recipient(),
+        probe: log.clone().recipient(),
         apply: applier.clone().recipient(),
         reads: applier.clone().recipient(),
         restore: applier.clone().recipient(),
@@ -275,11 +283,18 @@ fn missing(key: &str, problem: &str) -> StartError {
 }
 
 /// Opens the directory, checks it, and rebuilds the state.
-fn open<S: StateMachine>(id: NodeId, storage: Storage, machine: S) -> Result<Opened<S>, StartError> {
+fn open<S: StateMachine>(
+    id: NodeId,
+    storage: Storage,
+    ballast_bytes: u64,
+    machine: S,
+) -> Result<Opened<S>, StartError> {
+    let mut options = OpenOptions::new(id, new_incarnation());
+    options.ballast_bytes = ballast_bytes;
     let store: Box<dyn LogStore> = match storage {
         Storage::Custom(store) => store,
         Storage::Memory => Box::new(MemoryDisk::new().open(id, new_incarnation())?),
-        Storage::Sled(dir) => Box::new(SledStore::open(&dir, OpenOptions::new(id, new_incarnation()))?),
+        Storage::Sled(dir) => Box::new(SledStore::open(&dir, options)?),
     };
     let (identity, reader) = (store.identity(), store.reader());
     if identity.id != id {
@@ -313,6 +328,7 @@ fn begin<S>(
 
 fn settings(id: NodeId, identity: StoreIdentity, config: &Config, bootstrap: &Bootstrap) -> Settings {
     let election_ticks = config.election_ms.div_ceil(config.heartbeat_ms);
+    let disk_slow_ticks = config.disk_slow_ms.div_ceil(config.heartbeat_ms).max(2);
     Settings {
         id,
         group: GROUP,
@@ -324,6 +340,8 @@ fn settings(id: NodeId, identity: StoreIdentity, config: &Config, bootstrap: &Bo
         max_append_bytes: config.max_append_bytes,
         max_inflight_appends: config.max_inflight_appends,
         max_unapplied_bytes: config.max_unapplied_bytes,
+        max_unpersisted_bytes: config.max_unpersisted_bytes,
+        disk_slow_ticks,
         log_tail_bytes: config.log_tail_bytes,
         max_entry_bytes: config.max_entry_bytes,
         waits: *bootstrap == Bootstrap::Wait,

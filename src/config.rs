@@ -38,6 +38,26 @@ pub struct Config {
     /// How many bytes of entries may be committed or appended and not yet applied. At the bound a follower drops
     /// appends and a leader answers `Busy`. Default 256 MiB.
     pub max_unapplied_bytes: usize,
+    /// How many bytes a leader may have handed to its own disk that are not durable yet. At the bound it answers `Busy`.
+    /// Default 64 MiB. More rides out longer hiccups and leaves more unknown when the disk does not come back.
+    pub max_unpersisted_bytes: usize,
+    /// How long a write may wait for this node's disk before the node counts the disk as slow, in milliseconds. Default 1000;
+    /// counted in heartbeats, and never fewer than two of them.
+    ///
+    /// A leader then hands its office over, or steps down if nobody takes it within `election_ms`; nobody with a slow disk
+    /// seeks an office. It ends when a probe and the waiting writes are durable. Shorter moves the office sooner, also for
+    /// hiccups that would have passed.
+    pub disk_slow_ms: u64,
+    /// How long a write may hang before the node stops for good, in milliseconds. Default 60,000; counted in seconds.
+    ///
+    /// It costs nobody an answer to wait, since a node with a slow disk leads nobody; stopping lets a supervisor act.
+    pub disk_dead_ms: u64,
+    /// Fewer free bytes on the disk than this are few: the node hands its office over and answers `Busy` as a leader, and goes
+    /// on following. It ends by itself when a quarter more is free. Default 256 MiB; 0 never looks.
+    pub low_space_bytes: u64,
+    /// How many bytes to keep on the disk as ballast, given up when a full disk has to be opened again. Default 32 MiB, twice
+    /// what the log's engine sets aside at a time; 0 for none. Made only while four times as much is free.
+    pub ballast_bytes: u64,
     /// How many events may wait for one subscriber. At the bound it hears `Lagged` and is unsubscribed. Default 65,536.
     pub subscriber_buffer: usize,
     /// How many bytes may wait for one peer in the transport. At the bound the oldest goes. Default 64 MiB.
@@ -75,6 +95,11 @@ impl Default for Config {
             max_inflight_appends: 256,
             log_tail_bytes: 64 << 20,
             max_unapplied_bytes: 256 << 20,
+            max_unpersisted_bytes: 64 << 20,
+            disk_slow_ms: 1000,
+            disk_dead_ms: 60_000,
+            low_space_bytes: 256 << 20,
+            ballast_bytes: 32 << 20,
             subscriber_buffer: 65_536,
             peer_queue_bytes: 64 << 20,
             placement: Placement::Compact,
@@ -184,6 +209,10 @@ impl Config {
                 ),
             );
         }
+        if self.disk_dead_ms <= self.disk_slow_ms {
+            let problem = format!("a disk is slow (disk_slow_ms is {}) before it is dead", self.disk_slow_ms);
+            return wrong("disk_dead_ms", problem);
+        }
         for (key, value) in [
             ("deadline_ms", self.deadline_ms as usize),
             ("max_in_flight", self.max_in_flight),
@@ -209,6 +238,7 @@ impl Config {
         for (key, value) in [
             ("max_in_flight_bytes", self.max_in_flight_bytes),
             ("max_unapplied_bytes", self.max_unapplied_bytes),
+            ("max_unpersisted_bytes", self.max_unpersisted_bytes),
             ("peer_queue_bytes", self.peer_queue_bytes),
         ] {
             if value < self.max_entry_bytes {
@@ -303,7 +333,7 @@ mod tests {
             "ACTORUM_MAX_IN_FLIHGT: there is no such setting; did you mean max_in_flight?"
         );
         let far = applied("color = \"red\"").unwrap_err();
-        assert!(far.starts_with("color: there is no such setting; there are cluster_name, "), "{far}");
+        assert!(far.starts_with("color: there is no such setting; there are ballast_bytes, cluster_name, "), "{far}");
     }
 
     #[test]
@@ -327,5 +357,7 @@ mod tests {
         assert_eq!(wrong(|c| c.heartbeat_ms = 0), "heartbeat_ms");
         assert_eq!(wrong(|c| c.election_ms = 299), "election_ms");
         assert_eq!(wrong(|c| c.max_in_flight_bytes = 1000), "max_in_flight_bytes");
+        assert_eq!(wrong(|c| c.max_unpersisted_bytes = 1000), "max_unpersisted_bytes");
+        assert_eq!(wrong(|c| c.disk_dead_ms = 1000), "disk_dead_ms");
     }
 }

@@ -26,7 +26,7 @@ pub use actorum_actors::{
     members::{Change as ConfChange, Member, MemberRole, Membership},
     outcome::{Applied, ChangeError, Outcome, ProposeError, ReadError},
     serde_snapshot,
-    status::{Formed, PeerProgress, Queues, Role, Status, Totals},
+    status::{Disk, DiskState, Formed, PeerProgress, Queues, Role, Status, Totals},
 };
 pub use actorum_transport::{
     memory::MemoryNetwork,

@@ -80,7 +80,7 @@ fn write(dir: &Path) -> Result<(), String> {
         let core = Core { model, unfinished, writer: None, number: 0, steps: VecDeque::new() }.start();
         let down = core.downgrade();
         let cores = [(RAFT, down.clone().recipient()), (STEPS, down.clone().recipient())].into();
-        let links = LogWriterLinks { cores, failed: down.recipient() };
+        let links = LogWriterLinks { cores, disk: Default::default(), failed: down.recipient() };
         core.do_send(Begin(LogWriter::start(store, links, watch::Sender::default())));
         std::future::pending::<()>().await;
     });

@@ -36,8 +36,8 @@ use crate::{
     machine,
     members::Change,
     message::{
-        Answer, Append, AppliedTo, Apply, Campaign, Failed, LeaderChanged, Persisted, Refusal, Restore, ServeReads,
-        Submit, SubmitChange, SubmitRead, SystemChanged, Ticket,
+        Answer, Append, AppliedTo, Apply, Campaign, DiskReport, Failed, LeaderChanged, Persisted, ProbeDisk, Refusal,
+        Restore, ServeReads, Submit, SubmitChange, SubmitRead, SystemChanged, Ticket,
     },
     witness::{Drained, MaybeWitness},
 };
@@ -59,6 +59,8 @@ pub type Check = fn(&Draft) -> Result<(), String>;
 pub struct Links<T: Ticket> {
     /// The log writer.
     pub append: Recipient<Append>,
+    /// The log writer.
+    pub probe: Recipient<ProbeDisk>,
     /// The applier.
     pub apply: Recipient<Apply<T>>,
     /// The applier.
@@ -181,8 +183,11 @@ impl<T: Ticket> RaftCore<T> {
             let apply = &mut apply.iter().map(|committed| &committed.entry);
             witness.drained(Drained { glance, append, transmit, apply, voters: &voters });
         }
-        let Effects { append, transmit, asks, restore, apply, reads, answers, leader, fault } = effects;
+        let Effects { append, probe, transmit, asks, restore, apply, reads, answers, leader, fault } = effects;
         append.into_iter().for_each(|append| self.links.append.do_send(append));
+        if probe {
+            self.links.probe.do_send(ProbeDisk);
+        }
         if !transmit.is_empty() {
             self.links.transmit.do_send(Transmit { group: self.group, messages: transmit });
         }
@@ -358,6 +363,18 @@ impl<T: Ticket> Handler<Persisted> for RaftCore<T> {
 
     fn handle(&mut self, Persisted { number, .. }: Persisted, ctx: &mut Context<Self>) {
         self.guarded(|core| core.consensus.persisted(number));
+        self.drain_soon(ctx);
+    }
+}
+
+impl<T: Ticket> Handler<DiskReport> for RaftCore<T> {
+    type Result = ();
+
+    fn handle(&mut self, report: DiskReport, ctx: &mut Context<Self>) {
+        self.guarded(|core| match report {
+            DiskReport::Probed(result) => core.consensus.disk_probed(result),
+            DiskReport::Space { low } => core.consensus.disk_space(low),
+        });
         self.drain_soon(ctx);
     }
 }

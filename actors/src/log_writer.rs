@@ -13,6 +13,9 @@
 //! The store blocks a thread of its own, never this actor: while a sync hangs, status is still answered.
 //! A failed write or sync is final: nothing is written after it, and what waits is never promised.
 //!
+//! It also asks the disk how it is, through the store's [`Probe`]: once a second how much room there is, and whether a
+//! write of the probe's own ends when the core wants to know. Neither waits for the batch in flight.
+//!
 //! Deliberately absent: deciding what to write, and retries.
 //!
 //! The queue `waiting` is this actor's. Its bound is the core's: a follower drops appends and a leader
@@ -29,8 +32,8 @@ use actorum_transport::wire::GroupId;
 use tokio::sync::{oneshot, watch};
 
 use crate::{
-    log::store::{Batch, Completed, LogAppender, LogStore, StoreError, Ticket, Written},
-    message::{Append, Failed, Persisted},
+    log::store::{Batch, Completed, LogAppender, LogStore, Probe, Space, StoreError, Ticket, Written},
+    message::{Append, DiskReport, Failed, Persisted, ProbeDisk},
 };
 
 /// One batch is closed once it holds this much: larger ones gain nothing and delay the first answers in them.
@@ -38,14 +41,30 @@ const MAX_BATCH_BYTES: usize = 8 << 20;
 
 /// How often the batch in flight is looked at.
 const LOOK: Duration = Duration::from_secs(1);
-/// A batch that is still in flight after so many looks has hung: the disk does not answer, or a thread of the store has died.
-const LOOKS_UNTIL_HUNG: u32 = 10;
+
+/// When the log writer says that a disk is beyond use, and when that it is nearly full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DiskBounds {
+    /// A batch in flight for so long has hung for good: the disk does not answer, or a thread of the store has died. The
+    /// node stops. Looked at once a second. Far longer than what costs a leader its office.
+    pub dead_after: Duration,
+    /// Fewer free bytes than this are few. Enough again is a quarter more, lest the answer flicker. Zero: never few.
+    pub low_space: u64,
+}
+
+impl Default for DiskBounds {
+    fn default() -> Self {
+        DiskBounds { dead_after: Duration::from_secs(60), low_space: 0 }
+    }
+}
 
 /// Whom the log writer reports to. Weak: it is nobody's owner.
 #[derive(Clone)]
 pub struct LogWriterLinks {
     /// The core of each group.
     pub cores: BTreeMap<GroupId, WeakRecipient<Persisted>>,
+    /// The core of each group.
+    pub disk: BTreeMap<GroupId, WeakRecipient<DiskReport>>,
     /// The front door.
     pub failed: WeakRecipient<Failed>,
 }
@@ -67,6 +86,12 @@ pub struct LogWriterStatus {
     pub append_us: u64,
     /// Bytes written.
     pub bytes: u64,
+    /// Free bytes on the disk, at the last look; `None` where nobody can tell.
+    pub free_bytes: Option<u64>,
+    /// Whether those are few.
+    pub low: bool,
+    /// Whether a probe of the disk is under way.
+    pub probing: bool,
     /// Why it is beyond use.
     pub failed: Option<String>,
 }
@@ -76,6 +101,10 @@ pub struct LogWriter {
     /// `None` once it is closing.
     appender: Option<Box<dyn LogAppender>>,
     links: LogWriterLinks,
+    bounds: DiskBounds,
+    probe: Option<Arc<dyn Probe>>,
+    /// Whether a look for space is under way: one at a time, however long the disk takes.
+    looking: bool,
     waiting: VecDeque<Append>,
     in_flight: Option<InFlight>,
     /// The batch in flight at the last looks, and at how many of them.
@@ -101,6 +130,17 @@ impl LogWriter {
         links: LogWriterLinks,
         status: watch::Sender<LogWriterStatus>,
     ) -> Addr<LogWriter> {
+        LogWriter::start_within(DiskBounds::default(), store, links, status)
+    }
+
+    /// The same with other bounds on its disk than the default ones.
+    pub fn start_within(
+        bounds: DiskBounds,
+        store: Box<dyn LogStore>,
+        links: LogWriterLinks,
+        status: watch::Sender<LogWriterStatus>,
+    ) -> Addr<LogWriter> {
+        let probe = store.probe();
         LogWriter::create(move |ctx| {
             let this = ctx.address().downgrade();
             // Called on the store's thread. The mailbox gets one message per batch, and one batch is in flight.
@@ -113,6 +153,9 @@ impl LogWriter {
             LogWriter {
                 appender,
                 links,
+                bounds,
+                probe,
+                looking: false,
                 waiting: VecDeque::new(),
                 in_flight: None,
                 watched: (None, 0),
@@ -191,7 +234,14 @@ impl LogWriter {
     }
 
     fn fail(&mut self, error: &StoreError) {
-        let cause = format!("the log writer: {error}");
+        let cause = match error {
+            // What to do is worth saying where it is read: in the status and in the last line of the process.
+            StoreError::Io { .. } => format!(
+                "the log writer: {error}. Nothing more is written by this process; \
+                 start it again once the disk can be written (if it was full: once there is room)"
+            ),
+            _ => format!("the log writer: {error}"),
+        };
         tracing::error!(%error, "the log cannot be written; this node stops promising");
         self.status.send_modify(|status| status.failed = Some(cause.clone()));
         self.waiting.clear();
@@ -231,13 +281,57 @@ impl LogWriter {
         }
     }
 
-    /// A disk that hangs would leave a leader in office that can never apply: past the bound it counts as dead.
-    fn look_at_the_disk(&mut self) {
+    /// A disk that hangs costs a leader its office by the core's own watch; past a far longer bound it counts as dead, and
+    /// this node stops: whoever supervises it shall know.
+    fn look_at_the_disk(&mut self, ctx: &mut Context<Self>) {
+        self.look_for_space(ctx);
         let now = self.in_flight.as_ref().map(|batch| batch.ticket);
         self.watched = if now.is_some() && now == self.watched.0 { (now, self.watched.1 + 1) } else { (now, 0) };
-        if self.watched.1 >= LOOKS_UNTIL_HUNG && !self.has_failed() {
-            let seconds = LOOK.as_secs() * u64::from(LOOKS_UNTIL_HUNG);
-            self.fail(&StoreError::Closed(format!("the disk has not answered for {seconds} s")));
+        let waited = LOOK * self.watched.1;
+        if self.watched.1 > 0 && waited >= self.bounds.dead_after && !self.has_failed() {
+            let cause = format!("the disk has not answered for {} s", waited.as_secs());
+            self.fail(&StoreError::Closed(cause));
+        }
+    }
+
+    fn look_for_space(&mut self, ctx: &mut Context<Self>) {
+        let Some(probe) = self.probe.as_ref().filter(|_| !self.looking && self.appender.is_some()) else { return };
+        self.looking = true;
+        let this = ctx.address().downgrade();
+        probe.space(Box::new(move |found| {
+            if let Some(this) = this.upgrade() {
+                this.do_send(Looked { probe: false, found });
+            }
+        }));
+    }
+
+    /// Few bytes are few before the first write fails: what follows can still be written.
+    fn space(&mut self, Space { free }: Space) {
+        let was_low = self.status.borrow().low;
+        let mark = if was_low {
+            self.bounds.low_space.saturating_add(self.bounds.low_space / 4)
+        } else {
+            self.bounds.low_space
+        };
+        let low = free < mark;
+        self.status.send_modify(|status| (status.free_bytes, status.low) = (Some(free), low));
+        if low == was_low {
+            return;
+        }
+        match low {
+            true => tracing::warn!(
+                free,
+                mark,
+                "the disk is nearly full: this node takes no new work, and hands its office over"
+            ),
+            false => tracing::info!(free, "the disk has room again"),
+        }
+        self.tell(&DiskReport::Space { low });
+    }
+
+    fn tell(&self, report: &DiskReport) {
+        for core in self.links.disk.values().filter_map(WeakRecipient::upgrade) {
+            core.do_send(report.clone());
         }
     }
 
@@ -260,8 +354,9 @@ impl Actor for LogWriter {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Context<Self>) {
+        self.look_for_space(ctx);
         ctx.run_interval(LOOK, |writer, ctx| match ctx.connected() {
-            true => writer.look_at_the_disk(),
+            true => writer.look_at_the_disk(ctx),
             // An interval would keep the actor alive after its last address.
             false => ctx.stop(),
         });
@@ -303,6 +398,50 @@ impl Handler<Done> for LogWriter {
             Err(error) => self.fail(&error),
         }
         self.publish();
+    }
+}
+
+impl Handler<ProbeDisk> for LogWriter {
+    type Result = ();
+
+    fn handle(&mut self, ProbeDisk: ProbeDisk, ctx: &mut Context<Self>) {
+        let Some(probe) = self.probe.clone() else { return self.tell(&DiskReport::Probed(Ok(()))) };
+        if self.status.borrow().probing {
+            return;
+        }
+        self.status.send_modify(|status| status.probing = true);
+        let this = ctx.address().downgrade();
+        probe.write(Box::new(move |found| {
+            if let Some(this) = this.upgrade() {
+                this.do_send(Looked { probe: true, found });
+            }
+        }));
+    }
+}
+
+/// A look at the disk ended; from the probe's thread.
+#[derive(Message)]
+#[rtype(result = "()")]
+struct Looked {
+    /// Whether it was the core's probe, and not a look for space.
+    probe: bool,
+    found: Result<Space, StoreError>,
+}
+
+impl Handler<Looked> for LogWriter {
+    type Result = ();
+
+    fn handle(&mut self, Looked { probe, found }: Looked, _: &mut Context<Self>) {
+        match probe {
+            true => self.status.send_modify(|status| status.probing = false),
+            false => self.looking = false,
+        }
+        if let Ok(space) = found {
+            self.space(space);
+        }
+        if probe {
+            self.tell(&DiskReport::Probed(found.map(|_| ()).map_err(|error| error.to_string())));
+        }
     }
 }
 
@@ -367,14 +506,18 @@ mod tests {
         heard: UnboundedReceiver<Heard>,
     }
 
+    const DEAD: Duration = Duration::from_secs(10);
+
     fn start() -> Fixture {
         let store = TestStore::default();
         let (core, heard) = FakeCore::start_one();
         let links = LogWriterLinks {
             cores: [(GroupId::FIRST, core.downgrade().recipient())].into(),
+            disk: [(GroupId::FIRST, core.downgrade().recipient())].into(),
             failed: core.downgrade().recipient(),
         };
-        let writer = LogWriter::start(Box::new(store.clone()), links, watch::Sender::default());
+        let bounds = DiskBounds { dead_after: DEAD, low_space: 1000 };
+        let writer = LogWriter::start_within(bounds, Box::new(store.clone()), links, watch::Sender::default());
         Fixture { store, writer, _core: core, heard }
     }
 
@@ -459,7 +602,7 @@ mod tests {
             // A slow disk is not a dead one: each batch is looked at by itself.
             for number in 1..=3 {
                 f.writer.send(entry(number, number + 1)).await.unwrap();
-                tokio::time::sleep(LOOK * (LOOKS_UNTIL_HUNG - 2)).await;
+                tokio::time::sleep(DEAD - 2 * LOOK).await;
                 f.complete();
                 assert_eq!(f.heard.recv().await, Some(Heard::Persisted(number)));
             }
@@ -472,6 +615,54 @@ mod tests {
         });
     }
 
+    /// The probe has a way of its own to the disk: it ends, or fails, while a batch hangs.
+    #[actix::test]
+    async fn a_probe_is_told_of_while_a_batch_hangs() {
+        let mut f = start();
+        f.writer.send(entry(1, 2)).await.unwrap();
+        f.writer.send(ProbeDisk).await.unwrap();
+        f.writer.send(ProbeDisk).await.unwrap();
+        assert!(f.status().await.probing);
+        assert_eq!(f.store.probes(), 1, "one at a time, however often it is asked for");
+        assert!(f.heard.try_recv().is_err());
+        f.store.look(true, Ok(Space { free: 5000 }));
+        assert_eq!(f.heard.recv().await, Some(Heard::Disk(DiskReport::Probed(Ok(())))));
+
+        f.writer.send(ProbeDisk).await.unwrap();
+        f.store.look(true, Err(StoreError::Closed("no".into())));
+        let failed = DiskReport::Probed(Err("the store is closed: no".into()));
+        assert_eq!(f.heard.recv().await, Some(Heard::Disk(failed)));
+        assert_eq!(f.status().await.in_flight, 1, "and the batch hangs still");
+    }
+
+    /// In virtual time: a look each second, and an answer that does not flicker at the mark.
+    #[test]
+    fn space_is_low_below_the_mark_and_enough_only_well_above_it() {
+        let paused = || tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+        System::with_tokio_rt(paused).block_on(async {
+            let mut f = start();
+            for (free, said) in
+                [(1000, None), (999, Some(true)), (1000, None), (1249, None), (1250, Some(false)), (1000, None)]
+            {
+                while !f.store.looks() {
+                    tokio::time::sleep(LOOK / 2).await;
+                }
+                f.store.look(false, Ok(Space { free }));
+                assert_eq!(f.status().await.free_bytes, Some(free));
+                let heard = f.heard.try_recv().ok();
+                assert_eq!(heard, said.map(|low| Heard::Disk(DiskReport::Space { low })), "at {free} bytes");
+            }
+            // A look that hangs is not followed by another.
+            while !f.store.looks() {
+                tokio::time::sleep(LOOK / 2).await;
+            }
+            tokio::time::sleep(LOOK * 5).await;
+            f.store.look(false, Ok(Space { free: 1 }));
+            f.status().await;
+            assert!(!f.store.looks(), "one at a time");
+        });
+    }
+
     #[actix::test]
     async fn a_failed_sync_is_final() {
         let mut f = start();
@@ -479,7 +670,8 @@ mod tests {
         f.writer.send(entry(2, 3)).await.unwrap();
         let error = Arc::new(io::Error::other("no space left on device"));
         f.store.complete(Err(StoreError::Io { doing: "syncing db".into(), error }));
-        let cause = "the log writer: syncing db failed: no space left on device";
+        let cause = "the log writer: syncing db failed: no space left on device. Nothing more is written by this process; \
+                     start it again once the disk can be written (if it was full: once there is room)";
         assert_eq!(f.heard.recv().await, Some(Heard::Failed(cause.into())));
         f.writer.send(entry(3, 4)).await.unwrap();
         let status = f.status().await;

@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | [`Submit`], [`SubmitRead`], [`SubmitChange`], [`Campaign`] | front door → core | through the ticket |
 //! | [`Append`] | core → log writer | [`Persisted`], or [`Failed`] to the front door |
+//! | [`ProbeDisk`] | core → log writer | [`DiskReport`], which also comes unasked |
 //! | [`Apply`], [`ServeReads`], [`Restore`] | core → applier | [`AppliedTo`] |
 //! | | applier → core, membership | [`SystemChanged`] |
 //! | | core → applier, membership, front door | [`LeaderChanged`] |
@@ -119,6 +120,24 @@ pub struct Persisted {
     pub group: GroupId,
     /// The highest such number.
     pub number: u64,
+}
+
+/// Find out, by a small write of its own, whether the disk answers.
+#[derive(Message, Clone, Copy, Debug, PartialEq, Eq)]
+#[rtype(result = "()")]
+pub struct ProbeDisk;
+
+/// What the log writer learned of the disk besides what it wrote.
+#[derive(Message, Clone, Debug, PartialEq, Eq)]
+#[rtype(result = "()")]
+pub enum DiskReport {
+    /// The probe that was asked for has ended.
+    Probed(Result<(), String>),
+    /// Space fell under its mark, or is enough again.
+    Space {
+        /// Whether it is under its mark.
+        low: bool,
+    },
 }
 
 /// A committed entry, and who waits for it on this node.

@@ -86,6 +86,56 @@ pub struct Queues {
     pub log_tail_bytes: usize,
 }
 
+/// What a node makes of its disk; the worst that holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DiskState {
+    /// It answers, and there is room.
+    #[default]
+    Ok,
+    /// A write waits longer than it should; the office is not in danger yet.
+    Slow,
+    /// There is little room: the node leads only where nobody else does, and answers `Busy` then.
+    Low,
+    /// A write has waited too long: the node leads nobody until the disk has shown that it answers.
+    Suspect,
+    /// A write failed or hung for good: this process writes nothing any more.
+    Dead,
+}
+
+impl fmt::Display for DiskState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            DiskState::Ok => "ok",
+            DiskState::Slow => "slow",
+            DiskState::Low => "low",
+            DiskState::Suspect => "suspect",
+            DiskState::Dead => "dead",
+        })
+    }
+}
+
+/// A node's disk. Nothing of it is asked of that disk when a status is made.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Disk {
+    /// How it is.
+    pub state: DiskState,
+    /// How long the oldest write that is not durable has been waiting, in milliseconds.
+    pub waiting_ms: u64,
+    /// For how long the disk has been suspect, in milliseconds, if it is.
+    pub suspect_ms: Option<u64>,
+    /// Bytes handed to it that are not durable.
+    pub unpersisted_bytes: usize,
+    /// Free bytes at the last look, at most a second old unless it hangs; `None` where nobody can tell.
+    pub free_bytes: Option<u64>,
+    /// Whether those are fewer than `low_space_bytes`.
+    pub low: bool,
+    /// Messages that waited for the disk and were dropped at their bound.
+    pub held_dropped: u64,
+    /// Why it is dead.
+    pub cause: Option<String>,
+}
+
 /// Totals since the start.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Totals {
@@ -151,6 +201,8 @@ pub struct Status {
     pub totals: Totals,
     /// Bytes of the log on disk.
     pub disk_bytes: u64,
+    /// The disk under it.
+    pub disk: Disk,
     /// The last thing that went wrong, also if the node went on.
     pub last_error: Option<String>,
     /// Whether the system has stopped, and why.

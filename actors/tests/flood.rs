@@ -21,7 +21,9 @@ use actorum_actors::{
     core::{Links, RaftCore},
     entry::Draft,
     log::store::{HardState, LogReader, Recovered, StoreError},
-    message::{Answer, Append, AppliedTo, Apply, Campaign, Failed, Persisted, Restore, ServeReads, Submit, Ticket},
+    message::{
+        Answer, Append, AppliedTo, Apply, Campaign, Failed, Persisted, ProbeDisk, Restore, ServeReads, Submit, Ticket,
+    },
     status::Role,
     system_state::SystemState,
 };
@@ -90,6 +92,8 @@ fn consensus<T>(id: NodeId) -> Consensus<T> {
         max_append_bytes: 1 << 20,
         max_inflight_appends: 256,
         max_unapplied_bytes: 1 << 30,
+        max_unpersisted_bytes: 1 << 30,
+        disk_slow_ticks: 1 << 30,
         log_tail_bytes: 1 << 30,
         max_entry_bytes: 1 << 20,
         waits: false,
@@ -148,6 +152,11 @@ impl Handler<Append> for Below {
     }
 }
 
+impl Handler<ProbeDisk> for Below {
+    type Result = ();
+    fn handle(&mut self, ProbeDisk: ProbeDisk, _: &mut Self::Context) {}
+}
+
 impl Handler<Apply<Nobody>> for Below {
     type Result = ();
     fn handle(&mut self, Apply(entries): Apply<Nobody>, _: &mut Self::Context) {
@@ -204,6 +213,7 @@ fn a_flood_of_proposals_costs_no_leader_its_office() {
             let failures = Failures.start();
             let links = Links {
                 append: below.clone().recipient(),
+                probe: below.clone().recipient(),
                 apply: below.clone().recipient(),
                 reads: below.clone().recipient(),
                 restore: below.clone().recipient(),

@@ -27,6 +27,8 @@ pub struct Question {
 pub struct Effects<T> {
     /// To make durable.
     pub append: Vec<Append>,
+    /// To find out, by a write of its own, whether the disk answers.
+    pub probe: bool,
     /// To send now.
     pub transmit: Vec<(NodeId, RaftMessage)>,
     /// To ask other nodes.
@@ -49,6 +51,7 @@ impl<T> Default for Effects<T> {
     fn default() -> Self {
         Effects {
             append: Vec::new(),
+            probe: false,
             transmit: Vec::new(),
             asks: Vec::new(),
             restore: None,
@@ -80,6 +83,9 @@ impl<T: fmt::Display> fmt::Display for Effects<T> {
                 write!(f, " term {} vote {} commit {}", hard.term, hard.vote, hard.commit)?;
             }
             writeln!(f, "{}", if append.sync { "" } else { " (no sync)" })?;
+        }
+        if self.probe {
+            writeln!(f, "probe the disk")?;
         }
         for (to, message) in &self.transmit {
             writeln!(f, "-> n{to} {message}")?;

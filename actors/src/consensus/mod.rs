@@ -20,7 +20,7 @@
 //! [`Consensus::persisted`] has reported that write, except those a leader may send ahead of its own disk
 //! (Raft dissertation section 10.2.1).
 //!
-//! Deliberately absent: leases (raft-rs's are stale even with good clocks), joint changes, leadership transfer.
+//! Deliberately absent: leases (raft-rs's are stale even with good clocks), joint changes.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -55,11 +55,13 @@ mod requests;
 mod route;
 mod settle;
 mod reads;
+mod disk;
 mod status;
 mod bridge;
 #[cfg(test)]
 mod tests;
 
+pub use disk::DiskStatus;
 pub use effects::{Effects, Question};
 pub use status::CoreStatus;
 
@@ -91,6 +93,10 @@ pub struct Settings {
     /// Bytes of entries appended or committed and not applied. At the bound a leader answers `Busy`
     /// and a follower drops appends.
     pub max_unapplied_bytes: usize,
+    /// Bytes handed to this node's disk and not durable. At the bound a leader answers `Busy`.
+    pub max_unpersisted_bytes: usize,
+    /// How many ticks a write may wait for the disk before this node gives up its office and seeks none.
+    pub disk_slow_ticks: u64,
     /// Bytes of applied entries kept in memory.
     pub log_tail_bytes: usize,
     /// Bytes of one entry.
@@ -131,8 +137,12 @@ struct Unpersisted {
     restore: Option<Snapshot>,
     /// The term it makes durable.
     term: u64,
+    /// The tick in which it was handed to the disk.
+    since: u64,
+    /// Bytes in it.
+    bytes: usize,
     /// What speaks of it.
-    held: Vec<(NodeId, RaftMessage)>,
+    held: VecDeque<(NodeId, RaftMessage)>,
 }
 
 /// A question that another node has not answered yet.
@@ -148,8 +158,9 @@ pub struct Consensus<T> {
     raw: RawNode<LogView>,
     membership: Arc<Membership>,
     /// Writes on their way to the disk, oldest first, and what is held for them. Entries are bounded by
-    /// `max_unapplied_bytes`; answers held behind a disk that hangs are bounded by time: the log writer ends this node then.
+    /// `max_unapplied_bytes`, answers by `disk::MAX_HELD`.
     unpersisted: VecDeque<Unpersisted>,
+    disk: disk::Disk,
     next_write: u64,
     /// The term that is on the disk.
     durable_term: u64,
@@ -206,6 +217,7 @@ impl<T> Consensus<T> {
             raw,
             membership,
             unpersisted: VecDeque::new(),
+            disk: disk::Disk::default(),
             next_write: 1,
             durable_term,
             forming: None,
@@ -279,7 +291,7 @@ impl<T> Consensus<T> {
             return false;
         }
         // Being told to campaign at once is a campaign.
-        if message.kind == TimeoutNow && self.must_wait_for_disk() {
+        if message.kind == TimeoutNow && (self.must_wait_for_disk() || !self.may_be_handed_office()) {
             return false;
         }
         // The bound on what is not applied: the leader sends again what is dropped here.
@@ -324,7 +336,7 @@ impl<T> Consensus<T> {
     /// Ask for votes now.
     pub fn campaign(&mut self) {
         // Unlike its clock, a request to campaign makes raft-rs forget that only voters may.
-        if self.is_formed() && self.raw.raft.promotable() && !self.must_wait_for_disk() {
+        if self.is_formed() && self.raw.raft.promotable() && self.may_lead() && !self.must_wait_for_disk() {
             let _ = self.raw.campaign();
             self.draw_election_timeout();
         }
@@ -348,8 +360,11 @@ impl<T> Consensus<T> {
                 }
                 self.effects.restore = Some(snapshot);
             }
+            self.disk.bytes -= done.bytes;
+            self.disk.held -= done.held.len();
             self.effects.transmit.extend(done.held);
         }
+        self.trust_disk_again();
         self.draw_election_timeout();
     }
 
@@ -476,7 +491,11 @@ impl<T> Consensus<T> {
             return;
         }
         self.ticks += 1;
-        if !self.must_wait_for_disk() {
+        self.look_at_disk();
+        let leads = self.raw.raft.state == StateRole::Leader;
+        if !leads && !self.may_lead() {
+            self.let_time_pass();
+        } else if !self.must_wait_for_disk() {
             self.raw.tick();
             self.draw_election_timeout();
         }

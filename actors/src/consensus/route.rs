@@ -58,13 +58,16 @@ impl<T> Consensus<T> {
             return;
         }
         let mut room = self.settings.max_unapplied_bytes.saturating_sub(self.raw.store().unapplied_bytes());
+        // A disk that does not keep up, or is nearly full, is told of before anything is in the log: surely not applied.
+        let mut taken_bytes = 0;
         let mut entries = Vec::with_capacity(batch.len());
         let mut proposed = Vec::with_capacity(batch.len());
         for request in batch {
             let Wanted::Command(draft) = request.wanted else { continue };
+            let on_disk = |command| self.room_on_disk(command).saturating_sub(taken_bytes);
             let refusal = if draft.size() > self.settings.max_entry_bytes {
                 Some(Refusal::TooLarge { limit: self.settings.max_entry_bytes as u64 })
-            } else if draft.size() > room {
+            } else if draft.size() > room.min(on_disk(draft.is_command())) {
                 Some(Refusal::Busy)
             } else if request.deadline <= self.now {
                 Some(Refusal::Late)
@@ -76,6 +79,7 @@ impl<T> Consensus<T> {
                 continue;
             }
             room -= draft.size();
+            taken_bytes += draft.size();
             let data = Bytes::from(draft.stamp(wall));
             entries.push(eraftpb::Entry { data: data.clone(), ..Default::default() });
             proposed.push((data, request.ticket, request.deadline, request.peer));
@@ -136,7 +140,9 @@ impl<T> Consensus<T> {
         }
         // A voter that holds nothing cannot vote (the sixth promise): with it in the majority nobody might ever lead again.
         let holds_nothing = |id| self.raw.raft.prs().get(id).is_some_and(|progress| progress.matched == 0);
-        if matches!(change, Change::Promote(id) if holds_nothing(*id)) {
+        // Nor one whose life is not recorded: a voter that came back with an empty directory would be taken for it.
+        let unrecorded = |id| self.membership.members.get(id).is_some_and(|member| member.incarnation.is_none());
+        if matches!(change, Change::Promote(id) if holds_nothing(*id) || unrecorded(id)) {
             if request.peer {
                 return self.refuse(request, Refusal::Change(ChangeRefusal::NotReady));
             }

@@ -92,15 +92,19 @@ impl<T> Consensus<T> {
         held: Vec<(NodeId, RaftMessage)>,
     ) {
         if must_sync {
-            let entries = entries.iter().map(entry_from_raft).collect();
+            let entries: Vec<Entry> = entries.iter().map(entry_from_raft).collect();
+            let bytes = entries.iter().map(Entry::size).sum::<usize>() + snapshot.as_ref().map_or(0, |s| s.data.len());
             let write = self.push_append(snapshot.clone(), entries, hard_state, true);
             let term = self.raw.raft.term;
             if planted::is(Planted::AppliedBeforePersisted) && self.raw.raft.prs().conf().voters().ids().len() == 1 {
                 self.raw.on_persist_ready(ready);
                 return self.effects.transmit.extend(held);
             }
-            self.unpersisted.push_back(Unpersisted { write, ready, restore: snapshot, term, held });
-            return;
+            self.disk.bytes += bytes;
+            self.disk.held += held.len();
+            let (since, held) = (self.ticks, held.into());
+            self.unpersisted.push_back(Unpersisted { write, ready, restore: snapshot, term, since, bytes, held });
+            return self.bound_held();
         }
         if hard_state.is_some() {
             // Only the commit index moved: no promise depends on it.
@@ -110,7 +114,9 @@ impl<T> Consensus<T> {
         match self.unpersisted.back_mut() {
             Some(newest) => {
                 newest.ready = ready;
+                self.disk.held += held.len();
                 newest.held.extend(held);
+                self.bound_held();
             }
             None => {
                 self.raw.on_persist_ready(ready);

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use actorum_transport::wire::NodeId;
 use raft::StateRole;
 
-use super::Consensus;
+use super::{Consensus, DiskStatus};
 use crate::{status::Role, witness::Glance};
 
 /// The numbers of a core at one moment.
@@ -35,6 +35,8 @@ pub struct CoreStatus {
     pub held: usize,
     /// Writes that are not durable yet.
     pub unpersisted: usize,
+    /// The disk as the core sees it.
+    pub disk: DiskStatus,
     /// Bytes of entries in memory.
     pub tail_bytes: usize,
     /// Messages of peers that were dropped because they made no sense.
@@ -90,6 +92,7 @@ impl<T> Consensus<T> {
             snapshot_index: view.snapshot_index(),
             held: self.held.len() + self.forwarded.len() + self.reads.len(),
             unpersisted: self.unpersisted.len(),
+            disk: self.disk_status(),
             tail_bytes: view.tail_bytes(),
             implausible: self.implausible,
             peers: raft.prs().iter().filter(|(id, _)| **id != self.settings.id).map(progress).collect(),

@@ -11,7 +11,10 @@
 
 use std::{
     collections::{BTreeMap, btree_map},
-    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    sync::{
+        Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use actorum_transport::{
@@ -30,6 +33,8 @@ use super::{
 /// What the writing half and the readers share.
 pub(super) struct Shared<E> {
     state: RwLock<Result<Open<E>, String>>,
+    /// Bytes on disk, as of the last look that had not to wait.
+    bytes: AtomicU64,
 }
 
 /// An engine, what is known of its logs, and the lock that makes it ours: dropped together, in this order.
@@ -43,7 +48,7 @@ impl<E: Engine> Shared<E> {
     /// What was found at opening, under a lock that is given back when it is dropped.
     pub(super) fn new(engine: E, found: &Found, lock: Box<dyn Send + Sync>) -> Arc<Shared<E>> {
         let logs = found.groups.iter().map(|(group, found)| (*group, Log::new(*group, found))).collect();
-        Arc::new(Shared { state: RwLock::new(Ok(Open { engine, logs, _lock: lock })) })
+        Arc::new(Shared { state: RwLock::new(Ok(Open { engine, logs, _lock: lock })), bytes: AtomicU64::new(0) })
     }
 
     // Poisoning is passed over on purpose: a panic under the lock is caught above it and kills the store by name.
@@ -79,7 +84,11 @@ impl<E: Engine> LogReader for Shared<E> {
     }
 
     fn disk_bytes(&self) -> u64 {
-        self.read().as_ref().map_or(0, |open| open.engine.disk_bytes())
+        // A status waits for no disk: while the store's thread hangs with the lock, the last number has to do.
+        if let Ok(state) = self.state.try_read() {
+            self.bytes.store(state.as_ref().map_or(0, |open| open.engine.disk_bytes()), Ordering::Relaxed);
+        }
+        self.bytes.load(Ordering::Relaxed)
     }
 
     fn blocks(&self) -> bool {

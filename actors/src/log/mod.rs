@@ -1,9 +1,10 @@
 //! Where log entries live: the store on disk, and the view of it that the core decides by.
 //!
 //! [`store`] is the seam. Behind it stand [`sled`] (the default: a directory on a real disk) and [`memory`]
-//! (for tests, with crashes on demand), and `simulated` (the feature `testkit`: a disk with faults, in virtual time); [`conformance`] is what any other must pass. Over an [`engine`], sled's or a
-//! simulated one, stand the same plans, the same order of steps and the same checks at opening. [`record`],
-//! [`watermark`] and [`directory`] are what lies on the disk, each with its own checks, and [`inspect`]
+//! (for tests, with crashes on demand), and `simulated` (the feature `testkit`: a disk with faults, in virtual time);
+//! [`conformance`] is what any other must pass. Over an [`engine`], sled's or a simulated one, stand the same plans, the
+//! same order of steps and the same checks at opening. [`record`], [`watermark`] and [`directory`] are what lies on
+//! the disk, each with its own checks, [`space`] asks that disk how it is, and [`inspect`]
 //! reads a stopped node's directory without touching it. [`view`] is the log as the core sees it.
 
 pub mod store;
@@ -21,5 +22,6 @@ pub mod engine;
 pub mod record;
 pub mod watermark;
 pub mod directory;
+pub mod space;
 pub mod conformance;
 pub mod inspect;

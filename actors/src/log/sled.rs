@@ -75,6 +75,8 @@ pub struct OpenOptions {
     pub open_within: Duration,
     /// How long dropping the appender waits for the store to close. Default 10 s; then it closes behind our back, or never.
     pub close_within: Duration,
+    /// How many bytes of ballast to keep beside the log; zero, the default, for none. See [`super::space`].
+    pub ballast_bytes: u64,
     /// Whether to sync at all. Exists only with the feature `faults`, for the harness that must see the loss.
     #[cfg(feature = "faults")]
     #[doc(hidden)]
@@ -107,6 +109,7 @@ impl OpenOptions {
             watermark_quiet: Duration::from_millis(200),
             open_within: Duration::from_secs(600),
             close_within: Duration::from_secs(10),
+            ballast_bytes: 0,
             #[cfg(feature = "faults")]
             sync: SyncPolicy::Always,
         }
@@ -115,6 +118,7 @@ impl OpenOptions {
 
 /// An open directory, not yet running.
 pub struct SledStore {
+    dir: PathBuf,
     shared: Arc<Shared<SledEngine>>,
     identity: StoreIdentity,
     found: BTreeMap<GroupId, FoundGroup>,
@@ -138,6 +142,7 @@ impl SledStore {
 
     fn open_here(dir: &Path, options: OpenOptions) -> Result<SledStore, OpenError> {
         let OpenOptions { id, new_incarnation, .. } = options;
+        super::space::free_ballast_if_full(dir);
         let mut made = None;
         let mut directory = Directory::open(dir, id, new_incarnation, |node| {
             made = Some(create(dir, node, &options)?);
@@ -155,7 +160,7 @@ impl SledStore {
         directory.count_boot()?;
         let identity = directory.identity();
         let shared = Shared::new(engine, &found, Box::new(directory));
-        Ok(SledStore { shared, identity, found: found.groups, work: Some((watermark, options)) })
+        Ok(SledStore { dir: dir.to_owned(), shared, identity, found: found.groups, work: Some((watermark, options)) })
     }
 }
 
@@ -189,6 +194,11 @@ impl LogStore for SledStore {
 
     fn reader(&self) -> Arc<dyn LogReader> {
         self.shared.clone()
+    }
+
+    fn probe(&self) -> Option<Arc<dyn Probe>> {
+        let started = super::space::DirectoryProbe::start(&self.dir, self.work.as_ref()?.1.ballast_bytes);
+        started.map(|probe| Arc::new(probe) as Arc<dyn Probe>).ok()
     }
 
     fn start(mut self: Box<Self>, completed: Completions) -> Box<dyn LogAppender> {

@@ -134,6 +134,11 @@ pub trait LogStore: Send {
     /// A reader; it sees what was completed, and may see what was submitted.
     fn reader(&self) -> Arc<dyn LogReader>;
 
+    /// What asks the disk under the store how it is, apart from the log. `None`: such a disk is never asked.
+    fn probe(&self) -> Option<Arc<dyn Probe>> {
+        None
+    }
+
     /// Starts writing. The one appender is the only way to change the store.
     fn start(self: Box<Self>, completed: Completions) -> Box<dyn LogAppender>;
 }
@@ -163,6 +168,26 @@ pub trait LogAppender: Send {
     fn blocks(&self) -> bool {
         true
     }
+}
+
+/// Hears the end of one look at the disk, on whatever thread it ends on.
+pub type Looked = Box<dyn FnOnce(Result<Space, StoreError>) + Send>;
+
+/// Room on the disk under a store.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Space {
+    /// Bytes that this process may still fill.
+    pub free: u64,
+}
+
+/// Asks the disk under a store how it is. Submit and complete, like the appender: no call waits for the disk, and what
+/// hangs is a thread of the probe's own, never more than one.
+pub trait Probe: Send + Sync {
+    /// Writes something small beside the log and makes it durable.
+    fn write(&self, looked: Looked);
+
+    /// Looks how much room there is, and writes nothing that matters.
+    fn space(&self, looked: Looked);
 }
 
 /// Why a store died. Final: nothing is written after it.

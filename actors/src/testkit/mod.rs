@@ -15,11 +15,11 @@ use crate::{
     clock::SystemClock,
     entry::{Draft, SystemCommand},
     log::store::{
-        Batch, Completed, Completions, LogAppender, LogReader, LogStore, Recovered, StoreError, StoreIdentity, Ticket,
-        Written,
+        Batch, Completed, Completions, LogAppender, LogReader, LogStore, Looked, Probe, Recovered, Space, StoreError,
+        StoreIdentity, Ticket, Written,
     },
     machine::{self, ApplyContext, StateMachine},
-    message::{AppliedTo, Failed, Persisted, SystemChanged},
+    message::{AppliedTo, DiskReport, Failed, Persisted, SystemChanged},
     system_state::SystemState,
 };
 
@@ -89,6 +89,8 @@ struct Inner {
     tickets: u64,
     completions: Option<Completions>,
     dropped: bool,
+    probes: VecDeque<Looked>,
+    looks: VecDeque<Looked>,
 }
 
 impl TestStore {
@@ -101,6 +103,25 @@ impl TestStore {
     /// Batches handed over and not completed.
     pub fn submitted(&self) -> Vec<Batch> {
         self.0.lock().unwrap().submitted.iter().map(|(_, batch)| batch.clone()).collect()
+    }
+
+    /// Probes handed over and not ended.
+    pub fn probes(&self) -> usize {
+        self.0.lock().unwrap().probes.len()
+    }
+
+    /// Whether somebody waits to hear how much room there is.
+    pub fn looks(&self) -> bool {
+        !self.0.lock().unwrap().looks.is_empty()
+    }
+
+    /// Ends the oldest probe or the oldest look for space, from a thread of its own.
+    pub fn look(&self, probe: bool, found: Result<Space, StoreError>) {
+        let mut inner = self.0.lock().unwrap();
+        let queue = if probe { &mut inner.probes } else { &mut inner.looks };
+        let looked = queue.pop_front().expect("it was asked");
+        drop(inner);
+        std::thread::spawn(move || looked(found)).join().unwrap();
     }
 
     /// Whether the appender is gone.
@@ -131,9 +152,23 @@ impl LogStore for TestStore {
         Arc::new(self.clone())
     }
 
+    fn probe(&self) -> Option<Arc<dyn Probe>> {
+        Some(Arc::new(self.clone()))
+    }
+
     fn start(self: Box<Self>, completed: Completions) -> Box<dyn LogAppender> {
         self.0.lock().unwrap().completions = Some(completed);
         Box::new(TestAppender(*self))
+    }
+}
+
+impl Probe for TestStore {
+    fn write(&self, looked: Looked) {
+        self.0.lock().unwrap().probes.push_back(looked);
+    }
+
+    fn space(&self, looked: Looked) {
+        self.0.lock().unwrap().looks.push_back(looked);
     }
 }
 
@@ -186,6 +221,7 @@ pub enum Heard {
     Persisted(u64),
     AppliedTo(u64),
     Changed(u64, String),
+    Disk(DiskReport),
     Failed(String),
 }
 
@@ -207,6 +243,13 @@ impl Handler<Persisted> for FakeCore {
     type Result = ();
     fn handle(&mut self, Persisted { number, .. }: Persisted, _: &mut Context<Self>) {
         let _ = self.0.send(Heard::Persisted(number));
+    }
+}
+
+impl Handler<DiskReport> for FakeCore {
+    type Result = ();
+    fn handle(&mut self, report: DiskReport, _: &mut Context<Self>) {
+        let _ = self.0.send(Heard::Disk(report));
     }
 }
 

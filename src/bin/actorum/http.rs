@@ -184,6 +184,7 @@ fn describe(status: &Status) -> Value {
         "queues": status.queues,
         "totals": status.totals,
         "disk_bytes": status.disk_bytes,
+        "disk": status.disk,
         "last_error": status.last_error,
         "stopped": status.stopped,
     })

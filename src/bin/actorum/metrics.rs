@@ -8,7 +8,7 @@ use std::{
 };
 
 use actix_web::{HttpRequest, HttpResponse, web::Data};
-use actorum::{Role, Status};
+use actorum::{DiskState, Role, Status};
 
 use crate::http::{Node, Query, Refused};
 
@@ -46,6 +46,22 @@ impl Page {
         self.gauge("applied_index", "The highest index applied here.", status.applied_index);
         self.gauge("snapshot_index", "The last index that a snapshot covers.", status.snapshot_index);
         self.gauge("log_bytes", "Bytes of the log on disk.", status.disk_bytes);
+
+        let disk = &status.disk;
+        self.family("disk_state", "gauge", "What the node makes of its disk: one of these is 1.");
+        for state in [DiskState::Ok, DiskState::Slow, DiskState::Low, DiskState::Suspect, DiskState::Dead] {
+            self.sample("disk_state", &format!("{{state=\"{state}\"}}"), u8::from(disk.state == state));
+        }
+        self.gauge(
+            "disk_oldest_write_seconds",
+            "How long the oldest write that is not durable has been waiting.",
+            disk.waiting_ms as f64 / 1e3,
+        );
+        self.gauge("disk_unpersisted_bytes", "Bytes handed to the disk that are not durable.", disk.unpersisted_bytes);
+        if let Some(free) = disk.free_bytes {
+            self.gauge("disk_free_bytes", "Free bytes on the disk.", free);
+        }
+        self.counter("disk_held_dropped_total", "Answers dropped that waited for the disk.", disk.held_dropped);
 
         self.summary("fsync_seconds", "Making batches durable, the sync alone.", totals.sync_us, totals.syncs);
         self.summary("append_seconds", "Writing batches, the sync included.", totals.append_us, totals.syncs);
@@ -155,6 +171,7 @@ mod tests {
             }
         }
         assert!(page.0.contains("\nactorum_fsync_seconds_sum 1.5\n"), "{}", page.0);
+        assert!(page.0.contains("\nactorum_disk_state{state=\"ok\"} 1\n"), "{}", page.0);
         assert!(page.0.contains("\nactorum_peer_connected{peer=\"2\"} 0\n"), "{}", page.0);
     }
 }

@@ -87,8 +87,22 @@ impl Asked {
             show(number("applied_index")),
             show(lag),
             number("disk_bytes").map_or("-".to_owned(), bytes),
-            trouble.to_owned(),
+            if trouble.is_empty() { disk(&status["disk"]) } else { trouble.to_owned() },
         ]
+    }
+}
+
+/// What is wrong with a disk, if anything is.
+fn disk(disk: &Value) -> String {
+    let ms = |name: &str| disk[name].as_u64().unwrap_or(0);
+    match disk["state"].as_str() {
+        Some("slow") => format!("disk slow: a write waits for {} ms", ms("waiting_ms")),
+        Some("suspect") => {
+            format!("disk suspect for {} ms: a write waits for {} ms", ms("suspect_ms"), ms("waiting_ms"))
+        }
+        Some("low") => format!("disk low on space: {} free", bytes(ms("free_bytes"))),
+        Some("dead") => format!("disk dead: {}", disk["cause"].as_str().unwrap_or("")),
+        _ => String::new(),
     }
 }
 
@@ -151,6 +165,7 @@ mod tests {
             answer: Ok(json!({
                 "id": id, "role": role, "term": 3, "leader": 1, "commit_index": 120, "applied_index": applied,
                 "disk_bytes": 524_288, "stopped": null, "last_error": null,
+                "disk": { "state": if id == 2 { "suspect" } else { "ok" }, "waiting_ms": 2100, "suspect_ms": 1100 },
             })),
         };
         let gone = Asked { url: "http://127.0.0.1:8003".to_owned(), answer: Err("connection refused".to_owned()) };
@@ -159,7 +174,7 @@ mod tests {
             "\
 NODE  ROLE         TERM  LEADER  COMMIT  APPLIED  LAG       DISK
    1  leader          3       1     120      120    0  512.0 KiB
-   2  follower        3       1     120       20  100  512.0 KiB
+   2  follower        3       1     120       20  100  512.0 KiB  disk suspect for 1100 ms: a write waits for 2100 ms
    -  unreachable     -       -       -        -    -          -  http://127.0.0.1:8003: connection refused
 "
         );

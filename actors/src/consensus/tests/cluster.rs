@@ -47,6 +47,8 @@ pub struct Node {
     pub now: Duration,
     pub disk_auto: bool,
     pub apply_auto: bool,
+    /// Whether the core waits for the end of a probe.
+    pub probing: bool,
     /// How many messages of each write the transcript has shown as held.
     shown: BTreeMap<u64, usize>,
     /// Questions asked and not answered: whom.
@@ -68,6 +70,10 @@ pub struct Cluster {
     pub seed: u64,
     /// Bytes appended or committed and not applied, on each node.
     pub max_unapplied_bytes: usize,
+    /// Bytes not durable, on each leader.
+    pub max_unpersisted_bytes: usize,
+    /// Ticks after which a disk counts as slow; scripts that are about something else leave it out of the way.
+    pub disk_slow_ticks: u64,
     pub out: String,
     pub checks: Checks,
 }
@@ -81,6 +87,8 @@ impl Cluster {
             errands: VecDeque::new(),
             seed,
             max_unapplied_bytes: 1 << 20,
+            max_unpersisted_bytes: 1 << 20,
+            disk_slow_ticks: 1 << 30,
             out: String::new(),
             checks: Checks::default(),
         }
@@ -105,6 +113,7 @@ impl Cluster {
             now: Duration::ZERO,
             disk_auto: true,
             apply_auto: true,
+            probing: false,
             shown: BTreeMap::new(),
             asking: BTreeMap::new(),
         };
@@ -140,6 +149,7 @@ impl Cluster {
     /// Starts a node from what its disk holds. `applied` is how far its machine had come by itself.
     pub fn start(&mut self, id: NodeId, applied: Option<u64>) {
         let (seed, max_unapplied_bytes) = (self.seed, self.max_unapplied_bytes);
+        let (max_unpersisted_bytes, disk_slow_ticks) = (self.max_unpersisted_bytes, self.disk_slow_ticks);
         self.links.retain(|(from, _, _), _| *from != id);
         let node = self.node(id);
         assert!(node.core.is_none(), "it is running");
@@ -168,6 +178,8 @@ impl Cluster {
             max_append_bytes: max_unapplied_bytes.min(1 << 10),
             max_inflight_appends: 8,
             max_unapplied_bytes,
+            max_unpersisted_bytes,
+            disk_slow_ticks,
             log_tail_bytes: 200,
             max_entry_bytes: 1 << 10,
             waits: node.waits,
@@ -191,6 +203,7 @@ impl Cluster {
         self.checks.durable(&self.nodes[&id]);
         let node = self.node(id);
         node.core = None;
+        node.probing = false;
         node.disk.in_flight.clear();
         node.asking.clear();
         self.links.retain(|(_, to, _), _| *to != id);
@@ -253,10 +266,11 @@ impl Cluster {
 
     fn carry_out(&mut self, id: NodeId, effects: Effects<String>) {
         self.checks.effects(&self.nodes[&id], &effects);
-        let Effects { append, transmit, asks, restore, apply, reads, answers, fault, .. } = effects;
+        let Effects { append, probe, transmit, asks, restore, apply, reads, answers, fault, .. } = effects;
         assert!(fault.is_none(), "n{id} cannot go on: {fault:?}");
         let node = self.node(id);
         node.disk.in_flight.extend(append);
+        node.probing |= probe;
         if restore.is_some() {
             node.applier.restore = restore;
         }
@@ -291,10 +305,18 @@ impl Cluster {
         }
         self.checks.commit(&self.nodes, id);
         if self.node(id).disk_auto {
+            self.probe(id, Ok(()));
             self.persist_synced(id);
         }
         if self.node(id).apply_auto {
             self.apply(id);
+        }
+    }
+
+    /// The end of a probe, if one is under way, without a drain.
+    pub fn probe(&mut self, id: NodeId, result: Result<(), String>) {
+        if std::mem::take(&mut self.node(id).probing) {
+            self.core(id).disk_probed(result);
         }
     }
 
@@ -341,7 +363,7 @@ impl Cluster {
             let at = format!("{}@{}", entry.index, entry.term);
             let whom = ticket.as_ref().map_or(String::new(), |ticket| format!(", answers {ticket}"));
             writeln!(self.out, "n{id} applied {at} {said}{whom}").unwrap();
-            if entry.kind == EntryKind::ConfChange {
+            if entry.kind == EntryKind::ConfChange || said.starts_with("Incarnation") {
                 self.core(id).membership_changed(membership.clone());
             }
             let Some(ticket) = ticket else { continue };
@@ -445,6 +467,13 @@ impl Cluster {
             self.cut.insert((from, to));
             self.links.retain(|(f, t, _), _| (*f, *t) != (from, to));
         }
+    }
+
+    /// A leader records a member's incarnation, as the membership manager has it do.
+    pub fn record(&mut self, id: NodeId, member: NodeId) {
+        let command = SystemCommand::Incarnation { node: member, incarnation: Incarnation(member) };
+        let deadline = self.node(id).now + Duration::from_secs(5);
+        self.core(id).submit(Draft::system(&command).unwrap(), None, deadline);
     }
 
     pub fn propose(&mut self, id: NodeId, ticket: &str, wait: Duration) {

@@ -40,6 +40,8 @@ struct Run {
     tickets: usize,
     /// Whether members come and go in this run.
     changes: bool,
+    /// Probes that ended.
+    suspected: usize,
 }
 
 /// A failure shows the way there.
@@ -58,6 +60,8 @@ impl Run {
     fn new(seed: u64) -> Self {
         let mut dice = Dice(seed);
         let mut cluster = Cluster::new(seed);
+        // Writes end at random: in some runs a disk is often too slow, in others never.
+        cluster.disk_slow_ticks = dice.pick(&[3, 10, 1 << 30]).unwrap_or(10);
         let founders: Vec<NodeId> = (1..=dice.pick(&[1, 2, 3, 3, 3, 5]).unwrap_or(3)).collect();
         let changes = dice.one_in(2);
         cluster.found(&founders);
@@ -72,7 +76,7 @@ impl Run {
             }
             cluster.start(id, None);
         }
-        Run { seed, dice, cluster, tickets: 0, changes }
+        Run { seed, dice, cluster, tickets: 0, changes, suspected: 0 }
     }
 
     fn up(&self) -> Vec<NodeId> {
@@ -166,6 +170,15 @@ impl Run {
     fn persist(&mut self) {
         let Some(id) = self.any_up() else { return };
         let numbers: Vec<u64> = self.cluster.nodes[&id].disk.in_flight.iter().map(|append| append.number).collect();
+        if self.cluster.nodes[&id].probing && self.dice.one_in(2) {
+            let fails = self.dice.one_in(4);
+            self.suspected += 1;
+            self.cluster.probe(id, if fails { Err("it fails".into()) } else { Ok(()) });
+        }
+        if self.dice.one_in(40) {
+            let low = self.dice.one_in(2);
+            self.cluster.core(id).disk_space(low);
+        }
         let Some(number) = self.dice.pick(&numbers) else { return };
         self.cluster.persist(id, number);
         self.drain_soon(id);
@@ -193,6 +206,8 @@ impl Run {
         let Some(id) = self.any_up() else { return };
         let all: Vec<_> = self.cluster.nodes.keys().copied().collect();
         let Some(node) = self.dice.pick(&all) else { return };
+        // Without its incarnation on record a learner is not promoted.
+        self.cluster.record(id, node);
         let change = match self.dice.roll(8) {
             0..3 => Change::AddLearner(node, "somewhere:7000".into()),
             3..6 => Change::Promote(node),
@@ -241,6 +256,8 @@ impl Run {
             if let Some(node) = self.cluster.nodes.get_mut(&id) {
                 (node.disk_auto, node.apply_auto) = (true, true);
             }
+            self.cluster.core(id).disk_space(false);
+            self.cluster.probe(id, Ok(()));
             self.cluster.apply_quietly(id);
             self.cluster.drain(id);
         }
@@ -280,7 +297,7 @@ impl Run {
     }
 }
 
-fn run(seed: u64) -> (usize, usize, usize, usize) {
+fn run(seed: u64) -> (usize, usize, usize, usize, usize) {
     let mut run = Run::new(seed);
     for _ in 0..600 {
         run.step();
@@ -288,23 +305,27 @@ fn run(seed: u64) -> (usize, usize, usize, usize) {
     run.heal();
     let checks = &run.cluster.checks;
     checks.at_the_end();
-    (checks.applied.len(), checks.rejected.len(), checks.unknown.len(), checks.served)
+    (checks.applied.len(), checks.rejected.len(), checks.unknown.len(), checks.served, run.suspected)
 }
 
 #[test]
 fn dice() {
     let number = |name: &str| std::env::var(name).ok().and_then(|value| value.parse::<u64>().ok());
     if let Some(seed) = number("SEED") {
-        println!("SEED={seed}: {:?} applied, rejected, unknown, read", run(seed));
+        println!("SEED={seed}: {:?} applied, rejected, unknown, read, probed", run(seed));
         return;
     }
-    let (mut applied, mut rejected, mut unknown, mut served) = (0, 0, 0, 0);
+    let (mut applied, mut rejected, mut unknown, mut served, mut probed) = (0, 0, 0, 0, 0);
     let seeds = number("SEEDS").unwrap_or(200);
     for seed in 1..=seeds {
-        let (a, r, u, s) = run(seed);
+        let (a, r, u, s, p) = run(seed);
+        probed += p;
         (applied, rejected, unknown, served) = (applied + a, rejected + r, unknown + u, served + s);
     }
-    println!("{seeds} seeds: {applied} applied, {rejected} rejected, {unknown} unknown, {served} reads");
+    println!(
+        "{seeds} seeds: {applied} applied, {rejected} rejected, {unknown} unknown, {served} reads, {probed} probes"
+    );
     // Dice that never get anything done would prove nothing.
     assert!(applied as u64 > seeds * 10 && rejected as u64 > seeds && unknown as u64 > seeds && served as u64 > seeds);
+    assert!(probed as u64 > seeds / 10, "only {probed} disks were ever suspected");
 }

@@ -3,6 +3,7 @@
 //! ```text
 //!  cluster 1 2 3 [disk=manual] [apply=manual]   three founders, formed and started
 //!                [unapplied=BYTES]              the bound on what is not applied, on each node
+//!                [unpersisted=BYTES] [slow=TICKS]  the bounds on what is not durable
 //!  founder 1 / waiting 4 / form 1 2 3           empty directories; begin with this genesis
 //!  tick 1 [TIMES]   advance 1 MS   campaign 1   time and elections
 //!  propose 1 A [ms=MS]   read 1 R   change 1 C add|promote|demote|remove 4
@@ -13,13 +14,19 @@
 //!  hand [COUNT]                                 carry into the mailbox: decided at the receiver's next move
 //!  cut 1 2   isolate 1   heal   unreachable 1 2
 //!  disk 1 manual|auto   persist 1 [NUMBER]      the log writer
+//!  probe 1 passes|fails   space 1 low|enough    the end of a probe; what the log writer says of space
+//!  order 2 1                                    node 2 tells node 1 to campaign at once
+//!  record 1 4                                   propose what the cluster should know of a member
 //!  applier 1 manual|auto   apply 1              the applier
-//!  crash 1   restart 1   status 1   log 1   network
+//!  crash 1   restart 1   status 1   disks 1   log 1   network
 //! ```
 
 use std::{error::Error, fmt::Write as _, time::Duration};
 
-use actorum_transport::{message::AskError, wire::NodeId};
+use actorum_transport::{
+    message::AskError,
+    wire::{MessageKind, NodeId, RaftMessage},
+};
 use goldenscript::{Command, Context, Runner};
 
 use super::cluster::{Cluster, TICK};
@@ -146,6 +153,15 @@ impl Script {
         .unwrap();
     }
 
+    fn show_disk(&mut self, id: NodeId) {
+        let d = self.cluster.core(id).status().disk;
+        let suspect = d.suspect_ms.map_or(String::new(), |ms| format!(", suspect for {ms} ms"));
+        let (slow, low) = (if d.slow { ", slow" } else { "" }, if d.low { ", low on space" } else { "" });
+        let (waiting, bytes) = (d.waiting_ms, d.unpersisted_bytes);
+        writeln!(self.cluster.out, "n{id} disk: {bytes} bytes wait, the oldest for {waiting} ms{slow}{suspect}{low}")
+            .unwrap();
+    }
+
     fn show_network(&mut self) {
         for ((from, to, _), queue) in &self.cluster.links {
             for message in queue {
@@ -163,6 +179,8 @@ impl Runner for Script {
         let wait = Duration::from_millis(args.take_key("ms").map_or(Ok(5000), str::parse)?);
         let disk = args.take_key("disk") != Some("manual");
         let apply = args.take_key("apply") != Some("manual");
+        let unpersisted = args.take_key("unpersisted").map(str::parse).transpose()?;
+        let slow = args.take_key("slow").map(str::parse).transpose()?;
         let unapplied = args.take_key("unapplied").map(str::parse).transpose()?;
         let words: Vec<&str> = std::iter::from_fn(|| args.next_pos()).collect();
         args.reject_next()?;
@@ -177,6 +195,8 @@ impl Runner for Script {
         match command.name.as_str() {
             "cluster" => {
                 self.cluster.max_unapplied_bytes = unapplied.unwrap_or(self.cluster.max_unapplied_bytes);
+                self.cluster.max_unpersisted_bytes = unpersisted.unwrap_or(self.cluster.max_unpersisted_bytes);
+                self.cluster.disk_slow_ticks = slow.unwrap_or(self.cluster.disk_slow_ticks);
                 self.founders(&ids()?, disk, apply);
             }
             "founder" | "waiting" => {
@@ -264,9 +284,33 @@ impl Runner for Script {
                 self.cluster.persist(id, if words.len() > 1 { number(1)? } else { newest });
                 self.cluster.drain(id);
             }
+            "probe" => {
+                let result = if word(1)? == "passes" { Ok(()) } else { Err("no space left on device".to_owned()) };
+                if !self.cluster.nodes[&number(0)?].probing {
+                    return Err("it is not asked for a probe".into());
+                }
+                self.cluster.probe(number(0)?, result);
+                self.cluster.drain(number(0)?);
+            }
+            "space" => {
+                let low = word(1)? == "low";
+                self.cluster.core(number(0)?).disk_space(low);
+                self.cluster.drain(number(0)?);
+            }
+            "order" => {
+                let (from, to) = (number(0)?, number(1)?);
+                let term = self.cluster.core(to).status().term;
+                self.cluster.core(to).step(from, RaftMessage::new(MessageKind::TimeoutNow, term));
+                self.cluster.drain(to);
+            }
+            "record" => {
+                self.cluster.record(number(0)?, number(1)?);
+                self.cluster.drain(number(0)?);
+            }
             "apply" => self.cluster.apply(number(0)?),
             "crash" => self.cluster.crash(number(0)?),
             "restart" => self.cluster.start(number(0)?, None),
+            "disks" => self.ids(number(0)?).into_iter().for_each(|id| self.show_disk(id)),
             "status" => self.ids(number(0)?).into_iter().for_each(|id| self.show_status(id)),
             "log" => self.ids(number(0)?).into_iter().for_each(|id| self.show_log(id)),
             "network" => self.show_network(),

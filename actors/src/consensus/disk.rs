@@ -1,0 +1,254 @@
+//! What a disk costs this node: its office, while it is slow; new work, while it is nearly full.
+//!
+//! ```text
+//!               oldest write too old                          the probe passed, and all that waited then is durable
+//!  trusted ────────────────────────▶ suspect ─────────────────────────────────────────────────────▶ trusted
+//!                                      │ leader: hands over; no candidate, or none took it within an election
+//!                                      │         timeout: steps down
+//!                                      └ anyone: seeks no vote, takes no office, goes on hearing and following
+//!
+//!  space under its mark: a leader hands over if somebody takes it, and answers `Busy`, until there is space again
+//! ```
+//!
+//! A leader whose disk hangs would otherwise keep its office for as long as its heartbeats arrive, and apply nothing.
+//! Age is counted in ticks that passed, so a process that was paused does not take its own sleep for the disk's.
+//!
+//! Deliberately absent: judging by one slow write. A disk is slow when the *oldest* write waits past the bound.
+
+use std::collections::BTreeSet;
+
+use actorum_transport::wire::NodeId;
+use raft::{ProgressState, StateRole};
+
+use super::Consensus;
+
+/// Answers that may wait for the disk. At the bound the oldest goes, whatever it is: Raft's messages may be lost. A leader
+/// asks again with each heartbeat, a candidate with its next campaign, and a snapshot's fate has a deadline.
+pub(super) const MAX_HELD: usize = 4096;
+
+/// After so many election timeouts a leader low on space asks those again that did not take its office.
+const PATIENCE_WITH_PEERS: u64 = 10;
+
+/// What this core knows and thinks of its disk.
+#[derive(Debug, Default)]
+pub(super) struct Disk {
+    /// Bytes of entries and snapshots that are not durable yet.
+    pub bytes: usize,
+    /// Messages that wait for the disk.
+    pub held: usize,
+    /// Messages that waited and had to go.
+    pub dropped: u64,
+    suspicion: Option<Suspicion>,
+    low: bool,
+    /// Since which tick the office is being handed over.
+    handing_over: Option<u64>,
+    /// Who was offered the office for lack of space and did not take it; asked again from this tick on.
+    declined: (BTreeSet<NodeId>, u64),
+}
+
+#[derive(Debug)]
+struct Suspicion {
+    since: u64,
+    /// Once the probe has passed: the newest write at that moment.
+    passed: Option<u64>,
+    /// After a probe that failed: when to try another.
+    probe_at: Option<u64>,
+}
+
+/// The numbers of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DiskStatus {
+    /// How long the oldest write has been waiting to become durable, in milliseconds.
+    pub waiting_ms: u64,
+    /// Whether that is past half of its bound.
+    pub slow: bool,
+    /// For how long the disk has been under suspicion, in milliseconds, if it is.
+    pub suspect_ms: Option<u64>,
+    /// Whether space is under its mark.
+    pub low: bool,
+    /// Bytes that are not durable yet.
+    pub unpersisted_bytes: usize,
+    /// Messages that waited for the disk and were dropped at their bound.
+    pub held_dropped: u64,
+}
+
+impl<T> Consensus<T> {
+    /// The probe of the disk has ended.
+    pub fn disk_probed(&mut self, result: Result<(), String>) {
+        let (now, patience) = (self.ticks, self.settings.election_ticks as u64);
+        let newest = self.next_write - 1;
+        let Some(suspicion) = &mut self.disk.suspicion else { return };
+        match result {
+            Ok(()) => suspicion.passed = Some(newest),
+            Err(cause) => {
+                tracing::warn!(cause, "the disk does not pass its probe");
+                suspicion.probe_at = Some(now + patience);
+            }
+        }
+        self.trust_disk_again();
+    }
+
+    /// Space on the disk fell under its mark, or is enough again.
+    pub fn disk_space(&mut self, low: bool) {
+        self.disk.low = low;
+        self.disk.declined = Default::default();
+        if !low && self.disk.suspicion.is_none() {
+            self.keep_office();
+        }
+    }
+
+    /// Whether this node may seek an office or be given one.
+    pub(super) fn may_lead(&self) -> bool {
+        self.disk.suspicion.is_none()
+    }
+
+    /// Whether an office may be handed to it. Low on space it would only hand it on.
+    pub(super) fn may_be_handed_office(&self) -> bool {
+        self.may_lead() && !self.disk.low
+    }
+
+    /// Bytes that a leader may still append before its own disk has caught up; none while space is low.
+    pub(super) fn room_on_disk(&self, command: bool) -> usize {
+        // What this system records of itself is small, and may be what ends the want of space.
+        if self.disk.low && command {
+            return 0;
+        }
+        self.settings.max_unpersisted_bytes.saturating_sub(self.disk.bytes)
+    }
+
+    /// How many ticks the oldest write has waited.
+    fn waiting(&self) -> u64 {
+        self.unpersisted.front().map_or(0, |oldest| self.ticks - oldest.since)
+    }
+
+    /// At each tick, before time passes for raft-rs.
+    pub(super) fn look_at_disk(&mut self) {
+        let now = self.ticks;
+        let slow = self.waiting() >= self.settings.disk_slow_ticks;
+        match &mut self.disk.suspicion {
+            None if slow => {
+                let waiting_ms = self.ms(self.waiting());
+                tracing::warn!(waiting_ms, "the disk is too slow: this node leads nobody until a probe has passed");
+                self.disk.suspicion = Some(Suspicion { since: now, passed: None, probe_at: None });
+                self.effects.probe = true;
+            }
+            Some(suspicion) if suspicion.probe_at.is_some_and(|at| at <= now) => {
+                suspicion.probe_at = None;
+                self.effects.probe = true;
+            }
+            _ => {}
+        }
+        match self.raw.raft.state {
+            StateRole::Leader if self.disk.suspicion.is_some() => self.give_up_office(),
+            StateRole::Leader if self.disk.low => self.offer_office(),
+            StateRole::Leader => {}
+            // Nor does it go on asking for votes that it could not use.
+            StateRole::Candidate | StateRole::PreCandidate if self.disk.suspicion.is_some() => self.resign(),
+            _ => self.disk.handing_over = None,
+        }
+    }
+
+    /// Instead of a tick of raft-rs while this node may not campaign: the leader it last heard loses its claim on this
+    /// node's vote all the same.
+    pub(super) fn let_time_pass(&mut self) {
+        self.raw.raft.election_elapsed += 1;
+    }
+
+    fn give_up_office(&mut self) {
+        match (self.disk.handing_over, self.successor(&BTreeSet::new())) {
+            (None, Some(successor)) => self.hand_over(successor),
+            (Some(since), _) if self.ticks - since < self.settings.election_ticks as u64 => {}
+            _ => self.resign(),
+        }
+    }
+
+    /// For lack of space. Where nobody takes it the office is kept: such a leader can still serve reads.
+    fn offer_office(&mut self) {
+        let patience = self.settings.election_ticks as u64;
+        match self.disk.handing_over {
+            Some(since) if self.ticks - since < patience => {}
+            Some(_) => self.keep_office(),
+            None => {
+                if self.disk.declined.1 <= self.ticks {
+                    self.disk.declined = (BTreeSet::new(), self.ticks + PATIENCE_WITH_PEERS * patience);
+                }
+                if let Some(successor) = self.successor(&self.disk.declined.0) {
+                    self.disk.declined.0.insert(successor);
+                    self.hand_over(successor);
+                }
+            }
+        }
+    }
+
+    /// The healthy voter that holds most of the log. raft-rs brings it up to date before it tells it to campaign.
+    fn successor(&self, but: &BTreeSet<NodeId>) -> Option<NodeId> {
+        let raft = &self.raw.raft;
+        let conf = raft.prs().conf().to_conf_state();
+        let healthy = |id: &NodeId| {
+            let progress = raft.prs().get(*id)?;
+            (progress.state == ProgressState::Replicate).then_some((progress.matched, std::cmp::Reverse(*id)))
+        };
+        let others = conf.voters.iter().filter(|id| **id != self.settings.id && !but.contains(id));
+        others.filter_map(healthy).max().map(|(_, std::cmp::Reverse(id))| id)
+    }
+
+    fn hand_over(&mut self, successor: NodeId) {
+        tracing::warn!(successor, "handing over the office because of this node's disk");
+        self.disk.handing_over = Some(self.ticks);
+        self.raw.transfer_leader(successor);
+    }
+
+    /// Raft lets a leader or candidate become a follower of its own term at any time.
+    fn resign(&mut self) {
+        tracing::warn!("stepping down because of this node's disk");
+        self.disk.handing_over = None;
+        let term = self.raw.raft.term;
+        self.raw.raft.become_follower(term, raft::INVALID_ID);
+        self.draw_election_timeout();
+    }
+
+    fn keep_office(&mut self) {
+        if self.disk.handing_over.take().is_some() && self.raw.raft.state == StateRole::Leader {
+            self.raw.raft.abort_leader_transfer();
+        }
+    }
+
+    /// Trust needs both: the probe, and that all that waited when it passed is durable.
+    pub(super) fn trust_disk_again(&mut self) {
+        let Some(Suspicion { passed: Some(newest), .. }) = self.disk.suspicion else { return };
+        if self.unpersisted.front().is_some_and(|oldest| oldest.write <= newest) {
+            return;
+        }
+        tracing::info!("the disk answers again");
+        self.disk.suspicion = None;
+        // What passed meanwhile is no reason to campaign at once.
+        self.raw.raft.election_elapsed = 0;
+        self.keep_office();
+    }
+
+    /// Keeps what is held for the disk within its bound.
+    pub(super) fn bound_held(&mut self) {
+        let Disk { held, dropped, .. } = &mut self.disk;
+        for oldest in &mut self.unpersisted {
+            while *held > MAX_HELD && oldest.held.pop_front().is_some() {
+                *held -= 1;
+                *dropped += 1;
+            }
+        }
+    }
+
+    fn ms(&self, ticks: u64) -> u64 {
+        u64::try_from(self.settings.tick.as_millis()).unwrap_or(u64::MAX).saturating_mul(ticks)
+    }
+
+    pub(super) fn disk_status(&self) -> DiskStatus {
+        DiskStatus {
+            waiting_ms: self.ms(self.waiting()),
+            slow: self.waiting() > 0 && self.waiting() * 2 >= self.settings.disk_slow_ticks,
+            suspect_ms: self.disk.suspicion.as_ref().map(|suspicion| self.ms(self.ticks - suspicion.since)),
+            low: self.disk.low,
+            unpersisted_bytes: self.disk.bytes,
+            held_dropped: self.disk.dropped,
+        }
+    }
+}
