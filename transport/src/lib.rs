@@ -21,3 +21,6 @@ pub mod frame;
 pub mod quic;
 #[cfg(feature = "quic")]
 pub mod tls;
+#[cfg(all(feature = "fuzzing", feature = "quic"))]
+#[doc(hidden)]
+pub mod fuzzing;
