@@ -11,7 +11,7 @@ mod support;
 use std::{
     net::{Ipv4Addr, SocketAddr, UdpSocket},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     },
     thread::JoinHandle,
@@ -20,6 +20,7 @@ use std::{
 
 use actorum_transport::{tls::node_name, wire::Response};
 use support::*;
+use tokio::sync::{Mutex, MutexGuard};
 
 /// How long each flood lasts.
 const FLOOD: Duration = Duration::from_secs(4);
@@ -28,9 +29,9 @@ const FLOOD: Duration = Duration::from_secs(4);
 const GROWTH: usize = 96 << 20;
 
 /// One at a time: they measure.
-fn alone() -> MutexGuard<'static, ()> {
-    static ONE: Mutex<()> = Mutex::new(());
-    ONE.lock().unwrap_or_else(PoisonError::into_inner)
+async fn alone() -> MutexGuard<'static, ()> {
+    static ONE: Mutex<()> = Mutex::const_new(());
+    ONE.lock().await
 }
 
 /// What the process holds in memory, in bytes.
@@ -113,7 +114,7 @@ fn client(honest: &Honest, shows: Option<Pair>) -> quinn::ClientConfig {
 /// A thousand handshakes a second, each from one of forty addresses. The victim takes up as many as its rate allows.
 #[actix::test]
 async fn handshakes_without_a_certificate() {
-    let _alone = alone();
+    let _alone = alone().await;
     let mut honest = Honest::new().await;
     let (target, client) = (honest.victim.address, client(&honest, None));
     let (begun, answered) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
@@ -158,7 +159,7 @@ async fn handshakes_without_a_certificate() {
 /// look right until they are decrypted, from five hundred ports of twenty addresses.
 #[actix::test]
 async fn forged_datagrams() {
-    let _alone = alone();
+    let _alone = alone().await;
     let mut honest = Honest::new().await;
     let target = honest.victim.address;
     // A true first packet, to forge others from.
@@ -248,7 +249,7 @@ async fn forged_datagrams() {
 /// it is closed. They take the places of strangers, and no more; a node at a peer's address is let in beside them.
 #[actix::test]
 async fn slow_connections() {
-    let _alone = alone();
+    let _alone = alone().await;
     let mut honest = Honest::new().await;
     let pair = honest.certs.of(5);
     let (target, client) = (honest.victim.address, client(&honest, Some(pair)));

@@ -247,6 +247,6 @@ fn a_single_leader_ahead_of_its_disk_is_not_made_to_campaign() {
 fn snapshots_that_contradict_themselves() {
     let all = [2, 3, 4];
     dropped(1, &snapshot(|s| s.conf.voters = vec![5]), &all);
-    dropped(1, &snapshot(|s| drop(s.conf.voters.pop())), &all);
+    dropped(1, &snapshot(|s| s.conf.voters.truncate(2)), &all);
     dropped(1, &snapshot(|s| s.conf.voters.push(5)), &all);
 }
