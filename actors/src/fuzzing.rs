@@ -4,12 +4,10 @@ use std::path::Path;
 
 use crate::log::{directory, watermark};
 
-/// A watermark file of these bytes; and the same with the checksums that its slots would need.
+/// A watermark file of these bytes; and one whose slots begin with them and are sealed.
 pub fn watermark(bytes: &[u8]) {
     watermark::check(bytes);
-    let mut sealed = bytes.to_vec();
-    watermark::reseal(&mut sealed);
-    watermark::check(&sealed);
+    watermark::check(&watermark::sealed(bytes));
 }
 
 /// A `node` file of these bytes; and the same with the checksum that it would need.
