@@ -16,7 +16,8 @@ const WITHIN: Duration = Duration::from_secs(60);
 #[test]
 fn every_planted_mistake_is_found() {
     let only = std::env::var("ONLY").ok();
-    let chosen = Planted::ALL.into_iter().filter(|mistake| only.as_ref().is_none_or(|only| mistake.name().contains(only)));
+    let chosen =
+        Planted::ALL.into_iter().filter(|mistake| only.as_ref().is_none_or(|only| mistake.name().contains(only)));
     let mut missed = Vec::new();
     println!("{:<64} {:>6} {:>8}  invariant", "planted", "seed", "seconds");
     for mistake in chosen {

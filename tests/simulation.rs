@@ -54,7 +54,12 @@ fn fresh_seeds() {
         }
     });
     let (total, broken, seconds) = (total.into_inner().unwrap(), broken.into_inner().unwrap(), begun.elapsed());
-    println!("{count} seeds of {} virtual seconds in {:.1} s, {} broken", SPAN.as_secs(), seconds.as_secs_f64(), broken.len());
+    println!(
+        "{count} seeds of {} virtual seconds in {:.1} s, {} broken",
+        SPAN.as_secs(),
+        seconds.as_secs_f64(),
+        broken.len()
+    );
     println!("{total}");
     assert!(broken.is_empty(), "replay with SEED=n --nocapture: {broken:#?}");
     // A simulation in which nothing happens proves nothing.

@@ -31,5 +31,8 @@ pub mod subscribers;
 pub mod formation;
 pub mod membership;
 
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 #[cfg(test)]
 mod testkit;

@@ -224,6 +224,7 @@ fn a_flood_of_proposals_costs_no_leader_its_office() {
                 status: status_in,
                 admit: Box::new(|_, _| Ok(Nobody)),
                 check: |_| Ok(()),
+                witness: None,
             };
             let tick = Duration::from_millis(100);
             let core = RaftCore::new(GroupId::FIRST, tick, consensus(1), leader_clock, links).start();

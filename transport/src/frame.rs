@@ -326,6 +326,11 @@ impl Splitter {
         !self.buffer.is_empty()
     }
 
+    /// How many bytes the next frame says it has, once that is known. Not checked: [`next_frame`](Self::next_frame) does.
+    pub fn claim(&self) -> Option<u32> {
+        self.buffer.first_chunk::<4>().map(|length| u32::from_be_bytes(*length))
+    }
+
     /// The next complete frame: its kind and body. After an error the stream makes no sense any more.
     pub fn next_frame(&mut self) -> Result<Option<(Kind, BytesMut)>, FrameError> {
         let Some(length) = self.buffer.first_chunk::<4>() else { return Ok(None) };

@@ -23,3 +23,6 @@ pub mod quic;
 pub mod tls;
 #[doc(hidden)]
 pub mod planted;
+#[cfg(all(feature = "fuzzing", feature = "quic"))]
+#[doc(hidden)]
+pub mod fuzzing;

@@ -480,6 +480,59 @@ async fn there_is_no_early_data() {
     honest.flows().await;
 }
 
+/// A hundred large questions that never end: what has come of them is bounded for all together, and not by each.
+#[actix::test]
+async fn questions_without_end_are_bounded_together() {
+    let patient = |config: &mut QuicConfig| (config.max_frame, config.handshake_timeout) = (1 << 20, 10 * DEADLINE);
+    let mut honest = Honest::with(patient).await;
+    let attacker = honest.adversary(5);
+    let joined = attacker.join(honest.victim.address, hello(5)).await;
+    honest.victim.until("5 is up", |heard| matches!(heard, Heard::Up(of) if of.id == 5).then_some(())).await;
+    let before = honest.victim.status().await.bytes_received;
+    let part = [&(1_000_000_u32 + 2).to_be_bytes()[..], &[frame::VERSION, Kind::Request as u8], &[0; 900_000]].concat();
+    let part: Arc<[u8]> = part.into();
+    let mut sending = Vec::new();
+    for _ in 0..100 {
+        let (mut send, receive) = soon("a stream", joined.connection.open_bi()).await.unwrap();
+        let part = part.clone();
+        sending.push(actix_rt::spawn(async move {
+            let _ = send.write_all(&part).await;
+            std::future::pending::<()>().await;
+            drop((send, receive));
+        }));
+    }
+    // Until nothing more is read for a while.
+    let mut read = 0;
+    let mut since = std::time::Instant::now();
+    eventually("the victim reads no more", async || {
+        let now = honest.victim.status().await.bytes_received - before;
+        if now != read {
+            (read, since) = (now, std::time::Instant::now());
+        }
+        read > 900_000 && since.elapsed() > Duration::from_secs(1)
+    })
+    .await;
+    assert!(read <= (1 << 20) + 64 * 1024, "{read} bytes were taken of questions that are not complete");
+    honest.flows().await;
+    sending.iter().for_each(actix_rt::task::JoinHandle::abort);
+}
+
+/// Large questions that come interleaved wait for each other, and all of them are answered.
+#[actix::test]
+async fn large_questions_take_turns() {
+    let mut honest = Honest::with(|config| config.max_frame = 1 << 20).await;
+    let peer = honest.adversary(5);
+    let joined = peer.join(honest.victim.address, hello(5)).await;
+    honest.victim.until("5 is up", |heard| matches!(heard, Heard::Up(of) if of.id == 5).then_some(())).await;
+    let data = Bytes::from(vec![7; 900_000]);
+    let asks = (0..20).map(|_| joined.ask(Request::Propose { data: data.clone(), remaining_ms: 1 }));
+    for answer in futures_util::future::join_all(asks).await {
+        assert_eq!(answer, Some(Response::ReadAt { index: 0 }));
+    }
+    honest.victim.drain();
+    honest.flows().await;
+}
+
 /// Another protocol on the same port does not get through TLS.
 #[actix::test]
 async fn another_application_protocol() {

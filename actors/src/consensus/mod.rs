@@ -290,8 +290,8 @@ impl<T> Consensus<T> {
         if matches!(message.kind, Vote | PreVote) && self.membership.retired.contains(&self.settings.id) {
             return false;
         }
-        // Being told to campaign at once is a campaign.
-        if message.kind == TimeoutNow && (self.must_wait_for_disk() || !self.may_be_handed_office()) {
+        // Being told to campaign at once is a campaign; a leader that is told so in a later term has stepped down by then.
+        if message.kind == TimeoutNow && (self.could_not_be_elected() || !self.may_be_handed_office()) {
             return false;
         }
         // The bound on what is not applied: the leader sends again what is dropped here.
@@ -512,10 +512,22 @@ impl<T> Consensus<T> {
     /// Whether raft-rs would die of an election now: a single voter elects itself at once and must have its whole
     /// log on disk by then, and a campaign reads what follows the applied index, which a snapshot under way moves.
     fn must_wait_for_disk(&self) -> bool {
+        (self.raw.raft.state != StateRole::Leader && self.is_alone_and_behind()) || self.is_restoring()
+    }
+
+    /// The same of a node that leads, should it be made to step down and begin anew.
+    fn could_not_be_elected(&self) -> bool {
+        self.is_alone_and_behind() || self.is_restoring()
+    }
+
+    fn is_alone_and_behind(&self) -> bool {
         let raft = &self.raw.raft;
         let behind = raft.raft_log.persisted < raft.raft_log.last_index() || !self.unpersisted.is_empty();
-        let alone = raft.prs().is_singleton() && raft.promotable() && raft.state != StateRole::Leader;
-        (alone && behind) || self.unpersisted.iter().any(|write| write.restore.is_some())
+        behind && raft.prs().is_singleton() && raft.promotable()
+    }
+
+    fn is_restoring(&self) -> bool {
+        self.unpersisted.iter().any(|write| write.restore.is_some())
     }
 
     /// raft-rs waits for ever for the fate of a snapshot it handed out. Where the transport lost it without

@@ -4,6 +4,8 @@
 //! log, entries with gaps, a snapshot of index zero. Each check here names the one it guards. What fails is
 //! dropped and counted, and the honest go on.
 
+use std::collections::BTreeSet;
+
 use actorum_transport::wire::{ConfState, MessageKind, NodeId, RaftMessage, Snapshot};
 use raft::{Raft, StateRole};
 
@@ -124,10 +126,21 @@ fn snapshot_problem(snapshot: &Snapshot) -> Option<&'static str> {
         return Some("its snapshot has index or term 0");
     }
     // Once it is in raft-rs there is no way back: what cannot be read must not get that far.
-    if SystemState::restore(snapshot).is_err() {
-        return Some("its snapshot cannot be read");
+    match SystemState::restore(snapshot) {
+        Err(_) => Some("its snapshot cannot be read"),
+        Ok((system, _)) => {
+            conf_problem(&snapshot.conf).or_else(|| disagreement(&snapshot.conf, &system.membership.conf_state()))
+        }
     }
-    conf_problem(&snapshot.conf)
+}
+
+/// raft-rs counts by the one, and changes are judged by the other: a later change that the state allows would leave
+/// raft-rs without voters. Each leader adds who it sends a genesis to as a learner (`LogView::snapshot`), so there
+/// may be more learners.
+fn disagreement(conf: &ConfState, state: &ConfState) -> Option<&'static str> {
+    let ids = |ids: &[NodeId]| ids.iter().copied().collect::<BTreeSet<NodeId>>();
+    let agree = ids(&conf.voters) == ids(&state.voters) && ids(&state.learners).is_subset(&ids(&conf.learners));
+    (!agree).then_some("its snapshot's configuration is not that of its state")
 }
 
 /// What `confchange::restore` would die of.

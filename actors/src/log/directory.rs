@@ -124,6 +124,12 @@ pub fn read_node(dir: &Path) -> Result<StoreIdentity, OpenError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(damaged("it is missing".to_owned())),
         Err(error) => return Err(io_error(dir, "cannot read node", error)),
     };
+    parse_node(dir, bytes)
+}
+
+/// What a `node` file of these bytes says.
+pub(crate) fn parse_node(dir: &Path, bytes: Vec<u8>) -> Result<StoreIdentity, OpenError> {
+    let damaged = |detail: String| OpenError::Damaged { dir: dir.to_owned(), what: "node file".to_owned(), detail };
     let text = String::from_utf8(bytes).map_err(|_| damaged("it is not text".to_owned()))?;
     let mut lines = text.lines();
     // The format comes first and alone: what follows it is for the versions that know it.

@@ -325,6 +325,34 @@ fn slot(slot: &[u8]) -> Slot {
     Ok((sequence, Marks { incarnation, groups }))
 }
 
+/// Reads a file of these bytes, as an open does.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn check(bytes: &[u8]) {
+    if let Ok((slot_len, slots)) = decode(bytes)
+        && let Ok((_, sequence, marks)) = newest(&slots)
+    {
+        assert!(slot_len >= SLOT_MIN);
+        // The next write stands on what was read.
+        let _ = encode(&marks, sequence.wrapping_add(1));
+    }
+}
+
+/// A file of two slots that begin with the halves of these bytes, each with the magic and the right checksum.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn sealed(bytes: &[u8]) -> Vec<u8> {
+    let mut file = vec![0; 2 * SLOT_MIN];
+    let (first, second) = bytes.split_at(bytes.len() / 2);
+    for (slot, half) in file.chunks_exact_mut(SLOT_MIN).zip([first, second]) {
+        let length = half.len().min(SLOT_MIN);
+        slot[..length].copy_from_slice(&half[..length]);
+        slot[..8].copy_from_slice(&MAGIC);
+        let length = u32::from_le_bytes([slot[12], slot[13], slot[14], slot[15]]) as usize;
+        let crc = crc32fast::hash(&slot[12..length.clamp(12, slot.len())]);
+        slot[8..12].copy_from_slice(&crc.to_le_bytes());
+    }
+    file
+}
+
 fn newest(slots: &[Slot; 2]) -> Result<(usize, u64, Marks), WatermarkError> {
     match slots {
         [Ok((a, first)), Ok((b, second))] => Ok(if a > b { (0, *a, first.clone()) } else { (1, *b, second.clone()) }),

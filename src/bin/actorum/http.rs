@@ -15,7 +15,10 @@
 use std::{
     collections::BTreeMap,
     fmt,
-    sync::atomic::{AtomicU64, AtomicUsize, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -37,6 +40,7 @@ use tokio::{
 };
 
 use crate::{
+    clients::{Client, Held},
     events,
     kv::{Command, Expect, Kv, Response},
     metrics,
@@ -50,6 +54,9 @@ const MAX_VALUE: usize = 1 << 20;
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest deadline a request may name: it holds admission for as long.
 const MAX_TIMEOUT: Duration = Duration::from_secs(600);
+/// How long a body may take to arrive, however long the deadline: who sends a byte now and then holds memory and a
+/// connection.
+const BODY_PATIENCE: Duration = Duration::from_secs(10);
 /// How much longer than its deadline the library is waited for. It answers at the deadline by itself; this is
 /// for the case that it cannot answer at all.
 const GRACE: Duration = Duration::from_millis(500);
@@ -242,18 +249,19 @@ pub async fn wrong_method(request: HttpRequest) -> Result<HttpResponse, Refused>
     Err(Refused::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message))
 }
 
-/// Counts every response by class.
+/// Counts every response by class, and keeps the connection busy until it was handed over.
 pub async fn count(
     request: ServiceRequest,
-    next: Next<impl MessageBody>,
+    next: Next<impl MessageBody + 'static>,
 ) -> Result<ServiceResponse<impl MessageBody>, actix_web::Error> {
+    let busy = request.request().conn_data::<Arc<Client>>().map(Client::begin);
     let node = request.app_data::<Data<Node>>().cloned();
     let response = next.call(request).await;
     let status = response.as_ref().map_or_else(|e| e.as_response_error().status_code(), |r| r.status());
     if let Some(counter) = node.as_ref().and_then(|n| n.responses.get(usize::from(status.as_u16() / 100))) {
         counter.fetch_add(1, Ordering::Relaxed);
     }
-    response
+    response.map(|response| response.map_body(|_, body| Held::new(body, busy)))
 }
 
 /// 200 with a JSON body.
@@ -289,7 +297,8 @@ pub async fn text(
         return Err(Refused::too_large(limit));
     }
     let read = async {
-        let mut bytes = Vec::with_capacity(announced.unwrap_or(0) as usize); // at most `limit`, see above
+        // Grows with what arrives: an announcement costs nothing.
+        let mut bytes = Vec::new();
         while let Some(chunk) = body.next().await {
             let chunk = chunk.map_err(|e| Refused::bad_request(format!("the body broke off: {e}")))?;
             if bytes.len() + chunk.len() > limit {
@@ -299,9 +308,13 @@ pub async fn text(
         }
         String::from_utf8(bytes).map_err(|e| Refused::bad_request(format!("the body is not UTF-8: {e}")))
     };
-    let text = match timeout_at(deadline, read).await {
+    let text = match timeout_at(deadline.min(Instant::now() + BODY_PATIENCE), read).await {
         Ok(text) => text,
-        Err(_) => Err(Refused::bad_request("the body did not arrive within the deadline (timeout_ms)").hang_up()),
+        Err(_) => {
+            let most = BODY_PATIENCE.as_secs();
+            let message = format!("the body did not arrive within the deadline (timeout_ms) and {most} s");
+            Err(Refused::bad_request(message).hang_up())
+        }
     };
     if text.as_ref().is_err_and(|refused| refused.hang_up) {
         // A chunked body that is dropped would be read to its end, which may never come; one that is held

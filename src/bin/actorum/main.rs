@@ -16,6 +16,7 @@ mod serve;
 mod settings;
 mod kv;
 mod http;
+mod clients;
 mod admin;
 mod events;
 mod metrics;

@@ -12,6 +12,7 @@ use std::{
     io::Read as _,
     net::{SocketAddr, TcpListener},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use actix_web::{App, HttpServer, dev::ServerHandle, middleware::from_fn, web};
@@ -22,6 +23,7 @@ use tracing::{info, warn};
 
 use crate::{
     Failure, admin,
+    clients::Client,
     http::{self, Node},
     kv::Kv,
     settings::{LogFormat, Settings, parse_peer},
@@ -30,6 +32,17 @@ use crate::{
 
 /// How long connections that do not end by themselves are waited for at the end, in seconds.
 const LAST_CALL_S: u64 = 3;
+/// How long the head of a request may take to arrive, from the first byte or from the connection on. Then 408.
+const HEAD_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a connection may be kept between two requests.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
+/// Clients that may be connected to the public API at a time, if the limit on open files allows it. At the bound the
+/// system lets the next ones wait, until idle connections have had their time.
+const MAX_CLIENTS: usize = 8192;
+/// The same of the members API.
+const MAX_ADMINS: usize = 256;
+/// Open files that are not for clients: the store, the peers, the members API, and what a copy or a log needs.
+const FILES_KEPT: usize = 512;
 /// Threads per HTTP server. They only translate; the work is the node's.
 const WORKERS: usize = 2;
 
@@ -168,6 +181,10 @@ fn serve_public(node: web::Data<Node>, listener: TcpListener) -> Result<ServerHa
     let server =
         HttpServer::new(move || App::new().app_data(node.clone()).wrap(from_fn(http::count)).configure(http::routes))
             .workers(WORKERS)
+            .max_connections(max_clients() / WORKERS)
+            .client_request_timeout(HEAD_PATIENCE)
+            .keep_alive(KEEP_ALIVE)
+            .on_connect(Client::meet)
             .disable_signals()
             .shutdown_timeout(LAST_CALL_S)
             .listen(listener)?
@@ -183,6 +200,10 @@ fn serve_admin(
     let server =
         HttpServer::new(move || App::new().app_data(node.clone()).wrap(from_fn(http::count)).configure(admin::routes))
             .workers(1)
+            .max_connections(MAX_ADMINS)
+            .client_request_timeout(HEAD_PATIENCE)
+            .keep_alive(KEEP_ALIVE)
+            .on_connect(Client::meet)
             .disable_signals()
             .shutdown_timeout(LAST_CALL_S);
     let server = match client_certs {
@@ -190,6 +211,29 @@ fn serve_admin(
         Some(tls) => server.listen_rustls_0_23(listener, tls)?,
     };
     Ok(spawn(server.run()))
+}
+
+/// How many clients may be connected: without a file left to open, the store and the peers would fail with them.
+///
+/// The soft limit on open files is often 1024 and the hard one much more; the soft one is there for programs that use
+/// `select`, which this one does not.
+fn max_clients() -> usize {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    let wanted = (2 * MAX_CLIENTS + FILES_KEPT) as u64;
+    let raised = maximum.map_or(wanted, |most| most.min(wanted));
+    if current.is_some_and(|current| current < raised)
+        && let Err(e) = setrlimit(Resource::Nofile, Rlimit { current: Some(raised), maximum })
+    {
+        warn!("cannot raise the limit on open files: {e}");
+    }
+    clients_within(getrlimit(Resource::Nofile).current)
+}
+
+/// How many clients a limit on open files leaves room for: each takes two, see `clients.rs`.
+fn clients_within(files: Option<u64>) -> usize {
+    let files = files.map_or(usize::MAX, |files| usize::try_from(files).unwrap_or(usize::MAX));
+    (files.saturating_sub(FILES_KEPT) / 2).clamp(2 * WORKERS, MAX_CLIENTS)
 }
 
 /// Runs it on this system; its handle is how it ends.
@@ -264,4 +308,18 @@ fn start_logs(format: LogFormat) -> Result<(), Failure> {
         LogFormat::Json => logs.json().flatten_event(true).try_init(),
     };
     started.map_err(Failure::new)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whatever the limit on open files, files are left for the node itself.
+    #[test]
+    fn clients_leave_files_to_the_node() {
+        assert_eq!(clients_within(None), MAX_CLIENTS);
+        assert_eq!(clients_within(Some(1 << 20)), MAX_CLIENTS);
+        assert_eq!(clients_within(Some(1024)), 256);
+        assert_eq!(clients_within(Some(100)), 2 * WORKERS, "and somebody is served in any case");
+    }
 }

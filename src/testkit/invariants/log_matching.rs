@@ -51,7 +51,9 @@ impl Invariant for LogMatching {
                     let known = self.entries.entry((entry.index, entry.term)).or_insert(mine);
                     if (known.content, known.before) != (mine.content, mine.before) {
                         let at = format!("{}@{}", entry.index, entry.term);
-                        return Err(format!("n{node} holds another entry {at} than was seen before, or another before it"));
+                        return Err(format!(
+                            "n{node} holds another entry {at} than was seen before, or another before it"
+                        ));
                     }
                     if known.only != mine.only {
                         known.only = None;

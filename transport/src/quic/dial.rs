@@ -1,6 +1,6 @@
 //! Keeps a connection to one listed peer: dials while there is none, with growing pauses.
 
-use std::{rc::Rc, time::Duration};
+use std::{cell::RefCell, net::SocketAddr, rc::Rc, time::Duration};
 
 use actix::WeakAddr;
 use quinn::{ClientConfig, Endpoint, VarInt};
@@ -10,7 +10,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use super::{Counters, DialHello, Failed, NoLink, QuicConfig, QuicTransport, handshake, link::Link};
+use super::{Counters, DialHello, Failed, NoLink, QuicConfig, QuicTransport, gate::Gate, handshake, link::Link};
 use crate::{message::RefusedBecause, tls::node_name, wire::NodeId};
 
 /// Dials whenever there is no link, until the transport is gone or this task is aborted.
@@ -21,6 +21,7 @@ pub(super) async fn keep_up(
     transport: WeakAddr<QuicTransport>,
     mut up: watch::Receiver<Option<Link>>,
     counters: Rc<Counters>,
+    gate: Rc<RefCell<Gate>>,
 ) {
     let mut backoff = config.min_backoff;
     let mut dice = config.seed ^ (config.identity.id << 32) ^ peer;
@@ -31,7 +32,7 @@ pub(super) async fn keep_up(
         }
         let begun = Instant::now();
         let within = config.handshake_timeout;
-        let dialled = match timeout(within, dial(peer, &endpoint, &config, &transport, &counters)).await {
+        let dialled = match timeout(within, dial(peer, &endpoint, &config, &transport, &counters, &gate)).await {
             Ok(dialled) => dialled,
             Err(_) => Err(NoLink::Unreached("no answer in time".into())),
         };
@@ -65,6 +66,7 @@ async fn dial(
     config: &QuicConfig,
     transport: &WeakAddr<QuicTransport>,
     counters: &Counters,
+    gate: &RefCell<Gate>,
 ) -> Result<(), NoLink> {
     let failed = |cause: String| NoLink::Unreached(cause);
     let asked = transport.upgrade().ok_or_else(|| failed("the transport has stopped".into()))?.send(DialHello(peer));
@@ -75,6 +77,8 @@ async fn dial(
     // An IPv4 socket reaches no IPv6 address, and `localhost` is often both. Of several, each has its turn.
     let narrow = endpoint.local_addr().is_ok_and(|own| own.is_ipv4());
     let fit: Vec<_> = found.filter(|found| found.is_ipv4() || !narrow).collect();
+    // Whence it may dial this node: it shall not have to share with strangers.
+    gate.borrow_mut().resolved(peer, fit.iter().map(SocketAddr::ip));
     let turn = hello.dial as usize % fit.len().max(1);
     let target = *fit.get(turn).ok_or_else(|| failed(format!("{address}: no address that this socket can reach")))?;
 

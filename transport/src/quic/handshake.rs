@@ -10,14 +10,17 @@
 //! With TLS 1.3 a dialler may believe in a connection whose certificate the acceptor is about to reject; the
 //! answering hello is what proves it.
 
-use std::{cell::RefCell, collections::BTreeMap, net::IpAddr, rc::Rc};
+use std::{cell::RefCell, rc::Rc};
 
 use actix::{WeakAddr, prelude::*};
 use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream, VarInt};
 use rustls::pki_types::CertificateDer;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
-use super::{Counters, Failed, NoLink, QuicConfig, QuicTransport};
+use super::{
+    Counters, Failed, NoLink, QuicConfig, QuicTransport,
+    gate::{Gate, Verdict},
+};
 use crate::{
     frame::{self, Hello, Kind, Refused, Splitter, Welcome},
     message::{Identity, RefusedBecause},
@@ -43,54 +46,38 @@ pub(super) struct Established {
     pub dial: u64,
 }
 
-/// Handshakes in progress, in all and by address.
-#[derive(Default)]
-struct InProgress {
-    all: usize,
-    by_address: BTreeMap<IpAddr, usize>,
-}
-
 /// Accepts connections until the endpoint closes or this task is aborted.
 pub(super) async fn accept(
     endpoint: Endpoint,
     config: Rc<QuicConfig>,
     transport: WeakAddr<QuicTransport>,
     counters: Rc<Counters>,
+    gate: Rc<RefCell<Gate>>,
 ) {
-    let progress: Rc<RefCell<InProgress>> = Rc::default();
     while let Some(incoming) = endpoint.accept().await {
         let address = incoming.remote_address().ip();
-        {
-            let mut progress = progress.borrow_mut();
-            let here = progress.by_address.get(&address).copied().unwrap_or(0);
-            if progress.all >= config.max_handshakes || here >= config.max_handshakes_per_address {
+        let place = match Gate::judge(&gate, Instant::now(), address, incoming.remote_address_validated()) {
+            Verdict::Accept(place) => place,
+            Verdict::Ignore => {
+                incoming.ignore();
+                continue;
+            }
+            Verdict::Refuse => {
                 incoming.refuse();
                 continue;
             }
-            // Half full: who comes now must show that the address is its own. A flood under borrowed addresses
-            // costs a packet each, and an honest peer a round trip.
-            if progress.all >= config.max_handshakes / 2 && !incoming.remote_address_validated() {
+            Verdict::Retry => {
+                // An error only for who has shown it already, and such are not asked.
                 let _ = incoming.retry();
                 continue;
             }
-            progress.all += 1;
-            *progress.by_address.entry(address).or_default() += 1;
-        }
-        let (config, transport, progress) = (config.clone(), transport.clone(), progress.clone());
-        let counters = counters.clone();
+        };
+        let (within, transport, counters) = (config.handshake_timeout, transport.clone(), counters.clone());
         actix_rt::spawn(async move {
-            let within = config.handshake_timeout;
             if let Err(error) = timeout(within, welcome(incoming, &transport, &counters)).await {
                 tracing::debug!(%address, %error, "a handshake took too long");
             }
-            let mut progress = progress.borrow_mut();
-            progress.all -= 1;
-            if let Some(count) = progress.by_address.get_mut(&address) {
-                *count -= 1;
-                if *count == 0 {
-                    progress.by_address.remove(&address);
-                }
-            }
+            drop(place);
         });
     }
 }

@@ -26,7 +26,7 @@ use actix::WeakAddr;
 use bytes::Bytes;
 use quinn::{Connection, ReadError, RecvStream, SendStream, VarInt};
 use tokio::{
-    sync::{Notify, watch},
+    sync::{Notify, Semaphore, watch},
     time::{Instant, timeout, timeout_at},
 };
 
@@ -373,12 +373,20 @@ impl Wire {
     }
 
     async fn accept_questions(self) {
+        // What questions on their way may claim, all together: as much as one frame may. Beyond it the next waits
+        // behind its first bytes until an earlier one is complete or out of time, and QUIC makes the peer wait.
+        let unfinished = Rc::new(Semaphore::new(self.config.max_frame + 4));
         while let Ok((send, receive)) = self.connection.accept_bi().await {
-            let wire = self.clone();
+            let (wire, unfinished) = (self.clone(), unfinished.clone());
             actix_rt::spawn(async move {
                 // Half a question and then silence: it may not hold its place for ever.
                 let patience = wire.config.handshake_timeout;
-                match timeout(patience, read_frame(receive, Kind::Request, &wire.config, &wire.counters)).await {
+                match timeout(
+                    patience,
+                    read_frame(receive, Kind::Request, &wire.config, &wire.counters, Some(&unfinished)),
+                )
+                .await
+                {
                     Ok(Ok(body)) => match frame::decode::<Question>(&body) {
                         Ok(question) => wire.answer(question, send).await,
                         Err(error) => wire.give_up(&error.to_string()),
@@ -429,19 +437,25 @@ enum ReadFrame {
     Nonsense(String),
 }
 
-/// The one frame of half a two-way stream.
+/// The one frame of half a two-way stream. What it claims is taken from `room` before more of it is read, so that of
+/// frames that come interleaved those that began can always end.
 async fn read_frame(
     mut receive: RecvStream,
     expected: Kind,
     config: &QuicConfig,
     counters: &Counters,
+    room: Option<&Semaphore>,
 ) -> Result<Bytes, ReadFrame> {
     let mut splitter = Splitter::new(config.max_frame);
+    let mut taken = None;
     loop {
         match splitter.next_frame().map_err(|e| ReadFrame::Nonsense(e.to_string()))? {
             Some((kind, body)) if kind == expected => return Ok(body.freeze()),
             Some((kind, _)) => return Err(ReadFrame::Nonsense(format!("a {kind:?} frame where {expected:?} belongs"))),
             None => {}
+        }
+        if let (None, Some(room), Some(claim)) = (&taken, room, splitter.claim()) {
+            taken = Some(room.acquire_many(claim).await.map_err(|_| ReadFrame::Gone)?);
         }
         let chunk = receive.read_chunk(READ_BYTES, true).await.map_err(|_| ReadFrame::Gone)?;
         let chunk = chunk.ok_or(ReadFrame::Gone)?;
@@ -483,7 +497,7 @@ pub(super) async fn ask(
         counters.add_sent(bytes.len());
         send.write_all(&bytes).await.map_err(|e| lost(&e.to_string()))?;
         send.finish().map_err(|e| lost(&e.to_string()))?;
-        match read_frame(receive, Kind::Response, config, counters).await {
+        match read_frame(receive, Kind::Response, config, counters, None).await {
             Ok(body) => frame::decode::<Response>(&body).map_err(|e| lost(&e.to_string())),
             Err(ReadFrame::Gone) => Err(lost("the peer gave no answer")),
             Err(ReadFrame::Nonsense(cause)) => Err(lost(&cause)),

@@ -3,7 +3,7 @@
 //! ```text
 //!            ┌ dial (one task per listed peer, with backoff) ┐
 //!  endpoint ─┤                                               ├─ handshake ─▶ Link ─┬─ log lane      ordered
-//!            └ accept (bounded, per address too) ────────────┘   hello, judged     ├─ urgent lane   higher priority
+//!            └ accept (through the gate) ────────────────────┘   hello, judged     ├─ urgent lane   higher priority
 //!                                                                                  └─ requests      a stream each
 //! ```
 //!
@@ -13,12 +13,13 @@
 //! carries the generation of its link, and what an older link still delivers is dropped.
 //!
 //! Queues, all owned by this actor or its tasks: per peer and lane, at its byte bound the oldest goes and the core
-//! hears `Unreachable`; handshakes, at their bound the newest is refused; a peer's open requests, at their bound
+//! hears `Unreachable`; handshakes, see `gate.rs`; a peer's open requests, at their bound
 //! QUIC makes the peer wait; readers send to this actor and wait for it, one frame per lane.
 //!
 //! Deliberately absent: anything about Raft beyond which lane a message belongs on.
 
 use std::{
+    cell::RefCell,
     collections::{BTreeMap, BTreeSet},
     io,
     net::SocketAddr,
@@ -30,7 +31,7 @@ use std::{
 use actix::prelude::*;
 use actix_rt::task::JoinHandle;
 use quinn::{Endpoint, EndpointConfig, TokioRuntime, TransportConfig, VarInt};
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 
 use crate::{
     frame::Hello,
@@ -44,10 +45,12 @@ use crate::{
     wire::{GroupId, Incarnation, NodeId, RaftMessage, Request},
 };
 
+mod gate;
 mod handshake;
 mod link;
 mod dial;
 
+use gate::{Gate, Limits};
 use handshake::{Established, Judge};
 use link::{Counters, Link};
 
@@ -76,10 +79,16 @@ pub struct QuicConfig {
     pub max_frame: usize,
     /// Requests that one peer may have open here at a time. Default 4096.
     pub max_requests: u32,
-    /// Handshakes that may be in progress at a time. More are refused. Default 64.
+    /// Handshakes of strangers that may be in progress at a time. More are refused. Default 64. The addresses of peers
+    /// have places of their own, beside these: [`max_handshakes_per_address`](Self::max_handshakes_per_address) each.
     pub max_handshakes: usize,
-    /// Handshakes in progress from one IP address. Default 16.
+    /// Handshakes in progress from one IP address (IPv6: one /64). Default 16.
     pub max_handshakes_per_address: usize,
+    /// Handshakes of strangers that may begin per second, and twice as many at once; what comes beyond is not
+    /// answered. Default 200, which costs about a twentieth of a core. The addresses of peers have their own.
+    pub handshake_rate: u32,
+    /// Handshakes that may begin per second from one IP address (IPv6: one /64), and twice as many at once. Default 50.
+    pub handshake_rate_per_address: u32,
     /// How long a handshake and the hello may take, together. Default 3 s.
     pub handshake_timeout: Duration,
     /// How long a connection may be silent before it counts as lost. Default 3 s.
@@ -112,6 +121,8 @@ impl QuicConfig {
             max_requests: 4096,
             max_handshakes: 64,
             max_handshakes_per_address: 16,
+            handshake_rate: 200,
+            handshake_rate_per_address: 50,
             handshake_timeout: Duration::from_secs(3),
             idle_timeout: Duration::from_secs(3),
             keep_alive: Duration::from_millis(500),
@@ -121,6 +132,15 @@ impl QuicConfig {
             socket_buffer: 4 << 20,
             segmentation_offload: true,
             seed: 0,
+        }
+    }
+
+    fn limits(&self) -> Limits {
+        Limits {
+            places: self.max_handshakes,
+            places_per_address: self.max_handshakes_per_address,
+            rate: self.handshake_rate,
+            rate_per_address: self.handshake_rate_per_address,
         }
     }
 
@@ -166,6 +186,7 @@ pub struct QuicTransport {
     upward: Option<Upward>,
     peers: BTreeMap<NodeId, PeerState>,
     accepting: Option<JoinHandle<()>>,
+    gate: Rc<RefCell<Gate>>,
     counters: Rc<Counters>,
     generations: u64,
     dials: u64,
@@ -218,6 +239,7 @@ impl QuicTransport {
         let address = endpoint.local_addr().map_err(listen)?;
         let transport = QuicTransport {
             rules: Rules::new(config.identity.clone()),
+            gate: Rc::new(RefCell::new(Gate::new(config.limits(), Instant::now()))),
             config: Rc::new(config),
             endpoint,
             upward: None,
@@ -305,15 +327,17 @@ impl QuicTransport {
                 && let Some(task) = peer.dialling.take()
             {
                 task.abort();
+                self.gate.borrow_mut().forget(*id);
             }
         }
         for id in listed {
             let (endpoint, config, transport) = (self.endpoint.clone(), self.config.clone(), ctx.address().downgrade());
-            let counters = self.counters.clone();
+            let (counters, gate) = (self.counters.clone(), self.gate.clone());
             let peer = self.peer(id);
             if peer.dialling.is_none() {
                 let up = peer.up.subscribe();
-                peer.dialling = Some(actix_rt::spawn(dial::keep_up(id, endpoint, config, transport, up, counters)));
+                let dialling = dial::keep_up(id, endpoint, config, transport, up, counters, gate);
+                peer.dialling = Some(actix_rt::spawn(dialling));
             }
         }
     }
@@ -363,7 +387,7 @@ impl Actor for QuicTransport {
 
     fn started(&mut self, ctx: &mut Context<Self>) {
         let (endpoint, config, transport) = (self.endpoint.clone(), self.config.clone(), ctx.address().downgrade());
-        let accept = handshake::accept(endpoint, config, transport, self.counters.clone());
+        let accept = handshake::accept(endpoint, config, transport, self.counters.clone(), self.gate.clone());
         self.accepting = Some(actix_rt::spawn(accept));
     }
 
@@ -557,6 +581,7 @@ impl Handler<Established> for QuicTransport {
             return MessageResult(false);
         }
         self.rules.let_in(&identity);
+        self.gate.borrow_mut().met(id, established.connection.remote_address().ip());
         self.generations += 1;
         let generation = self.generations;
         let link =

@@ -150,12 +150,18 @@ impl TlsIdentity {
         if authority_key.exists() {
             return Err(CertError::HoldsAuthorityKey { path: authority_key });
         }
+        let file = |name| read(&dir.join(name));
+        TlsIdentity::parse(dir, id, [&file("ca.pem")?, &file("cert.pem")?, &file("key.pem")?])
+    }
+
+    /// Of the contents of `ca.pem`, `cert.pem` and `key.pem`; `dir` is for messages.
+    pub(crate) fn parse(dir: &Path, id: NodeId, [ca, cert, key]: [&[u8]; 3]) -> Result<TlsIdentity, CertError> {
         let cert_path = dir.join("cert.pem");
         let identity = TlsIdentity {
             id,
-            authority: read_certificate(&dir.join("ca.pem"))?,
-            certificate: read_certificate(&cert_path)?,
-            key: read_key(&dir.join("key.pem"))?,
+            authority: one_certificate(&dir.join("ca.pem"), ca)?,
+            certificate: one_certificate(&cert_path, cert)?,
+            key: one_key(&dir.join("key.pem"), key)?,
         };
         identity.check(&cert_path)?;
         identity.server_config().map_err(|e| CertError::Malformed {
@@ -373,9 +379,8 @@ fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }
 
-fn read_certificate(path: &Path) -> Result<CertificateDer<'static>, CertError> {
-    let pem = read(path)?;
-    let mut found = CertificateDer::pem_slice_iter(&pem);
+fn one_certificate(path: &Path, pem: &[u8]) -> Result<CertificateDer<'static>, CertError> {
+    let mut found = CertificateDer::pem_slice_iter(pem);
     match (found.next(), found.next()) {
         (Some(Ok(certificate)), None) => Ok(certificate),
         (Some(Ok(_)), Some(_)) => Err(malformed(path, "it holds more than one certificate")),
@@ -384,9 +389,8 @@ fn read_certificate(path: &Path) -> Result<CertificateDer<'static>, CertError> {
     }
 }
 
-fn read_key(path: &Path) -> Result<PrivateKeyDer<'static>, CertError> {
-    PrivateKeyDer::from_pem_slice(&read(path)?)
-        .map_err(|e| malformed(path, &format!("it holds no private key in PEM: {e}")))
+fn one_key(path: &Path, pem: &[u8]) -> Result<PrivateKeyDer<'static>, CertError> {
+    PrivateKeyDer::from_pem_slice(pem).map_err(|e| malformed(path, &format!("it holds no private key in PEM: {e}")))
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, CertError> {

@@ -220,3 +220,33 @@ fn plausible_lies_do_not_kill() {
         }
     }
 }
+
+/// A leader by itself, its last entry not on its disk yet, is told by somebody to campaign at once in a later term.
+/// raft-rs would step down, elect it in the same breath, and die because its log is not durable. Found by fuzzing.
+#[test]
+fn a_single_leader_ahead_of_its_disk_is_not_made_to_campaign() {
+    let mut cluster = Cluster::new(1);
+    cluster.found(&[1]);
+    cluster.start(1, None);
+    cluster.core(1).campaign();
+    cluster.drain(1);
+    cluster.nodes.get_mut(&1).unwrap().disk_auto = false;
+    cluster.propose(1, "a", TICK * 50);
+    cluster.drain(1);
+    assert!(!cluster.nodes[&1].disk.in_flight.is_empty(), "it leads, and its disk is behind");
+    let term = cluster.core(1).status().term;
+    cluster.core(1).step(2, RaftMessage::new(MessageKind::TimeoutNow, term + 1));
+    cluster.drain(1);
+    assert_eq!(cluster.core(1).status().term, term, "nobody is deposed by such a message");
+    cluster.persist_synced(1);
+    assert_eq!(cluster.core(1).status().commit_index, cluster.core(1).status().last_index);
+}
+
+/// A snapshot whose configuration is not that of the state in it: the two would part at the next change. Found by fuzzing.
+#[test]
+fn snapshots_that_contradict_themselves() {
+    let all = [2, 3, 4];
+    dropped(1, &snapshot(|s| s.conf.voters = vec![5]), &all);
+    dropped(1, &snapshot(|s| s.conf.voters.truncate(2)), &all);
+    dropped(1, &snapshot(|s| s.conf.voters.push(5)), &all);
+}

@@ -1,0 +1,561 @@
+//! A core among peers that say anything: messages that make sense nearly, requests, ticks, writes that become
+//! durable late, and restarts. raft-rs must not panic, and the core must not give up, whatever a peer says.
+//!
+//! The node is 1 of the founders 1, 2 and 3; what is drawn stays near its own terms and indexes, because a message
+//! that is refused at the first check shows little. Its disk and its applier are honest: their faults have tests
+//! of their own.
+
+#![no_main]
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::{Arc, Mutex},
+    time::{Duration, SystemTime},
+};
+
+use actorum_actors::{
+    consensus::{Consensus, Effects, Moment, Settings, Start},
+    entry::{ChangeId, Draft, Stamped, SystemCommand},
+    log::store::{HardState, LogReader, Recovered, StoreError},
+    machine,
+    members::Change,
+    message::{Append, Committed},
+    system_state::SystemState,
+};
+use actorum_fuzz::Draw;
+use actorum_transport::{
+    frame,
+    message::AskError,
+    wire::{
+        Address, ClusterId, Entry, EntryKind, GroupId, Incarnation, MessageKind, NodeId, RaftMessage, Refusal,
+        Response, Snapshot,
+    },
+};
+use libfuzzer_sys::fuzz_target;
+
+const TICK: Duration = Duration::from_millis(100);
+/// Steps of one run: enough for two terms, and few enough for thousands of runs in a second.
+const STEPS: usize = 200;
+
+fuzz_target!(|data: &[u8]| {
+    let mut draw = Draw(data);
+    let mut node = Node::new(draw.byte());
+    for _ in 0..STEPS {
+        if !draw.more() {
+            break;
+        }
+        node.turn(&mut draw);
+    }
+    node.quiet_down();
+});
+
+/// What a restart finds.
+#[derive(Clone, Default)]
+struct Image {
+    snapshot: Option<Snapshot>,
+    hard_state: HardState,
+    entries: BTreeMap<u64, Entry>,
+}
+
+impl Image {
+    fn last(&self) -> u64 {
+        let after = self.entries.last_key_value().map(|(index, _)| *index);
+        after.or(self.snapshot.as_ref().map(|s| s.index)).unwrap_or(0)
+    }
+
+    fn recovered(&self) -> Recovered {
+        let mut terms: Vec<(u64, u64)> = self.snapshot.iter().map(|s| (s.index, s.term)).collect();
+        for entry in self.entries.values() {
+            if terms.last().is_none_or(|(_, term)| *term != entry.term) {
+                terms.push((entry.index, entry.term));
+            }
+        }
+        let (snapshot, hard_state) = (self.snapshot.clone(), self.hard_state);
+        Recovered { snapshot, hard_state, last_index: self.last(), terms }
+    }
+
+    fn write(&mut self, append: Append) {
+        if let Some(snapshot) = append.write.snapshot {
+            self.entries.clear();
+            self.snapshot = Some(snapshot);
+        }
+        if let Some(first) = append.write.entries.first() {
+            assert!(first.index <= self.last() + 1, "a write would leave a gap in the log");
+            self.entries.split_off(&first.index);
+        }
+        self.entries.extend(append.write.entries.into_iter().map(|entry| (entry.index, entry)));
+        if let Some(hard_state) = append.write.hard_state {
+            assert!(hard_state.term >= self.hard_state.term, "the durable term ran backwards");
+            self.hard_state = hard_state;
+        }
+        assert!(self.hard_state.commit <= self.last(), "the durable commit index is past the durable log");
+    }
+}
+
+struct Reader(Arc<Mutex<Image>>);
+
+impl LogReader for Reader {
+    fn entries(&self, _: GroupId, from: u64, to: u64, max_bytes: usize) -> Result<Vec<Entry>, StoreError> {
+        let image = self.0.lock().expect("no other thread");
+        let (mut found, mut bytes) = (Vec::new(), 0);
+        for index in from..to {
+            let Some(entry) = image.entries.get(&index) else {
+                return Err(StoreError::Damaged { what: format!("entry {index}"), detail: "not there".into() });
+            };
+            bytes += entry.size();
+            if bytes > max_bytes && !found.is_empty() {
+                break;
+            }
+            found.push(entry.clone());
+        }
+        Ok(found)
+    }
+
+    fn disk_bytes(&self) -> u64 {
+        0
+    }
+}
+
+struct Node {
+    core: Consensus<u32>,
+    image: Arc<Mutex<Image>>,
+    in_flight: VecDeque<Append>,
+    system: Option<SystemState>,
+    applied: u64,
+    waiting: VecDeque<Committed<u32>>,
+    restore: Option<Snapshot>,
+    questions: Vec<u64>,
+    tickets: u32,
+    now: Duration,
+    boot: u64,
+    /// Whether it waits to be added instead of being a founder.
+    waits: bool,
+    /// What it said last, to be answered in kind.
+    said: Vec<(NodeId, RaftMessage)>,
+    /// A machine of a peer's making may stop this node by name, and has: nothing follows.
+    stopped: bool,
+}
+
+fn genesis() -> Snapshot {
+    let founders: BTreeMap<NodeId, Address> = (1..=3).map(|id| (id, Address(format!("n{id}:1")))).collect();
+    let formed_with = (1..=3).map(|id| (id, Incarnation(id))).collect();
+    SystemState::founded(ClusterId(1), &founders).genesis(formed_with).expect("a genesis")
+}
+
+impl Node {
+    fn new(how: u8) -> Node {
+        let waits = how % 8 == 7;
+        let mut image = Image::default();
+        if !waits {
+            image.snapshot = Some(genesis());
+            image.hard_state = HardState { term: 1, vote: 0, commit: 1 };
+        }
+        Node::boot(Arc::new(Mutex::new(image)), waits, 1, Duration::ZERO)
+    }
+
+    fn boot(image: Arc<Mutex<Image>>, waits: bool, boot: u64, now: Duration) -> Node {
+        let found = image.lock().expect("no other thread").clone();
+        let mut system = None;
+        let mut applied = 0;
+        if let Some(snapshot) = &found.snapshot {
+            let mut state = SystemState::restore(snapshot).expect("what was let in can be read").0;
+            applied = snapshot.index;
+            for (index, entry) in found.entries.range(..=found.hard_state.commit) {
+                if !apply(&mut state, entry) {
+                    break;
+                }
+                applied = *index;
+            }
+            system = Some(state);
+        }
+        let settings = Settings {
+            id: if waits { 4 } else { 1 },
+            group: GroupId::FIRST,
+            incarnation: Incarnation(1),
+            boot,
+            seed: 7,
+            tick: TICK,
+            election_ticks: 5,
+            max_append_bytes: 512,
+            max_inflight_appends: 4,
+            max_unapplied_bytes: 4096,
+            log_tail_bytes: 200,
+            max_entry_bytes: 512,
+            waits,
+        };
+        let membership = system.as_ref().map(|s: &SystemState| s.membership.clone()).unwrap_or_default();
+        let start =
+            Start { recovered: found.recovered(), reader: Arc::new(Reader(image.clone())), applied, membership };
+        Node {
+            core: Consensus::new(settings, start).expect("what was made durable can be started from"),
+            image,
+            in_flight: VecDeque::new(),
+            system,
+            applied,
+            waiting: VecDeque::new(),
+            restore: None,
+            questions: Vec::new(),
+            tickets: 0,
+            now,
+            boot,
+            waits,
+            said: Vec::new(),
+            stopped: false,
+        }
+    }
+
+    fn turn(&mut self, draw: &mut Draw<'_>) {
+        if self.stopped {
+            return;
+        }
+        let deadline = self.now + TICK * 20;
+        self.tickets += 1;
+        let ticket = self.tickets;
+        match draw.below(32) {
+            0..=11 => {
+                let from = self.peer(draw);
+                let message = self.message(draw);
+                self.core.step(from, message);
+            }
+            // What a sensible peer answers to what was just said.
+            12..=17 => self.sensible_answer(draw),
+            18 => {
+                let count = usize::from(draw.byte());
+                if let Ok(message) = frame::decode::<RaftMessage>(draw.bytes(count)) {
+                    self.core.step(2, message);
+                }
+            }
+            19..=20 => self.tick(draw.below(12)),
+            21..=22 => self.persist(1 + draw.below(4) as usize),
+            23 => self.apply(1 + draw.below(4) as usize),
+            24 => match draw.below(4) {
+                0 => self.core.submit(draft(draw), Some(ticket), deadline),
+                1 => self.core.submit_for_peer(draft(draw), ticket, deadline),
+                2 => self.core.read(ticket, deadline),
+                _ => self.core.read_for_peer(ticket, deadline),
+            },
+            25 => {
+                let change = change(draw);
+                match draw.below(2) {
+                    0 => self.core.change(change, ticket, deadline),
+                    _ => self.core.change_for_peer(change, ticket, deadline),
+                }
+            }
+            // A peer's request as it stands on the wire.
+            26 => {
+                let count = usize::from(draw.byte());
+                let bytes = draw.bytes(count);
+                if let Ok(draft) = Draft::received(bytes)
+                    && draft.is_command()
+                {
+                    self.core.submit_for_peer(draft, ticket, deadline);
+                } else if let Ok(change) = machine::decode::<Change>(bytes) {
+                    self.core.change_for_peer(change, ticket, deadline);
+                }
+            }
+            27 => {
+                let id = self.questions.pop().unwrap_or_else(|| draw.u64());
+                self.core.answered(id, answer(draw));
+            }
+            28 => {
+                let peer = self.peer(draw);
+                self.core.unreachable(peer);
+            }
+            29 => self.core.campaign(),
+            30 => self.restart(draw),
+            _ => self.drain(true),
+        }
+        if draw.byte() % 4 != 0 {
+            self.drain(false);
+        }
+    }
+
+    fn peer(&self, draw: &mut Draw<'_>) -> NodeId {
+        draw.pick(&[2, 2, 2, 3, 3, 4, 5, 1])
+    }
+
+    /// A message near what would make sense here.
+    fn message(&mut self, draw: &mut Draw<'_>) -> RaftMessage {
+        use MessageKind::*;
+        let status = self.core.status();
+        let (term, last, commit) = (status.term, status.last_index, status.commit_index);
+        let terms = [term, term, term + 1, 1];
+        let indexes = [last, commit, last, 1, self.applied];
+        let kind = draw.pick(&[
+            Append,
+            Append,
+            Append,
+            Append,
+            AppendResponse,
+            AppendResponse,
+            Heartbeat,
+            HeartbeatResponse,
+            PreVote,
+            PreVoteResponse,
+            Vote,
+            VoteResponse,
+            Snapshot,
+            TimeoutNow,
+        ]);
+        let mut message = RaftMessage::new(kind, draw.near(&terms));
+        message.index = draw.near(&indexes);
+        message.commit = draw.near(&[commit, last, 0]);
+        message.log_term = match draw.below(4) {
+            0 => draw.near(&terms),
+            _ => self.term_at(message.index).unwrap_or(term),
+        };
+        message.reject = draw.below(4) == 0;
+        if message.reject {
+            message.reject_hint = draw.near(&indexes);
+        }
+        if draw.below(8) == 0 {
+            message.commit_term = draw.near(&terms);
+            message.request_snapshot = draw.near(&[0, 0, last]);
+            message.priority = draw.u64() as i64;
+        }
+        if draw.below(4) == 0 {
+            message.context = draw.bytes(9).to_vec().into();
+        }
+        if kind == Append || draw.below(32) == 0 {
+            let count = draw.below(5);
+            let mut entry_term = message.log_term.clamp(1, message.term.max(1));
+            for n in 0..count {
+                if draw.below(4) == 0 {
+                    entry_term = draw.near(&[entry_term, message.term]);
+                }
+                let index = match draw.below(32) {
+                    0 => draw.near(&indexes),
+                    _ => message.index.wrapping_add(1 + n),
+                };
+                message.entries.push(entry(draw, entry_term, index));
+            }
+        }
+        if kind == Snapshot || draw.below(64) == 0 {
+            message.snapshot = Some(self.snapshot(draw, &terms, &indexes));
+        }
+        message
+    }
+
+    fn snapshot(&self, draw: &mut Draw<'_>, terms: &[u64], indexes: &[u64]) -> Snapshot {
+        let mut snapshot = match (&self.system, draw.below(3)) {
+            (Some(system), 0) => system.snapshot(1, 1, draw.bytes(8).to_vec()).expect("a snapshot"),
+            _ => genesis(),
+        };
+        if draw.below(2) == 0 {
+            snapshot.index = draw.near(indexes);
+            snapshot.term = draw.near(terms);
+        }
+        match draw.below(8) {
+            0 => snapshot.conf.voters = (0..draw.below(5)).map(|_| draw.below(6)).collect(),
+            1 => snapshot.conf.learners = (0..draw.below(5)).map(|_| draw.below(6)).collect(),
+            2 => snapshot.conf.voters_outgoing = vec![draw.below(6)],
+            3 => snapshot.conf.auto_leave = true,
+            4 => snapshot.data = draw.bytes(20).to_vec().into(),
+            _ => {}
+        }
+        snapshot
+    }
+
+    fn term_at(&self, index: u64) -> Option<u64> {
+        let image = self.image.lock().expect("no other thread");
+        let in_flight = self.in_flight.iter().rev().flat_map(|append| &append.write.entries);
+        let flying = in_flight.filter(|entry| entry.index == index).map(|entry| entry.term).next();
+        let snapshot = image.snapshot.as_ref().filter(|s| s.index == index).map(|s| s.term);
+        flying.or(image.entries.get(&index).map(|entry| entry.term)).or(snapshot)
+    }
+
+    /// The answer that brings the node further: to office, to a commit.
+    fn sensible_answer(&mut self, draw: &mut Draw<'_>) {
+        use MessageKind::*;
+        if self.said.is_empty() {
+            return self.tick(10);
+        }
+        let at = draw.below(self.said.len() as u64) as usize;
+        let (to, said) = self.said.swap_remove(at);
+        let mut answer = match said.kind {
+            PreVote => RaftMessage::new(PreVoteResponse, said.term),
+            Vote => RaftMessage::new(VoteResponse, said.term),
+            Append => {
+                let index = said.entries.last().map_or(said.index, |entry| entry.index);
+                RaftMessage { index, ..RaftMessage::new(AppendResponse, said.term) }
+            }
+            Heartbeat => RaftMessage { context: said.context, ..RaftMessage::new(HeartbeatResponse, said.term) },
+            Snapshot => {
+                let index = said.snapshot.map_or(0, |snapshot| snapshot.index);
+                RaftMessage { index, ..RaftMessage::new(AppendResponse, said.term) }
+            }
+            _ => return,
+        };
+        if draw.below(8) == 0 {
+            answer.reject = true;
+            answer.reject_hint = draw.near(&[answer.index, 1]);
+        }
+        self.core.step(to, answer);
+    }
+
+    fn tick(&mut self, ticks: u64) {
+        for _ in 0..ticks {
+            self.now += TICK;
+            self.drain(false);
+        }
+    }
+
+    fn drain(&mut self, amid: bool) {
+        if self.stopped {
+            return;
+        }
+        let moment = Moment { now: self.now, wall: SystemTime::UNIX_EPOCH + self.now };
+        let effects = if amid { self.core.drain_amid(moment) } else { self.core.drain(moment) };
+        let _ = effects.to_string();
+        let Effects { append, transmit, asks, restore, apply, fault, .. } = effects;
+        // What a quorum has committed and nobody can read stops a node by name. Nothing else may.
+        if let Some(fault) = &fault {
+            assert!(
+                fault.starts_with("the change in entry") && fault.contains("cannot be read")
+                    || fault.contains("is a change that says"),
+                "a peer made this node give up: {fault}"
+            );
+            self.stopped = true;
+        }
+        self.in_flight.extend(append);
+        if restore.is_some() {
+            self.restore = restore;
+            self.waiting.clear();
+        }
+        self.waiting.extend(apply);
+        self.questions.extend(asks.iter().map(|question| question.id));
+        self.said.extend(transmit);
+        let surplus = self.said.len().saturating_sub(16);
+        self.said.drain(..surplus);
+    }
+
+    fn persist(&mut self, count: usize) {
+        for _ in 0..count {
+            let Some(append) = self.in_flight.pop_front() else { return };
+            let number = append.number;
+            self.image.lock().expect("no other thread").write(append);
+            self.core.persisted(number);
+        }
+    }
+
+    fn apply(&mut self, count: usize) {
+        if let Some(snapshot) = self.restore.take() {
+            self.system = Some(SystemState::restore(&snapshot).expect("what was let in can be read").0);
+            self.applied = self.applied.max(snapshot.index);
+            let (applied, membership) = (self.applied, self.system.as_ref().map(|s| s.membership.clone()));
+            membership.into_iter().for_each(|membership| self.core.membership_changed(membership));
+            self.core.applied_to(applied);
+        }
+        for _ in 0..count {
+            let Some(Committed { entry, .. }) = self.waiting.pop_front() else { return };
+            assert_eq!(entry.index, self.applied + 1, "entries are applied in order without gaps");
+            let Some(system) = &mut self.system else { panic!("nothing is applied before the genesis") };
+            // A leader can commit what nobody can read. The applier then stops its node by name, and skips nothing.
+            if !apply(system, &entry) {
+                self.stopped = true;
+                return;
+            }
+            self.applied = entry.index;
+            let membership = system.membership.clone();
+            if entry.kind == EntryKind::ConfChange {
+                self.core.membership_changed(membership);
+            }
+            self.core.applied_to(self.applied);
+        }
+    }
+
+    /// Power off: what was not durable is gone.
+    fn restart(&mut self, draw: &mut Draw<'_>) {
+        self.persist(draw.below(3) as usize);
+        *self = Node::boot(self.image.clone(), self.waits, self.boot + 1, self.now);
+    }
+
+    /// At the end everything arrives that was on its way.
+    fn quiet_down(&mut self) {
+        for _ in 0..4 {
+            if self.stopped {
+                return;
+            }
+            self.drain(false);
+            self.persist(usize::MAX);
+            self.apply(1000);
+        }
+        let _ = self.core.abandon("the run is over");
+    }
+}
+
+/// Whether it could be read.
+fn apply(system: &mut SystemState, entry: &Entry) -> bool {
+    if entry.kind == EntryKind::ConfChange {
+        return SystemCommand::decode(&entry.context).map(|command| system.apply(&command)).is_ok();
+    }
+    if entry.data.is_empty() {
+        return true;
+    }
+    match Stamped::parse(&entry.data) {
+        Ok(stamped) if stamped.kind == actorum_actors::entry::Kind::System => {
+            SystemCommand::decode(stamped.payload).map(|command| system.apply(&command)).is_ok()
+        }
+        Ok(_) => true,
+        Err(_) => false,
+    }
+}
+
+fn entry(draw: &mut Draw<'_>, term: u64, index: u64) -> Entry {
+    let mut entry =
+        Entry { kind: EntryKind::Normal, term, index, data: Default::default(), context: Default::default() };
+    match draw.below(8) {
+        0..=1 => {}
+        2..=4 => entry.data = draft(draw).stamp(SystemTime::UNIX_EPOCH).into(),
+        5..=6 => {
+            let id = ChangeId { node: 2, boot: 1, number: draw.below(4) };
+            let command = SystemCommand::Change { id, change: change(draw) };
+            entry.kind = EntryKind::ConfChange;
+            entry.context = machine::encode(&command).expect("a command").into();
+        }
+        _ => {
+            entry.kind = draw.pick(&[EntryKind::Normal, EntryKind::ConfChange]);
+            let count = draw.below(32) as usize;
+            entry.data = draw.bytes(count).to_vec().into();
+            entry.context = draw.bytes(count).to_vec().into();
+        }
+    }
+    entry
+}
+
+fn draft(draw: &mut Draw<'_>) -> Draft {
+    match draw.below(4) {
+        0 => {
+            let incarnation = Incarnation(draw.below(4));
+            Draft::system(&SystemCommand::Incarnation { node: draw.below(6), incarnation }).expect("a draft")
+        }
+        _ => Draft::command(&"x".repeat(usize::from(draw.byte()))).expect("a draft"),
+    }
+}
+
+fn change(draw: &mut Draw<'_>) -> Change {
+    let id = draw.below(6);
+    match draw.below(4) {
+        0 => Change::AddLearner(id, "elsewhere:1".into()),
+        1 => Change::Promote(id),
+        2 => Change::Demote(id),
+        _ => Change::Remove(id),
+    }
+}
+
+fn answer(draw: &mut Draw<'_>) -> Result<Response, AskError> {
+    let number = draw.u64();
+    let bytes = draw.bytes(12).to_vec();
+    match draw.below(10) {
+        0 => Ok(Response::Applied { index: number, term: number, response: bytes.into() }),
+        1 => Ok(Response::ReadAt { index: number }),
+        2 => Ok(Response::Changed { membership: bytes.into() }),
+        3 => Ok(Response::Refused(Refusal::NotLeader { leader: Some(number) })),
+        4 => Ok(Response::Refused(Refusal::Dropped { cause: "no".into() })),
+        5 => Ok(Response::Refused(Refusal::Late)),
+        6 => Ok(Response::Unknown { cause: "?".into() }),
+        7 => Err(AskError::NotSent("no".into())),
+        8 => Err(AskError::Lost("no".into())),
+        _ => Ok(Response::Refused(Refusal::Invalid { cause: "no".into() })),
+    }
+}
