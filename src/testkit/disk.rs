@@ -9,7 +9,10 @@ use std::{
 pub(crate) use actorum_actors::log::simulated::{Backup, Image, Loss};
 use actorum_actors::log::{
     simulated::{Answer, Decide, Latency, SimulatedDisk, Step},
-    store::{LogStore, OpenError},
+    store::{
+        Completions, LogAppender, LogReader, LogStore, Looked, OpenError, Probe, Recovered, Space, StoreError,
+        StoreIdentity,
+    },
 };
 use actorum_transport::wire::{GroupId, Incarnation, NodeId};
 
@@ -46,16 +49,23 @@ struct Mood {
     /// The so many-th write from now fails.
     fails: Option<(Mishap, u64)>,
     failed: bool,
+    /// Hardly any room is left.
+    low: bool,
+    /// Probes of a disk that hangs.
+    probes: Vec<Looked>,
     power: Option<Arc<dyn Fn() + Send + Sync>>,
 }
 
 /// What a good disk takes, in milliseconds.
 const GOOD_MS: u64 = 3;
 
+/// What is free on a good disk, in bytes.
+const ROOM: u64 = 1 << 40;
+
 impl Disk {
     pub fn new(id: NodeId, dice: Dice) -> Disk {
         let mood =
-            Mood { dice, latency_ms: GOOD_MS, hangs: false, armed: None, fails: None, failed: false, power: None };
+            Mood { dice, latency_ms: GOOD_MS, hangs: false, armed: None, fails: None, failed: false, low: false, probes: Vec::new(), power: None };
         let moods = Moods(Arc::new(Mutex::new(mood)));
         Disk { id, disk: SimulatedDisk::new(Arc::new(moods.clone())), moods }
     }
@@ -66,16 +76,19 @@ impl Disk {
     }
 
     pub fn open(&self, incarnation: Incarnation) -> Result<Box<dyn LogStore>, OpenError> {
-        self.disk.open(self.id, incarnation)
+        let store = self.disk.open(self.id, incarnation)?;
+        Ok(Box::new(Probed { store, moods: self.moods.clone() }))
     }
 
     pub fn crash(&self, loss: Loss) {
+        self.forget_probes();
         self.calm();
         let roll = self.moods.lock().dice.roll();
         self.disk.crash(loss, roll);
     }
 
     pub fn kill(&self) {
+        self.forget_probes();
         self.calm();
         self.disk.kill();
     }
@@ -83,9 +96,21 @@ impl Disk {
     /// Good again.
     pub fn calm(&self) {
         let mut mood = self.moods.lock();
-        (mood.latency_ms, mood.hangs, mood.armed, mood.fails) = (GOOD_MS, false, None, None);
+        (mood.latency_ms, mood.hangs, mood.armed, mood.fails, mood.low) = (GOOD_MS, false, None, None, false);
+        let probes = std::mem::take(&mut mood.probes);
         drop(mood);
+        probes.into_iter().for_each(|looked| looked(Ok(Space { free: ROOM })));
         self.disk.release();
+    }
+
+    fn forget_probes(&self) {
+        let probes = std::mem::take(&mut self.moods.lock().probes);
+        drop(probes);
+    }
+
+    /// Hardly any room is left, though writes still succeed.
+    pub fn low(&self) {
+        self.moods.lock().low = true;
     }
 
     pub fn arm(&self, steps: u64) {
@@ -143,6 +168,50 @@ impl Durable for Disk {
 
     fn term_at(&self, index: u64) -> Option<u64> {
         self.disk.durable_term(GroupId::FIRST, index)
+    }
+}
+
+/// A store on the disk, with the way around it that probes take.
+struct Probed {
+    store: Box<dyn LogStore>,
+    moods: Moods,
+}
+
+impl LogStore for Probed {
+    fn identity(&self) -> StoreIdentity {
+        self.store.identity()
+    }
+
+    fn recover(&self, group: GroupId) -> Result<Recovered, StoreError> {
+        self.store.recover(group)
+    }
+
+    fn reader(&self) -> Arc<dyn LogReader> {
+        self.store.reader()
+    }
+
+    fn probe(&self) -> Option<Arc<dyn Probe>> {
+        Some(Arc::new(self.moods.clone()))
+    }
+
+    fn start(self: Box<Self>, completed: Completions) -> Box<dyn LogAppender> {
+        self.store.start(completed)
+    }
+}
+
+impl Probe for Moods {
+    fn write(&self, looked: Looked) {
+        let mut mood = self.lock();
+        if mood.hangs {
+            return mood.probes.push(looked);
+        }
+        drop(mood);
+        self.space(looked);
+    }
+
+    fn space(&self, looked: Looked) {
+        let free = if self.lock().low { 0 } else { ROOM };
+        looked(Ok(Space { free }));
     }
 }
 

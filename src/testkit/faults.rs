@@ -39,6 +39,8 @@ pub struct Faults {
     pub disk_error: u32,
     /// The disk is full: the node stops, and comes back when there is room.
     pub full_disk: u32,
+    /// Hardly any room is left on a disk, for a while: the leader on it hands over and answers "busy".
+    pub low_space: u32,
     /// A bit flips on the disk of a node that is down: intact, or refused by name.
     pub flipped_bit: u32,
     /// The last write of a disk is torn as the power goes: intact, or refused by name.
@@ -81,6 +83,7 @@ impl Faults {
             hung_disk: 0,
             disk_error: 0,
             full_disk: 0,
+            low_space: 0,
             flipped_bit: 0,
             torn_write: 0,
             old_copy: 0,
@@ -130,6 +133,7 @@ impl Faults {
             hung_disk: 4,
             disk_error: 2,
             full_disk: 1,
+            low_space: 2,
             flipped_bit: 2,
             torn_write: 2,
             old_copy: 2,

@@ -45,6 +45,7 @@ enum Kind {
     HungDisk,
     DiskError,
     FullDisk,
+    LowSpace,
     FlippedBit,
     TornWrite,
     OldCopy,
@@ -57,7 +58,7 @@ enum Kind {
     Shutdown,
 }
 
-fn weights(faults: &Faults) -> [(Kind, u32); 25] {
+fn weights(faults: &Faults) -> [(Kind, u32); 26] {
     use Kind::*;
     [
         (Loss, faults.loss),
@@ -75,6 +76,7 @@ fn weights(faults: &Faults) -> [(Kind, u32); 25] {
         (HungDisk, faults.hung_disk),
         (DiskError, faults.disk_error),
         (FullDisk, faults.full_disk),
+        (LowSpace, faults.low_space),
         (FlippedBit, faults.flipped_bit),
         (TornWrite, faults.torn_write),
         (OldCopy, faults.old_copy),
@@ -208,6 +210,7 @@ impl<S: StateMachine> Culprit<S> {
             Kind::HungDisk => self.hung_disk().await,
             Kind::DiskError => self.disk_error(Mishap::Error, "write or sync error").await,
             Kind::FullDisk => self.disk_error(Mishap::Full, "full disk").await,
+            Kind::LowSpace => self.low_space().await,
             Kind::FlippedBit => self.flipped_bit().await,
             Kind::TornWrite => self.torn_write().await,
             Kind::OldCopy => self.old_copy().await,
@@ -422,6 +425,14 @@ impl<S: StateMachine> Culprit<S> {
         } else {
             self.fleet.node(hold.0, |node| node.disk.calm());
         }
+    }
+
+    async fn low_space(&mut self) {
+        let Some(hold) = self.hold_running() else { return };
+        self.disk("low space", hold.0);
+        self.fleet.node(hold.0, |node| node.disk.low());
+        self.a_while(1200, 4000).await;
+        self.fleet.node(hold.0, |node| node.disk.calm());
     }
 
     async fn disk_error(&mut self, mishap: Mishap, kind: &'static str) {

@@ -95,6 +95,7 @@ impl<S: StateMachine> Simulation<S> {
             election_ms: ELECTION_MS,
             deadline_ms: 2000,
             subscriber_buffer: 64,
+            disk_slow_ms: 800,
             ..Config::default()
         };
         Simulation {

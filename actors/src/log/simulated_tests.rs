@@ -751,6 +751,7 @@ fn no_call_needs_a_thread_that_may_block() {
         let (core, mut heard) = FakeCore::start_one();
         let links = LogWriterLinks {
             cores: [(GROUP, core.downgrade().recipient())].into(),
+            disk: [(GROUP, core.downgrade().recipient())].into(),
             failed: core.downgrade().recipient(),
         };
         let writer = LogWriter::start(store, links, Default::default());
