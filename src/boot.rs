@@ -9,7 +9,7 @@
 
 use std::{
     collections::BTreeMap,
-    hash::{BuildHasher, RandomState},
+    hash::BuildHasher,
     net::SocketAddr,
     sync::Arc,
     time::Duration,
@@ -373,8 +373,9 @@ fn cluster_id(authority: &[u8; 32], bootstrap: &Bootstrap, config: &Config) -> C
 }
 
 /// A number nobody has rolled before: for what must differ between lives, never for what decides.
+#[allow(clippy::disallowed_types, reason = "a simulation opens its own stores and sets the seed")]
 fn roll() -> u64 {
-    RandomState::new().hash_one(std::process::id())
+    std::hash::RandomState::new().hash_one(std::process::id())
 }
 
 /// A new directory's incarnation.
@@ -416,6 +417,7 @@ fn listen_quic(
 }
 
 /// Runs what blocks on a disk where that is allowed.
+#[allow(clippy::disallowed_methods, reason = "only what blocks comes here")]
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, StartError> {
     tokio::task::spawn_blocking(work).await.map_err(|error| StartError::Thread(error.to_string()))
 }

@@ -8,6 +8,9 @@
 //!  your actor ◀──Applied── state machine ◀── applier ◀── committed ──────────────┘
 //! ```
 
+// What is outside a simulation's control must not come in unseen: see clippy.toml.
+#![cfg_attr(not(test), warn(clippy::disallowed_methods, clippy::disallowed_types))]
+
 mod builder;
 pub mod config;
 mod raft;

@@ -6,6 +6,9 @@
 //!
 //! Deliberately absent: sockets (see `actorum-transport`) and the public API (see `actorum`).
 
+// What is outside a simulation's control must not come in unseen: see clippy.toml.
+#![cfg_attr(not(test), warn(clippy::disallowed_methods, clippy::disallowed_types))]
+
 pub mod machine;
 pub mod outcome;
 pub mod event;

@@ -234,6 +234,7 @@ async fn pump<S: StateMachine>(
 
 impl Backlog {
     /// The commands of the next chunk, read where blocking is allowed if it may block.
+    #[allow(clippy::disallowed_methods, reason = "only for a store that blocks")]
     async fn read<S: StateMachine>(&mut self) -> Result<Vec<Event<S>>, String> {
         let (group, reader, from, to) = (self.group, self.reader.clone(), self.next, self.applied + 1);
         let entries = if reader.blocks() {

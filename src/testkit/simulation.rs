@@ -315,7 +315,8 @@ impl<S: StateMachine> Run<S> {
         let follows = |id: &NodeId| {
             fleet.raft(*id).is_some_and(|(raft, _)| {
                 let theirs = raft.status();
-                theirs.leader == Some(leader) && theirs.term == status.term
+                // A disk that was low on space is looked at once a second.
+                theirs.leader == Some(leader) && theirs.term == status.term && !theirs.disk.low
             })
         };
         (settled && status.membership.members.keys().all(follows)).then_some(leader)

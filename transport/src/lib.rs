@@ -11,6 +11,9 @@
 //!
 //! Deliberately absent: any idea of terms, logs or leaders beyond the fields of an envelope.
 
+// What is outside a simulation's control must not come in unseen: see clippy.toml.
+#![cfg_attr(not(test), warn(clippy::disallowed_methods, clippy::disallowed_types))]
+
 pub mod wire;
 pub mod message;
 pub mod hello;

@@ -177,6 +177,7 @@ pub fn holder(dir: &Path) -> Result<Option<String>, OpenError> {
     }
 }
 
+#[allow(clippy::disallowed_methods, reason = "for people, in a real directory")]
 fn take_lock(dir: &Path) -> Result<File, OpenError> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false);

@@ -25,6 +25,8 @@
 //! Deliberately absent: the records and their order on the disk (see `plan`, `commit`, `recovery`) and the thread (see
 //! `worker`), which are the same for any engine.
 
+#![allow(clippy::disallowed_methods, reason = "a real disk takes real time")]
+
 use std::{
     collections::BTreeMap,
     fmt,

@@ -9,6 +9,8 @@
 //! Deliberately absent: retries. After an error nothing on the disk is known any more; the store answers
 //! [`StoreError::Closed`] until the process opens it again.
 
+#![allow(clippy::disallowed_methods, reason = "a real disk has a thread and takes real time")]
+
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
