@@ -7,13 +7,7 @@
 //!
 //! Nothing is sent before all of it stands: the transport delivers only once it is attached, which comes last.
 
-use std::{
-    collections::BTreeMap,
-    hash::BuildHasher,
-    net::SocketAddr,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, hash::BuildHasher, net::SocketAddr, sync::Arc, time::Duration};
 
 use actix::prelude::*;
 use actorum_actors::{

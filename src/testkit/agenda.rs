@@ -11,7 +11,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -22,13 +22,20 @@ use tokio::{
 
 type Deed = Box<dyn FnOnce() + Send>;
 
+/// Deeds by moment and number, and the number of the last one asked for.
+#[derive(Default)]
+struct Due {
+    deeds: BTreeMap<(u64, u64), Deed>,
+    asked: u64,
+}
+
 /// Deeds by the moment they are due. Clones are the same agenda.
 #[derive(Clone)]
 pub(crate) struct Agenda(Arc<Inner>);
 
 struct Inner {
     origin: Instant,
-    due: Mutex<(BTreeMap<(u64, u64), Deed>, u64)>,
+    due: Mutex<Due>,
     sooner: Notify,
 }
 
@@ -51,11 +58,11 @@ impl Agenda {
     /// Does this after so long; in the order of asking among those due together.
     pub fn after_ms(&self, ms: u64, deed: impl FnOnce() + Send + 'static) {
         let moment = self.now_ms() + ms;
-        let mut due = self.0.due.lock().unwrap_or_else(PoisonError::into_inner);
-        due.1 += 1;
-        let key = (moment, due.1);
-        let first = due.0.first_key_value().is_none_or(|(first, _)| key < *first);
-        due.0.insert(key, Box::new(deed));
+        let mut due = self.lock();
+        due.asked += 1;
+        let key = (moment, due.asked);
+        let first = due.deeds.first_key_value().is_none_or(|(first, _)| key < *first);
+        due.deeds.insert(key, Box::new(deed));
         drop(due);
         if first {
             self.0.sooner.notify_one();
@@ -65,11 +72,11 @@ impl Agenda {
     /// Keeps the agenda; ends never.
     pub async fn keep(self) {
         loop {
-            let next = self.lock().0.first_key_value().map(|((moment, _), _)| *moment);
+            let next = self.lock().deeds.first_key_value().map(|((moment, _), _)| *moment);
             let now = self.now_ms();
             match next {
                 Some(moment) if moment <= now => {
-                    let deed = self.lock().0.pop_first().map(|(_, deed)| deed);
+                    let deed = self.lock().deeds.pop_first().map(|(_, deed)| deed);
                     deed.into_iter().for_each(|deed| deed());
                 }
                 Some(moment) => {
@@ -85,7 +92,7 @@ impl Agenda {
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, (BTreeMap<(u64, u64), Deed>, u64)> {
+    fn lock(&self) -> MutexGuard<'_, Due> {
         self.0.due.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

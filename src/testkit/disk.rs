@@ -64,8 +64,17 @@ const ROOM: u64 = 1 << 40;
 
 impl Disk {
     pub fn new(id: NodeId, dice: Dice) -> Disk {
-        let mood =
-            Mood { dice, latency_ms: GOOD_MS, hangs: false, armed: None, fails: None, failed: false, low: false, probes: Vec::new(), power: None };
+        let mood = Mood {
+            dice,
+            latency_ms: GOOD_MS,
+            hangs: false,
+            armed: None,
+            fails: None,
+            failed: false,
+            low: false,
+            probes: Vec::new(),
+            power: None,
+        };
         let moods = Moods(Arc::new(Mutex::new(mood)));
         Disk { id, disk: SimulatedDisk::new(Arc::new(moods.clone())), moods }
     }

@@ -137,7 +137,7 @@ impl Faults {
             flipped_bit: 2,
             torn_write: 2,
             old_copy: 2,
-            wiped_disk: 2,
+            wiped_disk: 4,
             panic: 1,
             slow_machine: 2,
             membership: 5,

@@ -20,6 +20,8 @@
 //! The problem is NP-complete; a bound on the number of configurations ends what would take for ever with [`Verdict::Undecided`].
 //! Same input, same output: nothing here depends on a random hasher.
 
+#![allow(clippy::disallowed_types, reason = "hashed with fixed keys, and never iterated")]
+
 use std::{
     collections::{BTreeMap, HashMap},
     fmt::{self, Debug, Display},
