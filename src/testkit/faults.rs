@@ -100,7 +100,7 @@ impl Faults {
     /// What a good data centre does in a bad week: connections break, nodes crash and come back, disks are slow.
     pub fn gentle() -> Faults {
         Faults {
-            every: Duration::from_millis(1500),
+            every: Duration::from_millis(800),
             delay: 2,
             reset: 3,
             partition: 1,

@@ -207,6 +207,9 @@ impl World {
     pub fn tell(&self, line: impl FnOnce() -> String) {
         if self.0.telling {
             let mut state = self.lock();
+            if state.over {
+                return;
+            }
             let line = format!("{:>7} ms  {}", self.0.agenda.now_ms(), line());
             if std::env::var_os("ACTORUM_STORY_NOW").is_some() {
                 eprintln!("{line}");
