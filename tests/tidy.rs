@@ -111,6 +111,43 @@ fn the_simulated_disk_has_no_thread_no_clock_and_no_dice() {
     none("a simulated run repeats exactly", lines_with(disk, &words));
 }
 
+/// An unbiased select asks tokio's own dice whom to look at first: no seed repeats that.
+#[test]
+fn every_select_says_in_which_order_it_looks() {
+    let libraries = |path: &Path| {
+        let library = ["src", "actors/src", "transport/src"].iter().any(|root| path.starts_with(root));
+        // The binary, sockets and their tests run in the real world.
+        library && !path.starts_with("src/bin") && !path.starts_with("transport/src/quic")
+    };
+    let (mut found, mut unordered) = (0, Vec::new());
+    for (path, text) in sources().iter().filter(|(path, _)| libraries(path)) {
+        let lines: Vec<_> = code(text).collect();
+        for pair in lines.windows(2).filter(|pair| pair[0].1.contains("select! {")) {
+            found += 1;
+            if pair[1].1.trim() != "biased;" {
+                unordered.push(format!("{}:{}", path.display(), pair[0].0));
+            }
+        }
+    }
+    assert!(found > 5, "only {found} selects found: the search is broken");
+    none("a select in what a simulation runs is biased", unordered);
+}
+
+/// What is planted for the simulator is not in a normal build.
+#[test]
+fn no_build_has_the_planted_mistakes_by_default() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    for manifest in ["Cargo.toml", "actors/Cargo.toml", "transport/Cargo.toml"] {
+        let text = fs::read_to_string(root.join(manifest)).unwrap();
+        let feature =
+            |line: &&str| line.contains("planted") && !line.starts_with("planted =") && !line.starts_with('#');
+        let named: Vec<_> = text.lines().filter(feature).collect();
+        let in_tests = ["name = \"planted\"", "required-features = [\"planted\"]"];
+        let others: Vec<_> = named.into_iter().filter(|line| !in_tests.contains(line)).collect();
+        assert!(others.is_empty(), "{manifest} turns the mistakes on: {others:?}");
+    }
+}
+
 #[test]
 fn no_queue_is_unbounded() {
     let product = |path: &Path| !is_test_code(path);

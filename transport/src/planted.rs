@@ -20,11 +20,12 @@ pub enum Planted {
     CutOneTooFew,
     SecondChange,
     SyncErrorIgnored,
+    RemovedNodeVotes,
 }
 
 impl Planted {
     /// All of them.
-    pub const ALL: [Planted; 12] = [
+    pub const ALL: [Planted; 13] = [
         Planted::AcknowledgedBeforeSync,
         Planted::VoteForgotten,
         Planted::OverwrittenCounted,
@@ -37,6 +38,7 @@ impl Planted {
         Planted::CutOneTooFew,
         Planted::SecondChange,
         Planted::SyncErrorIgnored,
+        Planted::RemovedNodeVotes,
     ];
 
     /// What is wrong.
@@ -54,6 +56,7 @@ impl Planted {
             Planted::CutOneTooFew => "conflict truncation loses one entry too few",
             Planted::SecondChange => "membership change started before the previous one is applied",
             Planted::SyncErrorIgnored => "sync error retried as success",
+            Planted::RemovedNodeVotes => "removed node votes although it knows",
         }
     }
 }

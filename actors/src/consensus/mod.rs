@@ -287,7 +287,8 @@ impl<T> Consensus<T> {
             return waits && matches!(message.kind, Append | Heartbeat | Snapshot);
         }
         // An id that was removed is never used again. Its last voice could only help a majority of the past.
-        if matches!(message.kind, Vote | PreVote) && self.membership.retired.contains(&self.settings.id) {
+        let removed = self.membership.retired.contains(&self.settings.id);
+        if matches!(message.kind, Vote | PreVote) && removed && !planted::is(Planted::RemovedNodeVotes) {
             return false;
         }
         // Being told to campaign at once is a campaign; a leader that is told so in a later term has stepped down by then.
