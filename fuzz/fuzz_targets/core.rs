@@ -181,6 +181,8 @@ impl Node {
             max_unapplied_bytes: 4096,
             log_tail_bytes: 200,
             max_entry_bytes: 512,
+            max_unpersisted_bytes: 8192,
+            disk_slow_ticks: 5,
             waits,
         };
         let membership = system.as_ref().map(|s: &SystemState| s.membership.clone()).unwrap_or_default();
