@@ -27,7 +27,7 @@ use std::{
     time::Duration,
 };
 
-use actix::{WeakRecipient, prelude::*};
+use actix::{WeakAddr, WeakRecipient, prelude::*};
 use actorum_transport::wire::GroupId;
 use tokio::sync::{oneshot, watch};
 
@@ -411,11 +411,29 @@ impl Handler<ProbeDisk> for LogWriter {
         }
         self.status.send_modify(|status| status.probing = true);
         let this = ctx.address().downgrade();
-        probe.write(Box::new(move |found| {
-            if let Some(this) = this.upgrade() {
-                this.do_send(Looked { probe: true, found });
-            }
-        }));
+        let end = ProbeEnd(Some(this));
+        probe.write(Box::new(move |found| end.tell(found)));
+    }
+}
+
+/// The end of a probe is told, also if whoever made it is gone: without an end there would never be another.
+struct ProbeEnd(Option<WeakAddr<LogWriter>>);
+
+impl ProbeEnd {
+    fn tell(mut self, found: Result<Space, StoreError>) {
+        self.send(found);
+    }
+
+    fn send(&mut self, found: Result<Space, StoreError>) {
+        if let Some(writer) = self.0.take().and_then(|writer| writer.upgrade()) {
+            writer.do_send(Looked { probe: true, found });
+        }
+    }
+}
+
+impl Drop for ProbeEnd {
+    fn drop(&mut self) {
+        self.send(Err(StoreError::Closed("the probe ended without a word".to_owned())));
     }
 }
 

@@ -78,6 +78,10 @@ impl Probe for DirectoryProbe {
 
 /// Until the last sender is gone.
 fn work(dir: &Path, ballast_bytes: u64, todo: &Receiver<Job>) {
+    // Its block is there before the disk is full: then writing over it says whether the disk answers, not whether it has room.
+    if let Err(error) = write_block(dir) {
+        tracing::warn!(dir = %dir.display(), %error, "the probe's block cannot be written");
+    }
     while let Ok(job) = todo.recv() {
         match job {
             Job::Write(looked) => looked(named("probing the disk", write_block(dir).and_then(|()| space(dir)))),
