@@ -35,6 +35,7 @@ pub(super) struct Shared<E> {
     state: RwLock<Result<Open<E>, String>>,
     /// Bytes on disk, as of the last look that had not to wait.
     bytes: AtomicU64,
+    blocks: bool,
 }
 
 /// An engine, what is known of its logs, and the lock that makes it ours: dropped together, in this order.
@@ -48,7 +49,9 @@ impl<E: Engine> Shared<E> {
     /// What was found at opening, under a lock that is given back when it is dropped.
     pub(super) fn new(engine: E, found: &Found, lock: Box<dyn Send + Sync>) -> Arc<Shared<E>> {
         let logs = found.groups.iter().map(|(group, found)| (*group, Log::new(*group, found))).collect();
-        Arc::new(Shared { state: RwLock::new(Ok(Open { engine, logs, _lock: lock })), bytes: AtomicU64::new(0) })
+        let blocks = engine.blocks();
+        let state = RwLock::new(Ok(Open { engine, logs, _lock: lock }));
+        Arc::new(Shared { state, bytes: AtomicU64::new(0), blocks })
     }
 
     // Poisoning is passed over on purpose: a panic under the lock is caught above it and kills the store by name.
@@ -92,7 +95,8 @@ impl<E: Engine> LogReader for Shared<E> {
     }
 
     fn blocks(&self) -> bool {
-        self.read().as_ref().is_ok_and(|open| open.engine.blocks())
+        // Known without the lock: whoever asks must not wait to hear whether it would.
+        self.blocks
     }
 }
 

@@ -267,6 +267,9 @@ impl SledEngine {
         let name = path.join("db");
         let mut open = fs::OpenOptions::new();
         let file = open.read(true).write(true).create(true).truncate(false).open(name).map_err(io("opening log/db"))?;
+        // A sync that failed in an earlier life leaves pages that look clean and are not on the disk: what is read
+        // from now on comes from the disk. Best effort; what is dirty stays.
+        let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed);
         let config = sled::Config::new()
             .path(path)
             .flush_every_ms(None)
