@@ -107,10 +107,14 @@ impl<T> Consensus<T> {
         self.may_lead() && !self.disk.low
     }
 
-    /// Bytes that a leader may still append before its own disk has caught up; none while space is low.
+    /// Bytes that a leader may still append before its own disk has caught up; none while that is slow or low on space.
     pub(super) fn room_on_disk(&self, command: bool) -> usize {
         // What this system records of itself is small, and may be what ends the want of space.
         if self.disk.low && command {
+            return 0;
+        }
+        // Half way to suspicion new work would only make it certain: the queue regulates itself instead of costing the office.
+        if command && self.waiting() * 2 >= self.settings.disk_slow_ticks {
             return 0;
         }
         self.settings.max_unpersisted_bytes.saturating_sub(self.disk.bytes)

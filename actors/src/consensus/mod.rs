@@ -286,11 +286,6 @@ impl<T> Consensus<T> {
             let waits = self.settings.waits || planted::is(Planted::WipedDiskVotes);
             return waits && matches!(message.kind, Append | Heartbeat | Snapshot);
         }
-        // An id that was removed is never used again. Its last voice could only help a majority of the past.
-        let removed = self.membership.retired.contains(&self.settings.id);
-        if matches!(message.kind, Vote | PreVote) && removed && !planted::is(Planted::RemovedNodeVotes) {
-            return false;
-        }
         // Being told to campaign at once is a campaign; a leader that is told so in a later term has stepped down by then.
         if message.kind == TimeoutNow && (self.could_not_be_elected() || !self.may_be_handed_office()) {
             return false;
@@ -506,6 +501,9 @@ impl<T> Consensus<T> {
 
     fn heartbeat_if_due(&mut self) {
         if self.raw.raft.state == StateRole::Leader && self.due() {
+            // Its disk ages under a flood, too.
+            self.ticks += 1;
+            self.look_at_disk();
             self.raw.ping();
         }
     }
