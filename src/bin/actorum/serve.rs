@@ -42,7 +42,7 @@ const MAX_CLIENTS: usize = 8192;
 /// The same of the members API.
 const MAX_ADMINS: usize = 256;
 /// Open files that are not for clients: the store, the peers, the members API, and what a copy or a log needs.
-const FILES_KEPT: usize = 512;
+const FILES_KEPT: usize = 768;
 /// Threads per HTTP server. They only translate; the work is the node's.
 const WORKERS: usize = 2;
 
