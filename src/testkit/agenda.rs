@@ -69,6 +69,13 @@ impl Agenda {
         }
     }
 
+    /// Nothing of it is done any more.
+    pub fn clear(&self) {
+        // Dropped outside the lock: a deed may hold what holds this agenda.
+        let deeds = std::mem::take(&mut self.lock().deeds);
+        drop(deeds);
+    }
+
     /// Keeps the agenda; ends never.
     pub async fn keep(self) {
         loop {

@@ -151,10 +151,11 @@ impl<S: StateMachine> Client<S> {
         let result = tokio::select! {
             biased;
             () = life.over() => None,
+            () = world.decided() => None,
             result = request => Some(result),
         };
         // A process that stands still gives its answers when it goes on.
-        while self.fleet.node(node, |node| node.state) == Some(State::Paused) {
+        while self.fleet.node(node, |node| node.state) == Some(State::Paused) && !world.over() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         let ended = result.as_ref().map_or_else(|| Ended::Unknown("its node is gone".into()), classify);

@@ -45,15 +45,19 @@ struct Mood {
     latency_ms: u64,
     hangs: bool,
     /// The power goes in the place of the so many-th step from now.
-    armed: Option<u64>,
+    armed: Option<(u64, Loss)>,
     /// The so many-th write from now fails.
     fails: Option<(Mishap, u64)>,
     failed: bool,
+    /// What a power cut at a step takes.
+    loses: Loss,
+    /// What was durable when the last write was torn.
+    healthy: Option<Backup>,
     /// Hardly any room is left.
     low: bool,
     /// Probes of a disk that hangs.
     probes: Vec<Looked>,
-    power: Option<Arc<dyn Fn() + Send + Sync>>,
+    power: Option<Arc<dyn Fn(Loss) + Send + Sync>>,
 }
 
 /// What a good disk takes, in milliseconds.
@@ -71,6 +75,8 @@ impl Disk {
             armed: None,
             fails: None,
             failed: false,
+            loses: Loss::All,
+            healthy: None,
             low: false,
             probes: Vec::new(),
             power: None,
@@ -80,7 +86,7 @@ impl Disk {
     }
 
     /// Who takes the node's power when the disk says so.
-    pub fn cut_power_with(&self, power: Option<Arc<dyn Fn() + Send + Sync>>) {
+    pub fn cut_power_with(&self, power: Option<Arc<dyn Fn(Loss) + Send + Sync>>) {
         self.moods.lock().power = power;
     }
 
@@ -90,6 +96,10 @@ impl Disk {
     }
 
     pub fn crash(&self, loss: Loss) {
+        if loss == Loss::Torn {
+            let healthy = self.disk.backup();
+            self.moods.lock().healthy = Some(healthy);
+        }
         self.forget_probes();
         self.calm();
         let roll = self.moods.lock().dice.roll();
@@ -122,8 +132,8 @@ impl Disk {
         self.moods.lock().low = true;
     }
 
-    pub fn arm(&self, steps: u64) {
-        self.moods.lock().armed = Some(steps);
+    pub fn arm(&self, steps: u64, loss: Loss) {
+        self.moods.lock().armed = Some((steps, loss));
     }
 
     pub fn slow(&self, at_most_ms: u64) {
@@ -154,6 +164,16 @@ impl Disk {
 
     pub fn swap_for(&self, image: Image) {
         self.disk.swap_for(image);
+    }
+
+    /// What was durable when the last write was torn.
+    pub fn before_torn(&self) -> Option<Backup> {
+        self.moods.lock().healthy.take()
+    }
+
+    /// How many values were torn so far.
+    pub fn torn(&self) -> u64 {
+        self.disk.counters().torn_values
     }
 
     pub fn backup(&self) -> Backup {
@@ -233,10 +253,10 @@ impl Moods {
 impl Decide for Moods {
     fn step(&self, step: Step) -> Answer {
         let mut mood = self.lock();
-        if let Some(left) = &mut mood.armed {
+        if let Some((left, loss)) = &mut mood.armed {
             *left = left.saturating_sub(1);
             if *left == 0 {
-                mood.armed = None;
+                (mood.loses, mood.armed) = (*loss, None);
                 return Answer::CutPower;
             }
         }
@@ -267,7 +287,10 @@ impl Decide for Moods {
     }
 
     fn power_is_gone(&self) {
-        let power = self.lock().power.clone();
-        power.into_iter().for_each(|power| power());
+        let (power, loss) = {
+            let mood = self.lock();
+            (mood.power.clone(), mood.loses)
+        };
+        power.into_iter().for_each(|power| power(loss));
     }
 }

@@ -20,14 +20,14 @@ pub struct Faults {
     pub one_way_cut: u32,
     /// The nodes fall into two halves, or one is alone.
     pub partition: u32,
-    /// A connection breaks: what is under way is lost, and a new one is made.
+    /// A connection breaks: what is under way is lost, both ways.
     pub reset: u32,
     /// The power of one node goes, sometimes of all: unsynced writes are lost as a prefix, as a subset, or in all. It may go at
     /// a message or at any step of a write.
     pub power_cut: u32,
     /// A process is killed.
     pub kill: u32,
-    /// A process stands still for a while and goes on, as if no time had passed.
+    /// A process stands still for a while and goes on; its clock went on meanwhile.
     pub pause: u32,
     /// The calendar of a node jumps, in either direction.
     pub clock_jump: u32,
@@ -64,10 +64,17 @@ pub struct Faults {
 }
 
 impl Faults {
-    /// Fair weather and good disks.
+    /// Fair weather and good disks: the start of a choice of one's own.
+    ///
+    /// ```
+    /// # use actorum::testkit::Faults;
+    /// let mut faults = Faults::none();
+    /// faults.partition = 2;
+    /// faults.power_cut = 1;
+    /// ```
     pub fn none() -> Faults {
         Faults {
-            every: Duration::from_secs(3600),
+            every: Duration::from_millis(500),
             loss: 0,
             duplication: 0,
             delay: 0,

@@ -132,7 +132,7 @@ impl<S: StateMachine> Fleet<S> {
         let clock = NodeClock::new(self.0.world.agenda(), rate, skew);
         let disk = Disk::new(id, state.0.fork("disk", id));
         let fleet = self.clone();
-        disk.cut_power_with(Some(Arc::new(move || fleet.crash(id, Loss::Subset))));
+        disk.cut_power_with(Some(Arc::new(move |loss| fleet.crash(id, loss))));
         let node = Node {
             state: State::Down,
             raft: None,
@@ -149,7 +149,7 @@ impl<S: StateMachine> Fleet<S> {
     /// A node may lose its power at a message or at a step of its disk.
     pub fn let_power_be_cut(&self) {
         let fleet = self.clone();
-        self.0.links.cut_power_with(Some(Arc::new(move |id| fleet.crash(id, Loss::Subset))));
+        self.0.links.cut_power_with(Some(Arc::new(move |id, loss| fleet.crash(id, loss))));
     }
 
     /// Looks at the nodes, or changes them.

@@ -132,7 +132,7 @@ impl<S: StateMachine> Nemesis<S> {
     pub async fn work(mut self, until_ms: u64) {
         let weights = weights(&self.faults);
         let total: u64 = weights.iter().map(|(_, weight)| u64::from(*weight)).sum();
-        let every = self.faults.every.as_millis() as u64;
+        let every = (self.faults.every.as_millis() as u64).max(4);
         let mut under_way: Vec<JoinHandle<()>> = Vec::new();
         while total > 0 && !self.world().over() {
             let pause = self.dice.between(every / 4, every * 7 / 4);
@@ -163,8 +163,12 @@ impl<S: StateMachine> Nemesis<S> {
         let rest = until_ms.saturating_sub(self.world().agenda().now_ms());
         sleep(Duration::from_millis(rest)).await;
         for task in under_way {
-            // A fault that panicked is a broken simulation, told by the panic itself.
-            let _ = task.await;
+            match tokio::time::timeout(Duration::from_secs(60), task).await {
+                Ok(Ok(())) => {}
+                Ok(Err(panic)) if panic.is_panic() => std::panic::resume_unwind(panic.into_panic()),
+                Ok(Err(_)) => {}
+                Err(_) => self.world().broken("every fault ends", "one was under way for a minute".into()),
+            }
         }
     }
 
@@ -198,7 +202,7 @@ impl<S: StateMachine> Culprit<S> {
                 let jitter = self.dice.between(10, 500);
                 self.weather("delay and reordering", |weather| weather.jitter_ms = jitter).await;
             }
-            Kind::OneWayCut => self.weather("one-way cut", |weather| weather.cut = true).await,
+            Kind::OneWayCut => self.one_way_cut().await,
             Kind::SlowPeer => self.slow_peer().await,
             Kind::Partition => self.partition().await,
             Kind::Reset => self.reset(),
@@ -233,10 +237,10 @@ impl<S: StateMachine> Culprit<S> {
 
     /// One direction of one link, for a while.
     async fn weather(&mut self, kind: &'static str, change: impl FnOnce(&mut Weather)) {
-        let nodes = self.fleet.in_state(State::Running);
-        let Some(from) = self.dice.pick(&nodes).copied() else { return };
-        let others: Vec<NodeId> = nodes.into_iter().filter(|id| *id != from).collect();
+        let Some(from) = self.some_running() else { return };
+        let others: Vec<NodeId> = self.fleet.in_state(State::Running).into_iter().filter(|id| *id != from).collect();
         let Some(to) = self.dice.pick(&others).copied() else { return };
+        let (from, to) = if self.dice.below(2) == 0 { (from, to) } else { (to, from) };
         let mut bad = Weather::FAIR;
         change(&mut bad);
         self.network(kind, || format!("n{from} -> n{to} {bad:?}"));
@@ -245,8 +249,23 @@ impl<S: StateMachine> Culprit<S> {
         self.fleet.links().set(from, to, |weather| *weather = Weather::FAIR);
     }
 
+    async fn one_way_cut(&mut self) {
+        let Some(from) = self.some_running() else { return };
+        let others: Vec<NodeId> = self.fleet.in_state(State::Running).into_iter().filter(|id| *id != from).collect();
+        let Some(to) = self.dice.pick(&others).copied() else { return };
+        // Half of the time what the leader says is lost, half of the time what it is told.
+        let (from, to) = if self.dice.below(2) == 0 { (from, to) } else { (to, from) };
+        self.network("one-way cut", || format!("n{from} -> n{to}"));
+        self.fleet.links().cut(from, to);
+        self.a_while(300, 2500).await;
+        self.fleet.links().heal(from, to);
+    }
+
     async fn slow_peer(&mut self) {
         let Some(node) = self.some_running() else { return };
+        if self.both_ways(node).is_empty() {
+            return;
+        }
         let delay = self.dice.between(20, 150);
         self.network("slow peer", || format!("n{node}, {delay} ms each way"));
         let slow = Weather { delay_ms: delay, jitter_ms: delay / 4, ..Weather::FAIR };
@@ -264,15 +283,18 @@ impl<S: StateMachine> Culprit<S> {
             Some(leader) if self.dice.below(3) > 0 => vec![leader],
             _ => all.iter().copied().filter(|_| self.dice.below(2) == 0).collect(),
         };
-        self.network("partition", || format!("{alone:?} from the rest"));
         let across: Vec<(NodeId, NodeId)> = all
             .iter()
             .flat_map(|a| all.iter().map(move |b| (*a, *b)))
             .filter(|(a, b)| alone.contains(a) != alone.contains(b))
             .collect();
-        across.iter().for_each(|(from, to)| self.fleet.links().set(*from, *to, |weather| weather.cut = true));
+        if across.is_empty() {
+            return;
+        }
+        self.network("partition", || format!("{alone:?} from the rest"));
+        across.iter().for_each(|(from, to)| self.fleet.links().cut(*from, *to));
         self.a_while(500, 3000).await;
-        across.iter().for_each(|(from, to)| self.fleet.links().set(*from, *to, |weather| weather.cut = false));
+        across.iter().for_each(|(from, to)| self.fleet.links().heal(*from, *to));
     }
 
     fn reset(&mut self) {
@@ -311,10 +333,10 @@ impl<S: StateMachine> Culprit<S> {
             let node = *node;
             match self.dice.below(3) {
                 0 => self.fleet.crash(node, loss),
-                1 => self.fleet.links().arm(node, self.dice.between(1, 40)),
+                1 => self.fleet.links().arm(node, self.dice.between(1, 40), loss),
                 _ => {
                     let step = self.dice.between(1, 20);
-                    self.fleet.node(node, |node| node.disk.arm(step));
+                    self.fleet.node(node, |node| node.disk.arm(step, loss));
                 }
             }
         }
@@ -447,7 +469,11 @@ impl<S: StateMachine> Culprit<S> {
         }
         let loss = self.some_loss();
         self.fleet.crash(hold.0, loss);
-        self.fleet.node(hold.0, |node| node.disk.calm());
+        // Whatever it had not synced when it stopped is lost with the power that follows.
+        self.fleet.node(hold.0, |node| {
+            node.disk.crash(loss);
+            node.disk.calm();
+        });
         self.a_while(20, 1000).await;
         self.come_back(hold.0).await;
     }
@@ -456,6 +482,7 @@ impl<S: StateMachine> Culprit<S> {
         let Some(hold) = self.hold_running() else { return };
         self.fleet.kill(hold.0);
         let roll = self.dice.roll();
+        self.tampered(hold.0, true);
         let healthy = self.fleet.node(hold.0, |node| {
             let healthy = node.disk.backup();
             node.disk.flip_bit(roll);
@@ -467,22 +494,34 @@ impl<S: StateMachine> Culprit<S> {
         if !self.opens(hold.0) {
             self.fleet.node(hold.0, |node| node.disk.bring_back(healthy.expect("the node is there")));
         }
+        self.tampered(hold.0, false);
         self.come_back(hold.0).await;
     }
 
     async fn torn_write(&mut self) {
         let Some(hold) = self.hold_running() else { return };
         let step = self.dice.between(1, 20);
-        self.fleet.node(hold.0, |node| node.disk.arm(step));
+        let torn = self.fleet.node(hold.0, |node| {
+            node.disk.arm(step, Loss::Torn);
+            node.disk.torn()
+        });
         self.until_down(std::slice::from_ref(&hold)).await;
-        let healthy = self.fleet.node(hold.0, |node| node.disk.backup());
         self.fleet.crash(hold.0, Loss::Torn);
-        self.disk("torn write", hold.0);
-        self.a_while(20, 500).await;
-        if !self.opens(hold.0) {
-            // What it had promised is in the copy: nothing of the torn write was.
-            self.fleet.node(hold.0, |node| node.disk.bring_back(healthy.expect("the node is there")));
+        // What is torn was promised to nobody, but with it sled's promise of whole batches is gone.
+        self.tampered(hold.0, true);
+        let healthy = self.fleet.node(hold.0, |node| node.disk.before_torn()).flatten();
+        if self.fleet.node(hold.0, |node| node.disk.torn()) != torn {
+            self.disk("torn write", hold.0);
+        } else {
+            self.disk("power cut", hold.0);
         }
+        self.a_while(20, 500).await;
+        if !self.opens(hold.0)
+            && let Some(healthy) = healthy
+        {
+            self.fleet.node(hold.0, |node| node.disk.bring_back(healthy));
+        }
+        self.tampered(hold.0, false);
         self.come_back(hold.0).await;
     }
 
@@ -532,8 +571,9 @@ impl<S: StateMachine> Culprit<S> {
         self.disk("wiped disk", hold.0);
         self.a_while(20, 300).await;
         // It runs as a stranger for a while; it must not vote.
-        self.may_stop(hold.0);
-        let _ = self.fleet.start(hold.0).await;
+        if self.fleet.node(hold.0, |node| node.state) == Some(State::Down) {
+            let _ = self.fleet.start(hold.0).await;
+        }
         self.may_stop(hold.0);
         self.a_while(500, 2500).await;
         self.fleet.kill(hold.0);
@@ -571,7 +611,8 @@ impl<S: StateMachine> Culprit<S> {
     async fn subscription(&mut self) {
         let Some((raft, life)) = self.some_running().and_then(|id| self.fleet.raft(id)) else { return };
         self.churn("subscription");
-        let slow = self.dice.below(400);
+        // One in three stops reading.
+        let slow = if self.dice.below(3) == 0 { 3_600_000 } else { self.dice.below(400) };
         let after = (self.dice.below(2) == 0).then(|| self.dice.below(raft.status().applied_index + 1));
         let listener = Listener { world: self.world().clone(), last: after.unwrap_or(0), pause_ms: slow }.start();
         let mut subscribe = crate::Subscribe::batched(listener.recipient());
@@ -598,8 +639,10 @@ impl<S: StateMachine> Culprit<S> {
         *self.changing.borrow_mut() += 1;
         let mut client = Client::new(u64::MAX, &self.fleet, self.dice.fork("changes", 0));
         let members = self.members();
-        let strangers: Vec<NodeId> =
-            self.fleet.nodes(|nodes| nodes.keys().copied().filter(|id| !members.0.contains(id)).collect());
+        let strangers: Vec<NodeId> = self.fleet.nodes(|nodes| {
+            let here = nodes.iter().filter(|(_, node)| node.state != State::Gone).map(|(id, _)| *id);
+            here.filter(|id| !members.0.contains(id)).collect()
+        });
         let more = members.0.len() + strangers.len() < 5;
         match self.dice.below(4) {
             0 | 1 if more => {
@@ -618,7 +661,10 @@ impl<S: StateMachine> Culprit<S> {
                 }
             }
             0..3 if members.1.len() > 3 => {
-                if let Some(id) = self.dice.pick(&members.1).copied() {
+                // Not one that another fault has in hand.
+                if let Some(id) = self.dice.pick(&members.1).copied()
+                    && let Some(_hold) = self.hold(id)
+                {
                     self.churn("remove");
                     if client.change(ConfChange::Remove(id)).await.is_ok() {
                         // It goes on for a while, and may not know.

@@ -140,7 +140,7 @@ impl fmt::Display for Report {
                 writeln!(f, "seed {}: {violation}", self.seed)?;
                 let skipped = self.story.len().saturating_sub(AROUND);
                 if skipped > 0 {
-                    writeln!(f, "  ... {skipped} lines before; all of them with SEED={} and --nocapture", self.seed)?;
+                    writeln!(f, "  ... {skipped} lines before, in `report.story`")?;
                 }
                 self.story[skipped..].iter().try_for_each(|line| writeln!(f, "  {line}"))?;
             }

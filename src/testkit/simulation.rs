@@ -23,7 +23,7 @@ use super::{
     wire::Links,
     world::{Event, World},
 };
-use crate::{Bootstrap, Config};
+use crate::{Bootstrap, Config, config::Placement};
 
 /// The least election timeout of simulated nodes, in virtual milliseconds.
 const ELECTION_MS: u64 = 500;
@@ -35,6 +35,9 @@ pub const LEADER_WITHIN: u64 = 10;
 
 /// How long the clients go on after the cluster has healed.
 const CALM: Duration = Duration::from_secs(2);
+
+/// How long after that a client may take to end.
+const CLIENTS_END_WITHIN: Duration = Duration::from_secs(60);
 
 /// What the clients of one run do, and what they think of it at the end.
 pub struct Script<S: StateMachine> {
@@ -231,7 +234,8 @@ impl<S: StateMachine> Run<S> {
         let dice = Dice::new(self.seed);
         let agenda = Agenda::new();
         let keeper = actix_rt::spawn(agenda.clone().keep());
-        let world = World::new(&agenda, tell);
+        self.config.placement = Placement::Compact; // one thread is the point
+        let world = World::new(&agenda, tell, &self.config);
         let links = Links::new(&world, dice.fork("links", 0));
         self.config.seed = Some(dice.fork("elections", 0).roll());
         let fleet = Fleet::new(&world, &links, self.make.clone(), self.config.clone(), dice.fork("fleet", 0));
@@ -240,14 +244,24 @@ impl<S: StateMachine> Run<S> {
         let clients = self.begin(&fleet, &script, &dice).await;
         let nemesis = Nemesis::new(&fleet, &self.faults, dice.fork("nemesis", 0), self.nodes);
         nemesis.work(span.as_millis() as u64).await;
+        let succeeded = world.counts().succeeded;
+        if succeeded < self.least_progress {
+            let detail = format!("{succeeded} requests succeeded among the faults, fewer than {}", self.least_progress);
+            world.broken("progress", detail);
+        }
         self.heal(&fleet).await;
         for client in clients {
-            let _ = client.await;
+            match tokio::time::timeout(CLIENTS_END_WITHIN, client).await {
+                Ok(Err(panic)) if panic.is_panic() => resume_unwind(panic.into_panic()),
+                Ok(_) => {}
+                Err(_) => world.broken("every client ends", "one still waits, or never asks `goes_on`".into()),
+            }
         }
         self.compare(&fleet, &script).await;
         world.saw(Event::End);
         fleet.end();
         keeper.abort();
+        agenda.clear();
         let (trace, counts, violation, story) = world.close();
         // Whatever was told to end does so before the thread goes.
         sleep(Duration::from_secs(1)).await;
@@ -346,9 +360,13 @@ impl<S: StateMachine> Run<S> {
             for id in fleet.in_state(State::Running) {
                 let Some((raft, _)) = fleet.raft(id) else { continue };
                 let read = crate::Read::stale(|machine: &super::machine::Watched<S>| machine.snapshot());
-                if let Ok((index, Ok(state))) = raft.read_with(read).await {
-                    states.push((id, index, fingerprint(&state)));
-                }
+                // A machine that cannot be read or written counts as one that is different.
+                let (index, state) = match raft.read_with(read).await {
+                    Ok((index, Ok(state))) => (index, fingerprint(&state)),
+                    Ok((index, Err(_))) => (index, id),
+                    Err(_) => (0, id),
+                };
+                states.push((id, index, state));
             }
             if states.windows(2).all(|pair| pair[0].1 == pair[1].1) {
                 break;
@@ -360,11 +378,6 @@ impl<S: StateMachine> Run<S> {
         }
         if let Err(detail) = (script.verdict)() {
             return world.broken("linearizable", detail);
-        }
-        let succeeded = world.counts().succeeded;
-        if succeeded < self.least_progress {
-            let detail = format!("{succeeded} requests succeeded, fewer than {}", self.least_progress);
-            world.broken("progress", detail);
         }
     }
 }

@@ -19,7 +19,7 @@ use actorum_transport::{
     wire::NodeId,
 };
 
-use super::{dice::Dice, world::World};
+use super::{dice::Dice, disk::Loss, world::World};
 
 /// The state of one direction of a link.
 #[derive(Clone, Copy, Debug)]
@@ -32,17 +32,17 @@ pub(crate) struct Weather {
     pub delay_ms: u64,
     /// What chance adds to it at most.
     pub jitter_ms: u64,
-    /// Nothing passes.
-    pub cut: bool,
 }
 
 impl Weather {
-    pub const FAIR: Weather = Weather { loss: 0, duplication: 0, delay_ms: 1, jitter_ms: 2, cut: false };
+    pub const FAIR: Weather = Weather { loss: 0, duplication: 0, delay_ms: 1, jitter_ms: 2 };
 }
 
 #[derive(Clone, Copy)]
 struct Link {
     weather: Weather,
+    /// How many faults cut it now.
+    cuts: u32,
     /// Which connection this is.
     connection: u64,
     /// When the last parcel of each lane is due.
@@ -71,12 +71,14 @@ struct State {
     /// What waits for a paused process, in order; it or what it sends.
     held: Vec<(NodeId, Held)>,
     /// A process that loses its power when it has sent so many more parcels.
-    armed: BTreeMap<NodeId, u64>,
+    armed: BTreeMap<NodeId, (u64, Loss)>,
     /// Takes the power of a process whose count is over.
-    power: Option<Arc<dyn Fn(NodeId) + Send + Sync>>,
+    power: Option<Arc<dyn Fn(NodeId, Loss) + Send + Sync>>,
 }
 
 struct Held {
+    /// Before this moment it may not arrive: something of its lane is due then.
+    not_before: u64,
     from: NodeId,
     to: NodeId,
     boots: (u64, u64),
@@ -132,13 +134,29 @@ impl Links {
         let (mine, others) = std::mem::take(&mut state.held).into_iter().partition(|(whom, _)| *whom == node);
         state.held = others;
         drop(state);
-        let mine: Vec<(NodeId, Held)> = mine;
-        mine.into_iter().for_each(|(_, held)| self.arrive(held));
+        let (mine, now): (Vec<(NodeId, Held)>, u64) = (mine, self.world.agenda().now_ms());
+        for (_, held) in mine {
+            let links = self.clone();
+            // Through the agenda, which keeps the order of what is due together.
+            self.world.agenda().after_ms(held.not_before.saturating_sub(now), move || links.arrive(held));
+        }
     }
 
     /// The weather of one direction from now on.
     pub fn set(&self, from: NodeId, to: NodeId, change: impl FnOnce(&mut Weather)) {
         change(&mut self.lock().link(from, to).weather);
+    }
+
+    /// One more fault cuts this direction.
+    pub fn cut(&self, from: NodeId, to: NodeId) {
+        self.lock().link(from, to).cuts += 1;
+    }
+
+    /// One fault less does.
+    pub fn heal(&self, from: NodeId, to: NodeId) {
+        let mut state = self.lock();
+        let link = state.link(from, to);
+        link.cuts = link.cuts.saturating_sub(1);
     }
 
     /// The connection between two nodes breaks: what is under way is lost, both ways.
@@ -151,17 +169,17 @@ impl Links {
     /// Fair weather everywhere.
     pub fn calm(&self) {
         let mut state = self.lock();
-        state.links.values_mut().for_each(|link| link.weather = Weather::FAIR);
+        state.links.values_mut().for_each(|link| (link.weather, link.cuts) = (Weather::FAIR, 0));
         state.armed.clear();
     }
 
     /// After so many more parcels of this node its power goes, in the middle of whatever it does.
-    pub fn arm(&self, node: NodeId, parcels: u64) {
-        self.lock().armed.insert(node, parcels);
+    pub fn arm(&self, node: NodeId, parcels: u64, loss: Loss) {
+        self.lock().armed.insert(node, (parcels, loss));
     }
 
     /// Who takes the power of a process whose count is over.
-    pub fn cut_power_with(&self, power: Option<Arc<dyn Fn(NodeId) + Send + Sync>>) {
+    pub fn cut_power_with(&self, power: Option<Arc<dyn Fn(NodeId, Loss) + Send + Sync>>) {
         self.lock().power = power;
     }
 
@@ -171,7 +189,7 @@ impl Links {
         let process = |id| state.processes.get(&id).copied().unwrap_or_default();
         let (sender, receiver) = (process(from), process(to));
         let same = (sender.boot, receiver.boot) == boots && receiver.running;
-        if !same || state.link(from, to).connection != connection || state.link(from, to).weather.cut {
+        if !same || state.link(from, to).connection != connection || state.link(from, to).cuts > 0 {
             return;
         }
         if receiver.paused {
@@ -189,20 +207,17 @@ impl Links {
 
 impl State {
     fn link(&mut self, from: NodeId, to: NodeId) -> &mut Link {
-        let fair = Link { weather: Weather::FAIR, connection: 0, due: [0; 2] };
+        let fair = Link { weather: Weather::FAIR, cuts: 0, connection: 0, due: [0; 2] };
         self.links.entry((from, to)).or_insert(fair)
     }
 }
 
 impl Wire for Links {
     fn stands(&self, from: NodeId, to: NodeId) -> bool {
-        let mut state = self.lock();
+        let state = self.lock();
         let runs = |state: &State, id| state.processes.get(&id).is_some_and(|process| process.running);
-        runs(&state, from)
-            && runs(&state, to)
-            && !state.link(from, to).weather.cut
-            // A handshake needs both ways.
-            && !state.link(to, from).weather.cut
+        // A cut is silent: whoever sends into it is told nothing, as on a real network.
+        runs(&state, from) && runs(&state, to)
     }
 
     fn carry(&self, from: &Identity, to: NodeId, parcel: Parcel<'_>, deliver: Deliver) {
@@ -214,17 +229,18 @@ impl Wire for Links {
         if !sender.running || sender.boot != from.boot {
             return;
         }
-        if let Some(left) = state.armed.get_mut(&from.id) {
+        if let Some((left, loss)) = state.armed.get_mut(&from.id) {
             *left = left.saturating_sub(1);
             if *left == 0 {
+                let loss = *loss;
                 state.armed.remove(&from.id);
                 let power = state.power.clone();
                 drop(state);
-                return power.into_iter().for_each(|power| power(from.id));
+                return power.into_iter().for_each(|power| power(from.id, loss));
             }
         }
-        let Link { weather, connection, mut due } = *state.link(from.id, to);
-        if weather.cut || state.dice.happens(weather.loss) {
+        let Link { weather, cuts, connection, mut due } = *state.link(from.id, to);
+        if cuts > 0 || state.dice.happens(weather.loss) {
             return;
         }
         let delay = weather.delay_ms + state.dice.below(weather.jitter_ms + 1);
@@ -238,7 +254,7 @@ impl Wire for Links {
         };
         state.link(from.id, to).due = due;
         let boots = (sender.boot, receiver.boot);
-        let held = |deliver| Held { from: from.id, to, boots, connection, deliver };
+        let held = |deliver| Held { not_before: moment, from: from.id, to, boots, connection, deliver };
         if sender.paused {
             state.held.push((from.id, held(deliver)));
             return;

@@ -18,12 +18,15 @@ use std::{
 use actorum_actors::{log::store::Recovered, members::Membership, message::Append, status::Role, witness::Glance};
 use actorum_transport::wire::{Entry, EntryKind, Incarnation, MessageKind, NodeId, RaftMessage};
 
+use tokio::sync::Notify;
+
 use super::{
     agenda::Agenda,
     dice::{fingerprint, mix},
     invariants::{self, Invariant},
     report::{Counts, Violation},
 };
+use crate::Config;
 
 /// The number of a client's request.
 pub(crate) type RequestId = u64;
@@ -171,6 +174,7 @@ struct Inner {
     agenda: Agenda,
     /// Whether the story is told, which costs time.
     telling: bool,
+    decided: Notify,
     state: Mutex<State>,
 }
 
@@ -188,10 +192,10 @@ struct State {
 }
 
 impl World {
-    pub fn new(agenda: &Agenda, telling: bool) -> World {
+    pub fn new(agenda: &Agenda, telling: bool, bounds: &Config) -> World {
         let state = State {
             facts: Facts::default(),
-            invariants: invariants::all(),
+            invariants: invariants::all(bounds),
             hash: 0,
             counts: Counts::default(),
             violation: None,
@@ -200,7 +204,7 @@ impl World {
             next_request: 1,
             led: BTreeSet::new(),
         };
-        World(Arc::new(Inner { agenda: agenda.clone(), telling, state: Mutex::new(state) }))
+        World(Arc::new(Inner { agenda: agenda.clone(), telling, decided: Notify::new(), state: Mutex::new(state) }))
     }
 
     /// Adds a line to the story.
@@ -211,9 +215,6 @@ impl World {
                 return;
             }
             let line = format!("{:>7} ms  {}", self.0.agenda.now_ms(), line());
-            if std::env::var_os("ACTORUM_STORY_NOW").is_some() {
-                eprintln!("{line}");
-            }
             state.story.push(line);
         }
     }
@@ -240,9 +241,6 @@ impl World {
             && let Some(line) = line(&event)
         {
             let line = format!("{now:>7} ms  {line}");
-            if std::env::var_os("ACTORUM_STORY_NOW").is_some() {
-                eprintln!("{line}");
-            }
             state.story.push(line);
         }
         let state = &mut *state;
@@ -261,6 +259,7 @@ impl World {
                 }
                 state.violation = Some(violation);
                 state.over = true;
+                self.0.decided.notify_waiters();
                 return;
             }
         }
@@ -282,6 +281,15 @@ impl World {
             }
             state.violation = Some(Violation { invariant, at_ms, detail });
             state.over = true;
+            self.0.decided.notify_waiters();
+        }
+    }
+
+    /// Waits until the run is decided.
+    pub async fn decided(&self) {
+        let decided = self.0.decided.notified();
+        if !self.over() {
+            decided.await;
         }
     }
 

@@ -3,6 +3,8 @@
 
 use std::collections::BTreeMap;
 
+use actorum_transport::wire::NodeId;
+
 use super::{Event, Facts, Invariant};
 use crate::testkit::world::{Ended, RequestId};
 
@@ -13,6 +15,8 @@ pub(crate) struct AcknowledgedStays {
     acknowledged: BTreeMap<u64, (u64, u64)>,
     /// By index: term and command of what state machines applied.
     applied: BTreeMap<u64, (u64, u64)>,
+    /// Per node, the last index applied in this life.
+    last: BTreeMap<NodeId, u64>,
 }
 
 impl Invariant for AcknowledgedStays {
@@ -23,7 +27,19 @@ impl Invariant for AcknowledgedStays {
     fn check(&mut self, event: &Event<'_>, facts: &Facts) -> Result<(), String> {
         match event {
             Event::Asked { id, command: Some(command), .. } => drop(self.proposed.insert(*id, *command)),
+            Event::Ended { node, .. } => drop(self.last.remove(node)),
+            Event::End => {
+                let newest = self.acknowledged.keys().next_back().copied().unwrap_or(0);
+                let running = facts.nodes.iter().filter(|(_, facts)| facts.running).map(|(id, _)| id);
+                let behind = running.clone().find(|id| self.last.get(id).is_none_or(|last| *last < newest));
+                if let Some(node) = behind
+                    && newest > 0
+                {
+                    return Err(format!("n{node} ends without {newest}, which was acknowledged"));
+                }
+            }
             Event::Applied { node, index, term, command, .. } => {
+                self.last.insert(*node, *index);
                 self.applied.insert(*index, (*term, *command));
                 let promised = self.acknowledged.get(index);
                 if promised.is_some_and(|promised| *promised != (*term, *command)) {

@@ -32,6 +32,13 @@ impl Invariant for AppliedPrefixes {
                 if let Some((missed, _)) = self.applied.range(between).next() {
                     return Err(format!("n{node} applies {index} after {last} and skips the command at {missed}"));
                 }
+                // Whoever is past it without it has skipped it.
+                if !self.applied.contains_key(index)
+                    && let Some((other, later)) =
+                        self.last.iter().find(|(other, last)| *other != node && **last > *index)
+                {
+                    return Err(format!("n{other} has applied {later} and skipped the command at {index}"));
+                }
                 let known = *self.applied.entry(*index).or_insert((*term, *command, *response));
                 if (known.0, known.1) != (*term, *command) {
                     return Err(format!("n{node} applies another command at {index}@{term} than others did"));

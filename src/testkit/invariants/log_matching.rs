@@ -32,10 +32,10 @@ impl Invariant for LogMatching {
 
     fn check(&mut self, event: &Event<'_>, facts: &Facts) -> Result<(), String> {
         match event {
-            Event::Ended { node, .. } => {
-                let disk = facts.nodes.get(node).and_then(|facts| facts.disk.as_ref());
-                let durable = |at: &(u64, u64)| disk.is_some_and(|disk| disk.term_at(at.0) == Some(at.1));
-                self.entries.retain(|at, known| known.only != Some(*node) || durable(at));
+            Event::Started { node, .. } => {
+                let log = facts.nodes.get(node).map(|facts| &facts.log);
+                let came_back = |at: &(u64, u64)| log.is_some_and(|log| log.term_at(at.0) == Some(at.1));
+                self.entries.retain(|at, known| known.only != Some(*node) || came_back(at));
             }
             Event::Drained { node, drained } => {
                 let Some(log) = facts.nodes.get(node).map(|facts| &facts.log) else { return Ok(()) };

@@ -4,6 +4,7 @@
 //! share nothing with the code they judge.
 
 use super::world::{Event, Facts};
+use crate::Config;
 
 mod one_leader_per_term;
 mod one_vote_per_term;
@@ -32,7 +33,7 @@ pub(crate) trait Invariant: Send {
 }
 
 /// All of them.
-pub(crate) fn all() -> Vec<Box<dyn Invariant>> {
+pub(crate) fn all(bounds: &Config) -> Vec<Box<dyn Invariant>> {
     vec![
         Box::<one_leader_per_term::OneLeaderPerTerm>::default(),
         Box::<one_vote_per_term::OneVotePerTerm>::default(),
@@ -48,7 +49,7 @@ pub(crate) fn all() -> Vec<Box<dyn Invariant>> {
         Box::<nothing_goes_back::NothingGoesBack>::default(),
         Box::<one_change_at_a_time::OneChangeAtATime>::default(),
         Box::new(strangers_never_vote::StrangersNeverVote),
-        Box::new(queues_are_bounded::QueuesAreBounded),
+        Box::new(queues_are_bounded::QueuesAreBounded { bounds: bounds.clone() }),
         Box::new(stops_say_why::StopsSayWhy),
     ]
 }

@@ -3,7 +3,9 @@
 use super::{Event, Facts, Invariant};
 use crate::Config;
 
-pub(crate) struct QueuesAreBounded;
+pub(crate) struct QueuesAreBounded {
+    pub bounds: Config,
+}
 
 /// Batches on their way to a disk that hangs: each drain adds at most one, and the log writer gives up after seconds.
 const UNPERSISTED: usize = 20_000;
@@ -15,13 +17,18 @@ impl Invariant for QueuesAreBounded {
 
     fn check(&mut self, event: &Event<'_>, _: &Facts) -> Result<(), String> {
         let Event::Looked { node, status } = event else { return Ok(()) };
-        let (bounds, queues) = (Config::default(), &status.queues);
+        let (bounds, queues) = (&self.bounds, &status.queues);
         let tail = bounds.log_tail_bytes + bounds.max_unapplied_bytes + bounds.max_append_bytes;
         let found = [
             ("requests in flight", queues.in_flight, bounds.max_in_flight),
             ("bytes in flight", queues.in_flight_bytes, bounds.max_in_flight_bytes),
             ("requests held", queues.held, bounds.max_in_flight * 2),
             ("writes not yet durable", queues.unpersisted, UNPERSISTED),
+            (
+                "bytes not yet durable",
+                status.disk.unpersisted_bytes,
+                bounds.max_unpersisted_bytes + bounds.max_append_bytes,
+            ),
             ("bytes of the log in memory", queues.log_tail_bytes, tail),
         ];
         match found.into_iter().find(|(_, found, bound)| found > bound) {

@@ -2,6 +2,7 @@
 //! leader's own disk counts as one vote, no more and no less).
 
 use actorum_actors::status::Role;
+use actorum_transport::wire::EntryKind;
 
 use super::{Event, Facts, Invariant};
 
@@ -29,8 +30,9 @@ impl Invariant for QuorumBeforeCommit {
             })
         };
         let durable: Vec<u64> = drained.voters.iter().filter(on_disk).copied().collect();
-        // A change of the configuration that is applied in this very drain may have moved one voter.
-        let majority = drained.voters.len().saturating_sub(1) / 2 + 1;
+        // A change of the configuration that is handed out in this very drain came after the counting.
+        let changed = drained.apply.iter().any(|entry| entry.kind == EntryKind::ConfChange);
+        let majority = (drained.voters.len() - usize::from(changed)) / 2 + usize::from(!changed);
         if durable.len() < majority {
             let voters = drained.voters.len();
             return Err(format!("n{node} commits {commit}@{term}, durable on {durable:?} of {voters} voters only"));

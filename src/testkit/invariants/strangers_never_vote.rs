@@ -1,4 +1,8 @@
-//! A node whose disk was wiped, and a node that has applied its own removal, neither grants nor asks for votes.
+//! A node whose disk was wiped neither grants nor asks for votes, and a node that has applied its own removal asks for none.
+//!
+//! That one may still grant a vote: only a candidate that does not know of the removal yet counts it, in the old
+//! configuration, where it is due (Raft dissertation section 4.2.2). Were it refused, a cluster of two whose leader
+//! removed itself, and whose last word was lost, would never elect again.
 
 use actorum_transport::wire::MessageKind::{PreVote, PreVoteResponse, Vote, VoteResponse};
 
@@ -22,7 +26,8 @@ impl Invariant for StrangersNeverVote {
             return Err(format!("n{node} -> n{to} {message}: it is known as {then} and its disk was wiped ({now})"));
         }
         let removed = mine.membership.as_ref().is_some_and(|membership| membership().retired.contains(node));
-        if removed {
+        let asks = matches!(message.kind, Vote | PreVote);
+        if removed && asks {
             return Err(format!("n{node} -> n{to} {message}: it has applied its own removal"));
         }
         Ok(())
