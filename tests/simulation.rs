@@ -62,12 +62,15 @@ fn fresh_seeds() {
     );
     println!("{total}");
     assert!(broken.is_empty(), "replay with SEED=n --nocapture: {broken:#?}");
-    // A simulation in which nothing happens proves nothing.
+    // A simulation in which nothing happens proves nothing. A few seeds may all be small clusters.
+    if count < 100 {
+        return;
+    }
     let average = |what: u64, least: u64, name: &str| {
         assert!(what >= least * count, "{} {name} a seed on average, fewer than {least}", what as f64 / count as f64);
     };
     average(total.operations, 300, "operations");
-    average(total.leader_changes(), 3, "changes of leader");
+    average(total.elections.saturating_sub(count), 3, "changes of leader");
     average(total.disk_faults(), 5, "faults of disks");
     average(total.network_faults(), 10, "faults of the network");
 }
