@@ -12,7 +12,7 @@ use actorum_actors::{
     members::Change as ConfChange,
     message::Campaign,
 };
-use actorum_transport::wire::NodeId;
+use actorum_transport::wire::{GroupId, NodeId};
 use tokio::{task::JoinHandle, time::sleep};
 
 use super::{
@@ -527,13 +527,13 @@ impl<S: StateMachine> Culprit<S> {
 
     async fn old_copy(&mut self) {
         let Some(hold) = self.hold_running() else { return };
-        let old = self.fleet.node(hold.0, |node| (node.disk.image(), promised(&node.disk)));
+        let old = self.fleet.node(hold.0, |node| node.disk.image());
         self.a_while(500, 3000).await;
         if self.fleet.node(hold.0, |node| node.state) != Some(State::Running) {
             return;
         }
         self.fleet.kill(hold.0);
-        let Some((old, then)) = old else { return };
+        let Some(old) = old else { return };
         self.tampered(hold.0, true);
         let (newest, now) = self
             .fleet
@@ -542,11 +542,14 @@ impl<S: StateMachine> Culprit<S> {
         self.fleet.node(hold.0, |node| node.disk.swap_for(old));
         self.disk("older copy", hold.0);
         // Within one term and without a vote between, a little less of the log may go unnoticed (see the watermark).
-        if self.opens(hold.0) && then != now {
-            let node = hold.0;
+        let found = self.fleet.try_open(hold.0).ok().and_then(|store| store.recover(GroupId::FIRST).ok());
+        if let Some(state) = found.map(|found| found.hard_state)
+            && (state.term < now.0 || state.term == now.0 && state.vote != now.1)
+        {
+            let (node, term, vote) = (hold.0, state.term, state.vote);
             self.world().broken(
                 "an older copy is refused",
-                format!("n{node} opens a store of term and vote {then:?} after it had promised {now:?}"),
+                format!("n{node} opens a store with term {term}, vote {vote} after it had promised {now:?}"),
             );
         }
         self.fleet.node(hold.0, |node| node.disk.bring_back(newest));
