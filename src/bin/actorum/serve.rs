@@ -319,7 +319,7 @@ mod tests {
     fn clients_leave_files_to_the_node() {
         assert_eq!(clients_within(None), MAX_CLIENTS);
         assert_eq!(clients_within(Some(1 << 20)), MAX_CLIENTS);
-        assert_eq!(clients_within(Some(1024)), 256);
+        assert_eq!(clients_within(Some(1024)), 128);
         assert_eq!(clients_within(Some(100)), 2 * WORKERS, "and somebody is served in any case");
     }
 }
