@@ -195,8 +195,9 @@ impl<T> Consensus<T> {
             return;
         }
         if self.raw.raft.state == StateRole::Leader {
-            let unheard = !self.raw.raft.commit_to_current_term();
-            if planted::is(Planted::StaleRead) || planted::is(Planted::ReadBeforeNoop) && unheard {
+            if planted::is(Planted::StaleRead)
+                || planted::is(Planted::ReadBeforeNoop) && !self.raw.raft.commit_to_current_term()
+            {
                 let readers = mem::take(&mut self.reads.waiting);
                 return self.confirmed(self.raw.raft.raft_log.committed, readers);
             }

@@ -54,8 +54,8 @@ impl<T> Consensus<T> {
             if let Some(snapshot) = &snapshot {
                 view.install(snapshot.clone());
             }
-            let overwrites =
-                entries.first().is_some_and(|first| view.last_index().is_ok_and(|last| first.index <= last));
+            let overwrites = planted::is(Planted::OverwrittenCounted)
+                && entries.first().is_some_and(|first| view.last_index().is_ok_and(|last| first.index <= last));
             view.append(&entries);
             if let Some(hard_state) = hard_state {
                 view.set_hard_state(hard_state);
@@ -66,7 +66,7 @@ impl<T> Consensus<T> {
                 self.forget_pending_under(snapshot.index);
                 self.adopt_membership(snapshot);
             }
-            if planted::is(Planted::OverwrittenCounted) && overwrites && !self.unpersisted.is_empty() {
+            if overwrites && !self.unpersisted.is_empty() {
                 // What was overwritten counts for what took its place.
                 self.write(number, false, None, Vec::new(), None, held);
                 self.push_append(None, entries.iter().map(entry_from_raft).collect(), hard_state, true);

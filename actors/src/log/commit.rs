@@ -198,10 +198,10 @@ impl<E: Engine, S: Slots> Committer<E, S> {
             if planted::is(Planted::NotAtomic) {
                 let (state, rest): (Vec<_>, Vec<_>) =
                     changes.into_iter().partition(|(key, _)| key.kind == Kind::HardState);
-                open.engine.apply(state.into_iter().collect())?;
-                open.engine.apply(rest.into_iter().collect())?;
+                open.engine.apply(state)?;
+                open.engine.apply(rest)?;
             } else {
-                open.engine.apply(changes.into_iter().collect())?;
+                open.engine.apply(changes)?;
             }
             open.logs.extend(after.iter().copied());
         }
