@@ -6,7 +6,7 @@
 //! The ledger does not sync: after a crash its tree may lie a little behind, and the log, which is durable,
 //! brings the rest. `tests/durable.rs` kills it fifty times. Run it with `cargo run --example durable`.
 
-use std::{collections::BTreeMap, error::Error, net::UdpSocket, path::Path, time::Duration};
+use std::{collections::BTreeMap, error::Error, io::Read, net::UdpSocket, path::Path, time::Duration};
 
 use actorum::{Builder, prelude::*};
 use serde::{Deserialize, Serialize};
@@ -76,14 +76,14 @@ impl StateMachine for Ledger {
         Some((number(&pair[..8]), number(&pair[8..])))
     }
 
-    fn snapshot(&self) -> Result<Vec<u8>, MachineError> {
+    fn snapshot(&self) -> Result<Frozen, MachineError> {
         let pairs = self.tree.iter().map(|pair| pair.map(|(key, value)| (key.to_vec(), value.to_vec())));
         let pairs = pairs.collect::<Result<Vec<_>, _>>().map_err(MachineError::new)?;
-        actorum::machine::encode(&pairs)
+        actorum::machine::encode(&pairs).map(Frozen::bytes)
     }
 
-    fn restore(&mut self, snapshot: &[u8]) -> Result<(), MachineError> {
-        let pairs: Vec<(Vec<u8>, Vec<u8>)> = actorum::machine::decode(snapshot)?;
+    fn restore(&mut self, from: &mut dyn Read) -> Result<(), MachineError> {
+        let pairs: Vec<(Vec<u8>, Vec<u8>)> = actorum::machine::decode_from(from)?;
         self.tree.clear().map_err(MachineError::new)?;
         let mut batch = sled::Batch::default();
         pairs.into_iter().for_each(|(key, value)| batch.insert(key, value));

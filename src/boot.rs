@@ -26,6 +26,7 @@ use actorum_actors::{
     message::Refusal,
     replica::{Replayed, replay},
     slot::Slot,
+    snapshot::Shelf,
     system_state::SystemState,
 };
 use actorum_transport::{
@@ -165,6 +166,7 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
     let applier_config = ApplierConfig {
         group: GROUP,
         reader: reader.clone(),
+        shelf: Arc::new(Shelf::memory()),
         subscriber_buffer: config.subscriber_buffer,
         admission: admission.clone(),
         status: applier_shows,
@@ -296,7 +298,7 @@ fn open<S: StateMachine>(
         return Err(missing("storage", &problem));
     }
     let mut recovered = store.recover(GROUP)?;
-    let replayed = replay(GROUP, &*reader, &recovered, machine)?;
+    let replayed = replay(GROUP, &*reader, &recovered, &Shelf::memory(), machine)?;
     // What was applied was committed: raft-rs refuses to start with a commit index below it.
     recovered.hard_state.commit = recovered.hard_state.commit.max(replayed.applied);
     Ok(Opened { store, reader, identity, recovered, replayed })
@@ -308,7 +310,7 @@ fn begin<S>(
     bootstrap: Bootstrap,
     cluster: ClusterId,
 ) -> Result<Beginning, StartError> {
-    Ok(match (&replayed.system, &recovered.snapshot, bootstrap) {
+    Ok(match (&replayed.system, recovered.newest(), bootstrap) {
         // A node that has begun before ignores how it was to begin.
         (Some(state), Some(snapshot), _) => {
             let formed_with =

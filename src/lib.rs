@@ -25,7 +25,7 @@ pub mod testkit;
 
 pub use actorum_actors::{
     event::{Event, Events},
-    machine::{self, ApplyContext, MachineError, StateMachine},
+    machine::{self, ApplyContext, Frozen, MachineError, StateMachine},
     members::{Change as ConfChange, Member, MemberRole, Membership},
     outcome::{Applied, ChangeError, Outcome, ProposeError, ReadError},
     serde_snapshot,
@@ -46,9 +46,9 @@ pub use system::RaftSystem;
 /// Everything an application usually names.
 pub mod prelude {
     pub use crate::{
-        Applied, ApplyContext, Bootstrap, ChangeError, ConfChange, Config, Event, Events, GetStatus, MachineError,
-        Propose, ProposeError, Raft, RaftSystem, Read, ReadError, Role, Shutdown, StateMachine, Status, Storage,
-        Subscribe, Tls, serde_snapshot,
+        Applied, ApplyContext, Bootstrap, ChangeError, ConfChange, Config, Event, Events, Frozen, GetStatus,
+        MachineError, Propose, ProposeError, Raft, RaftSystem, Read, ReadError, Role, Shutdown, StateMachine, Status,
+        Storage, Subscribe, Tls, serde_snapshot,
     };
 }
 

@@ -2,7 +2,10 @@
 
 mod support;
 
-use std::sync::{Arc, Mutex};
+use std::{
+    io::Read,
+    sync::{Arc, Mutex},
+};
 
 use actorum::{Network, prelude::*};
 use support::{MemoryDisk, MemoryNetwork, PATIENCE, founders, on, quick};
@@ -29,11 +32,11 @@ impl StateMachine for OwnDisk {
         held.numbers.len()
     }
 
-    fn snapshot(&self) -> Result<Vec<u8>, MachineError> {
+    fn snapshot(&self) -> Result<Frozen, MachineError> {
         Err(MachineError::new("not needed here"))
     }
 
-    fn restore(&mut self, _: &[u8]) -> Result<(), MachineError> {
+    fn restore(&mut self, _: &mut dyn Read) -> Result<(), MachineError> {
         Err(MachineError::new("not needed here"))
     }
 

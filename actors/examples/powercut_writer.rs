@@ -206,8 +206,8 @@ fn compare(store: &SledStore, raft: &Recovered, model: &Model) -> Result<(), Str
         ("term", term, model.term),
         ("vote", vote, model.vote),
         ("last index", raft.last_index, last),
-        ("snapshot index", raft.snapshot.as_ref().map_or(0, |s| s.index), model.snapshot.0),
-        ("snapshot term", raft.snapshot.as_ref().map_or(0, |s| s.term), model.snapshot.1),
+        ("snapshot index", raft.newest().map_or(0, |s| s.index), model.snapshot.0),
+        ("snapshot term", raft.newest().map_or(0, |s| s.term), model.snapshot.1),
     ];
     for (what, found_value, expected) in same {
         if found_value != expected {
@@ -296,6 +296,7 @@ impl Model {
         let snapshot = |index, term| Snapshot { index, term, ..Snapshot::default() };
         let raft = Write {
             group: RAFT,
+            compact: None,
             snapshot: writes.0.then(|| snapshot(self.snapshot.0, self.snapshot.1)),
             entries: planned,
             hard_state,

@@ -32,6 +32,7 @@ use crate::{
     },
     replica::{Broken, Done, Replayed, Replica, caught},
     slot::Slot,
+    snapshot::Shelf,
     subscribers::{SubscribeError, SubscribeFrom, Subscribers, Subscription, Unsubscribe},
 };
 
@@ -52,6 +53,8 @@ pub struct ApplierConfig {
     pub group: GroupId,
     /// For subscribers that ask for the past.
     pub reader: Arc<dyn LogReader>,
+    /// Where the files of snapshots are.
+    pub shelf: Arc<Shelf>,
     /// How many events may wait for one subscriber.
     pub subscriber_buffer: usize,
     /// Closed by the applier when it breaks.
@@ -84,6 +87,7 @@ pub struct ApplierStatus {
 /// The actor; see the module.
 pub struct Applier<S: StateMachine> {
     replica: Replica<S>,
+    shelf: Arc<Shelf>,
     /// The last index that a snapshot covers: the log is known after it.
     log_start: u64,
     /// Confirmed reads by the index they wait for; each holds admission, which is their bound.
@@ -99,9 +103,10 @@ pub struct Applier<S: StateMachine> {
 impl<S: StateMachine> Applier<S> {
     /// An applier of what [`replay`](crate::replica::replay) rebuilt.
     pub fn new(config: ApplierConfig, links: ApplierLinks, start: Replayed<S>) -> Applier<S> {
-        let ApplierConfig { group, reader, subscriber_buffer, admission, status } = config;
+        let ApplierConfig { group, reader, shelf, subscriber_buffer, admission, status } = config;
         let applier = Applier {
             replica: start.replica,
+            shelf,
             log_start: start.snapshot_index,
             reads: BTreeMap::new(),
             subscribers: Subscribers::new(group, reader, subscriber_buffer),
@@ -262,7 +267,7 @@ impl<S: StateMachine> Handler<Restore> for Applier<S> {
         if self.broken {
             return;
         }
-        if let Err(broken) = self.replica.restore(&snapshot) {
+        if let Err(broken) = self.replica.restore(&snapshot, &self.shelf) {
             return self.fail(&broken);
         }
         self.log_start = snapshot.index;
@@ -333,6 +338,7 @@ mod tests {
         outcome::{Applied, ProposeError, ReadError},
         replica::replay,
         slot::Look,
+        snapshot::shelf::Content,
         status::Role,
         subscribers::Subscriber,
         testkit::{FakeCore, Heard, Sum, TestStore, change, command, empty, founded, genesis},
@@ -341,6 +347,7 @@ mod tests {
     struct Fixture {
         applier: Addr<Applier<Sum>>,
         admission: Arc<Admission>,
+        shelf: Arc<Shelf>,
         _core: Addr<FakeCore>,
         heard: UnboundedReceiver<Heard>,
     }
@@ -351,8 +358,10 @@ mod tests {
         let hard_state = HardState { term: 1, vote: 1, commit: last_index };
         let snapshot = Some(genesis());
         let store = TestStore::with_entries(entries);
-        let recovered = Recovered { snapshot, hard_state, last_index, terms: vec![(1, 1)] };
-        let replayed = replay(GroupId::FIRST, &store, &recovered, Sum::default()).unwrap();
+        let snapshots = Vec::from_iter(snapshot);
+        let recovered = Recovered { snapshots, hard_state, last_index, terms: vec![(1, 1)], sizes: Vec::new() };
+        let shelf = Arc::new(Shelf::memory());
+        let replayed = replay(GroupId::FIRST, &store, &recovered, &shelf, Sum::default()).unwrap();
         let (core, heard) = FakeCore::start_one();
         let links = ApplierLinks {
             applied_to: core.downgrade().recipient(),
@@ -363,11 +372,12 @@ mod tests {
         let config = ApplierConfig {
             group: GroupId::FIRST,
             reader: Arc::new(store),
+            shelf: shelf.clone(),
             subscriber_buffer,
             admission: admission.clone(),
             status: watch::Sender::default(),
         };
-        Fixture { applier: Applier::new(config, links, replayed).start(), admission, _core: core, heard }
+        Fixture { applier: Applier::new(config, links, replayed).start(), admission, shelf, _core: core, heard }
     }
 
     type Answered<T, E> = oneshot::Receiver<Result<T, E>>;
@@ -544,10 +554,12 @@ mod tests {
             failed: core.downgrade().recipient(),
         };
         let reader = Arc::new(TestStore::default());
-        let replayed = replay(GroupId::FIRST, &*reader, &Recovered::default(), Sum::default()).unwrap();
+        let replayed =
+            replay(GroupId::FIRST, &*reader, &Recovered::default(), &Shelf::memory(), Sum::default()).unwrap();
         let config = ApplierConfig {
             group: GroupId::FIRST,
             reader,
+            shelf: Arc::new(Shelf::memory()),
             subscriber_buffer: 8,
             admission: Admission::new(1, 1),
             status: watch::Sender::default(),
@@ -650,8 +662,10 @@ mod tests {
     async fn the_past_that_was_compacted_is_refused_by_its_first_index() {
         let f = start(vec![], 8);
         let state = founded();
-        let machine = crate::machine::encode(&Sum { total: 9, ..Sum::default() }).unwrap();
-        f.applier.send(Restore(state.snapshot(10, 1, machine).unwrap())).await.unwrap();
+        let machine = Sum { total: 9, ..Sum::default() }.snapshot().unwrap();
+        let content = Content { index: 10, term: 1, system: state, formed_with: BTreeMap::new(), state: machine };
+        let snapshot = f.shelf.build(content, &mut |_| {}).unwrap();
+        f.applier.send(Restore(snapshot)).await.unwrap();
         let (listener, _told) = Listener::open();
         let refused = f.applier.send(subscribe(&listener, Some(9))).await.unwrap();
         assert_eq!(refused, Err(SubscribeError::Compacted { first_index: 11 }));

@@ -275,7 +275,9 @@ impl<T: Ticket> RaftCore<T> {
                     (_, Err((responder, refusal))) => refuse(responder, refusal),
                 }
             }
-            Request::Formation(_) => refuse(responder, invalid("formation is asked of another actor".into())),
+            Request::Formation(_) | Request::Snapshot(_) => {
+                refuse(responder, invalid("that is asked of another actor".into()))
+            }
         }
     }
 }

@@ -23,6 +23,7 @@ pub mod witness;
 
 pub mod consensus;
 pub mod log;
+pub mod snapshot;
 
 pub mod admission;
 pub mod slot;

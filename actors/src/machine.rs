@@ -3,7 +3,11 @@
 //! Every node applies the same commands in the same order to the same starting state. What that buys
 //! depends on one rule, which no library can check in full: *the same inputs give the same outputs*.
 
-use std::time::SystemTime;
+use std::{
+    fmt,
+    io::{Read, Write},
+    time::SystemTime,
+};
 
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -33,11 +37,20 @@ pub trait StateMachine: Send + Unpin + 'static {
     /// Applies one committed command.
     fn apply(&mut self, ctx: &ApplyContext, command: &Self::Command) -> Self::Response;
 
-    /// The whole state as bytes.
-    fn snapshot(&self) -> Result<Vec<u8>, MachineError>;
+    /// The whole state as it is now, to be written out later and elsewhere.
+    ///
+    /// No command is applied while this runs, and only while this runs: what it returns is written on another thread,
+    /// while the machine moves on. So it should be cheap, and must not see what is applied after it: a clone of an `Arc`,
+    /// a persistent map, a read transaction of the machine's own storage. See [`Frozen`].
+    fn snapshot(&self) -> Result<Frozen, MachineError>;
 
-    /// Replaces the whole state by what [`snapshot`](StateMachine::snapshot) wrote, possibly on another node.
-    fn restore(&mut self, snapshot: &[u8]) -> Result<(), MachineError>;
+    /// Replaces the whole state by what a [`Frozen`] wrote, possibly on another node.
+    ///
+    /// `from` ends where that writing ended. It is called once the whole file has been verified. It must replace
+    /// everything, also what an earlier `restore` left behind that failed or was cut short by a crash: a machine with its
+    /// own storage is given the same snapshot again at its next start, unless [`applied`](StateMachine::applied) says that it
+    /// holds it, so it records that pair last.
+    fn restore(&mut self, from: &mut dyn Read) -> Result<(), MachineError>;
 
     /// For a machine that keeps its own durable storage: the index and term of the last command that its
     /// storage holds. Commands up to it are not applied again after a restart, so the machine must store this
@@ -81,19 +94,97 @@ impl MachineError {
     }
 }
 
-/// Writes [`StateMachine::snapshot`] and [`StateMachine::restore`] for a machine that is itself a serde type.
+impl From<std::io::Error> for MachineError {
+    fn from(error: std::io::Error) -> Self {
+        MachineError::new(error)
+    }
+}
+
+/// The state of a machine at one moment, which nothing that is applied later can change.
 ///
-/// The whole state is encoded in one piece, as MessagePack with named fields: simple, and in
-/// memory twice while it lasts. Machines of more than some hundred megabytes write the methods themselves.
+/// It is written once, on a thread of its own, in pieces as large as its owner likes: a state larger than memory is
+/// possible for a machine that can stream it.
+///
+/// ```
+/// use std::{collections::BTreeMap, io::Write, sync::Arc};
+/// use actorum_actors::machine::{Frozen, MachineError};
+///
+/// // A map behind an `Arc`: freezing it is one clone of the pointer. The next `apply` calls `Arc::make_mut`.
+/// fn freeze(state: &Arc<BTreeMap<u64, u64>>) -> Frozen {
+///     let state = state.clone();
+///     Frozen::new(move |out| {
+///         for (key, value) in state.iter() {
+///             out.write_all(&key.to_be_bytes())?;
+///             out.write_all(&value.to_be_bytes())?;
+///         }
+///         Ok(())
+///     })
+/// }
+/// # let mut out = Vec::new();
+/// # freeze(&Arc::new(BTreeMap::from([(1, 2)]))).write_to(&mut out)?;
+/// # assert_eq!(out.len(), 16);
+/// # Ok::<(), MachineError>(())
+/// ```
+pub struct Frozen(WriteState);
+
+type WriteState = Box<dyn FnOnce(&mut dyn Write) -> Result<(), MachineError> + Send>;
+
+impl Frozen {
+    /// A state that is written by this closure, on another thread. Its errors, and those of `out`, end this snapshot only.
+    pub fn new(write: impl FnOnce(&mut dyn Write) -> Result<(), MachineError> + Send + 'static) -> Frozen {
+        Frozen(Box::new(write))
+    }
+
+    /// A state that is bytes already.
+    pub fn bytes(bytes: Vec<u8>) -> Frozen {
+        Frozen::new(move |out| Ok(out.write_all(&bytes)?))
+    }
+
+    /// Writes it.
+    pub fn write_to(self, out: &mut dyn Write) -> Result<(), MachineError> {
+        (self.0)(out)
+    }
+}
+
+impl fmt::Debug for Frozen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Frozen")
+    }
+}
+
+/// Writes [`StateMachine::snapshot`] and [`StateMachine::restore`] for a machine that is itself a serde type, as
+/// MessagePack with named fields.
+///
+/// - `serde_snapshot!()` encodes the whole state while it freezes it: nothing is applied for as long as that takes (about a
+///   second per few hundred megabytes), and the encoded state is in memory until it is written.
+/// - `serde_snapshot!(clone)` clones the state and encodes it on another thread: nothing is applied for as long as a clone
+///   takes, and the state is in memory twice until it is written. With fields behind an `Arc` both are cheap.
+///
+/// Restoring holds the old and the new state at once.
 #[macro_export]
 macro_rules! serde_snapshot {
     () => {
-        fn snapshot(&self) -> ::std::result::Result<::std::vec::Vec<u8>, $crate::machine::MachineError> {
-            $crate::machine::encode(self)
+        fn snapshot(&self) -> ::std::result::Result<$crate::machine::Frozen, $crate::machine::MachineError> {
+            $crate::machine::encode(self).map($crate::machine::Frozen::bytes)
         }
 
-        fn restore(&mut self, snapshot: &[u8]) -> ::std::result::Result<(), $crate::machine::MachineError> {
-            *self = $crate::machine::decode(snapshot)?;
+        $crate::serde_snapshot!(@restore);
+    };
+    (clone) => {
+        fn snapshot(&self) -> ::std::result::Result<$crate::machine::Frozen, $crate::machine::MachineError> {
+            let state = ::std::clone::Clone::clone(self);
+            let write = move |out: &mut dyn ::std::io::Write| $crate::machine::encode_to(&state, out);
+            ::std::result::Result::Ok($crate::machine::Frozen::new(write))
+        }
+
+        $crate::serde_snapshot!(@restore);
+    };
+    (@restore) => {
+        fn restore(
+            &mut self,
+            from: &mut dyn ::std::io::Read,
+        ) -> ::std::result::Result<(), $crate::machine::MachineError> {
+            *self = $crate::machine::decode_from(from)?;
             ::std::result::Result::Ok(())
         }
     };
@@ -102,6 +193,16 @@ macro_rules! serde_snapshot {
 /// Encodes a value as MessagePack with named fields; the form of commands, responses and serde snapshots.
 pub fn encode<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>, MachineError> {
     rmp_serde::to_vec_named(value).map_err(MachineError::new)
+}
+
+/// The same, piece by piece.
+pub fn encode_to<T: Serialize + ?Sized>(value: &T, mut out: &mut dyn Write) -> Result<(), MachineError> {
+    rmp_serde::encode::write_named(&mut out, value).map_err(MachineError::new)
+}
+
+/// Decodes what [`encode_to`] wrote, from a source that ends with it.
+pub fn decode_from<T: DeserializeOwned>(from: &mut dyn Read) -> Result<T, MachineError> {
+    rmp_serde::from_read(from).map_err(MachineError::new)
 }
 
 /// Decodes what [`encode`] wrote.

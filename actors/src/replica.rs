@@ -18,6 +18,7 @@ use crate::{
     entry::{Kind, Stamped, SystemCommand},
     log::store::{At, LogReader, Recovered, StoreError},
     machine::{self, ApplyContext, StateMachine},
+    snapshot::Shelf,
     system_state::{GENESIS_INDEX, SystemState},
 };
 
@@ -178,15 +179,16 @@ impl<S: StateMachine> Replica<S> {
         Ok(done)
     }
 
-    /// Replaces everything by a snapshot.
-    pub fn restore(&mut self, snapshot: &Snapshot) -> Result<(), Broken> {
+    /// Replaces everything by a snapshot, whose file is on that shelf.
+    pub fn restore(&mut self, snapshot: &Snapshot, shelf: &Shelf) -> Result<(), Broken> {
         let broken = |cause: String| Broken::Snapshot { index: snapshot.index, term: snapshot.term, cause };
-        let (system, machine) = SystemState::restore(snapshot).map_err(|e| broken(e.to_string()))?;
+        let (system, machine) = SystemState::of(snapshot).map_err(|e| broken(e.to_string()))?;
         match machine {
             // What the machine's own storage holds is newer: it keeps it.
             Some(_) if snapshot.index <= self.holds => {}
-            Some(bytes) => {
-                caught(|| format!("restoring the snapshot at {}", snapshot.index), || self.machine.restore(&bytes))?
+            Some(_) => {
+                let mut state = shelf.open(snapshot).map_err(|e| broken(e.to_string()))?;
+                caught(|| format!("restoring the snapshot at {}", snapshot.index), || self.machine.restore(&mut state))?
                     .map_err(|e| broken(e.to_string()))?
             }
             // The genesis is the machine as it was built, so it must not have moved since.
@@ -243,11 +245,12 @@ pub fn replay<S: StateMachine>(
     group: GroupId,
     reader: &dyn LogReader,
     recovered: &Recovered,
+    shelf: &Shelf,
     machine: S,
 ) -> Result<Replayed<S>, Broken> {
     let holds = machine.applied().filter(|(index, _)| *index > 0);
     let mut replica = Replica::new(machine);
-    let Some(snapshot) = &recovered.snapshot else {
+    let Some(snapshot) = recovered.newest() else {
         if let Some((index, term)) = holds {
             return Err(Broken::NotThisLog { index, term, because: "the log is empty".into() });
         }
@@ -256,7 +259,7 @@ pub fn replay<S: StateMachine>(
     if let Some((index, term)) = holds {
         in_this_log(recovered, snapshot, index, term)?;
     }
-    replica.restore(snapshot)?;
+    replica.restore(snapshot, shelf)?;
     let commit = recovered.hard_state.commit.max(replica.holds).max(snapshot.index);
     while replica.applied < commit {
         let next = replica.applied + 1;
@@ -307,10 +310,11 @@ mod tests {
 
     fn recovered(last_index: u64, commit: u64) -> Recovered {
         Recovered {
-            snapshot: Some(genesis()),
+            snapshots: vec![genesis()],
             hard_state: HardState { term: 1, vote: 1, commit },
             last_index,
             terms: vec![(1, 1)],
+            sizes: Vec::new(),
         }
     }
 
@@ -319,7 +323,7 @@ mod tests {
     }
 
     fn run(recovered: &Recovered, machine: Sum) -> Result<Replayed<Sum>, Broken> {
-        replay(GroupId::FIRST, &log(), recovered, machine)
+        replay(GroupId::FIRST, &log(), recovered, &Shelf::memory(), machine)
     }
 
     #[test]
@@ -372,7 +376,7 @@ mod tests {
             crate::serde_snapshot!();
         }
         let mut replica = Replica::new(Times::default());
-        replica.restore(&genesis()).unwrap();
+        replica.restore(&genesis(), &Shelf::memory()).unwrap();
         for (index, second) in [(2, 100), (3, 90), (4, 110)] {
             let time = SystemTime::UNIX_EPOCH + Duration::from_secs(second);
             let data = Draft::command(&0u64).unwrap().stamp(time).into();
@@ -384,7 +388,7 @@ mod tests {
     #[test]
     fn a_command_that_cannot_be_decoded_is_named_and_never_skipped() {
         let mut replica = Replica::new(Sum::default());
-        replica.restore(&genesis()).unwrap();
+        replica.restore(&genesis(), &Shelf::memory()).unwrap();
         let data = Draft::command(&"not a number").unwrap().stamp(SystemTime::UNIX_EPOCH).into();
         let error = replica.apply(&Entry { data, ..empty(2, 3) }).err().unwrap();
         assert!(error.to_string().starts_with("cannot decode the committed command at 2@3: "), "{error}");
@@ -397,7 +401,7 @@ mod tests {
     fn a_hole_in_the_log_is_refused() {
         let mut replica = Replica::new(Sum::default());
         assert!(matches!(replica.apply(&command(2, 1, 1)), Err(Broken::Hole { applied: 0, found: 2 })));
-        replica.restore(&genesis()).unwrap();
+        replica.restore(&genesis(), &Shelf::memory()).unwrap();
         assert!(matches!(replica.apply(&command(3, 1, 1)), Err(Broken::Hole { applied: 1, found: 3 })));
         replica.apply(&command(2, 1, 1)).unwrap();
         assert!(matches!(replica.apply(&command(2, 1, 1)), Err(Broken::Hole { applied: 2, found: 2 })));
@@ -406,7 +410,7 @@ mod tests {
     #[test]
     fn a_membership_change_rides_in_the_context() {
         let mut replica = Replica::new(Sum::default());
-        replica.restore(&genesis()).unwrap();
+        replica.restore(&genesis(), &Shelf::memory()).unwrap();
         let id = ChangeId { node: 1, boot: 1, number: 1 };
         let add = SystemCommand::Change { id, change: Change::AddLearner(4, Address::from("n4")) };
         assert!(matches!(replica.apply(&change(2, 1, &add)).unwrap(), Done::System { changed: true }));
@@ -424,7 +428,7 @@ mod tests {
     #[test]
     fn a_panic_is_a_sentence() {
         let mut replica = Replica::new(Sum::default());
-        replica.restore(&genesis()).unwrap();
+        replica.restore(&genesis(), &Shelf::memory()).unwrap();
         let error = replica.apply(&command(2, 1, 666)).err().unwrap().to_string();
         assert!(error.starts_with("the state machine panicked applying 2@1: "), "{error}");
         assert!(error.contains("the number of the beast"), "{error}");

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use actorum_transport::wire::{Address, ClusterId, Incarnation, NodeId, Snapshot};
+use actorum_transport::wire::{Address, ClusterId, Incarnation, NodeId, Snapshot, SnapshotFile};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -38,10 +38,11 @@ pub struct SystemState {
 #[derive(Serialize, Deserialize)]
 struct SnapshotData {
     system: SystemState,
-    /// The state machine's own bytes; `None` at genesis: the machine as it was built.
-    machine: Option<serde_bytes::ByteBuf>,
-    /// Only in the genesis: whom the node that wrote it heard while the cluster was formed. What the
-    /// cluster knows is recorded by its first leader; this is what one founder knows until then.
+    /// Where the state machine's own state is; `None` at genesis: the machine as it was built.
+    #[serde(default)]
+    file: Option<SnapshotFile>,
+    /// Whom the node that wrote it heard while the cluster was formed. What the cluster knows is recorded by its first
+    /// leader; this is what one founder knows until then.
     #[serde(default)]
     formed_with: BTreeMap<NodeId, Incarnation>,
 }
@@ -60,13 +61,19 @@ impl SystemState {
 
     /// The snapshot every log starts from, as written by a founder that formed with these incarnations.
     pub fn genesis(&self, formed_with: BTreeMap<NodeId, Incarnation>) -> Result<Snapshot, MachineError> {
-        let data = SnapshotData { system: self.clone(), machine: None, formed_with };
+        let data = SnapshotData { system: self.clone(), file: None, formed_with };
         self.pack(GENESIS_INDEX, GENESIS_TERM, &data)
     }
 
-    /// A snapshot of this state and the machine's bytes.
-    pub fn snapshot(&self, index: u64, term: u64, machine: Vec<u8>) -> Result<Snapshot, MachineError> {
-        let data = SnapshotData { system: self.clone(), machine: Some(machine.into()), formed_with: BTreeMap::new() };
+    /// A snapshot of this state, whose machine's state is in that file.
+    pub fn snapshot(
+        &self,
+        index: u64,
+        term: u64,
+        file: SnapshotFile,
+        formed_with: BTreeMap<NodeId, Incarnation>,
+    ) -> Result<Snapshot, MachineError> {
+        let data = SnapshotData { system: self.clone(), file: Some(file), formed_with };
         self.pack(index, term, &data)
     }
 
@@ -74,15 +81,15 @@ impl SystemState {
         Ok(Snapshot { index, term, conf: self.membership.conf_state(), data: machine::encode(data)?.into() })
     }
 
-    /// Whom the founder that wrote this genesis formed with.
-    pub fn formed_with(genesis: &Snapshot) -> Result<BTreeMap<NodeId, Incarnation>, MachineError> {
-        machine::decode::<SnapshotData>(&genesis.data).map(|data| data.formed_with)
+    /// Whom the founder that wrote this snapshot formed with.
+    pub fn formed_with(snapshot: &Snapshot) -> Result<BTreeMap<NodeId, Incarnation>, MachineError> {
+        machine::decode::<SnapshotData>(&snapshot.data).map(|data| data.formed_with)
     }
 
-    /// Reads a snapshot: this state, and the machine's bytes unless it is the genesis.
-    pub fn restore(snapshot: &Snapshot) -> Result<(SystemState, Option<Vec<u8>>), MachineError> {
+    /// Reads a snapshot: this state, and the file of the machine's unless it is the genesis.
+    pub fn of(snapshot: &Snapshot) -> Result<(SystemState, Option<SnapshotFile>), MachineError> {
         let data: SnapshotData = machine::decode(&snapshot.data)?;
-        Ok((data.system, data.machine.map(|bytes| bytes.into_vec())))
+        Ok((data.system, data.file))
     }
 
     /// The time of the next entry: never earlier than what was seen before.

@@ -99,10 +99,11 @@ fn consensus<T>(id: NodeId) -> Consensus<T> {
         waits: false,
     };
     let recovered = Recovered {
-        snapshot: Some(state.genesis(BTreeMap::new()).unwrap()),
+        snapshots: vec![state.genesis(BTreeMap::new()).unwrap()],
         hard_state: HardState { term: 1, vote: 0, commit: 1 },
         last_index: 1,
         terms: vec![(1, 1)],
+        sizes: Vec::new(),
     };
     let start = Start { recovered, reader: Arc::new(NoDisk), applied: 1, membership: state.membership.clone() };
     Consensus::new(settings, start).unwrap()

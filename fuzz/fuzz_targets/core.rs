@@ -70,8 +70,8 @@ impl Image {
                 terms.push((entry.index, entry.term));
             }
         }
-        let (snapshot, hard_state) = (self.snapshot.clone(), self.hard_state);
-        Recovered { snapshot, hard_state, last_index: self.last(), terms }
+        let (snapshots, hard_state) = (self.snapshot.iter().cloned().collect(), self.hard_state);
+        Recovered { snapshots, hard_state, last_index: self.last(), terms, sizes: Vec::new() }
     }
 
     fn write(&mut self, append: Append) {

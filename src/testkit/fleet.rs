@@ -197,7 +197,7 @@ impl<S: StateMachine> Fleet<S> {
     async fn boot(&self, id: NodeId) -> Result<(), StartError> {
         let store = self.try_open(id)?;
         let recovered = store.recover(GroupId::FIRST)?;
-        let base = recovered.snapshot.as_ref().map_or(0, |snapshot| snapshot.index);
+        let base = recovered.newest().map_or(0, |snapshot| snapshot.index);
         let entries = store.reader().entries(GroupId::FIRST, base + 1, recovered.last_index + 1, usize::MAX)?;
         let (identity, strings, life) = (store.identity(), Strings::default(), Life::default());
         let world = self.0.world.clone();

@@ -1,6 +1,7 @@
 //! The application's state machine, watched: what it applies is told to the world, and what is done to it comes in here.
 
 use std::{
+    io::Read,
     panic::resume_unwind,
     sync::{
         Arc, Mutex, PoisonError,
@@ -8,7 +9,7 @@ use std::{
     },
 };
 
-use actorum_actors::machine::{self, ApplyContext, MachineError, StateMachine};
+use actorum_actors::machine::{self, ApplyContext, Frozen, MachineError, StateMachine};
 use actorum_transport::wire::NodeId;
 
 use super::{
@@ -90,12 +91,12 @@ impl<S: StateMachine> StateMachine for Watched<S> {
         response
     }
 
-    fn snapshot(&self) -> Result<Vec<u8>, MachineError> {
+    fn snapshot(&self) -> Result<Frozen, MachineError> {
         self.inner.snapshot()
     }
 
-    fn restore(&mut self, snapshot: &[u8]) -> Result<(), MachineError> {
-        self.inner.restore(snapshot)
+    fn restore(&mut self, from: &mut dyn Read) -> Result<(), MachineError> {
+        self.inner.restore(from)
     }
 
     fn applied(&self) -> Option<(u64, u64)> {

@@ -7,7 +7,7 @@
 use std::{future::Future, panic::resume_unwind, pin::Pin, sync::Arc, time::Duration};
 
 use actix::System;
-use actorum_actors::machine::StateMachine;
+use actorum_actors::machine::{MachineError, StateMachine};
 use actorum_transport::wire::NodeId;
 use tokio::time::sleep;
 
@@ -368,7 +368,7 @@ impl<S: StateMachine> Run<S> {
             }
             for id in fleet.in_state(State::Running) {
                 let Some((raft, _)) = fleet.raft(id) else { continue };
-                let read = crate::Read::stale(|machine: &super::machine::Watched<S>| machine.snapshot());
+                let read = crate::Read::stale(|machine: &super::machine::Watched<S>| state_of(machine));
                 // A machine that cannot be read or written counts as one that is different.
                 let (index, state) = match raft.read_with(read).await {
                     Ok((index, Ok(state))) => (index, fingerprint(&state)),
@@ -389,4 +389,11 @@ impl<S: StateMachine> Run<S> {
             world.broken("linearizable", detail)
         }
     }
+}
+
+/// The whole state of a machine, as it would be written.
+fn state_of<S: StateMachine>(machine: &S) -> Result<Vec<u8>, MachineError> {
+    let mut bytes = Vec::new();
+    machine.snapshot()?.write_to(&mut bytes)?;
+    Ok(bytes)
 }

@@ -351,7 +351,7 @@ impl Facts {
                     tampered: false,
                     may_stop: false,
                 });
-                let base = recovered.snapshot.as_ref().map_or((0, 0), |snapshot| (snapshot.index, snapshot.term));
+                let base = recovered.newest().map_or((0, 0), |snapshot| (snapshot.index, snapshot.term));
                 facts.running = true;
                 facts.life += 1;
                 facts.incarnation = *incarnation;

@@ -121,7 +121,30 @@ pub struct ConfState {
     pub auto_leave: bool,
 }
 
-/// A snapshot: what it covers, and its bytes (which are small in this version: see `data`).
+/// The file of a snapshot, by what is in it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct SnapshotFile {
+    /// Its length, in bytes.
+    pub bytes: u64,
+    /// BLAKE3 of all of it.
+    #[serde(with = "serde_bytes")]
+    pub hash: [u8; 32],
+}
+
+/// `9a3f..`: enough of the hash for people.
+impl fmt::Display for SnapshotFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.hash[..8].iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for SnapshotFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self} ({} bytes)", self.bytes)
+    }
+}
+
+/// A snapshot: what it covers, and how to get its state.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Snapshot {
     /// The last index it covers.
@@ -130,7 +153,8 @@ pub struct Snapshot {
     pub term: u64,
     /// The configuration at that index.
     pub conf: ConfState,
-    /// The state, as the applier wrote it. The genesis snapshot is the system state alone.
+    /// The replicated system state, and which file holds the state machine's: a few hundred bytes. The file travels
+    /// aside, see [`SnapshotRequest`]. The genesis has no file.
     pub data: Bytes,
 }
 
@@ -299,6 +323,33 @@ pub enum Request {
     },
     /// "I hold nothing yet. Do you, and do we agree on who founds this cluster?"
     Formation(Formation),
+    /// About a snapshot's file that the node asked has offered.
+    Snapshot(SnapshotRequest),
+}
+
+/// How the file of a snapshot gets to the node that it was offered to: that node asks for one piece after the other.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SnapshotRequest {
+    /// "Give me these bytes of it."
+    Read {
+        /// Which.
+        file: SnapshotFile,
+        /// The index that the snapshot covers.
+        index: u64,
+        /// From this byte on.
+        offset: u64,
+        /// At most so many.
+        max: u32,
+    },
+    /// "I cannot use it now."
+    GaveUp {
+        /// Which.
+        file: SnapshotFile,
+        /// The index that the snapshot covers.
+        index: u64,
+        /// Why.
+        cause: String,
+    },
 }
 
 /// What a node says of itself while a cluster is being formed.
@@ -336,6 +387,17 @@ pub enum Response {
     },
     /// The other side of a formation exchange.
     Formation(Formation),
+    /// Bytes of a snapshot's file; none at its end.
+    Piece {
+        /// Where they begin.
+        offset: u64,
+        /// The bytes.
+        data: Bytes,
+    },
+    /// That snapshot's file is not here any more.
+    Gone,
+    /// It was said, and there is nothing to answer.
+    Noted,
     /// Surely not in the log: safe to ask again, elsewhere or later.
     Refused(Refusal),
     /// It may or may not happen.

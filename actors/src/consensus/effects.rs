@@ -96,6 +96,7 @@ impl<T: fmt::Display> fmt::Display for Effects<T> {
                 Request::ReadIndex { .. } => "ReadIndex",
                 Request::Change { .. } => "Change",
                 Request::Formation(_) => "Formation",
+                Request::Snapshot(_) => "Snapshot",
             };
             writeln!(f, "ask n{to} {what} (question {id})")?;
         }

@@ -186,7 +186,7 @@ impl<T> Consensus<T> {
     /// A core that goes on where its log ended.
     pub fn new(settings: Settings, start: Start) -> Result<Self, StoreError> {
         let Start { recovered, reader, applied, membership } = start;
-        let mut view = match &recovered.snapshot {
+        let mut view = match recovered.newest() {
             None => {
                 // It holds nothing, but a leader may have spoken to it: its term never runs backwards.
                 let mut view = LogView::empty(settings.group, reader, settings.log_tail_bytes);

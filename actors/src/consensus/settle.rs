@@ -134,7 +134,7 @@ impl<T> Consensus<T> {
     ) -> u64 {
         let number = self.next_write;
         self.next_write += 1;
-        let write = Write { group: self.settings.group, snapshot, entries, hard_state };
+        let write = Write { group: self.settings.group, snapshot, entries, hard_state, compact: None };
         self.effects.append.push(Append { number, write, sync });
         number
     }
@@ -203,7 +203,7 @@ impl<T> Consensus<T> {
 
     /// A snapshot brings its own membership.
     pub(super) fn adopt_membership(&mut self, snapshot: &Snapshot) {
-        match SystemState::restore(snapshot) {
+        match SystemState::of(snapshot) {
             Ok((system, _)) => self.membership = system.membership,
             Err(error) => {
                 self.fail(format!("the snapshot {}@{} cannot be read: {error}", snapshot.index, snapshot.term))

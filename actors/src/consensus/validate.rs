@@ -126,7 +126,7 @@ fn snapshot_problem(snapshot: &Snapshot) -> Option<&'static str> {
         return Some("its snapshot has index or term 0");
     }
     // Once it is in raft-rs there is no way back: what cannot be read must not get that far.
-    match SystemState::restore(snapshot) {
+    match SystemState::of(snapshot) {
         Err(_) => Some("its snapshot cannot be read"),
         Ok((system, _)) => {
             conf_problem(&snapshot.conf).or_else(|| disagreement(&snapshot.conf, &system.membership.conf_state()))

@@ -268,7 +268,7 @@ fn hard_state_and_entries_come_back_together(open: Opener) {
     let recovered = open().recover(GROUP).expect("the group recovers");
     assert_eq!(Some(&recovered.hard_state), states.last());
     assert_eq!(recovered.last_index, 7);
-    assert_eq!(recovered.snapshot, Some(snapshot(1, 1, 50)));
+    assert_eq!(recovered.newest(), Some(&snapshot(1, 1, 50)));
 }
 
 fn a_snapshot_replaces_the_log(open: Opener) {
@@ -281,7 +281,7 @@ fn a_snapshot_replaces_the_log(open: Opener) {
         drop(store);
         let reopened = open();
         let recovered = reopened.recover(GROUP).expect("the group recovers");
-        assert_eq!(recovered.snapshot, Some(snapshot(index, term, 100)));
+        assert_eq!(recovered.newest(), Some(&snapshot(index, term, 100)));
         assert_eq!((recovered.last_index, recovered.terms), (index, vec![(index, term)]));
         store = Running::start(reopened);
         store.append(entries(index + 1..=index + 3, term));
@@ -343,7 +343,13 @@ fn groups_do_not_see_each_other(open: Opener) {
         let nth = nth as u64 + 1;
         let hard_state = Some(HardState { term: nth, vote: nth, commit: nth });
         let snapshot = Some(snapshot(nth, nth, 10));
-        store.write(Write { group, hard_state, snapshot, entries: entries(nth + 1..=nth + 5, nth) });
+        store.write(Write {
+            group,
+            hard_state,
+            snapshot,
+            entries: entries(nth + 1..=nth + 5, nth),
+            ..Write::default()
+        });
     }
     // Two groups in one batch: one is cut, one replaced.
     let cut = Write { group: groups[1], entries: entries(4..=4, 9), ..Write::default() };
@@ -391,7 +397,7 @@ fn entries_of_every_size(open: Opener) {
     let store = open();
     let expected = [&big[..6], &[sized(8, 9, bound + 5)]].concat();
     assert_eq!(store.reader().entries(GROUP, 2, 9, usize::MAX).expect("a read"), expected);
-    let recovered = |group| store.recover(GroupId(group)).expect("the group recovers").snapshot;
+    let recovered = |group| store.recover(GroupId(group)).expect("the group recovers").newest().cloned();
     assert_eq!(recovered(1), Some(snapshot(9, 9, 3 * bound + 1)));
     assert_eq!(recovered(2), Some(snapshot(10, 9, bound + 1)));
 }

@@ -175,7 +175,7 @@ impl Inspection {
             group,
             watermark: self.watermark.get(&group).copied(),
             hard_state: found.recovered.hard_state,
-            snapshot: found.recovered.snapshot,
+            snapshot: found.recovered.newest().cloned(),
             first_index: found.first_index,
             last_index: found.recovered.last_index,
             terms: found.recovered.terms,

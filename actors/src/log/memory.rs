@@ -201,7 +201,7 @@ impl Log {
     }
 
     fn apply(&mut self, write: Write) -> Result<(), StoreError> {
-        let Write { group, snapshot, entries, hard_state } = write;
+        let Write { group, snapshot, entries, hard_state, compact: _ } = write;
         let misuse = |detail| StoreError::Damaged { what: format!("group {}: a batch", group.0), detail };
         if let Some(snapshot) = snapshot {
             self.entries.clear();
@@ -234,7 +234,9 @@ impl Log {
                 terms.push((entry.index, entry.term));
             }
         }
-        Recovered { snapshot: self.snapshot.clone(), hard_state: self.hard_state, last_index: self.last(), terms }
+        let snapshots = self.snapshot.iter().cloned().collect();
+        let (hard_state, last_index) = (self.hard_state, self.last());
+        Recovered { snapshots, hard_state, last_index, terms, sizes: Vec::new() }
     }
 }
 

@@ -40,7 +40,7 @@ impl Log {
         let Some((first, last)) = recovered.terms.first().zip(recovered.terms.last()) else {
             return Log { hard_state: recovered.hard_state, ..Log::empty(group) };
         };
-        let base = if recovered.snapshot.is_some() { *first } else { (0, 0) };
+        let base = if !recovered.snapshots.is_empty() { *first } else { (0, 0) };
         Log { base, last: (recovered.last_index, last.1), tail: found.tail, hard_state: recovered.hard_state }
     }
 
@@ -60,7 +60,7 @@ pub(super) struct Staged {
 impl Staged {
     /// Adds the next write of a group whose log is `log` before all of them.
     pub(super) fn add(&mut self, log: &Log, write: Write) -> Result<(), StoreError> {
-        let Write { group, snapshot, mut entries, hard_state } = write;
+        let Write { group, snapshot, mut entries, hard_state, compact: _ } = write;
         if let Some(snapshot) = snapshot {
             self.entries.clear();
             self.snapshot = Some(snapshot);

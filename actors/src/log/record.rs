@@ -591,7 +591,7 @@ impl Scan {
         group.tail = anchor(record.key.group, snapshot.index, snapshot.term);
         group.recovered.last_index = snapshot.index;
         group.recovered.terms = vec![(snapshot.index, snapshot.term)];
-        group.recovered.snapshot = Some(snapshot);
+        group.recovered.snapshots = vec![snapshot];
         Ok(())
     }
 
@@ -600,7 +600,7 @@ impl Scan {
         let broken = self.broken == Some(id);
         let entries = decode_block(record.key.index, record.payload).inspect_err(|_| self.broken = Some(id))?;
         let group = self.group(record.key);
-        if group.blocks == 0 && group.recovered.snapshot.is_none() {
+        if group.blocks == 0 && group.recovered.snapshots.is_empty() {
             group.tail = anchor(id, 0, 0);
         }
         let (expected, tail) = (group.recovered.last_index.saturating_add(1), group.tail);

@@ -129,7 +129,7 @@ impl Model {
     /// What an open store holds, read back entry for entry.
     fn of(store: &dyn LogStore) -> Model {
         let found = store.recover(GROUP).unwrap();
-        let snapshot = found.snapshot.map_or((0, 0), |snapshot| (snapshot.index, snapshot.term));
+        let snapshot = found.newest().map_or((0, 0), |snapshot| (snapshot.index, snapshot.term));
         let entries = store.reader().entries(GROUP, snapshot.0 + 1, found.last_index + 1, usize::MAX).unwrap();
         Model { snapshot, entries, state: found.hard_state }
     }

@@ -41,6 +41,19 @@ pub struct Write {
     pub entries: Vec<Entry>,
     /// Replaces the hard state.
     pub hard_state: Option<HardState>,
+    /// Cuts the beginning of the log off; after all of the above.
+    pub compact: Option<Compact>,
+}
+
+/// What a node can start from, and which entries it therefore needs no longer.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Compact {
+    /// The snapshots to start from, ascending by index, the newest last: they replace those recorded before. Their files are
+    /// durable already. Never empty.
+    pub snapshots: Vec<Snapshot>,
+    /// Entries up to here are needed no longer; at most the first snapshot's index. A store may keep some of them, since it
+    /// lets go of whole blocks only.
+    pub up_to: u64,
 }
 
 /// Writes that become durable together: all of them or none.
@@ -83,19 +96,33 @@ pub type Completions = Arc<dyn Fn(Completed) + Send + Sync>;
 /// What a store found of one group when it was opened.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Recovered {
-    /// The snapshot the log starts from. `None`: this node holds nothing and was never formed.
-    pub snapshot: Option<Snapshot>,
+    /// The snapshots a node can start from, ascending by index, the newest last. Empty: this node holds nothing and was
+    /// never formed.
+    pub snapshots: Vec<Snapshot>,
     /// The hard state.
     pub hard_state: HardState,
-    /// The last index of the log; the snapshot's index if there is no entry, zero if there is nothing.
+    /// The last index of the log; its base if there is no entry, zero if there is nothing.
     pub last_index: u64,
-    /// The term of every entry as runs: (first index of the run, term), ascending, starting with the
-    /// snapshot's own index.
+    /// The term of every entry as runs: (first index of the run, term), ascending, starting with the log's base: the
+    /// index before its first entry, which no kept snapshot is below.
     pub terms: Vec<(u64, u64)>,
+    /// How large the log is: (first index, bytes of entries from there to the next such index), ascending, in steps of the
+    /// store's choosing.
+    pub sizes: Vec<(u64, u64)>,
 }
 
 impl Recovered {
-    /// The term of the entry at `index`; `None` outside the log. The snapshot's own index counts as inside.
+    /// The newest snapshot.
+    pub fn newest(&self) -> Option<&Snapshot> {
+        self.snapshots.last()
+    }
+
+    /// The index before the first entry.
+    pub fn base(&self) -> u64 {
+        self.terms.first().map_or(0, |(index, _)| *index)
+    }
+
+    /// The term of the entry at `index`; `None` outside the log. The base counts as inside.
     pub fn term_at(&self, index: u64) -> Option<u64> {
         if index > self.last_index {
             return None;

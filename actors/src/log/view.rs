@@ -76,7 +76,7 @@ impl LogView {
         conf: ConfState,
     ) -> Result<Self, StoreError> {
         let mut view = LogView::empty(group, reader, keep_bytes);
-        view.snapshot = recovered.snapshot;
+        view.snapshot = recovered.snapshots.last().cloned();
         view.conf = conf;
         view.hard_state = recovered.hard_state;
         view.runs = recovered.terms;

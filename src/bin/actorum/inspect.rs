@@ -92,7 +92,7 @@ fn vote(id: u64) -> String {
 /// The configuration at the end of the log, or why it cannot be told.
 fn configuration(inspection: &Inspection, report: &GroupReport) -> String {
     let Some(snapshot) = &report.snapshot else { return "none: this node was never part of a cluster".to_owned() };
-    let mut state = match SystemState::restore(snapshot) {
+    let mut state = match SystemState::of(snapshot) {
         Ok((state, _)) => state,
         Err(e) => return format!("unreadable: the snapshot: {e}"),
     };

@@ -158,7 +158,7 @@ impl Cluster {
         let mut system = None;
         let mut done = 0;
         if let Some(snapshot) = &image.snapshot {
-            let mut state = SystemState::restore(snapshot).unwrap().0;
+            let mut state = SystemState::of(snapshot).unwrap().0;
             done = snapshot.index;
             for (index, entry) in image.entries.range(..=applied.unwrap_or(image.hard_state.commit)) {
                 apply(&mut state, entry.kind, &entry.data, &entry.context);
@@ -350,7 +350,7 @@ impl Cluster {
         let before = self.node(id).applier.applied;
         if let Some(snapshot) = self.node(id).applier.restore.take() {
             let applier = &mut self.node(id).applier;
-            applier.system = Some(SystemState::restore(&snapshot).unwrap().0);
+            applier.system = Some(SystemState::of(&snapshot).unwrap().0);
             applier.applied = applier.applied.max(snapshot.index);
         }
         while let Some(Committed { entry, ticket }) = self.node(id).applier.waiting.pop_front() {
@@ -446,7 +446,7 @@ impl Cluster {
                 let change: Change = machine::decode(&data).unwrap();
                 core.change_for_peer(change, ticket, within(now, remaining_ms));
             }
-            Request::Formation(_) => unreachable!("no core asks that"),
+            Request::Formation(_) | Request::Snapshot(_) => unreachable!("no core asks that"),
         }
     }
 
@@ -533,7 +533,9 @@ fn describe(result: &Result<Response, AskError>) -> String {
         },
         Ok(Response::Refused(refusal)) => format!("refused: {refusal:?}"),
         Ok(Response::Unknown { cause }) => format!("unknown: {cause}"),
-        Ok(Response::Formation(_)) => unreachable!("no core asks that"),
+        Ok(Response::Formation(_) | Response::Piece { .. } | Response::Gone | Response::Noted) => {
+            unreachable!("no core asks that")
+        }
         Err(error) => error.to_string(),
     }
 }

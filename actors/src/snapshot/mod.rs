@@ -1,0 +1,9 @@
+//! Snapshots: the state up to one index in a plain file, so that the log before it can go.
+//!
+//! A [`Snapshot`](actorum_transport::wire::Snapshot) as raft-rs, the log's store and the peers see it is a descriptor of a
+//! few hundred bytes: index, term, configuration, our own system state, and which file holds the state machine's. The file
+//! lies on the [`shelf`].
+
+pub mod shelf;
+
+pub use shelf::{Receiving, Shelf, SnapshotError};
