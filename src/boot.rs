@@ -215,6 +215,7 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
             received: core.clone().recipient(),
             asked: core.clone().recipient(),
             formation: membership_address.downgrade().recipient(),
+            snapshots: core.clone().recipient(),
             unreachable: core.clone().recipient(),
             peer_up: membership_address.downgrade().recipient(),
             peer_refused: membership_address.downgrade().recipient(),

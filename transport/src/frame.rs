@@ -364,7 +364,9 @@ mod tests {
     use proptest::{collection::vec, prelude::*};
 
     use super::*;
-    use crate::wire::{ConfState, Entry, EntryKind, Formation, MessageKind, Refusal, Response, Snapshot};
+    use crate::wire::{
+        ConfState, Entry, EntryKind, Formation, MessageKind, Refusal, Response, Snapshot, SnapshotFile, SnapshotRequest,
+    };
 
     fn bytes() -> impl Strategy<Value = Bytes> {
         vec(any::<u8>(), 0..40).prop_map(Bytes::from)
@@ -430,6 +432,8 @@ mod tests {
                 response
             }),
             any::<u64>().prop_map(|index| Response::ReadAt { index }),
+            (any::<u64>(), bytes()).prop_map(|(offset, data)| Response::Piece { offset, data }),
+            prop::sample::select(vec![Response::Gone, Response::Noted, Response::Refused(Refusal::Busy)]),
             ".{0,20}".prop_map(|cause| Response::Unknown { cause }),
             proptest::option::of(any::<u64>()).prop_map(|leader| Response::Refused(Refusal::NotLeader { leader })),
             (any::<u64>(), any::<u64>()).prop_map(|(i, n)| Response::Formation(Formation {
@@ -437,6 +441,24 @@ mod tests {
                 founders: [(n, "n:1".into())].into(),
                 formed_with: None,
             })),
+        ]
+    }
+
+    fn request() -> impl Strategy<Value = Request> {
+        let file = (any::<u64>(), any::<[u8; 32]>()).prop_map(|(bytes, hash)| SnapshotFile { bytes, hash });
+        let read = (file.clone(), any::<[u64; 2]>(), any::<u32>())
+            .prop_map(|(file, [index, offset], max)| SnapshotRequest::Read { file, index, offset, max });
+        let gave_up = (file, any::<u64>(), ".{0,20}").prop_map(|(file, index, cause)| SnapshotRequest::GaveUp {
+            file,
+            index,
+            cause,
+        });
+        prop_oneof![
+            (bytes(), any::<u64>()).prop_map(|(data, remaining_ms)| Request::Propose { data, remaining_ms }),
+            (bytes(), any::<u64>()).prop_map(|(data, remaining_ms)| Request::Change { data, remaining_ms }),
+            any::<u64>().prop_map(|remaining_ms| Request::ReadIndex { remaining_ms }),
+            read.prop_map(Request::Snapshot),
+            gave_up.prop_map(Request::Snapshot),
         ]
     }
 
@@ -497,6 +519,14 @@ mod tests {
             encode(Kind::Response, &response, SMALL, &mut out).unwrap();
             let frames = split(&out, SMALL).unwrap();
             prop_assert_eq!(decode::<Response>(&frames[0].1).unwrap(), response);
+        }
+
+        #[test]
+        fn questions_survive(group in any::<u32>(), request in request()) {
+            let (mut out, question) = (Vec::new(), Question { group: GroupId(group), request });
+            encode(Kind::Request, &question, SMALL, &mut out).unwrap();
+            let frames = split(&out, SMALL).unwrap();
+            prop_assert_eq!(decode::<Question>(&frames[0].1).unwrap(), question);
         }
 
         /// Any bytes at all: an error or a frame, never a panic.

@@ -396,10 +396,8 @@ impl Handler<Question> for MemoryTransport {
             return self.send_refusal(from.id, group, reason, ctx);
         }
         let Some(upward) = &self.upward else { return };
-        let above = match request {
-            Request::Formation(_) => upward.formation.upgrade(),
-            _ => upward.asked.upgrade(),
-        };
+        let request = request.bounded();
+        let above = upward.answers(&request);
         let (responder, answered) = Responder::new();
         if let Some(above) = above {
             above.do_send(Asked { group, from: from.id, request, responder });

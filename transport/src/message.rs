@@ -267,12 +267,26 @@ pub struct Upward {
     pub asked: WeakRecipient<Asked>,
     /// Questions about formation.
     pub formation: WeakRecipient<Asked>,
+    /// Questions about the files of snapshots.
+    pub snapshots: WeakRecipient<Asked>,
     /// Drops.
     pub unreachable: WeakRecipient<Unreachable>,
     /// Identities seen.
     pub peer_up: WeakRecipient<PeerUp>,
     /// Identities refused.
     pub peer_refused: WeakRecipient<PeerRefused>,
+}
+
+impl Upward {
+    /// Who answers a question, if that actor still lives.
+    pub(crate) fn answers(&self, request: &Request) -> Option<Recipient<Asked>> {
+        let above = match request {
+            Request::Formation(_) => &self.formation,
+            Request::Snapshot(_) => &self.snapshots,
+            Request::Propose { .. } | Request::ReadIndex { .. } | Request::Change { .. } => &self.asked,
+        };
+        above.upgrade()
+    }
 }
 
 /// Asks a transport for its numbers.

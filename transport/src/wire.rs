@@ -327,6 +327,28 @@ pub enum Request {
     Snapshot(SnapshotRequest),
 }
 
+/// The most bytes of a snapshot's file in one answer. A peer that asks for more gets so many.
+pub const MAX_PIECE: u32 = 1 << 20;
+
+/// The longest sentence in a [`SnapshotRequest::GaveUp`], in characters; what is beyond it is cut off.
+pub const MAX_CAUSE: usize = 400;
+
+impl Request {
+    /// The same within the bounds of this side, whatever the peer would like.
+    pub(crate) fn bounded(mut self) -> Request {
+        match &mut self {
+            Request::Snapshot(SnapshotRequest::Read { max, .. }) => *max = (*max).min(MAX_PIECE),
+            Request::Snapshot(SnapshotRequest::GaveUp { cause, .. }) => {
+                if let Some((end, _)) = cause.char_indices().nth(MAX_CAUSE) {
+                    cause.truncate(end);
+                }
+            }
+            Request::Propose { .. } | Request::ReadIndex { .. } | Request::Change { .. } | Request::Formation(_) => {}
+        }
+        self
+    }
+}
+
 /// How the file of a snapshot gets to the node that it was offered to: that node asks for one piece after the other.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SnapshotRequest {
@@ -338,7 +360,7 @@ pub enum SnapshotRequest {
         index: u64,
         /// From this byte on.
         offset: u64,
-        /// At most so many.
+        /// At most so many, and [`MAX_PIECE`].
         max: u32,
     },
     /// "I cannot use it now."

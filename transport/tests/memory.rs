@@ -9,7 +9,10 @@ use actorum_transport::{
         Answered, Ask, AskError, Asked, Attach, Identity, Peer, PeerRefused, PeerUp, Received, RefusedBecause,
         SetPeers, Transmit, TransportHandle, Unreachable, Upward,
     },
-    wire::{ClusterId, GroupId, Incarnation, MessageKind, NodeId, RaftMessage, Request, Response},
+    wire::{
+        ClusterId, GroupId, Incarnation, MAX_PIECE, MessageKind, NodeId, RaftMessage, Request, Response, SnapshotFile,
+        SnapshotRequest,
+    },
 };
 use tokio::sync::mpsc;
 
@@ -61,9 +64,29 @@ impl Handler<Asked> for Above {
     }
 }
 
+/// Answers for snapshots, with what it was asked.
+struct Keeper;
+
+impl Actor for Keeper {
+    type Context = Context<Self>;
+}
+
+impl Handler<Asked> for Keeper {
+    type Result = ();
+    fn handle(&mut self, Asked { request, responder, .. }: Asked, _: &mut Self::Context) {
+        match request {
+            Request::Snapshot(SnapshotRequest::Read { offset, max, .. }) => {
+                responder.answer(Response::Piece { offset, data: vec![7; max as usize].into() });
+            }
+            other => panic!("{other:?} is not about a snapshot"),
+        }
+    }
+}
+
 struct Node {
     handle: TransportHandle,
     above: Addr<Above>,
+    _keeper: Addr<Keeper>,
     heard: mpsc::Receiver<Heard>,
 }
 
@@ -74,7 +97,10 @@ impl Node {
     }
 
     fn ask(&self, to: NodeId) {
-        let request = Request::ReadIndex { remaining_ms: 1000 };
+        self.ask_for(to, Request::ReadIndex { remaining_ms: 1000 });
+    }
+
+    fn ask_for(&self, to: NodeId, request: Request) {
         let reply_to = self.above.downgrade().recipient();
         let timeout = Duration::from_secs(5);
         self.handle.ask.do_send(Ask { id: 1, group: GroupId::FIRST, to, request, timeout, reply_to });
@@ -103,18 +129,20 @@ fn identity(id: NodeId) -> Identity {
 fn node(network: &MemoryNetwork, identity: Identity, answers: bool) -> Node {
     let handle = network.start(identity);
     let (sender, heard) = mpsc::channel(1024);
+    let keeper = Keeper.start();
     let above = Above { heard: sender, answers }.start();
     let down = above.downgrade();
     let upward = Upward {
         received: down.clone().recipient(),
         asked: down.clone().recipient(),
         formation: down.clone().recipient(),
+        snapshots: keeper.downgrade().recipient(),
         unreachable: down.clone().recipient(),
         peer_up: down.clone().recipient(),
         peer_refused: down.recipient(),
     };
     handle.attach.do_send(Attach { upward });
-    Node { handle, above, heard }
+    Node { handle, above, _keeper: keeper, heard }
 }
 
 #[actix::test]
@@ -155,6 +183,18 @@ async fn a_question_is_answered_or_said_to_be_lost_or_not_sent() {
     assert!(matches!(one.hears().await, Heard::Answered(Err(AskError::Lost(_)))));
     one.ask(4);
     assert!(matches!(one.hears().await, Heard::Answered(Err(AskError::NotSent(_)))));
+}
+
+#[actix::test]
+async fn a_question_about_a_snapshot_goes_to_who_keeps_them() {
+    let network = MemoryNetwork::new();
+    let (mut one, mut two) = (node(&network, identity(1), true), node(&network, identity(2), true));
+    let file = SnapshotFile { bytes: 1 << 40, hash: [1; 32] };
+    one.ask_for(2, Request::Snapshot(SnapshotRequest::Read { file, index: 9, offset: 5, max: u32::MAX }));
+    let Heard::Answered(Ok(Response::Piece { offset: 5, data })) = one.hears().await else { panic!("a piece") };
+    assert_eq!(data.len(), MAX_PIECE as usize, "more was asked for than a piece may be");
+    assert!(matches!(two.next().await, Heard::Up(1)));
+    assert!(two.heard.try_recv().is_err(), "who answers for proposals hears nothing of it");
 }
 
 #[actix::test]
@@ -202,6 +242,7 @@ async fn a_full_link_drops_the_newest_and_says_so() {
         received: down.clone().recipient(),
         asked: down.clone().recipient(),
         formation: down.clone().recipient(),
+        snapshots: down.clone().recipient(),
         unreachable: down.clone().recipient(),
         peer_up: down.clone().recipient(),
         peer_refused: down.recipient(),

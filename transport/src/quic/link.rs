@@ -4,11 +4,17 @@
 //!  enqueue ─▶ log queue ────▶ writer task ══ stream, priority 0 ══▶  reader task ─▶ Inbound
 //!          ─▶ urgent queue ─▶ writer task ══ stream, priority 1 ══▶  reader task ─▶ Inbound
 //!  ask ─────────────────────▶ task ════════ a stream of its own ══▶  task ────────▶ InboundQuestion
+//!  ask about a snapshot ─▶ place ─▶ task ══ priority -1 ═══════════▶ place ─▶ task ─▶ InboundQuestion
 //! ```
 //!
 //! A writer takes everything that waits on its lane into one write: batching comes from load. A reader hands a frame
 //! to the transport and waits until it was taken before it reads on, so QUIC's flow control reaches back
 //! to the sender.
+//!
+//! Questions about snapshots are the bulk: their answers go out when nothing else waits, and their number is bounded on
+//! both sides apart from all others. The asker waits for one of the [`SNAPSHOT_PLACES`]. The answerer takes as many at a time,
+//! each until its answer is acknowledged; as many again wait for that, since an asker that has its answer asks the next
+//! before the acknowledgement is here; and what comes beyond is answered `Busy` at once, which only a peer that keeps no bound hears.
 //!
 //! A lane lives as long as its connection. A side that stops ends its lanes behind what was queued; the other
 //! reads them to their end, ends its own, and whoever is through with both directions closes. A lane that cannot be
@@ -30,11 +36,13 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 
-use super::{Ended, Inbound, InboundQuestion, LeftOut, QuicConfig, QuicTransport, handshake::Established};
+use super::{
+    Ended, Inbound, InboundQuestion, LeftOut, QuicConfig, QuicTransport, SNAPSHOT_PLACES, handshake::Established,
+};
 use crate::{
     frame::{self, Batch, Kind, Lane, Question, Splitter},
     message::{AskError, Asked, Identity, Responder},
-    wire::{GroupId, RaftMessage, Request, Response},
+    wire::{GroupId, MAX_PIECE, RaftMessage, Refusal, Request, Response, SnapshotRequest},
 };
 
 /// Longer than any answer is waited for.
@@ -48,6 +56,17 @@ const KEPT_BUFFER: usize = 4 << 20;
 
 /// The most bytes of a stream that are taken at a time.
 const READ_BYTES: usize = 1 << 20;
+
+/// The largest answer to a question about a snapshot: a piece, or a sentence, and the names around it.
+pub(super) const PIECE_FRAME: usize = MAX_PIECE as usize + 4096;
+
+/// What a stream waits for before it may send: nothing, or that all others have sent.
+fn priority(request: &Request) -> i32 {
+    match request {
+        Request::Snapshot(_) => -1,
+        Request::Propose { .. } | Request::ReadIndex { .. } | Request::Change { .. } | Request::Formation(_) => 0,
+    }
+}
 
 /// Bytes moved by all links of a transport.
 #[derive(Default)]
@@ -136,6 +155,8 @@ pub(super) struct Link {
     urgent: Rc<Queue>,
     lanes: Rc<Lanes>,
     queue_bytes: usize,
+    /// Places of our questions about the peer's snapshots.
+    asking: Rc<Semaphore>,
 }
 
 impl Link {
@@ -202,9 +223,11 @@ pub(super) fn begin(
     });
     let queue_bytes = config.queue_bytes;
     let (log, urgent) = (Queue::new(), Queue::new());
-    let link = Link { generation, dialled, identity, connection, log, urgent, lanes, queue_bytes };
-    let peer = link.identity.id;
-    let wire = Wire { connection: link.connection.clone(), link: link.clone(), transport, config, counters, peer };
+    let asking = Rc::new(Semaphore::new(SNAPSHOT_PLACES));
+    let link = Link { generation, dialled, identity, connection, log, urgent, lanes, queue_bytes, asking };
+    let (peer, connection) = (link.identity.id, link.connection.clone());
+    let answering = Rc::new(Answering { open: Cell::new(0), places: Semaphore::new(SNAPSHOT_PLACES) });
+    let wire = Wire { connection, link: link.clone(), transport, config, counters, peer, answering };
     for (lane, queue) in [(Lane::Log, link.log.clone()), (Lane::Urgent, link.urgent.clone())] {
         actix_rt::spawn(wire.clone().write_lane(lane, queue));
     }
@@ -223,6 +246,34 @@ struct Wire {
     config: Rc<QuicConfig>,
     counters: Rc<Counters>,
     peer: u64,
+    answering: Rc<Answering>,
+}
+
+/// The peer's questions about our snapshots.
+struct Answering {
+    /// Those that have a place or wait for one.
+    open: Cell<usize>,
+    places: Semaphore,
+}
+
+impl Answering {
+    /// Counts one question until the guard goes; `None` over the bound.
+    fn enter(self: &Rc<Self>) -> Option<Entered> {
+        let open = self.open.get();
+        (open < 2 * SNAPSHOT_PLACES).then(|| {
+            self.open.set(open + 1);
+            Entered(self.clone())
+        })
+    }
+}
+
+/// A question that [`Answering`] counts.
+struct Entered(Rc<Answering>);
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        self.0.open.set(self.0.open.get() - 1);
+    }
 }
 
 impl Wire {
@@ -376,19 +427,25 @@ impl Wire {
         // What questions on their way may claim, all together: as much as one frame may. Beyond it the next waits
         // behind its first bytes until an earlier one is complete or out of time, and QUIC makes the peer wait.
         let unfinished = Rc::new(Semaphore::new(self.config.max_frame + 4));
-        while let Ok((send, receive)) = self.connection.accept_bi().await {
+        while let Ok((mut send, receive)) = self.connection.accept_bi().await {
             let (wire, unfinished) = (self.clone(), unfinished.clone());
             actix_rt::spawn(async move {
                 // Half a question and then silence: it may not hold its place for ever.
                 let patience = wire.config.handshake_timeout;
                 match timeout(
                     patience,
-                    read_frame(receive, Kind::Request, &wire.config, &wire.counters, Some(&unfinished)),
+                    read_frame(receive, Kind::Request, wire.config.max_frame, &wire.counters, Some(&unfinished)),
                 )
                 .await
                 {
                     Ok(Ok(body)) => match frame::decode::<Question>(&body) {
-                        Ok(question) => wire.answer(question, send).await,
+                        Ok(Question { group, request }) => {
+                            let _ = send.set_priority(priority(&request));
+                            match request {
+                                Request::Snapshot(_) => wire.answer_about_snapshot(group, request, send).await,
+                                _ => drop(wire.answer(group, request, wire.config.max_frame, &mut send).await),
+                            }
+                        }
                         Err(error) => wire.give_up(&error.to_string()),
                     },
                     Ok(Err(ReadFrame::Gone)) | Err(_) => {}
@@ -398,14 +455,35 @@ impl Wire {
         }
     }
 
-    /// Asks above. Without an answer the stream is reset, which tells the asker that it is lost.
-    async fn answer(&self, Question { group, request }: Question, mut send: SendStream) {
-        let Some(transport) = self.transport.upgrade() else { return };
+    /// The same for what is bulk, within bounds of its own.
+    async fn answer_about_snapshot(&self, group: GroupId, request: Request, mut send: SendStream) {
+        let Some(entered) = self.answering.enter() else {
+            let busy = Response::Refused(Refusal::Busy);
+            self.write_answer(Some(busy), PIECE_FRAME, &mut send).await;
+            return;
+        };
+        let place = tokio::select! {
+            biased;
+            place = entered.0.places.acquire() => place,
+            // The asker waits no more for it, or its connection ended.
+            _ = send.stopped() => return,
+        };
+        if self.answer(group, request.bounded(), PIECE_FRAME, &mut send).await {
+            // What is written is taken out of the windows until it is acknowledged; so long the place is taken, too.
+            let _ = send.stopped().await;
+        }
+        drop(place);
+    }
+
+    /// Asks above. Without an answer the stream is reset, which tells the asker that it is lost. True if all of an answer
+    /// is on its way.
+    async fn answer(&self, group: GroupId, request: Request, max: usize, send: &mut SendStream) -> bool {
+        let Some(transport) = self.transport.upgrade() else { return false };
         let (responder, answered) = Responder::new();
         let asked = Asked { group, from: self.peer, request, responder };
         let inbound = InboundQuestion { generation: self.link.generation, asked };
         if transport.send(inbound).await.is_err() {
-            return;
+            return false;
         }
         drop(transport);
         let response = tokio::select! {
@@ -414,16 +492,19 @@ impl Wire {
             // The asker has given up, or its connection ended: nobody is left to hear it, and its place comes free.
             _ = send.stopped() => None,
         };
+        self.write_answer(response, max, send).await
+    }
+
+    async fn write_answer(&self, response: Option<Response>, max: usize, send: &mut SendStream) -> bool {
         let mut bytes = Vec::new();
-        match response.map(|response| frame::encode(Kind::Response, &response, self.config.max_frame, &mut bytes)) {
+        match response.map(|response| frame::encode(Kind::Response, &response, max, &mut bytes)) {
             Some(Ok(())) => {
                 self.counters.add_sent(bytes.len());
-                if send.write_all(&bytes).await.is_ok() {
-                    let _ = send.finish();
-                }
+                send.write_all(&bytes).await.is_ok() && send.finish().is_ok()
             }
             Some(Err(_)) | None => {
                 let _ = send.reset(VarInt::from_u32(0));
+                false
             }
         }
     }
@@ -442,11 +523,11 @@ enum ReadFrame {
 async fn read_frame(
     mut receive: RecvStream,
     expected: Kind,
-    config: &QuicConfig,
+    max: usize,
     counters: &Counters,
     room: Option<&Semaphore>,
 ) -> Result<Bytes, ReadFrame> {
-    let mut splitter = Splitter::new(config.max_frame);
+    let mut splitter = Splitter::new(max);
     let mut taken = None;
     loop {
         match splitter.next_frame().map_err(|e| ReadFrame::Nonsense(e.to_string()))? {
@@ -464,6 +545,41 @@ async fn read_frame(
     }
 }
 
+/// What an answer may be.
+struct Expected {
+    /// The largest frame.
+    max: usize,
+    /// From which byte of a snapshot's file, and how many at the most.
+    piece: Option<(u64, u32)>,
+}
+
+impl Expected {
+    fn of(request: &Request, config: &QuicConfig) -> Expected {
+        match request {
+            Request::Snapshot(SnapshotRequest::Read { offset, max, .. }) => {
+                Expected { max: PIECE_FRAME, piece: Some((*offset, (*max).min(MAX_PIECE))) }
+            }
+            Request::Snapshot(SnapshotRequest::GaveUp { .. }) => Expected { max: PIECE_FRAME, piece: None },
+            _ => Expected { max: config.max_frame, piece: None },
+        }
+    }
+
+    /// Whether a piece is one that was asked for.
+    fn judge(&self, response: Response) -> Result<Response, String> {
+        let Response::Piece { offset, data } = &response else { return Ok(response) };
+        match self.piece {
+            None => Err("the peer sent a piece of a snapshot that was not asked for".to_owned()),
+            Some((from, _)) if from != *offset => {
+                Err(format!("the peer sent a piece from byte {offset} where {from} was asked for"))
+            }
+            Some((_, max)) if data.len() > max as usize => {
+                Err(format!("the peer sent a piece of {} bytes where {max} were asked for", data.len()))
+            }
+            Some(_) => Ok(response),
+        }
+    }
+}
+
 /// Asks a peer, over the link there is or the one that comes up in time.
 pub(super) async fn ask(
     mut up: watch::Receiver<Option<Link>>,
@@ -477,12 +593,21 @@ pub(super) async fn ask(
     // A deadline may be "never"; a moment that far off cannot be computed.
     let until = Instant::now() + patience.min(FOREVER);
     let connect_until = until.min(Instant::now() + config.connect_patience);
-    let connection = match timeout_at(connect_until, up.wait_for(Option::is_some)).await {
-        Ok(Ok(link)) => link.as_ref().map(|link| link.connection.clone()),
+    let link = match timeout_at(connect_until, up.wait_for(Option::is_some)).await {
+        Ok(Ok(link)) => link.as_ref().map(|link| (link.connection.clone(), link.asking.clone())),
         Ok(Err(_)) => return Err(not_sent("the transport has stopped")),
         Err(_) => return Err(not_sent("there is no connection")),
     };
-    let connection = connection.ok_or_else(|| not_sent("there is no connection"))?;
+    let (connection, asking) = link.ok_or_else(|| not_sent("there is no connection"))?;
+    let (priority, expected) = (priority(&request), Expected::of(&request, config));
+    let _place = match &request {
+        Request::Snapshot(_) => Some(
+            timeout_at(until, asking.acquire())
+                .await
+                .map_err(|_| not_sent("too many questions about its snapshots are open"))?,
+        ),
+        Request::Propose { .. } | Request::ReadIndex { .. } | Request::Change { .. } | Request::Formation(_) => None,
+    };
     let mut bytes = Vec::new();
     let question = Question { group, request };
     frame::encode(Kind::Request, &question, config.max_frame, &mut bytes).map_err(|e| not_sent(&e.to_string()))?;
@@ -491,17 +616,38 @@ pub(super) async fn ask(
         Ok(Err(error)) => return Err(not_sent(&error.to_string())),
         Err(_) => return Err(not_sent("too many questions are open")),
     };
+    let _ = send.set_priority(priority);
     // From here on bytes are QUIC's: what happened to them nobody can tell without an answer.
     let lost = |cause: &str| AskError::Lost(cause.to_owned());
     let asked = async {
         counters.add_sent(bytes.len());
         send.write_all(&bytes).await.map_err(|e| lost(&e.to_string()))?;
         send.finish().map_err(|e| lost(&e.to_string()))?;
-        match read_frame(receive, Kind::Response, config, counters, None).await {
-            Ok(body) => frame::decode::<Response>(&body).map_err(|e| lost(&e.to_string())),
+        match read_frame(receive, Kind::Response, expected.max, counters, None).await {
+            Ok(body) => {
+                let response = frame::decode::<Response>(&body).map_err(|e| lost(&e.to_string()))?;
+                expected.judge(response).map_err(|cause| lost(&cause))
+            }
             Err(ReadFrame::Gone) => Err(lost("the peer gave no answer")),
             Err(ReadFrame::Nonsense(cause)) => Err(lost(&cause)),
         }
     };
     timeout_at(until, asked).await.unwrap_or_else(|_| Err(lost("the time is up")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::SnapshotFile;
+
+    #[test]
+    fn snapshots_go_below_everything_else() {
+        let file = SnapshotFile { bytes: 1, hash: [0; 32] };
+        let read = Request::Snapshot(SnapshotRequest::Read { file, index: 1, offset: 0, max: 1 });
+        let gave_up = Request::Snapshot(SnapshotRequest::GaveUp { file, index: 1, cause: String::new() });
+        assert_eq!(
+            [priority(&read), priority(&gave_up), priority(&Request::ReadIndex { remaining_ms: 1 })],
+            [-1, -1, 0]
+        );
+    }
 }

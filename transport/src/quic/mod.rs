@@ -4,7 +4,8 @@
 //!            ┌ dial (one task per listed peer, with backoff) ┐
 //!  endpoint ─┤                                               ├─ handshake ─▶ Link ─┬─ log lane      ordered
 //!            └ accept (through the gate) ────────────────────┘   hello, judged     ├─ urgent lane   higher priority
-//!                                                                                  └─ requests      a stream each
+//!                                                                                  └─ requests      a stream each;
+//!                                                                                     a snapshot's: lower priority
 //! ```
 //!
 //! Each side dials the peers it is told of; a peer it is not told of may dial it, and is answered over the connection
@@ -14,7 +15,7 @@
 //!
 //! Queues, all owned by this actor or its tasks: per peer and lane, at its byte bound the oldest goes and the core
 //! hears `Unreachable`; handshakes, see `gate.rs`; a peer's open requests, at their bound
-//! QUIC makes the peer wait; readers send to this actor and wait for it, one frame per lane.
+//! QUIC makes the peer wait, and of those about snapshots there are fewer still ([`SNAPSHOT_PLACES`]); readers send to this actor and wait for it, one frame per lane.
 //!
 //! Deliberately absent: anything about Raft beyond which lane a message belongs on.
 
@@ -42,7 +43,7 @@ use crate::{
         Upward,
     },
     tls::TlsIdentity,
-    wire::{GroupId, Incarnation, NodeId, RaftMessage, Request},
+    wire::{GroupId, Incarnation, NodeId, RaftMessage},
 };
 
 mod gate;
@@ -52,10 +53,24 @@ mod dial;
 
 use gate::{Gate, Limits};
 use handshake::{Established, Judge};
-use link::{Counters, Link};
+use link::{Counters, Link, PIECE_FRAME};
 
 /// The bytes that one connection may hold unread, over all its streams.
 const RECEIVE_WINDOW: u32 = 16 << 20;
+
+/// The bytes that one connection may have written and unacknowledged, over all its streams.
+const SEND_WINDOW: u64 = 16 << 20;
+
+/// How many questions about a snapshot's file one side of a link may have open at a time; more wait at the asker for
+/// their turn. They take no more than so many of its [`max_requests`](QuicConfig::max_requests).
+///
+/// QUIC takes what is written to a stream out of both windows at once, also while the stream's low priority holds the
+/// bytes back. So it is this number, times the largest answer, that leaves room for the log, whatever a transfer does.
+const SNAPSHOT_PLACES: usize = 4;
+
+// What answers about snapshots take of a connection's windows is less than a third: the rest is the log's.
+const _: () = assert!(3 * SNAPSHOT_PLACES * PIECE_FRAME < RECEIVE_WINDOW as usize);
+const _: () = assert!(3 * SNAPSHOT_PLACES * PIECE_FRAME < SEND_WINDOW as usize);
 
 /// How long a transport that closes waits for its peers to have taken what was queued.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -155,6 +170,7 @@ impl QuicConfig {
         transport.max_concurrent_uni_streams(VarInt::from_u32(0));
         transport.max_concurrent_bidi_streams(VarInt::from_u32(1));
         transport.receive_window(VarInt::from_u32(RECEIVE_WINDOW));
+        transport.send_window(SEND_WINDOW);
         transport.datagram_receive_buffer_size(None);
         transport.enable_segmentation_offload(self.segmentation_offload);
         Arc::new(transport)
@@ -727,11 +743,7 @@ impl Handler<InboundQuestion> for QuicTransport {
             return;
         }
         let Some(upward) = &self.upward else { return };
-        let above = match asked.request {
-            Request::Formation(_) => upward.formation.upgrade(),
-            _ => upward.asked.upgrade(),
-        };
-        if let Some(above) = above {
+        if let Some(above) = upward.answers(&asked.request) {
             above.do_send(asked);
         }
     }

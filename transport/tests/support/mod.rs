@@ -21,7 +21,10 @@ use actorum_transport::{
     },
     quic::{QuicConfig, QuicTransport},
     tls::{ALPN, Authority, TlsIdentity, node_name},
-    wire::{ClusterId, Entry, EntryKind, GroupId, Incarnation, MessageKind, NodeId, RaftMessage, Request, Response},
+    wire::{
+        ClusterId, Entry, EntryKind, GroupId, Incarnation, MessageKind, NodeId, RaftMessage, Request, Response,
+        SnapshotFile, SnapshotRequest,
+    },
 };
 use bytes::Bytes;
 use quinn::{Connection, Endpoint, RecvStream, SendStream, VarInt};
@@ -112,6 +115,7 @@ impl Certs {
 pub enum Heard {
     Raft(NodeId, Vec<RaftMessage>),
     Asked(NodeId, Request),
+    AskedForSnapshot(NodeId, SnapshotRequest),
     Answered(u64, Result<Response, AskError>),
     Unreachable(NodeId),
     Up(Identity),
@@ -170,12 +174,51 @@ impl Handler<Asked> for Above {
     }
 }
 
+/// What a node says to a question about a snapshot; nothing: it keeps the question open.
+pub type Serve = Box<dyn Fn(&SnapshotRequest) -> Option<Response>>;
+
+/// Answers for snapshots.
+pub struct Keeper {
+    heard: mpsc::UnboundedSender<Heard>,
+    serve: Serve,
+    kept: Vec<Responder>,
+}
+
+impl Actor for Keeper {
+    type Context = Context<Self>;
+}
+
+impl Handler<Asked> for Keeper {
+    type Result = ();
+    fn handle(&mut self, Asked { from, request, responder, .. }: Asked, _: &mut Self::Context) {
+        let Request::Snapshot(request) = request else { panic!("{request:?} is not about snapshots") };
+        match (self.serve)(&request) {
+            Some(response) => responder.answer(response),
+            None => self.kept.push(responder),
+        }
+        let _ = self.heard.send(Heard::AskedForSnapshot(from, request));
+    }
+}
+
+/// Lets go of the questions that were kept: their askers hear that the answer is lost.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct LetGo;
+
+impl Handler<LetGo> for Keeper {
+    type Result = ();
+    fn handle(&mut self, LetGo: LetGo, _: &mut Self::Context) {
+        self.kept.clear();
+    }
+}
+
 /// An honest node.
 pub struct Node {
     pub id: NodeId,
     pub address: SocketAddr,
     pub handle: TransportHandle,
     pub above: Addr<Above>,
+    pub keeper: Addr<Keeper>,
     heard: mpsc::UnboundedReceiver<Heard>,
     token: u64,
 }
@@ -200,24 +243,36 @@ pub fn node_with(
     questions: Questions,
     change: impl FnOnce(&mut QuicConfig),
 ) -> Node {
+    node_serving(certs, identity, questions, Box::new(|_| Some(Response::Gone)), change)
+}
+
+pub fn node_serving(
+    certs: &Certs,
+    identity: Identity,
+    questions: Questions,
+    serve: Serve,
+    change: impl FnOnce(&mut QuicConfig),
+) -> Node {
     let id = identity.id;
     let mut config = QuicConfig::new(local(), identity, certs.node(id));
     config.seed = id;
     change(&mut config);
     let (handle, address) = QuicTransport::start(config).unwrap();
     let (sender, heard) = mpsc::unbounded_channel();
+    let keeper = Keeper { heard: sender.clone(), serve, kept: Vec::new() }.start();
     let above = Above { heard: sender, questions, kept: Vec::new() }.start();
     let down = above.downgrade();
     let upward = Upward {
         received: down.clone().recipient(),
         asked: down.clone().recipient(),
         formation: down.clone().recipient(),
+        snapshots: keeper.downgrade().recipient(),
         unreachable: down.clone().recipient(),
         peer_up: down.clone().recipient(),
         peer_refused: down.recipient(),
     };
     handle.attach.do_send(Attach { upward });
-    Node { id, address, handle, above, heard, token: 0 }
+    Node { id, address, handle, above, keeper, heard, token: 0 }
 }
 
 /// An append that a test recognizes, with so many bytes.
@@ -233,6 +288,11 @@ pub fn heartbeat(term: u64) -> RaftMessage {
 
 pub fn read_index(n: u64) -> Request {
     Request::ReadIndex { remaining_ms: n }
+}
+
+/// So many bytes of a snapshot that every node here knows.
+pub fn piece(offset: u64, max: u32) -> SnapshotRequest {
+    SnapshotRequest::Read { file: SnapshotFile { bytes: 1 << 40, hash: [7; 32] }, index: 9, offset, max }
 }
 
 impl Node {
@@ -255,8 +315,12 @@ impl Node {
     }
 
     pub fn ask_within(&self, to: NodeId, id: u64, timeout: Duration) {
+        self.ask_for(to, id, read_index(id), timeout);
+    }
+
+    pub fn ask_for(&self, to: NodeId, id: u64, request: Request, timeout: Duration) {
         let reply_to = self.above.downgrade().recipient();
-        let ask = Ask { id, group: GroupId::FIRST, to, request: read_index(id), timeout, reply_to };
+        let ask = Ask { id, group: GroupId::FIRST, to, request, timeout, reply_to };
         self.handle.ask.do_send(ask);
     }
 
