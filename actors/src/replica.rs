@@ -17,8 +17,8 @@ use crate::{
     core::panic_message,
     entry::{Kind, Stamped, SystemCommand},
     log::store::{At, LogReader, Recovered, StoreError},
-    machine::{self, ApplyContext, StateMachine},
-    snapshot::Shelf,
+    machine::{self, ApplyContext, Frozen, StateMachine},
+    snapshot::{Shelf, SnapshotError},
     system_state::{GENESIS_INDEX, SystemState},
 };
 
@@ -31,6 +31,8 @@ pub struct Replica<S> {
     /// `None` on a node that holds nothing yet.
     system: Option<SystemState>,
     applied: u64,
+    /// The term of the entry there, or of the snapshot.
+    applied_term: u64,
     /// What a durable machine held when it was opened: up to here commands are not applied to it again.
     holds: u64,
 }
@@ -97,6 +99,16 @@ pub enum Broken {
     /// The log could not be read.
     #[error("replaying the log: {0}")]
     Log(String),
+    /// No snapshot that the log names can be used.
+    #[error(
+        "this node has no snapshot to start from: {problems}. \
+         Restore its directory from a copy, add the node again under a new id with an empty directory, \
+         or make a new cluster from a backup with `actorum restore`"
+    )]
+    NoSnapshot {
+        /// What is wrong with each, newest first, by the name of its file.
+        problems: String,
+    },
     /// A durable machine that does not belong to this log.
     #[error(
         "the state machine holds commands up to {}, but {because}. \
@@ -116,7 +128,7 @@ impl<S: StateMachine> Replica<S> {
     /// A replica of a node that holds nothing yet.
     pub fn new(machine: S) -> Replica<S> {
         let holds = machine.applied().map_or(0, |(index, _)| index);
-        Replica { machine, system: None, applied: 0, holds }
+        Replica { machine, system: None, applied: 0, applied_term: 0, holds }
     }
 
     /// The application's state.
@@ -132,6 +144,32 @@ impl<S: StateMachine> Replica<S> {
     /// The last index applied; zero before the genesis.
     pub fn applied(&self) -> u64 {
         self.applied
+    }
+
+    /// The term of the last index applied; zero before the genesis.
+    pub fn applied_term(&self) -> u64 {
+        self.applied_term
+    }
+
+    /// Everything as it is now, for a snapshot: index, term, our state, and the machine's, to be written elsewhere.
+    ///
+    /// Unlike a [`Broken`], an error here, also a panic of the machine, is final for that snapshot only: the machine was only
+    /// looked at.
+    pub fn freeze(&self) -> Result<(u64, u64, SystemState, Frozen), SnapshotError> {
+        let at = At(self.applied, self.applied_term);
+        let Some(system) = &self.system else {
+            return Err(SnapshotError("there is nothing to take a snapshot of: this node holds nothing yet".into()));
+        };
+        // A durable machine that is ahead of what is applied again would be labelled with an index that it is past.
+        if self.applied < self.holds {
+            let holds = self.holds;
+            return Err(SnapshotError(format!("the state machine holds {holds} already, and the log is at {at}")));
+        }
+        let frozen = caught(|| format!("freezing its state at {at}"), || self.machine.snapshot());
+        let frozen = frozen.map_err(|broken| SnapshotError(broken.to_string()))?;
+        let frozen = frozen
+            .map_err(|error| SnapshotError(format!("the state machine cannot freeze its state at {at}: {error}")));
+        Ok((self.applied, self.applied_term, system.clone(), frozen?))
     }
 
     /// Applies the next committed entry.
@@ -179,7 +217,7 @@ impl<S: StateMachine> Replica<S> {
                 }
             }
         };
-        self.applied = entry.index;
+        (self.applied, self.applied_term) = (entry.index, entry.term);
         Ok(done)
     }
 
@@ -202,7 +240,7 @@ impl<S: StateMachine> Replica<S> {
             None => {}
         }
         self.system = Some(system);
-        self.applied = snapshot.index;
+        (self.applied, self.applied_term) = (snapshot.index, snapshot.term);
         Ok(())
     }
 
@@ -237,14 +275,20 @@ pub struct Replayed<S> {
     /// The last index applied; the core starts from here. Also the commit index: what a durable
     /// machine applied was committed, so the commit index of the hard state is raised to it.
     pub applied: u64,
-    /// The last index that the snapshot covers.
+    /// The term of the entry there.
+    pub applied_term: u64,
+    /// The last index that the snapshot covers which it started from.
     pub snapshot_index: u64,
+    /// The snapshots whose files are good, ascending: only these are handed to peers, and started from. A damaged one that
+    /// the log still names is not among them.
+    pub snapshots: Vec<Snapshot>,
 }
 
-/// Rebuilds the state from the snapshot and the log, up to what is known to be committed.
+/// Rebuilds the state from the newest snapshot whose file is good and the log after it, up to what is known to be
+/// committed.
 ///
 /// Blocks on the disk and runs the application's `apply`: call it where that is allowed. The log is read in
-/// chunks of 4 MiB.
+/// chunks of 4 MiB, and every snapshot's file once before anything is restored from one.
 pub fn replay<S: StateMachine>(
     group: GroupId,
     reader: &dyn LogReader,
@@ -254,17 +298,21 @@ pub fn replay<S: StateMachine>(
 ) -> Result<Replayed<S>, Broken> {
     let holds = machine.applied().filter(|(index, _)| *index > 0);
     let mut replica = Replica::new(machine);
-    let Some(snapshot) = recovered.newest() else {
+    let Some(newest) = recovered.newest() else {
         if let Some((index, term)) = holds {
             return Err(Broken::NotThisLog { index, term, because: "the log is empty".into() });
         }
-        return Ok(Replayed { replica, system: None, applied: 0, snapshot_index: 0 });
+        let (snapshots, system) = (Vec::new(), None);
+        return Ok(Replayed { replica, system, applied: 0, applied_term: 0, snapshot_index: 0, snapshots });
     };
+    let snapshots = usable(recovered, shelf)?;
+    let snapshot = snapshots.last().unwrap_or(newest);
     if let Some((index, term)) = holds {
         in_this_log(recovered, snapshot, index, term)?;
     }
     replica.restore(snapshot, shelf)?;
-    let commit = recovered.hard_state.commit.max(replica.holds).max(snapshot.index);
+    // What the newest snapshot covers was committed, also if it is damaged and another is the start.
+    let commit = recovered.hard_state.commit.max(replica.holds).max(newest.index);
     while replica.applied < commit {
         let next = replica.applied + 1;
         let unreadable = |error: StoreError| Broken::Log(error.to_string());
@@ -277,7 +325,33 @@ pub fn replay<S: StateMachine>(
         }
     }
     let system = replica.system.clone().map(Arc::new);
-    Ok(Replayed { applied: replica.applied, snapshot_index: snapshot.index, replica, system })
+    let (applied, applied_term) = (replica.applied, replica.applied_term);
+    Ok(Replayed { applied, applied_term, snapshot_index: snapshot.index, snapshots, replica, system })
+}
+
+/// The snapshots that can be started from, ascending; never none.
+fn usable(recovered: &Recovered, shelf: &Shelf) -> Result<Vec<Snapshot>, Broken> {
+    let (mut usable, mut problems) = (Vec::new(), Vec::new());
+    for snapshot in recovered.snapshots.iter().rev() {
+        let wrong = match shelf.verify(snapshot) {
+            // The entries between it and the log are gone.
+            Ok(()) if snapshot.index < recovered.base() => {
+                let first = recovered.base() + 1;
+                format!("the snapshot at {} is good, but the log begins only at {first}", snapshot.index)
+            }
+            Ok(()) => {
+                usable.insert(0, snapshot.clone());
+                continue;
+            }
+            Err(error) => error.to_string(),
+        };
+        tracing::warn!(index = snapshot.index, term = snapshot.term, %wrong, "a snapshot cannot be started from");
+        problems.push(wrong);
+    }
+    match usable.is_empty() {
+        true => Err(Broken::NoSnapshot { problems: problems.join("; ") }),
+        false => Ok(usable),
+    }
 }
 
 /// A durable machine must hold a prefix of this very log.

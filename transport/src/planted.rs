@@ -20,11 +20,13 @@ pub enum Planted {
     CutOneTooFew,
     SecondChange,
     SyncErrorIgnored,
+    SnapshotMislabelled,
+    InstalledWithoutDirectorySync,
 }
 
 impl Planted {
     /// All of them.
-    pub const ALL: [Planted; 12] = [
+    pub const ALL: [Planted; 14] = [
         Planted::AcknowledgedBeforeSync,
         Planted::VoteForgotten,
         Planted::OverwrittenCounted,
@@ -37,6 +39,8 @@ impl Planted {
         Planted::CutOneTooFew,
         Planted::SecondChange,
         Planted::SyncErrorIgnored,
+        Planted::SnapshotMislabelled,
+        Planted::InstalledWithoutDirectorySync,
     ];
 
     /// What is wrong.
@@ -54,6 +58,8 @@ impl Planted {
             Planted::CutOneTooFew => "conflict truncation loses one entry too few",
             Planted::SecondChange => "membership change started before the previous one is applied",
             Planted::SyncErrorIgnored => "sync error retried as success",
+            Planted::SnapshotMislabelled => "snapshot labelled with the wrong index",
+            Planted::InstalledWithoutDirectorySync => "snapshot installed without syncing the directory",
         }
     }
 }

@@ -126,7 +126,7 @@ pub struct ConfState {
 pub struct SnapshotFile {
     /// Its length, in bytes.
     pub bytes: u64,
-    /// BLAKE3 of all of it.
+    /// BLAKE3 of all of it but its last 32 bytes, which are this hash.
     #[serde(with = "serde_bytes")]
     pub hash: [u8; 32],
 }

@@ -2,8 +2,12 @@
 //!
 //! A [`Snapshot`](actorum_transport::wire::Snapshot) as raft-rs, the log's store and the peers see it is a descriptor of a
 //! few hundred bytes: index, term, configuration, our own system state, and which file holds the state machine's. The file
-//! lies on the [`shelf`].
+//! lies on the [`shelf`]; [`file`] is its form, and [`files`] what the shelf is made of.
 
 pub mod shelf;
+pub mod file;
+pub mod files;
+#[cfg(any(test, feature = "testkit"))]
+pub mod simulated;
 
 pub use shelf::{Receiving, Shelf, SnapshotError};

@@ -1,15 +1,45 @@
 //! The shelf: where the files of snapshots are built, received, kept and read.
+//!
+//! ```text
+//!  build    building-<index>.tmp            write ─▶ sync ─┐
+//!  receive  receiving-<index>-<hash>.part   pieces ─▶ verify ─▶ sync ─┤
+//!                                                          rename ─▶ snapshot-<index>-<hash>.actorum ─▶ sync of the names
+//! ```
+//!
+//! A file has its final name only once it is whole and durable, so a crash at any step leaves either no such file or a good
+//! one. What has another name is never read as a snapshot, only gone on with ([`Shelf::receive`]) or swept
+//! ([`Shelf::keep`]).
+//!
+//! Deliberately absent: which snapshots are wanted, threads, and the wish to wait: a call returns when it is done, and says by
+//! [`Shelf::blocks`] whether that may wait for a device.
 
 use std::{
-    collections::BTreeMap,
-    io::{self, Read},
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    io::{self, BufReader, Read, Seek, SeekFrom, Write},
+    panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use actorum_transport::wire::{Incarnation, NodeId, Snapshot, SnapshotFile};
+use actorum_transport::{
+    planted::{self, Planted},
+    wire::{Incarnation, NodeId, Snapshot, SnapshotFile},
+};
 use bytes::Bytes;
 
-use crate::{machine::Frozen, system_state::SystemState};
+use super::{
+    file::{FileError, HASH_BYTES, Header, Reader, Writer},
+    files::{Appending, Files, InDirectory, InMemory, Reading},
+};
+use crate::{core::panic_message, log::store::At, machine::Frozen, system_state::SystemState};
+
+/// A peer gets no more than this in one piece.
+pub const MAX_PIECE_BYTES: u32 = 1 << 20;
+
+/// How many files that nobody has asked to keep yet are left alone; see [`Shelf::keep`].
+const MAX_FRESH: usize = 2;
 
 /// What a snapshot is made of.
 pub struct Content {
@@ -25,85 +55,472 @@ pub struct Content {
     pub state: Frozen,
 }
 
-/// Where the files of snapshots are.
-pub struct Shelf {}
+/// Where the files of snapshots are. Cheap to share; every method may be called from any thread.
+pub struct Shelf {
+    files: Arc<dyn Files>,
+    marks: Arc<Mutex<Marks>>,
+}
+
+/// What this process does with files, and no sweeping may disturb.
+#[derive(Default)]
+struct Marks {
+    /// Being written.
+    busy: BTreeSet<String>,
+    /// Complete since the start, and not yet among the kept ones: (index, name).
+    fresh: BTreeSet<(u64, String)>,
+}
 
 impl Shelf {
     /// A shelf that is lost with the process.
     pub fn memory() -> Shelf {
-        Shelf {}
+        Shelf::over(Arc::new(InMemory::default()))
     }
 
     /// The shelf in a directory, which is made if there is none.
-    pub fn in_directory(_dir: &Path) -> io::Result<Shelf> {
-        Ok(Shelf {})
+    pub fn in_directory(dir: &Path) -> io::Result<Shelf> {
+        Ok(Shelf::over(Arc::new(InDirectory::open(dir)?)))
+    }
+
+    /// The shelf over any folder of files.
+    pub fn over(files: Arc<dyn Files>) -> Shelf {
+        Shelf { files, marks: Arc::default() }
     }
 
     /// Whether a call may wait for a device.
     pub fn blocks(&self) -> bool {
-        true
+        self.files.blocks()
     }
 
-    /// Removes the files that are not of these snapshots. What is being received stays: it may go on where it stopped.
-    pub fn keep(&self, _kept: &[Snapshot]) -> Result<(), SnapshotError> {
-        Ok(())
+    /// Removes the files that are not of these snapshots, and what was left half written.
+    ///
+    /// What is being built or received now stays. So does the partial file of the newest snapshot that was being received,
+    /// if it is newer than these: it may go on where it stopped. And so do the newest two files that were completed by this
+    /// process and are newer than these: whoever completed them has yet to say that they are kept. At a start there are none of those.
+    ///
+    /// Goes on after an error, and returns the first.
+    pub fn keep(&self, kept: &[Snapshot]) -> Result<(), SnapshotError> {
+        let mut names = BTreeSet::new();
+        for snapshot in kept {
+            names.extend(described(snapshot)?.1.map(|file| complete_name(snapshot.index, &file)));
+        }
+        let newest = kept.iter().map(|snapshot| snapshot.index).max().unwrap_or(0);
+        let found = self.files.list().map_err(|error| failed("listing the snapshots", error))?;
+        let mut marks = self.marks();
+        marks.fresh.retain(|(index, name)| *index > newest && !names.contains(name));
+        while marks.fresh.len() > MAX_FRESH {
+            marks.fresh.pop_first();
+        }
+        names.extend(marks.fresh.iter().map(|(_, name)| name.clone()));
+        names.extend(marks.busy.iter().cloned());
+        let partial = |(name, length): &(String, u64)| Some((receiving_index(name)?, *length, Reverse(name.clone())));
+        let receives = names.iter().any(|name| receiving_index(name).is_some());
+        let resumable = found.iter().filter_map(partial).filter(|(index, ..)| *index > newest && !receives).max();
+        names.extend(resumable.map(|(_, _, Reverse(name))| name));
+        drop(marks);
+        // No sync of the names: what comes back after a crash is swept at the start.
+        let unwanted = found.iter().map(|(name, _)| name).filter(|name| is_ours(name) && !names.contains(*name));
+        let removed: Vec<_> = unwanted.map(|name| self.sweep(name)).collect();
+        removed.into_iter().collect()
+    }
+
+    fn sweep(&self, name: &str) -> Result<(), SnapshotError> {
+        // Whoever writes it has begun after the look at what is there.
+        let Ok(_busy) = self.busy(name) else { return Ok(()) };
+        self.remove(name)
     }
 
     /// Builds the file of a snapshot. Durable under its name when it returns. `progress` hears the bytes written so far.
-    pub fn build(&self, _content: Content, _progress: &mut dyn FnMut(u64)) -> Result<Snapshot, SnapshotError> {
-        Err(SnapshotError("not yet".into()))
+    ///
+    /// An error of the disk or of the machine, and a panic of the machine, end this snapshot only: nothing of it stays.
+    pub fn build(&self, content: Content, progress: &mut dyn FnMut(u64)) -> Result<Snapshot, SnapshotError> {
+        let Content { index, term, system, formed_with, state } = content;
+        let index = index + u64::from(planted::is(Planted::SnapshotMislabelled));
+        let name = format!("building-{index:020}.tmp");
+        let building = self.busy(&name)?;
+        let header = Header::new(index, term, system.clone(), formed_with.clone());
+        let built = self.write(&name, &header, state, progress).and_then(|file| {
+            let encoded = system.snapshot(index, term, file, formed_with);
+            let snapshot =
+                encoded.map_err(|error| SnapshotError(format!("encoding the descriptor of {index}: {error}")))?;
+            self.publish(&name, index, &file, true)?;
+            Ok(snapshot)
+        });
+        if built.is_err() {
+            // Best effort: what stays is swept.
+            let _ = self.remove(&name);
+        }
+        drop(building);
+        built
     }
 
-    /// Reads the whole file and compares it with what the snapshot says.
-    pub fn verify(&self, _snapshot: &Snapshot) -> Result<(), SnapshotError> {
-        Err(SnapshotError("not yet".into()))
-    }
-
-    /// The machine's state of a snapshot that has a file.
-    pub fn open(&self, _snapshot: &Snapshot) -> Result<Box<dyn Read + Send>, SnapshotError> {
-        Err(SnapshotError("not yet".into()))
-    }
-
-    /// Whether the complete file is here.
-    pub fn has(&self, _index: u64, _file: &SnapshotFile) -> bool {
-        false
-    }
-
-    /// Bytes of the file as it lies on the disk; `None` if it is not here (any more).
-    pub fn read(
+    fn write(
         &self,
-        _index: u64,
-        _file: &SnapshotFile,
-        _offset: u64,
-        _max: u32,
-    ) -> Result<Option<Bytes>, SnapshotError> {
-        Ok(None)
+        name: &str,
+        header: &Header,
+        state: Frozen,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<SnapshotFile, SnapshotError> {
+        self.remove(name)?;
+        let file = self.files.create(name).map_err(|error| failed(&format!("creating {name}"), error))?;
+        let writing = |error: FileError| SnapshotError(format!("writing {name}: {error}"));
+        let mut told = Told { writer: Writer::begin(file, header).map_err(writing)?, progress, said: 0 };
+        let at = At(header.index, header.term);
+        // What a panic leaves half done is a file that is removed, and a state that nobody looks at again.
+        let state = catch_unwind(AssertUnwindSafe(|| state.write_to(&mut told)));
+        let Told { writer, progress, .. } = told;
+        match (state, writer.failed()) {
+            (Err(panic), _) => {
+                let panic = panic_message(&*panic);
+                return Err(SnapshotError(format!("the state machine panicked writing its state at {at}: {panic}")));
+            }
+            // Before the machine's own words, which may hide it, and even if it overlooked it.
+            (_, Some(error)) => return Err(SnapshotError(format!("writing {name}: {error}"))),
+            (Ok(Err(error)), None) => {
+                return Err(SnapshotError(format!("the state machine could not write its state at {at}: {error}")));
+            }
+            (Ok(Ok(())), None) => {}
+        }
+        let (mut file, written) = writer.finish().map_err(writing)?;
+        progress(written.bytes);
+        // Promise: what has a snapshot's name is whole, also after a power cut; so the content before the name.
+        file.sync().map_err(|error| failed(&format!("syncing {name}"), error))?;
+        Ok(written)
+    }
+
+    /// Gives a synced file its final name.
+    fn publish(&self, name: &str, index: u64, file: &SnapshotFile, sync_names: bool) -> Result<(), SnapshotError> {
+        let last = complete_name(index, file);
+        let before = self.has(index, file);
+        // First, so that no sweep sees the name without the mark.
+        self.marks().fresh.insert((index, last.clone()));
+        let renamed = self.files.rename(name, &last);
+        let renamed = renamed.map_err(|error| failed(&format!("renaming {name} to {last}"), error));
+        let synced = renamed.and_then(|()| match sync_names {
+            // The log is cut once this returns: a name that a power cut can take would take the state with it.
+            true => self.files.sync_names().map_err(|error| failed(&format!("making {last} durable"), error)),
+            false => Ok(()),
+        });
+        if synced.is_err() && !before {
+            // Nobody may find it and take it for durable.
+            let _ = self.remove(&last);
+            self.marks().fresh.remove(&(index, last));
+        }
+        synced
+    }
+
+    /// Reads the whole file and compares it with what the snapshot says: its hash, its header, every chunk. A genesis has
+    /// no file, and is as it is.
+    pub fn verify(&self, snapshot: &Snapshot) -> Result<(), SnapshotError> {
+        let Some(file) = described(snapshot)?.1 else { return Ok(()) };
+        self.verify_named(&complete_name(snapshot.index, &file), snapshot)
+    }
+
+    fn verify_named(&self, name: &str, snapshot: &Snapshot) -> Result<(), SnapshotError> {
+        let (reader, expected) = self.reader(name, snapshot)?;
+        let found = reader.verify().map_err(|error| SnapshotError(format!("{name}: {error}")))?;
+        if found != expected {
+            return Err(SnapshotError(format!("{name}: it is {found:?}, and {expected:?} was announced")));
+        }
+        Ok(())
+    }
+
+    /// The machine's state of a snapshot that has a file. It is read chunk by chunk; no byte is given out before its chunk
+    /// was checked, nor the end before the whole file was.
+    pub fn open(&self, snapshot: &Snapshot) -> Result<Box<dyn Read + Send>, SnapshotError> {
+        let Some(file) = described(snapshot)?.1 else {
+            return Err(SnapshotError(format!("the snapshot at {} has no file", At(snapshot.index, snapshot.term))));
+        };
+        Ok(Box::new(self.reader(&complete_name(snapshot.index, &file), snapshot)?.0))
+    }
+
+    /// A reader of the file under that name, which must be what the snapshot says as far as can be seen without reading it all.
+    fn reader(&self, name: &str, snapshot: &Snapshot) -> Result<(FileReader, SnapshotFile), SnapshotError> {
+        let (system, file) = described(snapshot)?;
+        let expected = file.ok_or_else(|| SnapshotError(format!("the snapshot at {} has no file", snapshot.index)))?;
+        let doing = |error| failed(&format!("reading {name}"), error);
+        let mut opened = self.files.open(name).map_err(doing)?;
+        let ending = ending(&mut *opened).map_err(doing)?;
+        let reader = Reader::begin(BufReader::new(opened));
+        let reader = reader.map_err(|error| SnapshotError(format!("{name}: {error}")))?;
+        let header = reader.header();
+        let other = |what: &str, found: &dyn fmt::Display, expected: &dyn fmt::Display| {
+            Err(SnapshotError(format!("{name}: it is of {what} {found}, and the snapshot of {what} {expected}")))
+        };
+        if header.cluster != system.cluster {
+            return other("cluster", &header.cluster, &system.cluster);
+        }
+        if header.index != snapshot.index {
+            return other("index", &header.index, &snapshot.index);
+        }
+        if header.term != snapshot.term {
+            return other("term", &header.term, &snapshot.term);
+        }
+        if header.conf != snapshot.conf || header.system != system {
+            return Err(SnapshotError(format!("{name}: its members or their state are not the snapshot's")));
+        }
+        if ending.0 < expected.bytes {
+            let (has, wants) = (ending.0, expected.bytes);
+            return Err(SnapshotError(format!("{name}: it is truncated: it has {has} bytes of {wants}")));
+        }
+        if ending != (expected.bytes, Some(expected.hash)) {
+            return Err(SnapshotError(format!("{name}: it is not the file of that hash ({expected:?})")));
+        }
+        Ok((reader, expected))
+    }
+
+    /// Whether the complete file is here, as far as its name, length and last bytes say.
+    pub fn has(&self, index: u64, file: &SnapshotFile) -> bool {
+        let opened = self.files.open(&complete_name(index, file));
+        opened.and_then(|mut opened| ending(&mut *opened)).is_ok_and(|found| found == (file.bytes, Some(file.hash)))
+    }
+
+    /// Bytes of the file as it lies on the disk, [`MAX_PIECE_BYTES`] at most; none past its end; `None` if it is not here
+    /// (any more).
+    pub fn read(&self, index: u64, file: &SnapshotFile, offset: u64, max: u32) -> Result<Option<Bytes>, SnapshotError> {
+        let name = complete_name(index, file);
+        let mut opened = match self.files.open(&name) {
+            Ok(opened) => opened,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(failed(&format!("reading {name}"), error)),
+        };
+        let most = u64::from(max.min(MAX_PIECE_BYTES)).min(file.bytes.saturating_sub(offset));
+        let mut piece = Vec::new();
+        let got = opened.seek(SeekFrom::Start(offset)).and_then(|_| opened.take(most).read_to_end(&mut piece));
+        got.map_err(|error| failed(&format!("reading {name}"), error))?;
+        Ok(Some(piece.into()))
     }
 
     /// Begins to receive the file of a snapshot, or goes on where an earlier attempt stopped.
-    pub fn receive(&self, _snapshot: &Snapshot) -> Result<Receiving, SnapshotError> {
-        Err(SnapshotError("not yet".into()))
+    ///
+    /// What an earlier process received and a crash took a part of is found out by [`Receiving::finish`] at the latest.
+    pub fn receive(&self, snapshot: &Snapshot) -> Result<Receiving, SnapshotError> {
+        let Some(expected) = described(snapshot)?.1 else {
+            return Err(SnapshotError(format!("the snapshot at {} has no file", At(snapshot.index, snapshot.term))));
+        };
+        let name = receiving_name(snapshot.index, &expected);
+        let busy = self.busy(&name)?;
+        let shelf = Shelf { files: self.files.clone(), marks: self.marks.clone() };
+        let snapshot = snapshot.clone();
+        if self.has(snapshot.index, &expected) {
+            return Ok(Receiving {
+                shelf,
+                snapshot,
+                expected,
+                name,
+                file: None,
+                offset: expected.bytes,
+                stopped: false,
+                busy,
+            });
+        }
+        let doing = |error| failed(&format!("opening {name}"), error);
+        let mut file = match self.files.append(&name) {
+            Ok(file) => file,
+            // The name is not made durable: a partial file that a power cut takes is begun again.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => self.files.create(&name).map_err(doing)?,
+            Err(error) => return Err(doing(error)),
+        };
+        let mut offset = file.length().map_err(doing)?;
+        if offset > expected.bytes {
+            file.cut(0).map_err(doing)?;
+            offset = 0;
+        }
+        Ok(Receiving { shelf, snapshot, expected, name, file: Some(file), offset, stopped: false, busy })
+    }
+
+    /// Removes a file that may not be there.
+    fn remove(&self, name: &str) -> Result<(), SnapshotError> {
+        match self.files.remove(name) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(&format!("removing {name}"), error)),
+            _ => Ok(()),
+        }
+    }
+
+    fn busy(&self, name: &str) -> Result<Busy, SnapshotError> {
+        if !self.marks().busy.insert(name.to_owned()) {
+            return Err(SnapshotError(format!("{name} is being written already")));
+        }
+        Ok(Busy { marks: self.marks.clone(), name: name.to_owned() })
+    }
+
+    fn marks(&self) -> MutexGuard<'_, Marks> {
+        locked(&self.marks)
     }
 }
 
-/// A file that is being received.
-pub struct Receiving {}
+type FileReader = Reader<BufReader<Box<dyn Reading>>>;
+
+/// A file that is being received. Dropped, it leaves what it has for the next attempt.
+pub struct Receiving {
+    shelf: Shelf,
+    snapshot: Snapshot,
+    expected: SnapshotFile,
+    name: String,
+    /// `None`: the complete file is here already.
+    file: Option<Box<dyn Appending>>,
+    offset: u64,
+    /// A write failed, and what it left could not be cut off: the file is longer than `offset`.
+    stopped: bool,
+    busy: Busy,
+}
 
 impl Receiving {
     /// How many bytes are here: the next piece begins there.
     pub fn offset(&self) -> u64 {
-        0
+        self.offset
     }
 
-    /// Adds the next piece. One that begins elsewhere, or goes past the end, is an error, and changes nothing.
-    pub fn push(&mut self, _offset: u64, _piece: &[u8]) -> Result<(), SnapshotError> {
+    /// How many bytes there are to be.
+    pub fn bytes(&self) -> u64 {
+        self.expected.bytes
+    }
+
+    /// Adds the next piece. One that begins elsewhere, or goes past the end, is an error, and changes nothing. So does a
+    /// full disk: what was received before stays, and the same piece may be tried again.
+    pub fn push(&mut self, offset: u64, piece: &[u8]) -> Result<(), SnapshotError> {
+        self.usable()?;
+        let Receiving { name, offset: here, .. } = self;
+        if offset != *here {
+            return Err(SnapshotError(format!("{name}: a piece begins at {offset}, and {here} comes next")));
+        }
+        let rest = self.expected.bytes - offset;
+        if piece.len() as u64 > rest {
+            let length = piece.len();
+            return Err(SnapshotError(format!("{name}: a piece of {length} bytes goes past the end, {rest} are left")));
+        }
+        let Some(file) = &mut self.file else { return Ok(()) };
+        if let Err(error) = file.write_all(piece) {
+            // If this fails, too, the next attempt finds a longer file: what it has more is still of this piece.
+            self.stopped = file.cut(offset).is_err();
+            return Err(failed(&format!("writing {}", self.name), error));
+        }
+        self.offset += piece.len() as u64;
         Ok(())
     }
 
     /// All bytes are here: verifies the whole, and makes it durable under its name. A file that is not what was announced
-    /// is removed.
+    /// is removed, so that the next attempt starts anew.
     pub fn finish(self) -> Result<(), SnapshotError> {
-        Ok(())
+        self.usable()?;
+        let Receiving { shelf, snapshot, expected, name, file, offset, busy, .. } = self;
+        if offset != expected.bytes {
+            let wants = expected.bytes;
+            return Err(SnapshotError(format!("{name}: only {offset} of {wants} bytes are here")));
+        }
+        let last = complete_name(snapshot.index, &expected);
+        let Some(mut file) = file else {
+            // An earlier attempt completed it. Whether its name is durable is not known.
+            shelf.verify_named(&last, &snapshot)?;
+            return shelf.files.sync_names().map_err(|error| failed(&format!("making {last} durable"), error));
+        };
+        let good = shelf.verify_named(&name, &snapshot).and_then(|()| {
+            // Before the name, as in a build. After a sync that failed nobody knows what the disk has: it goes, too.
+            file.sync().map_err(|error| failed(&format!("syncing {name}"), error))
+        });
+        if good.is_err() {
+            let _ = shelf.remove(&name);
+        }
+        good?;
+        let synced = !planted::is(Planted::InstalledWithoutDirectorySync);
+        let published = shelf.publish(&name, snapshot.index, &expected, synced);
+        drop(busy);
+        published
+    }
+
+    fn usable(&self) -> Result<(), SnapshotError> {
+        match self.stopped {
+            true => Err(SnapshotError(format!("{}: it could not be written before: receive it anew", self.name))),
+            false => Ok(()),
+        }
+    }
+}
+
+/// Keeps a file from being swept, or written twice at once.
+struct Busy {
+    marks: Arc<Mutex<Marks>>,
+    name: String,
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        locked(&self.marks).busy.remove(&self.name);
+    }
+}
+
+fn locked(marks: &Mutex<Marks>) -> MutexGuard<'_, Marks> {
+    marks.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A writer that tells how far it is, once per chunk.
+struct Told<'a> {
+    writer: Writer<Box<dyn Appending>>,
+    progress: &'a mut dyn FnMut(u64),
+    said: u64,
+}
+
+impl Write for Told<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let taken = self.writer.write(bytes)?;
+        let written = self.writer.bytes();
+        if written > self.said {
+            self.said = written;
+            (self.progress)(written);
+        }
+        Ok(taken)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.writer.flush()
+    }
+}
+
+/// A file's length and the hash at its end. Leaves it at its beginning.
+fn ending(file: &mut dyn Reading) -> io::Result<(u64, Option<[u8; 32]>)> {
+    let length = file.seek(SeekFrom::End(0))?;
+    let hash = match length.checked_sub(HASH_BYTES) {
+        None => None,
+        Some(at) => {
+            let mut hash = [0; HASH_BYTES as usize];
+            file.seek(SeekFrom::Start(at))?;
+            file.read_exact(&mut hash)?;
+            Some(hash)
+        }
+    };
+    file.seek(SeekFrom::Start(0))?;
+    Ok((length, hash))
+}
+
+fn described(snapshot: &Snapshot) -> Result<(SystemState, Option<SnapshotFile>), SnapshotError> {
+    SystemState::of(snapshot).map_err(|error| {
+        SnapshotError(format!("cannot decode the snapshot at {}: {error}", At(snapshot.index, snapshot.term)))
+    })
+}
+
+/// The name of the complete file.
+pub fn complete_name(index: u64, file: &SnapshotFile) -> String {
+    format!("snapshot-{index:020}-{file}.actorum")
+}
+
+fn receiving_name(index: u64, file: &SnapshotFile) -> String {
+    format!("receiving-{index:020}-{file}.part")
+}
+
+fn receiving_index(name: &str) -> Option<u64> {
+    name.strip_prefix("receiving-")?.strip_suffix(".part")?.split('-').next()?.parse().ok()
+}
+
+/// Whether it is a name that this module gives. What else is in the folder is somebody's, and stays.
+fn is_ours(name: &str) -> bool {
+    let forms = [("snapshot-", ".actorum"), ("building-", ".tmp"), ("receiving-", ".part")];
+    forms.iter().any(|(first, last)| name.starts_with(first) && name.ends_with(last))
+}
+
+fn failed(doing: &str, error: io::Error) -> SnapshotError {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            SnapshotError(format!("{doing} failed, the disk is full: {error}"))
+        }
+        _ => SnapshotError(format!("{doing} failed: {error}")),
     }
 }
 
@@ -111,3 +528,7 @@ impl Receiving {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct SnapshotError(pub String);
+
+#[cfg(test)]
+#[path = "shelf_tests.rs"]
+mod tests;

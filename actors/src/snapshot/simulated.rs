@@ -1,0 +1,515 @@
+//! Simulated files: a folder in memory that loses power as a filesystem does.
+//!
+//! ```text
+//!  SimulatedFiles ── outlives every shelf opened on it
+//!    names      what is seen            ┐ create, rename, remove ─▶ unsynced ─▶ sync of the names ─▶ durable
+//!    unsynced   what a power cut takes  ┘
+//!    files      content ─▶ sync ─▶ durable; of what was not synced some may survive, and some may be torn
+//! ```
+//!
+//! Before every [`Step`] it asks its [`Decide`] whether that happens, fails, or the power goes instead; the log's
+//! [simulated disk](crate::log::simulated) does the same, with the same words.
+//!
+//! Deliberately absent: threads, clocks, latency, and dice of its own. That cutting a file short is not durable at once is not simulated.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    io::{self, Read, Seek, SeekFrom, Write},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use super::files::{Appending, Files, Reading, read_at, seek_in};
+pub use crate::log::simulated::{Answer, Loss};
+
+/// What is done to the files, one at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Step {
+    /// The names are listed, or a file is opened or read.
+    Read,
+    /// A new name appears.
+    Create,
+    /// Bytes are appended. A failure, and a power cut, leave a part of them.
+    Write,
+    /// A file is cut short.
+    Cut,
+    /// A file's content becomes durable.
+    Sync,
+    /// A file gets another name.
+    Rename,
+    /// A name goes.
+    Remove,
+    /// The names become durable.
+    SyncNames,
+}
+
+/// Who decides what happens. `()` lets everything happen.
+///
+/// Called outside all locks: it may look at the files.
+pub trait Decide: Send + Sync {
+    /// Asked before each step.
+    fn step(&self, _step: Step) -> Answer {
+        Answer::Go
+    }
+
+    /// The power went, as answered; what of it is lost is for [`SimulatedFiles::crash`] to say.
+    fn power_is_gone(&self) {}
+}
+
+impl Decide for () {}
+
+/// What was done, and what was done to it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Counters {
+    pub steps: u64,
+    /// Steps that failed.
+    pub failed: u64,
+    /// Steps in the place of which the power went.
+    pub power_cuts: u64,
+    pub crashes: u64,
+    pub kills: u64,
+    /// Changes of names that a crash took.
+    pub lost_names: u64,
+    /// Bytes that a crash took.
+    pub lost_bytes: u64,
+    /// Files of which a crash left something that was never written.
+    pub torn_files: u64,
+    pub flipped_bits: u64,
+    pub wiped: u64,
+}
+
+/// A copy of everything that is durable, to be brought back later.
+#[derive(Clone, Debug)]
+pub struct Backup(BTreeMap<String, Vec<u8>>);
+
+/// The files of one node. Clones are the same files.
+#[derive(Clone)]
+pub struct SimulatedFiles(Arc<Mutex<Folder>>);
+
+struct Folder {
+    decide: Arc<dyn Decide>,
+    /// Which opening is the present one: handles of an earlier one do nothing.
+    life: u64,
+    /// The power went in the middle of a step, and nobody has said yet what is lost.
+    cut: bool,
+    names: BTreeMap<String, u64>,
+    /// The names as they are durable.
+    durable: BTreeMap<String, u64>,
+    /// What changed since the names were synced, oldest first.
+    unsynced: Vec<Renamed>,
+    files: BTreeMap<u64, Content>,
+    made: u64,
+    counters: Counters,
+}
+
+/// One change of names, which happens as a whole: per name which file it is of after it.
+type Renamed = Vec<(String, Option<u64>)>;
+
+#[derive(Clone, Default)]
+struct Content {
+    bytes: Vec<u8>,
+    /// So much of it is durable.
+    synced: usize,
+}
+
+impl SimulatedFiles {
+    /// An empty folder.
+    pub fn new(decide: Arc<dyn Decide>) -> SimulatedFiles {
+        SimulatedFiles(Arc::new(Mutex::new(Folder {
+            decide,
+            life: 0,
+            cut: false,
+            names: BTreeMap::new(),
+            durable: BTreeMap::new(),
+            unsynced: Vec::new(),
+            files: BTreeMap::new(),
+            made: 0,
+            counters: Counters::default(),
+        })))
+    }
+
+    /// Begins a new life of it, for a [`Shelf::over`](super::Shelf::over) it: what was opened before is inert from here on.
+    pub fn open(&self) -> Arc<dyn Files> {
+        let mut folder = self.lock();
+        if folder.cut {
+            folder.settle(Loss::All, 0);
+        }
+        folder.life += 1;
+        Arc::new(Life { files: self.clone(), life: folder.life })
+    }
+
+    /// The power goes. What was not synced is lost as `loss` says, with `dice` where there is a choice; with [`Loss::Torn`]
+    /// all names stay, and of each file something that was never written may stand where its unsynced bytes were.
+    pub fn crash(&self, loss: Loss, dice: u64) {
+        let mut folder = self.lock();
+        folder.counters.crashes += 1;
+        folder.life += 1;
+        folder.settle(loss, dice);
+    }
+
+    /// The process dies. What it wrote stays, though it may not be durable.
+    pub fn kill(&self) {
+        let mut folder = self.lock();
+        folder.counters.kills += 1;
+        (folder.life, folder.cut) = (folder.life + 1, false);
+    }
+
+    /// Flips one bit of a file, and says where; `None` if there is no byte.
+    pub fn flip_bit(&self, dice: u64) -> Option<String> {
+        let mut folder = self.lock();
+        let folder = &mut *folder;
+        let named = folder.names.iter().filter(|(_, file)| !folder.files[file].bytes.is_empty());
+        let named: Vec<(String, u64)> = named.map(|(name, file)| (name.clone(), *file)).collect();
+        let (name, file) = named.get((mix(dice) as usize).checked_rem(named.len())?)?;
+        let content = folder.files.get_mut(file)?;
+        let bit = mix(dice.wrapping_add(1)) as usize % (content.bytes.len() * 8);
+        content.bytes[bit / 8] ^= 1 << (bit % 8);
+        folder.counters.flipped_bits += 1;
+        Some(format!("bit {bit} of {name}"))
+    }
+
+    /// Everything is gone.
+    pub fn wipe(&self) {
+        let mut folder = self.lock();
+        folder.counters.wiped += 1;
+        (folder.life, folder.cut) = (folder.life + 1, false);
+        folder.fill(BTreeMap::new());
+    }
+
+    /// A copy of everything that is durable.
+    pub fn backup(&self) -> Backup {
+        let folder = self.lock();
+        let durable = |(name, file): (&String, &u64)| {
+            let content = &folder.files[file];
+            (name.clone(), content.bytes[..content.synced].to_vec())
+        };
+        Backup(folder.durable.iter().map(durable).collect())
+    }
+
+    /// Brings a copy back, in the place of everything.
+    pub fn bring_back(&self, backup: Backup) {
+        let mut folder = self.lock();
+        (folder.life, folder.cut) = (folder.life + 1, false);
+        folder.fill(backup.0);
+    }
+
+    /// The names that a power cut could not take, with as much of each file as is durable.
+    pub fn durable(&self) -> BTreeMap<String, u64> {
+        let folder = self.lock();
+        folder.durable.iter().map(|(name, file)| (name.clone(), folder.files[file].synced as u64)).collect()
+    }
+
+    /// What was done, and what was done to it.
+    pub fn counters(&self) -> Counters {
+        self.lock().counters
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Folder> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for SimulatedFiles {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let folder = self.lock();
+        f.debug_struct("SimulatedFiles")
+            .field("names", &folder.names.keys())
+            .field("unsynced", &folder.unsynced.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Folder {
+    fn change(&mut self, change: Renamed) {
+        for (name, file) in &change {
+            set(&mut self.names, name, *file);
+        }
+        self.unsynced.push(change);
+    }
+
+    /// What a power cut leaves.
+    fn settle(&mut self, loss: Loss, dice: u64) {
+        self.cut = false;
+        let changes = std::mem::take(&mut self.unsynced);
+        let count = changes.len();
+        for (nth, change) in changes.into_iter().enumerate() {
+            let kept = match loss {
+                Loss::All => false,
+                Loss::Prefix => nth < mix(dice) as usize % (count + 1),
+                Loss::Subset => mix(dice.wrapping_add(nth as u64)) & 1 == 0,
+                Loss::Torn => true,
+            };
+            if !kept {
+                self.counters.lost_names += 1;
+                continue;
+            }
+            for (name, file) in &change {
+                set(&mut self.durable, name, *file);
+            }
+        }
+        self.names = self.durable.clone();
+        let named: Vec<u64> = self.names.values().copied().collect();
+        self.files.retain(|file, _| named.contains(file));
+        for (file, content) in &mut self.files {
+            let dice = mix(dice ^ mix(*file));
+            let loose = content.bytes.len() - content.synced;
+            let kept = match loss {
+                Loss::All => 0,
+                Loss::Prefix | Loss::Subset => dice as usize % (loose + 1),
+                Loss::Torn => loose,
+            };
+            self.counters.lost_bytes += (loose - kept) as u64;
+            content.bytes.truncate(content.synced + kept);
+            if loss == Loss::Torn && loose > 0 {
+                // The length came through, and not all of the bytes.
+                let from = content.synced + dice as usize % loose;
+                content.bytes[from..].fill(0);
+                self.counters.torn_files += 1;
+            }
+            // Whatever it is: it is on the disk.
+            content.synced = content.bytes.len();
+        }
+    }
+
+    fn fill(&mut self, contents: BTreeMap<String, Vec<u8>>) {
+        self.unsynced.clear();
+        self.names.clear();
+        self.files.clear();
+        for (name, bytes) in contents {
+            self.made += 1;
+            self.names.insert(name, self.made);
+            self.files.insert(self.made, Content { synced: bytes.len(), bytes });
+        }
+        self.durable = self.names.clone();
+    }
+}
+
+fn set(names: &mut BTreeMap<String, u64>, name: &str, file: Option<u64>) {
+    match file {
+        Some(file) => drop(names.insert(name.to_owned(), file)),
+        None => drop(names.remove(name)),
+    }
+}
+
+/// splitmix64's mixing: several choices out of one throw.
+fn mix(dice: u64) -> u64 {
+    let mut mixed = dice.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    mixed ^ (mixed >> 31)
+}
+
+/// The files in one life of theirs.
+#[derive(Clone)]
+struct Life {
+    files: SimulatedFiles,
+    life: u64,
+}
+
+/// The folder, if the step happens; else what is left to do, and the error.
+type Asked<'a> = Result<MutexGuard<'a, Folder>, (MutexGuard<'a, Folder>, Over)>;
+
+enum Over {
+    /// The step failed.
+    Failed(io::Error),
+    /// The power went just now.
+    Cut,
+    /// This life was over before.
+    Gone,
+}
+
+impl Life {
+    /// Asks whether a step happens.
+    fn ask(&self, step: Step) -> Asked<'_> {
+        let decide = {
+            let folder = self.files.lock();
+            if folder.life != self.life {
+                return Err((folder, Over::Gone));
+            }
+            folder.decide.clone()
+        };
+        let answer = decide.step(step);
+        let mut folder = self.files.lock();
+        if folder.life != self.life {
+            return Err((folder, Over::Gone));
+        }
+        match answer {
+            Answer::Go => {
+                folder.counters.steps += 1;
+                Ok(folder)
+            }
+            Answer::Fail(kind, words) => {
+                folder.counters.failed += 1;
+                Err((folder, Over::Failed(io::Error::new(kind, words))))
+            }
+            Answer::CutPower => {
+                folder.counters.power_cuts += 1;
+                (folder.life, folder.cut) = (folder.life + 1, true);
+                Err((folder, Over::Cut))
+            }
+        }
+    }
+
+    /// The same, for a step that happens as a whole or not at all.
+    fn step(&self, step: Step) -> io::Result<MutexGuard<'_, Folder>> {
+        self.ask(step).map_err(|(folder, over)| over.told(folder))
+    }
+}
+
+impl Over {
+    /// The error; and who cut the power hears that it is gone, outside all locks.
+    fn told(self, folder: MutexGuard<'_, Folder>) -> io::Error {
+        let gone = || io::Error::other("the power is gone");
+        match self {
+            Over::Failed(error) => error,
+            Over::Gone => gone(),
+            Over::Cut => {
+                let decide = folder.decide.clone();
+                drop(folder);
+                decide.power_is_gone();
+                gone()
+            }
+        }
+    }
+}
+
+fn not_found() -> io::Error {
+    io::ErrorKind::NotFound.into()
+}
+
+impl Files for Life {
+    fn list(&self) -> io::Result<Vec<(String, u64)>> {
+        let folder = self.step(Step::Read)?;
+        Ok(folder.names.iter().map(|(name, file)| (name.clone(), folder.files[file].bytes.len() as u64)).collect())
+    }
+
+    fn create(&self, name: &str) -> io::Result<Box<dyn Appending>> {
+        let mut folder = self.step(Step::Create)?;
+        if folder.names.contains_key(name) {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        folder.made += 1;
+        let file = folder.made;
+        folder.files.insert(file, Content::default());
+        folder.change(vec![(name.to_owned(), Some(file))]);
+        Ok(Box::new(Handle { life: self.clone(), file, at: 0 }))
+    }
+
+    fn append(&self, name: &str) -> io::Result<Box<dyn Appending>> {
+        let file = *self.step(Step::Read)?.names.get(name).ok_or_else(not_found)?;
+        Ok(Box::new(Handle { life: self.clone(), file, at: 0 }))
+    }
+
+    fn open(&self, name: &str) -> io::Result<Box<dyn Reading>> {
+        let file = *self.step(Step::Read)?.names.get(name).ok_or_else(not_found)?;
+        Ok(Box::new(Handle { life: self.clone(), file, at: 0 }))
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        let mut folder = self.step(Step::Rename)?;
+        let file = *folder.names.get(from).ok_or_else(not_found)?;
+        folder.change(vec![(from.to_owned(), None), (to.to_owned(), Some(file))]);
+        Ok(())
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        let mut folder = self.step(Step::Remove)?;
+        if !folder.names.contains_key(name) {
+            return Err(not_found());
+        }
+        folder.change(vec![(name.to_owned(), None)]);
+        Ok(())
+    }
+
+    fn sync_names(&self) -> io::Result<()> {
+        let mut folder = self.step(Step::SyncNames)?;
+        folder.unsynced.clear();
+        folder.durable = folder.names.clone();
+        Ok(())
+    }
+
+    fn blocks(&self) -> bool {
+        false
+    }
+}
+
+/// A file that is open.
+struct Handle {
+    life: Life,
+    file: u64,
+    at: u64,
+}
+
+impl Handle {
+    /// A file that nobody can find any more is still open.
+    fn step(&self, step: Step) -> io::Result<MutexGuard<'_, Folder>> {
+        self.life.step(step)
+    }
+}
+
+impl Read for Handle {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let folder = self.step(Step::Read)?;
+        let got = folder.files.get(&self.file).map_or(0, |content| read_at(&content.bytes, self.at, into));
+        drop(folder);
+        self.at += got as u64;
+        Ok(got)
+    }
+}
+
+impl Seek for Handle {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        let folder = self.life.files.lock();
+        let length = folder.files.get(&self.file).map_or(0, |content| content.bytes.len() as u64);
+        drop(folder);
+        self.at = seek_in(length, self.at, to)?;
+        Ok(self.at)
+    }
+}
+
+impl Write for Handle {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let (mut folder, written, over) = match self.life.ask(Step::Write) {
+            Ok(folder) => (folder, bytes.len(), None),
+            Err((folder, Over::Gone)) => return Err(Over::Gone.told(folder)),
+            // Some of it came before the disk was full, or the power gone.
+            Err((folder, over)) => (folder, bytes.len() / 2, Some(over)),
+        };
+        if let Some(content) = folder.files.get_mut(&self.file) {
+            content.bytes.extend_from_slice(&bytes[..written]);
+        }
+        match over {
+            Some(over) => Err(over.told(folder)),
+            None => Ok(written),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Appending for Handle {
+    fn length(&mut self) -> io::Result<u64> {
+        let folder = self.step(Step::Read)?;
+        Ok(folder.files.get(&self.file).map_or(0, |content| content.bytes.len() as u64))
+    }
+
+    fn cut(&mut self, length: u64) -> io::Result<()> {
+        let mut folder = self.step(Step::Cut)?;
+        if let Some(content) = folder.files.get_mut(&self.file) {
+            content.bytes.truncate(usize::try_from(length).unwrap_or(usize::MAX));
+            content.synced = content.synced.min(content.bytes.len());
+        }
+        Ok(())
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        let mut folder = self.step(Step::Sync)?;
+        if let Some(content) = folder.files.get_mut(&self.file) {
+            content.synced = content.bytes.len();
+        }
+        Ok(())
+    }
+}
