@@ -47,7 +47,7 @@ use crate::{
 };
 
 /// The one group of this version.
-const GROUP: GroupId = GroupId::FIRST;
+pub(crate) const GROUP: GroupId = GroupId::FIRST;
 
 /// Starts the node where actors can live: in the actix system of this thread, or in one made for it.
 pub(crate) async fn start<S: StateMachine>(builder: Builder<S>) -> Result<Raft<S>, StartError> {
@@ -371,12 +371,12 @@ fn cluster_id(authority: &[u8; 32], bootstrap: &Bootstrap, config: &Config) -> C
 
 /// A number nobody has rolled before: for what must differ between lives, never for what decides.
 #[allow(clippy::disallowed_types, reason = "a simulation opens its own stores and sets the seed")]
-fn roll() -> u64 {
+pub(crate) fn roll() -> u64 {
     std::hash::RandomState::new().hash_one(std::process::id())
 }
 
 /// A new directory's incarnation.
-fn new_incarnation() -> Incarnation {
+pub(crate) fn new_incarnation() -> Incarnation {
     Incarnation(roll())
 }
 

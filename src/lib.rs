@@ -20,6 +20,7 @@ mod system;
 mod boot;
 mod door;
 mod board;
+pub mod rescue;
 #[cfg(feature = "testkit")]
 pub mod testkit;
 

@@ -10,13 +10,14 @@
 
 use std::time::{Duration, SystemTime};
 
-use actorum_transport::wire::{Incarnation, NodeId};
+use actorum_transport::wire::{Address, ClusterId, Entry, EntryKind, Incarnation, NodeId};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::{
     machine::{self, MachineError},
     members::Change,
+    system_state::Audit,
 };
 
 /// The newest entry format this version reads, and the one it writes.
@@ -167,11 +168,46 @@ pub enum SystemCommand {
         /// Its incarnation.
         incarnation: Incarnation,
     },
+    /// From here on this is another cluster, of one voter.
+    ///
+    /// No node proposes it and none takes it from a peer: it is written into a stopped node's log, behind everything in it, when
+    /// a backup is restored or a majority is gone for good. What is below it was agreed on by a cluster that is no more.
+    Recovered {
+        /// The new cluster's id, which no cluster had before: nodes of the old one are refused by it.
+        cluster: ClusterId,
+        /// The one member.
+        node: NodeId,
+        /// Where its peers will reach it.
+        address: Address,
+        /// The life of its directory.
+        incarnation: Option<Incarnation>,
+        /// Who did it, and what it may have cost.
+        audit: Audit,
+    },
 }
 
 impl SystemCommand {
     /// Reads one back.
     pub fn decode(payload: &[u8]) -> Result<SystemCommand, MachineError> {
         machine::decode(payload)
+    }
+
+    /// The command of ours in an entry of the log, if it holds one.
+    pub fn of(entry: &Entry) -> Result<Option<SystemCommand>, EntryError> {
+        let malformed = |error: MachineError| EntryError::Malformed(error.to_string());
+        let payload = match entry.kind {
+            // What raft-rs puts in the place of a change that came too early.
+            EntryKind::ConfChange if entry.context.is_empty() => return Ok(None),
+            EntryKind::ConfChange => &entry.context[..],
+            EntryKind::Normal if entry.data.is_empty() => return Ok(None),
+            EntryKind::Normal => match Stamped::parse(&entry.data)? {
+                Stamped { kind: Kind::System, payload, .. } => payload,
+                Stamped { kind: Kind::Command, .. } => return Ok(None),
+            },
+        };
+        let command = SystemCommand::decode(payload).map_err(malformed)?;
+        // raft-rs knows nothing of a change outside a change's entry: no node makes it.
+        let is_change = matches!(command, SystemCommand::Change { .. });
+        Ok((is_change == (entry.kind == EntryKind::ConfChange)).then_some(command))
     }
 }

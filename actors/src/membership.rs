@@ -457,7 +457,7 @@ mod tests {
     fn member(recorded: Option<u64>) -> Beginning {
         let mut state = founded();
         if let Some(incarnation) = recorded {
-            state.apply(&SystemCommand::Incarnation { node: 1, incarnation: Incarnation(incarnation) });
+            state.apply(2, &SystemCommand::Incarnation { node: 1, incarnation: Incarnation(incarnation) });
         }
         Beginning::Formed { state: Arc::new(state), formed_with: BTreeMap::new() }
     }

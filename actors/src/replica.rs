@@ -189,7 +189,11 @@ impl<S: StateMachine> Replica<S> {
             EntryKind::ConfChange => {
                 let command = SystemCommand::decode(&entry.context)
                     .map_err(|e| undecodable("membership change", e.to_string()))?;
-                Done::System { changed: system.apply(&command) }
+                match command {
+                    SystemCommand::Change { .. } => Done::System { changed: system.apply(entry.index, &command) },
+                    // Everything else has entries of its own.
+                    _ => Done::Nothing,
+                }
             }
             EntryKind::Normal => {
                 let stamped = Stamped::parse(&entry.data).map_err(|e| undecodable("entry", e.to_string()))?;
@@ -207,7 +211,7 @@ impl<S: StateMachine> Replica<S> {
                         match command {
                             // raft-rs knows nothing of a change outside a change's entry: no node makes it.
                             SystemCommand::Change { .. } => Done::Nothing,
-                            command => Done::System { changed: system.apply(&command) },
+                            command => Done::System { changed: system.apply(entry.index, &command) },
                         }
                     }
                 }
@@ -376,7 +380,7 @@ mod tests {
         time::{Duration, SystemTime},
     };
 
-    use actorum_transport::wire::Address;
+    use actorum_transport::wire::{Address, ClusterId};
     use bytes::Bytes;
 
     use super::*;
@@ -389,6 +393,7 @@ mod tests {
             shelf::{Content, complete_name},
             simulated::SimulatedFiles,
         },
+        system_state::{Audit, RecoveredBecause},
         testkit::{Sum, TestStore, change, command, empty, genesis},
     };
 
@@ -676,6 +681,32 @@ mod tests {
         replica.apply(&command(4, 2, 3)).unwrap();
         let (index, term, ..) = replica.freeze().unwrap();
         assert_eq!((index, term), (4, 2));
+    }
+
+    #[test]
+    fn another_cluster_begins_at_its_entry() {
+        let audit = Audit {
+            who: "ada".into(),
+            when: 9,
+            why: RecoveredBecause::Backup,
+            may_be_lost: "what came after".into(),
+            index: 2,
+            cluster: ClusterId(1),
+            members: Default::default(),
+        };
+        let (cluster, address) = (ClusterId(77), Address::from("n5"));
+        let recovered = SystemCommand::Recovered { cluster, node: 5, address, incarnation: None, audit };
+        let mut replica = Replica::new(Sum::default());
+        replica.restore(&genesis(), &Shelf::memory()).unwrap();
+        // In the context of a change it is nobody's: there it would pass by the check of what peers send.
+        assert!(matches!(replica.apply(&change(2, 1, &recovered)).unwrap(), Done::Nothing));
+        assert_eq!(replica.system().unwrap().recovered_at, 0);
+        let data = Draft::system(&recovered).unwrap().stamp(SystemTime::UNIX_EPOCH).into();
+        let entry = Entry { kind: EntryKind::Normal, data, ..command(3, 2, 1) };
+        assert!(matches!(replica.apply(&entry).unwrap(), Done::System { changed: true }));
+        let system = replica.system().unwrap();
+        assert_eq!((system.cluster, system.recovered_at, system.audit[0].index), (ClusterId(77), 3, 3));
+        assert_eq!(system.membership.voters(), [5]);
     }
 
     #[test]

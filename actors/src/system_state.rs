@@ -5,6 +5,7 @@
 
 use std::{
     collections::BTreeMap,
+    fmt,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -32,6 +33,55 @@ pub struct SystemState {
     pub membership: Arc<Membership>,
     /// The greatest time any entry carried, in microseconds since 1970.
     pub last_time_us: u64,
+    /// The index of the entry that made another cluster of it, outside any agreement; zero if there was none. What is below
+    /// belongs to the old cluster, and is sent to nobody.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub recovered_at: u64,
+    /// Every such entry since the first cluster was formed, oldest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub audit: Vec<Audit>,
+}
+
+fn is_zero(n: &u64) -> bool {
+    *n == 0
+}
+
+/// Who made another cluster out of what was left of one, and what it may have cost.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Audit {
+    /// Who did it, in their own words.
+    pub who: String,
+    /// When, by their clock, in seconds since 1970.
+    pub when: u64,
+    /// Why.
+    pub why: RecoveredBecause,
+    /// What may be lost, in a sentence.
+    pub may_be_lost: String,
+    /// Where its entry stands in the log.
+    pub index: u64,
+    /// The cluster that was before.
+    pub cluster: ClusterId,
+    /// Its members.
+    pub members: BTreeMap<NodeId, Member>,
+}
+
+/// Why there is another cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RecoveredBecause {
+    /// Its state was a backup.
+    Backup,
+    /// A majority of the old one was gone for good.
+    LostMajority,
+}
+
+impl fmt::Display for RecoveredBecause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            RecoveredBecause::Backup => "restored from backup",
+            RecoveredBecause::LostMajority => "recovered after the loss of a majority",
+        })
+    }
 }
 
 /// What a snapshot's data holds.
@@ -56,7 +106,7 @@ impl SystemState {
         };
         let members = founders.iter().map(member).collect();
         let membership = Arc::new(Membership { members, retired: Default::default() });
-        SystemState { cluster, membership, last_time_us: 0 }
+        SystemState { cluster, membership, last_time_us: 0, recovered_at: 0, audit: Vec::new() }
     }
 
     /// The snapshot every log starts from, as written by a founder that formed with these incarnations.
@@ -99,11 +149,11 @@ impl SystemState {
         SystemTime::UNIX_EPOCH + Duration::from_micros(self.last_time_us)
     }
 
-    /// Applies a command of ours; true if the membership is another one now.
+    /// Applies a command of ours that stands at `index`; true if the membership is another one now.
     ///
     /// A change that no longer makes sense changes nothing: the leader checked it before proposing,
     /// so this is a leader of another version, and all nodes agree on ignoring it.
-    pub fn apply(&mut self, command: &SystemCommand) -> bool {
+    pub fn apply(&mut self, index: u64, command: &SystemCommand) -> bool {
         match command {
             SystemCommand::Change { change, .. } => match self.membership.after(change) {
                 Ok(next) => {
@@ -122,6 +172,66 @@ impl SystemState {
                 }
                 unknown
             }
+            SystemCommand::Recovered { cluster, node, address, incarnation, audit } => {
+                let voter = Member { address: address.clone(), role: MemberRole::Voter, incarnation: *incarnation };
+                self.cluster = *cluster;
+                // Ids are retired for the life of a cluster: in this one nobody has ever voted under any other.
+                self.membership =
+                    Arc::new(Membership { members: [(*node, voter)].into(), retired: Default::default() });
+                self.recovered_at = index;
+                self.audit.push(Audit { index, ..audit.clone() });
+                true
+            }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testkit::founded;
+
+    fn recovered(node: NodeId) -> SystemCommand {
+        let audit = Audit {
+            who: "ada".into(),
+            when: 1_795_000_000,
+            why: RecoveredBecause::LostMajority,
+            may_be_lost: "what was acknowledged after 9".into(),
+            index: 10,
+            cluster: ClusterId(1),
+            members: founded().membership.members.clone(),
+        };
+        let (address, incarnation) = (Address::from("n3:1"), Some(Incarnation(3)));
+        SystemCommand::Recovered { cluster: ClusterId(77), node, address, incarnation, audit }
+    }
+
+    #[test]
+    fn another_cluster_begins_with_one_voter_and_remembers_the_old_one() {
+        let mut state = founded();
+        state.last_time_us = 5;
+        Arc::make_mut(&mut state.membership).retired.insert(9);
+        assert!(state.apply(10, &recovered(3)));
+        assert_eq!((state.cluster, state.recovered_at, state.last_time_us), (ClusterId(77), 10, 5));
+        assert_eq!(state.membership.conf_state().voters, [3]);
+        assert_eq!(state.membership.members[&3].incarnation, Some(Incarnation(3)));
+        assert!(state.membership.retired.is_empty(), "an id is free again: its old node is refused by the cluster");
+        assert!(state.apply(20, &recovered(3)));
+        assert_eq!((state.recovered_at, state.audit.len()), (20, 2), "nothing of the history goes");
+        let snapshot = state.genesis(BTreeMap::new()).unwrap();
+        assert_eq!(SystemState::of(&snapshot).unwrap().0, state);
+    }
+
+    #[test]
+    fn a_state_that_was_written_before_there_was_an_audit_is_read() {
+        #[derive(Serialize)]
+        struct Older {
+            cluster: ClusterId,
+            membership: Arc<Membership>,
+            last_time_us: u64,
+        }
+        let SystemState { cluster, membership, last_time_us, .. } = founded();
+        let older = machine::encode(&Older { cluster, membership, last_time_us }).unwrap();
+        assert_eq!(machine::decode::<SystemState>(&older).unwrap(), founded());
+        assert_eq!(machine::encode(&founded()).unwrap(), older, "and one without is written as before");
     }
 }

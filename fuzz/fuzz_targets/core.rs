@@ -489,14 +489,14 @@ impl Node {
 /// Whether it could be read.
 fn apply(system: &mut SystemState, entry: &Entry) -> bool {
     if entry.kind == EntryKind::ConfChange {
-        return SystemCommand::decode(&entry.context).map(|command| system.apply(&command)).is_ok();
+        return SystemCommand::decode(&entry.context).map(|command| system.apply(entry.index, &command)).is_ok();
     }
     if entry.data.is_empty() {
         return true;
     }
     match Stamped::parse(&entry.data) {
         Ok(stamped) if stamped.kind == actorum_actors::entry::Kind::System => {
-            SystemCommand::decode(stamped.payload).map(|command| system.apply(&command)).is_ok()
+            SystemCommand::decode(stamped.payload).map(|command| system.apply(entry.index, &command)).is_ok()
         }
         Ok(_) => true,
         Err(_) => false,

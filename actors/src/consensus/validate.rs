@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use actorum_transport::wire::{ConfState, MessageKind, NodeId, RaftMessage, Snapshot};
 use raft::{Raft, StateRole};
 
-use crate::{log::view::LogView, system_state::SystemState};
+use crate::{entry::SystemCommand, log::view::LogView, system_state::SystemState};
 
 /// No honest index or term comes near this; additions cannot overflow below it.
 const ABSURD: u64 = 1 << 62;
@@ -112,6 +112,10 @@ fn entries_problem(m: &RaftMessage, raft: &Raft<LogView>) -> Option<&'static str
             return Some("the terms of its entries run backwards");
         }
         term = entry.term;
+        // It would make another cluster of this one. Only a stopped node's tools write it, below all that node ever sends.
+        if matches!(SystemCommand::of(entry), Ok(Some(SystemCommand::Recovered { .. }))) {
+            return Some("it carries the beginning of another cluster, which no node sends");
+        }
         // Replacing a committed entry is fatal in raft-rs, and should be: but for the sender, not for us.
         let known = |index| raft.raft_log.term(index).ok().filter(|term| *term != 0);
         if entry.index <= raft.raft_log.committed && known(entry.index).is_some_and(|known| known != entry.term) {

@@ -7,6 +7,8 @@
 //!    creating    only while the directory is being made
 //!    watermark   see super::watermark
 //!    log/        the engine
+//!    snapshots/  the files of snapshots, see crate::snapshot::shelf
+//!    restoring/  only while a backup is being restored into the directory
 //! ```
 //!
 //! It is made in steps, and `node` comes last: `lock`, `creating`, `log/`, `watermark`, `node`, then
@@ -36,6 +38,8 @@ const LOCK: &str = "lock";
 const CREATING: &str = "creating";
 const WATERMARK: &str = "watermark";
 const LOG: &str = "log";
+const SNAPSHOTS: &str = "snapshots";
+const RESTORING: &str = "restoring";
 
 /// What a filesystem puts into its own root: no reason to call a mount point not empty.
 const LOST_AND_FOUND: &str = "lost+found";
@@ -73,6 +77,10 @@ impl Directory {
             if content.has(CREATING) {
                 // `node` was the last step: the directory is whole. Nothing depends on when this removal is durable.
                 fs::remove_file(path.join(CREATING)).map_err(|e| io("cannot remove creating", e))?;
+            }
+            if content.has(RESTORING) {
+                // The same: what was in it has been moved here.
+                fs::remove_dir_all(path.join(RESTORING)).map_err(|e| io("cannot remove restoring", e))?;
             }
             return Ok(Directory { path: path.to_owned(), node, _lock: lock });
         }
@@ -114,6 +122,77 @@ pub fn log_path(dir: &Path) -> PathBuf {
 /// Where the watermark lives in a data directory.
 pub fn watermark_path(dir: &Path) -> PathBuf {
     dir.join(WATERMARK)
+}
+
+/// Where the files of snapshots live in a data directory.
+pub fn snapshots_path(dir: &Path) -> PathBuf {
+    dir.join(SNAPSHOTS)
+}
+
+/// A directory that a backup is being restored into.
+///
+/// ```text
+///  lock ─▶ restoring/ ─▶ snapshots/ and restoring/{log, watermark, node}, as the caller makes them ─▶ moved up, node last
+/// ```
+///
+/// No node opens a directory that has `restoring` and no `node`, so one that was cut short is never half a node: the next
+/// restore into it starts from scratch.
+#[derive(Debug)]
+pub struct Restoring {
+    path: PathBuf,
+    // Holds the OS lock until dropped.
+    _lock: File,
+}
+
+impl Restoring {
+    /// Takes a directory that is empty, does not exist, or holds a restore that was cut short. Any other is left as it is.
+    pub fn begin(path: &Path) -> Result<Restoring, OpenError> {
+        let io = |doing: &str, error| io_error(path, doing, error);
+        if path.exists() {
+            Content::of(path)?.judge_vacant(path)?;
+        }
+        make_durably(path).map_err(|e| io("cannot make it", e))?;
+        let lock = take_lock(path)?;
+        // Again, for whoever held the lock may have made a node of it.
+        Content::of(path)?.judge_vacant(path)?;
+        let inner = path.join(RESTORING);
+        make_durably(&inner).map_err(|e| io("cannot make restoring", e))?;
+        let again = |e| io("cannot start again what was cut short", e);
+        remove_all(path, &[LOG, WATERMARK, SNAPSHOTS]).map_err(again)?;
+        remove_all(&inner, &[NODE, CREATING, LOCK, LOG, WATERMARK]).map_err(again)?;
+        sync_dir(&inner).and_then(|()| sync_dir(path)).map_err(again)?;
+        Ok(Restoring { path: path.to_owned(), _lock: lock })
+    }
+
+    /// Where the store is to be made.
+    pub fn store(&self) -> PathBuf {
+        self.path.join(RESTORING)
+    }
+
+    /// The store is made, durable and closed, and so are the snapshots: makes a node's directory of it, in an instant.
+    pub fn finish(self) -> Result<(), OpenError> {
+        let inner = self.store();
+        let moved = |name: &str| fs::rename(inner.join(name), self.path.join(name));
+        let done = moved(LOG).and_then(|()| moved(WATERMARK)).and_then(|()| sync_dir(&self.path));
+        // `node` last: with it the directory is a node's, and all that it stands for is durable already.
+        let done = done.and_then(|()| moved(NODE)).and_then(|()| sync_dir(&self.path));
+        done.map_err(|e| io_error(&self.path, "cannot move the restored node into place", e))?;
+        // What stays after a crash here is removed when the node starts.
+        fs::remove_dir_all(&inner).map_err(|e| io_error(&self.path, "cannot remove restoring", e))
+    }
+}
+
+/// Removes what there is of these files and directories.
+fn remove_all(dir: &Path, names: &[&str]) -> io::Result<()> {
+    for name in names {
+        let path = dir.join(name);
+        let removed = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+        match removed {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// Whose directory it is, by its `node` file.
@@ -221,9 +300,24 @@ impl Content {
         Ok(Content(names))
     }
 
+    /// Whether a backup may be restored into it.
+    fn judge_vacant(&self, dir: &Path) -> Result<(), OpenError> {
+        let mut ours = vec![LOCK, LOST_AND_FOUND];
+        if self.has(RESTORING) && !self.has(NODE) {
+            ours.extend([RESTORING, LOG, WATERMARK, SNAPSHOTS]);
+        }
+        match self.0.iter().find(|name| !ours.contains(&name.as_str())) {
+            None => Ok(()),
+            Some(found) => Err(OpenError::NotEmpty { dir: dir.to_owned(), found: found.clone() }),
+        }
+    }
+
     fn judge(&self, dir: &Path) -> Result<State, OpenError> {
         if self.has(NODE) {
             return Ok(State::Node);
+        }
+        if self.has(RESTORING) {
+            return Err(OpenError::Unfinished { dir: dir.to_owned() });
         }
         if self.has(CREATING) {
             return Ok(State::HalfMade);

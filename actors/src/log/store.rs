@@ -312,6 +312,20 @@ pub enum OpenError {
         /// One thing found in it.
         found: String,
     },
+    /// A backup was to be restored into it, and there is something in it already.
+    #[error("{dir} is not empty (it holds {found}): restore into an empty or a new directory", dir = .dir.display())]
+    NotEmpty {
+        /// The directory.
+        dir: PathBuf,
+        /// One thing found in it.
+        found: String,
+    },
+    /// A backup was being restored into it, and that did not come to its end.
+    #[error("{dir} holds a restore that was cut short: restore into it again, which starts from scratch", dir = .dir.display())]
+    Unfinished {
+        /// The directory.
+        dir: PathBuf,
+    },
     /// The filesystem refused.
     #[error("{dir}: {doing}: {error}", dir = .dir.display())]
     Io {

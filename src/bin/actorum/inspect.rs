@@ -102,10 +102,8 @@ fn configuration(inspection: &Inspection, report: &GroupReport) -> String {
         Err(e) => return format!("unreadable: the snapshot: {e}"),
     };
     let follow = walk(inspection, report, &(snapshot.index.saturating_add(1)..u64::MAX), |entry| {
-        let data = if entry.kind == EntryKind::ConfChange { &entry.context } else { &entry.data };
-        let stamped = Stamped::parse(data).ok().filter(|stamped| stamped.kind == Kind::System);
-        if let Some(Ok(command)) = stamped.map(|stamped| SystemCommand::decode(stamped.payload)) {
-            state.apply(&command);
+        if let Ok(Some(command)) = SystemCommand::of(entry) {
+            state.apply(entry.index, &command);
         }
     });
     match follow {
@@ -140,29 +138,35 @@ fn walk(
 
 /// An entry in one line.
 fn words(entry: &Entry) -> String {
-    let data = match entry.kind {
+    match entry.kind {
         EntryKind::Normal if entry.data.is_empty() => return "empty: the first of a new leader".to_owned(),
         EntryKind::ConfChange if entry.context.is_empty() => return "membership change without a request".to_owned(),
-        EntryKind::Normal => &entry.data,
-        EntryKind::ConfChange => &entry.context,
-    };
-    let stamped = match Stamped::parse(data) {
-        Ok(stamped) => stamped,
-        Err(e) => return format!("unreadable: {e}"),
-    };
-    match stamped.kind {
-        Kind::System => match SystemCommand::decode(stamped.payload) {
-            Ok(SystemCommand::Change { change, .. }) => format!("membership change: {change}"),
-            Ok(SystemCommand::Incarnation { node, incarnation }) => {
-                format!("node {node} is known by its incarnation {incarnation}")
-            }
-            Ok(other) => format!("system: {other:?}"),
-            Err(e) => format!("unreadable system command: {e}"),
+        EntryKind::Normal | EntryKind::ConfChange => {}
+    }
+    match SystemCommand::of(entry) {
+        Ok(Some(command)) => system_words(&command),
+        Err(e) => format!("unreadable: {e}"),
+        Ok(None) => match Stamped::parse(&entry.data) {
+            Ok(Stamped { kind: Kind::Command, payload, .. }) => match machine::decode::<kv::Command>(payload) {
+                Ok(command) => serde_json::to_string(&command).unwrap_or_else(|e| format!("{command:?} ({e})")),
+                Err(e) => format!("a command of another application, {} bytes ({e})", payload.len()),
+            },
+            Ok(Stamped { kind: Kind::System, .. }) => "a system command where none belongs: it does nothing".to_owned(),
+            Err(e) => format!("unreadable: {e}"),
         },
-        Kind::Command => match machine::decode::<kv::Command>(stamped.payload) {
-            Ok(command) => serde_json::to_string(&command).unwrap_or_else(|e| format!("{command:?} ({e})")),
-            Err(e) => format!("a command of another application, {} bytes ({e})", stamped.payload.len()),
-        },
+    }
+}
+
+fn system_words(command: &SystemCommand) -> String {
+    match command {
+        SystemCommand::Change { change, .. } => format!("membership change: {change}"),
+        SystemCommand::Incarnation { node, incarnation } => {
+            format!("node {node} is known by its incarnation {incarnation}")
+        }
+        SystemCommand::Recovered { cluster, node, address, audit, .. } => {
+            format!("cluster {cluster} begins with node {node} at {address}: {} by {}", audit.why, audit.who)
+        }
+        other => format!("system: {other:?}"),
     }
 }
 

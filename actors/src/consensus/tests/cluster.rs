@@ -12,7 +12,9 @@ use std::{
 
 use actorum_transport::{
     message::AskError,
-    wire::{Address, ClusterId, EntryKind, GroupId, Incarnation, NodeId, RaftMessage, Request, Response, Snapshot},
+    wire::{
+        Address, ClusterId, Entry, EntryKind, GroupId, Incarnation, NodeId, RaftMessage, Request, Response, Snapshot,
+    },
 };
 use bytes::Bytes;
 
@@ -161,7 +163,7 @@ impl Cluster {
             let mut state = SystemState::of(snapshot).unwrap().0;
             done = snapshot.index;
             for (index, entry) in image.entries.range(..=applied.unwrap_or(image.hard_state.commit)) {
-                apply(&mut state, entry.kind, &entry.data, &entry.context);
+                apply(&mut state, entry);
                 done = *index;
             }
             system = Some(state);
@@ -358,7 +360,7 @@ impl Cluster {
             assert_eq!(entry.index, applier.applied + 1, "entries are applied in order without gaps");
             applier.applied = entry.index;
             let system = applier.system.as_mut().expect("nothing is applied before the genesis");
-            let said = apply(system, entry.kind, &entry.data, &entry.context);
+            let said = apply(system, &entry);
             let membership = system.membership.clone();
             let at = format!("{}@{}", entry.index, entry.term);
             let whom = ticket.as_ref().map_or(String::new(), |ticket| format!(", answers {ticket}"));
@@ -496,9 +498,10 @@ impl Cluster {
 }
 
 /// A state machine that only says what it was told.
-fn apply(system: &mut SystemState, kind: EntryKind, data: &Bytes, context: &Bytes) -> String {
-    if kind == EntryKind::ConfChange {
-        system.apply(&SystemCommand::decode(context).unwrap());
+fn apply(system: &mut SystemState, entry: &Entry) -> String {
+    let Entry { kind, index, data, context, .. } = entry;
+    if *kind == EntryKind::ConfChange {
+        system.apply(*index, &SystemCommand::decode(context).unwrap());
         return format!("({})", system.membership);
     }
     if data.is_empty() {
@@ -509,7 +512,7 @@ fn apply(system: &mut SystemState, kind: EntryKind, data: &Bytes, context: &Byte
         Kind::Command => machine::decode(stamped.payload).unwrap(),
         Kind::System => {
             let command = SystemCommand::decode(stamped.payload).unwrap();
-            system.apply(&command);
+            system.apply(*index, &command);
             format!("{command:?}")
         }
     }

@@ -2,11 +2,15 @@
 
 use std::time::SystemTime;
 
-use actorum_transport::wire::{Entry, EntryKind, MessageKind, NodeId, RaftMessage, Snapshot};
+use actorum_transport::wire::{Address, ClusterId, Entry, EntryKind, MessageKind, NodeId, RaftMessage, Snapshot};
 use bytes::Bytes;
 
 use super::cluster::{Cluster, TICK};
-use crate::consensus::Moment;
+use crate::{
+    consensus::Moment,
+    entry::{Draft, SystemCommand},
+    system_state::{Audit, RecoveredBecause},
+};
 
 const KINDS: [MessageKind; 10] = [
     MessageKind::Append,
@@ -132,6 +136,25 @@ fn what_a_kind_does_not_carry() {
         dropped(3, &RaftMessage { request_snapshot: 1, ..message(kind) }, &FORMED);
     }
     dropped(3, &RaftMessage::new(MessageKind::Snapshot, 2), &[1, 2, 4]);
+}
+
+/// Another cluster is begun by a stopped node's tools; a peer that sends the entry would make one of every node that hears it.
+#[test]
+fn the_beginning_of_another_cluster() {
+    let audit = Audit {
+        who: "mallory".into(),
+        when: 1,
+        why: RecoveredBecause::LostMajority,
+        may_be_lost: "everything".into(),
+        index: 4,
+        cluster: ClusterId(1),
+        members: Default::default(),
+    };
+    let (cluster, address) = (ClusterId(666), Address::from("n3"));
+    let command = SystemCommand::Recovered { cluster, node: 3, address, incarnation: None, audit };
+    let data = Draft::system(&command).unwrap().stamp(SystemTime::UNIX_EPOCH).into();
+    let entries = vec![entry(4, 2), Entry { data, ..entry(5, 2) }];
+    dropped(1, &RaftMessage { entries, ..message(MessageKind::Append) }, &[2]);
 }
 
 #[test]
