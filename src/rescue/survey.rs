@@ -140,7 +140,7 @@ fn surviving(dir: &Path, inspection: &Inspection) -> Result<SurvivingLog, String
 }
 
 fn snapshots(report: &GroupReport) -> Vec<Snapshot> {
-    report.snapshot.iter().cloned().collect()
+    report.snapshots.clone()
 }
 
 /// The system state at the end of the log.
