@@ -41,6 +41,10 @@ pub const MAX_PIECE_BYTES: u32 = 1 << 20;
 /// How many files that nobody has asked to keep yet are left alone; see [`Shelf::keep`].
 const MAX_FRESH: usize = 2;
 
+/// No more than this is written without a sync. On many filesystems the sync of one file waits for what was written to
+/// others, so a large file that is synced only at its end would stop the log for as long as that takes.
+const UNSYNCED_BYTES: u64 = 8 << 20;
+
 /// What a snapshot is made of.
 pub struct Content {
     /// The last index it covers.
@@ -163,6 +167,7 @@ impl Shelf {
         self.remove(name)?;
         let file = self.files.create(name).map_err(|error| failed(&format!("creating {name}"), error))?;
         let writing = |error: FileError| SnapshotError(format!("writing {name}: {error}"));
+        let file = Paced { file, unsynced: 0 };
         let mut told = Told { writer: Writer::begin(file, header).map_err(writing)?, progress, said: 0 };
         let at = At(header.index, header.term);
         // What a panic leaves half done is a file that is removed, and a state that nobody looks at again.
@@ -180,7 +185,7 @@ impl Shelf {
             }
             (Ok(Ok(())), None) => {}
         }
-        let (mut file, written) = writer.finish().map_err(writing)?;
+        let (Paced { mut file, .. }, written) = writer.finish().map_err(writing)?;
         progress(written.bytes);
         // Promise: what has a snapshot's name is whole, also after a power cut; so the content before the name.
         file.sync().map_err(|error| failed(&format!("syncing {name}"), error))?;
@@ -309,6 +314,7 @@ impl Shelf {
                 name,
                 file: None,
                 offset: expected.bytes,
+                unsynced: 0,
                 stopped: false,
                 busy,
             });
@@ -325,7 +331,7 @@ impl Shelf {
             file.cut(0).map_err(doing)?;
             offset = 0;
         }
-        Ok(Receiving { shelf, snapshot, expected, name, file: Some(file), offset, stopped: false, busy })
+        Ok(Receiving { shelf, snapshot, expected, name, file: Some(file), offset, unsynced: 0, stopped: false, busy })
     }
 
     /// Removes a file that may not be there.
@@ -359,7 +365,9 @@ pub struct Receiving {
     /// `None`: the complete file is here already.
     file: Option<Box<dyn Appending>>,
     offset: u64,
-    /// A write failed, and what it left could not be cut off: the file is longer than `offset`.
+    /// So many bytes were written since the last sync.
+    unsynced: u64,
+    /// A write failed, and what it left could not be cut off: the file is longer than `offset`. Or a sync failed.
     stopped: bool,
     busy: Busy,
 }
@@ -395,6 +403,16 @@ impl Receiving {
             return Err(failed(&format!("writing {}", self.name), error));
         }
         self.offset += piece.len() as u64;
+        self.unsynced += piece.len() as u64;
+        if self.unsynced >= UNSYNCED_BYTES {
+            self.unsynced = 0;
+            if let Err(error) = file.sync() {
+                // Nobody knows what the disk has of it now.
+                self.stopped = true;
+                let _ = self.shelf.remove(&self.name);
+                return Err(failed(&format!("syncing {}", self.name), error));
+            }
+        }
         Ok(())
     }
 
@@ -451,9 +469,31 @@ fn locked(marks: &Mutex<Marks>) -> MutexGuard<'_, Marks> {
     marks.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// A file that is synced as it grows.
+struct Paced {
+    file: Box<dyn Appending>,
+    unsynced: u64,
+}
+
+impl Write for Paced {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.unsynced >= UNSYNCED_BYTES {
+            self.file.sync()?;
+            self.unsynced = 0;
+        }
+        let written = self.file.write(bytes)?;
+        self.unsynced += written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
 /// A writer that tells how far it is, once per chunk.
 struct Told<'a> {
-    writer: Writer<Box<dyn Appending>>,
+    writer: Writer<Paced>,
     progress: &'a mut dyn FnMut(u64),
     said: u64,
 }

@@ -472,6 +472,42 @@ fn a_piece_for_which_there_is_no_room_can_be_tried_again() {
 }
 
 #[test]
+fn a_large_file_is_synced_as_it_grows() {
+    let (snapshot, bytes) = announced(9, 1, 20 << 20);
+    let decide = Nth::new(u64::MAX, Answer::Go);
+    let shelf = Shelf::over(SimulatedFiles::new(decide.clone()).open());
+    shelf.build(content(9, noise(1, 20 << 20)), &mut |_| {}).unwrap();
+    let longest = |steps: Vec<Step>| {
+        let runs = steps.split(|step| *step == Step::Sync).map(|run| run.iter().filter(|s| **s == Step::Write).count());
+        runs.max().unwrap()
+    };
+    // One write per chunk.
+    assert!(longest(decide.steps()) <= 33, "{}", longest(decide.steps()));
+
+    let receive = |decide: &Arc<Nth>| -> Result<Shelf, (Shelf, SnapshotError)> {
+        let shelf = Shelf::over(SimulatedFiles::new(decide.clone()).open());
+        let mut receiving = shelf.receive(&snapshot).unwrap();
+        for piece in bytes.chunks(1 << 20) {
+            if let Err(error) = receiving.push(receiving.offset(), piece) {
+                receiving.push(receiving.offset(), piece).expect_err("it must be begun anew");
+                drop(receiving);
+                return Err((shelf, error));
+            }
+        }
+        receiving.finish().unwrap();
+        Ok(shelf)
+    };
+    let decide = Nth::new(u64::MAX, Answer::Go);
+    receive(&decide).ok().unwrap().verify(&snapshot).unwrap();
+    assert_eq!(longest(decide.steps()), 8);
+    // What the disk has after a sync that failed is not known: nothing of it is gone on with.
+    let first = decide.steps().iter().position(|step| *step == Step::Sync).unwrap() as u64 + 1;
+    let (shelf, error) = receive(&Nth::new(first, Answer::Fail(io::ErrorKind::Other, "no".into()))).err().unwrap();
+    assert!(error.to_string().starts_with("syncing receiving-"), "{error}");
+    assert_eq!(shelf.receive(&snapshot).unwrap().offset(), 0);
+}
+
+#[test]
 fn both_forms_of_a_serde_snapshot_freeze_what_was_and_not_what_comes() {
     use crate::{
         machine::{ApplyContext, StateMachine},
