@@ -390,7 +390,7 @@ fn cut_everywhere(work: Work<'_>) {
             let shelf = check(&files, &older, reported.as_ref(), &when);
             // And it goes on: a sweep, the same work again (twice, if what was received was torn), and the power goes
             // once more.
-            shelf.keep(&[older.clone()]).unwrap();
+            shelf.keep(std::slice::from_ref(&older)).unwrap();
             let again = work(&shelf).or_else(|_| work(&shelf)).unwrap_or_else(|error| panic!("{when}: again: {error}"));
             files.crash(loss, dice);
             let shelf = check(&files, &older, Some(&again), &when);
