@@ -292,6 +292,11 @@ impl Shelf {
         let mut piece = Vec::new();
         let got = opened.seek(SeekFrom::Start(offset)).and_then(|_| opened.take(most).read_to_end(&mut piece));
         got.map_err(|error| failed(&format!("reading {name}"), error))?;
+        if (piece.len() as u64) < most {
+            // Fewer bytes would be taken for the end, or asked for again for ever.
+            let (ends, wants) = (offset + piece.len() as u64, file.bytes);
+            return Err(SnapshotError(format!("{name}: it is truncated: it ends at {ends} of {wants} bytes")));
+        }
         Ok(Some(piece.into()))
     }
 

@@ -174,6 +174,12 @@ fn pieces_for_peers_are_bounded_and_end_where_the_file_ends() {
         assert_eq!(piece(past, 10), Some(0));
     }
     assert_eq!(shelf.read(10, &file, 0, 10).unwrap(), None);
+    // A file that has lost its end is no file that ends there.
+    let length = file.bytes;
+    shelf.files.append(&complete_name(9, &file)).unwrap().cut(100).unwrap();
+    assert_eq!(piece(90, 10), Some(10));
+    let error = shelf.read(9, &file, 90, 20).unwrap_err().to_string();
+    assert!(error.ends_with(&format!("it is truncated: it ends at 100 of {length} bytes")), "{error}");
 }
 
 /// A snapshot whose file is elsewhere, and that file.
