@@ -72,6 +72,8 @@ struct Marks {
     busy: BTreeSet<String>,
     /// Complete since the start, and not yet among the kept ones: (index, name).
     fresh: BTreeSet<(u64, String)>,
+    /// Partial files of which this process knows that what they hold is what came.
+    known: BTreeSet<String>,
 }
 
 impl Shelf {
@@ -130,6 +132,7 @@ impl Shelf {
     fn sweep(&self, name: &str) -> Result<(), SnapshotError> {
         // Whoever writes it has begun after the look at what is there.
         let Ok(_busy) = self.busy(name) else { return Ok(()) };
+        self.marks().known.remove(name);
         self.remove(name)
     }
 
@@ -302,7 +305,8 @@ impl Shelf {
 
     /// Begins to receive the file of a snapshot, or goes on where an earlier attempt stopped.
     ///
-    /// What an earlier process received and a crash took a part of is found out by [`Receiving::finish`] at the latest.
+    /// Of what an earlier process has left, as much is gone on with as is whole: a power cut may have taken what came last.
+    /// What is not yet a whole chunk is found out by [`Receiving::finish`].
     pub fn receive(&self, snapshot: &Snapshot) -> Result<Receiving, SnapshotError> {
         let Some(expected) = described(snapshot)?.1 else {
             return Err(SnapshotError(format!("the snapshot at {} has no file", At(snapshot.index, snapshot.term))));
@@ -332,10 +336,20 @@ impl Shelf {
             Err(error) => return Err(doing(error)),
         };
         let mut offset = file.length().map_err(doing)?;
-        if offset > expected.bytes {
-            file.cut(0).map_err(doing)?;
-            offset = 0;
+        let good = match offset {
+            too_long if too_long > expected.bytes => 0,
+            rest if rest == 0 || self.marks().known.contains(&name) => rest,
+            rest => {
+                let opened = self.files.open(&name).map_err(doing)?;
+                Reader::intact(BufReader::new(opened), rest).map_err(doing)?
+            }
+        };
+        if good < offset {
+            tracing::warn!(file = %name, good, found = offset, "what was received before a crash is damaged at its end");
+            file.cut(good).map_err(doing)?;
+            offset = good;
         }
+        self.marks().known.insert(name.clone());
         Ok(Receiving { shelf, snapshot, expected, name, file: Some(file), offset, unsynced: 0, stopped: false, busy })
     }
 
@@ -431,6 +445,7 @@ impl Receiving {
             return Err(SnapshotError(format!("{name}: only {offset} of {wants} bytes are here")));
         }
         let last = complete_name(snapshot.index, &expected);
+        shelf.marks().known.remove(&name);
         let Some(mut file) = file else {
             // An earlier attempt completed it. Whether its name is durable is not known.
             shelf.verify_named(&last, &snapshot)?;

@@ -217,6 +217,29 @@ fn receiving_goes_on_wherever_it_stopped() {
 }
 
 #[test]
+fn what_a_crash_has_torn_is_received_again_and_no_more() {
+    let (snapshot, bytes) = announced(9, 1, 600_000);
+    let name = receiving_name(9, &file_of(&snapshot));
+    // Whole are the header, and chunks that end at 262,5xx and 524,7xx.
+    for (length, zeros_from, goes_on) in [
+        (550_000, 400_000, 262_000..263_000),
+        (300_000, 100_000, 200..800),
+        (bytes.len(), 550_000, 524_000..526_000),
+        (300_000, 50, 0..1),
+    ] {
+        let shelf = Shelf::memory();
+        let mut torn = bytes[..length].to_vec();
+        torn[zeros_from..].fill(0);
+        put(&*shelf.files, &name, &torn);
+        let mut receiving = shelf.receive(&snapshot).unwrap();
+        assert!(goes_on.contains(&receiving.offset()), "{} after {length}, {zeros_from}", receiving.offset());
+        receiving.push(receiving.offset(), &bytes[receiving.offset() as usize..]).unwrap();
+        receiving.finish().unwrap();
+        shelf.verify(&snapshot).unwrap();
+    }
+}
+
+#[test]
 fn a_piece_out_of_order_or_past_the_end_changes_nothing() {
     let (snapshot, bytes) = announced(9, 1, 1000);
     let shelf = Shelf::memory();
