@@ -312,8 +312,11 @@ impl SnapshotKeeper {
         let Ok((_, Some(file))) = SystemState::of(&snapshot) else { return };
         let now = self.clock.now();
         if let Some(fetching) = self.fetching.as_mut().filter(|fetching| fetching.snapshot.data == snapshot.data) {
-            // Another leader offers the same file: it is fetched on from there.
-            (fetching.from, fetching.snapshot, fetching.moved) = (from, snapshot, now);
+            if fetching.from != from {
+                // Another leader offers the same file: it is fetched on from there.
+                (fetching.from, fetching.moved) = (from, now);
+            }
+            fetching.snapshot = snapshot;
             return self.ask_on(ctx);
         }
         let number = self.next_question;
@@ -375,10 +378,12 @@ impl SnapshotKeeper {
     /// Asks for pieces until the window is full.
     fn ask_on(&mut self, ctx: &mut Context<Self>) {
         let Some(fetching) = &mut self.fetching else { return };
-        while fetching.questions.len() + fetching.pieces.len() < WINDOW {
+        // Counted from what is written: a piece that is missing is asked for again however many wait behind it.
+        let window = fetching.written + WINDOW as u64 * u64::from(PIECE);
+        loop {
             let offset = match fetching.again.pop() {
                 Some(offset) => offset,
-                None if fetching.open && fetching.asked < fetching.file.bytes => {
+                None if fetching.open && fetching.asked < fetching.file.bytes.min(window) => {
                     let offset = fetching.asked;
                     fetching.asked = fetching.file.bytes.min(offset + u64::from(PIECE));
                     offset
