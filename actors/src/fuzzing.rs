@@ -2,7 +2,10 @@
 
 use std::path::Path;
 
-use crate::log::{directory, watermark};
+use crate::{
+    log::{directory, watermark},
+    snapshot::file,
+};
 
 /// A watermark file of these bytes; and one whose slots begin with them and are sealed.
 pub fn watermark(bytes: &[u8]) {
@@ -17,4 +20,9 @@ pub fn node_file(bytes: &[u8]) {
     let body = &bytes[..bytes.len().min(4096)];
     let sealed = [body, format!("checksum {:08x}\n", crc32fast::hash(body)).as_bytes()].concat();
     let _ = directory::parse_node(dir, sealed).map_err(|error| error.to_string());
+}
+
+/// A snapshot's file of this header and these chunks, with the checksums and the hash that they would need.
+pub fn snapshot_file(header: &[u8], chunks: &[(u32, &[u8])], counts: Option<(u64, u64)>) -> Vec<u8> {
+    file::sealed(header, chunks, counts)
 }

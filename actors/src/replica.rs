@@ -373,7 +373,12 @@ fn in_this_log(recovered: &Recovered, snapshot: &Snapshot, index: u64, term: u64
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, SystemTime};
+    use std::{
+        collections::BTreeMap,
+        io::{Read, Write},
+        sync::atomic::{AtomicBool, Ordering},
+        time::{Duration, SystemTime},
+    };
 
     use actorum_transport::wire::{Address, ClusterId};
     use bytes::Bytes;
@@ -382,7 +387,12 @@ mod tests {
     use crate::{
         entry::{ChangeId, Draft},
         log::store::HardState,
+        machine::MachineError,
         members::Change,
+        snapshot::{
+            shelf::{Content, complete_name},
+            simulated::SimulatedFiles,
+        },
         system_state::{Audit, RecoveredBecause},
         testkit::{Sum, TestStore, change, command, empty, genesis},
     };
@@ -502,6 +512,175 @@ mod tests {
         let stray = Entry { kind: EntryKind::Normal, data, ..command(4, 1, 1) };
         assert!(matches!(replica.apply(&stray).unwrap(), Done::Nothing));
         assert_eq!(replica.system().unwrap().membership.learners(), [4]);
+    }
+
+    /// Snapshots of the log at 3 and 4 on a shelf, and what names them.
+    fn two_snapshots() -> (SimulatedFiles, Vec<Snapshot>, Recovered) {
+        let files = SimulatedFiles::new(Arc::new(()));
+        let shelf = Shelf::over(files.open());
+        let replay_to = |commit| run(&recovered(5, commit), Sum::default()).unwrap().replica;
+        let build = |commit| {
+            let (index, term, system, state) = replay_to(commit).freeze().unwrap();
+            shelf.build(Content { index, term, system, formed_with: BTreeMap::new(), state }, &mut |_| {}).unwrap()
+        };
+        let snapshots = vec![build(3), build(4)];
+        let found = Recovered { snapshots: snapshots.clone(), ..recovered(5, 5) };
+        (files, snapshots, found)
+    }
+
+    fn damage(files: &SimulatedFiles, snapshot: &Snapshot) {
+        let name = complete_name(snapshot.index, &SystemState::of(snapshot).unwrap().1.unwrap());
+        files.open().append(&name).unwrap().write_all(b"one too many").unwrap();
+    }
+
+    fn start(files: &SimulatedFiles, recovered: &Recovered, machine: Sum) -> Result<Replayed<Sum>, Broken> {
+        replay(GroupId::FIRST, &log(), recovered, &Shelf::over(files.open()), machine)
+    }
+
+    #[test]
+    fn a_start_takes_the_newest_good_snapshot_and_the_log_after_it() {
+        let (files, snapshots, recovered) = two_snapshots();
+        let replayed = start(&files, &recovered, Sum::default()).unwrap();
+        assert_eq!((replayed.snapshot_index, replayed.applied, replayed.applied_term), (4, 5, 1));
+        assert_eq!(replayed.snapshots, snapshots);
+        assert_eq!(replayed.replica.machine().total, 60);
+
+        damage(&files, &snapshots[1]);
+        let replayed = start(&files, &recovered, Sum::default()).unwrap();
+        assert_eq!((replayed.snapshot_index, replayed.applied), (3, 5));
+        assert_eq!(replayed.snapshots, snapshots[..1], "peers are not sent the damaged one");
+        assert_eq!((replayed.replica.machine().total, &replayed.replica.machine().seen[..]), (60, &[3, 4, 5][..]));
+    }
+
+    #[test]
+    fn what_a_damaged_snapshot_covered_was_committed() {
+        let (files, snapshots, recovered) = two_snapshots();
+        damage(&files, &snapshots[1]);
+        // The hard state may be behind: a commit index alone is not synced.
+        let hard_state = HardState { commit: 2, ..recovered.hard_state };
+        let replayed = start(&files, &Recovered { hard_state, ..recovered }, Sum::default()).unwrap();
+        assert_eq!((replayed.snapshot_index, replayed.applied), (3, 4));
+    }
+
+    #[test]
+    fn an_older_snapshot_that_is_damaged_is_no_reason_not_to_start() {
+        let (files, snapshots, recovered) = two_snapshots();
+        damage(&files, &snapshots[0]);
+        let replayed = start(&files, &recovered, Sum::default()).unwrap();
+        assert_eq!((replayed.snapshot_index, replayed.snapshots), (4, snapshots[1..].to_vec()));
+    }
+
+    #[test]
+    fn without_a_good_snapshot_each_file_is_named_and_the_way_out() {
+        let (files, snapshots, recovered) = two_snapshots();
+        let name = |nth: usize| {
+            let file = SystemState::of(&snapshots[nth]).unwrap().1.unwrap();
+            complete_name(snapshots[nth].index, &file)
+        };
+        // The older one is good, and of no use: what came after it is gone.
+        damage(&files, &snapshots[1]);
+        let cut = Recovered { terms: vec![(4, 1)], ..recovered.clone() };
+        let error = start(&files, &cut, Sum::default()).err().unwrap().to_string();
+        assert!(error.contains("the snapshot at 3 is good, but the log begins only at 5"), "{error}");
+
+        damage(&files, &snapshots[0]);
+        let error = start(&files, &recovered, Sum::default()).err().unwrap().to_string();
+        assert!(error.starts_with("this node has no snapshot to start from: "), "{error}");
+        for part in [name(0), name(1), "not the file of that hash".into(), "`actorum restore`".into()] {
+            assert!(error.contains(&part), "{error}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_restored_from_a_file_of_which_only_the_end_is_damaged() {
+        struct Watched(Arc<AtomicBool>);
+        impl StateMachine for Watched {
+            type Command = u64;
+            type Response = ();
+            fn apply(&mut self, _: &ApplyContext, _: &u64) {}
+            fn snapshot(&self) -> Result<Frozen, MachineError> {
+                Ok(Frozen::bytes(vec![7; 1 << 20]))
+            }
+            fn restore(&mut self, from: &mut dyn Read) -> Result<(), MachineError> {
+                self.0.store(true, Ordering::Relaxed);
+                std::io::copy(from, &mut std::io::sink())?;
+                Ok(())
+            }
+        }
+        let restored = Arc::new(AtomicBool::new(false));
+        let watched = || Watched(restored.clone());
+        let shelf = Shelf::memory();
+        let mut replica = Replica::new(watched());
+        replica.restore(&genesis(), &shelf).unwrap();
+        let (_, term, system, state) = replica.freeze().unwrap();
+        let content = Content { index: 4, term, system, formed_with: BTreeMap::new(), state };
+        let snapshot = shelf.build(content, &mut |_| {}).unwrap();
+        let only = Recovered { snapshots: vec![snapshot.clone()], terms: vec![(4, 1)], ..recovered(5, 4) };
+        replay(GroupId::FIRST, &log(), &only, &shelf, watched()).unwrap();
+        assert!(restored.swap(false, Ordering::Relaxed));
+
+        let file = SystemState::of(&snapshot).unwrap().1.unwrap();
+        let mut bytes = shelf.read(4, &file, 0, u32::MAX).unwrap().unwrap().to_vec();
+        // In the last chunk: a restore would have got the three before it.
+        let at = bytes.len() - 80;
+        bytes[at] ^= 1;
+        let files = SimulatedFiles::new(Arc::new(()));
+        files.open().create(&complete_name(4, &file)).unwrap().write_all(&bytes).unwrap();
+        let error = replay(GroupId::FIRST, &log(), &only, &Shelf::over(files.open()), watched()).err().unwrap();
+        assert!(error.to_string().contains("chunk 3 is damaged: "), "{error}");
+        assert!(!restored.load(Ordering::Relaxed));
+    }
+
+    #[test]
+    fn a_durable_machine_is_restored_only_if_it_holds_less_than_the_snapshot() {
+        let (files, snapshots, recovered) = two_snapshots();
+        let durable = |total, at| Sum { total, seen: vec![], durable: Some((at, 1)) };
+        let machine = |recovered: &Recovered, machine| {
+            let replica = start(&files, recovered, machine).unwrap().replica;
+            (replica.machine().total, replica.machine().seen.clone())
+        };
+        // It holds 2, and possibly a part of a restore that a crash cut short: the same restore runs again.
+        assert_eq!(machine(&recovered, durable(999, 2)), (60, vec![3, 4, 5]));
+        // It holds all of it, and more.
+        assert_eq!(machine(&recovered, durable(60, 5)), (60, vec![]));
+        assert_eq!(machine(&recovered, durable(30, 4)), (60, vec![5]));
+        // From the older one it is not restored either, for it holds more.
+        damage(&files, &snapshots[1]);
+        assert_eq!(machine(&recovered, durable(30, 4)), (60, vec![5]));
+    }
+
+    #[test]
+    fn a_machine_that_cannot_freeze_goes_on() {
+        #[derive(Default)]
+        struct Cold(u64);
+        impl StateMachine for Cold {
+            type Command = u64;
+            type Response = ();
+            fn apply(&mut self, _: &ApplyContext, command: &u64) {
+                self.0 = *command;
+            }
+            fn snapshot(&self) -> Result<Frozen, MachineError> {
+                match self.0 {
+                    1 => Err(MachineError::new("not today")),
+                    2 => panic!("too cold"),
+                    _ => Ok(Frozen::bytes(vec![])),
+                }
+            }
+            fn restore(&mut self, _: &mut dyn Read) -> Result<(), MachineError> {
+                Ok(())
+            }
+        }
+        let mut replica = Replica::new(Cold::default());
+        replica.restore(&genesis(), &Shelf::memory()).unwrap();
+        replica.apply(&command(2, 1, 1)).unwrap();
+        let error = replica.freeze().unwrap_err().to_string();
+        assert_eq!(error, "the state machine cannot freeze its state at 2@1: not today");
+        replica.apply(&command(3, 1, 2)).unwrap();
+        let error = replica.freeze().unwrap_err().to_string();
+        assert_eq!(error, "the state machine panicked freezing its state at 3@1: too cold");
+        replica.apply(&command(4, 2, 3)).unwrap();
+        let (index, term, ..) = replica.freeze().unwrap();
+        assert_eq!((index, term), (4, 2));
     }
 
     #[test]

@@ -81,8 +81,10 @@ fn scan(draw: &mut Draw<'_>) {
 fn payload(payload: Bytes) {
     let _ = record::decode_owner(payload.clone());
     let _ = record::decode_hard_state(payload.clone());
-    if let Ok(snapshot) = record::decode_snapshot(&payload) {
-        let _ = SystemState::restore(&snapshot);
+    if let Ok(foundation) = record::decode_foundation(GroupId::FIRST, &payload) {
+        let again = record::encode_foundation(&foundation).map(|bytes| record::decode_foundation(GroupId::FIRST, &bytes));
+        assert_eq!(again, Ok(Ok(foundation.clone())), "what can be read can be written and read again");
+        foundation.snapshots.iter().for_each(|snapshot| drop(SystemState::of(snapshot)));
     }
     for first in [2, u64::MAX - 1] {
         if let Ok(entries) = record::decode_block(first, payload.clone()) {

@@ -163,12 +163,14 @@ impl<E: Engine, S: Slots> Committer<E, S> {
             }
             let mut plans = BTreeMap::new();
             let mut bytes = 0;
-            for (group, (log, staged)) in staged {
+            for (log, staged) in staged.values() {
                 // Whatever its caller said: a batch that moves more than a commit index is a promise (FACTS: `must_sync`).
                 let moved =
                     staged.hard_state.is_some_and(|s| (s.term, s.vote) != (log.hard_state.term, log.hard_state.vote));
-                sync |= staged.snapshot.is_some() || !staged.entries.is_empty() || moved;
-                let plan = Plan::new(&open.engine, group, &log, staged)?;
+                sync |= staged.snapshot.is_some() || staged.compact.is_some() || !staged.entries.is_empty() || moved;
+            }
+            for (group, (log, staged)) in staged {
+                let plan = Plan::new(&open.engine, group, &log, staged, sync)?;
                 bytes += plan.changes.values().flatten().map(Vec::len).sum::<usize>() as u64;
                 plans.insert(group, plan);
             }

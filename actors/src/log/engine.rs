@@ -44,8 +44,8 @@ pub trait Engine: Send + Sync + 'static {
     /// Gives every key and value, in the order of keys.
     fn each(&self, give: &mut dyn FnMut(&[u8], Bytes)) -> Result<(), EngineError>;
 
-    /// The keys in `[from, to)`.
-    fn keys(&self, from: Key, to: Key) -> Result<Vec<Key>, EngineError>;
+    /// The first keys in `[from, to)`, at most so many.
+    fn keys(&self, from: Key, to: Key, max: usize) -> Result<Vec<Key>, EngineError>;
 
     /// The last key before `key`; `None` as well when it is of no known form.
     fn last_before(&self, key: Key) -> Result<Option<Key>, EngineError>;

@@ -48,8 +48,10 @@ pub struct GroupReport {
     pub watermark: Option<Mark>,
     /// The hard state.
     pub hard_state: HardState,
-    /// The snapshot its log follows.
-    pub snapshot: Option<Snapshot>,
+    /// The snapshots a node can start from, ascending by index, the newest last.
+    pub snapshots: Vec<Snapshot>,
+    /// Index and term before the first entry of the log; zero if there is no snapshot.
+    pub base: (u64, u64),
     /// The index of its first entry, if there is one.
     pub first_index: Option<u64>,
     /// The last index of the log.
@@ -171,11 +173,13 @@ impl Inspection {
     /// One group; empty if nothing is known of it.
     pub fn group(&self, group: GroupId) -> GroupReport {
         let found = self.found.groups.get(&group).cloned().unwrap_or_default();
+        let formed = !found.recovered.snapshots.is_empty();
         GroupReport {
             group,
             watermark: self.watermark.get(&group).copied(),
             hard_state: found.recovered.hard_state,
-            snapshot: found.recovered.newest().cloned(),
+            snapshots: found.recovered.snapshots.clone(),
+            base: found.recovered.terms.first().copied().filter(|_| formed).unwrap_or_default(),
             first_index: found.first_index,
             last_index: found.recovered.last_index,
             terms: found.recovered.terms,

@@ -15,7 +15,7 @@ use std::{
 
 use actorum_transport::wire::{Entry, GroupId, Incarnation, NodeId, Snapshot};
 
-use super::store::*;
+use super::{plan, sizes::Sizes, store::*};
 
 /// The disk of one node. Clones are the same disk.
 #[derive(Clone, Default)]
@@ -186,31 +186,41 @@ impl Disk {
 
 #[derive(Default)]
 struct Log {
-    snapshot: Option<Snapshot>,
+    /// Ascending.
+    snapshots: Vec<Snapshot>,
+    /// The index before the first entry, and its term.
+    base: (u64, u64),
     entries: Vec<Entry>,
     hard_state: HardState,
 }
 
 impl Log {
-    fn base(&self) -> u64 {
-        self.snapshot.as_ref().map_or(0, |snapshot| snapshot.index)
+    fn last(&self) -> u64 {
+        self.base.0 + self.entries.len() as u64
     }
 
-    fn last(&self) -> u64 {
-        self.base() + self.entries.len() as u64
+    fn term_at(&self, index: u64) -> Option<u64> {
+        match index.checked_sub(self.base.0)?.checked_sub(1) {
+            None => Some(self.base.1),
+            Some(nth) => self.entries.get(nth as usize).map(|entry| entry.term),
+        }
     }
 
     fn apply(&mut self, write: Write) -> Result<(), StoreError> {
-        let Write { group, snapshot, entries, hard_state, compact: _ } = write;
+        let Write { group, snapshot, entries, hard_state, compact } = write;
         let misuse = |detail| StoreError::Damaged { what: format!("group {}: a batch", group.0), detail };
         if let Some(snapshot) = snapshot {
             self.entries.clear();
-            self.snapshot = Some(snapshot);
+            self.base = (snapshot.index, snapshot.term);
+            self.snapshots = vec![snapshot];
         }
         if let Some(first) = entries.first().map(|entry| entry.index) {
-            let (base, last) = (self.base(), self.last());
+            let (base, last) = (self.base.0, self.last());
             if first <= base || first > last + 1 {
                 return Err(misuse(format!("an append at {first} to a log of {} to {last}", base + 1)));
+            }
+            if let Some(newest) = self.snapshots.last().filter(|newest| first <= newest.index) {
+                return Err(misuse(format!("an append at {first} to a log with a snapshot of {}", newest.index)));
             }
             if let Some((entry, index)) = entries.iter().zip(first..).find(|(entry, index)| entry.index != *index) {
                 return Err(misuse(format!("an append with entry {} in the place of {index}", entry.index)));
@@ -224,19 +234,35 @@ impl Log {
             }
             self.hard_state = state;
         }
+        if let Some(compact) = compact
+            && plan::judge(&compact, self.base.0, self.last()).map_err(misuse)?
+        {
+            let Compact { snapshots, up_to } = compact;
+            let astray = |snapshot: &&Snapshot| self.term_at(snapshot.index) != Some(snapshot.term);
+            if let Some(Snapshot { index, term, .. }) = snapshots.iter().find(astray) {
+                return Err(misuse(format!("a snapshot {} of a log with another term there", At(*index, *term))));
+            }
+            let gone = up_to.saturating_sub(self.base.0);
+            if let Some(term) = self.term_at(up_to).filter(|_| gone > 0) {
+                self.entries.drain(..gone as usize);
+                self.base = (up_to, term);
+            }
+            self.snapshots = snapshots;
+        }
         Ok(())
     }
 
     fn recover(&self) -> Recovered {
-        let mut terms: Vec<(u64, u64)> = self.snapshot.iter().map(|snapshot| (snapshot.index, snapshot.term)).collect();
+        let mut terms: Vec<(u64, u64)> = self.snapshots.first().map(|_| self.base).into_iter().collect();
+        let mut sizes = Sizes::after_base(self.base.0);
         for entry in &self.entries {
+            sizes.push(entry.index, entry.size() as u64);
             if terms.last().is_none_or(|run| run.1 != entry.term) {
                 terms.push((entry.index, entry.term));
             }
         }
-        let snapshots = self.snapshot.iter().cloned().collect();
-        let (hard_state, last_index) = (self.hard_state, self.last());
-        Recovered { snapshots, hard_state, last_index, terms, sizes: Vec::new() }
+        let (snapshots, hard_state, last_index) = (self.snapshots.clone(), self.hard_state, self.last());
+        Recovered { snapshots, hard_state, last_index, terms, sizes: sizes.steps() }
     }
 }
 
@@ -296,7 +322,7 @@ impl LogReader for MemoryReader {
         }
         let empty = Log::default();
         let log = disk.logs.get(&group).unwrap_or(&empty);
-        let (base, last) = (log.base(), log.last());
+        let (base, last) = (log.base.0, log.last());
         if from <= base || to > last + 1 {
             let detail = format!("entries {from} to {} were asked for, it holds {} to {last}", to - 1, base + 1);
             return Err(StoreError::Damaged { what: format!("group {}: the log", group.0), detail });

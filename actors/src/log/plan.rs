@@ -1,7 +1,7 @@
 //! How writes become changes to the engine, and how entries are read back out of it.
 //!
 //! [`Log`] is what is known of a log without reading it, [`Staged`] several writes of one group as one, [`Plan`] what
-//! they change. Working out a plan changes nothing: the commit applies it, or nothing of it.
+//! they change: a truncation cuts the end off, a compaction the beginning, in slices that go with later commits. Working out a plan changes nothing: the commit applies it, or nothing of it.
 //!
 //! Deliberately absent: applying, syncing, the watermark (see `commit`).
 
@@ -14,15 +14,21 @@ use actorum_transport::{
 
 use super::{
     engine::{self, Engine},
-    record::{self, Assembled, FoundGroup, Key, Kind, Piece},
+    record::{self, Assembled, FoundGroup, Foundation, Key, Kind, Piece},
     store::*,
 };
 
 /// What a store knows of one log without reading it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Log {
-    /// Index and term of the snapshot it follows; zero without one.
+    /// The index before its first entry and the term there; zero without a snapshot.
     pub(super) base: (u64, u64),
+    /// What its first block names as its predecessor.
+    pub(super) anchor: u32,
+    /// The index of its newest snapshot: what is up to there is never replaced.
+    pub(super) newest: u64,
+    /// Up to here its blocks are to go, a slice with every commit; not above the base when none is to.
+    pub(super) trim_to: u64,
     /// Index and term of its last entry, or of the base.
     pub(super) last: (u64, u64),
     /// What the next block names as its predecessor.
@@ -32,7 +38,8 @@ pub(super) struct Log {
 
 impl Log {
     pub(super) fn empty(group: GroupId) -> Log {
-        Log { tail: record::anchor(group, 0, 0), ..Log::default() }
+        let anchor = record::anchor(group, 0, 0);
+        Log { anchor, tail: anchor, ..Log::default() }
     }
 
     pub(super) fn new(group: GroupId, found: &FoundGroup) -> Log {
@@ -41,7 +48,9 @@ impl Log {
             return Log { hard_state: recovered.hard_state, ..Log::empty(group) };
         };
         let base = if !recovered.snapshots.is_empty() { *first } else { (0, 0) };
-        Log { base, last: (recovered.last_index, last.1), tail: found.tail, hard_state: recovered.hard_state }
+        let (last, newest) = ((recovered.last_index, last.1), recovered.newest().map_or(0, |newest| newest.index));
+        let (&FoundGroup { anchor, tail, .. }, hard_state) = (found, recovered.hard_state);
+        Log { base, anchor, newest, trim_to: 0, last, tail, hard_state }
     }
 
     pub(super) fn first(&self) -> u64 {
@@ -55,25 +64,26 @@ pub(super) struct Staged {
     pub(super) snapshot: Option<Snapshot>,
     pub(super) entries: Vec<Entry>,
     pub(super) hard_state: Option<HardState>,
+    pub(super) compact: Option<Compact>,
 }
 
 impl Staged {
     /// Adds the next write of a group whose log is `log` before all of them.
     pub(super) fn add(&mut self, log: &Log, write: Write) -> Result<(), StoreError> {
-        let Write { group, snapshot, mut entries, hard_state, compact: _ } = write;
+        let Write { group, snapshot, mut entries, hard_state, compact } = write;
         if let Some(snapshot) = snapshot {
             self.entries.clear();
+            self.compact = None;
             self.snapshot = Some(snapshot);
         }
         if let Some(first) = entries.first().map(|entry| entry.index) {
-            let base = self.snapshot.as_ref().map_or(log.base.0, |snapshot| snapshot.index);
-            let end = match (self.entries.last(), &self.snapshot) {
-                (Some(entry), _) => entry.index,
-                (None, Some(snapshot)) => snapshot.index,
-                (None, None) => log.last.0,
-            };
+            let (base, end) = (self.base(log), self.end(log));
             if first <= base || first > end + 1 {
                 return Err(misuse(group, format!("an append at {first} to a log of {} to {end}", base + 1)));
+            }
+            let newest = self.newest(log);
+            if first <= newest {
+                return Err(misuse(group, format!("an append at {first} to a log with a snapshot of {newest}")));
             }
             if let Some(gap) = entries.iter().zip(first..).find(|(entry, index)| entry.index != *index) {
                 return Err(misuse(group, format!("an append with entry {} in the place of {}", gap.0.index, gap.1)));
@@ -88,8 +98,60 @@ impl Staged {
             }
         }
         self.hard_state = hard_state.or(self.hard_state);
+        if let Some(compact) = compact {
+            // Where the log begins for its owner, though some of it may not have gone yet.
+            let earlier = self.compact.as_ref().map_or(0, |earlier| earlier.up_to);
+            let pending = if self.snapshot.is_some() { 0 } else { log.trim_to };
+            let base = self.base(log).max(earlier).max(pending);
+            if !judge(&compact, base, self.end(log)).map_err(|detail| misuse(group, detail))? {
+                return Ok(());
+            }
+            let up_to = earlier.max(compact.up_to);
+            self.compact = Some(Compact { up_to, ..compact });
+        }
         Ok(())
     }
+
+    fn base(&self, log: &Log) -> u64 {
+        self.snapshot.as_ref().map_or(log.base.0, |snapshot| snapshot.index)
+    }
+
+    fn end(&self, log: &Log) -> u64 {
+        match (self.entries.last(), &self.snapshot) {
+            (Some(entry), _) => entry.index,
+            (None, Some(snapshot)) => snapshot.index,
+            (None, None) => log.last.0,
+        }
+    }
+
+    fn newest(&self, log: &Log) -> u64 {
+        let compacted = self.compact.as_ref().and_then(|compact| compact.snapshots.last());
+        compacted.or(self.snapshot.as_ref()).map_or(log.newest, |snapshot| snapshot.index)
+    }
+}
+
+/// Whether a compaction of a log from `base` to `end` does anything. The error says what is wrong with it.
+pub(super) fn judge(compact: &Compact, base: u64, end: u64) -> Result<bool, String> {
+    let Compact { snapshots, up_to } = compact;
+    let Some((first, newest)) = snapshots.first().zip(snapshots.last()) else {
+        return Err("a compaction that leaves no snapshot".to_owned());
+    };
+    if let Some(pair) = snapshots.windows(2).find(|pair| pair[0].index >= pair[1].index) {
+        return Err(format!("a compaction with snapshot {} before {}", pair[0].index, pair[1].index));
+    }
+    if *up_to > first.index {
+        return Err(format!("a compaction up to {up_to}, past its first snapshot, {}", first.index));
+    }
+    if newest.index > end {
+        return Err(format!("a compaction with a snapshot of {} of a log up to {end}", newest.index));
+    }
+    if newest.index < base {
+        return Ok(false); // overtaken: the log follows a later snapshot by now
+    }
+    if first.index < base {
+        return Err(format!("a compaction with a snapshot of {} of a log from {}", first.index, base + 1));
+    }
+    Ok(true)
 }
 
 fn misuse(group: GroupId, detail: String) -> StoreError {
@@ -110,20 +172,26 @@ impl Plan {
         self.changes.extend(pieces.into_iter().map(|(key, value)| (key, Some(value))));
     }
 
-    /// Works out how the records of a group change. Reads only what a truncation cuts through.
-    pub(super) fn new(engine: &impl Engine, group: GroupId, log: &Log, staged: Staged) -> Result<Plan, StoreError> {
+    /// Works out how the records of a group change. Reads only what a truncation cuts through, and where a compaction ends.
+    /// `sync` says whether the commit ends with a sync: only such a one cuts the beginning off, for each further cut builds on it.
+    pub(super) fn new(
+        engine: &impl Engine,
+        group: GroupId,
+        log: &Log,
+        staged: Staged,
+        sync: bool,
+    ) -> Result<Plan, StoreError> {
         let mut plan = Plan { changes: BTreeMap::new(), after: *log, kept: Some(log.last) };
         let mut pieces = Vec::new();
         if let Some(snapshot) = &staged.snapshot {
-            for kind in [Kind::Snapshot, Kind::Block] {
-                let keys = engine.keys(Key { group, kind, index: 0, piece: 0 }, end_of(group, kind))?;
-                plan.changes.extend(keys.into_iter().map(|key| (key, None)));
-            }
-            let payload = record::encode_snapshot(snapshot).map_err(|detail| misuse(group, detail))?;
-            record::seal(Key::snapshot(group), 0, &payload, &mut pieces);
+            let blocks = engine.keys(Key::block(group, 0), end_of(group, Kind::Block), usize::MAX)?;
+            plan.remove(blocks);
             plan.after.base = (snapshot.index, snapshot.term);
             plan.after.last = plan.after.base;
-            plan.after.tail = record::anchor(group, snapshot.index, snapshot.term);
+            plan.after.anchor = record::anchor(group, snapshot.index, snapshot.term);
+            plan.after.tail = plan.after.anchor;
+            plan.after.newest = snapshot.index;
+            plan.after.trim_to = 0;
             plan.kept = None;
         } else if let Some(first) = staged.entries.first().filter(|entry| entry.index <= log.last.0) {
             plan.cut(engine, group, first.index)?;
@@ -141,25 +209,118 @@ impl Plan {
             plan.after.hard_state = *state;
         }
         plan.put(pieces);
+        plan.lay_foundation(engine, group, log, staged, sync)?;
         Ok(plan)
+    }
+
+    /// What the log stands on afterwards, if that changes: by a snapshot in its place, other snapshots to start from, or a cut.
+    fn lay_foundation(
+        &mut self,
+        engine: &impl Engine,
+        group: GroupId,
+        log: &Log,
+        staged: Staged,
+        sync: bool,
+    ) -> Result<(), StoreError> {
+        let Staged { snapshot, entries, compact, .. } = staged;
+        if let Some(Compact { snapshots, up_to }) = &compact {
+            for snapshot in snapshots {
+                let index = snapshot.index;
+                let staged = entries.first().and_then(|first| entries.get(index.checked_sub(first.index)? as usize));
+                let term = match staged {
+                    Some(entry) => entry.term,
+                    None if index == self.after.base.0 => self.after.base.1,
+                    None => term_at(engine, group, index)?,
+                };
+                if term != snapshot.term {
+                    let detail = format!("a snapshot {} of a log with term {term} there", At(index, snapshot.term));
+                    return Err(misuse(group, detail));
+                }
+                self.after.newest = index;
+            }
+            self.after.trim_to = self.after.trim_to.max(*up_to);
+        }
+        // A log that a snapshot replaced has nothing in the engine yet that could go.
+        let trimmed = sync && snapshot.is_none() && self.trim(engine, group, log)?;
+        if snapshot.is_none() && compact.is_none() && !trimmed {
+            return Ok(());
+        }
+        let recorded = engine.keys(Key::snapshot(group), end_of(group, Kind::Snapshot), usize::MAX)?;
+        let snapshots = match (compact, snapshot) {
+            (Some(compact), _) => compact.snapshots,
+            (None, Some(snapshot)) => vec![snapshot],
+            (None, None) => {
+                let found = engine::record(engine, Key::snapshot(group))?;
+                let found = found.ok_or_else(|| damaged(Key::snapshot(group), "it is missing".to_owned()))?;
+                let found = record::decode_foundation(group, &found.payload);
+                found.map_err(|detail| damaged(Key::snapshot(group), detail))?.snapshots
+            }
+        };
+        let Log { base: (base, base_term), anchor, .. } = self.after;
+        let foundation = Foundation { base, base_term, anchor, snapshots };
+        let payload = record::encode_foundation(&foundation).map_err(|detail| misuse(group, detail))?;
+        self.remove(recorded);
+        let mut pieces = Vec::new();
+        record::seal(Key::snapshot(group), 0, &payload, &mut pieces);
+        self.put(pieces);
+        Ok(())
+    }
+
+    /// Cuts off the beginning of what was in the engine before (`log`): whole blocks, as far as the log is to be trimmed and as
+    /// many as one commit may remove. Says whether any went.
+    fn trim(&mut self, engine: &impl Engine, group: GroupId, log: &Log) -> Result<bool, StoreError> {
+        // What the same commit replaces is its own: that may go with the next one.
+        let up_to = self.after.trim_to.min(self.kept.map_or(0, |kept| kept.0));
+        if up_to <= self.after.base.0 {
+            return Ok(false);
+        }
+        let mut keys = engine.keys(Key::block(group, 0), Key::block(group, up_to.saturating_add(1)), TRIM_MAX)?;
+        if keys.len() < TRIM_MAX && up_to == self.after.trim_to {
+            self.after.trim_to = 0; // after this slice nothing is left to do
+        }
+        // The last block may have more pieces than were listed, and where it ends the next one says.
+        let Some(last) = keys.last().copied() else { return Ok(false) };
+        let next = Key::block(group, last.index.saturating_add(1));
+        keys.extend(engine.keys(last.piece(last.piece.saturating_add(1)), next, usize::MAX)?);
+        let next = engine.keys(next, end_of(group, Kind::Block), 1)?.pop();
+        let mut end = next.map_or(log.last.0, |next| next.index - 1);
+        if end > up_to {
+            keys.retain(|key| key.index < last.index);
+            end = last.index - 1;
+        }
+        let Some(last) = keys.last().map(|key| key.piece(0)) else { return Ok(false) };
+        let missing = || damaged(last, "it is missing".to_owned());
+        let block = engine::record(engine, last)?.ok_or_else(missing)?;
+        let entries = decoded(&block)?;
+        let Some(entry) = entries.last().filter(|entry| entry.index == end) else {
+            return Err(damaged(last, format!("it does not end at {end}")));
+        };
+        self.after.base = (entry.index, entry.term);
+        self.after.anchor = block.crc;
+        self.remove(keys);
+        Ok(true)
+    }
+
+    fn remove(&mut self, keys: Vec<Key>) {
+        self.changes.extend(keys.into_iter().map(|key| (key, None)));
     }
 
     /// Removes the entries from `first` on (Raft section 5.3: an existing entry conflicts with a new one). Whole blocks go;
     /// the one that holds both sides is written anew with what stays.
     fn cut(&mut self, engine: &impl Engine, group: GroupId, first: u64) -> Result<(), StoreError> {
-        let gone = engine.keys(Key::block(group, first), end_of(group, Kind::Block))?;
+        let gone = engine.keys(Key::block(group, first), end_of(group, Kind::Block), usize::MAX)?;
         let stays = planted::is(Planted::CutOneTooFew).then(|| gone.last().copied()).flatten();
         self.changes.extend(gone.into_iter().filter(|key| Some(*key) != stays).map(|key| (key, None)));
         self.after.last = self.after.base;
-        self.after.tail = record::anchor(group, self.after.base.0, self.after.base.1);
+        self.after.tail = self.after.anchor;
         if let Some(block) = engine::block_before(engine, group, first)? {
             let mut entries = decoded(&block)?;
             let count = entries.len();
             entries.retain(|entry| entry.index < first);
             self.after.tail = block.crc;
             if entries.len() < count {
-                let pieces = engine.keys(block.key, Key::block(group, first))?;
-                self.changes.extend(pieces.into_iter().map(|key| (key, None)));
+                let pieces = engine.keys(block.key, Key::block(group, first), usize::MAX)?;
+                self.remove(pieces);
                 let mut pieces = Vec::new();
                 self.after.tail = record::seal_entries(group, block.previous, &entries, &mut pieces);
                 self.put(pieces);
@@ -174,6 +335,10 @@ impl Plan {
     }
 }
 
+/// How many keys of what is cut off one commit removes, the last block's apart: sled takes some 20 us for each, and a commit
+/// that waits for millions of them would look like a dead disk. A commit adds far fewer, so that the rest always catches up.
+const TRIM_MAX: usize = 512;
+
 /// Where the records of a group and kind end, exclusively.
 fn end_of(group: GroupId, kind: Kind) -> Key {
     Key { group, kind, index: u64::MAX, piece: u32::MAX }
@@ -185,6 +350,15 @@ fn damaged(what: impl fmt::Display, detail: String) -> StoreError {
 
 fn decoded(block: &Assembled) -> Result<Vec<Entry>, StoreError> {
     record::decode_block(block.key.index, block.payload.clone()).map_err(|detail| damaged(block.key, detail))
+}
+
+/// The term of an entry that the engine holds.
+fn term_at(engine: &impl Engine, group: GroupId, index: u64) -> Result<u64, StoreError> {
+    let missing = || damaged(Key::block(group, index), "it is missing".to_owned());
+    let block = engine::block_before(engine, group, index.saturating_add(1))?.ok_or_else(missing)?;
+    let entries = decoded(&block)?;
+    let entry = entries.get((index - block.key.index) as usize).ok_or_else(missing)?;
+    Ok(entry.term)
 }
 
 /// The entries `[from, to)`, all of which the log says it holds.

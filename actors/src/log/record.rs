@@ -11,8 +11,8 @@
 //! ```
 //!
 //! The CRC covers the key and everything in the value after itself, so a value under another's key is seen.
-//! `previous` is the CRC of the piece before; for the first block of a log it is the anchor, derived from the
-//! snapshot that the log follows. So a missing, reordered or foreign block is seen even when it is intact in
+//! `previous` is the CRC of the piece before; for the first block of a log it is the anchor. The record of kind `Snapshot`
+//! is the log's [`Foundation`]: it says where the log begins, what the first block names, and which snapshots a node can start from. So a missing, reordered or foreign block is seen even when it is intact in
 //! itself. What the chain cannot see is that its end is missing: that is the watermark's office.
 //!
 //! Deliberately absent: files, sled, and any decision. Everything here is a function of bytes, and no bytes
@@ -24,7 +24,10 @@ use actorum_transport::wire::{Entry, EntryKind, GroupId, Incarnation, NodeId, Sn
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 
-use super::store::{At, HardState, Recovered};
+use super::{
+    sizes::Sizes,
+    store::{At, HardState, Recovered},
+};
 
 /// The version byte of every value this code writes.
 pub const VERSION: u8 = 1;
@@ -53,7 +56,7 @@ pub enum Kind {
     Owner = 0,
     /// The hard state of a group.
     HardState = 1,
-    /// The snapshot a log follows.
+    /// Where a log begins, and the snapshots that replace what was before it.
     Snapshot = 2,
     /// Entries.
     Block = 3,
@@ -217,7 +220,7 @@ fn checksum(key: Key, value: &[u8]) -> u32 {
     hasher.finalize()
 }
 
-/// What the first block after a snapshot names as its predecessor.
+/// What the first block of a log that was cut by nothing but a snapshot names as its predecessor.
 pub fn anchor(group: GroupId, index: u64, term: u64) -> u32 {
     let mut hasher = crc32fast::Hasher::new();
     hasher.update(b"anchor");
@@ -260,14 +263,58 @@ pub fn decode_hard_state(mut payload: Bytes) -> Result<HardState, String> {
     Ok(HardState { term: payload.get_u64_le(), vote: payload.get_u64_le(), commit: payload.get_u64_le() })
 }
 
-/// The payload of a snapshot: MessagePack with named fields, for it crosses versions and is written rarely.
-pub fn encode_snapshot(snapshot: &Snapshot) -> Result<Vec<u8>, String> {
-    rmp_serde::to_vec_named(snapshot).map_err(|error| error.to_string())
+/// What a log stands on.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Foundation {
+    /// The index before the log's first entry.
+    pub base: u64,
+    /// The term of the entry that was there.
+    pub base_term: u64,
+    /// The CRC that the log's first block names as its predecessor.
+    pub anchor: u32,
+    /// The snapshots that a node can start from, ascending by index; the first is not below the base. Never empty.
+    pub snapshots: Vec<Snapshot>,
 }
 
-/// The inverse of [`encode_snapshot`].
-pub fn decode_snapshot(payload: &[u8]) -> Result<Snapshot, String> {
-    rmp_serde::from_slice(payload).map_err(|error| error.to_string())
+impl Foundation {
+    /// What a log stands on whose place a snapshot took.
+    pub fn of(group: GroupId, snapshot: Snapshot) -> Foundation {
+        let Snapshot { index, term, .. } = snapshot;
+        Foundation { base: index, base_term: term, anchor: anchor(group, index, term), snapshots: vec![snapshot] }
+    }
+
+    /// What is wrong with it in itself, if anything is.
+    fn flaw(&self) -> Option<String> {
+        let mut before = At(self.base, self.base_term);
+        if self.snapshots.is_empty() {
+            return Some("it names no snapshot".to_owned());
+        }
+        for (nth, snapshot) in self.snapshots.iter().enumerate() {
+            let at = At(snapshot.index, snapshot.term);
+            let follows = if nth == 0 { at.0 >= before.0 } else { at.0 > before.0 };
+            if !follows || at.1 < before.1 || (at.0 == before.0 && at.1 != before.1) {
+                return Some(format!("its snapshot {at} cannot follow {before}"));
+            }
+            before = at;
+        }
+        None
+    }
+}
+
+/// The payload of a foundation: MessagePack with named fields, for it crosses versions and is written rarely.
+pub fn encode_foundation(foundation: &Foundation) -> Result<Vec<u8>, String> {
+    rmp_serde::to_vec_named(foundation).map_err(|error| error.to_string())
+}
+
+/// The inverse of [`encode_foundation`]. What versions before compaction wrote, a snapshot alone, is read as the foundation of a
+/// log that the snapshot began.
+pub fn decode_foundation(group: GroupId, payload: &[u8]) -> Result<Foundation, String> {
+    // Their fields have different names, all of them needed, so that neither can pass for the other.
+    let foundation = rmp_serde::from_slice(payload).or_else(|error| match rmp_serde::from_slice(payload) {
+        Ok(snapshot) => Ok(Foundation::of(group, snapshot)),
+        Err(_) => Err(error.to_string()),
+    })?;
+    foundation.flaw().map_or(Ok(foundation), Err)
 }
 
 /// How many bytes an entry takes in a block.
@@ -449,12 +496,15 @@ pub struct FoundGroup {
     pub recovered: Recovered,
     /// The index of the first entry, if there is one.
     pub first_index: Option<u64>,
+    /// The CRC that the first block names as its predecessor.
+    pub anchor: u32,
     /// The CRC that the next block names as its predecessor.
     pub tail: u32,
     /// How many blocks.
     pub blocks: u64,
     /// The bytes of its records.
     pub bytes: u64,
+    sizes: Sizes,
 }
 
 /// What a scan found.
@@ -530,8 +580,14 @@ impl Scan {
     /// What was found. The values are over.
     pub fn finish(mut self) -> Found {
         self.complete();
-        for (group, found) in &self.found.groups {
+        for (group, found) in &mut self.found.groups {
+            found.recovered.sizes = found.sizes.steps();
             let (commit, last) = (found.recovered.hard_state.commit, found.recovered.last_index);
+            let astray = |snapshot: &&Snapshot| found.recovered.term_at(snapshot.index) != Some(snapshot.term);
+            if let Some(Snapshot { index, term, .. }) = found.recovered.snapshots.iter().find(astray) {
+                let detail = format!("there is no entry {} in the log up to {last}", At(*index, *term));
+                self.found.problems.push(Problem { what: Key::snapshot(*group).to_string(), detail });
+            }
             if commit > last {
                 let what = Key::hard_state(*group).to_string();
                 let detail = format!("commit {commit} lies past the last index {last}");
@@ -586,12 +642,13 @@ impl Scan {
     }
 
     fn snapshot(&mut self, record: Assembled) -> Result<(), String> {
-        let snapshot = decode_snapshot(&record.payload)?;
+        let Foundation { base, base_term, anchor, snapshots } = decode_foundation(record.key.group, &record.payload)?;
         let group = self.group(record.key);
-        group.tail = anchor(record.key.group, snapshot.index, snapshot.term);
-        group.recovered.last_index = snapshot.index;
-        group.recovered.terms = vec![(snapshot.index, snapshot.term)];
-        group.recovered.snapshots = vec![snapshot];
+        (group.anchor, group.tail) = (anchor, anchor);
+        group.recovered.last_index = base;
+        group.recovered.terms = vec![(base, base_term)];
+        group.recovered.snapshots = snapshots;
+        group.sizes = Sizes::after_base(base);
         Ok(())
     }
 
@@ -601,7 +658,8 @@ impl Scan {
         let entries = decode_block(record.key.index, record.payload).inspect_err(|_| self.broken = Some(id))?;
         let group = self.group(record.key);
         if group.blocks == 0 && group.recovered.snapshots.is_empty() {
-            group.tail = anchor(id, 0, 0);
+            group.anchor = anchor(id, 0, 0);
+            group.tail = group.anchor;
         }
         let (expected, tail) = (group.recovered.last_index.saturating_add(1), group.tail);
         group.blocks += 1;
@@ -611,6 +669,7 @@ impl Scan {
         group.recovered.last_index = last.index;
         let mut backwards = None;
         for entry in &entries {
+            group.sizes.push(entry.index, entry.size() as u64);
             let before = group.recovered.terms.last().map_or(0, |run| run.1);
             if entry.term < before && backwards.is_none() {
                 backwards = Some(format!("{} follows term {before}", At(entry.index, entry.term)));

@@ -101,6 +101,11 @@ fn append(range: RangeInclusive<u64>, term: u64) -> Write {
     Write { entries: entries(range, term), ..Write::default() }
 }
 
+fn compact(snapshots: &[(u64, u64)], up_to: u64, write: Write) -> Write {
+    let snapshot = |&(index, term): &(u64, u64)| Snapshot { index, term, ..Snapshot::default() };
+    Write { compact: Some(Compact { snapshots: snapshots.iter().map(snapshot).collect(), up_to }), ..write }
+}
+
 fn vote(term: u64, vote: NodeId, commit: u64) -> Write {
     Write { hard_state: Some(HardState { term, vote, commit }), ..Write::default() }
 }
@@ -108,7 +113,8 @@ fn vote(term: u64, vote: NodeId, commit: u64) -> Write {
 /// What a node holds, as the plainest possible model of what was written to it.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Model {
-    snapshot: (u64, u64),
+    base: (u64, u64),
+    snapshots: Vec<(u64, u64)>,
     entries: Vec<Entry>,
     state: HardState,
 }
@@ -116,37 +122,72 @@ struct Model {
 impl Model {
     fn apply(&mut self, write: &Write) {
         if let Some(snapshot) = &write.snapshot {
-            self.snapshot = (snapshot.index, snapshot.term);
+            self.base = (snapshot.index, snapshot.term);
+            self.snapshots = vec![self.base];
             self.entries.clear();
         }
         if let Some(first) = write.entries.first() {
-            self.entries.truncate((first.index - self.snapshot.0 - 1) as usize);
+            self.entries.truncate((first.index - self.base.0 - 1) as usize);
             self.entries.extend(write.entries.iter().cloned());
         }
         self.state = write.hard_state.unwrap_or(self.state);
+        if let Some(Compact { snapshots, up_to }) = &write.compact {
+            self.snapshots = snapshots.iter().map(|snapshot| (snapshot.index, snapshot.term)).collect();
+            for gone in self.entries.drain(..(up_to - self.base.0) as usize) {
+                self.base = (gone.index, gone.term);
+            }
+        }
+    }
+
+    fn term_at(&self, index: u64) -> u64 {
+        let nth = (index - self.base.0).checked_sub(1);
+        nth.map_or(self.base.1, |nth| self.entries[nth as usize].term)
+    }
+
+    /// As a disk foretells it: of the snapshots the newest.
+    fn told(&self) -> Model {
+        let mut told = self.clone();
+        told.snapshots.drain(..told.snapshots.len().saturating_sub(1));
+        told
+    }
+
+    /// Without what a store may keep longer than it must.
+    fn cut_to(&self, base: (u64, u64)) -> Model {
+        let mut cut = self.clone();
+        let gone = (base.0.saturating_sub(self.base.0) as usize).min(cut.entries.len());
+        for gone in cut.entries.drain(..gone) {
+            cut.base = (gone.index, gone.term);
+        }
+        cut
     }
 
     /// What an open store holds, read back entry for entry.
     fn of(store: &dyn LogStore) -> Model {
         let found = store.recover(GROUP).unwrap();
-        let snapshot = found.newest().map_or((0, 0), |snapshot| (snapshot.index, snapshot.term));
-        let entries = store.reader().entries(GROUP, snapshot.0 + 1, found.last_index + 1, usize::MAX).unwrap();
-        Model { snapshot, entries, state: found.hard_state }
+        let snapshots = found.snapshots.iter().map(|snapshot| (snapshot.index, snapshot.term)).collect();
+        let base = found.terms.first().copied().unwrap_or_default();
+        let entries = store.reader().entries(GROUP, base.0 + 1, found.last_index + 1, usize::MAX).unwrap();
+        Model { base, snapshots, entries, state: found.hard_state }
     }
 
-    /// What the disk says would be recovered.
+    /// What the disk says would be recovered; of the snapshots it tells the newest.
     fn foretold(disk: &SimulatedDisk) -> Model {
-        let Durable { hard_state, snapshot, last_index } = disk.durable(GROUP);
-        let entries = (snapshot.0 + 1..=last_index).map(|index| {
+        let Durable { hard_state, base, snapshot, last_index } = disk.durable(GROUP);
+        if base.0 > 0 {
+            assert_eq!(disk.durable_term(GROUP, base.0), Some(base.1));
+        }
+        let entries = (base.0 + 1..=last_index).map(|index| {
             let entry = disk.durable_entry(GROUP, index).unwrap();
             assert_eq!(disk.durable_term(GROUP, index), Some(entry.term));
             entry
         });
-        Model { snapshot, entries: entries.collect(), state: hard_state }
+        let snapshots = Some(snapshot).filter(|snapshot| snapshot.0 > 0);
+        Model { base, snapshots: snapshots.into_iter().collect(), entries: entries.collect(), state: hard_state }
     }
 }
 
-/// A run with everything that moves the watermark: votes, appends, quiets, truncations below it, snapshots.
+/// A run with everything that moves the watermark: votes, appends, quiets, truncations below it, snapshots; and with cuts of the
+/// log's beginning, each at the end of a block, so that it goes exactly so far.
 fn run() -> Vec<(Write, bool)> {
     let snapshot = |index, term| Some(Snapshot { index, term, ..Snapshot::default() });
     vec![
@@ -160,11 +201,17 @@ fn run() -> Vec<(Write, bool)> {
         (vote(3, 1, 5), true),
         (append(6..=6, 3), true),
         (append(7..=12, 3), false),
+        (compact(&[(4, 2), (5, 2)], 4, Write::default()), true),
+        (append(8..=9, 3), false),
+        (compact(&[(5, 2)], 5, append(10..=11, 3)), true),
+        (append(6..=6, 4), true),
         (Write { snapshot: snapshot(20, 4), ..vote(4, 0, 20) }, true),
         (append(21..=23, 4), true),
         (Write { snapshot: snapshot(15, 5), ..vote(5, 2, 15) }, false),
         (append(16..=18, 5), true),
         (append(17..=17, 6), false),
+        (compact(&[(16, 5)], 16, vote(6, 1, 16)), true),
+        (append(17..=18, 7), false),
     ]
 }
 
@@ -245,7 +292,11 @@ impl Node {
                 [Ok(_)] => reported += 1,
                 other => panic!("{other:?}"),
             }
-            assert_eq!(Model::foretold(&self.disk), models[reported - 1], "what is durable is what was reported");
+            assert_eq!(
+                Model::foretold(&self.disk),
+                models[reported - 1].told(),
+                "what is durable is what was reported"
+            );
             if quiet {
                 sleep(2 * WATERMARK_QUIET).await;
             }
@@ -344,7 +395,7 @@ fn what_a_killed_process_left_is_durable_once_it_was_found() {
             let next = models.get(reported).unwrap_or(&models[reported - 1]);
             assert!(found == models[reported - 1] || found == *next, "before step {nth}: {found:?}");
             // A vote or an entry that is found is granted or acknowledged again, without a write.
-            assert_eq!(Model::foretold(&node.disk), found, "before step {nth}");
+            assert_eq!(Model::foretold(&node.disk), found.told(), "before step {nth}");
             node.disk.crash(Loss::All, 0);
             assert_eq!(Model::of(&*node.open().unwrap()), found, "before step {nth}");
         }
@@ -615,10 +666,11 @@ impl Dice {
 /// A write that Raft could make to what `model` holds.
 fn draw(dice: &mut Dice, model: &Model) -> (Write, bool) {
     let mut state = model.state;
-    let last = model.snapshot.0 + model.entries.len() as u64;
+    let last = model.base.0 + model.entries.len() as u64;
+    let newest = model.snapshots.last().map_or(0, |newest| newest.0);
     let commit_alone = dice.below(5) == 0;
     let mut write = Write::default();
-    if model.snapshot.0 == 0 || dice.below(25) == 0 {
+    if newest == 0 || dice.below(25) == 0 {
         let index = last.max(1) + dice.below(4);
         (state.term, state.vote, state.commit) = (state.term + 1, 0, index);
         write.snapshot = Some(Snapshot { index, term: state.term, ..Snapshot::default() });
@@ -630,7 +682,7 @@ fn draw(dice: &mut Dice, model: &Model) -> (Write, bool) {
         }
         let first = match dice.below(4) {
             // Raft never cuts what is committed.
-            0 => state.commit.max(model.snapshot.0) + 1 + dice.below(last - state.commit.max(model.snapshot.0) + 1),
+            0 => state.commit.max(newest) + 1 + dice.below(last - state.commit.max(newest) + 1),
             _ => last + 1,
         };
         if first <= last && state.term == model.state.term {
@@ -638,8 +690,19 @@ fn draw(dice: &mut Dice, model: &Model) -> (Write, bool) {
         }
         write.entries = entries(first..=first + dice.below(4), state.term);
     }
+    if write.snapshot.is_none() && state.commit >= newest && dice.below(6) == 0 {
+        let newest = newest + dice.below(state.commit - newest + 1);
+        let older = model.base.0 + dice.below(newest - model.base.0 + 1);
+        let mut after = model.clone();
+        after.apply(&write);
+        let kept: BTreeMap<u64, u64> = [older, newest].map(|index| (index, after.term_at(index))).into();
+        let kept: Vec<_> = kept.into_iter().collect();
+        let up_to = model.base.0 + dice.below(older - model.base.0 + 1);
+        write = compact(&kept, up_to, write);
+    }
     write.hard_state = (state != model.state || dice.below(3) == 0).then_some(state);
-    (write, !commit_alone || state.term != model.state.term)
+    let sync = !commit_alone || state.term != model.state.term || write.compact.is_some();
+    (write, sync)
 }
 
 /// Lives of random length under random latencies, each ended at a random moment by a random accident.
@@ -651,7 +714,7 @@ fn random_lives_end_at_random_moments_and_lose_nothing_reported() {
     paused(async move {
         let mut dice = Dice(seed);
         let mut node = Node::new();
-        let (mut held, mut ends) = (Model::default(), [0; 5]);
+        let (mut held, mut ends, mut compacted) = (Model::default(), [0; 5], 0);
         for life in 0..600 {
             node.start().unwrap_or_else(|error| panic!("SEED={seed}, life {life}: {error}"));
             let end = dice.below(5);
@@ -713,18 +776,20 @@ fn random_lives_end_at_random_moments_and_lose_nothing_reported() {
             // A commit index that nothing waits for may be older than what stands beside it.
             let promised = |model: &Model| {
                 let HardState { term, vote, .. } = model.state;
-                (model.snapshot, model.entries.clone(), term, vote)
+                (model.base, model.snapshots.clone(), model.entries.clone(), term, vote)
             };
             // Up to the last report on which a promise stood, and as far as was submitted.
             let surely = (0..=reported).rev().find(|nth| synced[*nth]).unwrap_or(0);
-            let whole = models[surely..].iter().any(|model| promised(model) == promised(&found));
+            let whole = models[surely..].iter().any(|model| promised(model) == promised(&found.cut_to(model.base)));
             assert!(whole, "SEED={seed}, life {life}, end {end}: {found:?} after {reported} of {}", models.len() - 1);
             assert!(found.state.commit >= models[surely].state.commit, "SEED={seed}, life {life}: {found:?}");
-            assert_eq!(Model::foretold(&node.disk), found, "SEED={seed}, life {life}");
+            assert_eq!(Model::foretold(&node.disk), found.told(), "SEED={seed}, life {life}");
+            compacted += u64::from(found.base.0 > held.base.0 && found.snapshots.len() > 1);
             held = found;
         }
         let counters = node.disk.counters();
-        println!("ends {ends:?}, {counters:?}");
+        println!("ends {ends:?}, {compacted} lives cut the log's beginning off, {counters:?}");
+        assert!(compacted > 20);
         assert!(counters.power_cuts > 20 && counters.lost_batches > 50 && counters.kept_batches > 20);
         assert!(counters.hung > 50 && counters.lowered > 50);
     });

@@ -333,10 +333,11 @@ impl Engine for SledEngine {
         given.unwrap_or_else(|panic| Err(EngineError::Panicked(words(panic))))
     }
 
-    fn keys(&self, from: Key, to: Key) -> Result<Vec<Key>, EngineError> {
+    fn keys(&self, from: Key, to: Key, max: usize) -> Result<Vec<Key>, EngineError> {
         let range = self.db.range(from.encode()..to.encode());
         range
             .keys()
+            .take(max)
             .map(|key| {
                 let key = key.map_err(|error| failed("reading", error))?;
                 Key::decode(&key).ok_or_else(|| EngineError::Broken {

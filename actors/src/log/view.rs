@@ -1,10 +1,13 @@
 //! The log as the core sees it: a tail in memory, the terms of all of it, and a reader for the rest.
 //!
 //! ```text
-//!  snapshot ──┤ on disk only ├──┤ tail: recent, in memory ├── last
-//!             read through the     pinned: (applied, last]
-//!             LogReader            kept for slow peers: up to a byte bound
+//!  base ──┤ on disk only ├──┤ tail: recent, in memory ├── last
+//!         read through the     pinned: (applied, last]
+//!         LogReader            kept for slow peers: up to a byte bound
 //! ```
+//!
+//! The *base* is the index before the first entry, the *kept snapshots* are those a node can start from: at first one and the
+//! same, after a compaction the base is at most as high as the first of them.
 //!
 //! raft-rs asks its `Storage` synchronously and dies of an error while it commits or campaigns. So what is not
 //! applied yet is pinned here, terms come from a table of runs, and only an append to a peer that fell
@@ -17,19 +20,27 @@ use raft::{GetEntriesContext, RaftState, Storage, StorageError, eraftpb};
 
 use crate::{
     consensus::convert::{conf_to_raft, entry_to_raft, hard_to_raft, snapshot_to_raft},
-    log::store::{HardState, LogReader, Recovered, StoreError},
+    log::{
+        sizes::Sizes,
+        store::{HardState, LogReader, Recovered, StoreError},
+    },
 };
 
 /// The log of one group, for raft-rs.
 pub struct LogView {
     group: GroupId,
     reader: Arc<dyn LogReader>,
-    snapshot: Option<Snapshot>,
+    /// Ascending; those the store was last told to record.
+    snapshots: Vec<Snapshot>,
+    base: u64,
+    /// Entries up to here are served to nobody, though they may be in the log.
+    floor: u64,
     /// The configuration at the applied index.
     conf: ConfState,
     hard_state: HardState,
-    /// (first index, term), ascending; the first run starts at the snapshot's index.
+    /// (first index, term), ascending; the first run starts at the base.
     runs: Vec<(u64, u64)>,
+    sizes: Sizes,
     last: u64,
     tail: VecDeque<eraftpb::Entry>,
     tail_bytes: usize,
@@ -51,10 +62,13 @@ impl LogView {
         LogView {
             group,
             reader,
-            snapshot: None,
+            snapshots: Vec::new(),
+            base: 0,
+            floor: 0,
             conf: ConfState::default(),
             hard_state: HardState::default(),
             runs: Vec::new(),
+            sizes: Sizes::after_base(0),
             last: 0,
             tail: VecDeque::new(),
             tail_bytes: 0,
@@ -76,7 +90,9 @@ impl LogView {
         conf: ConfState,
     ) -> Result<Self, StoreError> {
         let mut view = LogView::empty(group, reader, keep_bytes);
-        view.snapshot = recovered.snapshots.last().cloned();
+        view.base = recovered.base();
+        view.sizes = Sizes::recovered(view.base, recovered.last_index, &recovered.sizes);
+        view.snapshots = recovered.snapshots;
         view.conf = conf;
         view.hard_state = recovered.hard_state;
         view.runs = recovered.terms;
@@ -100,7 +116,7 @@ impl LogView {
 
     /// Whether this node belongs to a cluster.
     pub fn is_formed(&self) -> bool {
-        self.snapshot.is_some()
+        !self.snapshots.is_empty()
     }
 
     /// The hard state last given to the log writer.
@@ -108,9 +124,39 @@ impl LogView {
         self.hard_state
     }
 
-    /// The snapshot the log starts from.
+    /// The snapshots that a node can start from, ascending by index, the newest last.
+    pub fn snapshots(&self) -> &[Snapshot] {
+        &self.snapshots
+    }
+
+    /// The newest of them; `None` before the cluster is formed.
+    pub fn newest(&self) -> Option<&Snapshot> {
+        self.snapshots.last()
+    }
+
+    /// The index of the newest snapshot; zero without one.
     pub fn snapshot_index(&self) -> u64 {
-        self.snapshot.as_ref().map_or(0, |s| s.index)
+        self.newest().map_or(0, |newest| newest.index)
+    }
+
+    /// The index before the log's first entry: what is up to there is in the snapshots alone.
+    pub fn base(&self) -> u64 {
+        self.base
+    }
+
+    /// Bytes of all entries of the log, in memory or on disk.
+    pub fn log_bytes(&self) -> u64 {
+        self.sizes.total()
+    }
+
+    /// Bytes of the entries after `index`, to some 64 KiB.
+    pub fn bytes_after(&self, index: u64) -> u64 {
+        self.sizes.after(index)
+    }
+
+    /// The lowest index such that the entries after it have at most so many bytes, to some 64 KiB; at least the base.
+    pub fn index_within(&self, bytes: u64) -> u64 {
+        self.sizes.within(bytes, self.base)
     }
 
     /// The index of the last entry.
@@ -158,16 +204,20 @@ impl LogView {
             if self.runs.last().is_none_or(|&(_, term)| term != entry.term) {
                 self.runs.push((entry.index, entry.term));
             }
+            self.sizes.push(entry.index, size(entry) as u64);
             self.push(entry.clone());
         }
     }
 
     fn truncate(&mut self, first: u64) {
+        let before = self.tail_bytes;
         while self.tail.back().is_some_and(|e| e.index >= first) {
             if let Some(entry) = self.tail.pop_back() {
                 self.tail_bytes -= size(&entry);
             }
         }
+        // All that goes was in the tail, for nothing of it was applied.
+        self.sizes.truncate(first, (before - self.tail_bytes) as u64);
         while self.runs.last().is_some_and(|&(start, _)| start >= first) {
             self.runs.pop();
         }
@@ -185,10 +235,48 @@ impl LogView {
         self.last = snapshot.index;
         self.applied = snapshot.index;
         self.conf = snapshot.conf.clone();
-        self.snapshot = Some(snapshot);
+        self.base = snapshot.index;
+        self.sizes = Sizes::after_base(snapshot.index);
+        self.snapshots = vec![snapshot];
         self.tail.clear();
         self.tail_bytes = 0;
         self.applied_bytes = 0;
+    }
+
+    /// Replaces the snapshots that a node can start from: ascending by index, none below the base.
+    pub fn keep(&mut self, snapshots: Vec<Snapshot>) {
+        assert!(snapshots.windows(2).all(|pair| pair[0].index < pair[1].index), "kept snapshots ascend");
+        assert!(
+            snapshots.first().is_some_and(|first| first.index >= self.base),
+            "a kept snapshot is not below the base"
+        );
+        self.snapshots = snapshots;
+    }
+
+    /// Raises the base: the entries up to `up_to` are gone. Does nothing where they are gone already.
+    pub fn compact(&mut self, up_to: u64) {
+        if up_to <= self.base {
+            return;
+        }
+        assert!(up_to <= self.applied, "an entry that is not applied is never compacted");
+        let inside = self.runs.partition_point(|&(first, _)| first <= up_to);
+        self.runs.drain(..inside.saturating_sub(1));
+        if let Some(run) = self.runs.first_mut() {
+            run.0 = up_to;
+        }
+        while self.tail.front().is_some_and(|e| e.index <= up_to) {
+            self.drop_front();
+        }
+        self.sizes.compact(up_to);
+        self.base = up_to;
+    }
+
+    /// From now on entries up to `index` are served to nobody, nor a snapshot below it: what they say was overruled by hand.
+    /// Only ever raised, and never past what is applied.
+    pub fn raise_floor(&mut self, index: u64) {
+        // raft-rs applies from the first index on: a floor above would make it skip what is not applied.
+        assert!(index <= self.applied, "a floor is not above what is applied");
+        self.floor = self.floor.max(index);
     }
 
     /// Frees what is applied, down to the byte bound. What is applied is on disk: raft-rs hands out
@@ -202,11 +290,21 @@ impl LogView {
         }
         self.applied = index;
         while self.tail_bytes > self.keep_bytes && self.tail.front().is_some_and(|e| e.index <= self.applied) {
-            if let Some(entry) = self.tail.pop_front() {
-                self.tail_bytes -= size(&entry);
-                self.applied_bytes -= size(&entry);
-            }
+            self.drop_front();
         }
+    }
+
+    /// The first entry of the tail, which is applied, goes out of memory.
+    fn drop_front(&mut self) {
+        if let Some(entry) = self.tail.pop_front() {
+            self.tail_bytes -= size(&entry);
+            self.applied_bytes -= size(&entry);
+        }
+    }
+
+    /// Up to here nothing is served: it is not there, or not to be seen.
+    fn hidden(&self) -> u64 {
+        self.base.max(self.floor)
     }
 
     /// The configuration after a change was applied.
@@ -239,7 +337,7 @@ impl Storage for LogView {
         max_size: impl Into<Option<u64>>,
         _context: GetEntriesContext,
     ) -> raft::Result<Vec<eraftpb::Entry>> {
-        if low <= self.snapshot_index() {
+        if low <= self.hidden() {
             return Err(raft::Error::Store(StorageError::Compacted));
         }
         if high > self.last + 1 {
@@ -270,6 +368,7 @@ impl Storage for LogView {
         match self.term_at(index) {
             // Before the first snapshot raft-rs asks for the term of index 0, which is 0 by definition.
             None if index == 0 && !self.is_formed() => Ok(0),
+            Some(_) if index < self.hidden() => Err(raft::Error::Store(StorageError::Compacted)),
             Some(term) => Ok(term),
             None if index > self.last => Err(raft::Error::Store(StorageError::Unavailable)),
             None => Err(raft::Error::Store(StorageError::Compacted)),
@@ -277,15 +376,17 @@ impl Storage for LogView {
     }
 
     fn first_index(&self) -> raft::Result<u64> {
-        Ok(self.snapshot_index() + 1)
+        Ok(self.hidden() + 1)
     }
 
     fn last_index(&self) -> raft::Result<u64> {
         Ok(self.last)
     }
 
-    fn snapshot(&self, _request_index: u64, to: NodeId) -> raft::Result<eraftpb::Snapshot> {
-        let Some(mut snapshot) = self.snapshot.clone() else {
+    fn snapshot(&self, request_index: u64, to: NodeId) -> raft::Result<eraftpb::Snapshot> {
+        // Who gets one goes on with the entry after it, and that has to be there for him.
+        let least = self.hidden().max(request_index);
+        let Some(mut snapshot) = self.newest().filter(|newest| newest.index >= least).cloned() else {
             return Err(raft::Error::Store(StorageError::SnapshotTemporarilyUnavailable));
         };
         // raft-rs ignores a snapshot whose configuration does not name the receiver. A node that is added later is

@@ -525,6 +525,31 @@ fn read_up_to(from: &mut impl Read, into: &mut [u8]) -> io::Result<usize> {
     Ok(got)
 }
 
+/// A file of this header and these chunks (raw length, what is stored), which need not be any, with every checksum right.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn sealed(header: &[u8], chunks: &[(u32, &[u8])], counts: Option<(u64, u64)>) -> Vec<u8> {
+    let mut file = MAGIC.to_vec();
+    for number in [FORMAT, header.len() as u32] {
+        file.extend_from_slice(&number.to_be_bytes());
+    }
+    let header_crc = header_crc(&file, header);
+    file.extend_from_slice(&header_crc.to_be_bytes());
+    file.extend_from_slice(header);
+    let all = (chunks.len() as u64, chunks.iter().map(|(raw, _)| u64::from(*raw)).sum());
+    let (count, raw_bytes) = counts.unwrap_or(all);
+    let counts = [count.to_be_bytes(), raw_bytes.to_be_bytes()].concat();
+    let end = (chunks.len() as u64, (0, &counts[..]));
+    for (number, (raw, body)) in chunks.iter().enumerate().map(|(n, chunk)| (n as u64, *chunk)).chain([end]) {
+        let stored = if raw == 0 && number == end.0 { 0 } else { body.len() as u32 };
+        for field in [raw, stored, chunk_crc(header_crc, number, raw, stored, body)] {
+            file.extend_from_slice(&field.to_be_bytes());
+        }
+        file.extend_from_slice(body);
+    }
+    file.extend_from_slice(blake3::hash(&file).as_bytes());
+    file
+}
+
 #[cfg(test)]
 #[path = "file_tests.rs"]
 mod tests;

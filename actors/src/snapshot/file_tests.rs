@@ -149,17 +149,37 @@ fn no_byte_of_a_bad_chunk_is_given_out_and_the_error_stays() {
 #[test]
 fn a_chunk_that_unpacks_to_more_than_it_says_is_refused_before_it_does() {
     // Well sealed, so that only the decompressor can notice.
-    let (bytes, _) = written(b"state", 5);
+    let header = machine::encode(&header()).unwrap();
     let bomb = zstd::bulk::compress(&vec![0; 64 << 20], 1).unwrap();
-    let crc = header_crc(&bytes[..24], &bytes[FIXED_BYTES..parts(&bytes)[0]]);
-    let mut sealed = bytes[..parts(&bytes)[0]].to_vec();
-    let stored = bomb.len() as u32;
-    for number in [5, stored, chunk_crc(crc, 0, 5, stored, &bomb)] {
-        sealed.extend_from_slice(&number.to_be_bytes());
-    }
-    sealed.extend_from_slice(&bomb);
-    let said = error(&sealed);
+    let said = error(&sealed(&header, &[(5, &bomb)], None));
     assert!(said.starts_with("chunk 0 is damaged: "), "{said}");
+    // To less is no better.
+    let short = zstd::bulk::compress(b"four", 1).unwrap();
+    let said = error(&sealed(&header, &[(5, &short)], None));
+    assert_eq!(said, "chunk 0 is damaged: it claims 5 bytes and has 4");
+    assert_eq!(read(&sealed(&header, &[(4, &short)], None)).unwrap(), b"four");
+}
+
+#[test]
+fn an_end_that_counts_otherwise_and_a_header_that_contradicts_itself_are_refused() {
+    let header = header();
+    let encoded = machine::encode(&header).unwrap();
+    let one = zstd::bulk::compress(b"1", 1).unwrap();
+    for counts in [(0, 1), (2, 1), (1, 0), (1, 2)] {
+        let said = error(&sealed(&encoded, &[(1, &one)], Some(counts)));
+        assert_eq!(said, "the end mark is damaged: it counts otherwise");
+    }
+    let refused = |header: &Header| {
+        let bytes = sealed(&machine::encode(header).unwrap(), &[], None);
+        Reader::begin(&bytes[..]).err().expect("refused").to_string()
+    };
+    let two = Header { cluster: ClusterId(8), ..header.clone() };
+    assert_eq!(refused(&two), "the header is damaged: it names two clusters");
+    let conf = ConfState { voters: vec![1, 2], ..header.conf.clone() };
+    let said = refused(&Header { conf, ..header });
+    assert_eq!(said, "the header is damaged: its configuration is not that of its members");
+    let nonsense = sealed(b"nonsense", &[], None);
+    assert!(Reader::begin(&nonsense[..]).err().unwrap().to_string().starts_with("the header is damaged: "));
 }
 
 /// Takes so many bytes, then is full.

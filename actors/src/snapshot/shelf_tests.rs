@@ -2,8 +2,14 @@
 
 use std::io::Read;
 
-use super::*;
-use crate::{machine::Frozen, testkit::founded};
+use super::{
+    super::simulated::{Answer, Decide, Loss, SimulatedFiles, Step},
+    *,
+};
+use crate::{
+    machine::{Frozen, MachineError},
+    testkit::{founded, genesis},
+};
 
 fn content(index: u64, state: Vec<u8>) -> Content {
     let formed_with = BTreeMap::from([(1, Incarnation(1))]);
@@ -62,4 +68,472 @@ fn what_is_built_is_read_verified_and_received_elsewhere() {
         assert_eq!(names(&*other.files), [complete_name(9, &file)]);
         other.keep(&[]).unwrap();
     }
+}
+
+#[test]
+fn a_real_shelf_is_its_owners_only() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("deep/snapshots");
+    let shelf = Shelf::in_directory(&path).unwrap();
+    let snapshot = shelf.build(content(9, vec![1]), &mut |_| {}).unwrap();
+    let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode(&path), mode(&path.join(names(&*shelf.files).concat()))), (0o700, 0o600));
+    // And another process finds it.
+    assert_eq!(state_of(&Shelf::in_directory(&path).unwrap(), &snapshot), [1]);
+    assert!(shelf.blocks() && !Shelf::memory().blocks());
+}
+
+#[test]
+fn what_the_machine_does_wrong_ends_this_snapshot_only() {
+    let shelf = Shelf::memory();
+    let build = |state: Frozen| {
+        let error = shelf.build(Content { state, ..content(9, vec![]) }, &mut |_| {}).unwrap_err().to_string();
+        assert_eq!(names(&*shelf.files), [""; 0], "nothing of it stays");
+        error
+    };
+    let refuses = Frozen::new(|out| {
+        out.write_all(&[1; 300_000])?;
+        Err(MachineError::new("not today"))
+    });
+    assert_eq!(build(refuses), "the state machine could not write its state at 9@3: not today");
+    let panics = Frozen::new(|out| {
+        out.write_all(&[1; 300_000])?;
+        panic!("the number of the beast")
+    });
+    assert_eq!(build(panics), "the state machine panicked writing its state at 9@3: the number of the beast");
+    shelf.build(content(9, vec![1]), &mut |_| {}).unwrap();
+}
+
+#[test]
+fn a_file_that_is_not_the_snapshots_is_refused_by_what_is_wrong() {
+    let shelf = Shelf::memory();
+    let snapshot = shelf.build(content(9, noise(1, 1000)), &mut |_| {}).unwrap();
+    let file = file_of(&snapshot);
+    let name = complete_name(9, &file);
+    let good = contents(&*shelf.files, &name);
+    // The descriptor names this very file, and says otherwise than its header.
+    let other = |cluster: u64, index, term, id| {
+        let founders = BTreeMap::from([(id, actorum_transport::wire::Address::from("n1"))]);
+        let system = SystemState::founded(actorum_transport::wire::ClusterId(cluster.into()), &founders);
+        let snapshot = system.snapshot(index, term, file, BTreeMap::new()).unwrap();
+        put(&*shelf.files, &complete_name(index, &file), &good);
+        let error = shelf.verify(&snapshot).unwrap_err().to_string();
+        assert_eq!(shelf.open(&snapshot).err().unwrap().to_string(), error);
+        error.split_once(": ").unwrap().1.to_owned()
+    };
+    assert_eq!(other(7, 8, 3, 1), "it is of index 9, and the snapshot of index 8");
+    assert_eq!(other(7, 9, 2, 1), "it is of term 3, and the snapshot of term 2");
+    assert!(other(8, 9, 3, 1).starts_with("it is of cluster "));
+    assert_eq!(other(7, 9, 3, 2), "its members or their state are not the snapshot's");
+
+    let bad = |change: &dyn Fn(&mut Vec<u8>)| {
+        let mut bytes = good.clone();
+        change(&mut bytes);
+        put(&*shelf.files, &name, &bytes);
+        let error = shelf.verify(&snapshot).unwrap_err().to_string();
+        error.strip_prefix(&format!("{name}: ")).unwrap_or(&error).to_owned()
+    };
+    let length = good.len();
+    assert_eq!(bad(&|b| b.truncate(length - 1)), format!("it is truncated: it has {} bytes of {length}", length - 1));
+    assert_eq!(bad(&|b| b.clear()), "it is not a snapshot of actorum");
+    assert!(bad(&|b| b.push(0)).starts_with("it is not the file of that hash"));
+    assert!(bad(&|b| b[length - 1] ^= 1).starts_with("it is not the file of that hash"));
+    assert_eq!(bad(&|b| b[length - 200] ^= 1), "chunk 0 is damaged: its checksum does not match");
+    // Another good file under this name.
+    let shelf2 = Shelf::memory();
+    let snapshot2 = shelf2.build(content(9, noise(2, 1000)), &mut |_| {}).unwrap();
+    let foreign = contents(&*shelf2.files, &complete_name(9, &file_of(&snapshot2)));
+    assert!(bad(&|b| *b = foreign.clone()).starts_with("it is not the file of that hash"));
+    put(&*shelf.files, &name, &good);
+    shelf.verify(&snapshot).unwrap();
+    shelf.files.remove(&name).unwrap();
+    assert_eq!(shelf.verify(&snapshot).unwrap_err().to_string(), format!("reading {name} failed: entity not found"));
+    assert_eq!(shelf.read(9, &file, 0, 10).unwrap(), None);
+}
+
+#[test]
+fn a_genesis_has_no_file() {
+    let shelf = Shelf::memory();
+    shelf.verify(&genesis()).unwrap();
+    assert_eq!(shelf.open(&genesis()).err().unwrap().to_string(), "the snapshot at 1@1 has no file");
+    assert_eq!(shelf.receive(&genesis()).err().unwrap().to_string(), "the snapshot at 1@1 has no file");
+    shelf.keep(&[genesis()]).unwrap();
+}
+
+#[test]
+fn pieces_for_peers_are_bounded_and_end_where_the_file_ends() {
+    let shelf = Shelf::memory();
+    let snapshot = shelf.build(content(9, noise(1, 3 << 20)), &mut |_| {}).unwrap();
+    let file = file_of(&snapshot);
+    let piece = |offset, max| shelf.read(9, &file, offset, max).unwrap().map(|piece| piece.len());
+    assert_eq!(piece(0, 10), Some(10));
+    assert_eq!(piece(5, u32::MAX), Some(1 << 20));
+    assert_eq!(piece(file.bytes - 3, 10), Some(3));
+    for past in [file.bytes, file.bytes + 1, u64::MAX] {
+        assert_eq!(piece(past, 10), Some(0));
+    }
+    assert_eq!(shelf.read(10, &file, 0, 10).unwrap(), None);
+}
+
+/// A snapshot whose file is elsewhere, and that file.
+fn announced(index: u64, seed: u8, length: usize) -> (Snapshot, Vec<u8>) {
+    let shelf = Shelf::memory();
+    let snapshot = shelf.build(content(index, noise(seed, length)), &mut |_| {}).unwrap();
+    let bytes = contents(&*shelf.files, &complete_name(index, &file_of(&snapshot)));
+    (snapshot, bytes)
+}
+
+#[test]
+fn receiving_goes_on_wherever_it_stopped() {
+    let (snapshot, bytes) = announced(9, 1, 600_000);
+    let length = bytes.len();
+    // In the header, in a chunk, at the end of one, in the end mark, in the hash, at the end, and not at all.
+    for stop in [0, 1, 27, 28, 100, 262_600, 300_000, length - 40, length - 1, length] {
+        let shelf = Shelf::memory();
+        let mut receiving = shelf.receive(&snapshot).unwrap();
+        receiving.push(0, &bytes[..stop]).unwrap();
+        let twice = shelf.receive(&snapshot).err().expect("one at a time").to_string();
+        assert!(twice.ends_with(".part is being written already"), "{twice}");
+        drop(receiving);
+        // Another process of the same node, too.
+        let shelf = Shelf::over(shelf.files);
+        let mut receiving = shelf.receive(&snapshot).unwrap();
+        assert_eq!(receiving.offset(), stop as u64);
+        receiving.push(stop as u64, &bytes[stop..]).unwrap();
+        receiving.finish().unwrap();
+        shelf.verify(&snapshot).unwrap();
+        // And once more: it is here.
+        let receiving = shelf.receive(&snapshot).unwrap();
+        assert_eq!(receiving.offset(), length as u64);
+        receiving.finish().unwrap();
+    }
+}
+
+#[test]
+fn a_piece_out_of_order_or_past_the_end_changes_nothing() {
+    let (snapshot, bytes) = announced(9, 1, 1000);
+    let shelf = Shelf::memory();
+    let mut receiving = shelf.receive(&snapshot).unwrap();
+    let length = bytes.len() as u64;
+    receiving.push(0, &bytes[..500]).unwrap();
+    for offset in [0, 499, 501, u64::MAX] {
+        let error = receiving.push(offset, &bytes[..10]).unwrap_err().to_string();
+        assert!(error.ends_with(&format!("a piece begins at {offset}, and 500 comes next")), "{error}");
+    }
+    let error = receiving.push(500, &vec![0; bytes.len() - 499]).unwrap_err().to_string();
+    let (more, rest) = (length - 499, length - 500);
+    assert!(error.ends_with(&format!("a piece of {more} bytes goes past the end, {rest} are left")), "{error}");
+    receiving.push(500, &[]).unwrap();
+    assert_eq!((receiving.offset(), shelf.files.list().unwrap()[0].1), (500, 500));
+    // Too early is no reason to lose what is here.
+    let error = receiving.finish().unwrap_err().to_string();
+    assert!(error.ends_with(&format!("only 500 of {length} bytes are here")), "{error}");
+    let mut receiving = shelf.receive(&snapshot).unwrap();
+    receiving.push(500, &bytes[500..]).unwrap();
+    receiving.finish().unwrap();
+}
+
+#[test]
+fn what_is_not_what_was_announced_is_removed_and_begun_anew() {
+    let (snapshot, bytes) = announced(9, 1, 1000);
+    let shelf = Shelf::memory();
+    for at in [3, 60, 700, bytes.len() - 1] {
+        let mut wrong = bytes.clone();
+        wrong[at] ^= 1;
+        let mut receiving = shelf.receive(&snapshot).unwrap();
+        receiving.push(0, &wrong).unwrap();
+        receiving.finish().unwrap_err();
+        assert_eq!(names(&*shelf.files), [""; 0], "at {at}");
+    }
+    // What is longer than announced was never of this snapshot.
+    put(&*shelf.files, &receiving_name(9, &file_of(&snapshot)), &vec![0; bytes.len() + 1]);
+    let mut receiving = shelf.receive(&snapshot).unwrap();
+    receiving.push(0, &bytes).unwrap();
+    receiving.finish().unwrap();
+    shelf.verify(&snapshot).unwrap();
+}
+
+#[test]
+fn only_what_is_kept_stays_and_what_is_under_way() {
+    let shelf = Shelf::memory();
+    let built: Vec<_> = (1..=4u8).map(|n| shelf.build(content(n.into(), vec![n]), &mut |_| {}).unwrap()).collect();
+    let name = |snapshot: &Snapshot| complete_name(snapshot.index, &file_of(snapshot));
+    let foreign = ["notes.txt", "snapshot-of-my-cat.jpg"];
+    for name in foreign {
+        put(&*shelf.files, name, b"not ours");
+    }
+    let with_foreign = |ours: Vec<String>| -> Vec<String> {
+        let mut all: Vec<_> = ours.into_iter().chain(foreign.map(str::to_owned)).collect();
+        all.sort();
+        all
+    };
+    // Nobody has said yet that 3 and 4 are kept: whoever built them is about to. Older ones would have been.
+    shelf.keep(&built[..2]).unwrap();
+    assert_eq!(names(&*shelf.files), with_foreign(built.iter().map(name).collect()));
+    shelf.keep(&built[2..3]).unwrap();
+    assert_eq!(names(&*shelf.files), with_foreign(built[2..].iter().map(name).collect()));
+    // A start knows what is kept, and sweeps the rest: half-built ones, and all receives but the newest that is of use.
+    put(&*shelf.files, "building-00000000000000000009.tmp", b"half");
+    let [old, newer, newest] = [(2, 9), (5, 9), (6, 9)].map(|(index, seed)| announced(index, seed, 500));
+    for (snapshot, bytes) in [&old, &newer, &newest] {
+        shelf.receive(snapshot).unwrap().push(0, &bytes[..100]).unwrap();
+    }
+    let shelf = Shelf::over(shelf.files);
+    shelf.keep(&built[2..3]).unwrap();
+    let partial = receiving_name(6, &file_of(&newest.0));
+    assert_eq!(names(&*shelf.files), with_foreign(vec![partial.clone(), name(&built[2])]));
+    // While one is received, it is the one.
+    let mut receiving = shelf.receive(&newer.0).unwrap();
+    receiving.push(0, &newer.1[..100]).unwrap();
+    shelf.keep(&built[2..3]).unwrap();
+    let busy = receiving_name(5, &file_of(&newer.0));
+    assert_eq!(names(&*shelf.files), with_foreign(vec![busy.clone(), name(&built[2])]));
+    receiving.push(100, &newer.1[100..]).unwrap();
+    receiving.finish().unwrap();
+    shelf.keep(&built[2..3]).unwrap();
+    assert_eq!(names(&*shelf.files), with_foreign(vec![name(&built[2]), name(&newer.0)]));
+    shelf.keep(&[newest.0]).unwrap();
+    assert_eq!(names(&*shelf.files), with_foreign(vec![]));
+}
+
+#[test]
+fn a_sweep_in_the_middle_of_a_build_leaves_it_alone() {
+    let shelf = Arc::new(Shelf::memory());
+    let swept = shelf.clone();
+    let state = Frozen::new(move |out| {
+        out.write_all(&noise(1, 300_000))?;
+        swept.keep(&[]).map_err(MachineError::new)?;
+        Ok(out.write_all(&noise(2, 300_000))?)
+    });
+    let snapshot = shelf.build(Content { state, ..content(9, vec![]) }, &mut |_| {}).unwrap();
+    shelf.verify(&snapshot).unwrap();
+}
+
+/// Answers otherwise at one step, and counts them.
+struct Nth {
+    seen: Mutex<(u64, Vec<Step>)>,
+    at: u64,
+    answer: Answer,
+}
+
+impl Nth {
+    fn new(at: u64, answer: Answer) -> Arc<Nth> {
+        Arc::new(Nth { seen: Mutex::default(), at, answer })
+    }
+
+    fn steps(&self) -> Vec<Step> {
+        self.seen.lock().unwrap().1.clone()
+    }
+}
+
+impl Decide for Nth {
+    fn step(&self, step: Step) -> Answer {
+        let mut seen = self.seen.lock().unwrap();
+        seen.0 += 1;
+        seen.1.push(step);
+        if seen.0 == self.at { self.answer.clone() } else { Answer::Go }
+    }
+}
+
+/// What is done while a step fails or the power goes.
+type Work<'a> = &'a dyn Fn(&Shelf) -> Result<Snapshot, SnapshotError>;
+
+fn build_it(shelf: &Shelf) -> Result<Snapshot, SnapshotError> {
+    shelf.build(content(9, noise(1, 300_000)), &mut |_| {})
+}
+
+fn receive_it(shelf: &Shelf) -> Result<Snapshot, SnapshotError> {
+    let (snapshot, bytes) = announced(9, 1, 300_000);
+    let mut receiving = shelf.receive(&snapshot)?;
+    while receiving.offset() < receiving.bytes() {
+        let from = receiving.offset() as usize;
+        receiving.push(from as u64, &bytes[from..bytes.len().min(from + 100_000)])?;
+    }
+    receiving.finish()?;
+    Ok(snapshot)
+}
+
+/// Files with one snapshot that was reported durable, and its name.
+fn with_an_older_one(decide: Arc<dyn Decide>) -> (SimulatedFiles, Snapshot) {
+    let files = SimulatedFiles::new(Arc::new(()));
+    let older = Shelf::over(files.open()).build(content(5, noise(5, 1000)), &mut |_| {}).unwrap();
+    files.decide_with(decide);
+    (files, older)
+}
+
+/// Everything under a final name is whole, the older one and what was reported among it.
+fn check(files: &SimulatedFiles, older: &Snapshot, reported: Option<&Snapshot>, when: &str) -> Shelf {
+    let shelf = Shelf::over(files.open());
+    for kept in [Some(older), reported].into_iter().flatten() {
+        shelf.verify(kept).unwrap_or_else(|error| panic!("{when}: {error}"));
+    }
+    for name in names(&*shelf.files).iter().filter(|name| name.ends_with(".actorum")) {
+        let bytes = contents(&*shelf.files, name);
+        let whole = Reader::begin(&bytes[..]).and_then(Reader::verify);
+        let whole = whole.unwrap_or_else(|error| panic!("{when}: {name}: {error}"));
+        assert!(name.contains(&whole.to_string()), "{when}: {name} is {whole}");
+    }
+    shelf
+}
+
+fn cut_everywhere(work: Work<'_>) {
+    let losses = [Loss::All, Loss::Prefix, Loss::Subset, Loss::Torn];
+    for at in 1.. {
+        for (loss, dice) in losses.into_iter().flat_map(|loss| (0..8).map(move |dice| (loss, dice))) {
+            let decide = Nth::new(at, Answer::CutPower);
+            let (files, older) = with_an_older_one(decide.clone());
+            let reported = work(&Shelf::over(files.open())).ok();
+            files.crash(loss, dice);
+            files.decide_with(Arc::new(()));
+            let when = format!("cut at step {at} of {:?}, {loss:?}, dice {dice}", decide.steps());
+            let shelf = check(&files, &older, reported.as_ref(), &when);
+            // And it goes on: a sweep, the same work again (twice, if what was received was torn), and the power goes
+            // once more.
+            shelf.keep(&[older.clone()]).unwrap();
+            let again = work(&shelf).or_else(|_| work(&shelf)).unwrap_or_else(|error| panic!("{when}: again: {error}"));
+            files.crash(loss, dice);
+            let shelf = check(&files, &older, Some(&again), &when);
+            shelf.keep(&[older, again.clone()]).unwrap();
+            assert_eq!(names(&*shelf.files).len(), 2, "{when}");
+        }
+        let decide = Nth::new(at, Answer::CutPower);
+        let (files, _) = with_an_older_one(decide.clone());
+        if work(&Shelf::over(files.open())).is_ok() && (decide.steps().len() as u64) < at {
+            assert!(at > 8, "only {at} steps: the cuts missed");
+            return;
+        }
+    }
+}
+
+#[test]
+fn a_power_cut_at_any_step_of_a_build_leaves_a_whole_file_or_none() {
+    cut_everywhere(&build_it);
+}
+
+#[test]
+fn a_power_cut_at_any_step_of_receiving_leaves_a_whole_file_or_none() {
+    cut_everywhere(&receive_it);
+}
+
+fn fail_everywhere(work: Work<'_>, leaves_partial: bool) {
+    let full = || Answer::Fail(io::ErrorKind::StorageFull, "no room".into());
+    for at in 1.. {
+        let decide = Nth::new(at, full());
+        let (files, older) = with_an_older_one(decide.clone());
+        let shelf = Shelf::over(files.open());
+        let result = work(&shelf);
+        let steps = decide.steps();
+        if (steps.len() as u64) < at {
+            result.unwrap();
+            return;
+        }
+        let failed = steps[at as usize - 1];
+        let when = format!("{failed:?} fails, step {at}");
+        match &result {
+            Ok(_) => assert_eq!(failed, Step::Read, "{when}: only a look for what is here already may fail unnoticed"),
+            Err(error) => {
+                let said = error.to_string();
+                assert!(said.contains("the disk is full: no room") || said.contains(": no room"), "{when}: {said}");
+                let left: Vec<_> = names(&*shelf.files);
+                let partial = left.iter().any(|name| name.ends_with(".part"));
+                assert!(left.len() == 1 || leaves_partial && partial && left.len() == 2, "{when}: {left:?}");
+            }
+        }
+        // In the same process, with room again.
+        let again = work(&shelf).unwrap_or_else(|error| panic!("{when}: again: {error}"));
+        files.crash(Loss::All, 0);
+        check(&files, &older, Some(&again), &when);
+    }
+}
+
+#[test]
+fn a_full_disk_at_any_step_of_a_build_is_named_and_leaves_nothing() {
+    fail_everywhere(&build_it, false);
+}
+
+#[test]
+fn a_full_disk_at_any_step_of_receiving_is_named_and_loses_nothing() {
+    fail_everywhere(&receive_it, true);
+}
+
+#[test]
+fn a_piece_for_which_there_is_no_room_can_be_tried_again() {
+    let (snapshot, bytes) = announced(9, 1, 1000);
+    let files = SimulatedFiles::new(Nth::new(5, Answer::Fail(io::ErrorKind::StorageFull, "no room".into())));
+    let shelf = Shelf::over(files.open());
+    // Look, open, create, length; then this piece.
+    let mut receiving = shelf.receive(&snapshot).unwrap();
+    let error = receiving.push(0, &bytes).unwrap_err().to_string();
+    assert!(error.ends_with("failed, the disk is full: no room"), "{error}");
+    assert_eq!((receiving.offset(), shelf.files.list().unwrap()[0].1), (0, 0), "what came through is cut off");
+    receiving.push(0, &bytes).unwrap();
+    receiving.finish().unwrap();
+}
+
+#[test]
+fn both_forms_of_a_serde_snapshot_freeze_what_was_and_not_what_comes() {
+    use crate::{
+        machine::{ApplyContext, StateMachine},
+        replica::Replica,
+        testkit::command,
+    };
+
+    #[derive(Default, serde::Serialize, serde::Deserialize)]
+    struct Encoded(Vec<u64>);
+    impl StateMachine for Encoded {
+        type Command = u64;
+        type Response = ();
+        fn apply(&mut self, _: &ApplyContext, command: &u64) {
+            self.0.push(*command);
+        }
+        crate::serde_snapshot!();
+    }
+    #[derive(Clone, Default, serde::Serialize, serde::Deserialize)]
+    struct Cloned(Arc<Vec<u64>>);
+    impl StateMachine for Cloned {
+        type Command = u64;
+        type Response = ();
+        fn apply(&mut self, _: &ApplyContext, command: &u64) {
+            Arc::make_mut(&mut self.0).push(*command);
+        }
+        crate::serde_snapshot!(clone);
+    }
+
+    fn story<S: StateMachine<Command = u64, Response = ()> + Default>(numbers: impl Fn(&S) -> Vec<u64>) {
+        let shelf = Shelf::memory();
+        let mut replica = Replica::new(S::default());
+        replica.freeze().expect_err("a node that holds nothing has no snapshot");
+        replica.restore(&genesis(), &shelf).unwrap();
+        for index in 2..=100 {
+            replica.apply(&command(index, 4, index)).unwrap();
+        }
+        let (index, term, system, state) = replica.freeze().unwrap();
+        assert_eq!((index, term), (100, 4));
+        assert_eq!(Some(&system), replica.system());
+        replica.apply(&command(101, 4, 101)).unwrap();
+        let content = Content { index, term, system, formed_with: BTreeMap::new(), state };
+        let snapshot = shelf.build(content, &mut |_| {}).unwrap();
+        // Over another state, which goes.
+        let mut other = Replica::new(S::default());
+        other.restore(&genesis(), &shelf).unwrap();
+        other.apply(&command(2, 1, 77)).unwrap();
+        other.restore(&snapshot, &shelf).unwrap();
+        assert_eq!((other.applied(), other.applied_term()), (100, 4));
+        assert_eq!(numbers(other.machine()), (2..=100).collect::<Vec<_>>());
+    }
+    story(|machine: &Encoded| machine.0.clone());
+    story(|machine: &Cloned| machine.0.to_vec());
+}
+
+fn contents(files: &dyn Files, name: &str) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    files.open(name).unwrap().read_to_end(&mut bytes).unwrap();
+    bytes
+}
+
+/// Puts a file there, instead of any other of that name.
+fn put(files: &dyn Files, name: &str, bytes: &[u8]) {
+    let _ = files.remove(name);
+    files.create(name).unwrap().write_all(bytes).unwrap();
 }

@@ -129,6 +129,11 @@ impl SimulatedFiles {
         })))
     }
 
+    /// Another one decides from now on.
+    pub fn decide_with(&self, decide: Arc<dyn Decide>) {
+        self.lock().decide = decide;
+    }
+
     /// Begins a new life of it, for a [`Shelf::over`](super::Shelf::over) it: what was opened before is inert from here on.
     pub fn open(&self) -> Arc<dyn Files> {
         let mut folder = self.lock();

@@ -68,10 +68,13 @@ fn describe(inspection: &Inspection, report: &GroupReport) {
     println!("group {}", report.group.0);
     println!("  hard state     term {}, vote {}, commit {}", hard_state.term, vote(hard_state.vote), hard_state.commit);
     println!("  configuration  {}", configuration(inspection, report));
-    match &report.snapshot {
-        Some(snapshot) => println!("  snapshot       up to {}", At(snapshot.index, snapshot.term)),
-        None => println!("  snapshot       none: this node was never part of a cluster"),
+    for snapshot in &report.snapshots {
+        println!("  snapshot       up to {}", At(snapshot.index, snapshot.term));
     }
+    if report.snapshots.is_empty() {
+        println!("  snapshot       none: this node was never part of a cluster");
+    }
+    println!("  base           {}", At(report.base.0, report.base.1));
     match report.first_index {
         Some(first) => println!("  log            first index {first}, last index {last_index}"),
         None => println!("  log            no entries, last index {last_index}"),
@@ -91,12 +94,14 @@ fn vote(id: u64) -> String {
 
 /// The configuration at the end of the log, or why it cannot be told.
 fn configuration(inspection: &Inspection, report: &GroupReport) -> String {
-    let Some(snapshot) = &report.snapshot else { return "none: this node was never part of a cluster".to_owned() };
+    let Some(snapshot) = report.snapshots.last() else {
+        return "none: this node was never part of a cluster".to_owned();
+    };
     let mut state = match SystemState::of(snapshot) {
         Ok((state, _)) => state,
         Err(e) => return format!("unreadable: the snapshot: {e}"),
     };
-    let follow = walk(inspection, report, &(0..u64::MAX), |entry| {
+    let follow = walk(inspection, report, &(snapshot.index.saturating_add(1)..u64::MAX), |entry| {
         if let Ok(Some(command)) = SystemCommand::of(entry) {
             state.apply(entry.index, &command);
         }

@@ -167,8 +167,11 @@ impl Disk {
                 view.hard_state = state.unwrap_or_default();
             }
             Kind::Snapshot => {
-                let snapshot = record.and_then(|record| record::decode_snapshot(&record.payload).ok());
-                view.snapshot = snapshot.map_or((0, 0), |snapshot| (snapshot.index, snapshot.term));
+                let group = first.group;
+                let found = record.and_then(|record| record::decode_foundation(group, &record.payload).ok());
+                let foundation = found.unwrap_or_default();
+                view.base = (foundation.base, foundation.base_term);
+                view.snapshot = foundation.snapshots.last().map_or((0, 0), |newest| (newest.index, newest.term));
             }
             Kind::Block => {
                 match record.and_then(|record| record::decode_block(first.index, record.payload).ok()) {
@@ -213,6 +216,7 @@ impl Disk {
 #[derive(Default)]
 pub(super) struct View {
     hard_state: HardState,
+    base: (u64, u64),
     snapshot: (u64, u64),
     blocks: BTreeMap<u64, Vec<Entry>>,
 }
@@ -220,13 +224,13 @@ pub(super) struct View {
 impl View {
     pub(super) fn durable(&self) -> Durable {
         let last = self.blocks.last_key_value().and_then(|(_, entries)| entries.last());
-        let last_index = last.map_or(self.snapshot.0, |entry| entry.index);
-        Durable { hard_state: self.hard_state, snapshot: self.snapshot, last_index }
+        let last_index = last.map_or(self.base.0, |entry| entry.index);
+        Durable { hard_state: self.hard_state, base: self.base, snapshot: self.snapshot, last_index }
     }
 
     pub(super) fn term(&self, index: u64) -> Option<u64> {
-        match self.snapshot {
-            (snapshot, term) if snapshot == index && index > 0 => Some(term),
+        match self.base {
+            (base, term) if base == index && index > 0 => Some(term),
             _ => self.entry(index).map(|entry| entry.term),
         }
     }
@@ -296,8 +300,8 @@ impl Engine for SimulatedEngine {
         Ok(())
     }
 
-    fn keys(&self, from: Key, to: Key) -> Result<Vec<Key>, EngineError> {
-        Ok(self.disk.lock().values.range(from..to).map(|(key, _)| *key).collect())
+    fn keys(&self, from: Key, to: Key, max: usize) -> Result<Vec<Key>, EngineError> {
+        Ok(self.disk.lock().values.range(from..to).take(max).map(|(key, _)| *key).collect())
     }
 
     fn last_before(&self, key: Key) -> Result<Option<Key>, EngineError> {
