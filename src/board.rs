@@ -12,7 +12,7 @@ use actorum_actors::{
     log::store::LogReader,
     log_writer::LogWriterStatus,
     membership::MembershipStatus,
-    status::{Disk, DiskState, Formed, PeerProgress, Queues, Status, Totals},
+    status::{Disk, DiskState, Formed, PeerProgress, Queues, Snapshots, Status, Totals},
 };
 use actorum_transport::{
     message::TransportStatus,
@@ -43,6 +43,7 @@ pub(crate) struct Board {
     pub log: watch::Receiver<LogWriterStatus>,
     pub network: watch::Receiver<TransportStatus>,
     pub members: watch::Receiver<MembershipStatus>,
+    pub snapshots: watch::Receiver<Snapshots>,
     pub life: watch::Receiver<Life>,
 }
 
@@ -71,7 +72,9 @@ impl Board {
         // The applier may be ahead of what the core has shown.
         status.commit_index = core.commit_index.max(applier.applied);
         status.applied_index = applier.applied;
-        status.snapshot_index = applier.snapshot_index;
+        status.snapshot_index = core.snapshot_index;
+        status.snapshots = self.snapshots.borrow().clone();
+        status.log_bytes = core.log_bytes;
         status.peers = peers(self.id, &core, &applier, &network);
         status.queues = Queues {
             in_flight,

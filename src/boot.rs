@@ -26,7 +26,11 @@ use actorum_actors::{
     message::Refusal,
     replica::{Replayed, replay},
     slot::Slot,
-    snapshot::Shelf,
+    snapshot::{
+        Shelf,
+        keeper::{KeeperBounds, KeeperLinks, SnapshotKeeper},
+    },
+    status::Snapshots,
     system_state::SystemState,
 };
 use actorum_transport::{
@@ -86,6 +90,7 @@ pub(crate) async fn start<S: StateMachine>(builder: Builder<S>) -> Result<Raft<S
 /// What the directory gave.
 struct Opened<S> {
     store: Box<dyn LogStore>,
+    shelf: Arc<Shelf>,
     reader: Arc<dyn LogReader>,
     identity: StoreIdentity,
     recovered: Recovered,
@@ -110,7 +115,7 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
             blocking(move || open(id, storage, ballast_bytes, machine)).await??
         }
     };
-    let Opened { store, reader, identity, recovered, replayed } = opened;
+    let Opened { store, shelf, reader, identity, recovered, replayed } = opened;
 
     let cluster = replayed.system.as_ref().map(|system| system.cluster);
     let me = Identity { id, incarnation: identity.incarnation, boot: identity.boot, cluster };
@@ -126,6 +131,8 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
     let (core_context, system_context) = (Context::<RaftCore<Slot<S>>>::new(), Context::<RaftSystem<S>>::new());
     let (core_address, system_address) = (core_context.address(), system_context.address());
     let (core, system) = (core_address.downgrade(), system_address.downgrade());
+    let keeper_context = Context::<SnapshotKeeper>::new();
+    let keeper_address = keeper_context.address();
     let membership_context = Context::<MembershipManager<Slot<S>>>::new();
     let membership_address = membership_context.address();
 
@@ -133,16 +140,20 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
     let (applier_shows, applier_status) = watch::channel(ApplierStatus::default());
     let (log_shows, log_status) = watch::channel(LogWriterStatus::default());
     let (members_show, members_status) = watch::channel(MembershipStatus::default());
+    let (keeper_shows, keeper_status) = watch::channel(Snapshots::default());
     let (network_shows, network_status) = watch::channel(TransportStatus::default());
     let (life_shows, life) = watch::channel(Life::default());
     let admission = Admission::new(config.max_in_flight, config.max_in_flight_bytes);
 
     let beginning = begin(&recovered, &replayed, bootstrap.clone(), cluster_id(&authority, &bootstrap, &config))?;
+    let kept = recovered.snapshots.clone();
     let core_start = Start {
         recovered,
         reader: reader.clone(),
         applied: replayed.applied,
         membership: replayed.system.as_ref().map(|system| system.membership.clone()).unwrap_or_default(),
+        cluster,
+        floor: replayed.system.as_ref().map_or(0, |system| system.recovered_at),
     };
     let consensus = Consensus::new(settings(id, identity, &config, &bootstrap), core_start)?;
 
@@ -160,13 +171,14 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
     );
     let applier_links = ApplierLinks {
         applied_to: core.clone().recipient(),
+        frozen: keeper_address.downgrade().recipient(),
         system_changed: vec![core.clone().recipient(), membership_address.downgrade().recipient()],
         failed: system.clone().recipient(),
     };
     let applier_config = ApplierConfig {
         group: GROUP,
         reader: reader.clone(),
-        shelf: Arc::new(Shelf::memory()),
+        shelf: shelf.clone(),
         subscriber_buffer: config.subscriber_buffer,
         admission: admission.clone(),
         status: applier_shows,
@@ -177,12 +189,29 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
         Some(thread) => Applier::start_in_arbiter(&thread.handle(), |_| applier),
         None => applier.start(),
     };
+    let keeper_links = KeeperLinks {
+        freeze: applier.downgrade().recipient(),
+        built: core.clone().recipient(),
+        fetched: core.clone().recipient(),
+        peer_fetches: core.clone().recipient(),
+        ask: transport.ask.clone(),
+    };
+    let keeper_bounds = KeeperBounds {
+        max_sends: config.snapshot_sends,
+        rate: config.snapshot_rate,
+        patience: Duration::from_millis(config.snapshot_patience_ms),
+    };
+    let keeper = SnapshotKeeper::new(GROUP, shelf, kept, keeper_bounds, clock.clone(), keeper_links, keeper_shows);
+    keeper_context.run(keeper);
     let core_links = core::Links {
         append: log.clone().recipient(),
         probe: log.clone().recipient(),
         apply: applier.clone().recipient(),
         reads: applier.clone().recipient(),
         restore: applier.clone().recipient(),
+        build: keeper_address.clone().recipient(),
+        fetch: keeper_address.clone().recipient(),
+        kept: keeper_address.clone().recipient(),
         transmit: transport.transmit.clone(),
         ask: transport.ask.clone(),
         leader_changed: vec![
@@ -215,7 +244,7 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
             received: core.clone().recipient(),
             asked: core.clone().recipient(),
             formation: membership_address.downgrade().recipient(),
-            snapshots: core.clone().recipient(),
+            snapshots: keeper_address.downgrade().recipient(),
             unreachable: core.clone().recipient(),
             peer_up: membership_address.downgrade().recipient(),
             peer_refused: membership_address.downgrade().recipient(),
@@ -229,6 +258,7 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
         max_entry_bytes: config.max_entry_bytes,
         core,
         applier: applier.downgrade(),
+        keeper: keeper_address.downgrade(),
         board: Board {
             id,
             incarnation: identity.incarnation,
@@ -239,10 +269,19 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
             log: log_status,
             network: network_status,
             members: members_status,
+            snapshots: keeper_status,
             life,
         },
     });
-    let children = Children { core: core_address, applier, log, membership: membership_address, transport, thread };
+    let children = Children {
+        core: core_address,
+        applier,
+        keeper: keeper_address,
+        log,
+        membership: membership_address,
+        transport,
+        thread,
+    };
     let system = system_context.run(RaftSystem {
         door: door.clone(),
         life: life_shows,
@@ -299,10 +338,15 @@ fn open<S: StateMachine>(
         return Err(missing("storage", &problem));
     }
     let mut recovered = store.recover(GROUP)?;
-    let replayed = replay(GROUP, &*reader, &recovered, &Shelf::memory(), machine)?;
+    let shelf = store.shelf();
+    let replayed = replay(GROUP, &*reader, &recovered, &shelf, machine)?;
+    // A damaged one counts for nothing from here on; its file goes with the next one that is built.
+    recovered.snapshots = replayed.snapshots.clone();
+    let swept = shelf.keep(&recovered.snapshots);
+    swept.map_err(|error| StartError::Machine(format!("what a crash left of snapshots cannot be removed: {error}")))?;
     // What was applied was committed: raft-rs refuses to start with a commit index below it.
     recovered.hard_state.commit = recovered.hard_state.commit.max(replayed.applied);
-    Ok(Opened { store, reader, identity, recovered, replayed })
+    Ok(Opened { store, shelf, reader, identity, recovered, replayed })
 }
 
 fn begin<S>(
@@ -341,8 +385,18 @@ fn settings(id: NodeId, identity: StoreIdentity, config: &Config, bootstrap: &Bo
         disk_slow_ticks,
         log_tail_bytes: config.log_tail_bytes,
         max_entry_bytes: config.max_entry_bytes,
+        snapshot_entries: never_if_zero(config.snapshot_entries),
+        snapshot_bytes: never_if_zero(config.snapshot_bytes),
+        keep_entries: config.log_keep_entries,
+        keep_bytes: config.log_keep_bytes,
+        hold_bytes: config.log_hold_bytes,
+        snapshot_patience_ticks: config.snapshot_patience_ms.div_ceil(config.heartbeat_ms).max(2),
         waits: *bootstrap == Bootstrap::Wait,
     }
+}
+
+fn never_if_zero(bound: u64) -> u64 {
+    if bound == 0 { u64::MAX } else { bound }
 }
 
 /// Tickets for what peers ask: their requests hold admission here as those of clients do.

@@ -58,6 +58,29 @@ pub struct Config {
     /// How many bytes to keep on the disk as ballast, given up when a full disk has to be opened again. Default 32 MiB, twice
     /// what the log's engine sets aside at a time; 0 for none. Made only while four times as much is free.
     pub ballast_bytes: u64,
+    /// A snapshot is built when so many entries were applied since the last one. Default 100,000; 0 never by number.
+    ///
+    /// More often means a shorter log and a quicker restart, and costs the writing of the whole state each time.
+    pub snapshot_entries: u64,
+    /// A snapshot is built when so many bytes of entries were applied since the last one. Default 256 MiB; 0 never by size.
+    pub snapshot_bytes: u64,
+    /// How many entries behind the newest snapshot stay in the log for followers that are behind. Default 10,000.
+    ///
+    /// The log also reaches back to the older of the two kept snapshots, which stands in for the newest if its file is damaged.
+    pub log_keep_entries: u64,
+    /// How many bytes of entries stay for them at most. Default 64 MiB.
+    pub log_keep_bytes: u64,
+    /// How many bytes of entries stay at most for a follower that is alive and needs them, as long as the disk has room.
+    /// Default 1 GiB. One that is further behind gets a snapshot.
+    pub log_hold_bytes: u64,
+    /// To how many peers a snapshot may be sent at once; others wait. Default 2.
+    pub snapshot_sends: usize,
+    /// How many bytes per second of snapshots are sent to all peers together. Default 0: no bound of its own, for snapshots
+    /// give way to all other traffic of their connection.
+    pub snapshot_rate: u64,
+    /// How long a snapshot on its way may stand still before it counts as lost and is offered again, in milliseconds.
+    /// Default 10,000. What came stays and is gone on from. There is no bound on the whole.
+    pub snapshot_patience_ms: u64,
     /// How many events may wait for one subscriber. At the bound it hears `Lagged` and is unsubscribed. Default 65,536.
     pub subscriber_buffer: usize,
     /// How many bytes may wait for one peer in the transport. At the bound the oldest goes. Default 64 MiB.
@@ -100,6 +123,14 @@ impl Default for Config {
             disk_dead_ms: 60_000,
             low_space_bytes: 256 << 20,
             ballast_bytes: 32 << 20,
+            snapshot_entries: 100_000,
+            snapshot_bytes: 256 << 20,
+            log_keep_entries: 10_000,
+            log_keep_bytes: 64 << 20,
+            log_hold_bytes: 1 << 30,
+            snapshot_sends: 2,
+            snapshot_rate: 0,
+            snapshot_patience_ms: 10_000,
             subscriber_buffer: 65_536,
             peer_queue_bytes: 64 << 20,
             placement: Placement::Compact,
@@ -215,6 +246,8 @@ impl Config {
         }
         for (key, value) in [
             ("deadline_ms", self.deadline_ms as usize),
+            ("snapshot_sends", self.snapshot_sends),
+            ("snapshot_patience_ms", self.snapshot_patience_ms as usize),
             ("max_in_flight", self.max_in_flight),
             ("max_entry_bytes", self.max_entry_bytes),
             ("max_append_bytes", self.max_append_bytes),

@@ -27,6 +27,8 @@ use actorum_actors::{
     message::{ServeReads, Submit, SubmitChange, SubmitRead},
     outcome::{Applied, ChangeError, ProposeError, ReadError},
     slot::{Look, Slot},
+    snapshot::keeper::{Backup, OpenNewest, SnapshotKeeper, TakeSnapshot, TakeSnapshotError},
+    status::SnapshotTaken,
     subscribers::{SubscribeError, SubscribeFrom, Subscription, Unsubscribe},
 };
 use tokio::sync::oneshot;
@@ -48,6 +50,7 @@ pub(crate) struct Door<S: StateMachine> {
     pub max_entry_bytes: usize,
     pub core: WeakAddr<RaftCore<Slot<S>>>,
     pub applier: WeakAddr<Applier<S>>,
+    pub keeper: WeakAddr<SnapshotKeeper>,
     pub board: Board,
 }
 
@@ -151,6 +154,30 @@ impl<S: StateMachine> Door<S> {
         async move {
             let stopped = || SubscribeError::Stopped { cause: cause.clone() };
             begun.ok_or_else(stopped)?.await.map_err(|_| stopped())?
+        }
+    }
+
+    /// Has a snapshot taken.
+    pub fn take_snapshot(&self) -> impl Future<Output = Result<SnapshotTaken, TakeSnapshotError>> + use<S> {
+        let begun = self.keeper.upgrade().map(|keeper| keeper.send(TakeSnapshot));
+        let cause = self.cause();
+        async move {
+            let stopped = || TakeSnapshotError::Stopped { cause: cause.clone() };
+            begun.ok_or_else(stopped)?.await.map_err(|_| stopped())?
+        }
+    }
+
+    /// Has a snapshot taken, and opens its file.
+    pub fn backup(&self) -> impl Future<Output = Result<Backup, TakeSnapshotError>> + use<S> {
+        let (taken, keeper, cause) = (self.take_snapshot(), self.keeper.clone(), self.cause());
+        async move {
+            let stopped = || TakeSnapshotError::Stopped { cause: cause.clone() };
+            let taken = taken.await?;
+            let keeper = keeper.upgrade().ok_or_else(stopped)?;
+            let file = keeper.send(OpenNewest).await.map_err(|_| stopped())??;
+            // Another one may have been taken meanwhile: it holds more.
+            debug_assert!(file.taken.index >= taken.index, "snapshots grow");
+            Ok(file)
         }
     }
 

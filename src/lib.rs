@@ -30,7 +30,8 @@ pub use actorum_actors::{
     members::{Change as ConfChange, Member, MemberRole, Membership},
     outcome::{Applied, ChangeError, Outcome, ProposeError, ReadError},
     serde_snapshot,
-    status::{Disk, DiskState, Formed, PeerProgress, Queues, Role, Status, Totals},
+    snapshot::keeper::Backup,
+    status::{Disk, DiskState, Formed, PeerProgress, Queues, Role, SnapshotTaken, Snapshots, Status, Totals, Transfer},
 };
 pub use actorum_transport::{
     memory::MemoryNetwork,
@@ -41,7 +42,10 @@ pub use builder::{Bootstrap, Builder, Network, StartError, Storage, Tls};
 pub use config::Config;
 pub use raft::Raft;
 pub use raft::WaitError;
-pub use request::{GetStatus, Propose, Read, Shutdown, Subscribe, SubscribeError, Subscription, Unsubscribe};
+pub use request::{
+    GetStatus, Propose, Read, Shutdown, Subscribe, SubscribeError, Subscription, TakeSnapshot, TakeSnapshotError,
+    Unsubscribe,
+};
 pub use system::RaftSystem;
 
 /// Everything an application usually names.
@@ -49,7 +53,7 @@ pub mod prelude {
     pub use crate::{
         Applied, ApplyContext, Bootstrap, ChangeError, ConfChange, Config, Event, Events, Frozen, GetStatus,
         MachineError, Propose, ProposeError, Raft, RaftSystem, Read, ReadError, Role, Shutdown, StateMachine, Status,
-        Storage, Subscribe, Tls, serde_snapshot,
+        Storage, Subscribe, TakeSnapshot, Tls, serde_snapshot,
     };
 }
 

@@ -7,7 +7,8 @@ use actorum_actors::{
     machine::StateMachine,
     members::{Change as ConfChange, Membership},
     outcome::{Applied, ChangeError, ProposeError, ReadError},
-    status::Status,
+    snapshot::keeper::{Backup, TakeSnapshotError},
+    status::{SnapshotTaken, Status},
 };
 use tokio::sync::oneshot;
 
@@ -121,6 +122,21 @@ impl<S: StateMachine> Raft<S> {
     /// Ends a subscription.
     pub fn unsubscribe(&self, subscription: Subscription) {
         self.door.unsubscribe(subscription);
+    }
+
+    /// Takes a snapshot of this node's state now, and waits until it is durable; what the log holds before it can go.
+    ///
+    /// While one is under way this waits for that one. If nothing was applied since the last one, that is the answer.
+    pub async fn take_snapshot(&self) -> Result<SnapshotTaken, TakeSnapshotError> {
+        self.door.take_snapshot().await
+    }
+
+    /// A backup of this node's state as of now: takes a snapshot, and gives its file to be read.
+    ///
+    /// Any node will do: what it has applied is in it, and its index says how much that is. A follower may be behind; wait for
+    /// an index first ([`Raft::wait_applied`]) where that matters.
+    pub async fn backup(&self) -> Result<Backup, TakeSnapshotError> {
+        self.door.backup().await
     }
 
     /// The latest status: a clone, complete in itself.

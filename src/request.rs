@@ -91,8 +91,8 @@ impl<S: StateMachine> Subscribe<S> {
         Subscribe { recipient: Subscriber::Batched(recipient), after: None }
     }
 
-    /// Begin with the first command after this index, as far back as the log reaches. Commands
-    /// read back from the log have no response.
+    /// Begin with the first command after this index. Commands read back from the log have no response. Where the log
+    /// begins later, [`Event::SnapshotInstalled`] comes first and says where: read the state, which is at least that new.
     pub fn after(mut self, index: u64) -> Self {
         self.after = Some(index);
         self
@@ -104,6 +104,8 @@ impl<S: StateMachine> Subscribe<S> {
         self
     }
 }
+
+pub use actorum_actors::snapshot::keeper::{TakeSnapshot, TakeSnapshotError};
 
 /// The latest status.
 #[derive(Message, Clone, Copy, Debug)]

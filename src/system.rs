@@ -26,6 +26,8 @@ use actorum_actors::{
     message::{Failed, LeaderChanged},
     outcome::{ChangeError, ProposeError, ReadError},
     slot::Slot,
+    snapshot::keeper::{SnapshotKeeper, TakeSnapshot, TakeSnapshotError},
+    status::SnapshotTaken,
 };
 use actorum_transport::{
     message::{Close, GetTransportStatus, TransportHandle, TransportStatus},
@@ -68,6 +70,7 @@ pub struct RaftSystem<S: StateMachine> {
 pub(crate) struct Children<S: StateMachine> {
     pub core: Addr<RaftCore<Slot<S>>>,
     pub applier: Addr<Applier<S>>,
+    pub keeper: Addr<SnapshotKeeper>,
     pub log: Addr<LogWriter>,
     pub membership: Addr<MembershipManager<Slot<S>>>,
     pub transport: TransportHandle,
@@ -107,6 +110,7 @@ impl<S: StateMachine> RaftSystem<S> {
         let gone = [
             ("core", children.core.connected()),
             ("applier", children.applier.connected()),
+            ("keeper of snapshots", children.keeper.connected()),
             ("log writer", children.log.connected()),
             ("membership manager", children.membership.connected()),
             ("transport", children.transport.transmit.connected()),
@@ -149,7 +153,8 @@ impl<S: StateMachine> Children<S> {
         if timeout(CLOSE_WITHIN, self.log.send(CloseLog)).await.is_err() {
             tracing::error!("the log could not be closed in {} s: its disk hangs", CLOSE_WITHIN.as_secs());
         }
-        let _ = self.applier.send(StopApplier).await;
+        // A state that is being restored from a snapshot is restored again at the next start.
+        let _ = timeout(CLOSE_WITHIN, self.applier.send(StopApplier)).await;
         let _ = self.transport.close.send(Close).await;
         if let Some(thread) = self.thread {
             thread.stop();
@@ -229,6 +234,14 @@ impl<S: StateMachine> Handler<Subscribe<S>> for RaftSystem<S> {
 
     fn handle(&mut self, subscribe: Subscribe<S>, _: &mut Context<Self>) -> Self::Result {
         Box::pin(self.door.subscribe(subscribe))
+    }
+}
+
+impl<S: StateMachine> Handler<TakeSnapshot> for RaftSystem<S> {
+    type Result = ResponseFuture<Result<SnapshotTaken, TakeSnapshotError>>;
+
+    fn handle(&mut self, TakeSnapshot: TakeSnapshot, _: &mut Context<Self>) -> Self::Result {
+        Box::pin(self.door.take_snapshot())
     }
 }
 

@@ -160,6 +160,10 @@ impl LogStore for Haunted {
         Arc::new(HauntedReader(self.0.reader(), self.1.clone()))
     }
 
+    fn shelf(&self) -> Arc<actorum_actors::snapshot::Shelf> {
+        self.0.shelf()
+    }
+
     fn start(self: Box<Self>, completed: Completions) -> Box<dyn LogAppender> {
         self.0.start(completed)
     }
@@ -169,6 +173,10 @@ impl LogReader for HauntedReader {
     fn entries(&self, group: GroupId, from: u64, to: u64, max_bytes: usize) -> Result<Vec<Entry>, StoreError> {
         assert!(!self.1.load(Ordering::SeqCst), "a test's ghost in the reader");
         self.0.entries(group, from, to, max_bytes)
+    }
+
+    fn first_index(&self, group: GroupId) -> u64 {
+        self.0.first_index(group)
     }
 
     fn disk_bytes(&self) -> u64 {

@@ -15,7 +15,11 @@
 //! Its mailbox is bounded by the core, which hands out no more than `max_unapplied_bytes` of entries; the
 //! reads that wait hold admission. Deliberately absent: any wait, and any decision about the log.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    ops::{Deref, DerefMut},
+    sync::Arc,
+};
 
 use actix::{WeakRecipient, prelude::*};
 use actorum_transport::wire::{ChangeRefusal, ClusterId, GroupId};
@@ -28,7 +32,8 @@ use crate::{
     machine::StateMachine,
     members::Membership,
     message::{
-        Answer, AppliedTo, Apply, Committed, Failed, LeaderChanged, Refusal, Restore, ServeReads, SystemChanged, Ticket,
+        Answer, AppliedTo, Apply, Committed, Failed, Freeze, FrozenState, LeaderChanged, Refusal, Restore, ServeReads,
+        SystemChanged, Ticket, WriteSnapshot,
     },
     replica::{Broken, Done, Replayed, Replica, caught},
     slot::Slot,
@@ -41,6 +46,8 @@ use crate::{
 pub struct ApplierLinks {
     /// The core.
     pub applied_to: WeakRecipient<AppliedTo>,
+    /// The keeper of snapshots.
+    pub frozen: WeakRecipient<WriteSnapshot>,
     /// Whoever needs to know the members.
     pub system_changed: Vec<WeakRecipient<SystemChanged>>,
     /// The front door.
@@ -68,8 +75,6 @@ pub struct ApplierConfig {
 pub struct ApplierStatus {
     /// The last index applied.
     pub applied: u64,
-    /// The last index that a snapshot covers.
-    pub snapshot_index: u64,
     /// Commands applied since the start.
     pub commands: u64,
     /// Reads that wait for their index.
@@ -86,10 +91,8 @@ pub struct ApplierStatus {
 
 /// The actor; see the module.
 pub struct Applier<S: StateMachine> {
-    replica: Replica<S>,
+    replica: Present<Replica<S>>,
     shelf: Arc<Shelf>,
-    /// The last index that a snapshot covers: the log is known after it.
-    log_start: u64,
     /// Confirmed reads by the index they wait for; each holds admission, which is their bound.
     reads: BTreeMap<u64, Vec<Slot<S>>>,
     subscribers: Subscribers<S>,
@@ -105,9 +108,8 @@ impl<S: StateMachine> Applier<S> {
     pub fn new(config: ApplierConfig, links: ApplierLinks, start: Replayed<S>) -> Applier<S> {
         let ApplierConfig { group, reader, shelf, subscriber_buffer, admission, status } = config;
         let applier = Applier {
-            replica: start.replica,
+            replica: Present(Some(start.replica)),
             shelf,
-            log_start: start.snapshot_index,
             reads: BTreeMap::new(),
             subscribers: Subscribers::new(group, reader, subscriber_buffer),
             commands: 0,
@@ -154,6 +156,15 @@ impl<S: StateMachine> Applier<S> {
             let cause = "the change made no sense when it was applied, and was ignored".into();
             slot.answer(Answer::Refused(Refusal::Change(ChangeRefusal::Invalid { cause })));
         }
+    }
+
+    fn restored(&mut self, index: u64, restored: Result<(), Broken>) {
+        if let Err(broken) = restored {
+            return self.fail(&broken);
+        }
+        self.subscribers.installed(index);
+        self.tell_system(index);
+        self.report_applied();
     }
 
     /// The members changed: who needs them hears it before it hears that the index is applied.
@@ -208,7 +219,6 @@ impl<S: StateMachine> Applier<S> {
         let system = self.replica.system();
         self.status.send_modify(|status| {
             status.applied = self.replica.applied();
-            status.snapshot_index = self.log_start;
             status.commands = self.commands;
             status.waiting_reads = self.reads.values().map(Vec::len).sum();
             status.subscribers = self.subscribers.len();
@@ -263,19 +273,77 @@ impl<S: StateMachine> Handler<ServeReads<Slot<S>>> for Applier<S> {
 impl<S: StateMachine> Handler<Restore> for Applier<S> {
     type Result = ();
 
-    fn handle(&mut self, Restore(snapshot): Restore, _: &mut Context<Self>) {
+    /// Where the shelf may block, a thread restores, and nothing else is handled before it has ended: this actor waits, its
+    /// arbiter does not.
+    fn handle(&mut self, Restore(snapshot): Restore, ctx: &mut Context<Self>) {
         if self.broken {
             return;
         }
-        if let Err(broken) = self.replica.restore(&snapshot, &self.shelf) {
-            return self.fail(&broken);
+        let (index, shelf) = (snapshot.index, self.shelf.clone());
+        if !shelf.blocks() {
+            let restored = self.replica.restore(&snapshot, &shelf);
+            return self.restored(index, restored);
         }
-        self.log_start = snapshot.index;
-        self.subscribers.event(&Event::SnapshotInstalled { index: snapshot.index });
-        self.tell_system(snapshot.index);
-        self.report_applied();
+        let mut replica = self.replica.take();
+        #[allow(clippy::disallowed_methods, reason = "only for a shelf that blocks")]
+        let thread = tokio::task::spawn_blocking(move || {
+            let restored = replica.restore(&snapshot, &shelf);
+            (replica, restored)
+        });
+        ctx.wait(thread.into_actor(self).map(move |ended, applier, ctx| match ended {
+            Ok((replica, restored)) => {
+                applier.replica = Present(Some(replica));
+                applier.restored(index, restored);
+            }
+            // The application's code is caught where it runs, so the runtime itself is going down.
+            Err(_) => ctx.stop(),
+        }));
     }
 }
+
+impl<S: StateMachine> Handler<Freeze> for Applier<S> {
+    type Result = ();
+
+    /// Nothing is applied while the machine hands out its state; what it hands out is written elsewhere.
+    fn handle(&mut self, Freeze: Freeze, _: &mut Context<Self>) {
+        let frozen = match self.broken {
+            true => Err("the applier has stopped".to_owned()),
+            false => self.replica.freeze().map_err(|error| error.to_string()).map(|(index, term, system, machine)| {
+                // As at every index: what the machine holds is what was applied up to it.
+                FrozenState { index, term, system, machine }
+            }),
+        };
+        if let Some(keeper) = self.links.frozen.upgrade() {
+            keeper.do_send(WriteSnapshot(frozen));
+        }
+    }
+}
+
+/// Something that is always here, but for the time in which a thread works on it and nobody else can ask.
+struct Present<T>(Option<T>);
+
+impl<T> Present<T> {
+    fn take(&mut self) -> T {
+        self.0.take().expect(AWAY)
+    }
+}
+
+impl<T> Deref for Present<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        self.0.as_ref().expect(AWAY)
+    }
+}
+
+impl<T> DerefMut for Present<T> {
+    fn deref_mut(&mut self) -> &mut T {
+        self.0.as_mut().expect(AWAY)
+    }
+}
+
+/// Why it cannot be away.
+const AWAY: &str = "the actor handles nothing while its replica is away";
 
 impl<S: StateMachine> Handler<LeaderChanged> for Applier<S> {
     type Result = ();
@@ -292,9 +360,9 @@ impl<S: StateMachine> Handler<SubscribeFrom<S>> for Applier<S> {
         if let Some(cause) = self.broken.then(|| self.admission.closed()).flatten() {
             return Err(SubscribeError::Stopped { cause });
         }
-        let subscription = self.subscribers.subscribe(subscribe, self.log_start, self.replica.applied());
+        let subscription = self.subscribers.subscribe(subscribe, self.replica.applied());
         self.publish();
-        subscription
+        Ok(subscription)
     }
 }
 
@@ -348,6 +416,7 @@ mod tests {
         applier: Addr<Applier<Sum>>,
         admission: Arc<Admission>,
         shelf: Arc<Shelf>,
+        store: TestStore,
         _core: Addr<FakeCore>,
         heard: UnboundedReceiver<Heard>,
     }
@@ -365,19 +434,20 @@ mod tests {
         let (core, heard) = FakeCore::start_one();
         let links = ApplierLinks {
             applied_to: core.downgrade().recipient(),
+            frozen: core.downgrade().recipient(),
             system_changed: vec![core.downgrade().recipient()],
             failed: core.downgrade().recipient(),
         };
         let admission = Admission::new(100, 1000);
         let config = ApplierConfig {
             group: GroupId::FIRST,
-            reader: Arc::new(store),
+            reader: Arc::new(store.clone()),
             shelf: shelf.clone(),
             subscriber_buffer,
             admission: admission.clone(),
             status: watch::Sender::default(),
         };
-        Fixture { applier: Applier::new(config, links, replayed).start(), admission, shelf, _core: core, heard }
+        Fixture { applier: Applier::new(config, links, replayed).start(), admission, shelf, store, _core: core, heard }
     }
 
     type Answered<T, E> = oneshot::Receiver<Result<T, E>>;
@@ -550,6 +620,7 @@ mod tests {
         let (core, mut heard) = FakeCore::start_one();
         let links = ApplierLinks {
             applied_to: core.downgrade().recipient(),
+            frozen: core.downgrade().recipient(),
             system_changed: vec![core.downgrade().recipient()],
             failed: core.downgrade().recipient(),
         };
@@ -659,19 +730,39 @@ mod tests {
     }
 
     #[actix::test]
-    async fn the_past_that_was_compacted_is_refused_by_its_first_index() {
-        let f = start(vec![], 8);
+    async fn the_past_that_was_cut_off_is_told_as_a_snapshot() {
+        let f = start(vec![command(2, 1, 1)], 8);
         let state = founded();
         let machine = Sum { total: 9, ..Sum::default() }.snapshot().unwrap();
         let content = Content { index: 10, term: 1, system: state, formed_with: BTreeMap::new(), state: machine };
         let snapshot = f.shelf.build(content, &mut |_| {}).unwrap();
         f.applier.send(Restore(snapshot)).await.unwrap();
-        let (listener, _told) = Listener::open();
-        let refused = f.applier.send(subscribe(&listener, Some(9))).await.unwrap();
-        assert_eq!(refused, Err(SubscribeError::Compacted { first_index: 11 }));
-        f.applier.send(subscribe(&listener, Some(10))).await.unwrap().unwrap();
+        let (listener, mut told) = Listener::open();
+        f.store.hold([command(11, 1, 1), command(12, 1, 1)]);
+        f.apply(vec![command(11, 1, 1), command(12, 1, 1)]).await;
+        f.applier.send(subscribe(&listener, Some(1))).await.unwrap().unwrap();
+        f.apply(vec![command(13, 1, 1)]).await;
+        for expected in ["#10 snapshot", "#11 +1 = ?", "#12 +1 = ?", "#13 +1 = 12"] {
+            assert_eq!(told.recv().await.unwrap(), expected);
+        }
         let (slot, answer) = f.read();
         f.applier.send(ServeReads(vec![(10, slot)])).await.unwrap();
-        assert_eq!(answer.await.unwrap(), Ok((10, 9)));
+        assert_eq!(answer.await.unwrap(), Ok((13, 12)));
+    }
+
+    #[actix::test]
+    async fn a_frozen_state_is_that_of_its_index_whatever_follows() {
+        let mut f = start(vec![command(2, 1, 5)], 8);
+        f.applier.send(Freeze).await.unwrap();
+        let frozen = async |f: &mut Fixture| loop {
+            if let Some(Heard::Frozen(frozen)) = f.heard.recv().await {
+                return frozen
+                    .map(|(index, term, bytes)| (index, term, crate::machine::decode::<Sum>(&bytes).unwrap().total));
+            }
+        };
+        f.apply(vec![command(3, 2, 7)]).await;
+        assert_eq!(frozen(&mut f).await, Ok((2, 1, 5)));
+        f.applier.send(Freeze).await.unwrap();
+        assert_eq!(frozen(&mut f).await, Ok((3, 2, 12)));
     }
 }

@@ -36,8 +36,9 @@ use crate::{
     machine,
     members::Change,
     message::{
-        Answer, Append, AppliedTo, Apply, Campaign, DiskReport, Failed, LeaderChanged, Persisted, ProbeDisk, Refusal,
-        Restore, ServeReads, Submit, SubmitChange, SubmitRead, SystemChanged, Ticket,
+        Answer, Append, AppliedTo, Apply, BuildSnapshot, Campaign, DiskReport, Failed, FetchSnapshot, LeaderChanged,
+        PeerFetches, Persisted, ProbeDisk, Refusal, Restore, ServeReads, SnapshotBuilt, SnapshotFetched, SnapshotsKept,
+        Submit, SubmitChange, SubmitRead, SystemChanged, Ticket,
     },
     witness::{Drained, MaybeWitness},
 };
@@ -67,6 +68,12 @@ pub struct Links<T: Ticket> {
     pub reads: Recipient<ServeReads<T>>,
     /// The applier.
     pub restore: Recipient<Restore>,
+    /// The keeper of snapshots.
+    pub build: Recipient<BuildSnapshot>,
+    /// The keeper of snapshots.
+    pub fetch: Recipient<FetchSnapshot>,
+    /// The keeper of snapshots.
+    pub kept: Recipient<SnapshotsKept>,
     /// The transport.
     pub transmit: Recipient<Transmit>,
     /// The transport.
@@ -183,7 +190,21 @@ impl<T: Ticket> RaftCore<T> {
             let apply = &mut apply.iter().map(|committed| &committed.entry);
             witness.drained(Drained { glance, append, transmit, apply, voters: &voters });
         }
-        let Effects { append, probe, transmit, asks, restore, apply, reads, answers, leader, fault } = effects;
+        let Effects {
+            append,
+            probe,
+            transmit,
+            asks,
+            restore,
+            build,
+            fetch,
+            kept,
+            apply,
+            reads,
+            answers,
+            leader,
+            fault,
+        } = effects;
         append.into_iter().for_each(|append| self.links.append.do_send(append));
         if probe {
             self.links.probe.do_send(ProbeDisk);
@@ -196,7 +217,13 @@ impl<T: Ticket> RaftCore<T> {
             let (id, to, request, timeout) = (question.id, question.to, question.request, question.timeout);
             self.links.ask.do_send(Ask { id, group: self.group, to, request, timeout, reply_to });
         }
+        // Restored before files go: among them is the one that is restored.
         restore.into_iter().for_each(|snapshot| self.links.restore.do_send(Restore(snapshot)));
+        kept.into_iter().for_each(|kept| self.links.kept.do_send(SnapshotsKept(kept)));
+        fetch.into_iter().for_each(|fetch| self.links.fetch.do_send(fetch));
+        if build {
+            self.links.build.do_send(BuildSnapshot);
+        }
         if !apply.is_empty() {
             self.links.apply.do_send(Apply(apply));
         }
@@ -386,6 +413,33 @@ impl<T: Ticket> Handler<AppliedTo> for RaftCore<T> {
 
     fn handle(&mut self, AppliedTo { index }: AppliedTo, ctx: &mut Context<Self>) {
         self.guarded(|core| core.consensus.applied_to(index));
+        self.drain_soon(ctx);
+    }
+}
+
+impl<T: Ticket> Handler<SnapshotBuilt> for RaftCore<T> {
+    type Result = ();
+
+    fn handle(&mut self, SnapshotBuilt(result): SnapshotBuilt, ctx: &mut Context<Self>) {
+        self.guarded(|core| core.consensus.snapshot_built(result));
+        self.drain_soon(ctx);
+    }
+}
+
+impl<T: Ticket> Handler<SnapshotFetched> for RaftCore<T> {
+    type Result = ();
+
+    fn handle(&mut self, SnapshotFetched { snapshot, result }: SnapshotFetched, ctx: &mut Context<Self>) {
+        self.guarded(|core| core.consensus.snapshot_fetched(&snapshot, result));
+        self.drain_soon(ctx);
+    }
+}
+
+impl<T: Ticket> Handler<PeerFetches> for RaftCore<T> {
+    type Result = ();
+
+    fn handle(&mut self, PeerFetches { peer, index, gave_up }: PeerFetches, ctx: &mut Context<Self>) {
+        self.guarded(|core| core.consensus.peer_fetches(peer, index, gave_up));
         self.drain_soon(ctx);
     }
 }

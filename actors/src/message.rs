@@ -6,6 +6,11 @@
 //! | [`Append`] | core → log writer | [`Persisted`], or [`Failed`] to the front door |
 //! | [`ProbeDisk`] | core → log writer | [`DiskReport`], which also comes unasked |
 //! | [`Apply`], [`ServeReads`], [`Restore`] | core → applier | [`AppliedTo`] |
+//! | [`BuildSnapshot`] | core → keeper | [`SnapshotBuilt`] |
+//! | [`Freeze`] | keeper → applier | [`WriteSnapshot`] |
+//! | [`FetchSnapshot`] | core → keeper | [`SnapshotFetched`] |
+//! | | core → keeper | [`SnapshotsKept`] |
+//! | | keeper → core | [`PeerFetches`] |
 //! | | applier → core, membership | [`SystemChanged`] |
 //! | | core → applier, membership, front door | [`LeaderChanged`] |
 //! | `Drain` | core → itself | |
@@ -18,7 +23,9 @@ use actix::Message;
 use actorum_transport::wire::{Entry, GroupId, NodeId, Snapshot};
 use bytes::Bytes;
 
-use crate::{entry::Draft, log::store::Write, members::Change, status::Role, system_state::SystemState};
+use crate::{
+    entry::Draft, log::store::Write, machine::Frozen, members::Change, status::Role, system_state::SystemState,
+};
 pub use actorum_transport::wire::Refusal;
 
 /// Where the answer to a request goes: opaque to the core, which only carries it and hands it back.
@@ -163,6 +170,76 @@ pub struct ServeReads<T: Ticket>(pub Vec<(u64, T)>);
 #[derive(Message, Clone, Debug)]
 #[rtype(result = "()")]
 pub struct Restore(pub Snapshot);
+
+/// Build a snapshot of what is applied, so that the log can be cut.
+#[derive(Message, Clone, Copy, Debug, PartialEq, Eq)]
+#[rtype(result = "()")]
+pub struct BuildSnapshot;
+
+/// Hand out the state as it is now, to be written.
+#[derive(Message, Clone, Copy, Debug, PartialEq, Eq)]
+#[rtype(result = "()")]
+pub struct Freeze;
+
+/// The state at some index, or why there is none; from the applier.
+#[derive(Message, Debug)]
+#[rtype(result = "()")]
+pub struct WriteSnapshot(pub Result<FrozenState, String>);
+
+/// The whole replicated state at one index.
+#[derive(Debug)]
+pub struct FrozenState {
+    /// The last index applied.
+    pub index: u64,
+    /// Its term.
+    pub term: u64,
+    /// Our own state.
+    pub system: SystemState,
+    /// The machine's.
+    pub machine: Frozen,
+}
+
+/// A snapshot's file is durable on this node's shelf, or could not be built.
+#[derive(Message, Clone, Debug, PartialEq, Eq)]
+#[rtype(result = "()")]
+pub struct SnapshotBuilt(pub Result<Snapshot, String>);
+
+/// Get the file of this snapshot from the node that offered it. Replaces what was to be fetched before.
+#[derive(Message, Clone, Debug, PartialEq, Eq)]
+#[rtype(result = "()")]
+pub struct FetchSnapshot {
+    /// Who offered it.
+    pub from: NodeId,
+    /// The snapshot.
+    pub snapshot: Snapshot,
+}
+
+/// The file of a snapshot is here, whole and durable; or it could not be had.
+#[derive(Message, Clone, Debug, PartialEq, Eq)]
+#[rtype(result = "()")]
+pub struct SnapshotFetched {
+    /// The snapshot.
+    pub snapshot: Snapshot,
+    /// What went wrong.
+    pub result: Result<(), String>,
+}
+
+/// These snapshots are what this node starts from now, and it is durable that they are: other files may go.
+#[derive(Message, Clone, Debug, PartialEq, Eq)]
+#[rtype(result = "()")]
+pub struct SnapshotsKept(pub Vec<Snapshot>);
+
+/// A sign of life from a peer that was offered a snapshot.
+#[derive(Message, Clone, Debug, PartialEq, Eq)]
+#[rtype(result = "()")]
+pub struct PeerFetches {
+    /// The peer.
+    pub peer: NodeId,
+    /// The index of the snapshot.
+    pub index: u64,
+    /// Why it has given up, if it has.
+    pub gave_up: Option<String>,
+}
 
 /// Everything up to this index is applied.
 #[derive(Message, Clone, Copy, Debug, PartialEq, Eq)]

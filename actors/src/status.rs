@@ -161,6 +161,53 @@ pub struct Totals {
     pub bytes_received: u64,
 }
 
+/// A snapshot that is durable on a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotTaken {
+    /// The last index it covers.
+    pub index: u64,
+    /// The term of the entry there.
+    pub term: u64,
+    /// The size of its file.
+    pub bytes: u64,
+}
+
+/// How far the file of a snapshot is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Transfer {
+    /// The index of the snapshot.
+    pub index: u64,
+    /// Bytes done.
+    pub bytes: u64,
+    /// Bytes in all; zero while nobody knows.
+    pub total: u64,
+    /// Bytes per second, since it began or went on.
+    pub rate: u64,
+}
+
+/// A node's snapshots, and what is on its way.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Snapshots {
+    /// The newest one that is durable; `None` before the first.
+    pub newest: Option<SnapshotTaken>,
+    /// The one that is being built.
+    pub building: Option<Transfer>,
+    /// The one that is being received, by whom it comes from.
+    pub receiving: BTreeMap<NodeId, Transfer>,
+    /// Those that are being sent, by whom they go to.
+    pub sending: BTreeMap<NodeId, Transfer>,
+    /// Built since the start.
+    pub built: u64,
+    /// Received since the start.
+    pub received: u64,
+    /// Bytes of their files sent since the start.
+    pub bytes_sent: u64,
+    /// Bytes of their files received since the start.
+    pub bytes_received: u64,
+    /// The last thing that went wrong with one.
+    pub last_error: Option<String>,
+}
+
 /// The state of a node at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
@@ -189,8 +236,11 @@ pub struct Status {
     pub commit_index: u64,
     /// The highest index applied by the state machine here.
     pub applied_index: u64,
-    /// The last index that a snapshot covers.
+    /// The last index that the newest snapshot covers.
     pub snapshot_index: u64,
+    /// Snapshots, and what is on its way of them.
+    #[serde(default)]
+    pub snapshots: Snapshots,
     /// Who is in.
     pub membership: Arc<Membership>,
     /// The others, by id.
@@ -201,6 +251,9 @@ pub struct Status {
     pub totals: Totals,
     /// Bytes of the log on disk.
     pub disk_bytes: u64,
+    /// Bytes of entries in the log.
+    #[serde(default)]
+    pub log_bytes: u64,
     /// The disk under it.
     pub disk: Disk,
     /// The last thing that went wrong, also if the node went on.

@@ -12,7 +12,8 @@
 //!
 //! What was applied before the subscription is read back from the log by the pump, in chunks, where blocking
 //! is allowed; what is applied meanwhile gathers in the buffer. The two meet at the index that was
-//! applied when the subscription began, so there is neither gap nor repeat.
+//! applied when the subscription began, so there is neither gap nor repeat. Where the log begins later than that, or is cut
+//! off while it is read, `SnapshotInstalled` takes the place of what is missing.
 //!
 //! Deliberately absent: telling membership changes and leaders of the past; status has the present ones.
 
@@ -50,12 +51,6 @@ pub enum Subscriber<S: StateMachine> {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SubscribeError {
-    /// The log no longer reaches back to that point.
-    #[error("the log starts at {first_index}: read the state as of {}, then subscribe after it", .first_index.saturating_sub(1))]
-    Compacted {
-        /// The first index that the log still holds.
-        first_index: u64,
-    },
     /// The system has stopped.
     #[error("stopped: {cause}")]
     Stopped {
@@ -119,27 +114,18 @@ impl<S: StateMachine> Subscribers<S> {
         self.feeds.len()
     }
 
-    /// Begins a subscription on a log that starts after `log_start` and is applied up to `applied`.
-    pub fn subscribe(
-        &mut self,
-        SubscribeFrom { subscriber, after }: SubscribeFrom<S>,
-        log_start: u64,
-        applied: u64,
-    ) -> Result<Subscription, SubscribeError> {
-        let after = after.unwrap_or(applied);
+    /// Begins a subscription on a log that is applied up to `applied`.
+    pub fn subscribe(&mut self, SubscribeFrom { subscriber, after }: SubscribeFrom<S>, applied: u64) -> Subscription {
         // Nothing was told before the genesis, so nothing of it is missing.
-        if after < log_start && log_start > GENESIS_INDEX {
-            return Err(SubscribeError::Compacted { first_index: log_start + 1 });
-        }
+        let after = after.unwrap_or(applied).max(GENESIS_INDEX);
         let id = self.next;
         self.next += 1;
         let (buffer, events) = mpsc::channel(self.buffer);
         let (lagged, lagged_after) = oneshot::channel();
-        let backlog =
-            Backlog { group: self.group, reader: self.reader.clone(), next: after.max(log_start) + 1, applied };
+        let backlog = Backlog { group: self.group, reader: self.reader.clone(), next: after + 1, applied };
         let pump = actix_rt::spawn(pump(subscriber, backlog, events, lagged_after));
         self.feeds.insert(id, Feed { buffer, lagged, told: after.max(applied), pump });
-        Ok(Subscription(id))
+        Subscription(id)
     }
 
     /// Ends a subscription.
@@ -157,6 +143,11 @@ impl<S: StateMachine> Subscribers<S> {
                 (index, Event::Applied { index, term, command: command.clone(), response: Some(response.clone()) })
             })
         });
+    }
+
+    /// Tells that a snapshot replaced the state: commands up to its index are told nobody any more.
+    pub fn installed(&mut self, index: u64) {
+        self.tell(|feed| Some((feed.told.max(index), Event::SnapshotInstalled { index })));
     }
 
     /// Tells anything but a command.
@@ -237,13 +228,24 @@ impl Backlog {
     #[allow(clippy::disallowed_methods, reason = "only for a store that blocks")]
     async fn read<S: StateMachine>(&mut self) -> Result<Vec<Event<S>>, String> {
         let (group, reader, from, to) = (self.group, self.reader.clone(), self.next, self.applied + 1);
-        let entries = if reader.blocks() {
-            let read = tokio::task::spawn_blocking(move || reader.entries(group, from, to, CHUNK_BYTES)).await;
-            read.map_err(|error| error.to_string())?
-        } else {
-            reader.entries(group, from, to, CHUNK_BYTES)
+        let blocks = reader.blocks();
+        // The log may be cut off under it at any time: what it holds now is asked for after what it gave.
+        let read = move || match reader.entries(group, from, to, CHUNK_BYTES) {
+            Err(_) if reader.first_index(group) > from => Ok(Err(reader.first_index(group))),
+            read => read.map(Ok),
         };
-        let entries = entries.map_err(|error| error.to_string())?;
+        let read = match blocks {
+            true => tokio::task::spawn_blocking(read).await.map_err(|error| error.to_string())?,
+            false => read(),
+        };
+        let entries = match read.map_err(|error| error.to_string())? {
+            Ok(entries) => entries,
+            Err(first) => {
+                // Neither a silent gap nor an end: what is missing is in the state.
+                self.next = first;
+                return Ok(vec![Event::SnapshotInstalled { index: first - 1 }]);
+            }
+        };
         let mut events = Vec::with_capacity(entries.len());
         for entry in &entries {
             if entry.index != self.next {

@@ -22,7 +22,8 @@ use actorum_actors::{
     entry::Draft,
     log::store::{HardState, LogReader, Recovered, StoreError},
     message::{
-        Answer, Append, AppliedTo, Apply, Campaign, Failed, Persisted, ProbeDisk, Restore, ServeReads, Submit, Ticket,
+        Answer, Append, AppliedTo, Apply, BuildSnapshot, Campaign, Failed, FetchSnapshot, Persisted, ProbeDisk,
+        Restore, ServeReads, SnapshotsKept, Submit, Ticket,
     },
     status::Role,
     system_state::SystemState,
@@ -73,6 +74,10 @@ impl LogReader for NoDisk {
         panic!("everything is in the tail, but entry {from} was asked for")
     }
 
+    fn first_index(&self, _: GroupId) -> u64 {
+        1
+    }
+
     fn disk_bytes(&self) -> u64 {
         0
     }
@@ -96,6 +101,12 @@ fn consensus<T>(id: NodeId) -> Consensus<T> {
         disk_slow_ticks: 1 << 30,
         log_tail_bytes: 1 << 30,
         max_entry_bytes: 1 << 20,
+        snapshot_entries: u64::MAX,
+        snapshot_bytes: u64::MAX,
+        keep_entries: 0,
+        keep_bytes: u64::MAX,
+        hold_bytes: 0,
+        snapshot_patience_ticks: 30,
         waits: false,
     };
     let recovered = Recovered {
@@ -105,7 +116,14 @@ fn consensus<T>(id: NodeId) -> Consensus<T> {
         terms: vec![(1, 1)],
         sizes: Vec::new(),
     };
-    let start = Start { recovered, reader: Arc::new(NoDisk), applied: 1, membership: state.membership.clone() };
+    let start = Start {
+        recovered,
+        reader: Arc::new(NoDisk),
+        applied: 1,
+        membership: state.membership.clone(),
+        cluster: Some(state.cluster),
+        floor: 0,
+    };
     Consensus::new(settings, start).unwrap()
 }
 
@@ -181,7 +199,7 @@ macro_rules! unused {
         }
     )*};
 }
-unused!(ServeReads<Nobody>, Restore, Ask);
+unused!(ServeReads<Nobody>, Restore, BuildSnapshot, FetchSnapshot, SnapshotsKept, Ask);
 
 /// A follower whose disk and applier are done at once. Gives what it sends.
 fn run(node: &mut Consensus<Nobody>, moment: Moment) -> Vec<(NodeId, RaftMessage)> {
@@ -218,6 +236,9 @@ fn a_flood_of_proposals_costs_no_leader_its_office() {
                 apply: below.clone().recipient(),
                 reads: below.clone().recipient(),
                 restore: below.clone().recipient(),
+                build: below.clone().recipient(),
+                fetch: below.clone().recipient(),
+                kept: below.clone().recipient(),
                 transmit: below.clone().recipient(),
                 ask: below.clone().recipient(),
                 leader_changed: Vec::new(),

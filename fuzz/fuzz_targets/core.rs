@@ -111,6 +111,10 @@ impl LogReader for Reader {
         Ok(found)
     }
 
+    fn first_index(&self, _: GroupId) -> u64 {
+        1
+    }
+
     fn disk_bytes(&self) -> u64 {
         0
     }
@@ -183,11 +187,17 @@ impl Node {
             max_entry_bytes: 512,
             max_unpersisted_bytes: 8192,
             disk_slow_ticks: 5,
+            snapshot_entries: 3,
+            snapshot_bytes: u64::MAX,
+            keep_entries: 0,
+            keep_bytes: u64::MAX,
+            hold_bytes: 0,
+            snapshot_patience_ticks: 30,
             waits,
         };
         let membership = system.as_ref().map(|s: &SystemState| s.membership.clone()).unwrap_or_default();
         let start =
-            Start { recovered: found.recovered(), reader: Arc::new(Reader(image.clone())), applied, membership };
+            Start { recovered: found.recovered(), reader: Arc::new(Reader(image.clone())), applied, membership, cluster: None, floor: 0 };
         Node {
             core: Consensus::new(settings, start).expect("what was made durable can be started from"),
             image,

@@ -14,6 +14,7 @@ use actorum_actors::log::{
         StoreIdentity,
     },
 };
+use actorum_actors::snapshot::Shelf;
 use actorum_transport::wire::{GroupId, Incarnation, NodeId};
 
 use super::{dice::Dice, world::Durable};
@@ -32,6 +33,7 @@ pub(crate) enum Mishap {
 pub(crate) struct Disk {
     id: NodeId,
     disk: SimulatedDisk,
+    shelf: Arc<Shelf>,
     moods: Moods,
 }
 
@@ -82,7 +84,7 @@ impl Disk {
             power: None,
         };
         let moods = Moods(Arc::new(Mutex::new(mood)));
-        Disk { id, disk: SimulatedDisk::new(Arc::new(moods.clone())), moods }
+        Disk { id, disk: SimulatedDisk::new(Arc::new(moods.clone())), shelf: Arc::default(), moods }
     }
 
     /// Who takes the node's power when the disk says so.
@@ -92,7 +94,7 @@ impl Disk {
 
     pub fn open(&self, incarnation: Incarnation) -> Result<Box<dyn LogStore>, OpenError> {
         let store = self.disk.open(self.id, incarnation)?;
-        Ok(Box::new(Probed { store, moods: self.moods.clone() }))
+        Ok(Box::new(Probed { store, shelf: self.shelf.clone(), moods: self.moods.clone() }))
     }
 
     pub fn crash(&self, loss: Loss) {
@@ -203,6 +205,7 @@ impl Durable for Disk {
 /// A store on the disk, with the way around it that probes take.
 struct Probed {
     store: Box<dyn LogStore>,
+    shelf: Arc<Shelf>,
     moods: Moods,
 }
 
@@ -217,6 +220,10 @@ impl LogStore for Probed {
 
     fn reader(&self) -> Arc<dyn LogReader> {
         self.store.reader()
+    }
+
+    fn shelf(&self) -> Arc<Shelf> {
+        self.shelf.clone()
     }
 
     fn probe(&self) -> Option<Arc<dyn Probe>> {

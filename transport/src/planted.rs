@@ -20,13 +20,14 @@ pub enum Planted {
     CutOneTooFew,
     SecondChange,
     SyncErrorIgnored,
+    CompactedPastTransfer,
     SnapshotMislabelled,
     InstalledWithoutDirectorySync,
 }
 
 impl Planted {
     /// All of them.
-    pub const ALL: [Planted; 14] = [
+    pub const ALL: [Planted; 15] = [
         Planted::AcknowledgedBeforeSync,
         Planted::VoteForgotten,
         Planted::OverwrittenCounted,
@@ -39,6 +40,7 @@ impl Planted {
         Planted::CutOneTooFew,
         Planted::SecondChange,
         Planted::SyncErrorIgnored,
+        Planted::CompactedPastTransfer,
         Planted::SnapshotMislabelled,
         Planted::InstalledWithoutDirectorySync,
     ];
@@ -58,6 +60,7 @@ impl Planted {
             Planted::CutOneTooFew => "conflict truncation loses one entry too few",
             Planted::SecondChange => "membership change started before the previous one is applied",
             Planted::SyncErrorIgnored => "sync error retried as success",
+            Planted::CompactedPastTransfer => "log compacted past a snapshot that is being sent",
             Planted::SnapshotMislabelled => "snapshot labelled with the wrong index",
             Planted::InstalledWithoutDirectorySync => "snapshot installed without syncing the directory",
         }

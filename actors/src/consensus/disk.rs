@@ -22,6 +22,13 @@ use raft::{ProgressState, StateRole};
 
 use super::Consensus;
 
+impl Disk {
+    /// Whether space is under its mark.
+    pub(super) fn is_low(&self) -> bool {
+        self.low
+    }
+}
+
 /// Answers that may wait for the disk. At the bound the oldest goes, whatever it is: Raft's messages may be lost. A leader
 /// asks again with each heartbeat, a candidate with its next campaign, and a snapshot's fate has a deadline.
 pub(super) const MAX_HELD: usize = 4096;
@@ -92,6 +99,9 @@ impl<T> Consensus<T> {
     pub fn disk_space(&mut self, low: bool) {
         self.disk.low = low;
         self.disk.declined = Default::default();
+        if low {
+            self.let_go_of_log();
+        }
         if !low && self.disk.suspicion.is_none() {
             self.keep_office();
         }

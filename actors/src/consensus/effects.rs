@@ -4,7 +4,10 @@ use std::{fmt, time::Duration};
 
 use actorum_transport::wire::{NodeId, RaftMessage, Request, Snapshot};
 
-use crate::message::{Answer, Append, Committed, LeaderChanged};
+use crate::{
+    log::store::Compact,
+    message::{Answer, Append, Committed, FetchSnapshot, LeaderChanged},
+};
 
 /// A question to another node, answered to [`Consensus::answered`](super::Consensus::answered) with its id.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,6 +38,12 @@ pub struct Effects<T> {
     pub asks: Vec<Question>,
     /// A snapshot that is durable and replaces the state machine's state.
     pub restore: Option<Snapshot>,
+    /// To build a snapshot of what is applied.
+    pub build: bool,
+    /// To get the file of a snapshot from the node that offered it.
+    pub fetch: Option<FetchSnapshot>,
+    /// What this node starts from now: other files of snapshots may go.
+    pub kept: Option<Vec<Snapshot>>,
     /// To apply, in order.
     pub apply: Vec<Committed<T>>,
     /// Reads that may be served once this index is applied.
@@ -55,6 +64,9 @@ impl<T> Default for Effects<T> {
             transmit: Vec::new(),
             asks: Vec::new(),
             restore: None,
+            build: false,
+            fetch: None,
+            kept: None,
             apply: Vec::new(),
             reads: Vec::new(),
             answers: Vec::new(),
@@ -79,6 +91,10 @@ impl<T: fmt::Display> fmt::Display for Effects<T> {
             for entry in &append.write.entries {
                 write!(f, " {}@{}", entry.index, entry.term)?;
             }
+            if let Some(Compact { snapshots, up_to }) = &append.write.compact {
+                write!(f, " compact to {up_to}, snapshots")?;
+                snapshots.iter().try_for_each(|snapshot| write!(f, " {}@{}", snapshot.index, snapshot.term))?;
+            }
             if let Some(hard) = &append.write.hard_state {
                 write!(f, " term {} vote {} commit {}", hard.term, hard.vote, hard.commit)?;
             }
@@ -102,6 +118,17 @@ impl<T: fmt::Display> fmt::Display for Effects<T> {
         }
         if let Some(snapshot) = &self.restore {
             writeln!(f, "restore {}@{}", snapshot.index, snapshot.term)?;
+        }
+        if self.build {
+            writeln!(f, "build a snapshot")?;
+        }
+        if let Some(FetchSnapshot { from, snapshot }) = &self.fetch {
+            writeln!(f, "fetch {}@{} from n{from}", snapshot.index, snapshot.term)?;
+        }
+        if let Some(kept) = &self.kept {
+            write!(f, "keep snapshots")?;
+            kept.iter().try_for_each(|snapshot| write!(f, " {}@{}", snapshot.index, snapshot.term))?;
+            writeln!(f)?;
         }
         for Committed { entry, ticket } in &self.apply {
             write!(f, "apply {}@{}", entry.index, entry.term)?;

@@ -32,9 +32,9 @@ use std::{
 use actorum_transport::{
     message::AskError,
     planted::{self, Planted},
-    wire::{ChangeRefusal, GroupId, Incarnation, NodeId, RaftMessage, Response, Snapshot},
+    wire::{ChangeRefusal, ClusterId, GroupId, Incarnation, NodeId, RaftMessage, Response, Snapshot},
 };
-use raft::{RawNode, SnapshotStatus, StateRole};
+use raft::{RawNode, StateRole};
 
 use crate::{
     entry::Draft,
@@ -56,6 +56,7 @@ mod route;
 mod settle;
 mod reads;
 mod disk;
+mod snapshots;
 mod status;
 mod bridge;
 #[cfg(test)]
@@ -68,6 +69,7 @@ pub use status::CoreStatus;
 use convert::message_to_raft;
 use reads::{Reader, Reads};
 use requests::{Pending, Request, Wanted};
+use snapshots::Snapshots;
 
 /// What the core has to know of its node. Times are in ticks or milliseconds as named.
 #[derive(Clone, Debug)]
@@ -101,6 +103,18 @@ pub struct Settings {
     pub log_tail_bytes: usize,
     /// Bytes of one entry.
     pub max_entry_bytes: usize,
+    /// A snapshot is built when so many entries were applied since the last one.
+    pub snapshot_entries: u64,
+    /// Or when they have so many bytes.
+    pub snapshot_bytes: u64,
+    /// Entries kept behind the newest snapshot, for followers that are behind.
+    pub keep_entries: u64,
+    /// Bytes of entries kept for them at most.
+    pub keep_bytes: u64,
+    /// Bytes of entries kept at most for a follower that lives and needs them.
+    pub hold_bytes: u64,
+    /// After so many ticks without a sign of life a snapshot on its way to a peer counts as lost.
+    pub snapshot_patience_ticks: u64,
     /// Whether a node that holds nothing waits to be added by a leader. If not, it hears nobody until it is formed.
     pub waits: bool,
 }
@@ -115,6 +129,11 @@ pub struct Start {
     pub applied: u64,
     /// The membership at that index.
     pub membership: Arc<Membership>,
+    /// The cluster, if the node belongs to one.
+    pub cluster: Option<ClusterId>,
+    /// Where this node was made the only one of a cluster by hand, zero if it was not: what its log holds up to there is
+    /// sent to nobody.
+    pub floor: u64,
 }
 
 /// A moment, as the caller's clock has it.
@@ -157,6 +176,8 @@ pub struct Consensus<T> {
     logger: slog::Logger,
     raw: RawNode<LogView>,
     membership: Arc<Membership>,
+    cluster: Option<ClusterId>,
+    floor: u64,
     /// Writes on their way to the disk, oldest first, and what is held for them. Entries are bounded by
     /// `max_unapplied_bytes`, answers by `disk::MAX_HELD`.
     unpersisted: VecDeque<Unpersisted>,
@@ -175,8 +196,7 @@ pub struct Consensus<T> {
     now: Duration,
     next_tick: Option<Duration>,
     ticks: u64,
-    /// Since which tick a peer is being sent a snapshot.
-    snapshots: BTreeMap<NodeId, u64>,
+    snapshots: Snapshots,
     told: Option<LeaderChanged>,
     implausible: u64,
     effects: Effects<T>,
@@ -185,7 +205,7 @@ pub struct Consensus<T> {
 impl<T> Consensus<T> {
     /// A core that goes on where its log ended.
     pub fn new(settings: Settings, start: Start) -> Result<Self, StoreError> {
-        let Start { recovered, reader, applied, membership } = start;
+        let Start { recovered, reader, applied, membership, cluster, floor } = start;
         let mut view = match recovered.newest() {
             None => {
                 // It holds nothing, but a leader may have spoken to it: its term never runs backwards.
@@ -196,7 +216,7 @@ impl<T> Consensus<T> {
             Some(_) if planted::is(Planted::VoteForgotten) && recovered.hard_state.vote != 0 => {
                 let hard_state = HardState { vote: 0, ..recovered.hard_state };
                 let recovered = Recovered { hard_state, ..recovered };
-                return Consensus::new(settings, Start { recovered, reader, applied, membership });
+                return Consensus::new(settings, Start { recovered, reader, applied, membership, cluster, floor });
             }
             Some(snapshot) => {
                 // The genesis that a learner was sent names it; the founders' own state does not.
@@ -205,6 +225,7 @@ impl<T> Consensus<T> {
                 LogView::recovered(group, reader, keep, recovered, applied, conf)?
             }
         };
+        view.raise_floor(floor);
         // raft-rs refuses to start with a commit index below what was applied.
         let hard = view.hard_state();
         view.set_hard_state(HardState { commit: hard.commit.max(applied), ..hard });
@@ -216,6 +237,8 @@ impl<T> Consensus<T> {
             logger,
             raw,
             membership,
+            cluster,
+            floor,
             unpersisted: VecDeque::new(),
             disk: disk::Disk::default(),
             next_write: 1,
@@ -229,7 +252,7 @@ impl<T> Consensus<T> {
             now: Duration::ZERO,
             next_tick: None,
             ticks: 0,
-            snapshots: BTreeMap::new(),
+            snapshots: Snapshots::default(),
             told: None,
             implausible: 0,
             effects: Effects::default(),
@@ -262,7 +285,7 @@ impl<T> Consensus<T> {
         if !self.hears(&message) {
             return;
         }
-        let message = match validate::validate(from, message, &self.raw.raft) {
+        let message = match validate::validate(from, message, &self.raw.raft, self.cluster) {
             Ok(valid) => valid.into_inner(),
             Err(implausible) => {
                 self.implausible += 1;
@@ -272,6 +295,7 @@ impl<T> Consensus<T> {
                 return;
             }
         };
+        let Some(message) = self.hold_offer(from, message) else { return };
         // Errors here are of the peer's making (an answer of somebody who is no member): nothing to do.
         let _ = self.raw.step(message_to_raft(from, self.settings.id, message));
         self.draw_election_timeout();
@@ -344,22 +368,28 @@ impl<T> Consensus<T> {
             self.begin_with(genesis);
         }
         while self.unpersisted.front().is_some_and(|oldest| oldest.write <= number) {
-            let Some(done) = self.unpersisted.pop_front() else { break };
+            let Some(mut done) = self.unpersisted.pop_front() else { break };
             // First raft-rs, then the messages: the other order lets an answer race ahead of what raft-rs knows.
             self.raw.on_persist_ready(done.ready);
             self.durable_term = done.term;
+            self.disk.bytes -= done.bytes;
+            self.disk.held -= done.held.len();
             if let Some(snapshot) = done.restore {
                 // For raft-rs it is applied by being durable: a campaign looks at all that follows the applied
                 // index, and below the snapshot there is nothing left to look at.
                 if snapshot.index > self.raw.raft.raft_log.applied {
                     self.raw.advance_apply_to(snapshot.index);
                 }
+                // The answer leaves once the state is there, too.
+                let (_, held) = self.snapshots.restoring.get_or_insert_default();
+                held.extend(done.held.drain(..));
+                self.snapshots.restoring = Some((snapshot.index, mem::take(held)));
+                self.effects.kept = Some(vec![snapshot.clone()]);
                 self.effects.restore = Some(snapshot);
             }
-            self.disk.bytes -= done.bytes;
-            self.disk.held -= done.held.len();
             self.effects.transmit.extend(done.held);
         }
+        self.recorded(number);
         self.trust_disk_again();
         self.draw_election_timeout();
     }
@@ -371,6 +401,7 @@ impl<T> Consensus<T> {
             self.raw.mut_store().applied_to(index);
         }
         self.effects.reads.extend(self.reads.due(index));
+        self.restored(index);
     }
 
     /// The applier's membership: what it recorded of the members besides who they are.
@@ -386,9 +417,7 @@ impl<T> Consensus<T> {
     /// A peer cannot be reached, or something sent to it was dropped.
     pub fn unreachable(&mut self, peer: NodeId) {
         self.raw.report_unreachable(peer);
-        // Owed as well if a snapshot was on its way; otherwise raft-rs ignores it.
-        self.snapshots.remove(&peer);
-        self.raw.report_snapshot(peer, SnapshotStatus::Failure);
+        self.snapshot_may_be_lost(peer);
     }
 
     /// The end of a question.
@@ -462,6 +491,8 @@ impl<T> Consensus<T> {
         self.route(wall);
         self.route_reads();
         self.settle();
+        self.note_sent();
+        self.build_if_due();
         self.note_leader();
         if let Some(fault) = self.raw.store().fault() {
             self.effects.fault.get_or_insert(format!("the log cannot be read: {fault}"));
@@ -527,27 +558,6 @@ impl<T> Consensus<T> {
 
     fn is_restoring(&self) -> bool {
         self.unpersisted.iter().any(|write| write.restore.is_some())
-    }
-
-    /// raft-rs waits for ever for the fate of a snapshot it handed out. Where the transport lost it without
-    /// knowing, an election timeout without an answer counts as lost.
-    fn give_up_on_snapshots(&mut self) {
-        let mut sending = BTreeMap::new();
-        if self.raw.raft.state == StateRole::Leader {
-            for (id, progress) in self.raw.raft.prs().iter() {
-                if progress.state == raft::ProgressState::Snapshot {
-                    sending.insert(*id, self.snapshots.get(id).copied().unwrap_or(self.ticks));
-                }
-            }
-        }
-        self.snapshots = sending;
-        let patience = self.settings.election_ticks as u64;
-        let late: Vec<NodeId> =
-            self.snapshots.iter().filter(|(_, since)| self.ticks - **since > patience).map(|(id, _)| *id).collect();
-        for id in late {
-            self.snapshots.remove(&id);
-            self.raw.report_snapshot(id, SnapshotStatus::Failure);
-        }
     }
 
     /// Answers those whose time is up: rejected if they never reached a log, unknown if they may have.

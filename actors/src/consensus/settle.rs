@@ -204,7 +204,7 @@ impl<T> Consensus<T> {
     /// A snapshot brings its own membership.
     pub(super) fn adopt_membership(&mut self, snapshot: &Snapshot) {
         match SystemState::of(snapshot) {
-            Ok((system, _)) => self.membership = system.membership,
+            Ok((system, _)) => (self.membership, self.cluster) = (system.membership, Some(system.cluster)),
             Err(error) => {
                 self.fail(format!("the snapshot {}@{} cannot be read: {error}", snapshot.index, snapshot.term))
             }

@@ -29,8 +29,14 @@ pub struct CoreStatus {
     pub commit_index: u64,
     /// The applied index, as far as the core was told.
     pub applied_index: u64,
-    /// The index of the snapshot the log starts from.
+    /// The index of the newest snapshot.
     pub snapshot_index: u64,
+    /// Bytes of entries in the log.
+    pub log_bytes: u64,
+    /// To whom a snapshot is being sent, and its index.
+    pub snapshots_sent: BTreeMap<NodeId, u64>,
+    /// The snapshot that is being fetched: from whom, and its index.
+    pub snapshot_wanted: Option<(NodeId, u64)>,
     /// Requests that wait for a leader or its answer.
     pub held: usize,
     /// Writes that are not durable yet.
@@ -84,12 +90,15 @@ impl<T> Consensus<T> {
             role: self.role(),
             term: raft.term,
             leader: self.leader(),
-            first_index: view.base() + 1,
+            first_index: view.base().max(self.floor) + 1,
             last_index: raft.raft_log.last_index(),
             persisted_index: raft.raft_log.persisted,
             commit_index: raft.raft_log.committed,
             applied_index: raft.raft_log.applied,
-            snapshot_index: view.snapshot_index(),
+            snapshot_index: view.newest().map_or(0, |newest| newest.index),
+            log_bytes: view.log_bytes(),
+            snapshots_sent: self.snapshots_sent(),
+            snapshot_wanted: self.snapshot_wanted(),
             held: self.held.len() + self.forwarded.len() + self.reads.len(),
             unpersisted: self.unpersisted.len(),
             disk: self.disk_status(),

@@ -6,10 +6,14 @@
 
 use std::collections::BTreeSet;
 
-use actorum_transport::wire::{ConfState, MessageKind, NodeId, RaftMessage, Snapshot};
+use actorum_transport::wire::{ClusterId, ConfState, MessageKind, NodeId, RaftMessage, Snapshot};
 use raft::{Raft, StateRole};
 
-use crate::{entry::SystemCommand, log::view::LogView, system_state::SystemState};
+use crate::{
+    entry::SystemCommand,
+    log::view::LogView,
+    system_state::{GENESIS_INDEX, SystemState},
+};
 
 /// No honest index or term comes near this; additions cannot overflow below it.
 const ABSURD: u64 = 1 << 62;
@@ -37,14 +41,19 @@ pub struct Implausible {
 /// Checks a message of a peer against what this node knows of its own log and term.
 ///
 /// It asks raft-rs, not the log behind it: between two drains raft-rs may have cut its log shorter, or have grown it.
-pub fn validate(from: NodeId, message: RaftMessage, raft: &Raft<LogView>) -> Result<Valid, Implausible> {
-    match problem(from, &message, raft) {
+pub fn validate(
+    from: NodeId,
+    message: RaftMessage,
+    raft: &Raft<LogView>,
+    cluster: Option<ClusterId>,
+) -> Result<Valid, Implausible> {
+    match problem(from, &message, raft, cluster) {
         None => Ok(Valid(message)),
         Some(problem) => Err(Implausible { kind: message.kind, from, problem }),
     }
 }
 
-fn problem(from: NodeId, m: &RaftMessage, raft: &Raft<LogView>) -> Option<&'static str> {
+fn problem(from: NodeId, m: &RaftMessage, raft: &Raft<LogView>, cluster: Option<ClusterId>) -> Option<&'static str> {
     use MessageKind::*;
     let log = &raft.raft_log;
     let last = log.last_index();
@@ -85,7 +94,7 @@ fn problem(from: NodeId, m: &RaftMessage, raft: &Raft<LogView>) -> Option<&'stat
         Snapshot => match &m.snapshot {
             None => Some("it carries no snapshot"),
             Some(snapshot) if snapshot.term > m.term => Some("its snapshot is of a later term than the message"),
-            Some(snapshot) => snapshot_problem(snapshot),
+            Some(snapshot) => snapshot_problem(snapshot, cluster),
         },
         _ => None,
     }
@@ -125,13 +134,18 @@ fn entries_problem(m: &RaftMessage, raft: &Raft<LogView>) -> Option<&'static str
     None
 }
 
-fn snapshot_problem(snapshot: &Snapshot) -> Option<&'static str> {
+fn snapshot_problem(snapshot: &Snapshot, cluster: Option<ClusterId>) -> Option<&'static str> {
     if snapshot.index == 0 || snapshot.term == 0 || snapshot.index >= ABSURD {
         return Some("its snapshot has index or term 0");
     }
     // Once it is in raft-rs there is no way back: what cannot be read must not get that far.
     match SystemState::of(snapshot) {
         Err(_) => Some("its snapshot cannot be read"),
+        Ok((system, _)) if cluster.is_some_and(|cluster| cluster != system.cluster) => {
+            Some("its snapshot is of another cluster")
+        }
+        // Only the genesis needs none: it is the machine as it was built.
+        Ok((_, None)) if snapshot.index != GENESIS_INDEX => Some("its snapshot has no file"),
         Ok((system, _)) => {
             conf_problem(&snapshot.conf).or_else(|| disagreement(&snapshot.conf, &system.membership.conf_state()))
         }

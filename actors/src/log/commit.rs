@@ -86,6 +86,10 @@ impl<E: Engine> LogReader for Shared<E> {
         caught(|| read_entries(&open.engine, group, from, to, max_bytes))
     }
 
+    fn first_index(&self, group: GroupId) -> u64 {
+        self.read().as_ref().ok().and_then(|open| open.logs.get(&group)).map_or(1, Log::first)
+    }
+
     fn disk_bytes(&self) -> u64 {
         // A status waits for no disk: while the store's thread hangs with the lock, the last number has to do.
         if let Ok(state) = self.state.try_read() {

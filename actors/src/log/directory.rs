@@ -119,14 +119,14 @@ pub fn log_path(dir: &Path) -> PathBuf {
     dir.join(LOG)
 }
 
-/// Where the watermark lives in a data directory.
-pub fn watermark_path(dir: &Path) -> PathBuf {
-    dir.join(WATERMARK)
-}
-
 /// Where the files of snapshots live in a data directory.
 pub fn snapshots_path(dir: &Path) -> PathBuf {
     dir.join(SNAPSHOTS)
+}
+
+/// Where the watermark lives in a data directory.
+pub fn watermark_path(dir: &Path) -> PathBuf {
+    dir.join(WATERMARK)
 }
 
 /// A directory that a backup is being restored into.

@@ -17,6 +17,8 @@ use actorum_transport::wire::{Entry, GroupId, Incarnation, NodeId, Snapshot};
 
 use super::{plan, sizes::Sizes, store::*};
 
+use crate::snapshot::Shelf;
+
 /// The disk of one node. Clones are the same disk.
 #[derive(Clone, Default)]
 pub struct MemoryDisk(Arc<Mutex<Disk>>);
@@ -117,6 +119,8 @@ impl fmt::Debug for MemoryDisk {
 #[derive(Default)]
 struct Disk {
     identity: Option<StoreIdentity>,
+    /// Its files outlive a process, and everything on them is durable at once.
+    shelf: Arc<Shelf>,
     open: bool,
     /// Which opening of the disk is the present one: handles of an earlier one do nothing.
     life: u64,
@@ -288,6 +292,10 @@ impl LogStore for MemoryStore {
         Arc::new(MemoryReader { disk: self.disk.clone(), life: self.life })
     }
 
+    fn shelf(&self) -> Arc<Shelf> {
+        self.disk.lock().shelf.clone()
+    }
+
     fn start(mut self: Box<Self>, completed: Completions) -> Box<dyn LogAppender> {
         self.started = true;
         Box::new(MemoryAppender { disk: self.disk.clone(), life: self.life, next: 0, completed })
@@ -335,6 +343,10 @@ impl LogReader for MemoryReader {
             first || bytes <= max_bytes
         });
         Ok(fitting.cloned().collect())
+    }
+
+    fn first_index(&self, group: GroupId) -> u64 {
+        self.disk.lock().logs.get(&group).map_or(1, |log| log.base.0 + 1)
     }
 
     fn disk_bytes(&self) -> u64 {

@@ -51,6 +51,7 @@ use super::{
     watermark::Watermark,
     worker::{Pace, Worker},
 };
+use crate::snapshot::Shelf;
 
 /// How a sled store is opened.
 #[derive(Clone, Debug)]
@@ -121,6 +122,7 @@ impl OpenOptions {
 /// An open directory, not yet running.
 pub struct SledStore {
     dir: PathBuf,
+    shelf: Arc<Shelf>,
     shared: Arc<Shared<SledEngine>>,
     identity: StoreIdentity,
     found: BTreeMap<GroupId, FoundGroup>,
@@ -161,8 +163,18 @@ impl SledStore {
         let found = recovery::recover(&engine, dir, &identity, &mut watermark)?;
         directory.count_boot()?;
         let identity = directory.identity();
+        let doing = "cannot open snapshots".to_owned();
+        let shelf = Shelf::in_directory(&directory::snapshots_path(dir));
+        let shelf = Arc::new(shelf.map_err(|error| OpenError::Io { dir: dir.to_owned(), doing, error })?);
         let shared = Shared::new(engine, &found, Box::new(directory));
-        Ok(SledStore { dir: dir.to_owned(), shared, identity, found: found.groups, work: Some((watermark, options)) })
+        Ok(SledStore {
+            dir: dir.to_owned(),
+            shelf,
+            shared,
+            identity,
+            found: found.groups,
+            work: Some((watermark, options)),
+        })
     }
 }
 
@@ -196,6 +208,10 @@ impl LogStore for SledStore {
 
     fn reader(&self) -> Arc<dyn LogReader> {
         self.shared.clone()
+    }
+
+    fn shelf(&self) -> Arc<Shelf> {
+        self.shelf.clone()
     }
 
     fn probe(&self) -> Option<Arc<dyn Probe>> {

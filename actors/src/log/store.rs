@@ -17,6 +17,8 @@ use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 use actorum_transport::wire::{Entry, GroupId, Incarnation, NodeId, Snapshot};
 use serde::{Deserialize, Serialize};
 
+use crate::snapshot::Shelf;
+
 /// What Raft must remember besides the log (Raft figure 2: currentTerm, votedFor), and the commit index,
 /// which is only a hint that saves work at restart.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -161,6 +163,9 @@ pub trait LogStore: Send {
     /// A reader; it sees what was completed, and may see what was submitted.
     fn reader(&self) -> Arc<dyn LogReader>;
 
+    /// Where the files of snapshots are that belong to this store: they outlive a process exactly as the log does.
+    fn shelf(&self) -> Arc<Shelf>;
+
     /// What asks the disk under the store how it is, apart from the log. `None`: such a disk is never asked.
     fn probe(&self) -> Option<Arc<dyn Probe>> {
         None
@@ -175,6 +180,9 @@ pub trait LogReader: Send + Sync {
     /// The entries `[from, to)` of a group in order without gaps, as many as fit `max_bytes` and at least
     /// one. An entry that should be there and is not, or is damaged, is an error.
     fn entries(&self, group: GroupId, from: u64, to: u64, max_bytes: usize) -> Result<Vec<Entry>, StoreError>;
+
+    /// The first entry of a group that the log may still hold; 1 where nothing was cut off.
+    fn first_index(&self, group: GroupId) -> u64;
 
     /// Bytes on disk, as far as the store knows; for status.
     fn disk_bytes(&self) -> u64;

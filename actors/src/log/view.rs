@@ -421,6 +421,10 @@ mod tests {
             Err(StoreError::Damaged { what: "an entry".into(), detail: "it is not there".into() })
         }
 
+        fn first_index(&self, _: GroupId) -> u64 {
+            1
+        }
+
         fn disk_bytes(&self) -> u64 {
             0
         }

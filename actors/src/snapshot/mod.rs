@@ -9,5 +9,6 @@ pub mod file;
 pub mod files;
 #[cfg(any(test, feature = "testkit"))]
 pub mod simulated;
+pub mod keeper;
 
 pub use shelf::{Receiving, Shelf, SnapshotError};

@@ -70,6 +70,12 @@ struct Marks {
     fresh: BTreeSet<(u64, String)>,
 }
 
+impl Default for Shelf {
+    fn default() -> Shelf {
+        Shelf::memory()
+    }
+}
+
 impl Shelf {
     /// A shelf that is lost with the process.
     pub fn memory() -> Shelf {
@@ -255,7 +261,8 @@ impl Shelf {
         if header.term != snapshot.term {
             return other("term", &header.term, &snapshot.term);
         }
-        if header.conf != snapshot.conf || header.system != system {
+        // The descriptor's configuration may name its receiver as one more learner; its file says what was when it was built.
+        if header.conf != system.membership.conf_state() || header.system != system {
             return Err(SnapshotError(format!("{name}: its members or their state are not the snapshot's")));
         }
         if ending.0 < expected.bytes {
@@ -326,6 +333,13 @@ impl Shelf {
             offset = 0;
         }
         Ok(Receiving { shelf, snapshot, expected, name, file: Some(file), offset, stopped: false, busy })
+    }
+
+    /// The complete file as it lies on the disk, from its first byte to its last, whatever is removed meanwhile.
+    pub fn raw(&self, index: u64, file: &SnapshotFile) -> Result<Box<dyn Read + Send>, SnapshotError> {
+        let name = complete_name(index, file);
+        let opened = self.files.open(&name).map_err(|error| failed(&format!("reading {name}"), error))?;
+        Ok(Box::new(opened.take(file.bytes)))
     }
 
     /// Removes a file that may not be there.

@@ -19,7 +19,8 @@ use crate::{
         StoreIdentity, Ticket, Written,
     },
     machine::{self, ApplyContext, StateMachine},
-    message::{AppliedTo, DiskReport, Failed, Persisted, SystemChanged},
+    message::{AppliedTo, DiskReport, Failed, FrozenState, Persisted, SystemChanged, WriteSnapshot},
+    snapshot::Shelf,
     system_state::SystemState,
 };
 
@@ -100,6 +101,11 @@ impl TestStore {
         store
     }
 
+    /// These entries and no others.
+    pub fn hold(&self, entries: impl IntoIterator<Item = Entry>) {
+        self.0.lock().unwrap().entries = entries.into_iter().map(|e| (e.index, e)).collect();
+    }
+
     /// Batches handed over and not completed.
     pub fn submitted(&self) -> Vec<Batch> {
         self.0.lock().unwrap().submitted.iter().map(|(_, batch)| batch.clone()).collect()
@@ -152,6 +158,10 @@ impl LogStore for TestStore {
         Arc::new(self.clone())
     }
 
+    fn shelf(&self) -> Arc<Shelf> {
+        Arc::new(Shelf::memory())
+    }
+
     fn probe(&self) -> Option<Arc<dyn Probe>> {
         Some(Arc::new(self.clone()))
     }
@@ -191,6 +201,10 @@ impl LogReader for TestStore {
         Ok(entries)
     }
 
+    fn first_index(&self, _: GroupId) -> u64 {
+        self.0.lock().unwrap().entries.keys().next().copied().unwrap_or(1)
+    }
+
     fn disk_bytes(&self) -> u64 {
         0
     }
@@ -223,6 +237,7 @@ pub enum Heard {
     Changed(u64, String),
     Disk(DiskReport),
     Failed(String),
+    Frozen(Result<(u64, u64, Vec<u8>), String>),
 }
 
 /// Hears what the core and the front door would.
@@ -264,6 +279,17 @@ impl Handler<SystemChanged> for FakeCore {
     type Result = ();
     fn handle(&mut self, SystemChanged { index, state }: SystemChanged, _: &mut Context<Self>) {
         let _ = self.0.send(Heard::Changed(index, state.membership.to_string()));
+    }
+}
+
+impl Handler<WriteSnapshot> for FakeCore {
+    type Result = ();
+    fn handle(&mut self, WriteSnapshot(frozen): WriteSnapshot, _: &mut Context<Self>) {
+        let frozen = frozen.map(|FrozenState { index, term, machine, .. }| {
+            let mut bytes = Vec::new();
+            machine.write_to(&mut bytes).map(|()| (index, term, bytes)).map_err(|error| error.to_string())
+        });
+        let _ = self.0.send(Heard::Frozen(frozen.flatten()));
     }
 }
 

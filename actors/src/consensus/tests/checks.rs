@@ -98,7 +98,7 @@ impl Checks {
         for (to, m) in &effects.transmit {
             let durable = node.disk.term;
             use MessageKind::*;
-            if image.snapshot.is_none() {
+            if image.snapshots.is_empty() {
                 assert!(node.waits, "n{id} speaks before its genesis is durable: {m}");
                 let votes = matches!(m.kind, Vote | PreVote) || (m.kind == VoteResponse && !m.reject);
                 assert!(!votes, "n{id} takes part in an election before it is formed: {m}");

@@ -14,6 +14,7 @@ use actorum_transport::{
     message::AskError,
     wire::{
         Address, ClusterId, Entry, EntryKind, GroupId, Incarnation, NodeId, RaftMessage, Request, Response, Snapshot,
+        SnapshotFile,
     },
 };
 use bytes::Bytes;
@@ -36,6 +37,8 @@ pub struct Applier {
     pub applied: u64,
     pub waiting: VecDeque<Committed<String>>,
     pub restore: Option<Snapshot>,
+    /// The term of the entry applied last.
+    pub term: u64,
     pub reads: Vec<(u64, String)>,
 }
 
@@ -51,6 +54,10 @@ pub struct Node {
     pub apply_auto: bool,
     /// Whether the core waits for the end of a probe.
     pub probing: bool,
+    /// The snapshot that the core wants, and from whom.
+    pub fetching: Option<(NodeId, Snapshot)>,
+    /// Whether the core asked for one to be built.
+    pub building: bool,
     /// How many messages of each write the transcript has shown as held.
     shown: BTreeMap<u64, usize>,
     /// Questions asked and not answered: whom.
@@ -76,6 +83,12 @@ pub struct Cluster {
     pub max_unpersisted_bytes: usize,
     /// Ticks after which a disk counts as slow; scripts that are about something else leave it out of the way.
     pub disk_slow_ticks: u64,
+    /// After so many entries a snapshot is built.
+    pub snapshot_entries: u64,
+    /// So many entries stay behind it.
+    pub keep_entries: u64,
+    /// So many bytes of entries stay for a live follower.
+    pub hold_bytes: u64,
     pub out: String,
     pub checks: Checks,
 }
@@ -91,6 +104,9 @@ impl Cluster {
             max_unapplied_bytes: 1 << 20,
             max_unpersisted_bytes: 1 << 20,
             disk_slow_ticks: 1 << 30,
+            snapshot_entries: 1 << 30,
+            keep_entries: 0,
+            hold_bytes: 0,
             out: String::new(),
             checks: Checks::default(),
         }
@@ -104,7 +120,8 @@ impl Cluster {
 
     /// A node with an empty directory.
     pub fn add(&mut self, id: NodeId, waits: bool) {
-        let applier = Applier { system: None, applied: 0, waiting: VecDeque::new(), restore: None, reads: Vec::new() };
+        let applier =
+            Applier { system: None, applied: 0, waiting: VecDeque::new(), restore: None, term: 0, reads: Vec::new() };
         let node = Node {
             id,
             core: None,
@@ -116,6 +133,8 @@ impl Cluster {
             disk_auto: true,
             apply_auto: true,
             probing: false,
+            fetching: None,
+            building: false,
             shown: BTreeMap::new(),
             asking: BTreeMap::new(),
         };
@@ -128,7 +147,8 @@ impl Cluster {
             self.add(*id, false);
             let node = self.node(*id);
             let mut image = node.disk.durable.lock().unwrap();
-            image.snapshot = Some(Self::genesis(founders));
+            image.snapshots = vec![Self::genesis(founders)];
+            image.base = (1, 1);
             image.hard_state.term = 1;
             image.hard_state.commit = 1;
             node.disk.term = 1;
@@ -152,6 +172,7 @@ impl Cluster {
     pub fn start(&mut self, id: NodeId, applied: Option<u64>) {
         let (seed, max_unapplied_bytes) = (self.seed, self.max_unapplied_bytes);
         let (max_unpersisted_bytes, disk_slow_ticks) = (self.max_unpersisted_bytes, self.disk_slow_ticks);
+        let (snapshot_entries, keep_entries, hold_bytes) = (self.snapshot_entries, self.keep_entries, self.hold_bytes);
         self.links.retain(|(from, _, _), _| *from != id);
         let node = self.node(id);
         assert!(node.core.is_none(), "it is running");
@@ -159,16 +180,19 @@ impl Cluster {
         node.boot += 1;
         let mut system = None;
         let mut done = 0;
-        if let Some(snapshot) = &image.snapshot {
+        let mut term = 0;
+        if let Some(snapshot) = image.snapshots.last() {
             let mut state = SystemState::of(snapshot).unwrap().0;
-            done = snapshot.index;
-            for (index, entry) in image.entries.range(..=applied.unwrap_or(image.hard_state.commit)) {
+            (done, term) = (snapshot.index, snapshot.term);
+            let until = applied.unwrap_or(image.hard_state.commit);
+            for (index, entry) in image.entries.range(snapshot.index + 1..).take_while(|(index, _)| **index <= until) {
                 apply(&mut state, entry);
-                done = *index;
+                (done, term) = (*index, entry.term);
             }
             system = Some(state);
         }
         let membership = system.as_ref().map_or_else(|| Arc::new(Membership::default()), |s| s.membership.clone());
+        let cluster = system.as_ref().map(|system| system.cluster);
         let settings = Settings {
             id,
             group: GroupId::FIRST,
@@ -184,11 +208,25 @@ impl Cluster {
             disk_slow_ticks,
             log_tail_bytes: 200,
             max_entry_bytes: 1 << 10,
+            snapshot_entries,
+            snapshot_bytes: u64::MAX,
+            keep_entries,
+            keep_bytes: u64::MAX,
+            hold_bytes,
+            snapshot_patience_ticks: 30,
             waits: node.waits,
         };
-        let start = Start { recovered: node.disk.recovered(), reader: node.disk.reader(), applied: done, membership };
+        let start = Start {
+            recovered: node.disk.recovered(),
+            reader: node.disk.reader(),
+            applied: done,
+            membership,
+            cluster,
+            floor: 0,
+        };
         node.core = Some(Consensus::new(settings, start).unwrap());
-        node.applier = Applier { system, applied: done, waiting: VecDeque::new(), restore: None, reads: Vec::new() };
+        node.applier =
+            Applier { system, applied: done, waiting: VecDeque::new(), restore: None, term, reads: Vec::new() };
         node.shown.clear();
         self.drain(id);
     }
@@ -206,6 +244,8 @@ impl Cluster {
         let node = self.node(id);
         node.core = None;
         node.probing = false;
+        node.fetching = None;
+        node.building = false;
         node.disk.in_flight.clear();
         node.asking.clear();
         self.links.retain(|(_, to, _), _| *to != id);
@@ -268,11 +308,14 @@ impl Cluster {
 
     fn carry_out(&mut self, id: NodeId, effects: Effects<String>) {
         self.checks.effects(&self.nodes[&id], &effects);
-        let Effects { append, probe, transmit, asks, restore, apply, reads, answers, fault, .. } = effects;
+        let Effects { append, probe, transmit, asks, restore, apply, reads, answers, fault, build, fetch, .. } =
+            effects;
         assert!(fault.is_none(), "n{id} cannot go on: {fault:?}");
         let node = self.node(id);
         node.disk.in_flight.extend(append);
         node.probing |= probe;
+        node.building |= build;
+        node.fetching = fetch.map(|fetch| (fetch.from, fetch.snapshot)).or(node.fetching.take());
         if restore.is_some() {
             node.applier.restore = restore;
         }
@@ -322,6 +365,21 @@ impl Cluster {
         }
     }
 
+    /// The snapshot that a core wants, and from whom.
+    pub fn wanted(&self, id: NodeId) -> Result<(NodeId, Snapshot), String> {
+        self.nodes[&id].fetching.clone().ok_or(format!("n{id} fetches nothing"))
+    }
+
+    /// Builds a snapshot of what is applied, as the keeper does, and tells the core; without a drain.
+    pub fn built(&mut self, id: NodeId) {
+        self.node(id).building = false;
+        let Applier { system, applied, term, .. } = &self.node(id).applier;
+        let file = SnapshotFile { bytes: 100 * applied, hash: [*applied as u8; 32] };
+        let system = system.as_ref().expect("it holds something");
+        let snapshot = system.snapshot(*applied, *term, file, BTreeMap::new()).unwrap();
+        self.core(id).snapshot_built(Ok(snapshot));
+    }
+
     /// Persists as a log writer does: a commit index alone is not worth a sync and waits for the next write.
     pub fn persist_synced(&mut self, id: NodeId) {
         let newest = self.node(id).disk.in_flight.iter().rev().find(|append| append.sync).map(|append| append.number);
@@ -353,12 +411,14 @@ impl Cluster {
         if let Some(snapshot) = self.node(id).applier.restore.take() {
             let applier = &mut self.node(id).applier;
             applier.system = Some(SystemState::of(&snapshot).unwrap().0);
-            applier.applied = applier.applied.max(snapshot.index);
+            if snapshot.index > applier.applied {
+                (applier.applied, applier.term) = (snapshot.index, snapshot.term);
+            }
         }
         while let Some(Committed { entry, ticket }) = self.node(id).applier.waiting.pop_front() {
             let applier = &mut self.node(id).applier;
             assert_eq!(entry.index, applier.applied + 1, "entries are applied in order without gaps");
-            applier.applied = entry.index;
+            (applier.applied, applier.term) = (entry.index, entry.term);
             let system = applier.system.as_mut().expect("nothing is applied before the genesis");
             let said = apply(system, &entry);
             let membership = system.membership.clone();

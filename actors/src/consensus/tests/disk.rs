@@ -12,14 +12,17 @@ use std::{
 use actorum_transport::wire::{Entry, GroupId, Snapshot};
 
 use crate::{
-    log::store::{HardState, LogReader, Recovered, StoreError},
+    log::store::{Compact, HardState, LogReader, Recovered, StoreError},
     message::Append,
 };
 
 /// What a restart finds.
 #[derive(Clone, Default)]
 pub struct Image {
-    pub snapshot: Option<Snapshot>,
+    /// What the node starts from, ascending.
+    pub snapshots: Vec<Snapshot>,
+    /// Index and term before the first entry.
+    pub base: (u64, u64),
     pub hard_state: HardState,
     pub entries: BTreeMap<u64, Entry>,
 }
@@ -27,27 +30,27 @@ pub struct Image {
 impl Image {
     pub fn last(&self) -> u64 {
         let after = self.entries.last_key_value().map(|(index, _)| *index);
-        after.or(self.snapshot.as_ref().map(|s| s.index)).unwrap_or(0)
+        after.unwrap_or(self.base.0)
     }
 
     pub fn term_at(&self, index: u64) -> Option<u64> {
-        let snapshot = self.snapshot.as_ref().filter(|s| s.index == index).map(|s| s.term);
-        self.entries.get(&index).map(|e| e.term).or(snapshot)
+        let base = (self.base.0 == index && index > 0).then_some(self.base.1);
+        self.entries.get(&index).map(|e| e.term).or(base)
     }
 
     /// Whether this image holds that very entry, or a snapshot over it.
     pub fn covers(&self, index: u64, term: u64) -> bool {
-        self.snapshot.as_ref().is_some_and(|s| s.index >= index) || self.term_at(index) == Some(term)
+        self.snapshots.last().is_some_and(|s| s.index >= index) || self.term_at(index) == Some(term)
     }
 
     fn recovered(&self) -> Recovered {
-        let mut terms: Vec<(u64, u64)> = self.snapshot.iter().map(|s| (s.index, s.term)).collect();
+        let mut terms: Vec<(u64, u64)> = Vec::from_iter((self.base.0 > 0).then_some(self.base));
         for entry in self.entries.values() {
             if terms.last().is_none_or(|(_, term)| *term != entry.term) {
                 terms.push((entry.index, entry.term));
             }
         }
-        let (snapshots, hard_state) = (self.snapshot.iter().cloned().collect(), self.hard_state);
+        let (snapshots, hard_state) = (self.snapshots.clone(), self.hard_state);
         Recovered { snapshots, hard_state, last_index: self.last(), terms, sizes: Vec::new() }
     }
 }
@@ -91,7 +94,8 @@ impl Disk {
         if let Some(snapshot) = append.write.snapshot {
             self.ever.insert((snapshot.index, snapshot.term));
             image.entries.clear();
-            image.snapshot = Some(snapshot);
+            image.base = (snapshot.index, snapshot.term);
+            image.snapshots = vec![snapshot];
         }
         if let Some(first) = append.write.entries.first() {
             assert!(first.index <= image.last() + 1, "a write would leave a gap in the log");
@@ -106,6 +110,12 @@ impl Disk {
             self.term = hard_state.term;
             self.votes.insert((hard_state.term, hard_state.vote));
             image.hard_state = hard_state;
+        }
+        if let Some(Compact { snapshots, up_to }) = append.write.compact {
+            assert!(up_to <= snapshots[0].index, "cut off beyond what the older snapshot covers");
+            let base = (up_to, image.term_at(up_to).expect("cut off where there is an entry"));
+            image.entries = image.entries.split_off(&(up_to + 1));
+            (image.base, image.snapshots) = (base, snapshots);
         }
         assert!(image.hard_state.commit <= image.last(), "the durable commit index is past the durable log");
     }
@@ -128,6 +138,10 @@ impl LogReader for Reader {
             found.push(entry.clone());
         }
         Ok(found)
+    }
+
+    fn first_index(&self, _: GroupId) -> u64 {
+        self.0.lock().unwrap().base.0 + 1
     }
 
     fn disk_bytes(&self) -> u64 {

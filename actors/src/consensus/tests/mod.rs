@@ -60,6 +60,14 @@ stories! {
     low_space
     low_space_everywhere
     low_space_single
+    compaction
+    compaction_fails
+    snapshot_sent
+    snapshot_not_cut
+    snapshot_lost
+    snapshot_leader_changes
+    snapshot_crash
+    log_held
 }
 
 /// A committed change that makes no sense any more is made neither by the applier nor by raft-rs.

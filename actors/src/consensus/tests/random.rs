@@ -42,6 +42,8 @@ struct Run {
     changes: bool,
     /// Probes that ended.
     suspected: usize,
+    /// Snapshots that were fetched.
+    fetched: usize,
 }
 
 /// A failure shows the way there.
@@ -62,6 +64,10 @@ impl Run {
         let mut cluster = Cluster::new(seed);
         // Writes end at random: in some runs a disk is often too slow, in others never.
         cluster.disk_slow_ticks = dice.pick(&[3, 10, 1 << 30]).unwrap_or(10);
+        // In most runs the log is cut off behind those who are away.
+        cluster.snapshot_entries = dice.pick(&[2, 6, 1 << 30]).unwrap_or(6);
+        cluster.keep_entries = dice.roll(4);
+        cluster.hold_bytes = dice.pick(&[0, 0, 1000]).unwrap_or(0);
         let founders: Vec<NodeId> = (1..=dice.pick(&[1, 2, 3, 3, 3, 5]).unwrap_or(3)).collect();
         let changes = dice.one_in(2);
         cluster.found(&founders);
@@ -76,7 +82,7 @@ impl Run {
             }
             cluster.start(id, None);
         }
-        Run { seed, dice, cluster, tickets: 0, changes, suspected: 0 }
+        Run { seed, dice, cluster, tickets: 0, changes, suspected: 0, fetched: 0 }
     }
 
     fn up(&self) -> Vec<NodeId> {
@@ -106,7 +112,8 @@ impl Run {
             0..30 => self.deliver(),
             30..45 => self.tick(),
             45..58 => self.persist(),
-            58..68 => {
+            58..60 => self.snapshots(),
+            60..68 => {
                 let Some(id) = self.any_up() else { return };
                 self.cluster.apply_quietly(id);
                 self.drain_soon(id);
@@ -182,6 +189,34 @@ impl Run {
         let Some(number) = self.dice.pick(&numbers) else { return };
         self.cluster.persist(id, number);
         self.drain_soon(id);
+    }
+
+    /// A snapshot that was asked for is built, or not; one that is fetched gets on, arrives, or fails.
+    fn snapshots(&mut self) {
+        for id in self.up() {
+            let applied = self.cluster.nodes[&id].applier.applied > 1;
+            if self.cluster.nodes[&id].building || (applied && self.dice.one_in(20)) {
+                match self.dice.one_in(10) {
+                    true => self.cluster.core(id).snapshot_built(Err("it fails".into())),
+                    false => self.cluster.built(id),
+                }
+                self.drain_soon(id);
+            }
+            let Ok((from, snapshot)) = self.cluster.wanted(id) else { continue };
+            let gave_up = self.dice.one_in(6).then(|| "it fails".to_owned());
+            if self.cluster.is_up(from) {
+                self.cluster.core(from).peer_fetches(id, snapshot.index, gave_up.clone());
+                self.drain_soon(from);
+            }
+            if gave_up.is_some() || self.dice.one_in(2) {
+                if let Some(node) = self.cluster.nodes.get_mut(&id) {
+                    node.fetching = None;
+                }
+                self.fetched += usize::from(gave_up.is_none());
+                self.cluster.core(id).snapshot_fetched(&snapshot, gave_up.map_or(Ok(()), Err));
+                self.drain_soon(id);
+            }
+        }
     }
 
     fn carry(&mut self) {
@@ -269,6 +304,15 @@ impl Run {
                 }
                 self.cluster.drain(id);
             }
+            for id in self.up() {
+                if let Ok((_, snapshot)) = self.cluster.wanted(id) {
+                    if let Some(node) = self.cluster.nodes.get_mut(&id) {
+                        node.fetching = None;
+                    }
+                    self.cluster.core(id).snapshot_fetched(&snapshot, Ok(()));
+                    self.cluster.drain(id);
+                }
+            }
             for _ in 0..6 {
                 for (from, to, urgent) in self.cluster.links.keys().copied().collect::<Vec<_>>() {
                     if self.cluster.deliver(from, to, urgent, usize::MAX) > 0 {
@@ -297,7 +341,7 @@ impl Run {
     }
 }
 
-fn run(seed: u64) -> (usize, usize, usize, usize, usize) {
+fn run(seed: u64) -> [usize; 6] {
     let mut run = Run::new(seed);
     for _ in 0..600 {
         run.step();
@@ -305,27 +349,28 @@ fn run(seed: u64) -> (usize, usize, usize, usize, usize) {
     run.heal();
     let checks = &run.cluster.checks;
     checks.at_the_end();
-    (checks.applied.len(), checks.rejected.len(), checks.unknown.len(), checks.served, run.suspected)
+    [checks.applied.len(), checks.rejected.len(), checks.unknown.len(), checks.served, run.suspected, run.fetched]
 }
 
 #[test]
 fn dice() {
     let number = |name: &str| std::env::var(name).ok().and_then(|value| value.parse::<u64>().ok());
     if let Some(seed) = number("SEED") {
-        println!("SEED={seed}: {:?} applied, rejected, unknown, read, probed", run(seed));
+        println!("SEED={seed}: {:?} applied, rejected, unknown, read, probed, fetched", run(seed));
         return;
     }
-    let (mut applied, mut rejected, mut unknown, mut served, mut probed) = (0, 0, 0, 0, 0);
+    let mut sums = [0; 6];
     let seeds = number("SEEDS").unwrap_or(200);
     for seed in 1..=seeds {
-        let (a, r, u, s, p) = run(seed);
-        probed += p;
-        (applied, rejected, unknown, served) = (applied + a, rejected + r, unknown + u, served + s);
+        run(seed).into_iter().zip(&mut sums).for_each(|(one, sum)| *sum += one);
     }
+    let [applied, rejected, unknown, served, probed, fetched] = sums;
     println!(
-        "{seeds} seeds: {applied} applied, {rejected} rejected, {unknown} unknown, {served} reads, {probed} probes"
+        "{seeds} seeds: {applied} applied, {rejected} rejected, {unknown} unknown, {served} reads, {probed} probes, \
+         {fetched} snapshots fetched"
     );
     // Dice that never get anything done would prove nothing.
     assert!(applied as u64 > seeds * 10 && rejected as u64 > seeds && unknown as u64 > seeds && served as u64 > seeds);
     assert!(probed as u64 > seeds / 10, "only {probed} disks were ever suspected");
+    assert!(fetched as u64 > seeds / 10, "only {fetched} snapshots were ever fetched");
 }

@@ -18,6 +18,9 @@
 //!  order 2 1                                    node 2 tells node 1 to campaign at once
 //!  record 1 4                                   propose what the cluster should know of a member
 //!  applier 1 manual|auto   apply 1              the applier
+//!  cluster .. [snapshots=ENTRIES] [keep=ENTRIES] [hold=BYTES]   when one is built, what stays behind it
+//!  built 1 [fails]                              the file of a snapshot of what is applied
+//!  fetches 3   fetched 3 [fails]                node 3 asks for a piece; has all of them, or has given up
 //!  crash 1   restart 1   status 1   disks 1   log 1   network
 //! ```
 
@@ -123,7 +126,10 @@ impl Script {
     fn show_log(&mut self, id: NodeId) {
         let image = self.cluster.nodes[&id].disk.image();
         let mut line = format!("n{id} has on disk:");
-        if let Some(snapshot) = &image.snapshot {
+        if image.snapshots.last().is_some_and(|newest| newest.index != image.base.0) {
+            write!(line, " after {}@{}", image.base.0, image.base.1).unwrap();
+        }
+        for snapshot in &image.snapshots {
             write!(line, " snapshot {}@{}", snapshot.index, snapshot.term).unwrap();
         }
         image.entries.values().for_each(|e| write!(line, " {}@{}", e.index, e.term).unwrap());
@@ -181,6 +187,9 @@ impl Runner for Script {
         let apply = args.take_key("apply") != Some("manual");
         let unpersisted = args.take_key("unpersisted").map(str::parse).transpose()?;
         let slow = args.take_key("slow").map(str::parse).transpose()?;
+        let snapshots = args.take_key("snapshots").map(str::parse).transpose()?;
+        let keep = args.take_key("keep").map(str::parse).transpose()?;
+        let hold = args.take_key("hold").map(str::parse).transpose()?;
         let unapplied = args.take_key("unapplied").map(str::parse).transpose()?;
         let words: Vec<&str> = std::iter::from_fn(|| args.next_pos()).collect();
         args.reject_next()?;
@@ -197,7 +206,36 @@ impl Runner for Script {
                 self.cluster.max_unapplied_bytes = unapplied.unwrap_or(self.cluster.max_unapplied_bytes);
                 self.cluster.max_unpersisted_bytes = unpersisted.unwrap_or(self.cluster.max_unpersisted_bytes);
                 self.cluster.disk_slow_ticks = slow.unwrap_or(self.cluster.disk_slow_ticks);
+                self.cluster.snapshot_entries = snapshots.unwrap_or(self.cluster.snapshot_entries);
+                self.cluster.keep_entries = keep.unwrap_or(self.cluster.keep_entries);
+                self.cluster.hold_bytes = hold.unwrap_or(self.cluster.hold_bytes);
                 self.founders(&ids()?, disk, apply);
+            }
+            "built" => {
+                let id = number(0)?;
+                match words.get(1) {
+                    None => self.cluster.built(id),
+                    Some(_) => self.cluster.core(id).snapshot_built(Err("no space left on device".into())),
+                }
+                self.cluster.drain(id);
+            }
+            "fetches" => {
+                let (id, index) = (number(0)?, self.cluster.wanted(number(0)?)?.1.index);
+                let from = self.cluster.wanted(id)?.0;
+                self.cluster.core(from).peer_fetches(id, index, None);
+                self.cluster.drain(from);
+            }
+            "fetched" => {
+                let id = number(0)?;
+                let (from, snapshot) = self.cluster.wanted(id)?;
+                self.cluster.nodes.get_mut(&id).ok_or("no such node")?.fetching = None;
+                let failed = words.get(1).map(|_| "its hash is another".to_owned());
+                if let Some(cause) = &failed {
+                    self.cluster.core(from).peer_fetches(id, snapshot.index, Some(cause.clone()));
+                    self.cluster.drain(from);
+                }
+                self.cluster.core(id).snapshot_fetched(&snapshot, failed.map_or(Ok(()), Err));
+                self.cluster.drain(id);
             }
             "founder" | "waiting" => {
                 self.cluster.add(number(0)?, command.name == "waiting");

@@ -15,12 +15,15 @@ use super::{
     Latency, SimulatedDisk, Step,
     device::{Asked, SimulatedEngine, SimulatedSlots},
 };
-use crate::log::{
-    commit::{Begun, Committer, Open, Shared, Stale},
-    engine::caught,
-    record::{self, FoundGroup},
-    store::*,
-    watermark::Watermark,
+use crate::{
+    log::{
+        commit::{Begun, Committer, Open, Shared, Stale},
+        engine::caught,
+        record::{self, FoundGroup},
+        store::*,
+        watermark::Watermark,
+    },
+    snapshot::Shelf,
 };
 
 /// The pace of [`crate::log::sled::OpenOptions`], which nothing here changes.
@@ -51,6 +54,11 @@ impl LogStore for SimulatedStore {
 
     fn reader(&self) -> Arc<dyn LogReader> {
         Arc::new(SimulatedReader { disk: self.disk.clone(), life: self.life, shared: self.shared.clone() })
+    }
+
+    /// Lost with the process: whoever simulates a whole node has a simulated folder for it.
+    fn shelf(&self) -> Arc<Shelf> {
+        Arc::new(Shelf::memory())
     }
 
     fn start(mut self: Box<Self>, completed: Completions) -> Box<dyn LogAppender> {
@@ -96,6 +104,10 @@ impl LogReader for SimulatedReader {
         self.disk.announce();
         asked.map_err(|error| StoreError::Io { doing: "reading log".to_owned(), error: Arc::new(error) })?;
         self.shared.entries(group, from, to, max_bytes)
+    }
+
+    fn first_index(&self, group: GroupId) -> u64 {
+        self.shared.first_index(group)
     }
 
     fn disk_bytes(&self) -> u64 {

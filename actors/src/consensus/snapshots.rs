@@ -1,0 +1,319 @@
+//! Snapshots and the beginning of the log: when one is built, what is cut off behind it, who is sent one, who gets one.
+//!
+//! ```text
+//!  enough applied ─▶ build ─▶ SnapshotBuilt ─▶ append { snapshots, cut } ─▶ persisted ─▶ kept: other files go
+//!
+//!  leader                                     follower
+//!  raft-rs: its entries are gone              MsgSnapshot is held aside ─▶ fetch ─▶ pieces ─▶ SnapshotFetched
+//!   └─ Snapshot (the descriptor) ───────────▶  └─ stepped into raft-rs ─▶ append { snapshot, cut } ─▶ persisted
+//!  PeerFetches: a sign of life                    ─▶ restore ─▶ applied ─▶ the answer leaves
+//! ```
+//!
+//! What is never cut off: what is not applied, what the older kept snapshot does not cover (should the newest one's file turn out
+//! damaged, the older one and the log after it take its place), and what follows a snapshot that is being sent: its receiver needs
+//! the log from there. Short of that a window is kept for followers that are behind, and for those that live a longer one.
+//!
+//! Deliberately absent: files and pieces (see the keeper), and any measure of progress but signs of life.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use actorum_transport::{
+    planted::{self, Planted},
+    wire::{NodeId, RaftMessage, Snapshot},
+};
+use raft::{ProgressState, SnapshotStatus, StateRole};
+
+use super::{Consensus, convert::message_to_raft};
+use crate::{
+    log::store::{Compact, Write},
+    message::{Append, FetchSnapshot},
+    system_state::SystemState,
+};
+
+/// After so many failures in a row the pause before the next attempt grows no longer.
+const MAX_DOUBLINGS: u32 = 6;
+
+/// What the core knows of snapshots on their way.
+#[derive(Debug, Default)]
+pub(super) struct Snapshots {
+    /// Whether one is being built.
+    building: bool,
+    /// What could not be built is not tried again at once.
+    build_again: Backoff,
+    /// Records of what this node starts from, on their way to its disk: the write, and the snapshots.
+    recording: VecDeque<(u64, Vec<Snapshot>)>,
+    /// What this node was offered and does not have yet.
+    fetching: Option<Offer>,
+    /// What could not be fetched is not tried again at once.
+    fetch_again: Backoff,
+    /// A snapshot that is durable and not restored yet: its index, and what waits for that.
+    pub restoring: Option<(u64, VecDeque<(NodeId, RaftMessage)>)>,
+    /// To whom snapshots are on their way.
+    sending: BTreeMap<NodeId, Sending>,
+}
+
+/// A leader's word that its log begins later than this node needs.
+#[derive(Debug)]
+struct Offer {
+    from: NodeId,
+    message: RaftMessage,
+    snapshot: Snapshot,
+}
+
+/// A snapshot on its way to a peer.
+#[derive(Clone, Copy, Debug)]
+struct Sending {
+    index: u64,
+    /// The tick of its last sign of life.
+    heard: u64,
+    /// Whether it asked for the file.
+    fetches: bool,
+}
+
+/// When to try again, in ticks.
+#[derive(Debug, Default)]
+struct Backoff {
+    failures: u32,
+    not_before: u64,
+}
+
+impl Backoff {
+    fn failed(&mut self, now: u64, first: u64) {
+        self.not_before = now + (first << self.failures.min(MAX_DOUBLINGS));
+        self.failures += 1;
+    }
+
+    fn succeeded(&mut self) {
+        *self = Backoff::default();
+    }
+}
+
+impl<T> Consensus<T> {
+    // ---- building one, and cutting the log behind it -------------------------------------------------------
+
+    /// In each drain: whether enough has been applied since the last one.
+    pub(super) fn build_if_due(&mut self) {
+        let Snapshots { building, build_again, recording, restoring, .. } = &self.snapshots;
+        if *building || build_again.not_before > self.ticks || !recording.is_empty() || restoring.is_some() {
+            return;
+        }
+        let Some(newest) = self.raw.store().newest().map(|snapshot| snapshot.index) else { return };
+        let applied = self.raw.raft.raft_log.applied;
+        // A log that was rewritten after a disaster is never sent: until there is a snapshot of what it led to, nobody can join.
+        let must = newest < self.floor && applied >= self.floor;
+        let bytes = || self.raw.store().bytes_after(newest).saturating_sub(self.raw.store().bytes_after(applied));
+        let many = applied.saturating_sub(newest) >= self.settings.snapshot_entries;
+        if must || (applied > newest && (many || bytes() >= self.settings.snapshot_bytes)) {
+            self.snapshots.building = true;
+            self.effects.build = true;
+        }
+    }
+
+    /// A snapshot's file is durable here, or could not be built. Also one that this core did not ask for.
+    pub fn snapshot_built(&mut self, result: Result<Snapshot, String>) {
+        self.snapshots.building = false;
+        let snapshot = match result {
+            Ok(snapshot) => snapshot,
+            Err(cause) => {
+                let first = self.settings.election_ticks as u64;
+                self.snapshots.build_again.failed(self.ticks, first);
+                return tracing::warn!(cause, "a snapshot could not be built: the log grows until the next attempt");
+            }
+        };
+        self.snapshots.build_again.succeeded();
+        let view = self.raw.store();
+        let newest = view.newest().map_or(0, |newest| newest.index);
+        let known = view.term_at(snapshot.index) == Some(snapshot.term);
+        if snapshot.index <= newest || snapshot.index > self.raw.raft.raft_log.applied || !known {
+            // Another one was installed over it meanwhile, and is on its way to the disk or on it.
+            return self.tell_kept();
+        }
+        // At most two: the newest, and one that stands in for it. That is the one before, unless an earlier one is being
+        // sent, which its receiver would have to begin anew without.
+        let sent = self.oldest_sent().unwrap_or(newest);
+        let stands_in = view.snapshots().iter().find(|kept| kept.index >= sent).or(view.newest()).cloned();
+        let kept: Vec<Snapshot> = stands_in.into_iter().chain([snapshot]).collect();
+        self.raw.mut_store().keep(kept);
+        self.compact();
+    }
+
+    /// Records what this node starts from, and cuts off what it therefore needs no longer.
+    pub(super) fn compact(&mut self) {
+        let snapshots = self.raw.store().snapshots().to_vec();
+        let up_to = self.needed_no_longer();
+        self.raw.mut_store().compact(up_to);
+        let number = self.next_write;
+        self.next_write += 1;
+        let compact = Some(Compact { snapshots: snapshots.clone(), up_to });
+        let write = Write { group: self.settings.group, compact, ..Write::default() };
+        self.effects.append.push(Append { number, write, sync: true });
+        self.snapshots.recording.push_back((number, snapshots));
+    }
+
+    /// There is no space any more for a longer window than was asked for.
+    pub(super) fn let_go_of_log(&mut self) {
+        if self.needed_no_longer() > self.raw.store().base() && self.snapshots.recording.is_empty() {
+            self.compact();
+        }
+    }
+
+    /// The last entry that nobody needs. See the file's head for who may.
+    fn needed_no_longer(&self) -> u64 {
+        let view = self.raw.store();
+        let (Some(older), Some(newest)) = (view.snapshots().first(), view.newest()) else { return view.base() };
+        let by_count = newest.index.saturating_sub(self.settings.keep_entries);
+        // The window is bounded by both: by many small entries as well as by a few large ones.
+        let window = by_count.max(view.index_within(self.settings.keep_bytes));
+        let mut up_to = window.min(older.index).min(self.oldest_sent().unwrap_or(u64::MAX));
+        if let Some(behind) = self.furthest_behind_alive()
+            && !self.disk.is_low()
+            && view.bytes_after(behind) <= self.settings.hold_bytes
+        {
+            up_to = up_to.min(behind);
+        }
+        up_to.clamp(view.base(), self.raw.raft.raft_log.applied.max(view.base()))
+    }
+
+    /// The oldest snapshot that is on its way to a peer.
+    fn oldest_sent(&self) -> Option<u64> {
+        let sent = self.snapshots.sending.values().map(|sending| sending.index).min();
+        sent.filter(|_| !planted::is(Planted::CompactedPastTransfer))
+    }
+
+    /// How far the live follower is that is furthest behind; only its leader knows.
+    fn furthest_behind_alive(&self) -> Option<u64> {
+        let raft = &self.raw.raft;
+        let others = raft.prs().iter().filter(|(id, _)| **id != self.settings.id);
+        // What a snapshot is sent to is counted by that snapshot.
+        let alive = others.filter(|(_, progress)| progress.recent_active && progress.state != ProgressState::Snapshot);
+        let behind = alive.map(|(_, progress)| progress.matched).filter(|matched| *matched > 0).min();
+        behind.filter(|_| raft.state == StateRole::Leader)
+    }
+
+    /// The records up to this write are durable: files that are in none of them may go.
+    pub(super) fn recorded(&mut self, number: u64) {
+        while let Some((_, kept)) = self.snapshots.recording.pop_front_if(|(write, _)| *write <= number) {
+            self.effects.kept = Some(kept);
+        }
+    }
+
+    fn tell_kept(&mut self) {
+        if self.snapshots.recording.is_empty() && !self.is_restoring() {
+            self.effects.kept = Some(self.raw.store().snapshots().to_vec());
+        }
+    }
+
+    // ---- getting one ---------------------------------------------------------------------------------------
+
+    /// Holds aside a snapshot whose file is not here yet. Gives the message back if raft-rs may have it at once.
+    pub(super) fn hold_offer(&mut self, from: NodeId, message: RaftMessage) -> Option<RaftMessage> {
+        let Some(snapshot) = message.snapshot.clone() else { return Some(message) };
+        let has_file = SystemState::of(&snapshot).is_ok_and(|(_, file)| file.is_some());
+        let log = &self.raw.raft.raft_log;
+        let holds_it = snapshot.index <= log.committed || log.match_term(snapshot.index, snapshot.term);
+        if !has_file || holds_it || message.term < self.raw.raft.term {
+            return Some(message);
+        }
+        if self.snapshots.restoring.is_some() || self.is_restoring() {
+            return None; // the leader asks again
+        }
+        let again = self.snapshots.fetching.as_ref().is_some_and(|offer| offer.snapshot.index == snapshot.index);
+        if !again && self.snapshots.fetch_again.not_before > self.ticks {
+            return None;
+        }
+        self.effects.fetch = Some(FetchSnapshot { from, snapshot: snapshot.clone() });
+        self.snapshots.fetching = Some(Offer { from, message, snapshot });
+        None
+    }
+
+    /// The file of a snapshot is here, whole and durable, or could not be had.
+    pub fn snapshot_fetched(&mut self, snapshot: &Snapshot, result: Result<(), String>) {
+        let same = |offer: &mut Offer| offer.snapshot.index == snapshot.index && offer.snapshot.data == snapshot.data;
+        let Some(Offer { from, message, .. }) = self.snapshots.fetching.take_if(same) else { return };
+        if let Err(cause) = result {
+            let first = self.settings.election_ticks as u64;
+            self.snapshots.fetch_again.failed(self.ticks, first);
+            return tracing::warn!(from, index = snapshot.index, cause, "a snapshot could not be fetched");
+        }
+        self.snapshots.fetch_again.succeeded();
+        // Of an earlier term it would be ignored: whoever leads now offers its own, and this file is here already.
+        if message.term >= self.raw.raft.term {
+            let _ = self.raw.step(message_to_raft(from, self.settings.id, message));
+            self.draw_election_timeout();
+        }
+    }
+
+    /// What speaks of a snapshot that is durable waits until it is restored, too.
+    pub(super) fn restored(&mut self, index: u64) {
+        if let Some((_, held)) = self.snapshots.restoring.take_if(|(at, _)| *at <= index) {
+            self.effects.transmit.extend(held);
+        }
+    }
+
+    // ---- sending one ---------------------------------------------------------------------------------------
+
+    /// A peer asked for a piece of a snapshot, or has given up.
+    pub fn peer_fetches(&mut self, peer: NodeId, index: u64, gave_up: Option<String>) {
+        let now = self.ticks;
+        let Some(sending) = self.snapshots.sending.get_mut(&peer).filter(|sending| sending.index == index) else {
+            return;
+        };
+        (sending.heard, sending.fetches) = (now, true);
+        if let Some(cause) = gave_up {
+            // raft-rs offers the newest one with the next heartbeat. A peer that needs a pause ignores it for so long.
+            tracing::warn!(peer, index, cause, "a peer cannot use the snapshot it was offered; it is offered again");
+            self.snapshots.sending.remove(&peer);
+            self.raw.report_snapshot(peer, SnapshotStatus::Failure);
+        }
+    }
+
+    /// What was sent to a peer may be lost, and with it the offer of a snapshot.
+    pub(super) fn snapshot_may_be_lost(&mut self, peer: NodeId) {
+        // One that asks for pieces knows of it, and goes on when it can.
+        if self.snapshots.sending.get(&peer).is_none_or(|sending| !sending.fetches) {
+            self.snapshots.sending.remove(&peer);
+            self.raw.report_snapshot(peer, SnapshotStatus::Failure);
+        }
+    }
+
+    /// raft-rs waits for ever for the fate of a snapshot it handed out. Where nothing was heard of it for too long, it counts
+    /// as lost: a deadline on progress, never on the whole.
+    pub(super) fn give_up_on_snapshots(&mut self) {
+        self.note_sent();
+        let (now, settings) = (self.ticks, &self.settings);
+        let late = self.snapshots.sending.iter().filter(|(_, Sending { heard, fetches, .. })| {
+            let patience = if *fetches { settings.snapshot_patience_ticks } else { settings.election_ticks as u64 };
+            now - heard > patience
+        });
+        for id in late.map(|(id, _)| *id).collect::<Vec<_>>() {
+            self.snapshots.sending.remove(&id);
+            self.raw.report_snapshot(id, SnapshotStatus::Failure);
+        }
+    }
+
+    /// Which peers raft-rs is sending a snapshot to. Looked at in each drain: what is sent in this one must not be cut off in
+    /// the next.
+    pub(super) fn note_sent(&mut self) {
+        let mut sending = BTreeMap::new();
+        if self.raw.raft.state == StateRole::Leader {
+            for (id, progress) in self.raw.raft.prs().iter() {
+                if progress.state == ProgressState::Snapshot {
+                    let index = progress.pending_snapshot;
+                    let known = self.snapshots.sending.get(id).filter(|sending| sending.index == index);
+                    sending.insert(*id, known.copied().unwrap_or(Sending { index, heard: self.ticks, fetches: false }));
+                }
+            }
+        }
+        self.snapshots.sending = sending;
+    }
+
+    /// The snapshots on their way to peers: their indexes.
+    pub(super) fn snapshots_sent(&self) -> BTreeMap<NodeId, u64> {
+        self.snapshots.sending.iter().map(|(id, sending)| (*id, sending.index)).collect()
+    }
+
+    /// The snapshot that is being fetched, and from whom.
+    pub(super) fn snapshot_wanted(&self) -> Option<(NodeId, u64)> {
+        self.snapshots.fetching.as_ref().map(|offer| (offer.from, offer.snapshot.index))
+    }
+}

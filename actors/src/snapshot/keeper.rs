@@ -1,0 +1,755 @@
+//! The keeper of snapshots: has them built, fetches what this node is offered, serves what it offers to others.
+//!
+//! ```text
+//!  core ──BuildSnapshot─┐                          ┌─ on a thread ─▶ Shelf::build ──SnapshotBuilt──▶ core
+//!  TakeSnapshot ────────┴──Freeze──▶ applier ──WriteSnapshot─┘
+//!
+//!  core ──FetchSnapshot──▶ Read, Read, Read, Read ══▶ the peer's keeper      at most a window of them under way
+//!                          pieces ─▶ Receiving ─▶ verified, durable ──SnapshotFetched──▶ core
+//!
+//!  a peer's Read ──▶ [place? rate?] ─▶ Shelf::read ─▶ Piece                  PeerFetches ─▶ core: a sign of life
+//!  core ──SnapshotsKept──▶ other files go; who asked for a snapshot hears that it is durable
+//! ```
+//!
+//! Who needs a snapshot pulls it, piece by piece: so pieces are acknowledged by the question for the next one, a transfer
+//! resumes where its file ends, whichever side was away, and what serves has nothing to remember or to clean up.
+//!
+//! Its queues: pieces asked for and not written are bounded by [`WINDOW`]; what peers ask is bounded by the transport, per link;
+//! who waits for a snapshot waits for the one that is under way. No call here waits for a disk: those run on threads.
+//!
+//! Deliberately absent: deciding when to build, what to offer, and when to give up on a peer: the core does.
+
+use std::{
+    collections::BTreeMap,
+    io::{self, Read},
+    mem,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use actix::{WeakRecipient, prelude::*};
+use actorum_transport::{
+    message::{Answered, Ask, Asked, Responder},
+    wire::{GroupId, NodeId, Refusal, Request, Response, Snapshot, SnapshotFile, SnapshotRequest},
+};
+use bytes::Bytes;
+use tokio::sync::{oneshot, watch};
+
+use super::{Receiving, Shelf, SnapshotError, shelf::Content};
+use crate::{
+    clock::Clock,
+    message::{
+        BuildSnapshot, FetchSnapshot, Freeze, FrozenState, PeerFetches, SnapshotBuilt, SnapshotFetched, SnapshotsKept,
+        WriteSnapshot,
+    },
+    status::{SnapshotTaken, Snapshots, Transfer},
+    system_state::SystemState,
+};
+
+/// How many bytes are asked for at once.
+pub const PIECE: u32 = 256 << 10;
+
+/// How many pieces may be asked for and not written yet.
+pub const WINDOW: usize = 4;
+
+/// How long one piece may take before it is asked for again.
+const PIECE_WITHIN: Duration = Duration::from_secs(5);
+
+/// The pause before a piece that was not answered is asked for again.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// How often progress is shown.
+const SHOWN_EVERY: Duration = Duration::from_millis(250);
+
+/// Its bounds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeeperBounds {
+    /// To how many peers snapshots are sent at once. Others are told to ask again.
+    pub max_sends: usize,
+    /// Bytes per second that are sent to all of them together; zero for no bound.
+    pub rate: u64,
+    /// After so long without a new byte a transfer has failed. What came is kept.
+    pub patience: Duration,
+}
+
+/// Whom the keeper talks to. It holds nobody that is above it.
+#[derive(Clone)]
+pub struct KeeperLinks {
+    /// The applier.
+    pub freeze: WeakRecipient<Freeze>,
+    /// The core.
+    pub built: WeakRecipient<SnapshotBuilt>,
+    /// The core.
+    pub fetched: WeakRecipient<SnapshotFetched>,
+    /// The core.
+    pub peer_fetches: WeakRecipient<PeerFetches>,
+    /// The transport.
+    pub ask: Recipient<Ask>,
+}
+
+/// Why there is no snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum TakeSnapshotError {
+    /// It could not be built; nothing else is the worse for it. Try again once the cause is gone.
+    #[error("the snapshot could not be built: {cause}")]
+    Failed {
+        /// Why.
+        cause: String,
+    },
+    /// The node has applied nothing that a snapshot could hold.
+    #[error("nothing was applied yet: there is no state to take a snapshot of")]
+    Nothing,
+    /// The node has stopped.
+    #[error("the node has stopped: {cause}")]
+    Stopped {
+        /// Why.
+        cause: String,
+    },
+}
+
+/// The actor; see the module.
+pub struct SnapshotKeeper {
+    group: GroupId,
+    shelf: Arc<Shelf>,
+    bounds: KeeperBounds,
+    clock: Arc<dyn Clock>,
+    links: KeeperLinks,
+    /// What this node starts from, as its disk knows.
+    kept: Vec<Snapshot>,
+    building: Option<Building>,
+    /// Who waits for the snapshot under way.
+    waiting: Vec<oneshot::Sender<Result<SnapshotTaken, TakeSnapshotError>>>,
+    fetching: Option<Fetching>,
+    /// Counts questions: an answer to an earlier transfer's belongs to nobody.
+    next_question: u64,
+    serving: BTreeMap<NodeId, Serving>,
+    /// When the next piece may leave, if the rate is bounded.
+    next_send: Duration,
+    status: watch::Sender<Snapshots>,
+}
+
+/// A snapshot under way: first the applier is asked for its state, then that is written, then the core records it.
+struct Building {
+    index: u64,
+    since: Duration,
+    written: Arc<AtomicU64>,
+    /// Built, and not recorded yet.
+    done: Option<SnapshotTaken>,
+}
+
+/// A snapshot that another node has.
+struct Fetching {
+    /// Tells its questions and jobs from those of another.
+    number: u64,
+    from: NodeId,
+    snapshot: Snapshot,
+    file: SnapshotFile,
+    /// `None` while a thread works on it.
+    receiving: Option<Receiving>,
+    /// Whether it is known how much is here already.
+    open: bool,
+    /// Bytes written, or on their way to the disk.
+    written: u64,
+    /// The first byte nobody was asked for.
+    asked: u64,
+    /// Questions under way: where the piece begins.
+    questions: BTreeMap<u64, u64>,
+    /// Pieces not written yet, by where they begin.
+    pieces: BTreeMap<u64, Bytes>,
+    /// Where pieces were asked for in vain.
+    again: Vec<u64>,
+    began: (Duration, u64),
+    /// When the last new byte came.
+    moved: Duration,
+}
+
+/// A peer that fetches a snapshot from this node.
+struct Serving {
+    transfer: Transfer,
+    began: (Duration, u64),
+    heard: Duration,
+}
+
+impl SnapshotKeeper {
+    /// A keeper of what lies on this shelf, of which the node starts from `kept`.
+    pub fn new(
+        group: GroupId,
+        shelf: Arc<Shelf>,
+        kept: Vec<Snapshot>,
+        bounds: KeeperBounds,
+        clock: Arc<dyn Clock>,
+        links: KeeperLinks,
+        status: watch::Sender<Snapshots>,
+    ) -> SnapshotKeeper {
+        let keeper = SnapshotKeeper {
+            group,
+            shelf,
+            bounds,
+            clock,
+            links,
+            kept,
+            building: None,
+            waiting: Vec::new(),
+            fetching: None,
+            next_question: 1,
+            serving: BTreeMap::new(),
+            next_send: Duration::ZERO,
+            status,
+        };
+        keeper.publish();
+        keeper
+    }
+
+    /// Runs what may wait for a disk where that is allowed, and goes on with its result here.
+    fn off_thread<T: Send + 'static>(
+        &mut self,
+        ctx: &mut Context<Self>,
+        work: impl FnOnce(&Shelf) -> Result<T, SnapshotError> + Send + 'static,
+        then: impl FnOnce(&mut Self, Result<T, SnapshotError>, &mut Context<Self>) + 'static,
+    ) {
+        let shelf = self.shelf.clone();
+        if !shelf.blocks() {
+            let result = work(&shelf);
+            return then(self, result, ctx);
+        }
+        let task = tokio::task::spawn_blocking(move || work(&shelf));
+        ctx.spawn(task.into_actor(self).map(move |ended, keeper, ctx| {
+            let panicked = |error| SnapshotError(format!("the thread that did it ended: {error}"));
+            then(keeper, ended.unwrap_or_else(|error| Err(panicked(error))), ctx);
+        }));
+    }
+
+    // ---- building ------------------------------------------------------------------------------------------
+
+    fn begin(&mut self) {
+        if self.building.is_some() {
+            return;
+        }
+        let since = self.clock.now();
+        self.building = Some(Building { index: 0, since, written: Arc::default(), done: None });
+        match self.links.freeze.upgrade() {
+            Some(applier) => applier.do_send(Freeze),
+            None => self.not_built("the applier is gone".to_owned()),
+        }
+    }
+
+    fn write(&mut self, FrozenState { index, term, system, machine }: FrozenState, ctx: &mut Context<Self>) {
+        let Some(building) = &mut self.building else { return };
+        if let Some(newest) = self.kept.last().filter(|newest| newest.index >= index).cloned() {
+            // Nothing was applied since: that one says it all.
+            return self.is_built(newest);
+        }
+        building.index = index;
+        let written = building.written.clone();
+        // What this founder heard while the cluster was formed goes on from snapshot to snapshot.
+        let formed_with = self.kept.last().and_then(|newest| SystemState::formed_with(newest).ok()).unwrap_or_default();
+        let content = Content { index, term, system, formed_with, state: machine };
+        self.off_thread(
+            ctx,
+            move |shelf| shelf.build(content, &mut |bytes| written.store(bytes, Ordering::Relaxed)),
+            |keeper, result, _| match result {
+                Ok(snapshot) => {
+                    keeper.status.send_modify(|status| status.built += 1);
+                    keeper.is_built(snapshot);
+                }
+                Err(error) => keeper.not_built(error.to_string()),
+            },
+        );
+    }
+
+    /// The core records it; only then those who wait hear of it.
+    fn is_built(&mut self, snapshot: Snapshot) {
+        if let Some(building) = &mut self.building {
+            building.done = Some(taken(&snapshot));
+        }
+        if let Some(core) = self.links.built.upgrade() {
+            core.do_send(SnapshotBuilt(Ok(snapshot)));
+        }
+        self.publish();
+    }
+
+    fn not_built(&mut self, cause: String) {
+        self.building = None;
+        self.say(format!("a snapshot could not be built: {cause}"));
+        for waiting in mem::take(&mut self.waiting) {
+            let _ = waiting.send(Err(TakeSnapshotError::Failed { cause: cause.clone() }));
+        }
+        if let Some(core) = self.links.built.upgrade() {
+            core.do_send(SnapshotBuilt(Err(cause)));
+        }
+        self.publish();
+    }
+
+    fn keep(&mut self, kept: Vec<Snapshot>, ctx: &mut Context<Self>) {
+        self.kept = kept.clone();
+        let newest = kept.last().map_or(0, |newest| newest.index);
+        if self.building.as_ref().is_some_and(|b| b.done.is_some_and(|done| done.index <= newest)) {
+            self.building = None;
+            let newest = self.kept.last().map(taken).filter(|taken| taken.bytes > 0);
+            for waiting in mem::take(&mut self.waiting) {
+                let _ = waiting.send(newest.ok_or(TakeSnapshotError::Nothing));
+            }
+        }
+        self.publish();
+        self.off_thread(
+            ctx,
+            move |shelf| shelf.keep(&kept),
+            |keeper, result, _| {
+                if let Err(error) = result {
+                    keeper.say(format!("old snapshots could not be removed: {error}"));
+                }
+            },
+        );
+    }
+
+    // ---- fetching ------------------------------------------------------------------------------------------
+
+    fn fetch(&mut self, from: NodeId, snapshot: Snapshot, ctx: &mut Context<Self>) {
+        let Ok((_, Some(file))) = SystemState::of(&snapshot) else { return };
+        let now = self.clock.now();
+        if let Some(fetching) = self.fetching.as_mut().filter(|fetching| fetching.snapshot.data == snapshot.data) {
+            // Another leader offers the same file: it is fetched on from there.
+            (fetching.from, fetching.snapshot, fetching.moved) = (from, snapshot, now);
+            return self.ask_on(ctx);
+        }
+        let number = self.next_question;
+        self.next_question += 1;
+        self.fetching = Some(Fetching {
+            number,
+            from,
+            snapshot: snapshot.clone(),
+            file,
+            receiving: None,
+            open: false,
+            written: 0,
+            asked: 0,
+            questions: BTreeMap::new(),
+            pieces: BTreeMap::new(),
+            again: Vec::new(),
+            began: (now, 0),
+            moved: now,
+        });
+        self.off_thread(
+            ctx,
+            move |shelf| {
+                // It may be here already, from before a restart or from an earlier leader.
+                if shelf.has(snapshot.index, &file) && shelf.verify(&snapshot).is_ok() {
+                    return Ok(None);
+                }
+                shelf.receive(&snapshot).map(Some)
+            },
+            move |keeper, result, ctx| match result {
+                _ if !keeper.is_fetching(number) => {}
+                Ok(None) => keeper.is_fetched(),
+                Ok(Some(receiving)) => keeper.receive(receiving, ctx),
+                Err(error) => keeper.not_fetched(error.to_string(), ctx),
+            },
+        );
+    }
+
+    fn is_fetching(&self, number: u64) -> bool {
+        self.fetching.as_ref().is_some_and(|fetching| fetching.number == number)
+    }
+
+    fn receive(&mut self, receiving: Receiving, ctx: &mut Context<Self>) {
+        let now = self.clock.now();
+        let Some(fetching) = &mut self.fetching else { return };
+        let offset = receiving.offset();
+        if offset > 0 {
+            tracing::info!(
+                index = fetching.snapshot.index,
+                offset,
+                total = fetching.file.bytes,
+                "going on with a snapshot"
+            );
+        }
+        (fetching.written, fetching.asked, fetching.began) = (offset, offset, (now, offset));
+        (fetching.receiving, fetching.open) = (Some(receiving), true);
+        self.write_pieces(ctx);
+    }
+
+    /// Asks for pieces until the window is full.
+    fn ask_on(&mut self, ctx: &mut Context<Self>) {
+        let Some(fetching) = &mut self.fetching else { return };
+        while fetching.questions.len() + fetching.pieces.len() < WINDOW {
+            let offset = match fetching.again.pop() {
+                Some(offset) => offset,
+                None if fetching.open && fetching.asked < fetching.file.bytes => {
+                    let offset = fetching.asked;
+                    fetching.asked = fetching.file.bytes.min(offset + u64::from(PIECE));
+                    offset
+                }
+                None => break,
+            };
+            let id = self.next_question;
+            self.next_question += 1;
+            fetching.questions.insert(id, offset);
+            let read =
+                SnapshotRequest::Read { file: fetching.file, index: fetching.snapshot.index, offset, max: PIECE };
+            self.links.ask.do_send(Ask {
+                id,
+                group: self.group,
+                to: fetching.from,
+                request: Request::Snapshot(read),
+                timeout: PIECE_WITHIN,
+                reply_to: ctx.address().downgrade().recipient(),
+            });
+        }
+    }
+
+    fn piece(&mut self, offset: u64, data: Bytes, ctx: &mut Context<Self>) {
+        let now = self.clock.now();
+        let Some(fetching) = &mut self.fetching else { return };
+        let expected = u64::from(PIECE).min(fetching.file.bytes - offset);
+        if data.len() as u64 != expected {
+            let cause = format!("node {} sent {} bytes from {offset} on, not {expected}", fetching.from, data.len());
+            return self.not_fetched(cause, ctx);
+        }
+        fetching.moved = now;
+        fetching.pieces.insert(offset, data);
+        self.status.send_modify(|status| status.bytes_received += expected);
+        self.write_pieces(ctx);
+    }
+
+    /// Hands the pieces that follow what is written to the disk, one batch at a time.
+    fn write_pieces(&mut self, ctx: &mut Context<Self>) {
+        let Some(fetching) = &mut self.fetching else { return };
+        let Some(mut receiving) = fetching.receiving.take() else { return };
+        let mut batch = Vec::new();
+        while let Some(first) = fetching.pieces.first_entry().filter(|first| *first.key() <= fetching.written) {
+            let (offset, data) = first.remove_entry();
+            fetching.written = offset + data.len() as u64;
+            batch.push((offset, data));
+        }
+        let (number, whole) = (fetching.number, fetching.written == fetching.file.bytes);
+        if batch.is_empty() && !whole {
+            fetching.receiving = Some(receiving);
+            return self.ask_on(ctx);
+        }
+        self.off_thread(
+            ctx,
+            move |_| {
+                batch.iter().try_for_each(|(offset, data)| receiving.push(*offset, data))?;
+                match whole {
+                    true => receiving.finish().map(|()| None),
+                    false => Ok(Some(receiving)),
+                }
+            },
+            move |keeper, result, ctx| match result {
+                _ if !keeper.is_fetching(number) => {}
+                Ok(None) => keeper.is_fetched(),
+                Ok(Some(receiving)) => {
+                    if let Some(fetching) = &mut keeper.fetching {
+                        fetching.receiving = Some(receiving);
+                    }
+                    keeper.write_pieces(ctx);
+                }
+                Err(error) => keeper.not_fetched(error.to_string(), ctx),
+            },
+        );
+    }
+
+    fn is_fetched(&mut self) {
+        let Some(Fetching { snapshot, .. }) = self.fetching.take() else { return };
+        self.status.send_modify(|status| status.received += 1);
+        self.end_fetch(snapshot, Ok(()));
+    }
+
+    /// Not the end of the node, nor of what came so far: the leader is told, and offers it again.
+    fn not_fetched(&mut self, cause: String, ctx: &mut Context<Self>) {
+        let Some(Fetching { snapshot, from, file, .. }) = self.fetching.take() else { return };
+        self.say(format!("the snapshot at {} could not be fetched from node {from}: {cause}", snapshot.index));
+        let gave_up = SnapshotRequest::GaveUp { file, index: snapshot.index, cause: cause.clone() };
+        self.links.ask.do_send(Ask {
+            id: 0,
+            group: self.group,
+            to: from,
+            request: Request::Snapshot(gave_up),
+            timeout: PIECE_WITHIN,
+            reply_to: ctx.address().downgrade().recipient(),
+        });
+        self.end_fetch(snapshot, Err(cause));
+    }
+
+    fn end_fetch(&mut self, snapshot: Snapshot, result: Result<(), String>) {
+        if let Some(core) = self.links.fetched.upgrade() {
+            core.do_send(SnapshotFetched { snapshot, result });
+        }
+        self.publish();
+    }
+
+    /// A piece did not come. Whatever the reason, it is asked for again until nothing has come for too long.
+    fn ask_again(&mut self, offset: u64, ctx: &mut Context<Self>) {
+        let Some(number) = self.fetching.as_ref().map(|fetching| fetching.number) else { return };
+        ctx.run_later(PAUSE, move |keeper, ctx| {
+            if let Some(fetching) = keeper.fetching.as_mut().filter(|fetching| fetching.number == number) {
+                fetching.again.push(offset);
+                keeper.ask_on(ctx);
+            }
+        });
+    }
+
+    // ---- serving -------------------------------------------------------------------------------------------
+
+    fn serve(&mut self, peer: NodeId, request: SnapshotRequest, responder: Responder, ctx: &mut Context<Self>) {
+        let now = self.clock.now();
+        match request {
+            SnapshotRequest::GaveUp { index, cause, .. } => {
+                self.serving.remove(&peer);
+                self.say(format!("node {peer} could not use the snapshot at {index}: {cause}"));
+                self.tell(peer, index, Some(cause));
+                responder.answer(Response::Noted);
+            }
+            SnapshotRequest::Read { file, index, offset, max } => {
+                // It lives and wants it, also if it has to wait for its turn.
+                self.tell(peer, index, None);
+                if !self.serving.contains_key(&peer) && self.serving.len() >= self.bounds.max_sends {
+                    return responder.answer(Response::Refused(Refusal::Busy));
+                }
+                let (max, begun) = (max.min(PIECE), Transfer { index, bytes: offset, total: file.bytes, rate: 0 });
+                let serving =
+                    self.serving.entry(peer).or_insert(Serving { transfer: begun, began: (now, offset), heard: now });
+                if serving.transfer.index != index {
+                    *serving = Serving { transfer: begun, began: (now, offset), heard: now };
+                }
+                serving.heard = now;
+                serving.transfer.bytes = serving.transfer.bytes.max(file.bytes.min(offset + u64::from(max)));
+                let wait = self.send_after(now, max);
+                if wait.is_zero() {
+                    return self.send(file, index, offset, max, responder, ctx);
+                }
+                ctx.run_later(wait, move |keeper, ctx| keeper.send(file, index, offset, max, responder, ctx));
+            }
+        }
+    }
+
+    /// How long so many bytes have to wait for the rate.
+    fn send_after(&mut self, now: Duration, bytes: u32) -> Duration {
+        if self.bounds.rate == 0 {
+            return Duration::ZERO;
+        }
+        let at = self.next_send.max(now);
+        self.next_send = at + Duration::from_secs_f64(f64::from(bytes) / self.bounds.rate as f64);
+        at - now
+    }
+
+    fn send(
+        &mut self,
+        file: SnapshotFile,
+        index: u64,
+        offset: u64,
+        max: u32,
+        responder: Responder,
+        ctx: &mut Context<Self>,
+    ) {
+        self.off_thread(
+            ctx,
+            move |shelf| shelf.read(index, &file, offset, max),
+            move |keeper, result, _| match result {
+                Ok(Some(data)) => {
+                    keeper.status.send_modify(|status| status.bytes_sent += data.len() as u64);
+                    responder.answer(Response::Piece { offset, data });
+                }
+                Ok(None) => responder.answer(Response::Gone),
+                Err(error) => {
+                    keeper.say(format!("the snapshot at {index} could not be read for a peer: {error}"));
+                    responder.answer(Response::Gone);
+                }
+            },
+        );
+    }
+
+    fn tell(&self, peer: NodeId, index: u64, gave_up: Option<String>) {
+        if let Some(core) = self.links.peer_fetches.upgrade() {
+            core.do_send(PeerFetches { peer, index, gave_up });
+        }
+    }
+
+    // ---- what is shown -------------------------------------------------------------------------------------
+
+    /// Looks what goes on, and whether it still does.
+    fn look(&mut self, ctx: &mut Context<Self>) {
+        let (now, patience) = (self.clock.now(), self.bounds.patience);
+        self.serving.retain(|_, serving| now.saturating_sub(serving.heard) <= patience);
+        if self.fetching.as_ref().is_some_and(|fetching| now.saturating_sub(fetching.moved) > patience) {
+            self.not_fetched(format!("not a byte came for {} s", patience.as_secs_f64()), ctx);
+        }
+        self.publish();
+    }
+
+    fn say(&self, what: String) {
+        tracing::warn!("{what}");
+        self.status.send_modify(|status| status.last_error = Some(what));
+    }
+
+    fn publish(&self) {
+        let now = self.clock.now();
+        let rate = |(since, from): (Duration, u64), bytes: u64| {
+            let seconds = now.saturating_sub(since).as_secs_f64();
+            if seconds > 0.0 { (bytes.saturating_sub(from) as f64 / seconds) as u64 } else { 0 }
+        };
+        let building = self.building.as_ref().map(|Building { index, since, written, .. }| {
+            let bytes = written.load(Ordering::Relaxed);
+            Transfer { index: *index, bytes, total: 0, rate: rate((*since, 0), bytes) }
+        });
+        let receiving = self.fetching.as_ref().map(|fetching| {
+            let (bytes, total) = (fetching.written, fetching.file.bytes);
+            let transfer = Transfer { index: fetching.snapshot.index, bytes, total, rate: rate(fetching.began, bytes) };
+            (fetching.from, transfer)
+        });
+        let receiving: BTreeMap<_, _> = receiving.into_iter().collect();
+        let sending = self.serving.iter().map(|(peer, serving)| {
+            let transfer = Transfer { rate: rate(serving.began, serving.transfer.bytes), ..serving.transfer };
+            (*peer, transfer)
+        });
+        let sending: BTreeMap<_, _> = sending.collect();
+        let newest = self.kept.last().map(taken).filter(|taken| taken.bytes > 0);
+        self.status.send_if_modified(|status| {
+            let shown = Snapshots { newest, building, receiving, sending, ..status.clone() };
+            let changed = *status != shown;
+            *status = shown;
+            changed
+        });
+    }
+}
+
+fn taken(snapshot: &Snapshot) -> SnapshotTaken {
+    let bytes = SystemState::of(snapshot).ok().and_then(|(_, file)| file).map_or(0, |file| file.bytes);
+    SnapshotTaken { index: snapshot.index, term: snapshot.term, bytes }
+}
+
+impl Actor for SnapshotKeeper {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Context<Self>) {
+        ctx.run_interval(SHOWN_EVERY, |keeper, ctx| match ctx.connected() {
+            true => keeper.look(ctx),
+            // An interval would keep the actor alive after its last address.
+            false => ctx.stop(),
+        });
+    }
+}
+
+impl Handler<BuildSnapshot> for SnapshotKeeper {
+    type Result = ();
+
+    fn handle(&mut self, BuildSnapshot: BuildSnapshot, _: &mut Context<Self>) {
+        self.begin();
+    }
+}
+
+/// Take a snapshot now, or wait for the one that is under way. Answered when it is durable.
+#[derive(Message, Clone, Copy, Debug, PartialEq, Eq)]
+#[rtype(result = "Result<SnapshotTaken, TakeSnapshotError>")]
+pub struct TakeSnapshot;
+
+impl Handler<TakeSnapshot> for SnapshotKeeper {
+    type Result = ResponseFuture<Result<SnapshotTaken, TakeSnapshotError>>;
+
+    fn handle(&mut self, TakeSnapshot: TakeSnapshot, _: &mut Context<Self>) -> Self::Result {
+        let (reply, answer) = oneshot::channel();
+        self.waiting.push(reply);
+        self.begin();
+        let stopped = || TakeSnapshotError::Stopped { cause: "it stopped before the snapshot was durable".to_owned() };
+        Box::pin(async move { answer.await.unwrap_or_else(|_| Err(stopped())) })
+    }
+}
+
+impl Handler<WriteSnapshot> for SnapshotKeeper {
+    type Result = ();
+
+    fn handle(&mut self, WriteSnapshot(frozen): WriteSnapshot, ctx: &mut Context<Self>) {
+        match frozen {
+            Ok(frozen) => self.write(frozen, ctx),
+            Err(cause) => self.not_built(cause),
+        }
+    }
+}
+
+impl Handler<SnapshotsKept> for SnapshotKeeper {
+    type Result = ();
+
+    fn handle(&mut self, SnapshotsKept(kept): SnapshotsKept, ctx: &mut Context<Self>) {
+        self.keep(kept, ctx);
+    }
+}
+
+impl Handler<FetchSnapshot> for SnapshotKeeper {
+    type Result = ();
+
+    fn handle(&mut self, FetchSnapshot { from, snapshot }: FetchSnapshot, ctx: &mut Context<Self>) {
+        self.fetch(from, snapshot, ctx);
+    }
+}
+
+impl Handler<Answered> for SnapshotKeeper {
+    type Result = ();
+
+    fn handle(&mut self, Answered { id, from, result }: Answered, ctx: &mut Context<Self>) {
+        let Some(fetching) = &mut self.fetching else { return };
+        let Some(offset) = fetching.questions.remove(&id) else { return };
+        match result {
+            Ok(Response::Piece { offset: at, data }) if at == offset => self.piece(offset, data, ctx),
+            Ok(Response::Gone) if from == fetching.from => {
+                self.not_fetched(format!("node {from} does not have it any more"), ctx);
+            }
+            Ok(Response::Piece { offset: at, .. }) => {
+                self.not_fetched(format!("node {from} sent bytes from {at} on, and was asked for {offset}"), ctx);
+            }
+            Ok(_) | Err(_) => self.ask_again(offset, ctx),
+        }
+    }
+}
+
+impl Handler<Asked> for SnapshotKeeper {
+    type Result = ();
+
+    fn handle(&mut self, Asked { from, request, responder, .. }: Asked, ctx: &mut Context<Self>) {
+        match request {
+            Request::Snapshot(request) => self.serve(from, request, responder, ctx),
+            _ => {
+                let cause = "only snapshots are asked for here".to_owned();
+                responder.answer(Response::Refused(Refusal::Invalid { cause }));
+            }
+        }
+    }
+}
+
+/// Open the file of the newest snapshot, to be read as a whole.
+#[derive(Message, Clone, Copy, Debug, PartialEq, Eq)]
+#[rtype(result = "Result<Backup, TakeSnapshotError>")]
+pub struct OpenNewest;
+
+/// The file of a snapshot, as it lies on the disk. It reads to its end even if the node has let go of it meanwhile.
+///
+/// Reading may wait for the disk: do it where that is allowed.
+pub struct Backup {
+    /// What it covers, and its size.
+    pub taken: SnapshotTaken,
+    /// Its identity: length and hash.
+    pub file: SnapshotFile,
+    bytes: Box<dyn Read + Send>,
+}
+
+impl Read for Backup {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        self.bytes.read(into)
+    }
+}
+
+impl Handler<OpenNewest> for SnapshotKeeper {
+    type Result = Result<Backup, TakeSnapshotError>;
+
+    fn handle(&mut self, OpenNewest: OpenNewest, _: &mut Context<Self>) -> Self::Result {
+        // Opening one file that this node keeps: no bytes of it are read here.
+        let newest = self.kept.last().and_then(|newest| Some((newest, SystemState::of(newest).ok()?.1?)));
+        let Some((newest, file)) = newest else { return Err(TakeSnapshotError::Nothing) };
+        let failed = |error: SnapshotError| TakeSnapshotError::Failed { cause: error.to_string() };
+        let bytes = self.shelf.raw(newest.index, &file).map_err(failed)?;
+        Ok(Backup { taken: taken(newest), file, bytes })
+    }
+}
