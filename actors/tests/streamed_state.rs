@@ -2,11 +2,7 @@
 //! stream. Alone in its process, for it looks at how much memory that has ever had.
 #![cfg(target_os = "linux")]
 
-use std::{
-    collections::BTreeMap,
-    fs,
-    io::Read,
-};
+use std::{collections::BTreeMap, fs, io::Read};
 
 use actorum_actors::{
     machine::Frozen,

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  certs    who may take part          serve ─┬─ http     the map, status, metrics, events
-//!  serve    one node                          └─ admin    the membership
+//!  serve    one node                          └─ admin    the membership, snapshots, backups
 //!  status   many nodes, one table
 //!  snapshot, backup    a running node's state, made durable there or copied here
 //!  inspect  a stopped node's directory
@@ -20,6 +20,7 @@ mod kv;
 mod http;
 mod clients;
 mod admin;
+mod snapshots;
 mod events;
 mod metrics;
 mod client;
