@@ -12,7 +12,7 @@ const TIMEOUT: Duration = Duration::from_secs(3);
 /// Ask nodes how they are and print one table
 ///
 /// Lag is how many entries a node has yet to apply of what the leader has committed. Snapshot is the last index that the
-/// newest one covers, and log from the first index that the log still holds. Fails if no node answered.
+/// newest one covers, first the first index that the log still holds. Fails if no node answered.
 #[derive(clap::Args)]
 pub struct Args {
     /// Where the nodes' HTTP APIs are, such as http://127.0.0.1:8001
@@ -146,7 +146,7 @@ fn table(asked: &[Asked]) -> String {
     let committed = leader.and_then(|s| s["commit_index"].as_u64());
 
     let mut rows = vec![
-        ["NODE", "ROLE", "TERM", "LEADER", "COMMIT", "APPLIED", "LAG", "SNAPSHOT", "LOG FROM", "DISK", ""]
+        ["NODE", "ROLE", "TERM", "LEADER", "COMMIT", "APPLIED", "LAG", "SNAPSHOT", "FIRST", "DISK", ""]
             .map(str::to_owned),
     ];
     for Asked { url, answer } in asked {
@@ -211,10 +211,10 @@ mod tests {
         assert_eq!(
             table(&[node(1, "leader", 120), node(2, "follower", 20), gone]),
             "\
-NODE  ROLE         TERM  LEADER  COMMIT  APPLIED  LAG  SNAPSHOT  LOG FROM       DISK
-   1  leader          3       1     120      120    0       100        51  512.0 KiB  sending to 2: snapshot 100, 12.0 MiB of 40.0 MiB, 3.0 MiB/s
-   2  follower        3       1     120       20  100       100        51  512.0 KiB  disk suspect for 1100 ms: a write waits for 2100 ms
-   -  unreachable     -       -       -        -    -         -         -          -  http://127.0.0.1:8003: connection refused
+NODE  ROLE         TERM  LEADER  COMMIT  APPLIED  LAG  SNAPSHOT  FIRST       DISK
+   1  leader          3       1     120      120    0       100     51  512.0 KiB  sending to 2: snapshot 100, 12.0 MiB of 40.0 MiB, 3.0 MiB/s
+   2  follower        3       1     120       20  100       100     51  512.0 KiB  disk suspect for 1100 ms: a write waits for 2100 ms
+   -  unreachable     -       -       -        -    -         -      -          -  http://127.0.0.1:8003: connection refused
 "
         );
     }
