@@ -377,7 +377,7 @@ fn members() {
     refused(&post("/members/x/promote", Value::Null), 400, "bad_request");
     refused(&post("/members/4/crown", Value::Null), 404, "not_found");
     refused(&call("GET", &admin.admin_url("/members"), ""), 405, "method_not_allowed");
-    refused(&call("GET", &admin.admin_url("/status"), ""), 404, "not_found");
+    refused(&call("GET", &admin.admin_url("/kv/k"), ""), 404, "not_found");
     refused(&call("POST", &admin.admin_url("/members?timeout_ms=0"), learner.to_string()), 400, "bad_request");
     refused(&call("POST", &admin.admin_url("/members"), " ".repeat(1 << 20)), 413, "too_large");
 

@@ -80,7 +80,7 @@ pub fn hex(hash: &[u8]) -> String {
 pub fn snapshot(SnapshotArgs { url }: SnapshotArgs) -> Result<(), Failure> {
     let base = base(&url)?;
     let bar = bar(None);
-    let (done, taken) = mpsc::channel();
+    let (done, taken) = mpsc::sync_channel(1);
     let asking = base.clone();
     thread::spawn(move || done.send(Client::patient().post(&format!("{asking}/snapshot"))));
     let looking = Client::new(LOOK_WITHIN);
@@ -121,6 +121,9 @@ fn show(bar: &ProgressBar, status: &Value) {
 /// A node's refusal, in its own words.
 fn refused(url: &str, answer: &Answer) -> Failure {
     match answer.body["message"].as_str() {
+        Some(message) if answer.status == 404 => {
+            Failure::new(format!("{url}: {message}: give the node's --admin address, not its public one"))
+        }
         Some(message) => Failure::new(format!("{url}: {message}")),
         None => Failure::new(format!(
             "{url}: not a node's admin address (HTTP {}): give the address of its --admin",

@@ -7,13 +7,14 @@
 use std::{
     ops::Range,
     path::{Path, PathBuf},
+    time::{Duration, UNIX_EPOCH},
 };
 
 use actorum::machine;
 use actorum_actors::{
     entry::{Kind, Stamped, SystemCommand},
     log::{
-        directory::snapshots_path,
+        directory::{Utc, snapshots_path},
         inspect::{GroupReport, Inspection},
         store::At,
     },
@@ -79,7 +80,7 @@ fn describe(inspection: &Inspection, report: &GroupReport) {
     println!("  configuration  {configuration}");
     for Audit { who, when, why, may_be_lost, index, cluster, members } in &audit {
         let members: Vec<String> = members.keys().map(NodeId::to_string).collect();
-        println!("  audit          index {index}: {why} by {who}, {} s after 1970", when);
+        println!("  audit          index {index}: {why} by {who}, {}", Utc(UNIX_EPOCH + Duration::from_secs(*when)));
         println!("                 out of cluster {cluster} with members {}", members.join(" "));
         println!("                 what may be lost: {may_be_lost}");
     }

@@ -4,7 +4,6 @@
 //! what comes next.
 
 use std::{
-    collections::BTreeSet,
     fmt::Write as _,
     path::{Path, PathBuf},
     time::SystemTime,
@@ -14,6 +13,8 @@ use actorum::{
     Address, NodeId,
     rescue::{self, BackupFile, Recover, Rescued, Restore, Survivor},
 };
+
+use actorum_actors::log::{directory, store::OpenError};
 
 use crate::{Failure, backup, status::bytes};
 
@@ -68,9 +69,10 @@ pub struct RecoverArgs {
 
 /// Restores and says what comes next.
 pub fn restore(RestoreArgs { file, data, id, address, who }: RestoreArgs) -> Result<(), Failure> {
-    let restored = rescue::restore(&file, &data, Restore::new(id, address.clone(), who, SystemTime::now()))?;
+    let backup = BackupFile::read(&file)?;
+    let restored = backup.restore(&data, Restore::new(id, address.clone(), who, SystemTime::now()))?;
     println!("{} holds node {id} with the state of {}", data.display(), file.display());
-    println!("  {}", describe(&BackupFile::read(&file)?));
+    println!("  {}", describe(&backup));
     begun(&restored, &address.0);
     Ok(())
 }
@@ -101,7 +103,20 @@ pub fn recover(args: RecoverArgs) -> Result<(), Failure> {
     let RecoverArgs { data, choose, accept_loss, address, who } = args;
     let survivors = rescue::survey(&data);
     print!("{}", table(&survivors));
+    // A node that runs is not lost: before anything is said of loss.
+    for dir in &data {
+        if let Some(holder) = directory::holder(dir)? {
+            return Err(OpenError::Locked { dir: dir.clone(), holder }.into());
+        }
+    }
     let chosen = chosen(&survivors, choose)?;
+    let cluster = |survivor: &Survivor| survivor.log.as_ref().map(|log| log.cluster);
+    if let Some(other) = survivors.iter().find(|other| cluster(other).is_some() && cluster(other) != cluster(chosen)) {
+        let (dir, other) = (chosen.dir.display(), other.dir.display());
+        return Err(Failure::new(format!(
+            "{other} is of another cluster than {dir}: leave out what is not of the lost one"
+        )));
+    }
     let Some(position) = chosen.position() else {
         return Err(Failure::new(format!("{}: {}", chosen.dir.display(), chosen.problems.join("; "))));
     };
@@ -166,13 +181,14 @@ fn ahead(survivors: &[Survivor], chosen: &Survivor) -> String {
 fn table(survivors: &[Survivor]) -> String {
     let mut sorted: Vec<&Survivor> = survivors.iter().collect();
     sorted.sort_by_key(|survivor| std::cmp::Reverse((survivor.problems.is_empty(), survivor.position())));
-    let mut rows = vec![["NODE", "ENDS AT", "COMMIT", "SNAPSHOT", "DIRECTORY"].map(str::to_owned)];
+    let mut rows = vec![["NODE", "CLUSTER", "ENDS AT", "COMMIT", "SNAPSHOT", "DIRECTORY"].map(str::to_owned)];
     let mut notes = String::new();
     for survivor in &sorted {
         let dash = || "-".to_owned();
         let log = survivor.log.as_ref();
         rows.push([
             survivor.id.map_or_else(dash, |id| id.to_string()),
+            log.map_or_else(dash, |log| log.cluster.to_string().chars().take(8).collect()),
             survivor.position().map_or_else(dash, |position| position.to_string()),
             log.map_or_else(dash, |log| log.commit.to_string()),
             log.and_then(|log| log.snapshots.last()).map_or_else(dash, |snapshot| snapshot.index.to_string()),
@@ -185,15 +201,10 @@ fn table(survivors: &[Survivor]) -> String {
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let mut text = String::new();
     for row in &rows {
-        for (column, cell) in row[..4].iter().enumerate() {
+        for (column, cell) in row[..5].iter().enumerate() {
             let _ = write!(text, "{cell:>width$}  ", width = width(column));
         }
-        let _ = writeln!(text, "{}", row[4]);
-    }
-    let clusters: BTreeSet<String> =
-        sorted.iter().filter_map(|survivor| Some(format!("cluster {}", survivor.log.as_ref()?.cluster))).collect();
-    for cluster in clusters {
-        let _ = writeln!(text, "{cluster}");
+        let _ = writeln!(text, "{}", row[5]);
     }
     text + &notes
 }
