@@ -122,17 +122,15 @@ impl Page {
             .chain(sending)
             .map(|(doing, peer, transfer)| (format!("{{doing=\"{doing}\",peer=\"{peer}\"}}"), transfer))
             .collect();
-        let columns: [(&str, &str, fn(&Transfer) -> u64); 3] = [
-            ("snapshot_transfer_bytes", "Bytes done of a snapshot that is under way.", |t| t.bytes),
-            ("snapshot_transfer_size_bytes", "Bytes of it in all; zero while nobody knows.", |t| t.total),
-            ("snapshot_transfer_bytes_per_second", "How fast it goes.", |t| t.rate),
-        ];
-        for (name, help, value) in columns {
+        let mut column = |name: &str, help: &str, value: fn(&Transfer) -> u64| {
             self.family(name, "gauge", help);
             for (labels, transfer) in &transfers {
                 self.sample(name, labels, value(transfer));
             }
-        }
+        };
+        column("snapshot_transfer_bytes", "Bytes done of a snapshot that is under way.", |t| t.bytes);
+        column("snapshot_transfer_size_bytes", "Bytes of it in all; zero while nobody knows.", |t| t.total);
+        column("snapshot_transfer_bytes_per_second", "How fast it goes.", |t| t.rate);
     }
 
     fn http(&mut self, node: &Node) {
