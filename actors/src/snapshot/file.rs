@@ -383,6 +383,26 @@ impl<R: Read> Reader<R> {
         }
     }
 
+    /// How much of a file that is still incomplete is good: up to the first part that is there and damaged; all of it, if
+    /// none is. What is there of the last part cannot be checked yet.
+    pub fn intact(from: R, length: u64) -> io::Result<u64> {
+        let mut reader = match Reader::begin(from) {
+            Ok(reader) => reader,
+            Err(FileError::Truncated(_)) => return Ok(length),
+            Err(FileError::Io(error)) => return Err(error),
+            Err(_) => return Ok(0),
+        };
+        loop {
+            let good = reader.bytes;
+            match reader.next() {
+                Ok(()) if matches!(reader.end, End::Not) => {}
+                Ok(()) | Err(FileError::Truncated(_)) => return Ok(length),
+                Err(FileError::Io(error)) => return Err(error),
+                Err(_) => return Ok(good),
+            }
+        }
+    }
+
     /// Checks the next chunk, or the end.
     fn next(&mut self) -> Result<(), FileError> {
         self.raw.clear();

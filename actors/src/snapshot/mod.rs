@@ -2,7 +2,7 @@
 //!
 //! A [`Snapshot`](actorum_transport::wire::Snapshot) as raft-rs, the log's store and the peers see it is a descriptor of a
 //! few hundred bytes: index, term, configuration, our own system state, and which file holds the state machine's. The file
-//! lies on the [`shelf`]; [`file`] is its form, and [`files`] what the shelf is made of.
+//! lies on the [`shelf`]; [`mod@file`] is its form, and [`files`] what the shelf is made of.
 
 pub mod shelf;
 pub mod file;

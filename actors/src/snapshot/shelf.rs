@@ -41,6 +41,10 @@ pub const MAX_PIECE_BYTES: u32 = 1 << 20;
 /// How many files that nobody has asked to keep yet are left alone; see [`Shelf::keep`].
 const MAX_FRESH: usize = 2;
 
+/// No more than this is written without a sync. On many filesystems the sync of one file waits for what was written to
+/// others, so a large file that is synced only at its end would stop the log for as long as that takes.
+const UNSYNCED_BYTES: u64 = 8 << 20;
+
 /// What a snapshot is made of.
 pub struct Content {
     /// The last index it covers.
@@ -68,6 +72,8 @@ struct Marks {
     busy: BTreeSet<String>,
     /// Complete since the start, and not yet among the kept ones: (index, name).
     fresh: BTreeSet<(u64, String)>,
+    /// Partial files of which this process knows that what they hold is what came.
+    known: BTreeSet<String>,
 }
 
 impl Default for Shelf {
@@ -132,6 +138,7 @@ impl Shelf {
     fn sweep(&self, name: &str) -> Result<(), SnapshotError> {
         // Whoever writes it has begun after the look at what is there.
         let Ok(_busy) = self.busy(name) else { return Ok(()) };
+        self.marks().known.remove(name);
         self.remove(name)
     }
 
@@ -169,6 +176,7 @@ impl Shelf {
         self.remove(name)?;
         let file = self.files.create(name).map_err(|error| failed(&format!("creating {name}"), error))?;
         let writing = |error: FileError| SnapshotError(format!("writing {name}: {error}"));
+        let file = Paced { file, unsynced: 0 };
         let mut told = Told { writer: Writer::begin(file, header).map_err(writing)?, progress, said: 0 };
         let at = At(header.index, header.term);
         // What a panic leaves half done is a file that is removed, and a state that nobody looks at again.
@@ -186,7 +194,7 @@ impl Shelf {
             }
             (Ok(Ok(())), None) => {}
         }
-        let (mut file, written) = writer.finish().map_err(writing)?;
+        let (Paced { mut file, .. }, written) = writer.finish().map_err(writing)?;
         progress(written.bytes);
         // Promise: what has a snapshot's name is whole, also after a power cut; so the content before the name.
         file.sync().map_err(|error| failed(&format!("syncing {name}"), error))?;
@@ -294,12 +302,18 @@ impl Shelf {
         let mut piece = Vec::new();
         let got = opened.seek(SeekFrom::Start(offset)).and_then(|_| opened.take(most).read_to_end(&mut piece));
         got.map_err(|error| failed(&format!("reading {name}"), error))?;
+        if (piece.len() as u64) < most {
+            // Fewer bytes would be taken for the end, or asked for again for ever.
+            let (ends, wants) = (offset + piece.len() as u64, file.bytes);
+            return Err(SnapshotError(format!("{name}: it is truncated: it ends at {ends} of {wants} bytes")));
+        }
         Ok(Some(piece.into()))
     }
 
     /// Begins to receive the file of a snapshot, or goes on where an earlier attempt stopped.
     ///
-    /// What an earlier process received and a crash took a part of is found out by [`Receiving::finish`] at the latest.
+    /// Of what an earlier process has left, as much is gone on with as is whole: a power cut may have taken what came last.
+    /// What is not yet a whole chunk is found out by [`Receiving::finish`].
     pub fn receive(&self, snapshot: &Snapshot) -> Result<Receiving, SnapshotError> {
         let Some(expected) = described(snapshot)?.1 else {
             return Err(SnapshotError(format!("the snapshot at {} has no file", At(snapshot.index, snapshot.term))));
@@ -316,6 +330,7 @@ impl Shelf {
                 name,
                 file: None,
                 offset: expected.bytes,
+                unsynced: 0,
                 stopped: false,
                 busy,
             });
@@ -328,11 +343,21 @@ impl Shelf {
             Err(error) => return Err(doing(error)),
         };
         let mut offset = file.length().map_err(doing)?;
-        if offset > expected.bytes {
-            file.cut(0).map_err(doing)?;
-            offset = 0;
+        let good = match offset {
+            too_long if too_long > expected.bytes => 0,
+            rest if rest == 0 || self.marks().known.contains(&name) => rest,
+            rest => {
+                let opened = self.files.open(&name).map_err(doing)?;
+                Reader::intact(BufReader::new(opened), rest).map_err(doing)?
+            }
+        };
+        if good < offset {
+            tracing::warn!(file = %name, good, found = offset, "what was received before a crash is damaged at its end");
+            file.cut(good).map_err(doing)?;
+            offset = good;
         }
-        Ok(Receiving { shelf, snapshot, expected, name, file: Some(file), offset, stopped: false, busy })
+        self.marks().known.insert(name.clone());
+        Ok(Receiving { shelf, snapshot, expected, name, file: Some(file), offset, unsynced: 0, stopped: false, busy })
     }
 
     /// The complete file as it lies on the disk, from its first byte to its last, whatever is removed meanwhile.
@@ -373,7 +398,9 @@ pub struct Receiving {
     /// `None`: the complete file is here already.
     file: Option<Box<dyn Appending>>,
     offset: u64,
-    /// A write failed, and what it left could not be cut off: the file is longer than `offset`.
+    /// So many bytes were written since the last sync.
+    unsynced: u64,
+    /// A write failed, and what it left could not be cut off: the file is longer than `offset`. Or a sync failed.
     stopped: bool,
     busy: Busy,
 }
@@ -409,6 +436,16 @@ impl Receiving {
             return Err(failed(&format!("writing {}", self.name), error));
         }
         self.offset += piece.len() as u64;
+        self.unsynced += piece.len() as u64;
+        if self.unsynced >= UNSYNCED_BYTES {
+            self.unsynced = 0;
+            if let Err(error) = file.sync() {
+                // Nobody knows what the disk has of it now.
+                self.stopped = true;
+                let _ = self.shelf.remove(&self.name);
+                return Err(failed(&format!("syncing {}", self.name), error));
+            }
+        }
         Ok(())
     }
 
@@ -422,6 +459,7 @@ impl Receiving {
             return Err(SnapshotError(format!("{name}: only {offset} of {wants} bytes are here")));
         }
         let last = complete_name(snapshot.index, &expected);
+        shelf.marks().known.remove(&name);
         let Some(mut file) = file else {
             // An earlier attempt completed it. Whether its name is durable is not known.
             shelf.verify_named(&last, &snapshot)?;
@@ -465,9 +503,31 @@ fn locked(marks: &Mutex<Marks>) -> MutexGuard<'_, Marks> {
     marks.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// A file that is synced as it grows.
+struct Paced {
+    file: Box<dyn Appending>,
+    unsynced: u64,
+}
+
+impl Write for Paced {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.unsynced >= UNSYNCED_BYTES {
+            self.file.sync()?;
+            self.unsynced = 0;
+        }
+        let written = self.file.write(bytes)?;
+        self.unsynced += written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
 /// A writer that tells how far it is, once per chunk.
 struct Told<'a> {
-    writer: Writer<Box<dyn Appending>>,
+    writer: Writer<Paced>,
     progress: &'a mut dyn FnMut(u64),
     said: u64,
 }

@@ -174,6 +174,12 @@ fn pieces_for_peers_are_bounded_and_end_where_the_file_ends() {
         assert_eq!(piece(past, 10), Some(0));
     }
     assert_eq!(shelf.read(10, &file, 0, 10).unwrap(), None);
+    // A file that has lost its end is no file that ends there.
+    let length = file.bytes;
+    shelf.files.append(&complete_name(9, &file)).unwrap().cut(100).unwrap();
+    assert_eq!(piece(90, 10), Some(10));
+    let error = shelf.read(9, &file, 90, 20).unwrap_err().to_string();
+    assert!(error.ends_with(&format!("it is truncated: it ends at 100 of {length} bytes")), "{error}");
 }
 
 /// A snapshot whose file is elsewhere, and that file.
@@ -207,6 +213,29 @@ fn receiving_goes_on_wherever_it_stopped() {
         let receiving = shelf.receive(&snapshot).unwrap();
         assert_eq!(receiving.offset(), length as u64);
         receiving.finish().unwrap();
+    }
+}
+
+#[test]
+fn what_a_crash_has_torn_is_received_again_and_no_more() {
+    let (snapshot, bytes) = announced(9, 1, 600_000);
+    let name = receiving_name(9, &file_of(&snapshot));
+    // Whole are the header, and chunks that end at 262,5xx and 524,7xx.
+    for (length, zeros_from, goes_on) in [
+        (550_000, 400_000, 262_000..263_000),
+        (300_000, 100_000, 200..800),
+        (bytes.len(), 550_000, 524_000..526_000),
+        (300_000, 50, 0..1),
+    ] {
+        let shelf = Shelf::memory();
+        let mut torn = bytes[..length].to_vec();
+        torn[zeros_from..].fill(0);
+        put(&*shelf.files, &name, &torn);
+        let mut receiving = shelf.receive(&snapshot).unwrap();
+        assert!(goes_on.contains(&receiving.offset()), "{} after {length}, {zeros_from}", receiving.offset());
+        receiving.push(receiving.offset(), &bytes[receiving.offset() as usize..]).unwrap();
+        receiving.finish().unwrap();
+        shelf.verify(&snapshot).unwrap();
     }
 }
 
@@ -390,7 +419,7 @@ fn cut_everywhere(work: Work<'_>) {
             let shelf = check(&files, &older, reported.as_ref(), &when);
             // And it goes on: a sweep, the same work again (twice, if what was received was torn), and the power goes
             // once more.
-            shelf.keep(&[older.clone()]).unwrap();
+            shelf.keep(std::slice::from_ref(&older)).unwrap();
             let again = work(&shelf).or_else(|_| work(&shelf)).unwrap_or_else(|error| panic!("{when}: again: {error}"));
             files.crash(loss, dice);
             let shelf = check(&files, &older, Some(&again), &when);
@@ -469,6 +498,42 @@ fn a_piece_for_which_there_is_no_room_can_be_tried_again() {
     assert_eq!((receiving.offset(), shelf.files.list().unwrap()[0].1), (0, 0), "what came through is cut off");
     receiving.push(0, &bytes).unwrap();
     receiving.finish().unwrap();
+}
+
+#[test]
+fn a_large_file_is_synced_as_it_grows() {
+    let (snapshot, bytes) = announced(9, 1, 20 << 20);
+    let decide = Nth::new(u64::MAX, Answer::Go);
+    let shelf = Shelf::over(SimulatedFiles::new(decide.clone()).open());
+    shelf.build(content(9, noise(1, 20 << 20)), &mut |_| {}).unwrap();
+    let longest = |steps: Vec<Step>| {
+        let runs = steps.split(|step| *step == Step::Sync).map(|run| run.iter().filter(|s| **s == Step::Write).count());
+        runs.max().unwrap()
+    };
+    // One write per chunk.
+    assert!(longest(decide.steps()) <= 33, "{}", longest(decide.steps()));
+
+    let receive = |decide: &Arc<Nth>| -> Result<Shelf, (Shelf, SnapshotError)> {
+        let shelf = Shelf::over(SimulatedFiles::new(decide.clone()).open());
+        let mut receiving = shelf.receive(&snapshot).unwrap();
+        for piece in bytes.chunks(1 << 20) {
+            if let Err(error) = receiving.push(receiving.offset(), piece) {
+                receiving.push(receiving.offset(), piece).expect_err("it must be begun anew");
+                drop(receiving);
+                return Err((shelf, error));
+            }
+        }
+        receiving.finish().unwrap();
+        Ok(shelf)
+    };
+    let decide = Nth::new(u64::MAX, Answer::Go);
+    receive(&decide).ok().unwrap().verify(&snapshot).unwrap();
+    assert_eq!(longest(decide.steps()), 8);
+    // What the disk has after a sync that failed is not known: nothing of it is gone on with.
+    let first = decide.steps().iter().position(|step| *step == Step::Sync).unwrap() as u64 + 1;
+    let (shelf, error) = receive(&Nth::new(first, Answer::Fail(io::ErrorKind::Other, "no".into()))).err().unwrap();
+    assert!(error.to_string().starts_with("syncing receiving-"), "{error}");
+    assert_eq!(shelf.receive(&snapshot).unwrap().offset(), 0);
 }
 
 #[test]

@@ -44,6 +44,8 @@ struct Run {
     suspected: usize,
     /// Snapshots that were fetched.
     fetched: usize,
+    /// A node that stays away for long, in some runs.
+    away: Option<NodeId>,
 }
 
 /// A failure shows the way there.
@@ -82,7 +84,8 @@ impl Run {
             }
             cluster.start(id, None);
         }
-        Run { seed, dice, cluster, tickets: 0, changes, suspected: 0, fetched: 0 }
+        let away = dice.pick(&founders).filter(|_| founders.len() > 2 && dice.one_in(2));
+        Run { seed, dice, cluster, tickets: 0, changes, suspected: 0, fetched: 0, away }
     }
 
     fn up(&self) -> Vec<NodeId> {
@@ -112,8 +115,8 @@ impl Run {
             0..30 => self.deliver(),
             30..45 => self.tick(),
             45..58 => self.persist(),
-            58..60 => self.snapshots(),
-            60..68 => {
+            58..61 => self.snapshots(),
+            61..68 => {
                 let Some(id) = self.any_up() else { return };
                 self.cluster.apply_quietly(id);
                 self.drain_soon(id);
@@ -195,7 +198,7 @@ impl Run {
     fn snapshots(&mut self) {
         for id in self.up() {
             let applied = self.cluster.nodes[&id].applier.applied > 1;
-            if self.cluster.nodes[&id].building || (applied && self.dice.one_in(20)) {
+            if self.cluster.nodes[&id].building || (applied && self.dice.one_in(4)) {
                 match self.dice.one_in(10) {
                     true => self.cluster.core(id).snapshot_built(Err("it fails".into())),
                     false => self.cluster.built(id),
@@ -263,7 +266,9 @@ impl Run {
     }
 
     fn restart(&mut self) {
-        let down: Vec<_> = self.cluster.nodes.keys().copied().filter(|id| !self.cluster.is_up(*id)).collect();
+        let away = |id: &NodeId| Some(*id) == self.away;
+        let down: Vec<_> =
+            self.cluster.nodes.keys().copied().filter(|id| !self.cluster.is_up(*id) && !away(id)).collect();
         let Some(id) = self.dice.pick(&down) else { return };
         // A machine with storage of its own may have come further than its snapshot, and not as far as the commit.
         let commit = self.cluster.nodes[&id].disk.image().hard_state.commit;
@@ -309,6 +314,7 @@ impl Run {
                     if let Some(node) = self.cluster.nodes.get_mut(&id) {
                         node.fetching = None;
                     }
+                    self.fetched += 1;
                     self.cluster.core(id).snapshot_fetched(&snapshot, Ok(()));
                     self.cluster.drain(id);
                 }
@@ -343,7 +349,12 @@ impl Run {
 
 fn run(seed: u64) -> [usize; 6] {
     let mut run = Run::new(seed);
-    for _ in 0..600 {
+    for n in 0..600 {
+        match (n, run.away) {
+            (30, Some(away)) if run.cluster.is_up(away) => run.cluster.crash_after(away, 0),
+            (400, _) => run.away = None,
+            _ => {}
+        }
         run.step();
     }
     run.heal();
@@ -372,5 +383,5 @@ fn dice() {
     // Dice that never get anything done would prove nothing.
     assert!(applied as u64 > seeds * 10 && rejected as u64 > seeds && unknown as u64 > seeds && served as u64 > seeds);
     assert!(probed as u64 > seeds / 10, "only {probed} disks were ever suspected");
-    assert!(fetched as u64 > seeds / 10, "only {fetched} snapshots were ever fetched");
+    assert!(fetched as u64 > seeds / 20, "only {fetched} snapshots were ever fetched");
 }
