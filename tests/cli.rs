@@ -30,7 +30,7 @@ fn refused(output: &Output, code: i32, words: &[&str]) {
 fn help_and_version() {
     let help = run(&["--help"]);
     assert!(help.status.success());
-    for command in ["certs", "serve", "status", "inspect", "demo"] {
+    for command in ["certs", "serve", "status", "snapshot", "backup", "inspect", "restore", "recover", "demo"] {
         assert!(stdout(&help).contains(command), "{command} is in the help");
         let help = run(&[command, "--help"]);
         assert!(help.status.success() && stdout(&help).contains("Usage: actorum"), "{}", stdout(&help));

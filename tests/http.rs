@@ -216,7 +216,7 @@ fn the_node() {
     let text = String::from_utf8_lossy(&table.stdout).into_owned();
     assert!(table.status.success(), "{text}");
     let rows: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
-    assert_eq!(rows[0], ["NODE", "ROLE", "TERM", "LEADER", "COMMIT", "APPLIED", "LAG", "DISK"]);
+    assert_eq!(rows[0], ["NODE", "ROLE", "TERM", "LEADER", "COMMIT", "APPLIED", "LAG", "SNAPSHOT", "FIRST", "DISK"]);
     assert_eq!(rows[1..].iter().map(|row| row[0]).collect::<Vec<_>>(), ["1", "2", "3"]);
     assert_eq!(rows[1..].iter().filter(|row| row[1] == "leader").count(), 1, "{text}");
     let json: Value = serde_json::from_slice(&lab::run(&[&args[..], &["-o", "json"]].concat()).stdout).expect("JSON");
@@ -377,7 +377,7 @@ fn members() {
     refused(&post("/members/x/promote", Value::Null), 400, "bad_request");
     refused(&post("/members/4/crown", Value::Null), 404, "not_found");
     refused(&call("GET", &admin.admin_url("/members"), ""), 405, "method_not_allowed");
-    refused(&call("GET", &admin.admin_url("/status"), ""), 404, "not_found");
+    refused(&call("GET", &admin.admin_url("/kv/k"), ""), 404, "not_found");
     refused(&call("POST", &admin.admin_url("/members?timeout_ms=0"), learner.to_string()), 400, "bad_request");
     refused(&call("POST", &admin.admin_url("/members"), " ".repeat(1 << 20)), 413, "too_large");
 

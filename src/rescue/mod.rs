@@ -262,7 +262,7 @@ impl Beginning {
 
 /// Makes one batch durable and closes the store.
 fn commit(store: SledStore, batch: Batch) -> Result<(), StoreError> {
-    let (sender, ended) = mpsc::channel();
+    let (sender, ended) = mpsc::sync_channel(1);
     let mut appender = Box::new(store).start(Arc::new(move |Completed { result, .. }| drop(sender.send(result))));
     appender.submit(batch);
     let result = ended.recv_timeout(WRITE_WITHIN);

@@ -4,8 +4,9 @@ use std::{path::Path, time::SystemTime};
 
 use actorum_actors::{
     log::{
+        directory,
         sled::{OpenOptions, SledStore},
-        store::LogStore,
+        store::{LogStore, OpenError},
     },
     system_state::{Audit, RecoveredBecause},
 };
@@ -49,7 +50,7 @@ impl Recover {
 /// does not hold, because it was on the lost nodes alone, is lost.
 ///
 /// Nothing in the log is replaced: one entry is added behind it, in one atomic write. A call that is cut short has done
-/// all or nothing. A directory in use is refused by the name of who holds it.
+/// all or nothing. A directory in use, also among the others, is refused by the name of who holds it.
 ///
 /// ```no_run
 /// use std::{path::Path, time::SystemTime};
@@ -72,6 +73,12 @@ pub fn recover<P: AsRef<Path>>(dir: &Path, others: &[P], recover: Recover) -> Re
     let others: Vec<&Path> = others.iter().map(AsRef::as_ref).collect();
     if let Some(same) = others.iter().find(|other| canonical(other) == canonical(dir)) {
         return Err(RescueError::Invalid(format!("{} is named twice", same.display())));
+    }
+    // A node that runs is not lost, whatever loss is accepted.
+    for other in &others {
+        if let Some(holder) = directory::holder(other).ok().flatten() {
+            return Err(OpenError::Locked { dir: (*other).to_owned(), holder }.into());
+        }
     }
     let chosen = look(dir);
     let unusable = |cause: String| RescueError::Unusable { dir: dir.to_owned(), cause };

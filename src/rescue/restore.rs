@@ -80,6 +80,32 @@ impl BackupFile {
         self.file.hash
     }
 
+    /// Makes a node of it: see [`restore`].
+    pub fn restore(&self, dir: &Path, restore: Restore) -> Result<Rescued, RescueError> {
+        restore.check()?;
+        let Restore { id, address, who, when } = restore;
+        let snapshot = self.snapshot()?;
+        let restoring = Restoring::begin(dir)?;
+        let path = snapshots_path(dir);
+        let shelf = Shelf::in_directory(&path).map_err(|error| io_error(&path, "cannot make", error))?;
+        copy(&self.path, &shelf, &snapshot)?;
+        let store = SledStore::open(&restoring.store(), OpenOptions::new(id, boot::new_incarnation()))?;
+        let (index, term, cluster) = (self.index(), self.term(), self.cluster());
+        let audit = Audit {
+            who,
+            when: seconds(when),
+            why: RecoveredBecause::Backup,
+            may_be_lost: format!("all that cluster {cluster} applied after index {index}, where the backup ends"),
+            index: index + 1,
+            cluster,
+            members: self.membership().members.clone(),
+        };
+        let beginning = Beginning { last: Position(index, term), term, address, when, audit };
+        let rescued = beginning.write(store, Some(snapshot))?;
+        restoring.finish()?;
+        Ok(Rescued { dir: dir.to_owned(), ..rescued })
+    }
+
     /// As a node's log names it.
     fn snapshot(&self) -> Result<Snapshot, RescueError> {
         let Header { index, term, system, formed_with, .. } = &self.header;
@@ -107,6 +133,13 @@ impl Restore {
     pub fn new(id: NodeId, address: Address, who: impl Into<String>, when: SystemTime) -> Restore {
         Restore { id, address, who: who.into(), when }
     }
+
+    fn check(&self) -> Result<(), RescueError> {
+        if self.id == 0 {
+            return Err(RescueError::Invalid("0 is not a node id: choose 1 or more".into()));
+        }
+        check(Some(&self.address), &self.who)
+    }
 }
 
 /// Makes a node of a backup: the one voter of a new cluster, which holds what was applied up to the backup's index.
@@ -132,35 +165,8 @@ impl Restore {
 /// # Ok::<(), actorum::rescue::RescueError>(())
 /// ```
 pub fn restore(file: &Path, dir: &Path, restore: Restore) -> Result<Rescued, RescueError> {
-    let Restore { id, address, who, when } = restore;
-    check(Some(&address), &who)?;
-    if id == 0 {
-        return Err(RescueError::Invalid("0 is not a node id: choose 1 or more".into()));
-    }
-    let backup = BackupFile::read(file)?;
-    let snapshot = backup.snapshot()?;
-    let restoring = Restoring::begin(dir)?;
-    let path = snapshots_path(dir);
-    let shelf = Shelf::in_directory(&path).map_err(|error| io_error(&path, "cannot make", error))?;
-    copy(file, &shelf, &snapshot)?;
-    let store = SledStore::open(&restoring.store(), OpenOptions::new(id, boot::new_incarnation()))?;
-    let (index, term) = (backup.index(), backup.term());
-    let audit = Audit {
-        who,
-        when: seconds(when),
-        why: RecoveredBecause::Backup,
-        may_be_lost: format!(
-            "all that cluster {} applied after index {index}, where the backup ends",
-            backup.cluster()
-        ),
-        index: index + 1,
-        cluster: backup.cluster(),
-        members: backup.membership().members.clone(),
-    };
-    let beginning = Beginning { last: Position(index, term), term, address, when, audit };
-    let rescued = beginning.write(store, Some(snapshot))?;
-    restoring.finish()?;
-    Ok(Rescued { dir: dir.to_owned(), ..rescued })
+    restore.check()?;
+    BackupFile::read(file)?.restore(dir, restore)
 }
 
 /// Onto the shelf, which verifies it whole and makes it durable.

@@ -118,8 +118,7 @@ pub(super) fn look(dir: &Path) -> Survivor {
 
 fn surviving(dir: &Path, inspection: &Inspection) -> Result<SurvivingLog, String> {
     let report = inspection.group(boot::GROUP);
-    let snapshots = snapshots(&report);
-    let Some(newest) = snapshots.last() else {
+    let Some(newest) = report.snapshots.last() else {
         return Err("it holds nothing: its node was never part of a cluster".into());
     };
     let (system, _) =
@@ -127,7 +126,7 @@ fn surviving(dir: &Path, inspection: &Inspection) -> Result<SurvivingLog, String
     let term = report.terms.iter().rev().find(|(first, _)| *first <= report.last_index).map(|(_, term)| *term);
     let last = Position(report.last_index, term.unwrap_or(newest.term));
     let system = follow(inspection, &report, newest, system)?;
-    let snapshots = snapshots.iter().map(|snapshot| look_at(dir, snapshot)).collect();
+    let snapshots = report.snapshots.iter().map(|snapshot| look_at(dir, snapshot)).collect();
     Ok(SurvivingLog {
         cluster: system.cluster,
         membership: (*system.membership).clone(),
@@ -137,10 +136,6 @@ fn surviving(dir: &Path, inspection: &Inspection) -> Result<SurvivingLog, String
         last,
         snapshots,
     })
-}
-
-fn snapshots(report: &GroupReport) -> Vec<Snapshot> {
-    report.snapshots.clone()
 }
 
 /// The system state at the end of the log.

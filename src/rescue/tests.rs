@@ -261,6 +261,7 @@ fn a_survey_says_how_far_each_log_goes_and_changes_nothing() {
     let temp = TempDir::new().unwrap();
     let dirs = three(&temp);
     let before = fs::read(dirs[0].join("log/db")).unwrap();
+    fs::remove_dir_all(dirs[0].join("snapshots")).unwrap();
     let survivors = survey(&dirs);
     let positions: Vec<_> = survivors.iter().map(|s| s.position().unwrap().to_string()).collect();
     assert_eq!(positions, ["5@2", "7@2", "4@3"]);
@@ -347,7 +348,13 @@ fn a_directory_that_may_hold_more_and_cannot_be_read_stands_in_the_way() {
         let error = recover(&dirs[2], &[&dirs[1]], wish.clone()).unwrap_err();
         assert!(error.to_string().contains("is in use by process"), "{error}");
     }
-    let rescued = recover(&dirs[2], &[&dirs[0], &dirs[1]], Recover { accept_loss: Some(4), ..wish }).unwrap();
+    let accepted = Recover { accept_loss: Some(4), ..wish };
+    {
+        let _running = SledStore::open(&dirs[1], OpenOptions::new(2, Incarnation(1))).unwrap();
+        let error = recover(&dirs[2], &[&dirs[0], &dirs[1]], accepted.clone()).unwrap_err().to_string();
+        assert!(error.contains("node-2 is in use by process"), "what runs is not lost: {error}");
+    }
+    let rescued = recover(&dirs[2], &[&dirs[0], &dirs[1]], accepted).unwrap();
     assert!(rescued.audit.may_be_lost.contains("node-1 could not be read"), "{}", rescued.audit.may_be_lost);
 }
 

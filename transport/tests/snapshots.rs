@@ -198,3 +198,108 @@ async fn unread_pieces_leave_the_log_its_window() {
         lanes.push(lane);
     }
 }
+
+/// Passes datagrams on between a dialler and a node, slowly: what a link does whose bandwidth the transfer would like to
+/// have for itself.
+struct SlowLink {
+    address: std::net::SocketAddr,
+    over: std::sync::Arc<std::sync::atomic::AtomicBool>,
+    threads: Vec<std::thread::JoinHandle<()>>,
+}
+
+impl SlowLink {
+    /// So many bytes a second towards the dialler; the other way as fast as it goes.
+    fn to(target: std::net::SocketAddr, rate: u64) -> SlowLink {
+        use std::{
+            net::UdpSocket,
+            sync::{
+                Arc, Mutex,
+                atomic::{AtomicBool, Ordering::Relaxed},
+            },
+            time::{Duration, Instant},
+        };
+        let over = Arc::new(AtomicBool::new(false));
+        let front = UdpSocket::bind(local()).unwrap();
+        let back = UdpSocket::bind(local()).unwrap();
+        back.connect(target).unwrap();
+        let address = front.local_addr().unwrap();
+        let dialler = Arc::new(Mutex::new(None));
+        for socket in [&front, &back] {
+            socket.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+        }
+        let (to_front, to_back) = (front.try_clone().unwrap(), back.try_clone().unwrap());
+        let there = std::thread::spawn({
+            let (over, dialler) = (over.clone(), dialler.clone());
+            move || {
+                let mut packet = [0; 65_536];
+                while !over.load(Relaxed) {
+                    let Ok((length, from)) = front.recv_from(&mut packet) else { continue };
+                    *dialler.lock().unwrap() = Some(from);
+                    let _ = to_back.send(&packet[..length]);
+                }
+            }
+        });
+        let back_again = std::thread::spawn({
+            let over = over.clone();
+            move || {
+                let mut packet = [0; 65_536];
+                let mut free = Instant::now();
+                while !over.load(Relaxed) {
+                    let Ok(length) = back.recv(&mut packet) else { continue };
+                    // A queue of 20 ms; what comes beyond is dropped, as a router does.
+                    let now = Instant::now();
+                    if free > now + Duration::from_millis(20) {
+                        continue;
+                    }
+                    free = free.max(now) + Duration::from_nanos(length as u64 * 1_000_000_000 / rate);
+                    if let Some(dialler) = *dialler.lock().unwrap() {
+                        let _ = to_front.send_to(&packet[..length], dialler);
+                    }
+                }
+            }
+        });
+        SlowLink { address, over, threads: vec![there, back_again] }
+    }
+}
+
+impl Drop for SlowLink {
+    fn drop(&mut self) {
+        self.over.store(true, std::sync::atomic::Ordering::Relaxed);
+        self.threads.drain(..).for_each(|thread| thread.join().unwrap());
+    }
+}
+
+/// On a link that is full of pieces the log passes by them: what is appended after they were begun arrives before they end.
+#[actix::test]
+async fn the_log_passes_by_pieces() {
+    let certs = Certs::new();
+    let mut server = node_serving(&certs, identity(1), Questions::Answer, Box::new(honest), |_| {});
+    let mut asker = node(&certs, 2);
+    let slow = SlowLink::to(server.address, 8 << 20);
+    asker.list(&[(1, slow.address)]);
+    asker.connected(1).await;
+    server.connected(2).await;
+    for id in 0..4 {
+        asker.ask_for(1, id, Request::Snapshot(piece(id, MAX_PIECE)), DEADLINE);
+    }
+    for _ in 0..4 {
+        asked(&mut server).await;
+    }
+    // As much as one of them: with equal priorities it would get a fifth of the link, and come last.
+    server.send(2, vec![append(1, 1 << 20)]);
+    let mut answers = 0;
+    asker
+        .until("the append", |heard| match heard {
+            Heard::Raft(1, messages) if messages[0].kind == MessageKind::Append => Some(()),
+            Heard::Answered(..) => {
+                answers += 1;
+                None
+            }
+            _ => None,
+        })
+        .await;
+    assert_eq!(answers, 0, "the log waited for pieces");
+    for _ in 0..4 {
+        asker.until("the pieces", |heard| matches!(heard, Heard::Answered(_, Ok(_))).then_some(())).await;
+    }
+}

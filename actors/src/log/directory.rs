@@ -159,7 +159,7 @@ impl Restoring {
         make_durably(&inner).map_err(|e| io("cannot make restoring", e))?;
         let again = |e| io("cannot start again what was cut short", e);
         remove_all(path, &[LOG, WATERMARK, SNAPSHOTS]).map_err(again)?;
-        remove_all(&inner, &[NODE, CREATING, LOCK, LOG, WATERMARK]).map_err(again)?;
+        remove_all(&inner, &[NODE, CREATING, LOCK, LOG, WATERMARK, SNAPSHOTS]).map_err(again)?;
         sync_dir(&inner).and_then(|()| sync_dir(path)).map_err(again)?;
         Ok(Restoring { path: path.to_owned(), _lock: lock })
     }
@@ -405,7 +405,11 @@ fn io_error(dir: &Path, doing: &str, error: io::Error) -> OpenError {
 }
 
 /// `2026-11-21 01:24:38 UTC`, without a calendar crate.
-struct Utc(SystemTime);
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Utc(
+    /// The moment.
+    pub SystemTime,
+);
 
 impl fmt::Display for Utc {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

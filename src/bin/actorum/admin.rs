@@ -1,8 +1,10 @@
-//! The members API, on a listener of its own: who reaches it can take nodes out of the cluster.
+//! The admin API, on a listener of its own: who reaches it can take nodes out of the cluster, and read all of its state.
 //!
 //! ```text
 //!  POST   /members {"id":4,"address":"10.0.0.4:7001","role":"learner"}
 //!  POST   /members/4/promote      POST /members/4/demote      DELETE /members/4
+//!  POST   /snapshot               GET  /backup                see snapshots.rs
+//!  GET    /status                                             as on the public address
 //! ```
 //!
 //! Answered when the change has been applied, with the membership that resulted. Works on any node. On an
@@ -26,7 +28,8 @@ use tokio::time::{Instant, timeout};
 
 use crate::{
     Failure,
-    http::{Node, Query, Refused, json_response, text, unknown_path, wrong_method},
+    http::{Node, Query, Refused, json_response, status, text, unknown_path, wrong_method},
+    snapshots,
 };
 
 /// A request to add a member has some dozen bytes; a generous bound.
@@ -47,6 +50,13 @@ pub fn routes(config: &mut ServiceConfig) {
         .service(
             web::resource("/members/{id}/demote").route(web::post().to(demote)).default_service(web::to(wrong_method)),
         )
+        .service(
+            web::resource("/snapshot").route(web::post().to(snapshots::take)).default_service(web::to(wrong_method)),
+        )
+        .service(
+            web::resource("/backup").route(web::get().to(snapshots::backup)).default_service(web::to(wrong_method)),
+        )
+        .service(web::resource("/status").route(web::get().to(status)).default_service(web::to(wrong_method)))
         .default_service(web::to(unknown_path));
 }
 

@@ -30,7 +30,10 @@ use actix_web::{
     middleware::Next,
     web::{self, Data, Payload, ServiceConfig},
 };
-use actorum::{ChangeError, Formed, GetStatus, NodeId, ProposeError, Raft, Read, ReadError, Status, SubscribeError};
+use actorum::{
+    ChangeError, Formed, GetStatus, NodeId, ProposeError, Raft, Read, ReadError, Status, SubscribeError,
+    TakeSnapshotError,
+};
 use futures_util::StreamExt;
 use percent_encoding::percent_decode_str;
 use serde_json::{Value, json};
@@ -71,6 +74,8 @@ pub struct Node {
     pub stopping: watch::Receiver<bool>,
     /// Event streams that are open.
     pub streams: AtomicUsize,
+    /// Backups that are being sent.
+    pub backups: AtomicUsize,
     /// Responses by the first digit of their status, `responses[4]` for 4xx.
     pub responses: [AtomicU64; 6],
 }
@@ -78,7 +83,13 @@ pub struct Node {
 impl Node {
     /// Around a node that runs.
     pub fn new(raft: Raft<Kv>, stopping: watch::Receiver<bool>) -> Node {
-        Node { raft, stopping, streams: AtomicUsize::new(0), responses: Default::default() }
+        Node {
+            raft,
+            stopping,
+            streams: AtomicUsize::new(0),
+            backups: AtomicUsize::new(0),
+            responses: Default::default(),
+        }
     }
 }
 
@@ -162,7 +173,7 @@ async fn get(node: Data<Node>, request: HttpRequest) -> Result<HttpResponse, Ref
 // --- the node
 
 /// `GET /status`.
-async fn status(node: Data<Node>, request: HttpRequest) -> Result<HttpResponse, Refused> {
+pub async fn status(node: Data<Node>, request: HttpRequest) -> Result<HttpResponse, Refused> {
     Query::parse(&request)?.finish()?;
     Ok(json_response(describe(&node.raft.status())))
 }
@@ -180,6 +191,7 @@ fn describe(status: &Status) -> Value {
         "commit_index": status.commit_index,
         "applied_index": status.applied_index,
         "snapshot_index": status.snapshot_index,
+        "snapshots": status.snapshots,
         "voters": status.membership.voters(),
         "learners": status.membership.learners(),
         "members": status.membership.members,
@@ -413,7 +425,8 @@ impl Query {
 /// |---|---|---|
 /// | 400, 404, 405, 413 | `bad_request`, `not_found`, `method_not_allowed`, `too_large` | no |
 /// | 409 | `conflict`, `in_progress` | no |
-/// | 503 | `not_leader`, `busy`, `stopped` | no |
+/// | 500 | `failed`: a snapshot could not be taken | it is no command |
+/// | 503 | `not_leader`, `busy`, `stopped`, `nothing` | no |
 /// | 504 | `unknown` | nobody can tell |
 #[derive(Debug)]
 pub struct Refused {
@@ -491,6 +504,16 @@ impl Refused {
             ChangeError::Busy { .. } => (StatusCode::SERVICE_UNAVAILABLE, "busy"),
             ChangeError::Stopped { .. } => (StatusCode::SERVICE_UNAVAILABLE, "stopped"),
             ChangeError::Unknown { .. } | _ => (StatusCode::GATEWAY_TIMEOUT, "unknown"),
+        };
+        Refused::new(status, code, error.to_string()).leader(node)
+    }
+
+    /// A snapshot that was not taken.
+    pub fn snapshot(node: &Node, error: TakeSnapshotError) -> Refused {
+        let (status, code) = match error {
+            TakeSnapshotError::Stopped { .. } => (StatusCode::SERVICE_UNAVAILABLE, "stopped"),
+            TakeSnapshotError::Nothing => (StatusCode::SERVICE_UNAVAILABLE, "nothing"),
+            TakeSnapshotError::Failed { .. } | _ => (StatusCode::INTERNAL_SERVER_ERROR, "failed"),
         };
         Refused::new(status, code, error.to_string()).leader(node)
     }
@@ -602,6 +625,14 @@ mod tests {
             let surely_not_made = error.outcome() == actorum::Outcome::Rejected;
             assert_eq!(surely_not_made, status != 504, "{error}");
             assert_eq!(told(&Refused::change(&node, error)), (status, code));
+        }
+        let snapshots = [
+            (TakeSnapshotError::Stopped { cause: cause() }, 503, "stopped"),
+            (TakeSnapshotError::Nothing, 503, "nothing"),
+            (TakeSnapshotError::Failed { cause: cause() }, 500, "failed"),
+        ];
+        for (error, status, code) in snapshots {
+            assert_eq!(told(&Refused::snapshot(&node, error)), (status, code));
         }
         let stopped = SubscribeError::Stopped { cause: cause() };
         assert_eq!(told(&Refused::subscription(&node, stopped)), (503, "stopped"));

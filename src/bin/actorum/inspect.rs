@@ -4,27 +4,34 @@
 //! puts it into words. The configuration is not a record of its own: it is the snapshot's, changed by
 //! the entries after it, so it is worked out here as a node would at its start.
 
-use std::{ops::Range, path::PathBuf};
+use std::{
+    ops::Range,
+    path::{Path, PathBuf},
+    time::{Duration, UNIX_EPOCH},
+};
 
 use actorum::machine;
 use actorum_actors::{
     entry::{Kind, Stamped, SystemCommand},
     log::{
+        directory::{Utc, snapshots_path},
         inspect::{GroupReport, Inspection},
         store::At,
     },
-    system_state::SystemState,
+    snapshot::Shelf,
+    system_state::{Audit, SystemState},
 };
-use actorum_transport::wire::{Entry, EntryKind};
+use actorum_transport::wire::{Entry, EntryKind, NodeId};
 
-use crate::{Failure, kv, status::bytes};
+use crate::{Failure, backup::hex, kv, status::bytes};
 
 /// How many bytes of entries are held in memory at a time.
 const PIECE: usize = 4 << 20;
 
 /// Look into the data directory of a stopped node, without changing it
 ///
-/// Prints the hard state, the configuration, and the first and last index. Works on a copy in the
+/// Prints the hard state, the configuration, the snapshots, and the first and last index; and, if a cluster was made of
+/// what was left of another, who did that and what may be lost. Works on a copy in the
 /// temporary directory, so it takes the log's size in free space for as long. Refuses a directory in use, by the
 /// name of who holds it.
 #[derive(clap::Args)]
@@ -46,8 +53,10 @@ pub fn run(Args { dir, entries, verify }: Args) -> Result<(), Failure> {
         Ok(node) => println!("node {}, incarnation {}, started {} times", node.id, node.incarnation, node.boot),
         Err(e) => println!("whose directory it is cannot be told: {e}"),
     }
+    let mut damaged = 0;
     for report in inspection.groups() {
         describe(&inspection, &report);
+        damaged += snapshots(&dir, &report, verify);
         if let Some(range) = &entries {
             print_entries(&inspection, &report, range)?;
         }
@@ -56,7 +65,7 @@ pub fn run(Args { dir, entries, verify }: Args) -> Result<(), Failure> {
     if verify {
         println!("{report}");
     }
-    match (report.problems.len(), verify) {
+    match (report.problems.len() + damaged, verify) {
         (0, _) => Ok(()),
         (_, true) => Err(Failure::new(format!("{} is damaged", dir.display()))),
         (found, false) => Err(Failure::new(format!("{found} problems were found: see them with --verify"))),
@@ -67,12 +76,13 @@ fn describe(inspection: &Inspection, report: &GroupReport) {
     let GroupReport { hard_state, last_index, .. } = report;
     println!("group {}", report.group.0);
     println!("  hard state     term {}, vote {}, commit {}", hard_state.term, vote(hard_state.vote), hard_state.commit);
-    println!("  configuration  {}", configuration(inspection, report));
-    for snapshot in &report.snapshots {
-        println!("  snapshot       up to {}", At(snapshot.index, snapshot.term));
-    }
-    if report.snapshots.is_empty() {
-        println!("  snapshot       none: this node was never part of a cluster");
+    let (configuration, audit) = configuration(inspection, report);
+    println!("  configuration  {configuration}");
+    for Audit { who, when, why, may_be_lost, index, cluster, members } in &audit {
+        let members: Vec<String> = members.keys().map(NodeId::to_string).collect();
+        println!("  audit          index {index}: {why} by {who}, {}", Utc(UNIX_EPOCH + Duration::from_secs(*when)));
+        println!("                 out of cluster {cluster} with members {}", members.join(" "));
+        println!("                 what may be lost: {may_be_lost}");
     }
     println!("  base           {}", At(report.base.0, report.base.1));
     match report.first_index {
@@ -93,23 +103,56 @@ fn vote(id: u64) -> String {
 }
 
 /// The configuration at the end of the log, or why it cannot be told.
-fn configuration(inspection: &Inspection, report: &GroupReport) -> String {
+fn configuration(inspection: &Inspection, report: &GroupReport) -> (String, Vec<Audit>) {
     let Some(snapshot) = report.snapshots.last() else {
-        return "none: this node was never part of a cluster".to_owned();
+        return ("none: this node was never part of a cluster".to_owned(), Vec::new());
     };
     let mut state = match SystemState::of(snapshot) {
         Ok((state, _)) => state,
-        Err(e) => return format!("unreadable: the snapshot: {e}"),
+        Err(e) => return (format!("unreadable: the snapshot: {e}"), Vec::new()),
     };
     let follow = walk(inspection, report, &(snapshot.index.saturating_add(1)..u64::MAX), |entry| {
         if let Ok(Some(command)) = SystemCommand::of(entry) {
             state.apply(entry.index, &command);
         }
     });
-    match follow {
+    let words = match follow {
         Ok(()) => format!("{} (cluster {})", state.membership, state.cluster),
         Err(e) => format!("{}, as far as the log can be read: {e}", state.membership),
+    };
+    (words, state.audit)
+}
+
+/// The snapshots that the log names; how many of their files are damaged. Only a verification reads them to their end.
+fn snapshots(dir: &Path, report: &GroupReport, verify: bool) -> usize {
+    let path = snapshots_path(dir);
+    // Opening a shelf would make it.
+    let shelf = path.is_dir().then(|| Shelf::in_directory(&path));
+    let mut damaged = 0;
+    for snapshot in &report.snapshots {
+        let file = match (SystemState::of(snapshot), &shelf) {
+            (Err(e), _) => Err(format!("unreadable: {e}")),
+            (Ok((_, None)), _) => Ok("the genesis, which has no file".to_owned()),
+            (Ok((_, Some(_))), None) => Err(format!("its file is missing, and so is {}", path.display())),
+            (Ok((_, Some(_))), Some(Err(e))) => Err(format!("{}: {e}", path.display())),
+            (Ok((_, Some(file))), Some(Ok(shelf))) if verify => match shelf.verify(snapshot) {
+                Ok(()) => Ok(format!("{}, BLAKE3 {}, verified", bytes(file.bytes), hex(&file.hash))),
+                Err(e) => Err(e.to_string()),
+            },
+            (Ok((_, Some(file))), Some(Ok(shelf))) if shelf.has(snapshot.index, &file) => {
+                Ok(format!("{}, BLAKE3 {}", bytes(file.bytes), hex(&file.hash)))
+            }
+            (Ok((_, Some(file))), Some(Ok(_))) => {
+                Err(format!("its file of {} is missing or damaged", bytes(file.bytes)))
+            }
+        };
+        damaged += usize::from(file.is_err());
+        println!("  snapshot       up to {}: {}", At(snapshot.index, snapshot.term), file.unwrap_or_else(|e| e));
     }
+    if report.snapshots.is_empty() {
+        println!("  snapshot       none: this node was never part of a cluster");
+    }
+    damaged
 }
 
 fn print_entries(inspection: &Inspection, report: &GroupReport, range: &Range<u64>) -> Result<(), Failure> {

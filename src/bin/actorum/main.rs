@@ -2,9 +2,11 @@
 //!
 //! ```text
 //!  certs    who may take part          serve ─┬─ http     the map, status, metrics, events
-//!  serve    one node                          └─ admin    the membership
+//!  serve    one node                          └─ admin    the membership, snapshots, backups
 //!  status   many nodes, one table
+//!  snapshot, backup    a running node's state, made durable there or copied here
 //!  inspect  a stopped node's directory
+//!  restore, recover    a new cluster out of a backup, or out of what a lost majority left
 //!  demo     three nodes, a kill, a count
 //! ```
 //!
@@ -18,11 +20,14 @@ mod kv;
 mod http;
 mod clients;
 mod admin;
+mod snapshots;
 mod events;
 mod metrics;
 mod client;
 mod status;
+mod backup;
 mod inspect;
+mod rescue;
 mod demo;
 mod signals;
 
@@ -45,7 +50,11 @@ enum Command {
     Certs(certs::Args),
     Serve(Box<serve::Args>),
     Status(status::Args),
+    Snapshot(backup::SnapshotArgs),
+    Backup(backup::BackupArgs),
     Inspect(inspect::Args),
+    Restore(rescue::RestoreArgs),
+    Recover(rescue::RecoverArgs),
     Demo(demo::Args),
 }
 
@@ -54,7 +63,11 @@ fn main() -> ExitCode {
         Command::Certs(args) => certs::run(args),
         Command::Serve(args) => serve::run(*args),
         Command::Status(args) => status::run(args),
+        Command::Snapshot(args) => backup::snapshot(args),
+        Command::Backup(args) => backup::backup(args),
         Command::Inspect(args) => inspect::run(args),
+        Command::Restore(args) => rescue::restore(args),
+        Command::Recover(args) => rescue::recover(args),
         Command::Demo(args) => demo::run(args),
     };
     match done {

@@ -8,7 +8,7 @@ use std::{
 };
 
 use actix_web::{HttpRequest, HttpResponse, web::Data};
-use actorum::{DiskState, Role, Status};
+use actorum::{DiskState, Role, Snapshots, Status, Transfer};
 
 use crate::http::{Node, Query, Refused};
 
@@ -46,6 +46,7 @@ impl Page {
         self.gauge("applied_index", "The highest index applied here.", status.applied_index);
         self.gauge("snapshot_index", "The last index that a snapshot covers.", status.snapshot_index);
         self.gauge("log_bytes", "Bytes of the log on disk.", status.disk_bytes);
+        self.snapshots(&status.snapshots);
 
         let disk = &status.disk;
         self.family("disk_state", "gauge", "What the node makes of its disk: one of these is 1.");
@@ -102,11 +103,42 @@ impl Page {
         }
     }
 
+    fn snapshots(&mut self, snapshots: &Snapshots) {
+        let newest = snapshots.newest.map_or(0, |newest| newest.bytes);
+        self.gauge("snapshot_bytes", "Bytes of the newest snapshot's file; zero without one.", newest);
+        self.counter("snapshots_built_total", "Snapshots built here.", snapshots.built);
+        self.counter("snapshots_received_total", "Snapshots received from peers.", snapshots.received);
+        self.counter("snapshot_sent_bytes_total", "Bytes of snapshots sent to peers.", snapshots.bytes_sent);
+        self.counter(
+            "snapshot_received_bytes_total",
+            "Bytes of snapshots received from peers.",
+            snapshots.bytes_received,
+        );
+        let building = snapshots.building.iter().map(|transfer| ("building", 0, transfer));
+        let receiving = snapshots.receiving.iter().map(|(peer, transfer)| ("receiving", *peer, transfer));
+        let sending = snapshots.sending.iter().map(|(peer, transfer)| ("sending", *peer, transfer));
+        let transfers: Vec<(String, &Transfer)> = building
+            .chain(receiving)
+            .chain(sending)
+            .map(|(doing, peer, transfer)| (format!("{{doing=\"{doing}\",peer=\"{peer}\"}}"), transfer))
+            .collect();
+        let mut column = |name: &str, help: &str, value: fn(&Transfer) -> u64| {
+            self.family(name, "gauge", help);
+            for (labels, transfer) in &transfers {
+                self.sample(name, labels, value(transfer));
+            }
+        };
+        column("snapshot_transfer_bytes", "Bytes done of a snapshot that is under way.", |t| t.bytes);
+        column("snapshot_transfer_size_bytes", "Bytes of it in all; zero while nobody knows.", |t| t.total);
+        column("snapshot_transfer_bytes_per_second", "How fast it goes.", |t| t.rate);
+    }
+
     fn http(&mut self, node: &Node) {
         self.family("http_responses_total", "counter", "Responses of the HTTP API by class of status.");
         for (class, count) in node.responses.iter().enumerate().skip(2) {
             self.sample("http_responses_total", &format!("{{class=\"{class}xx\"}}"), count.load(Ordering::Relaxed));
         }
+        self.gauge("backups", "Backups that are being sent.", node.backups.load(Ordering::Relaxed));
         self.gauge("event_streams", "Event streams that are open.", node.streams.load(Ordering::Relaxed));
     }
 
@@ -155,6 +187,9 @@ mod tests {
         let mut status = Status::default();
         status.peers.insert(2, Default::default());
         status.totals.sync_us = 1_500_000;
+        let transfer = Transfer { index: 9, bytes: 10, total: 40, rate: 5 };
+        status.snapshots.sending.insert(2, transfer);
+        status.snapshots.building = Some(Transfer { total: 0, ..transfer });
         let mut page = Page::default();
         page.status(&status);
 
@@ -173,5 +208,9 @@ mod tests {
         assert!(page.0.contains("\nactorum_fsync_seconds_sum 1.5\n"), "{}", page.0);
         assert!(page.0.contains("\nactorum_disk_state{state=\"ok\"} 1\n"), "{}", page.0);
         assert!(page.0.contains("\nactorum_peer_connected{peer=\"2\"} 0\n"), "{}", page.0);
+        let sending = "\nactorum_snapshot_transfer_size_bytes{doing=\"sending\",peer=\"2\"} 40\n";
+        assert!(page.0.contains(sending), "{}", page.0);
+        let building = "\nactorum_snapshot_transfer_bytes{doing=\"building\",peer=\"0\"} 10\n";
+        assert!(page.0.contains(building), "{}", page.0);
     }
 }

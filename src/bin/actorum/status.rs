@@ -11,7 +11,8 @@ const TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Ask nodes how they are and print one table
 ///
-/// Lag is how many entries a node has yet to apply of what the leader has committed. Fails if no node answered.
+/// Lag is how many entries a node has yet to apply of what the leader has committed. Snapshot is the last index that the
+/// newest one covers, first the first index that the log still holds. Fails if no node answered.
 #[derive(clap::Args)]
 pub struct Args {
     /// Where the nodes' HTTP APIs are, such as http://127.0.0.1:8001
@@ -29,6 +30,10 @@ enum Output {
     /// An array with one object per URL: url, status (or null), error (or null)
     Json,
 }
+
+/// How wide the table is.
+const COLUMNS: usize = 11;
+const LAST: usize = COLUMNS - 1;
 
 /// A node's answer, or why there is none.
 struct Asked {
@@ -69,7 +74,7 @@ impl Asked {
     }
 
     /// The columns of a node that answered.
-    fn row(status: &Value, committed: Option<u64>) -> [String; 9] {
+    fn row(status: &Value, committed: Option<u64>) -> [String; COLUMNS] {
         let number = |name: &str| status[name].as_u64();
         let show = |value: Option<u64>| value.map_or("-".to_owned(), |n| n.to_string());
         let lag = committed.zip(number("applied_index")).map(|(there, here)| there.saturating_sub(here));
@@ -86,10 +91,37 @@ impl Asked {
             show(number("commit_index")),
             show(number("applied_index")),
             show(lag),
+            show(number("snapshot_index")),
+            show(number("first_index")),
             number("disk_bytes").map_or("-".to_owned(), bytes),
-            if trouble.is_empty() { disk(&status["disk"]) } else { trouble.to_owned() },
+            note(status, trouble),
         ]
     }
+}
+
+/// What else there is to say: of trouble the worst, and how far snapshots are.
+fn note(status: &Value, trouble: &str) -> String {
+    let trouble = if trouble.is_empty() { disk(&status["disk"]) } else { trouble.to_owned() };
+    let mut notes = Vec::from_iter((!trouble.is_empty()).then_some(trouble));
+    let snapshots = &status["snapshots"];
+    if snapshots["building"].is_object() {
+        notes.push(format!("building snapshot {}", transfer(&snapshots["building"])));
+    }
+    for (name, doing) in [("receiving", "receiving from"), ("sending", "sending to")] {
+        let under_way = snapshots[name].as_object().into_iter().flatten();
+        notes.extend(under_way.map(|(peer, how_far)| format!("{doing} {peer}: snapshot {}", transfer(how_far))));
+    }
+    if let Some(error) = snapshots["last_error"].as_str() {
+        notes.push(format!("snapshots: {error}"));
+    }
+    notes.join("; ")
+}
+
+/// `120, 12.0 MiB of 40.0 MiB, 3.0 MiB/s`.
+fn transfer(transfer: &Value) -> String {
+    let number = |name: &str| transfer[name].as_u64().unwrap_or(0);
+    let of = if number("total") == 0 { String::new() } else { format!(" of {}", bytes(number("total"))) };
+    format!("{}, {}{of}, {}/s", number("index"), bytes(number("bytes")), bytes(number("rate")))
 }
 
 /// What is wrong with a disk, if anything is.
@@ -113,24 +145,27 @@ fn table(asked: &[Asked]) -> String {
     let leader = answers().filter(|s| s["role"] == "leader").max_by_key(|s| s["term"].as_u64());
     let committed = leader.and_then(|s| s["commit_index"].as_u64());
 
-    let mut rows = vec![["NODE", "ROLE", "TERM", "LEADER", "COMMIT", "APPLIED", "LAG", "DISK", ""].map(str::to_owned)];
+    let mut rows = vec![
+        ["NODE", "ROLE", "TERM", "LEADER", "COMMIT", "APPLIED", "LAG", "SNAPSHOT", "FIRST", "DISK", ""]
+            .map(str::to_owned),
+    ];
     for Asked { url, answer } in asked {
         rows.push(match answer {
             Ok(status) => Asked::row(status, committed),
             Err(e) => {
-                let dash = || "-".to_owned();
-                let role = "unreachable".to_owned();
-                let why = format!("{url}: {e}");
-                [dash(), role, dash(), dash(), dash(), dash(), dash(), dash(), why]
+                let mut row = [const { String::new() }; COLUMNS].map(|_| "-".to_owned());
+                row[1] = "unreachable".to_owned();
+                row[COLUMNS - 1] = format!("{url}: {e}");
+                row
             }
         });
     }
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..9).map(width).collect();
+    let widths: Vec<usize> = (0..COLUMNS).map(width).collect();
     let mut text = String::new();
     for row in &rows {
         let cells = row.iter().zip(&widths).enumerate().map(|(column, (cell, &width))| match column {
-            1 | 8 => format!("{cell:<width$}"),
+            1 | LAST => format!("{cell:<width$}"),
             _ => format!("{cell:>width$}"),
         });
         text.push_str(cells.collect::<Vec<_>>().join("  ").trim_end());
@@ -164,6 +199,10 @@ mod tests {
             url: format!("http://127.0.0.1:800{id}"),
             answer: Ok(json!({
                 "id": id, "role": role, "term": 3, "leader": 1, "commit_index": 120, "applied_index": applied,
+                "snapshot_index": 100, "first_index": 51,
+                "snapshots": { "building": null, "sending": if id == 1 {
+                    json!({ "2": { "index": 100, "bytes": 12_582_912, "total": 41_943_040, "rate": 3_145_728 } })
+                } else { json!({}) } },
                 "disk_bytes": 524_288, "stopped": null, "last_error": null,
                 "disk": { "state": if id == 2 { "suspect" } else { "ok" }, "waiting_ms": 2100, "suspect_ms": 1100 },
             })),
@@ -172,10 +211,10 @@ mod tests {
         assert_eq!(
             table(&[node(1, "leader", 120), node(2, "follower", 20), gone]),
             "\
-NODE  ROLE         TERM  LEADER  COMMIT  APPLIED  LAG       DISK
-   1  leader          3       1     120      120    0  512.0 KiB
-   2  follower        3       1     120       20  100  512.0 KiB  disk suspect for 1100 ms: a write waits for 2100 ms
-   -  unreachable     -       -       -        -    -          -  http://127.0.0.1:8003: connection refused
+NODE  ROLE         TERM  LEADER  COMMIT  APPLIED  LAG  SNAPSHOT  FIRST       DISK
+   1  leader          3       1     120      120    0       100     51  512.0 KiB  sending to 2: snapshot 100, 12.0 MiB of 40.0 MiB, 3.0 MiB/s
+   2  follower        3       1     120       20  100       100     51  512.0 KiB  disk suspect for 1100 ms: a write waits for 2100 ms
+   -  unreachable     -       -       -        -    -         -      -          -  http://127.0.0.1:8003: connection refused
 "
         );
     }

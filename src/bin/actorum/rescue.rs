@@ -1,0 +1,210 @@
+//! `actorum restore` and `actorum recover`: a new cluster out of a backup, or out of what a lost majority left.
+//!
+//! Both go through `actorum::rescue`; this file shows what there is, asks for what must be said, and says what was done and
+//! what comes next.
+
+use std::{
+    fmt::Write as _,
+    path::{Path, PathBuf},
+    time::SystemTime,
+};
+
+use actorum::{
+    Address, NodeId,
+    rescue::{self, BackupFile, Recover, Rescued, Restore, Survivor},
+};
+
+use actorum_actors::log::{directory, store::OpenError};
+
+use crate::{Failure, backup, status::bytes};
+
+/// Make a node of a backup: the only one of a new cluster
+///
+/// Verifies the whole file, refuses a directory that holds anything, and gives the new cluster an id of its own: nodes
+/// of the old cluster are refused by it, so none can rejoin by mistake. Cut short, it can be run again. The node starts
+/// with what was applied up to the backup's index; then add nodes and promote them.
+#[derive(clap::Args)]
+pub struct RestoreArgs {
+    /// The backup, as `actorum backup` wrote it
+    file: PathBuf,
+    /// The node's directory: empty, or not there yet
+    #[arg(long, value_name = "DIR")]
+    data: PathBuf,
+    /// The node's id; one of the old cluster's may be used again
+    #[arg(long)]
+    id: NodeId,
+    /// Where peers will reach the node: the address that its `serve --listen` will have
+    #[arg(long, value_name = "HOST:PORT")]
+    address: Address,
+    /// Who does this, for the audit record
+    #[arg(long, env = "USER", value_name = "NAME")]
+    who: String,
+}
+
+/// Make a new cluster out of what is left after a majority is gone for good
+///
+/// Shows every surviving directory, and refuses any but the most advanced: of two logs it holds all that the other knows to
+/// be committed. Then run it again with --accept-loss. The whole log of the chosen directory counts as committed: what was
+/// acknowledged and is not in it is lost, and what was never acknowledged may appear. The node becomes the only one of a
+/// cluster with an id of its own, which refuses the nodes of the old one; who did it, when, and what may be lost stays
+/// on record. If the majority can come back in any way, bring it back instead.
+#[derive(clap::Args)]
+pub struct RecoverArgs {
+    /// A surviving directory; once for each of them. Its node must be stopped
+    #[arg(long, required = true, value_name = "DIR")]
+    data: Vec<PathBuf>,
+    /// Take the directory of this node; the most advanced if not given
+    #[arg(long, value_name = "ID")]
+    choose: Option<NodeId>,
+    /// Do it: what is beyond this index, the last one of the directory taken, may be lost
+    #[arg(long, value_name = "INDEX")]
+    accept_loss: Option<u64>,
+    /// Where peers will reach the node; where they did until now if not given
+    #[arg(long, value_name = "HOST:PORT")]
+    address: Option<Address>,
+    /// Who does this, for the audit record
+    #[arg(long, env = "USER", value_name = "NAME")]
+    who: String,
+}
+
+/// Restores and says what comes next.
+pub fn restore(RestoreArgs { file, data, id, address, who }: RestoreArgs) -> Result<(), Failure> {
+    let backup = BackupFile::read(&file)?;
+    let restored = backup.restore(&data, Restore::new(id, address.clone(), who, SystemTime::now()))?;
+    println!("{} holds node {id} with the state of {}", data.display(), file.display());
+    println!("  {}", describe(&backup));
+    begun(&restored, &address.0);
+    Ok(())
+}
+
+/// What a backup is, in a line.
+pub fn describe(backup: &BackupFile) -> String {
+    format!(
+        "index {}, term {}, {} of cluster {}, {}, BLAKE3 {}",
+        backup.index(),
+        backup.term(),
+        bytes(backup.bytes()),
+        backup.cluster(),
+        backup.membership(),
+        backup::hex(&backup.hash())
+    )
+}
+
+fn begun(rescued: &Rescued, address: &str) {
+    let (id, cluster, data) = (rescued.id, rescued.cluster, rescued.dir.display());
+    println!("cluster {cluster} begins with node {id} at {address}; the old one was {}", rescued.audit.cluster);
+    println!("what may be lost: {}", rescued.audit.may_be_lost);
+    println!("next: start it with `actorum serve --id {id} --data {data} --listen {address} --wait ...`,");
+    println!("      then add empty nodes with POST /members on its --admin address, and promote them");
+}
+
+/// Shows the survivors; with the loss accepted, recovers one of them.
+pub fn recover(args: RecoverArgs) -> Result<(), Failure> {
+    let RecoverArgs { data, choose, accept_loss, address, who } = args;
+    let survivors = rescue::survey(&data);
+    print!("{}", table(&survivors));
+    // A node that runs is not lost: before anything is said of loss.
+    for dir in &data {
+        if let Some(holder) = directory::holder(dir)? {
+            return Err(OpenError::Locked { dir: dir.clone(), holder }.into());
+        }
+    }
+    let chosen = chosen(&survivors, choose)?;
+    let cluster = |survivor: &Survivor| survivor.log.as_ref().map(|log| log.cluster);
+    if let Some(other) = survivors.iter().find(|other| cluster(other).is_some() && cluster(other) != cluster(chosen)) {
+        let (dir, other) = (chosen.dir.display(), other.dir.display());
+        return Err(Failure::new(format!(
+            "{other} is of another cluster than {dir}: leave out what is not of the lost one"
+        )));
+    }
+    let Some(position) = chosen.position() else {
+        return Err(Failure::new(format!("{}: {}", chosen.dir.display(), chosen.problems.join("; "))));
+    };
+    let others: Vec<&Path> =
+        survivors.iter().filter(|other| !std::ptr::eq(*other, chosen)).map(|other| &*other.dir).collect();
+    let Some(accepted) = accept_loss else {
+        return Err(Failure::new(format!(
+            "nothing was changed. Recovering {dir} would make its log, which ends at {position}, the truth: what was \
+             acknowledged beyond it is lost for good{more}. If a majority cannot come back, say so by the index: \
+             --accept-loss {index}",
+            dir = chosen.dir.display(),
+            more = ahead(&survivors, chosen),
+            index = position.0
+        )));
+    };
+    let mut wish = Recover::new(who, SystemTime::now());
+    (wish.accept_loss, wish.address) = (Some(accepted), address);
+    let recovered = rescue::recover(&chosen.dir, &others, wish)?;
+    println!("{} is recovered", recovered.dir.display());
+    let known = chosen.log.as_ref().and_then(|log| log.membership.members.get(&recovered.id));
+    let address = known.map_or_else(|| "HOST:PORT".to_owned(), |member| member.address.0.clone());
+    begun(&recovered, &address);
+    Ok(())
+}
+
+/// The one asked for, or else the most advanced of those that can be used.
+fn chosen(survivors: &[Survivor], choose: Option<NodeId>) -> Result<&Survivor, Failure> {
+    let Some(id) = choose else {
+        let usable = survivors.iter().filter(|survivor| survivor.problems.is_empty());
+        let best = usable.max_by_key(|survivor| survivor.position());
+        return best.ok_or_else(|| Failure::new("none of these directories can be recovered from"));
+    };
+    let found: Vec<&Survivor> = survivors.iter().filter(|survivor| survivor.id == Some(id)).collect();
+    match found[..] {
+        [one] => Ok(one),
+        [] => Err(Failure::usage(format!("--choose {id}: none of these directories is node {id}'s"))),
+        _ => Err(Failure::usage(format!(
+            "--choose {id}: several of these directories are node {id}'s: leave all but one out"
+        ))),
+    }
+}
+
+/// Whoever holds more than the chosen one, or may.
+fn ahead(survivors: &[Survivor], chosen: &Survivor) -> String {
+    let mut said = String::new();
+    for other in survivors.iter().filter(|other| !std::ptr::eq(*other, chosen)) {
+        let dir = other.dir.display();
+        match other.position() {
+            Some(theirs) if Some(theirs) > chosen.position() => {
+                let _ = write!(said, ", and {dir} HOLDS MORE, up to {theirs}");
+            }
+            _ if !other.problems.is_empty() => {
+                let _ = write!(said, ", and {dir} may hold more: it cannot be read whole");
+            }
+            _ => {}
+        }
+    }
+    said
+}
+
+/// The survivors, the most advanced first.
+fn table(survivors: &[Survivor]) -> String {
+    let mut sorted: Vec<&Survivor> = survivors.iter().collect();
+    sorted.sort_by_key(|survivor| std::cmp::Reverse((survivor.problems.is_empty(), survivor.position())));
+    let mut rows = vec![["NODE", "CLUSTER", "ENDS AT", "COMMIT", "SNAPSHOT", "DIRECTORY"].map(str::to_owned)];
+    let mut notes = String::new();
+    for survivor in &sorted {
+        let dash = || "-".to_owned();
+        let log = survivor.log.as_ref();
+        rows.push([
+            survivor.id.map_or_else(dash, |id| id.to_string()),
+            log.map_or_else(dash, |log| log.cluster.to_string().chars().take(8).collect()),
+            survivor.position().map_or_else(dash, |position| position.to_string()),
+            log.map_or_else(dash, |log| log.commit.to_string()),
+            log.and_then(|log| log.snapshots.last()).map_or_else(dash, |snapshot| snapshot.index.to_string()),
+            survivor.dir.display().to_string(),
+        ]);
+        for problem in &survivor.problems {
+            let _ = writeln!(notes, "{}: {problem}", survivor.dir.display());
+        }
+    }
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let mut text = String::new();
+    for row in &rows {
+        for (column, cell) in row[..5].iter().enumerate() {
+            let _ = write!(text, "{cell:>width$}  ", width = width(column));
+        }
+        let _ = writeln!(text, "{}", row[5]);
+    }
+    text + &notes
+}

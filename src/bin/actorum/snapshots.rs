@@ -1,0 +1,126 @@
+//! Snapshots and backups on the admin address.
+//!
+//! ```text
+//!  POST /snapshot    {"index":9,"term":2,"bytes":1048576,"took_ms":12}     once it is durable
+//!  GET  /backup      the file itself; its index, term and hash are headers
+//! ```
+//!
+//! A backup is read from the disk while it is sent: a few pieces are in memory, however large it is and however slow
+//! the client. Whoever takes nothing for [`PATIENCE`] is hung up on, and so is everyone when the process ends; a client sees by the
+//! announced length that it did not get all.
+
+use std::{
+    io::{self, Read},
+    sync::atomic::{AtomicUsize, Ordering},
+    time::{Duration, Instant},
+};
+
+use actix_web::{
+    HttpRequest, HttpResponse,
+    web::{self, Bytes, Data},
+};
+use actorum::Backup;
+use futures_util::stream;
+use serde_json::json;
+use tokio::{
+    sync::{mpsc, watch},
+    time::timeout,
+};
+use tracing::warn;
+
+use crate::{
+    backup::hex,
+    client::HASH,
+    http::{Node, Query, Refused, json_response},
+};
+
+/// Backups that are sent at a time; more are refused.
+const MAX_BACKUPS: usize = 4;
+/// How much is read at a time.
+const PIECE: usize = 256 << 10;
+/// Pieces that wait for one client.
+const PIECES: usize = 4;
+/// How long a client may take nothing.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// `POST /snapshot`.
+pub async fn take(node: Data<Node>, request: HttpRequest) -> Result<HttpResponse, Refused> {
+    Query::parse(&request)?.finish()?;
+    let since = Instant::now();
+    let taken = node.raft.take_snapshot().await.map_err(|error| Refused::snapshot(&node, error))?;
+    let took_ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
+    Ok(json_response(json!({ "index": taken.index, "term": taken.term, "bytes": taken.bytes, "took_ms": took_ms })))
+}
+
+/// `GET /backup`.
+pub async fn backup(node: Data<Node>, request: HttpRequest) -> Result<HttpResponse, Refused> {
+    Query::parse(&request)?.finish()?;
+    let place = Place::take(&node).ok_or_else(|| {
+        Refused::busy(&node, format!("{MAX_BACKUPS} backups are being sent already: try again when one is done"))
+    })?;
+    let backup = node.raft.backup().await.map_err(|error| Refused::snapshot(&node, error))?;
+    let (taken, file) = (backup.taken, backup.file);
+    let (pieces, body) = mpsc::channel(PIECES);
+    actix_web::rt::spawn(send(backup, pieces, node.stopping.clone(), place));
+    let body = stream::unfold(body, |mut body| async { body.recv().await.map(|piece| (piece, body)) });
+    let name = format!("attachment; filename=\"actorum-{}.backup\"", taken.index);
+    Ok(HttpResponse::Ok()
+        .content_type("application/octet-stream")
+        .insert_header(("content-disposition", name))
+        .insert_header(("actorum-index", taken.index.to_string()))
+        .insert_header(("actorum-term", taken.term.to_string()))
+        .insert_header((HASH, hex(&file.hash)))
+        .no_chunking(file.bytes)
+        .streaming(body))
+}
+
+/// One of the [`MAX_BACKUPS`].
+struct Place(Data<Node>);
+
+impl Place {
+    fn take(node: &Data<Node>) -> Option<Place> {
+        let more = |open| (open < MAX_BACKUPS).then_some(open + 1);
+        node.backups.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok()?;
+        Some(Place(node.clone()))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let count: &AtomicUsize = &self.0.backups;
+        count.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+type Piece = Result<Bytes, io::Error>;
+
+/// Reads piece by piece, where waiting for the disk is allowed, as fast as the client takes them.
+async fn send(mut backup: Backup, pieces: mpsc::Sender<Piece>, mut stopping: watch::Receiver<bool>, _place: Place) {
+    loop {
+        let read = web::block(move || {
+            let mut piece = Vec::with_capacity(PIECE);
+            let read = (&mut backup).take(PIECE as u64).read_to_end(&mut piece);
+            (backup, read.map(|_| piece))
+        });
+        // It panicked, or the process ends: the body ends too early, and the client sees that.
+        let Ok((rest, read)) = read.await else { return };
+        backup = rest;
+        let piece = match read {
+            Ok(piece) if piece.is_empty() => return,
+            Ok(piece) => Ok(Bytes::from(piece)),
+            Err(error) => {
+                warn!("a backup breaks off, its file cannot be read: {error}");
+                Err(error)
+            }
+        };
+        let last = piece.is_err();
+        let sent = tokio::select! {
+            biased;
+            _ = stopping.wait_for(|stopping| *stopping) => return,
+            sent = timeout(PATIENCE, pieces.send(piece)) => sent,
+        };
+        if last || !matches!(sent, Ok(Ok(()))) {
+            return;
+        }
+    }
+}
