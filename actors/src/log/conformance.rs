@@ -53,6 +53,14 @@ pub fn conformance<Open: FnMut() -> Box<dyn LogStore>>(mut make: impl FnMut() ->
         ("entries and snapshots of every size", entries_of_every_size),
         ("a commit index alone needs no sync and is kept at close", a_commit_index_alone),
         ("an append with a gap is refused, for good", a_gap_is_refused_for_good),
+        ("a compaction keeps what follows it, and the snapshots", a_compaction_keeps_what_follows),
+        ("a compaction, entries and a hard state in one batch", a_compaction_with_entries_in_one_batch),
+        ("a log cut at both ends goes on", a_log_cut_at_both_ends),
+        ("a snapshot after a compaction, and a compaction after a snapshot", a_snapshot_and_a_compaction),
+        ("a compaction that was overtaken changes nothing", an_overtaken_compaction_changes_nothing),
+        ("a compaction of what is not there is refused", a_wrong_compaction_is_refused),
+        ("what a large compaction leaves goes with later commits", a_large_compaction_catches_up),
+        ("the sizes of the log come back", sizes_come_back),
     ];
     for (name, rule) in rules {
         println!("conformance: {name}");
@@ -127,6 +135,34 @@ fn snapshot(index: u64, term: u64, bytes: usize) -> Snapshot {
 fn genesis() -> Write {
     let hard_state = Some(HardState { term: 1, vote: 0, commit: 1 });
     Write { snapshot: Some(snapshot(1, 1, 50)), hard_state, ..Write::default() }
+}
+
+fn compact(kept: &[(u64, u64)], up_to: u64) -> Write {
+    let snapshots = kept.iter().map(|(index, term)| snapshot(*index, *term, 30)).collect();
+    Write { compact: Some(Compact { snapshots, up_to }), ..Write::default() }
+}
+
+/// What is recovered after a compaction up to `up_to`: these snapshots, a base that is not above it, all entries that follow, and
+/// the term of each.
+fn check_compacted(open: Opener, kept: &[(u64, u64)], up_to: u64, expected: &[Entry]) {
+    let store = open();
+    let recovered = store.recover(GROUP).expect("the group recovers");
+    let snapshots: Vec<_> = kept.iter().map(|(index, term)| snapshot(*index, *term, 30)).collect();
+    assert_eq!(recovered.snapshots, snapshots);
+    assert!(recovered.base() <= up_to, "the base is {} after a compaction up to {up_to}", recovered.base());
+    assert_eq!(recovered.last_index, up_to + expected.len() as u64);
+    let read = |from| store.reader().entries(GROUP, from, recovered.last_index + 1, usize::MAX);
+    assert_eq!(read(up_to + 1).expect("what follows can be read"), expected);
+    let all = read(recovered.base() + 1).expect("what is kept longer can be read");
+    for entry in &all {
+        assert_eq!(recovered.term_at(entry.index), Some(entry.term));
+    }
+    assert!(read(recovered.base()).is_err(), "below the base there is nothing");
+    let sizes: u64 = recovered.sizes.iter().map(|(_, bytes)| bytes).sum();
+    assert_eq!(sizes, all.iter().map(|entry| entry.size() as u64).sum::<u64>());
+    for (index, term) in kept {
+        assert_eq!(recovered.term_at(*index), Some(*term), "a snapshot stands on its log");
+    }
 }
 
 fn formed(open: Opener) -> Running {
@@ -427,4 +463,179 @@ fn a_gap_is_refused_for_good(open: Opener) {
     assert!(matches!(third, Err(StoreError::Closed(_))), "{third:?}");
     drop(store);
     assert_eq!(open().recover(GROUP).expect("the group recovers").last_index, 3);
+}
+
+fn a_compaction_keeps_what_follows(open: Opener) {
+    let mut store = formed(open);
+    store.append(entries(2..=4, 1));
+    store.append(entries(5..=9, 2));
+    store.append(entries(10..=20, 2));
+    let mut up_to = 1;
+    // Inside a block, at its end, again the same, nothing at all, and everything.
+    for (kept, next) in
+        [(&[(3, 1)][..], 2), (&[(4, 1), (7, 2)], 4), (&[(4, 1), (9, 2)], 4), (&[(9, 2)], 0), (&[(20, 2)], 20)]
+    {
+        store.write(compact(kept, next));
+        up_to = up_to.max(next);
+        assert_eq!(store.all(GROUP, up_to + 1, 21).len() as u64, 20 - up_to);
+        drop(store);
+        let log = [entries(2..=4, 1), entries(5..=20, 2)].concat();
+        check_compacted(open, kept, up_to, &log[up_to as usize - 1..]);
+        store = Running::start(open());
+    }
+    store.append(entries(21..=23, 3));
+    drop(store);
+    check_compacted(open, &[(20, 2)], 20, &entries(21..=23, 3));
+}
+
+fn a_compaction_with_entries_in_one_batch(open: Opener) {
+    let mut store = formed(open);
+    store.append(entries(2..=9, 1));
+    let hard_state = Some(HardState { term: 2, vote: 3, commit: 12 });
+    let both = Write { entries: entries(10..=12, 2), hard_state, ..compact(&[(5, 1), (11, 2)], 5) };
+    // And several: the second compacts what the first appended, the third replaces what follows.
+    let later = Write { entries: entries(13..=20, 2), ..Write::default() };
+    store.batch(vec![both, later, compact(&[(11, 2), (14, 2)], 11)], true);
+    let replaced = [entries(15..=16, 3), entries(17..=17, 3)];
+    let [first, second] = replaced.clone().map(|entries| Write { entries, ..Write::default() });
+    store.batch(vec![first, compact(&[(15, 3)], 15), second], true);
+    drop(store);
+    check_compacted(open, &[(15, 3)], 15, &entries(16..=17, 3));
+    assert_eq!(
+        open().recover(GROUP).expect("the group recovers").hard_state,
+        HardState { term: 2, vote: 3, commit: 12 }
+    );
+    // The rest of it may go now.
+    let mut store = Running::start(open());
+    store.append(entries(18..=18, 3));
+    store.write(compact(&[(17, 3)], 17));
+    drop(store);
+    check_compacted(open, &[(17, 3)], 17, &entries(18..=18, 3));
+}
+
+fn a_log_cut_at_both_ends(open: Opener) {
+    let mut store = formed(open);
+    store.append(entries(2..=4, 1));
+    store.append(entries(5..=9, 1));
+    store.write(compact(&[(4, 1)], 4));
+    // Right after the base, as a new leader does whose log ends there.
+    store.append(entries(5..=6, 2));
+    drop(store);
+    check_compacted(open, &[(4, 1)], 4, &entries(5..=6, 2));
+    let mut store = Running::start(open());
+    store.write(compact(&[(6, 2)], 6));
+    store.append(entries(7..=9, 2));
+    let replaced = Write { entries: entries(7..=7, 3), ..compact(&[(6, 2), (7, 3)], 6) };
+    store.write(replaced);
+    assert!(store.reader.entries(GROUP, 8, 9, usize::MAX).is_err(), "what was replaced is gone");
+    drop(store);
+    check_compacted(open, &[(6, 2), (7, 3)], 6, &entries(7..=7, 3));
+}
+
+fn a_snapshot_and_a_compaction(open: Opener) {
+    let mut store = formed(open);
+    store.append(entries(2..=9, 1));
+    store.write(compact(&[(4, 1), (8, 1)], 4));
+    let install = |index, term| Write { snapshot: Some(snapshot(index, term, 30)), ..Write::default() };
+    store.write(install(30, 2));
+    store.append(entries(31..=39, 2));
+    drop(store);
+    check_compacted(open, &[(30, 2)], 30, &entries(31..=39, 2));
+    let mut store = Running::start(open());
+    store.write(compact(&[(30, 2), (35, 2)], 30));
+    // In one batch: what is compacted and then replaced, and the other way round.
+    store.batch(
+        vec![compact(&[(36, 2)], 36), install(50, 3), Write { entries: entries(51..=60, 3), ..Write::default() }],
+        true,
+    );
+    drop(store);
+    check_compacted(open, &[(50, 3)], 50, &entries(51..=60, 3));
+    let mut store = Running::start(open());
+    let after = Write { entries: entries(71..=80, 4), ..install(70, 4) };
+    store.batch(vec![after, compact(&[(70, 4), (75, 4)], 70)], true);
+    drop(store);
+    check_compacted(open, &[(70, 4), (75, 4)], 70, &entries(71..=80, 4));
+    let mut store = Running::start(open());
+    store.write(compact(&[(75, 4)], 75));
+    drop(store);
+    check_compacted(open, &[(75, 4)], 75, &entries(76..=80, 4));
+}
+
+fn an_overtaken_compaction_changes_nothing(open: Opener) {
+    let mut store = formed(open);
+    store.append(entries(2..=9, 1));
+    store.write(Write { snapshot: Some(snapshot(30, 2, 30)), ..Write::default() });
+    store.append(entries(31..=33, 2));
+    store.write(compact(&[(4, 1), (8, 1)], 4));
+    drop(store);
+    check_compacted(open, &[(30, 2)], 30, &entries(31..=33, 2));
+}
+
+fn a_wrong_compaction_is_refused(open: Opener) {
+    let mut store = formed(open);
+    store.append(entries(2..=9, 1));
+    store.append(entries(10..=19, 2));
+    store.write(compact(&[(9, 1), (15, 2)], 9));
+    drop(store);
+    let wrong = [
+        (compact(&[], 9), "leaves no snapshot"),
+        (compact(&[(15, 2), (12, 2)], 9), "with snapshot 15 before 12"),
+        (compact(&[(12, 2), (15, 2)], 13), "up to 13, past its first snapshot, 12"),
+        (compact(&[(15, 2), (20, 2)], 9), "a snapshot of 20 of a log up to 19"),
+        (compact(&[(5, 1), (15, 2)], 5), "a snapshot of 5 of a log from 10"),
+        (compact(&[(12, 1)], 12), "a snapshot 12@1 of a log with"),
+        (Write { entries: entries(15..=15, 3), ..Write::default() }, "an append at 15 to a log with a snapshot of 15"),
+    ];
+    for (write, words) in wrong {
+        let mut store = Running::start(open());
+        store.appender.submit(Batch { writes: vec![write], sync: true });
+        let refusal = store.completed().result.expect_err("it is refused").to_string();
+        assert!(refusal.contains("group 0: a batch") && refusal.contains(words), "{refusal}");
+        drop(store);
+        check_compacted(open, &[(9, 1), (15, 2)], 9, &entries(10..=19, 2));
+    }
+}
+
+fn a_large_compaction_catches_up(open: Opener) {
+    let mut store = formed(open);
+    for index in 2..=1500 {
+        let write = Write { entries: vec![entry(index, 1)], ..Write::default() };
+        store.appender.submit(Batch { writes: vec![write], sync: true });
+        // One block for each, not one for all that wait.
+        store.completed().result.expect("the batch is written");
+    }
+    store.write(compact(&[(1400, 1), (1450, 1)], 1400));
+    store.append(entries(1501..=1501, 1));
+    store.append(entries(1502..=1502, 1));
+    // A truncation has no part in it, nor has what it replaces.
+    store.append(entries(1460..=1460, 2));
+    drop(store);
+    let expected = [entries(1401..=1459, 1), entries(1460..=1460, 2)].concat();
+    check_compacted(open, &[(1400, 1), (1450, 1)], 1400, &expected);
+    assert_eq!(open().recover(GROUP).expect("the group recovers").base(), 1400, "each was a block of its own");
+    // The compaction that was under way when the store was closed begins again with the next.
+    let mut store = Running::start(open());
+    store.append(entries(1461..=1461, 2));
+    store.write(compact(&[(1461, 2)], 1461));
+    drop(store);
+    check_compacted(open, &[(1461, 2)], 1461, &[]);
+}
+
+fn sizes_come_back(open: Opener) {
+    let mut store = formed(open);
+    let log: Vec<Entry> = (2..=400).map(|index| sized(index, 1, (index as usize * 37) % 3000)).collect();
+    for some in log.chunks(23) {
+        store.append(some.to_vec());
+    }
+    drop(store);
+    let recovered = open().recover(GROUP).expect("the group recovers");
+    assert!(recovered.sizes.len() > 3, "in more than one step: {:?}", recovered.sizes);
+    let mut from = recovered.base() + 1;
+    let ends = recovered.sizes.iter().skip(1).map(|(first, _)| *first).chain([recovered.last_index + 1]);
+    for ((first, bytes), end) in recovered.sizes.iter().zip(ends) {
+        assert_eq!(*first, from, "without gaps");
+        let exact: usize = log.iter().filter(|entry| (from..end).contains(&entry.index)).map(Entry::size).sum();
+        assert_eq!(*bytes, exact as u64, "from {from} to {end}");
+        from = end;
+    }
 }

@@ -695,3 +695,117 @@ impl Scan {
         backwards.map_or(Ok(()), Err)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const GROUP: GroupId = GroupId(3);
+
+    fn snapshot(index: u64, term: u64) -> Snapshot {
+        Snapshot { index, term, data: Bytes::from(vec![7; 50]), ..Snapshot::default() }
+    }
+
+    #[test]
+    fn a_snapshot_of_an_older_version_is_a_foundation() {
+        let old = rmp_serde::to_vec_named(&snapshot(9, 2)).unwrap();
+        let expected =
+            Foundation { base: 9, base_term: 2, anchor: anchor(GROUP, 9, 2), snapshots: vec![snapshot(9, 2)] };
+        assert_eq!(decode_foundation(GROUP, &old), Ok(expected));
+    }
+
+    #[test]
+    fn a_foundation_that_cannot_be_is_refused() {
+        let base = Foundation { base: 5, base_term: 2, anchor: 1, snapshots: Vec::new() };
+        for (snapshots, words) in [
+            (vec![], "names no snapshot"),
+            (vec![snapshot(4, 2)], "4@2 cannot follow 5@2"),
+            (vec![snapshot(5, 3)], "5@3 cannot follow 5@2"),
+            (vec![snapshot(6, 1)], "6@1 cannot follow 5@2"),
+            (vec![snapshot(7, 2), snapshot(7, 2)], "7@2 cannot follow 7@2"),
+            (vec![snapshot(7, 3), snapshot(8, 2)], "8@2 cannot follow 7@3"),
+        ] {
+            let bytes = encode_foundation(&Foundation { snapshots, ..base.clone() }).unwrap();
+            let refusal = decode_foundation(GROUP, &bytes).unwrap_err();
+            assert!(refusal.contains(words), "{refusal}");
+        }
+    }
+
+    /// A log on that foundation, in one block.
+    fn scanned(foundation: &Foundation, entries: &[Entry], commit: u64) -> Found {
+        let mut pieces = Vec::new();
+        let hard_state = HardState { term: 9, vote: 0, commit };
+        seal(Key::hard_state(GROUP), 0, &encode_hard_state(&hard_state), &mut pieces);
+        seal(Key::snapshot(GROUP), 0, &encode_foundation(foundation).unwrap(), &mut pieces);
+        seal_entries(GROUP, foundation.anchor, entries, &mut pieces);
+        let mut scan = Scan::new();
+        for (key, value) in pieces {
+            scan.push(&key.encode(), value.into());
+        }
+        scan.finish()
+    }
+
+    fn entries(from: u64, terms: &[u64]) -> Vec<Entry> {
+        let entry = |(index, &term)| Entry {
+            kind: EntryKind::Normal,
+            term,
+            index,
+            data: Bytes::from(vec![index as u8; 30]),
+            context: Bytes::new(),
+        };
+        (from..).zip(terms).map(entry).collect()
+    }
+
+    #[test]
+    fn a_snapshot_that_does_not_stand_on_its_log_is_named() {
+        let foundation = |snapshots| Foundation { base: 5, base_term: 2, anchor: 77, snapshots };
+        let log = entries(6, &[2, 2, 3, 3]);
+        let good = scanned(&foundation(vec![snapshot(5, 2), snapshot(8, 3)]), &log, 9);
+        assert_eq!(good.problems, []);
+        let recovered = &good.groups[&GROUP].recovered;
+        assert_eq!((recovered.base(), recovered.last_index, &recovered.terms[..]), (5, 9, &[(5, 2), (8, 3)][..]));
+        for wrong in [snapshot(8, 2), snapshot(10, 3)] {
+            let found = scanned(&foundation(vec![snapshot(5, 2), wrong]), &log, 9);
+            assert_eq!(found.problems.len(), 1, "{:?}", found.problems);
+            assert!(found.problems[0].to_string().starts_with("group 3: snapshot: there is no entry"));
+        }
+        let found = scanned(&Foundation { anchor: 78, ..foundation(vec![snapshot(5, 2)]) }, &[], 9);
+        assert!(found.problems[0].to_string().contains("commit 9 lies past the last index 5"));
+    }
+
+    proptest! {
+        /// Whatever log there is and wherever it begins, it is found as it was written; and any byte of its foundation matters.
+        #[test]
+        fn what_is_written_is_found(
+            base in 1..1_000_000u64,
+            steps in prop::collection::vec(0..2u64, 1..50),
+            kept in prop::collection::btree_set(0..50usize, 1..3),
+            anchor in any::<u32>(),
+            flip in any::<usize>(),
+        ) {
+            let mut term = 1;
+            let terms: Vec<u64> = steps.iter().map(|step| { term += step; term }).collect();
+            let log = entries(base + 1, &terms);
+            let at = |nth: usize| if nth == 0 { (base, 1) } else { (base + nth as u64, terms[nth - 1]) };
+            let kept: BTreeMap<u64, u64> = kept.into_iter().map(|nth| at(nth % (log.len() + 1))).collect();
+            let snapshots = kept.into_iter().map(|(index, term)| snapshot(index, term)).collect();
+            let foundation = Foundation { base, base_term: 1, anchor, snapshots };
+            let found = scanned(&foundation, &log, base);
+            prop_assert_eq!(&found.problems, &[]);
+            let recovered = &found.groups[&GROUP].recovered;
+            prop_assert_eq!(&recovered.snapshots, &foundation.snapshots);
+            prop_assert_eq!((recovered.base(), recovered.last_index), (base, base + log.len() as u64));
+            for entry in &log {
+                prop_assert_eq!(recovered.term_at(entry.index), Some(entry.term));
+            }
+            let sizes: u64 = recovered.sizes.iter().map(|(_, bytes)| bytes).sum();
+            prop_assert_eq!(sizes, log.iter().map(|entry| entry.size() as u64).sum::<u64>());
+            let mut bytes = encode_foundation(&foundation).unwrap();
+            let bit = flip % (bytes.len() * 8);
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            let _ = decode_foundation(GROUP, &bytes); // whatever it says, it says it
+        }
+    }
+}

@@ -493,6 +493,122 @@ mod tests {
         }
     }
 
+    /// What follows a log, in many orders: the base rises, the end is cut, a snapshot replaces it all.
+    #[test]
+    fn a_compacted_log_is_a_log() {
+        for seed in 0..300u64 {
+            let mut dice = seed;
+            let mut roll = |sides: u64| {
+                dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                (dice >> 33) % sides
+            };
+            let disk = Arc::new(Held::default());
+            let mut view = view(&disk, 100);
+            let mut plain = BTreeMap::from([(1, 1u64)]);
+            let (mut base, mut applied, mut term) = (1, 1, 1);
+            for _ in 0..40 {
+                let last = view.last();
+                match roll(6) {
+                    0..=2 => {
+                        let first = applied + 1 + roll(last - applied + 1);
+                        term += roll(3);
+                        let entries: Vec<_> = (first..=first + roll(4)).map(|index| entry(index, term)).collect();
+                        plain.split_off(&first);
+                        disk.0.lock().unwrap().split_off(&first);
+                        for e in &entries {
+                            plain.insert(e.index, e.term);
+                            disk.0.lock().unwrap().insert(e.index, entry_from_raft(e));
+                        }
+                        view.append(&entries);
+                    }
+                    3 => {
+                        applied += roll(last - applied + 1);
+                        view.applied_to(applied);
+                    }
+                    4 => {
+                        let older = base + roll(applied - base + 1);
+                        let newest = older + roll(applied - older + 1);
+                        let kept = BTreeMap::from([(older, plain[&older]), (newest, plain[&newest])]);
+                        let kept =
+                            kept.into_iter().map(|(index, term)| Snapshot { index, term, ..Snapshot::default() });
+                        view.keep(kept.collect());
+                        base = roll(older + 1).max(base);
+                        view.compact(base);
+                        plain = plain.split_off(&base);
+                        // The store may hold more: it is asked for nothing of it.
+                        disk.0.lock().unwrap().retain(|index, _| *index > base);
+                        assert_eq!((view.snapshot_index(), view.newest().unwrap().index), (newest, newest));
+                    }
+                    _ if roll(8) == 0 => {
+                        base = last + roll(5);
+                        applied = base;
+                        plain = BTreeMap::from([(base, term)]);
+                        disk.0.lock().unwrap().clear();
+                        view.install(Snapshot { index: base, term, ..Snapshot::default() });
+                        assert_eq!((view.snapshots().len(), view.log_bytes()), (1, 0));
+                    }
+                    _ => {}
+                }
+                let last = *plain.last_key_value().unwrap().0;
+                assert_eq!(
+                    (view.base(), view.first_index().unwrap(), view.last()),
+                    (base, base + 1, last),
+                    "seed {seed}"
+                );
+                for (index, term) in &plain {
+                    assert_eq!(view.term(*index).unwrap(), *term, "seed {seed}: the term of {index}");
+                }
+                let compacted = raft::Error::Store(StorageError::Compacted);
+                assert_eq!(view.term(base - 1).unwrap_err(), compacted, "seed {seed}");
+                assert_eq!(view.entries(base, last + 1, None, context()).unwrap_err(), compacted, "seed {seed}");
+                if last > base {
+                    let read = view.entries(base + 1, last + 1, None, context()).unwrap();
+                    let read: Vec<_> = read.iter().map(|e| (e.index, e.term)).collect();
+                    let expected: Vec<_> = plain.range(base + 1..).map(|(index, term)| (*index, *term)).collect();
+                    assert_eq!(read, expected, "seed {seed}");
+                }
+                let each = size(&entry(1, 1)) as u64;
+                assert_eq!(view.log_bytes(), (last - base) * each, "seed {seed}");
+                for index in base..=last {
+                    assert_eq!(view.bytes_after(index), (last - index) * each, "seed {seed}: after {index}");
+                    assert_eq!(view.index_within((last - index) * each), index, "seed {seed}: within {index}");
+                }
+                let applied_bytes: usize = view.tail.iter().filter(|e| e.index <= applied).map(size).sum();
+                assert_eq!(view.tail_bytes() - view.unapplied_bytes(), applied_bytes, "seed {seed}");
+            }
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "an entry that is not applied is never compacted")]
+    fn what_is_not_applied_is_not_compacted() {
+        let mut view = view(&Arc::new(Held::default()), 0);
+        view.append(&[entry(2, 1), entry(3, 1)]);
+        view.applied_to(2);
+        view.compact(3);
+    }
+
+    /// What lies below the floor is in the log and goes to nobody; nor does a snapshot that would lead there.
+    #[test]
+    fn a_floor_hides_what_is_below_it() {
+        let mut view = view(&Arc::new(Held::default()), 1000);
+        view.append(&(2..=9).map(|index| entry(index, 1)).collect::<Vec<_>>());
+        view.applied_to(7);
+        assert!(view.snapshot(0, 1).is_ok());
+        view.raise_floor(6);
+        view.raise_floor(5); // never lowered
+        let compacted = raft::Error::Store(StorageError::Compacted);
+        assert_eq!((view.base(), view.first_index().unwrap()), (1, 7));
+        assert_eq!(view.entries(6, 8, None, context()).unwrap_err(), compacted);
+        assert_eq!(view.entries(7, 8, None, context()).unwrap().len(), 1);
+        assert_eq!((view.term(5).unwrap_err(), view.term(6).unwrap()), (compacted, 1));
+        let later = raft::Error::Store(StorageError::SnapshotTemporarilyUnavailable);
+        assert_eq!(view.snapshot(0, 1).unwrap_err(), later);
+        view.keep(vec![Snapshot { index: 6, term: 1, ..Snapshot::default() }]);
+        assert_eq!(view.snapshot(0, 1).unwrap().get_metadata().index, 6);
+        assert_eq!(view.snapshot(7, 1).unwrap_err(), later, "and none below what was asked for");
+    }
+
     /// Unapplied entries stay in memory whatever they weigh; applied ones go, oldest first, down to the bound.
     #[test]
     fn the_tail_pins_what_is_not_applied() {
