@@ -216,6 +216,7 @@ impl SnapshotKeeper {
             let result = work(&shelf);
             return then(self, result, ctx);
         }
+        #[allow(clippy::disallowed_methods, reason = "only for a shelf that blocks")]
         let task = tokio::task::spawn_blocking(move || work(&shelf));
         ctx.spawn(task.into_actor(self).map(move |ended, keeper, ctx| {
             let panicked = |error| SnapshotError(format!("the thread that did it ended: {error}"));
