@@ -1,9 +1,12 @@
-//! `actorum demo`: three real processes, a SIGKILL, and a count of what was lost.
+//! `actorum demo`: three real processes, a SIGKILL, a long absence, and a count of what was lost.
 //!
 //! ```text
-//!  certificates ▶ three nodes ▶ a leader ▶ writes through every node ─────────────────────────┐
-//!                                            │ SIGKILL to the leader ▶ election ▶ restart ▶ catch up
-//!                                            └──▶ every acknowledged write, looked up on every node
+//!  certificates ▶ three nodes ▶ a leader ▶ writes through every node
+//!                                 │ SIGKILL to the leader ▶ election ▶ restart ▶ catches up from the log
+//!                                 ▼
+//!                   a follower is away ▶ large writes ▶ the log forgets where it was ▶ it comes back by snapshot
+//!                                 ▼
+//!                   every acknowledged write, looked up on every node
 //! ```
 //!
 //! It uses nothing that a user could not: the binary's own `serve`, its HTTP API, its certificates. Whatever
@@ -27,32 +30,42 @@ use std::{
 };
 
 use actorum::NodeId;
+use indicatif::HumanBytes;
 
 use crate::{Failure, certs, client::Client, signals};
 use account::Account;
 use cluster::Cluster;
 use verdict::Evidence;
-use writers::{Ledger, Writers};
+use writers::{Ledger, Subject, Writers};
 
 /// The three nodes.
 const NODES: [NodeId; 3] = [1, 2, 3];
-/// By then all is over, one way or the other: some time before the 30 s that the help promises.
-const END: Duration = Duration::from_secs(28);
+/// By then all is over, one way or the other: some time before the 40 s that the help promises.
+const END: Duration = Duration::from_secs(38);
 /// By then it has failed. What is under way at that moment is a question to a node and a write, of 2 s and 2.5 s.
-const TIME: Duration = Duration::from_secs(22);
+const TIME: Duration = Duration::from_secs(32);
 /// How long the nodes may take to end in order before they are killed.
 const FAREWELL: Duration = Duration::from_secs(5);
 /// How long a restarted node may take to catch up.
 const CATCH_UP: Duration = Duration::from_secs(10);
 /// How long the writing of each third may take; on a slow disk there are fewer writes then.
 const THIRD: Duration = Duration::from_secs(4);
+/// The writes that the leader's death falls into.
+const SMALL: Subject = Subject { name: "writer", bytes: 0 };
+/// The writes that a node is away for.
+const LARGE: Subject = Subject { name: "picture", bytes: 64 << 10 };
+/// How many of them.
+const PICTURES: u64 = 160;
+/// How long the log may take to be cut off behind a snapshot.
+const CUT: Duration = Duration::from_secs(6);
 /// How often a condition is looked at.
 const LOOK: Duration = Duration::from_millis(10);
 
 /// Run three nodes here, kill their leader, and count what was lost
 ///
 /// Three processes with a directory each, QUIC with mutual TLS between them, and certificates made on the
-/// spot. Ends by itself within 30 s, with exit code 0 only if every acknowledged write is on every node.
+/// spot. The leader is killed; then another node stays away until the log has forgotten where it was, and comes back
+/// by a snapshot. Ends by itself within 40 s, with exit code 0 only if every acknowledged write is on every node.
 /// Leaves nothing behind.
 #[derive(clap::Args)]
 pub struct Args {
@@ -91,7 +104,8 @@ pub fn run(Args { stay, dir, writes }: Args) -> Result<(), Failure> {
     let (leader, term) = cluster.wait_for_leader(None, &patience)?;
     account.line(format_args!("node {leader} leads in term {term}, {} after the start", ms(started.elapsed())));
 
-    let story = write_through_a_death(&account, &mut cluster, leader, writes, &patience)?;
+    let mut story = write_through_a_death(&account, &mut cluster, leader, writes, &patience)?;
+    story.come_back_by_snapshot(&account, &mut cluster, &patience)?;
     check(&account, &cluster, &story, &patience)?;
     let mut farewell = FAREWELL.min(END.saturating_sub(began.elapsed()));
     if stay {
@@ -116,6 +130,8 @@ struct Story {
     before: u64,
     /// How many when there was another.
     elected: u64,
+    /// How many snapshots the node got that was away.
+    snapshots: u64,
 }
 
 /// Writers through every node, while their leader is killed, replaced and brought back.
@@ -129,7 +145,7 @@ fn write_through_a_death(
     let urls: Vec<String> = cluster.nodes().map(|node| node.url.clone()).collect();
     thread::scope(|scope| {
         // The last third is for the next leader, however fast the first one is.
-        let writers = Writers::start(scope, &urls, writes * 2 / 3);
+        let writers = Writers::start(scope, &urls, SMALL, writes * 2 / 3);
         account.line(format_args!("writing {writes} keys, one writer through each node"));
         account.follow("acknowledged writes", writes, THIRD, patience, writes / 3, || Ok(writers.acknowledged()))?;
 
@@ -176,14 +192,71 @@ fn write_through_a_death(
             ledger.refused,
             ledger.unknown.len()
         ));
-        Ok(Story { ledger, before, elected })
+        Ok(Story { ledger, before, elected, snapshots: 0 })
     })
+}
+
+impl Story {
+    /// A follower stays away until the others no longer have the log that it would need.
+    fn come_back_by_snapshot(
+        &mut self,
+        account: &Account,
+        cluster: &mut Cluster,
+        patience: &Patience,
+    ) -> Result<(), Failure> {
+        let (leader, _) = cluster.wait_for_leader(None, patience)?;
+        let away = NODES.into_iter().find(|id| *id != leader).expect("there are three");
+        let held = cluster.status(away)?.applied_index;
+        cluster.kill(away)?;
+        account.line(format_args!("node {away} is away from entry {held} on; the others get {PICTURES} larger writes"));
+        let urls: Vec<String> = cluster.nodes().filter(|node| node.id != away).map(|node| node.url.clone()).collect();
+        let large = thread::scope(|scope| {
+            let writers = Writers::start(scope, &urls, LARGE, PICTURES);
+            let acknowledged = || Ok(writers.acknowledged());
+            account.follow("acknowledged writes", PICTURES, THIRD, patience, PICTURES, acknowledged)?;
+            writers.finish()
+        })?;
+        self.ledger.join(large);
+
+        // Whoever leads now will have to send it something.
+        let until = Instant::now() + CUT;
+        let (leader, first) = patience.wait("the log to be cut off behind a snapshot", || {
+            let (leader, _) = cluster.wait_for_leader(Some(away), patience)?;
+            let first = cluster.status(leader)?.first_index;
+            Ok((first > held + 1 || Instant::now() > until).then_some((leader, first)))
+        })?;
+        account.line(format_args!("node {leader} has snapshots, and of its log what comes from entry {first} on"));
+
+        cluster.restart(away, patience)?;
+        let restarted = Instant::now();
+        let commit = cluster.status(leader)?.commit_index;
+        let (bar, mut bytes) = (account.bytes(), 0);
+        let arrived = patience.wait(&format!("node {away} to come back"), || {
+            let status = cluster.status(away)?;
+            bytes = status.snapshots.bytes_received;
+            if let Some(receiving) = status.snapshots.receiving.values().next() {
+                bar.set_length(receiving.total);
+                bar.set_position(receiving.bytes);
+                bar.set_message(HumanBytes(receiving.rate).to_string());
+            }
+            Ok((status.applied_index >= commit).then_some(status.snapshots.received))
+        });
+        bar.finish_and_clear();
+        self.snapshots = arrived?;
+        account.line(format_args!(
+            "node {away} is back: {} snapshot of {}, sent at 6 MiB/s at most, and the log after it: entry {commit} after {}",
+            self.snapshots,
+            HumanBytes(bytes),
+            ms(restarted.elapsed())
+        ));
+        Ok(())
+    }
 }
 
 /// Looks up every acknowledged write on every node, counts, and judges.
 fn check(account: &Account, cluster: &Cluster, story: &Story, patience: &Patience) -> Result<(), Failure> {
-    let Story { ledger, before, elected } = story;
-    let last = ledger.acknowledged.iter().map(|write| write.index).max().unwrap_or(0);
+    let Story { ledger, before, elected, snapshots } = story;
+    let last = ledger.acknowledged.iter().map(|(_, index)| *index).max().unwrap_or(0);
     let total = (ledger.acknowledged.len() * NODES.len()) as u64;
     for node in cluster.nodes() {
         patience.wait(&format!("node {} to apply entry {last}", node.id), || {
@@ -208,7 +281,8 @@ fn check(account: &Account, cluster: &Cluster, story: &Story, patience: &Patienc
     let evidence = Evidence {
         before: *before,
         after: (ledger.acknowledged.len() as u64).saturating_sub(*elected),
-        acknowledged: ledger.acknowledged.iter().map(|write| write.key.as_str()).collect(),
+        snapshots: *snapshots,
+        acknowledged: ledger.acknowledged.iter().map(|(write, _)| write.key.as_str()).collect(),
         held: found.iter().map(|(id, found)| (*id, found.acknowledged.clone())).collect(),
     };
     for (id, found) in &found {

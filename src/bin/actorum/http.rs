@@ -203,6 +203,7 @@ fn describe(status: &Status) -> Value {
         "queues": status.queues,
         "totals": status.totals,
         "disk_bytes": status.disk_bytes,
+        "log_bytes": status.log_bytes,
         "disk": status.disk,
         "last_error": status.last_error,
         "stopped": status.stopped,

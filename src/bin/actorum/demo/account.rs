@@ -40,10 +40,7 @@ impl Account {
         goal: u64,
         mut now: impl FnMut() -> Result<u64, Failure>,
     ) -> Result<u64, Failure> {
-        // Draws nothing when standard error is no terminal.
-        let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
-        let style = ProgressStyle::with_template("          {bar:40} {pos}/{len} {msg}").expect("a valid template");
-        bar.set_style(style);
+        let bar = bar(total, "{pos}/{len} {msg}");
         bar.set_message(what);
         let until = Instant::now() + time;
         let followed = loop {
@@ -64,4 +61,16 @@ impl Account {
         bar.finish_and_clear();
         followed
     }
+
+    /// A bar for bytes, whose number may come late.
+    pub fn bytes(&self) -> ProgressBar {
+        bar(0, "{bytes}/{total_bytes}, {msg}/s")
+    }
+}
+
+/// Draws nothing when standard error is no terminal.
+fn bar(total: u64, tail: &str) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
+    let style = ProgressStyle::with_template(&format!("          {{bar:40}} {tail}")).expect("a valid template");
+    bar.with_style(style)
 }

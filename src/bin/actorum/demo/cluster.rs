@@ -20,6 +20,14 @@ use serde::Deserialize;
 use super::{LOOK, NODES, Patience, client};
 use crate::{Failure, client::Client};
 
+/// What a large service does in days is to happen here in seconds: the log is kept short, and a snapshot travels slowly enough to be seen.
+const SETTINGS: [(&str, &str); 4] = [
+    ("ACTORUM_SNAPSHOT_BYTES", "2097152"),
+    ("ACTORUM_LOG_KEEP_ENTRIES", "100"),
+    ("ACTORUM_LOG_KEEP_BYTES", "1048576"),
+    ("ACTORUM_SNAPSHOT_RATE", "6291456"),
+];
+
 /// The three nodes.
 pub struct Cluster {
     nodes: BTreeMap<NodeId, Node>,
@@ -56,6 +64,32 @@ pub struct NodeStatus {
     pub commit_index: u64,
     /// What it has applied.
     pub applied_index: u64,
+    /// Where its log begins.
+    pub first_index: u64,
+    /// How its snapshots are.
+    pub snapshots: NodeSnapshots,
+}
+
+/// What of a node's snapshots the story needs.
+#[derive(Deserialize)]
+pub struct NodeSnapshots {
+    /// How many it got from peers since it started.
+    pub received: u64,
+    /// How many bytes of them.
+    pub bytes_received: u64,
+    /// The one that is on its way to it, by sender.
+    pub receiving: BTreeMap<NodeId, Receiving>,
+}
+
+/// How far it is.
+#[derive(Deserialize)]
+pub struct Receiving {
+    /// Bytes that are here.
+    pub bytes: u64,
+    /// Bytes in all.
+    pub total: u64,
+    /// Bytes per second.
+    pub rate: u64,
 }
 
 impl Cluster {
@@ -206,6 +240,7 @@ impl Node {
             // The story is the same whatever the person's own node is told.
             command.env_remove(name);
         }
+        command.envs(SETTINGS);
         // A group of its own: Ctrl-C is for the demo, which ends its nodes in order.
         command.stdin(Stdio::piped()).stdout(log.try_clone()?).stderr(log).process_group(0);
         self.process = Some(Process { child: command.spawn()? });

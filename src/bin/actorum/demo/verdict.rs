@@ -12,6 +12,8 @@ pub struct Evidence<'a> {
     pub before: u64,
     /// How many after another one was elected.
     pub after: u64,
+    /// How many snapshots the node got that was away.
+    pub snapshots: u64,
     /// The key of every acknowledged write.
     pub acknowledged: BTreeSet<&'a str>,
     /// Those of them that each node holds.
@@ -26,7 +28,8 @@ impl Evidence<'_> {
         self.acknowledged.difference(held).copied().collect()
     }
 
-    /// Good only if writes were acknowledged before and after the kill and each of these nodes holds all of them.
+    /// Good only if writes were acknowledged before and after the kill, a node came back by a snapshot, and each of these nodes
+    /// holds all that was acknowledged.
     pub fn verdict(&self, nodes: &[NodeId]) -> Result<(), Failure> {
         let lost = |id: &NodeId| {
             let missing = self.missing(*id);
@@ -38,9 +41,12 @@ impl Evidence<'_> {
             return Err(Failure::new(lost.join("; ")));
         }
         // With nothing written nothing can be missing: that shows nothing.
-        match (self.before, self.after) {
-            (0, _) => Err(Failure::new("no write was acknowledged before the kill: there was nothing to lose")),
-            (_, 0) => Err(Failure::new("no write was acknowledged after the election: the new leader does not work")),
+        match (self.before, self.after, self.snapshots) {
+            (0, ..) => Err(Failure::new("no write was acknowledged before the kill: there was nothing to lose")),
+            (_, 0, _) => {
+                Err(Failure::new("no write was acknowledged after the election: the new leader does not work"))
+            }
+            (.., 0) => Err(Failure::new("the node that was away came back without a snapshot: its log had not gone")),
             _ => Ok(()),
         }
     }
@@ -55,7 +61,7 @@ mod tests {
     fn evidence() -> Evidence<'static> {
         let acknowledged = BTreeSet::from(["writer-1/1", "writer-2/1", "writer-3/1"]);
         let held = NODES.map(|id| (id, acknowledged.clone())).into();
-        Evidence { before: 1, after: 2, acknowledged, held }
+        Evidence { before: 1, after: 2, snapshots: 1, acknowledged, held }
     }
 
     #[track_caller]
@@ -90,10 +96,15 @@ mod tests {
     }
 
     #[test]
+    fn a_run_without_a_snapshot_fails() {
+        fails(&Evidence { snapshots: 0, ..evidence() }, &["without a snapshot"]);
+    }
+
+    #[test]
     fn a_run_without_writes_fails() {
         fails(&Evidence { before: 0, after: 3, ..evidence() }, &["before the kill"]);
         fails(&Evidence { before: 3, after: 0, ..evidence() }, &["after the election"]);
-        let nothing = Evidence { before: 0, after: 0, acknowledged: [].into(), held: [].into() };
+        let nothing = Evidence { before: 0, after: 0, snapshots: 0, acknowledged: [].into(), held: [].into() };
         fails(&nothing, &["no write was acknowledged"]);
     }
 }

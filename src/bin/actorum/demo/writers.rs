@@ -6,6 +6,7 @@
 
 use std::{
     collections::BTreeSet,
+    hash::{DefaultHasher, Hash, Hasher},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -43,20 +44,45 @@ impl Progress {
 /// What the writers were told.
 #[derive(Default)]
 pub struct Ledger {
-    /// Writes that were acknowledged.
-    pub acknowledged: Vec<Write>,
-    /// Keys of writes whose outcome nobody knows.
-    pub unknown: Vec<String>,
+    /// Writes that were acknowledged, and the index that each was applied at.
+    pub acknowledged: Vec<(Write, u64)>,
+    /// Writes whose outcome nobody knows.
+    pub unknown: Vec<Write>,
     /// How many refusals were answered by trying again.
     pub refused: u64,
 }
 
-/// An acknowledged write.
+/// One write.
 pub struct Write {
-    /// Its key; the value is [`value`] of it.
+    /// Its key.
     pub key: String,
-    /// The index it was applied at.
-    pub index: u64,
+    /// How long its value is, at least.
+    bytes: usize,
+}
+
+impl Write {
+    /// What is written under the key: a sentence, and then what cannot be compressed much.
+    fn value(&self) -> String {
+        let mut value = format!("the value of {}", self.key);
+        for block in 0.. {
+            if value.len() >= self.bytes {
+                break;
+            }
+            let mut hasher = DefaultHasher::new();
+            (&self.key, block).hash(&mut hasher);
+            value.push_str(&format!("{:016x}", hasher.finish()));
+        }
+        value
+    }
+}
+
+/// What is written.
+#[derive(Clone, Copy)]
+pub struct Subject {
+    /// What the keys begin with.
+    pub name: &'static str,
+    /// How long each value is, at least.
+    pub bytes: usize,
 }
 
 /// What was found on a node.
@@ -78,7 +104,12 @@ pub struct Writers<'scope> {
 
 impl<'scope> Writers<'scope> {
     /// Starts them. They pause when so many writes are acknowledged in all, and end when this value goes.
-    pub fn start<'env>(scope: &'scope Scope<'scope, 'env>, urls: &'env [String], allowed: u64) -> Writers<'scope> {
+    pub fn start<'env>(
+        scope: &'scope Scope<'scope, 'env>,
+        urls: &'env [String],
+        Subject { name, bytes }: Subject,
+        allowed: u64,
+    ) -> Writers<'scope> {
         let (acknowledged, stop) = (Progress::default(), Arc::new(AtomicBool::new(false)));
         let allowed = Arc::new(AtomicU64::new(allowed));
         let threads = (0..urls.len()).map(|number| {
@@ -92,7 +123,7 @@ impl<'scope> Writers<'scope> {
                         continue;
                     }
                     count += 1;
-                    if writer.write(format!("writer-{}/{count}", number + 1), &stop)? {
+                    if writer.write(Write { key: format!("{name}-{}/{count}", number + 1), bytes }, &stop)? {
                         acknowledged.step();
                     }
                 }
@@ -117,10 +148,7 @@ impl<'scope> Writers<'scope> {
         self.stop.store(true, Ordering::Relaxed);
         let mut all = Ledger::default();
         for thread in std::mem::take(&mut self.threads) {
-            let ledger = thread.join().expect("a writer does not panic")?;
-            all.acknowledged.extend(ledger.acknowledged);
-            all.unknown.extend(ledger.unknown);
-            all.refused += ledger.refused;
+            all.join(thread.join().expect("a writer does not panic")?);
         }
         Ok(all)
     }
@@ -143,23 +171,24 @@ struct Writer<'a> {
 
 impl Writer<'_> {
     /// Writes one key, and returns whether it was acknowledged.
-    fn write(&mut self, key: String, stop: &AtomicBool) -> Result<bool, Failure> {
+    fn write(&mut self, write: Write, stop: &AtomicBool) -> Result<bool, Failure> {
+        let value = write.value();
         while !stop.load(Ordering::Relaxed) {
-            let url = format!("{}/kv/{key}?timeout_ms=2000", self.urls[self.at]);
-            match self.client.put(&url, &value(&key)) {
+            let url = format!("{}/kv/{}?timeout_ms=2000", self.urls[self.at], write.key);
+            match self.client.put(&url, &value) {
                 Ok(answer) if answer.status == 200 => {
                     let index = answer.body["index"].as_u64();
                     let index =
                         index.ok_or_else(|| Failure::new(format!("an answer without index: {}", answer.body)))?;
-                    self.ledger.acknowledged.push(Write { key, index });
+                    self.ledger.acknowledged.push((write, index));
                     return Ok(true);
                 }
                 // Surely not applied: the same write again, through another node.
                 Ok(answer) if answer.status == 503 => self.ask_another(),
                 Err(CallError::NotSent(_)) => self.ask_another(),
                 // It may be applied, or may yet be. Leave it at that.
-                Ok(answer) if answer.status == 504 => return self.give_up(key),
-                Err(CallError::Unanswered(_)) => return self.give_up(key),
+                Ok(answer) if answer.status == 504 => return self.give_up(write),
+                Err(CallError::Unanswered(_)) => return self.give_up(write),
                 Ok(answer) => {
                     return Err(Failure::new(format!("PUT {url}: HTTP {} {}", answer.status, answer.body)));
                 }
@@ -174,42 +203,44 @@ impl Writer<'_> {
         thread::sleep(PAUSE);
     }
 
-    fn give_up(&mut self, key: String) -> Result<bool, Failure> {
-        self.ledger.unknown.push(key);
+    fn give_up(&mut self, write: Write) -> Result<bool, Failure> {
+        self.ledger.unknown.push(write);
         self.at = (self.at + 1) % self.urls.len();
         Ok(false)
     }
 }
 
 impl Ledger {
+    /// Takes another one's lines over.
+    pub fn join(&mut self, other: Ledger) {
+        self.acknowledged.extend(other.acknowledged);
+        self.unknown.extend(other.unknown);
+        self.refused += other.refused;
+    }
+
     /// Looks every write up on one node, in its own state: what it holds itself, not what it could ask others.
     pub fn check(&self, url: &str, progress: &Progress, patience: &Patience) -> Result<Found<'_>, Failure> {
         let client = Client::new(TIMEOUT);
-        let holds = |key: &str| {
+        let holds = |write: &Write| {
             patience.check("the look-up of every write")?;
-            let url = format!("{url}/kv/{key}?consistency=stale");
+            let url = format!("{url}/kv/{}?consistency=stale", write.key);
             let answer = client.get(&url).map_err(|e| Failure::new(format!("GET {url}: {e}")))?;
             match answer.status {
-                200 => Ok(answer.body["value"].as_str() == Some(&value(key))),
+                200 => Ok(answer.body["value"].as_str() == Some(&write.value())),
                 404 => Ok(false),
                 status => Err(Failure::new(format!("GET {url}: HTTP {status} {}", answer.body))),
             }
         };
         let mut found = Found::default();
-        for write in &self.acknowledged {
-            if holds(&write.key)? {
+        for (write, _) in &self.acknowledged {
+            if holds(write)? {
                 found.acknowledged.insert(&write.key);
             }
             progress.step();
         }
-        for key in &self.unknown {
-            found.unknown += u64::from(holds(key)?);
+        for write in &self.unknown {
+            found.unknown += u64::from(holds(write)?);
         }
         Ok(found)
     }
-}
-
-/// What is written under a key.
-fn value(key: &str) -> String {
-    format!("the value of {key}")
 }
