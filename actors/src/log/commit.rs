@@ -49,9 +49,9 @@ impl<E: Engine> Shared<E> {
     /// What was found at opening, under a lock that is given back when it is dropped.
     pub(super) fn new(engine: E, found: &Found, lock: Box<dyn Send + Sync>) -> Arc<Shared<E>> {
         let logs = found.groups.iter().map(|(group, found)| (*group, Log::new(*group, found))).collect();
-        let blocks = engine.blocks();
+        let (blocks, bytes) = (engine.blocks(), AtomicU64::new(engine.disk_bytes()));
         let state = RwLock::new(Ok(Open { engine, logs, _lock: lock }));
-        Arc::new(Shared { state, bytes: AtomicU64::new(0), blocks })
+        Arc::new(Shared { state, bytes, blocks })
     }
 
     // Poisoning is passed over on purpose: a panic under the lock is caught above it and kills the store by name.
