@@ -27,7 +27,8 @@ use actorum_actors::log::{
     store::{Batch, HardState, LogStore, OpenError, Recovered, Write},
     watermark::Watermark,
 };
-use actorum_transport::wire::{Entry, EntryKind, GroupId, Incarnation, Snapshot};
+use actorum_actors::system_state::SystemState;
+use actorum_transport::wire::{ClusterId, Entry, EntryKind, GroupId, Incarnation};
 use bytes::Bytes;
 use dice::Dice;
 
@@ -65,8 +66,10 @@ fn make(dir: &Path, killed: &Path, dice: &mut Dice) -> Held {
         completed.result.expect("it is written");
     };
     let (mut term, mut last, mut commit, mut written) = (1, 1, 1, 0);
+    let founders = BTreeMap::from([(1, "127.0.0.1:7001".into())]);
+    let genesis = SystemState::founded(ClusterId(0x0123_4567), &founders);
     write(Write {
-        snapshot: Some(Snapshot { index: 1, term: 1, ..Snapshot::default() }),
+        snapshot: Some(genesis.genesis(BTreeMap::new()).expect("it can be encoded")),
         hard_state: Some(HardState { term, vote: 1, commit }),
         ..Write::default()
     });
