@@ -99,9 +99,6 @@ impl<T> Consensus<T> {
     pub fn disk_space(&mut self, low: bool) {
         self.disk.low = low;
         self.disk.declined = Default::default();
-        if low {
-            self.let_go_of_log();
-        }
         if !low && self.disk.suspicion.is_none() {
             self.keep_office();
         }

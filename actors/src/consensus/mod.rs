@@ -384,7 +384,6 @@ impl<T> Consensus<T> {
                 let (_, held) = self.snapshots.restoring.get_or_insert_default();
                 held.extend(done.held.drain(..));
                 self.snapshots.restoring = Some((snapshot.index, mem::take(held)));
-                self.effects.kept = Some(vec![snapshot.clone()]);
                 self.effects.restore = Some(snapshot);
             }
             self.effects.transmit.extend(done.held);
@@ -520,6 +519,9 @@ impl<T> Consensus<T> {
         self.ticks += 1;
         self.look_at_disk();
         let leads = self.raw.raft.state == StateRole::Leader;
+        if self.disk.is_low() {
+            self.let_go_of_log();
+        }
         if !leads && !self.may_lead() {
             self.let_time_pass();
         } else if !self.must_wait_for_disk() {
@@ -642,6 +644,7 @@ impl<T> Consensus<T> {
         self.durable_term = hard_state.term;
         self.adopt_membership(&genesis);
         self.draw_election_timeout();
+        self.effects.kept = Some(vec![genesis.clone()]);
         self.effects.restore = Some(genesis);
     }
 

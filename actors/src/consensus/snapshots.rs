@@ -150,7 +150,8 @@ impl<T> Consensus<T> {
         self.snapshots.recording.push_back((number, snapshots));
     }
 
-    /// There is no space any more for a longer window than was asked for.
+    /// There is no space any more for a longer window than was asked for. Looked at with every tick for as long as that lasts: what
+    /// is still being recorded or sent now will not be then.
     pub(super) fn let_go_of_log(&mut self) {
         if self.needed_no_longer() > self.raw.store().base() && self.snapshots.recording.is_empty() {
             self.compact();
@@ -247,6 +248,8 @@ impl<T> Consensus<T> {
     pub(super) fn restored(&mut self, index: u64) {
         if let Some((_, held)) = self.snapshots.restoring.take_if(|(at, _)| *at <= index) {
             self.effects.transmit.extend(held);
+            // Not before: until the state is there, too, whoever sent it is told that this goes on.
+            self.tell_kept();
         }
     }
 
