@@ -358,8 +358,11 @@ fn begin<S>(
     Ok(match (&replayed.system, recovered.newest(), bootstrap) {
         // A node that has begun before ignores how it was to begin.
         (Some(state), Some(snapshot), _) => {
-            let formed_with =
-                SystemState::formed_with(snapshot).map_err(|error| StartError::Machine(error.to_string()))?;
+            let formed_with = match state.recovered_at {
+                0 => SystemState::formed_with(snapshot).map_err(|error| StartError::Machine(error.to_string()))?,
+                // Those were of another cluster: here their ids are as good as new.
+                _ => BTreeMap::new(),
+            };
             Beginning::Formed { state: state.clone(), formed_with }
         }
         (_, _, Bootstrap::Form(founders)) => Beginning::Founding { founders, cluster },

@@ -108,8 +108,9 @@ impl BackupFile {
 
     /// As a node's log names it.
     fn snapshot(&self) -> Result<Snapshot, RescueError> {
-        let Header { index, term, system, formed_with, .. } = &self.header;
-        let snapshot = system.snapshot(*index, *term, self.file, formed_with.clone());
+        let Header { index, term, system, .. } = &self.header;
+        // Whom its node had formed with were nodes of another cluster.
+        let snapshot = system.snapshot(*index, *term, self.file, BTreeMap::new());
         snapshot.map_err(|error| RescueError::Backup { file: self.path.clone(), cause: error.to_string() })
     }
 }
