@@ -196,6 +196,9 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
         peer_fetches: core.clone().recipient(),
         ask: transport.ask.clone(),
     };
+    // A log that finds no room is the end of its node; a snapshot that finds none is taken later. Not all that counts as low: what
+    // ends the want of space may be the log that a snapshot lets go of.
+    shelf.leave_free(config.low_space_bytes / 4);
     let keeper_bounds = KeeperBounds {
         max_sends: config.snapshot_sends,
         rate: config.snapshot_rate,

@@ -126,7 +126,8 @@ impl<S: StateMachine> Raft<S> {
 
     /// Takes a snapshot of this node's state now, and waits until it is durable; what the log holds before it can go.
     ///
-    /// While one is under way this waits for that one. If nothing was applied since the last one, that is the answer.
+    /// What was applied before the call is in it: if one is under way already this waits for the one after it. If nothing was applied
+    /// since the last one, that is the answer.
     pub async fn take_snapshot(&self) -> Result<SnapshotTaken, TakeSnapshotError> {
         self.door.take_snapshot().await
     }

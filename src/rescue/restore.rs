@@ -1,6 +1,7 @@
 //! A backup becomes a new cluster of one node.
 
 use std::{
+    collections::BTreeMap,
     fs::File,
     io::{BufReader, Read},
     path::{Path, PathBuf},

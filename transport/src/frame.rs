@@ -448,6 +448,7 @@ mod tests {
         let file = (any::<u64>(), any::<[u8; 32]>()).prop_map(|(bytes, hash)| SnapshotFile { bytes, hash });
         let read = (file.clone(), any::<[u64; 2]>(), any::<u32>())
             .prop_map(|(file, [index, offset], max)| SnapshotRequest::Read { file, index, offset, max });
+        let working = (file.clone(), any::<u64>()).prop_map(|(file, index)| SnapshotRequest::Working { file, index });
         let gave_up = (file, any::<u64>(), ".{0,20}").prop_map(|(file, index, cause)| SnapshotRequest::GaveUp {
             file,
             index,
@@ -458,6 +459,7 @@ mod tests {
             (bytes(), any::<u64>()).prop_map(|(data, remaining_ms)| Request::Change { data, remaining_ms }),
             any::<u64>().prop_map(|remaining_ms| Request::ReadIndex { remaining_ms }),
             read.prop_map(Request::Snapshot),
+            working.prop_map(Request::Snapshot),
             gave_up.prop_map(Request::Snapshot),
         ]
     }

@@ -343,7 +343,11 @@ impl Request {
                     cause.truncate(end);
                 }
             }
-            Request::Propose { .. } | Request::ReadIndex { .. } | Request::Change { .. } | Request::Formation(_) => {}
+            Request::Snapshot(SnapshotRequest::Working { .. })
+            | Request::Propose { .. }
+            | Request::ReadIndex { .. }
+            | Request::Change { .. }
+            | Request::Formation(_) => {}
         }
         self
     }
@@ -362,6 +366,13 @@ pub enum SnapshotRequest {
         offset: u64,
         /// At most so many, and [`MAX_PIECE`].
         max: u32,
+    },
+    /// "I have all of it, and check or install it: that may take long, and is no reason to offer it again."
+    Working {
+        /// Which.
+        file: SnapshotFile,
+        /// The index that the snapshot covers.
+        index: u64,
     },
     /// "I cannot use it now."
     GaveUp {

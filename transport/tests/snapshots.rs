@@ -27,7 +27,7 @@ fn honest(request: &SnapshotRequest) -> Option<Response> {
         SnapshotRequest::Read { offset, max, .. } => {
             Response::Piece { offset: *offset, data: Bytes::from(vec![7; *max as usize]) }
         }
-        SnapshotRequest::GaveUp { .. } => Response::Noted,
+        SnapshotRequest::Working { .. } | SnapshotRequest::GaveUp { .. } => Response::Noted,
     })
 }
 

@@ -242,6 +242,10 @@ impl<T> Consensus<T> {
             let _ = self.raw.step(message_to_raft(from, self.settings.id, message));
             self.draw_election_timeout();
         }
+        if self.raw.raft.raft_log.unstable.snapshot.is_none() {
+            // It is of no use any more: nobody is to be told that it is being installed.
+            self.tell_kept();
+        }
     }
 
     /// What speaks of a snapshot that is durable waits until it is restored, too.

@@ -11,7 +11,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use crate::log::directory::make_durably;
+use crate::log::{directory::make_durably, space::space};
 
 /// A flat folder of files.
 pub trait Files: Send + Sync {
@@ -35,6 +35,11 @@ pub trait Files: Send + Sync {
 
     /// Makes durable which names there are, and of what.
     fn sync_names(&self) -> io::Result<()>;
+
+    /// How many more bytes there is room for, if that has a bound.
+    fn free(&self) -> io::Result<Option<u64>> {
+        Ok(None)
+    }
 
     /// Whether a call may wait for a device.
     fn blocks(&self) -> bool {
@@ -126,6 +131,10 @@ impl Files for InDirectory {
         #[cfg(unix)]
         self.handle.sync_all()?;
         Ok(())
+    }
+
+    fn free(&self) -> io::Result<Option<u64>> {
+        Ok(Some(space(&self.path)?.free))
     }
 }
 

@@ -122,8 +122,21 @@ pub struct SnapshotKeeper {
     kept: Vec<Snapshot>,
     building: Option<Building>,
     /// Who waits for the snapshot under way.
-    waiting: Vec<oneshot::Sender<Result<SnapshotTaken, TakeSnapshotError>>>,
+    waiting: Vec<Waiting>,
+    /// Who asked after it had begun: what was applied by then is in the next one.
+    waiting_next: Vec<Waiting>,
+    /// The index of a snapshot whose file here turned out damaged.
+    damaged: Option<u64>,
+    /// When a file was last read as a whole because somebody could not use it; `None` in the middle of that.
+    checked: Option<Duration>,
+    /// Whether a thread removes what is not kept; and whether there is something new for it.
+    sweeping: bool,
+    sweep_again: bool,
     fetching: Option<Fetching>,
+    /// What was fetched and is not restored yet: from whom, its index, and its file.
+    installing: Option<(NodeId, u64, SnapshotFile)>,
+    /// When its sender last heard that this goes on.
+    signed: Duration,
     /// Counts questions: an answer to an earlier transfer's belongs to nobody.
     next_question: u64,
     serving: BTreeMap<NodeId, Serving>,
@@ -131,6 +144,8 @@ pub struct SnapshotKeeper {
     next_send: Duration,
     status: watch::Sender<Snapshots>,
 }
+
+type Waiting = oneshot::Sender<Result<SnapshotTaken, TakeSnapshotError>>;
 
 /// A snapshot under way: first the applier is asked for its state, then that is written, then the core records it.
 struct Building {
@@ -194,7 +209,14 @@ impl SnapshotKeeper {
             kept,
             building: None,
             waiting: Vec::new(),
+            waiting_next: Vec::new(),
+            damaged: None,
+            checked: Some(Duration::ZERO),
+            sweeping: false,
+            sweep_again: false,
             fetching: None,
+            installing: None,
+            signed: Duration::ZERO,
             next_question: 1,
             serving: BTreeMap::new(),
             next_send: Duration::ZERO,
@@ -240,21 +262,29 @@ impl SnapshotKeeper {
 
     fn write(&mut self, FrozenState { index, term, system, machine }: FrozenState, ctx: &mut Context<Self>) {
         let Some(building) = &mut self.building else { return };
-        if let Some(newest) = self.kept.last().filter(|newest| newest.index >= index).cloned() {
+        let holds = |newest: &&Snapshot| newest.index >= index && self.damaged != Some(newest.index);
+        if let Some(newest) = self.kept.last().filter(holds).cloned() {
             // Nothing was applied since: that one says it all.
             return self.is_built(newest);
         }
         building.index = index;
         let written = building.written.clone();
-        // What this founder heard while the cluster was formed goes on from snapshot to snapshot.
-        let formed_with = self.kept.last().and_then(|newest| SystemState::formed_with(newest).ok()).unwrap_or_default();
+        // What this founder heard while the cluster was formed goes on from snapshot to snapshot, but not into another cluster.
+        let founding = self.kept.last().filter(|_| system.recovered_at == 0);
+        let formed_with = founding.and_then(|newest| SystemState::formed_with(newest).ok()).unwrap_or_default();
         let content = Content { index, term, system, formed_with, state: machine };
+        // Nobody knows before how large it will be: about as large as the last one.
+        let expected = self.kept.last().map_or(0, |newest| taken(newest).bytes);
         self.off_thread(
             ctx,
-            move |shelf| shelf.build(content, &mut |bytes| written.store(bytes, Ordering::Relaxed)),
-            |keeper, result, _| match result {
+            move |shelf| {
+                shelf.must_fit(expected)?;
+                shelf.build(content, &mut |bytes| written.store(bytes, Ordering::Relaxed))
+            },
+            move |keeper, result, _| match result {
                 Ok(snapshot) => {
                     keeper.status.send_modify(|status| status.built += 1);
+                    keeper.damaged.take_if(|damaged| *damaged <= index);
                     keeper.is_built(snapshot);
                 }
                 Err(error) => keeper.not_built(error.to_string()),
@@ -283,25 +313,76 @@ impl SnapshotKeeper {
             core.do_send(SnapshotBuilt(Err(cause)));
         }
         self.publish();
+        self.begin_next();
+    }
+
+    /// The next one, for those who asked too late for the one that has just ended.
+    fn begin_next(&mut self) {
+        if !self.waiting_next.is_empty() {
+            self.waiting = mem::take(&mut self.waiting_next);
+            self.begin();
+        }
     }
 
     fn keep(&mut self, kept: Vec<Snapshot>, ctx: &mut Context<Self>) {
-        self.kept = kept.clone();
-        let newest = kept.last().map_or(0, |newest| newest.index);
+        self.kept = kept;
+        let newest = self.kept.last().map_or(0, |newest| newest.index);
+        // It is restored; or it was of no use, which is how the core says so.
+        self.installing = None;
         if self.building.as_ref().is_some_and(|b| b.done.is_some_and(|done| done.index <= newest)) {
             self.building = None;
             let newest = self.kept.last().map(taken).filter(|taken| taken.bytes > 0);
             for waiting in mem::take(&mut self.waiting) {
                 let _ = waiting.send(newest.ok_or(TakeSnapshotError::Nothing));
             }
+            self.begin_next();
         }
         self.publish();
+        self.sweep(ctx);
+    }
+
+    /// Removes the files of all snapshots but the kept ones. One at a time, and always by the latest word: an older one that came
+    /// late would take what has been installed since.
+    fn sweep(&mut self, ctx: &mut Context<Self>) {
+        if self.sweeping {
+            self.sweep_again = true;
+            return;
+        }
+        self.sweeping = true;
+        let kept = self.kept.clone();
         self.off_thread(
             ctx,
             move |shelf| shelf.keep(&kept),
-            |keeper, result, _| {
+            |keeper, result, ctx| {
+                keeper.sweeping = false;
                 if let Err(error) = result {
                     keeper.say(format!("old snapshots could not be removed: {error}"));
+                }
+                if mem::take(&mut keeper.sweep_again) {
+                    keeper.sweep(ctx);
+                }
+            },
+        );
+    }
+
+    /// Somebody could not use a snapshot of this node. If that is because its file is damaged here, there must be another one:
+    /// it would be offered for ever, and be found wrong for ever, and this node could not start from it either.
+    fn check(&mut self, index: u64, ctx: &mut Context<Self>) {
+        let (now, patience) = (self.clock.now(), self.bounds.patience);
+        let Some(snapshot) = self.kept.iter().find(|kept| kept.index == index).cloned() else { return };
+        // Reading it all is not for every word of a peer.
+        if self.checked.take_if(|checked| now >= *checked).is_none() {
+            return;
+        }
+        self.off_thread(
+            ctx,
+            move |shelf| shelf.verify(&snapshot),
+            move |keeper, result, _| {
+                keeper.checked = Some(keeper.clock.now() + patience);
+                if let Err(error) = result {
+                    keeper.say(format!("the snapshot at {index} is damaged here, and another one is taken: {error}"));
+                    keeper.damaged = Some(index);
+                    keeper.begin();
                 }
             },
         );
@@ -322,6 +403,7 @@ impl SnapshotKeeper {
         }
         let number = self.next_question;
         self.next_question += 1;
+        self.installing = None;
         self.fetching = Some(Fetching {
             number,
             from,
@@ -460,7 +542,8 @@ impl SnapshotKeeper {
     }
 
     fn is_fetched(&mut self) {
-        let Some(Fetching { snapshot, .. }) = self.fetching.take() else { return };
+        let Some(Fetching { snapshot, from, file, .. }) = self.fetching.take() else { return };
+        self.installing = Some((from, snapshot.index, file));
         self.status.send_modify(|status| status.received += 1);
         self.end_fetch(snapshot, Ok(()));
     }
@@ -488,6 +571,26 @@ impl SnapshotKeeper {
         self.publish();
     }
 
+    /// Tells the sender that what came is being written, checked or installed, from time to time: none of that has a bound, and
+    /// nothing is asked of it meanwhile.
+    fn sign(&mut self, now: Duration, ctx: &mut Context<Self>) {
+        let works = self.fetching.as_ref().filter(|fetching| fetching.receiving.is_none());
+        let works = works.map(|fetching| (fetching.from, fetching.snapshot.index, fetching.file)).or(self.installing);
+        let Some((to, index, file)) = works else { return };
+        if now.saturating_sub(self.signed) < self.bounds.patience / 4 {
+            return;
+        }
+        self.signed = now;
+        self.links.ask.do_send(Ask {
+            id: 0,
+            group: self.group,
+            to,
+            request: Request::Snapshot(SnapshotRequest::Working { file, index }),
+            timeout: PIECE_WITHIN,
+            reply_to: ctx.address().downgrade().recipient(),
+        });
+    }
+
     /// A piece did not come. Whatever the reason, it is asked for again until nothing has come for too long.
     fn ask_again(&mut self, offset: u64, ctx: &mut Context<Self>) {
         let Some(number) = self.fetching.as_ref().map(|fetching| fetching.number) else { return };
@@ -509,6 +612,15 @@ impl SnapshotKeeper {
                 self.say(format!("node {peer} could not use the snapshot at {index}: {cause}"));
                 self.tell(peer, index, Some(cause));
                 responder.answer(Response::Noted);
+                self.check(index, ctx);
+            }
+            SnapshotRequest::Working { index, .. } => {
+                self.tell(peer, index, None);
+                responder.answer(Response::Noted);
+            }
+            SnapshotRequest::Read { file, index, offset, .. } if offset > file.bytes => {
+                let cause = format!("the snapshot at {index} has {} bytes, and {offset} is past them", file.bytes);
+                responder.answer(Response::Refused(Refusal::Invalid { cause }));
             }
             SnapshotRequest::Read { file, index, offset, max } => {
                 // It lives and wants it, also if it has to wait for its turn.
@@ -523,12 +635,12 @@ impl SnapshotKeeper {
                     *serving = Serving { transfer: begun, began: (now, offset), heard: now };
                 }
                 serving.heard = now;
-                serving.transfer.bytes = serving.transfer.bytes.max(file.bytes.min(offset + u64::from(max)));
+                serving.transfer.bytes = serving.transfer.bytes.max(file.bytes.min(offset.saturating_add(max.into())));
                 let wait = self.send_after(now, max);
                 if wait.is_zero() {
-                    return self.send(file, index, offset, max, responder, ctx);
+                    return self.send(peer, file, index, offset, max, responder, ctx);
                 }
-                ctx.run_later(wait, move |keeper, ctx| keeper.send(file, index, offset, max, responder, ctx));
+                ctx.run_later(wait, move |keeper, ctx| keeper.send(peer, file, index, offset, max, responder, ctx));
             }
         }
     }
@@ -543,8 +655,10 @@ impl SnapshotKeeper {
         at - now
     }
 
+    #[allow(clippy::too_many_arguments, reason = "one question")]
     fn send(
         &mut self,
+        peer: NodeId,
         file: SnapshotFile,
         index: u64,
         offset: u64,
@@ -555,15 +669,18 @@ impl SnapshotKeeper {
         self.off_thread(
             ctx,
             move |shelf| shelf.read(index, &file, offset, max),
-            move |keeper, result, _| match result {
+            move |keeper, result, ctx| match result {
                 Ok(Some(data)) => {
                     keeper.status.send_modify(|status| status.bytes_sent += data.len() as u64);
                     responder.answer(Response::Piece { offset, data });
                 }
-                Ok(None) => responder.answer(Response::Gone),
-                Err(error) => {
-                    keeper.say(format!("the snapshot at {index} could not be read for a peer: {error}"));
+                gone => {
+                    if let Err(error) = gone {
+                        keeper.say(format!("the snapshot at {index} could not be read for a peer: {error}"));
+                    }
+                    keeper.serving.remove(&peer);
                     responder.answer(Response::Gone);
+                    keeper.check(index, ctx);
                 }
             },
         );
@@ -581,9 +698,15 @@ impl SnapshotKeeper {
     fn look(&mut self, ctx: &mut Context<Self>) {
         let (now, patience) = (self.clock.now(), self.bounds.patience);
         self.serving.retain(|_, serving| now.saturating_sub(serving.heard) <= patience);
-        if self.fetching.as_ref().is_some_and(|fetching| now.saturating_sub(fetching.moved) > patience) {
-            self.not_fetched(format!("not a byte came for {} s", patience.as_secs_f64()), ctx);
+        match &mut self.fetching {
+            // A thread opens, writes or checks it, which takes as long as it takes.
+            Some(fetching) if fetching.receiving.is_none() => fetching.moved = now,
+            Some(fetching) if now.saturating_sub(fetching.moved) > patience => {
+                self.not_fetched(format!("not a byte came for {} s", patience.as_secs_f64()), ctx);
+            }
+            _ => {}
         }
+        self.sign(now, ctx);
         self.publish();
     }
 
@@ -648,7 +771,7 @@ impl Handler<BuildSnapshot> for SnapshotKeeper {
     }
 }
 
-/// Take a snapshot now, or wait for the one that is under way. Answered when it is durable.
+/// Take a snapshot of what is applied by now. Answered when it is durable; if one is under way, it is the next one's turn then.
 #[derive(Message, Clone, Copy, Debug, PartialEq, Eq)]
 #[rtype(result = "Result<SnapshotTaken, TakeSnapshotError>")]
 pub struct TakeSnapshot;
@@ -658,8 +781,14 @@ impl Handler<TakeSnapshot> for SnapshotKeeper {
 
     fn handle(&mut self, TakeSnapshot: TakeSnapshot, _: &mut Context<Self>) -> Self::Result {
         let (reply, answer) = oneshot::channel();
-        self.waiting.push(reply);
-        self.begin();
+        match self.building {
+            // Its state may be from before what this caller has seen applied.
+            Some(_) => self.waiting_next.push(reply),
+            None => {
+                self.waiting.push(reply);
+                self.begin();
+            }
+        }
         let stopped = || TakeSnapshotError::Stopped { cause: "it stopped before the snapshot was durable".to_owned() };
         Box::pin(async move { answer.await.unwrap_or_else(|_| Err(stopped())) })
     }
@@ -759,3 +888,7 @@ impl Handler<OpenNewest> for SnapshotKeeper {
         Ok(Backup { taken: taken(newest), file, bytes })
     }
 }
+
+#[cfg(test)]
+#[path = "keeper_tests.rs"]
+mod tests;

@@ -20,7 +20,10 @@ use std::{
     io::{self, BufReader, Read, Seek, SeekFrom, Write},
     panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use actorum_transport::{
@@ -63,6 +66,8 @@ pub struct Content {
 pub struct Shelf {
     files: Arc<dyn Files>,
     marks: Arc<Mutex<Marks>>,
+    /// How many bytes are left to others on the same disk.
+    reserve: Arc<AtomicU64>,
 }
 
 /// What this process does with files, and no sweeping may disturb.
@@ -95,7 +100,19 @@ impl Shelf {
 
     /// The shelf over any folder of files.
     pub fn over(files: Arc<dyn Files>) -> Shelf {
-        Shelf { files, marks: Arc::default() }
+        Shelf { files, marks: Arc::default(), reserve: Arc::default() }
+    }
+
+    /// Leaves so many bytes of the disk to the log, which cannot go on without: what would not fit beside them is not begun, and
+    /// is given up where it turns out so. Zero, as at first, leaves that to the disk.
+    pub fn leave_free(&self, bytes: u64) {
+        self.reserve.store(bytes, Ordering::Relaxed);
+    }
+
+    /// Whether there is room for so many bytes more.
+    pub fn must_fit(&self, bytes: u64) -> Result<(), SnapshotError> {
+        room_for(&*self.files, bytes, self.reserve.load(Ordering::Relaxed))
+            .map_err(|error| failed("looking for room", error))
     }
 
     /// Whether a call may wait for a device.
@@ -105,7 +122,7 @@ impl Shelf {
 
     /// Removes the files that are not of these snapshots, and what was left half written.
     ///
-    /// What is being built or received now stays. So does the partial file of the newest snapshot that was being received,
+    /// What is being built or received now stays. So does the file of the newest snapshot that was received, as a whole or in part,
     /// if it is newer than these: it may go on where it stopped. And so do the newest two files that were completed by this
     /// process and are newer than these: whoever completed them has yet to say that they are kept. At a start there are none of those.
     ///
@@ -124,7 +141,10 @@ impl Shelf {
         }
         names.extend(marks.fresh.iter().map(|(_, name)| name.clone()));
         names.extend(marks.busy.iter().cloned());
-        let partial = |(name, length): &(String, u64)| Some((receiving_index(name)?, *length, Reverse(name.clone())));
+        let partial = |(name, length): &(String, u64)| {
+            let index = receiving_index(name).or_else(|| complete_index(name))?;
+            Some((index, *length, Reverse(name.clone())))
+        };
         let receives = names.iter().any(|name| receiving_index(name).is_some());
         let resumable = found.iter().filter_map(partial).filter(|(index, ..)| *index > newest && !receives).max();
         names.extend(resumable.map(|(_, _, Reverse(name))| name));
@@ -176,7 +196,8 @@ impl Shelf {
         self.remove(name)?;
         let file = self.files.create(name).map_err(|error| failed(&format!("creating {name}"), error))?;
         let writing = |error: FileError| SnapshotError(format!("writing {name}: {error}"));
-        let file = Paced { file, unsynced: 0 };
+        let reserve = self.reserve.load(Ordering::Relaxed);
+        let file = Paced { file, unsynced: 0, files: self.files.clone(), reserve };
         let mut told = Told { writer: Writer::begin(file, header).map_err(writing)?, progress, said: 0 };
         let at = At(header.index, header.term);
         // What a panic leaves half done is a file that is removed, and a state that nobody looks at again.
@@ -320,7 +341,7 @@ impl Shelf {
         };
         let name = receiving_name(snapshot.index, &expected);
         let busy = self.busy(&name)?;
-        let shelf = Shelf { files: self.files.clone(), marks: self.marks.clone() };
+        let shelf = Shelf { files: self.files.clone(), marks: self.marks.clone(), reserve: self.reserve.clone() };
         let snapshot = snapshot.clone();
         if self.has(snapshot.index, &expected) {
             return Ok(Receiving {
@@ -335,6 +356,7 @@ impl Shelf {
                 busy,
             });
         }
+        self.sweep_partial(&name)?;
         let doing = |error| failed(&format!("opening {name}"), error);
         let mut file = match self.files.append(&name) {
             Ok(file) => file,
@@ -357,7 +379,18 @@ impl Shelf {
             offset = good;
         }
         self.marks().known.insert(name.clone());
+        self.must_fit(expected.bytes - offset)?;
         Ok(Receiving { shelf, snapshot, expected, name, file: Some(file), offset, unsynced: 0, stopped: false, busy })
+    }
+
+    /// Each leader may offer another one: of the partial files of others the longest stays, should that come to be offered again.
+    fn sweep_partial(&self, name: &str) -> Result<(), SnapshotError> {
+        let found = self.files.list().map_err(|error| failed("listing the snapshots", error))?;
+        let mut others: Vec<_> =
+            found.into_iter().filter(|(other, _)| receiving_index(other).is_some() && other != name).collect();
+        others.sort_by_key(|(_, length)| *length);
+        others.pop();
+        others.into_iter().try_for_each(|(other, _)| self.sweep(&other))
     }
 
     /// The complete file as it lies on the disk, from its first byte to its last, whatever is removed meanwhile.
@@ -445,6 +478,8 @@ impl Receiving {
                 let _ = self.shelf.remove(&self.name);
                 return Err(failed(&format!("syncing {}", self.name), error));
             }
+            // What came stays: it is gone on with when there is room.
+            self.shelf.must_fit(self.expected.bytes - self.offset)?;
         }
         Ok(())
     }
@@ -507,6 +542,8 @@ fn locked(marks: &Mutex<Marks>) -> MutexGuard<'_, Marks> {
 struct Paced {
     file: Box<dyn Appending>,
     unsynced: u64,
+    files: Arc<dyn Files>,
+    reserve: u64,
 }
 
 impl Write for Paced {
@@ -514,6 +551,7 @@ impl Write for Paced {
         if self.unsynced >= UNSYNCED_BYTES {
             self.file.sync()?;
             self.unsynced = 0;
+            room_for(&*self.files, UNSYNCED_BYTES, self.reserve)?;
         }
         let written = self.file.write(bytes)?;
         self.unsynced += written as u64;
@@ -522,6 +560,21 @@ impl Write for Paced {
 
     fn flush(&mut self) -> io::Result<()> {
         self.file.flush()
+    }
+}
+
+/// An error like that of a full disk if there is no room for so many bytes beside what is left to others.
+fn room_for(files: &dyn Files, bytes: u64, reserve: u64) -> io::Result<()> {
+    if reserve == 0 {
+        return Ok(());
+    }
+    match files.free()? {
+        Some(free) if free < reserve.saturating_add(bytes) => {
+            let problem =
+                format!("{bytes} bytes more are needed and {free} are free, {reserve} of which are the log's");
+            Err(io::Error::new(io::ErrorKind::StorageFull, problem))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -581,6 +634,10 @@ fn receiving_name(index: u64, file: &SnapshotFile) -> String {
 
 fn receiving_index(name: &str) -> Option<u64> {
     name.strip_prefix("receiving-")?.strip_suffix(".part")?.split('-').next()?.parse().ok()
+}
+
+fn complete_index(name: &str) -> Option<u64> {
+    name.strip_prefix("snapshot-")?.strip_suffix(".actorum")?.split('-').next()?.parse().ok()
 }
 
 /// Whether it is a name that this module gives. What else is in the folder is somebody's, and stays.

@@ -489,15 +489,120 @@ fn a_full_disk_at_any_step_of_receiving_is_named_and_loses_nothing() {
 #[test]
 fn a_piece_for_which_there_is_no_room_can_be_tried_again() {
     let (snapshot, bytes) = announced(9, 1, 1000);
-    let files = SimulatedFiles::new(Nth::new(5, Answer::Fail(io::ErrorKind::StorageFull, "no room".into())));
+    let files = SimulatedFiles::new(Nth::new(6, Answer::Fail(io::ErrorKind::StorageFull, "no room".into())));
     let shelf = Shelf::over(files.open());
-    // Look, open, create, length; then this piece.
+    // Look, list, open, create, length; then this piece.
     let mut receiving = shelf.receive(&snapshot).unwrap();
     let error = receiving.push(0, &bytes).unwrap_err().to_string();
     assert!(error.ends_with("failed, the disk is full: no room"), "{error}");
     assert_eq!((receiving.offset(), shelf.files.list().unwrap()[0].1), (0, 0), "what came through is cut off");
     receiving.push(0, &bytes).unwrap();
     receiving.finish().unwrap();
+}
+
+/// Files in memory on a disk of which others take more and more.
+struct Bounded {
+    files: InMemory,
+    free: AtomicU64,
+}
+
+impl Files for Bounded {
+    fn list(&self) -> io::Result<Vec<(String, u64)>> {
+        self.files.list()
+    }
+
+    fn create(&self, name: &str) -> io::Result<Box<dyn Appending>> {
+        self.files.create(name)
+    }
+
+    fn append(&self, name: &str) -> io::Result<Box<dyn Appending>> {
+        self.files.append(name)
+    }
+
+    fn open(&self, name: &str) -> io::Result<Box<dyn Reading>> {
+        self.files.open(name)
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        self.files.rename(from, to)
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        self.files.remove(name)
+    }
+
+    fn sync_names(&self) -> io::Result<()> {
+        self.files.sync_names()
+    }
+
+    fn free(&self) -> io::Result<Option<u64>> {
+        // Each look finds less.
+        Ok(Some(self.free.fetch_sub(12 << 20, Ordering::Relaxed)))
+    }
+}
+
+#[test]
+fn what_is_left_to_the_log_is_not_taken_by_snapshots() {
+    let files = Arc::new(Bounded { files: InMemory::default(), free: AtomicU64::new(100 << 20) });
+    let shelf = Shelf::over(files.clone());
+    let build = |megabytes: usize| shelf.build(content(9, noise(1, megabytes << 20)), &mut |_| {});
+    shelf.leave_free(70 << 20);
+    shelf.must_fit(20 << 20).unwrap();
+    let error = shelf.must_fit(30 << 20).unwrap_err().to_string();
+    assert!(error.contains("the disk is full") && error.contains("of which are the log's"), "{error}");
+    // It fits at first, and no longer in the middle: what was begun goes.
+    let error = build(40).unwrap_err().to_string();
+    assert!(error.contains("of which are the log's"), "{error}");
+    assert_eq!(names(&*files), [""; 0]);
+
+    files.free.store(200 << 20, Ordering::Relaxed);
+    let snapshot = build(20).unwrap();
+    let elsewhere = Arc::new(Bounded { files: InMemory::default(), free: AtomicU64::new(80 << 20) });
+    let other = Shelf::over(elsewhere.clone());
+    other.leave_free(70 << 20);
+    assert!(other.receive(&snapshot).err().unwrap().to_string().contains("of which are the log's"));
+    let receive = || {
+        let mut receiving = other.receive(&snapshot)?;
+        while receiving.offset() < receiving.bytes() {
+            let piece = shelf.read(9, &file_of(&snapshot), receiving.offset(), 1 << 20)?.unwrap();
+            receiving.push(receiving.offset(), &piece)?;
+        }
+        receiving.finish()
+    };
+    elsewhere.free.store(92 << 20, Ordering::Relaxed);
+    assert!(receive().unwrap_err().to_string().contains("of which are the log's"));
+    assert!(elsewhere.list().unwrap()[0].1 >= 8 << 20, "what came stays");
+    elsewhere.free.store(200 << 20, Ordering::Relaxed);
+    receive().unwrap();
+}
+
+#[test]
+fn of_what_was_begun_from_others_the_longest_stays() {
+    let shelf = Shelf::memory();
+    for (index, length) in [(9, 100), (10, 300), (11, 200), (12, 50)] {
+        let (snapshot, bytes) = announced(index, 1, 1000);
+        shelf.receive(&snapshot).unwrap().push(0, &bytes[..length]).unwrap();
+    }
+    let left: Vec<_> = shelf.files.list().unwrap().into_iter().map(|(_, length)| length).collect();
+    assert_eq!(left, [300, 50]);
+}
+
+#[test]
+fn a_whole_file_that_was_received_and_not_recorded_is_found_after_a_restart() {
+    let files = SimulatedFiles::new(Arc::new(()));
+    let older = Shelf::over(files.open()).build(content(3, vec![3]), &mut |_| {}).unwrap();
+    let (snapshot, bytes) = announced(9, 1, 1000);
+    let shelf = Shelf::over(files.open());
+    let mut receiving = shelf.receive(&snapshot).unwrap();
+    receiving.push(0, &bytes).unwrap();
+    receiving.finish().unwrap();
+    // Another process.
+    let shelf = Shelf::over(files.open());
+    shelf.keep(std::slice::from_ref(&older)).unwrap();
+    assert!(shelf.has(9, &file_of(&snapshot)));
+    shelf.keep(&[older, snapshot.clone()]).unwrap();
+    shelf.keep(&[snapshot]).unwrap();
+    assert_eq!(names(&*shelf.files).len(), 1);
 }
 
 #[test]

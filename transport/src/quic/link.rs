@@ -559,7 +559,9 @@ impl Expected {
             Request::Snapshot(SnapshotRequest::Read { offset, max, .. }) => {
                 Expected { max: PIECE_FRAME, piece: Some((*offset, (*max).min(MAX_PIECE))) }
             }
-            Request::Snapshot(SnapshotRequest::GaveUp { .. }) => Expected { max: PIECE_FRAME, piece: None },
+            Request::Snapshot(SnapshotRequest::Working { .. } | SnapshotRequest::GaveUp { .. }) => {
+                Expected { max: PIECE_FRAME, piece: None }
+            }
             _ => Expected { max: config.max_frame, piece: None },
         }
     }
