@@ -156,9 +156,11 @@ impl fmt::Debug for Frozen {
 /// MessagePack with named fields.
 ///
 /// - `serde_snapshot!()` encodes the whole state while it freezes it: nothing is applied for as long as that takes (about a
-///   second per few hundred megabytes), and the encoded state is in memory until it is written.
+///   second per few hundred megabytes), and the encoded state is in memory until it is written. Where the state machine shares its
+///   thread with everything else, as it does by default, heartbeats wait, too: beyond some ten megabytes take the other form.
 /// - `serde_snapshot!(clone)` clones the state and encodes it on another thread: nothing is applied for as long as a clone
-///   takes, and the state is in memory twice until it is written. With fields behind an `Arc` both are cheap.
+///   takes, and the state is in memory twice until it is written. With fields behind an `Arc`, or persistent maps (as of the crates
+///   rpds and imbl), both are cheap.
 ///
 /// Restoring holds the old and the new state at once.
 #[macro_export]

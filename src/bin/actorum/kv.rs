@@ -1,11 +1,11 @@
 //! What `serve` replicates: a map from text to text, with compare-and-set.
 //!
-//! Deterministic as the contract of [`StateMachine`] asks: a `BTreeMap`, no clock, no dice. A command whose
-//! expectation fails changes nothing and says what it found.
-
-use std::collections::BTreeMap;
+//! Deterministic as the contract of [`StateMachine`] asks: a sorted map, no clock, no dice. A command whose
+//! expectation fails changes nothing and says what it found. The map is persistent: freezing it for a snapshot is a copy of one
+//! pointer, however large it is, and what changes afterwards is made anew beside it.
 
 use actorum::{ApplyContext, StateMachine, serde_snapshot};
+use rpds::RedBlackTreeMapSync;
 use serde::{Deserialize, Serialize};
 
 /// A change of the map. Stored in the log: fields may be added with a default, never renamed.
@@ -59,8 +59,8 @@ pub enum Response {
 }
 
 /// The map.
-#[derive(Default, Serialize, Deserialize)]
-pub struct Kv(BTreeMap<String, String>);
+#[derive(Clone, Default, Serialize, Deserialize)]
+pub struct Kv(RedBlackTreeMapSync<String, String>);
 
 impl Kv {
     /// The value under a key.
@@ -89,14 +89,15 @@ impl StateMachine for Kv {
         if let Some(conflict) = self.conflict(key, expect) {
             return conflict;
         }
-        let previous = match command {
-            Command::Put { key, value, .. } => self.0.insert(key.clone(), value.clone()),
-            Command::Delete { key, .. } => self.0.remove(key),
-        };
+        let previous = self.0.get(key).cloned();
+        match command {
+            Command::Put { key, value, .. } => self.0.insert_mut(key.clone(), value.clone()),
+            Command::Delete { key, .. } => drop(self.0.remove_mut(key)),
+        }
         Response::Done { previous }
     }
 
-    serde_snapshot!();
+    serde_snapshot!(clone);
 }
 
 #[cfg(test)]
