@@ -17,7 +17,10 @@ mod lab;
 mod load;
 mod mounts;
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
 use dice::Dice;
 use lab::Lab;
@@ -39,7 +42,7 @@ struct Cluster {
 }
 
 impl Cluster {
-    fn new(filesystem: &str, arguments: &[&str]) -> Cluster {
+    fn new(filesystem: &str, settings: &[(&str, &str)], arguments: &[&str]) -> Cluster {
         let mut lab = Lab::new(&NODES);
         let home = tempfile::Builder::new().prefix("actorum-disks-").tempdir().expect("a temporary directory");
         let disk = |id| Disk::new(filesystem, home.path().join(format!("{id}")));
@@ -49,6 +52,7 @@ impl Cluster {
         }
         lab.set("ACTORUM_HEARTBEAT_MS", "50");
         lab.set("ACTORUM_ELECTION_MS", "400");
+        settings.iter().for_each(|(name, value)| lab.set(name, value));
         lab.with(arguments);
         lab.found(&NODES);
         lab.leader();
@@ -119,7 +123,7 @@ fn cycles(default: u64) -> u64 {
 
 fn lose_nothing_on(filesystem: &str) {
     let (cycles, mut dice) = (cycles(40), Dice::new());
-    let mut cluster = Cluster::new(filesystem, &[]);
+    let mut cluster = Cluster::new(filesystem, &[], &[]);
     let started = Instant::now();
     let (mut history, mut cuts, mut all, mut cutting) = (History::default(), 0, 0, Duration::ZERO);
     for cycle in 1..=cycles {
@@ -174,6 +178,62 @@ fn power_cuts_on_xfs() {
     }
 }
 
+/// Snapshots all the time, and a log that is cut off at once: the cuts fall into building, fetching, installing and cutting off.
+#[test]
+fn power_cuts_between_snapshots() {
+    if mounts::skipped("power_cuts_between_snapshots", "ext4") {
+        return;
+    }
+    let settings =
+        [("ACTORUM_SNAPSHOT_ENTRIES", "30"), ("ACTORUM_LOG_KEEP_ENTRIES", "5"), ("ACTORUM_LOG_HOLD_BYTES", "0")];
+    let (cycles, mut dice) = (cycles(16), Dice::new());
+    let mut cluster = Cluster::new("ext4", &settings, &[]);
+    let (mut seen, mut cuts, mut installed) = (BTreeSet::new(), 0, 0);
+    for cycle in 1..=cycles {
+        cluster.load.wait_for(dice.below(100));
+        let victims = if dice.below(4) == 0 { NODES.to_vec() } else { vec![1 + dice.below(3)] };
+        let frozen = dice.below(2) == 0;
+        if let Err(lost) = cluster.cut_power(&victims, frozen) {
+            panic!("cycle {cycle}, nodes {victims:?}, frozen {frozen}: {lost}");
+        }
+        cuts += victims.len();
+        if victims.len() == 1 && dice.below(2) == 0 {
+            // Away until the log it would need has gone.
+            cluster.load.wait_for(120);
+        }
+        cluster.start_again(&victims);
+        // What the last cycles did not look up; and at the end all of it.
+        let acknowledged = cluster.load.acknowledged();
+        let new: Vec<&String> = acknowledged.keys().filter(|key| cycle == cycles || !seen.contains(*key)).collect();
+        let highest = acknowledged.values().max().copied().unwrap_or(0);
+        for node in cluster.lab.running() {
+            node.wait_applied(highest);
+            for key in &new {
+                let read = node.get_stale(key);
+                assert_eq!(
+                    (read.status, read.body["value"].as_str()),
+                    (200, Some(key.as_str())),
+                    "LOST in cycle {cycle}: {key} on node {}",
+                    node.id
+                );
+            }
+            let status = node.status();
+            installed += u64::from(victims.contains(&node.id)) * status["snapshots"]["received"].as_u64().unwrap_or(0);
+        }
+        seen.extend(acknowledged.into_keys());
+    }
+    cluster.load.stop();
+    let begins: Vec<u64> =
+        cluster.lab.running().map(|node| node.status()["first_index"].as_u64().expect("an index")).collect();
+    println!(
+        "{cycles} cycles: {cuts} power cuts, {} writes acknowledged, none lost; {installed} snapshots installed; the logs begin \
+         at {begins:?}",
+        seen.len()
+    );
+    assert!(begins.iter().all(|first| *first > 100), "the logs were cut off: {begins:?}");
+    assert!(cycles < 16 || installed > 0, "nobody came back by a snapshot");
+}
+
 /// A harness that cannot fail proves nothing.
 #[test]
 fn without_the_sync_call_the_loss_is_seen() {
@@ -183,7 +243,7 @@ fn without_the_sync_call_the_loss_is_seen() {
     for (victims, words) in
         [(&NODES[..], "was acknowledged, the three disks end at"), (&NODES[1..2], "node 2 had made index")]
     {
-        let mut cluster = Cluster::new("ext4", &["--flush-only"]);
+        let mut cluster = Cluster::new("ext4", &[], &["--flush-only"]);
         cluster.load.wait_for(100);
         let lost = cluster.cut_power(victims, true).expect_err("nothing was synced, and nothing is missing");
         println!("{lost}");
