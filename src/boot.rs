@@ -202,6 +202,7 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
     let keeper_bounds = KeeperBounds {
         max_sends: config.snapshot_sends,
         rate: config.snapshot_rate,
+        piece: config.snapshot_piece_bytes,
         patience: Duration::from_millis(config.snapshot_patience_ms),
     };
     let keeper = SnapshotKeeper::new(GROUP, shelf, kept, keeper_bounds, clock.clone(), keeper_links, keeper_shows);
