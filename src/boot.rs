@@ -116,6 +116,9 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
         }
     };
     let Opened { store, shelf, reader, identity, recovered, replayed } = opened;
+    if let Some(witness) = &witness {
+        witness.replayed(replayed.snapshot_index);
+    }
 
     let cluster = replayed.system.as_ref().map(|system| system.cluster);
     let me = Identity { id, incarnation: identity.incarnation, boot: identity.boot, cluster };
