@@ -116,6 +116,9 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
         }
     };
     let Opened { store, shelf, reader, identity, recovered, replayed } = opened;
+    if let Some(witness) = &witness {
+        witness.replayed(replayed.snapshot_index);
+    }
 
     let cluster = replayed.system.as_ref().map(|system| system.cluster);
     let me = Identity { id, incarnation: identity.incarnation, boot: identity.boot, cluster };
@@ -202,6 +205,7 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
     let keeper_bounds = KeeperBounds {
         max_sends: config.snapshot_sends,
         rate: config.snapshot_rate,
+        piece: config.snapshot_piece_bytes,
         patience: Duration::from_millis(config.snapshot_patience_ms),
     };
     let keeper = SnapshotKeeper::new(GROUP, shelf, kept, keeper_bounds, clock.clone(), keeper_links, keeper_shows);

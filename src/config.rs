@@ -2,6 +2,7 @@
 
 use std::{fmt, path::Path, time::Duration};
 
+use actorum_transport::wire::MAX_PIECE;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
@@ -76,8 +77,12 @@ pub struct Config {
     /// To how many peers a snapshot may be sent at once; others wait. Default 2.
     pub snapshot_sends: usize,
     /// How many bytes per second of snapshots are sent to all peers together. Default 0: no bound of its own, for snapshots
-    /// give way to all other traffic of their connection.
+    /// give way to all other traffic of their connection. Within `snapshot_patience_ms` it must let a piece through to each of
+    /// `snapshot_sends` peers: 52 kB/s with the defaults of those.
     pub snapshot_rate: u64,
+    /// How many bytes of a snapshot this node asks for at once, four times over. Default 256 KiB; at most 1 MiB. A piece that
+    /// is lost with its connection is asked for again, as a whole.
+    pub snapshot_piece_bytes: u32,
     /// How long a snapshot on its way may stand still before it counts as lost and is offered again, in milliseconds.
     /// Default 10,000. What came stays and is gone on from. There is no bound on the whole.
     pub snapshot_patience_ms: u64,
@@ -130,6 +135,7 @@ impl Default for Config {
             log_hold_bytes: 1 << 30,
             snapshot_sends: 2,
             snapshot_rate: 0,
+            snapshot_piece_bytes: 256 << 10,
             snapshot_patience_ms: 10_000,
             subscriber_buffer: 65_536,
             peer_queue_bytes: 64 << 20,
@@ -247,6 +253,7 @@ impl Config {
         for (key, value) in [
             ("deadline_ms", self.deadline_ms as usize),
             ("snapshot_sends", self.snapshot_sends),
+            ("snapshot_piece_bytes", self.snapshot_piece_bytes as usize),
             ("snapshot_patience_ms", self.snapshot_patience_ms as usize),
             ("max_in_flight", self.max_in_flight),
             ("max_entry_bytes", self.max_entry_bytes),
@@ -257,6 +264,17 @@ impl Config {
             if value == 0 {
                 return wrong(key, "must be at least 1".into());
             }
+        }
+        if self.snapshot_piece_bytes > MAX_PIECE {
+            return wrong("snapshot_piece_bytes", format!("at most {MAX_PIECE}: no peer sends more in one piece"));
+        }
+        let in_time = self.snapshot_rate.saturating_mul(self.snapshot_patience_ms) / 1000;
+        let pieces = u64::from(self.snapshot_piece_bytes).saturating_mul(self.snapshot_sends as u64);
+        if self.snapshot_rate > 0 && in_time < pieces {
+            let problem = format!(
+                "in snapshot_patience_ms only {in_time} bytes would be sent, less than a piece (snapshot_piece_bytes) to each of snapshot_sends peers, and every transfer would count as lost; raise either, or take smaller pieces"
+            );
+            return wrong("snapshot_rate", problem);
         }
         // What fits no frame would never reach a follower, and everything behind it would wait for ever.
         let message = self.max_entry_bytes.saturating_add(self.max_append_bytes);
@@ -392,5 +410,7 @@ mod tests {
         assert_eq!(wrong(|c| c.max_in_flight_bytes = 1000), "max_in_flight_bytes");
         assert_eq!(wrong(|c| c.max_unpersisted_bytes = 1000), "max_unpersisted_bytes");
         assert_eq!(wrong(|c| c.disk_dead_ms = 1000), "disk_dead_ms");
+        assert_eq!(wrong(|c| c.snapshot_piece_bytes = MAX_PIECE + 1), "snapshot_piece_bytes");
+        assert_eq!(wrong(|c| c.snapshot_rate = 50_000), "snapshot_rate");
     }
 }

@@ -6,6 +6,7 @@
 mod harsh;
 
 use std::{
+    collections::BTreeMap,
     env,
     process::Command,
     sync::{
@@ -73,6 +74,29 @@ fn fresh_seeds() {
     average(total.elections.saturating_sub(count), 3, "changes of leader");
     average(total.disk_faults(), 5, "faults of disks");
     average(total.network_faults(), 10, "faults of the network");
+    // What is rarer than that happens at least once in so many seeds.
+    let once_in = |seeds: u64, kinds: &BTreeMap<&'static str, u64>, kind: &str| {
+        let happened = kinds.get(kind).copied().unwrap_or(0);
+        assert!(happened >= (count / seeds).max(1), "{kind}: {happened} in {count} seeds");
+    };
+    for (seeds, kind) in [
+        (1, "built"),
+        (1, "recorded"),
+        (1, "installed"),
+        (1, "fetched"),
+        (2, "resumed"),
+        (1, "started from one"),
+        (50, "started from the older one"),
+        (10, "joined behind the log's beginning"),
+    ] {
+        once_in(seeds, &total.snapshots, kind);
+    }
+    for (seeds, kind) in [(3, "power cut at a file"), (5, "error of a file"), (5, "rotten snapshot")] {
+        once_in(seeds, &total.disk, kind);
+    }
+    for (seeds, kind) in [(20, "failing snapshot of the state machine"), (50, "failing restore of the state machine")] {
+        once_in(seeds, &total.process, kind);
+    }
 }
 
 #[test]

@@ -751,6 +751,20 @@ mod tests {
     }
 
     #[actix::test]
+    async fn a_log_cut_off_while_its_past_is_told_skips_no_command_and_repeats_none() {
+        let store = TestStore::with_entries((2..=5).map(|index| command(index, 1, 1)));
+        let mut subscribers = Subscribers::<Sum>::new(GroupId::FIRST, Arc::new(store.clone()), 8);
+        let (listener, mut told) = Listener::open();
+        subscribers.subscribe(subscribe(&listener, Some(1)), 5);
+        // Before the past is read, two more are applied, and one of them is in the snapshot behind which the log is cut off.
+        [6, 7].into_iter().for_each(|index| subscribers.command(index, 1, &Arc::new(1), &Arc::new(index)));
+        store.hold([command(7, 1, 1)]);
+        for expected in ["#5 snapshot", "#6 +1 = 6", "#7 +1 = 7"] {
+            assert_eq!(told.recv().await.unwrap(), expected);
+        }
+    }
+
+    #[actix::test]
     async fn a_frozen_state_is_that_of_its_index_whatever_follows() {
         let mut f = start(vec![command(2, 1, 5)], 8);
         f.applier.send(Freeze).await.unwrap();

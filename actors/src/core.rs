@@ -185,10 +185,12 @@ impl<T: Ticket> RaftCore<T> {
     /// The effects in the order that the promises need: the disk and the peers first, in parallel.
     fn carry_out(&mut self, effects: Effects<T>, ctx: &mut Context<Self>) {
         if let Some(witness) = &self.links.witness {
-            let Effects { append, transmit, apply, .. } = &effects;
+            let Effects { append, transmit, apply, restore, .. } = &effects;
             let (glance, voters) = (self.consensus.glance(), || self.consensus.voters());
             let apply = &mut apply.iter().map(|committed| &committed.entry);
-            witness.drained(Drained { glance, append, transmit, apply, voters: &voters });
+            let restore = restore.as_ref().map(|snapshot| (snapshot.index, snapshot.term));
+            let sends = || self.consensus.sends();
+            witness.drained(Drained { glance, append, transmit, apply, restore, voters: &voters, sends: &sends });
         }
         let Effects {
             append,

@@ -242,8 +242,9 @@ impl Backlog {
             Ok(entries) => entries,
             Err(first) => {
                 // Neither a silent gap nor an end: what is missing is in the state.
+                // But only up to what was applied then: what was applied since is on its way through the buffer.
                 self.next = first;
-                return Ok(vec![Event::SnapshotInstalled { index: first - 1 }]);
+                return Ok(vec![Event::SnapshotInstalled { index: self.applied.min(first - 1) }]);
             }
         };
         let mut events = Vec::with_capacity(entries.len());

@@ -34,12 +34,20 @@ pub struct Drained<'a> {
     pub transmit: &'a [(NodeId, RaftMessage)],
     /// What is applied now.
     pub apply: &'a mut dyn Iterator<Item = &'a Entry>,
+    /// The snapshot that replaces the state machine's state now: index and term.
+    pub restore: Option<(u64, u64)>,
     /// Says who the voters in force are.
     pub voters: &'a dyn Fn() -> Vec<NodeId>,
+    /// Says to whom a leader is sending a snapshot, and of which index.
+    pub sends: &'a dyn Fn() -> Vec<(NodeId, u64)>,
 }
 
 /// Watches a core.
 pub trait Witness: Send + Sync {
+    /// Before the first drain: the state was rebuilt from the snapshot of this index, and what the log has after it. Zero on a
+    /// node that holds nothing.
+    fn replayed(&self, _snapshot_index: u64) {}
+
     /// A drain decided this; none of it has happened yet.
     fn drained(&self, drained: Drained<'_>);
 }

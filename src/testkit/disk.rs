@@ -1,21 +1,29 @@
-//! A node's disk in a simulation: the simulated disk, and the moods it is in.
+//! A node's disk in a simulation: the simulated disk of the log, the simulated files of the snapshots, and the moods both are in.
 
 use std::{
     io,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
-pub(crate) use actorum_actors::log::simulated::{Backup, Image, Loss};
+pub(crate) use actorum_actors::log::simulated::{Image, Loss};
 use actorum_actors::log::{
-    simulated::{Answer, Decide, Latency, SimulatedDisk, Step},
+    simulated::{Answer, Backup as LogBackup, Decide, Latency, SimulatedDisk, Step},
     store::{
         Completions, LogAppender, LogReader, LogStore, Looked, OpenError, Probe, Recovered, Space, StoreError,
         StoreIdentity,
     },
 };
-use actorum_actors::snapshot::Shelf;
-use actorum_transport::wire::{GroupId, Incarnation, NodeId};
+use actorum_actors::snapshot::{
+    Shelf,
+    files::{Appending, Files, Reading},
+    shelf::complete_name,
+    simulated::{self, SimulatedFiles},
+};
+use actorum_transport::wire::{GroupId, Incarnation, NodeId, Snapshot, SnapshotFile};
 
 use super::{dice::Dice, world::Durable};
 
@@ -33,8 +41,32 @@ pub(crate) enum Mishap {
 pub(crate) struct Disk {
     id: NodeId,
     disk: SimulatedDisk,
-    shelf: Arc<Shelf>,
+    files: SimulatedFiles,
+    tally: Arc<Tally>,
     moods: Moods,
+}
+
+/// A copy of both.
+pub(crate) type Backup = (LogBackup, simulated::Backup);
+
+/// What became of files of snapshots.
+#[derive(Default)]
+pub(crate) struct Tally {
+    pub built: AtomicU64,
+    pub fetched: AtomicU64,
+    /// Transfers that went on where an earlier one had stopped.
+    pub resumed: AtomicU64,
+    /// Power cuts in the place of a step of a file.
+    pub cuts: AtomicU64,
+    /// Writes of a file that failed.
+    pub failed: AtomicU64,
+}
+
+/// Which of the two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Part {
+    Log,
+    Files,
 }
 
 /// What the disk is about to do to its node.
@@ -46,10 +78,10 @@ struct Mood {
     /// How long a batch takes at most, in milliseconds.
     latency_ms: u64,
     hangs: bool,
-    /// The power goes in the place of the so many-th step from now.
-    armed: Option<(u64, Loss)>,
-    /// The so many-th write from now fails.
-    fails: Option<(Mishap, u64)>,
+    /// The power goes in the place of the so many-th step of that part from now.
+    armed: Option<(Part, u64, Loss)>,
+    /// The so many-th write to that part from now fails.
+    fails: Option<(Part, Mishap, u64)>,
     failed: bool,
     /// What a power cut at a step takes.
     loses: Loss,
@@ -84,7 +116,9 @@ impl Disk {
             power: None,
         };
         let moods = Moods(Arc::new(Mutex::new(mood)));
-        Disk { id, disk: SimulatedDisk::new(Arc::new(moods.clone())), shelf: Arc::default(), moods }
+        let tally = Arc::<Tally>::default();
+        let files = SimulatedFiles::new(Arc::new(FileMoods { moods: moods.clone(), tally: tally.clone() }));
+        Disk { id, disk: SimulatedDisk::new(Arc::new(moods.clone())), files, tally, moods }
     }
 
     /// Who takes the node's power when the disk says so.
@@ -94,24 +128,27 @@ impl Disk {
 
     pub fn open(&self, incarnation: Incarnation) -> Result<Box<dyn LogStore>, OpenError> {
         let store = self.disk.open(self.id, incarnation)?;
-        Ok(Box::new(Probed { store, shelf: self.shelf.clone(), moods: self.moods.clone() }))
+        let files = Counted { files: self.files.open(), tally: self.tally.clone() };
+        Ok(Box::new(Probed { store, shelf: Arc::new(Shelf::over(Arc::new(files))), moods: self.moods.clone() }))
     }
 
     pub fn crash(&self, loss: Loss) {
         if loss == Loss::Torn {
-            let healthy = self.disk.backup();
+            let healthy = self.backup();
             self.moods.lock().healthy = Some(healthy);
         }
         self.forget_probes();
         self.calm();
         let roll = self.moods.lock().dice.roll();
         self.disk.crash(loss, roll);
+        self.files.crash(loss, roll);
     }
 
     pub fn kill(&self) {
         self.forget_probes();
         self.calm();
         self.disk.kill();
+        self.files.kill();
     }
 
     /// Good again.
@@ -134,8 +171,8 @@ impl Disk {
         self.moods.lock().low = true;
     }
 
-    pub fn arm(&self, steps: u64, loss: Loss) {
-        self.moods.lock().armed = Some((steps, loss));
+    pub fn arm(&self, part: Part, steps: u64, loss: Loss) {
+        self.moods.lock().armed = Some((part, steps, loss));
     }
 
     pub fn slow(&self, at_most_ms: u64) {
@@ -146,9 +183,9 @@ impl Disk {
         self.moods.lock().hangs = true;
     }
 
-    pub fn fail(&self, mishap: Mishap, writes: u64) {
+    pub fn fail(&self, part: Part, mishap: Mishap, writes: u64) {
         let mut mood = self.moods.lock();
-        (mood.fails, mood.failed) = (Some((mishap, writes)), false);
+        (mood.fails, mood.failed) = (Some((part, mishap, writes)), false);
     }
 
     /// Whether the failure that was asked for last came.
@@ -158,6 +195,24 @@ impl Disk {
 
     pub fn flip_bit(&self, roll: u64) -> Option<String> {
         self.disk.flip_bit(roll)
+    }
+
+    /// A bit of some file of a snapshot that is complete.
+    pub fn some_bit(&self, roll: u64) -> Option<(String, usize)> {
+        let complete =
+            self.files.durable().into_iter().filter(|(name, length)| name.starts_with("snapshot-") && *length > 0);
+        let complete: Vec<_> = complete.collect();
+        let (name, length) = complete.get((roll as usize).checked_rem(complete.len())?)?;
+        Some((name.clone(), (roll >> 8) as usize % (*length as usize * 8)))
+    }
+
+    /// Flips it; whether it was there.
+    pub fn flip_file(&self, (name, bit): &(String, usize)) -> bool {
+        self.files.flip(name, *bit)
+    }
+
+    pub fn tally(&self) -> &Tally {
+        &self.tally
     }
 
     pub fn image(&self) -> Image {
@@ -179,15 +234,17 @@ impl Disk {
     }
 
     pub fn backup(&self) -> Backup {
-        self.disk.backup()
+        (self.disk.backup(), self.files.backup())
     }
 
-    pub fn bring_back(&self, backup: Backup) {
-        self.disk.bring_back(backup);
+    pub fn bring_back(&self, (log, files): Backup) {
+        self.disk.bring_back(log);
+        self.files.bring_back(files);
     }
 
     pub fn wipe(&self) {
         self.disk.wipe();
+        self.files.wipe();
     }
 }
 
@@ -199,6 +256,14 @@ impl Durable for Disk {
 
     fn term_at(&self, index: u64) -> Option<u64> {
         self.disk.durable_term(GroupId::FIRST, index)
+    }
+
+    fn base(&self) -> u64 {
+        self.disk.durable(GroupId::FIRST).base.0
+    }
+
+    fn has_file(&self, snapshot: &Snapshot, file: &SnapshotFile) -> bool {
+        self.files.durable().get(&complete_name(snapshot.index, file)) == Some(&file.bytes)
     }
 }
 
@@ -252,23 +317,20 @@ impl Probe for Moods {
 }
 
 impl Moods {
-    fn lock(&self) -> MutexGuard<'_, Mood> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Decide for Moods {
-    fn step(&self, step: Step) -> Answer {
+    /// Whether this step of that part happens.
+    fn decide(&self, of: Part, writes: bool) -> Answer {
         let mut mood = self.lock();
-        if let Some((left, loss)) = &mut mood.armed {
+        if let Some((part, left, loss)) = &mut mood.armed
+            && *part == of
+        {
             *left = left.saturating_sub(1);
             if *left == 0 {
                 (mood.loses, mood.armed) = (*loss, None);
                 return Answer::CutPower;
             }
         }
-        let writes = !matches!(step, Step::Complete | Step::Read);
-        if let Some((mishap, left)) = &mut mood.fails
+        if let Some((part, mishap, left)) = &mut mood.fails
+            && *part == of
             && writes
         {
             *left = left.saturating_sub(1);
@@ -284,6 +346,24 @@ impl Decide for Moods {
         Answer::Go
     }
 
+    fn lose_power(&self) {
+        let (power, loss) = {
+            let mood = self.lock();
+            (mood.power.clone(), mood.loses)
+        };
+        power.into_iter().for_each(|power| power(loss));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Mood> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Decide for Moods {
+    fn step(&self, step: Step) -> Answer {
+        self.decide(Part::Log, !matches!(step, Step::Complete | Step::Read))
+    }
+
     fn latency(&self, _: u64) -> Latency {
         let mut mood = self.lock();
         if mood.hangs {
@@ -294,10 +374,75 @@ impl Decide for Moods {
     }
 
     fn power_is_gone(&self) {
-        let (power, loss) = {
-            let mood = self.lock();
-            (mood.power.clone(), mood.loses)
-        };
-        power.into_iter().for_each(|power| power(loss));
+        self.lose_power();
+    }
+}
+
+/// The same moods, where they meet files.
+struct FileMoods {
+    moods: Moods,
+    tally: Arc<Tally>,
+}
+
+impl simulated::Decide for FileMoods {
+    fn step(&self, step: simulated::Step) -> Answer {
+        let answer = self.moods.decide(Part::Files, step != simulated::Step::Read);
+        match answer {
+            Answer::Go => {}
+            Answer::Fail(..) => drop(self.tally.failed.fetch_add(1, Relaxed)),
+            Answer::CutPower => drop(self.tally.cuts.fetch_add(1, Relaxed)),
+        }
+        answer
+    }
+
+    fn power_is_gone(&self) {
+        self.moods.lose_power();
+    }
+}
+
+/// Files whose fate is counted by their names.
+struct Counted {
+    files: Arc<dyn Files>,
+    tally: Arc<Tally>,
+}
+
+impl Files for Counted {
+    fn list(&self) -> io::Result<Vec<(String, u64)>> {
+        self.files.list()
+    }
+
+    fn create(&self, name: &str) -> io::Result<Box<dyn Appending>> {
+        self.files.create(name)
+    }
+
+    fn append(&self, name: &str) -> io::Result<Box<dyn Appending>> {
+        let mut file = self.files.append(name)?;
+        if file.length()? > 0 {
+            self.tally.resumed.fetch_add(1, Relaxed);
+        }
+        Ok(file)
+    }
+
+    fn open(&self, name: &str) -> io::Result<Box<dyn Reading>> {
+        self.files.open(name)
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        self.files.rename(from, to)?;
+        let counter = if from.starts_with("building-") { &self.tally.built } else { &self.tally.fetched };
+        counter.fetch_add(1, Relaxed);
+        Ok(())
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        self.files.remove(name)
+    }
+
+    fn sync_names(&self) -> io::Result<()> {
+        self.files.sync_names()
+    }
+
+    fn blocks(&self) -> bool {
+        self.files.blocks()
     }
 }

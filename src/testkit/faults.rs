@@ -49,6 +49,17 @@ pub struct Faults {
     pub old_copy: u32,
     /// A disk is wiped and its node started under the old id: refused by its peers, and without a vote.
     pub wiped_disk: u32,
+    /// A node is away for so long that it may need a snapshot when it comes back.
+    pub absence: u32,
+    /// A write of a snapshot's file fails, or the disk is full there: that snapshot is not built, or not received; the node
+    /// goes on.
+    pub snapshot_error: u32,
+    /// A bit flips in a snapshot's file, under a node that goes on for a while: whoever fetches it refuses it, and the node
+    /// starts from the older one, or is refused by name.
+    pub rotten_snapshot: u32,
+    /// The state machine fails, or panics, in handing out its state: that snapshot is not built. Or in taking one: that node
+    /// stops, and does it again when it starts.
+    pub failing_snapshot: u32,
     /// The state machine of one node panics: that node stops.
     pub panic: u32,
     /// The state machine of one node takes long for one command.
@@ -59,6 +70,8 @@ pub struct Faults {
     pub campaign: u32,
     /// Somebody subscribes, and reads slowly or not at all.
     pub subscription: u32,
+    /// Somebody asks a node for a snapshot now.
+    pub take_snapshot: u32,
     /// A node is shut down in order, and comes back.
     pub shutdown: u32,
 }
@@ -95,11 +108,16 @@ impl Faults {
             torn_write: 0,
             old_copy: 0,
             wiped_disk: 0,
+            absence: 0,
+            snapshot_error: 0,
+            rotten_snapshot: 0,
+            failing_snapshot: 0,
             panic: 0,
             slow_machine: 0,
             membership: 0,
             campaign: 0,
             subscription: 0,
+            take_snapshot: 0,
             shutdown: 0,
         }
     }
@@ -115,6 +133,8 @@ impl Faults {
             power_cut: 2,
             pause: 1,
             slow_disk: 2,
+            absence: 1,
+            take_snapshot: 1,
             campaign: 1,
             shutdown: 1,
             ..Faults::none()
@@ -145,11 +165,16 @@ impl Faults {
             torn_write: 2,
             old_copy: 2,
             wiped_disk: 4,
+            absence: 6,
+            snapshot_error: 3,
+            rotten_snapshot: 3,
+            failing_snapshot: 2,
             panic: 1,
             slow_machine: 2,
             membership: 5,
             campaign: 3,
             subscription: 2,
+            take_snapshot: 4,
             shutdown: 3,
         }
     }

@@ -32,7 +32,7 @@ use tokio::sync::Notify;
 use super::{
     clock::NodeClock,
     dice::Dice,
-    disk::{Disk, Loss},
+    disk::{Disk, Loss, Tally},
     machine::{Strings, Watched},
     wire::Links,
     world::{Decided, Event, World},
@@ -50,6 +50,10 @@ impl Life {
     fn end(&self) {
         self.0.0.store(true, Relaxed);
         self.0.1.notify_waiters();
+    }
+
+    pub fn is_over(&self) -> bool {
+        self.0.0.load(Relaxed)
     }
 
     /// Waits for its end.
@@ -100,6 +104,8 @@ struct Inner<S: StateMachine> {
     network: MemoryNetwork,
     make: Arc<dyn Fn() -> S + Send + Sync>,
     config: Config,
+    /// What snapshots have in addition to the state, in bytes.
+    padding: usize,
     state: Mutex<(Dice, BTreeMap<NodeId, Node<S>>)>,
 }
 
@@ -112,8 +118,9 @@ impl<S: StateMachine> Fleet<S> {
         dice: Dice,
     ) -> Self {
         let network = MemoryNetwork::over(Arc::new(links.clone()));
+        let padding = [0, 0, 1000, 3000][dice.fork("padding", 0).below(4) as usize];
         let state = Mutex::new((dice, BTreeMap::new()));
-        Fleet(Arc::new(Inner { world: world.clone(), links: links.clone(), network, make, config, state }))
+        Fleet(Arc::new(Inner { world: world.clone(), links: links.clone(), network, make, config, padding, state }))
     }
 
     pub fn world(&self) -> &World {
@@ -197,7 +204,7 @@ impl<S: StateMachine> Fleet<S> {
     async fn boot(&self, id: NodeId) -> Result<(), StartError> {
         let store = self.try_open(id)?;
         let recovered = store.recover(GroupId::FIRST)?;
-        let base = recovered.newest().map_or(0, |snapshot| snapshot.index);
+        let base = recovered.base();
         let entries = store.reader().entries(GroupId::FIRST, base + 1, recovered.last_index + 1, usize::MAX)?;
         let (identity, strings, life) = (store.identity(), Strings::default(), Life::default());
         let world = self.0.world.clone();
@@ -216,7 +223,7 @@ impl<S: StateMachine> Fleet<S> {
                 facts.membership = None;
             }
         });
-        let machine = Watched { inner: (self.0.make)(), node: id, world: world.clone(), strings: strings.clone() };
+        let machine = Watched::new((self.0.make)(), id, world.clone(), strings.clone(), self.0.padding);
         let network = self.0.network.clone();
         let mut builder = Builder::new(id, machine)
             .storage(Storage::Custom(store))
@@ -360,11 +367,27 @@ impl<S: StateMachine> Fleet<S> {
     pub fn end(&self) {
         let ids = self.nodes(|nodes| nodes.keys().copied().collect::<Vec<_>>());
         ids.into_iter().for_each(|id| self.kill(id));
+        self.nodes(|nodes| nodes.values().for_each(|node| self.count_files(&node.disk)));
         self.0.links.cut_power_with(None);
         // Breaks the circles of callbacks.
         self.nodes(|nodes| {
             nodes.values().for_each(|node| node.disk.cut_power_with(None));
             nodes.clear();
+        });
+    }
+
+    fn count_files(&self, disk: &Disk) {
+        let Tally { built, fetched, resumed, cuts, failed } = disk.tally();
+        self.0.world.count(|counts| {
+            counts.snapshot("built", built.load(Relaxed));
+            counts.snapshot("fetched", fetched.load(Relaxed));
+            counts.snapshot("resumed", resumed.load(Relaxed));
+            for (kind, fired) in [("power cut at a file", cuts), ("error of a file", failed)] {
+                let fired = fired.load(Relaxed);
+                if fired > 0 {
+                    *counts.disk.entry(kind).or_default() += fired;
+                }
+            }
         });
     }
 
@@ -386,17 +409,23 @@ struct Watcher {
 }
 
 impl Witness for Watcher {
+    fn replayed(&self, snapshot: u64) {
+        if !self.strings.is_cut() {
+            self.world.saw(Event::Replayed { node: self.node, snapshot });
+        }
+    }
+
     fn drained(&self, drained: Drained<'_>) {
         if self.strings.is_cut() {
             return;
         }
-        let Drained { glance, append, transmit, apply, voters } = drained;
+        let Drained { glance, append, transmit, apply, restore, voters, sends } = drained;
         let apply: Vec<_> = apply.collect();
-        let idle = append.is_empty() && transmit.is_empty() && apply.is_empty();
+        let idle = append.is_empty() && transmit.is_empty() && apply.is_empty() && restore.is_none();
         if idle && self.world.stands(self.node, glance) {
             return;
         }
-        let decided = Decided { glance, append, transmit, apply, voters: voters() };
+        let decided = Decided { glance, append, transmit, apply, restore, voters: voters(), sends: sends() };
         self.world.saw(Event::Drained { node: self.node, drained: &decided });
     }
 }

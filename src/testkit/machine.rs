@@ -1,7 +1,7 @@
 //! The application's state machine, watched: what it applies is told to the world, and what is done to it comes in here.
 
 use std::{
-    io::Read,
+    io::{self, Read},
     panic::resume_unwind,
     sync::{
         Arc, Mutex, PoisonError,
@@ -13,7 +13,7 @@ use actorum_actors::machine::{self, ApplyContext, Frozen, MachineError, StateMac
 use actorum_transport::wire::NodeId;
 
 use super::{
-    dice::fingerprint,
+    dice::{Dice, fingerprint},
     world::{Event, World},
 };
 
@@ -27,23 +27,45 @@ struct Pulled {
     panic: AtomicBool,
     /// This life is over: what its actors still do is seen by nobody.
     over: AtomicBool,
+    /// What the next snapshot, or the next restore, comes to.
+    snapshot_fails: Mutex<Option<Mishap>>,
+    restore_fails: Mutex<Option<Mishap>>,
     /// What the next `apply` does first.
     slow: Mutex<Option<Box<dyn FnOnce() + Send>>>,
 }
 
+/// How the application's code fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mishap {
+    /// It says so.
+    Error,
+    /// It panics.
+    Panic,
+}
+
 impl Strings {
+    pub fn fail_next_snapshot(&self, mishap: Mishap) {
+        *locked(&self.0.snapshot_fails) = Some(mishap);
+    }
+
+    pub fn fail_next_restore(&self, mishap: Mishap) {
+        *locked(&self.0.restore_fails) = Some(mishap);
+    }
+
     pub fn panic_next(&self) {
         self.0.panic.store(true, Relaxed);
     }
 
     pub fn slow_next(&self, stand_still: Box<dyn FnOnce() + Send>) {
-        *self.0.slow.lock().unwrap_or_else(PoisonError::into_inner) = Some(stand_still);
+        *locked(&self.0.slow) = Some(stand_still);
     }
 
     /// Whatever was to happen to it does not.
     pub fn calm(&self) {
         self.0.panic.store(false, Relaxed);
-        *self.0.slow.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *locked(&self.0.slow) = None;
+        *locked(&self.0.snapshot_fails) = None;
+        *locked(&self.0.restore_fails) = None;
     }
 
     pub fn cut(&self) {
@@ -55,12 +77,60 @@ impl Strings {
     }
 }
 
-/// A state machine under watch.
+fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A state no larger than this is looked at after every command.
+const SMALL: usize = 4 << 10;
+
+/// A state machine under watch. In front of the state that it writes stands the index of the last command in it, and some bytes
+/// that make the file larger, so that its transfer takes time.
 pub(crate) struct Watched<S> {
     pub inner: S,
     pub node: NodeId,
     pub world: World,
     pub strings: Strings,
+    /// The index of the last command that its state contains.
+    at: u64,
+    small: bool,
+    /// So many bytes in front of the state.
+    padding: usize,
+}
+
+impl<S: StateMachine> Watched<S> {
+    pub fn new(inner: S, node: NodeId, world: World, strings: Strings, padding: usize) -> Watched<S> {
+        let at = inner.applied().map_or(0, |(index, _)| index);
+        Watched { inner, node, world, strings, at, small: true, padding }
+    }
+
+    /// The application's code fails here if somebody pulled that string.
+    fn pulled(&self, string: &Mutex<Option<Mishap>>, kind: &'static str, stops: bool) -> Result<(), MachineError> {
+        if self.strings.is_cut() {
+            return Ok(());
+        }
+        let Some(mishap) = locked(string).take() else { return Ok(()) };
+        self.world.count(|counts| *counts.process.entry(kind).or_default() += 1);
+        if stops {
+            self.world.facts(|facts| {
+                if let Some(facts) = facts.nodes.get_mut(&self.node) {
+                    facts.may_stop = true;
+                }
+            });
+        }
+        match mishap {
+            Mishap::Error => Err(MachineError::new("the simulation pulled a string")),
+            // Without the hook that would print it: this panic is part of the plan.
+            Mishap::Panic => resume_unwind(Box::new("the simulation pulled a string")),
+        }
+    }
+}
+
+/// The whole state of a machine, as it would be written.
+pub(crate) fn state_of<S: StateMachine>(machine: &S) -> Result<Vec<u8>, MachineError> {
+    let mut bytes = Vec::new();
+    machine.snapshot()?.write_to(&mut bytes)?;
+    Ok(bytes)
 }
 
 impl<S: StateMachine> StateMachine for Watched<S> {
@@ -78,25 +148,56 @@ impl<S: StateMachine> StateMachine for Watched<S> {
             // Without the hook that would print it: this panic is part of the plan.
             resume_unwind(Box::new("the simulation pulled a string"));
         }
-        let slow = self.strings.0.slow.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let slow = locked(&self.strings.0.slow).take();
         if !self.strings.is_cut() {
             slow.into_iter().for_each(|stand_still| stand_still());
         }
         let response = self.inner.apply(ctx, command);
+        self.at = ctx.index;
         if !self.strings.is_cut() {
             let (index, term) = (ctx.index, ctx.term);
             let (command, response) = (print_of(command), print_of(&response));
-            self.world.saw(Event::Applied { node: self.node, index, term, command, response });
+            // A large one is looked at only where it is written anyway.
+            let state = self.small.then(|| state_of(&self.inner).ok()).flatten();
+            self.small = state.as_ref().is_some_and(|state| state.len() <= SMALL);
+            let state = state.map(|state| fingerprint(&state));
+            self.world.saw(Event::Applied { node: self.node, index, term, command, response, state });
         }
         response
     }
 
     fn snapshot(&self) -> Result<Frozen, MachineError> {
-        self.inner.snapshot()
+        self.pulled(&self.strings.0.snapshot_fails, "failing snapshot of the state machine", false)?;
+        let (frozen, at, padding) = (self.inner.snapshot()?, self.at, self.padding);
+        if !self.strings.is_cut() {
+            self.world.saw(Event::Frozen { node: self.node, at });
+        }
+        Ok(Frozen::new(move |out| {
+            out.write_all(&at.to_le_bytes())?;
+            // Dice, so that compression finds nothing.
+            let mut dice = Dice::new(at);
+            let bytes: Vec<u8> = (0..padding).map(|_| dice.roll() as u8).collect();
+            out.write_all(&(padding as u64).to_le_bytes())?;
+            out.write_all(&bytes)?;
+            frozen.write_to(out)
+        }))
     }
 
     fn restore(&mut self, from: &mut dyn Read) -> Result<(), MachineError> {
-        self.inner.restore(from)
+        self.pulled(&self.strings.0.restore_fails, "failing restore of the state machine", true)?;
+        let (mut at, mut padding) = ([0; 8], [0; 8]);
+        from.read_exact(&mut at)?;
+        from.read_exact(&mut padding)?;
+        io::copy(&mut from.take(u64::from_le_bytes(padding)), &mut io::sink())?;
+        self.inner.restore(from)?;
+        // To the end: only there the last checksum is looked at.
+        io::copy(from, &mut io::sink())?;
+        self.at = u64::from_le_bytes(at);
+        if !self.strings.is_cut() {
+            let state = fingerprint(&state_of(&self.inner)?);
+            self.world.saw(Event::Restored { node: self.node, at: self.at, state });
+        }
+        Ok(())
     }
 
     fn applied(&self) -> Option<(u64, u64)> {

@@ -27,6 +27,7 @@ mod fleet;
 mod wire;
 mod disk;
 mod machine;
+mod listener;
 mod clock;
 mod agenda;
 pub mod dice;

@@ -5,23 +5,18 @@
 
 use std::{cell::RefCell, collections::BTreeSet, rc::Rc, time::Duration};
 
-use actix::prelude::*;
-use actorum_actors::{
-    event::{Event as Heard, Events},
-    machine::StateMachine,
-    members::Change as ConfChange,
-    message::Campaign,
-};
+use actorum_actors::{machine::StateMachine, members::Change as ConfChange, message::Campaign};
 use actorum_transport::wire::{GroupId, NodeId};
 use tokio::{task::JoinHandle, time::sleep};
 
 use super::{
     client::Client,
     dice::Dice,
-    disk::{Disk, Loss, Mishap},
+    disk::{Disk, Loss, Mishap, Part},
     faults::Faults,
     fleet::{Fleet, State, address},
-    machine::Watched,
+    listener::Listener,
+    machine::{self, Watched},
     wire::Weather,
     world::{Durable, World},
 };
@@ -50,15 +45,20 @@ enum Kind {
     TornWrite,
     OldCopy,
     WipedDisk,
+    Absence,
+    SnapshotError,
+    RottenSnapshot,
+    FailingSnapshot,
     Panic,
     SlowMachine,
     Membership,
     Campaign,
     Subscription,
+    TakeSnapshot,
     Shutdown,
 }
 
-fn weights(faults: &Faults) -> [(Kind, u32); 26] {
+fn weights(faults: &Faults) -> [(Kind, u32); 31] {
     use Kind::*;
     [
         (Loss, faults.loss),
@@ -81,11 +81,16 @@ fn weights(faults: &Faults) -> [(Kind, u32); 26] {
         (TornWrite, faults.torn_write),
         (OldCopy, faults.old_copy),
         (WipedDisk, faults.wiped_disk),
+        (Absence, faults.absence),
+        (SnapshotError, faults.snapshot_error),
+        (RottenSnapshot, faults.rotten_snapshot),
+        (FailingSnapshot, faults.failing_snapshot),
         (Panic, faults.panic),
         (SlowMachine, faults.slow_machine),
         (Membership, faults.membership),
         (Campaign, faults.campaign),
         (Subscription, faults.subscription),
+        (TakeSnapshot, faults.take_snapshot),
         (Shutdown, faults.shutdown),
     ]
 }
@@ -219,11 +224,16 @@ impl<S: StateMachine> Culprit<S> {
             Kind::TornWrite => self.torn_write().await,
             Kind::OldCopy => self.old_copy().await,
             Kind::WipedDisk => self.wiped_disk().await,
+            Kind::Absence => self.absence().await,
+            Kind::SnapshotError => self.snapshot_error().await,
+            Kind::RottenSnapshot => self.rotten_snapshot().await,
+            Kind::FailingSnapshot => self.failing_snapshot().await,
             Kind::Panic => self.panic().await,
             Kind::SlowMachine => self.slow_machine().await,
             Kind::Membership => self.membership().await,
             Kind::Campaign => self.campaign(),
             Kind::Subscription => self.subscription().await,
+            Kind::TakeSnapshot => self.take_snapshot().await,
             Kind::Shutdown => self.shutdown().await,
         }
     }
@@ -331,12 +341,19 @@ impl<S: StateMachine> Culprit<S> {
         for Hold(node, _) in &holds {
             let loss = self.some_loss();
             let node = *node;
-            match self.dice.below(3) {
+            match self.dice.below(5) {
                 0 => self.fleet.crash(node, loss),
                 1 => self.fleet.links().arm(node, self.dice.between(1, 40), loss),
-                _ => {
+                2 => {
                     let step = self.dice.between(1, 20);
-                    self.fleet.node(node, |node| node.disk.arm(step, loss));
+                    self.fleet.node(node, |node| node.disk.arm(Part::Log, step, loss));
+                }
+                _ => {
+                    let step = self.dice.between(1, 40);
+                    self.fleet.node(node, |node| node.disk.arm(Part::Files, step, loss));
+                    if self.dice.below(2) == 0 {
+                        self.ask_for_snapshot(node);
+                    }
                 }
             }
         }
@@ -357,6 +374,14 @@ impl<S: StateMachine> Culprit<S> {
         self.fleet.kill(hold.0);
         self.process("kill");
         self.a_while(20, 1500).await;
+        self.come_back(hold.0).await;
+    }
+
+    async fn absence(&mut self) {
+        let Some(hold) = self.hold_running() else { return };
+        self.fleet.kill(hold.0);
+        self.process("absence");
+        self.a_while(2000, 6000).await;
         self.come_back(hold.0).await;
     }
 
@@ -461,7 +486,7 @@ impl<S: StateMachine> Culprit<S> {
         let Some(hold) = self.hold_running() else { return };
         self.may_stop(hold.0);
         let step = self.dice.between(1, 12);
-        self.fleet.node(hold.0, |node| node.disk.fail(mishap, step));
+        self.fleet.node(hold.0, |node| node.disk.fail(Part::Log, mishap, step));
         self.until_down(std::slice::from_ref(&hold)).await;
         let fired = self.fleet.node(hold.0, |node| node.disk.has_failed()) == Some(true);
         if fired {
@@ -502,7 +527,7 @@ impl<S: StateMachine> Culprit<S> {
         let Some(hold) = self.hold_running() else { return };
         let step = self.dice.between(1, 20);
         let torn = self.fleet.node(hold.0, |node| {
-            node.disk.arm(step, Loss::Torn);
+            node.disk.arm(Part::Log, step, Loss::Torn);
             node.disk.torn()
         });
         self.until_down(std::slice::from_ref(&hold)).await;
@@ -589,6 +614,100 @@ impl<S: StateMachine> Culprit<S> {
         self.come_back(hold.0).await;
     }
 
+    // ---- snapshots -----------------------------------------------------------------------------------------
+
+    /// Somebody asks for one, and does not wait.
+    fn ask_for_snapshot(&self, id: NodeId) {
+        let Some((raft, _)) = self.fleet.raft(id) else { return };
+        actix_rt::spawn(async move { drop(raft.take_snapshot().await) });
+    }
+
+    async fn take_snapshot(&mut self) {
+        let Some(id) = self.some_running() else { return };
+        let Some((raft, life)) = self.fleet.raft(id) else { return };
+        self.churn("take snapshot");
+        let applied = raft.status().applied_index;
+        let taken = tokio::select! {
+            biased;
+            () = life.over() => return,
+            // A disk that hangs answers nobody.
+            () = sleep(Duration::from_secs(10)) => return,
+            taken = raft.take_snapshot() => taken,
+        };
+        match taken {
+            Ok(taken) if taken.index < applied => {
+                let detail = format!("n{id} had applied {applied}, and answers with a snapshot at {}", taken.index);
+                self.world().broken("a snapshot on demand is of now", detail);
+            }
+            Ok(taken) => self.world().tell(|| format!("n{id} has a snapshot at {}, as was asked", taken.index)),
+            Err(error) => self.world().tell(|| format!("n{id} gives no snapshot: {error}")),
+        }
+    }
+
+    /// The node must survive it, so nothing is forgiven here.
+    async fn snapshot_error(&mut self) {
+        let Some(hold) = self.hold_running() else { return };
+        let mishap = if self.dice.below(2) == 0 { Mishap::Error } else { Mishap::Full };
+        let step = self.dice.between(1, 16);
+        self.fleet.node(hold.0, |node| node.disk.fail(Part::Files, mishap, step));
+        if self.dice.below(2) == 0 {
+            self.ask_for_snapshot(hold.0);
+        }
+        self.a_while(300, 3000).await;
+        self.fleet.node(hold.0, |node| node.disk.calm());
+    }
+
+    async fn rotten_snapshot(&mut self) {
+        let Some(hold) = self.hold_running() else { return };
+        let roll = self.dice.roll();
+        let rotten = self.fleet.node(hold.0, |node| node.disk.some_bit(roll).filter(|bit| node.disk.flip_file(bit)));
+        let Some(Some(rotten)) = rotten else { return };
+        self.disk("rotten snapshot", hold.0);
+        // A restore that reads it just now stops the node.
+        self.may_stop(hold.0);
+        self.a_while(0, 1500).await;
+        self.fleet.kill(hold.0);
+        self.a_while(20, 500).await;
+        if self.fleet.node(hold.0, |node| node.state) != Some(State::Down) || self.world().over() {
+            return;
+        }
+        let Err(error) = self.fleet.start(hold.0).await else { return };
+        if !error.to_string().contains("this node has no snapshot to start from") {
+            return self.refused(hold.0, error);
+        }
+        self.world().tell(|| format!("n{} is refused: {error}", hold.0));
+        self.world().count(|counts| counts.snapshot("refused", 1));
+        // Somebody brings back the healthy file.
+        self.fleet.node(hold.0, |node| node.disk.flip_file(&rotten));
+        self.come_back(hold.0).await;
+    }
+
+    async fn failing_snapshot(&mut self) {
+        let Some(hold) = self.hold_running() else { return };
+        let mishap = if self.dice.below(2) == 0 { machine::Mishap::Error } else { machine::Mishap::Panic };
+        let restores = self.dice.below(2) == 0;
+        if restores {
+            // Who comes back after a while is likely to be sent one.
+            self.fleet.kill(hold.0);
+            self.a_while(2000, 5000).await;
+            if !self.come_back(hold.0).await {
+                return;
+            }
+        }
+        self.fleet.node(hold.0, |node| match restores {
+            true => node.strings.fail_next_restore(mishap),
+            false => node.strings.fail_next_snapshot(mishap),
+        });
+        if !restores {
+            self.ask_for_snapshot(hold.0);
+        }
+        self.a_while(300, 3000).await;
+        self.fleet.node(hold.0, |node| node.strings.calm());
+        if self.fleet.node(hold.0, |node| node.state) == Some(State::Down) {
+            self.come_back(hold.0).await;
+        }
+    }
+
     fn is_recorded(&self, id: NodeId) -> bool {
         let member = |raft: &crate::Raft<Watched<S>>| {
             raft.status().membership.members.get(&id).is_some_and(|member| member.incarnation.is_some())
@@ -612,23 +731,16 @@ impl<S: StateMachine> Culprit<S> {
     }
 
     async fn subscription(&mut self) {
-        let Some((raft, life)) = self.some_running().and_then(|id| self.fleet.raft(id)) else { return };
+        let Some(id) = self.some_running() else { return };
+        let Some((raft, life)) = self.fleet.raft(id) else { return };
         self.churn("subscription");
         // One in three stops reading.
         let slow = if self.dice.below(3) == 0 { 3_600_000 } else { self.dice.below(400) };
         let after = (self.dice.below(2) == 0).then(|| self.dice.below(raft.status().applied_index + 1));
-        let listener = Listener { world: self.world().clone(), last: after.unwrap_or(0), pause_ms: slow }.start();
-        let mut subscribe = crate::Subscribe::batched(listener.recipient());
-        if let Some(after) = after {
-            subscribe = subscribe.after(after);
-        }
-        let subscription = tokio::select! {
-            biased;
-            () = life.over() => return,
-            subscription = raft.subscribe(subscribe) => subscription,
-        };
+        let (world, number) = (self.world().clone(), self.world().next_request());
+        let subscription = Listener::subscribe(&world, (id, &raft, &life), number, after, slow).await;
         self.a_while(200, 4000).await;
-        if let Ok(subscription) = subscription {
+        if let Some((subscription, _)) = subscription {
             raft.unsubscribe(subscription);
         }
     }
@@ -806,33 +918,4 @@ impl<S: StateMachine> Culprit<S> {
 fn promised(disk: &Disk) -> (u64, NodeId) {
     let (term, vote, _) = disk.state();
     (term, vote)
-}
-
-/// A subscriber that takes its time.
-struct Listener {
-    world: World,
-    last: u64,
-    pause_ms: u64,
-}
-
-impl Actor for Listener {
-    type Context = Context<Self>;
-}
-
-impl<S: StateMachine> Handler<Events<Watched<S>>> for Listener {
-    type Result = ResponseFuture<()>;
-
-    fn handle(&mut self, Events(events): Events<Watched<S>>, _: &mut Context<Self>) -> ResponseFuture<()> {
-        for event in events {
-            if let Heard::Applied { index, .. } = event {
-                if index <= self.last {
-                    let last = self.last;
-                    self.world.broken("subscribers hear in order", format!("{index} after {last}"));
-                }
-                self.last = index;
-            }
-        }
-        let pause = Duration::from_millis(self.pause_ms);
-        Box::pin(sleep(pause))
-    }
 }

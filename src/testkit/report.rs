@@ -22,6 +22,10 @@ pub struct Counts {
     pub disk: BTreeMap<&'static str, u64>,
     /// Faults of processes that fired, by kind.
     pub process: BTreeMap<&'static str, u64>,
+    /// What became of snapshots: built, fetched, transfers that went on where they had stopped, recorded with a cut of the log,
+    /// installed, nodes that started from one, from the older one because the newest was damaged, or not at all because both
+    /// were, and nodes that joined a cluster whose log no longer began at its beginning.
+    pub snapshots: BTreeMap<&'static str, u64>,
     /// What else went on meanwhile: changes of the membership, subscriptions, shutdowns, campaigns.
     pub churn: BTreeMap<&'static str, u64>,
 }
@@ -30,6 +34,12 @@ impl Counts {
     /// Changes of leader: every election but the first.
     pub fn leader_changes(&self) -> u64 {
         self.elections.saturating_sub(1)
+    }
+
+    pub(crate) fn snapshot(&mut self, kind: &'static str, count: u64) {
+        if count > 0 {
+            *self.snapshots.entry(kind).or_default() += count;
+        }
     }
 
     /// Faults of the network that fired. Each epoch of bad weather counts once, however many messages it took.
@@ -59,6 +69,7 @@ impl Counts {
             (&mut self.disk, &other.disk),
             (&mut self.process, &other.process),
             (&mut self.churn, &other.churn),
+            (&mut self.snapshots, &other.snapshots),
         ];
         for (mine, theirs) in maps {
             theirs.iter().for_each(|(kind, count)| *mine.entry(kind).or_default() += count);
@@ -73,8 +84,13 @@ impl fmt::Display for Counts {
             "{} operations ({} succeeded, {} rejected, {} unknown), {} elections",
             self.operations, self.succeeded, self.rejected, self.unknown, self.elections
         )?;
-        let kinds =
-            [("network", &self.network), ("disk", &self.disk), ("process", &self.process), ("churn", &self.churn)];
+        let kinds = [
+            ("network", &self.network),
+            ("disk", &self.disk),
+            ("process", &self.process),
+            ("churn", &self.churn),
+            ("snapshots", &self.snapshots),
+        ];
         for (name, kinds) in kinds {
             let total: u64 = kinds.values().sum();
             let kinds: Vec<String> = kinds.iter().map(|(kind, count)| format!("{kind} {count}")).collect();

@@ -4,10 +4,10 @@
 //!  begin ─▶ faults and clients ──span──▶ faults end ─▶ heal: a leader, everyone back ─▶ calm: every request succeeds ─▶ compare
 //! ```
 
-use std::{future::Future, panic::resume_unwind, pin::Pin, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, future::Future, panic::resume_unwind, pin::Pin, sync::Arc, time::Duration};
 
 use actix::System;
-use actorum_actors::machine::{MachineError, StateMachine};
+use actorum_actors::{machine::StateMachine, snapshot::keeper::TakeSnapshotError};
 use actorum_transport::wire::NodeId;
 use tokio::time::sleep;
 
@@ -18,10 +18,12 @@ use super::{
     faults::Faults,
     fleet::{Fleet, State, address},
     kv::{Kv, Recorder},
+    listener::follow,
+    machine::state_of,
     nemesis::Nemesis,
     report::Report,
     wire::Links,
-    world::{Event, World},
+    world::{Durable, Event, World},
 };
 use crate::{Bootstrap, Config, config::Placement};
 
@@ -38,6 +40,16 @@ const CALM: Duration = Duration::from_millis(1500);
 
 /// How long after that a client may take to end.
 const CLIENTS_END_WITHIN: Duration = Duration::from_secs(60);
+
+/// Who is at most so many entries behind counts as up to date.
+const CLOSE: u64 = 16;
+
+/// A commit cuts off so many entries at least, if there are as many to go.
+const SLICE: u64 = 500;
+
+/// After the faults everybody is up to date within so many virtual milliseconds: the longest pause after failures, and a
+/// transfer.
+const CATCHES_UP_WITHIN_MS: u64 = 90_000;
 
 /// What the clients of one run do, and what they think of it at the end.
 pub struct Script<S: StateMachine> {
@@ -99,6 +111,12 @@ impl<S: StateMachine> Simulation<S> {
             deadline_ms: 2000,
             subscriber_buffer: 64,
             disk_slow_ms: 800,
+            // Small, so that snapshots are built, sent in pieces and installed in a run of seconds.
+            snapshot_entries: 50,
+            log_keep_entries: 20,
+            log_hold_bytes: 0,
+            snapshot_patience_ms: 2000,
+            snapshot_piece_bytes: 256,
             ..Config::default()
         };
         Simulation {
@@ -269,7 +287,7 @@ impl<S: StateMachine> Run<S> {
     }
 
     async fn begin(&self, fleet: &Fleet<S>, script: &Script<S>, dice: &Dice) -> Vec<tokio::task::JoinHandle<()>> {
-        let founders: std::collections::BTreeMap<_, _> = (1..=self.nodes).map(|id| (id, address(id))).collect();
+        let founders: BTreeMap<_, _> = (1..=self.nodes).map(|id| (id, address(id))).collect();
         for id in 1..=self.nodes {
             fleet.add(id, Bootstrap::Form(founders.clone()));
             if let Err(error) = fleet.start(id).await {
@@ -277,7 +295,8 @@ impl<S: StateMachine> Run<S> {
             }
         }
         let client = |number| Client::new(number, fleet, dice.fork("client", number));
-        (0..self.clients).map(|number| actix_rt::spawn((script.client)(client(number)))).collect()
+        let clients = (0..self.clients).map(|number| actix_rt::spawn((script.client)(client(number))));
+        clients.chain([actix_rt::spawn(follow(fleet.clone(), dice.fork("follower", 0)))]).collect()
     }
 
     /// Everything comes back, and then every request succeeds.
@@ -297,26 +316,30 @@ impl<S: StateMachine> Run<S> {
             }
         }
         world.saw(Event::Healed);
-        if self.leader_after(fleet).await.is_none() {
+        // It cannot commit before a majority has what it needs, which may be a snapshot that takes its time.
+        if self.leader_after(fleet, true).await.is_none() {
             return;
         }
         // What somebody asked for in the last moment, a change of the membership perhaps, has had its time after this.
         sleep(self.config.deadline() + Duration::from_millis(200)).await;
-        let Some(leader) = self.leader_after(fleet).await else { return };
+        self.everyone_catches_up(fleet).await;
+        let Some(leader) = self.leader_after(fleet, false).await else { return };
         self.dismiss_strangers(fleet, leader);
         world.saw(Event::Calm);
+        let first = self.cut_logs(fleet).await;
         sleep(CALM).await;
         world.saw(Event::Closing);
+        self.logs_are_bounded(fleet, &first).await;
     }
 
     /// Waits for a leader that everyone follows; without one in time the run is broken.
-    async fn leader_after(&self, fleet: &Fleet<S>) -> Option<NodeId> {
+    async fn leader_after(&self, fleet: &Fleet<S>, sends: bool) -> Option<NodeId> {
         let world = fleet.world();
         let begun = world.agenda().now_ms();
         let patience = LEADER_WITHIN * 2 * ELECTION_MS.max(self.config.election_ms);
         while !world.over() {
             let waited = world.agenda().now_ms() - begun;
-            if let Some(leader) = self.settled_leader(fleet) {
+            if let Some(leader) = self.settled_leader(fleet, sends) {
                 world.tell(|| format!("n{leader} leads, and everyone follows, after {waited} ms"));
                 return Some(leader);
             }
@@ -329,12 +352,84 @@ impl<S: StateMachine> Run<S> {
         None
     }
 
-    /// The leader that all its members follow, if there is one, with everything of its own applied.
-    fn settled_leader(&self, fleet: &Fleet<S>) -> Option<NodeId> {
+    /// Waits until nobody is behind who belongs to the cluster: who was away may need a snapshot, and who could not fetch one
+    /// has a pause.
+    async fn everyone_catches_up(&self, fleet: &Fleet<S>) {
+        let world = fleet.world();
+        let begun = world.agenda().now_ms();
+        while !world.over() {
+            let waited = world.agenda().now_ms() - begun;
+            let leader = world.facts(|facts| facts.leader()).and_then(|leader| fleet.raft(leader));
+            let behind = leader.map(|(raft, _)| {
+                let status = raft.status();
+                let behind = |id: &NodeId| {
+                    if status.snapshots.sending.contains_key(id) {
+                        return true;
+                    }
+                    fleet.raft(*id).is_none_or(|(raft, _)| raft.status().applied_index + CLOSE < status.applied_index)
+                };
+                status.membership.members.keys().copied().filter(behind).collect::<Vec<_>>()
+            });
+            if behind.as_ref().is_some_and(Vec::is_empty) {
+                return world.tell(|| format!("nobody is behind, after {waited} ms"));
+            }
+            if waited > CATCHES_UP_WITHIN_MS {
+                let behind = behind.unwrap_or_default();
+                world.broken(
+                    "a healed node catches up",
+                    format!("{waited} ms after the last fault {behind:?} are behind"),
+                );
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// On every node a snapshot can be taken, and then the log is short.
+    async fn cut_logs(&self, fleet: &Fleet<S>) -> BTreeMap<NodeId, u64> {
+        let mut taken = BTreeMap::new();
+        for id in fleet.in_state(State::Running) {
+            if fleet.world().over() {
+                break;
+            }
+            let Some((raft, _)) = fleet.raft(id) else { continue };
+            let taken_in_time = tokio::time::timeout(self.config.deadline() * 5, raft.take_snapshot()).await;
+            let late = |_| TakeSnapshotError::Failed { cause: "it was not durable in time".into() };
+            match taken_in_time.map_err(late).flatten() {
+                Ok(snapshot) => drop(taken.insert(id, snapshot.index)),
+                // One that nobody has added holds nothing.
+                Err(TakeSnapshotError::Nothing) => {}
+                Err(error) => fleet.world().broken("a healed node takes snapshots", format!("n{id}: {error}")),
+            }
+        }
+        taken
+    }
+
+    /// Two snapshots after the faults the log reaches back to the first of them at most, or as far as it was told to; or, where
+    /// more went than one commit takes, by so much less.
+    async fn logs_are_bounded(&self, fleet: &Fleet<S>, first: &BTreeMap<NodeId, u64>) {
+        let base = |id| fleet.node(id, |node| node.disk.base()).unwrap_or(0);
+        let before: BTreeMap<_, _> = first.keys().map(|id| (*id, base(*id))).collect();
+        let second = self.cut_logs(fleet).await;
+        for (id, newest) in second {
+            let Some(older) = first.get(&id).filter(|older| **older < newest) else { continue };
+            let (before, base) = (before.get(&id).copied().unwrap_or(0), base(id));
+            // A follower whose answer is on its way counts as that much behind.
+            let expected = (*older).min(newest.saturating_sub(self.config.log_keep_entries)).saturating_sub(CLOSE);
+            if base < expected.min(before + SLICE) {
+                let detail = format!("n{id} has snapshots at {older} and {newest}, and its log begins after {base}");
+                fleet.world().broken("logs stay short", detail);
+            }
+        }
+    }
+
+    /// The leader that all its members follow, if there is one, with everything of its own applied; or with snapshots to send first,
+    /// if it may.
+    fn settled_leader(&self, fleet: &Fleet<S>, sends: bool) -> Option<NodeId> {
         let leader = fleet.world().facts(|facts| facts.leader())?;
         let (raft, _) = fleet.raft(leader)?;
         let status = raft.status();
-        let settled = status.leader == Some(leader) && status.applied_index == status.last_index;
+        let all_applied = status.applied_index == status.last_index || sends && !status.snapshots.sending.is_empty();
+        let settled = status.leader == Some(leader) && all_applied;
         let follows = |id: &NodeId| {
             fleet.raft(*id).is_some_and(|(raft, _)| {
                 let theirs = raft.status();
@@ -368,7 +463,7 @@ impl<S: StateMachine> Run<S> {
             }
             for id in fleet.in_state(State::Running) {
                 let Some((raft, _)) = fleet.raft(id) else { continue };
-                let read = crate::Read::stale(|machine: &super::machine::Watched<S>| state_of(machine));
+                let read = crate::Read::stale(|machine: &super::machine::Watched<S>| state_of(&machine.inner));
                 // A machine that cannot be read or written counts as one that is different.
                 let (index, state) = match raft.read_with(read).await {
                     Ok((index, Ok(state))) => (index, fingerprint(&state)),
@@ -389,11 +484,4 @@ impl<S: StateMachine> Run<S> {
             world.broken("linearizable", detail)
         }
     }
-}
-
-/// The whole state of a machine, as it would be written.
-fn state_of<S: StateMachine>(machine: &S) -> Result<Vec<u8>, MachineError> {
-    let mut bytes = Vec::new();
-    machine.snapshot()?.write_to(&mut bytes)?;
-    Ok(bytes)
 }

@@ -15,8 +15,13 @@ use std::{
     time::Duration,
 };
 
-use actorum_actors::{log::store::Recovered, members::Membership, message::Append, status::Role, witness::Glance};
-use actorum_transport::wire::{Entry, EntryKind, Incarnation, MessageKind, NodeId, RaftMessage};
+use actorum_actors::{
+    log::store::Recovered, members::Membership, message::Append, status::Role, system_state::GENESIS_INDEX,
+    witness::Glance,
+};
+use actorum_transport::wire::{
+    Entry, EntryKind, Incarnation, MessageKind, NodeId, RaftMessage, Snapshot, SnapshotFile,
+};
 
 use tokio::sync::Notify;
 
@@ -52,8 +57,18 @@ pub(crate) enum Event<'a> {
     Ended { node: NodeId, how: &'a str },
     /// A node's core decided this.
     Drained { node: NodeId, drained: &'a Decided<'a> },
-    /// A state machine applied a command.
-    Applied { node: NodeId, index: u64, term: u64, command: u64, response: u64 },
+    /// The state of a node that starts was rebuilt, from the snapshot of this index.
+    Replayed { node: NodeId, snapshot: u64 },
+    /// A state machine applied a command, and this is what its state is now, if that was looked at.
+    Applied { node: NodeId, index: u64, term: u64, command: u64, response: u64, state: Option<u64> },
+    /// A state machine handed out its state, whose last command is that at `at`.
+    Frozen { node: NodeId, at: u64 },
+    /// A state machine was given a state, whose last command is that at `at`.
+    Restored { node: NodeId, at: u64, state: u64 },
+    /// A subscriber of this number begins to listen: it has heard everything up to `after`.
+    Listens { listener: u64, node: NodeId, after: u64 },
+    /// It heard of a command, or that those up to an index will not be told.
+    Heard { listener: u64, heard: Heard },
     /// A client asks for something. `command` is the fingerprint of what it proposes.
     Asked { id: RequestId, node: NodeId, command: Option<u64>, deadline: Duration },
     /// It was told how that ended.
@@ -72,14 +87,27 @@ pub(crate) enum Event<'a> {
     End,
 }
 
+/// What a subscriber hears.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Heard {
+    Applied(u64),
+    Installed(u64),
+    /// It is unsubscribed, and was told everything up to there.
+    Lagged(u64),
+}
+
 /// A drain, as invariants want to see it.
 pub(crate) struct Decided<'a> {
     pub glance: Glance,
     pub append: &'a [Append],
     pub transmit: &'a [(NodeId, RaftMessage)],
     pub apply: Vec<&'a Entry>,
+    /// The snapshot that its state machine is given: index and term.
+    pub restore: Option<(u64, u64)>,
     /// The voters in force on that node.
     pub voters: Vec<NodeId>,
+    /// To whom it is sending a snapshot, and of which index.
+    pub sends: Vec<(NodeId, u64)>,
 }
 
 /// An entry by its position: its term, what it says, and whether it changes the configuration.
@@ -117,6 +145,13 @@ impl ModelLog {
         }
         self.entries.extend(entries.iter().map(facts_of));
     }
+
+    /// Its beginning is cut off.
+    fn compact(&mut self, up_to: u64) {
+        let Some(term) = self.term_at(up_to).filter(|_| up_to > self.base.0) else { return };
+        self.entries.drain(..(up_to - self.base.0) as usize);
+        self.base = (up_to, term);
+    }
 }
 
 pub(crate) fn facts_of(entry: &Entry) -> EntryFacts {
@@ -128,8 +163,12 @@ pub(crate) fn facts_of(entry: &Entry) -> EntryFacts {
 pub(crate) trait Durable: Send {
     /// Term, vote, and the last index.
     fn state(&self) -> (u64, NodeId, u64);
-    /// The term of the entry at an index.
+    /// The term of the entry at an index, or of the log's base.
     fn term_at(&self, index: u64) -> Option<u64>;
+    /// The index before the log's first entry.
+    fn base(&self) -> u64;
+    /// Whether the whole file of a snapshot is there, under its name.
+    fn has_file(&self, snapshot: &Snapshot, file: &SnapshotFile) -> bool;
 }
 
 /// What is known of one node.
@@ -144,6 +183,8 @@ pub(crate) struct NodeFacts {
     pub glance: Option<Glance>,
     /// The highest index handed to the applier in this life, by earlier drains.
     pub handed: u64,
+    /// The newest snapshot that it had when this life began.
+    pub newest: u64,
     pub disk: Option<Box<dyn Durable>>,
     /// The membership it has applied.
     pub membership: Option<Box<dyn Fn() -> Arc<Membership> + Send>>,
@@ -250,6 +291,7 @@ impl World {
         {
             state.counts.elections += 1;
         }
+        state.count_snapshots(&event);
         state.facts.before(&event);
         for invariant in &mut state.invariants {
             if let Err(detail) = invariant.check(&event, &state.facts) {
@@ -333,6 +375,28 @@ impl World {
     }
 }
 
+impl State {
+    fn count_snapshots(&mut self, event: &Event<'_>) {
+        let known = |node| self.facts.nodes.get(node);
+        match event {
+            Event::Drained { node, drained } => {
+                let cuts = drained.append.iter().filter(|append| append.write.compact.is_some()).count();
+                let (handed, installed) = (known(node).map_or(0, |facts| facts.handed), drained.restore);
+                let joined = handed == 0 && installed.is_some_and(|(index, _)| index > GENESIS_INDEX);
+                self.counts.snapshot("recorded", cuts as u64);
+                self.counts.snapshot("installed", u64::from(installed.is_some_and(|(index, _)| index > GENESIS_INDEX)));
+                self.counts.snapshot("joined behind the log's beginning", u64::from(joined));
+            }
+            Event::Replayed { node, snapshot } => {
+                let older = known(node).is_some_and(|facts| *snapshot < facts.newest);
+                self.counts.snapshot("started from the older one", u64::from(older));
+                self.counts.snapshot("started from one", u64::from(*snapshot > GENESIS_INDEX));
+            }
+            _ => {}
+        }
+    }
+}
+
 impl Facts {
     /// What must be known before the invariants look.
     fn before(&mut self, event: &Event<'_>) {
@@ -346,18 +410,21 @@ impl Facts {
                     log: ModelLog::default(),
                     glance: None,
                     handed: 0,
+                    newest: 0,
                     disk: None,
                     membership: None,
                     tampered: false,
                     may_stop: false,
                 });
-                let base = recovered.newest().map_or((0, 0), |snapshot| (snapshot.index, snapshot.term));
+                let base = recovered.terms.first().copied().unwrap_or_default();
                 facts.running = true;
                 facts.life += 1;
                 facts.incarnation = *incarnation;
                 facts.log = ModelLog { base, entries: entries.iter().map(facts_of).collect() };
                 facts.glance = None;
-                facts.handed = base.0;
+                // So far the log is applied again.
+                let newest = recovered.newest().map_or(0, |snapshot| snapshot.index);
+                (facts.newest, facts.handed) = (newest, newest.max(recovered.hard_state.commit));
                 facts.may_stop = false;
             }
             Event::Ended { node, .. } => {
@@ -372,6 +439,9 @@ impl Facts {
                             facts.log = ModelLog { base: (snapshot.index, snapshot.term), entries: Vec::new() };
                         }
                         facts.log.append(&append.write.entries);
+                        if let Some(compact) = &append.write.compact {
+                            facts.log.compact(compact.up_to);
+                        }
                     }
                 }
             }
@@ -394,7 +464,8 @@ impl Facts {
             }
         }
         facts.glance = Some(drained.glance);
-        facts.handed = drained.apply.last().map_or(facts.handed, |entry| entry.index.max(facts.handed));
+        let applied = drained.apply.last().map(|entry| entry.index).max(drained.restore.map(|(index, _)| index));
+        facts.handed = facts.handed.max(applied.unwrap_or(0));
     }
 
     /// Who leads in the highest term, as far as running nodes say.
@@ -425,10 +496,21 @@ fn digest(event: &Event<'_>) -> u64 {
                 add(&[*to, *kind as u64, *term, *index, *log_term, *commit, u64::from(*reject), entries.len() as u64]);
             }
             drained.apply.iter().for_each(|entry| add(&[entry.index]));
+            drained.restore.iter().for_each(|(index, term)| add(&[*index, *term]));
+            drained.sends.iter().for_each(|(to, index)| add(&[*to, *index]));
         }
-        Event::Applied { node, index, term, command, response } => {
-            add(&[4, *node, *index, *term, *command, *response]);
+        Event::Replayed { node, snapshot } => add(&[13, *node, *snapshot]),
+        Event::Applied { node, index, term, command, response, state } => {
+            add(&[4, *node, *index, *term, *command, *response, state.unwrap_or(0)]);
         }
+        Event::Frozen { node, at } => add(&[14, *node, *at]),
+        Event::Restored { node, at, state } => add(&[15, *node, *at, *state]),
+        Event::Listens { listener, node, after } => add(&[16, *listener, *node, *after]),
+        Event::Heard { listener, heard } => match heard {
+            Heard::Applied(index) => add(&[17, *listener, *index]),
+            Heard::Installed(index) => add(&[18, *listener, *index]),
+            Heard::Lagged(index) => add(&[19, *listener, *index]),
+        },
         Event::Asked { id, node, command, .. } => add(&[5, *id, *node, command.unwrap_or(0)]),
         Event::Answered { id, ended } => {
             let words = match ended {
@@ -454,8 +536,13 @@ fn digest(event: &Event<'_>) -> u64 {
 fn line(event: &Event<'_>) -> Option<String> {
     Some(match event {
         Event::Started { node, incarnation, recovered, .. } => format!(
-            "n{node} starts as {incarnation}: log to {}, term {}, vote {}, commit {}",
-            recovered.last_index, recovered.hard_state.term, recovered.hard_state.vote, recovered.hard_state.commit
+            "n{node} starts as {incarnation}: log from {} to {}, snapshots {:?}, term {}, vote {}, commit {}",
+            recovered.base() + 1,
+            recovered.last_index,
+            recovered.snapshots.iter().map(|snapshot| snapshot.index).collect::<Vec<_>>(),
+            recovered.hard_state.term,
+            recovered.hard_state.vote,
+            recovered.hard_state.commit
         ),
         Event::Ended { node, how } => format!("n{node} ends: {how}"),
         Event::Drained { node, drained } => {
@@ -467,6 +554,10 @@ fn line(event: &Event<'_>) -> Option<String> {
                 }
                 if let (Some(first), Some(last)) = (append.write.entries.first(), append.write.entries.last()) {
                     let _ = write!(parts, " {}@{}..{}@{}", first.index, first.term, last.index, last.term);
+                }
+                if let Some(compact) = &append.write.compact {
+                    let kept: Vec<_> = compact.snapshots.iter().map(|snapshot| snapshot.index).collect();
+                    let _ = write!(parts, " snapshots {kept:?}, cut to {}", compact.up_to);
                 }
                 if let Some(hard) = &append.write.hard_state {
                     let _ = write!(parts, " term {} vote {} commit {}", hard.term, hard.vote, hard.commit);
@@ -480,13 +571,29 @@ fn line(event: &Event<'_>) -> Option<String> {
             if let (Some(first), Some(last)) = (drained.apply.first(), drained.apply.last()) {
                 let _ = write!(parts, "; applies {}..{}", first.index, last.index);
             }
+            if let Some((index, term)) = drained.restore {
+                let _ = write!(parts, "; restores {index}@{term}");
+            }
             if parts.is_empty() {
                 return None;
+            }
+            for (to, index) in &drained.sends {
+                let _ = write!(parts, "; n{to} gets snapshot {index}");
             }
             let Glance { role, term, commit, .. } = drained.glance;
             format!("n{node} {role} t{term} c{commit}{parts}")
         }
-        Event::Applied { .. } | Event::Looked { .. } => return None,
+        Event::Replayed { snapshot: 0, .. } => return None,
+        Event::Replayed { node, snapshot } => format!("n{node} has started from snapshot {snapshot}"),
+        Event::Restored { node, at, .. } => format!("n{node} is given a state with the commands up to {at}"),
+        Event::Frozen { node, at } => format!("n{node} hands out its state with the commands up to {at}"),
+        Event::Listens { listener, node, after } => {
+            format!("listener {listener} asks n{node} for what follows {after}")
+        }
+        Event::Heard { listener, heard: Heard::Installed(index) } => {
+            format!("listener {listener} hears that a snapshot stands for everything up to {index}")
+        }
+        Event::Applied { .. } | Event::Looked { .. } | Event::Heard { .. } => return None,
         Event::Asked { id, node, command, .. } => match command {
             Some(_) => format!("request {id} proposes to n{node}"),
             None => format!("request {id} asks n{node}"),

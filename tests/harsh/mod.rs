@@ -15,7 +15,19 @@ pub fn simulation(seed: u64) -> Simulation<Kv> {
     // A run in which all lose their power three times has little time left; a single voter is down whenever its one
     // node is. What holds after the faults is stricter: then every request succeeds.
     let progress = if nodes == 1 { 2 } else { 8 };
-    Simulation::recorded(seed).nodes(nodes).clients(4).faults(Faults::harsh()).at_least(progress)
+    // Snapshots all the time, now and then, or never; sent fast and slowly, in smaller and larger pieces, of a file of some
+    // hundred bytes.
+    let entries = [10, 10, 40, 0][dice.below(4) as usize];
+    let keep = [0, 3, 20][dice.below(3) as usize];
+    let hold = [0, 0, 1 << 20][dice.below(3) as usize];
+    let rate = [0, 0, 500, 2000][dice.below(4) as usize];
+    let (sends, piece) = (dice.between(1, 2) as usize, [64, 64, 200][dice.below(3) as usize]);
+    let patience = [1500, 4000][dice.below(2) as usize];
+    Simulation::recorded(seed).nodes(nodes).clients(4).faults(Faults::harsh()).at_least(progress).configure(|config| {
+        (config.snapshot_entries, config.log_keep_entries, config.log_hold_bytes) = (entries, keep, hold);
+        (config.snapshot_rate, config.snapshot_sends, config.snapshot_piece_bytes) = (rate, sends, piece);
+        config.snapshot_patience_ms = patience;
+    })
 }
 
 /// Runs a seed; a broken one is told in full.

@@ -314,6 +314,16 @@ impl<T> Consensus<T> {
         self.snapshots.sending = sending;
     }
 
+    /// To whom raft-rs is sending a snapshot, and of which index, as it says itself: for a witness, who takes nobody else's word.
+    pub fn sends(&self) -> Vec<(NodeId, u64)> {
+        let raft = &self.raw.raft;
+        let progress = raft.prs().iter().filter(|_| raft.state == StateRole::Leader);
+        let sends = progress.filter(|(_, progress)| progress.state == ProgressState::Snapshot);
+        let mut sends: Vec<_> = sends.map(|(id, progress)| (*id, progress.pending_snapshot)).collect();
+        sends.sort_unstable();
+        sends
+    }
+
     /// The snapshots on their way to peers: their indexes.
     pub(super) fn snapshots_sent(&self) -> BTreeMap<NodeId, u64> {
         self.snapshots.sending.iter().map(|(id, sending)| (*id, sending.index)).collect()

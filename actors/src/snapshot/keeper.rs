@@ -33,7 +33,7 @@ use std::{
 use actix::{WeakRecipient, prelude::*};
 use actorum_transport::{
     message::{Answered, Ask, Asked, Responder},
-    wire::{GroupId, NodeId, Refusal, Request, Response, Snapshot, SnapshotFile, SnapshotRequest},
+    wire::{GroupId, MAX_PIECE, NodeId, Refusal, Request, Response, Snapshot, SnapshotFile, SnapshotRequest},
 };
 use bytes::Bytes;
 use tokio::sync::{oneshot, watch};
@@ -49,13 +49,10 @@ use crate::{
     system_state::SystemState,
 };
 
-/// How many bytes are asked for at once.
-pub const PIECE: u32 = 256 << 10;
-
 /// How many pieces may be asked for and not written yet.
 pub const WINDOW: usize = 4;
 
-/// How long one piece may take before it is asked for again.
+/// How long one piece may take before it is asked for again; half the patience if that is less.
 const PIECE_WITHIN: Duration = Duration::from_secs(5);
 
 /// The pause before a piece that was not answered is asked for again.
@@ -71,6 +68,8 @@ pub struct KeeperBounds {
     pub max_sends: usize,
     /// Bytes per second that are sent to all of them together; zero for no bound.
     pub rate: u64,
+    /// How many bytes are asked for at once; at most [`MAX_PIECE`].
+    pub piece: u32,
     /// After so long without a new byte a transfer has failed. What came is kept.
     pub patience: Duration,
 }
@@ -140,8 +139,7 @@ pub struct SnapshotKeeper {
     /// Counts questions: an answer to an earlier transfer's belongs to nobody.
     next_question: u64,
     serving: BTreeMap<NodeId, Serving>,
-    /// When the next piece may leave, if the rate is bounded.
-    next_send: Duration,
+    pace: Pace,
     status: watch::Sender<Snapshots>,
 }
 
@@ -178,8 +176,31 @@ struct Fetching {
     /// Where pieces were asked for in vain.
     again: Vec<u64>,
     began: (Duration, u64),
-    /// When the last new byte came.
+    /// When the last new byte came, or the word that others are before this node.
     moved: Duration,
+}
+
+/// Keeps pieces to a rate.
+#[derive(Default)]
+struct Pace {
+    /// When the next piece may leave.
+    next: Duration,
+}
+
+impl Pace {
+    /// How long so many bytes have to wait for a rate in bytes per second, zero for none. `None`, and no place is taken, if that
+    /// is longer than they may.
+    fn wait(&mut self, now: Duration, bytes: u32, rate: u64, at_most: Duration) -> Option<Duration> {
+        if rate == 0 {
+            return Some(Duration::ZERO);
+        }
+        let at = self.next.max(now);
+        if at - now > at_most {
+            return None;
+        }
+        self.next = at + Duration::from_secs_f64(f64::from(bytes) / rate as f64);
+        Some(at - now)
+    }
 }
 
 /// A peer that fetches a snapshot from this node.
@@ -219,7 +240,7 @@ impl SnapshotKeeper {
             signed: Duration::ZERO,
             next_question: 1,
             serving: BTreeMap::new(),
-            next_send: Duration::ZERO,
+            pace: Pace::default(),
             status,
         };
         keeper.publish();
@@ -460,15 +481,16 @@ impl SnapshotKeeper {
 
     /// Asks for pieces until the window is full.
     fn ask_on(&mut self, ctx: &mut Context<Self>) {
+        let (piece, timeout) = (self.bounds.piece, self.piece_within());
         let Some(fetching) = &mut self.fetching else { return };
         // Counted from what is written: a piece that is missing is asked for again however many wait behind it.
-        let window = fetching.written + WINDOW as u64 * u64::from(PIECE);
+        let window = fetching.written + WINDOW as u64 * u64::from(piece);
         loop {
             let offset = match fetching.again.pop() {
                 Some(offset) => offset,
                 None if fetching.open && fetching.asked < fetching.file.bytes.min(window) => {
                     let offset = fetching.asked;
-                    fetching.asked = fetching.file.bytes.min(offset + u64::from(PIECE));
+                    fetching.asked = fetching.file.bytes.min(offset + u64::from(piece));
                     offset
                 }
                 None => break,
@@ -477,13 +499,13 @@ impl SnapshotKeeper {
             self.next_question += 1;
             fetching.questions.insert(id, offset);
             let read =
-                SnapshotRequest::Read { file: fetching.file, index: fetching.snapshot.index, offset, max: PIECE };
+                SnapshotRequest::Read { file: fetching.file, index: fetching.snapshot.index, offset, max: piece };
             self.links.ask.do_send(Ask {
                 id,
                 group: self.group,
                 to: fetching.from,
                 request: Request::Snapshot(read),
-                timeout: PIECE_WITHIN,
+                timeout,
                 reply_to: ctx.address().downgrade().recipient(),
             });
         }
@@ -492,7 +514,7 @@ impl SnapshotKeeper {
     fn piece(&mut self, offset: u64, data: Bytes, ctx: &mut Context<Self>) {
         let now = self.clock.now();
         let Some(fetching) = &mut self.fetching else { return };
-        let expected = u64::from(PIECE).min(fetching.file.bytes - offset);
+        let expected = u64::from(self.bounds.piece).min(fetching.file.bytes - offset);
         if data.len() as u64 != expected {
             let cause = format!("node {} sent {} bytes from {offset} on, not {expected}", fetching.from, data.len());
             return self.not_fetched(cause, ctx);
@@ -628,7 +650,7 @@ impl SnapshotKeeper {
                 if !self.serving.contains_key(&peer) && self.serving.len() >= self.bounds.max_sends {
                     return responder.answer(Response::Refused(Refusal::Busy));
                 }
-                let (max, begun) = (max.min(PIECE), Transfer { index, bytes: offset, total: file.bytes, rate: 0 });
+                let (max, begun) = (max.min(MAX_PIECE), Transfer { index, bytes: offset, total: file.bytes, rate: 0 });
                 let serving =
                     self.serving.entry(peer).or_insert(Serving { transfer: begun, began: (now, offset), heard: now });
                 if serving.transfer.index != index {
@@ -636,7 +658,12 @@ impl SnapshotKeeper {
                 }
                 serving.heard = now;
                 serving.transfer.bytes = serving.transfer.bytes.max(file.bytes.min(offset.saturating_add(max.into())));
-                let wait = self.send_after(now, max);
+                // Who asked is told to come again before it stops waiting: pieces that nobody waits for any more would take
+                // the place of those that somebody does.
+                let (rate, at_most) = (self.bounds.rate, self.piece_within() / 2);
+                let Some(wait) = self.pace.wait(now, max, rate, at_most) else {
+                    return responder.answer(Response::Refused(Refusal::Busy));
+                };
                 if wait.is_zero() {
                     return self.send(peer, file, index, offset, max, responder, ctx);
                 }
@@ -645,14 +672,9 @@ impl SnapshotKeeper {
         }
     }
 
-    /// How long so many bytes have to wait for the rate.
-    fn send_after(&mut self, now: Duration, bytes: u32) -> Duration {
-        if self.bounds.rate == 0 {
-            return Duration::ZERO;
-        }
-        let at = self.next_send.max(now);
-        self.next_send = at + Duration::from_secs_f64(f64::from(bytes) / self.bounds.rate as f64);
-        at - now
+    /// How long a piece may take before it is asked for again.
+    fn piece_within(&self) -> Duration {
+        PIECE_WITHIN.min(self.bounds.patience / 2)
     }
 
     #[allow(clippy::too_many_arguments, reason = "one question")]
@@ -825,6 +847,7 @@ impl Handler<Answered> for SnapshotKeeper {
     type Result = ();
 
     fn handle(&mut self, Answered { id, from, result }: Answered, ctx: &mut Context<Self>) {
+        let now = self.clock.now();
         let Some(fetching) = &mut self.fetching else { return };
         let Some(offset) = fetching.questions.remove(&id) else { return };
         match result {
@@ -834,6 +857,11 @@ impl Handler<Answered> for SnapshotKeeper {
             }
             Ok(Response::Piece { offset: at, .. }) => {
                 self.not_fetched(format!("node {from} sent bytes from {at} on, and was asked for {offset}"), ctx);
+            }
+            Ok(Response::Refused(Refusal::Busy)) if from == fetching.from => {
+                // It lives, and others are before this node. Giving up now would only mean to queue anew, after a pause.
+                fetching.moved = now;
+                self.ask_again(offset, ctx);
             }
             Ok(_) | Err(_) => self.ask_again(offset, ctx),
         }

@@ -166,7 +166,7 @@ fn start() -> Fixture {
         peer_fetches: around.downgrade().recipient(),
         ask: around.clone().recipient(),
     };
-    let bounds = KeeperBounds { max_sends: 1, rate: 0, patience: PATIENCE };
+    let bounds = KeeperBounds { max_sends: 1, rate: 0, piece: 256 << 10, patience: PATIENCE };
     let clock = SystemClock::shared();
     let keeper = SnapshotKeeper::new(GroupId::FIRST, shelf.clone(), Vec::new(), bounds, clock, links, shows).start();
     Fixture { keeper, shelf, files, heard, status, _around: around }
@@ -365,4 +365,21 @@ async fn absurd_questions_are_refused_and_take_no_place() {
     let piece = ask(3, file, 5, 0, 10).await.unwrap();
     assert!(matches!(&piece, Response::Piece { offset: 0, data } if data.len() == 10), "{piece:?}");
     assert_eq!(ask(2, file, 5, 0, 10).await.unwrap(), Response::Refused(Refusal::Busy));
+}
+
+#[test]
+fn pieces_that_would_wait_too_long_take_nobodys_place() {
+    let (mut pace, at_most) = (Pace::default(), Duration::from_secs(1));
+    let mut ask = |now_ms| pace.wait(Duration::from_millis(now_ms), 200, 250, at_most).map(|wait| wait.as_millis());
+    // Each takes 800 ms. Of four asked for at once two find a place, however often the others are asked for again.
+    assert_eq!([ask(0), ask(0), ask(0), ask(0)], [Some(0), Some(800), None, None]);
+    assert_eq!([ask(100), ask(500)], [None, None]);
+    assert_eq!([ask(600), ask(600)], [Some(1000), None]);
+    assert_eq!(ask(10_000), Some(0));
+}
+
+#[test]
+fn without_a_rate_nothing_waits() {
+    let mut pace = Pace::default();
+    assert!((0..1000).all(|_| pace.wait(Duration::ZERO, MAX_PIECE, 0, Duration::ZERO) == Some(Duration::ZERO)));
 }

@@ -167,7 +167,7 @@ impl Shelf {
     /// An error of the disk or of the machine, and a panic of the machine, end this snapshot only: nothing of it stays.
     pub fn build(&self, content: Content, progress: &mut dyn FnMut(u64)) -> Result<Snapshot, SnapshotError> {
         let Content { index, term, system, formed_with, state } = content;
-        let index = index + u64::from(planted::is(Planted::SnapshotMislabelled));
+        let index = index - u64::from(planted::is(Planted::SnapshotMislabelled));
         let name = format!("building-{index:020}.tmp");
         let building = self.busy(&name)?;
         let header = Header::new(index, term, system.clone(), formed_with.clone());

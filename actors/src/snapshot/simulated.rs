@@ -174,6 +174,17 @@ impl SimulatedFiles {
         Some(format!("bit {bit} of {name}"))
     }
 
+    /// Flips this bit of the file of that name, which may be open; whether there was one. Done twice it is as before.
+    pub fn flip(&self, name: &str, bit: usize) -> bool {
+        let mut folder = self.lock();
+        let folder = &mut *folder;
+        let content = folder.names.get(name).and_then(|file| folder.files.get_mut(file));
+        let Some(byte) = content.and_then(|content| content.bytes.get_mut(bit / 8)) else { return false };
+        *byte ^= 1 << (bit % 8);
+        folder.counters.flipped_bits += 1;
+        true
+    }
+
     /// Everything is gone.
     pub fn wipe(&self) {
         let mut folder = self.lock();

@@ -38,6 +38,8 @@ impl Invariant for AcknowledgedStays {
                     return Err(format!("n{node} ends without {newest}, which was acknowledged"));
                 }
             }
+            // What it acknowledged is in the state, as another invariant checks.
+            Event::Restored { node, at, .. } => drop(self.last.insert(*node, *at)),
             Event::Applied { node, index, term, command, .. } => {
                 self.last.insert(*node, *index);
                 self.applied.insert(*index, (*term, *command));

@@ -23,7 +23,13 @@ impl Invariant for AppliedPrefixes {
     fn check(&mut self, event: &Event<'_>, _: &Facts) -> Result<(), String> {
         match event {
             Event::Ended { node, .. } => drop(self.last.remove(node)),
-            Event::Applied { node, index, term, command, response } => {
+            Event::Restored { node, at, .. } => {
+                let last = self.last.insert(*node, *at).unwrap_or(0);
+                if *at < last {
+                    return Err(format!("n{node} goes from the command at {last} back to that at {at}"));
+                }
+            }
+            Event::Applied { node, index, term, command, response, .. } => {
                 let last = self.last.insert(*node, *index).unwrap_or(0);
                 if *index <= last {
                     return Err(format!("n{node} applies {index} after {last}"));

@@ -1,5 +1,7 @@
 //! No two nodes ever hold different committed entries at one index (Raft figure 3, state machine safety).
 
+use actorum_actors::system_state::GENESIS_INDEX;
+
 use super::{Event, Facts, Invariant};
 use crate::testkit::world::facts_of;
 
@@ -22,6 +24,13 @@ impl Invariant for CommittedNeverChanges {
                 && committed != entry
             {
                 return Err(format!("n{node} commits {index}@{}, but {index}@{} was", entry.term, committed.term));
+            }
+        }
+        for snapshot in drained.append.iter().filter_map(|append| append.write.snapshot.as_ref()) {
+            let (index, term) = (snapshot.index, snapshot.term);
+            // The genesis stands where no entry is.
+            if index > GENESIS_INDEX && facts.committed.get(&index).is_none_or(|(entry, _)| entry.term != term) {
+                return Err(format!("n{node} installs a snapshot at {index}@{term}, which nobody has committed"));
             }
         }
         for append in drained.append {

@@ -38,7 +38,13 @@ impl Invariant for DurableBeforeSaid {
                 }
                 AppendResponse if !message.reject && message.term == drained.glance.term => {
                     let (index, on_disk) = (message.index, disk.term_at(message.index));
-                    if index > mine.log.base.0 && (on_disk.is_none() || on_disk != mine.log.term_at(index)) {
+                    // What is cut off is in a snapshot, once that is durable.
+                    let covered = index <= disk.base() || on_disk.is_some();
+                    let there = match index > mine.log.base.0 {
+                        true => on_disk.is_some() && on_disk == mine.log.term_at(index),
+                        false => covered,
+                    };
+                    if !there {
                         return said("what it acknowledges is not durable");
                     }
                 }

@@ -15,6 +15,9 @@ mod quorum_before_commit;
 mod applied_prefixes;
 mod durable_before_said;
 mod acknowledged_stays;
+mod restored_is_applied;
+mod cut_is_covered;
+mod no_silent_gap;
 mod rejected_nowhere;
 mod every_request_ends;
 mod nothing_goes_back;
@@ -44,6 +47,9 @@ pub(crate) fn all(bounds: &Config) -> Vec<Box<dyn Invariant>> {
         Box::<applied_prefixes::AppliedPrefixes>::default(),
         Box::new(durable_before_said::DurableBeforeSaid),
         Box::<acknowledged_stays::AcknowledgedStays>::default(),
+        Box::<restored_is_applied::RestoredIsApplied>::default(),
+        Box::new(cut_is_covered::CutIsCovered),
+        Box::<no_silent_gap::NoSilentGap>::default(),
         Box::<rejected_nowhere::RejectedNowhere>::default(),
         Box::<every_request_ends::EveryRequestEnds>::default(),
         Box::<nothing_goes_back::NothingGoesBack>::default(),

@@ -42,8 +42,15 @@ impl Invariant for NothingGoesBack {
                     ));
                 }
                 let promised = self.promised.entry((*node, mine.incarnation)).or_default();
+                if let Some(snapshot) = drained.append.iter().find_map(|append| append.write.snapshot.as_ref())
+                    && snapshot.index < promised.acknowledged.0
+                {
+                    // So may one that sends a snapshot in the place of its log.
+                    promised.acknowledged = (snapshot.index, snapshot.term);
+                }
                 if let Some(first) = drained.append.iter().find_map(|append| append.write.entries.first())
                     && first.index <= promised.acknowledged.0
+                    && promised.acknowledged.0 > mine.log.base.0
                     && mine.log.term_at(promised.acknowledged.0) != Some(promised.acknowledged.1)
                 {
                     // A leader of a later term may overwrite what was acknowledged to an earlier one.

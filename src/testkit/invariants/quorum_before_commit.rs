@@ -5,6 +5,7 @@ use actorum_actors::status::Role;
 use actorum_transport::wire::EntryKind;
 
 use super::{Event, Facts, Invariant};
+use crate::testkit::world::Durable;
 
 pub(crate) struct QuorumBeforeCommit;
 
@@ -24,7 +25,9 @@ impl Invariant for QuorumBeforeCommit {
         let Some(term) = mine.log.term_at(commit) else { return Ok(()) };
         let on_disk = |id: &&u64| {
             facts.nodes.get(*id).is_some_and(|facts| {
-                let held = facts.disk.as_ref().is_some_and(|disk| disk.term_at(commit) == Some(term));
+                // Who has cut it off has applied it.
+                let held = |disk: &dyn Durable| disk.term_at(commit) == Some(term) || disk.base() > commit;
+                let held = facts.disk.as_deref().is_some_and(held);
                 // What it acknowledged before somebody took its disk away was there, and comes back.
                 held || facts.tampered
             })
