@@ -38,7 +38,11 @@ use actorum_transport::{
 use bytes::Bytes;
 use tokio::sync::{oneshot, watch};
 
-use super::{Receiving, Shelf, SnapshotError, shelf::Content};
+use super::{
+    Receiving, Shelf, SnapshotError,
+    pace::{Pace, Stride},
+    shelf::Content,
+};
 use crate::{
     clock::Clock,
     message::{
@@ -169,38 +173,24 @@ struct Fetching {
     written: u64,
     /// The first byte nobody was asked for.
     asked: u64,
-    /// Questions under way: where the piece begins.
-    questions: BTreeMap<u64, u64>,
+    /// Questions under way.
+    questions: BTreeMap<u64, Question>,
+    stride: Stride,
     /// Pieces not written yet, by where they begin.
     pieces: BTreeMap<u64, Bytes>,
-    /// Where pieces were asked for in vain.
-    again: Vec<u64>,
+    /// Where bytes were asked for in vain, and how many.
+    again: Vec<(u64, u32)>,
     began: (Duration, u64),
     /// When the last new byte came, or the word that others are before this node.
     moved: Duration,
 }
 
-/// Keeps pieces to a rate.
-#[derive(Default)]
-struct Pace {
-    /// When the next piece may leave.
-    next: Duration,
-}
-
-impl Pace {
-    /// How long so many bytes have to wait for a rate in bytes per second, zero for none. `None`, and no place is taken, if that
-    /// is longer than they may.
-    fn wait(&mut self, now: Duration, bytes: u32, rate: u64, at_most: Duration) -> Option<Duration> {
-        if rate == 0 {
-            return Some(Duration::ZERO);
-        }
-        let at = self.next.max(now);
-        if at - now > at_most {
-            return None;
-        }
-        self.next = at + Duration::from_secs_f64(f64::from(bytes) / rate as f64);
-        Some(at - now)
-    }
+/// A piece that was asked for.
+#[derive(Clone, Copy)]
+struct Question {
+    offset: u64,
+    bytes: u32,
+    asked: Duration,
 }
 
 /// A peer that fetches a snapshot from this node.
@@ -435,6 +425,7 @@ impl SnapshotKeeper {
             written: 0,
             asked: 0,
             questions: BTreeMap::new(),
+            stride: Stride::new(self.bounds.piece, WINDOW),
             pieces: BTreeMap::new(),
             again: Vec::new(),
             began: (now, 0),
@@ -481,25 +472,33 @@ impl SnapshotKeeper {
 
     /// Asks for pieces until the window is full.
     fn ask_on(&mut self, ctx: &mut Context<Self>) {
-        let (piece, timeout) = (self.bounds.piece, self.piece_within());
+        let (piece, timeout, asked) = (self.bounds.piece, self.piece_within(), self.clock.now());
         let Some(fetching) = &mut self.fetching else { return };
         // Counted from what is written: a piece that is missing is asked for again however many wait behind it.
         let window = fetching.written + WINDOW as u64 * u64::from(piece);
-        loop {
-            let offset = match fetching.again.pop() {
-                Some(offset) => offset,
+        while fetching.questions.len() < fetching.stride.window {
+            let (offset, bytes) = match fetching.again.pop() {
+                Some((offset, bytes)) => {
+                    // It may have been too much at once.
+                    let first = bytes.min(fetching.stride.piece);
+                    if first < bytes {
+                        fetching.again.push((offset + u64::from(first), bytes - first));
+                    }
+                    (offset, first)
+                }
                 None if fetching.open && fetching.asked < fetching.file.bytes.min(window) => {
-                    let offset = fetching.asked;
-                    fetching.asked = fetching.file.bytes.min(offset + u64::from(piece));
-                    offset
+                    let (offset, rest) = (fetching.asked, fetching.file.bytes - fetching.asked);
+                    let bytes = u64::from(fetching.stride.piece).min(rest) as u32;
+                    fetching.asked += u64::from(bytes);
+                    (offset, bytes)
                 }
                 None => break,
             };
             let id = self.next_question;
             self.next_question += 1;
-            fetching.questions.insert(id, offset);
+            fetching.questions.insert(id, Question { offset, bytes, asked });
             let read =
-                SnapshotRequest::Read { file: fetching.file, index: fetching.snapshot.index, offset, max: piece };
+                SnapshotRequest::Read { file: fetching.file, index: fetching.snapshot.index, offset, max: bytes };
             self.links.ask.do_send(Ask {
                 id,
                 group: self.group,
@@ -511,17 +510,16 @@ impl SnapshotKeeper {
         }
     }
 
-    fn piece(&mut self, offset: u64, data: Bytes, ctx: &mut Context<Self>) {
+    fn piece(&mut self, Question { offset, bytes, .. }: Question, data: Bytes, ctx: &mut Context<Self>) {
         let now = self.clock.now();
         let Some(fetching) = &mut self.fetching else { return };
-        let expected = u64::from(self.bounds.piece).min(fetching.file.bytes - offset);
-        if data.len() as u64 != expected {
-            let cause = format!("node {} sent {} bytes from {offset} on, not {expected}", fetching.from, data.len());
+        if data.len() as u64 != u64::from(bytes) {
+            let cause = format!("node {} sent {} bytes from {offset} on, not {bytes}", fetching.from, data.len());
             return self.not_fetched(cause, ctx);
         }
         fetching.moved = now;
         fetching.pieces.insert(offset, data);
-        self.status.send_modify(|status| status.bytes_received += expected);
+        self.status.send_modify(|status| status.bytes_received += u64::from(bytes));
         self.write_pieces(ctx);
     }
 
@@ -614,11 +612,11 @@ impl SnapshotKeeper {
     }
 
     /// A piece did not come. Whatever the reason, it is asked for again until nothing has come for too long.
-    fn ask_again(&mut self, offset: u64, ctx: &mut Context<Self>) {
+    fn ask_again(&mut self, Question { offset, bytes, .. }: Question, ctx: &mut Context<Self>) {
         let Some(number) = self.fetching.as_ref().map(|fetching| fetching.number) else { return };
         ctx.run_later(PAUSE, move |keeper, ctx| {
             if let Some(fetching) = keeper.fetching.as_mut().filter(|fetching| fetching.number == number) {
-                fetching.again.push(offset);
+                fetching.again.push((offset, bytes));
                 keeper.ask_on(ctx);
             }
         });
@@ -847,11 +845,13 @@ impl Handler<Answered> for SnapshotKeeper {
     type Result = ();
 
     fn handle(&mut self, Answered { id, from, result }: Answered, ctx: &mut Context<Self>) {
-        let now = self.clock.now();
+        let (now, within) = (self.clock.now(), self.piece_within());
         let Some(fetching) = &mut self.fetching else { return };
-        let Some(offset) = fetching.questions.remove(&id) else { return };
+        let Some(question) = fetching.questions.remove(&id) else { return };
+        let (offset, came) = (question.offset, matches!(result, Ok(Response::Piece { .. })));
+        fetching.stride.took(now.saturating_sub(question.asked), within, came);
         match result {
-            Ok(Response::Piece { offset: at, data }) if at == offset => self.piece(offset, data, ctx),
+            Ok(Response::Piece { offset: at, data }) if at == offset => self.piece(question, data, ctx),
             Ok(Response::Gone) if from == fetching.from => {
                 self.not_fetched(format!("node {from} does not have it any more"), ctx);
             }
@@ -861,9 +861,9 @@ impl Handler<Answered> for SnapshotKeeper {
             Ok(Response::Refused(Refusal::Busy)) if from == fetching.from => {
                 // It lives, and others are before this node. Giving up now would only mean to queue anew, after a pause.
                 fetching.moved = now;
-                self.ask_again(offset, ctx);
+                self.ask_again(question, ctx);
             }
-            Ok(_) | Err(_) => self.ask_again(offset, ctx),
+            Ok(_) | Err(_) => self.ask_again(question, ctx),
         }
     }
 }

@@ -366,20 +366,3 @@ async fn absurd_questions_are_refused_and_take_no_place() {
     assert!(matches!(&piece, Response::Piece { offset: 0, data } if data.len() == 10), "{piece:?}");
     assert_eq!(ask(2, file, 5, 0, 10).await.unwrap(), Response::Refused(Refusal::Busy));
 }
-
-#[test]
-fn pieces_that_would_wait_too_long_take_nobodys_place() {
-    let (mut pace, at_most) = (Pace::default(), Duration::from_secs(1));
-    let mut ask = |now_ms| pace.wait(Duration::from_millis(now_ms), 200, 250, at_most).map(|wait| wait.as_millis());
-    // Each takes 800 ms. Of four asked for at once two find a place, however often the others are asked for again.
-    assert_eq!([ask(0), ask(0), ask(0), ask(0)], [Some(0), Some(800), None, None]);
-    assert_eq!([ask(100), ask(500)], [None, None]);
-    assert_eq!([ask(600), ask(600)], [Some(1000), None]);
-    assert_eq!(ask(10_000), Some(0));
-}
-
-#[test]
-fn without_a_rate_nothing_waits() {
-    let mut pace = Pace::default();
-    assert!((0..1000).all(|_| pace.wait(Duration::ZERO, MAX_PIECE, 0, Duration::ZERO) == Some(Duration::ZERO)));
-}

@@ -10,5 +10,6 @@ pub mod files;
 #[cfg(any(test, feature = "testkit"))]
 pub mod simulated;
 pub mod keeper;
+mod pace;
 
 pub use shelf::{Receiving, Shelf, SnapshotError};
