@@ -84,9 +84,9 @@ fn fresh_seeds() {
         (1, "recorded"),
         (1, "installed"),
         (1, "fetched"),
-        (2, "resumed"),
+        (50, "resumed"),
         (1, "started from one"),
-        (50, "started from the older one"),
+        (10, "started from the older one"),
         (10, "joined behind the log's beginning"),
     ] {
         once_in(seeds, &total.snapshots, kind);

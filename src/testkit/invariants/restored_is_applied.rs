@@ -54,7 +54,9 @@ impl Invariant for RestoredIsApplied {
     fn check(&mut self, event: &Event<'_>, _: &Facts) -> Result<(), String> {
         match event {
             Event::Started { node, recovered, .. } => {
-                (self.announced.remove(node), self.begun.remove(node), self.frozen.remove(node));
+                for map in [&mut self.announced, &mut self.begun, &mut self.frozen] {
+                    map.remove(node);
+                }
                 self.newest.insert(*node, recovered.newest().map_or(0, |newest| newest.index));
             }
             Event::Applied { node, index, state, .. } => {
