@@ -12,6 +12,7 @@
 //! one further. The judge repeats the steps in memory and compares every entry.
 //!
 //! `POWERCUT_NO_SYNC=1` takes the sync call out: then acknowledged steps are lost, or the judge judges nothing.
+//! `POWERCUT_REWRITE=1` rewrites the log without end, a little at a time, so that some cuts fall into every step of it.
 
 use std::{
     collections::VecDeque,
@@ -65,6 +66,9 @@ fn open(dir: &Path) -> Result<Box<SledStore>, String> {
     let mut options = OpenOptions::new(1, Incarnation(7));
     if env::var_os("POWERCUT_NO_SYNC").is_some() {
         options.sync = SyncPolicy::FlushOnly;
+    }
+    if env::var_os("POWERCUT_REWRITE").is_some() {
+        (options.rewrite_min_bytes, options.rewrite_ratio, options.rewrite_slice_bytes) = (0, 0, 64 << 10);
     }
     // Small, so that the index of the watermark is raised and lowered often.
     options.watermark_commits = 16;

@@ -23,9 +23,10 @@ use actorum_transport::{
 };
 
 use super::{
-    engine::{Engine, caught},
+    engine::{Engine, EngineError, caught},
     plan::{Log, Plan, Staged, read_entries},
     record::{Found, Kind},
+    sizes::Sizes,
     store::*,
     watermark::{Mark, Slots, Watermark},
 };
@@ -42,6 +43,8 @@ pub(super) struct Shared<E> {
 pub(super) struct Open<E> {
     engine: E,
     logs: BTreeMap<GroupId, Log>,
+    /// How large each log is, roughly: what it would take where nothing is wasted.
+    sizes: BTreeMap<GroupId, Sizes>,
     _lock: Box<dyn Send + Sync>,
 }
 
@@ -50,7 +53,12 @@ impl<E: Engine> Shared<E> {
     pub(super) fn new(engine: E, found: &Found, lock: Box<dyn Send + Sync>) -> Arc<Shared<E>> {
         let logs = found.groups.iter().map(|(group, found)| (*group, Log::new(*group, found))).collect();
         let (blocks, bytes) = (engine.blocks(), AtomicU64::new(engine.disk_bytes()));
-        let state = RwLock::new(Ok(Open { engine, logs, _lock: lock }));
+        let sizes = found.groups.iter().map(|(group, found)| {
+            let Recovered { last_index, sizes, .. } = &found.recovered;
+            (*group, Sizes::recovered(found.recovered.base(), *last_index, sizes))
+        });
+        let sizes = sizes.collect();
+        let state = RwLock::new(Ok(Open { engine, logs, sizes, _lock: lock }));
         Arc::new(Shared { state, bytes, blocks })
     }
 
@@ -61,6 +69,17 @@ impl<E: Engine> Shared<E> {
 
     fn write(&self) -> RwLockWriteGuard<'_, Result<Open<E>, String>> {
         self.state.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reads the engine and what is known of its logs.
+    pub(super) fn with_engine<T>(
+        &self,
+        read: impl FnOnce(&E, &BTreeMap<GroupId, Log>) -> Result<T, EngineError>,
+    ) -> Result<T, EngineError> {
+        match &*self.read() {
+            Ok(open) => read(&open.engine, &open.logs),
+            Err(cause) => Err(EngineError::Broken { what: "the log".to_owned(), detail: cause.clone() }),
+        }
     }
 
     /// Ends the store for its readers. What was open is the caller's to drop, which closes the engine and gives the
@@ -119,6 +138,8 @@ pub(super) struct Begun {
     pub(super) sync: bool,
     bytes: u64,
     after: Vec<(GroupId, Log)>,
+    /// Index and term of the last entry of each old log that stays; `None` if it went altogether.
+    pub(super) kept: Vec<(GroupId, Option<(u64, u64)>)>,
 }
 
 /// What changes a store: one per open store.
@@ -148,7 +169,7 @@ impl<E: Engine, S: Slots> Committer<E, S> {
         let mut staged: BTreeMap<GroupId, (Log, Staged)> = BTreeMap::new();
         let shared = self.shared.clone();
         // Only this thread changes anything, so what it reads under the read lock still holds under the write lock.
-        let (plans, bytes) = {
+        let (mut plans, bytes) = {
             let state = shared.read();
             let open = state.as_ref().map_err(|cause| StoreError::Closed(cause.clone()))?;
             for write in taken.into_iter().flat_map(|batch| {
@@ -196,10 +217,22 @@ impl<E: Engine, S: Slots> Committer<E, S> {
         self.mark(lowered)?;
 
         let after: Vec<(GroupId, Log)> = plans.iter().map(|(group, plan)| (*group, plan.after)).collect();
+        let kept = plans.iter().map(|(group, plan)| (*group, plan.kept)).collect();
         {
             let mut state = shared.write();
             let open = state.as_mut().map_err(|cause| StoreError::Closed(cause.clone()))?;
             // One batch on one tree was never seen torn: entries and the hard state that speaks of them stand or fall together.
+            for (group, plan) in &mut plans {
+                let sizes = open.sizes.entry(*group).or_default();
+                match plan.kept {
+                    Some((last, _)) => sizes.truncate(last.saturating_add(1), sizes.after(last)),
+                    None => *sizes = Sizes::after_base(plan.after.base.0),
+                }
+                for (index, bytes) in plan.appended.drain(..) {
+                    sizes.push(index, bytes);
+                }
+                sizes.compact(plan.after.base.0);
+            }
             let changes: Vec<_> = plans.into_values().flat_map(|plan| plan.changes).collect();
             if planted::is(Planted::NotAtomic) {
                 let (state, rest): (Vec<_>, Vec<_>) =
@@ -213,12 +246,12 @@ impl<E: Engine, S: Slots> Committer<E, S> {
         }
         (self.unsynced, self.flushed) = (true, false);
         // Without a sync it is a commit index alone: no promise depends on it, and the next sync carries it.
-        Ok(Begun { sync, bytes, after })
+        Ok(Begun { sync, bytes, after, kept })
     }
 
     /// Makes what was begun durable, and then lets the watermark know: only after that may anybody hear of it.
     pub(super) fn finish(&mut self, begun: Begun) -> Result<(), StoreError> {
-        let Begun { sync, bytes, after } = begun;
+        let Begun { sync, bytes, after, .. } = begun;
         if !sync || planted::is(Planted::AcknowledgedBeforeSync) {
             return Ok(());
         }
@@ -265,6 +298,40 @@ impl<E: Engine, S: Slots> Committer<E, S> {
     fn mark(&mut self, moved: Vec<(GroupId, Mark)>) -> Result<(), StoreError> {
         let doing = "writing watermark".to_owned();
         self.watermark.write(moved).map_err(|error| StoreError::Io { doing, error: Arc::new(error) })
+    }
+
+    /// Bytes on disk.
+    pub(super) fn disk_bytes(&self) -> u64 {
+        self.shared.read().as_ref().map_or(0, |open| open.engine.disk_bytes())
+    }
+
+    /// Bytes of all entries.
+    pub(super) fn live_bytes(&self) -> u64 {
+        self.shared.read().as_ref().map_or(0, |open| open.sizes.values().map(Sizes::total).sum())
+    }
+
+    /// Whether the beginning of a log is still to go, with the next commits.
+    pub(super) fn is_trimming(&self) -> bool {
+        let trims = |open: &Open<E>| open.logs.values().any(|log| log.trim_to > log.base.0);
+        self.shared.read().as_ref().is_ok_and(trims)
+    }
+
+    /// Reads the engine and what is known of its logs.
+    pub(super) fn with_engine<T>(
+        &self,
+        read: impl FnOnce(&E, &BTreeMap<GroupId, Log>) -> Result<T, EngineError>,
+    ) -> Result<T, EngineError> {
+        self.shared.with_engine(read)
+    }
+
+    /// Puts another engine in the place of this one, which is returned for the caller to drop outside the lock. The new one holds
+    /// all that was applied, durably.
+    pub(super) fn switch(&mut self, engine: E) -> Result<E, StoreError> {
+        let mut state = self.shared.write();
+        let open = state.as_mut().map_err(|cause| StoreError::Closed(cause.clone()))?;
+        let old = std::mem::replace(&mut open.engine, engine);
+        (self.unsynced, self.flushed) = (false, true);
+        Ok(old)
     }
 
     /// Brings the watermark's indexes up to what is durable.

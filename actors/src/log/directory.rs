@@ -6,16 +6,20 @@
 //!    lock        held with an OS lock while open; says who holds it
 //!    creating    only while the directory is being made
 //!    watermark   see super::watermark
-//!    log/        the engine
+//!    log/        the engine; log.1/, log.2/, ... once it was rewritten
 //!    snapshots/  the files of snapshots, see crate::snapshot::shelf
 //!    restoring/  only while a backup is being restored into the directory
 //! ```
+//!
+//! The engine is rewritten (see `rewrite`) into a directory of the next *generation*, which counts from the moment its file
+//! `complete` is durable. The highest generation that counts is the log; whatever else is called so is half a rewriting, or what
+//! one has left over, and goes once a node has opened.
 //!
 //! It is made in steps, and `node` comes last: `lock`, `creating`, `log/`, `watermark`, `node`, then
 //! `creating` goes. A crash between leaves `creating` without `node`: nothing was promised yet, so the next open wipes
 //! what there is and starts again. A directory with a log and neither of the two is damaged, not new.
 //!
-//! Deliberately absent: what is in `log/`, and adopting a directory under another id: there is no way to.
+//! Deliberately absent: what is in the log's directories, and adopting a directory under another id: there is no way to.
 
 use std::{
     ffi::OsStr,
@@ -38,6 +42,7 @@ const LOCK: &str = "lock";
 const CREATING: &str = "creating";
 const WATERMARK: &str = "watermark";
 const LOG: &str = "log";
+const COMPLETE: &str = "complete";
 const SNAPSHOTS: &str = "snapshots";
 const RESTORING: &str = "restoring";
 
@@ -114,9 +119,78 @@ impl Directory {
     }
 }
 
-/// Where the engine lives in a data directory.
-pub fn log_path(dir: &Path) -> PathBuf {
-    dir.join(LOG)
+/// Where an engine of a generation lives in a data directory.
+pub fn log_path(dir: &Path, generation: u64) -> PathBuf {
+    if generation == 0 { dir.join(LOG) } else { dir.join(format!("{LOG}.{generation}")) }
+}
+
+/// The file that makes a generation count.
+pub fn complete_path(dir: &Path, generation: u64) -> PathBuf {
+    log_path(dir, generation).join(COMPLETE)
+}
+
+/// The numbers of all directories that are named as a log is, ascending, complete or not.
+pub fn generations(dir: &Path) -> io::Result<Vec<u64>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let name = entry?.file_name();
+        let Some(name) = name.to_str() else { continue };
+        let number = name.strip_prefix(LOG).and_then(|rest| match rest {
+            "" => Some(0),
+            rest => rest.strip_prefix('.')?.parse().ok(),
+        });
+        // Exactly as it is written: `log.01` is nobody's.
+        found.extend(number.filter(|number| log_path(dir, *number) == dir.join(name)));
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// The generation that is the log. Zero is there from the beginning and needs no mark.
+pub fn generation(dir: &Path) -> io::Result<u64> {
+    let found = generations(dir)?;
+    for generation in found.into_iter().rev().filter(|generation| *generation > 0) {
+        // A mark that cannot be looked for is not one that is missing.
+        if complete_path(dir, generation).try_exists()? {
+            return Ok(generation);
+        }
+    }
+    Ok(0)
+}
+
+/// Makes a generation count, durable when it returns. All that is in it must be durable before.
+pub fn complete(dir: &Path, generation: u64) -> io::Result<()> {
+    let mut file = File::create(complete_path(dir, generation))?;
+    file.write_all(b"all of the log is here\n")?;
+    file.sync_all()?;
+    sync_dir(&log_path(dir, generation))
+}
+
+/// Makes sure that a generation does not count, now or after a power cut: `complete` may have got anywhere.
+pub fn uncomplete(dir: &Path, generation: u64) -> io::Result<()> {
+    match fs::remove_file(complete_path(dir, generation)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ if !log_path(dir, generation).try_exists()? => Ok(()),
+        _ => sync_dir(&log_path(dir, generation)),
+    }
+}
+
+/// Removes a generation that is not the log, or not any more. What a crash leaves of it, the next open removes.
+pub fn remove_generation(dir: &Path, generation: u64) -> io::Result<()> {
+    match fs::remove_dir_all(log_path(dir, generation)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => sync_dir(dir),
+    }
+}
+
+/// Removes every generation but this one. What cannot be removed costs space and nothing else.
+pub fn sweep(dir: &Path, keep: u64) {
+    let swept = generations(dir).and_then(|found| {
+        found.into_iter().filter(|found| *found != keep).try_for_each(|other| remove_generation(dir, other))
+    });
+    if let Err(error) = swept {
+        tracing::warn!(dir = %dir.display(), %error, "what a rewriting of the log has left over cannot be removed");
+    }
 }
 
 /// Where the files of snapshots live in a data directory.
@@ -159,7 +233,10 @@ impl Restoring {
         make_durably(&inner).map_err(|e| io("cannot make restoring", e))?;
         let again = |e| io("cannot start again what was cut short", e);
         remove_all(path, &[LOG, WATERMARK, SNAPSHOTS]).map_err(again)?;
-        remove_all(&inner, &[NODE, CREATING, LOCK, LOG, WATERMARK, SNAPSHOTS]).map_err(again)?;
+        remove_all(&inner, &[NODE, CREATING, LOCK, WATERMARK, SNAPSHOTS]).map_err(again)?;
+        for generation in generations(&inner).map_err(again)? {
+            remove_generation(&inner, generation).map_err(again)?;
+        }
         sync_dir(&inner).and_then(|()| sync_dir(path)).map_err(again)?;
         Ok(Restoring { path: path.to_owned(), _lock: lock })
     }
@@ -173,7 +250,10 @@ impl Restoring {
     pub fn finish(self) -> Result<(), OpenError> {
         let inner = self.store();
         let moved = |name: &str| fs::rename(inner.join(name), self.path.join(name));
-        let done = moved(LOG).and_then(|()| moved(WATERMARK)).and_then(|()| sync_dir(&self.path));
+        // Whichever of its logs counts, here it is the first, which needs no mark.
+        let counting = generation(&inner).map(|generation| log_path(&inner, generation));
+        let done = counting.and_then(|log| fs::rename(log, self.path.join(LOG)));
+        let done = done.and_then(|()| moved(WATERMARK)).and_then(|()| sync_dir(&self.path));
         // `node` last: with it the directory is a node's, and all that it stands for is durable already.
         let done = done.and_then(|()| moved(NODE)).and_then(|()| sync_dir(&self.path));
         done.map_err(|e| io_error(&self.path, "cannot move the restored node into place", e))?;
@@ -347,13 +427,13 @@ enum State {
 
 /// Removes what a creation that did not finish has left. Its own marker stays until the new one has finished.
 fn wipe(dir: &Path) -> io::Result<()> {
-    for (name, remove) in [(LOG, fs::remove_dir_all as fn(PathBuf) -> io::Result<()>), (WATERMARK, fs::remove_file)] {
-        match remove(dir.join(name)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
+    for generation in generations(dir)? {
+        remove_generation(dir, generation)?;
     }
-    sync_dir(dir)
+    match fs::remove_file(dir.join(WATERMARK)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => sync_dir(dir),
+    }
 }
 
 /// Makes a directory, for its owner only, and every one above it that is missing. Durable when it returns.

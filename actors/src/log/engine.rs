@@ -47,6 +47,9 @@ pub trait Engine: Send + Sync + 'static {
     /// The first keys in `[from, to)`, at most so many.
     fn keys(&self, from: Key, to: Key, max: usize) -> Result<Vec<Key>, EngineError>;
 
+    /// The first values in `[from, to)`, as many as fit so many bytes and at least one.
+    fn values(&self, from: Key, to: Key, max_bytes: usize) -> Result<Vec<(Key, Bytes)>, EngineError>;
+
     /// The last key before `key`; `None` as well when it is of no known form.
     fn last_before(&self, key: Key) -> Result<Option<Key>, EngineError>;
 

@@ -91,7 +91,8 @@ impl Inspection {
         if let Some(holder) = directory::holder(dir)? {
             return Err(OpenError::Locked { dir: dir.to_owned(), holder });
         }
-        let (log, watermark_path) = (directory::log_path(dir), directory::watermark_path(dir));
+        let generation = directory::generation(dir).map_err(|error| io("cannot list it", error))?;
+        let (log, watermark_path) = (directory::log_path(dir, generation), directory::watermark_path(dir));
         let identity = directory::read_node(dir);
         if identity.is_err() && !log.exists() && !watermark_path.exists() {
             let found = "no node file".to_owned();

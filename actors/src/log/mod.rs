@@ -19,6 +19,7 @@ mod worker;
 mod commit;
 mod plan;
 mod recovery;
+pub mod rewrite;
 pub mod engine;
 pub mod record;
 pub mod watermark;

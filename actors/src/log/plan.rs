@@ -165,6 +165,8 @@ pub(super) struct Plan {
     pub(super) after: Log,
     /// Index and term of the last entry of the old log that stays; `None` if the old log goes altogether.
     pub(super) kept: Option<(u64, u64)>,
+    /// The entries that are appended: index and size of each.
+    pub(super) appended: Vec<(u64, u64)>,
 }
 
 impl Plan {
@@ -181,7 +183,7 @@ impl Plan {
         staged: Staged,
         sync: bool,
     ) -> Result<Plan, StoreError> {
-        let mut plan = Plan { changes: BTreeMap::new(), after: *log, kept: Some(log.last) };
+        let mut plan = Plan { changes: BTreeMap::new(), after: *log, kept: Some(log.last), appended: Vec::new() };
         let mut pieces = Vec::new();
         if let Some(snapshot) = &staged.snapshot {
             let blocks = engine.keys(Key::block(group, 0), end_of(group, Kind::Block), usize::MAX)?;
@@ -199,6 +201,7 @@ impl Plan {
         if let Some(last) = staged.entries.last() {
             plan.after.tail = record::seal_entries(group, plan.after.tail, &staged.entries, &mut pieces);
             plan.after.last = (last.index, last.term);
+            plan.appended = staged.entries.iter().map(|entry| (entry.index, entry.size() as u64)).collect();
         }
         if let Some(state) = &staged.hard_state {
             if state.commit > plan.after.last.0 {
@@ -337,10 +340,10 @@ impl Plan {
 
 /// How many keys of what is cut off one commit removes, the last block's apart: sled takes some 20 us for each, and a commit
 /// that waits for millions of them would look like a dead disk. A commit adds far fewer, so that the rest always catches up.
-const TRIM_MAX: usize = 512;
+pub(super) const TRIM_MAX: usize = 512;
 
 /// Where the records of a group and kind end, exclusively.
-fn end_of(group: GroupId, kind: Kind) -> Key {
+pub(super) fn end_of(group: GroupId, kind: Kind) -> Key {
     Key { group, kind, index: u64::MAX, piece: u32::MAX }
 }
 

@@ -20,7 +20,8 @@
 //!
 //! Its timed flush is off (it would report its failures to a log line only), and with it sled's collection of
 //! half-empty segments, which runs nowhere else: space comes back when whole segments empty, as they do when a log is
-//! truncated or replaced in order. Its `mode` decides nothing in this version, so none is set.
+//! truncated or replaced in order. Where that is not enough the log is rewritten into a new directory (see `rewrite`).
+//! Its `mode` decides nothing in this version, so none is set.
 //!
 //! Deliberately absent: the records and their order on the disk (see `plan`, `commit`, `recovery`) and the thread (see
 //! `worker`), which are the same for any engine.
@@ -31,6 +32,7 @@ use std::{
     collections::BTreeMap,
     fmt,
     fs::{self, File},
+    io,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     sync::Arc,
@@ -47,6 +49,7 @@ use super::{
     engine::{Change, Engine, EngineError, within_time, words},
     record::{FoundGroup, Key},
     recovery,
+    rewrite::{self, Renew, RewriteStep, Rewriter},
     store::*,
     watermark::Watermark,
     worker::{Pace, Worker},
@@ -80,10 +83,37 @@ pub struct OpenOptions {
     pub close_within: Duration,
     /// How many bytes of ballast to keep beside the log; zero, the default, for none. See [`super::space`].
     pub ballast_bytes: u64,
+    /// The log may be rewritten once it takes more than so many bytes on disk. Default 256 MiB; `u64::MAX` for never.
+    pub rewrite_min_bytes: u64,
+    /// And takes at least so many times the bytes of its entries, and twice what the last rewriting left. Default 4: a rewriting
+    /// reads and writes every live byte once and leaves about 2.7 times of them, since the engine has its own waste, and until the
+    /// old copy is removed both are on the disk. Zero rewrites again and again, for tests.
+    pub rewrite_ratio: u64,
+    /// How many bytes a rewriting copies between two commits, which wait for it. Default 2 MiB: some 10 ms on a plain disk.
+    pub rewrite_slice_bytes: usize,
+    /// How long after a failed rewriting the next one is tried. Default one minute; doubled each time, up to an hour.
+    pub rewrite_retry: Duration,
+    /// Asked before each step of a rewriting. Exists only with the feature `faults`, for tests.
+    #[cfg(feature = "faults")]
+    #[doc(hidden)]
+    pub rewrite_faults: RewriteFaults,
     /// Whether to sync at all. Exists only with the feature `faults`, for the harness that must see the loss.
     #[cfg(feature = "faults")]
     #[doc(hidden)]
     pub sync: SyncPolicy,
+}
+
+/// Whether a step of a rewriting happens: an error is that step's error.
+#[cfg(feature = "faults")]
+#[doc(hidden)]
+#[derive(Clone, Default)]
+pub struct RewriteFaults(pub Option<Arc<dyn Fn(RewriteStep) -> io::Result<()> + Send + Sync>>);
+
+#[cfg(feature = "faults")]
+impl fmt::Debug for RewriteFaults {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_some() { "some" } else { "none" })
+    }
 }
 
 /// Whether what is reported durable is.
@@ -113,6 +143,12 @@ impl OpenOptions {
             open_within: Duration::from_secs(600),
             close_within: Duration::from_secs(10),
             ballast_bytes: 0,
+            rewrite_min_bytes: 256 << 20,
+            rewrite_ratio: 4,
+            rewrite_slice_bytes: 2 << 20,
+            rewrite_retry: Duration::from_secs(60),
+            #[cfg(feature = "faults")]
+            rewrite_faults: RewriteFaults::default(),
             #[cfg(feature = "faults")]
             sync: SyncPolicy::Always,
         }
@@ -126,6 +162,7 @@ pub struct SledStore {
     shared: Arc<Shared<SledEngine>>,
     identity: StoreIdentity,
     found: BTreeMap<GroupId, FoundGroup>,
+    generation: u64,
     // Taken by `start`.
     work: Option<(Watermark, OpenOptions)>,
 }
@@ -155,26 +192,29 @@ impl SledStore {
         let identity = directory.identity();
         let opened = Watermark::open(&directory::watermark_path(dir));
         let mut watermark = recovery::of_this_life(dir, &identity, opened)?;
+        let generation = directory::generation(dir).map_err(|error| {
+            let doing = "cannot tell which of its logs counts".to_owned();
+            OpenError::Io { dir: dir.to_owned(), doing, error }
+        })?;
+        let path = directory::log_path(dir, generation);
         let engine = match made {
             Some(engine) => engine,
-            None if !engine_file(dir).exists() => return Err(recovery::rolled_back(dir, "no log at all", &watermark)),
-            None => SledEngine::open(&directory::log_path(dir), &options).map_err(|error| error.on_open(dir))?,
+            None if !path.join("db").exists() => {
+                return Err(recovery::rolled_back(dir, "no log at all", &watermark));
+            }
+            None => SledEngine::open(&path, &options).map_err(|error| error.on_open(dir))?,
         };
         let found = recovery::recover(&engine, dir, &identity, &mut watermark)?;
         directory.count_boot()?;
+        // Only now: what is refused is left as it was, all of it, for a person to judge.
+        directory::sweep(dir, generation);
         let identity = directory.identity();
         let doing = "cannot open snapshots".to_owned();
         let shelf = Shelf::in_directory(&directory::snapshots_path(dir));
         let shelf = Arc::new(shelf.map_err(|error| OpenError::Io { dir: dir.to_owned(), doing, error })?);
         let shared = Shared::new(engine, &found, Box::new(directory));
-        Ok(SledStore {
-            dir: dir.to_owned(),
-            shelf,
-            shared,
-            identity,
-            found: found.groups,
-            work: Some((watermark, options)),
-        })
+        let (dir, work) = (dir.to_owned(), Some((watermark, options)));
+        Ok(SledStore { dir, shelf, shared, identity, found: found.groups, generation, work })
     }
 }
 
@@ -184,17 +224,88 @@ fn create(dir: &Path, node: &StoreIdentity, options: &OpenOptions) -> Result<Sle
         let doing = doing.to_owned();
         move |error| OpenError::Io { dir: dir.to_owned(), doing, error }
     };
-    let path = directory::log_path(dir);
+    let path = directory::log_path(dir, 0);
     directory::make_durably(&path).map_err(io("cannot make log"))?;
     let engine = SledEngine::open(&path, options).map_err(|error| error.on_open(dir))?;
     recovery::claim(&engine, dir, node)?;
-    // sled never syncs its `conf`, nor the names of its files: once, here, before anything can be promised.
-    for name in ["conf", "blobs"] {
-        File::open(path.join(name)).and_then(|f| f.sync_all()).map_err(io("cannot sync the log's files"))?;
-    }
-    directory::sync_dir(&path).map_err(io("cannot sync log"))?;
+    sync_names(&path).map_err(io("cannot sync the log's files"))?;
     Watermark::create(&directory::watermark_path(dir), node.incarnation).map_err(io("cannot write watermark"))?;
     Ok(engine)
+}
+
+/// sled never syncs its `conf`, nor the names of its files: once, here, before anything can be promised.
+fn sync_names(path: &Path) -> io::Result<()> {
+    for name in ["conf", "blobs"] {
+        File::open(path.join(name))?.sync_all()?;
+    }
+    directory::sync_dir(path)
+}
+
+/// The generations of a directory's log, for a rewriting.
+struct Generations {
+    dir: PathBuf,
+    options: OpenOptions,
+    present: u64,
+    /// The one that is being made, or the next one to be: no number comes twice in one life, for its files may still be going.
+    next: u64,
+    /// What goes next, if anything does.
+    leaving: Option<u64>,
+}
+
+impl Generations {
+    fn io(&self, doing: &str) -> impl Fn(io::Error) -> EngineError + use<> {
+        let doing = format!("{doing} the log's generation {}", self.next);
+        move |error| EngineError::Io { doing: doing.clone(), error }
+    }
+}
+
+impl Renew<SledEngine> for Generations {
+    #[cfg(feature = "faults")]
+    fn ask(&mut self, step: RewriteStep) -> Result<(), EngineError> {
+        let asked = self.options.rewrite_faults.0.as_ref().map_or(Ok(()), |ask| ask(step));
+        asked.map_err(|error| EngineError::Io { doing: format!("{step:?}"), error })
+    }
+
+    fn make(&mut self) -> Result<SledEngine, EngineError> {
+        // A directory that is there already is never filled: what an open could not sweep may still be in it.
+        let there = directory::generations(&self.dir).map_err(self.io("making"))?;
+        self.next = there.last().copied().unwrap_or_default().max(self.next) + 1;
+        self.leaving = Some(self.next);
+        let path = directory::log_path(&self.dir, self.next);
+        directory::make_durably(&path).map_err(self.io("making"))?;
+        SledEngine::open(&path, &self.options)
+    }
+
+    fn sync(&mut self) -> Result<(), EngineError> {
+        sync_names(&directory::log_path(&self.dir, self.next)).map_err(self.io("syncing"))
+    }
+
+    fn complete(&mut self) -> Result<(), EngineError> {
+        directory::complete(&self.dir, self.next).map_err(self.io("completing"))
+    }
+
+    fn uncomplete(&mut self) -> Result<(), EngineError> {
+        directory::uncomplete(&self.dir, self.next).map_err(self.io("giving up"))
+    }
+
+    fn switched(&mut self) {
+        (self.leaving, self.present) = (Some(self.present), self.next);
+    }
+
+    fn remove(&mut self) -> Box<dyn FnOnce() + Send> {
+        let (dir, leaving) = (self.dir.clone(), self.leaving.take());
+        assert_ne!(leaving, Some(self.present), "the log itself is never removed");
+        Box::new(move || {
+            let Some(leaving) = leaving else { return };
+            if let Err(error) = directory::remove_generation(&dir, leaving) {
+                tracing::warn!(dir = %dir.display(), leaving, %error, "what a rewriting has left cannot be removed");
+            }
+        })
+    }
+
+    fn room(&self) -> Option<u64> {
+        super::space::space(&self.dir).ok().map(|space| space.free)
+    }
 }
 
 impl LogStore for SledStore {
@@ -225,7 +336,12 @@ impl LogStore for SledStore {
         let OpenOptions { watermark_bytes, watermark_commits, watermark_quiet, .. } = options;
         let pace =
             Pace { max_waiting, max_commit_bytes, watermark_bytes, watermark_commits, watermark_quiet, close_within };
-        Worker::start(self.shared.clone(), watermark, pace, completed)
+        let OpenOptions { rewrite_min_bytes: min_bytes, rewrite_ratio: ratio, .. } = options;
+        let OpenOptions { rewrite_slice_bytes: slice_bytes, rewrite_retry: retry, .. } = options;
+        let (dir, present) = (self.dir.clone(), self.generation);
+        let generations = Generations { dir, options, present, next: present, leaving: None };
+        let rewriter = Rewriter::new(Box::new(generations), rewrite::Pace { min_bytes, ratio, slice_bytes, retry });
+        Worker::start(self.shared.clone(), watermark, rewriter, pace, completed)
     }
 }
 
@@ -267,10 +383,6 @@ impl Drop for OwnFile {
         }
         tracing::warn!("the storage engine still holds its file");
     }
-}
-
-fn engine_file(dir: &Path) -> PathBuf {
-    directory::log_path(dir).join("db")
 }
 
 impl SledEngine {
@@ -362,6 +474,22 @@ impl Engine for SledEngine {
                 })
             })
             .collect()
+    }
+
+    fn values(&self, from: Key, to: Key, max_bytes: usize) -> Result<Vec<(Key, Bytes)>, EngineError> {
+        let (mut values, mut bytes) = (Vec::new(), 0usize);
+        for pair in self.db.range(from.encode()..to.encode()) {
+            let (key, value) = pair.map_err(|error| failed("reading", error))?;
+            let unknown =
+                || EngineError::Broken { what: "the log".to_owned(), detail: "a key of no known form".to_owned() };
+            let key = Key::decode(&key).ok_or_else(unknown)?;
+            bytes = bytes.saturating_add(value.len());
+            if bytes > max_bytes && !values.is_empty() {
+                break;
+            }
+            values.push((key, Bytes::copy_from_slice(&value)));
+        }
+        Ok(values)
     }
 
     fn last_before(&self, key: Key) -> Result<Option<Key>, EngineError> {

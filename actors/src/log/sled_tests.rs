@@ -107,6 +107,18 @@ fn copy_dir(from: &Path, to: &Path) {
     }
 }
 
+impl SledStore {
+    /// Changes a value behind the store's back.
+    pub(in crate::log) fn tamper(&self, key: Key, change: impl FnOnce(&mut Vec<u8>)) {
+        let tampered = self.shared.with_engine(|engine, _| {
+            let mut value = engine.get(key)?.unwrap().to_vec();
+            change(&mut value);
+            engine.apply(vec![(key, Some(value))])
+        });
+        tampered.unwrap();
+    }
+}
+
 #[test]
 fn sled_passes_the_conformance_suite() {
     conformance::conformance(|| {

@@ -4,7 +4,8 @@
 //!  Appender ══bounded channel══▶ Worker: take all that waits ─▶ begin, finish ─▶ Completed, Completed, ...
 //! ```
 //!
-//! Between batches, and after them, it lets the watermark's index follow; when the appender goes it closes the store.
+//! Between batches, and after them, it lets the watermark's index follow and the log be rewritten where that is due; when the
+//! appender goes it closes the store.
 //!
 //! Deliberately absent: retries. After an error nothing on the disk is known any more; the store answers
 //! [`StoreError::Closed`] until the process opens it again.
@@ -15,7 +16,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
-        mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
+        mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, sync_channel},
     },
     thread,
     time::{Duration, Instant},
@@ -25,6 +26,7 @@ use super::{
     commit::{Committer, Shared, Stale},
     engine::{Engine, caught},
     record,
+    rewrite::Rewriter,
     store::*,
     watermark::{Slots, Watermark},
 };
@@ -43,8 +45,19 @@ pub(super) struct Pace {
 /// The store's thread.
 pub(super) struct Worker<E, S> {
     committer: Committer<E, S>,
+    rewriter: Rewriter<E>,
     pace: Pace,
     completed: Completions,
+}
+
+/// What the thread does next.
+enum Next {
+    Commit(Submitted),
+    /// Nothing came for a while.
+    RaiseIndex,
+    /// Nothing waits.
+    Rewrite,
+    Close,
 }
 
 /// A batch on its way.
@@ -64,6 +77,7 @@ impl<E: Engine, S: Slots + 'static> Worker<E, S> {
     pub(super) fn start(
         shared: Arc<Shared<E>>,
         watermark: Watermark<S>,
+        rewriter: Rewriter<E>,
         pace: Pace,
         completed: Completions,
     ) -> Box<dyn LogAppender> {
@@ -71,7 +85,7 @@ impl<E: Engine, S: Slots + 'static> Worker<E, S> {
         let (done, closed) = sync_channel(1);
         let close_within = pace.close_within;
         let committer = Committer::new(shared.clone(), watermark);
-        let worker = Worker { committer, pace, completed: completed.clone() };
+        let worker = Worker { committer, rewriter, pace, completed: completed.clone() };
         let spawned = thread::Builder::new().name("actorum-store".to_owned()).spawn(move || {
             worker.run(submitted);
             let _ = done.send(());
@@ -85,15 +99,11 @@ impl<E: Engine, S: Slots + 'static> Worker<E, S> {
 
     fn run(mut self, submitted: Receiver<Submitted>) {
         let dead = loop {
-            let quiet = self.pace.watermark_quiet;
-            let first = match self.committer.stale.commits {
-                0 => submitted.recv().map_err(|_| RecvTimeoutError::Disconnected),
-                _ => submitted.recv_timeout(quiet),
-            };
-            let step = match first {
-                Ok(first) => self.commit_all(first, &submitted),
-                Err(RecvTimeoutError::Timeout) => caught(|| self.committer.raise_index()),
-                Err(RecvTimeoutError::Disconnected) => break None,
+            let step = match self.next(&submitted) {
+                Next::Commit(first) => self.commit_all(first, &submitted),
+                Next::RaiseIndex => caught(|| self.committer.raise_index()),
+                Next::Rewrite => self.rewrite(0),
+                Next::Close => break None,
             };
             if let Err(error) = step {
                 break Some(error.to_string());
@@ -102,6 +112,25 @@ impl<E: Engine, S: Slots + 'static> Worker<E, S> {
         match dead {
             None => self.close(),
             Some(cause) => self.stay_dead(&cause, submitted),
+        }
+    }
+
+    fn next(&self, submitted: &Receiver<Submitted>) -> Next {
+        if self.rewriter.is_under_way() {
+            return match submitted.try_recv() {
+                Ok(first) => Next::Commit(first),
+                Err(TryRecvError::Empty) => Next::Rewrite,
+                Err(TryRecvError::Disconnected) => Next::Close,
+            };
+        }
+        let first = match self.committer.stale.commits {
+            0 => submitted.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            _ => submitted.recv_timeout(self.pace.watermark_quiet),
+        };
+        match first {
+            Ok(first) => Next::Commit(first),
+            Err(RecvTimeoutError::Timeout) => Next::RaiseIndex,
+            Err(RecvTimeoutError::Disconnected) => Next::Close,
         }
     }
 
@@ -125,18 +154,25 @@ impl<E: Engine, S: Slots + 'static> Worker<E, S> {
             self.report(Completed { ticket, result });
         }
         result?;
+        let committed = bytes;
         let Stale { bytes, commits } = self.committer.stale;
         if bytes >= self.pace.watermark_bytes || commits >= self.pace.watermark_commits {
             // After the completions: no proposal waits for it.
             caught(|| self.committer.raise_index())?;
         }
-        Ok(())
+        self.rewrite(committed)
+    }
+
+    /// After the completions: nothing that was submitted before waits for it.
+    fn rewrite(&mut self, committed: usize) -> Result<(), StoreError> {
+        caught(|| self.rewriter.go_on(&mut self.committer, committed))
     }
 
     /// Returns how long making it durable took.
     fn commit(&mut self, taken: Vec<Batch>) -> Result<Duration, StoreError> {
         let begun = self.committer.begin(taken)?;
         let (sync, started) = (begun.sync, Instant::now());
+        self.rewriter.committed(&begun.kept);
         self.committer.finish(begun)?;
         Ok(if sync { started.elapsed() } else { Duration::ZERO })
     }
@@ -147,18 +183,20 @@ impl<E: Engine, S: Slots + 'static> Worker<E, S> {
             // Nothing was promised since the last completion: only the watermark stays as stale as it was.
             tracing::warn!(%error, "the store did not close in order");
         }
+        self.rewriter.close();
         let open = self.committer.take("it was closed");
         let _ = catch_unwind(AssertUnwindSafe(|| drop(open)));
     }
 
     /// An error is final: what waits and what comes is answered with its cause, and nothing is written.
-    fn stay_dead(self, cause: &str, submitted: Receiver<Submitted>) {
+    fn stay_dead(mut self, cause: &str, submitted: Receiver<Submitted>) {
         tracing::error!(cause, "the store died");
         // Held until the appender goes: dropping sled now could hang this thread, and nobody would be answered.
         let open = self.committer.take(cause);
         for Submitted { ticket, .. } in submitted {
             self.report(Completed { ticket, result: Err(StoreError::Closed(cause.to_owned())) });
         }
+        self.rewriter.close();
         let _ = catch_unwind(AssertUnwindSafe(|| drop(open)));
     }
 

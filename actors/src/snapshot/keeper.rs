@@ -19,6 +19,9 @@
 //!
 //! Deliberately absent: deciding when to build, what to offer, and when to give up on a peer: the core does.
 
+mod fetch;
+mod serve;
+
 use std::{
     collections::BTreeMap,
     io::{self, Read},
@@ -32,35 +35,25 @@ use std::{
 
 use actix::{WeakRecipient, prelude::*};
 use actorum_transport::{
-    message::{Answered, Ask, Asked, Responder},
-    wire::{GroupId, MAX_PIECE, NodeId, Refusal, Request, Response, Snapshot, SnapshotFile, SnapshotRequest},
+    message::Ask,
+    wire::{GroupId, NodeId, Snapshot, SnapshotFile},
 };
-use bytes::Bytes;
 use tokio::sync::{oneshot, watch};
 
-use super::{
-    Receiving, Shelf, SnapshotError,
-    pace::{Pace, Stride},
-    shelf::Content,
-};
+use super::{Shelf, SnapshotError, pace::Pace, shelf::Content};
 use crate::{
     clock::Clock,
     message::{
-        BuildSnapshot, FetchSnapshot, Freeze, FrozenState, PeerFetches, SnapshotBuilt, SnapshotFetched, SnapshotsKept,
-        WriteSnapshot,
+        BuildSnapshot, Freeze, FrozenState, PeerFetches, SnapshotBuilt, SnapshotFetched, SnapshotsKept, WriteSnapshot,
     },
     status::{SnapshotTaken, Snapshots, Transfer},
     system_state::SystemState,
 };
-
-/// How many pieces may be asked for and not written yet.
-pub const WINDOW: usize = 4;
+use fetch::Fetching;
+use serve::Serving;
 
 /// How long one piece may take before it is asked for again; half the patience if that is less.
 const PIECE_WITHIN: Duration = Duration::from_secs(5);
-
-/// The pause before a piece that was not answered is asked for again.
-const PAUSE: Duration = Duration::from_millis(100);
 
 /// How often progress is shown.
 const SHOWN_EVERY: Duration = Duration::from_millis(250);
@@ -156,48 +149,6 @@ struct Building {
     written: Arc<AtomicU64>,
     /// Built, and not recorded yet.
     done: Option<SnapshotTaken>,
-}
-
-/// A snapshot that another node has.
-struct Fetching {
-    /// Tells its questions and jobs from those of another.
-    number: u64,
-    from: NodeId,
-    snapshot: Snapshot,
-    file: SnapshotFile,
-    /// `None` while a thread works on it.
-    receiving: Option<Receiving>,
-    /// Whether it is known how much is here already.
-    open: bool,
-    /// Bytes written, or on their way to the disk.
-    written: u64,
-    /// The first byte nobody was asked for.
-    asked: u64,
-    /// Questions under way.
-    questions: BTreeMap<u64, Question>,
-    stride: Stride,
-    /// Pieces not written yet, by where they begin.
-    pieces: BTreeMap<u64, Bytes>,
-    /// Where bytes were asked for in vain, and how many.
-    again: Vec<(u64, u32)>,
-    began: (Duration, u64),
-    /// When the last new byte came, or the word that others are before this node.
-    moved: Duration,
-}
-
-/// A piece that was asked for.
-#[derive(Clone, Copy)]
-struct Question {
-    offset: u64,
-    bytes: u32,
-    asked: Duration,
-}
-
-/// A peer that fetches a snapshot from this node.
-struct Serving {
-    transfer: Transfer,
-    began: (Duration, u64),
-    heard: Duration,
 }
 
 impl SnapshotKeeper {
@@ -399,317 +350,9 @@ impl SnapshotKeeper {
         );
     }
 
-    // ---- fetching ------------------------------------------------------------------------------------------
-
-    fn fetch(&mut self, from: NodeId, snapshot: Snapshot, ctx: &mut Context<Self>) {
-        let Ok((_, Some(file))) = SystemState::of(&snapshot) else { return };
-        let now = self.clock.now();
-        if let Some(fetching) = self.fetching.as_mut().filter(|fetching| fetching.snapshot.data == snapshot.data) {
-            if fetching.from != from {
-                // Another leader offers the same file: it is fetched on from there.
-                (fetching.from, fetching.moved) = (from, now);
-            }
-            fetching.snapshot = snapshot;
-            return self.ask_on(ctx);
-        }
-        let number = self.next_question;
-        self.next_question += 1;
-        self.installing = None;
-        self.fetching = Some(Fetching {
-            number,
-            from,
-            snapshot: snapshot.clone(),
-            file,
-            receiving: None,
-            open: false,
-            written: 0,
-            asked: 0,
-            questions: BTreeMap::new(),
-            stride: Stride::new(self.bounds.piece, WINDOW),
-            pieces: BTreeMap::new(),
-            again: Vec::new(),
-            began: (now, 0),
-            moved: now,
-        });
-        self.off_thread(
-            ctx,
-            move |shelf| {
-                // It may be here already, from before a restart or from an earlier leader.
-                if shelf.has(snapshot.index, &file) && shelf.verify(&snapshot).is_ok() {
-                    return Ok(None);
-                }
-                shelf.receive(&snapshot).map(Some)
-            },
-            move |keeper, result, ctx| match result {
-                _ if !keeper.is_fetching(number) => {}
-                Ok(None) => keeper.is_fetched(),
-                Ok(Some(receiving)) => keeper.receive(receiving, ctx),
-                Err(error) => keeper.not_fetched(error.to_string(), ctx),
-            },
-        );
-    }
-
-    fn is_fetching(&self, number: u64) -> bool {
-        self.fetching.as_ref().is_some_and(|fetching| fetching.number == number)
-    }
-
-    fn receive(&mut self, receiving: Receiving, ctx: &mut Context<Self>) {
-        let now = self.clock.now();
-        let Some(fetching) = &mut self.fetching else { return };
-        let offset = receiving.offset();
-        if offset > 0 {
-            tracing::info!(
-                index = fetching.snapshot.index,
-                offset,
-                total = fetching.file.bytes,
-                "going on with a snapshot"
-            );
-        }
-        (fetching.written, fetching.asked, fetching.began) = (offset, offset, (now, offset));
-        (fetching.receiving, fetching.open) = (Some(receiving), true);
-        self.write_pieces(ctx);
-    }
-
-    /// Asks for pieces until the window is full.
-    fn ask_on(&mut self, ctx: &mut Context<Self>) {
-        let (piece, timeout, asked) = (self.bounds.piece, self.piece_within(), self.clock.now());
-        let Some(fetching) = &mut self.fetching else { return };
-        // Counted from what is written: a piece that is missing is asked for again however many wait behind it.
-        let window = fetching.written + WINDOW as u64 * u64::from(piece);
-        while fetching.questions.len() < fetching.stride.window {
-            let (offset, bytes) = match fetching.again.pop() {
-                Some((offset, bytes)) => {
-                    // It may have been too much at once.
-                    let first = bytes.min(fetching.stride.piece);
-                    if first < bytes {
-                        fetching.again.push((offset + u64::from(first), bytes - first));
-                    }
-                    (offset, first)
-                }
-                None if fetching.open && fetching.asked < fetching.file.bytes.min(window) => {
-                    let (offset, rest) = (fetching.asked, fetching.file.bytes - fetching.asked);
-                    let bytes = u64::from(fetching.stride.piece).min(rest) as u32;
-                    fetching.asked += u64::from(bytes);
-                    (offset, bytes)
-                }
-                None => break,
-            };
-            let id = self.next_question;
-            self.next_question += 1;
-            fetching.questions.insert(id, Question { offset, bytes, asked });
-            let read =
-                SnapshotRequest::Read { file: fetching.file, index: fetching.snapshot.index, offset, max: bytes };
-            self.links.ask.do_send(Ask {
-                id,
-                group: self.group,
-                to: fetching.from,
-                request: Request::Snapshot(read),
-                timeout,
-                reply_to: ctx.address().downgrade().recipient(),
-            });
-        }
-    }
-
-    fn piece(&mut self, Question { offset, bytes, .. }: Question, data: Bytes, ctx: &mut Context<Self>) {
-        let now = self.clock.now();
-        let Some(fetching) = &mut self.fetching else { return };
-        if data.len() as u64 != u64::from(bytes) {
-            let cause = format!("node {} sent {} bytes from {offset} on, not {bytes}", fetching.from, data.len());
-            return self.not_fetched(cause, ctx);
-        }
-        fetching.moved = now;
-        fetching.pieces.insert(offset, data);
-        self.status.send_modify(|status| status.bytes_received += u64::from(bytes));
-        self.write_pieces(ctx);
-    }
-
-    /// Hands the pieces that follow what is written to the disk, one batch at a time.
-    fn write_pieces(&mut self, ctx: &mut Context<Self>) {
-        let Some(fetching) = &mut self.fetching else { return };
-        let Some(mut receiving) = fetching.receiving.take() else { return };
-        let mut batch = Vec::new();
-        while let Some(first) = fetching.pieces.first_entry().filter(|first| *first.key() <= fetching.written) {
-            let (offset, data) = first.remove_entry();
-            fetching.written = offset + data.len() as u64;
-            batch.push((offset, data));
-        }
-        let (number, whole) = (fetching.number, fetching.written == fetching.file.bytes);
-        if batch.is_empty() && !whole {
-            fetching.receiving = Some(receiving);
-            return self.ask_on(ctx);
-        }
-        self.off_thread(
-            ctx,
-            move |_| {
-                batch.iter().try_for_each(|(offset, data)| receiving.push(*offset, data))?;
-                match whole {
-                    true => receiving.finish().map(|()| None),
-                    false => Ok(Some(receiving)),
-                }
-            },
-            move |keeper, result, ctx| match result {
-                _ if !keeper.is_fetching(number) => {}
-                Ok(None) => keeper.is_fetched(),
-                Ok(Some(receiving)) => {
-                    if let Some(fetching) = &mut keeper.fetching {
-                        fetching.receiving = Some(receiving);
-                    }
-                    keeper.write_pieces(ctx);
-                }
-                Err(error) => keeper.not_fetched(error.to_string(), ctx),
-            },
-        );
-    }
-
-    fn is_fetched(&mut self) {
-        let Some(Fetching { snapshot, from, file, .. }) = self.fetching.take() else { return };
-        self.installing = Some((from, snapshot.index, file));
-        self.status.send_modify(|status| status.received += 1);
-        self.end_fetch(snapshot, Ok(()));
-    }
-
-    /// Not the end of the node, nor of what came so far: the leader is told, and offers it again.
-    fn not_fetched(&mut self, cause: String, ctx: &mut Context<Self>) {
-        let Some(Fetching { snapshot, from, file, .. }) = self.fetching.take() else { return };
-        self.say(format!("the snapshot at {} could not be fetched from node {from}: {cause}", snapshot.index));
-        let gave_up = SnapshotRequest::GaveUp { file, index: snapshot.index, cause: cause.clone() };
-        self.links.ask.do_send(Ask {
-            id: 0,
-            group: self.group,
-            to: from,
-            request: Request::Snapshot(gave_up),
-            timeout: PIECE_WITHIN,
-            reply_to: ctx.address().downgrade().recipient(),
-        });
-        self.end_fetch(snapshot, Err(cause));
-    }
-
-    fn end_fetch(&mut self, snapshot: Snapshot, result: Result<(), String>) {
-        if let Some(core) = self.links.fetched.upgrade() {
-            core.do_send(SnapshotFetched { snapshot, result });
-        }
-        self.publish();
-    }
-
-    /// Tells the sender that what came is being written, checked or installed, from time to time: none of that has a bound, and
-    /// nothing is asked of it meanwhile.
-    fn sign(&mut self, now: Duration, ctx: &mut Context<Self>) {
-        let works = self.fetching.as_ref().filter(|fetching| fetching.receiving.is_none());
-        let works = works.map(|fetching| (fetching.from, fetching.snapshot.index, fetching.file)).or(self.installing);
-        let Some((to, index, file)) = works else { return };
-        if now.saturating_sub(self.signed) < self.bounds.patience / 4 {
-            return;
-        }
-        self.signed = now;
-        self.links.ask.do_send(Ask {
-            id: 0,
-            group: self.group,
-            to,
-            request: Request::Snapshot(SnapshotRequest::Working { file, index }),
-            timeout: PIECE_WITHIN,
-            reply_to: ctx.address().downgrade().recipient(),
-        });
-    }
-
-    /// A piece did not come. Whatever the reason, it is asked for again until nothing has come for too long.
-    fn ask_again(&mut self, Question { offset, bytes, .. }: Question, ctx: &mut Context<Self>) {
-        let Some(number) = self.fetching.as_ref().map(|fetching| fetching.number) else { return };
-        ctx.run_later(PAUSE, move |keeper, ctx| {
-            if let Some(fetching) = keeper.fetching.as_mut().filter(|fetching| fetching.number == number) {
-                fetching.again.push((offset, bytes));
-                keeper.ask_on(ctx);
-            }
-        });
-    }
-
-    // ---- serving -------------------------------------------------------------------------------------------
-
-    fn serve(&mut self, peer: NodeId, request: SnapshotRequest, responder: Responder, ctx: &mut Context<Self>) {
-        let now = self.clock.now();
-        match request {
-            SnapshotRequest::GaveUp { index, cause, .. } => {
-                self.serving.remove(&peer);
-                self.say(format!("node {peer} could not use the snapshot at {index}: {cause}"));
-                self.tell(peer, index, Some(cause));
-                responder.answer(Response::Noted);
-                self.check(index, ctx);
-            }
-            SnapshotRequest::Working { index, .. } => {
-                self.tell(peer, index, None);
-                responder.answer(Response::Noted);
-            }
-            SnapshotRequest::Read { file, index, offset, .. } if offset > file.bytes => {
-                let cause = format!("the snapshot at {index} has {} bytes, and {offset} is past them", file.bytes);
-                responder.answer(Response::Refused(Refusal::Invalid { cause }));
-            }
-            SnapshotRequest::Read { file, index, offset, max } => {
-                // It lives and wants it, also if it has to wait for its turn.
-                self.tell(peer, index, None);
-                if !self.serving.contains_key(&peer) && self.serving.len() >= self.bounds.max_sends {
-                    return responder.answer(Response::Refused(Refusal::Busy));
-                }
-                let (max, begun) = (max.min(MAX_PIECE), Transfer { index, bytes: offset, total: file.bytes, rate: 0 });
-                let serving =
-                    self.serving.entry(peer).or_insert(Serving { transfer: begun, began: (now, offset), heard: now });
-                if serving.transfer.index != index {
-                    *serving = Serving { transfer: begun, began: (now, offset), heard: now };
-                }
-                serving.heard = now;
-                serving.transfer.bytes = serving.transfer.bytes.max(file.bytes.min(offset.saturating_add(max.into())));
-                // Who asked is told to come again before it stops waiting: pieces that nobody waits for any more would take
-                // the place of those that somebody does.
-                let (rate, at_most) = (self.bounds.rate, self.piece_within() / 2);
-                let Some(wait) = self.pace.wait(now, max, rate, at_most) else {
-                    return responder.answer(Response::Refused(Refusal::Busy));
-                };
-                if wait.is_zero() {
-                    return self.send(peer, file, index, offset, max, responder, ctx);
-                }
-                ctx.run_later(wait, move |keeper, ctx| keeper.send(peer, file, index, offset, max, responder, ctx));
-            }
-        }
-    }
-
     /// How long a piece may take before it is asked for again.
     fn piece_within(&self) -> Duration {
         PIECE_WITHIN.min(self.bounds.patience / 2)
-    }
-
-    #[allow(clippy::too_many_arguments, reason = "one question")]
-    fn send(
-        &mut self,
-        peer: NodeId,
-        file: SnapshotFile,
-        index: u64,
-        offset: u64,
-        max: u32,
-        responder: Responder,
-        ctx: &mut Context<Self>,
-    ) {
-        self.off_thread(
-            ctx,
-            move |shelf| shelf.read(index, &file, offset, max),
-            move |keeper, result, ctx| match result {
-                Ok(Some(data)) => {
-                    keeper.status.send_modify(|status| status.bytes_sent += data.len() as u64);
-                    responder.answer(Response::Piece { offset, data });
-                }
-                gone => {
-                    if let Err(error) = gone {
-                        keeper.say(format!("the snapshot at {index} could not be read for a peer: {error}"));
-                    }
-                    keeper.serving.remove(&peer);
-                    responder.answer(Response::Gone);
-                    keeper.check(index, ctx);
-                }
-            },
-        );
-    }
-
-    fn tell(&self, peer: NodeId, index: u64, gave_up: Option<String>) {
-        if let Some(core) = self.links.peer_fetches.upgrade() {
-            core.do_send(PeerFetches { peer, index, gave_up });
-        }
     }
 
     // ---- what is shown -------------------------------------------------------------------------------------
@@ -717,16 +360,8 @@ impl SnapshotKeeper {
     /// Looks what goes on, and whether it still does.
     fn look(&mut self, ctx: &mut Context<Self>) {
         let (now, patience) = (self.clock.now(), self.bounds.patience);
-        self.serving.retain(|_, serving| now.saturating_sub(serving.heard) <= patience);
-        match &mut self.fetching {
-            // A thread opens, writes or checks it, which takes as long as it takes.
-            Some(fetching) if fetching.receiving.is_none() => fetching.moved = now,
-            Some(fetching) if now.saturating_sub(fetching.moved) > patience => {
-                self.not_fetched(format!("not a byte came for {} s", patience.as_secs_f64()), ctx);
-            }
-            _ => {}
-        }
-        self.sign(now, ctx);
+        self.serving.retain(|_, serving| serving.is_alive(now, patience));
+        self.look_at_fetching(now, ctx);
         self.publish();
     }
 
@@ -737,25 +372,12 @@ impl SnapshotKeeper {
 
     fn publish(&self) {
         let now = self.clock.now();
-        let rate = |(since, from): (Duration, u64), bytes: u64| {
-            let seconds = now.saturating_sub(since).as_secs_f64();
-            if seconds > 0.0 { (bytes.saturating_sub(from) as f64 / seconds) as u64 } else { 0 }
-        };
         let building = self.building.as_ref().map(|Building { index, since, written, .. }| {
             let bytes = written.load(Ordering::Relaxed);
-            Transfer { index: *index, bytes, total: 0, rate: rate((*since, 0), bytes) }
+            Transfer { index: *index, bytes, total: 0, rate: rate((*since, 0), now, bytes) }
         });
-        let receiving = self.fetching.as_ref().map(|fetching| {
-            let (bytes, total) = (fetching.written, fetching.file.bytes);
-            let transfer = Transfer { index: fetching.snapshot.index, bytes, total, rate: rate(fetching.began, bytes) };
-            (fetching.from, transfer)
-        });
-        let receiving: BTreeMap<_, _> = receiving.into_iter().collect();
-        let sending = self.serving.iter().map(|(peer, serving)| {
-            let transfer = Transfer { rate: rate(serving.began, serving.transfer.bytes), ..serving.transfer };
-            (*peer, transfer)
-        });
-        let sending: BTreeMap<_, _> = sending.collect();
+        let receiving: BTreeMap<_, _> = self.fetching.iter().map(|fetching| fetching.shown(now)).collect();
+        let sending: BTreeMap<_, _> = self.serving.iter().map(|(peer, serving)| (*peer, serving.shown(now))).collect();
         let newest = self.kept.last().map(taken).filter(|taken| taken.bytes > 0);
         self.status.send_if_modified(|status| {
             let shown = Snapshots { newest, building, receiving, sending, ..status.clone() };
@@ -764,6 +386,12 @@ impl SnapshotKeeper {
             changed
         });
     }
+}
+
+/// Bytes per second since a moment at which there were so many.
+fn rate((since, from): (Duration, u64), now: Duration, bytes: u64) -> u64 {
+    let seconds = now.saturating_sub(since).as_secs_f64();
+    if seconds > 0.0 { (bytes.saturating_sub(from) as f64 / seconds) as u64 } else { 0 }
 }
 
 fn taken(snapshot: &Snapshot) -> SnapshotTaken {
@@ -833,55 +461,6 @@ impl Handler<SnapshotsKept> for SnapshotKeeper {
     }
 }
 
-impl Handler<FetchSnapshot> for SnapshotKeeper {
-    type Result = ();
-
-    fn handle(&mut self, FetchSnapshot { from, snapshot }: FetchSnapshot, ctx: &mut Context<Self>) {
-        self.fetch(from, snapshot, ctx);
-    }
-}
-
-impl Handler<Answered> for SnapshotKeeper {
-    type Result = ();
-
-    fn handle(&mut self, Answered { id, from, result }: Answered, ctx: &mut Context<Self>) {
-        let (now, within) = (self.clock.now(), self.piece_within());
-        let Some(fetching) = &mut self.fetching else { return };
-        let Some(question) = fetching.questions.remove(&id) else { return };
-        let (offset, came) = (question.offset, matches!(result, Ok(Response::Piece { .. })));
-        fetching.stride.took(now.saturating_sub(question.asked), within, came);
-        match result {
-            Ok(Response::Piece { offset: at, data }) if at == offset => self.piece(question, data, ctx),
-            Ok(Response::Gone) if from == fetching.from => {
-                self.not_fetched(format!("node {from} does not have it any more"), ctx);
-            }
-            Ok(Response::Piece { offset: at, .. }) => {
-                self.not_fetched(format!("node {from} sent bytes from {at} on, and was asked for {offset}"), ctx);
-            }
-            Ok(Response::Refused(Refusal::Busy)) if from == fetching.from => {
-                // It lives, and others are before this node. Giving up now would only mean to queue anew, after a pause.
-                fetching.moved = now;
-                self.ask_again(question, ctx);
-            }
-            Ok(_) | Err(_) => self.ask_again(question, ctx),
-        }
-    }
-}
-
-impl Handler<Asked> for SnapshotKeeper {
-    type Result = ();
-
-    fn handle(&mut self, Asked { from, request, responder, .. }: Asked, ctx: &mut Context<Self>) {
-        match request {
-            Request::Snapshot(request) => self.serve(from, request, responder, ctx),
-            _ => {
-                let cause = "only snapshots are asked for here".to_owned();
-                responder.answer(Response::Refused(Refusal::Invalid { cause }));
-            }
-        }
-    }
-}
-
 /// Open the file of the newest snapshot, to be read as a whole.
 #[derive(Message, Clone, Copy, Debug, PartialEq, Eq)]
 #[rtype(result = "Result<Backup, TakeSnapshotError>")]
@@ -918,5 +497,4 @@ impl Handler<OpenNewest> for SnapshotKeeper {
 }
 
 #[cfg(test)]
-#[path = "keeper_tests.rs"]
 mod tests;

@@ -304,6 +304,16 @@ impl Engine for SimulatedEngine {
         Ok(self.disk.lock().values.range(from..to).take(max).map(|(key, _)| *key).collect())
     }
 
+    fn values(&self, from: Key, to: Key, max_bytes: usize) -> Result<Vec<(Key, Bytes)>, EngineError> {
+        let (disk, mut bytes) = (self.disk.lock(), 0);
+        let fitting = disk.values.range(from..to).take_while(|(_, value)| {
+            let fits = bytes == 0 || bytes + value.len() <= max_bytes;
+            bytes += value.len();
+            fits
+        });
+        Ok(fitting.map(|(key, value)| (*key, value.clone())).collect())
+    }
+
     fn last_before(&self, key: Key) -> Result<Option<Key>, EngineError> {
         Ok(self.disk.lock().values.range(..key).next_back().map(|(key, _)| *key))
     }

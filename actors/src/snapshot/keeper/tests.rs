@@ -2,13 +2,17 @@
 
 use std::sync::{Condvar, Mutex, atomic::AtomicBool};
 
-use actorum_transport::message::AskError;
+use actorum_transport::{
+    message::{Answered, AskError, Asked, Responder},
+    wire::{Refusal, Request, Response, SnapshotRequest},
+};
 use tokio::sync::mpsc;
 
 use super::*;
 use crate::{
     clock::SystemClock,
     machine::Frozen,
+    message::{FetchSnapshot, PeerFetches, SnapshotFetched},
     snapshot::files::{Appending, Files, InMemory, Reading},
     testkit::founded,
 };

@@ -1,0 +1,430 @@
+//! Rewriting the log into a new engine, since sled gives back little of the room that a log leaves whose beginning is cut off.
+//!
+//! ```text
+//!  due ─▶ make log.N ─▶ slice, commit, slice, commit, ... ─▶ rest ─▶ sync ─▶ complete ─▶ switch ─▶ the old one goes
+//!           └───────────── spoiled, or an error: log.N goes ──────────────┘       └─ the step that counts
+//! ```
+//!
+//! Blocks are copied in slices between commits, so that no commit waits for more than one. What is appended meanwhile is copied
+//! when its turn comes, what is compacted meanwhile is removed again; a truncation or a snapshot that takes away what was
+//! copied already spoils it, and it begins anew. The last slice is followed by the rest (hard state, foundation, owner) before
+//! anything else is committed. Until `complete` is durable the old engine is the log, whatever happens to the new one; from then
+//! on the new one. Before that the chain of the copied blocks is compared with the log's: a block left out would be lost for good.
+//!
+//! An error before that is no error of the store: what was written is removed, and it is tried again later.
+//!
+//! Deliberately absent: which files an engine has, and where (see [`Renew`], which sled implements).
+
+#![allow(clippy::disallowed_methods, reason = "a real disk has a thread and takes real time")]
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    panic::{AssertUnwindSafe, catch_unwind},
+    thread::{Builder, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use actorum_transport::wire::GroupId;
+
+use super::{
+    commit::Committer,
+    engine::{Engine, EngineError, caught},
+    plan::{Log, TRIM_MAX, end_of},
+    record::{self, Key, Kind},
+    store::StoreError,
+    watermark::Slots,
+};
+
+/// The longest time after a failure until it is tried again. The time doubles up to there.
+const RETRY_MAX: Duration = Duration::from_secs(3600);
+
+/// How many values of what was compacted meanwhile one slice removes from the new engine: twice what a commit removes from the old
+/// one, so that the end is reached.
+const REMOVED_AT_ONCE: usize = 2 * TRIM_MAX;
+
+/// The steps of a rewriting, in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum RewriteStep {
+    /// The new directory and the engine in it are made.
+    Make,
+    /// A slice of blocks is copied.
+    Slice,
+    /// What is not a block is copied, and the whole compared with the log.
+    Rest,
+    /// The new engine's files and their names are made durable.
+    Sync,
+    /// The new generation is made to count.
+    Complete,
+    /// Readers and commits go to the new engine.
+    Switch,
+    /// The old engine is closed and its directory removed; or a new one that was given up.
+    Remove,
+}
+
+/// When it is worth it, and how much at once.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pace {
+    pub(super) min_bytes: u64,
+    pub(super) ratio: u64,
+    pub(super) slice_bytes: usize,
+    pub(super) retry: Duration,
+}
+
+/// New engines, and the step by which one becomes the log.
+pub(super) trait Renew<E>: Send {
+    /// Whether a step may happen. Anything but yes is for tests.
+    fn ask(&mut self, _step: RewriteStep) -> Result<(), EngineError> {
+        Ok(())
+    }
+
+    /// Makes an empty engine beside the present one, which does not count yet.
+    fn make(&mut self) -> Result<E, EngineError>;
+
+    /// Makes the names and the small files of the new engine durable, as its values are already.
+    fn sync(&mut self) -> Result<(), EngineError>;
+
+    /// Makes the new one count, durable when it returns. After an error it may count or not.
+    fn complete(&mut self) -> Result<(), EngineError>;
+
+    /// Makes sure that the new one does not count.
+    fn uncomplete(&mut self) -> Result<(), EngineError>;
+
+    /// The new one is the log from now on.
+    fn switched(&mut self);
+
+    /// How to remove what the old one, or the new one that was given up, has left once it is closed. Run on another thread.
+    fn remove(&mut self) -> Box<dyn FnOnce() + Send>;
+
+    /// Bytes that may still be written.
+    fn room(&self) -> Option<u64>;
+}
+
+/// How far one log was copied.
+#[derive(Clone, Copy, Debug)]
+struct Copied {
+    next: Key,
+    /// The last index that any copied block may hold.
+    up_to: u64,
+    /// What the next block names as its predecessor.
+    tail: u32,
+}
+
+/// An engine that is being filled.
+struct Copy<E> {
+    engine: E,
+    logs: BTreeMap<GroupId, Copied>,
+}
+
+impl<E: Engine> Copy<E> {
+    /// Copies the next blocks of all logs, some so many bytes of them, and removes what has gone from the log meanwhile. Durable
+    /// when it returns. Says whether nothing is left to do.
+    fn slice(&mut self, old: &E, logs: &BTreeMap<GroupId, Log>, max_bytes: usize) -> Result<bool, EngineError> {
+        let (mut left, mut finished) = (max_bytes, true);
+        for (group, log) in logs {
+            let start = Copied { next: Key::block(*group, 0), up_to: 0, tail: log.anchor };
+            let copied = self.logs.entry(*group).or_insert(start);
+            let end = end_of(*group, Kind::Block);
+            while left > 0 {
+                let values = old.values(copied.next, end, left)?;
+                let Some(last) = values.last().map(|(key, _)| *key) else { break };
+                let mut changes = Vec::with_capacity(values.len());
+                for (key, value) in values {
+                    // What is damaged is left where it is: the old engine goes only when all of it could be read.
+                    let broken = |detail| EngineError::Broken { what: key.to_string(), detail };
+                    let opened = record::open(key, value.clone()).map_err(broken)?;
+                    // The first that stays of a log whose beginning went meanwhile follows nothing that was copied.
+                    if opened.previous != copied.tail && opened.previous != log.anchor {
+                        return Err(broken("it does not follow what was copied before it".to_owned()));
+                    }
+                    copied.tail = opened.crc;
+                    left = left.saturating_sub(value.len());
+                    changes.push((key, Some(value.to_vec())));
+                }
+                self.engine.apply(changes)?;
+                copied.next = last.piece(last.piece.saturating_add(1));
+                let following = old.keys(Key::block(*group, last.index.saturating_add(1)), end, 1)?.pop();
+                copied.up_to = following.map_or(log.last.0, |following| following.index - 1);
+            }
+            let below = Key::block(*group, log.base.0.saturating_add(1));
+            let gone = self.engine.keys(Key::block(*group, 0), below, REMOVED_AT_ONCE)?;
+            finished &= gone.len() < REMOVED_AT_ONCE;
+            self.engine.apply(gone.into_iter().map(|key| (key, None)).collect())?;
+        }
+        self.engine.flush()?;
+        self.engine.sync()?;
+        Ok(finished && left > 0)
+    }
+
+    /// Copies what is not a block, when all blocks are copied and before anything else changes the old engine.
+    fn rest(&mut self, old: &E, logs: &BTreeMap<GroupId, Log>) -> Result<(), EngineError> {
+        for (group, log) in logs {
+            let tail = self.logs.get(group).map(|copied| copied.tail);
+            if log.last.0 > log.base.0 && tail != Some(log.tail) {
+                let detail = "its copy ends elsewhere".to_owned();
+                return Err(EngineError::Broken { what: format!("group {}: the log", group.0), detail });
+            }
+            let values = old.values(Key::hard_state(*group), Key::block(*group, 0), usize::MAX)?;
+            self.engine.apply(values.into_iter().map(|(key, value)| (key, Some(value.to_vec()))).collect())?;
+        }
+        let missing = || EngineError::Broken { what: Key::OWNER.to_string(), detail: "it is missing".to_owned() };
+        let owner = old.get(Key::OWNER)?.ok_or_else(missing)?;
+        self.engine.apply(vec![(Key::OWNER, Some(owner.to_vec()))])?;
+        self.engine.flush()?;
+        self.engine.sync()
+    }
+
+    /// Whether something that was copied is not in the log any more as it was: of the old log of a group `kept` is what stays.
+    fn spoiled(&self, group: GroupId, kept: Option<(u64, u64)>) -> bool {
+        self.logs.get(&group).is_some_and(|copied| kept.map_or(0, |kept| kept.0) < copied.up_to)
+    }
+}
+
+/// Why a rewriting did not go on.
+enum Stopped {
+    /// The old engine is the log as before.
+    Failed(StoreError),
+    /// Nobody knows which of the two is the log.
+    Fatal(StoreError),
+}
+
+/// Rewrites the engine of one store when it is due.
+pub(super) struct Rewriter<E> {
+    renew: Box<dyn Renew<E>>,
+    pace: Pace,
+    copy: Option<Copy<E>>,
+    /// What the engine took on disk right after the last rewriting, in percent of the live bytes: no rewriting makes it better.
+    /// sled takes about 270 of a new one, and 300 to 400 of one that is at work.
+    best: u64,
+    begun: Option<Instant>,
+    not_before: Option<Instant>,
+    /// How often it failed since it last succeeded.
+    failures: u32,
+    removing: Option<JoinHandle<()>>,
+}
+
+impl<E: Engine> Rewriter<E> {
+    pub(super) fn new(renew: Box<dyn Renew<E>>, pace: Pace) -> Rewriter<E> {
+        Rewriter { renew, pace, copy: None, best: 0, begun: None, not_before: None, failures: 0, removing: None }
+    }
+
+    /// Whether there is work to do between commits.
+    pub(super) fn is_under_way(&self) -> bool {
+        self.copy.is_some()
+    }
+
+    /// Between two commits, the last one of so many bytes. An error is the store's end.
+    pub(super) fn go_on<S: Slots>(
+        &mut self,
+        committer: &mut Committer<E, S>,
+        committed: usize,
+    ) -> Result<(), StoreError> {
+        let outcome = match self.copy.take() {
+            None if !self.is_due(committer) => return Ok(()),
+            None => self.make(),
+            // At least twice what comes in: else the end would never be reached.
+            Some(copy) => self.step(committer, copy, self.pace.slice_bytes.max(2 * committed)),
+        };
+        match outcome {
+            Ok(()) => Ok(()),
+            Err(Stopped::Fatal(error)) => Err(error),
+            Err(Stopped::Failed(error)) => {
+                // Said once: what follows it are repetitions, until one succeeds.
+                if self.failures == 0 {
+                    tracing::warn!(%error, "the log could not be rewritten, it takes more room than it needs");
+                }
+                self.postpone();
+                Ok(())
+            }
+        }
+    }
+
+    /// A commit has taken place of which, group by group, this is what stays of the old log.
+    pub(super) fn committed(&mut self, kept: &[(GroupId, Option<(u64, u64)>)]) {
+        let spoiled = |copy: &mut Copy<E>| kept.iter().any(|(group, kept)| copy.spoiled(*group, *kept));
+        if let Some(copy) = self.copy.take_if(spoiled) {
+            tracing::debug!("what was rewritten of the log was cut off meanwhile: it begins anew");
+            self.remove(copy.engine);
+        }
+    }
+
+    /// Ends what is under way, and waits until nothing of it touches the directory any more.
+    pub(super) fn close(&mut self) {
+        if let Some(copy) = self.copy.take() {
+            self.remove(copy.engine);
+        }
+        if let Some(removing) = self.removing.take() {
+            let _ = removing.join();
+        }
+    }
+
+    fn is_due<S: Slots>(&mut self, committer: &Committer<E, S>) -> bool {
+        let disk = committer.disk_bytes();
+        if disk <= self.pace.min_bytes || self.not_before.is_some_and(|not_before| Instant::now() < not_before) {
+            return false;
+        }
+        // At twice of what is left afterwards at the least: else it would be rewritten without end.
+        let bad = self.pace.ratio.saturating_mul(100).max(self.best.saturating_mul(2));
+        let live = self.live(committer);
+        if self.pace.ratio > 0 && percent(disk, live) < bad {
+            return false;
+        }
+        // What is on its way out would be copied.
+        if committer.is_trimming() {
+            return false;
+        }
+        // One removal at a time: where it hangs, a second would only hang beside it.
+        if self.removing.as_ref().is_some_and(|removing| !removing.is_finished()) {
+            return false;
+        }
+        // What fills the disk kills the log that works. A new engine takes almost three times what lives.
+        let needed = live.saturating_mul(3).saturating_add(self.pace.min_bytes / 16);
+        if self.renew.room().is_some_and(|room| room < needed) {
+            if self.failures == 0 {
+                tracing::warn!(
+                    disk,
+                    live,
+                    needed,
+                    "there is no room to rewrite the log, which takes more than it needs"
+                );
+            }
+            self.postpone();
+            return false;
+        }
+        true
+    }
+
+    /// Bytes of all entries, and not less than what a ratio says something of.
+    fn live<S: Slots>(&self, committer: &Committer<E, S>) -> u64 {
+        committer.live_bytes().max(self.pace.min_bytes / 16).max(1)
+    }
+
+    fn postpone(&mut self) {
+        self.not_before = Some(Instant::now() + self.wait());
+        self.failures += 1;
+    }
+
+    /// How long to wait after one more failure.
+    fn wait(&self) -> Duration {
+        self.pace.retry.saturating_mul(1 << self.failures.min(16)).min(RETRY_MAX)
+    }
+
+    fn make(&mut self) -> Result<(), Stopped> {
+        self.begun = Some(Instant::now());
+        let made = guarded(|| {
+            self.renew.ask(RewriteStep::Make)?;
+            self.renew.make()
+        });
+        match made {
+            Ok(engine) => {
+                self.copy = Some(Copy { engine, logs: BTreeMap::new() });
+                Ok(())
+            }
+            Err(error) => {
+                self.remove(());
+                Err(Stopped::Failed(error))
+            }
+        }
+    }
+
+    fn step<S: Slots>(
+        &mut self,
+        committer: &mut Committer<E, S>,
+        mut copy: Copy<E>,
+        slice_bytes: usize,
+    ) -> Result<(), Stopped> {
+        let copied = guarded(|| {
+            self.renew.ask(RewriteStep::Slice)?;
+            committer.with_engine(|old, logs| copy.slice(old, logs, slice_bytes))
+        });
+        let finished = match copied {
+            Ok(false) => {
+                self.copy = Some(copy);
+                return Ok(());
+            }
+            Ok(true) => guarded(|| {
+                self.renew.ask(RewriteStep::Rest)?;
+                committer.with_engine(|old, logs| copy.rest(old, logs))?;
+                self.renew.ask(RewriteStep::Sync)?;
+                self.renew.sync()
+            }),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = finished {
+            self.remove(copy.engine);
+            return Err(Stopped::Failed(error));
+        }
+        // Promise 1: all of the log is durable in the new engine. This is the one step by which it becomes the log: a crash before
+        // it finds the old one, a crash after it the new one, and nothing was committed in between.
+        let completed = guarded(|| {
+            self.renew.ask(RewriteStep::Complete)?;
+            self.renew.complete()
+        });
+        if let Err(error) = completed {
+            // The mark may have got to the disk. While that is not known, no commit may go to the old engine.
+            if let Err(unclear) = guarded(|| self.renew.uncomplete()) {
+                tracing::error!(%error, "the rewritten log could not be made to count");
+                self.close_aside(copy.engine, None);
+                return Err(Stopped::Fatal(unclear));
+            }
+            self.remove(copy.engine);
+            return Err(Stopped::Failed(error));
+        }
+        if let Err(error) = guarded(|| self.renew.ask(RewriteStep::Switch)) {
+            self.close_aside(copy.engine, None);
+            return Err(Stopped::Fatal(error));
+        }
+        let before = committer.disk_bytes();
+        let old = committer.switch(copy.engine).map_err(Stopped::Fatal)?;
+        self.renew.switched();
+        self.remove(old);
+        let (after, live) = (committer.disk_bytes(), self.live(committer));
+        self.best = percent(after, live);
+        (self.not_before, self.failures) = (None, 0);
+        let took = self.begun.take().map(|begun| begun.elapsed());
+        tracing::info!(before, after, live, ?took, "the log was rewritten");
+        Ok(())
+    }
+
+    /// Closes an engine that is not the log, or what there is of one, and removes its files.
+    fn remove<T: Send + 'static>(&mut self, left: T) {
+        let remove = self.renew.remove();
+        let ready = self.renew.ask(RewriteStep::Remove).is_ok();
+        self.close_aside(left, ready.then_some(remove));
+    }
+
+    /// On a thread of its own: sled flushes when it is dropped, which can take long, or for ever.
+    fn close_aside<T: Send + 'static>(&mut self, left: T, remove: Option<Box<dyn FnOnce() + Send>>) {
+        let before = self.removing.take();
+        let spawned = Builder::new().name("actorum-sweep".to_owned()).spawn(move || {
+            // One after the other.
+            before.map(JoinHandle::join);
+            let closed = catch_unwind(AssertUnwindSafe(|| drop(left)));
+            if let Some(remove) = remove.filter(|_| closed.is_ok()) {
+                remove();
+            }
+        });
+        match spawned {
+            Ok(removing) => self.removing = Some(removing),
+            Err(error) => tracing::warn!(%error, "no thread to remove what a rewriting left: the next start does it"),
+        }
+    }
+}
+
+impl<E> fmt::Debug for Rewriter<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Rewriter").field("pace", &self.pace).finish_non_exhaustive()
+    }
+}
+
+fn percent(part: u64, whole: u64) -> u64 {
+    part.saturating_mul(100) / whole
+}
+
+fn guarded<T>(run: impl FnOnce() -> Result<T, EngineError>) -> Result<T, StoreError> {
+    caught(|| run().map_err(StoreError::from))
+}
+
+#[cfg(test)]
+#[path = "rewrite_tests.rs"]
+mod tests;

@@ -1,0 +1,915 @@
+//! Tests of rewriting the log: at every step the directory is copied as a crash would leave it, or the step fails, and what was
+//! reported must be there.
+
+use std::{
+    fs, io,
+    path::Path,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+        mpsc::{Receiver, channel},
+    },
+};
+
+use actorum_transport::wire::{Entry, EntryKind, Incarnation, Snapshot};
+use bytes::Bytes;
+
+use super::*;
+use crate::log::{
+    commit::Shared,
+    conformance, directory,
+    engine::{self, Change},
+    inspect::Inspection,
+    recovery,
+    sled::{OpenOptions, RewriteFaults, SledStore},
+    store::*,
+    watermark::{self, Watermark, WatermarkError},
+};
+
+const GROUP: GroupId = GroupId::FIRST;
+const PATIENCE: Duration = Duration::from_secs(60);
+const STEPS: [RewriteStep; 7] = [
+    RewriteStep::Make,
+    RewriteStep::Slice,
+    RewriteStep::Rest,
+    RewriteStep::Sync,
+    RewriteStep::Complete,
+    RewriteStep::Switch,
+    RewriteStep::Remove,
+];
+
+/// Rewrites all the time, a few values at once.
+fn always() -> OpenOptions {
+    let mut options = OpenOptions::new(1, Incarnation(7));
+    (options.rewrite_min_bytes, options.rewrite_ratio, options.rewrite_slice_bytes) = (0, 0, 2000);
+    options
+}
+
+fn never() -> OpenOptions {
+    let mut options = always();
+    options.rewrite_min_bytes = u64::MAX;
+    options
+}
+
+fn asking(ask: impl Fn(RewriteStep) -> io::Result<()> + Send + Sync + 'static) -> OpenOptions {
+    let mut options = always();
+    options.rewrite_faults = RewriteFaults(Some(Arc::new(ask)));
+    options
+}
+
+fn entries(range: std::ops::RangeInclusive<u64>, term: u64, bytes: usize) -> Vec<Entry> {
+    let entry = |index: u64| {
+        let data = Bytes::from(vec![index as u8 ^ term as u8; bytes]);
+        Entry { kind: EntryKind::Normal, term, index, data, context: Bytes::new() }
+    };
+    range.map(entry).collect()
+}
+
+fn append(range: std::ops::RangeInclusive<u64>, term: u64) -> Write {
+    Write { entries: entries(range, term, 300), ..Write::default() }
+}
+
+fn compact(index: u64, term: u64) -> Write {
+    let snapshots = vec![Snapshot { index, term, ..Snapshot::default() }];
+    Write { compact: Some(Compact { snapshots, up_to: index }), ..Write::default() }
+}
+
+fn genesis() -> Write {
+    let hard_state = Some(HardState { term: 1, vote: 2, commit: 1 });
+    Write { snapshot: Some(Snapshot { index: 1, term: 1, ..Snapshot::default() }), hard_state, ..Write::default() }
+}
+
+/// A store at work.
+struct Node {
+    reader: Arc<dyn LogReader>,
+    appender: Box<dyn LogAppender>,
+    completed: Receiver<Completed>,
+}
+
+impl Node {
+    fn start(dir: &Path, options: OpenOptions) -> Node {
+        let store = Box::new(SledStore::open(dir, options).unwrap());
+        let reader = store.reader();
+        let (heard, completed) = channel();
+        let appender = store.start(Arc::new(move |completion| drop(heard.send(completion))));
+        Node { reader, appender, completed }
+    }
+
+    fn submit(&mut self, write: Write) -> Result<Written, StoreError> {
+        self.appender.submit(Batch { writes: vec![write], sync: true });
+        self.completed.recv_timeout(PATIENCE).unwrap().result
+    }
+
+    fn write(&mut self, write: Write) {
+        self.submit(write).unwrap();
+    }
+}
+
+/// Waits for something that another thread does.
+fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !done() {
+        assert!(started.elapsed() < PATIENCE, "{what}");
+        std::thread::yield_now();
+    }
+}
+
+/// What a crash would leave: the other directories may be going meanwhile.
+fn copy_dir(from: &Path, to: &Path) -> io::Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let target = to.join(entry.file_name());
+        let copied = match entry.file_type()?.is_dir() {
+            true => copy_dir(&entry.path(), &target),
+            false => fs::copy(entry.path(), target).map(drop),
+        };
+        match copied {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_store_that_is_rewritten_all_the_time_passes_the_conformance_suite() {
+    conformance::conformance(|| {
+        let dir = tempfile::tempdir().unwrap();
+        move || -> Box<dyn LogStore> { Box::new(SledStore::open(&dir.path().join("data"), always()).unwrap()) }
+    });
+}
+
+#[test]
+fn a_log_that_was_large_gives_its_space_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut options = always();
+    (options.rewrite_min_bytes, options.rewrite_ratio, options.rewrite_slice_bytes) = (48 << 20, 4, 1 << 20);
+    let mut node = Node::start(dir.path(), options.clone());
+    node.write(genesis());
+    for first in (2..2000).step_by(50) {
+        node.write(Write { entries: entries(first..=first + 49, 1, 60_000), ..Write::default() });
+    }
+    let last = 2001;
+    let full = node.reader.disk_bytes();
+    assert!(full > 100 << 20, "{full}");
+    assert_eq!(directory::generations(dir.path()).unwrap(), [0], "what is needed is not rewritten");
+    node.write(compact(1990, 1));
+    node.write(append(last + 1..=last + 1, 1)); // carries what of it was too much for one commit
+    // The old one has gone, and the readers never saw a gap.
+    wait_for("it is rewritten and the old one removed", || {
+        let read = node.reader.entries(GROUP, 1991, last + 1, usize::MAX).unwrap();
+        assert_eq!(read.len() as u64, last - 1990);
+        directory::generations(dir.path()).unwrap() == [1]
+    });
+    assert!(directory::complete_path(dir.path(), 1).exists());
+    let small = node.reader.disk_bytes();
+    assert!(small <= 48 << 20 && small < full / 2, "{small} of {full}");
+    node.write(append(last + 2..=last + 5, 2));
+    drop(node);
+    let before = Inspection::open(dir.path()).unwrap();
+    assert_eq!((before.verify().problems, before.group(GROUP).last_index), (vec![], last + 5));
+    let store = SledStore::open(dir.path(), options).unwrap();
+    let recovered = store.recover(GROUP).unwrap();
+    assert_eq!((recovered.base() <= 1990, recovered.last_index), (true, last + 5));
+    assert_eq!(recovered.hard_state, HardState { term: 1, vote: 2, commit: 1 });
+}
+
+/// What a log holds at a moment, as its store was told.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Model {
+    base: u64,
+    entries: Vec<Entry>,
+}
+
+impl Model {
+    fn last(&self) -> u64 {
+        self.base + self.entries.len() as u64
+    }
+
+    fn apply(&mut self, write: &Write) {
+        if let Some(snapshot) = &write.snapshot {
+            *self = Model { base: snapshot.index, entries: Vec::new() };
+        }
+        if let Some(first) = write.entries.first() {
+            self.entries.truncate((first.index - self.base - 1) as usize);
+            self.entries.extend(write.entries.iter().cloned());
+        }
+        if let Some(compact) = &write.compact {
+            self.entries.drain(..(compact.up_to - self.base) as usize);
+            self.base = compact.up_to;
+        }
+    }
+
+    /// Whether a directory, as a crash left it, holds this.
+    fn check(&self, dir: &Path) -> Result<(), String> {
+        let store = SledStore::open(dir, never()).map_err(|error| error.to_string())?;
+        let recovered = store.recover(GROUP).unwrap();
+        let last = self.last();
+        if recovered.last_index != last || recovered.base() > self.base {
+            return Err(format!("it holds {} to {}", recovered.base() + 1, recovered.last_index));
+        }
+        let read = store.reader().entries(GROUP, self.base + 1, last + 1, usize::MAX).map_err(|e| e.to_string())?;
+        if read != self.entries {
+            return Err("the entries differ".to_owned());
+        }
+        match directory::generations(dir).unwrap().len() {
+            1 => Ok(()),
+            more => Err(format!("{more} generations after opening")),
+        }
+    }
+}
+
+/// Appends, truncations, compactions and a snapshot, each again and again.
+fn story(round: u64, last: u64) -> Vec<Write> {
+    let (term, next) = (round + 2, last + 1);
+    let install =
+        Write { snapshot: Some(Snapshot { index: next + 30, term, ..Snapshot::default() }), ..Write::default() };
+    let mut story =
+        vec![append(next..=next + 9, term), append(next + 10..=next + 15, term), append(next + 16..=next + 20, term)];
+    match round % 4 {
+        0 => story.push(append(next + 12..=next + 14, term + 1)),
+        1 => story.push(compact(next + 11, term)),
+        2 => story.push(Write { entries: entries(next + 18..=next + 25, term + 1, 300), ..compact(next + 13, term) }),
+        _ => story.push(install),
+    }
+    story
+}
+
+#[test]
+fn whenever_it_crashes_the_log_is_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    // Asked on the store's thread between commits: all that was reported, and nothing more, is in the directory.
+    let (reported, crashes) = (Arc::new(Mutex::new(Model::default())), Arc::new(Mutex::new(BTreeMap::new())));
+    let options = {
+        let (reported, crashes, data) = (reported.clone(), crashes.clone(), data.clone());
+        let slices = AtomicU64::new(0);
+        let mut options = asking(move |step| {
+            if step == RewriteStep::Slice && !slices.fetch_add(1, Ordering::SeqCst).is_multiple_of(3) {
+                return Ok(());
+            }
+            let crashed = tempfile::tempdir().unwrap();
+            copy_dir(&data, crashed.path()).unwrap();
+            let checked = reported.lock().unwrap().check(crashed.path());
+            let mut crashes = crashes.lock().unwrap();
+            *crashes.entry(step).or_insert(0) += 1;
+            // A panic here would be taken for the engine's.
+            if let Err(problem) = checked {
+                crashes.insert(RewriteStep::Remove, i32::MIN);
+                eprintln!("before {step:?}: {problem}");
+            }
+            Ok(())
+        });
+        options.rewrite_slice_bytes = 6000;
+        options
+    };
+    let store = Box::new(SledStore::open(&data, options).unwrap());
+    let reader = store.reader();
+    let (heard, completed) = channel();
+    let submitted: Arc<Mutex<std::collections::VecDeque<Write>>> = Arc::default();
+    let mut appender = {
+        let (reported, submitted) = (reported.clone(), submitted.clone());
+        store.start(Arc::new(move |completion| {
+            let write = submitted.lock().unwrap().pop_front().unwrap();
+            reported.lock().unwrap().apply(&write);
+            heard.send(completion).unwrap();
+        }))
+    };
+    let mut write = |write: Write| {
+        submitted.lock().unwrap().push_back(write.clone());
+        appender.submit(Batch { writes: vec![write], sync: true });
+        completed.recv_timeout(PATIENCE).unwrap().result.unwrap();
+    };
+    write(genesis());
+    for round in 0..16 {
+        let last = reported.lock().unwrap().last();
+        story(round, last).into_iter().for_each(&mut write);
+    }
+    wait_for("each step was met", || {
+        let crashes = crashes.lock().unwrap();
+        let met = STEPS.iter().all(|step| crashes.get(step).is_some_and(|count| *count >= 3 || *count < 0));
+        met || crashes.values().any(|count| *count < 0)
+    });
+    drop(appender);
+    drop(reader);
+    let crashes = crashes.lock().unwrap();
+    println!("{crashes:?}");
+    assert!(crashes.values().all(|count| *count > 0), "a crash lost something: {crashes:?}");
+    reported.lock().unwrap().check(&data).unwrap();
+}
+
+#[test]
+fn a_step_that_fails_is_no_failure_of_the_store() {
+    for failing in STEPS {
+        let dir = tempfile::tempdir().unwrap();
+        let failed = Arc::new(AtomicU64::new(0));
+        let options = {
+            let failed = failed.clone();
+            let mut options = asking(move |step| {
+                // What cannot be removed stays as long as the process lives: then several count, and the highest is the log.
+                let fails = |times| times == 0 || failing == RewriteStep::Remove;
+                if step != failing || !fails(failed.fetch_add(1, Ordering::SeqCst)) {
+                    return Ok(());
+                }
+                Err(io::Error::new(io::ErrorKind::StorageFull, "no space left on device"))
+            });
+            options.rewrite_retry = Duration::from_millis(1);
+            options
+        };
+        let mut node = Node::start(dir.path(), options);
+        let mut model = Model::default();
+        let mut outcome = Ok(());
+        let mut write = |node: &mut Node, write: Write| -> Result<(), StoreError> {
+            node.submit(write.clone())?;
+            model.apply(&write);
+            Ok(())
+        };
+        outcome = outcome.and_then(|()| write(&mut node, genesis()));
+        let mut last = 1;
+        // Until it has failed, and then succeeded after all.
+        let started = Instant::now();
+        while outcome.is_ok() && (failed.load(Ordering::SeqCst) == 0 || directory::generation(dir.path()).unwrap() < 2)
+        {
+            assert!(started.elapsed() < PATIENCE, "{failing:?} was never met");
+            outcome = write(&mut node, append(last + 1..=last + 3, 1));
+            last += 3;
+        }
+        match failing {
+            // It counts already: going on with the old one would lose what it commits. The next start goes on with the new one.
+            RewriteStep::Switch => assert!(matches!(outcome, Err(StoreError::Closed(_))), "{outcome:?}"),
+            _ => outcome.unwrap(),
+        }
+        drop(node);
+        model.check(dir.path()).unwrap_or_else(|problem| panic!("{failing:?}: {problem}"));
+    }
+}
+
+#[test]
+fn what_cannot_be_taken_back_is_the_end() {
+    // The mark may have got to the disk, and nobody can say that it has not.
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().to_owned();
+    let options = asking(move |step| {
+        if step != RewriteStep::Complete {
+            return Ok(());
+        }
+        // A directory of that name is neither written nor removed.
+        let generation = directory::generations(&data)?.pop().unwrap();
+        fs::create_dir(directory::complete_path(&data, generation))
+    });
+    let mut node = Node::start(dir.path(), options);
+    node.write(genesis());
+    let (mut last, mut reported) = (1, 1);
+    let error = loop {
+        match node.submit(append(last + 1..=last + 1, 1)) {
+            Ok(_) => reported = last + 1,
+            Err(error) => break error,
+        }
+        last += 1;
+        assert!(last < 10_000, "it should have ended");
+    };
+    assert!(matches!(error, StoreError::Closed(_)), "{error}");
+    assert!(error.to_string().contains("giving up the log's generation"), "{error}");
+    drop(node);
+    assert_eq!(SledStore::open(dir.path(), never()).unwrap().recover(GROUP).unwrap().last_index, reported);
+}
+
+#[test]
+fn readers_see_no_gap() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut node = Node::start(dir.path(), always());
+    node.write(genesis());
+    node.write(append(2..=201, 1));
+    let (reader, stop) = (node.reader.clone(), Arc::new(AtomicBool::new(false)));
+    let stopped = stop.clone();
+    let reading = std::thread::spawn(move || {
+        let mut reads = 0u64;
+        while !stopped.load(Ordering::SeqCst) {
+            assert_eq!(reader.entries(GROUP, 2, 202, usize::MAX).unwrap(), entries(2..=201, 1, 300));
+            reads += 1;
+        }
+        reads
+    });
+    let mut last = 201;
+    wait_for("five rewritings", || {
+        node.write(append(last + 1..=last + 1, 1));
+        last += 1;
+        directory::generation(dir.path()).unwrap() >= 5
+    });
+    stop.store(true, Ordering::SeqCst);
+    println!("{} reads", reading.join().unwrap());
+}
+
+#[test]
+fn what_is_not_the_log_stays_as_it_was() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut lives = Vec::new();
+    for life in 1..=3 {
+        let store = SledStore::open(dir.path(), always()).unwrap();
+        lives.push(store.identity());
+        let kept = directory::snapshots_path(dir.path()).join("kept");
+        if life == 1 {
+            fs::write(&kept, "a snapshot").unwrap();
+        }
+        let mut last = store.recover(GROUP).unwrap().last_index;
+        drop(store);
+        let mut node = Node::start(dir.path(), always());
+        if last == 0 {
+            node.write(genesis());
+            last = 1;
+        }
+        let before = directory::generation(dir.path()).unwrap();
+        wait_for("it is rewritten twice", || {
+            node.write(append(last + 1..=last + 1, life));
+            last += 1;
+            // Nobody else gets in while one log follows the other.
+            let intruder = SledStore::open(dir.path(), never());
+            assert!(matches!(intruder, Err(OpenError::Locked { .. })), "{intruder:?}");
+            directory::generation(dir.path()).unwrap() >= before + 2
+        });
+        drop(node);
+        // Closed is closed: nothing of it touches the directory any more.
+        assert_eq!(directory::generations(dir.path()).unwrap().len(), 1);
+        assert_eq!(fs::read_to_string(kept).unwrap(), "a snapshot");
+        let inspection = Inspection::open(dir.path()).unwrap();
+        assert_eq!(inspection.verify().problems, []);
+        let (group, HardState { term, vote, .. }) = (inspection.group(GROUP), genesis().hard_state.unwrap());
+        assert_eq!((group.hard_state.term, group.hard_state.vote, group.last_index), (term, vote, last));
+        let mark = group.watermark.unwrap();
+        assert_eq!((mark.term, mark.vote, mark.index), (term, vote, last));
+    }
+    let boots: Vec<_> = lives.iter().map(|life| (life.id, life.incarnation, life.boot)).collect();
+    assert_eq!(boots, [(1, Incarnation(7), 1), (1, Incarnation(7), 3), (1, Incarnation(7), 5)]);
+}
+
+#[test]
+fn what_a_rewriting_left_over_is_swept_unless_the_directory_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut node = Node::start(dir.path(), never());
+    node.write(genesis());
+    node.write(append(2..=9, 1));
+    drop(node);
+    let old = tempfile::tempdir().unwrap();
+    copy_dir(&directory::log_path(dir.path(), 0), old.path()).unwrap();
+    let log = |generation| directory::log_path(dir.path(), generation);
+    let there = || directory::generations(dir.path()).unwrap();
+    // Half of a rewriting: an engine without the mark, another with nothing in it, and names that are nobody's.
+    copy_dir(old.path(), &log(3)).unwrap();
+    fs::write(log(3).join("db"), "half").unwrap();
+    fs::create_dir(log(4)).unwrap();
+    for name in ["log.01", "log.x", "logs"] {
+        fs::create_dir(dir.path().join(name)).unwrap();
+    }
+    assert_eq!(there(), [0, 3, 4]);
+    assert_eq!(Inspection::open(dir.path()).unwrap().group(GROUP).last_index, 9);
+    assert_eq!(SledStore::open(dir.path(), never()).unwrap().recover(GROUP).unwrap().last_index, 9);
+    assert_eq!(there(), [0]);
+    assert!(dir.path().join("log.01").exists());
+    // The old one is left over beside the new one; and one that counts is used even where it is not the best.
+    copy_dir(old.path(), &log(2)).unwrap();
+    directory::complete(dir.path(), 2).unwrap();
+    fs::remove_file(log(0).join("db")).unwrap();
+    assert_eq!(SledStore::open(dir.path(), never()).unwrap().recover(GROUP).unwrap().last_index, 9);
+    assert_eq!(there(), [2]);
+    // What is refused is left as it was, all of it.
+    copy_dir(old.path(), &log(0)).unwrap();
+    copy_dir(old.path(), &log(5)).unwrap();
+    fs::remove_file(log(2).join("db")).unwrap();
+    let refusal = SledStore::open(dir.path(), never()).unwrap_err();
+    assert!(matches!(refusal, OpenError::RolledBack { .. }), "{refusal}");
+    assert_eq!(there(), [0, 2, 5]);
+}
+
+#[test]
+fn a_restored_log_that_was_rewritten_is_moved_into_place() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("data");
+    // Cut short once, with two logs in it: the next one starts from scratch.
+    let cut_short = directory::Restoring::begin(&path).unwrap();
+    for generation in [0, 1] {
+        fs::create_dir(directory::log_path(&cut_short.store(), generation)).unwrap();
+    }
+    fs::write(directory::complete_path(&cut_short.store(), 1), "").unwrap();
+    drop(cut_short);
+    let restoring = directory::Restoring::begin(&path).unwrap();
+    let mut node = Node::start(&restoring.store(), always());
+    node.write(genesis());
+    let mut last = 1;
+    wait_for("it is rewritten", || {
+        node.write(append(last + 1..=last + 1, 1));
+        last += 1;
+        directory::generation(&restoring.store()).unwrap() >= 2
+    });
+    drop(node);
+    restoring.finish().unwrap();
+    assert_eq!(directory::generations(&path).unwrap(), [0]);
+    let store = SledStore::open(&path, never()).unwrap();
+    assert_eq!(store.recover(GROUP).unwrap().last_index, last);
+    assert_eq!(store.reader().entries(GROUP, 2, last + 1, usize::MAX).unwrap(), entries(2..=last, 1, 300));
+}
+
+#[test]
+fn a_damaged_record_ends_the_rewriting_and_not_the_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let steps: Arc<Mutex<Vec<RewriteStep>>> = Arc::default();
+    let mut node = Node::start(dir.path(), never());
+    node.write(genesis());
+    for index in 2..50 {
+        node.write(append(index..=index, 1));
+    }
+    drop(node);
+    let mut options = {
+        let steps = steps.clone();
+        asking(move |step| {
+            steps.lock().unwrap().push(step);
+            Ok(())
+        })
+    };
+    options.rewrite_retry = Duration::from_secs(3600);
+    // Damaged behind the store's back, after it was opened and read.
+    let store = SledStore::open(dir.path(), options).unwrap();
+    store.tamper(Key::block(GROUP, 20), |value| *value.last_mut().unwrap() ^= 1);
+    let reader = store.reader();
+    let (heard, completed) = channel();
+    let appender = Box::new(store).start(Arc::new(move |completion| drop(heard.send(completion))));
+    let mut node = Node { reader, appender, completed };
+    let mut last = 49;
+    wait_for("it gave up", || {
+        node.write(append(last + 1..=last + 1, 1));
+        last += 1;
+        steps.lock().unwrap().contains(&RewriteStep::Remove)
+    });
+    node.write(append(last + 1..=last + 1, 1));
+    assert!(!steps.lock().unwrap().contains(&RewriteStep::Complete));
+    let error = node.reader.entries(GROUP, 20, 21, 1).unwrap_err().to_string();
+    assert!(error.contains("block 20 is damaged"), "{error}");
+    drop(node);
+    assert_eq!(directory::generations(dir.path()).unwrap(), [0]);
+}
+
+/// An engine in memory, driven by hand.
+#[derive(Clone, Default)]
+struct Values(Arc<Mutex<Held>>);
+
+#[derive(Default)]
+struct Held {
+    values: BTreeMap<Key, Bytes>,
+    applied: usize,
+    unsynced: bool,
+}
+
+impl Values {
+    fn all(&self) -> BTreeMap<Key, Bytes> {
+        self.0.lock().unwrap().values.clone()
+    }
+
+    /// How many changes were applied since it was last asked.
+    fn applied(&self) -> usize {
+        std::mem::take(&mut self.0.lock().unwrap().applied)
+    }
+}
+
+impl Engine for Values {
+    fn apply(&self, changes: Vec<Change>) -> Result<(), EngineError> {
+        let mut held = self.0.lock().unwrap();
+        (held.applied, held.unsynced) = (held.applied + changes.len(), true);
+        for (key, value) in changes {
+            match value {
+                Some(value) => held.values.insert(key, value.into()),
+                None => held.values.remove(&key),
+            };
+        }
+        Ok(())
+    }
+
+    fn flush(&self) -> Result<(), EngineError> {
+        Ok(())
+    }
+
+    fn sync(&self) -> Result<(), EngineError> {
+        self.0.lock().unwrap().unsynced = false;
+        Ok(())
+    }
+
+    fn each(&self, give: &mut dyn FnMut(&[u8], Bytes)) -> Result<(), EngineError> {
+        self.all().into_iter().for_each(|(key, value)| give(&key.encode(), value));
+        Ok(())
+    }
+
+    fn keys(&self, from: Key, to: Key, max: usize) -> Result<Vec<Key>, EngineError> {
+        Ok(self.0.lock().unwrap().values.range(from..to).take(max).map(|(key, _)| *key).collect())
+    }
+
+    fn values(&self, from: Key, to: Key, max_bytes: usize) -> Result<Vec<(Key, Bytes)>, EngineError> {
+        let (held, mut bytes) = (self.0.lock().unwrap(), 0);
+        let fitting = held.values.range(from..to).take_while(|(_, value)| {
+            bytes += value.len();
+            bytes == value.len() || bytes <= max_bytes
+        });
+        Ok(fitting.map(|(key, value)| (*key, value.clone())).collect())
+    }
+
+    fn last_before(&self, key: Key) -> Result<Option<Key>, EngineError> {
+        Ok(self.0.lock().unwrap().values.range(..key).next_back().map(|(key, _)| *key))
+    }
+
+    fn get(&self, key: Key) -> Result<Option<Bytes>, EngineError> {
+        Ok(self.0.lock().unwrap().values.get(&key).cloned())
+    }
+
+    fn disk_bytes(&self) -> u64 {
+        1 << 30
+    }
+}
+
+/// A watermark's slots in memory.
+struct Memory(Vec<u8>);
+
+impl Slots for Memory {
+    fn read(&self) -> Result<Vec<u8>, WatermarkError> {
+        Ok(self.0.clone())
+    }
+
+    fn write(&mut self, at: usize, bytes: &[u8]) -> io::Result<()> {
+        self.0[at..at + bytes.len()].copy_from_slice(bytes);
+        Ok(())
+    }
+
+    fn replace(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.0 = bytes.to_vec();
+        Ok(())
+    }
+}
+
+/// What happened, in order, and the engine that was made last.
+#[derive(Clone, Default)]
+struct Story(Arc<Mutex<(Vec<String>, Values)>>);
+
+impl Story {
+    fn say(&self, what: &str) {
+        let mut story = self.0.lock().unwrap();
+        let state = if story.1.0.lock().unwrap().unsynced { "not durable" } else { "durable" };
+        story.0.push(format!("{what}: {state}"));
+    }
+
+    fn told(&self) -> Vec<String> {
+        std::mem::take(&mut self.0.lock().unwrap().0)
+    }
+
+    fn new_one(&self) -> Values {
+        self.0.lock().unwrap().1.clone()
+    }
+}
+
+struct Told {
+    story: Story,
+    fails: bool,
+}
+
+impl Renew<Values> for Told {
+    fn make(&mut self) -> Result<Values, EngineError> {
+        let made = Values::default();
+        self.story.0.lock().unwrap().1 = made.clone();
+        self.story.say("make");
+        let error = io::Error::new(io::ErrorKind::StorageFull, "no space left on device");
+        if self.fails { Err(EngineError::Io { doing: "making it".to_owned(), error }) } else { Ok(made) }
+    }
+
+    fn sync(&mut self) -> Result<(), EngineError> {
+        self.story.say("sync");
+        Ok(())
+    }
+
+    fn complete(&mut self) -> Result<(), EngineError> {
+        self.story.say("complete");
+        Ok(())
+    }
+
+    fn uncomplete(&mut self) -> Result<(), EngineError> {
+        self.story.say("uncomplete");
+        Ok(())
+    }
+
+    fn switched(&mut self) {
+        self.story.say("switched");
+    }
+
+    fn remove(&mut self) -> Box<dyn FnOnce() + Send> {
+        let story = self.story.clone();
+        Box::new(move || story.say("remove"))
+    }
+
+    fn room(&self) -> Option<u64> {
+        None
+    }
+}
+
+/// A store's committer and rewriter without its thread.
+struct ByHand {
+    old: Values,
+    committer: Committer<Values, Memory>,
+    rewriter: Rewriter<Values>,
+    story: Story,
+}
+
+impl ByHand {
+    fn new(slice_bytes: usize, fails: bool) -> ByHand {
+        let (old, story) = (Values::default(), Story::default());
+        let node = StoreIdentity { id: 1, incarnation: Incarnation(7), boot: 1 };
+        recovery::claim(&old, Path::new("data"), &node).unwrap();
+        let watermark = Watermark::over(Memory(watermark::blank(node.incarnation))).unwrap();
+        let found = engine::scan(&old).unwrap();
+        let committer = Committer::new(Shared::new(old.clone(), &found, Box::new(())), watermark);
+        let pace = Pace { min_bytes: 0, ratio: 0, slice_bytes, retry: Duration::ZERO };
+        let rewriter = Rewriter::new(Box::new(Told { story: story.clone(), fails }), pace);
+        let mut by_hand = ByHand { old, committer, rewriter, story };
+        by_hand.write(genesis());
+        by_hand
+    }
+
+    /// As the store's thread does it, without what comes between commits.
+    fn write(&mut self, write: Write) {
+        let begun = self.committer.begin(vec![Batch { writes: vec![write], sync: true }]).unwrap();
+        self.rewriter.committed(&begun.kept);
+        self.committer.finish(begun).unwrap();
+    }
+
+    fn go_on(&mut self) {
+        self.rewriter.go_on(&mut self.committer, 0).unwrap();
+    }
+
+    /// What the engine holds that was made last.
+    fn new_one(&self) -> BTreeMap<Key, Bytes> {
+        self.story.new_one().all()
+    }
+
+    /// Until one rewriting has ended, its remains removed.
+    fn end(&mut self) {
+        while self.rewriter.is_under_way() {
+            self.go_on();
+        }
+        self.rewriter.removing.take().unwrap().join().unwrap();
+    }
+}
+
+#[test]
+fn what_counts_is_whole_and_durable() {
+    let mut store = ByHand::new(2000, false);
+    for index in 2..100 {
+        store.write(append(index..=index, 1));
+    }
+    store.go_on();
+    while store.new_one().len() < 50 {
+        store.go_on();
+    }
+    // Behind what was copied, within it, and one that only speaks of a commit.
+    store.write(append(95..=97, 2));
+    store.write(compact(20, 1));
+    store.write(Write { hard_state: Some(HardState { term: 2, vote: 3, commit: 90 }), ..Write::default() });
+    store.end();
+    assert!(store.new_one() == store.old.all());
+    let told = store.story.told();
+    assert_eq!(told, ["make: durable", "sync: durable", "complete: durable", "switched: durable", "remove: durable"]);
+    // From now on the old one does not matter.
+    let old = store.old.all();
+    store.write(append(98..=99, 2));
+    assert!(store.old.all() == old);
+    assert!(store.new_one().contains_key(&Key::block(GROUP, 98)));
+}
+
+#[test]
+fn what_was_copied_and_is_cut_off_is_copied_anew() {
+    let mut store = ByHand::new(2000, false);
+    for install in [false, true] {
+        let last = store.committer.with_engine(|_, logs| Ok(logs[&GROUP].last.0)).unwrap();
+        for index in last + 1..100 {
+            store.write(append(index..=index, if install { 4 } else { 2 }));
+        }
+        store.old = store.committer.with_engine(|engine, _| Ok(engine.clone())).unwrap();
+        store.go_on();
+        store.go_on();
+        store.go_on();
+        let half = store.new_one();
+        assert!(half.contains_key(&Key::block(GROUP, 5)) && !half.contains_key(&Key::block(GROUP, 99)));
+        store.write(match install {
+            false => append(5..=40, 3),
+            true => {
+                Write { snapshot: Some(Snapshot { index: 150, term: 5, ..Snapshot::default() }), ..Write::default() }
+            }
+        });
+        assert!(!store.rewriter.is_under_way());
+        store.rewriter.removing.take().unwrap().join().unwrap();
+        store.go_on();
+        store.end();
+        assert!(store.new_one() == store.old.all());
+        let told = store.story.told();
+        let expected = ["make", "remove", "make", "sync", "complete", "switched", "remove"];
+        assert_eq!(told, expected.map(|step| format!("{step}: durable")));
+    }
+}
+
+#[test]
+fn a_commit_waits_for_one_slice_and_no_more() {
+    let mut store = ByHand::new(200_000, false);
+    for index in 2..4000 {
+        store.write(append(index..=index, 1));
+    }
+    let mut most = 0;
+    store.go_on();
+    for _ in 0..4 {
+        store.go_on();
+        most = most.max(store.story.new_one().applied());
+    }
+    assert!(store.rewriter.is_under_way());
+    // Most of what was copied goes, some with each commit.
+    store.write(compact(2300, 1));
+    let mut index = 3999;
+    while store.rewriter.is_under_way() {
+        index += 1;
+        store.write(append(index..=index, 1));
+        store.go_on();
+        most = most.max(store.story.new_one().applied());
+    }
+    assert!(store.new_one() == store.committer.with_engine(|engine, _| Ok(engine.all())).unwrap());
+    assert!(store.new_one().contains_key(&Key::block(GROUP, index)));
+    // A block here has 338 bytes. The end, too, is a slice: it has three records to copy.
+    let slice = 200_000 / 338 + 1 + REMOVED_AT_ONCE + 3;
+    assert!(most > 600 && most <= slice, "{most} changes, a slice has {slice}");
+}
+
+#[test]
+fn a_copy_that_is_not_the_log_never_counts() {
+    // The last block, one in between and the first are missing from what is read; nothing else would notice before the next start.
+    for missing in [99, 50, 2] {
+        let mut store = ByHand::new(2000, false);
+        for index in 2..100 {
+            store.write(append(index..=index, 1));
+        }
+        store.old.0.lock().unwrap().values.remove(&Key::block(GROUP, missing));
+        store.go_on();
+        store.end();
+        assert_eq!(store.story.told().pop().unwrap(), "remove: durable");
+        let present = store.committer.with_engine(|engine, _| Ok(Arc::ptr_eq(&engine.0, &store.old.0))).unwrap();
+        assert!(present, "{missing}");
+    }
+}
+
+/// Counts warnings.
+struct Warnings(AtomicU64);
+
+impl tracing::Subscriber for Warnings {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        *metadata.level() <= tracing::Level::WARN
+    }
+
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+
+    fn event(&self, _: &tracing::Event<'_>) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn enter(&self, _: &tracing::span::Id) {}
+
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+#[test]
+fn a_failure_is_said_once_and_tried_again_later_and_later() {
+    let warnings = Arc::new(Warnings(AtomicU64::new(0)));
+    tracing::subscriber::with_default(warnings.clone(), || {
+        let mut store = ByHand::new(2000, true);
+        store.write(append(2..=9, 1));
+        for _ in 0..5 {
+            store.go_on();
+            store.rewriter.removing.take().unwrap().join().unwrap();
+        }
+        assert_eq!(store.story.told(), ["make: durable", "remove: durable"].repeat(5));
+        assert_eq!((store.rewriter.failures, warnings.0.load(Ordering::SeqCst)), (5, 1));
+        // The store does not mind.
+        store.write(append(10..=19, 1));
+        assert!(store.old.all().contains_key(&Key::block(GROUP, 10)));
+        // Not before its time.
+        store.rewriter.pace.retry = Duration::from_secs(60);
+        store.go_on();
+        store.rewriter.removing.take().unwrap().join().unwrap();
+        store.story.told();
+        for _ in 0..5 {
+            store.go_on();
+        }
+        assert_eq!(store.story.told(), [""; 0]);
+    });
+    let mut rewriter = ByHand::new(2000, true).rewriter;
+    rewriter.pace.retry = Duration::from_secs(60);
+    let waits = [0, 1, 2, 5, 6, 40].map(|failures| {
+        rewriter.failures = failures;
+        rewriter.wait().as_secs() / 60
+    });
+    assert_eq!(waits, [1, 2, 4, 32, 60, 60]);
+}

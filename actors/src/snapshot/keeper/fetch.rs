@@ -1,0 +1,340 @@
+//! Getting a snapshot from another node: a window of pieces asked for, written in order, verified as a whole.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use actix::prelude::*;
+use actorum_transport::{
+    message::{Answered, Ask},
+    wire::{NodeId, Refusal, Request, Response, Snapshot, SnapshotFile, SnapshotRequest},
+};
+use bytes::Bytes;
+
+use super::{PIECE_WITHIN, SnapshotKeeper, rate};
+use crate::{
+    message::{FetchSnapshot, SnapshotFetched},
+    snapshot::{Receiving, pace::Stride},
+    status::Transfer,
+    system_state::SystemState,
+};
+
+/// How many pieces may be asked for and not written yet.
+pub const WINDOW: usize = 4;
+
+/// The pause before a piece that was not answered is asked for again.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// A snapshot that another node has.
+pub(super) struct Fetching {
+    /// Tells its questions and jobs from those of another.
+    number: u64,
+    from: NodeId,
+    snapshot: Snapshot,
+    file: SnapshotFile,
+    /// `None` while a thread works on it.
+    receiving: Option<Receiving>,
+    /// Whether it is known how much is here already.
+    open: bool,
+    /// Bytes written, or on their way to the disk.
+    written: u64,
+    /// The first byte nobody was asked for.
+    asked: u64,
+    /// Questions under way.
+    questions: BTreeMap<u64, Question>,
+    stride: Stride,
+    /// Pieces not written yet, by where they begin.
+    pieces: BTreeMap<u64, Bytes>,
+    /// Where bytes were asked for in vain, and how many.
+    again: Vec<(u64, u32)>,
+    began: (Duration, u64),
+    /// When the last new byte came, or the word that others are before this node.
+    moved: Duration,
+}
+
+/// A piece that was asked for.
+#[derive(Clone, Copy)]
+struct Question {
+    offset: u64,
+    bytes: u32,
+    asked: Duration,
+}
+
+impl Fetching {
+    /// From whom, and how far it is.
+    pub(super) fn shown(&self, now: Duration) -> (NodeId, Transfer) {
+        let Fetching { snapshot, file, written, began, .. } = self;
+        let rate = rate(*began, now, *written);
+        (self.from, Transfer { index: snapshot.index, bytes: *written, total: file.bytes, rate })
+    }
+}
+
+impl SnapshotKeeper {
+    /// Gives up on what stands still, and tells its sender of what does not.
+    pub(super) fn look_at_fetching(&mut self, now: Duration, ctx: &mut Context<Self>) {
+        let patience = self.bounds.patience;
+        match &mut self.fetching {
+            // A thread opens, writes or checks it, which takes as long as it takes.
+            Some(fetching) if fetching.receiving.is_none() => fetching.moved = now,
+            Some(fetching) if now.saturating_sub(fetching.moved) > patience => {
+                self.not_fetched(format!("not a byte came for {} s", patience.as_secs_f64()), ctx);
+            }
+            _ => {}
+        }
+        self.sign(now, ctx);
+    }
+
+    fn fetch(&mut self, from: NodeId, snapshot: Snapshot, ctx: &mut Context<Self>) {
+        let Ok((_, Some(file))) = SystemState::of(&snapshot) else { return };
+        let now = self.clock.now();
+        if let Some(fetching) = self.fetching.as_mut().filter(|fetching| fetching.snapshot.data == snapshot.data) {
+            if fetching.from != from {
+                // Another leader offers the same file: it is fetched on from there.
+                (fetching.from, fetching.moved) = (from, now);
+            }
+            fetching.snapshot = snapshot;
+            return self.ask_on(ctx);
+        }
+        let number = self.next_question;
+        self.next_question += 1;
+        self.installing = None;
+        self.fetching = Some(Fetching {
+            number,
+            from,
+            snapshot: snapshot.clone(),
+            file,
+            receiving: None,
+            open: false,
+            written: 0,
+            asked: 0,
+            questions: BTreeMap::new(),
+            stride: Stride::new(self.bounds.piece, WINDOW),
+            pieces: BTreeMap::new(),
+            again: Vec::new(),
+            began: (now, 0),
+            moved: now,
+        });
+        self.off_thread(
+            ctx,
+            move |shelf| {
+                // It may be here already, from before a restart or from an earlier leader.
+                if shelf.has(snapshot.index, &file) && shelf.verify(&snapshot).is_ok() {
+                    return Ok(None);
+                }
+                shelf.receive(&snapshot).map(Some)
+            },
+            move |keeper, result, ctx| match result {
+                _ if !keeper.is_fetching(number) => {}
+                Ok(None) => keeper.is_fetched(),
+                Ok(Some(receiving)) => keeper.receive(receiving, ctx),
+                Err(error) => keeper.not_fetched(error.to_string(), ctx),
+            },
+        );
+    }
+
+    fn is_fetching(&self, number: u64) -> bool {
+        self.fetching.as_ref().is_some_and(|fetching| fetching.number == number)
+    }
+
+    fn receive(&mut self, receiving: Receiving, ctx: &mut Context<Self>) {
+        let now = self.clock.now();
+        let Some(fetching) = &mut self.fetching else { return };
+        let offset = receiving.offset();
+        if offset > 0 {
+            tracing::info!(
+                index = fetching.snapshot.index,
+                offset,
+                total = fetching.file.bytes,
+                "going on with a snapshot"
+            );
+        }
+        (fetching.written, fetching.asked, fetching.began) = (offset, offset, (now, offset));
+        (fetching.receiving, fetching.open) = (Some(receiving), true);
+        self.write_pieces(ctx);
+    }
+
+    /// Asks for pieces until the window is full.
+    fn ask_on(&mut self, ctx: &mut Context<Self>) {
+        let (piece, timeout, asked) = (self.bounds.piece, self.piece_within(), self.clock.now());
+        let Some(fetching) = &mut self.fetching else { return };
+        // Counted from what is written: a piece that is missing is asked for again however many wait behind it.
+        let window = fetching.written + WINDOW as u64 * u64::from(piece);
+        while fetching.questions.len() < fetching.stride.window {
+            let (offset, bytes) = match fetching.again.pop() {
+                Some((offset, bytes)) => {
+                    // It may have been too much at once.
+                    let first = bytes.min(fetching.stride.piece);
+                    if first < bytes {
+                        fetching.again.push((offset + u64::from(first), bytes - first));
+                    }
+                    (offset, first)
+                }
+                None if fetching.open && fetching.asked < fetching.file.bytes.min(window) => {
+                    let (offset, rest) = (fetching.asked, fetching.file.bytes - fetching.asked);
+                    let bytes = u64::from(fetching.stride.piece).min(rest) as u32;
+                    fetching.asked += u64::from(bytes);
+                    (offset, bytes)
+                }
+                None => break,
+            };
+            let id = self.next_question;
+            self.next_question += 1;
+            fetching.questions.insert(id, Question { offset, bytes, asked });
+            let read =
+                SnapshotRequest::Read { file: fetching.file, index: fetching.snapshot.index, offset, max: bytes };
+            self.links.ask.do_send(Ask {
+                id,
+                group: self.group,
+                to: fetching.from,
+                request: Request::Snapshot(read),
+                timeout,
+                reply_to: ctx.address().downgrade().recipient(),
+            });
+        }
+    }
+
+    fn piece(&mut self, Question { offset, bytes, .. }: Question, data: Bytes, ctx: &mut Context<Self>) {
+        let now = self.clock.now();
+        let Some(fetching) = &mut self.fetching else { return };
+        if data.len() as u64 != u64::from(bytes) {
+            let cause = format!("node {} sent {} bytes from {offset} on, not {bytes}", fetching.from, data.len());
+            return self.not_fetched(cause, ctx);
+        }
+        fetching.moved = now;
+        fetching.pieces.insert(offset, data);
+        self.status.send_modify(|status| status.bytes_received += u64::from(bytes));
+        self.write_pieces(ctx);
+    }
+
+    /// Hands the pieces that follow what is written to the disk, one batch at a time.
+    fn write_pieces(&mut self, ctx: &mut Context<Self>) {
+        let Some(fetching) = &mut self.fetching else { return };
+        let Some(mut receiving) = fetching.receiving.take() else { return };
+        let mut batch = Vec::new();
+        while let Some(first) = fetching.pieces.first_entry().filter(|first| *first.key() <= fetching.written) {
+            let (offset, data) = first.remove_entry();
+            fetching.written = offset + data.len() as u64;
+            batch.push((offset, data));
+        }
+        let (number, whole) = (fetching.number, fetching.written == fetching.file.bytes);
+        if batch.is_empty() && !whole {
+            fetching.receiving = Some(receiving);
+            return self.ask_on(ctx);
+        }
+        self.off_thread(
+            ctx,
+            move |_| {
+                batch.iter().try_for_each(|(offset, data)| receiving.push(*offset, data))?;
+                match whole {
+                    true => receiving.finish().map(|()| None),
+                    false => Ok(Some(receiving)),
+                }
+            },
+            move |keeper, result, ctx| match result {
+                _ if !keeper.is_fetching(number) => {}
+                Ok(None) => keeper.is_fetched(),
+                Ok(Some(receiving)) => {
+                    if let Some(fetching) = &mut keeper.fetching {
+                        fetching.receiving = Some(receiving);
+                    }
+                    keeper.write_pieces(ctx);
+                }
+                Err(error) => keeper.not_fetched(error.to_string(), ctx),
+            },
+        );
+    }
+
+    fn is_fetched(&mut self) {
+        let Some(Fetching { snapshot, from, file, .. }) = self.fetching.take() else { return };
+        self.installing = Some((from, snapshot.index, file));
+        self.status.send_modify(|status| status.received += 1);
+        self.end_fetch(snapshot, Ok(()));
+    }
+
+    /// Not the end of the node, nor of what came so far: the leader is told, and offers it again.
+    fn not_fetched(&mut self, cause: String, ctx: &mut Context<Self>) {
+        let Some(Fetching { snapshot, from, file, .. }) = self.fetching.take() else { return };
+        self.say(format!("the snapshot at {} could not be fetched from node {from}: {cause}", snapshot.index));
+        let gave_up = SnapshotRequest::GaveUp { file, index: snapshot.index, cause: cause.clone() };
+        self.links.ask.do_send(Ask {
+            id: 0,
+            group: self.group,
+            to: from,
+            request: Request::Snapshot(gave_up),
+            timeout: PIECE_WITHIN,
+            reply_to: ctx.address().downgrade().recipient(),
+        });
+        self.end_fetch(snapshot, Err(cause));
+    }
+
+    fn end_fetch(&mut self, snapshot: Snapshot, result: Result<(), String>) {
+        if let Some(core) = self.links.fetched.upgrade() {
+            core.do_send(SnapshotFetched { snapshot, result });
+        }
+        self.publish();
+    }
+
+    /// Tells the sender that what came is being written, checked or installed, from time to time: none of that has a bound, and
+    /// nothing is asked of it meanwhile.
+    fn sign(&mut self, now: Duration, ctx: &mut Context<Self>) {
+        let works = self.fetching.as_ref().filter(|fetching| fetching.receiving.is_none());
+        let works = works.map(|fetching| (fetching.from, fetching.snapshot.index, fetching.file)).or(self.installing);
+        let Some((to, index, file)) = works else { return };
+        if now.saturating_sub(self.signed) < self.bounds.patience / 4 {
+            return;
+        }
+        self.signed = now;
+        self.links.ask.do_send(Ask {
+            id: 0,
+            group: self.group,
+            to,
+            request: Request::Snapshot(SnapshotRequest::Working { file, index }),
+            timeout: PIECE_WITHIN,
+            reply_to: ctx.address().downgrade().recipient(),
+        });
+    }
+
+    /// A piece did not come. Whatever the reason, it is asked for again until nothing has come for too long.
+    fn ask_again(&mut self, Question { offset, bytes, .. }: Question, ctx: &mut Context<Self>) {
+        let Some(number) = self.fetching.as_ref().map(|fetching| fetching.number) else { return };
+        ctx.run_later(PAUSE, move |keeper, ctx| {
+            if let Some(fetching) = keeper.fetching.as_mut().filter(|fetching| fetching.number == number) {
+                fetching.again.push((offset, bytes));
+                keeper.ask_on(ctx);
+            }
+        });
+    }
+}
+
+impl Handler<FetchSnapshot> for SnapshotKeeper {
+    type Result = ();
+
+    fn handle(&mut self, FetchSnapshot { from, snapshot }: FetchSnapshot, ctx: &mut Context<Self>) {
+        self.fetch(from, snapshot, ctx);
+    }
+}
+
+impl Handler<Answered> for SnapshotKeeper {
+    type Result = ();
+
+    fn handle(&mut self, Answered { id, from, result }: Answered, ctx: &mut Context<Self>) {
+        let (now, within) = (self.clock.now(), self.piece_within());
+        let Some(fetching) = &mut self.fetching else { return };
+        let Some(question) = fetching.questions.remove(&id) else { return };
+        let (offset, came) = (question.offset, matches!(result, Ok(Response::Piece { .. })));
+        fetching.stride.took(now.saturating_sub(question.asked), within, came);
+        match result {
+            Ok(Response::Piece { offset: at, data }) if at == offset => self.piece(question, data, ctx),
+            Ok(Response::Gone) if from == fetching.from => {
+                self.not_fetched(format!("node {from} does not have it any more"), ctx);
+            }
+            Ok(Response::Piece { offset: at, .. }) => {
+                self.not_fetched(format!("node {from} sent bytes from {at} on, and was asked for {offset}"), ctx);
+            }
+            Ok(Response::Refused(Refusal::Busy)) if from == fetching.from => {
+                // It lives, and others are before this node. Giving up now would only mean to queue anew, after a pause.
+                fetching.moved = now;
+                self.ask_again(question, ctx);
+            }
+            Ok(_) | Err(_) => self.ask_again(question, ctx),
+        }
+    }
+}

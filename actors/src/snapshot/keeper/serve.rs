@@ -1,0 +1,130 @@
+//! Giving a snapshot to other nodes: places, a rate, and one piece of the file for each question.
+
+use std::time::Duration;
+
+use actix::prelude::*;
+use actorum_transport::{
+    message::{Asked, Responder},
+    wire::{MAX_PIECE, NodeId, Refusal, Request, Response, SnapshotFile, SnapshotRequest},
+};
+
+use super::{SnapshotKeeper, rate};
+use crate::{message::PeerFetches, status::Transfer};
+
+/// A peer that fetches a snapshot from this node.
+pub(super) struct Serving {
+    transfer: Transfer,
+    began: (Duration, u64),
+    heard: Duration,
+}
+
+impl Serving {
+    /// Whether it asked for something lately.
+    pub(super) fn is_alive(&self, now: Duration, patience: Duration) -> bool {
+        now.saturating_sub(self.heard) <= patience
+    }
+
+    /// How far it is.
+    pub(super) fn shown(&self, now: Duration) -> Transfer {
+        Transfer { rate: rate(self.began, now, self.transfer.bytes), ..self.transfer }
+    }
+}
+
+impl SnapshotKeeper {
+    fn serve(&mut self, peer: NodeId, request: SnapshotRequest, responder: Responder, ctx: &mut Context<Self>) {
+        let now = self.clock.now();
+        match request {
+            SnapshotRequest::GaveUp { index, cause, .. } => {
+                self.serving.remove(&peer);
+                self.say(format!("node {peer} could not use the snapshot at {index}: {cause}"));
+                self.tell(peer, index, Some(cause));
+                responder.answer(Response::Noted);
+                self.check(index, ctx);
+            }
+            SnapshotRequest::Working { index, .. } => {
+                self.tell(peer, index, None);
+                responder.answer(Response::Noted);
+            }
+            SnapshotRequest::Read { file, index, offset, .. } if offset > file.bytes => {
+                let cause = format!("the snapshot at {index} has {} bytes, and {offset} is past them", file.bytes);
+                responder.answer(Response::Refused(Refusal::Invalid { cause }));
+            }
+            SnapshotRequest::Read { file, index, offset, max } => {
+                // It lives and wants it, also if it has to wait for its turn.
+                self.tell(peer, index, None);
+                if !self.serving.contains_key(&peer) && self.serving.len() >= self.bounds.max_sends {
+                    return responder.answer(Response::Refused(Refusal::Busy));
+                }
+                let (max, begun) = (max.min(MAX_PIECE), Transfer { index, bytes: offset, total: file.bytes, rate: 0 });
+                let serving =
+                    self.serving.entry(peer).or_insert(Serving { transfer: begun, began: (now, offset), heard: now });
+                if serving.transfer.index != index {
+                    *serving = Serving { transfer: begun, began: (now, offset), heard: now };
+                }
+                serving.heard = now;
+                serving.transfer.bytes = serving.transfer.bytes.max(file.bytes.min(offset.saturating_add(max.into())));
+                // Who asked is told to come again before it stops waiting: pieces that nobody waits for any more would take
+                // the place of those that somebody does.
+                let (rate, at_most) = (self.bounds.rate, self.piece_within() / 2);
+                let Some(wait) = self.pace.wait(now, max, rate, at_most) else {
+                    return responder.answer(Response::Refused(Refusal::Busy));
+                };
+                if wait.is_zero() {
+                    return self.send(peer, file, index, offset, max, responder, ctx);
+                }
+                ctx.run_later(wait, move |keeper, ctx| keeper.send(peer, file, index, offset, max, responder, ctx));
+            }
+        }
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "one question")]
+    fn send(
+        &mut self,
+        peer: NodeId,
+        file: SnapshotFile,
+        index: u64,
+        offset: u64,
+        max: u32,
+        responder: Responder,
+        ctx: &mut Context<Self>,
+    ) {
+        self.off_thread(
+            ctx,
+            move |shelf| shelf.read(index, &file, offset, max),
+            move |keeper, result, ctx| match result {
+                Ok(Some(data)) => {
+                    keeper.status.send_modify(|status| status.bytes_sent += data.len() as u64);
+                    responder.answer(Response::Piece { offset, data });
+                }
+                gone => {
+                    if let Err(error) = gone {
+                        keeper.say(format!("the snapshot at {index} could not be read for a peer: {error}"));
+                    }
+                    keeper.serving.remove(&peer);
+                    responder.answer(Response::Gone);
+                    keeper.check(index, ctx);
+                }
+            },
+        );
+    }
+
+    fn tell(&self, peer: NodeId, index: u64, gave_up: Option<String>) {
+        if let Some(core) = self.links.peer_fetches.upgrade() {
+            core.do_send(PeerFetches { peer, index, gave_up });
+        }
+    }
+}
+
+impl Handler<Asked> for SnapshotKeeper {
+    type Result = ();
+
+    fn handle(&mut self, Asked { from, request, responder, .. }: Asked, ctx: &mut Context<Self>) {
+        match request {
+            Request::Snapshot(request) => self.serve(from, request, responder, ctx),
+            _ => {
+                let cause = "only snapshots are asked for here".to_owned();
+                responder.answer(Response::Refused(Refusal::Invalid { cause }));
+            }
+        }
+    }
+}
