@@ -10,6 +10,7 @@ use std::{
 };
 
 use actorum::{Address, Builder, Config, NodeId, prelude::*};
+use hdrhistogram::Histogram;
 
 /// How long anything may take that is waited for.
 pub const PATIENCE: Duration = Duration::from_secs(600);
@@ -81,8 +82,8 @@ pub async fn leader<S: StateMachine>(nodes: &[Raft<S>]) -> &Raft<S> {
 pub struct Figures {
     /// How long it went on.
     pub took: Duration,
-    /// What each client saw of each command, sorted.
-    pub latencies: Vec<Duration>,
+    /// What each client saw of each command, in microseconds.
+    pub latencies: Histogram<u64>,
 }
 
 impl Figures {
@@ -93,8 +94,7 @@ impl Figures {
 
     /// A quantile of the latencies, in milliseconds.
     pub fn ms(&self, quantile: f64) -> f64 {
-        let last = self.latencies.len().saturating_sub(1);
-        self.latencies.get((last as f64 * quantile) as usize).map_or(f64::NAN, |latency| latency.as_secs_f64() * 1e3)
+        self.latencies.value_at_quantile(quantile) as f64 / 1e3
     }
 }
 
@@ -109,21 +109,24 @@ pub async fn closed_loop<S: StateMachine>(
         .map(|_| {
             let (raft, next) = (leader.clone(), next.clone());
             tokio::spawn(async move {
-                let mut latencies = Vec::new();
+                let mut latencies = histogram();
                 while let Some(command) = next() {
                     let sent = Instant::now();
                     raft.propose(command).await.expect("the cluster is healthy");
-                    latencies.push(sent.elapsed());
+                    latencies.saturating_record(sent.elapsed().as_micros() as u64);
                 }
                 latencies
             })
         })
         .collect();
-    let mut latencies = Vec::new();
+    let mut latencies = histogram();
     for task in tasks {
-        latencies.extend(task.await.expect("a client does not panic"));
+        latencies.add(task.await.expect("a client does not panic")).expect("of one kind");
     }
-    let took = begin.elapsed();
-    latencies.sort_unstable();
-    Figures { took, latencies }
+    Figures { took: begin.elapsed(), latencies }
+}
+
+/// To three digits, up to a minute.
+fn histogram() -> Histogram<u64> {
+    Histogram::new_with_max(60_000_000, 3).expect("bounds that a histogram can have")
 }
