@@ -4,7 +4,7 @@
 //! replays only what lies behind that. The one duty: write the index and term *atomically with* each command's effect.
 //!
 //! The ledger does not sync: after a crash its tree may lie a little behind, and the log, which is durable,
-//! brings the rest. `tests/durable.rs` kills it fifty times. Run it with `cargo run --example durable`.
+//! brings the rest; where the log no longer reaches back so far, the snapshot before it. `tests/durable.rs` kills it fifty times. Run it with `cargo run --example durable`.
 
 use std::{collections::BTreeMap, error::Error, io::Read, net::UdpSocket, path::Path, time::Duration};
 
@@ -104,6 +104,7 @@ pub async fn start(dir: &Path) -> Result<Raft<Ledger>, Box<dyn Error>> {
             config.heartbeat_ms = 10;
             config.election_ms = 50;
         })
+        .from_env("ACTORUM")?
         .start()
         .await?;
     raft.wait_for_leader(Duration::from_secs(20)).await?;
