@@ -55,6 +55,9 @@ use serve::Serving;
 /// How long one piece may take before it is asked for again; half the patience if that is less.
 const PIECE_WITHIN: Duration = Duration::from_secs(5);
 
+/// For how long a file that was read as a whole and found sound is not read again because a peer cannot use it.
+const SOUND_FOR: Duration = Duration::from_secs(3600);
+
 /// How often progress is shown.
 const SHOWN_EVERY: Duration = Duration::from_millis(250);
 
@@ -123,8 +126,10 @@ pub struct SnapshotKeeper {
     waiting_next: Vec<Waiting>,
     /// The index of a snapshot whose file here turned out damaged.
     damaged: Option<u64>,
-    /// When a file was last read as a whole because somebody could not use it; `None` in the middle of that.
-    checked: Option<Duration>,
+    /// When a file may be read as a whole again because somebody cannot use it; `None` in the middle of that.
+    checks: Option<Duration>,
+    /// The index of one that was found sound, and until when that is taken to be so.
+    sound: Option<(u64, Duration)>,
     /// Whether a thread removes what is not kept; and whether there is something new for it.
     sweeping: bool,
     sweep_again: bool,
@@ -173,7 +178,8 @@ impl SnapshotKeeper {
             waiting: Vec::new(),
             waiting_next: Vec::new(),
             damaged: None,
-            checked: Some(Duration::ZERO),
+            checks: Some(Duration::ZERO),
+            sound: None,
             sweeping: false,
             sweep_again: false,
             fetching: None,
@@ -333,18 +339,24 @@ impl SnapshotKeeper {
         let (now, patience) = (self.clock.now(), self.bounds.patience);
         let Some(snapshot) = self.kept.iter().find(|kept| kept.index == index).cloned() else { return };
         // Reading it all is not for every word of a peer.
-        if self.checked.take_if(|checked| now >= *checked).is_none() {
+        let sound = self.sound.is_some_and(|(sound, until)| sound == index && now < until);
+        if sound || self.checks.take_if(|from| now >= *from).is_none() {
             return;
         }
         self.off_thread(
             ctx,
             move |shelf| shelf.verify(&snapshot),
             move |keeper, result, _| {
-                keeper.checked = Some(keeper.clock.now() + patience);
-                if let Err(error) = result {
-                    keeper.say(format!("the snapshot at {index} is damaged here, and another one is taken: {error}"));
-                    keeper.damaged = Some(index);
-                    keeper.begin();
+                let now = keeper.clock.now();
+                keeper.checks = Some(now + patience);
+                match result {
+                    Ok(()) => keeper.sound = Some((index, now + SOUND_FOR)),
+                    Err(error) => {
+                        let problem = "is damaged here, and another one is taken";
+                        keeper.say(format!("the snapshot at {index} {problem}: {error}"));
+                        keeper.damaged = Some(index);
+                        keeper.begin();
+                    }
                 }
             },
         );

@@ -343,7 +343,8 @@ impl Shelf {
         let busy = self.busy(&name)?;
         let shelf = Shelf { files: self.files.clone(), marks: self.marks.clone(), reserve: self.reserve.clone() };
         let snapshot = snapshot.clone();
-        if self.has(snapshot.index, &expected) {
+        // It may be here already, from an earlier leader or from before a restart. If it is damaged it is replaced.
+        if self.has(snapshot.index, &expected) && self.verify(&snapshot).is_ok() {
             return Ok(Receiving {
                 shelf,
                 snapshot,
@@ -496,8 +497,7 @@ impl Receiving {
         let last = complete_name(snapshot.index, &expected);
         shelf.marks().known.remove(&name);
         let Some(mut file) = file else {
-            // An earlier attempt completed it. Whether its name is durable is not known.
-            shelf.verify_named(&last, &snapshot)?;
+            // An earlier attempt completed it. Whether its name is durable is not known: it may have been killed before.
             return shelf.files.sync_names().map_err(|error| failed(&format!("making {last} durable"), error));
         };
         let good = shelf.verify_named(&name, &snapshot).and_then(|()| {

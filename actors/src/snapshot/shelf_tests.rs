@@ -445,6 +445,51 @@ fn a_power_cut_at_any_step_of_receiving_leaves_a_whole_file_or_none() {
     cut_everywhere(&receive_it);
 }
 
+/// The process is killed at a step, another one does the same work again, and then the power goes: what it has reported is there.
+fn kill_everywhere(work: Work<'_>) {
+    for at in 1.. {
+        let decide = Nth::new(at, Answer::CutPower);
+        let (files, older) = with_an_older_one(decide.clone());
+        let first = work(&Shelf::over(files.open()));
+        if (decide.steps().len() as u64) < at {
+            assert!(at > 8 && first.is_ok(), "only {at} steps: the kills missed");
+            return;
+        }
+        files.kill();
+        files.decide_with(Arc::new(()));
+        let shelf = Shelf::over(files.open());
+        shelf.keep(std::slice::from_ref(&older)).unwrap();
+        let again = work(&shelf).unwrap();
+        files.crash(Loss::All, 0);
+        check(&files, &older, Some(&again), &format!("killed at step {at} of {:?}", decide.steps()));
+    }
+}
+
+#[test]
+fn a_kill_at_any_step_and_a_power_cut_after_the_next_attempt_leave_what_was_reported() {
+    kill_everywhere(&build_it);
+    kill_everywhere(&receive_it);
+}
+
+#[test]
+fn a_whole_file_that_is_damaged_is_received_anew() {
+    let files = SimulatedFiles::new(Arc::new(()));
+    let shelf = Shelf::over(files.open());
+    let (snapshot, bytes) = announced(9, 1, 300_000);
+    let receive = || {
+        let mut receiving = shelf.receive(&snapshot).unwrap();
+        let missing = receiving.bytes() - receiving.offset();
+        receiving.push(receiving.offset(), &bytes[receiving.offset() as usize..]).unwrap();
+        receiving.finish().unwrap();
+        missing
+    };
+    assert_eq!(receive(), bytes.len() as u64);
+    assert_eq!(receive(), 0, "it is here");
+    assert!(files.flip(&complete_name(9, &file_of(&snapshot)), 8 * 1000));
+    assert_eq!(receive(), bytes.len() as u64);
+    shelf.verify(&snapshot).unwrap();
+}
+
 fn fail_everywhere(work: Work<'_>, leaves_partial: bool) {
     let full = || Answer::Fail(io::ErrorKind::StorageFull, "no room".into());
     for at in 1.. {

@@ -115,11 +115,11 @@ impl SnapshotKeeper {
         self.off_thread(
             ctx,
             move |shelf| {
-                // It may be here already, from before a restart or from an earlier leader.
-                if shelf.has(snapshot.index, &file) && shelf.verify(&snapshot).is_ok() {
-                    return Ok(None);
+                let receiving = shelf.receive(&snapshot)?;
+                match receiving.offset() == receiving.bytes() {
+                    true => receiving.finish().map(|()| None),
+                    false => Ok(Some(receiving)),
                 }
-                shelf.receive(&snapshot).map(Some)
             },
             move |keeper, result, ctx| match result {
                 _ if !keeper.is_fetching(number) => {}
