@@ -16,7 +16,7 @@ use std::{
 use actorum_actors::{
     consensus::{Consensus, Effects, Moment, Settings, Start},
     entry::{ChangeId, Draft, Stamped, SystemCommand},
-    log::store::{HardState, LogReader, Recovered, StoreError},
+    log::store::{Compact, HardState, LogReader, Recovered, StoreError},
     machine,
     members::Change,
     message::{Append, Committed},
@@ -28,7 +28,7 @@ use actorum_transport::{
     message::AskError,
     wire::{
         Address, ClusterId, Entry, EntryKind, GroupId, Incarnation, MessageKind, NodeId, RaftMessage, Refusal,
-        Response, Snapshot,
+        Response, Snapshot, SnapshotFile,
     },
 };
 use libfuzzer_sys::fuzz_target;
@@ -52,41 +52,71 @@ fuzz_target!(|data: &[u8]| {
 /// What a restart finds.
 #[derive(Clone, Default)]
 struct Image {
-    snapshot: Option<Snapshot>,
+    /// What it can start from.
+    snapshots: Vec<Snapshot>,
+    /// Index and term of the last entry before the log.
+    base: (u64, u64),
     hard_state: HardState,
     entries: BTreeMap<u64, Entry>,
 }
 
 impl Image {
     fn last(&self) -> u64 {
-        let after = self.entries.last_key_value().map(|(index, _)| *index);
-        after.or(self.snapshot.as_ref().map(|s| s.index)).unwrap_or(0)
+        self.entries.last_key_value().map_or(self.base.0, |(index, _)| *index)
+    }
+
+    fn term_at(&self, index: u64) -> Option<u64> {
+        let described = self.snapshots.iter().find(|snapshot| snapshot.index == index).map(|snapshot| snapshot.term);
+        let base = (self.base.0 == index).then_some(self.base.1);
+        self.entries.get(&index).map(|entry| entry.term).or(base).or(described)
+    }
+
+    fn install(&mut self, snapshot: Snapshot) {
+        self.entries.clear();
+        self.base = (snapshot.index, snapshot.term);
+        self.snapshots = vec![snapshot];
     }
 
     fn recovered(&self) -> Recovered {
-        let mut terms: Vec<(u64, u64)> = self.snapshot.iter().map(|s| (s.index, s.term)).collect();
+        let mut terms: Vec<(u64, u64)> = Vec::new();
+        terms.extend((self.base.0 > 0).then_some(self.base));
         for entry in self.entries.values() {
             if terms.last().is_none_or(|(_, term)| *term != entry.term) {
                 terms.push((entry.index, entry.term));
             }
         }
-        let (snapshots, hard_state) = (self.snapshot.iter().cloned().collect(), self.hard_state);
+        let (snapshots, hard_state) = (self.snapshots.clone(), self.hard_state);
         Recovered { snapshots, hard_state, last_index: self.last(), terms, sizes: Vec::new() }
     }
 
     fn write(&mut self, append: Append) {
         if let Some(snapshot) = append.write.snapshot {
-            self.entries.clear();
-            self.snapshot = Some(snapshot);
+            self.install(snapshot);
         }
         if let Some(first) = append.write.entries.first() {
             assert!(first.index <= self.last() + 1, "a write would leave a gap in the log");
+            assert!(first.index > self.base.0, "a write would replace what is compacted");
             self.entries.split_off(&first.index);
         }
         self.entries.extend(append.write.entries.into_iter().map(|entry| (entry.index, entry)));
         if let Some(hard_state) = append.write.hard_state {
             assert!(hard_state.term >= self.hard_state.term, "the durable term ran backwards");
             self.hard_state = hard_state;
+        }
+        if let Some(Compact { snapshots, up_to }) = append.write.compact {
+            let (first, newest) =
+                (snapshots.first().expect("one is kept").index, snapshots.last().map_or(0, |s| s.index));
+            assert!(up_to <= first, "the log would be cut off past what an older snapshot needs");
+            assert!(newest <= self.hard_state.commit.max(self.base.0), "a snapshot of what is not committed");
+            if newest >= self.base.0 {
+                for snapshot in &snapshots {
+                    assert_eq!(self.term_at(snapshot.index), Some(snapshot.term), "a snapshot of another log");
+                }
+                let up_to = up_to.max(self.base.0);
+                self.base = (up_to, self.term_at(up_to).expect("what is cut off is in the log"));
+                self.entries = self.entries.split_off(&(up_to + 1));
+                self.snapshots = snapshots;
+            }
         }
         assert!(self.hard_state.commit <= self.last(), "the durable commit index is past the durable log");
     }
@@ -112,7 +142,7 @@ impl LogReader for Reader {
     }
 
     fn first_index(&self, _: GroupId) -> u64 {
-        1
+        self.0.lock().expect("no other thread").base.0 + 1
     }
 
     fn disk_bytes(&self) -> u64 {
@@ -128,6 +158,10 @@ struct Node {
     applied: u64,
     waiting: VecDeque<Committed<u32>>,
     restore: Option<Snapshot>,
+    /// Whether a snapshot is being built.
+    builds: bool,
+    /// What was offered to it and is being fetched.
+    fetches: Option<Snapshot>,
     questions: Vec<u64>,
     tickets: u32,
     now: Duration,
@@ -151,7 +185,7 @@ impl Node {
         let waits = how % 8 == 7;
         let mut image = Image::default();
         if !waits {
-            image.snapshot = Some(genesis());
+            image.install(genesis());
             image.hard_state = HardState { term: 1, vote: 0, commit: 1 };
         }
         Node::boot(Arc::new(Mutex::new(image)), waits, 1, Duration::ZERO)
@@ -161,10 +195,11 @@ impl Node {
         let found = image.lock().expect("no other thread").clone();
         let mut system = None;
         let mut applied = 0;
-        if let Some(snapshot) = &found.snapshot {
-            let mut state = SystemState::restore(snapshot).expect("what was let in can be read").0;
+        if let Some(snapshot) = found.snapshots.last() {
+            let mut state = SystemState::of(snapshot).expect("what was let in can be read").0;
             applied = snapshot.index;
-            for (index, entry) in found.entries.range(..=found.hard_state.commit) {
+            let unapplied = applied + 1..=found.hard_state.commit;
+            for (index, entry) in found.entries.iter().filter(|(index, _)| unapplied.contains(index)) {
                 if !apply(&mut state, entry) {
                     break;
                 }
@@ -196,8 +231,14 @@ impl Node {
             waits,
         };
         let membership = system.as_ref().map(|s: &SystemState| s.membership.clone()).unwrap_or_default();
-        let start =
-            Start { recovered: found.recovered(), reader: Arc::new(Reader(image.clone())), applied, membership, cluster: None, floor: 0 };
+        let start = Start {
+            recovered: found.recovered(),
+            reader: Arc::new(Reader(image.clone())),
+            applied,
+            membership,
+            cluster: None,
+            floor: 0,
+        };
         Node {
             core: Consensus::new(settings, start).expect("what was made durable can be started from"),
             image,
@@ -206,6 +247,8 @@ impl Node {
             applied,
             waiting: VecDeque::new(),
             restore: None,
+            builds: false,
+            fetches: None,
             questions: Vec::new(),
             tickets: 0,
             now,
@@ -223,7 +266,7 @@ impl Node {
         let deadline = self.now + TICK * 20;
         self.tickets += 1;
         let ticket = self.tickets;
-        match draw.below(32) {
+        match draw.below(36) {
             0..=11 => {
                 let from = self.peer(draw);
                 let message = self.message(draw);
@@ -275,6 +318,13 @@ impl Node {
             }
             29 => self.core.campaign(),
             30 => self.restart(draw),
+            31 => self.build(draw.below(4) == 0),
+            32 => self.fetch(draw.below(4) == 0),
+            33 => {
+                let (peer, index) = (self.peer(draw), draw.near(&[self.applied, 1]));
+                self.core.peer_fetches(peer, index, (draw.below(4) == 0).then(|| "no".to_owned()));
+            }
+            34 => self.core.disk_space(draw.below(2) == 0),
             _ => self.drain(true),
         }
         if draw.byte() % 4 != 0 {
@@ -350,7 +400,7 @@ impl Node {
 
     fn snapshot(&self, draw: &mut Draw<'_>, terms: &[u64], indexes: &[u64]) -> Snapshot {
         let mut snapshot = match (&self.system, draw.below(3)) {
-            (Some(system), 0) => system.snapshot(1, 1, draw.bytes(8).to_vec()).expect("a snapshot"),
+            (Some(system), 0) => system.snapshot(1, 1, file(draw.u64()), BTreeMap::new()).expect("a snapshot"),
             _ => genesis(),
         };
         if draw.below(2) == 0 {
@@ -372,8 +422,7 @@ impl Node {
         let image = self.image.lock().expect("no other thread");
         let in_flight = self.in_flight.iter().rev().flat_map(|append| &append.write.entries);
         let flying = in_flight.filter(|entry| entry.index == index).map(|entry| entry.term).next();
-        let snapshot = image.snapshot.as_ref().filter(|s| s.index == index).map(|s| s.term);
-        flying.or(image.entries.get(&index).map(|entry| entry.term)).or(snapshot)
+        flying.or(image.term_at(index))
     }
 
     /// The answer that brings the node further: to office, to a commit.
@@ -419,7 +468,7 @@ impl Node {
         let moment = Moment { now: self.now, wall: SystemTime::UNIX_EPOCH + self.now };
         let effects = if amid { self.core.drain_amid(moment) } else { self.core.drain(moment) };
         let _ = effects.to_string();
-        let Effects { append, transmit, asks, restore, apply, fault, .. } = effects;
+        let Effects { append, transmit, asks, restore, build, fetch, apply, fault, .. } = effects;
         // What a quorum has committed and nobody can read stops a node by name. Nothing else may.
         if let Some(fault) = &fault {
             assert!(
@@ -433,6 +482,10 @@ impl Node {
         if restore.is_some() {
             self.restore = restore;
             self.waiting.clear();
+        }
+        self.builds |= build;
+        if let Some(fetch) = fetch {
+            self.fetches = Some(fetch.snapshot);
         }
         self.waiting.extend(apply);
         self.questions.extend(asks.iter().map(|question| question.id));
@@ -452,7 +505,7 @@ impl Node {
 
     fn apply(&mut self, count: usize) {
         if let Some(snapshot) = self.restore.take() {
-            self.system = Some(SystemState::restore(&snapshot).expect("what was let in can be read").0);
+            self.system = Some(SystemState::of(&snapshot).expect("what was let in can be read").0);
             self.applied = self.applied.max(snapshot.index);
             let (applied, membership) = (self.applied, self.system.as_ref().map(|s| s.membership.clone()));
             membership.into_iter().for_each(|membership| self.core.membership_changed(membership));
@@ -476,6 +529,27 @@ impl Node {
         }
     }
 
+    /// A snapshot of what is applied is built, or is not.
+    fn build(&mut self, fails: bool) {
+        let term = self.term_at(self.applied);
+        let (true, Some(system), Some(term), false) = (self.builds, &self.system, term, fails) else {
+            if std::mem::take(&mut self.builds) {
+                self.core.snapshot_built(Err("no".to_owned()));
+            }
+            return;
+        };
+        self.builds = false;
+        let snapshot = system.snapshot(self.applied, term, file(self.applied), BTreeMap::new()).expect("a snapshot");
+        self.core.snapshot_built(Ok(snapshot));
+    }
+
+    /// What was offered is here, or could not be had.
+    fn fetch(&mut self, fails: bool) {
+        if let Some(snapshot) = self.fetches.take() {
+            self.core.snapshot_fetched(&snapshot, if fails { Err("no".to_owned()) } else { Ok(()) });
+        }
+    }
+
     /// Power off: what was not durable is gone.
     fn restart(&mut self, draw: &mut Draw<'_>) {
         self.persist(draw.below(3) as usize);
@@ -494,6 +568,11 @@ impl Node {
         }
         let _ = self.core.abandon("the run is over");
     }
+}
+
+/// A snapshot's file, as a descriptor names it.
+fn file(number: u64) -> SnapshotFile {
+    SnapshotFile { bytes: number, hash: [number as u8; 32] }
 }
 
 /// Whether it could be read.

@@ -82,7 +82,8 @@ fn payload(payload: Bytes) {
     let _ = record::decode_owner(payload.clone());
     let _ = record::decode_hard_state(payload.clone());
     if let Ok(foundation) = record::decode_foundation(GroupId::FIRST, &payload) {
-        let again = record::encode_foundation(&foundation).map(|bytes| record::decode_foundation(GroupId::FIRST, &bytes));
+        let again =
+            record::encode_foundation(&foundation).map(|bytes| record::decode_foundation(GroupId::FIRST, &bytes));
         assert_eq!(again, Ok(Ok(foundation.clone())), "what can be read can be written and read again");
         foundation.snapshots.iter().for_each(|snapshot| drop(SystemState::of(snapshot)));
     }

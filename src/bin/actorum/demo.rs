@@ -216,6 +216,7 @@ impl Story {
             account.follow("acknowledged writes", PICTURES, THIRD, patience, PICTURES, acknowledged)?;
             writers.finish()
         })?;
+        account.line(format_args!("{} larger writes acknowledged", large.acknowledged.len()));
         self.ledger.join(large);
 
         // Whoever leads now will have to send it something.
