@@ -19,7 +19,7 @@
 
 use std::{
     collections::BTreeMap,
-    fmt,
+    fmt, io,
     panic::{AssertUnwindSafe, catch_unwind},
     thread::{Builder, JoinHandle},
     time::{Duration, Instant},
@@ -42,6 +42,13 @@ const RETRY_MAX: Duration = Duration::from_secs(3600);
 /// How many values of what was compacted meanwhile one slice removes from the new engine: twice what a commit removes from the old
 /// one, so that the end is reached.
 const REMOVED_AT_ONCE: usize = 2 * TRIM_MAX;
+
+/// How many times the bytes that live are reckoned for a new engine. It takes almost three times, and what is committed meanwhile.
+const ROOM_FOR_LIVE: u64 = 4;
+
+/// How many reserves must stay free when it begins. With a reserve of a quarter of what counts as low on space, a rewriting that
+/// takes what was reckoned ends with a quarter more than that: where a node that is low counts as having enough again.
+const RESERVES_AT_START: u64 = 5;
 
 /// The steps of a rewriting, in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -69,6 +76,10 @@ pub(super) struct Pace {
     pub(super) ratio: u64,
     pub(super) slice_bytes: usize,
     pub(super) retry: Duration,
+    /// Free bytes below which it is given up; it begins only where [`RESERVES_AT_START`] times as many stay.
+    pub(super) reserve_bytes: u64,
+    /// What the engine takes of the disk before it needs it.
+    pub(super) aside_bytes: u64,
 }
 
 /// New engines, and the step by which one becomes the log.
@@ -277,8 +288,10 @@ impl<E: Engine> Rewriter<E> {
         if self.removing.as_ref().is_some_and(|removing| !removing.is_finished()) {
             return false;
         }
-        // What fills the disk kills the log that works. A new engine takes almost three times what lives.
-        let needed = live.saturating_mul(3).saturating_add(self.pace.min_bytes / 16);
+        // What fills the disk kills the log that works.
+        let reserve =
+            self.pace.reserve_bytes.saturating_mul(RESERVES_AT_START).max(self.reserve(self.pace.slice_bytes));
+        let needed = live.saturating_mul(ROOM_FOR_LIVE).saturating_add(reserve);
         if self.renew.room().is_some_and(|room| room < needed) {
             if self.failures == 0 {
                 tracing::warn!(
@@ -297,6 +310,22 @@ impl<E: Engine> Rewriter<E> {
     /// Bytes of all entries, and not less than what a ratio says something of.
     fn live<S: Slots>(&self, committer: &Committer<E, S>) -> u64 {
         committer.live_bytes().max(self.pace.min_bytes / 16).max(1)
+    }
+
+    /// What must be free before so much is copied: the log goes on beside it, and others may be filling the disk as well.
+    fn reserve(&self, slice_bytes: usize) -> u64 {
+        // A slice, too, takes almost three times its bytes.
+        let slice = (slice_bytes as u64).saturating_mul(3).saturating_add(self.pace.aside_bytes);
+        self.pace.reserve_bytes.max(slice)
+    }
+
+    /// An error where the disk has no room for so much more: better no rewriting than a log that finds none.
+    fn ask_room(&self, slice_bytes: usize) -> Result<(), EngineError> {
+        let needed = self.reserve(slice_bytes);
+        let Some(room) = self.renew.room().filter(|room| *room < needed) else { return Ok(()) };
+        let words = format!("{room} bytes are free, and {needed} are left to the log");
+        let error = io::Error::new(io::ErrorKind::StorageFull, words);
+        Err(EngineError::Io { doing: "looking for room to rewrite the log".to_owned(), error })
     }
 
     fn postpone(&mut self) {
@@ -335,6 +364,7 @@ impl<E: Engine> Rewriter<E> {
     ) -> Result<(), Stopped> {
         let copied = guarded(|| {
             self.renew.ask(RewriteStep::Slice)?;
+            self.ask_room(slice_bytes)?;
             committer.with_engine(|old, logs| copy.slice(old, logs, slice_bytes))
         });
         let finished = match copied {
@@ -344,6 +374,7 @@ impl<E: Engine> Rewriter<E> {
             }
             Ok(true) => guarded(|| {
                 self.renew.ask(RewriteStep::Rest)?;
+                self.ask_room(slice_bytes)?;
                 committer.with_engine(|old, logs| copy.rest(old, logs))?;
                 self.renew.ask(RewriteStep::Sync)?;
                 self.renew.sync()

@@ -2,7 +2,8 @@
 //! reported must be there.
 
 use std::{
-    fs, io,
+    collections::VecDeque,
+    fs,
     path::Path,
     sync::{
         Arc, Mutex,
@@ -267,7 +268,7 @@ fn whenever_it_crashes_the_log_is_there() {
     let store = Box::new(SledStore::open(&data, options).unwrap());
     let reader = store.reader();
     let (heard, completed) = channel();
-    let submitted: Arc<Mutex<std::collections::VecDeque<Write>>> = Arc::default();
+    let submitted: Arc<Mutex<VecDeque<Write>>> = Arc::default();
     let mut appender = {
         let (reported, submitted) = (reported.clone(), submitted.clone());
         store.start(Arc::new(move |completion| {
@@ -665,6 +666,17 @@ impl Story {
 struct Told {
     story: Story,
     fails: bool,
+    room: Room,
+}
+
+/// What is free: one answer after the other, the last one again and again; none for what nobody can tell.
+#[derive(Clone, Default)]
+struct Room(Arc<Mutex<VecDeque<u64>>>);
+
+impl Room {
+    fn is(&self, answers: impl IntoIterator<Item = u64>) {
+        *self.0.lock().unwrap() = answers.into_iter().collect();
+    }
 }
 
 impl Renew<Values> for Told {
@@ -701,7 +713,8 @@ impl Renew<Values> for Told {
     }
 
     fn room(&self) -> Option<u64> {
-        None
+        let mut answers = self.room.0.lock().unwrap();
+        if answers.len() > 1 { answers.pop_front() } else { answers.front().copied() }
     }
 }
 
@@ -711,19 +724,22 @@ struct ByHand {
     committer: Committer<Values, Memory>,
     rewriter: Rewriter<Values>,
     story: Story,
+    room: Room,
 }
 
 impl ByHand {
     fn new(slice_bytes: usize, fails: bool) -> ByHand {
-        let (old, story) = (Values::default(), Story::default());
+        let (old, story, room) = (Values::default(), Story::default(), Room::default());
         let node = StoreIdentity { id: 1, incarnation: Incarnation(7), boot: 1 };
         recovery::claim(&old, Path::new("data"), &node).unwrap();
         let watermark = Watermark::over(Memory(watermark::blank(node.incarnation))).unwrap();
         let found = engine::scan(&old).unwrap();
         let committer = Committer::new(Shared::new(old.clone(), &found, Box::new(())), watermark);
-        let pace = Pace { min_bytes: 0, ratio: 0, slice_bytes, retry: Duration::ZERO };
-        let rewriter = Rewriter::new(Box::new(Told { story: story.clone(), fails }), pace);
-        let mut by_hand = ByHand { old, committer, rewriter, story };
+        let (retry, reserve_bytes, aside_bytes) = (Duration::ZERO, 10_000, 1000);
+        let pace = Pace { min_bytes: 0, ratio: 0, slice_bytes, retry, reserve_bytes, aside_bytes };
+        let told = Told { story: story.clone(), fails, room: room.clone() };
+        let rewriter = Rewriter::new(Box::new(told), pace);
+        let mut by_hand = ByHand { old, committer, rewriter, story, room };
         by_hand.write(genesis());
         by_hand
     }
@@ -853,6 +869,47 @@ fn a_copy_that_is_not_the_log_never_counts() {
         let present = store.committer.with_engine(|engine, _| Ok(Arc::ptr_eq(&engine.0, &store.old.0))).unwrap();
         assert!(present, "{missing}");
     }
+}
+
+#[test]
+fn the_last_room_is_left_to_the_log() {
+    let mut store = ByHand::new(2000, false);
+    for index in 2..50 {
+        store.write(append(index..=index, 1));
+    }
+    let enough = |store: &ByHand| 4 * store.committer.live_bytes() + 5 * 10_000;
+    assert!(enough(&store) > 4 * 48 * 300);
+    // It would end with fewer than five reserves.
+    store.room.is([enough(&store) - 1]);
+    store.go_on();
+    assert_eq!((store.rewriter.is_under_way(), store.story.told()), (false, vec![]));
+    // Enough when it begins; then others take it, before a slice, before the next one, and before what comes last.
+    let (mut given_up, mut slices) = (0, 0);
+    for given_up_at in 0.. {
+        store.room.is([vec![enough(&store)], vec![10_000; given_up_at], vec![9_999]].concat());
+        store.go_on();
+        assert!(store.rewriter.is_under_way());
+        slices = 0;
+        while store.rewriter.is_under_way() {
+            store.go_on();
+            slices += 1;
+        }
+        store.end();
+        let told = store.story.told();
+        if told.contains(&"complete: durable".to_owned()) {
+            break;
+        }
+        given_up += 1;
+        // The room of the half one is given back at once, and the log does not mind.
+        assert_eq!((&*told[0], &*told[1], told.len()), ("make: durable", "remove: durable", 2));
+        store.write(append(50..=50, 1));
+        assert!(store.old.all().contains_key(&Key::block(GROUP, 50)));
+    }
+    // Before each slice, and before what follows the last one.
+    assert!(slices > 5 && given_up == slices + 1, "{given_up} of {slices} slices");
+    // A slice can be as large as twice what is committed at once: then it needs more than the reserve.
+    let reserve = |slice_bytes| store.rewriter.reserve(slice_bytes);
+    assert_eq!([reserve(2000), reserve(3000), reserve(5000)], [10_000, 10_000, 16_000]);
 }
 
 /// Counts warnings.
