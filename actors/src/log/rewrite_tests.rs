@@ -483,6 +483,67 @@ fn what_a_rewriting_left_over_is_swept_unless_the_directory_is_refused() {
 }
 
 #[test]
+fn which_log_counts_is_durable_before_anything_depends_on_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = |generation| directory::log_path(dir.path(), generation);
+    for generation in [0, 1, 2, 3, 4] {
+        fs::create_dir(log(generation)).unwrap();
+    }
+    let mark = |generation| fs::write(directory::complete_path(dir.path(), generation), "").unwrap();
+    mark(1);
+    let settle = |counting, fails: Option<usize>| {
+        let mut synced = Vec::new();
+        let outcome = directory::settle_with(dir.path(), counting, &mut |path| {
+            synced.push(path.strip_prefix(dir.path()).unwrap().display().to_string());
+            if fails == Some(synced.len()) { Err(io::Error::other("it is lost")) } else { Ok(()) }
+        });
+        (synced, outcome)
+    };
+    // The mark found may be known to the kernel alone, and so may the removal of one above it.
+    let expected = ["log.1/complete", "log.1", "", "log.2", "log.3", "log.4"];
+    let (synced, outcome) = settle(1, None);
+    outcome.unwrap();
+    assert_eq!(synced, expected);
+    for failing in 1..=expected.len() {
+        let (synced, outcome) = settle(1, Some(failing));
+        assert_eq!((synced.len(), outcome.unwrap_err().to_string()), (failing, "it is lost".to_owned()));
+    }
+    // The first one has no mark to make durable.
+    let (synced, outcome) = settle(0, None);
+    outcome.unwrap();
+    assert_eq!(synced, ["log.1", "log.2", "log.3", "log.4"]);
+    assert!(!directory::complete_path(dir.path(), 1).exists());
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_store_opens_only_where_it_is_durable_which_log_counts() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut node = Node::start(dir.path(), never());
+    node.write(genesis());
+    drop(node);
+    // A directory that can be looked into and not be synced, where half a rewriting would be.
+    let above = directory::log_path(dir.path(), 3);
+    std::os::unix::fs::symlink("/proc/self", &above).unwrap();
+    let error = SledStore::open(dir.path(), never()).unwrap_err();
+    assert!(matches!(error, OpenError::Io { .. }), "{error}");
+    assert!(error.to_string().contains("cannot make durable which of its logs counts"), "{error}");
+    fs::remove_file(above).unwrap();
+    SledStore::open(dir.path(), never()).unwrap();
+}
+
+#[test]
+fn what_cannot_be_swept_keeps_nothing_else_from_going() {
+    let dir = tempfile::tempdir().unwrap();
+    for generation in [0, 2, 3] {
+        fs::create_dir(directory::log_path(dir.path(), generation)).unwrap();
+    }
+    fs::write(directory::log_path(dir.path(), 1), "no directory").unwrap();
+    directory::sweep(dir.path(), 2);
+    assert_eq!(directory::generations(dir.path()).unwrap(), [1, 2]);
+}
+
+#[test]
 fn a_restored_log_that_was_rewritten_is_moved_into_place() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("data");

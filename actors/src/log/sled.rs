@@ -210,7 +210,13 @@ impl SledStore {
             None if !path.join("db").exists() => {
                 return Err(recovery::rolled_back(dir, "no log at all", &watermark));
             }
-            None => SledEngine::open(&path, &options).map_err(|error| error.on_open(dir))?,
+            None => {
+                directory::settle(dir, generation).map_err(|error| {
+                    let doing = "cannot make durable which of its logs counts".to_owned();
+                    OpenError::Io { dir: dir.to_owned(), doing, error }
+                })?;
+                SledEngine::open(&path, &options).map_err(|error| error.on_open(dir))?
+            }
         };
         let found = recovery::recover(&engine, dir, &identity, &mut watermark)?;
         directory.count_boot()?;
