@@ -12,8 +12,8 @@
 //! ```
 //!
 //! The engine is rewritten (see `rewrite`) into a directory of the next *generation*, which counts from the moment its file
-//! `complete` is durable. The highest generation that counts is the log; whatever else is called so is half a rewriting, or what
-//! one has left over, and goes once a node has opened.
+//! `complete` is durable. The highest generation that counts is the log. What is above it is half a rewriting and goes before the
+//! engine opens, which may need the room; what is below it is what one has left over and goes once a node has opened.
 //!
 //! It is made in steps, and `node` comes last: `lock`, `creating`, `log/`, `watermark`, `node`, then
 //! `creating` goes. A crash between leaves `creating` without `node`: nothing was promised yet, so the next open wipes
@@ -213,11 +213,20 @@ pub fn remove_generation(dir: &Path, generation: u64) -> io::Result<()> {
 
 /// Removes every generation but this one, which was settled. What cannot be removed costs space and nothing else.
 pub fn sweep(dir: &Path, keep: u64) {
+    remove_those(dir, |found| found != keep);
+}
+
+/// Removes every generation above this one, which was settled: none of them was ever the log.
+pub fn sweep_above(dir: &Path, counting: u64) {
+    remove_those(dir, |found| found > counting);
+}
+
+fn remove_those(dir: &Path, which: impl Fn(u64) -> bool) {
     let warn = |error: io::Error| {
         tracing::warn!(dir = %dir.display(), %error, "what a rewriting of the log has left over cannot be removed");
     };
     let found = generations(dir).map_err(warn).unwrap_or_default();
-    for other in found.into_iter().filter(|found| *found != keep) {
+    for other in found.into_iter().filter(|found| which(*found)) {
         // Each for itself: one that resists keeps no other from going.
         let _ = remove_generation(dir, other).map_err(warn);
     }

@@ -476,10 +476,23 @@ fn what_a_rewriting_left_over_is_swept_unless_the_directory_is_refused() {
     // What is refused is left as it was, all of it.
     copy_dir(old.path(), &log(0)).unwrap();
     copy_dir(old.path(), &log(5)).unwrap();
-    fs::remove_file(log(2).join("db")).unwrap();
+    fs::rename(log(2).join("db"), dir.path().join("db")).unwrap();
     let refusal = SledStore::open(dir.path(), never()).unwrap_err();
     assert!(matches!(refusal, OpenError::RolledBack { .. }), "{refusal}");
     assert_eq!(there(), [0, 2, 5]);
+    // The engine finds the room of what never was the log, also where it cannot open: only that has gone.
+    fs::create_dir(log(2).join("db")).unwrap();
+    let refusal = SledStore::open(dir.path(), never()).unwrap_err();
+    assert!(matches!(refusal, OpenError::Io { .. }), "{refusal}");
+    assert_eq!(there(), [0, 2]);
+    // Nor does it go while another holds the directory.
+    fs::remove_dir(log(2).join("db")).unwrap();
+    fs::rename(dir.path().join("db"), log(2).join("db")).unwrap();
+    let held = SledStore::open(dir.path(), never()).unwrap();
+    copy_dir(old.path(), &log(5)).unwrap();
+    SledStore::open(dir.path(), never()).unwrap_err();
+    assert_eq!(there(), [2, 5]);
+    drop(held);
 }
 
 #[test]

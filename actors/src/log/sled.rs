@@ -215,12 +215,14 @@ impl SledStore {
                     let doing = "cannot make durable which of its logs counts".to_owned();
                     OpenError::Io { dir: dir.to_owned(), doing, error }
                 })?;
+                // Before the engine, which writes when it opens: what fills the disk may be half a rewriting.
+                directory::sweep_above(dir, generation);
                 SledEngine::open(&path, &options).map_err(|error| error.on_open(dir))?
             }
         };
         let found = recovery::recover(&engine, dir, &identity, &mut watermark)?;
         directory.count_boot()?;
-        // Only now: what is refused is left as it was, all of it, for a person to judge.
+        // Only now: of what is refused, all that was ever the log is left as it was, for a person to judge.
         directory::sweep(dir, generation);
         let identity = directory.identity();
         let doing = "cannot open snapshots".to_owned();
