@@ -19,7 +19,7 @@
 
 use std::{
     collections::BTreeMap,
-    fmt, io,
+    fmt,
     panic::{AssertUnwindSafe, catch_unwind},
     thread::{Builder, JoinHandle},
     time::{Duration, Instant},
@@ -194,12 +194,30 @@ impl<E: Engine> Copy<E> {
     }
 }
 
+/// How much is free, and how much must be.
+#[derive(Clone, Copy, Debug)]
+struct Want {
+    room: u64,
+    needed: u64,
+}
+
 /// Why a rewriting did not go on.
 enum Stopped {
     /// The old engine is the log as before.
     Failed(StoreError),
+    /// So it is, and not all of it can be read or fits together.
+    Damaged(StoreError),
+    /// The rest of the room is the log's.
+    NoRoom(Want),
     /// Nobody knows which of the two is the log.
     Fatal(StoreError),
+}
+
+/// What was said since it last succeeded: what follows are repetitions.
+#[derive(Clone, Copy, Debug, Default)]
+struct Said {
+    failed: bool,
+    no_room: bool,
 }
 
 /// Rewrites the engine of one store when it is due.
@@ -214,12 +232,14 @@ pub(super) struct Rewriter<E> {
     not_before: Option<Instant>,
     /// How often it failed since it last succeeded.
     failures: u32,
+    said: Said,
     removing: Option<JoinHandle<()>>,
 }
 
 impl<E: Engine> Rewriter<E> {
     pub(super) fn new(renew: Box<dyn Renew<E>>, pace: Pace) -> Rewriter<E> {
-        Rewriter { renew, pace, copy: None, best: 0, begun: None, not_before: None, failures: 0, removing: None }
+        let (copy, begun, not_before, removing) = (None, None, None, None);
+        Rewriter { renew, pace, copy, best: 0, begun, not_before, failures: 0, said: Said::default(), removing }
     }
 
     /// Whether there is work to do between commits.
@@ -243,10 +263,21 @@ impl<E: Engine> Rewriter<E> {
             Ok(()) => Ok(()),
             Err(Stopped::Fatal(error)) => Err(error),
             Err(Stopped::Failed(error)) => {
-                // Said once: what follows it are repetitions, until one succeeds.
-                if self.failures == 0 {
+                if !std::mem::replace(&mut self.said.failed, true) {
                     tracing::warn!(%error, "the log could not be rewritten, it takes more room than it needs");
                 }
+                self.postpone();
+                Ok(())
+            }
+            Err(Stopped::Damaged(error)) => {
+                // Every time: the log goes on until somebody reads that part of it, which may be when it is needed most.
+                tracing::error!(%error, "the log is damaged: it could not be rewritten, and reading that part of it will fail");
+                self.postpone();
+                Ok(())
+            }
+            Err(Stopped::NoRoom(want)) => {
+                self.say_no_room(want);
+                // Copying in vain costs as much as any other failure.
                 self.postpone();
                 Ok(())
             }
@@ -295,16 +326,10 @@ impl<E: Engine> Rewriter<E> {
         let reserve =
             self.pace.reserve_bytes.saturating_mul(RESERVES_AT_START).max(self.reserve(self.pace.slice_bytes));
         let needed = live.saturating_mul(ROOM_FOR_LIVE).saturating_add(reserve);
-        if self.renew.room().is_some_and(|room| room < needed) {
-            if self.failures == 0 {
-                tracing::warn!(
-                    disk,
-                    live,
-                    needed,
-                    "there is no room to rewrite the log, which takes more than it needs"
-                );
-            }
-            self.postpone();
+        if let Err(want) = self.find_room(needed) {
+            self.say_no_room(want);
+            // Looking costs nothing, and room may be there again at any time.
+            self.not_before = Some(Instant::now() + self.pace.retry);
             return false;
         }
         true
@@ -322,13 +347,18 @@ impl<E: Engine> Rewriter<E> {
         self.pace.reserve_bytes.max(slice)
     }
 
-    /// An error where the disk has no room for so much more: better no rewriting than a log that finds none.
-    fn ask_room(&self, slice_bytes: usize) -> Result<(), EngineError> {
-        let needed = self.reserve(slice_bytes);
-        let Some(room) = self.renew.room().filter(|room| *room < needed) else { return Ok(()) };
-        let words = format!("{room} bytes are free, and {needed} are left to the log");
-        let error = io::Error::new(io::ErrorKind::StorageFull, words);
-        Err(EngineError::Io { doing: "looking for room to rewrite the log".to_owned(), error })
+    /// Better no rewriting than a log that finds no room. What nobody can tell is no reason.
+    fn find_room(&self, needed: u64) -> Result<(), Want> {
+        match self.renew.room() {
+            Some(room) if room < needed => Err(Want { room, needed }),
+            _ => Ok(()),
+        }
+    }
+
+    fn say_no_room(&mut self, Want { room, needed }: Want) {
+        if !std::mem::replace(&mut self.said.no_room, true) {
+            tracing::warn!(room, needed, "there is no room to rewrite the log, which takes more than it needs");
+        }
     }
 
     fn postpone(&mut self) {
@@ -359,34 +389,56 @@ impl<E: Engine> Rewriter<E> {
         }
     }
 
+    /// Copies a slice, and the rest after the last one. Says whether all of the log is durable in the new engine.
+    fn fill<S: Slots>(
+        &mut self,
+        committer: &Committer<E, S>,
+        copy: &mut Copy<E>,
+        slice_bytes: usize,
+    ) -> Result<bool, Stopped> {
+        let needed = self.reserve(slice_bytes);
+        let copying = |error| match error {
+            StoreError::Damaged { .. } => Stopped::Damaged(error),
+            error => Stopped::Failed(error),
+        };
+        self.find_room(needed).map_err(Stopped::NoRoom)?;
+        let finished = guarded(|| {
+            self.renew.ask(RewriteStep::Slice)?;
+            committer.with_engine(|old, logs| copy.slice(old, logs, slice_bytes))
+        });
+        if !finished.map_err(copying)? {
+            return Ok(false);
+        }
+        self.find_room(needed).map_err(Stopped::NoRoom)?;
+        let rest = guarded(|| {
+            self.renew.ask(RewriteStep::Rest)?;
+            committer.with_engine(|old, logs| copy.rest(old, logs))
+        });
+        rest.map_err(copying)?;
+        let synced = guarded(|| {
+            self.renew.ask(RewriteStep::Sync)?;
+            self.renew.sync()
+        });
+        synced.map_err(Stopped::Failed)?;
+        Ok(true)
+    }
+
     fn step<S: Slots>(
         &mut self,
         committer: &mut Committer<E, S>,
         mut copy: Copy<E>,
         slice_bytes: usize,
     ) -> Result<(), Stopped> {
-        let copied = guarded(|| {
-            self.renew.ask(RewriteStep::Slice)?;
-            self.ask_room(slice_bytes)?;
-            committer.with_engine(|old, logs| copy.slice(old, logs, slice_bytes))
-        });
-        let finished = match copied {
+        match self.fill(committer, &mut copy, slice_bytes) {
+            Ok(true) => {}
             Ok(false) => {
                 self.copy = Some(copy);
                 return Ok(());
             }
-            Ok(true) => guarded(|| {
-                self.renew.ask(RewriteStep::Rest)?;
-                self.ask_room(slice_bytes)?;
-                committer.with_engine(|old, logs| copy.rest(old, logs))?;
-                self.renew.ask(RewriteStep::Sync)?;
-                self.renew.sync()
-            }),
-            Err(error) => Err(error),
-        };
-        if let Err(error) = finished {
-            self.remove(copy.engine);
-            return Err(Stopped::Failed(error));
+            Err(stopped) => {
+                self.remove(copy.engine);
+                return Err(stopped);
+            }
         }
         // Promise 1: all of the log is durable in the new engine. This is the one step by which it becomes the log: a crash before
         // it finds the old one, a crash after it the new one, and nothing was committed in between.
@@ -415,7 +467,7 @@ impl<E: Engine> Rewriter<E> {
         let (after, live, copied) = (committer.disk_bytes(), self.live(committer), copy.bytes);
         // Of what was copied: where most of that was compacted meanwhile, the next rewriting does much better.
         self.best = percent(after, live.max(copied));
-        (self.not_before, self.failures) = (None, 0);
+        (self.not_before, self.failures, self.said) = (None, 0, Said::default());
         let took = self.begun.take().map(|begun| begun.elapsed());
         tracing::info!(before, after, live, copied, ?took, "the log was rewritten");
         Ok(())

@@ -3,7 +3,7 @@
 
 use std::{
     collections::VecDeque,
-    fs,
+    fs, io,
     path::Path,
     sync::{
         Arc, Mutex,
@@ -1021,8 +1021,18 @@ fn the_last_room_is_left_to_the_log() {
     assert_eq!([reserve(2000), reserve(3000), reserve(5000)], [10_000, 10_000, 16_000]);
 }
 
-/// Counts warnings.
-struct Warnings(AtomicU64);
+/// Counts warnings, and errors.
+#[derive(Default)]
+struct Warnings {
+    warned: AtomicU64,
+    errors: AtomicU64,
+}
+
+impl Warnings {
+    fn counted(&self) -> (u64, u64) {
+        (self.warned.load(Ordering::SeqCst), self.errors.load(Ordering::SeqCst))
+    }
+}
 
 impl tracing::Subscriber for Warnings {
     fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
@@ -1037,8 +1047,10 @@ impl tracing::Subscriber for Warnings {
 
     fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
 
-    fn event(&self, _: &tracing::Event<'_>) {
-        self.0.fetch_add(1, Ordering::SeqCst);
+    fn event(&self, event: &tracing::Event<'_>) {
+        let is_error = *event.metadata().level() == tracing::Level::ERROR;
+        let counter = if is_error { &self.errors } else { &self.warned };
+        counter.fetch_add(1, Ordering::SeqCst);
     }
 
     fn enter(&self, _: &tracing::span::Id) {}
@@ -1048,7 +1060,7 @@ impl tracing::Subscriber for Warnings {
 
 #[test]
 fn a_failure_is_said_once_and_tried_again_later_and_later() {
-    let warnings = Arc::new(Warnings(AtomicU64::new(0)));
+    let warnings = Arc::new(Warnings::default());
     tracing::subscriber::with_default(warnings.clone(), || {
         let mut store = ByHand::new(2000, true);
         store.write(append(2..=9, 1));
@@ -1057,7 +1069,7 @@ fn a_failure_is_said_once_and_tried_again_later_and_later() {
             store.rewriter.removing.take().unwrap().join().unwrap();
         }
         assert_eq!(store.story.told(), ["make: durable", "remove: durable"].repeat(5));
-        assert_eq!((store.rewriter.failures, warnings.0.load(Ordering::SeqCst)), (5, 1));
+        assert_eq!((store.rewriter.failures, warnings.counted()), (5, (1, 0)));
         // The store does not mind.
         store.write(append(10..=19, 1));
         assert!(store.old.all().contains_key(&Key::block(GROUP, 10)));
@@ -1078,4 +1090,51 @@ fn a_failure_is_said_once_and_tried_again_later_and_later() {
         rewriter.wait().as_secs() / 60
     });
     assert_eq!(waits, [1, 2, 4, 32, 60, 60]);
+}
+
+#[test]
+fn want_of_room_hides_no_failure_and_damage_is_said_each_time() {
+    let warnings = Arc::new(Warnings::default());
+    tracing::subscriber::with_default(warnings.clone(), || {
+        let mut store = ByHand::new(2000, true);
+        for index in 2..100 {
+            store.write(append(index..=index, 1));
+        }
+        // No room, again and again: said once, and asked again as soon as the first time.
+        store.room.is([0]);
+        for _ in 0..3 {
+            store.go_on();
+        }
+        assert_eq!((warnings.counted(), store.story.told()), ((1, 0), vec![]));
+        assert_eq!((store.rewriter.failures, store.rewriter.not_before.is_some()), (0, true));
+        // Then another cause: it is said as well.
+        store.room.is([u64::MAX]);
+        store.go_on();
+        store.rewriter.removing.take().unwrap().join().unwrap();
+        assert_eq!((warnings.counted(), store.rewriter.failures), ((2, 0), 1));
+    });
+    let warnings = Arc::new(Warnings::default());
+    tracing::subscriber::with_default(warnings.clone(), || {
+        let mut store = ByHand::new(2000, false);
+        for index in 2..100 {
+            store.write(append(index..=index, 1));
+        }
+        // Whatever was said before.
+        (store.rewriter.failures, store.rewriter.said) = (3, Said { failed: true, no_room: true });
+        let block = Key::block(GROUP, 50);
+        let mut damaged = store.old.all()[&block].to_vec();
+        *damaged.last_mut().unwrap() ^= 1;
+        let intact = store.old.0.lock().unwrap().values.insert(block, damaged.into()).unwrap();
+        for times in 1..=3 {
+            store.go_on();
+            store.end();
+            assert_eq!((warnings.counted(), store.rewriter.failures), ((0, times), 3 + times as u32));
+        }
+        // A rewriting that succeeds begins a new count.
+        store.old.0.lock().unwrap().values.insert(block, intact);
+        store.go_on();
+        store.end();
+        let Said { failed, no_room } = store.rewriter.said;
+        assert_eq!((store.rewriter.failures, failed, no_room), (0, false, false));
+    });
 }
