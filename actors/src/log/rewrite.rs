@@ -19,8 +19,9 @@
 
 use std::{
     collections::BTreeMap,
-    fmt,
+    fmt, io, mem,
     panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread::{Builder, JoinHandle},
     time::{Duration, Instant},
 };
@@ -234,12 +235,17 @@ pub(super) struct Rewriter<E> {
     failures: u32,
     said: Said,
     removing: Option<JoinHandle<()>>,
+    /// Engines to close and files to remove for which there was no thread.
+    parked: Vec<Job>,
+    /// Starts a thread. Any but [`spawn`] is for tests.
+    spawn: fn(Job) -> io::Result<JoinHandle<()>>,
 }
 
 impl<E: Engine> Rewriter<E> {
     pub(super) fn new(renew: Box<dyn Renew<E>>, pace: Pace) -> Rewriter<E> {
         let (copy, begun, not_before, removing) = (None, None, None, None);
-        Rewriter { renew, pace, copy, best: 0, begun, not_before, failures: 0, said: Said::default(), removing }
+        let (said, parked) = (Said::default(), Vec::new());
+        Rewriter { renew, pace, copy, best: 0, begun, not_before, failures: 0, said, removing, parked, spawn }
     }
 
     /// Whether there is work to do between commits.
@@ -263,7 +269,7 @@ impl<E: Engine> Rewriter<E> {
             Ok(()) => Ok(()),
             Err(Stopped::Fatal(error)) => Err(error),
             Err(Stopped::Failed(error)) => {
-                if !std::mem::replace(&mut self.said.failed, true) {
+                if !mem::replace(&mut self.said.failed, true) {
                     tracing::warn!(%error, "the log could not be rewritten, it takes more room than it needs");
                 }
                 self.postpone();
@@ -301,6 +307,8 @@ impl<E: Engine> Rewriter<E> {
         if let Some(removing) = self.removing.take() {
             let _ = removing.join();
         }
+        // For these there was no thread, and the directory's lock goes only after them.
+        mem::take(&mut self.parked).into_iter().for_each(done);
     }
 
     fn is_due<S: Slots>(&mut self, committer: &Committer<E, S>) -> bool {
@@ -320,6 +328,12 @@ impl<E: Engine> Rewriter<E> {
         }
         // One removal at a time: where it hangs, a second would only hang beside it.
         if self.removing.as_ref().is_some_and(|removing| !removing.is_finished()) {
+            return false;
+        }
+        if !self.parked.is_empty() {
+            if self.sweep().is_err() {
+                self.not_before = Some(Instant::now() + self.pace.retry);
+            }
             return false;
         }
         // What fills the disk kills the log that works.
@@ -356,7 +370,7 @@ impl<E: Engine> Rewriter<E> {
     }
 
     fn say_no_room(&mut self, Want { room, needed }: Want) {
-        if !std::mem::replace(&mut self.said.no_room, true) {
+        if !mem::replace(&mut self.said.no_room, true) {
             tracing::warn!(room, needed, "there is no room to rewrite the log, which takes more than it needs");
         }
     }
@@ -480,22 +494,57 @@ impl<E: Engine> Rewriter<E> {
         self.close_aside(left, ready.then_some(remove));
     }
 
-    /// On a thread of its own: sled flushes when it is dropped, which can take long, or for ever.
+    /// Closes what there is of an engine, and then removes its files if it is told how.
     fn close_aside<T: Send + 'static>(&mut self, left: T, remove: Option<Box<dyn FnOnce() + Send>>) {
-        let before = self.removing.take();
-        let spawned = Builder::new().name("actorum-sweep".to_owned()).spawn(move || {
-            // One after the other.
-            before.map(JoinHandle::join);
+        self.parked.push(Box::new(move || {
             let closed = catch_unwind(AssertUnwindSafe(|| drop(left)));
             if let Some(remove) = remove.filter(|_| closed.is_ok()) {
                 remove();
             }
-        });
-        match spawned {
-            Ok(removing) => self.removing = Some(removing),
-            Err(error) => tracing::warn!(%error, "no thread to remove what a rewriting left: the next start does it"),
+        }));
+        if let Err(error) = self.sweep() {
+            tracing::warn!(%error, "no thread to remove what a rewriting left: it stays on the disk for now");
         }
     }
+
+    /// Does what is parked on a thread of its own: sled flushes when it is dropped, which can take long, or for ever.
+    fn sweep(&mut self) -> io::Result<()> {
+        // Where there is no thread all of it comes back: the one before is still waited for, and no engine closes here and now.
+        let work = Arc::new(Mutex::new((self.removing.take(), mem::take(&mut self.parked))));
+        let given = work.clone();
+        let spawned = (self.spawn)(Box::new(move || {
+            let (before, parked) = mem::take(&mut *locked(&given));
+            // One after the other.
+            before.map(JoinHandle::join);
+            parked.into_iter().for_each(done);
+        }));
+        match spawned {
+            Ok(removing) => {
+                self.removing = Some(removing);
+                Ok(())
+            }
+            Err(error) => {
+                (self.removing, self.parked) = mem::take(&mut *locked(&work));
+                Err(error)
+            }
+        }
+    }
+}
+
+/// What a thread of its own does.
+type Job = Box<dyn FnOnce() + Send>;
+
+fn spawn(job: Job) -> io::Result<JoinHandle<()>> {
+    Builder::new().name("actorum-sweep".to_owned()).spawn(job)
+}
+
+/// A job that panics keeps no other from being done.
+fn done(job: Job) {
+    let _ = catch_unwind(AssertUnwindSafe(job));
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl<E> fmt::Debug for Rewriter<E> {

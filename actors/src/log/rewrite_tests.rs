@@ -981,6 +981,49 @@ fn what_is_compacted_while_it_is_copied_does_not_put_off_the_next_rewriting() {
 }
 
 #[test]
+fn what_no_thread_removes_is_removed_later_and_never_after_the_end() {
+    let none = |_: Job| -> io::Result<JoinHandle<()>> { Err(io::Error::other("no thread")) };
+    let made = ["make: durable", "sync: durable", "complete: durable", "switched: durable"];
+    for again in [false, true] {
+        let mut store = ByHand::new(2000, false);
+        store.write(append(2..=9, 1));
+        // One removal takes its time when no thread can be had for the next.
+        let (hold, held) = channel::<()>();
+        let story = store.story.clone();
+        let slow = move || {
+            let _ = held.recv();
+            story.say("slow");
+        };
+        store.rewriter.removing = Some(spawn(Box::new(slow)).unwrap());
+        store.rewriter.spawn = none;
+        store.rewriter.make().ok().unwrap();
+        while store.rewriter.is_under_way() {
+            store.go_on();
+        }
+        assert_eq!(store.story.told(), made);
+        // Nothing begins beside it.
+        store.go_on();
+        assert!(!store.rewriter.is_under_way());
+        drop(hold);
+        if again {
+            wait_for("the slow one ends", || store.rewriter.removing.as_ref().unwrap().is_finished());
+            store.go_on();
+            assert_eq!((store.rewriter.is_under_way(), store.story.told()), (false, vec!["slow: durable".to_owned()]));
+            store.rewriter.spawn = spawn;
+            store.go_on();
+            store.rewriter.removing.take().unwrap().join().unwrap();
+            assert_eq!(store.story.told(), ["remove: durable"]);
+            store.go_on();
+            store.end();
+            assert_eq!(store.story.told()[..4], made);
+        } else {
+            store.rewriter.close();
+            assert_eq!(store.story.told(), ["slow: durable", "remove: durable"]);
+        }
+    }
+}
+
+#[test]
 fn the_last_room_is_left_to_the_log() {
     let mut store = ByHand::new(2000, false);
     for index in 2..50 {
