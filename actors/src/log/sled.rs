@@ -92,7 +92,8 @@ pub struct OpenOptions {
     /// reads and writes every live byte once and leaves about 2.7 times of them, since the engine has its own waste, and until the
     /// old copy is removed both are on the disk. Zero rewrites again and again, for tests.
     pub rewrite_ratio: u64,
-    /// How many bytes a rewriting copies between two commits, which wait for it. Default 2 MiB: some 10 ms on a plain disk.
+    /// How many bytes a rewriting copies between two commits, which wait for it. Default 2 MiB: some 10 ms on a plain disk. After a
+    /// commit of more than half as much it is twice what was committed, or the copy would never catch up with the log.
     pub rewrite_slice_bytes: usize,
     /// Free bytes that a rewriting leaves to the log: it is given up where fewer are free, or fewer than two segments of the engine
     /// and a slice need. It begins only where, four times the bytes of the entries taken off, five times as many stay free.
