@@ -109,10 +109,10 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
     };
     let opened = match storage {
         // Its reader says so: a simulation must not wait for a thread that lives in another time.
-        Storage::Custom(store) if !store.reader().blocks() => open(id, Storage::Custom(store), 0, machine)?,
+        Storage::Custom(store) if !store.reader().blocks() => open(id, Storage::Custom(store), &config, machine)?,
         storage => {
-            let ballast_bytes = config.ballast_bytes;
-            blocking(move || open(id, storage, ballast_bytes, machine)).await??
+            let config = config.clone();
+            blocking(move || open(id, storage, &config, machine)).await??
         }
     };
     let Opened { store, shelf, reader, identity, recovered, replayed } = opened;
@@ -325,19 +325,21 @@ fn missing(key: &str, problem: &str) -> StartError {
     ConfigError { key: key.into(), problem: problem.into() }.into()
 }
 
-/// Opens the directory, checks it, and rebuilds the state.
-fn open<S: StateMachine>(
-    id: NodeId,
-    storage: Storage,
-    ballast_bytes: u64,
-    machine: S,
-) -> Result<Opened<S>, StartError> {
+/// How a node opens its log.
+fn sled_options(id: NodeId, config: &Config) -> OpenOptions {
     let mut options = OpenOptions::new(id, new_incarnation());
-    options.ballast_bytes = ballast_bytes;
+    options.ballast_bytes = config.ballast_bytes;
+    // As with snapshots, and a rewriting begins only with five times as much: it never makes the node low on space.
+    options.rewrite_reserve_bytes = config.low_space_bytes / 4;
+    options
+}
+
+/// Opens the directory, checks it, and rebuilds the state.
+fn open<S: StateMachine>(id: NodeId, storage: Storage, config: &Config, machine: S) -> Result<Opened<S>, StartError> {
     let store: Box<dyn LogStore> = match storage {
         Storage::Custom(store) => store,
         Storage::Memory => Box::new(MemoryDisk::new().open(id, new_incarnation())?),
-        Storage::Sled(dir) => Box::new(SledStore::open(&dir, options)?),
+        Storage::Sled(dir) => Box::new(SledStore::open(&dir, sled_options(id, config))?),
     };
     let (identity, reader) = (store.identity(), store.reader());
     if identity.id != id {
@@ -481,4 +483,17 @@ fn listen_quic(
 #[allow(clippy::disallowed_methods, reason = "only what blocks comes here")]
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, StartError> {
     tokio::task::spawn_blocking(work).await.map_err(|error| StartError::Thread(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rewriting_of_the_log_leaves_it_a_quarter_of_what_counts_as_low() {
+        for low_space_bytes in [0, 1 << 30] {
+            let config = Config { low_space_bytes, ..Config::default() };
+            assert_eq!(sled_options(1, &config).rewrite_reserve_bytes, low_space_bytes / 4);
+        }
+    }
 }

@@ -36,7 +36,7 @@ pub use actorum_actors::system_state::{Audit, RecoveredBecause};
 use actorum_actors::{
     entry::{Draft, SystemCommand},
     log::{
-        sled::SledStore,
+        sled::{OpenOptions, SledStore},
         store::{At, Batch, Completed, HardState, LogStore, OpenError, StoreError, Write},
     },
     snapshot::SnapshotError,
@@ -198,6 +198,14 @@ impl std::fmt::Display for Position {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         At(self.0, self.1).fmt(f)
     }
+}
+
+/// How a directory is opened for the one write.
+fn options(id: NodeId) -> OpenOptions {
+    let mut options = OpenOptions::new(id, boot::new_incarnation());
+    // A log that takes too much room would begin to be copied, and the copy be thrown away when this closes: the node does it.
+    options.rewrite_min_bytes = u64::MAX;
+    options
 }
 
 /// An id that no cluster had before.

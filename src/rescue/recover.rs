@@ -5,14 +5,16 @@ use std::{path::Path, time::SystemTime};
 use actorum_actors::{
     log::{
         directory,
-        sled::{OpenOptions, SledStore},
+        sled::SledStore,
         store::{LogStore, OpenError},
     },
     system_state::{Audit, RecoveredBecause},
 };
 use actorum_transport::wire::Address;
 
-use super::{Beginning, Position, RescueError, Rescued, SurvivingLog, Survivor, check, seconds, survey, survey::look};
+use super::{
+    Beginning, Position, RescueError, Rescued, SurvivingLog, Survivor, check, options, seconds, survey, survey::look,
+};
 use crate::boot;
 
 /// How a cluster is recovered.
@@ -98,7 +100,7 @@ pub fn recover<P: AsRef<Path>>(dir: &Path, others: &[P], recover: Recover) -> Re
         unusable(format!("node {id} is no member of its cluster any more, so its address must be given"))
     })?;
 
-    let store = SledStore::open(dir, OpenOptions::new(id, boot::new_incarnation()))?;
+    let store = SledStore::open(dir, options(id))?;
     // The survey was of a copy, and before the lock.
     let recovered = store.recover(boot::GROUP)?;
     let last = Position(recovered.last_index, recovered.term_at(recovered.last_index).unwrap_or_default());

@@ -11,7 +11,7 @@ use std::{
 use actorum_actors::{
     log::{
         directory::{Restoring, snapshots_path},
-        sled::{OpenOptions, SledStore},
+        sled::SledStore,
     },
     snapshot::{
         Shelf,
@@ -21,8 +21,8 @@ use actorum_actors::{
 };
 use actorum_transport::wire::{Address, ClusterId, NodeId, Snapshot, SnapshotFile};
 
-use super::{Beginning, Position, RescueError, Rescued, check, io_error, seconds};
-use crate::{Membership, boot};
+use super::{Beginning, Position, RescueError, Rescued, check, io_error, options, seconds};
+use crate::Membership;
 
 /// How much of a backup is held in memory while it is copied.
 const COPY_BYTES: usize = 1 << 20;
@@ -90,7 +90,7 @@ impl BackupFile {
         let path = snapshots_path(dir);
         let shelf = Shelf::in_directory(&path).map_err(|error| io_error(&path, "cannot make", error))?;
         copy(&self.path, &shelf, &snapshot)?;
-        let store = SledStore::open(&restoring.store(), OpenOptions::new(id, boot::new_incarnation()))?;
+        let store = SledStore::open(&restoring.store(), options(id))?;
         let (index, term, cluster) = (self.index(), self.term(), self.cluster());
         let audit = Audit {
             who,

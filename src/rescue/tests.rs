@@ -257,6 +257,11 @@ fn three(temp: &TempDir) -> [PathBuf; 3] {
 }
 
 #[test]
+fn no_log_is_rewritten_by_a_rescue() {
+    assert_eq!((options(4).id, options(4).rewrite_min_bytes), (4, u64::MAX));
+}
+
+#[test]
 fn a_survey_says_how_far_each_log_goes_and_changes_nothing() {
     let temp = TempDir::new().unwrap();
     let dirs = three(&temp);

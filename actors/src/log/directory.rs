@@ -12,8 +12,8 @@
 //! ```
 //!
 //! The engine is rewritten (see `rewrite`) into a directory of the next *generation*, which counts from the moment its file
-//! `complete` is durable. The highest generation that counts is the log; whatever else is called so is half a rewriting, or what
-//! one has left over, and goes once a node has opened.
+//! `complete` is durable. The highest generation that counts is the log. What is above it is half a rewriting and goes before the
+//! engine opens, which may need the room; what is below it is what one has left over and goes once a node has opened.
 //!
 //! It is made in steps, and `node` comes last: `lock`, `creating`, `log/`, `watermark`, `node`, then
 //! `creating` goes. A crash between leaves `creating` without `node`: nothing was promised yet, so the next open wipes
@@ -168,11 +168,39 @@ pub fn complete(dir: &Path, generation: u64) -> io::Result<()> {
 
 /// Makes sure that a generation does not count, now or after a power cut: `complete` may have got anywhere.
 pub fn uncomplete(dir: &Path, generation: u64) -> io::Result<()> {
+    uncomplete_with(dir, generation, &mut sync_dir)
+}
+
+fn uncomplete_with(dir: &Path, generation: u64, sync: Sync<'_>) -> io::Result<()> {
     match fs::remove_file(complete_path(dir, generation)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ if !log_path(dir, generation).try_exists()? => Ok(()),
-        _ => sync_dir(&log_path(dir, generation)),
+        _ => sync(&log_path(dir, generation)),
     }
+}
+
+/// Makes durable that this generation is the log, as [`generation`] has found. Before anything depends on it.
+pub fn settle(dir: &Path, counting: u64) -> io::Result<()> {
+    settle_with(dir, counting, &mut sync_dir)
+}
+
+/// Makes the names in a directory durable; another for tests, which see what would be.
+pub(super) type Sync<'a> = &'a mut dyn FnMut(&Path) -> io::Result<()>;
+
+pub(super) fn settle_with(dir: &Path, counting: u64, sync: Sync<'_>) -> io::Result<()> {
+    if counting > 0 {
+        // Promise 1: a process that was killed between the mark and its sync has left a mark that only the kernel holds. From here
+        // on this generation is written and the older ones go; a power cut that took the mark would leave no log at all.
+        sync(&complete_path(dir, counting))?;
+        sync(&log_path(dir, counting))?;
+        sync(dir)?;
+    }
+    for above in generations(dir)?.into_iter().filter(|generation| *generation > counting) {
+        // Promise 1 again: where a mark was taken back and that is not durable, a power cut brings the mark back, above the log that
+        // was written since.
+        uncomplete_with(dir, above, sync)?;
+    }
+    Ok(())
 }
 
 /// Removes a generation that is not the log, or not any more. What a crash leaves of it, the next open removes.
@@ -183,13 +211,24 @@ pub fn remove_generation(dir: &Path, generation: u64) -> io::Result<()> {
     }
 }
 
-/// Removes every generation but this one. What cannot be removed costs space and nothing else.
+/// Removes every generation but this one, which was settled. What cannot be removed costs space and nothing else.
 pub fn sweep(dir: &Path, keep: u64) {
-    let swept = generations(dir).and_then(|found| {
-        found.into_iter().filter(|found| *found != keep).try_for_each(|other| remove_generation(dir, other))
-    });
-    if let Err(error) = swept {
+    remove_those(dir, |found| found != keep);
+}
+
+/// Removes every generation above this one, which was settled: none of them was ever the log.
+pub fn sweep_above(dir: &Path, counting: u64) {
+    remove_those(dir, |found| found > counting);
+}
+
+fn remove_those(dir: &Path, which: impl Fn(u64) -> bool) {
+    let warn = |error: io::Error| {
         tracing::warn!(dir = %dir.display(), %error, "what a rewriting of the log has left over cannot be removed");
+    };
+    let found = generations(dir).map_err(warn).unwrap_or_default();
+    for other in found.into_iter().filter(|found| which(*found)) {
+        // Each for itself: one that resists keeps no other from going.
+        let _ = remove_generation(dir, other).map_err(warn);
     }
 }
 

@@ -19,8 +19,9 @@
 
 use std::{
     collections::BTreeMap,
-    fmt,
+    fmt, io, mem,
     panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread::{Builder, JoinHandle},
     time::{Duration, Instant},
 };
@@ -42,6 +43,13 @@ const RETRY_MAX: Duration = Duration::from_secs(3600);
 /// How many values of what was compacted meanwhile one slice removes from the new engine: twice what a commit removes from the old
 /// one, so that the end is reached.
 const REMOVED_AT_ONCE: usize = 2 * TRIM_MAX;
+
+/// How many times the bytes that live are reckoned for a new engine. It takes almost three times, and what is committed meanwhile.
+const ROOM_FOR_LIVE: u64 = 4;
+
+/// How many reserves must stay free when it begins. With a reserve of a quarter of what counts as low on space, a rewriting that
+/// takes what was reckoned ends with a quarter more than that: where a node that is low counts as having enough again.
+const RESERVES_AT_START: u64 = 5;
 
 /// The steps of a rewriting, in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -69,6 +77,10 @@ pub(super) struct Pace {
     pub(super) ratio: u64,
     pub(super) slice_bytes: usize,
     pub(super) retry: Duration,
+    /// Free bytes below which it is given up; it begins only where [`RESERVES_AT_START`] times as many stay.
+    pub(super) reserve_bytes: u64,
+    /// What the engine takes of the disk before it needs it.
+    pub(super) aside_bytes: u64,
 }
 
 /// New engines, and the step by which one becomes the log.
@@ -114,6 +126,8 @@ struct Copied {
 struct Copy<E> {
     engine: E,
     logs: BTreeMap<GroupId, Copied>,
+    /// Bytes of all values that were copied, also of those that went again.
+    bytes: u64,
 }
 
 impl<E: Engine> Copy<E> {
@@ -139,6 +153,7 @@ impl<E: Engine> Copy<E> {
                     }
                     copied.tail = opened.crc;
                     left = left.saturating_sub(value.len());
+                    self.bytes = self.bytes.saturating_add(value.len() as u64);
                     changes.push((key, Some(value.to_vec())));
                 }
                 self.engine.apply(changes)?;
@@ -180,12 +195,30 @@ impl<E: Engine> Copy<E> {
     }
 }
 
+/// How much is free, and how much must be.
+#[derive(Clone, Copy, Debug)]
+struct Want {
+    room: u64,
+    needed: u64,
+}
+
 /// Why a rewriting did not go on.
 enum Stopped {
     /// The old engine is the log as before.
     Failed(StoreError),
+    /// So it is, and not all of it can be read or fits together.
+    Damaged(StoreError),
+    /// The rest of the room is the log's.
+    NoRoom(Want),
     /// Nobody knows which of the two is the log.
     Fatal(StoreError),
+}
+
+/// What was said since it last succeeded: what follows are repetitions.
+#[derive(Clone, Copy, Debug, Default)]
+struct Said {
+    failed: bool,
+    no_room: bool,
 }
 
 /// Rewrites the engine of one store when it is due.
@@ -193,19 +226,26 @@ pub(super) struct Rewriter<E> {
     renew: Box<dyn Renew<E>>,
     pace: Pace,
     copy: Option<Copy<E>>,
-    /// What the engine took on disk right after the last rewriting, in percent of the live bytes: no rewriting makes it better.
+    /// What the engine took on disk right after the last rewriting, in percent of what was copied: no rewriting makes it better.
     /// sled takes about 270 of a new one, and 300 to 400 of one that is at work.
     best: u64,
     begun: Option<Instant>,
     not_before: Option<Instant>,
     /// How often it failed since it last succeeded.
     failures: u32,
+    said: Said,
     removing: Option<JoinHandle<()>>,
+    /// Engines to close and files to remove for which there was no thread.
+    parked: Vec<Job>,
+    /// Starts a thread. Any but [`spawn`] is for tests.
+    spawn: fn(Job) -> io::Result<JoinHandle<()>>,
 }
 
 impl<E: Engine> Rewriter<E> {
     pub(super) fn new(renew: Box<dyn Renew<E>>, pace: Pace) -> Rewriter<E> {
-        Rewriter { renew, pace, copy: None, best: 0, begun: None, not_before: None, failures: 0, removing: None }
+        let (copy, begun, not_before, removing) = (None, None, None, None);
+        let (said, parked) = (Said::default(), Vec::new());
+        Rewriter { renew, pace, copy, best: 0, begun, not_before, failures: 0, said, removing, parked, spawn }
     }
 
     /// Whether there is work to do between commits.
@@ -229,10 +269,21 @@ impl<E: Engine> Rewriter<E> {
             Ok(()) => Ok(()),
             Err(Stopped::Fatal(error)) => Err(error),
             Err(Stopped::Failed(error)) => {
-                // Said once: what follows it are repetitions, until one succeeds.
-                if self.failures == 0 {
+                if !mem::replace(&mut self.said.failed, true) {
                     tracing::warn!(%error, "the log could not be rewritten, it takes more room than it needs");
                 }
+                self.postpone();
+                Ok(())
+            }
+            Err(Stopped::Damaged(error)) => {
+                // Every time: the log goes on until somebody reads that part of it, which may be when it is needed most.
+                tracing::error!(%error, "the log is damaged: it could not be rewritten, and reading that part of it will fail");
+                self.postpone();
+                Ok(())
+            }
+            Err(Stopped::NoRoom(want)) => {
+                self.say_no_room(want);
+                // Copying in vain costs as much as any other failure.
                 self.postpone();
                 Ok(())
             }
@@ -256,6 +307,8 @@ impl<E: Engine> Rewriter<E> {
         if let Some(removing) = self.removing.take() {
             let _ = removing.join();
         }
+        // For these there was no thread, and the directory's lock goes only after them.
+        mem::take(&mut self.parked).into_iter().for_each(done);
     }
 
     fn is_due<S: Slots>(&mut self, committer: &Committer<E, S>) -> bool {
@@ -277,18 +330,20 @@ impl<E: Engine> Rewriter<E> {
         if self.removing.as_ref().is_some_and(|removing| !removing.is_finished()) {
             return false;
         }
-        // What fills the disk kills the log that works. A new engine takes almost three times what lives.
-        let needed = live.saturating_mul(3).saturating_add(self.pace.min_bytes / 16);
-        if self.renew.room().is_some_and(|room| room < needed) {
-            if self.failures == 0 {
-                tracing::warn!(
-                    disk,
-                    live,
-                    needed,
-                    "there is no room to rewrite the log, which takes more than it needs"
-                );
+        if !self.parked.is_empty() {
+            if self.sweep().is_err() {
+                self.not_before = Some(Instant::now() + self.pace.retry);
             }
-            self.postpone();
+            return false;
+        }
+        // What fills the disk kills the log that works.
+        let reserve =
+            self.pace.reserve_bytes.saturating_mul(RESERVES_AT_START).max(self.reserve(self.pace.slice_bytes));
+        let needed = live.saturating_mul(ROOM_FOR_LIVE).saturating_add(reserve);
+        if let Err(want) = self.find_room(needed) {
+            self.say_no_room(want);
+            // Looking costs nothing, and room may be there again at any time.
+            self.not_before = Some(Instant::now() + self.pace.retry);
             return false;
         }
         true
@@ -297,6 +352,27 @@ impl<E: Engine> Rewriter<E> {
     /// Bytes of all entries, and not less than what a ratio says something of.
     fn live<S: Slots>(&self, committer: &Committer<E, S>) -> u64 {
         committer.live_bytes().max(self.pace.min_bytes / 16).max(1)
+    }
+
+    /// What must be free before so much is copied: the log goes on beside it, and others may be filling the disk as well.
+    fn reserve(&self, slice_bytes: usize) -> u64 {
+        // A slice, too, takes almost three times its bytes.
+        let slice = (slice_bytes as u64).saturating_mul(3).saturating_add(self.pace.aside_bytes);
+        self.pace.reserve_bytes.max(slice)
+    }
+
+    /// Better no rewriting than a log that finds no room. What nobody can tell is no reason.
+    fn find_room(&self, needed: u64) -> Result<(), Want> {
+        match self.renew.room() {
+            Some(room) if room < needed => Err(Want { room, needed }),
+            _ => Ok(()),
+        }
+    }
+
+    fn say_no_room(&mut self, Want { room, needed }: Want) {
+        if !mem::replace(&mut self.said.no_room, true) {
+            tracing::warn!(room, needed, "there is no room to rewrite the log, which takes more than it needs");
+        }
     }
 
     fn postpone(&mut self) {
@@ -317,7 +393,7 @@ impl<E: Engine> Rewriter<E> {
         });
         match made {
             Ok(engine) => {
-                self.copy = Some(Copy { engine, logs: BTreeMap::new() });
+                self.copy = Some(Copy { engine, logs: BTreeMap::new(), bytes: 0 });
                 Ok(())
             }
             Err(error) => {
@@ -327,32 +403,56 @@ impl<E: Engine> Rewriter<E> {
         }
     }
 
+    /// Copies a slice, and the rest after the last one. Says whether all of the log is durable in the new engine.
+    fn fill<S: Slots>(
+        &mut self,
+        committer: &Committer<E, S>,
+        copy: &mut Copy<E>,
+        slice_bytes: usize,
+    ) -> Result<bool, Stopped> {
+        let needed = self.reserve(slice_bytes);
+        let copying = |error| match error {
+            StoreError::Damaged { .. } => Stopped::Damaged(error),
+            error => Stopped::Failed(error),
+        };
+        self.find_room(needed).map_err(Stopped::NoRoom)?;
+        let finished = guarded(|| {
+            self.renew.ask(RewriteStep::Slice)?;
+            committer.with_engine(|old, logs| copy.slice(old, logs, slice_bytes))
+        });
+        if !finished.map_err(copying)? {
+            return Ok(false);
+        }
+        self.find_room(needed).map_err(Stopped::NoRoom)?;
+        let rest = guarded(|| {
+            self.renew.ask(RewriteStep::Rest)?;
+            committer.with_engine(|old, logs| copy.rest(old, logs))
+        });
+        rest.map_err(copying)?;
+        let synced = guarded(|| {
+            self.renew.ask(RewriteStep::Sync)?;
+            self.renew.sync()
+        });
+        synced.map_err(Stopped::Failed)?;
+        Ok(true)
+    }
+
     fn step<S: Slots>(
         &mut self,
         committer: &mut Committer<E, S>,
         mut copy: Copy<E>,
         slice_bytes: usize,
     ) -> Result<(), Stopped> {
-        let copied = guarded(|| {
-            self.renew.ask(RewriteStep::Slice)?;
-            committer.with_engine(|old, logs| copy.slice(old, logs, slice_bytes))
-        });
-        let finished = match copied {
+        match self.fill(committer, &mut copy, slice_bytes) {
+            Ok(true) => {}
             Ok(false) => {
                 self.copy = Some(copy);
                 return Ok(());
             }
-            Ok(true) => guarded(|| {
-                self.renew.ask(RewriteStep::Rest)?;
-                committer.with_engine(|old, logs| copy.rest(old, logs))?;
-                self.renew.ask(RewriteStep::Sync)?;
-                self.renew.sync()
-            }),
-            Err(error) => Err(error),
-        };
-        if let Err(error) = finished {
-            self.remove(copy.engine);
-            return Err(Stopped::Failed(error));
+            Err(stopped) => {
+                self.remove(copy.engine);
+                return Err(stopped);
+            }
         }
         // Promise 1: all of the log is durable in the new engine. This is the one step by which it becomes the log: a crash before
         // it finds the old one, a crash after it the new one, and nothing was committed in between.
@@ -378,11 +478,12 @@ impl<E: Engine> Rewriter<E> {
         let old = committer.switch(copy.engine).map_err(Stopped::Fatal)?;
         self.renew.switched();
         self.remove(old);
-        let (after, live) = (committer.disk_bytes(), self.live(committer));
-        self.best = percent(after, live);
-        (self.not_before, self.failures) = (None, 0);
+        let (after, live, copied) = (committer.disk_bytes(), self.live(committer), copy.bytes);
+        // Of what was copied: where most of that was compacted meanwhile, the next rewriting does much better.
+        self.best = percent(after, live.max(copied));
+        (self.not_before, self.failures, self.said) = (None, 0, Said::default());
         let took = self.begun.take().map(|begun| begun.elapsed());
-        tracing::info!(before, after, live, ?took, "the log was rewritten");
+        tracing::info!(before, after, live, copied, ?took, "the log was rewritten");
         Ok(())
     }
 
@@ -393,22 +494,57 @@ impl<E: Engine> Rewriter<E> {
         self.close_aside(left, ready.then_some(remove));
     }
 
-    /// On a thread of its own: sled flushes when it is dropped, which can take long, or for ever.
+    /// Closes what there is of an engine, and then removes its files if it is told how.
     fn close_aside<T: Send + 'static>(&mut self, left: T, remove: Option<Box<dyn FnOnce() + Send>>) {
-        let before = self.removing.take();
-        let spawned = Builder::new().name("actorum-sweep".to_owned()).spawn(move || {
-            // One after the other.
-            before.map(JoinHandle::join);
+        self.parked.push(Box::new(move || {
             let closed = catch_unwind(AssertUnwindSafe(|| drop(left)));
             if let Some(remove) = remove.filter(|_| closed.is_ok()) {
                 remove();
             }
-        });
-        match spawned {
-            Ok(removing) => self.removing = Some(removing),
-            Err(error) => tracing::warn!(%error, "no thread to remove what a rewriting left: the next start does it"),
+        }));
+        if let Err(error) = self.sweep() {
+            tracing::warn!(%error, "no thread to remove what a rewriting left: it stays on the disk for now");
         }
     }
+
+    /// Does what is parked on a thread of its own: sled flushes when it is dropped, which can take long, or for ever.
+    fn sweep(&mut self) -> io::Result<()> {
+        // Where there is no thread all of it comes back: the one before is still waited for, and no engine closes here and now.
+        let work = Arc::new(Mutex::new((self.removing.take(), mem::take(&mut self.parked))));
+        let given = work.clone();
+        let spawned = (self.spawn)(Box::new(move || {
+            let (before, parked) = mem::take(&mut *locked(&given));
+            // One after the other.
+            before.map(JoinHandle::join);
+            parked.into_iter().for_each(done);
+        }));
+        match spawned {
+            Ok(removing) => {
+                self.removing = Some(removing);
+                Ok(())
+            }
+            Err(error) => {
+                (self.removing, self.parked) = mem::take(&mut *locked(&work));
+                Err(error)
+            }
+        }
+    }
+}
+
+/// What a thread of its own does.
+type Job = Box<dyn FnOnce() + Send>;
+
+fn spawn(job: Job) -> io::Result<JoinHandle<()>> {
+    Builder::new().name("actorum-sweep".to_owned()).spawn(job)
+}
+
+/// A job that panics keeps no other from being done.
+fn done(job: Job) {
+    let _ = catch_unwind(AssertUnwindSafe(job));
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl<E> fmt::Debug for Rewriter<E> {

@@ -2,6 +2,7 @@
 //! reported must be there.
 
 use std::{
+    collections::VecDeque,
     fs, io,
     path::Path,
     sync::{
@@ -267,7 +268,7 @@ fn whenever_it_crashes_the_log_is_there() {
     let store = Box::new(SledStore::open(&data, options).unwrap());
     let reader = store.reader();
     let (heard, completed) = channel();
-    let submitted: Arc<Mutex<std::collections::VecDeque<Write>>> = Arc::default();
+    let submitted: Arc<Mutex<VecDeque<Write>>> = Arc::default();
     let mut appender = {
         let (reported, submitted) = (reported.clone(), submitted.clone());
         store.start(Arc::new(move |completion| {
@@ -475,10 +476,84 @@ fn what_a_rewriting_left_over_is_swept_unless_the_directory_is_refused() {
     // What is refused is left as it was, all of it.
     copy_dir(old.path(), &log(0)).unwrap();
     copy_dir(old.path(), &log(5)).unwrap();
-    fs::remove_file(log(2).join("db")).unwrap();
+    fs::rename(log(2).join("db"), dir.path().join("db")).unwrap();
     let refusal = SledStore::open(dir.path(), never()).unwrap_err();
     assert!(matches!(refusal, OpenError::RolledBack { .. }), "{refusal}");
     assert_eq!(there(), [0, 2, 5]);
+    // The engine finds the room of what never was the log, also where it cannot open: only that has gone.
+    fs::create_dir(log(2).join("db")).unwrap();
+    let refusal = SledStore::open(dir.path(), never()).unwrap_err();
+    assert!(matches!(refusal, OpenError::Io { .. }), "{refusal}");
+    assert_eq!(there(), [0, 2]);
+    // Nor does it go while another holds the directory.
+    fs::remove_dir(log(2).join("db")).unwrap();
+    fs::rename(dir.path().join("db"), log(2).join("db")).unwrap();
+    let held = SledStore::open(dir.path(), never()).unwrap();
+    copy_dir(old.path(), &log(5)).unwrap();
+    SledStore::open(dir.path(), never()).unwrap_err();
+    assert_eq!(there(), [2, 5]);
+    drop(held);
+}
+
+#[test]
+fn which_log_counts_is_durable_before_anything_depends_on_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = |generation| directory::log_path(dir.path(), generation);
+    for generation in [0, 1, 2, 3, 4] {
+        fs::create_dir(log(generation)).unwrap();
+    }
+    let mark = |generation| fs::write(directory::complete_path(dir.path(), generation), "").unwrap();
+    mark(1);
+    let settle = |counting, fails: Option<usize>| {
+        let mut synced = Vec::new();
+        let outcome = directory::settle_with(dir.path(), counting, &mut |path| {
+            synced.push(path.strip_prefix(dir.path()).unwrap().display().to_string());
+            if fails == Some(synced.len()) { Err(io::Error::other("it is lost")) } else { Ok(()) }
+        });
+        (synced, outcome)
+    };
+    // The mark found may be known to the kernel alone, and so may the removal of one above it.
+    let expected = ["log.1/complete", "log.1", "", "log.2", "log.3", "log.4"];
+    let (synced, outcome) = settle(1, None);
+    outcome.unwrap();
+    assert_eq!(synced, expected);
+    for failing in 1..=expected.len() {
+        let (synced, outcome) = settle(1, Some(failing));
+        assert_eq!((synced.len(), outcome.unwrap_err().to_string()), (failing, "it is lost".to_owned()));
+    }
+    // The first one has no mark to make durable.
+    let (synced, outcome) = settle(0, None);
+    outcome.unwrap();
+    assert_eq!(synced, ["log.1", "log.2", "log.3", "log.4"]);
+    assert!(!directory::complete_path(dir.path(), 1).exists());
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_store_opens_only_where_it_is_durable_which_log_counts() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut node = Node::start(dir.path(), never());
+    node.write(genesis());
+    drop(node);
+    // A directory that can be looked into and not be synced, where half a rewriting would be.
+    let above = directory::log_path(dir.path(), 3);
+    std::os::unix::fs::symlink("/proc/self", &above).unwrap();
+    let error = SledStore::open(dir.path(), never()).unwrap_err();
+    assert!(matches!(error, OpenError::Io { .. }), "{error}");
+    assert!(error.to_string().contains("cannot make durable which of its logs counts"), "{error}");
+    fs::remove_file(above).unwrap();
+    SledStore::open(dir.path(), never()).unwrap();
+}
+
+#[test]
+fn what_cannot_be_swept_keeps_nothing_else_from_going() {
+    let dir = tempfile::tempdir().unwrap();
+    for generation in [0, 2, 3] {
+        fs::create_dir(directory::log_path(dir.path(), generation)).unwrap();
+    }
+    fs::write(directory::log_path(dir.path(), 1), "no directory").unwrap();
+    directory::sweep(dir.path(), 2);
+    assert_eq!(directory::generations(dir.path()).unwrap(), [1, 2]);
 }
 
 #[test]
@@ -557,6 +632,7 @@ struct Held {
     values: BTreeMap<Key, Bytes>,
     applied: usize,
     unsynced: bool,
+    written: u64,
 }
 
 impl Values {
@@ -575,6 +651,7 @@ impl Engine for Values {
         let mut held = self.0.lock().unwrap();
         (held.applied, held.unsynced) = (held.applied + changes.len(), true);
         for (key, value) in changes {
+            held.written += value.as_ref().map_or(0, Vec::len) as u64;
             match value {
                 Some(value) => held.values.insert(key, value.into()),
                 None => held.values.remove(&key),
@@ -618,8 +695,9 @@ impl Engine for Values {
         Ok(self.0.lock().unwrap().values.get(&key).cloned())
     }
 
+    /// Wastes as sled does, and gives nothing back.
     fn disk_bytes(&self) -> u64 {
-        1 << 30
+        self.0.lock().unwrap().written * 5 / 2
     }
 }
 
@@ -665,6 +743,17 @@ impl Story {
 struct Told {
     story: Story,
     fails: bool,
+    room: Room,
+}
+
+/// What is free: one answer after the other, the last one again and again; none for what nobody can tell.
+#[derive(Clone, Default)]
+struct Room(Arc<Mutex<VecDeque<u64>>>);
+
+impl Room {
+    fn is(&self, answers: impl IntoIterator<Item = u64>) {
+        *self.0.lock().unwrap() = answers.into_iter().collect();
+    }
 }
 
 impl Renew<Values> for Told {
@@ -701,7 +790,8 @@ impl Renew<Values> for Told {
     }
 
     fn room(&self) -> Option<u64> {
-        None
+        let mut answers = self.room.0.lock().unwrap();
+        if answers.len() > 1 { answers.pop_front() } else { answers.front().copied() }
     }
 }
 
@@ -711,19 +801,22 @@ struct ByHand {
     committer: Committer<Values, Memory>,
     rewriter: Rewriter<Values>,
     story: Story,
+    room: Room,
 }
 
 impl ByHand {
     fn new(slice_bytes: usize, fails: bool) -> ByHand {
-        let (old, story) = (Values::default(), Story::default());
+        let (old, story, room) = (Values::default(), Story::default(), Room::default());
         let node = StoreIdentity { id: 1, incarnation: Incarnation(7), boot: 1 };
         recovery::claim(&old, Path::new("data"), &node).unwrap();
         let watermark = Watermark::over(Memory(watermark::blank(node.incarnation))).unwrap();
         let found = engine::scan(&old).unwrap();
         let committer = Committer::new(Shared::new(old.clone(), &found, Box::new(())), watermark);
-        let pace = Pace { min_bytes: 0, ratio: 0, slice_bytes, retry: Duration::ZERO };
-        let rewriter = Rewriter::new(Box::new(Told { story: story.clone(), fails }), pace);
-        let mut by_hand = ByHand { old, committer, rewriter, story };
+        let (retry, reserve_bytes, aside_bytes) = (Duration::ZERO, 10_000, 1000);
+        let pace = Pace { min_bytes: 0, ratio: 0, slice_bytes, retry, reserve_bytes, aside_bytes };
+        let told = Told { story: story.clone(), fails, room: room.clone() };
+        let rewriter = Rewriter::new(Box::new(told), pace);
+        let mut by_hand = ByHand { old, committer, rewriter, story, room };
         by_hand.write(genesis());
         by_hand
     }
@@ -855,8 +948,134 @@ fn a_copy_that_is_not_the_log_never_counts() {
     }
 }
 
-/// Counts warnings.
-struct Warnings(AtomicU64);
+#[test]
+fn what_is_compacted_while_it_is_copied_does_not_put_off_the_next_rewriting() {
+    let mut store = ByHand::new(2000, false);
+    for index in 2..=400 {
+        store.write(append(index..=index, 1));
+    }
+    store.go_on();
+    for _ in 0..10 {
+        store.go_on();
+    }
+    // From here on as in a node: four times what lives is too much.
+    store.rewriter.pace.ratio = 4;
+    store.write(compact(395, 1));
+    let mut index = 400;
+    while store.rewriter.is_under_way() {
+        index += 1;
+        store.write(append(index..=index, 1));
+        store.go_on();
+    }
+    store.rewriter.removing.take().unwrap().join().unwrap();
+    assert_eq!(store.story.told().pop().unwrap(), "remove: durable");
+    // Most of what the new engine takes is room of what went meanwhile: it is rewritten at once, and then it is as good as it gets.
+    let disk = store.committer.disk_bytes();
+    assert!(disk > 8 * store.committer.live_bytes(), "{disk} of {}", store.committer.live_bytes());
+    store.go_on();
+    assert!(store.rewriter.is_under_way());
+    store.end();
+    assert!(store.committer.disk_bytes() < disk / 2);
+    store.go_on();
+    assert!(!store.rewriter.is_under_way());
+}
+
+#[test]
+fn what_no_thread_removes_is_removed_later_and_never_after_the_end() {
+    let none = |_: Job| -> io::Result<JoinHandle<()>> { Err(io::Error::other("no thread")) };
+    let made = ["make: durable", "sync: durable", "complete: durable", "switched: durable"];
+    for again in [false, true] {
+        let mut store = ByHand::new(2000, false);
+        store.write(append(2..=9, 1));
+        // One removal takes its time when no thread can be had for the next.
+        let (hold, held) = channel::<()>();
+        let story = store.story.clone();
+        let slow = move || {
+            let _ = held.recv();
+            story.say("slow");
+        };
+        store.rewriter.removing = Some(spawn(Box::new(slow)).unwrap());
+        store.rewriter.spawn = none;
+        store.rewriter.make().ok().unwrap();
+        while store.rewriter.is_under_way() {
+            store.go_on();
+        }
+        assert_eq!(store.story.told(), made);
+        // Nothing begins beside it.
+        store.go_on();
+        assert!(!store.rewriter.is_under_way());
+        drop(hold);
+        if again {
+            wait_for("the slow one ends", || store.rewriter.removing.as_ref().unwrap().is_finished());
+            store.go_on();
+            assert_eq!((store.rewriter.is_under_way(), store.story.told()), (false, vec!["slow: durable".to_owned()]));
+            store.rewriter.spawn = spawn;
+            store.go_on();
+            store.rewriter.removing.take().unwrap().join().unwrap();
+            assert_eq!(store.story.told(), ["remove: durable"]);
+            store.go_on();
+            store.end();
+            assert_eq!(store.story.told()[..4], made);
+        } else {
+            store.rewriter.close();
+            assert_eq!(store.story.told(), ["slow: durable", "remove: durable"]);
+        }
+    }
+}
+
+#[test]
+fn the_last_room_is_left_to_the_log() {
+    let mut store = ByHand::new(2000, false);
+    for index in 2..50 {
+        store.write(append(index..=index, 1));
+    }
+    let enough = |store: &ByHand| 4 * store.committer.live_bytes() + 5 * 10_000;
+    assert!(enough(&store) > 4 * 48 * 300);
+    // It would end with fewer than five reserves.
+    store.room.is([enough(&store) - 1]);
+    store.go_on();
+    assert_eq!((store.rewriter.is_under_way(), store.story.told()), (false, vec![]));
+    // Enough when it begins; then others take it, before a slice, before the next one, and before what comes last.
+    let (mut given_up, mut slices) = (0, 0);
+    for given_up_at in 0.. {
+        store.room.is([vec![enough(&store)], vec![10_000; given_up_at], vec![9_999]].concat());
+        store.go_on();
+        assert!(store.rewriter.is_under_way());
+        slices = 0;
+        while store.rewriter.is_under_way() {
+            store.go_on();
+            slices += 1;
+        }
+        store.end();
+        let told = store.story.told();
+        if told.contains(&"complete: durable".to_owned()) {
+            break;
+        }
+        given_up += 1;
+        // The room of the half one is given back at once, and the log does not mind.
+        assert_eq!((&*told[0], &*told[1], told.len()), ("make: durable", "remove: durable", 2));
+        store.write(append(50..=50, 1));
+        assert!(store.old.all().contains_key(&Key::block(GROUP, 50)));
+    }
+    // Before each slice, and before what follows the last one.
+    assert!(slices > 5 && given_up == slices + 1, "{given_up} of {slices} slices");
+    // A slice can be as large as twice what is committed at once: then it needs more than the reserve.
+    let reserve = |slice_bytes| store.rewriter.reserve(slice_bytes);
+    assert_eq!([reserve(2000), reserve(3000), reserve(5000)], [10_000, 10_000, 16_000]);
+}
+
+/// Counts warnings, and errors.
+#[derive(Default)]
+struct Warnings {
+    warned: AtomicU64,
+    errors: AtomicU64,
+}
+
+impl Warnings {
+    fn counted(&self) -> (u64, u64) {
+        (self.warned.load(Ordering::SeqCst), self.errors.load(Ordering::SeqCst))
+    }
+}
 
 impl tracing::Subscriber for Warnings {
     fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
@@ -871,8 +1090,10 @@ impl tracing::Subscriber for Warnings {
 
     fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
 
-    fn event(&self, _: &tracing::Event<'_>) {
-        self.0.fetch_add(1, Ordering::SeqCst);
+    fn event(&self, event: &tracing::Event<'_>) {
+        let is_error = *event.metadata().level() == tracing::Level::ERROR;
+        let counter = if is_error { &self.errors } else { &self.warned };
+        counter.fetch_add(1, Ordering::SeqCst);
     }
 
     fn enter(&self, _: &tracing::span::Id) {}
@@ -882,7 +1103,7 @@ impl tracing::Subscriber for Warnings {
 
 #[test]
 fn a_failure_is_said_once_and_tried_again_later_and_later() {
-    let warnings = Arc::new(Warnings(AtomicU64::new(0)));
+    let warnings = Arc::new(Warnings::default());
     tracing::subscriber::with_default(warnings.clone(), || {
         let mut store = ByHand::new(2000, true);
         store.write(append(2..=9, 1));
@@ -891,7 +1112,7 @@ fn a_failure_is_said_once_and_tried_again_later_and_later() {
             store.rewriter.removing.take().unwrap().join().unwrap();
         }
         assert_eq!(store.story.told(), ["make: durable", "remove: durable"].repeat(5));
-        assert_eq!((store.rewriter.failures, warnings.0.load(Ordering::SeqCst)), (5, 1));
+        assert_eq!((store.rewriter.failures, warnings.counted()), (5, (1, 0)));
         // The store does not mind.
         store.write(append(10..=19, 1));
         assert!(store.old.all().contains_key(&Key::block(GROUP, 10)));
@@ -912,4 +1133,51 @@ fn a_failure_is_said_once_and_tried_again_later_and_later() {
         rewriter.wait().as_secs() / 60
     });
     assert_eq!(waits, [1, 2, 4, 32, 60, 60]);
+}
+
+#[test]
+fn want_of_room_hides_no_failure_and_damage_is_said_each_time() {
+    let warnings = Arc::new(Warnings::default());
+    tracing::subscriber::with_default(warnings.clone(), || {
+        let mut store = ByHand::new(2000, true);
+        for index in 2..100 {
+            store.write(append(index..=index, 1));
+        }
+        // No room, again and again: said once, and asked again as soon as the first time.
+        store.room.is([0]);
+        for _ in 0..3 {
+            store.go_on();
+        }
+        assert_eq!((warnings.counted(), store.story.told()), ((1, 0), vec![]));
+        assert_eq!((store.rewriter.failures, store.rewriter.not_before.is_some()), (0, true));
+        // Then another cause: it is said as well.
+        store.room.is([u64::MAX]);
+        store.go_on();
+        store.rewriter.removing.take().unwrap().join().unwrap();
+        assert_eq!((warnings.counted(), store.rewriter.failures), ((2, 0), 1));
+    });
+    let warnings = Arc::new(Warnings::default());
+    tracing::subscriber::with_default(warnings.clone(), || {
+        let mut store = ByHand::new(2000, false);
+        for index in 2..100 {
+            store.write(append(index..=index, 1));
+        }
+        // Whatever was said before.
+        (store.rewriter.failures, store.rewriter.said) = (3, Said { failed: true, no_room: true });
+        let block = Key::block(GROUP, 50);
+        let mut damaged = store.old.all()[&block].to_vec();
+        *damaged.last_mut().unwrap() ^= 1;
+        let intact = store.old.0.lock().unwrap().values.insert(block, damaged.into()).unwrap();
+        for times in 1..=3 {
+            store.go_on();
+            store.end();
+            assert_eq!((warnings.counted(), store.rewriter.failures), ((0, times), 3 + times as u32));
+        }
+        // A rewriting that succeeds begins a new count.
+        store.old.0.lock().unwrap().values.insert(block, intact);
+        store.go_on();
+        store.end();
+        let Said { failed, no_room } = store.rewriter.said;
+        assert_eq!((store.rewriter.failures, failed, no_room), (0, false, false));
+    });
 }

@@ -49,12 +49,15 @@ use super::{
     engine::{Change, Engine, EngineError, within_time, words},
     record::{FoundGroup, Key},
     recovery,
-    rewrite::{self, Renew, RewriteStep, Rewriter},
+    rewrite::{self, Renew, Rewriter},
     store::*,
     watermark::Watermark,
     worker::{Pace, Worker},
 };
 use crate::snapshot::Shelf;
+
+/// How much of the file sled takes at a time. The largest there is: see above.
+const SEGMENT_BYTES: usize = 16 << 20;
 
 /// How a sled store is opened.
 #[derive(Clone, Debug)]
@@ -89,8 +92,13 @@ pub struct OpenOptions {
     /// reads and writes every live byte once and leaves about 2.7 times of them, since the engine has its own waste, and until the
     /// old copy is removed both are on the disk. Zero rewrites again and again, for tests.
     pub rewrite_ratio: u64,
-    /// How many bytes a rewriting copies between two commits, which wait for it. Default 2 MiB: some 10 ms on a plain disk.
+    /// How many bytes a rewriting copies between two commits, which wait for it. Default 2 MiB: some 10 ms on a plain disk. After a
+    /// commit of more than half as much it is twice what was committed, or the copy would never catch up with the log.
     pub rewrite_slice_bytes: usize,
+    /// Free bytes that a rewriting leaves to the log: it is given up where fewer are free, or fewer than two segments of the engine
+    /// and a slice need. It begins only where, four times the bytes of the entries taken off, five times as many stay free.
+    /// Default 64 MiB. A quarter of what counts as low on space keeps a rewriting from making it so.
+    pub rewrite_reserve_bytes: u64,
     /// How long after a failed rewriting the next one is tried. Default one minute; doubled each time, up to an hour.
     pub rewrite_retry: Duration,
     /// Asked before each step of a rewriting. Exists only with the feature `faults`, for tests.
@@ -107,7 +115,7 @@ pub struct OpenOptions {
 #[cfg(feature = "faults")]
 #[doc(hidden)]
 #[derive(Clone, Default)]
-pub struct RewriteFaults(pub Option<Arc<dyn Fn(RewriteStep) -> io::Result<()> + Send + Sync>>);
+pub struct RewriteFaults(pub Option<Arc<dyn Fn(rewrite::RewriteStep) -> io::Result<()> + Send + Sync>>);
 
 #[cfg(feature = "faults")]
 impl fmt::Debug for RewriteFaults {
@@ -146,6 +154,7 @@ impl OpenOptions {
             rewrite_min_bytes: 256 << 20,
             rewrite_ratio: 4,
             rewrite_slice_bytes: 2 << 20,
+            rewrite_reserve_bytes: 64 << 20,
             rewrite_retry: Duration::from_secs(60),
             #[cfg(feature = "faults")]
             rewrite_faults: RewriteFaults::default(),
@@ -202,11 +211,19 @@ impl SledStore {
             None if !path.join("db").exists() => {
                 return Err(recovery::rolled_back(dir, "no log at all", &watermark));
             }
-            None => SledEngine::open(&path, &options).map_err(|error| error.on_open(dir))?,
+            None => {
+                directory::settle(dir, generation).map_err(|error| {
+                    let doing = "cannot make durable which of its logs counts".to_owned();
+                    OpenError::Io { dir: dir.to_owned(), doing, error }
+                })?;
+                // Before the engine, which writes when it opens: what fills the disk may be half a rewriting.
+                directory::sweep_above(dir, generation);
+                SledEngine::open(&path, &options).map_err(|error| error.on_open(dir))?
+            }
         };
         let found = recovery::recover(&engine, dir, &identity, &mut watermark)?;
         directory.count_boot()?;
-        // Only now: what is refused is left as it was, all of it, for a person to judge.
+        // Only now: of what is refused, all that was ever the log is left as it was, for a person to judge.
         directory::sweep(dir, generation);
         let identity = directory.identity();
         let doing = "cannot open snapshots".to_owned();
@@ -261,7 +278,7 @@ impl Generations {
 
 impl Renew<SledEngine> for Generations {
     #[cfg(feature = "faults")]
-    fn ask(&mut self, step: RewriteStep) -> Result<(), EngineError> {
+    fn ask(&mut self, step: rewrite::RewriteStep) -> Result<(), EngineError> {
         let asked = self.options.rewrite_faults.0.as_ref().map_or(Ok(()), |ask| ask(step));
         asked.map_err(|error| EngineError::Io { doing: format!("{step:?}"), error })
     }
@@ -338,9 +355,12 @@ impl LogStore for SledStore {
             Pace { max_waiting, max_commit_bytes, watermark_bytes, watermark_commits, watermark_quiet, close_within };
         let OpenOptions { rewrite_min_bytes: min_bytes, rewrite_ratio: ratio, .. } = options;
         let OpenOptions { rewrite_slice_bytes: slice_bytes, rewrite_retry: retry, .. } = options;
+        // One that is being written, and the next.
+        let (reserve_bytes, aside_bytes) = (options.rewrite_reserve_bytes, 2 * SEGMENT_BYTES as u64);
+        let when = rewrite::Pace { min_bytes, ratio, slice_bytes, retry, reserve_bytes, aside_bytes };
         let (dir, present) = (self.dir.clone(), self.generation);
         let generations = Generations { dir, options, present, next: present, leaving: None };
-        let rewriter = Rewriter::new(Box::new(generations), rewrite::Pace { min_bytes, ratio, slice_bytes, retry });
+        let rewriter = Rewriter::new(Box::new(generations), when);
         Worker::start(self.shared.clone(), watermark, rewriter, pace, completed)
     }
 }
@@ -402,7 +422,7 @@ impl SledEngine {
             .path(path)
             .flush_every_ms(None)
             .cache_capacity(options.cache_bytes)
-            .segment_size(16 << 20);
+            .segment_size(SEGMENT_BYTES);
         let opened = catch_unwind(AssertUnwindSafe(|| config.open()));
         let db = match opened {
             Ok(opened) => opened.map_err(|error| failed("opening", error))?,
