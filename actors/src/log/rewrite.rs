@@ -13,7 +13,7 @@
 //!
 //! An error before that is no error of the store: what was written is removed, and it is tried again later.
 //!
-//! Deliberately absent: which files an engine has, and where (see [`Renew`], which sled implements).
+//! Deliberately absent: which files an engine has, and where (see `Renew`, which sled implements).
 
 #![allow(clippy::disallowed_methods, reason = "a real disk has a thread and takes real time")]
 

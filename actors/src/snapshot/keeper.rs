@@ -14,7 +14,7 @@
 //! Who needs a snapshot pulls it, piece by piece: so pieces are acknowledged by the question for the next one, a transfer
 //! resumes where its file ends, whichever side was away, and what serves has nothing to remember or to clean up.
 //!
-//! Its queues: pieces asked for and not written are bounded by [`WINDOW`]; what peers ask is bounded by the transport, per link;
+//! Its queues: pieces asked for and not written are bounded by a window of four; what peers ask is bounded by the transport, per link;
 //! who waits for a snapshot waits for the one that is under way. No call here waits for a disk: those run on threads.
 //!
 //! Deliberately absent: deciding when to build, what to offer, and when to give up on a peer: the core does.
@@ -68,7 +68,7 @@ pub struct KeeperBounds {
     pub max_sends: usize,
     /// Bytes per second that are sent to all of them together; zero for no bound.
     pub rate: u64,
-    /// How many bytes are asked for at once; at most [`MAX_PIECE`].
+    /// How many bytes are asked for at once; at most [`MAX_PIECE`](actorum_transport::wire::MAX_PIECE).
     pub piece: u32,
     /// After so long without a new byte a transfer has failed. What came is kept.
     pub patience: Duration,

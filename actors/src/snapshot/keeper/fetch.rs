@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// How many pieces may be asked for and not written yet.
-pub const WINDOW: usize = 4;
+const WINDOW: usize = 4;
 
 /// The pause before a piece that was not answered is asked for again.
 const PAUSE: Duration = Duration::from_millis(100);
