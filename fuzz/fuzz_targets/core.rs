@@ -31,6 +31,7 @@ use actorum_transport::{
         Response, Snapshot, SnapshotFile,
     },
 };
+use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
 
 const TICK: Duration = Duration::from_millis(100);
@@ -182,9 +183,19 @@ fn genesis() -> Snapshot {
 
 impl Node {
     fn new(how: u8) -> Node {
-        let waits = how % 8 == 7;
+        let (waits, lived) = (how % 8 == 7, how % 8 >= 4);
         let mut image = Image::default();
-        if !waits {
+        if !waits && lived {
+            // It has cut off its log: two snapshots, and what follows the older one.
+            let founded = SystemState::of(&genesis()).expect("its own").0;
+            let snapshot = |index| founded.snapshot(index, 1, file(index), BTreeMap::new()).expect("a snapshot");
+            image.install(snapshot(4));
+            image.snapshots.push(snapshot(6));
+            image.hard_state = HardState { term: 1, vote: 0, commit: 7 };
+            let empty =
+                |index| Entry { kind: EntryKind::Normal, term: 1, index, data: Bytes::new(), context: Bytes::new() };
+            image.entries.extend((5..=8).map(|index| (index, empty(index))));
+        } else if !waits {
             image.install(genesis());
             image.hard_state = HardState { term: 1, vote: 0, commit: 1 };
         }
@@ -222,7 +233,7 @@ impl Node {
             max_entry_bytes: 512,
             max_unpersisted_bytes: 8192,
             disk_slow_ticks: 5,
-            snapshot_entries: 3,
+            snapshot_entries: 1,
             snapshot_bytes: u64::MAX,
             keep_entries: 0,
             keep_bytes: u64::MAX,
