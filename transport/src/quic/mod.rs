@@ -14,8 +14,8 @@
 //! carries the generation of its link, and what an older link still delivers is dropped.
 //!
 //! Queues, all owned by this actor or its tasks: per peer and lane, at its byte bound the oldest goes and the core
-//! hears `Unreachable`; handshakes, see `gate.rs`; a peer's open requests, at their bound
-//! QUIC makes the peer wait, and of those about snapshots there are fewer still (four); readers send to this actor and wait for it, one frame per lane.
+//! hears `Unreachable`; handshakes, see `gate.rs`; a peer's open requests, at their bound QUIC makes the peer wait, and of
+//! those about snapshots there are fewer still (four); readers send to this actor and wait for it, one frame per lane.
 //!
 //! Deliberately absent: anything about Raft beyond which lane a message belongs on.
 
