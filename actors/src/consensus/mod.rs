@@ -544,12 +544,12 @@ impl<T> Consensus<T> {
     /// Whether raft-rs would die of an election now: a single voter elects itself at once and must have its whole
     /// log on disk by then, and a campaign reads what follows the applied index, which a snapshot under way moves.
     fn must_wait_for_disk(&self) -> bool {
-        (self.raw.raft.state != StateRole::Leader && self.is_alone_and_behind()) || self.is_restoring()
+        (self.raw.raft.state != StateRole::Leader && self.is_alone_and_behind()) || self.is_installing()
     }
 
     /// The same of a node that leads, should it be made to step down and begin anew.
     fn could_not_be_elected(&self) -> bool {
-        self.is_alone_and_behind() || self.is_restoring()
+        self.is_alone_and_behind() || self.is_installing()
     }
 
     fn is_alone_and_behind(&self) -> bool {
@@ -558,7 +558,8 @@ impl<T> Consensus<T> {
         behind && raft.prs().is_singleton() && raft.promotable()
     }
 
-    fn is_restoring(&self) -> bool {
+    /// Whether a snapshot is on its way to this node's disk. Once it is there it is being restored.
+    fn is_installing(&self) -> bool {
         self.unpersisted.iter().any(|write| write.restore.is_some())
     }
 

@@ -199,7 +199,7 @@ impl<T> Consensus<T> {
     }
 
     fn tell_kept(&mut self) {
-        if self.snapshots.recording.is_empty() && !self.is_restoring() {
+        if self.snapshots.recording.is_empty() && !self.is_installing() {
             self.effects.kept = Some(self.raw.store().snapshots().to_vec());
         }
     }
@@ -215,7 +215,7 @@ impl<T> Consensus<T> {
         if !has_file || holds_it || message.term < self.raw.raft.term {
             return Some(message);
         }
-        if self.snapshots.restoring.is_some() || self.is_restoring() {
+        if self.snapshots.restoring.is_some() || self.is_installing() {
             return None; // the leader asks again
         }
         let again = self.snapshots.fetching.as_ref().is_some_and(|offer| offer.snapshot.index == snapshot.index);
