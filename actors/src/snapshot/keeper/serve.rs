@@ -18,6 +18,16 @@ pub(super) struct Serving {
     heard: Duration,
 }
 
+/// Bytes that a peer asked for.
+#[derive(Clone, Copy)]
+struct Wanted {
+    peer: NodeId,
+    file: SnapshotFile,
+    index: u64,
+    offset: u64,
+    max: u32,
+}
+
 impl Serving {
     /// Whether it asked for something lately.
     pub(super) fn is_alive(&self, now: Duration, patience: Duration) -> bool {
@@ -69,25 +79,17 @@ impl SnapshotKeeper {
                 let Some(wait) = self.pace.wait(now, max, rate, at_most) else {
                     return responder.answer(Response::Refused(Refusal::Busy));
                 };
+                let wanted = Wanted { peer, file, index, offset, max };
                 if wait.is_zero() {
-                    return self.send(peer, file, index, offset, max, responder, ctx);
+                    return self.send(wanted, responder, ctx);
                 }
-                ctx.run_later(wait, move |keeper, ctx| keeper.send(peer, file, index, offset, max, responder, ctx));
+                ctx.run_later(wait, move |keeper, ctx| keeper.send(wanted, responder, ctx));
             }
         }
     }
 
-    #[allow(clippy::too_many_arguments, reason = "one question")]
-    fn send(
-        &mut self,
-        peer: NodeId,
-        file: SnapshotFile,
-        index: u64,
-        offset: u64,
-        max: u32,
-        responder: Responder,
-        ctx: &mut Context<Self>,
-    ) {
+    fn send(&mut self, wanted: Wanted, responder: Responder, ctx: &mut Context<Self>) {
+        let Wanted { peer, file, index, offset, max } = wanted;
         self.off_thread(
             ctx,
             move |shelf| shelf.read(index, &file, offset, max),
