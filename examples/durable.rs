@@ -104,7 +104,7 @@ pub async fn start(dir: &Path) -> Result<Raft<Ledger>, Box<dyn Error>> {
             config.heartbeat_ms = 10;
             config.election_ms = 50;
         })
-        .from_env("ACTORUM")?
+        .from_env("LEDGER")?
         .start()
         .await?;
     raft.wait_for_leader(Duration::from_secs(20)).await?;

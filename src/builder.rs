@@ -91,6 +91,9 @@ pub enum StartError {
     /// The state cannot be rebuilt: the state machine does not fit the log, or failed while it was replayed.
     #[error("{0}")]
     Machine(String),
+    /// Every snapshot that the log begins with is damaged or missing, as named: see there for the way out.
+    #[error("{0}")]
+    NoSnapshot(String),
     /// The founders cannot be right.
     #[error("{0}")]
     Founders(String),
@@ -101,7 +104,10 @@ pub enum StartError {
 
 impl From<Broken> for StartError {
     fn from(broken: Broken) -> Self {
-        StartError::Machine(broken.to_string())
+        match broken {
+            Broken::NoSnapshot { .. } => StartError::NoSnapshot(broken.to_string()),
+            broken => StartError::Machine(broken.to_string()),
+        }
     }
 }
 

@@ -54,7 +54,8 @@ pub struct Config {
     /// It costs nobody an answer to wait, since a node with a slow disk leads nobody; stopping lets a supervisor act.
     pub disk_dead_ms: u64,
     /// Fewer free bytes on the disk than this are few: the node hands its office over and answers `Busy` as a leader, and goes
-    /// on following. It ends by itself when a quarter more is free. Default 256 MiB; 0 never looks.
+    /// on following. It ends by itself when a quarter more is free. A quarter of it is never taken by snapshots, nor by moving the log
+    /// into a smaller store. Default 256 MiB; 0 never looks.
     pub low_space_bytes: u64,
     /// How many bytes to keep on the disk as ballast, given up when a full disk has to be opened again. Default 32 MiB, twice
     /// what the log's engine sets aside at a time; 0 for none. Made only while four times as much is free.

@@ -124,7 +124,7 @@ impl<S: StateMachine> Raft<S> {
         self.door.unsubscribe(subscription);
     }
 
-    /// Takes a snapshot of this node's state now, and waits until it is durable; what the log holds before it can go.
+    /// Takes a snapshot of this node's state now, and waits until it is durable. What the log holds before the one before it can go.
     ///
     /// What was applied before the call is in it: if one is under way already this waits for the one after it. If nothing was applied
     /// since the last one, that is the answer.

@@ -66,7 +66,7 @@ fn killed_fifty_times() {
 /// The machine does not sync, so at its start it may be behind all that the log still holds.
 #[test]
 fn killed_fifty_times_between_snapshots() {
-    lives(&[("ACTORUM_SNAPSHOT_ENTRIES", "15"), ("ACTORUM_LOG_KEEP_ENTRIES", "0")]);
+    lives(&[("LEDGER_SNAPSHOT_ENTRIES", "15"), ("LEDGER_LOG_KEEP_ENTRIES", "0")]);
 }
 
 fn lives(settings: &[(&str, &str)]) {

@@ -286,7 +286,10 @@ fn a_lost_majority() {
         &["data-3 ends at index", &format!("not at {last}")],
     );
     refused(&recover(&["--choose", "7"]), 2, &["node 7's"]);
-    let said = done(&recover(&["--accept-loss", &last]));
+    let listen = lab.node(1).listen.to_string();
+    let address = listen.replace("127.0.0.1", "localhost");
+    let said = done(&recover(&["--accept-loss", &last, "--address", &address]));
+    assert!(said.contains(&format!("at {address}")) && !said.contains(&listen), "{said}");
     assert!(said.contains("begins with node 1") && said.contains("what may be lost: "), "{said}");
 
     // By the command that it always had.

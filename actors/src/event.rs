@@ -14,7 +14,8 @@ use crate::{machine::StateMachine, members::Membership};
 #[rtype(result = "()")]
 #[non_exhaustive]
 pub enum Event<S: StateMachine> {
-    /// A command was applied. In order of the index, without gaps or repeats from the point asked for.
+    /// A command was applied. In order of the index, without repeats from the point asked for, and without gaps but where a
+    /// snapshot takes their place.
     Applied {
         /// Its index.
         index: u64,
@@ -39,7 +40,7 @@ pub enum Event<S: StateMachine> {
         /// The membership that resulted.
         membership: Arc<Membership>,
     },
-    /// A snapshot replaced the state: the commands up to its index will not be told one by one.
+    /// A snapshot stands for all commands up to its index: it replaced the state, or the log begins behind it: the commands up to its index will not be told one by one.
     SnapshotInstalled {
         /// The last index it covers.
         index: u64,

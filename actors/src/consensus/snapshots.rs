@@ -117,7 +117,7 @@ impl<T> Consensus<T> {
             Err(cause) => {
                 let first = self.settings.election_ticks as u64;
                 self.snapshots.build_again.failed(self.ticks, first);
-                return tracing::warn!(cause, "a snapshot could not be built: the log grows until the next attempt");
+                return tracing::debug!(cause, "a snapshot could not be built: the log grows until the next attempt");
             }
         };
         self.snapshots.build_again.succeeded();
@@ -234,7 +234,7 @@ impl<T> Consensus<T> {
         if let Err(cause) = result {
             let first = self.settings.election_ticks as u64;
             self.snapshots.fetch_again.failed(self.ticks, first);
-            return tracing::warn!(from, index = snapshot.index, cause, "a snapshot could not be fetched");
+            return tracing::debug!(from, index = snapshot.index, cause, "a snapshot could not be fetched");
         }
         self.snapshots.fetch_again.succeeded();
         // Of an earlier term it would be ignored: whoever leads now offers its own, and this file is here already.
@@ -268,7 +268,7 @@ impl<T> Consensus<T> {
         (sending.heard, sending.fetches) = (now, true);
         if let Some(cause) = gave_up {
             // raft-rs offers the newest one with the next heartbeat. A peer that needs a pause ignores it for so long.
-            tracing::warn!(peer, index, cause, "a peer cannot use the snapshot it was offered; it is offered again");
+            tracing::debug!(peer, index, cause, "a peer cannot use the snapshot it was offered; it is offered again");
             self.snapshots.sending.remove(&peer);
             self.raw.report_snapshot(peer, SnapshotStatus::Failure);
         }

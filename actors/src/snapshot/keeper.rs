@@ -378,7 +378,11 @@ impl SnapshotKeeper {
     }
 
     fn say(&self, what: String) {
-        tracing::warn!("{what}");
+        // Said once: the same again is a repetition, and the next attempt is on its way.
+        match self.status.borrow().last_error.as_ref() == Some(&what) {
+            true => tracing::debug!("{what}"),
+            false => tracing::warn!("{what}"),
+        }
         self.status.send_modify(|status| status.last_error = Some(what));
     }
 

@@ -28,7 +28,7 @@ use std::{
 
 use actorum_transport::{
     planted::{self, Planted},
-    wire::{Incarnation, NodeId, Snapshot, SnapshotFile},
+    wire::{Incarnation, MAX_PIECE, NodeId, Snapshot, SnapshotFile},
 };
 use bytes::Bytes;
 
@@ -37,9 +37,6 @@ use super::{
     files::{Appending, Files, InDirectory, InMemory, Reading},
 };
 use crate::{core::panic_message, log::store::At, machine::Frozen, system_state::SystemState};
-
-/// A peer gets no more than this in one piece.
-pub const MAX_PIECE_BYTES: u32 = 1 << 20;
 
 /// How many files that nobody has asked to keep yet are left alone; see [`Shelf::keep`].
 const MAX_FRESH: usize = 2;
@@ -310,7 +307,7 @@ impl Shelf {
         opened.and_then(|mut opened| ending(&mut *opened)).is_ok_and(|found| found == (file.bytes, Some(file.hash)))
     }
 
-    /// Bytes of the file as it lies on the disk, [`MAX_PIECE_BYTES`] at most; none past its end; `None` if it is not here
+    /// Bytes of the file as it lies on the disk, [`MAX_PIECE`] at most; none past its end; `None` if it is not here
     /// (any more).
     pub fn read(&self, index: u64, file: &SnapshotFile, offset: u64, max: u32) -> Result<Option<Bytes>, SnapshotError> {
         let name = complete_name(index, file);
@@ -319,7 +316,7 @@ impl Shelf {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(failed(&format!("reading {name}"), error)),
         };
-        let most = u64::from(max.min(MAX_PIECE_BYTES)).min(file.bytes.saturating_sub(offset));
+        let most = u64::from(max.min(MAX_PIECE)).min(file.bytes.saturating_sub(offset));
         let mut piece = Vec::new();
         let got = opened.seek(SeekFrom::Start(offset)).and_then(|_| opened.take(most).read_to_end(&mut piece));
         got.map_err(|error| failed(&format!("reading {name}"), error))?;

@@ -34,7 +34,7 @@ const LOOK_WITHIN: Duration = Duration::from_secs(3);
 /// How many bytes are read from a node at a time.
 const PIECE: usize = 256 << 10;
 
-/// Let a node take a snapshot of its state, so that its log before it can go
+/// Let a node take a snapshot of its state, so that its log before the one before it can go
 ///
 /// Nodes do this by themselves, as their configuration says. It is done when the snapshot is durable on that node;
 /// requests go on meanwhile.
@@ -112,9 +112,15 @@ pub fn snapshot(SnapshotArgs { url }: SnapshotArgs) -> Result<(), Failure> {
 
 /// How far the node's snapshot is, by its status.
 fn show(bar: &ProgressBar, status: &Value) {
-    let building = &status["snapshots"]["building"];
-    if let Some(written) = building["bytes"].as_u64() {
+    let snapshots = &status["snapshots"];
+    // Nobody knows how large it will be: about as large as the last one.
+    if let Some(expected) = snapshots["newest"]["bytes"].as_u64().filter(|_| bar.length().is_none()) {
+        bar.set_style(of_length());
+        bar.set_length(expected);
+    }
+    if let Some(written) = snapshots["building"]["bytes"].as_u64() {
         bar.set_position(written);
+        bar.set_length(bar.length().unwrap_or(0).max(written));
     }
 }
 
@@ -255,16 +261,18 @@ fn private(path: &Path) -> std::io::Result<File> {
     options.open(path)
 }
 
+fn of_length() -> ProgressStyle {
+    let style = ProgressStyle::with_template("{bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta}");
+    style.expect("the template is valid")
+}
+
 /// A bar on a terminal, and nothing elsewhere.
 fn bar(total: Option<u64>) -> ProgressBar {
     if !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }
     match total {
-        Some(total) => {
-            let style = ProgressStyle::with_template("{bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta}");
-            ProgressBar::new(total).with_style(style.expect("the template is valid"))
-        }
+        Some(total) => ProgressBar::new(total).with_style(of_length()),
         None => {
             let style = ProgressStyle::with_template("{spinner} {bytes} written {bytes_per_sec}");
             let bar = ProgressBar::new_spinner().with_style(style.expect("the template is valid"));

@@ -1,4 +1,5 @@
-//! `GET /events?after=N`: every applied command as a server-sent event, in order, without gaps from the point asked for.
+//! `GET /events?after=N`: every applied command as a server-sent event, in order, without gaps from the point asked for but
+//! where `event: snapshot` takes their place.
 //!
 //! ```text
 //!  library ──Events──▶ Watcher (an actor per client) ──bounded channel──▶ response body ──▶ client

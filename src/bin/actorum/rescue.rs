@@ -133,12 +133,12 @@ pub fn recover(args: RecoverArgs) -> Result<(), Failure> {
         )));
     };
     let mut wish = Recover::new(who, SystemTime::now());
-    (wish.accept_loss, wish.address) = (Some(accepted), address);
+    (wish.accept_loss, wish.address) = (Some(accepted), address.clone());
     let recovered = rescue::recover(&chosen.dir, &others, wish)?;
     println!("{} is recovered", recovered.dir.display());
     let known = chosen.log.as_ref().and_then(|log| log.membership.members.get(&recovered.id));
-    let address = known.map_or_else(|| "HOST:PORT".to_owned(), |member| member.address.0.clone());
-    begun(&recovered, &address);
+    let address = address.or(known.map(|member| member.address.clone()));
+    begun(&recovered, &address.map_or_else(|| "HOST:PORT".to_owned(), |address| address.0));
     Ok(())
 }
 

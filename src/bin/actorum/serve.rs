@@ -71,7 +71,7 @@ pub struct Args {
     /// Where clients reach it (HTTP); port 0 takes a free one
     #[arg(long, env = "ACTORUM_HTTP", value_name = "IP:PORT")]
     pub http: Option<SocketAddr>,
-    /// Where the membership can be changed (HTTP); nowhere if not given
+    /// Where the membership can be changed, snapshots taken and the whole state read (HTTP); nowhere if not given
     #[arg(long, env = "ACTORUM_ADMIN", value_name = "IP:PORT")]
     pub admin: Option<SocketAddr>,
     /// Ask for client certificates on --admin: DIR holds ca.pem, cert.pem and key.pem, and clients show a
