@@ -21,10 +21,12 @@ use super::{LOOK, NODES, Patience, client};
 use crate::{Failure, client::Client};
 
 /// What a large service does in days is to happen here in seconds: the log is kept short, and a snapshot travels slowly enough to be seen.
-const SETTINGS: [(&str, &str); 4] = [
+const SETTINGS: [(&str, &str); 5] = [
     ("ACTORUM_SNAPSHOT_BYTES", "2097152"),
     ("ACTORUM_LOG_KEEP_ENTRIES", "100"),
     ("ACTORUM_LOG_KEEP_BYTES", "1048576"),
+    // For a second or two a dead node counts as alive, and the log would wait for it.
+    ("ACTORUM_LOG_HOLD_BYTES", "0"),
     ("ACTORUM_SNAPSHOT_RATE", "6291456"),
 ];
 
