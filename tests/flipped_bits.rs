@@ -204,6 +204,7 @@ fn harmless(name: &str) -> Option<&'static str> {
         "node" => Some("the line's end, or the case of a hexadecimal digit of the checksum"),
         "watermark" => Some("one slot, and the other is used; or what lies behind a slot's end"),
         "log/conf" => Some("its checksum, of which the engine only warns: it compares the values themselves"),
+        "log/snap" => Some("how long it was before it was compressed, which nobody asks of a file that is not"),
         "log/db" => Some("an older version of a page, or unused space: the engine no longer reads it"),
         _ => None,
     }
