@@ -301,20 +301,14 @@ impl<T> Consensus<T> {
     /// Which peers raft-rs is sending a snapshot to. Looked at in each drain: what is sent in this one must not be cut off in
     /// the next.
     pub(super) fn note_sent(&mut self) {
-        let mut sending = BTreeMap::new();
-        if self.raw.raft.state == StateRole::Leader {
-            for (id, progress) in self.raw.raft.prs().iter() {
-                if progress.state == ProgressState::Snapshot {
-                    let index = progress.pending_snapshot;
-                    let known = self.snapshots.sending.get(id).filter(|sending| sending.index == index);
-                    sending.insert(*id, known.copied().unwrap_or(Sending { index, heard: self.ticks, fetches: false }));
-                }
-            }
-        }
-        self.snapshots.sending = sending;
+        let sending = self.sends().into_iter().map(|(id, index)| {
+            let known = self.snapshots.sending.get(&id).filter(|sending| sending.index == index);
+            (id, known.copied().unwrap_or(Sending { index, heard: self.ticks, fetches: false }))
+        });
+        self.snapshots.sending = sending.collect();
     }
 
-    /// To whom raft-rs is sending a snapshot, and of which index, as it says itself: for a witness, who takes nobody else's word.
+    /// To whom raft-rs is sending a snapshot, and of which index, as it says itself.
     pub fn sends(&self) -> Vec<(NodeId, u64)> {
         let raft = &self.raw.raft;
         let progress = raft.prs().iter().filter(|_| raft.state == StateRole::Leader);
