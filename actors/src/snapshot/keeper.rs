@@ -14,8 +14,9 @@
 //! Who needs a snapshot pulls it, piece by piece: so pieces are acknowledged by the question for the next one, a transfer
 //! resumes where its file ends, whichever side was away, and what serves has nothing to remember or to clean up.
 //!
-//! Its queues: pieces asked for and not written are bounded by a window of four; what peers ask is bounded by the transport, per link;
-//! who waits for a snapshot waits for the one that is under way. No call here waits for a disk: those run on threads.
+//! Its queues: pieces asked for and not written are bounded by a window of four; what peers ask is bounded by the transport,
+//! per link; who waits for a snapshot, by `MAX_WAITING`: the next is told to ask again. No call here waits for a disk: those run
+//! on threads.
 //!
 //! Deliberately absent: deciding when to build, what to offer, and when to give up on a peer: the core does.
 
@@ -54,6 +55,9 @@ use serve::Serving;
 
 /// How long one piece may take before it is asked for again; half the patience if that is less.
 const PIECE_WITHIN: Duration = Duration::from_secs(5);
+
+/// How many may wait for a snapshot at a time. At the bound the next is told to ask again.
+const MAX_WAITING: usize = 1024;
 
 /// For how long a file that was read as a whole and found sound is not read again because a peer cannot use it.
 const SOUND_FOR: Duration = Duration::from_secs(3600);
@@ -444,6 +448,10 @@ impl Handler<TakeSnapshot> for SnapshotKeeper {
     type Result = ResponseFuture<Result<SnapshotTaken, TakeSnapshotError>>;
 
     fn handle(&mut self, TakeSnapshot: TakeSnapshot, _: &mut Context<Self>) -> Self::Result {
+        if self.waiting.len() + self.waiting_next.len() >= MAX_WAITING {
+            let cause = format!("{MAX_WAITING} wait for one already: ask again when they have it");
+            return Box::pin(async { Err(TakeSnapshotError::Failed { cause }) });
+        }
         let (reply, answer) = oneshot::channel();
         match self.building {
             // Its state may be from before what this caller has seen applied.

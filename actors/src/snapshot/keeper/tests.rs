@@ -299,6 +299,21 @@ async fn who_asks_after_a_snapshot_began_gets_the_next_one() {
 }
 
 #[actix::test]
+async fn only_so_many_wait_for_a_snapshot() {
+    let mut f = start();
+    let waiting: Vec<_> = (0..MAX_WAITING).map(|_| actix_rt::spawn(f.keeper.send(TakeSnapshot))).collect();
+    f.freezes().await;
+    let refused = f.keeper.send(TakeSnapshot).await.unwrap();
+    assert!(matches!(&refused, Err(TakeSnapshotError::Failed { cause }) if cause.contains("ask again")), "{refused:?}");
+    f.keeper.do_send(WriteSnapshot(Err("not today".to_owned())));
+    f.freezes().await;
+    f.keeper.do_send(WriteSnapshot(Err("not today".to_owned())));
+    for answer in waiting {
+        assert!(answer.await.unwrap().unwrap().is_err());
+    }
+}
+
+#[actix::test]
 async fn a_damaged_file_is_found_out_when_a_peer_cannot_use_it_and_taken_anew() {
     let mut f = start();
     let snapshot = f.take(5).await;
