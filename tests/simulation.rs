@@ -1,7 +1,8 @@
 //! The simulator as it stands: fresh seeds and every seed that ever failed, all faults, all invariants.
 //!
-//! `SEED=n` replays one and tells its story (with `--nocapture`); `SEEDS=n` runs so many fresh ones, and says what was
-//! done in them. Without either a few run, for this build is usually a slow one.
+//! `SEED=n` replays one and tells its story (with `--nocapture`). `SEEDS=n` runs so many fresh ones, `MINUTES=n` as many
+//! as fit in that time; either says what was done in them. Without any of them a few run, for this build is usually a
+//! slow one.
 
 mod harsh;
 
@@ -14,7 +15,7 @@ use std::{
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     thread,
-    time::{Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use actorum::testkit::Counts;
@@ -32,18 +33,20 @@ fn fresh_seeds() {
     }
     let clock = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64);
     let first = number("FROM").unwrap_or(clock >> 20);
-    let count = number("SEEDS").unwrap_or(8);
-    println!("{count} fresh seeds from {first} on (repeat with FROM={first} SEEDS={count})");
+    // With a time and no number the time alone decides.
+    let within = number("MINUTES").map(|minutes| Duration::from_secs(60 * minutes));
+    let most = number("SEEDS").unwrap_or(if within.is_some() { u64::MAX } else { 8 });
+    println!("fresh seeds from {first} on");
     let (next, begun) = (AtomicU64::new(first), Instant::now());
     let (total, broken) = (Mutex::new(Counts::default()), Mutex::new(Vec::new()));
     thread::scope(|scope| {
         for _ in 0..thread::available_parallelism().map_or(1, usize::from) {
             scope.spawn(|| {
                 loop {
-                    let seed = next.fetch_add(1, Relaxed);
-                    if seed >= first + count {
-                        return;
-                    }
+                    let late = within.is_some_and(|within| begun.elapsed() >= within);
+                    // Taken one by one and each taken one runs, so the seeds that ran have no gap.
+                    let take = |seed: u64| (!late && seed - first < most).then(|| seed + 1);
+                    let Ok(seed) = next.fetch_update(Relaxed, Relaxed, take) else { return };
                     let report = harsh::run(seed);
                     total.lock().unwrap().add(&report.counts);
                     if !report.is_ok() {
@@ -55,6 +58,8 @@ fn fresh_seeds() {
         }
     });
     let (total, broken, seconds) = (total.into_inner().unwrap(), broken.into_inner().unwrap(), begun.elapsed());
+    let count = next.into_inner() - first;
+    println!("to repeat: FROM={first} SEEDS={count}");
     println!(
         "{count} seeds of {} virtual seconds in {:.1} s, {} broken",
         SPAN.as_secs(),
