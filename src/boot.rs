@@ -34,6 +34,7 @@ use actorum_actors::{
     system_state::SystemState,
 };
 use actorum_transport::{
+    features::Features,
     message::{Attach, Identity, Responder, TransportHandle, TransportStatus, Upward},
     quic::{QuicConfig, QuicTransport, TransportError},
     tls::TlsIdentity,
@@ -99,7 +100,7 @@ struct Opened<S> {
 
 /// All steps, on the thread of the actors.
 async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<Raft<S>, StartError> {
-    let Builder { id, machine, listen, storage, tls, network, bootstrap, config, clock, witness } = builder;
+    let Builder { id, machine, listen, storage, tls, network, bootstrap, config, clock, witness, features } = builder;
     check_settings(id, &config, &bootstrap)?;
     let storage = storage.ok_or_else(|| missing("storage", "say where the log lives: builder.storage(..)"))?;
     // Before the directory: a mistyped path to the certificates must not leave a new node behind.
@@ -121,7 +122,8 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
     }
 
     let cluster = replayed.system.as_ref().map(|system| system.cluster);
-    let me = Identity { id, incarnation: identity.incarnation, boot: identity.boot, cluster };
+    let (incarnation, boot) = (identity.incarnation, identity.boot);
+    let me = Identity { id, incarnation, boot, cluster, features: features.clone() };
     let authority = tls.as_ref().map_or([0; 32], TlsIdentity::ca_fingerprint);
     let transport = match (network, tls) {
         (Network::Memory(network), _) => network.start(me),
@@ -158,7 +160,8 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
         cluster,
         floor: replayed.system.as_ref().map_or(0, |system| system.recovered_at),
     };
-    let consensus = Consensus::new(settings(id, identity, &config, &bootstrap), core_start)?;
+    let settings = Settings { features: features.clone(), ..settings(id, identity, &config, &bootstrap) };
+    let consensus = Consensus::new(settings, core_start)?;
 
     let bounds =
         DiskBounds { dead_after: Duration::from_millis(config.disk_dead_ms), low_space: config.low_space_bytes };
@@ -240,10 +243,11 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
         set_cluster: transport.set_cluster.clone(),
         form: core_address.clone().recipient(),
         submit: core_address.clone().recipient(),
+        features: core_address.clone().recipient(),
         failed: system.clone().recipient(),
         status: members_show,
     };
-    let manager = MembershipManager::new(id, GROUP, identity.incarnation, beginning, membership_links)
+    let manager = MembershipManager::new(id, GROUP, identity.incarnation, features, beginning, membership_links)
         .map_err(|error| StartError::Founders(error.to_string()))?;
     membership_context.run(manager);
     transport.attach.do_send(Attach {
@@ -404,6 +408,7 @@ fn settings(id: NodeId, identity: StoreIdentity, config: &Config, bootstrap: &Bo
         hold_bytes: config.log_hold_bytes,
         snapshot_patience_ticks: config.snapshot_patience_ms.div_ceil(config.heartbeat_ms).max(2),
         waits: *bootstrap == Bootstrap::Wait,
+        features: Features::all(),
     }
 }
 

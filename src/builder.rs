@@ -15,6 +15,7 @@ use actorum_actors::{
     witness::MaybeWitness,
 };
 use actorum_transport::{
+    features::Features,
     memory::MemoryNetwork,
     message::{Identity, TransportHandle},
     wire::{Address, NodeId},
@@ -123,6 +124,8 @@ pub struct Builder<S: StateMachine> {
     pub(crate) config: Config,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) witness: MaybeWitness,
+    /// What it says that it understands; less only where a simulation has nodes of an older version.
+    pub(crate) features: Features,
 }
 
 impl<S: StateMachine> Builder<S> {
@@ -139,6 +142,7 @@ impl<S: StateMachine> Builder<S> {
             config: Config::default(),
             clock: SystemClock::shared(),
             witness: None,
+            features: Features::all(),
         }
     }
 

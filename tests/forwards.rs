@@ -8,6 +8,7 @@ use actix::prelude::*;
 use actorum::Incarnation;
 use actorum_actors::entry::{Draft, Kind, SystemCommand};
 use actorum_transport::{
+    features::Features,
     message::{Answered, Ask, Attach, Identity, Upward},
     wire::{GroupId, NodeId, Refusal, Request, Response},
 };
@@ -53,7 +54,8 @@ async fn only_commands_of_the_application_are_taken_from_a_peer() {
 
     let (sender, mut answers) = mpsc::channel(4);
     let stranger = Stranger(sender).start();
-    let transport = network.start(Identity { id: 9, incarnation: Incarnation(9), boot: 1, cluster: None });
+    let features = Features::all();
+    let transport = network.start(Identity { id: 9, incarnation: Incarnation(9), boot: 1, cluster: None, features });
     let deaf = stranger.downgrade();
     let upward = Upward {
         received: deaf.clone().recipient(),

@@ -33,6 +33,7 @@ use crate::{
     clock::Clock,
     consensus::{Consensus, CoreStatus, Effects, Moment},
     entry::Draft,
+    features::PeerFeatures,
     machine,
     members::Change,
     message::{
@@ -451,6 +452,14 @@ impl<T: Ticket> Handler<SystemChanged> for RaftCore<T> {
 
     fn handle(&mut self, SystemChanged { state, .. }: SystemChanged, _: &mut Context<Self>) {
         self.guarded(|core| core.consensus.membership_changed(state.membership.clone()));
+    }
+}
+
+impl<T: Ticket> Handler<PeerFeatures> for RaftCore<T> {
+    type Result = ();
+
+    fn handle(&mut self, PeerFeatures { peer, features }: PeerFeatures, _: &mut Context<Self>) {
+        self.guarded(|core| core.consensus.peer_features(peer, features));
     }
 }
 

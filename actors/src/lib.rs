@@ -13,6 +13,7 @@ pub mod machine;
 pub mod outcome;
 pub mod event;
 pub mod members;
+pub mod features;
 pub mod status;
 
 pub mod clock;

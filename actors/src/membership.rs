@@ -17,6 +17,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use actix::{WeakRecipient, prelude::*};
 use actorum_transport::{
+    features::Features,
     message::{Answered, Ask, Asked, Peer, PeerRefused, PeerUp, RefusedBecause, SetCluster, SetPeers},
     wire::{Address, ClusterId, Formation as Statement, GroupId, Incarnation, NodeId, Request, Response},
 };
@@ -25,6 +26,7 @@ use tokio::sync::watch;
 use crate::{
     core::Form,
     entry::{Draft, SystemCommand},
+    features::{PeerFeatures, Understanding},
     formation::{FormationError, Founding, Verdict},
     message::{Failed, LeaderChanged, Refusal, Submit, SystemChanged, Ticket},
     status::{Formed, Role},
@@ -68,6 +70,8 @@ pub struct Links<T: Ticket> {
     pub form: Recipient<Form>,
     /// The core.
     pub submit: Recipient<Submit<T>>,
+    /// The core.
+    pub features: Recipient<PeerFeatures>,
     /// The parent.
     pub failed: WeakRecipient<Failed>,
     /// Where the latest is shown.
@@ -81,6 +85,8 @@ pub struct MembershipStatus {
     pub formed: Formed,
     /// The last refusal of an identity, by us or of ours.
     pub refused: Option<String>,
+    /// What every member has said that it understands.
+    pub features: Features,
 }
 
 /// Knows the members, makes clusters, and tells the transport.
@@ -95,6 +101,7 @@ pub struct MembershipManager<T: Ticket> {
     formed_with: BTreeMap<NodeId, Incarnation>,
     state: Option<Arc<SystemState>>,
     seen: BTreeMap<NodeId, Incarnation>,
+    understanding: Understanding,
     leads: bool,
     next_id: u64,
     refused: Option<String>,
@@ -106,6 +113,7 @@ impl<T: Ticket> MembershipManager<T> {
         id: NodeId,
         group: GroupId,
         incarnation: Incarnation,
+        features: Features,
         beginning: Beginning,
         links: Links<T>,
     ) -> Result<Self, FormationError> {
@@ -119,6 +127,7 @@ impl<T: Ticket> MembershipManager<T> {
             formed_with: BTreeMap::new(),
             state: None,
             seen: BTreeMap::new(),
+            understanding: Understanding::new(id, features),
             leads: false,
             next_id: 1,
             refused: None,
@@ -267,7 +276,9 @@ impl<T: Ticket> MembershipManager<T> {
             (None, None) if !self.founders.is_empty() => Formed::Forming { waiting_for: Vec::new() },
             (None, None) => Formed::Waiting,
         };
-        self.links.status.send_replace(MembershipStatus { formed, refused: self.refused.clone() });
+        let features =
+            self.state.as_ref().map(|state| self.understanding.everyone(&state.membership)).unwrap_or_default();
+        self.links.status.send_replace(MembershipStatus { formed, refused: self.refused.clone(), features });
     }
 }
 
@@ -340,8 +351,12 @@ impl<T: Ticket> Handler<PeerUp> for MembershipManager<T> {
     type Result = ();
 
     fn handle(&mut self, PeerUp { identity }: PeerUp, _: &mut Context<Self>) {
-        self.seen.insert(identity.id, identity.incarnation);
+        let (peer, features) = (identity.id, identity.features);
+        self.seen.insert(peer, identity.incarnation);
+        self.understanding.met(peer, features.clone());
+        self.links.features.do_send(PeerFeatures { peer, features });
         self.record_incarnations();
+        self.show();
     }
 }
 
@@ -364,7 +379,7 @@ impl<T: Ticket> Handler<PeerRefused> for MembershipManager<T> {
 
 #[cfg(test)]
 mod tests {
-    use actorum_transport::wire::Address;
+    use actorum_transport::{message::Identity, wire::Address};
     use tokio::sync::mpsc;
 
     use super::*;
@@ -397,7 +412,7 @@ mod tests {
         };
     }
 
-    ignores! { Ask SetPeers SetCluster Form Submit<NoTicket> }
+    ignores! { Ask SetPeers SetCluster Form Submit<NoTicket> PeerFeatures }
 
     impl Handler<Failed> for Fake {
         type Result = ();
@@ -424,21 +439,27 @@ mod tests {
         fn handle(&mut self, Flush: Flush, _: &mut Context<Self>) {}
     }
 
-    /// Node 1 with incarnation 11 hears this refusal: what its parent heard, and what it shows.
-    async fn refused(beginning: Beginning, by: NodeId, known: u64) -> (Option<String>, MembershipStatus) {
-        let (told, mut heard) = mpsc::unbounded_channel();
-        let fake = Fake(told).start();
-        let status = watch::Sender::new(MembershipStatus::default());
-        let links = Links {
+    fn links(fake: &Addr<Fake>, status: &watch::Sender<MembershipStatus>) -> Links<NoTicket> {
+        Links {
             ask: fake.clone().recipient(),
             set_peers: fake.clone().recipient(),
             set_cluster: fake.clone().recipient(),
             form: fake.clone().recipient(),
             submit: fake.clone().recipient(),
+            features: fake.clone().recipient(),
             failed: fake.downgrade().recipient(),
             status: status.clone(),
-        };
-        let manager = MembershipManager::<NoTicket>::new(1, GroupId::FIRST, Incarnation(11), beginning, links);
+        }
+    }
+
+    /// Node 1 with incarnation 11 hears this refusal: what its parent heard, and what it shows.
+    async fn refused(beginning: Beginning, by: NodeId, known: u64) -> (Option<String>, MembershipStatus) {
+        let (told, mut heard) = mpsc::unbounded_channel();
+        let fake = Fake(told).start();
+        let status = watch::Sender::new(MembershipStatus::default());
+        let links = links(&fake, &status);
+        let manager =
+            MembershipManager::<NoTicket>::new(1, GroupId::FIRST, Incarnation(11), Features::all(), beginning, links);
         let manager = manager.unwrap().start();
         let (known, theirs) = (Incarnation(known), Incarnation(11));
         let reason = RefusedBecause::Incarnation { id: 1, known, theirs };
@@ -476,6 +497,39 @@ mod tests {
     async fn a_member_that_its_own_cluster_records_otherwise_stops() {
         let (failed, _) = refused(member(Some(99)), 2, 99).await;
         assert!(failed.unwrap().contains("under a new id"));
+    }
+
+    /// What the members of `founded()` are met with, in this order; what the cluster understands after each.
+    async fn met(hellos: &[(NodeId, Features)]) -> Vec<Features> {
+        let (told, _heard) = mpsc::unbounded_channel();
+        let fake = Fake(told).start();
+        let status = watch::Sender::new(MembershipStatus::default());
+        let links = links(&fake, &status);
+        let manager = MembershipManager::<NoTicket>::new(
+            1,
+            GroupId::FIRST,
+            Incarnation(11),
+            Features::all(),
+            member(None),
+            links,
+        );
+        let manager = manager.unwrap().start();
+        let mut understood = Vec::new();
+        for (id, features) in hellos {
+            let features = features.clone();
+            let identity = Identity { id: *id, incarnation: Incarnation(*id), boot: 1, cluster: None, features };
+            manager.do_send(PeerUp { identity });
+            manager.send(Flush).await.unwrap();
+            understood.push(status.borrow().features.clone());
+        }
+        understood
+    }
+
+    #[actix::test]
+    async fn the_cluster_understands_what_every_member_named() {
+        let (new, first) = (Features::all, Features::none);
+        let understood = met(&[(2, new()), (3, new()), (3, first()), (3, new())]).await;
+        assert_eq!(understood, [first(), new(), first(), new()]);
     }
 
     #[actix::test]

@@ -29,6 +29,7 @@ use actorum_actors::{
     system_state::SystemState,
 };
 use actorum_transport::{
+    features::Features,
     message::{Ask, Received, Transmit},
     wire::{Address, ClusterId, Entry, GroupId, Incarnation, NodeId, RaftMessage},
 };
@@ -108,6 +109,7 @@ fn consensus<T>(id: NodeId) -> Consensus<T> {
         hold_bytes: 0,
         snapshot_patience_ticks: 30,
         waits: false,
+        features: Features::all(),
     };
     let recovered = Recovered {
         snapshots: vec![state.genesis(BTreeMap::new()).unwrap()],

@@ -24,6 +24,7 @@ use actorum_actors::{
     witness::{Drained, Witness},
 };
 use actorum_transport::{
+    features::Features,
     memory::MemoryNetwork,
     wire::{Address, GroupId, Incarnation, NodeId},
 };
@@ -87,6 +88,8 @@ pub(crate) struct Node<S: StateMachine> {
     pub life: Life,
     boot: u64,
     bootstrap: Bootstrap,
+    /// Whether it is, until some restart, a node of the first version.
+    first_version: bool,
 }
 
 /// All nodes. Clones are the same fleet.
@@ -106,6 +109,8 @@ struct Inner<S: StateMachine> {
     config: Config,
     /// What snapshots have in addition to the state, in bytes.
     padding: usize,
+    /// Whether the cluster begins with nodes of the first version, which are exchanged at their restarts.
+    rolled: bool,
     state: Mutex<(Dice, BTreeMap<NodeId, Node<S>>)>,
 }
 
@@ -119,8 +124,10 @@ impl<S: StateMachine> Fleet<S> {
     ) -> Self {
         let network = MemoryNetwork::over(Arc::new(links.clone()));
         let padding = [0, 0, 1000, 3000][dice.fork("padding", 0).below(4) as usize];
+        let rolled = dice.fork("rolled", 0).below(4) == 0;
         let state = Mutex::new((dice, BTreeMap::new()));
-        Fleet(Arc::new(Inner { world: world.clone(), links: links.clone(), network, make, config, padding, state }))
+        let (world, links) = (world.clone(), links.clone());
+        Fleet(Arc::new(Inner { world, links, network, make, config, padding, rolled, state }))
     }
 
     pub fn world(&self) -> &World {
@@ -137,6 +144,7 @@ impl<S: StateMachine> Fleet<S> {
         let rate = state.0.between(900, 1100);
         let skew = state.0.between(0, 4000) as i64 - 2000;
         let clock = NodeClock::new(self.0.world.agenda(), rate, skew);
+        let first_version = self.0.rolled && state.0.fork("first version", id).below(3) > 0;
         let disk = Disk::new(id, state.0.fork("disk", id));
         let fleet = self.clone();
         disk.cut_power_with(Some(Arc::new(move |loss| fleet.crash(id, loss))));
@@ -149,6 +157,7 @@ impl<S: StateMachine> Fleet<S> {
             life: Life::default(),
             boot: 0,
             bootstrap,
+            first_version,
         };
         state.1.insert(id, node);
     }
@@ -208,10 +217,14 @@ impl<S: StateMachine> Fleet<S> {
         let entries = store.reader().entries(GroupId::FIRST, base + 1, recovered.last_index + 1, usize::MAX)?;
         let (identity, strings, life) = (store.identity(), Strings::default(), Life::default());
         let world = self.0.world.clone();
-        let (clock, disk, bootstrap) = self
+        let new_version = self.lock().0.fork("version", identity.boot << 16 | id).below(2);
+        let (clock, disk, bootstrap, features) = self
             .node(id, |node| {
+                // Exchanged at some restart, never at the first start.
+                node.first_version &= identity.boot < 2 || new_version > 0;
+                let features = if node.first_version { Features::none() } else { Features::all() };
                 (node.strings, node.life, node.boot) = (strings.clone(), life.clone(), identity.boot);
-                (node.clock.clone(), node.disk.clone(), node.bootstrap.clone())
+                (node.clock.clone(), node.disk.clone(), node.bootstrap.clone(), features)
             })
             .expect("a node of this fleet");
         self.0.links.up(id, identity.boot);
@@ -231,6 +244,7 @@ impl<S: StateMachine> Fleet<S> {
             .bootstrap(bootstrap)
             .config(self.0.config.clone())
             .clock(Arc::new(clock));
+        builder.features = features;
         builder.witness = Some(Arc::new(Watcher { node: id, world: world.clone(), strings: strings.clone() }));
         let raft = builder.start().await?;
         if strings.is_cut() {

@@ -20,6 +20,7 @@ use serde::{
 };
 
 use crate::{
+    features::Features,
     message::{Identity, RefusedBecause},
     wire::{ClusterId, GroupId, Incarnation, NodeId, RaftMessage, Request},
 };
@@ -141,12 +142,16 @@ pub struct Hello {
     /// is newer, whichever arrives first. Zero from the side that accepts.
     #[serde(default)]
     pub dial: u64,
+    /// What it understands besides the formats of the first version, which has no such field.
+    #[serde(default)]
+    pub features: Features,
 }
 
 impl Hello {
     /// The identity it claims.
     pub fn identity(&self) -> Identity {
-        Identity { id: self.node, incarnation: self.incarnation, boot: self.boot, cluster: self.cluster }
+        let (incarnation, features) = (self.incarnation, self.features.clone());
+        Identity { id: self.node, incarnation, boot: self.boot, cluster: self.cluster, features }
     }
 }
 
@@ -648,7 +653,33 @@ mod tests {
             incarnation: Incarnation(u64::MAX),
             boot: 2,
             dial: 3,
+            features: Features::all(),
         };
         assert_eq!(decode::<Hello>(&rmp_serde::to_vec_named(&hello).unwrap()), Ok(hello));
+    }
+
+    /// The hello as the first version has it.
+    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    struct FirstHello {
+        protocol: u32,
+        formats: Vec<u32>,
+        cluster: Option<ClusterId>,
+        node: NodeId,
+        incarnation: Incarnation,
+        boot: u64,
+        dial: u64,
+    }
+
+    #[test]
+    fn a_hello_of_the_first_version_names_no_features_and_reads_one_that_does() {
+        let (formats, cluster) = (vec![1], Some(ClusterId(9)));
+        let first =
+            FirstHello { protocol: 1, formats, cluster, node: 4, incarnation: Incarnation(5), boot: 6, dial: 7 };
+        let read: Hello = decode(&rmp_serde::to_vec_named(&first).unwrap()).unwrap();
+        assert_eq!(read.identity().features, Features::none());
+        let hello = Hello { features: Features::all(), ..read };
+        assert_eq!(decode::<FirstHello>(&rmp_serde::to_vec_named(&hello).unwrap()), Ok(first));
+        let read: Hello = decode(&rmp_serde::to_vec_named(&hello).unwrap()).unwrap();
+        assert_eq!(read.identity().features, Features::all());
     }
 }

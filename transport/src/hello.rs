@@ -93,9 +93,11 @@ impl Rules {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::features::Features;
 
     fn identity(id: NodeId) -> Identity {
-        Identity { id, incarnation: Incarnation(id * 10), boot: 1, cluster: Some(ClusterId(5)) }
+        let features = Features::none();
+        Identity { id, incarnation: Incarnation(id * 10), boot: 1, cluster: Some(ClusterId(5)), features }
     }
 
     fn rules(peers: &[(NodeId, Option<Incarnation>)], retired: &[NodeId]) -> Rules {

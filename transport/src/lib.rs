@@ -16,6 +16,7 @@
 
 pub mod wire;
 pub mod message;
+pub mod features;
 pub mod hello;
 pub mod memory;
 #[cfg(feature = "quic")]

@@ -25,6 +25,7 @@ use actix::{WeakAddr, prelude::*};
 use tokio::{sync::oneshot, time::timeout};
 
 use crate::{
+    features::Features,
     hello::Rules,
     message::{
         Answered, Ask, AskError, Asked, Attach, Close, GetTransportStatus, Identity, PeerRefused, PeerStatus, PeerUp,
@@ -231,12 +232,18 @@ impl MemoryTransport {
     }
 
     /// The other end, if the link carries and this node lets it in.
-    fn reach(&mut self, to: NodeId) -> Result<(Addr<MemoryTransport>, Load), String> {
+    fn reach(&mut self, to: NodeId) -> Result<(Features, Addr<MemoryTransport>, Load), String> {
         let (theirs, node) = self.network.reach(self.id(), to).map_err(str::to_owned)?;
         self.admit(&theirs).map_err(|reason| reason.to_string())?;
         let load = self.network.load(self.id(), to).ok_or("the link is full")?;
-        Ok((node, load))
+        Ok((theirs.features, node, load))
     }
+}
+
+/// Those that the peer's version knows; the others are nothing that it could miss.
+fn understood(mut messages: Vec<RaftMessage>, features: &Features) -> Vec<RaftMessage> {
+    messages.retain(|message| features.meet(message.kind.needs()));
+    messages
 }
 
 /// Raft messages on their way over a link.
@@ -280,11 +287,13 @@ impl Handler<Transmit> for MemoryTransport {
         }
         for (to, messages) in by_peer {
             match (self.reach(to), self.network.1.clone()) {
-                (Ok((node, load)), None) => {
+                (Ok((features, node, load)), None) => {
+                    let messages = understood(messages, &features);
                     let from = self.rules.own().clone();
                     node.do_send(Delivery { from, group, messages, load: Some(load) });
                 }
-                (Ok((node, load)), Some(wire)) => {
+                (Ok((features, node, load)), Some(wire)) => {
+                    let messages = understood(messages, &features);
                     let (from, load) = (self.rules.own().clone(), Arc::new(load));
                     for message in messages {
                         let (node, from, load, copy) = (node.clone(), from.clone(), load.clone(), message.clone());
@@ -353,7 +362,11 @@ impl Handler<Ask> for MemoryTransport {
             }
         };
         let (node, load) = match self.reach(to) {
-            Ok(link) => link,
+            Ok((features, node, load)) if features.meet(request.needs()) => (node, load),
+            Ok(_) => {
+                let cause = format!("node {to} runs a version that does not know this question");
+                return answer(Err(AskError::NotSent(cause)));
+            }
             Err(cause) => return answer(Err(AskError::NotSent(cause))),
         };
         let (sender, receiver) = oneshot::channel();
@@ -455,6 +468,7 @@ impl Handler<GetTransportStatus> for MemoryTransport {
         let peer = |id: &NodeId| PeerStatus {
             connected: self.up.contains_key(id) && self.network.reach(self.id(), *id).is_ok(),
             last_error: self.refused.get(id).map(|(_, reason)| reason.to_string()),
+            features: self.up.get(id).map_or_else(Features::none, |identity| identity.features.clone()),
             ..PeerStatus::default()
         };
         let peers = self.rules.peers().keys().map(|id| (*id, peer(id))).collect();

@@ -18,7 +18,10 @@ use std::{
 use actix::{WeakRecipient, prelude::*};
 use tokio::sync::oneshot;
 
-use crate::wire::{Address, ClusterId, GroupId, Incarnation, NodeId, RaftMessage, Request, Response};
+use crate::{
+    features::Features,
+    wire::{Address, ClusterId, GroupId, Incarnation, NodeId, RaftMessage, Request, Response},
+};
 
 /// Who a node is, towards its peers: the content of its hello.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,6 +34,8 @@ pub struct Identity {
     pub boot: u64,
     /// The cluster it belongs to; `None` while it waits to be formed or added.
     pub cluster: Option<ClusterId>,
+    /// What its build understands besides the formats of the first version.
+    pub features: Features,
 }
 
 /// Send these messages, in order, each to its peer. Nothing is promised: what cannot be sent is dropped
@@ -318,6 +323,8 @@ pub struct PeerStatus {
     pub dropped: u64,
     /// The last reason why it could not be reached or was refused.
     pub last_error: Option<String>,
+    /// What the peer named in the hello of the present connection; nothing without one.
+    pub features: Features,
 }
 
 /// The addresses of a transport's mailboxes, whichever transport it is. Held by the actors' parent;

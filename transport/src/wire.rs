@@ -9,6 +9,8 @@ use std::{collections::BTreeMap, fmt};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use crate::features::Feature;
+
 /// The identity of a node: chosen by its operator, never zero, never used twice in the life of a cluster.
 pub type NodeId = u64;
 
@@ -180,6 +182,15 @@ impl MessageKind {
         use MessageKind::*;
         matches!(self, Heartbeat | HeartbeatResponse | PreVote | PreVoteResponse | Vote | VoteResponse | TimeoutNow)
     }
+
+    /// What a peer has to understand to be sent one; nothing for those of the first version.
+    pub fn needs(self) -> Option<Feature> {
+        use MessageKind::*;
+        match self {
+            Append | AppendResponse | Heartbeat | HeartbeatResponse | PreVote | PreVoteResponse | Vote
+            | VoteResponse | Snapshot | TimeoutNow => None,
+        }
+    }
 }
 
 /// One Raft message. Fields that a kind does not use are zero and are not sent.
@@ -334,6 +345,18 @@ pub const MAX_PIECE: u32 = 1 << 20;
 pub const MAX_CAUSE: usize = 400;
 
 impl Request {
+    /// What a peer has to understand to be asked this; nothing for those of the first version. A transport answers
+    /// [`NotSent`](crate::message::AskError::NotSent) for a peer that does not.
+    pub fn needs(&self) -> Option<Feature> {
+        match self {
+            Request::Propose { .. }
+            | Request::ReadIndex { .. }
+            | Request::Change { .. }
+            | Request::Formation(_)
+            | Request::Snapshot(_) => None,
+        }
+    }
+
     /// The same within the bounds of this side, whatever the peer would like.
     pub(crate) fn bounded(mut self) -> Request {
         match &mut self {

@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use actix::prelude::*;
 use actorum_transport::{
+    features::Features,
     memory::MemoryNetwork,
     message::{
         Answered, Ask, AskError, Asked, Attach, Identity, Peer, PeerRefused, PeerUp, Received, RefusedBecause,
@@ -123,7 +124,8 @@ impl Node {
 }
 
 fn identity(id: NodeId) -> Identity {
-    Identity { id, incarnation: Incarnation(id), boot: 1, cluster: Some(ClusterId(1)) }
+    let features = Features::all();
+    Identity { id, incarnation: Incarnation(id), boot: 1, cluster: Some(ClusterId(1)), features }
 }
 
 fn node(network: &MemoryNetwork, identity: Identity, answers: bool) -> Node {

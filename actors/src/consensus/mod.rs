@@ -30,6 +30,7 @@ use std::{
 };
 
 use actorum_transport::{
+    features::{Feature, Features},
     message::AskError,
     planted::{self, Planted},
     wire::{ChangeRefusal, ClusterId, GroupId, Incarnation, NodeId, RaftMessage, Response, Snapshot},
@@ -38,6 +39,7 @@ use raft::{RawNode, StateRole};
 
 use crate::{
     entry::Draft,
+    features::Understanding,
     log::{
         store::{HardState, LogReader, Recovered, StoreError},
         view::LogView,
@@ -117,6 +119,8 @@ pub struct Settings {
     pub snapshot_patience_ticks: u64,
     /// Whether a node that holds nothing waits to be added by a leader. If not, it hears nobody until it is formed.
     pub waits: bool,
+    /// What this build understands.
+    pub features: Features,
 }
 
 /// What a core starts from.
@@ -176,6 +180,7 @@ pub struct Consensus<T> {
     logger: slog::Logger,
     raw: RawNode<LogView>,
     membership: Arc<Membership>,
+    understanding: Understanding,
     cluster: Option<ClusterId>,
     floor: u64,
     /// Writes on their way to the disk, oldest first, and what is held for them. Entries are bounded by
@@ -232,11 +237,13 @@ impl<T> Consensus<T> {
         let logger = bridge::logger();
         let durable_term = hard.term;
         let raw = new_raw(&settings, view, applied, &logger)?;
+        let understanding = Understanding::new(settings.id, settings.features.clone());
         let mut core = Consensus {
             settings,
             logger,
             raw,
             membership,
+            understanding,
             cluster,
             floor,
             unpersisted: VecDeque::new(),
@@ -411,6 +418,11 @@ impl<T> Consensus<T> {
         if same && membership.retired == self.membership.retired {
             self.membership = membership;
         }
+    }
+
+    /// A peer's hello names these.
+    pub fn peer_features(&mut self, peer: NodeId, features: Features) {
+        self.understanding.met(peer, features);
     }
 
     /// A peer cannot be reached, or something sent to it was dropped.
@@ -660,6 +672,17 @@ impl<T> Consensus<T> {
     /// Whether this node belongs to a cluster.
     pub fn is_formed(&self) -> bool {
         self.raw.store().is_formed()
+    }
+
+    /// Whether every member, learners and this node too, has named this feature in a hello seen in this boot. Only then may
+    /// an entry or a snapshot be made that needs it: a node of an older version stops at one that it does not know.
+    pub fn every_member_understands(&self, feature: Feature) -> bool {
+        self.understanding.every_member_understands(&self.membership, feature)
+    }
+
+    /// Whether that peer has. A message or a request that needs a feature goes to nobody else.
+    pub fn peer_understands(&self, peer: NodeId, feature: Feature) -> bool {
+        self.understanding.peer_understands(peer, feature)
     }
 
     /// Who leads, as far as this node knows.

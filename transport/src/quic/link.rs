@@ -42,7 +42,7 @@ use super::{
 use crate::{
     frame::{self, Batch, Kind, Lane, Question, Splitter},
     message::{AskError, Asked, Identity, Responder},
-    wire::{GroupId, MAX_PIECE, RaftMessage, Refusal, Request, Response, SnapshotRequest},
+    wire::{GroupId, MAX_PIECE, NodeId, RaftMessage, Refusal, Request, Response, SnapshotRequest},
 };
 
 /// Longer than any answer is waited for.
@@ -582,6 +582,11 @@ impl Expected {
     }
 }
 
+/// The peer's version is older than the question.
+fn not_understood(peer: NodeId) -> AskError {
+    AskError::NotSent(format!("node {peer} runs a version that does not know this question"))
+}
+
 /// Asks a peer, over the link there is or the one that comes up in time.
 pub(super) async fn ask(
     mut up: watch::Receiver<Option<Link>>,
@@ -596,11 +601,14 @@ pub(super) async fn ask(
     let until = Instant::now() + patience.min(FOREVER);
     let connect_until = until.min(Instant::now() + config.connect_patience);
     let link = match timeout_at(connect_until, up.wait_for(Option::is_some)).await {
-        Ok(Ok(link)) => link.as_ref().map(|link| (link.connection.clone(), link.asking.clone())),
+        Ok(Ok(link)) => link.as_ref().map(|link| match link.identity.features.meet(request.needs()) {
+            true => Ok((link.connection.clone(), link.asking.clone())),
+            false => Err(not_understood(link.identity.id)),
+        }),
         Ok(Err(_)) => return Err(not_sent("the transport has stopped")),
         Err(_) => return Err(not_sent("there is no connection")),
     };
-    let (connection, asking) = link.ok_or_else(|| not_sent("there is no connection"))?;
+    let (connection, asking) = link.ok_or_else(|| not_sent("there is no connection"))??;
     let (priority, expected) = (priority(&request), Expected::of(&request, config));
     let _place = match &request {
         Request::Snapshot(_) => Some(

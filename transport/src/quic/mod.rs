@@ -35,6 +35,7 @@ use quinn::{Endpoint, EndpointConfig, TokioRuntime, TransportConfig, VarInt};
 use tokio::{sync::watch, time::Instant};
 
 use crate::{
+    features::Features,
     frame::Hello,
     hello::{FORMATS, PROTOCOL, Rules},
     message::{
@@ -292,6 +293,7 @@ impl QuicTransport {
             incarnation: own.incarnation,
             boot: own.boot,
             dial,
+            features: own.features.clone(),
         }
     }
 
@@ -455,6 +457,8 @@ impl Handler<Transmit> for QuicTransport {
             match peer.and_then(|peer| peer.link.as_ref().map(|link| (link, &mut peer.dropped))) {
                 // What waits for a peer that is down would be stale when it is back: it goes at once.
                 None => drop(lost.insert(to)),
+                // Its version does not know this kind: nothing that it could miss.
+                Some((link, _)) if !link.identity.features.meet(message.kind.needs()) => {}
                 Some((link, dropped)) => {
                     let gone = link.enqueue(group, message);
                     *dropped += gone;
@@ -502,6 +506,7 @@ impl Handler<GetTransportStatus> for QuicTransport {
             queued: peer.link.as_ref().map_or(0, Link::queued),
             dropped: peer.dropped,
             last_error: peer.last_error.clone(),
+            features: peer.link.as_ref().map_or_else(Features::none, |link| link.identity.features.clone()),
         };
         TransportStatus {
             bytes_sent: self.counters.sent.get(),

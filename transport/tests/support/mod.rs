@@ -13,6 +13,7 @@ use std::{
 
 use actix::prelude::*;
 use actorum_transport::{
+    features::Features,
     frame::{self, Hello, Kind, Lane, Question, Refused, Splitter, Welcome},
     hello::{FORMATS, PROTOCOL},
     message::{
@@ -226,7 +227,8 @@ pub struct Node {
 pub const CLUSTER: ClusterId = ClusterId(1);
 
 pub fn identity(id: NodeId) -> Identity {
-    Identity { id, incarnation: Incarnation(id * 10), boot: 1, cluster: Some(CLUSTER) }
+    let features = Features::all();
+    Identity { id, incarnation: Incarnation(id * 10), boot: 1, cluster: Some(CLUSTER), features }
 }
 
 pub fn local() -> SocketAddr {
@@ -568,8 +570,8 @@ impl Adversary {
 }
 
 pub fn hello(id: NodeId) -> Hello {
-    let Identity { id, incarnation, boot, cluster } = identity(id);
-    Hello { protocol: PROTOCOL, formats: FORMATS.to_vec(), cluster, node: id, incarnation, boot, dial: 1 }
+    let Identity { id, incarnation, boot, cluster, features } = identity(id);
+    Hello { protocol: PROTOCOL, formats: FORMATS.to_vec(), cluster, node: id, incarnation, boot, dial: 1, features }
 }
 
 /// A hello that was answered, and not yet welcomed.

@@ -11,6 +11,7 @@ use std::{
 };
 
 use actorum_transport::{
+    features::Features,
     message::AskError,
     wire::{
         Address, ClusterId, Entry, EntryKind, GroupId, Incarnation, NodeId, RaftMessage, Request, Response, Snapshot,
@@ -215,6 +216,7 @@ impl Cluster {
             hold_bytes,
             snapshot_patience_ticks: 30,
             waits: node.waits,
+            features: Features::all(),
         };
         let start = Start {
             recovered: node.disk.recovered(),

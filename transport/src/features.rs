@@ -1,0 +1,179 @@
+//! The gate for new formats: which of them a build understands, said in its hello.
+//!
+//! A node of an older version stops at an entry that it does not know, and cannot read a message that it does not know. So
+//! whatever is new (a kind of entry, a section of a snapshot, a message, a request) has a [`Feature`], and is *used* only
+//! where everyone that will read it has named that feature:
+//!
+//! - entries and sections of snapshots: every member, learners and this node too, in a hello seen in this boot
+//!   (`Consensus::every_member_understands`);
+//! - messages and requests between two nodes: the peer, in the hello of the present connection
+//!   ([`Request::needs`](crate::wire::Request::needs), [`MessageKind::needs`](crate::wire::MessageKind::needs)).
+//!
+//! To add one: a variant here, its name in [`Feature::name`], and itself in [`Feature::ALL`]. A name is never used twice and never
+//! changed. The first version names none.
+
+use std::{collections::BTreeSet, fmt};
+
+use serde::{
+    Deserialize, Deserializer, Serialize, Serializer,
+    de::{Error as _, SeqAccess, Visitor},
+};
+
+/// Names that a hello may hold. More is no hello.
+pub const MAX_FEATURES: usize = 256;
+
+/// The longest name of a feature, in bytes. A longer one is no hello.
+pub const MAX_FEATURE_NAME: usize = 64;
+
+/// A format that the first version does not know. Travels as its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum Feature {
+    /// The hello says in which lives its directory was opened, and where its log ends.
+    DirectoryLives,
+}
+
+impl Feature {
+    /// All that this build understands.
+    pub const ALL: &'static [Feature] = &[Feature::DirectoryLives];
+
+    /// Its name on the wire.
+    pub fn name(self) -> &'static str {
+        match self {
+            Feature::DirectoryLives => "directory_lives",
+        }
+    }
+
+    /// The feature of that name, if this build knows it.
+    pub fn named(name: &str) -> Option<Feature> {
+        Feature::ALL.iter().copied().find(|feature| feature.name() == name)
+    }
+}
+
+impl fmt::Display for Feature {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// What a build understands besides the formats of the first version. Unknown names are skipped when it is read.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Features(BTreeSet<Feature>);
+
+impl Features {
+    /// What the first version understands.
+    pub fn none() -> Features {
+        Features::default()
+    }
+
+    /// What this build understands.
+    pub fn all() -> Features {
+        Feature::ALL.iter().copied().collect()
+    }
+
+    /// Whether what needs this may be sent to who has these.
+    pub fn meet(&self, needed: Option<Feature>) -> bool {
+        needed.is_none_or(|feature| self.has(feature))
+    }
+
+    /// Whether this one is among them.
+    pub fn has(&self, feature: Feature) -> bool {
+        self.0.contains(&feature)
+    }
+
+    /// All of them, ascending.
+    pub fn iter(&self) -> impl Iterator<Item = Feature> + '_ {
+        self.0.iter().copied()
+    }
+
+    /// Those that both understand.
+    pub fn common(&self, other: &Features) -> Features {
+        Features(self.0.intersection(&other.0).copied().collect())
+    }
+}
+
+impl FromIterator<Feature> for Features {
+    fn from_iter<I: IntoIterator<Item = Feature>>(features: I) -> Features {
+        Features(features.into_iter().collect())
+    }
+}
+
+impl Serialize for Features {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.iter().map(Feature::name))
+    }
+}
+
+impl<'de> Deserialize<'de> for Features {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Features, D::Error> {
+        deserializer.deserialize_seq(Names)
+    }
+}
+
+struct Names;
+
+impl<'de> Visitor<'de> for Names {
+    type Value = Features;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "at most {MAX_FEATURES} names of features")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut names: A) -> Result<Features, A::Error> {
+        let mut features = BTreeSet::new();
+        let mut count = 0;
+        // What is not known is not kept, so a peer's list costs this node no memory.
+        while let Some(name) = names.next_element::<String>()? {
+            count += 1;
+            if count > MAX_FEATURES || name.len() > MAX_FEATURE_NAME {
+                return Err(A::Error::custom("too many features, or too long a name"));
+            }
+            features.extend(Feature::named(&name));
+        }
+        Ok(Features(features))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(names: &[&str]) -> Result<Features, rmp_serde::decode::Error> {
+        rmp_serde::from_slice(&rmp_serde::to_vec(names).unwrap())
+    }
+
+    #[test]
+    fn features_travel_as_their_names() {
+        let bytes = rmp_serde::to_vec(&Features::all()).unwrap();
+        let names: Vec<String> = rmp_serde::from_slice(&bytes).unwrap();
+        assert_eq!(names, Feature::ALL.iter().map(|feature| feature.name()).collect::<Vec<_>>());
+        assert_eq!(rmp_serde::from_slice::<Features>(&bytes).unwrap(), Features::all());
+        for name in names {
+            assert!(name.len() <= MAX_FEATURE_NAME);
+            assert!(name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_'), "{name} is snake_case");
+        }
+    }
+
+    #[test]
+    fn what_only_a_later_version_knows_is_skipped() {
+        let known = Feature::DirectoryLives;
+        assert_eq!(read(&["of_another_century", known.name(), ""]).unwrap(), [known].into_iter().collect());
+        assert_eq!(read(&["of_another_century"]).unwrap(), Features::none());
+    }
+
+    #[test]
+    fn the_list_is_bounded() {
+        assert!(read(&["x"; MAX_FEATURES]).is_ok());
+        assert!(read(&["x"; MAX_FEATURES + 1]).is_err());
+        assert!(read(&["x".repeat(MAX_FEATURE_NAME).as_str()]).is_ok());
+        assert!(read(&["x".repeat(MAX_FEATURE_NAME + 1).as_str()]).is_err());
+    }
+
+    #[test]
+    fn common_is_what_both_understand() {
+        assert_eq!(Features::all().common(&Features::all()), Features::all());
+        assert_eq!(Features::all().common(&Features::none()), Features::none());
+        assert!(!Features::none().has(Feature::DirectoryLives));
+        assert!(Features::none().meet(None) && !Features::none().meet(Some(Feature::DirectoryLives)));
+    }
+}
