@@ -499,20 +499,17 @@ mod tests {
         assert!(failed.unwrap().contains("under a new id"));
     }
 
-    /// What the members of `founded()` are met with, in this order; what the cluster understands after each.
+    /// The members 2 and 3 are met with these, in this order: what the cluster of three understands after each.
     async fn met(hellos: &[(NodeId, Features)]) -> Vec<Features> {
         let (told, _heard) = mpsc::unbounded_channel();
         let fake = Fake(told).start();
         let status = watch::Sender::new(MembershipStatus::default());
         let links = links(&fake, &status);
-        let manager = MembershipManager::<NoTicket>::new(
-            1,
-            GroupId::FIRST,
-            Incarnation(11),
-            Features::all(),
-            member(None),
-            links,
-        );
+        let founders = [1, 2, 3].map(|id| (id, Address(format!("n{id}"))));
+        let state = Arc::new(SystemState::founded(ClusterId(7), &founders.into()));
+        let beginning = Beginning::Formed { state, formed_with: BTreeMap::new() };
+        let (incarnation, features) = (Incarnation(11), Features::all());
+        let manager = MembershipManager::<NoTicket>::new(1, GroupId::FIRST, incarnation, features, beginning, links);
         let manager = manager.unwrap().start();
         let mut understood = Vec::new();
         for (id, features) in hellos {
