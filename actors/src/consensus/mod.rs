@@ -233,6 +233,11 @@ impl<T> Consensus<T> {
         view.raise_floor(floor);
         // raft-rs refuses to start with a commit index below what was applied.
         let hard = view.hard_state();
+        // Its next election would overflow, in every term that follows too.
+        if hard.term >= validate::TERM_LIMIT {
+            let detail = format!("term {} is beyond the last one that a node may have", hard.term);
+            return Err(StoreError::Damaged { what: "the hard state".into(), detail });
+        }
         view.set_hard_state(HardState { commit: hard.commit.max(applied), ..hard });
         let logger = bridge::logger();
         let durable_term = hard.term;

@@ -15,8 +15,18 @@ use crate::{
     system_state::{GENESIS_INDEX, SystemState},
 };
 
-/// No honest index or term comes near this; additions cannot overflow below it.
+/// No honest index comes near this; additions cannot overflow below it.
 const ABSURD: u64 = 1 << 62;
+
+/// How far a peer's term may be ahead. Terms grow by one with each election, so an honest peer is not further ahead than there
+/// were elections while this node was away. A term once heard stays for good: without this bound one message could take the
+/// last terms there are, and nobody could be elected ever again.
+pub(super) const TERM_AHEAD: u64 = 1 << 32;
+
+/// No node has a term from here on; additions cannot overflow below it. With [`TERM_AHEAD`] it takes 2^31 lies to get here.
+///
+/// The bound is high so that a directory which took a term just below 2^62 from such a message still elects.
+pub(super) const TERM_LIMIT: u64 = 1 << 63;
 
 /// A message that raft-rs can be given. Only [`validate`] makes one.
 #[derive(Debug)]
@@ -68,9 +78,16 @@ fn problem(from: NodeId, m: &RaftMessage, raft: &Raft<LogView>, cluster: Option<
     if m.term == 0 {
         return Some("term 0");
     }
-    let numbers = [m.term, m.log_term, m.index, m.commit, m.commit_term, m.reject_hint];
-    if numbers.iter().any(|&n| n >= ABSURD) {
+    if [m.index, m.commit, m.reject_hint].iter().any(|&n| n >= ABSURD) {
         return Some("a number beyond all plausibility");
+    }
+    // Whatever is nearer is stepped as Raft says.
+    if m.term >= TERM_LIMIT || m.term.saturating_sub(raft.term) > TERM_AHEAD {
+        return Some("its term is more than 2^32 ahead of this node's");
+    }
+    // Whoever speaks in a term knows of no later one.
+    if m.log_term.max(m.commit_term) > m.term {
+        return Some("it speaks of an entry of a later term than its own");
     }
     if m.request_snapshot != 0 {
         return Some("it asks for a snapshot, which nodes of this version never do");
@@ -91,6 +108,11 @@ fn problem(from: NodeId, m: &RaftMessage, raft: &Raft<LogView>, cluster: Option<
         VoteResponse if raft.state == StateRole::Candidate && log.persisted < last => {
             Some("it answers a request that has not been sent")
         }
+        // Only the leader that this node follows may make it campaign at once, past pre-vote and lease. What comes from an earlier
+        // term is old, and raft-rs ignores it.
+        TimeoutNow if m.term > raft.term || m.term == raft.term && from != raft.leader_id => {
+            Some("it hands over leadership, and is not from the leader that this node follows in its own term")
+        }
         Snapshot => match &m.snapshot {
             None => Some("it carries no snapshot"),
             Some(snapshot) if snapshot.term > m.term => Some("its snapshot is of a later term than the message"),
@@ -110,9 +132,6 @@ fn entries_problem(m: &RaftMessage, raft: &Raft<LogView>) -> Option<&'static str
         return Some("it follows an entry of no term");
     }
     let mut term = m.log_term;
-    if term > m.term {
-        return Some("it follows an entry of a later term than its own");
-    }
     for (n, entry) in m.entries.iter().enumerate() {
         if entry.index != m.index + 1 + n as u64 {
             return Some("its entries have gaps");

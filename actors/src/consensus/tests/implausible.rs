@@ -1,6 +1,9 @@
 //! Messages that make no sense, of every kind, thrown at nodes in every role: none may panic or change anything.
 
-use std::time::SystemTime;
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    time::SystemTime,
+};
 
 use actorum_transport::wire::{Address, ClusterId, Entry, EntryKind, MessageKind, NodeId, RaftMessage, Snapshot};
 use bytes::Bytes;
@@ -9,6 +12,7 @@ use super::cluster::{Cluster, TICK};
 use crate::{
     consensus::Moment,
     entry::{Draft, SystemCommand},
+    status::Role,
     system_state::{Audit, RecoveredBecause},
 };
 
@@ -263,6 +267,114 @@ fn a_single_leader_ahead_of_its_disk_is_not_made_to_campaign() {
     assert_eq!(cluster.core(1).status().term, term, "nobody is deposed by such a message");
     cluster.persist_synced(1);
     assert_eq!(cluster.core(1).status().commit_index, cluster.core(1).status().last_index);
+}
+
+/// A term once heard is never given back: one that is far ahead would leave nothing to elect in.
+#[test]
+fn terms_far_ahead() {
+    const AHEAD: u64 = 1 << 32;
+    for kind in KINDS.into_iter().filter(|kind| *kind != MessageKind::TimeoutNow) {
+        for term in [2 + AHEAD + 1, (1 << 62) - 1, 1 << 63, u64::MAX] {
+            let with = |term| RaftMessage { term, ..message(kind) };
+            dropped(3, &with(term), &FORMED);
+            if matches!(kind, MessageKind::Append | MessageKind::Heartbeat | MessageKind::Snapshot) {
+                let mut to_nobody = with(term);
+                (to_nobody.index, to_nobody.log_term, to_nobody.commit) = (0, 0, 0);
+                dropped(3, &to_nobody, &[4]);
+            }
+        }
+    }
+    // Whoever speaks in a term knows of no later one.
+    for kind in KINDS {
+        for term in [4, AHEAD, (1 << 62) - 1] {
+            dropped(3, &RaftMessage { log_term: term, ..message(kind) }, &FORMED);
+            dropped(3, &RaftMessage { commit_term: term, ..message(kind) }, &FORMED);
+        }
+    }
+    dropped(1, &RaftMessage { entries: vec![entry(4, AHEAD)], ..message(MessageKind::Append) }, &[2]);
+    dropped(1, &snapshot(|s| s.term = AHEAD), &[2, 4]);
+}
+
+/// What is nearer is stepped as Raft says, and elections go on from there: also from terms that were once thought the last.
+#[test]
+fn terms_just_near_enough() {
+    let mut cluster = cluster();
+    let far = 2 + (1 << 32);
+    cluster.core(3).step(7, RaftMessage { commit: 0, ..RaftMessage::new(MessageKind::Heartbeat, far) });
+    cluster.drain(3);
+    assert_eq!(cluster.core(3).status().term, far);
+    // Node 3 answers its leader with that term, which deposes it; then somebody is elected in the next one.
+    settle_in_time(&mut cluster);
+    let leads = |cluster: &mut Cluster| (1..=3).find(|id| cluster.core(*id).role() == Role::Leader);
+    let leader = leads(&mut cluster).expect("somebody leads");
+    assert!(cluster.core(leader).status().term > far);
+    cluster.propose(leader, "b", TICK * 50);
+    cluster.drain(leader);
+    settle(&mut cluster);
+    assert!(cluster.checks.applied.contains_key("b"));
+}
+
+/// Ticks and deliveries until nothing of an election is open.
+fn settle_in_time(cluster: &mut Cluster) {
+    for _ in 0..200 {
+        for id in 1..=3 {
+            cluster.nodes.get_mut(&id).unwrap().now += TICK;
+            cluster.drain(id);
+        }
+        settle(cluster);
+    }
+}
+
+/// A directory that took a term of such a message before there was this bound still elects; one without terms left does not open.
+#[test]
+fn persisted_terms_near_the_end() {
+    let mut cluster = Cluster::new(1);
+    cluster.found(&[1, 2, 3]);
+    for id in 1..=3 {
+        let node = cluster.nodes.get_mut(&id).unwrap();
+        node.disk.durable.lock().unwrap().hard_state.term = (1 << 62) - 1;
+        node.disk.term = (1 << 62) - 1;
+        cluster.start(id, None);
+    }
+    settle_in_time(&mut cluster);
+    let leader = (1..=3).find(|id| cluster.core(*id).role() == Role::Leader).expect("somebody leads");
+    assert!(cluster.core(leader).status().term >= 1 << 62);
+
+    for (term, opens) in [(1 << 63, false), (u64::MAX, false), ((1 << 63) - 1, true)] {
+        let mut cluster = Cluster::new(1);
+        cluster.found(&[1]);
+        cluster.nodes.get_mut(&1).unwrap().disk.durable.lock().unwrap().hard_state.term = term;
+        let started = catch_unwind(AssertUnwindSafe(|| cluster.start(1, None)));
+        assert_eq!(started.is_ok(), opens, "{term}");
+    }
+}
+
+/// Whoever is told to campaign at once does so past pre-vote and lease: only its own leader may say so.
+#[test]
+fn leadership_is_handed_over_by_the_leader_alone() {
+    let order = |term| RaftMessage::new(MessageKind::TimeoutNow, term);
+    for term in [2, 3, 1 << 20] {
+        dropped(3, &order(term), &FORMED);
+    }
+    dropped(1, &order(3), &[2]);
+    // Of an earlier term it is old: nothing happens.
+    let mut victims = cluster();
+    let before = victims.core(2).status();
+    victims.core(2).step(1, order(1));
+    victims.drain(2);
+    assert_eq!(victims.core(2).status(), before);
+    // Without a leader nobody may.
+    victims.crash(2);
+    victims.start(2, None);
+    assert_eq!(victims.core(2).leader(), None);
+    victims.core(2).step(1, order(2));
+    victims.drain(2);
+    assert_eq!(victims.core(2).status().term, 2);
+    // The leader may.
+    let mut victims = cluster();
+    victims.core(2).step(1, order(2));
+    victims.drain(2);
+    assert_eq!((victims.core(2).status().term, victims.core(2).role()), (3, Role::Candidate));
 }
 
 /// A snapshot whose configuration is not that of the state in it: the two would part at the next change. Found by fuzzing.
