@@ -134,6 +134,7 @@ pub struct Lab {
     arguments: Vec<String>,
     places: BTreeMap<u64, PathBuf>,
     by_hand: bool,
+    stderr: Option<fn() -> Stdio>,
     dir: TempDir,
 }
 
@@ -142,7 +143,8 @@ impl Lab {
     pub fn new(ids: &[u64]) -> Lab {
         let dir = tempfile::Builder::new().prefix("actorum-test-").tempdir().expect("a temporary directory");
         let (nodes, places) = (BTreeMap::new(), BTreeMap::new());
-        let lab = Lab { nodes, founders: vec![], settings: vec![], arguments: vec![], places, by_hand: false, dir };
+        let (founders, settings, arguments) = (vec![], vec![], vec![]);
+        let lab = Lab { nodes, founders, settings, arguments, places, by_hand: false, stderr: None, dir };
         lab.certify(ids);
         lab
     }
@@ -174,6 +176,11 @@ impl Lab {
     /// on their standard input.
     pub fn by_hand(&mut self) {
         self.by_hand = true;
+    }
+
+    /// Gives nodes that are first started from now on this standard error, in place of a file.
+    pub fn stderr(&mut self, stderr: fn() -> Stdio) {
+        self.stderr = Some(stderr);
     }
 
     /// More certificates.
@@ -240,6 +247,7 @@ impl Lab {
             bootstrap: [bootstrap, self.arguments.clone()].concat(),
             settings: self.settings.clone(),
             by_hand: self.by_hand,
+            stderr: self.stderr,
             child: None,
         };
         self.nodes.insert(id, node);
@@ -306,6 +314,7 @@ pub struct Node {
     bootstrap: Vec<String>,
     settings: Vec<(String, String)>,
     by_hand: bool,
+    stderr: Option<fn() -> Stdio>,
     child: Option<Child>,
 }
 
@@ -375,7 +384,9 @@ impl Node {
             true => command.stdin(Stdio::null()),
             false => command.arg("--stop-when-stdin-closes").stdin(Stdio::piped()),
         };
-        command.stdout(log.try_clone().expect("a log file")).stderr(log);
+        command
+            .stdout(log.try_clone().expect("a log file"))
+            .stderr(self.stderr.map_or_else(|| log.into(), |other| other()));
         self.child = Some(command.spawn().expect("the binary starts"));
     }
 
@@ -419,6 +430,12 @@ impl Node {
         assert!(sent.success());
     }
 
+    /// A signal that it should outlive.
+    pub fn send(&self, name: &str) {
+        let sent = Command::new("kill").args([&format!("-{name}"), &self.pid().to_string()]).status();
+        assert!(sent.expect("kill runs").success());
+    }
+
     /// SIGTERM, and how it ended.
     pub fn terminate(&mut self) -> ExitStatus {
         self.signal("TERM")
@@ -431,9 +448,7 @@ impl Node {
 
     /// A signal that ends it, and how it ended.
     pub fn signal(&mut self, name: &str) -> ExitStatus {
-        let sent = Command::new("kill").args([&format!("-{name}"), &self.pid().to_string()]).status();
-        let sent = sent.expect("kill runs");
-        assert!(sent.success());
+        self.send(name);
         self.wait_until_it_ends()
     }
 

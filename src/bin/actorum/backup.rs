@@ -21,6 +21,7 @@ use serde_json::Value;
 use crate::{
     Failure,
     client::{Answer, Client},
+    output::{self, say},
     rescue::describe,
     status::bytes,
 };
@@ -100,7 +101,8 @@ pub fn snapshot(SnapshotArgs { url }: SnapshotArgs) -> Result<(), Failure> {
         return Err(refused(&url, &answer));
     }
     let number = |name: &str| answer.body[name].as_u64().unwrap_or(0);
-    println!(
+    output::done(format_args!("the snapshot at index {} is durable on the node", number("index")));
+    say!(
         "snapshot at index {}, term {}: {} in {:.1} s",
         number("index"),
         number("term"),
@@ -165,7 +167,8 @@ pub fn backup(BackupArgs { url, file, force }: BackupArgs) -> Result<(), Failure
     let done = written.and_then(|backup| place(&partial, &file, force).map(|()| backup));
     match done {
         Ok(backup) => {
-            println!("{}: {}", file.display(), describe(&backup));
+            output::done(format_args!("{} is complete and verified", file.display()));
+            say!("{}: {}", file.display(), describe(&backup));
             Ok(())
         }
         Err(failure) => {

@@ -8,7 +8,10 @@ use std::path::{Path, PathBuf};
 use actorum::NodeId;
 use actorum_transport::tls::make_certificates;
 
-use crate::Failure;
+use crate::{
+    Failure,
+    output::{self, say},
+};
 
 /// Make an authority and a certificate for each node
 ///
@@ -29,10 +32,12 @@ pub struct Args {
 
 /// Makes the certificates and says where they are.
 pub fn run(Args { dir, nodes }: Args) -> Result<(), Failure> {
-    for made in make(&dir, &nodes)? {
-        println!("{}: for that node and no other", made.display());
+    let made = make(&dir, &nodes)?;
+    output::done(format_args!("the certificates are in {}", dir.display()));
+    for made in made {
+        say!("{}: for that node and no other", made.display());
     }
-    println!("{}: signs certificates; keep it off the machines that serve", dir.join("ca/ca.key").display());
+    say!("{}: signs certificates; keep it off the machines that serve", dir.join("ca/ca.key").display());
     Ok(())
 }
 

@@ -5,7 +5,7 @@
 //! the entries after it, so it is worked out here as a node would at its start.
 
 use std::{
-    ops::Range,
+    ops::{ControlFlow, Range},
     path::{Path, PathBuf},
     time::{Duration, UNIX_EPOCH},
 };
@@ -23,7 +23,13 @@ use actorum_actors::{
 };
 use actorum_transport::wire::{Entry, EntryKind, NodeId};
 
-use crate::{Failure, backup::hex, kv, status::bytes};
+use crate::{
+    Failure,
+    backup::hex,
+    kv,
+    output::{self, say},
+    status::bytes,
+};
 
 /// How many bytes of entries are held in memory at a time.
 const PIECE: usize = 4 << 20;
@@ -50,8 +56,8 @@ pub struct Args {
 pub fn run(Args { dir, entries, verify }: Args) -> Result<(), Failure> {
     let inspection = Inspection::open(&dir)?;
     match inspection.identity() {
-        Ok(node) => println!("node {}, incarnation {}, started {} times", node.id, node.incarnation, node.boot),
-        Err(e) => println!("whose directory it is cannot be told: {e}"),
+        Ok(node) => say!("node {}, incarnation {}, started {} times", node.id, node.incarnation, node.boot),
+        Err(e) => say!("whose directory it is cannot be told: {e}"),
     }
     let mut damaged = 0;
     for report in inspection.groups() {
@@ -63,7 +69,7 @@ pub fn run(Args { dir, entries, verify }: Args) -> Result<(), Failure> {
     }
     let report = inspection.verify();
     if verify {
-        println!("{report}");
+        say!("{report}");
     }
     match (report.problems.len() + damaged, verify) {
         (0, _) => Ok(()),
@@ -74,27 +80,27 @@ pub fn run(Args { dir, entries, verify }: Args) -> Result<(), Failure> {
 
 fn describe(inspection: &Inspection, report: &GroupReport) {
     let GroupReport { hard_state, last_index, .. } = report;
-    println!("group {}", report.group.0);
-    println!("  hard state     term {}, vote {}, commit {}", hard_state.term, vote(hard_state.vote), hard_state.commit);
+    say!("group {}", report.group.0);
+    say!("  hard state     term {}, vote {}, commit {}", hard_state.term, vote(hard_state.vote), hard_state.commit);
     let (configuration, audit) = configuration(inspection, report);
-    println!("  configuration  {configuration}");
+    say!("  configuration  {configuration}");
     for Audit { who, when, why, may_be_lost, index, cluster, members } in &audit {
         let members: Vec<String> = members.keys().map(NodeId::to_string).collect();
-        println!("  audit          index {index}: {why} by {who}, {}", Utc(UNIX_EPOCH + Duration::from_secs(*when)));
-        println!("                 out of cluster {cluster} with members {}", members.join(" "));
-        println!("                 what may be lost: {may_be_lost}");
+        say!("  audit          index {index}: {why} by {who}, {}", Utc(UNIX_EPOCH + Duration::from_secs(*when)));
+        say!("                 out of cluster {cluster} with members {}", members.join(" "));
+        say!("                 what may be lost: {may_be_lost}");
     }
-    println!("  base           {}", At(report.base.0, report.base.1));
+    say!("  base           {}", At(report.base.0, report.base.1));
     match report.first_index {
-        Some(first) => println!("  log            first index {first}, last index {last_index}"),
-        None => println!("  log            no entries, last index {last_index}"),
+        Some(first) => say!("  log            first index {first}, last index {last_index}"),
+        None => say!("  log            no entries, last index {last_index}"),
     }
     let terms: Vec<String> = report.terms.iter().map(|(index, term)| format!("{term} from {index}")).collect();
-    println!("  terms          {}", if terms.is_empty() { "none".to_owned() } else { terms.join(", ") });
-    println!("  size           {} in {} blocks", bytes(report.bytes), report.blocks);
+    say!("  terms          {}", if terms.is_empty() { "none".to_owned() } else { terms.join(", ") });
+    say!("  size           {} in {} blocks", bytes(report.bytes), report.blocks);
     match &report.watermark {
-        Some(mark) => println!("  watermark      {mark}"),
-        None => println!("  watermark      none"),
+        Some(mark) => say!("  watermark      {mark}"),
+        None => say!("  watermark      none"),
     }
 }
 
@@ -115,6 +121,7 @@ fn configuration(inspection: &Inspection, report: &GroupReport) -> (String, Vec<
         if let Ok(Some(command)) = SystemCommand::of(entry) {
             state.apply(entry.index, &command);
         }
+        ControlFlow::Continue(())
     });
     let words = match follow {
         Ok(()) => format!("{} (cluster {})", state.membership, state.cluster),
@@ -147,25 +154,29 @@ fn snapshots(dir: &Path, report: &GroupReport, verify: bool) -> usize {
             }
         };
         damaged += usize::from(file.is_err());
-        println!("  snapshot       up to {}: {}", At(snapshot.index, snapshot.term), file.unwrap_or_else(|e| e));
+        say!("  snapshot       up to {}: {}", At(snapshot.index, snapshot.term), file.unwrap_or_else(|e| e));
     }
     if report.snapshots.is_empty() {
-        println!("  snapshot       none: this node was never part of a cluster");
+        say!("  snapshot       none: this node was never part of a cluster");
     }
     damaged
 }
 
 fn print_entries(inspection: &Inspection, report: &GroupReport, range: &Range<u64>) -> Result<(), Failure> {
-    println!("  entries");
-    walk(inspection, report, range, |entry| println!("    {} {}", At(entry.index, entry.term), words(entry)))
+    say!("  entries");
+    walk(inspection, report, range, |entry| {
+        say!("    {} {}", At(entry.index, entry.term), words(entry));
+        // Nobody reads the rest: `inspect --entries 1.. | head`.
+        if output::is_over() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    })
 }
 
-/// Goes through the entries that the log holds of a range, a piece at a time.
+/// Goes through the entries that the log holds of a range, a piece at a time, until it is told to stop.
 fn walk(
     inspection: &Inspection,
     report: &GroupReport,
     range: &Range<u64>,
-    mut each: impl FnMut(&Entry),
+    mut each: impl FnMut(&Entry) -> ControlFlow<()>,
 ) -> Result<(), Failure> {
     let Some(first) = report.first_index else { return Ok(()) };
     let mut next = range.start.max(first);
@@ -174,7 +185,9 @@ fn walk(
         let entries = inspection.entries(report.group, next, end, PIECE)?;
         let Some(last) = entries.last() else { return Err(Failure::new(format!("entry {next} is missing"))) };
         next = last.index + 1;
-        entries.iter().for_each(&mut each);
+        if entries.iter().try_for_each(&mut each).is_break() {
+            break;
+        }
     }
     Ok(())
 }

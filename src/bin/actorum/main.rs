@@ -11,8 +11,13 @@
 //! ```
 //!
 //! Exit codes: 0 done, 1 failed (the reason is on standard error, after `error: `), 2 wrong usage, 130 interrupted.
+//! What is said goes through `output.rs` and `logs.rs`, because a closed pipe or a full disk must not end the work.
 //! Deliberately absent: anything an application would want to reuse. That is the library.
 
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
+mod output;
+mod logs;
 mod certs;
 mod serve;
 mod settings;
@@ -59,7 +64,11 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let done = match Cli::parse().command {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(told) => return unparsed(&told),
+    };
+    let done = match cli.command {
         Command::Certs(args) => certs::run(args),
         Command::Serve(args) => serve::run(*args),
         Command::Status(args) => status::run(args),
@@ -70,13 +79,28 @@ fn main() -> ExitCode {
         Command::Recover(args) => rescue::recover(args),
         Command::Demo(args) => demo::run(args),
     };
-    match done {
+    ended(done)
+}
+
+/// The exit code of a command, whose error is said on standard error. What it printed counts as well.
+fn ended(done: Result<(), Failure>) -> ExitCode {
+    match done.and_then(|()| output::finish()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("error: {failure}");
+            output::complain(format_args!("error: {failure}\n"));
             ExitCode::from(failure.code)
         }
     }
+}
+
+/// Help and the version are what was asked for; anything else is wrong usage.
+fn unparsed(told: &clap::Error) -> ExitCode {
+    if !told.use_stderr() {
+        output::text(&told.render().to_string());
+        return ended(Ok(()));
+    }
+    output::complain(told.render());
+    ExitCode::from(2)
 }
 
 /// Why a command did not do what it was asked: one message for a person, and the exit code.

@@ -10,7 +10,10 @@ use std::{
 use actix_web::{HttpRequest, HttpResponse, web::Data};
 use actorum::{DiskState, Role, Snapshots, Status, Transfer};
 
-use crate::http::{Node, Query, Refused};
+use crate::{
+    http::{Node, Query, Refused},
+    logs,
+};
 
 /// Answers a scrape.
 pub async fn get(node: Data<Node>, request: HttpRequest) -> Result<HttpResponse, Refused> {
@@ -139,6 +142,11 @@ impl Page {
             self.sample("http_responses_total", &format!("{{class=\"{class}xx\"}}"), count.load(Ordering::Relaxed));
         }
         self.gauge("backups", "Backups that are being sent.", node.backups.load(Ordering::Relaxed));
+        self.counter(
+            "log_lines_dropped_total",
+            "Log lines that could not be written to standard error.",
+            logs::dropped(),
+        );
         self.gauge("event_streams", "Event streams that are open.", node.streams.load(Ordering::Relaxed));
     }
 

@@ -16,7 +16,11 @@ use actorum::{
 
 use actorum_actors::log::{directory, store::OpenError};
 
-use crate::{Failure, backup, status::bytes};
+use crate::{
+    Failure, backup,
+    output::{self, say},
+    status::bytes,
+};
 
 /// Make a node of a backup: the only one of a new cluster
 ///
@@ -71,8 +75,9 @@ pub struct RecoverArgs {
 pub fn restore(RestoreArgs { file, data, id, address, who }: RestoreArgs) -> Result<(), Failure> {
     let backup = BackupFile::read(&file)?;
     let restored = backup.restore(&data, Restore::new(id, address.clone(), who, SystemTime::now()))?;
-    println!("{} holds node {id} with the state of {}", data.display(), file.display());
-    println!("  {}", describe(&backup));
+    output::done(format_args!("{} holds node {id} of the new cluster {}", data.display(), restored.cluster));
+    say!("{} holds node {id} with the state of {}", data.display(), file.display());
+    say!("  {}", describe(&backup));
     begun(&restored, &address.0);
     Ok(())
 }
@@ -92,17 +97,17 @@ pub fn describe(backup: &BackupFile) -> String {
 
 fn begun(rescued: &Rescued, address: &str) {
     let (id, cluster, data) = (rescued.id, rescued.cluster, rescued.dir.display());
-    println!("cluster {cluster} begins with node {id} at {address}; the old one was {}", rescued.audit.cluster);
-    println!("what may be lost: {}", rescued.audit.may_be_lost);
-    println!("next: start it with `actorum serve --id {id} --data {data} --listen {address} --wait ...`,");
-    println!("      then add empty nodes with POST /members on its --admin address, and promote them");
+    say!("cluster {cluster} begins with node {id} at {address}; the old one was {}", rescued.audit.cluster);
+    say!("what may be lost: {}", rescued.audit.may_be_lost);
+    say!("next: start it with `actorum serve --id {id} --data {data} --listen {address} --wait ...`,");
+    say!("      then add empty nodes with POST /members on its --admin address, and promote them");
 }
 
 /// Shows the survivors; with the loss accepted, recovers one of them.
 pub fn recover(args: RecoverArgs) -> Result<(), Failure> {
     let RecoverArgs { data, choose, accept_loss, address, who } = args;
     let survivors = rescue::survey(&data);
-    print!("{}", table(&survivors));
+    output::text(&table(&survivors));
     // A node that runs is not lost: before anything is said of loss.
     for dir in &data {
         if let Some(holder) = directory::holder(dir)? {
@@ -135,7 +140,8 @@ pub fn recover(args: RecoverArgs) -> Result<(), Failure> {
     let mut wish = Recover::new(who, SystemTime::now());
     (wish.accept_loss, wish.address) = (Some(accepted), address.clone());
     let recovered = rescue::recover(&chosen.dir, &others, wish)?;
-    println!("{} is recovered", recovered.dir.display());
+    output::done(format_args!("{} is the directory of the new cluster {}", recovered.dir.display(), recovered.cluster));
+    say!("{} is recovered", recovered.dir.display());
     let known = chosen.log.as_ref().and_then(|log| log.membership.members.get(&recovered.id));
     let address = address.or(known.map(|member| member.address.clone()));
     begun(&recovered, &address.map_or_else(|| "HOST:PORT".to_owned(), |address| address.0));

@@ -26,6 +26,7 @@ use crate::{
     clients::Client,
     http::{self, Node},
     kv::Kv,
+    logs,
     settings::{LogFormat, Settings, parse_peer},
     signals,
 };
@@ -50,7 +51,7 @@ const WORKERS: usize = 2;
 ///
 /// The first start needs either --peer for every founder (the same list on each of them) or --wait; a restart
 /// takes the same command. Settings come from flags, then from the environment, then from --config FILE.
-/// SIGTERM and Ctrl-C shut down in order.
+/// SIGTERM and Ctrl-C shut down in order; SIGHUP does nothing.
 #[derive(clap::Args)]
 #[command(after_long_help = "\
 Logs go to standard error: ACTORUM_LOG=debug, or a filter such as ACTORUM_LOG=info,actorum_transport=debug.
@@ -110,7 +111,8 @@ pub fn run(args: Args) -> Result<(), Failure> {
     #[cfg(not(feature = "faults"))]
     let flush_only = false;
     let settings = Settings::merge(args)?;
-    start_logs(settings.log_format)?;
+    // Until the end: what it still has to write is written before the process says why it failed.
+    let _logs = logs::start(settings.log_format)?;
     let storage = if flush_only { without_sync(&settings)? } else { Storage::Sled(settings.data.clone()) };
     actix_web::rt::System::new().block_on(serve(settings, storage, report.as_deref(), watch_stdin))
 }
@@ -132,6 +134,7 @@ fn without_sync(_: &Settings) -> Result<Storage, Failure> {
 
 async fn serve(settings: Settings, storage: Storage, report: Option<&Path>, watch_stdin: bool) -> Result<(), Failure> {
     let terminated = signals::terminated()?;
+    actix_web::rt::spawn(signals::hangups()?);
     // The cheapest mistakes first: a wrong path or a port in use should neither make a directory nor cost a
     // recovery of the log.
     TlsIdentity::load(&settings.certs, settings.id)?;
@@ -294,20 +297,6 @@ async fn stdin_closed(asked: bool) {
     }
     // An error means that the thread died, and then nobody watches: end too.
     let _ = heard.await;
-}
-
-fn start_logs(format: LogFormat) -> Result<(), Failure> {
-    use std::io::IsTerminal;
-    use tracing_subscriber::EnvFilter;
-    // The HTTP server tells of every worker that it starts and stops.
-    let filter = std::env::var("ACTORUM_LOG").unwrap_or_else(|_| "info,actix_server=warn".to_owned());
-    let filter = EnvFilter::try_new(&filter).map_err(|e| Failure::usage(format!("ACTORUM_LOG={filter}: {e}")))?;
-    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
-    let started = match format {
-        LogFormat::Text => logs.with_target(false).with_ansi(io::stderr().is_terminal()).try_init(),
-        LogFormat::Json => logs.json().flatten_event(true).try_init(),
-    };
-    started.map_err(Failure::new)
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use std::{
 };
 
 use tokio::signal::unix::{SignalKind, signal};
+use tracing::info;
 
 /// SIGTERM or SIGINT. Installed when this returns, so that none is missed afterwards.
 pub fn terminated() -> io::Result<impl Future<Output = &'static str>> {
@@ -19,6 +20,17 @@ pub fn terminated() -> io::Result<impl Future<Output = &'static str>> {
         tokio::select! {
             _ = terminate.recv() => "SIGTERM",
             _ = interrupt.recv() => "SIGINT",
+        }
+    })
+}
+
+/// Takes note of every SIGHUP, which ends a process that does not ask for it: a terminal that closes, or whoever believes that
+/// settings are read again, must not cost a node.
+pub fn hangups() -> io::Result<impl Future<Output = ()>> {
+    let mut hangup = signal(SignalKind::hangup())?;
+    Ok(async move {
+        while hangup.recv().await.is_some() {
+            info!("SIGHUP: the node goes on; settings are read at its start only");
         }
     })
 }

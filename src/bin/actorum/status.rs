@@ -4,7 +4,11 @@ use std::{thread, time::Duration};
 
 use serde_json::{Value, json};
 
-use crate::{Failure, client::Client};
+use crate::{
+    Failure,
+    client::Client,
+    output::{self, say},
+};
 
 /// Long enough for a busy node, short enough for a person.
 const TIMEOUT: Duration = Duration::from_secs(3);
@@ -49,8 +53,8 @@ pub fn run(Args { urls, output }: Args) -> Result<(), Failure> {
         asking.into_iter().map(|a| a.join().expect("asking does not panic")).collect()
     });
     match output {
-        Output::Table => print!("{}", table(&asked)),
-        Output::Json => println!("{:#}", asked.iter().map(Asked::json).collect::<Value>()),
+        Output::Table => output::text(&table(&asked)),
+        Output::Json => say!("{:#}", asked.iter().map(Asked::json).collect::<Value>()),
     }
     match asked.iter().any(|a| a.answer.is_ok()) {
         true => Ok(()),

@@ -9,7 +9,7 @@ use std::{
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::{LOOK, Patience};
-use crate::Failure;
+use crate::{Failure, output::say};
 
 /// The account of one run.
 pub struct Account {
@@ -24,9 +24,7 @@ impl Account {
 
     /// One line of the story.
     pub fn line(&self, text: Arguments<'_>) {
-        use std::io::Write;
-        // A reader that is gone (a closed pipe) is no reason to leave nodes behind by a panic.
-        let _ = writeln!(std::io::stdout(), "[{:>5.1} s] {text}", self.began.elapsed().as_secs_f64());
+        say!("[{:>5.1} s] {text}", self.began.elapsed().as_secs_f64());
     }
 
     /// Follows a number until it reaches a goal or the time is up, with a bar where there is a terminal. Returns where
