@@ -171,6 +171,8 @@ struct Node {
     waits: bool,
     /// What it said last, to be answered in kind.
     said: Vec<(NodeId, RaftMessage)>,
+    /// Whether a member has spoken as the leader of this term or a later one since the last drain.
+    leaders_word: bool,
     /// A machine of a peer's making may stop this node by name, and has: nothing follows.
     stopped: bool,
 }
@@ -266,6 +268,7 @@ impl Node {
             boot,
             waits,
             said: Vec::new(),
+            leaders_word: false,
             stopped: false,
         }
     }
@@ -281,6 +284,7 @@ impl Node {
             0..=11 => {
                 let from = self.peer(draw);
                 let message = self.message(draw);
+                self.note_word(from, &message);
                 self.core.step(from, message);
             }
             // What a sensible peer answers to what was just said.
@@ -345,6 +349,13 @@ impl Node {
 
     fn peer(&self, draw: &mut Draw<'_>) -> NodeId {
         draw.pick(&[2, 2, 2, 3, 3, 4, 5, 1])
+    }
+
+    /// Whose word may stop this node: a member's, as the leader of this term or a later one.
+    fn note_word(&mut self, from: NodeId, message: &RaftMessage) {
+        let leads = matches!(message.kind, MessageKind::Append | MessageKind::Heartbeat | MessageKind::Snapshot);
+        let status = self.core.status();
+        self.leaders_word |= leads && message.term >= status.term && status.peers.contains_key(&from);
     }
 
     /// A message near what would make sense here.
@@ -480,15 +491,21 @@ impl Node {
         let effects = if amid { self.core.drain_amid(moment) } else { self.core.drain(moment) };
         let _ = effects.to_string();
         let Effects { append, transmit, asks, restore, build, fetch, apply, fault, .. } = effects;
-        // What a quorum has committed and nobody can read stops a node by name. Nothing else may.
+        // What a quorum has committed and nobody can read stops a node by name, and so does proof of another history from a
+        // member that speaks as a leader. Nothing else may.
         if let Some(fault) = &fault {
-            assert!(
-                fault.starts_with("the change in entry") && fault.contains("cannot be read")
-                    || fault.contains("is a change that says"),
-                "a peer made this node give up: {fault}"
-            );
+            let unreadable = fault.starts_with("the change in entry") && fault.contains("cannot be read")
+                || fault.contains("is a change that says");
+            let proof = self.leaders_word && fault.contains("was put back from an older copy");
+            assert!(unreadable || proof, "a peer made this node give up: {fault}");
+            if proof {
+                // Its operator starts it again.
+                *self = Node::boot(self.image.clone(), self.waits, self.boot + 1, self.now);
+                return;
+            }
             self.stopped = true;
         }
+        self.leaders_word = false;
         self.in_flight.extend(append);
         if restore.is_some() {
             self.restore = restore;

@@ -53,6 +53,7 @@ use crate::{
 pub mod effects;
 pub mod convert;
 pub mod validate;
+pub mod contradiction;
 mod requests;
 mod route;
 mod settle;
@@ -64,6 +65,7 @@ mod bridge;
 #[cfg(test)]
 mod tests;
 
+pub use contradiction::Dispute;
 pub use disk::DiskStatus;
 pub use effects::{Effects, Question};
 pub use status::CoreStatus;
@@ -72,6 +74,7 @@ use convert::message_to_raft;
 use reads::{Reader, Reads};
 use requests::{Pending, Request, Wanted};
 use snapshots::Snapshots;
+use validate::Rejected;
 
 /// What the core has to know of its node. Times are in ticks or milliseconds as named.
 #[derive(Clone, Debug)]
@@ -204,6 +207,8 @@ pub struct Consensus<T> {
     snapshots: Snapshots,
     told: Option<LeaderChanged>,
     implausible: u64,
+    /// Members that say they committed what contradicts this node; at most one word of each.
+    disputes: BTreeMap<NodeId, Dispute>,
     effects: Effects<T>,
 }
 
@@ -267,6 +272,7 @@ impl<T> Consensus<T> {
             snapshots: Snapshots::default(),
             told: None,
             implausible: 0,
+            disputes: BTreeMap::new(),
             effects: Effects::default(),
         };
         core.draw_election_timeout();
@@ -294,12 +300,15 @@ impl<T> Consensus<T> {
 
     /// A message of a peer.
     pub fn step(&mut self, from: NodeId, message: RaftMessage) {
-        if !self.hears(&message) {
+        // After proof that its state cannot be trusted this node believes nothing more.
+        if self.effects.fault.is_some() || !self.hears(&message) {
             return;
         }
         let message = match validate::validate(from, message, &self.raw.raft, self.cluster) {
             Ok(valid) => valid.into_inner(),
-            Err(implausible) => {
+            // Promise 7: evidence that a node cannot trust its state is never only a line in a log.
+            Err(Rejected::Contradiction(proof)) => return self.fail(proof.to_string()),
+            Err(Rejected::Implausible(implausible)) => {
                 self.implausible += 1;
                 if self.implausible.is_power_of_two() {
                     tracing::warn!(dropped = self.implausible, "dropped an implausible message: {implausible}");
@@ -307,10 +316,27 @@ impl<T> Consensus<T> {
                 return;
             }
         };
+        self.note_dispute(from, &message);
         let Some(message) = self.hold_offer(from, message) else { return };
         // Errors here are of the peer's making (an answer of somebody who is no member): nothing to do.
         let _ = self.raw.step(message_to_raft(from, self.settings.id, message));
         self.draw_election_timeout();
+    }
+
+    /// Remembers what a member says it committed, if this node's log contradicts it.
+    fn note_dispute(&mut self, from: NodeId, message: &RaftMessage) {
+        let Some(dispute) = contradiction::dispute(from, message, &self.raw.raft) else { return };
+        if self.disputes.insert(from, dispute).is_none() {
+            let Dispute { index, theirs, at, ours } = dispute;
+            tracing::error!(
+                peer = from,
+                index,
+                theirs,
+                at,
+                ours,
+                "a member says that it committed what contradicts this node: one of the two has another history"
+            );
+        }
     }
 
     /// Whether this node may listen to such a message now.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use actorum_transport::wire::NodeId;
 use raft::StateRole;
 
-use super::{Consensus, DiskStatus};
+use super::{Consensus, DiskStatus, Dispute};
 use crate::{status::Role, witness::Glance};
 
 /// The numbers of a core at one moment.
@@ -47,6 +47,8 @@ pub struct CoreStatus {
     pub tail_bytes: usize,
     /// Messages of peers that were dropped because they made no sense.
     pub implausible: u64,
+    /// Members that say they committed what contradicts this node.
+    pub disputes: BTreeMap<NodeId, Dispute>,
     /// Per peer: the index it has made durable, and how raft-rs sends to it.
     pub peers: BTreeMap<NodeId, (u64, &'static str)>,
 }
@@ -104,6 +106,12 @@ impl<T> Consensus<T> {
             disk: self.disk_status(),
             tail_bytes: view.tail_bytes(),
             implausible: self.implausible,
+            disputes: self
+                .disputes
+                .iter()
+                .filter(|(id, _)| raft.prs().get(**id).is_some())
+                .map(|(k, v)| (*k, *v))
+                .collect(),
             peers: raft.prs().iter().filter(|(id, _)| **id != self.settings.id).map(progress).collect(),
         }
     }

@@ -2,13 +2,14 @@
 //!
 //! raft-rs has about a hundred places where a field that makes no sense ends in a panic: a commit index past the
 //! log, entries with gaps, a snapshot of index zero. Each check here names the one it guards. What fails is
-//! dropped and counted, and the honest go on.
+//! dropped and counted, and the honest go on. What makes sense and cannot be true is for [`contradiction`] to judge.
 
 use std::collections::BTreeSet;
 
 use actorum_transport::wire::{ClusterId, ConfState, MessageKind, NodeId, RaftMessage, Snapshot};
 use raft::{Raft, StateRole};
 
+use super::contradiction::{self, Contradiction};
 use crate::{
     entry::SystemCommand,
     log::view::LogView,
@@ -48,6 +49,15 @@ pub struct Implausible {
     problem: &'static str,
 }
 
+/// Why a message does not reach raft-rs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Rejected {
+    /// It makes no sense: dropped and counted.
+    Implausible(Implausible),
+    /// It proves that this node's state cannot be trusted.
+    Contradiction(Contradiction),
+}
+
 /// Checks a message of a peer against what this node knows of its own log and term.
 ///
 /// It asks raft-rs, not the log behind it: between two drains raft-rs may have cut its log shorter, or have grown it.
@@ -56,10 +66,16 @@ pub fn validate(
     message: RaftMessage,
     raft: &Raft<LogView>,
     cluster: Option<ClusterId>,
-) -> Result<Valid, Implausible> {
-    match problem(from, &message, raft, cluster) {
+) -> Result<Valid, Rejected> {
+    let implausible = |problem| Err(Rejected::Implausible(Implausible { kind: message.kind, from, problem }));
+    if let Some(problem) = problem(from, &message, raft, cluster) {
+        return implausible(problem);
+    }
+    match contradiction::find(from, &message, raft) {
+        Some(proof) if contradiction::is_member(from, raft) => Err(Rejected::Contradiction(proof)),
+        // raft-rs would die of it, or believe it.
+        Some(claim) => implausible(claim.problem()),
         None => Ok(Valid(message)),
-        Some(problem) => Err(Implausible { kind: message.kind, from, problem }),
     }
 }
 
@@ -99,9 +115,7 @@ fn problem(from: NodeId, m: &RaftMessage, raft: &Raft<LogView>, cluster: Option<
         return Some("it carries a snapshot");
     }
     match m.kind {
-        Append => entries_problem(m, raft),
-        // `commit_to` past the log is fatal. A leader never says more than it knows to be on our disk.
-        Heartbeat if m.commit > last => Some("it commits past the end of this log"),
+        Append => entries_problem(m),
         // `maybe_update` past the log sends appends that start beyond it.
         AppendResponse if !m.reject && m.index > last => Some("it acknowledges what was never sent"),
         // A candidate speaks when all it holds is durable; `become_leader` insists on it.
@@ -122,7 +136,7 @@ fn problem(from: NodeId, m: &RaftMessage, raft: &Raft<LogView>, cluster: Option<
     }
 }
 
-fn entries_problem(m: &RaftMessage, raft: &Raft<LogView>) -> Option<&'static str> {
+fn entries_problem(m: &RaftMessage) -> Option<&'static str> {
     // Every log begins with a snapshot. Entries in its place would be acknowledged, and not be there after a restart.
     if m.index == 0 && (m.log_term != 0 || !m.entries.is_empty()) {
         return Some("it goes back before the genesis");
@@ -143,11 +157,6 @@ fn entries_problem(m: &RaftMessage, raft: &Raft<LogView>) -> Option<&'static str
         // It would make another cluster of this one. Only a stopped node's tools write it, below all that node ever sends.
         if matches!(SystemCommand::of(entry), Ok(Some(SystemCommand::Recovered { .. }))) {
             return Some("it carries the beginning of another cluster, which no node sends");
-        }
-        // Replacing a committed entry is fatal in raft-rs, and should be: but for the sender, not for us.
-        let known = |index| raft.raft_log.term(index).ok().filter(|term| *term != 0);
-        if entry.index <= raft.raft_log.committed && known(entry.index).is_some_and(|known| known != entry.term) {
-            return Some("it contradicts a committed entry");
         }
     }
     None

@@ -5,15 +5,17 @@ use std::{
     time::SystemTime,
 };
 
-use actorum_transport::wire::{Address, ClusterId, Entry, EntryKind, MessageKind, NodeId, RaftMessage, Snapshot};
+use actorum_transport::wire::{
+    Address, ClusterId, Entry, EntryKind, MessageKind, NodeId, RaftMessage, Snapshot, SnapshotFile,
+};
 use bytes::Bytes;
 
 use super::cluster::{Cluster, TICK};
 use crate::{
-    consensus::Moment,
+    consensus::{Dispute, Moment},
     entry::{Draft, SystemCommand},
     status::Role,
-    system_state::{Audit, RecoveredBecause},
+    system_state::{Audit, RecoveredBecause, SystemState},
 };
 
 const KINDS: [MessageKind; 10] = [
@@ -179,18 +181,126 @@ fn entries_with_gaps_and_terms_that_run_backwards() {
         &RaftMessage { index: 9, log_term: 0, entries: vec![entry(10, 2)], ..message(MessageKind::Append) },
         &[2],
     );
-    // Over what is committed, and before the genesis.
-    let over = RaftMessage { index: 1, log_term: 1, entries: vec![entry(2, 1)], ..message(MessageKind::Append) };
-    dropped(1, &over, &[2]);
+    // Before the genesis.
     let before = RaftMessage { index: 0, log_term: 0, entries: vec![entry(1, 1)], ..message(MessageKind::Append) };
     dropped(1, &before, &[2, 4]);
 }
 
 #[test]
 fn commits_and_acknowledgements_past_the_log() {
-    dropped(1, &RaftMessage { commit: 4, ..message(MessageKind::Heartbeat) }, &[2]);
     dropped(1, &RaftMessage { commit: 1, ..message(MessageKind::Heartbeat) }, &[4]);
     dropped(2, &RaftMessage { index: 4, ..message(MessageKind::AppendResponse) }, &[1]);
+}
+
+/// What only a leader says, and cannot be true beside what is committed on node 2 (1@1, 2@2, 3@2), in terms 2 and 3.
+fn contradictions() -> Vec<(RaftMessage, &'static str)> {
+    let append = |index, log_term, entries| RaftMessage { index, log_term, entries, ..message(MessageKind::Append) };
+    let at = |index, term| snapshot(|s| (s.index, s.term) = (index, term));
+    let mut all = vec![
+        // Another entry in the place of a committed one; also behind others that are right.
+        (append(1, 1, vec![entry(2, 1)]), "holds 2@1 in its log, and 2@2 is committed here"),
+        (append(1, 1, vec![entry(2, 1), entry(3, 2)]), "holds 2@1 in its log, and 2@2 is committed here"),
+        // Its log before what it sends.
+        (append(3, 1, vec![]), "holds 3@1 in its log, and 3@2 is committed here"),
+        (append(1, 2, vec![entry(2, 2)]), "holds 1@2 in its log, and 1@1 is committed here"),
+        // Later than all that is committed, and of an earlier term: terms never run backwards in a log.
+        (append(9, 1, vec![entry(10, 2)]), "holds 9@1 in its log, and 3@2 is committed here"),
+        (RaftMessage { commit: 4, ..message(MessageKind::Heartbeat) }, "the log here ends at 3"),
+        (at(1, 2), "holds 1@2 in its log, and 1@1 is committed here"),
+    ];
+    // A file, so that it is more than a genesis.
+    let file = SnapshotFile { bytes: 1, hash: [1; 32] };
+    let system = SystemState::of(&Cluster::genesis(&[1, 2, 3])).unwrap().0;
+    for (index, why) in [(3, "holds 3@1 in its log"), (9, "holds 9@1 in its log, and 3@2 is committed here")] {
+        let described = system.snapshot(index, 1, file, Default::default()).unwrap();
+        all.push((RaftMessage { snapshot: Some(described), ..message(MessageKind::Snapshot) }, why));
+    }
+    all
+}
+
+/// Promise 7: evidence that a node cannot trust its state is never only a line in a log. But a node believes it only of a
+/// member that speaks as the leader of this term or a later one.
+#[test]
+fn proof_stops_its_receiver() {
+    for (m, why) in contradictions() {
+        for term in [2, 3] {
+            let m = RaftMessage { term, ..m.clone() };
+            let mut cluster = cluster();
+            cluster.core(2).step(1, m.clone());
+            // What comes behind it is not believed any more.
+            cluster.core(2).step(1, message(MessageKind::Append));
+            let effects = cluster.core(2).drain(Moment { now: TICK, wall: SystemTime::UNIX_EPOCH });
+            let cause = effects.fault.unwrap_or_else(|| panic!("{m:?} is no proof for node 2"));
+            assert!(cause.contains(why), "{cause}");
+            assert!(cause.contains(&format!("node 1, the leader of term {term}")), "{cause}");
+            assert!(effects.transmit.is_empty() && effects.append.is_empty(), "it went on: {:?}", effects.transmit);
+        }
+        dropped(7, &m, &[2]);
+    }
+}
+
+/// A leader that was deposed may still speak of entries that were replaced since.
+#[test]
+fn a_delayed_message_is_no_proof() {
+    for (m, _) in contradictions() {
+        let mut cluster = cluster();
+        let before = cluster.core(2).status();
+        cluster.core(2).step(3, RaftMessage { term: 1, ..m.clone() });
+        assert_eq!(cluster.core(2).status().commit_index, before.commit_index);
+        let effects = cluster.core(2).drain(Moment { now: TICK, wall: SystemTime::UNIX_EPOCH });
+        assert_eq!((effects.fault, effects.append.len(), effects.apply.len()), (None, 0, 0), "{m:?}");
+    }
+}
+
+#[test]
+fn two_leaders_of_one_term() {
+    for kind in [MessageKind::Append, MessageKind::Heartbeat, MessageKind::Snapshot] {
+        for receiver in [1, 2] {
+            let mut cluster = cluster();
+            cluster.core(receiver).step(3, message(kind));
+            let effects = cluster.core(receiver).drain(Moment { now: TICK, wall: SystemTime::UNIX_EPOCH });
+            let cause = effects.fault.unwrap_or_else(|| panic!("a second {kind:?} is no proof for node {receiver}"));
+            assert!(cause.contains("node 3 leads term 2, and so does node 1"), "{cause}");
+            dropped(7, &message(kind), &[receiver]);
+        }
+    }
+    // Of a stranger that somebody took for a leader nothing follows for a member that really leads.
+    let mut cluster = cluster();
+    cluster.core(2).step(7, RaftMessage { term: 5, ..message(MessageKind::Heartbeat) });
+    cluster.core(2).step(1, RaftMessage { term: 5, ..message(MessageKind::Heartbeat) });
+    let effects = cluster.core(2).drain(Moment { now: TICK, wall: SystemTime::UNIX_EPOCH });
+    assert_eq!(effects.fault, None);
+}
+
+/// One member's word against another's stops nobody, and is not forgotten.
+#[test]
+fn what_a_member_claims_to_have_committed_is_shown() {
+    let claim = |kind, commit, commit_term| RaftMessage { commit, commit_term, ..message(kind) };
+    let cases = [
+        (1, claim(MessageKind::HeartbeatResponse, 4, 0), Dispute { index: 4, theirs: 0, at: 3, ours: 2 }),
+        (1, claim(MessageKind::AppendResponse, 9, 0), Dispute { index: 9, theirs: 0, at: 3, ours: 2 }),
+        (2, claim(MessageKind::PreVote, 3, 1), Dispute { index: 3, theirs: 1, at: 3, ours: 2 }),
+        (2, claim(MessageKind::Vote, 9, 1), Dispute { index: 9, theirs: 1, at: 3, ours: 2 }),
+        (1, claim(MessageKind::VoteResponse, 2, 1), Dispute { index: 2, theirs: 1, at: 2, ours: 2 }),
+    ];
+    for (receiver, m, dispute) in cases {
+        let mut cluster = cluster();
+        cluster.core(receiver).step(7, m.clone());
+        assert!(cluster.core(receiver).status().disputes.is_empty(), "a stranger's {m:?} counts");
+        cluster.core(receiver).step(3, m.clone());
+        assert_eq!(cluster.core(receiver).status().disputes, [(3, dispute)].into(), "{m:?}");
+        let effects = cluster.core(receiver).drain(Moment { now: TICK, wall: SystemTime::UNIX_EPOCH });
+        assert_eq!(effects.fault, None, "{m:?}");
+    }
+    let mut cluster = cluster();
+    for m in [claim(MessageKind::HeartbeatResponse, 3, 0), claim(MessageKind::HeartbeatResponse, 1 << 62, 0)] {
+        cluster.core(1).step(3, m);
+    }
+    for m in [claim(MessageKind::Vote, 3, 2), claim(MessageKind::Vote, 9, 3), claim(MessageKind::Vote, 3, 0)] {
+        cluster.core(2).step(3, m);
+    }
+    assert!(cluster.core(1).status().disputes.is_empty(), "an honest claim, or nonsense, is a dispute");
+    assert!(cluster.core(2).status().disputes.is_empty(), "an honest claim is a dispute");
 }
 
 #[test]

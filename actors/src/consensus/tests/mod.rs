@@ -68,6 +68,9 @@ stories! {
     snapshot_leader_changes
     snapshot_crash
     log_held
+    put_back
+    put_back_same_leader
+    put_back_two_leaders
 }
 
 /// A committed change that makes no sense any more is made neither by the applier nor by raft-rs.

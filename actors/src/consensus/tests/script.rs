@@ -21,10 +21,12 @@
 //!  cluster .. [snapshots=ENTRIES] [keep=ENTRIES] [hold=BYTES]   when one is built, what stays behind it
 //!  built 1 [fails]                              the file of a snapshot of what is applied
 //!  fetches 3   fetched 3 [fails]                node 3 asks for a piece; has all of them, or has given up
+//!  copy 1   put_back 1                          a copy of a directory; put in its place while the node is down
+//!  disputes 1                                   what members say they committed that contradicts node 1
 //!  crash 1   restart 1   status 1   disks 1   log 1   network
 //! ```
 
-use std::{error::Error, fmt::Write as _, time::Duration};
+use std::{collections::BTreeMap, error::Error, fmt::Write as _, time::Duration};
 
 use actorum_transport::{
     message::AskError,
@@ -32,16 +34,20 @@ use actorum_transport::{
 };
 use goldenscript::{Command, Context, Runner};
 
-use super::cluster::{Cluster, TICK};
+use super::{
+    cluster::{Cluster, TICK},
+    disk::Image,
+};
 use crate::members::Change;
 
 pub struct Script {
     cluster: Cluster,
+    copies: BTreeMap<NodeId, Image>,
 }
 
 impl Script {
     pub fn new() -> Self {
-        Script { cluster: Cluster::new(1) }
+        Script { cluster: Cluster::new(1), copies: BTreeMap::new() }
     }
 
     fn founders(&mut self, ids: &[NodeId], disk: bool, apply: bool) {
@@ -346,6 +352,24 @@ impl Runner for Script {
                 self.cluster.drain(number(0)?);
             }
             "apply" => self.cluster.apply(number(0)?),
+            "copy" => drop(self.copies.insert(number(0)?, self.cluster.nodes[&number(0)?].disk.image())),
+            "put_back" => {
+                let id = number(0)?;
+                let copy = self.copies.get(&id).ok_or("there is no copy")?.clone();
+                if self.cluster.is_up(id) {
+                    return Err("it is running".into());
+                }
+                self.cluster.put_back = true;
+                let disk = &mut self.cluster.nodes.get_mut(&id).ok_or("no such node")?.disk;
+                disk.term = copy.hard_state.term;
+                *disk.durable.lock().map_err(|_| "poisoned")? = copy;
+            }
+            "disputes" => {
+                let id = number(0)?;
+                for (peer, dispute) in self.cluster.core(id).status().disputes {
+                    writeln!(self.cluster.out, "n{id} is contradicted by n{peer}: {dispute:?}")?;
+                }
+            }
             "crash" => self.cluster.crash(number(0)?),
             "restart" => self.cluster.start(number(0)?, None),
             "disks" => self.ids(number(0)?).into_iter().for_each(|id| self.show_disk(id)),
