@@ -16,6 +16,7 @@ use actorum_actors::{
     consensus::{Consensus, CoreStatus, Settings, Start},
     core::{self, RaftCore},
     log::{
+        directory,
         memory::MemoryDisk,
         sled::{OpenOptions, SledStore},
         store::{LogReader, LogStore, Recovered, StoreIdentity},
@@ -38,7 +39,7 @@ use actorum_transport::{
     message::{Attach, Identity, Responder, TransportHandle, TransportStatus, Upward},
     quic::{QuicConfig, QuicTransport, TransportError},
     tls::TlsIdentity,
-    wire::{ClusterId, GroupId, Incarnation, NodeId},
+    wire::{Address, ClusterId, GroupId, Incarnation, NodeId},
 };
 use tokio::sync::{oneshot, watch};
 
@@ -46,7 +47,7 @@ use crate::{
     board::{Board, Life},
     builder::{Bootstrap, Builder, Network, StartError, Storage, Tls},
     config::{Config, ConfigError, Placement},
-    door::{Door, check},
+    door::{Door, check, check_id},
     raft::Raft,
     system::{Children, RaftSystem},
 };
@@ -101,8 +102,12 @@ struct Opened<S> {
 /// All steps, on the thread of the actors.
 async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<Raft<S>, StartError> {
     let Builder { id, machine, listen, storage, tls, network, bootstrap, config, clock, witness, features } = builder;
-    check_settings(id, &config, &bootstrap)?;
     let storage = storage.ok_or_else(|| missing("storage", "say where the log lives: builder.storage(..)"))?;
+    let dials = matches!(network, Network::Quic);
+    check_settings(id, &config, &bootstrap)?;
+    if is_new(&storage, id) {
+        check_new(id, &bootstrap, dials)?;
+    }
     // Before the directory: a mistyped path to the certificates must not leave a new node behind.
     let tls = match network {
         Network::Quic => Some(load_tls(id, tls).await?),
@@ -267,6 +272,7 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
         clock,
         deadline: config.deadline(),
         max_entry_bytes: config.max_entry_bytes,
+        dials,
         core,
         applier: applier.downgrade(),
         keeper: keeper_address.downgrade(),
@@ -323,6 +329,28 @@ fn check_settings(id: NodeId, config: &Config, bootstrap: &Bootstrap) -> Result<
         }
         Bootstrap::Form(_) | Bootstrap::Wait => Ok(()),
     }
+}
+
+/// Whether a node begins here that was not there before. Only for the checks that an older node must not fail; of a store that
+/// the application opened itself nobody can tell.
+fn is_new(storage: &Storage, id: NodeId) -> bool {
+    match storage {
+        Storage::Sled(dir) => !directory::read_node(dir).is_ok_and(|node| node.id == id),
+        Storage::Memory | Storage::Custom(_) => true,
+    }
+}
+
+/// What a new node is refused for, and an old one must be able to live with.
+fn check_new(id: NodeId, bootstrap: &Bootstrap, dials: bool) -> Result<(), StartError> {
+    check_id(id).map_err(|problem| missing("id", &problem))?;
+    let Bootstrap::Form(founders) = bootstrap else { return Ok(()) };
+    for (founder, address) in founders {
+        check_id(*founder).map_err(StartError::Founders)?;
+        if dials && let Err(error) = address.0.parse::<Address>() {
+            return Err(StartError::Founders(format!("the address of founder {founder}: {error}")));
+        }
+    }
+    Ok(())
 }
 
 fn missing(key: &str, problem: &str) -> StartError {

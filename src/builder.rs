@@ -202,7 +202,9 @@ impl<S: StateMachine> Builder<S> {
 
     /// Reads settings from environment variables, `PREFIX_HEARTBEAT_MS` and so on, on top of what was set before.
     pub fn from_env(mut self, prefix: &str) -> Result<Self, StartError> {
-        self.config.apply_env(prefix, &[], environment())?;
+        for variable in self.config.apply_env(prefix, &[], std::env::vars_os())? {
+            tracing::warn!("{variable} is left alone: a service manager sets it for a service of this name");
+        }
         Ok(self)
     }
 
@@ -219,9 +221,4 @@ impl<S: StateMachine> Builder<S> {
     pub async fn start(self) -> Result<Raft<S>, StartError> {
         boot::start(self).await
     }
-}
-
-/// What can be a setting is text.
-fn environment() -> impl Iterator<Item = (String, String)> {
-    std::env::vars_os().filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)))
 }

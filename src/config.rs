@@ -1,6 +1,6 @@
 //! Every knob of a node: its meaning, unit, default and cost.
 
-use std::{fmt, path::Path, time::Duration};
+use std::{ffi::OsString, fmt, path::Path, time::Duration};
 
 use actorum_transport::wire::MAX_PIECE;
 use serde::{Deserialize, Serialize};
@@ -192,33 +192,42 @@ impl Config {
 
     /// The settings in environment variables, `PREFIX_HEARTBEAT_MS` and so on, on top of these.
     ///
-    /// A variable with the prefix that is neither a setting nor in `others` is an error: it is a setting misspelt.
-    pub fn apply_env(
+    /// A variable with the prefix that is neither a setting nor in `others` is an error: it is a setting misspelt. So is a
+    /// setting that is not UTF-8. The exception are variables that service managers set for a service that is named as the
+    /// prefix is (`PREFIX_SERVICE_HOST`, `PREFIX_PORT=tcp://10.0.0.1:80` and so on): they are left alone, and their names
+    /// are returned, to be warned of.
+    pub fn apply_env<K: Into<OsString>, V: Into<OsString>>(
         &mut self,
         prefix: &str,
         others: &[&str],
-        vars: impl IntoIterator<Item = (String, String)>,
-    ) -> Result<(), ConfigError> {
+        vars: impl IntoIterator<Item = (K, V)>,
+    ) -> Result<Vec<String>, ConfigError> {
         let known = known()?;
-        let mut table = Table::new();
-        for (variable, text) in vars {
+        let (mut table, mut foreign) = (Table::new(), Vec::new());
+        for (variable, value) in vars {
+            let (variable, value) = (variable.into(), value.into());
+            let variable = variable.to_string_lossy();
             let Some(name) = variable.strip_prefix(prefix).and_then(|rest| rest.strip_prefix('_')) else { continue };
             let key = name.to_ascii_lowercase();
             if others.contains(&name) {
                 continue;
             }
-            let Some(example) = known.get(&key) else { return Err(unknown(&variable, &key, &known)) };
-            let value = match example {
-                Value::Integer(_) => text
-                    .trim()
-                    .parse()
-                    .map(Value::Integer)
-                    .map_err(|_| ConfigError { key: variable, problem: format!("{text:?} is not {}", a(example)) })?,
-                _ => Value::String(text),
+            let Some(example) = known.get(&key) else {
+                if is_a_service_managers(name, &value.to_string_lossy()) {
+                    foreign.push(variable.into_owned());
+                    continue;
+                }
+                return Err(unknown(&variable, &key, &known));
             };
+            let wrong = |problem: String| ConfigError { key: variable.clone().into_owned(), problem };
+            let Some(text) = value.to_str() else {
+                return Err(wrong(format!("{} is not UTF-8", value.display())));
+            };
+            let value = in_env(text, example).ok_or_else(|| wrong(format!("{text:?} is not {}", a(example))))?;
             table.insert(key, value);
         }
-        self.apply(table)
+        self.apply(table)?;
+        Ok(foreign)
     }
 
     fn as_table(&self) -> Result<Table, ConfigError> {
@@ -304,6 +313,52 @@ impl Config {
     }
 }
 
+/// A value as it stands in a variable, in the type of that example.
+fn in_env(text: &str, example: &Value) -> Option<Value> {
+    Some(match example {
+        Value::Integer(_) => Value::Integer(text.trim().parse().ok()?),
+        Value::Float(_) => Value::Float(text.trim().parse().ok()?),
+        Value::Boolean(_) => Value::Boolean(match text.trim() {
+            "1" | "true" => true,
+            "0" | "false" => false,
+            _ => return None,
+        }),
+        Value::Array(examples) => {
+            // A trailing comma is no further item.
+            let text = text.trim();
+            let items = text.strip_suffix(',').unwrap_or(text).split(',').filter(|_| !text.is_empty());
+            let example = examples.first();
+            Value::Array(
+                items
+                    .map(|item| example.map_or_else(|| Some(item.trim().into()), |e| in_env(item.trim(), e)))
+                    .collect::<Option<_>>()?,
+            )
+        }
+        _ => Value::String(text.to_owned()),
+    })
+}
+
+/// Whether a variable, without its prefix, is one that service managers set: Kubernetes for every service in a namespace
+/// (a service `actorum`, or one `actorum-http`), and Docker for a linked container.
+fn is_a_service_managers(name: &str, value: &str) -> bool {
+    let url = ["tcp://", "udp://", "sctp://"].iter().any(|scheme| value.starts_with(scheme));
+    let numbered = |rest: &str| {
+        // `7001_TCP`, and behind it nothing, `_PROTO`, `_PORT` or `_ADDR`.
+        let mut parts = rest.split('_');
+        let number = parts.next().is_some_and(|n| !n.is_empty() && n.bytes().all(|digit| digit.is_ascii_digit()));
+        let protocol = matches!(parts.next(), Some("TCP" | "UDP" | "SCTP"));
+        number && protocol && matches!((parts.next(), parts.next()), (None | Some("PROTO" | "PORT" | "ADDR"), None))
+    };
+    let of_a_service = |what: &str| name == what || name.ends_with(&format!("_{what}"));
+    of_a_service("SERVICE_HOST")
+        || of_a_service("SERVICE_PORT")
+        || format!("_{name}").contains("_SERVICE_PORT_")
+        || (of_a_service("PORT") && url)
+        || name.match_indices("PORT_").any(|(at, port)| numbered(&name[at + port.len()..]))
+        || (of_a_service("NAME") && value.starts_with('/'))
+        || format!("_{name}").contains("_ENV_")
+}
+
 /// Every key, each with a value of its type.
 fn known() -> Result<Table, ConfigError> {
     Config { seed: Some(0), ..Config::default() }.as_table()
@@ -358,7 +413,68 @@ mod tests {
     fn env(vars: &[(&str, &str)]) -> Result<Config, String> {
         let mut config = Config::default();
         let vars = vars.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
-        config.apply_env("ACTORUM", &["DATA"], vars).map(|()| config).map_err(|error| error.to_string())
+        config.apply_env("ACTORUM", &["DATA"], vars).map(|_| config).map_err(|error| error.to_string())
+    }
+
+    /// What is set beside ours where a service has our name is left alone, and named; what is nearly ours is an error.
+    #[test]
+    fn variables_of_service_managers_are_left_alone() {
+        let theirs = [
+            ("ACTORUM_SERVICE_HOST", "10.0.0.1"),
+            ("ACTORUM_SERVICE_PORT", "7001"),
+            ("ACTORUM_SERVICE_PORT_HTTP", "8001"),
+            ("ACTORUM_PORT", "tcp://10.0.0.1:7001"),
+            ("ACTORUM_PORT_7001_TCP", "tcp://10.0.0.1:7001"),
+            ("ACTORUM_PORT_7001_UDP_PROTO", "udp"),
+            ("ACTORUM_PORT_7001_TCP_PORT", "7001"),
+            ("ACTORUM_PORT_7001_TCP_ADDR", "10.0.0.1"),
+            ("ACTORUM_HTTP_SERVICE_HOST", "10.0.0.2"),
+            ("ACTORUM_HTTP_PORT", "tcp://10.0.0.2:80"),
+            ("ACTORUM_HTTP_PORT_80_TCP_ADDR", "10.0.0.2"),
+            ("ACTORUM_NAME", "/app/actorum"),
+            ("ACTORUM_ENV_LANG", "C"),
+        ];
+        let mut config = Config::default();
+        let ours = [("ACTORUM_HEARTBEAT_MS", "50")];
+        let named = config.apply_env("ACTORUM", &[], theirs.into_iter().chain(ours)).unwrap();
+        assert_eq!(named, theirs.map(|(name, _)| name.to_owned()));
+        assert_eq!(config.heartbeat_ms, 50);
+        for ours in ["ACTORUM_PORT", "ACTORUM_PORTS", "ACTORUM_PORT_X_TCP", "ACTORUM_SERVICE", "ACTORUM_NAME"] {
+            let error = env(&[(ours, "7001")]).unwrap_err();
+            assert!(error.starts_with(&format!("{ours}: there is no such setting")), "{error}");
+        }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_value_that_is_not_utf_8_is_named() {
+        use std::os::unix::ffi::OsStringExt;
+        let latin = || OsString::from_vec(b"caf\xe9".to_vec());
+        let with = |variable: &str| Config::default().apply_env("ACTORUM", &["DATA"], [(variable, latin())]);
+        let error = with("ACTORUM_CLUSTER_NAME").unwrap_err().to_string();
+        assert!(error.starts_with("ACTORUM_CLUSTER_NAME: caf") && error.ends_with("is not UTF-8"), "{error}");
+        assert!(with("ACTORUM_NONE").unwrap_err().to_string().contains("no such setting"));
+        assert!(with("ACTORUM_DATA").is_ok() && with("LANG").is_ok(), "not ours to read");
+        let name = OsString::from_vec(b"ACTORUM_HEARTBEAT\xff".to_vec());
+        assert!(Config::default().apply_env("ACTORUM", &[], [(name, "5")]).is_err());
+    }
+
+    /// The types that no setting has yet, as they will stand in a variable.
+    #[test]
+    fn values_in_variables() {
+        let on = Value::Boolean(false);
+        for (text, value) in [("1", true), ("true", true), ("0", false), (" false ", false)] {
+            assert_eq!(in_env(text, &on), Some(Value::Boolean(value)), "{text}");
+        }
+        for text in ["", "yes", "2", "TRUE!"] {
+            assert_eq!(in_env(text, &on), None, "{text}");
+        }
+        let list = Value::Array(vec![Value::Integer(0)]);
+        let numbers = |numbers: &[i64]| Some(Value::Array(numbers.iter().copied().map(Value::Integer).collect()));
+        assert_eq!(in_env("1,2,3", &list), numbers(&[1, 2, 3]));
+        assert_eq!(in_env("1, 2,", &list), numbers(&[1, 2]));
+        assert_eq!(in_env("", &list), numbers(&[]));
+        assert_eq!(in_env("1,,2", &list), None);
     }
 
     #[test]

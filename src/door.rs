@@ -31,6 +31,7 @@ use actorum_actors::{
     status::SnapshotTaken,
     subscribers::{SubscribeError, SubscribeFrom, Subscription, Unsubscribe},
 };
+use actorum_transport::wire::{Address, MAX_NODE_ID, NodeId};
 use tokio::sync::oneshot;
 
 use crate::{
@@ -48,6 +49,8 @@ pub(crate) struct Door<S: StateMachine> {
     /// Of requests that name none.
     pub deadline: Duration,
     pub max_entry_bytes: usize,
+    /// Whether peers are dialled at addresses of the form `HOST:PORT`: a network in memory has names of its own.
+    pub dials: bool,
     pub core: WeakAddr<RaftCore<Slot<S>>>,
     pub applier: WeakAddr<Applier<S>>,
     pub keeper: WeakAddr<SnapshotKeeper>,
@@ -137,11 +140,23 @@ impl<S: StateMachine> Door<S> {
         change: Change,
         deadline: Option<Duration>,
     ) -> Result<Answer<Arc<Membership>, ChangeError>, ChangeError> {
+        if let Change::AddLearner(id, address) = &change {
+            self.check_new(*id, address).map_err(|cause| ChangeError::Invalid { cause })?;
+        }
         let permit = self.admit(0)?;
         let core = self.core.upgrade().ok_or_else(|| ChangeError::Stopped { cause: self.cause() })?;
         let (reply, answer) = oneshot::channel();
         core.do_send(SubmitChange { change, ticket: Slot::change(reply, permit), deadline: self.until(deadline) });
         Ok(answer)
+    }
+
+    /// Looks at a new member before anyone else does: what is in the log is never refused.
+    fn check_new(&self, id: NodeId, address: &Address) -> Result<(), String> {
+        check_id(id)?;
+        if self.dials {
+            address.0.parse::<Address>().map_err(|error| error.to_string())?;
+        }
+        Ok(())
     }
 
     /// Subscribes. The applier answers between two batches.
@@ -198,6 +213,17 @@ impl<S: StateMachine> Door<S> {
     /// Why nothing is taken any more.
     fn cause(&self) -> String {
         self.admission.closed().unwrap_or_else(|| "the system has ended".into())
+    }
+}
+
+/// Whether a new node may have this id.
+pub(crate) fn check_id(id: NodeId) -> Result<(), String> {
+    match id {
+        0 => Err("0 is not a node id: choose 1 or more".to_owned()),
+        1..=MAX_NODE_ID => Ok(()),
+        _ => Err(format!(
+            "{id} is not a node id: {MAX_NODE_ID} (2^53 - 1) is the highest, since programs that read JSON round what is above it"
+        )),
     }
 }
 

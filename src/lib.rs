@@ -35,7 +35,7 @@ pub use actorum_actors::{
 };
 pub use actorum_transport::{
     memory::MemoryNetwork,
-    wire::{Address, ClusterId, Incarnation, NodeId},
+    wire::{Address, AddressError, ClusterId, Incarnation, MAX_NODE_ID, NodeId},
 };
 
 pub use builder::{Bootstrap, Builder, Network, StartError, Storage, Tls};

@@ -179,6 +179,98 @@ fn settings_have_an_order_and_no_unknown_names() {
     refused(&with_variable("ACTORUM_ELECTION_MS", "2000"), 2, &["election_ms", "2700"]);
 }
 
+/// What service managers put beside ours is no reason not to start, and what is ours and no text is named.
+#[test]
+fn the_environment() {
+    use std::os::unix::ffi::OsStrExt;
+    let lab = Lab::new(&[1]);
+    let start = |variables: &[(&str, &[u8])], more: &[&str]| {
+        let (data, certs) = (lab.path("data"), lab.path("certs/node-1"));
+        let mut command = actorum();
+        for (name, value) in variables {
+            command.env(name, std::ffi::OsStr::from_bytes(value));
+        }
+        command.args([
+            "serve",
+            "--listen",
+            "127.0.0.1:0",
+            "--http",
+            "127.0.0.1:0",
+            "--stop-when-stdin-closes",
+            "--data",
+        ]);
+        command.arg(data).arg("--certs").arg(certs).args(more);
+        command.stdin(std::process::Stdio::null()).output().expect("the binary runs")
+    };
+    let serves = |variables: &[(&str, &[u8])], more: &[&str], words: &[&str]| {
+        let output = start(variables, more);
+        let said = stderr(&output);
+        assert_eq!(output.status.code(), Some(0), "{said}");
+        for word in words {
+            assert!(said.contains(word), "`{word}` is not in: {said}");
+        }
+        said
+    };
+
+    let kubernetes: [(&str, &[u8]); 4] = [
+        ("ACTORUM_SERVICE_HOST", b"10.96.0.7"),
+        ("ACTORUM_PORT", b"tcp://10.96.0.7:7001"),
+        ("ACTORUM_PORT_7001_TCP_ADDR", b"10.96.0.7"),
+        ("ACTORUM_HTTP_SERVICE_PORT", b"8001"),
+    ];
+    let left_alone = kubernetes.map(|(name, _)| format!("{name} is left alone"));
+    serves(&kubernetes, &["--id", "1", "--wait"], &left_alone.each_ref().map(String::as_str));
+    refused(
+        &start(&[("ACTORUM_PORT", b"7001")], &["--id", "1", "--wait"]),
+        2,
+        &["ACTORUM_PORT: there is no such setting"],
+    );
+
+    for yes in ["1", "true", " true\n"] {
+        let said = serves(&[("ACTORUM_ID", b"1"), ("ACTORUM_WAIT", yes.as_bytes())], &[], &[]);
+        assert!(!said.contains("left alone"), "{said}");
+    }
+    for no in ["0", "false", ""] {
+        refused(
+            &start(&[("ACTORUM_ID", b"1"), ("ACTORUM_WAIT", no.as_bytes())], &[]),
+            2,
+            &["how does this node begin"],
+        );
+        // Not waiting is no contradiction to peers, whichever way they are given.
+        let peers: (&str, &[u8]) = ("ACTORUM_PEERS", b"1=127.0.0.1:7001, 2=127.0.0.1:7002,");
+        serves(&[("ACTORUM_WAIT", no.as_bytes()), peers], &["--id", "1"], &[]);
+        serves(&[("ACTORUM_WAIT", no.as_bytes())], &["--id", "1", "--peer", "1=127.0.0.1:7001,"], &[]);
+    }
+    refused(&start(&[("ACTORUM_WAIT", b"yes")], &["--id", "1"]), 2, &["ACTORUM_WAIT=yes", "1 or true", "0 or false"]);
+    let both: [(&str, &[u8]); 2] = [("ACTORUM_WAIT", b"1"), ("ACTORUM_PEERS", b"1=127.0.0.1:7001")];
+    refused(&start(&both, &["--id", "1"]), 2, &["both ACTORUM_PEERS and ACTORUM_WAIT"]);
+    // A flag wins over either.
+    serves(&both, &["--id", "1", "--wait"], &[]);
+    serves(&both, &["--id", "1", "--peer", "1=127.0.0.1:7001"], &[]);
+
+    for name in ["ACTORUM_ID", "ACTORUM_LOG", "ACTORUM_PEERS", "ACTORUM_WAIT", "ACTORUM_HTTP", "ACTORUM_CLUSTER_NAME"] {
+        let mut args = vec!["--wait"];
+        if name != "ACTORUM_ID" {
+            args.extend(["--id", "1"]);
+        }
+        if ["ACTORUM_PEERS", "ACTORUM_WAIT"].contains(&name) {
+            args.remove(0);
+        }
+        if name == "ACTORUM_HTTP" {
+            let output =
+                actorum().args(["serve", "--id", "1"]).env(name, std::ffi::OsStr::from_bytes(b"\xff")).output();
+            refused(&output.expect("it runs"), 2, &[name, "UTF-8"]);
+        } else {
+            refused(&start(&[(name, b"\xff")], &args), 2, &[name, "UTF-8"]);
+        }
+    }
+    refused(&start(&[], &["--id", "1", "--peer", "1=http://127.0.0.1:7001"]), 2, &["leave out `http://`", "HOST:PORT"]);
+    refused(&start(&[], &["--id", "1", "--peer", "1=::1:7001"]), 2, &["[::1]:7001", "HOST:PORT"]);
+    let over = "9007199254740993";
+    refused(&run(&["certs", lab.path("certs").to_str().expect("UTF-8"), "--nodes", over]), 2, &[over, "2^53 - 1"]);
+    assert!(run(&["certs", lab.path("certs").to_str().expect("UTF-8"), "--nodes", "2, 3,"]).status.success());
+}
+
 #[test]
 fn status_without_any_node_fails() {
     let asked = run(&["status", "http://127.0.0.1:1"]);

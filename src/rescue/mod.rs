@@ -216,10 +216,8 @@ fn new_cluster() -> ClusterId {
 /// `HOST:PORT`, and a name for the record.
 fn check(address: Option<&Address>, who: &str) -> Result<(), RescueError> {
     let invalid = |problem: String| Err(RescueError::Invalid(problem));
-    if let Some(address) = address
-        && address.0.rsplit_once(':').is_none_or(|(host, port)| host.is_empty() || port.parse::<u16>().is_err())
-    {
-        return invalid(format!("the address {address} is not of the form HOST:PORT"));
+    if let Some(Err(error)) = address.map(|address| address.0.parse::<Address>()) {
+        return invalid(format!("the address {error}"));
     }
     if who.trim().is_empty() {
         return invalid("say who does this: it goes into the audit record".into());

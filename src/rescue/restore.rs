@@ -22,7 +22,7 @@ use actorum_actors::{
 use actorum_transport::wire::{Address, ClusterId, NodeId, Snapshot, SnapshotFile};
 
 use super::{Beginning, Position, RescueError, Rescued, check, io_error, options, seconds};
-use crate::Membership;
+use crate::{Membership, door::check_id};
 
 /// How much of a backup is held in memory while it is copied.
 const COPY_BYTES: usize = 1 << 20;
@@ -137,9 +137,7 @@ impl Restore {
     }
 
     fn check(&self) -> Result<(), RescueError> {
-        if self.id == 0 {
-            return Err(RescueError::Invalid("0 is not a node id: choose 1 or more".into()));
-        }
+        check_id(self.id).map_err(RescueError::Invalid)?;
         check(Some(&self.address), &self.who)
     }
 }

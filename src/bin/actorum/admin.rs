@@ -81,9 +81,7 @@ async fn add(node: Data<Node>, request: HttpRequest, body: Payload) -> Result<Ht
     if role != MemberRole::Learner {
         return Err(Refused::bad_request("a new member begins as a learner: promote it once it has caught up"));
     }
-    if address.0.rsplit_once(':').is_none_or(|(host, port)| host.is_empty() || port.parse::<u16>().is_err()) {
-        return Err(Refused::bad_request(format!("the address {address} is not of the form HOST:PORT")));
-    }
+    // The library looks at the id and the address.
     change(&node, ConfChange::AddLearner(id, address), deadline).await
 }
 

@@ -6,11 +6,12 @@
 use std::path::{Path, PathBuf};
 
 use actorum::NodeId;
-use actorum_transport::tls::make_certificates;
+use actorum_transport::{tls::make_certificates, wire::MAX_NODE_ID};
 
 use crate::{
     Failure,
     output::{self, say},
+    settings::items,
 };
 
 /// Make an authority and a certificate for each node
@@ -26,12 +27,32 @@ pub struct Args {
     /// Where to make them; created if it does not exist
     dir: PathBuf,
     /// The ids of the nodes, such as 1,2,3
-    #[arg(long, required = true, value_delimiter = ',', value_name = "IDS")]
-    nodes: Vec<NodeId>,
+    #[arg(long, required = true, value_name = "IDS")]
+    nodes: Vec<Ids>,
+}
+
+/// `1,2,3`.
+#[derive(Clone)]
+struct Ids(Vec<NodeId>);
+
+impl std::str::FromStr for Ids {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Ids, String> {
+        let id = |item: &str| match item.parse() {
+            Ok(id) if id > MAX_NODE_ID => {
+                Err(format!("{id} is not a node id: {MAX_NODE_ID} (2^53 - 1) is the highest"))
+            }
+            Ok(id) => Ok(id),
+            Err(_) => Err(format!("`{item}` is not a node id: numbers are needed, such as 1,2,3")),
+        };
+        items(text).map(id).collect::<Result<_, _>>().map(Ids)
+    }
 }
 
 /// Makes the certificates and says where they are.
 pub fn run(Args { dir, nodes }: Args) -> Result<(), Failure> {
+    let nodes: Vec<NodeId> = nodes.into_iter().flat_map(|Ids(ids)| ids).collect();
     let made = make(&dir, &nodes)?;
     output::done(format_args!("the certificates are in {}", dir.display()));
     for made in made {

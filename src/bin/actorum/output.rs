@@ -84,7 +84,7 @@ pub fn finish() -> Result<(), Failure> {
 /// Text on standard error. If that is closed or full nobody hears it, and if it takes nothing it is waited for a second: a
 /// thread of its own writes, since a blocking write cannot be called off.
 pub fn complain(text: impl Display) {
-    let (written, done) = mpsc::channel();
+    let (written, done) = mpsc::sync_channel(1);
     let text = text.to_string();
     let writer = thread::Builder::new().name("stderr".to_owned()).spawn(move || {
         let _ = io::stderr().write_all(text.as_bytes());

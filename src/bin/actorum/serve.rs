@@ -16,7 +16,7 @@ use std::{
 };
 
 use actix_web::{App, HttpServer, dev::ServerHandle, middleware::from_fn, web};
-use actorum::{Address, NodeId, Raft, RaftSystem, Storage, Tls};
+use actorum::{NodeId, Raft, RaftSystem, Storage, Tls};
 use actorum_transport::tls::TlsIdentity;
 use tokio::sync::watch;
 use tracing::{info, warn};
@@ -27,7 +27,7 @@ use crate::{
     http::{self, Node},
     kv::Kv,
     logs,
-    settings::{LogFormat, Settings, parse_peer},
+    settings::{LogFormat, Peers, Settings},
     signals,
 };
 
@@ -79,11 +79,11 @@ pub struct Args {
     /// certificate of that authority
     #[arg(long, env = "ACTORUM_ADMIN_CERTS", value_name = "DIR")]
     pub admin_certs: Option<PathBuf>,
-    /// A founder of the cluster; once for each of them, this node included
-    #[arg(long = "peer", env = "ACTORUM_PEERS", value_name = "ID=HOST:PORT", value_delimiter = ',', value_parser = parse_peer)]
-    pub peers: Vec<(NodeId, Address)>,
-    /// Start empty and wait to be added to a running cluster
-    #[arg(long, env = "ACTORUM_WAIT", conflicts_with = "peers")]
+    /// A founder of the cluster; once for each of them, this node included [env: ACTORUM_PEERS=1=a:7001,2=b:7001]
+    #[arg(long = "peer", value_name = "ID=HOST:PORT")]
+    pub peers: Vec<Peers>,
+    /// Start empty and wait to be added to a running cluster [env: ACTORUM_WAIT=1]
+    #[arg(long, conflicts_with = "peers")]
     pub wait: bool,
     /// A TOML file with the same names, peers under [peers] and the library's settings under [raft]
     #[arg(long, env = "ACTORUM_CONFIG", value_name = "FILE")]
@@ -113,6 +113,11 @@ pub fn run(args: Args) -> Result<(), Failure> {
     let settings = Settings::merge(args)?;
     // Until the end: what it still has to write is written before the process says why it failed.
     let _logs = logs::start(settings.log_format)?;
+    for variable in &settings.foreign {
+        warn!(
+            "{variable} is left alone: it is none of this program's, but a service manager's for a service of this name"
+        );
+    }
     let storage = if flush_only { without_sync(&settings)? } else { Storage::Sled(settings.data.clone()) };
     actix_web::rt::System::new().block_on(serve(settings, storage, report.as_deref(), watch_stdin))
 }

@@ -37,6 +37,9 @@ const PREFIX: &str = "ACTORUM";
 const VARIABLES: [&str; 12] =
     ["ID", "DATA", "CERTS", "LISTEN", "HTTP", "ADMIN", "ADMIN_CERTS", "PEERS", "WAIT", "CONFIG", "LOG_FORMAT", "LOG"];
 
+/// Those that name a file, which need not be text.
+const PATHS: [&str; 4] = ["DATA", "CERTS", "ADMIN_CERTS", "CONFIG"];
+
 /// How logs look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
@@ -70,6 +73,8 @@ pub struct Settings {
     pub log_format: LogFormat,
     /// The library's settings.
     pub raft: Config,
+    /// Variables that look like ours and are a service manager's, to be warned of.
+    pub foreign: Vec<String>,
 }
 
 /// The file as it is written.
@@ -93,15 +98,18 @@ impl Settings {
     /// Puts the three places together. Every error says which setting is missing or wrong, and how to give it.
     pub fn merge(args: Args) -> Result<Settings, Failure> {
         let mut file = args.config.as_deref().map(File::read).transpose()?.unwrap_or_default();
-        let raft = raft(std::mem::take(&mut file.raft), args.config.as_deref())?;
+        let (raft, foreign) = raft(std::mem::take(&mut file.raft), args.config.as_deref())?;
 
         // Whoever names the peers or the waiting names the whole beginning: the file's word on it is then not asked.
         let bootstrap = if args.wait {
             Bootstrap::Wait
         } else if !args.peers.is_empty() {
-            founders(args.peers)?
+            founders(args.peers.into_iter().flat_map(|Peers(peers)| peers).collect())?
         } else {
-            file.bootstrap()?
+            match bootstrap_in_env()? {
+                Some(bootstrap) => bootstrap,
+                None => file.bootstrap()?,
+            }
         };
         let settings = Settings {
             id: needed(args.id.or(file.id), "id")?,
@@ -114,6 +122,7 @@ impl Settings {
             bootstrap,
             log_format: args.log_format.or(file.log_format).unwrap_or_default(),
             raft,
+            foreign,
         };
         settings.check()?;
         Ok(settings)
@@ -156,14 +165,50 @@ impl File {
 }
 
 /// The library's settings: those of the file, then those of the environment. What cannot be is told by the library.
-fn raft(table: toml::Table, path: Option<&Path>) -> Result<Config, Failure> {
+fn raft(table: toml::Table, path: Option<&Path>) -> Result<(Config, Vec<String>), Failure> {
     let mut raft = Config::default();
     let in_file = |e| Failure::usage(format!("--config {}, [raft]: {e}", path.unwrap_or(Path::new("")).display()));
     raft.apply(table).map_err(in_file)?;
-    let variables =
-        std::env::vars_os().filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)));
-    raft.apply_env(PREFIX, &VARIABLES, variables).and_then(|()| raft.validate()).map_err(Failure::usage)?;
-    Ok(raft)
+    let foreign = raft.apply_env(PREFIX, &VARIABLES, std::env::vars_os()).map_err(Failure::usage)?;
+    raft.validate().map_err(Failure::usage)?;
+    Ok((raft, foreign))
+}
+
+/// How the node begins by `ACTORUM_WAIT` and `ACTORUM_PEERS`, if they say. Read here and not by the parser of flags: a flag
+/// wins over either, and `ACTORUM_WAIT=0` is no contradiction to peers.
+fn bootstrap_in_env() -> Result<Option<Bootstrap>, Failure> {
+    let wait = match variable("WAIT")?.as_deref() {
+        None | Some("0" | "false") => false,
+        Some("1" | "true") => true,
+        Some(other) => return Err(Failure::usage(format!("ACTORUM_WAIT={other}: 1 or true, or 0 or false is needed"))),
+    };
+    match (variable("PEERS")?, wait) {
+        (Some(_), true) => Err(Failure::usage("both ACTORUM_PEERS and ACTORUM_WAIT are set: keep one")),
+        (None, true) => Ok(Some(Bootstrap::Wait)),
+        (None, false) => Ok(None),
+        (Some(peers), false) => {
+            let Peers(peers) = peers.parse().map_err(|e| Failure::usage(format!("ACTORUM_PEERS: {e}")))?;
+            founders(peers).map(Some)
+        }
+    }
+}
+
+/// A variable of ours, without the space around it; one that is empty counts as not set.
+fn variable(name: &str) -> Result<Option<String>, Failure> {
+    let name = format!("{PREFIX}_{name}");
+    let Some(value) = std::env::var_os(&name) else { return Ok(None) };
+    let Some(text) = value.to_str() else {
+        return Err(Failure::usage(format!("{name}={}: it is not UTF-8", value.display())));
+    };
+    Ok(Some(text.trim().to_owned()).filter(|text| !text.is_empty()))
+}
+
+/// What the parser of flags cannot name: which variable of ours holds what is no text.
+pub fn not_utf8() -> Option<String> {
+    let ours = VARIABLES.iter().filter(|name| !PATHS.contains(name)).map(|name| format!("{PREFIX}_{name}"));
+    let values = ours.filter_map(|name| Some((std::env::var_os(&name)?, name)));
+    let mut wrong = values.filter(|(value, _)| value.to_str().is_none());
+    wrong.next().map(|(value, name)| format!("{name}={}: it is not UTF-8", value.display()))
 }
 
 fn needed<T>(value: Option<T>, name: &str) -> Result<T, Failure> {
@@ -177,11 +222,26 @@ pub fn parse_peer(text: &str) -> Result<(NodeId, Address), String> {
     let form = || format!("`{text}` is not of the form ID=HOST:PORT");
     let (id, address) = text.split_once('=').ok_or_else(form)?;
     let id = id.trim().parse::<NodeId>().map_err(|_| format!("{}: the id must be a number", form()))?;
-    let (host, port) = address.rsplit_once(':').ok_or_else(form)?;
-    if host.is_empty() || port.parse::<u16>().is_err() {
-        return Err(form());
+    let address = address.trim().parse::<Address>().map_err(|error| format!("{}: {error}", form()))?;
+    Ok((id, address))
+}
+
+/// What stands between commas; one at the end adds nothing.
+pub fn items(text: &str) -> impl Iterator<Item = &str> {
+    let text = text.trim();
+    text.strip_suffix(',').unwrap_or(text).split(',').map(str::trim)
+}
+
+/// `1=10.0.0.1:7001,2=10.0.0.2:7001`: what one flag or variable says of founders.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peers(Vec<(NodeId, Address)>);
+
+impl std::str::FromStr for Peers {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Peers, String> {
+        items(text).map(parse_peer).collect::<Result<_, _>>().map(Peers)
     }
-    Ok((id, Address::from(address)))
 }
 
 fn founders(peers: Vec<(NodeId, Address)>) -> Result<Bootstrap, Failure> {
@@ -205,8 +265,14 @@ mod tests {
     fn peers() {
         assert_eq!(parse_peer("2=host:7002"), Ok((2, Address::from("host:7002"))));
         assert_eq!(parse_peer("2=[::1]:7002"), Ok((2, Address::from("[::1]:7002"))));
-        for wrong in ["", "2", "host:7002", "x=host:7002", "2=host", "2=:7002", "2=host:port"] {
+        for wrong in ["", "2", "host:7002", "x=host:7002", "2=host", "2=:7002", "2=host:port", "2=::1:7002"] {
             assert!(parse_peer(wrong).expect_err(wrong).contains("ID=HOST:PORT"), "{wrong}");
+        }
+        let two = "1=a:1,2=b:2".parse::<Peers>();
+        assert_eq!(two.as_ref().map(|Peers(peers)| peers.len()), Ok(2));
+        assert_eq!("1=a:1, 2=b:2,\n".parse(), two, "a comma at the end is none too many");
+        for wrong in ["1=a:1,,2=b:2", ",1=a:1", "1=a:1,2"] {
+            assert!(wrong.parse::<Peers>().expect_err(wrong).contains("ID=HOST:PORT"), "{wrong}");
         }
     }
 }
