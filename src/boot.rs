@@ -32,6 +32,7 @@ use actorum_actors::{
         keeper::{KeeperBounds, KeeperLinks, SnapshotKeeper},
     },
     status::Snapshots,
+    subscribers::BufferBounds,
     system_state::SystemState,
 };
 use actorum_transport::{
@@ -190,7 +191,7 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
         group: GROUP,
         reader: reader.clone(),
         shelf: shelf.clone(),
-        subscriber_buffer: config.subscriber_buffer,
+        subscriber_bounds: BufferBounds { events: config.subscriber_buffer, bytes: config.subscriber_buffer_bytes },
         admission: admission.clone(),
         status: applier_shows,
     };

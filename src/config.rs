@@ -89,6 +89,9 @@ pub struct Config {
     pub snapshot_patience_ms: u64,
     /// How many events may wait for one subscriber. At the bound it hears `Lagged` and is unsubscribed. Default 65,536.
     pub subscriber_buffer: usize,
+    /// How many bytes of events may wait for one subscriber, commands and responses counted as they are encoded. At the bound it
+    /// hears `Lagged` and is unsubscribed; a single larger event passes while nothing else waits. Default 64 MiB.
+    pub subscriber_buffer_bytes: usize,
     /// How many bytes may wait for one peer in the transport. At the bound the oldest goes. Default 64 MiB.
     pub peer_queue_bytes: usize,
     /// Which actors share a thread.
@@ -139,6 +142,7 @@ impl Default for Config {
             snapshot_piece_bytes: 256 << 10,
             snapshot_patience_ms: 10_000,
             subscriber_buffer: 65_536,
+            subscriber_buffer_bytes: 64 << 20,
             peer_queue_bytes: 64 << 20,
             placement: Placement::Compact,
             seed: None,
@@ -270,6 +274,7 @@ impl Config {
             ("max_append_bytes", self.max_append_bytes),
             ("max_inflight_appends", self.max_inflight_appends),
             ("subscriber_buffer", self.subscriber_buffer),
+            ("subscriber_buffer_bytes", self.subscriber_buffer_bytes),
         ] {
             if value == 0 {
                 return wrong(key, "must be at least 1".into());

@@ -26,17 +26,18 @@ use actorum_actors::{
     members::{Change, Membership},
     message::{ServeReads, Submit, SubmitChange, SubmitRead},
     outcome::{Applied, ChangeError, ProposeError, ReadError},
+    position::After,
     slot::{Look, Slot},
     snapshot::keeper::{Backup, OpenNewest, SnapshotKeeper, TakeSnapshot, TakeSnapshotError},
     status::SnapshotTaken,
-    subscribers::{SubscribeError, SubscribeFrom, Subscription, Unsubscribe},
+    subscribers::{SubscribeError, SubscribeFrom, Subscriber, Subscription, Unsubscribe, View, Wants},
 };
 use actorum_transport::wire::{Address, MAX_NODE_ID, NodeId};
 use tokio::sync::oneshot;
 
 use crate::{
     board::Board,
-    request::{Propose, Read, Subscribe},
+    request::{Follow, Followed, Propose, Read, Subscribe},
 };
 
 /// The far end of a slot.
@@ -97,11 +98,41 @@ impl<S: StateMachine> Door<S> {
         Read { look, linearizable, deadline }: Read<S, T>,
     ) -> impl Future<Output = Result<(u64, T), ReadError>> + use<S, T> {
         let (reply, answer) = oneshot::channel();
-        let look: Look<S> = Box::new(move |state: Result<(u64, &S), ReadError>| {
+        let look: Look<S> = Box::new(move |state: Result<View<'_, S>, ReadError>| {
             // A client that no longer waits is not told.
-            let _ = reply.send(state.map(|(index, machine)| (index, look(machine))));
+            let _ = reply.send(state.map(|view| (view.applied, look(view.machine))));
         });
         let begun = self.begin_read(look, linearizable, deadline);
+        async move {
+            begun?;
+            let lost = |_| ReadError::Stopped { cause: "the closure of the read panicked".into() };
+            answer.await.map_err(lost)?
+        }
+    }
+
+    /// Begins a read with a subscription inside.
+    pub fn follow<T: Send + 'static>(
+        &self,
+        Follow { look, recipient, deadline }: Follow<S, T>,
+    ) -> impl Future<Output = Result<Followed<T>, ReadError>> + use<S, T> {
+        let (reply, answer) = oneshot::channel();
+        let look: Look<S> = Box::new(move |state: Result<View<'_, S>, ReadError>| {
+            let mut view = match state {
+                Ok(view) => view,
+                Err(error) => return drop(reply.send(Err(error))),
+            };
+            // Who no longer waits could not end the subscription.
+            if reply.is_closed() {
+                return;
+            }
+            let value = look(view.machine);
+            let position = view.position().expect("a leader confirmed this read, so there is a cluster");
+            let subscription = view.follow(recipient);
+            if reply.send(Ok(Followed { value, position, subscription })).is_err() {
+                view.subscribers.unsubscribe(subscription);
+            }
+        });
+        let begun = self.begin_read(look, true, deadline);
         async move {
             begun?;
             let lost = |_| ReadError::Stopped { cause: "the closure of the read panicked".into() };
@@ -160,14 +191,40 @@ impl<S: StateMachine> Door<S> {
     }
 
     /// Subscribes. The applier answers between two batches.
+    ///
+    /// It knows only what it has applied. A client that asked a node further ahead before is no stranger here: what lies in the future
+    /// of this node is looked at again when everything that the cluster had committed by now is applied here, too.
     pub fn subscribe(
-        &self,
-        Subscribe { recipient, after }: Subscribe<S>,
+        self: &Arc<Self>,
+        Subscribe { recipient, after, wants }: Subscribe<S>,
     ) -> impl Future<Output = Result<Subscription, SubscribeError>> + use<S> {
-        let begun = self.applier.upgrade().map(|applier| applier.send(SubscribeFrom { subscriber: recipient, after }));
-        let cause = self.cause();
+        let begun = self.begin_subscription(recipient.clone(), after, wants);
+        let door = self.clone();
         async move {
-            let stopped = || SubscribeError::Stopped { cause: cause.clone() };
+            let answer = begun.await;
+            let Err(SubscribeError::FuturePosition { .. }) = answer else { return answer };
+            let confirmed = door.read(Read::linearizable(|_: &S| ())).await;
+            let answer = door.begin_subscription(recipient, after, wants).await;
+            match (answer, confirmed) {
+                (Err(SubscribeError::FuturePosition { index, applied }), Err(error)) => {
+                    Err(SubscribeError::Behind { index, applied, cause: error.to_string() })
+                }
+                (answer, _) => answer,
+            }
+        }
+    }
+
+    fn begin_subscription(
+        &self,
+        subscriber: Subscriber<S>,
+        after: After,
+        wants: Wants,
+    ) -> impl Future<Output = Result<Subscription, SubscribeError>> + use<S> {
+        let subscribe = SubscribeFrom { subscriber, after, wants };
+        let begun = self.applier.upgrade().map(|applier| applier.send(subscribe));
+        let admission = self.admission.clone();
+        async move {
+            let stopped = || SubscribeError::Stopped { cause: cause(&admission) };
             begun.ok_or_else(stopped)?.await.map_err(|_| stopped())?
         }
     }
@@ -175,18 +232,18 @@ impl<S: StateMachine> Door<S> {
     /// Has a snapshot taken.
     pub fn take_snapshot(&self) -> impl Future<Output = Result<SnapshotTaken, TakeSnapshotError>> + use<S> {
         let begun = self.keeper.upgrade().map(|keeper| keeper.send(TakeSnapshot));
-        let cause = self.cause();
+        let admission = self.admission.clone();
         async move {
-            let stopped = || TakeSnapshotError::Stopped { cause: cause.clone() };
+            let stopped = || TakeSnapshotError::Stopped { cause: cause(&admission) };
             begun.ok_or_else(stopped)?.await.map_err(|_| stopped())?
         }
     }
 
     /// Has a snapshot taken, and opens its file.
     pub fn backup(&self) -> impl Future<Output = Result<Backup, TakeSnapshotError>> + use<S> {
-        let (taken, keeper, cause) = (self.take_snapshot(), self.keeper.clone(), self.cause());
+        let (taken, keeper, admission) = (self.take_snapshot(), self.keeper.clone(), self.admission.clone());
         async move {
-            let stopped = || TakeSnapshotError::Stopped { cause: cause.clone() };
+            let stopped = || TakeSnapshotError::Stopped { cause: cause(&admission) };
             let taken = taken.await?;
             let keeper = keeper.upgrade().ok_or_else(stopped)?;
             let file = keeper.send(OpenNewest).await.map_err(|_| stopped())??;
@@ -212,7 +269,7 @@ impl<S: StateMachine> Door<S> {
 
     /// Why nothing is taken any more.
     fn cause(&self) -> String {
-        self.admission.closed().unwrap_or_else(|| "the system has ended".into())
+        cause(&self.admission)
     }
 }
 
@@ -225,6 +282,11 @@ pub(crate) fn check_id(id: NodeId) -> Result<(), String> {
             "{id} is not a node id: {MAX_NODE_ID} (2^53 - 1) is the highest, since programs that read JSON round what is above it"
         )),
     }
+}
+
+/// Why nothing is taken any more: asked when it is so, since what waited may have waited for the very end.
+fn cause(admission: &Admission) -> String {
+    admission.closed().unwrap_or_else(|| "the system has ended".into())
 }
 
 /// What is proposed must be applicable: a command that does not survive its own encoding would stop every node.

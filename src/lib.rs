@@ -15,6 +15,7 @@ mod builder;
 pub mod config;
 mod raft;
 mod request;
+mod stream;
 mod system;
 
 mod boot;
@@ -29,6 +30,7 @@ pub use actorum_actors::{
     machine::{self, ApplyContext, Frozen, MachineError, StateMachine},
     members::{Change as ConfChange, Member, MemberRole, Membership},
     outcome::{Applied, ChangeError, Outcome, ProposeError, ReadError},
+    position::{After, Position, PositionError},
     serde_snapshot,
     snapshot::keeper::Backup,
     status::{Disk, DiskState, Formed, PeerProgress, Queues, Role, SnapshotTaken, Snapshots, Status, Totals, Transfer},
@@ -43,17 +45,20 @@ pub use config::Config;
 pub use raft::Raft;
 pub use raft::WaitError;
 pub use request::{
-    GetStatus, Propose, Read, Shutdown, Subscribe, SubscribeError, Subscription, TakeSnapshot, TakeSnapshotError,
-    Unsubscribe,
+    Follow, Followed, GetStatus, Propose, Read, Shutdown, Subscribe, SubscribeError, Subscription, TakeSnapshot,
+    TakeSnapshotError, Unsubscribe,
 };
+pub use stream::EventStream;
 pub use system::RaftSystem;
 
 /// Everything an application usually names.
 pub mod prelude {
     pub use crate::{
-        Applied, ApplyContext, Bootstrap, ChangeError, ConfChange, Config, Event, Events, Frozen, GetStatus,
-        MachineError, Propose, ProposeError, Raft, RaftSystem, Read, ReadError, Role, Shutdown, StateMachine, Status,
-        Storage, Subscribe, TakeSnapshot, Tls, serde_snapshot,
+        Address, After, Applied, ApplyContext, Bootstrap, ChangeError, ConfChange, Config, Event, EventStream, Events,
+        Follow, Followed, Frozen, GetStatus, MachineError, MemoryNetwork, Network, NodeId, Outcome, Position, Propose,
+        ProposeError, Raft, RaftSystem, Read, ReadError, Role, Shutdown, StartError, StateMachine, Status, Storage,
+        Subscribe, SubscribeError, Subscription, TakeSnapshot, TakeSnapshotError, Tls, Unsubscribe, WaitError,
+        serde_snapshot,
     };
 }
 

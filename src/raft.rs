@@ -2,19 +2,23 @@
 
 use std::{future::Future, sync::Arc, time::Duration};
 
-use actix::Addr;
+use actix::{Addr, Recipient};
 use actorum_actors::{
+    event::Event,
     machine::StateMachine,
     members::{Change as ConfChange, Membership},
     outcome::{Applied, ChangeError, ProposeError, ReadError},
+    position::After,
     snapshot::keeper::{Backup, TakeSnapshotError},
     status::{SnapshotTaken, Status},
+    subscribers::Subscriber,
 };
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::{
     door::Door,
-    request::{Propose, Read, Shutdown, Subscribe, SubscribeError, Subscription},
+    request::{Follow, Followed, Propose, Read, Shutdown, Subscribe, SubscribeError, Subscription},
+    stream::EventStream,
     system::{Alarm, RaftSystem},
 };
 
@@ -117,6 +121,53 @@ impl<S: StateMachine> Raft<S> {
     /// Subscribes; see [`Subscribe`].
     pub async fn subscribe(&self, subscribe: Subscribe<S>) -> Result<Subscription, SubscribeError> {
         self.door.subscribe(subscribe).await
+    }
+
+    /// What is applied from a point on, as a stream: no actor is needed. See [`Subscribe::after`].
+    ///
+    /// ```
+    /// # use actorum::prelude::*;
+    /// # async fn example<S: StateMachine>(raft: Raft<S>, last: Option<Position>) -> Result<(), SubscribeError> {
+    /// let mut events = raft.events(last.map_or(After::Index(0), After::Position)).await?;
+    /// while let Some(event) = events.next().await {
+    ///     if let Event::Applied { index, time, .. } = event {
+    ///         println!("{index} was proposed at {time:?}");
+    ///     }
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn events(&self, after: impl Into<After>) -> Result<EventStream<S>, SubscribeError> {
+        let (sender, events) = mpsc::channel(1);
+        self.door.subscribe(Subscribe::of(Subscriber::Channel(sender)).after(after)).await?;
+        Ok(EventStream(events))
+    }
+
+    /// Reads the state and tells this recipient what is applied after it, in one step; see [`Follow`].
+    pub async fn follow<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&S) -> T + Send + 'static,
+        recipient: Recipient<Event<S>>,
+    ) -> Result<Followed<T>, ReadError> {
+        self.follow_with(Follow::new(look, recipient)).await
+    }
+
+    /// [`Raft::follow`] with all its settings.
+    pub async fn follow_with<T: Send + 'static>(&self, follow: Follow<S, T>) -> Result<Followed<T>, ReadError> {
+        self.door.follow(follow).await
+    }
+
+    /// Reads the state and gives what is applied after it as a stream, in one step: what [`Raft::follow`] does, without an actor.
+    ///
+    /// Every command in the stream has its response. The subscription ends when the stream is dropped.
+    pub async fn follow_events<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&S) -> T + Send + 'static,
+    ) -> Result<(Followed<T>, EventStream<S>), ReadError> {
+        let (sender, events) = mpsc::channel(1);
+        let recipient = Subscriber::Channel(sender);
+        let followed = self.door.follow(Follow { look: Box::new(look), recipient, deadline: None }).await?;
+        Ok((followed, EventStream(events)))
     }
 
     /// Ends a subscription.

@@ -11,8 +11,9 @@ use actorum_actors::{
     event::{Event, Events},
     machine::StateMachine,
     outcome::{Applied, ProposeError, ReadError},
+    position::{After, Position},
     status::Status,
-    subscribers::Subscriber,
+    subscribers::{Subscriber, Wants},
 };
 
 /// Replicate this command and apply it; answered with the state machine's response.
@@ -73,36 +74,95 @@ impl<S: StateMachine, T: Send + 'static> Read<S, T> {
 ///
 /// Each subscriber has a bounded buffer and a pump of its own: a slow one slows nobody, and hears
 /// [`Event::Lagged`] when its buffer is full.
+///
+/// Who begins in the past hears commands without their responses, see [`Event::Applied`]. To build something out of both, begin with
+/// [`Follow`], which reads the state and tells everything after it.
 #[derive(Message)]
 #[rtype(result = "Result<Subscription, SubscribeError>")]
 pub struct Subscribe<S: StateMachine> {
     pub(crate) recipient: Subscriber<S>,
-    pub(crate) after: Option<u64>,
+    pub(crate) after: After,
+    pub(crate) wants: Wants,
 }
 
 impl<S: StateMachine> Subscribe<S> {
     /// One message per event, from now on.
     pub fn new(recipient: Recipient<Event<S>>) -> Self {
-        Subscribe { recipient: Subscriber::Single(recipient), after: None }
+        Subscribe::of(Subscriber::Single(recipient))
     }
 
     /// One message for all events that wait, from now on.
     pub fn batched(recipient: Recipient<Events<S>>) -> Self {
-        Subscribe { recipient: Subscriber::Batched(recipient), after: None }
+        Subscribe::of(Subscriber::Batched(recipient))
     }
 
-    /// Begin with the first command after this index. Commands read back from the log have no response. Where the log
-    /// begins later, [`Event::SnapshotInstalled`] comes first and says where: read the state, which is at least that new.
-    pub fn after(mut self, index: u64) -> Self {
-        self.after = Some(index);
+    /// Only who leads: [`Event::LeadershipChanged`], first with who leads now, then with every change. No commands.
+    pub fn leadership(recipient: Recipient<Event<S>>) -> Self {
+        Subscribe { wants: Wants::Leadership, ..Subscribe::new(recipient) }
+    }
+
+    pub(crate) fn of(recipient: Subscriber<S>) -> Self {
+        Subscribe { recipient, after: After::Now, wants: Wants::Everything }
+    }
+
+    /// Begin with the first command after an index, or better after a [`Position`], which says also of which cluster it is. Commands
+    /// read back from the log have no response. Where the log begins later, [`Event::SnapshotInstalled`] comes first and says
+    /// where: read the state, which is at least that new.
+    ///
+    /// A position of another cluster is refused with [`SubscribeError::ForeignPosition`], one that no command has yet with
+    /// [`SubscribeError::FuturePosition`]. A node that is behind catches up first.
+    pub fn after(mut self, after: impl Into<After>) -> Self {
+        self.after = after.into();
         self
     }
 
     /// Begin with what is applied from now on: the default.
     pub fn from_now(mut self) -> Self {
-        self.after = None;
+        self.after = After::Now;
         self
     }
+}
+
+/// Read the state, and tell this recipient what is applied after it, in one step: no command lies between the two, none is told
+/// twice, and each comes with its response.
+///
+/// So a view of the state that lives elsewhere (a queue of jobs to run, an index for searching) is what was read, moved on by
+/// each event. The read is linearizable. After [`Event::Lagged`] or [`Event::SnapshotInstalled`] follow anew.
+#[derive(Message)]
+#[rtype(result = "Result<Followed<T>, ReadError>")]
+pub struct Follow<S: StateMachine, T: Send + 'static> {
+    pub(crate) look: Box<dyn FnOnce(&S) -> T + Send>,
+    pub(crate) recipient: Subscriber<S>,
+    pub(crate) deadline: Option<Duration>,
+}
+
+impl<S: StateMachine, T: Send + 'static> Follow<S, T> {
+    /// One message per event.
+    pub fn new(look: impl FnOnce(&S) -> T + Send + 'static, recipient: Recipient<Event<S>>) -> Self {
+        Follow { look: Box::new(look), recipient: Subscriber::Single(recipient), deadline: None }
+    }
+
+    /// One message for all events that wait.
+    pub fn batched(look: impl FnOnce(&S) -> T + Send + 'static, recipient: Recipient<Events<S>>) -> Self {
+        Follow { look: Box::new(look), recipient: Subscriber::Batched(recipient), deadline: None }
+    }
+
+    /// How long to try before giving up. Nothing is told then.
+    pub fn deadline(mut self, deadline: Duration) -> Self {
+        self.deadline = Some(deadline);
+        self
+    }
+}
+
+/// What was read, and the subscription that goes on from there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Followed<T> {
+    /// What the look at the state gave.
+    pub value: T,
+    /// Where that state stands. The first command that is told has a higher index.
+    pub position: Position,
+    /// To end it.
+    pub subscription: Subscription,
 }
 
 pub use actorum_actors::snapshot::keeper::{TakeSnapshot, TakeSnapshotError};

@@ -42,7 +42,9 @@ use crate::{
     board::Life,
     builder::Builder,
     door::Door,
-    request::{GetStatus, Propose, Read, Shutdown, Subscribe, SubscribeError, Subscription, Unsubscribe},
+    request::{
+        Follow, Followed, GetStatus, Propose, Read, Shutdown, Subscribe, SubscribeError, Subscription, Unsubscribe,
+    },
 };
 
 /// How often the children are looked after and the transport's numbers are fetched.
@@ -218,6 +220,14 @@ impl<S: StateMachine, T: Send + 'static> Handler<Read<S, T>> for RaftSystem<S> {
     fn handle(&mut self, read: Read<S, T>, _: &mut Context<Self>) -> Self::Result {
         let value = self.door.read(read);
         Box::pin(async move { value.await.map(|(_, value)| value) })
+    }
+}
+
+impl<S: StateMachine, T: Send + 'static> Handler<Follow<S, T>> for RaftSystem<S> {
+    type Result = ResponseFuture<Result<Followed<T>, ReadError>>;
+
+    fn handle(&mut self, follow: Follow<S, T>, _: &mut Context<Self>) -> Self::Result {
+        Box::pin(self.door.follow(follow))
     }
 }
 

@@ -301,10 +301,26 @@ fn events() {
     let mut resumed = Stream(BufReader::new(Box::new(response.expect("a stream").into_body().into_reader())));
     assert_eq!(resumed.next().0, later[4]);
 
+    // The same with the position, as its id was; and a position of another cluster, or one that no command has, is answered.
+    let cluster = follower.status()["cluster"].as_str().expect("a cluster").to_owned();
+    let mut resumed = Stream::open(&follower.url(&format!("/events?after={cluster}:{}", later[3])));
+    assert_eq!(resumed.next().0, later[4]);
+    let foreign = "0".repeat(32);
+    for after in ["18446744073709551615", "18446744073709551614", &format!("{cluster}:18446744073709551615")] {
+        let answer = call("GET", &follower.url(&format!("/events?after={after}")), "");
+        refused(&answer, 409, "future_position");
+        assert_eq!(answer.body["position"], json!(format!("{cluster}:{}", follower.status()["applied_index"])));
+    }
+    refused(&call("GET", &follower.url(&format!("/events?after={foreign}:1")), ""), 409, "foreign_position");
+    for after in ["18446744073709551616", "-1", "1:1", &format!("{cluster}:")] {
+        refused(&call("GET", &follower.url(&format!("/events?after={after}")), ""), 400, "bad_request");
+    }
+
     // What is applied now has its response; what is read back from the log has none.
     let live = done(&follower.put("live", "x"), Value::Null);
     let (id, _, data) = now.next();
     assert_eq!((id, &data["response"]), (live, &json!({ "done": { "previous": null } })));
+    assert!(data["time_ms"].as_u64() > Some(1_700_000_000_000), "{data}");
     let (_, _, data) = Stream::open(&follower.url("/events?after=0")).next();
     assert!(data["response"].is_null(), "{data}");
 }
@@ -327,9 +343,13 @@ fn a_client_that_lags() {
     let resume_after = loop {
         match slow.next() {
             (id, event, _) if event == "applied" => seen.push(id),
-            (_, event, data) => {
-                assert_eq!(event, "lagged");
-                break data["resume_after"].as_u64().expect("an index");
+            (id, event, data) => {
+                assert_eq!((event.as_str(), &data["resume_after"]), ("lagged", &json!(id)));
+                assert_eq!(
+                    data["position"],
+                    json!(format!("{}:{id}", node.status()["cluster"].as_str().expect("one")))
+                );
+                break id;
             }
         }
     };

@@ -363,7 +363,7 @@ impl Handler<Event<Sum>> for Listener {
     fn handle(&mut self, event: Event<Sum>, _: &mut Context<Self>) {
         let line = match event {
             Event::Applied { index, .. } => format!("#{index}"),
-            Event::SnapshotInstalled { index } => format!("snapshot {index}"),
+            Event::SnapshotInstalled { index, .. } => format!("snapshot {index}"),
             _ => return,
         };
         self.0.send(line).unwrap();

@@ -17,19 +17,21 @@
 
 use std::{
     collections::BTreeMap,
+    io::{self, Write},
     ops::{Deref, DerefMut},
     sync::Arc,
 };
 
 use actix::{WeakRecipient, prelude::*};
 use actorum_transport::wire::{ChangeRefusal, ClusterId, GroupId};
+use serde::Serialize;
 use tokio::sync::watch;
 
 use crate::{
     admission::Admission,
     event::Event,
     log::store::LogReader,
-    machine::StateMachine,
+    machine::{self, StateMachine},
     members::Membership,
     message::{
         Answer, AppliedTo, Apply, Committed, Failed, Freeze, FrozenState, LeaderChanged, Refusal, Restore, ServeReads,
@@ -38,7 +40,7 @@ use crate::{
     replica::{Broken, Done, Replayed, Replica, caught},
     slot::Slot,
     snapshot::Shelf,
-    subscribers::{SubscribeError, SubscribeFrom, Subscribers, Subscription, Unsubscribe},
+    subscribers::{BufferBounds, SubscribeError, SubscribeFrom, Subscribers, Subscription, Unsubscribe, View},
 };
 
 /// Whom the applier reports to. Weak: it is nobody's owner.
@@ -62,8 +64,8 @@ pub struct ApplierConfig {
     pub reader: Arc<dyn LogReader>,
     /// Where the files of snapshots are.
     pub shelf: Arc<Shelf>,
-    /// How many events may wait for one subscriber.
-    pub subscriber_buffer: usize,
+    /// How much may wait for one subscriber.
+    pub subscriber_bounds: BufferBounds,
     /// Closed by the applier when it breaks.
     pub admission: Arc<Admission>,
     /// Where its numbers appear.
@@ -106,12 +108,14 @@ pub struct Applier<S: StateMachine> {
 impl<S: StateMachine> Applier<S> {
     /// An applier of what [`replay`](crate::replica::replay) rebuilt.
     pub fn new(config: ApplierConfig, links: ApplierLinks, start: Replayed<S>) -> Applier<S> {
-        let ApplierConfig { group, reader, shelf, subscriber_buffer, admission, status } = config;
+        let ApplierConfig { group, reader, shelf, subscriber_bounds, admission, status } = config;
+        let mut subscribers = Subscribers::new(group, reader, subscriber_bounds);
+        subscribers.set_cluster(start.replica.system().map(|system| system.cluster));
         let applier = Applier {
             replica: Present(Some(start.replica)),
             shelf,
             reads: BTreeMap::new(),
-            subscribers: Subscribers::new(group, reader, subscriber_buffer),
+            subscribers,
             commands: 0,
             links,
             admission,
@@ -131,9 +135,12 @@ impl<S: StateMachine> Applier<S> {
             Done::Nothing => drop(ticket.take()),
             Done::Command { command, response } => {
                 self.commands += 1;
-                if !self.subscribers.is_empty() {
+                if !self.subscribers.is_empty()
+                    && let Some(system) = self.replica.system()
+                {
+                    let bytes = entry.size() + encoded_len(&response);
                     let (command, told) = (Arc::new(command), Arc::new(response.clone()));
-                    self.subscribers.command(index, term, &command, &told);
+                    self.subscribers.command((index, term, system.time()), bytes, &command, &told);
                 }
                 if let Some(slot) = ticket.take() {
                     slot.applied(index, term, response);
@@ -162,6 +169,7 @@ impl<S: StateMachine> Applier<S> {
         if let Err(broken) = restored {
             return self.fail(&broken);
         }
+        self.subscribers.set_cluster(self.replica.system().map(|system| system.cluster));
         self.subscribers.installed(index);
         self.tell_system(index);
         self.report_applied();
@@ -171,6 +179,7 @@ impl<S: StateMachine> Applier<S> {
     fn tell_system(&mut self, index: u64) {
         let Some(system) = self.replica.system() else { return };
         let state = Arc::new(system.clone());
+        self.subscribers.set_cluster(Some(state.cluster));
         for link in self.links.system_changed.iter().filter_map(WeakRecipient::upgrade) {
             link.do_send(SystemChanged { index, state: state.clone() });
         }
@@ -194,8 +203,9 @@ impl<S: StateMachine> Applier<S> {
     }
 
     /// A panic in the closure of a read is its client's: the state was only looked at.
-    fn serve(&self, slot: Slot<S>) {
-        if let Err(panic) = self.replica.look(|applied, machine| slot.serve(applied, machine)) {
+    fn serve(&mut self, slot: Slot<S>) {
+        let Applier { replica, subscribers, .. } = self;
+        if let Err(panic) = replica.look(|applied, machine| slot.serve(View { applied, machine, subscribers })) {
             tracing::error!(%panic, "a read ended without an answer");
             self.status.send_modify(|status| status.last_error = Some(panic.to_string()));
         }
@@ -261,11 +271,15 @@ impl<S: StateMachine> Handler<ServeReads<Slot<S>>> for Applier<S> {
         if self.broken {
             return;
         }
+        let before = self.subscribers.len();
         for (index, slot) in reads {
             match index <= self.replica.applied() {
                 true => self.serve(slot),
                 false => self.reads.entry(index).or_default().push(slot),
             }
+        }
+        if self.subscribers.len() != before {
+            self.publish();
         }
     }
 }
@@ -319,6 +333,24 @@ impl<S: StateMachine> Handler<Freeze> for Applier<S> {
     }
 }
 
+/// How many bytes a response would have, encoded; what cannot be encoded counts as nothing.
+fn encoded_len<T: Serialize>(value: &T) -> usize {
+    struct Counted(usize);
+    impl Write for Counted {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0 += bytes.len();
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let mut counted = Counted(0);
+    let _ = machine::encode_to(value, &mut counted);
+    counted.0
+}
+
 /// Something that is always here, but for the time in which a thread works on it and nobody else can ask.
 struct Present<T>(Option<T>);
 
@@ -349,7 +381,7 @@ impl<S: StateMachine> Handler<LeaderChanged> for Applier<S> {
     type Result = ();
 
     fn handle(&mut self, LeaderChanged { leader, term, .. }: LeaderChanged, _: &mut Context<Self>) {
-        self.subscribers.event(&Event::LeadershipChanged { leader, term });
+        self.subscribers.leads(leader, term);
     }
 }
 
@@ -362,7 +394,7 @@ impl<S: StateMachine> Handler<SubscribeFrom<S>> for Applier<S> {
         }
         let subscription = self.subscribers.subscribe(subscribe, self.replica.applied());
         self.publish();
-        Ok(subscription)
+        subscription
     }
 }
 
@@ -404,11 +436,12 @@ mod tests {
         log::store::{HardState, Recovered},
         members::Change,
         outcome::{Applied, ProposeError, ReadError},
+        position::After,
         replica::replay,
         slot::Look,
         snapshot::shelf::Content,
         status::Role,
-        subscribers::Subscriber,
+        subscribers::{Subscriber, Wants},
         testkit::{FakeCore, Heard, Sum, TestStore, change, command, empty, founded, genesis},
     };
 
@@ -422,7 +455,11 @@ mod tests {
     }
 
     /// An applier that has replayed these entries, the first of which has index 2.
-    fn start(entries: Vec<Entry>, subscriber_buffer: usize) -> Fixture {
+    fn start(entries: Vec<Entry>, events: usize) -> Fixture {
+        start_bounded(entries, BufferBounds { events, bytes: usize::MAX })
+    }
+
+    fn start_bounded(entries: Vec<Entry>, subscriber_bounds: BufferBounds) -> Fixture {
         let last_index = entries.last().map_or(1, |entry| entry.index);
         let hard_state = HardState { term: 1, vote: 1, commit: last_index };
         let snapshot = Some(genesis());
@@ -443,7 +480,7 @@ mod tests {
             group: GroupId::FIRST,
             reader: Arc::new(store.clone()),
             shelf: shelf.clone(),
-            subscriber_buffer,
+            subscriber_bounds,
             admission: admission.clone(),
             status: watch::Sender::default(),
         };
@@ -461,7 +498,7 @@ mod tests {
         fn read(&self) -> (Slot<Sum>, Answered<(u64, u64), ReadError>) {
             let (sender, answer) = oneshot::channel();
             let look: Look<Sum> = Box::new(move |state| {
-                let _ = sender.send(state.map(|(index, sum)| (index, sum.total)));
+                let _ = sender.send(state.map(|view| (view.applied, view.machine.total)));
             });
             (Slot::read(look, self.admission.try_admit(0).unwrap()), answer)
         }
@@ -498,8 +535,8 @@ mod tests {
             }
             Event::LeadershipChanged { leader, term } => format!("leader {leader:?} in {term}"),
             Event::MembershipChanged { index, membership } => format!("#{index} {membership}"),
-            Event::SnapshotInstalled { index } => format!("#{index} snapshot"),
-            Event::Lagged { resume_after } => format!("lagged, resume after {resume_after}"),
+            Event::SnapshotInstalled { index, .. } => format!("#{index} snapshot"),
+            Event::Lagged { resume_after, .. } => format!("lagged, resume after {resume_after}"),
         }
     }
 
@@ -532,7 +569,8 @@ mod tests {
     }
 
     fn subscribe(listener: &Addr<Listener>, after: Option<u64>) -> SubscribeFrom<Sum> {
-        SubscribeFrom { subscriber: Subscriber::Single(listener.clone().recipient()), after }
+        let after = after.map_or(After::Now, After::Index);
+        SubscribeFrom { subscriber: Subscriber::Single(listener.clone().recipient()), after, wants: Wants::Everything }
     }
 
     #[actix::test]
@@ -631,7 +669,7 @@ mod tests {
             group: GroupId::FIRST,
             reader,
             shelf: Arc::new(Shelf::memory()),
-            subscriber_buffer: 8,
+            subscriber_bounds: BufferBounds { events: 8, bytes: usize::MAX },
             admission: Admission::new(1, 1),
             status: watch::Sender::default(),
         };
@@ -658,16 +696,22 @@ mod tests {
     }
 
     #[actix::test]
-    async fn a_subscription_may_begin_with_the_first_command_or_in_the_future() {
+    async fn a_subscription_may_begin_with_the_first_command_and_not_in_the_future() {
         let f = start(vec![command(2, 1, 1), command(3, 1, 2)], 8);
         let ((first, mut all), (second, mut later)) = (Listener::open(), Listener::open());
         f.applier.send(subscribe(&first, Some(0))).await.unwrap().unwrap();
-        f.applier.send(subscribe(&second, Some(4))).await.unwrap().unwrap();
+        f.applier.send(subscribe(&second, Some(3))).await.unwrap().unwrap();
+        for index in [4, u64::MAX - 1, u64::MAX] {
+            let refused = f.applier.send(subscribe(&second, Some(index))).await.unwrap();
+            assert_eq!(refused, Err(SubscribeError::FuturePosition { index, applied: 3 }));
+        }
         f.apply(vec![command(4, 1, 3), command(5, 1, 4)]).await;
         for expected in ["#2 +1 = ?", "#3 +2 = ?", "#4 +3 = 6", "#5 +4 = 10"] {
             assert_eq!(all.recv().await.unwrap(), expected);
         }
-        assert_eq!(later.recv().await.unwrap(), "#5 +4 = 10");
+        for expected in ["#4 +3 = 6", "#5 +4 = 10"] {
+            assert_eq!(later.recv().await.unwrap(), expected);
+        }
     }
 
     #[actix::test]
@@ -701,7 +745,11 @@ mod tests {
         let f = start(vec![command(2, 1, 1), command(3, 1, 1)], 8);
         let (listener, mut told) = Listener::open();
         let subscriber = Subscriber::Batched(listener.recipient());
-        f.applier.send(SubscribeFrom { subscriber, after: Some(1) }).await.unwrap().unwrap();
+        f.applier
+            .send(SubscribeFrom { subscriber, after: After::Index(1), wants: Wants::Everything })
+            .await
+            .unwrap()
+            .unwrap();
         assert_eq!(told.recv().await.unwrap(), "#2 +1 = ?; #3 +1 = ?");
     }
 
@@ -720,7 +768,11 @@ mod tests {
         }
         let f = start(vec![], 8);
         let subscriber = Subscriber::Single(Brief.start().recipient());
-        f.applier.send(SubscribeFrom { subscriber, after: None }).await.unwrap().unwrap();
+        f.applier
+            .send(SubscribeFrom { subscriber, after: After::Now, wants: Wants::Everything })
+            .await
+            .unwrap()
+            .unwrap();
         let (listener, mut told) = Listener::open();
         let subscription = f.applier.send(subscribe(&listener, None)).await.unwrap().unwrap();
         f.applier.send(Unsubscribe(subscription)).await.unwrap();
@@ -753,11 +805,15 @@ mod tests {
     #[actix::test]
     async fn a_log_cut_off_while_its_past_is_told_skips_no_command_and_repeats_none() {
         let store = TestStore::with_entries((2..=5).map(|index| command(index, 1, 1)));
-        let mut subscribers = Subscribers::<Sum>::new(GroupId::FIRST, Arc::new(store.clone()), 8);
+        let bounds = BufferBounds { events: 8, bytes: usize::MAX };
+        let mut subscribers = Subscribers::<Sum>::new(GroupId::FIRST, Arc::new(store.clone()), bounds);
+        subscribers.set_cluster(Some(founded().cluster));
         let (listener, mut told) = Listener::open();
-        subscribers.subscribe(subscribe(&listener, Some(1)), 5);
+        subscribers.subscribe(subscribe(&listener, Some(1)), 5).unwrap();
         // Before the past is read, two more are applied, and one of them is in the snapshot behind which the log is cut off.
-        [6, 7].into_iter().for_each(|index| subscribers.command(index, 1, &Arc::new(1), &Arc::new(index)));
+        [6, 7].into_iter().for_each(|index| {
+            subscribers.command((index, 1, std::time::SystemTime::UNIX_EPOCH), 30, &Arc::new(1), &Arc::new(index))
+        });
         store.hold([command(7, 1, 1)]);
         for expected in ["#5 snapshot", "#6 +1 = 6", "#7 +1 = 7"] {
             assert_eq!(told.recv().await.unwrap(), expected);

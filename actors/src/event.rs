@@ -1,15 +1,15 @@
 //! What subscribers hear.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::SystemTime};
 
 use actix::Message;
-use actorum_transport::wire::NodeId;
+use actorum_transport::wire::{ClusterId, NodeId};
 
-use crate::{machine::StateMachine, members::Membership};
+use crate::{machine::StateMachine, members::Membership, position::Position};
 
 /// One thing that happened, in the order it happened on this node.
 ///
-/// Commands and responses are shared between subscribers, not cloned.
+/// Commands and responses are shared between subscribers, not cloned. Variants may get further fields: match them with `..`.
 #[derive(Message)]
 #[rtype(result = "()")]
 #[non_exhaustive]
@@ -17,13 +17,21 @@ pub enum Event<S: StateMachine> {
     /// A command was applied. In order of the index, without repeats from the point asked for, and without gaps but where a
     /// snapshot takes their place.
     Applied {
+        /// The cluster that counts; with the index it is a [`Position`], see [`Event::position`].
+        cluster: ClusterId,
         /// Its index.
         index: u64,
         /// Its term.
         term: u64,
+        /// When its leader took it up, as in [`ApplyContext::time`](crate::machine::ApplyContext::time).
+        ///
+        /// Of a command that is read back from the log it is the time that its leader stamped, or that of the event before it in this subscription if that
+        /// was later. It differs from what `apply` was given only where the clocks of successive leaders ran backwards.
+        time: SystemTime,
         /// The command.
         command: Arc<S::Command>,
-        /// The machine's answer; `None` when the command was read back from the log.
+        /// The machine's answer; `None` when the command was read back from the log. A subscription that began inside a
+        /// read (`Raft::follow`) reads nothing back.
         response: Option<Arc<S::Response>>,
     },
     /// The leader this node knows of changed.
@@ -42,29 +50,48 @@ pub enum Event<S: StateMachine> {
     },
     /// A snapshot stands for all commands up to its index: it replaced the state, or the log begins behind it: the commands up to its index will not be told one by one.
     SnapshotInstalled {
+        /// The cluster that counts.
+        cluster: ClusterId,
         /// The last index it covers.
         index: u64,
     },
     /// This subscriber fell behind its buffer and is unsubscribed. Nothing up to `resume_after` was missed:
-    /// subscribe again with `after(resume_after)`.
+    /// subscribe again with `after(resume_after)`, or better with [`Event::position`].
     Lagged {
+        /// The cluster that counts; `None` on a node that belongs to none yet.
+        cluster: Option<ClusterId>,
         /// The index of the last command that was delivered or skipped on purpose.
         resume_after: u64,
     },
 }
 
+impl<S: StateMachine> Event<S> {
+    /// What to resume after once this event was handled, if it moves that: to be kept, and given to
+    /// `Subscribe::after` or `Raft::events` later, on any node of the cluster.
+    pub fn position(&self) -> Option<Position> {
+        match *self {
+            Event::Applied { cluster, index, .. } | Event::SnapshotInstalled { cluster, index } => {
+                Some(Position { cluster, index })
+            }
+            Event::Lagged { cluster, resume_after } => cluster.map(|cluster| Position { cluster, index: resume_after }),
+            Event::LeadershipChanged { .. } | Event::MembershipChanged { .. } => None,
+        }
+    }
+}
+
 impl<S: StateMachine> Clone for Event<S> {
     fn clone(&self) -> Self {
-        match self {
-            Event::Applied { index, term, command, response } => {
-                Event::Applied { index: *index, term: *term, command: command.clone(), response: response.clone() }
+        match *self {
+            Event::Applied { cluster, index, term, time, ref command, ref response } => {
+                let (command, response) = (command.clone(), response.clone());
+                Event::Applied { cluster, index, term, time, command, response }
             }
-            Event::LeadershipChanged { leader, term } => Event::LeadershipChanged { leader: *leader, term: *term },
-            Event::MembershipChanged { index, membership } => {
-                Event::MembershipChanged { index: *index, membership: membership.clone() }
+            Event::LeadershipChanged { leader, term } => Event::LeadershipChanged { leader, term },
+            Event::MembershipChanged { index, ref membership } => {
+                Event::MembershipChanged { index, membership: membership.clone() }
             }
-            Event::SnapshotInstalled { index } => Event::SnapshotInstalled { index: *index },
-            Event::Lagged { resume_after } => Event::Lagged { resume_after: *resume_after },
+            Event::SnapshotInstalled { cluster, index } => Event::SnapshotInstalled { cluster, index },
+            Event::Lagged { cluster, resume_after } => Event::Lagged { cluster, resume_after },
         }
     }
 }

@@ -12,6 +12,7 @@
 pub mod machine;
 pub mod outcome;
 pub mod event;
+pub mod position;
 pub mod members;
 pub mod features;
 pub mod status;

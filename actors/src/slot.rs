@@ -25,6 +25,7 @@ use crate::{
     members::Membership,
     message::{Answer, Ticket},
     outcome::{Applied, ChangeError, ProposeError, ReadError},
+    subscribers::View,
 };
 
 /// How a client waits for a proposal.
@@ -33,8 +34,8 @@ pub type ProposeReply<S> = oneshot::Sender<Result<Applied<<S as StateMachine>::R
 /// How a client waits for a membership change.
 pub type ChangeReply = oneshot::Sender<Result<Arc<Membership>, ChangeError>>;
 
-/// A read: called once, with the index applied and the state as of it, or with the reason why there is none.
-pub type Look<S> = Box<dyn FnOnce(Result<(u64, &S), ReadError>) + Send>;
+/// A read: called once, with the state as of the index applied, or with the reason why there is none.
+pub type Look<S> = Box<dyn FnOnce(Result<View<'_, S>, ReadError>) + Send>;
 
 /// The place for one answer.
 pub struct Slot<S: StateMachine>(Option<Client<S>>);
@@ -98,12 +99,12 @@ impl<S: StateMachine> Slot<S> {
         }
     }
 
-    /// Serves the read by the state as it is at this applied index.
-    pub fn serve(mut self, applied: u64, machine: &S) {
+    /// Serves the read by the state as it is.
+    pub fn serve(mut self, view: View<'_, S>) {
         match self.take() {
             Client::Read(look, permit) => {
                 drop(permit);
-                look(Ok((applied, machine)));
+                look(Ok(view));
             }
             other => other.answer(mismatched("a read")),
         }
@@ -300,8 +301,14 @@ fn change_result(answer: Answer, permit: &Permit) -> Result<Arc<Membership>, Cha
 
 #[cfg(test)]
 mod tests {
+    use actorum_transport::wire::GroupId;
+
     use super::*;
-    use crate::{admission::Admission, testkit::Sum};
+    use crate::{
+        admission::Admission,
+        subscribers::{BufferBounds, Subscribers},
+        testkit::{Sum, TestStore},
+    };
 
     fn proposal(admission: &Arc<Admission>) -> (Slot<Sum>, oneshot::Receiver<Result<Applied<u64>, ProposeError>>) {
         let (reply, receiver) = oneshot::channel();
@@ -408,10 +415,12 @@ mod tests {
         let admission = Admission::new(1, 90);
         let (sender, mut answer) = oneshot::channel();
         let look: Look<Sum> = Box::new(move |state| {
-            let _ = sender.send(state.map(|(index, sum)| (index, sum.total)));
+            let _ = sender.send(state.map(|view| (view.applied, view.machine.total)));
         });
         let slot = Slot::read(look, admission.try_admit(0).unwrap()).confirmed(5).expect("a local read is given back");
-        slot.serve(6, &Sum { total: 40, ..Sum::default() });
+        let bounds = BufferBounds { events: 1, bytes: 1 };
+        let subscribers = &mut Subscribers::new(GroupId::FIRST, Arc::new(TestStore::default()), bounds);
+        slot.serve(View { applied: 6, machine: &Sum { total: 40, ..Sum::default() }, subscribers });
         assert_eq!(answer.try_recv().unwrap(), Ok((6, 40)));
     }
 }

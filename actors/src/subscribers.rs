@@ -6,21 +6,31 @@
 //!                          └▶ Lagged, the last    └── first what the log holds after the index asked for
 //! ```
 //!
-//! Each subscriber has a buffer (bounded by `subscriber_buffer`) and a pump, a task of its own that sends one
-//! message, awaits it, then sends the next. At the bound the subscriber is unsubscribed: it gets what is in its
-//! buffer and then `Lagged`. The applier never waits, and one subscriber never slows another.
+//! Each subscriber has a buffer, bounded in number (`subscriber_buffer`) and in bytes (`subscriber_buffer_bytes`), and a pump, a
+//! task of its own that sends one message, awaits it, then sends the next. At either bound the subscriber is unsubscribed: it gets
+//! what is in its buffer and then `Lagged`. The applier never waits, and one subscriber never slows another.
 //!
 //! What was applied before the subscription is read back from the log by the pump, in chunks, where blocking
 //! is allowed; what is applied meanwhile gathers in the buffer. The two meet at the index that was
 //! applied when the subscription began, so there is neither gap nor repeat. Where the log begins later than that, or is cut
 //! off while it is read, `SnapshotInstalled` takes the place of what is missing.
 //!
+//! A subscription may begin inside a read ([`View`]): then both are of one index, nothing is read back, and every command that is
+//! told has its response.
+//!
 //! Deliberately absent: telling membership changes and leaders of the past; status has the present ones.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::SystemTime,
+};
 
 use actix::prelude::*;
-use actorum_transport::wire::{EntryKind, GroupId};
+use actorum_transport::wire::{ClusterId, EntryKind, GroupId, NodeId};
 use tokio::{
     sync::{mpsc, oneshot},
     task::JoinHandle,
@@ -31,13 +41,16 @@ use crate::{
     event::{Event, Events},
     log::store::LogReader,
     machine::{self, StateMachine},
+    position::{After, Position},
     system_state::GENESIS_INDEX,
 };
 
-/// How much of the log is read back at once.
+/// How much of the log is read back at once, and how much of a buffer travels in one message of the batched form.
 const CHUNK_BYTES: usize = 1 << 20;
 /// How many events travel in one message of the batched form.
 const CHUNK_EVENTS: usize = 1024;
+/// What an event that is no command counts in a buffer, about.
+const PLAIN_BYTES: usize = 256;
 
 /// Who is told, and in which form.
 pub enum Subscriber<S: StateMachine> {
@@ -45,6 +58,28 @@ pub enum Subscriber<S: StateMachine> {
     Single(Recipient<Event<S>>),
     /// A message for all events that wait.
     Batched(Recipient<Events<S>>),
+    /// A channel, behind which somebody takes one event after the other.
+    Channel(mpsc::Sender<Event<S>>),
+}
+
+impl<S: StateMachine> Clone for Subscriber<S> {
+    fn clone(&self) -> Self {
+        match self {
+            Subscriber::Single(recipient) => Subscriber::Single(recipient.clone()),
+            Subscriber::Batched(recipient) => Subscriber::Batched(recipient.clone()),
+            Subscriber::Channel(sender) => Subscriber::Channel(sender.clone()),
+        }
+    }
+}
+
+/// What a subscriber wants to hear.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Wants {
+    /// Everything that happens.
+    #[default]
+    Everything,
+    /// Who leads: first who leads now, then every change.
+    Leadership,
 }
 
 /// Why a subscription could not begin.
@@ -57,20 +92,57 @@ pub enum SubscribeError {
         /// Why.
         cause: String,
     },
+    /// The position is one of another cluster, whose indexes mean nothing here. Read the state and begin with what follows it.
+    #[error(
+        "the position {position} is one of another cluster, and this is cluster {cluster} \
+         (restored from a backup, perhaps): read the state anew and follow it from there"
+    )]
+    ForeignPosition {
+        /// What was asked for.
+        position: Position,
+        /// The cluster asked.
+        cluster: ClusterId,
+    },
+    /// This cluster has committed nothing with that index yet, so nobody can have heard of it. Read the state and begin with what
+    /// follows it.
+    #[error(
+        "{index} lies in the future: this cluster has applied up to {applied}. \
+         What was followed up to there was another cluster, or is lost: read the state anew and follow it from there"
+    )]
+    FuturePosition {
+        /// What was asked for.
+        index: u64,
+        /// What this node has applied, a leader having confirmed that it is everything.
+        applied: u64,
+    },
+    /// This node has not applied so much, and could not find out whether the cluster has. Ask again, or ask another node.
+    #[error(
+        "this node has applied up to {applied}, and whether the cluster has got to {index} could not be found out: {cause}"
+    )]
+    Behind {
+        /// What was asked for.
+        index: u64,
+        /// What this node has applied.
+        applied: u64,
+        /// Why it is not known.
+        cause: String,
+    },
 }
 
 /// A subscription, to end it with. It also ends when the recipient's actor does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Subscription(u64);
 
-/// Begin a subscription.
+/// Begin a subscription. `FuturePosition` here only says that this node has not applied so much.
 #[derive(Message)]
 #[rtype(result = "Result<Subscription, SubscribeError>")]
 pub struct SubscribeFrom<S: StateMachine> {
     /// Who is told.
     pub subscriber: Subscriber<S>,
-    /// After which index; `None` for what is applied from now on.
-    pub after: Option<u64>,
+    /// From where on.
+    pub after: After,
+    /// What.
+    pub wants: Wants,
 }
 
 /// End a subscription. Events already on their way may still arrive.
@@ -78,21 +150,59 @@ pub struct SubscribeFrom<S: StateMachine> {
 #[rtype(result = "()")]
 pub struct Unsubscribe(pub Subscription);
 
+/// What a read sees: the state at one index, and the means to follow it from there.
+pub struct View<'a, S: StateMachine> {
+    /// The index that is applied.
+    pub applied: u64,
+    /// The state as of it.
+    pub machine: &'a S,
+    /// Who is told what is applied after it.
+    pub subscribers: &'a mut Subscribers<S>,
+}
+
+impl<S: StateMachine> View<'_, S> {
+    /// Begins a subscription with what follows this very state.
+    pub fn follow(&mut self, subscriber: Subscriber<S>) -> Subscription {
+        self.subscribers.begin(subscriber, self.applied, self.applied, Wants::Everything)
+    }
+
+    /// Where this state stands; `None` on a node that belongs to no cluster yet.
+    pub fn position(&self) -> Option<Position> {
+        self.subscribers.cluster.map(|cluster| Position { cluster, index: self.applied })
+    }
+}
+
+/// How much may wait for one subscriber.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BufferBounds {
+    /// In events.
+    pub events: usize,
+    /// In bytes. One event is taken whatever its size while nothing else waits.
+    pub bytes: usize,
+}
+
 /// Everyone who is told what one applier does.
 pub struct Subscribers<S: StateMachine> {
     group: GroupId,
     reader: Arc<dyn LogReader>,
-    /// How many events may wait for one subscriber.
-    buffer: usize,
+    bounds: BufferBounds,
     next: u64,
     feeds: BTreeMap<u64, Feed<S>>,
+    cluster: Option<ClusterId>,
+    /// Who leads, and in which term, as the core said last.
+    leader: (Option<NodeId>, u64),
 }
 
 /// The applier's end of one subscription.
 struct Feed<S: StateMachine> {
-    buffer: mpsc::Sender<Event<S>>,
+    subscriber: Subscriber<S>,
+    wants: Wants,
+    /// Events, and what each counts in bytes.
+    buffer: mpsc::Sender<(Event<S>, usize)>,
+    /// Bytes handed over and not told yet.
+    waiting: Arc<AtomicUsize>,
     /// Used once, at the bound.
-    lagged: oneshot::Sender<u64>,
+    lagged: oneshot::Sender<Event<S>>,
     /// Commands up to here were asked not to be told, or are told already.
     told: u64,
     pump: JoinHandle<()>,
@@ -100,8 +210,9 @@ struct Feed<S: StateMachine> {
 
 impl<S: StateMachine> Subscribers<S> {
     /// Nobody yet.
-    pub fn new(group: GroupId, reader: Arc<dyn LogReader>, buffer: usize) -> Self {
-        Subscribers { group, reader, buffer: buffer.max(1), next: 1, feeds: BTreeMap::new() }
+    pub fn new(group: GroupId, reader: Arc<dyn LogReader>, bounds: BufferBounds) -> Self {
+        let bounds = BufferBounds { events: bounds.events.max(1), ..bounds };
+        Subscribers { group, reader, bounds, next: 1, feeds: BTreeMap::new(), cluster: None, leader: (None, 0) }
     }
 
     /// Nobody is told anything.
@@ -114,17 +225,71 @@ impl<S: StateMachine> Subscribers<S> {
         self.feeds.len()
     }
 
-    /// Begins a subscription on a log that is applied up to `applied`.
-    pub fn subscribe(&mut self, SubscribeFrom { subscriber, after }: SubscribeFrom<S>, applied: u64) -> Subscription {
+    /// What is applied from now on belongs to this cluster.
+    pub fn set_cluster(&mut self, cluster: Option<ClusterId>) {
+        self.cluster = cluster;
+    }
+
+    /// Begins a subscription on a log that is applied up to `applied`, or says why not.
+    ///
+    /// Indexes here come from clients: what is not within the log is refused before anything is reckoned with it.
+    pub fn subscribe(&mut self, subscribe: SubscribeFrom<S>, applied: u64) -> Result<Subscription, SubscribeError> {
+        let SubscribeFrom { subscriber, after, wants } = subscribe;
+        let index = match (after, self.cluster) {
+            _ if wants == Wants::Leadership => applied,
+            (After::Now, _) => applied,
+            (After::Index(index), _) => index,
+            (After::Position(position), Some(cluster)) if position.cluster != cluster => {
+                return Err(SubscribeError::ForeignPosition { position, cluster });
+            }
+            (After::Position(position), Some(_)) => position.index,
+            // Whose it is will be seen when this node belongs to a cluster.
+            (After::Position(position), None) => {
+                return Err(SubscribeError::FuturePosition { index: position.index, applied });
+            }
+        };
+        // The genesis is no command: who has heard nothing yet has missed nothing of a node that holds nothing.
+        if index > applied.max(GENESIS_INDEX) {
+            return Err(SubscribeError::FuturePosition { index, applied });
+        }
+        Ok(self.begin(subscriber, index, applied, wants))
+    }
+
+    /// Begins one with what follows `after`, which is not past `applied`.
+    fn begin(&mut self, subscriber: Subscriber<S>, after: u64, applied: u64, wants: Wants) -> Subscription {
+        // Whoever went while nothing was applied was not missed so far.
+        self.feeds.retain(|_, feed| {
+            let connected = feed.subscriber.is_connected();
+            if !connected {
+                feed.pump.abort();
+            }
+            connected
+        });
         // Nothing was told before the genesis, so nothing of it is missing.
-        let after = after.unwrap_or(applied).max(GENESIS_INDEX);
+        let after = after.max(GENESIS_INDEX);
         let id = self.next;
         self.next += 1;
-        let (buffer, events) = mpsc::channel(self.buffer);
+        let (buffer, events) = mpsc::channel(self.bounds.events);
         let (lagged, lagged_after) = oneshot::channel();
-        let backlog = Backlog { group: self.group, reader: self.reader.clone(), next: after + 1, applied };
-        let pump = actix_rt::spawn(pump(subscriber, backlog, events, lagged_after));
-        self.feeds.insert(id, Feed { buffer, lagged, told: after.max(applied), pump });
+        let waiting = Arc::new(AtomicUsize::new(0));
+        let backlog = Backlog {
+            group: self.group,
+            reader: self.reader.clone(),
+            cluster: self.cluster,
+            told: after,
+            applied,
+            time: SystemTime::UNIX_EPOCH,
+        };
+        let pump = Pump { subscriber: subscriber.clone(), events, waiting: waiting.clone() };
+        let pump = actix_rt::spawn(pump.run(backlog, lagged_after));
+        let feed = Feed { subscriber, wants, buffer, waiting, lagged, told: after.max(applied), pump };
+        self.feeds.insert(id, feed);
+        if wants == Wants::Leadership {
+            let (leader, term) = self.leader;
+            self.tell(PLAIN_BYTES, |at, feed| {
+                (at == id).then(|| (feed.told, Event::LeadershipChanged { leader, term }))
+            });
+        }
         Subscription(id)
     }
 
@@ -135,33 +300,56 @@ impl<S: StateMachine> Subscribers<S> {
         }
     }
 
-    /// Tells a command.
-    pub fn command(&mut self, index: u64, term: u64, command: &Arc<S::Command>, response: &Arc<S::Response>) {
-        self.tell(|feed| {
-            let due = index > feed.told;
+    /// Tells a command, which with its response takes so many bytes.
+    pub fn command(
+        &mut self,
+        (index, term, time): (u64, u64, SystemTime),
+        bytes: usize,
+        command: &Arc<S::Command>,
+        response: &Arc<S::Response>,
+    ) {
+        let Some(cluster) = self.cluster else { return };
+        self.tell(bytes, |_, feed| {
+            let due = feed.wants == Wants::Everything && index > feed.told;
             due.then(|| {
-                (index, Event::Applied { index, term, command: command.clone(), response: Some(response.clone()) })
+                let (command, response) = (command.clone(), Some(response.clone()));
+                (index, Event::Applied { cluster, index, term, time, command, response })
             })
         });
     }
 
     /// Tells that a snapshot replaced the state: commands up to its index are told nobody any more.
     pub fn installed(&mut self, index: u64) {
-        self.tell(|feed| Some((feed.told.max(index), Event::SnapshotInstalled { index })));
+        let Some(cluster) = self.cluster else { return };
+        self.tell(PLAIN_BYTES, |_, feed| {
+            let due = feed.wants == Wants::Everything;
+            due.then(|| (feed.told.max(index), Event::SnapshotInstalled { cluster, index }))
+        });
     }
 
-    /// Tells anything but a command.
+    /// Tells who leads.
+    pub fn leads(&mut self, leader: Option<NodeId>, term: u64) {
+        self.leader = (leader, term);
+        self.tell(PLAIN_BYTES, |_, feed| Some((feed.told, Event::LeadershipChanged { leader, term })));
+    }
+
+    /// Tells anything else.
     pub fn event(&mut self, event: &Event<S>) {
-        self.tell(|feed| Some((feed.told, event.clone())));
+        self.tell(PLAIN_BYTES, |_, feed| (feed.wants == Wants::Everything).then(|| (feed.told, event.clone())));
     }
 
     /// Offers each feed an event, with the index up to which its subscriber is then told. Never waits.
-    fn tell(&mut self, event: impl Fn(&Feed<S>) -> Option<(u64, Event<S>)>) {
+    fn tell(&mut self, bytes: usize, event: impl Fn(u64, &Feed<S>) -> Option<(u64, Event<S>)>) {
         use mpsc::error::TrySendError;
         let mut ended = Vec::new();
         for (&id, feed) in &mut self.feeds {
-            let Some((told, event)) = event(feed) else { continue };
-            match feed.buffer.try_send(event) {
+            let Some((told, event)) = event(id, feed) else { continue };
+            let waiting = feed.waiting.fetch_add(bytes, Ordering::Relaxed);
+            if waiting > 0 && waiting.saturating_add(bytes) > self.bounds.bytes {
+                ended.push((id, true));
+                continue;
+            }
+            match feed.buffer.try_send((event, bytes)) {
                 Ok(()) => feed.told = told,
                 Err(TrySendError::Full(_)) => ended.push((id, true)),
                 Err(TrySendError::Closed(_)) => ended.push((id, false)),
@@ -172,7 +360,7 @@ impl<S: StateMachine> Subscribers<S> {
             if lagged {
                 tracing::warn!(subscription = id, resume_after = feed.told, "a subscriber lags and is unsubscribed");
                 // A pump that has ended has nobody to tell.
-                let _ = feed.lagged.send(feed.told);
+                let _ = feed.lagged.send(Event::Lagged { cluster: self.cluster, resume_after: feed.told });
             }
         }
     }
@@ -182,44 +370,68 @@ impl<S: StateMachine> Subscribers<S> {
 struct Backlog {
     group: GroupId,
     reader: Arc<dyn LogReader>,
-    next: u64,
+    /// The last index that was told, or was asked not to be.
+    told: u64,
     /// The last index of it; later ones come through the buffer.
     applied: u64,
+    cluster: Option<ClusterId>,
+    /// Of the last command that was told.
+    time: SystemTime,
 }
 
 /// The recipient's actor is gone.
 struct Gone;
 
-/// Feeds one subscriber until it is gone, lags, or the applier stops.
-async fn pump<S: StateMachine>(
+/// The task that feeds one subscriber until it is gone, lags, or the applier stops.
+struct Pump<S: StateMachine> {
     subscriber: Subscriber<S>,
-    mut backlog: Backlog,
-    mut events: mpsc::Receiver<Event<S>>,
-    lagged: oneshot::Receiver<u64>,
-) {
-    while backlog.next <= backlog.applied {
-        let resume_after = backlog.next - 1;
-        let told = match backlog.read::<S>().await {
-            Ok(past) => subscriber.tell(past).await,
-            Err(error) => {
-                tracing::warn!(error, resume_after, "a subscriber's backlog cannot be read");
-                let _ = subscriber.tell(vec![Event::Lagged { resume_after }]).await;
+    events: mpsc::Receiver<(Event<S>, usize)>,
+    waiting: Arc<AtomicUsize>,
+}
+
+impl<S: StateMachine> Pump<S> {
+    async fn run(mut self, mut backlog: Backlog, lagged: oneshot::Receiver<Event<S>>) {
+        while backlog.told < backlog.applied {
+            let (resume_after, cluster) = (backlog.told, backlog.cluster);
+            let told = match backlog.read::<S>().await {
+                Ok(past) => self.subscriber.tell(past).await,
+                Err(error) => {
+                    tracing::warn!(error, resume_after, "a subscriber's backlog cannot be read");
+                    let _ = self.subscriber.tell(vec![Event::Lagged { cluster, resume_after }]).await;
+                    return;
+                }
+            };
+            if told.is_err() {
                 return;
             }
-        };
-        if told.is_err() {
-            return;
+        }
+        while let Some((batch, bytes)) = self.next().await {
+            let told = self.subscriber.tell(batch).await;
+            // What is in the subscriber's hands waits no more: only now there is room for as much.
+            self.waiting.fetch_sub(bytes, Ordering::Relaxed);
+            if told.is_err() {
+                return;
+            }
+        }
+        // The applier let go: because of the bound, or because it stopped.
+        if let Ok(lagged) = lagged.await {
+            let _ = self.subscriber.tell(vec![lagged]).await;
         }
     }
-    let mut batch = Vec::new();
-    while events.recv_many(&mut batch, CHUNK_EVENTS).await > 0 {
-        if subscriber.tell(std::mem::take(&mut batch)).await.is_err() {
-            return;
+
+    /// The next message's worth of events, and what they count together; `None` once the applier has let go and all are told.
+    async fn next(&mut self) -> Option<(Vec<Event<S>>, usize)> {
+        let (first, mut bytes) = self.events.recv().await?;
+        let mut batch = vec![first];
+        if !matches!(self.subscriber, Subscriber::Batched(_)) {
+            return Some((batch, bytes));
         }
-    }
-    // The applier let go: because of the bound, or because it stopped.
-    if let Ok(resume_after) = lagged.await {
-        let _ = subscriber.tell(vec![Event::Lagged { resume_after }]).await;
+        while batch.len() < CHUNK_EVENTS && bytes < CHUNK_BYTES {
+            let Ok((event, more)) = self.events.try_recv() else { break };
+            batch.push(event);
+            bytes += more;
+        }
+        Some((batch, bytes))
     }
 }
 
@@ -227,7 +439,9 @@ impl Backlog {
     /// The commands of the next chunk, read where blocking is allowed if it may block.
     #[allow(clippy::disallowed_methods, reason = "only for a store that blocks")]
     async fn read<S: StateMachine>(&mut self) -> Result<Vec<Event<S>>, String> {
-        let (group, reader, from, to) = (self.group, self.reader.clone(), self.next, self.applied + 1);
+        let Some(cluster) = self.cluster else { return Err("this node belongs to no cluster".into()) };
+        // Never past the log: `subscribe` looked at both.
+        let (group, reader, from, to) = (self.group, self.reader.clone(), self.told + 1, self.applied + 1);
         let blocks = reader.blocks();
         // The log may be cut off under it at any time: what it holds now is asked for after what it gave.
         let read = move || match reader.entries(group, from, to, CHUNK_BYTES) {
@@ -243,24 +457,26 @@ impl Backlog {
             Err(first) => {
                 // Neither a silent gap nor an end: what is missing is in the state.
                 // But only up to what was applied then: what was applied since is on its way through the buffer.
-                self.next = first;
-                return Ok(vec![Event::SnapshotInstalled { index: self.applied.min(first - 1) }]);
+                self.told = first - 1;
+                return Ok(vec![Event::SnapshotInstalled { cluster, index: self.applied.min(first - 1) }]);
             }
         };
         let mut events = Vec::with_capacity(entries.len());
         for entry in &entries {
-            if entry.index != self.next {
-                return Err(format!("the log has {} in the place of {}", entry.index, self.next));
+            if entry.index != self.told + 1 {
+                return Err(format!("the log has {} in the place of {}", entry.index, self.told + 1));
             }
-            self.next += 1;
+            self.told += 1;
             if entry.kind != EntryKind::Normal || entry.data.is_empty() {
                 continue;
             }
             let stamped = Stamped::parse(&entry.data).map_err(|error| error.to_string())?;
+            self.time = self.time.max(stamped.time);
             if stamped.kind == Kind::Command {
                 let command = machine::decode::<S::Command>(stamped.payload).map_err(|error| error.to_string())?;
                 let command = Arc::new(command);
-                events.push(Event::Applied { index: entry.index, term: entry.term, command, response: None });
+                let (index, term, time) = (entry.index, entry.term, self.time);
+                events.push(Event::Applied { cluster, index, term, time, command, response: None });
             }
         }
         if entries.is_empty() {
@@ -271,6 +487,14 @@ impl Backlog {
 }
 
 impl<S: StateMachine> Subscriber<S> {
+    fn is_connected(&self) -> bool {
+        match self {
+            Subscriber::Single(recipient) => recipient.connected(),
+            Subscriber::Batched(recipient) => recipient.connected(),
+            Subscriber::Channel(sender) => !sender.is_closed(),
+        }
+    }
+
     /// Sends and awaits: one message is in flight, so a subscriber's mailbox holds one of ours.
     async fn tell(&self, events: Vec<Event<S>>) -> Result<(), Gone> {
         if events.is_empty() {
@@ -283,7 +507,16 @@ impl<S: StateMachine> Subscriber<S> {
                 }
             }
             Subscriber::Batched(recipient) => recipient.send(Events(events)).await.map_err(|_| Gone)?,
+            Subscriber::Channel(sender) => {
+                for event in events {
+                    sender.send(event).await.map_err(|_| Gone)?;
+                }
+            }
         }
         Ok(())
     }
 }
+
+#[cfg(test)]
+#[path = "subscribers_tests.rs"]
+mod tests;

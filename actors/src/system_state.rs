@@ -146,6 +146,11 @@ impl SystemState {
     pub fn advance_time(&mut self, stamp: SystemTime) -> SystemTime {
         let stamp = stamp.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_micros();
         self.last_time_us = self.last_time_us.max(u64::try_from(stamp).unwrap_or(u64::MAX));
+        self.time()
+    }
+
+    /// The time of the last entry that had one.
+    pub fn time(&self) -> SystemTime {
         SystemTime::UNIX_EPOCH + Duration::from_micros(self.last_time_us)
     }
 

@@ -16,7 +16,7 @@ use super::{
     machine::Watched,
     world::{Event, Heard, World},
 };
-use crate::{Raft, Subscription};
+use crate::{After, Position, Raft, SubscribeError, Subscription};
 
 /// Up to where a subscriber has heard everything, and whether it was unsubscribed for being slow.
 #[derive(Clone, Default)]
@@ -50,12 +50,25 @@ impl Listener {
         let listener = Listener { world: world.clone(), number, life: life.clone(), heed: heed.clone(), pause_ms };
         let mut subscribe = crate::Subscribe::batched(listener.start().recipient());
         if let Some(after) = after {
-            subscribe = subscribe.after(after);
+            // As clients do that keep what they were told; there is one cluster, and nothing that it told is ever taken back.
+            let cluster = raft.status().cluster;
+            subscribe = subscribe.after(match cluster {
+                Some(cluster) => After::Position(Position { cluster, index: after }),
+                None => After::Index(after),
+            });
         }
-        tokio::select! {
+        let subscribed = tokio::select! {
             biased;
-            () = life.over() => None,
-            subscription = raft.subscribe(subscribe) => subscription.ok().map(|subscription| (subscription, heed)),
+            () = life.over() => return None,
+            subscribed = raft.subscribe(subscribe) => subscribed,
+        };
+        match subscribed {
+            Ok(subscription) => Some((subscription, heed)),
+            Err(error @ (SubscribeError::ForeignPosition { .. } | SubscribeError::FuturePosition { .. })) => {
+                world.broken("subscribers resume anywhere", format!("n{node}: {error}"));
+                None
+            }
+            Err(_) => None,
         }
     }
 
@@ -85,8 +98,8 @@ impl<S: StateMachine> Handler<Events<Watched<S>>> for Listener {
             }
             match event {
                 Said::Applied { index, .. } => self.hear(Heard::Applied(index)),
-                Said::SnapshotInstalled { index } => self.hear(Heard::Installed(index)),
-                Said::Lagged { resume_after } => {
+                Said::SnapshotInstalled { index, .. } => self.hear(Heard::Installed(index)),
+                Said::Lagged { resume_after, .. } => {
                     self.hear(Heard::Lagged(resume_after));
                     self.heed.0.1.set(true);
                 }

@@ -110,6 +110,7 @@ impl<S: StateMachine> Simulation<S> {
             election_ms: ELECTION_MS,
             deadline_ms: 2000,
             subscriber_buffer: 64,
+            subscriber_buffer_bytes: 4 << 10,
             disk_slow_ms: 800,
             // Small, so that snapshots are built, sent in pieces and installed in a run of seconds.
             snapshot_entries: 50,

@@ -115,7 +115,11 @@ impl Stream {
             let mut line = String::new();
             assert_ne!(self.0.read_line(&mut line).expect("a line"), 0, "the stream ended");
             match line.trim_end().split_once(": ") {
-                Some(("id", value)) => id = value.parse().expect("an index"),
+                Some(("id", value)) => {
+                    let (cluster, index) = value.split_once(':').expect("CLUSTER:INDEX");
+                    assert_eq!(cluster.len(), 32, "{value}");
+                    id = index.parse().expect("an index");
+                }
                 Some(("event", value)) => event = value.to_owned(),
                 Some(("data", value)) => data = serde_json::from_str(value).expect("JSON"),
                 _ if line == "\n" && !event.is_empty() => return (id, event, data),

@@ -1,18 +1,21 @@
-//! `GET /events?after=N`: every applied command as a server-sent event, in order, without gaps from the point asked for but
+//! `GET /events?after=POSITION`: every applied command as a server-sent event, in order, without gaps from the point asked for but
 //! where `event: snapshot` takes their place.
 //!
 //! ```text
 //!  library ──Events──▶ Watcher (an actor per client) ──bounded channel──▶ response body ──▶ client
 //! ```
 //!
-//! Each event's `id` is the command's index, so a browser that reconnects (`Last-Event-ID`) misses nothing. A
-//! client that reads slowly fills the channel, then the library's buffer for it; at that bound it hears
-//! `lagged` with the index to resume after, and its stream ends. It slows nobody else.
+//! Each event's `id` is its position, `CLUSTER:INDEX`, so a browser that reconnects (`Last-Event-ID`) misses nothing, and one that
+//! reconnects to another cluster, restored from a backup perhaps, is told so instead of hearing the wrong commands or none.
+//! Indexes alone, as ids were at first, are taken, too. A client that reads slowly fills the channel, then the library's buffer for
+//! it; at that bound it hears `lagged` with the position to resume after, and its stream ends. It slows nobody else.
 
 use std::{
     convert::Infallible,
+    fmt::Write,
+    mem,
     sync::{Arc, atomic::Ordering},
-    time::Duration,
+    time::{Duration, UNIX_EPOCH},
 };
 
 use actix::prelude::*;
@@ -21,7 +24,7 @@ use actix_web::{
     http::header,
     web::{Bytes, Data},
 };
-use actorum::{Event, Events, Subscribe};
+use actorum::{After, Event, Events, Subscribe};
 use futures_util::stream;
 use serde_json::json;
 use tokio::{
@@ -34,8 +37,10 @@ use crate::{
     kv::Kv,
 };
 
-/// How many events wait between the actor and the response. Small: the library's buffer is the one that counts.
-const CHANNEL: usize = 64;
+/// How many pieces wait between the actor and the response. Small: the library's buffer is the one that counts.
+const CHANNEL: usize = 2;
+/// A piece has no more events than this many bytes hold, or a single one that is larger.
+const PIECE: usize = 64 << 10;
 /// How many streams may be open. At the bound the next client is told `busy`.
 const MAX_STREAMS: usize = 256;
 /// How often an idle stream says that it is there, so that whatever stands between does not cut it.
@@ -44,12 +49,15 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// Opens a stream.
 pub async fn get(node: Data<Node>, request: HttpRequest) -> Result<HttpResponse, Refused> {
     let mut query = Query::parse(&request)?;
-    let after = query.number("after")?;
+    let after = query.take("after").map(|after| {
+        after.parse().map_err(|_| Refused::bad_request(format!("after={after}: an index or CLUSTER:INDEX is needed")))
+    });
+    let after = after.transpose()?;
     query.finish()?;
-    let after = match request.headers().get("last-event-id") {
+    let after: Option<After> = match request.headers().get("last-event-id") {
         // Sent by a client that reconnects: newer than the `after` it began with.
         Some(id) => Some(id.to_str().ok().and_then(|id| id.parse().ok()).ok_or_else(|| {
-            Refused::bad_request("Last-Event-ID must be the index of the last event that was received")
+            Refused::bad_request("Last-Event-ID must be the id of the last event that was received, CLUSTER:INDEX")
         })?),
         None => after,
     };
@@ -58,7 +66,7 @@ pub async fn get(node: Data<Node>, request: HttpRequest) -> Result<HttpResponse,
     let (frames, receiver) = mpsc::channel(CHANNEL);
     let watcher = Watcher { frames }.start();
     let subscribe = Subscribe::batched(watcher.recipient());
-    let subscribe = if let Some(index) = after { subscribe.after(index) } else { subscribe };
+    let subscribe = subscribe.after(after.unwrap_or_default());
     node.raft.subscribe(subscribe).await.map_err(|e| Refused::subscription(&node, e))?;
 
     let body = Body { receiver, stopping: node.stopping.clone(), greeted: false, _place: place };
@@ -133,11 +141,14 @@ impl Handler<Events<Kv>> for Watcher {
     fn handle(&mut self, Events(events): Events<Kv>, _: &mut Self::Context) -> Self::Result {
         let frames = self.frames.clone();
         let hand_over = async move {
-            for event in events {
+            let mut piece = String::new();
+            let last = events.len().saturating_sub(1);
+            for (n, event) in events.into_iter().enumerate() {
+                write_frame(&mut piece, &event);
                 let ends = matches!(event, Event::Lagged { .. });
-                if let Some(frame) = frame(&event) {
+                if (n == last || ends || piece.len() >= PIECE) && !piece.is_empty() {
                     // The client is gone: `started` has seen it too.
-                    if frames.send(frame).await.is_err() {
+                    if frames.send(mem::take(&mut piece).into()).await.is_err() {
                         return true;
                     }
                 }
@@ -155,21 +166,24 @@ impl Handler<Events<Kv>> for Watcher {
     }
 }
 
-/// An event as text; `None` for those that are not about commands.
-fn frame(event: &Event<Kv>) -> Option<Bytes> {
-    let text = match event {
-        Event::Applied { index, term, command, response } => {
+/// An event as text; nothing for those that are not about commands.
+fn write_frame(piece: &mut String, event: &Event<Kv>) {
+    let (kind, data) = match event {
+        Event::Applied { index, term, time, command, response, .. } => {
             let (command, response) = (&**command, response.as_ref().map(Arc::as_ref));
-            let data = json!({ "index": index, "term": term, "command": command, "response": response });
-            format!("id: {index}\nevent: applied\ndata: {data}\n\n")
+            let time_ms = time.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
+            let data =
+                json!({ "index": index, "term": term, "time_ms": time_ms, "command": command, "response": response });
+            ("applied", data)
         }
-        Event::SnapshotInstalled { index } => {
-            format!("event: snapshot\ndata: {}\n\n", json!({ "index": index }))
+        Event::SnapshotInstalled { index, .. } => ("snapshot", json!({ "index": index })),
+        Event::Lagged { resume_after, .. } => {
+            ("lagged", json!({ "resume_after": resume_after, "position": event.position() }))
         }
-        Event::Lagged { resume_after } => {
-            format!("event: lagged\ndata: {}\n\n", json!({ "resume_after": resume_after }))
-        }
-        _ => return None,
+        _ => return,
     };
-    Some(Bytes::from(text))
+    if let Some(position) = event.position() {
+        let _ = writeln!(piece, "id: {position}");
+    }
+    let _ = write!(piece, "event: {kind}\ndata: {data}\n\n");
 }

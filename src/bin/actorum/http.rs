@@ -31,7 +31,7 @@ use actix_web::{
     web::{self, Data, Payload, ServiceConfig},
 };
 use actorum::{
-    ChangeError, Formed, GetStatus, NodeId, ProposeError, Raft, Read, ReadError, Status, SubscribeError,
+    ChangeError, Formed, GetStatus, NodeId, Position, ProposeError, Raft, Read, ReadError, Status, SubscribeError,
     TakeSnapshotError,
 };
 use futures_util::StreamExt;
@@ -426,6 +426,7 @@ impl Query {
 /// |---|---|---|
 /// | 400, 404, 405, 413 | `bad_request`, `not_found`, `method_not_allowed`, `too_large` | no |
 /// | 409 | `conflict`, `in_progress` | no |
+/// | 409 | `foreign_position`, `future_position`: events after a position that this cluster does not have | it is no command |
 /// | 500 | `failed`: a snapshot could not be taken | it is no command |
 /// | 503 | `not_leader`, `busy`, `stopped`, `nothing` | no |
 /// | 504 | `unknown` | nobody can tell |
@@ -521,9 +522,19 @@ impl Refused {
 
     /// A subscription that could not begin.
     pub fn subscription(node: &Node, error: SubscribeError) -> Refused {
-        match error {
-            SubscribeError::Stopped { cause } => Refused::stopped(node, cause),
-            e => Refused::bad_request(e.to_string()).leader(node),
+        let (status, code) = match error {
+            SubscribeError::Stopped { .. } => (StatusCode::SERVICE_UNAVAILABLE, "stopped"),
+            SubscribeError::Behind { .. } => (StatusCode::SERVICE_UNAVAILABLE, "not_leader"),
+            SubscribeError::ForeignPosition { .. } => (StatusCode::CONFLICT, "foreign_position"),
+            SubscribeError::FuturePosition { .. } => (StatusCode::CONFLICT, "future_position"),
+            _ => (StatusCode::BAD_REQUEST, "bad_request"),
+        };
+        let refused = Refused::new(status, code, error.to_string()).leader(node);
+        let status = node.raft.status();
+        match status.cluster {
+            // Where this cluster is: what a client needs to begin anew.
+            Some(cluster) => refused.with("position", json!(Position { cluster, index: status.applied_index })),
+            None => refused,
         }
     }
 
@@ -570,7 +581,7 @@ impl ResponseError for Refused {
 #[cfg(test)]
 mod tests {
     use actix_web::{App, test};
-    use actorum::{Address, Bootstrap, MemoryNetwork, Network, RaftSystem, Storage};
+    use actorum::{Address, Bootstrap, ClusterId, MemoryNetwork, Network, RaftSystem, Storage};
 
     use super::*;
 
@@ -635,8 +646,16 @@ mod tests {
         for (error, status, code) in snapshots {
             assert_eq!(told(&Refused::snapshot(&node, error)), (status, code));
         }
-        let stopped = SubscribeError::Stopped { cause: cause() };
-        assert_eq!(told(&Refused::subscription(&node, stopped)), (503, "stopped"));
+        let (position, cluster) = (Position { cluster: ClusterId(1), index: 2 }, ClusterId(3));
+        let subscriptions = [
+            (SubscribeError::Stopped { cause: cause() }, 503, "stopped"),
+            (SubscribeError::Behind { index: 2, applied: 1, cause: cause() }, 503, "not_leader"),
+            (SubscribeError::ForeignPosition { position, cluster }, 409, "foreign_position"),
+            (SubscribeError::FuturePosition { index: 2, applied: 1 }, 409, "future_position"),
+        ];
+        for (error, status, code) in subscriptions {
+            assert_eq!(told(&Refused::subscription(&node, error)), (status, code));
+        }
         assert_eq!(told(&Refused::unanswered(&node)), (504, "unknown"));
         node.raft.shutdown().await;
     }
