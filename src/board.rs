@@ -3,16 +3,18 @@
 //! Each number has one owner, who shows it through a `watch`; reading them clones and blocks nobody. A status is
 //! therefore not one instant of all actors, but each of its parts is the latest.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::UNIX_EPOCH};
 
 use actorum_actors::{
     admission::Admission,
     applier::ApplierStatus,
+    clock::Clock,
+    condition::{Condition, Reason},
     consensus::CoreStatus,
     log::store::LogReader,
     log_writer::LogWriterStatus,
     membership::MembershipStatus,
-    status::{Disk, DiskState, Formed, PeerProgress, Queues, Snapshots, Status, Totals},
+    status::{CertificateEnd, Disk, DiskState, Formed, PeerProgress, Queues, Snapshots, Status, Totals},
 };
 use actorum_transport::{
     message::TransportStatus,
@@ -27,8 +29,21 @@ pub(crate) struct Life {
     pub last_error: Option<String>,
     /// Why the system stops or has stopped.
     pub stopped: Option<String>,
+    /// What kind of cause that is.
+    pub stop_reason: Option<Reason>,
     /// Whether the directory is closed and every actor has ended.
     pub closed: bool,
+}
+
+/// How a request ended, as far as a status may explain it better. What may be in the log stays unknown, whatever that says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// No leader took it in time.
+    NoLeader,
+    /// The system had stopped before.
+    Stopped,
+    /// Anything else.
+    Other,
 }
 
 /// The reading ends.
@@ -45,6 +60,9 @@ pub(crate) struct Board {
     pub members: watch::Receiver<MembershipStatus>,
     pub snapshots: watch::Receiver<Snapshots>,
     pub life: watch::Receiver<Life>,
+    pub clock: Arc<dyn Clock>,
+    /// The files of this node's certificates and when they end, in seconds since 1970.
+    pub certificates: Arc<[(String, i64)]>,
 }
 
 impl Board {
@@ -76,6 +94,8 @@ impl Board {
         status.snapshots = self.snapshots.borrow().clone();
         status.log_bytes = core.log_bytes;
         status.peers = peers(self.id, &core, &applier, &network);
+        status.refused_by = members.refused_by;
+        status.certificates = self.certificates();
         status.queues = Queues {
             in_flight,
             in_flight_bytes,
@@ -100,8 +120,30 @@ impl Board {
         status.disk = disk(&core, &log);
         status.last_error = life.last_error.or(applier.last_error).or(log.failed).or(members.refused);
         status.membership = applier.membership;
+        status.stop_reason = life.stop_reason.filter(|_| life.stopped.is_some());
         status.stopped = life.stopped;
         status
+    }
+
+    /// Why a request ended so, where the status knows a reason with a name of its own.
+    pub fn explain(&self, end: End) -> Option<Condition> {
+        if end == End::Other {
+            return None;
+        }
+        let status = self.status();
+        // A system that still runs has not stopped for what its status says.
+        let why = status.unready().filter(|_| end == End::NoLeader || status.stopped.is_some());
+        why.filter(|condition| condition.reason != Reason::Stopped)
+    }
+
+    fn certificates(&self) -> Vec<CertificateEnd> {
+        let now = self.clock.wall().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64);
+        let end = |(file, not_after): &(String, i64)| CertificateEnd {
+            file: file.clone(),
+            not_after: *not_after,
+            remaining_s: not_after.saturating_sub(now),
+        };
+        self.certificates.iter().map(end).collect()
     }
 
     /// Waits until something is shown that a condition may depend on; false once nobody shows anything any more.
@@ -162,6 +204,8 @@ fn peers(
                 rtt_us: link.rtt_us,
                 connected: link.connected,
                 last_error: link.last_error,
+                heard: core.heard.contains(id),
+                refuses_writes: None,
             },
         );
     }

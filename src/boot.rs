@@ -47,6 +47,7 @@ use tokio::sync::{oneshot, watch};
 use crate::{
     board::{Board, Life},
     builder::{Bootstrap, Builder, Network, StartError, Storage, Tls},
+    condition_log::ConditionLog,
     config::{Config, ConfigError, Placement},
     door::{Door, check, check_id},
     raft::Raft,
@@ -130,6 +131,7 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
     let cluster = replayed.system.as_ref().map(|system| system.cluster);
     let (incarnation, boot) = (identity.incarnation, identity.boot);
     let me = Identity { id, incarnation, boot, cluster, features: features.clone() };
+    let certificates: Arc<[_]> = tls.as_ref().map(TlsIdentity::ends).unwrap_or_default().into();
     let authority = tls.as_ref().map_or([0; 32], TlsIdentity::ca_fingerprint);
     let transport = match (network, tls) {
         (Network::Memory(network), _) => network.start(me),
@@ -252,6 +254,7 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
         features: core_address.clone().recipient(),
         failed: system.clone().recipient(),
         status: members_show,
+        farewell: Duration::from_millis(config.election_ms) * 10,
     };
     let manager = MembershipManager::new(id, GROUP, identity.incarnation, features, beginning, membership_links)
         .map_err(|error| StartError::Founders(error.to_string()))?;
@@ -270,14 +273,14 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
 
     let door = Arc::new(Door {
         admission: admission.clone(),
-        clock,
+        clock: clock.clone(),
         deadline: config.deadline(),
         max_entry_bytes: config.max_entry_bytes,
         dials,
         core,
         applier: applier.downgrade(),
         keeper: keeper_address.downgrade(),
-        board: Board {
+        board: Arc::new(Board {
             id,
             incarnation: identity.incarnation,
             admission,
@@ -289,7 +292,9 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
             members: members_status,
             snapshots: keeper_status,
             life,
-        },
+            clock,
+            certificates,
+        }),
     });
     let children = Children {
         core: core_address,
@@ -307,6 +312,7 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
         children: Some(children),
         grace: config.deadline(),
         asking: false,
+        conditions: ConditionLog::default(),
         own_thread,
     });
     Ok(Raft { system, door })

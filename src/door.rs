@@ -20,6 +20,7 @@ use actorum_actors::{
     admission::{Admission, Denied, Permit},
     applier::Applier,
     clock::Clock,
+    condition::Condition,
     core::RaftCore,
     entry::Draft,
     machine::{self, StateMachine},
@@ -36,7 +37,7 @@ use actorum_transport::wire::{Address, MAX_NODE_ID, NodeId};
 use tokio::sync::oneshot;
 
 use crate::{
-    board::Board,
+    board::{Board, End},
     request::{Follow, Followed, Propose, Read, Subscribe},
 };
 
@@ -55,7 +56,7 @@ pub(crate) struct Door<S: StateMachine> {
     pub core: WeakAddr<RaftCore<Slot<S>>>,
     pub applier: WeakAddr<Applier<S>>,
     pub keeper: WeakAddr<SnapshotKeeper>,
-    pub board: Board,
+    pub board: Arc<Board>,
 }
 
 impl<S: StateMachine> Door<S> {
@@ -64,10 +65,17 @@ impl<S: StateMachine> Door<S> {
         &self,
         Propose { command, deadline }: Propose<S>,
     ) -> impl Future<Output = Result<Applied<S::Response>, ProposeError>> + use<S> {
-        let begun = self.begin_proposal(&command, deadline);
+        let (begun, board) = (self.begin_proposal(&command, deadline), self.board.clone());
         async move {
             let lost = |_| ProposeError::Unknown { cause: "its slot was lost".into() };
-            begun?.await.map_err(lost)?
+            let answered = match begun {
+                Ok(answer) => answer.await.map_err(lost).flatten(),
+                Err(error) => Err(error),
+            };
+            answered.map_err(|error| match board.explain(proposal_end(&error)) {
+                Some(Condition { reason, message, .. }) => ProposeError::Unavailable { reason, message },
+                None => error,
+            })
         }
     }
 
@@ -103,10 +111,17 @@ impl<S: StateMachine> Door<S> {
             let _ = reply.send(state.map(|view| (view.applied, look(view.machine))));
         });
         let begun = self.begin_read(look, linearizable, deadline);
+        let board = self.board.clone();
         async move {
-            begun?;
             let lost = |_| ReadError::Stopped { cause: "the closure of the read panicked".into() };
-            answer.await.map_err(lost)?
+            let answered = match begun {
+                Ok(()) => answer.await.map_err(lost).flatten(),
+                Err(error) => Err(error),
+            };
+            answered.map_err(|error| match board.explain(read_end(&error)) {
+                Some(Condition { reason, message, .. }) => ReadError::Unavailable { reason, message },
+                None => error,
+            })
         }
     }
 
@@ -159,10 +174,17 @@ impl<S: StateMachine> Door<S> {
         change: Change,
         deadline: Option<Duration>,
     ) -> impl Future<Output = Result<Arc<Membership>, ChangeError>> + use<S> {
-        let begun = self.begin_change(change, deadline);
+        let (begun, board) = (self.begin_change(change, deadline), self.board.clone());
         async move {
             let lost = |_| ChangeError::Unknown { cause: "its slot was lost".into() };
-            begun?.await.map_err(lost)?
+            let answered = match begun {
+                Ok(answer) => answer.await.map_err(lost).flatten(),
+                Err(error) => Err(error),
+            };
+            answered.map_err(|error| match board.explain(change_end(&error)) {
+                Some(Condition { reason, message, .. }) => ChangeError::Unavailable { reason, message },
+                None => error,
+            })
         }
     }
 
@@ -287,6 +309,30 @@ pub(crate) fn check_id(id: NodeId) -> Result<(), String> {
 /// Why nothing is taken any more: asked when it is so, since what waited may have waited for the very end.
 fn cause(admission: &Admission) -> String {
     admission.closed().unwrap_or_else(|| "the system has ended".into())
+}
+
+fn proposal_end(error: &ProposeError) -> End {
+    match error {
+        ProposeError::NotLeader { .. } => End::NoLeader,
+        ProposeError::Stopped { .. } => End::Stopped,
+        _ => End::Other,
+    }
+}
+
+fn read_end(error: &ReadError) -> End {
+    match error {
+        ReadError::NotLeader { .. } => End::NoLeader,
+        ReadError::Stopped { .. } => End::Stopped,
+        _ => End::Other,
+    }
+}
+
+fn change_end(error: &ChangeError) -> End {
+    match error {
+        ChangeError::NotLeader { .. } => End::NoLeader,
+        ChangeError::Stopped { .. } => End::Stopped,
+        _ => End::Other,
+    }
 }
 
 /// What is proposed must be applicable: a command that does not survive its own encoding would stop every node.

@@ -21,11 +21,13 @@ mod system;
 mod boot;
 mod door;
 mod board;
+mod condition_log;
 pub mod rescue;
 #[cfg(feature = "testkit")]
 pub mod testkit;
 
 pub use actorum_actors::{
+    condition::{Condition, Reason, Severity},
     event::{Event, Events},
     machine::{self, ApplyContext, Frozen, MachineError, StateMachine},
     members::{Change as ConfChange, Member, MemberRole, Membership},
@@ -33,7 +35,10 @@ pub use actorum_actors::{
     position::{After, Position, PositionError},
     serde_snapshot,
     snapshot::keeper::Backup,
-    status::{Disk, DiskState, Formed, PeerProgress, Queues, Role, SnapshotTaken, Snapshots, Status, Totals, Transfer},
+    status::{
+        CertificateEnd, Disk, DiskState, Formed, PeerProgress, Queues, Role, SnapshotTaken, Snapshots, Status, Totals,
+        Transfer,
+    },
 };
 pub use actorum_transport::{
     memory::MemoryNetwork,

@@ -198,7 +198,7 @@ impl<S: StateMachine> Raft<S> {
 
     /// Waits until the status satisfies a condition.
     pub async fn wait(&self, timeout: Duration, until: impl Fn(&Status) -> bool) -> Result<Status, WaitError> {
-        let mut board = self.door.board.clone();
+        let mut board = (*self.door.board).clone();
         // The system keeps the time: the caller's runtime may have no timer.
         let (ring, mut alarm) = oneshot::channel();
         self.system.do_send(Alarm { after: timeout, ring });

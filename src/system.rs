@@ -18,6 +18,7 @@ use std::{sync::Arc, time::Duration};
 use actix::prelude::*;
 use actorum_actors::{
     applier::{Applier, StopApplier},
+    condition::Reason,
     core::{RaftCore, Stop},
     log_writer::{CloseLog, LogWriter},
     machine::StateMachine,
@@ -41,6 +42,7 @@ use tokio::{
 use crate::{
     board::Life,
     builder::Builder,
+    condition_log::ConditionLog,
     door::Door,
     request::{
         Follow, Followed, GetStatus, Propose, Read, Shutdown, Subscribe, SubscribeError, Subscription, Unsubscribe,
@@ -64,6 +66,8 @@ pub struct RaftSystem<S: StateMachine> {
     pub(crate) grace: Duration,
     /// Whether the transport has been asked for its numbers and has not answered: one question at a time.
     pub(crate) asking: bool,
+    /// What is wrong, as the log was last told.
+    pub(crate) conditions: ConditionLog,
     /// Whether the actix system was made for this node alone and ends with it.
     pub(crate) own_thread: bool,
 }
@@ -118,7 +122,8 @@ impl<S: StateMachine> RaftSystem<S> {
             ("transport", children.transport.transmit.connected()),
         ];
         if let Some((name, _)) = gone.iter().find(|(_, lives)| !lives) {
-            return self.fail(format!("the {name} ended by itself: look for its panic in the log"), ctx);
+            let cause = format!("the {name} ended by itself: look for its panic in the log");
+            return self.fail(Reason::Stopped, cause, ctx);
         }
         if self.asking {
             return;
@@ -137,11 +142,13 @@ impl<S: StateMachine> RaftSystem<S> {
         }));
     }
 
-    fn fail(&mut self, cause: String, ctx: &mut Context<Self>) {
-        tracing::error!(node = self.door.board.id, cause, "the system stops");
+    fn fail(&mut self, reason: Reason, cause: String, ctx: &mut Context<Self>) {
+        tracing::error!(node = self.door.board.id, %reason, cause, "the system stops");
         self.life.send_modify(|life| {
             life.last_error = Some(cause.clone());
-            life.stopped.get_or_insert(cause.clone());
+            if life.stopped.is_none() {
+                (life.stopped, life.stop_reason) = (Some(cause.clone()), Some(reason));
+            }
         });
         self.end(cause, Duration::ZERO, ctx);
     }
@@ -171,6 +178,7 @@ impl<S: StateMachine> Actor for RaftSystem<S> {
         ctx.run_interval(ROUND, |system, ctx| {
             if ctx.connected() {
                 system.look_after_children(ctx);
+                system.conditions.look(system.door.board.id, system.door.board.status().conditions());
             } else {
                 // The last handle is gone: nobody can ask anything more, but somebody may still wait for an answer.
                 system.end("the last handle was dropped".into(), system.grace, ctx);
@@ -191,8 +199,8 @@ impl<S: StateMachine> Actor for RaftSystem<S> {
 impl<S: StateMachine> Handler<Failed> for RaftSystem<S> {
     type Result = ();
 
-    fn handle(&mut self, Failed { cause }: Failed, ctx: &mut Context<Self>) {
-        self.fail(cause, ctx);
+    fn handle(&mut self, Failed { reason, cause }: Failed, ctx: &mut Context<Self>) {
+        self.fail(reason, cause, ctx);
     }
 }
 

@@ -162,7 +162,7 @@ impl Handler<Persisted> for Core {
 impl Handler<Failed> for Core {
     type Result = ();
 
-    fn handle(&mut self, Failed { cause }: Failed, _: &mut Self::Context) {
+    fn handle(&mut self, Failed { cause, .. }: Failed, _: &mut Self::Context) {
         eprintln!("{cause}");
         std::process::exit(1);
     }

@@ -221,7 +221,7 @@ impl<S: StateMachine> Applier<S> {
         self.reads.clear();
         self.status.send_modify(|status| status.last_error = Some(cause.clone()));
         if let Some(front_door) = self.links.failed.upgrade() {
-            front_door.do_send(Failed { cause });
+            front_door.do_send(Failed::broken(cause));
         }
     }
 

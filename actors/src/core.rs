@@ -264,7 +264,7 @@ impl<T: Ticket> RaftCore<T> {
         let answers = catch_unwind(AssertUnwindSafe(|| self.consensus.abandon(&cause))).unwrap_or_default();
         answers.into_iter().for_each(|(ticket, answer)| ticket.answer(answer));
         if let Some(parent) = self.links.failed.upgrade() {
-            parent.do_send(Failed { cause });
+            parent.do_send(Failed::broken(cause));
         }
     }
 

@@ -16,6 +16,7 @@ pub mod position;
 pub mod members;
 pub mod features;
 pub mod status;
+pub mod condition;
 
 pub mod clock;
 pub mod entry;

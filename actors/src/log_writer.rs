@@ -32,6 +32,7 @@ use actorum_transport::wire::GroupId;
 use tokio::sync::{oneshot, watch};
 
 use crate::{
+    condition::Reason,
     log::store::{Batch, Completed, LogAppender, LogStore, Probe, Space, StoreError, Ticket, Written},
     message::{Append, DiskReport, Failed, Persisted, ProbeDisk},
 };
@@ -235,6 +236,10 @@ impl LogWriter {
 
     fn fail(&mut self, error: &StoreError) {
         let cause = match error {
+            StoreError::Gone { .. } => format!(
+                "{error}. Nothing is acknowledged any more. Bring the directory back (mount it, or rename it back) and start the \
+                 node again; if it is lost, remove this node from the cluster and add it again under a new id, with an empty one"
+            ),
             // What to do is worth saying where it is read: in the status and in the last line of the process.
             StoreError::Io { .. } => format!(
                 "the log writer: {error}. Nothing more is written by this process; \
@@ -247,7 +252,11 @@ impl LogWriter {
         self.waiting.clear();
         self.in_flight = None;
         if let Some(front_door) = self.links.failed.upgrade() {
-            front_door.do_send(Failed { cause });
+            let reason = match error {
+                StoreError::Gone { .. } => Reason::DataDirectoryMissing,
+                _ => Reason::DiskFailed,
+            };
+            front_door.do_send(Failed { reason, cause });
         }
         if !self.closing.is_empty() {
             self.close();
@@ -454,8 +463,10 @@ impl Handler<Looked> for LogWriter {
             true => self.status.send_modify(|status| status.probing = false),
             false => self.looking = false,
         }
-        if let Ok(space) = found {
-            self.space(space);
+        match &found {
+            Ok(space) => self.space(*space),
+            Err(error @ StoreError::Gone { .. }) if !self.has_failed() => self.fail(error),
+            Err(_) => {}
         }
         if probe {
             self.tell(&DiskReport::Probed(found.map(|_| ()).map_err(|error| error.to_string())));

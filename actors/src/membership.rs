@@ -24,6 +24,7 @@ use actorum_transport::{
 use tokio::sync::watch;
 
 use crate::{
+    condition::{Reason, removed_message},
     core::Form,
     entry::{Draft, SystemCommand},
     features::{PeerFeatures, Understanding},
@@ -76,6 +77,8 @@ pub struct Links<T: Ticket> {
     pub failed: WeakRecipient<Failed>,
     /// Where the latest is shown.
     pub status: watch::Sender<MembershipStatus>,
+    /// How long this node goes on once it has applied its own removal, if no member shows that it has, too.
+    pub farewell: Duration,
 }
 
 /// What this actor has to say of itself.
@@ -87,6 +90,8 @@ pub struct MembershipStatus {
     pub refused: Option<String>,
     /// What every member has said that it understands.
     pub features: Features,
+    /// The peers that refuse this node now, and why.
+    pub refused_by: BTreeMap<NodeId, String>,
 }
 
 /// Knows the members, makes clusters, and tells the transport.
@@ -105,6 +110,10 @@ pub struct MembershipManager<T: Ticket> {
     leads: bool,
     next_id: u64,
     refused: Option<String>,
+    /// The peers that refuse this node, until they let it in. Bound: one per id with a certificate of this authority.
+    refused_by: BTreeMap<NodeId, RefusedBecause>,
+    /// Whether this node has applied its own removal.
+    leaving: bool,
 }
 
 impl<T: Ticket> MembershipManager<T> {
@@ -131,6 +140,8 @@ impl<T: Ticket> MembershipManager<T> {
             leads: false,
             next_id: 1,
             refused: None,
+            refused_by: BTreeMap::new(),
+            leaving: false,
         };
         match beginning {
             Beginning::Founding { founders, cluster } => {
@@ -209,7 +220,7 @@ impl<T: Ticket> MembershipManager<T> {
         let Some((founding, _)) = &mut self.founding else { return };
         match founding.hear(peer, statement) {
             Ok(verdict) => self.judge(verdict),
-            Err(error) => self.fail(error.to_string()),
+            Err(error) => self.fail(Reason::Stopped, error.to_string()),
         }
         self.show();
     }
@@ -224,7 +235,7 @@ impl<T: Ticket> MembershipManager<T> {
                 self.formed_with = formed_with;
                 self.links.form.do_send(Form(genesis));
             }
-            Err(error) => self.fail(format!("the genesis snapshot cannot be encoded: {error}")),
+            Err(error) => self.fail(Reason::Stopped, format!("the genesis snapshot cannot be encoded: {error}")),
         }
     }
 
@@ -260,11 +271,46 @@ impl<T: Ticket> MembershipManager<T> {
         }
     }
 
-    fn fail(&mut self, cause: String) {
+    /// Once it has applied its own removal a node stops, but not at once: until another member knows of the removal, too, its
+    /// vote may be the one that a leader of the old configuration needs (Raft dissertation section 4.2.2). A member that
+    /// refuses it as removed knows. Where none can say so the time is bounded; a start brings it anew.
+    fn take_leave(&mut self, ctx: &mut Context<Self>) {
+        let retired = self.state.as_ref().is_some_and(|state| state.membership.retired.contains(&self.id));
+        if retired && !self.leaving {
+            self.leaving = true;
+            let id = self.id;
+            tracing::warn!(
+                node = id,
+                "node {id} was removed from the cluster: it stops once another member knows, too"
+            );
+            ctx.run_later(self.links.farewell, |manager, _| manager.leave("as it has applied itself"));
+        }
+    }
+
+    /// Whether enough of those who refuse this node as removed can be believed.
+    ///
+    /// One peer in error, or in the wrong hands, must not put a member out of service. So if this node has not applied its removal
+    /// (it was away when that was made), a majority of the other voters that it knows have to say so. One that belongs to no
+    /// cluster believes whom it would believe in other things.
+    fn is_removed_by(&self, peer: NodeId) -> bool {
+        let Some(state) = &self.state else { return self.may_stop_us(peer) };
+        if self.leaving {
+            return state.membership.members.contains_key(&peer);
+        }
+        let others: Vec<_> = state.membership.voters().into_iter().filter(|id| *id != self.id).collect();
+        let says_so = |id: &NodeId| matches!(self.refused_by.get(id), Some(RefusedBecause::Retired { .. }));
+        others.iter().filter(|id| says_so(id)).count() > others.len() / 2
+    }
+
+    fn leave(&mut self, how: &str) {
+        self.fail(Reason::Removed, format!("{} ({how})", removed_message(self.id)));
+    }
+
+    fn fail(&mut self, reason: Reason, cause: String) {
         self.founding = None;
         self.refused = Some(cause.clone());
         if let Some(parent) = self.links.failed.upgrade() {
-            parent.do_send(Failed { cause });
+            parent.do_send(Failed { reason, cause });
         }
     }
 
@@ -278,7 +324,9 @@ impl<T: Ticket> MembershipManager<T> {
         };
         let features =
             self.state.as_ref().map(|state| self.understanding.everyone(&state.membership)).unwrap_or_default();
-        self.links.status.send_replace(MembershipStatus { formed, refused: self.refused.clone(), features });
+        let refused_by = self.refused_by.iter().map(|(peer, why)| (*peer, why.to_string())).collect();
+        let refused = self.refused.clone();
+        self.links.status.send_replace(MembershipStatus { formed, refused, features, refused_by });
     }
 }
 
@@ -296,6 +344,7 @@ impl<T: Ticket> Actor for MembershipManager<T> {
                 false => ctx.stop(),
             });
         }
+        self.take_leave(ctx);
         self.show();
     }
 }
@@ -327,10 +376,11 @@ impl<T: Ticket> Handler<Answered> for MembershipManager<T> {
 impl<T: Ticket> Handler<SystemChanged> for MembershipManager<T> {
     type Result = ();
 
-    fn handle(&mut self, SystemChanged { state, .. }: SystemChanged, _: &mut Context<Self>) {
+    fn handle(&mut self, SystemChanged { state, .. }: SystemChanged, ctx: &mut Context<Self>) {
         self.state = Some(state);
         self.founding = None;
         self.tell_transport();
+        self.take_leave(ctx);
         self.record_incarnations();
         self.show();
     }
@@ -352,6 +402,7 @@ impl<T: Ticket> Handler<PeerUp> for MembershipManager<T> {
 
     fn handle(&mut self, PeerUp { identity }: PeerUp, _: &mut Context<Self>) {
         let (peer, features) = (identity.id, identity.features);
+        self.refused_by.remove(&peer);
         self.seen.insert(peer, identity.incarnation);
         self.understanding.met(peer, features.clone());
         self.links.features.do_send(PeerFeatures { peer, features });
@@ -368,8 +419,17 @@ impl<T: Ticket> Handler<PeerRefused> for MembershipManager<T> {
         let cause = format!("{who}: {reason}");
         tracing::warn!("{cause}");
         let of_us = matches!(reason, RefusedBecause::Incarnation { id, .. } if by_peer && id == self.id);
+        let removes_us = matches!(reason, RefusedBecause::Retired { id } if by_peer && id == self.id);
+        if by_peer {
+            self.refused_by.insert(peer, reason);
+        }
+        if removes_us && self.is_removed_by(peer) {
+            let by: Vec<_> = self.refused_by.keys().map(NodeId::to_string).collect();
+            self.leave(&format!("as nodes {} say", by.join(", ")));
+            return self.show();
+        }
         if of_us && self.may_stop_us(peer) {
-            self.fail(cause);
+            self.fail(Reason::RefusedByPeers, cause);
         } else {
             self.refused = Some(cause);
         }
@@ -383,7 +443,7 @@ mod tests {
     use tokio::sync::mpsc;
 
     use super::*;
-    use crate::{message::Answer, testkit::founded};
+    use crate::{entry::ChangeId, members::Change, message::Answer, testkit::founded};
 
     struct NoTicket;
 
@@ -417,7 +477,7 @@ mod tests {
     impl Handler<Failed> for Fake {
         type Result = ();
 
-        fn handle(&mut self, Failed { cause }: Failed, _: &mut Context<Self>) {
+        fn handle(&mut self, Failed { cause, .. }: Failed, _: &mut Context<Self>) {
             self.0.send(cause).unwrap();
         }
     }
@@ -449,6 +509,7 @@ mod tests {
             features: fake.clone().recipient(),
             failed: fake.downgrade().recipient(),
             status: status.clone(),
+            farewell: Duration::from_secs(60),
         }
     }
 
@@ -527,6 +588,70 @@ mod tests {
         let (new, first) = (Features::all, Features::none);
         let understood = met(&[(2, new()), (3, new()), (3, first()), (3, new())]).await;
         assert_eq!(understood, [first(), new(), first(), new()]);
+    }
+
+    /// A voter of 1, 2 and 3, or of as many as are named, that these nodes refuse as removed, in this order.
+    async fn removed_by(voters: u64, applied: bool, refusals: &[(NodeId, bool)]) -> (Option<String>, MembershipStatus) {
+        let mut state =
+            SystemState::founded(ClusterId(7), &(1..=voters).map(|id| (id, Address(format!("n{id}")))).collect());
+        if applied {
+            state.apply(
+                2,
+                &SystemCommand::Change { id: ChangeId { node: 2, boot: 1, number: 1 }, change: Change::Remove(1) },
+            );
+        }
+        let (told, mut heard) = mpsc::unbounded_channel();
+        let (fake, status) = (Fake(told).start(), watch::Sender::new(MembershipStatus::default()));
+        let beginning = Beginning::Formed { state: Arc::new(state), formed_with: BTreeMap::new() };
+        let (group, me, links) = (GroupId::FIRST, Incarnation(11), links(&fake, &status));
+        let manager =
+            MembershipManager::<NoTicket>::new(1, group, me, Features::all(), beginning, links).unwrap().start();
+        for (peer, refuses) in refusals.iter().copied() {
+            let identity = Identity {
+                id: peer,
+                incarnation: Incarnation(peer),
+                boot: 1,
+                cluster: Some(ClusterId(7)),
+                features: Features::all(),
+            };
+            match refuses {
+                true => {
+                    manager.do_send(PeerRefused { peer, by_peer: true, reason: RefusedBecause::Retired { id: 1 } });
+                }
+                false => manager.do_send(PeerUp { identity }),
+            }
+        }
+        manager.send(Flush).await.unwrap();
+        fake.send(Flush).await.unwrap();
+        (heard.try_recv().ok(), status.borrow().clone())
+    }
+
+    #[actix::test]
+    async fn a_member_that_missed_its_removal_stops_at_the_word_of_a_majority_and_of_nobody_less() {
+        for (voters, refusals) in [
+            (3, &[(2, true)][..]),
+            (3, &[(2, true), (2, true)]),
+            (3, &[(2, true), (2, false), (3, true)]),
+            (3, &[(2, true), (9, true)]),
+            (5, &[(2, true), (3, true)]),
+        ] {
+            let (failed, status) = removed_by(voters, false, refusals).await;
+            assert_eq!(failed, None, "{refusals:?}");
+            assert!(!status.refused_by.is_empty());
+        }
+        for (voters, refusals) in
+            [(2, &[(2, true)][..]), (3, &[(2, true), (3, true)]), (5, &[(2, true), (3, true), (5, true)])]
+        {
+            let (failed, _) = removed_by(voters, false, refusals).await;
+            assert!(failed.is_some_and(|cause| cause.contains("was removed from the cluster")), "{refusals:?}");
+        }
+    }
+
+    #[actix::test]
+    async fn a_member_that_has_applied_its_removal_stops_once_another_member_shows_that_it_knows() {
+        assert_eq!(removed_by(3, true, &[]).await.0, None, "its vote may still be needed");
+        assert_eq!(removed_by(3, true, &[(9, true)]).await.0, None, "that one is no member");
+        assert!(removed_by(3, true, &[(2, true)]).await.0.is_some());
     }
 
     #[actix::test]

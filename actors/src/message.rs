@@ -24,7 +24,8 @@ use actorum_transport::wire::{Entry, GroupId, NodeId, Snapshot};
 use bytes::Bytes;
 
 use crate::{
-    entry::Draft, log::store::Write, machine::Frozen, members::Change, status::Role, system_state::SystemState,
+    condition::Reason, entry::Draft, log::store::Write, machine::Frozen, members::Change, status::Role,
+    system_state::SystemState,
 };
 pub use actorum_transport::wire::Refusal;
 
@@ -275,6 +276,15 @@ pub struct LeaderChanged {
 #[derive(Message, Clone, Debug)]
 #[rtype(result = "()")]
 pub struct Failed {
+    /// What kind of cause it is; [`Reason::Stopped`] where it has no name of its own.
+    pub reason: Reason,
     /// What happened, in a sentence that names the part.
     pub cause: String,
+}
+
+impl Failed {
+    /// A part broke, in a way that has no name of its own.
+    pub fn broken(cause: impl Into<String>) -> Failed {
+        Failed { reason: Reason::Stopped, cause: cause.into() }
+    }
 }

@@ -6,6 +6,8 @@
 use actix::MailboxError;
 use actorum_transport::wire::NodeId;
 
+use crate::condition::Reason;
+
 /// An applied command: where it stands in the log, and what the state machine answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Applied<R> {
@@ -30,6 +32,14 @@ pub enum Outcome {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ProposeError {
+    /// This node cannot have it done now, for the reason given. Surely not in the log.
+    #[error("{message}")]
+    Unavailable {
+        /// What is wrong, for programs.
+        reason: Reason,
+        /// What is wrong and the way out, for people.
+        message: String,
+    },
     /// No leader took it within the deadline. Surely not in the log; ask again.
     #[error("no leader took the proposal in time{}", leader_hint(.leader))]
     NotLeader {
@@ -93,6 +103,14 @@ impl From<MailboxError> for ProposeError {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ReadError {
+    /// This node cannot have it done now, for the reason given. A read changes nothing.
+    #[error("{message}")]
+    Unavailable {
+        /// What is wrong, for programs.
+        reason: Reason,
+        /// What is wrong and the way out, for people.
+        message: String,
+    },
     /// No leader confirmed an index within the deadline: there is none, or this node cannot reach it.
     #[error("no leader confirmed the read in time{}", leader_hint(.leader))]
     NotLeader {
@@ -123,6 +141,14 @@ impl From<MailboxError> for ReadError {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ChangeError {
+    /// This node cannot have it done now, for the reason given. Surely not made.
+    #[error("{message}")]
+    Unavailable {
+        /// What is wrong, for programs.
+        reason: Reason,
+        /// What is wrong and the way out, for people.
+        message: String,
+    },
     /// Another change is under way. Wait until it is applied, then ask again.
     #[error("another membership change is in progress")]
     InProgress,

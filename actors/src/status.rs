@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt, sync::Arc};
 use actorum_transport::wire::{Address, ClusterId, Incarnation, NodeId};
 use serde::{Deserialize, Serialize};
 
-use crate::members::Membership;
+use crate::{condition::Reason, members::Membership};
 
 /// What a node is doing in its group.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -67,6 +67,23 @@ pub struct PeerProgress {
     pub connected: bool,
     /// Why it cannot be reached or was refused, if that is so.
     pub last_error: Option<String>,
+    /// Whether a message of its Raft core came within the last election timeout.
+    #[serde(default)]
+    pub heard: bool,
+    /// Why it takes no writes, if it leads and says so: the name of a [`Reason`].
+    #[serde(default)]
+    pub refuses_writes: Option<String>,
+}
+
+/// When a certificate ends.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CertificateEnd {
+    /// The file it was read from.
+    pub file: String,
+    /// In seconds since 1970.
+    pub not_after: i64,
+    /// Seconds until then by this node's clock; negative once it has ended.
+    pub remaining_s: i64,
 }
 
 /// What waits where, and the bounds it has.
@@ -260,4 +277,13 @@ pub struct Status {
     pub last_error: Option<String>,
     /// Whether the system has stopped, and why.
     pub stopped: Option<String>,
+    /// What kind of cause that is.
+    #[serde(default)]
+    pub stop_reason: Option<Reason>,
+    /// The peers that refuse to speak with this node now, and why.
+    #[serde(default)]
+    pub refused_by: BTreeMap<NodeId, String>,
+    /// When this node's certificates end; empty without certificates.
+    #[serde(default)]
+    pub certificates: Vec<CertificateEnd>,
 }

@@ -316,7 +316,7 @@ impl Actor for Failures {
 
 impl Handler<Failed> for Failures {
     type Result = ();
-    fn handle(&mut self, Failed { cause }: Failed, _: &mut Self::Context) {
+    fn handle(&mut self, Failed { cause, .. }: Failed, _: &mut Self::Context) {
         panic!("{cause}");
     }
 }

@@ -249,7 +249,7 @@ impl<S: StateMachine> Fleet<S> {
         let raft = builder.start().await?;
         if strings.is_cut() {
             // It lost its power on the way up.
-            raft.system.do_send(Failed { cause: "the simulation took its power".into() });
+            raft.system.do_send(Failed::broken("the simulation took its power"));
             return Ok(());
         }
         let board = raft.door.board.clone();
@@ -308,7 +308,7 @@ impl<S: StateMachine> Fleet<S> {
         self.0.links.down(id);
         self.0.world.saw(Event::Ended { node: id, how });
         if let Some(Some(raft)) = buried {
-            raft.system.do_send(Failed { cause: "the simulation ended it".into() });
+            raft.system.do_send(Failed::broken("the simulation ended it"));
         }
     }
 

@@ -61,6 +61,7 @@ mod reads;
 mod disk;
 mod snapshots;
 mod status;
+mod contact;
 mod bridge;
 #[cfg(test)]
 mod tests;
@@ -209,6 +210,8 @@ pub struct Consensus<T> {
     implausible: u64,
     /// Members that say they committed what contradicts this node; at most one word of each.
     disputes: BTreeMap<NodeId, Dispute>,
+    /// In which tick each peer was last heard. Bound: one per id with a certificate of this cluster.
+    heard: BTreeMap<NodeId, u64>,
     effects: Effects<T>,
 }
 
@@ -273,6 +276,7 @@ impl<T> Consensus<T> {
             told: None,
             implausible: 0,
             disputes: BTreeMap::new(),
+            heard: BTreeMap::new(),
             effects: Effects::default(),
         };
         core.draw_election_timeout();
@@ -317,6 +321,7 @@ impl<T> Consensus<T> {
             }
         };
         self.note_dispute(from, &message);
+        self.note_heard(from);
         let Some(message) = self.hold_offer(from, message) else { return };
         // Errors here are of the peer's making (an answer of somebody who is no member): nothing to do.
         let _ = self.raw.step(message_to_raft(from, self.settings.id, message));

@@ -1,12 +1,12 @@
 //! The numbers of a core.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use actorum_transport::wire::NodeId;
 use raft::StateRole;
 
 use super::{Consensus, DiskStatus, Dispute};
-use crate::{status::Role, witness::Glance};
+use crate::{condition::Reason, status::Role, witness::Glance};
 
 /// The numbers of a core at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -51,6 +51,10 @@ pub struct CoreStatus {
     pub disputes: BTreeMap<NodeId, Dispute>,
     /// Per peer: the index it has made durable, and how raft-rs sends to it.
     pub peers: BTreeMap<NodeId, (u64, &'static str)>,
+    /// The peers heard within an election timeout.
+    pub heard: BTreeSet<NodeId>,
+    /// Why this node, which leads, would not take a write.
+    pub refuses_writes: Option<Reason>,
 }
 
 impl<T> Consensus<T> {
@@ -113,6 +117,8 @@ impl<T> Consensus<T> {
                 .map(|(k, v)| (*k, *v))
                 .collect(),
             peers: raft.prs().iter().filter(|(id, _)| **id != self.settings.id).map(progress).collect(),
+            heard: self.heard_lately(),
+            refuses_writes: self.refuses_writes(),
         }
     }
 }

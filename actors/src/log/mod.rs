@@ -25,5 +25,6 @@ pub mod record;
 pub mod watermark;
 pub mod directory;
 pub mod space;
+mod presence;
 pub mod conformance;
 pub mod inspect;

@@ -33,6 +33,7 @@ use std::{
     fmt,
     fs::{self, File},
     io,
+    os::unix::fs::MetadataExt,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     sync::Arc,
@@ -47,6 +48,7 @@ use super::{
     commit::Shared,
     directory::{self, Directory},
     engine::{Change, Engine, EngineError, within_time, words},
+    presence::Presence,
     record::{FoundGroup, Key},
     recovery,
     rewrite::{self, Renew, Rewriter},
@@ -167,6 +169,7 @@ impl OpenOptions {
 /// An open directory, not yet running.
 pub struct SledStore {
     dir: PathBuf,
+    presence: Arc<Presence>,
     shelf: Arc<Shelf>,
     shared: Arc<Shared<SledEngine>>,
     identity: StoreIdentity,
@@ -230,8 +233,12 @@ impl SledStore {
         let shelf = Shelf::in_directory(&directory::snapshots_path(dir));
         let shelf = Arc::new(shelf.map_err(|error| OpenError::Io { dir: dir.to_owned(), doing, error })?);
         let shared = Shared::new(engine, &found, Box::new(directory));
-        let (dir, work) = (dir.to_owned(), Some((watermark, options)));
-        Ok(SledStore { dir, shelf, shared, identity, found: found.groups, generation, work })
+        let presence = Presence::of(dir).map_err(|error| {
+            let doing = "cannot look at what was opened".to_owned();
+            OpenError::Io { dir: dir.to_owned(), doing, error }
+        })?;
+        let (dir, presence, work) = (dir.to_owned(), Arc::new(presence), Some((watermark, options)));
+        Ok(SledStore { dir, presence, shelf, shared, identity, found: found.groups, generation, work })
     }
 }
 
@@ -343,7 +350,8 @@ impl LogStore for SledStore {
     }
 
     fn probe(&self) -> Option<Arc<dyn Probe>> {
-        let started = super::space::DirectoryProbe::start(&self.dir, self.work.as_ref()?.1.ballast_bytes);
+        let (ballast_bytes, presence) = (self.work.as_ref()?.1.ballast_bytes, self.presence.clone());
+        let started = super::space::DirectoryProbe::start(&self.dir, ballast_bytes, presence);
         started.map(|probe| Arc::new(probe) as Arc<dyn Probe>).ok()
     }
 
@@ -361,6 +369,15 @@ impl LogStore for SledStore {
         let (dir, present) = (self.dir.clone(), self.generation);
         let generations = Generations { dir, options, present, next: present, leaving: None };
         let rewriter = Rewriter::new(Box::new(generations), when);
+        // What failed may have failed because the directory is not there any more: then that is the cause.
+        let presence = self.presence.clone();
+        let completed = Arc::new(move |Completed { ticket, result }: Completed| {
+            let missed = |error| match error {
+                StoreError::Io { .. } => presence.check().err().unwrap_or(error),
+                other => other,
+            };
+            completed(Completed { ticket, result: result.map_err(missed) });
+        });
         Worker::start(self.shared.clone(), watermark, rewriter, pace, completed)
     }
 }
@@ -467,7 +484,13 @@ impl Engine for SledEngine {
         if self.policy == SyncPolicy::FlushOnly {
             return Ok(());
         }
-        self.file.0.sync_data().map_err(|error| EngineError::Io { doing: "syncing log/db".to_owned(), error })
+        let failed = |error| EngineError::Io { doing: "syncing log/db".to_owned(), error };
+        self.file.0.sync_data().map_err(failed)?;
+        // Promise 1: what is in a file without a name is gone with this process, however well it was synced.
+        match self.file.0.metadata().map_err(failed)?.nlink() {
+            0 => Err(failed(io::Error::new(io::ErrorKind::NotFound, "it was deleted while it was open"))),
+            _ => Ok(()),
+        }
     }
 
     fn each(&self, give: &mut dyn FnMut(&[u8], Bytes)) -> Result<(), EngineError> {

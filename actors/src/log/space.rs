@@ -26,6 +26,7 @@ use std::{
 
 use rustix::fs::{FallocateFlags, fallocate, statvfs};
 
+use super::presence::Presence;
 use super::store::{Looked, Probe, Space, StoreError};
 
 const PROBE: &str = "probe";
@@ -50,10 +51,11 @@ enum Job {
 
 impl DirectoryProbe {
     /// A probe of this directory, with a ballast of so many bytes; zero for none.
-    pub fn start(dir: &Path, ballast_bytes: u64) -> io::Result<DirectoryProbe> {
+    pub(super) fn start(dir: &Path, ballast_bytes: u64, presence: Arc<Presence>) -> io::Result<DirectoryProbe> {
         let (jobs, todo) = channel();
         let dir = dir.to_owned();
-        thread::Builder::new().name("actorum-probe".to_owned()).spawn(move || work(&dir, ballast_bytes, &todo))?;
+        let work = move || work(&dir, ballast_bytes, &presence, &todo);
+        thread::Builder::new().name("actorum-probe".to_owned()).spawn(work)?;
         Ok(DirectoryProbe { jobs })
     }
 
@@ -77,12 +79,18 @@ impl Probe for DirectoryProbe {
 }
 
 /// Until the last sender is gone.
-fn work(dir: &Path, ballast_bytes: u64, todo: &Receiver<Job>) {
+fn work(dir: &Path, ballast_bytes: u64, presence: &Presence, todo: &Receiver<Job>) {
     // Its block is there before the disk is full: then writing over it says whether the disk answers, not whether it has room.
     if let Err(error) = write_block(dir) {
         tracing::warn!(dir = %dir.display(), %error, "the probe's block cannot be written");
     }
     while let Ok(job) = todo.recv() {
+        // Before anything is written under a path that may be another disk's by now.
+        if let Err(gone) = presence.check() {
+            let (Job::Write(looked) | Job::Space(looked)) = job;
+            looked(Err(gone));
+            continue;
+        }
         match job {
             Job::Write(looked) => looked(named("probing the disk", write_block(dir).and_then(|()| space(dir)))),
             Job::Space(looked) => {
@@ -178,10 +186,21 @@ mod tests {
         heard.recv_timeout(PATIENCE)
     }
 
+    /// Of a directory with all that belongs into one.
+    fn whole(dir: &Path) -> Arc<Presence> {
+        for name in ["lock", "node", "watermark"] {
+            fs::write(dir.join(name), "").unwrap();
+        }
+        fs::create_dir_all(dir.join("snapshots")).unwrap();
+        fs::create_dir_all(dir.join("log")).unwrap();
+        fs::write(dir.join("log/db"), "").unwrap();
+        Arc::new(Presence::of(dir).unwrap())
+    }
+
     #[test]
     fn a_probe_writes_and_says_how_much_room_there_is() {
         let dir = tempfile::tempdir().unwrap();
-        let probe = DirectoryProbe::start(dir.path(), 0).unwrap();
+        let probe = DirectoryProbe::start(dir.path(), 0, whole(dir.path())).unwrap();
         assert!(ask(|looked| probe.write(looked)).unwrap().unwrap().free > 0);
         assert_eq!(fs::read(dir.path().join(PROBE)).unwrap(), BLOCK);
         assert!(!ballast_path(dir.path()).exists(), "no ballast was wanted");
@@ -193,7 +212,7 @@ mod tests {
     #[test]
     fn the_ballast_is_of_real_blocks_and_made_again_when_it_is_missing_or_cut() {
         let dir = tempfile::tempdir().unwrap();
-        let probe = DirectoryProbe::start(dir.path(), 1 << 20).unwrap();
+        let probe = DirectoryProbe::start(dir.path(), 1 << 20, whole(dir.path())).unwrap();
         let look = || ask(|looked| probe.space(looked)).unwrap().unwrap();
         for damage in
             [|_: &Path| {}, |path: &Path| fs::remove_file(path).unwrap(), |path: &Path| fs::write(path, "x").unwrap()]

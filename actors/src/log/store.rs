@@ -250,6 +250,14 @@ pub enum StoreError {
     /// The store was closed or has died before.
     #[error("the store is closed: {0}")]
     Closed(String),
+    /// The directory, or what is in it, was deleted, renamed or unmounted while it was open.
+    #[error("the data directory {dir} was taken away while it was open: {what}", dir = .dir.display())]
+    Gone {
+        /// The directory.
+        dir: PathBuf,
+        /// What is not there any more.
+        what: String,
+    },
 }
 
 /// Why a directory could not be opened. Every message names the directory and the way out.

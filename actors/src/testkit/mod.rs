@@ -295,7 +295,7 @@ impl Handler<WriteSnapshot> for FakeCore {
 
 impl Handler<Failed> for FakeCore {
     type Result = ();
-    fn handle(&mut self, Failed { cause }: Failed, _: &mut Context<Self>) {
+    fn handle(&mut self, Failed { cause, .. }: Failed, _: &mut Context<Self>) {
         let _ = self.0.send(Heard::Failed(cause));
     }
 }

@@ -31,8 +31,8 @@ use actix_web::{
     web::{self, Data, Payload, ServiceConfig},
 };
 use actorum::{
-    ChangeError, Formed, GetStatus, NodeId, Position, ProposeError, Raft, Read, ReadError, Status, SubscribeError,
-    TakeSnapshotError,
+    ChangeError, GetStatus, NodeId, Position, ProposeError, Raft, Read, ReadError, Reason, Severity, Status,
+    SubscribeError, TakeSnapshotError,
 };
 use futures_util::StreamExt;
 use percent_encoding::percent_decode_str;
@@ -207,6 +207,11 @@ fn describe(status: &Status) -> Value {
         "disk": status.disk,
         "last_error": status.last_error,
         "stopped": status.stopped,
+        "stop_reason": status.stop_reason,
+        "ready": status.unready().is_none(),
+        "conditions": status.conditions(),
+        "refused_by": status.refused_by,
+        "certificates": status.certificates,
     })
 }
 
@@ -225,27 +230,20 @@ async fn livez(node: Data<Node>, request: HttpRequest) -> Result<HttpResponse, R
     }
 }
 
-/// `GET /readyz`: is it worth sending requests here? When the node belongs to a cluster, knows a leader, and
-/// can show that it has caught up: by a linearizable read of nothing.
+/// `GET /readyz`: could a write sent here succeed? When nothing in the status makes the node unready, and a linearizable
+/// read of nothing shows that its leader is there, has a majority now, and that the node has caught up.
+///
+/// What does not keep writes from succeeding (a certificate's end, a clock's offset) is a warning beside the yes.
 async fn readyz(node: Data<Node>, request: HttpRequest) -> Result<HttpResponse, Refused> {
     Query::parse(&request)?.finish()?;
-    let status = node.raft.status();
-    if let Some(cause) = status.stopped {
-        return Err(Refused::stopped(&node, cause));
-    }
-    match status.formed {
-        Formed::Yes => {}
-        Formed::Waiting => return Err(Refused::not_leader(&node, "waiting to be added to a cluster")),
-        Formed::Forming { waiting_for } => {
-            return Err(Refused::not_leader(&node, format!("forming: waiting for the founders {waiting_for:?}")));
-        }
-    }
-    if status.leader.is_none() {
-        return Err(Refused::not_leader(&node, "no leader is known"));
+    let conditions = node.raft.status().conditions();
+    if let Some(first) = conditions.first().filter(|first| first.severity == Severity::Unready) {
+        let refused = Refused::unready(&node, first.reason, first.message.clone());
+        return Err(refused.with("conditions", json!(conditions)));
     }
     let read = Read::linearizable(|_: &Kv| ()).deadline(PROBE);
     match timeout(PROBE + GRACE, node.raft.read_with(read)).await {
-        Ok(Ok((index, ()))) => Ok(json_response(json!({ "ready": true, "index": index }))),
+        Ok(Ok((index, ()))) => Ok(json_response(json!({ "ready": true, "index": index, "warnings": conditions }))),
         Ok(Err(e)) => Err(Refused::read(&node, e)),
         Err(_) => Err(Refused::not_leader(&node, "the node did not answer a read in time")),
     }
@@ -428,7 +426,7 @@ impl Query {
 /// | 409 | `conflict`, `in_progress` | no |
 /// | 409 | `foreign_position`, `future_position`: events after a position that this cluster does not have | it is no command |
 /// | 500 | `failed`: a snapshot could not be taken | it is no command |
-/// | 503 | `not_leader`, `busy`, `stopped`, `nothing` | no |
+/// | 503 | `not_leader`, `busy`, `stopped`, `nothing`, or the name of a [`Reason`]: `no_majority`, `removed`, .. | no |
 /// | 504 | `unknown` | nobody can tell |
 #[derive(Debug)]
 pub struct Refused {
@@ -465,8 +463,15 @@ impl Refused {
         Refused::new(StatusCode::SERVICE_UNAVAILABLE, "not_leader", message).leader(node)
     }
 
+    /// The node has stopped; the code is the reason, if that has a name of its own.
     fn stopped(node: &Node, cause: String) -> Refused {
-        Refused::new(StatusCode::SERVICE_UNAVAILABLE, "stopped", cause).leader(node)
+        let reason = node.raft.status().stop_reason.unwrap_or(Reason::Stopped);
+        Refused::unready(node, reason, cause)
+    }
+
+    /// This node cannot do it now, and says why.
+    fn unready(node: &Node, reason: Reason, message: String) -> Refused {
+        Refused::new(StatusCode::SERVICE_UNAVAILABLE, reason.name(), message).leader(node)
     }
 
     /// The library itself did not answer in time.
@@ -478,6 +483,7 @@ impl Refused {
     fn proposal(node: &Node, error: ProposeError) -> Refused {
         let (status, code) = match error {
             ProposeError::NotLeader { .. } => (StatusCode::SERVICE_UNAVAILABLE, "not_leader"),
+            ProposeError::Unavailable { reason, .. } => (StatusCode::SERVICE_UNAVAILABLE, reason.name()),
             ProposeError::Busy { .. } => (StatusCode::SERVICE_UNAVAILABLE, "busy"),
             ProposeError::Stopped { .. } => (StatusCode::SERVICE_UNAVAILABLE, "stopped"),
             ProposeError::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "too_large"),
@@ -492,6 +498,7 @@ impl Refused {
         let code = match error {
             ReadError::Busy { .. } => "busy",
             ReadError::Stopped { .. } => "stopped",
+            ReadError::Unavailable { reason, .. } => reason.name(),
             ReadError::NotLeader { .. } | _ => "not_leader",
         };
         Refused::new(StatusCode::SERVICE_UNAVAILABLE, code, error.to_string()).leader(node)
@@ -503,6 +510,7 @@ impl Refused {
             ChangeError::InProgress => (StatusCode::CONFLICT, "in_progress"),
             ChangeError::Invalid { .. } => (StatusCode::BAD_REQUEST, "bad_request"),
             ChangeError::NotLeader { .. } => (StatusCode::SERVICE_UNAVAILABLE, "not_leader"),
+            ChangeError::Unavailable { reason, .. } => (StatusCode::SERVICE_UNAVAILABLE, reason.name()),
             ChangeError::Busy { .. } => (StatusCode::SERVICE_UNAVAILABLE, "busy"),
             ChangeError::Stopped { .. } => (StatusCode::SERVICE_UNAVAILABLE, "stopped"),
             ChangeError::Unknown { .. } | _ => (StatusCode::GATEWAY_TIMEOUT, "unknown"),

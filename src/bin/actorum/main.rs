@@ -10,7 +10,8 @@
 //!  demo     three nodes, a kill, a count
 //! ```
 //!
-//! Exit codes: 0 done, 1 failed (the reason is on standard error, after `error: `), 2 wrong usage, 130 interrupted.
+//! Exit codes: 0 done, 1 failed (the reason is on standard error, after `error: `), 2 wrong usage, 3 the node was removed
+//! from its cluster (`serve`), 130 interrupted.
 //! What is said goes through `output.rs` and `logs.rs`, because a closed pipe or a full disk must not end the work.
 //! Deliberately absent: anything an application would want to reuse. That is the library.
 
@@ -122,6 +123,11 @@ impl Failure {
     /// Exit code 2: the arguments, the environment or the configuration file are to blame.
     pub fn usage(message: impl fmt::Display) -> Failure {
         Failure { message: message.to_string(), code: 2 }
+    }
+
+    /// Exit code 3: this node was removed, and starting it again cannot help.
+    pub fn removed(message: impl fmt::Display) -> Failure {
+        Failure { message: message.to_string(), code: 3 }
     }
 
     /// Exit code 130, as a shell reports a Ctrl-C.

@@ -8,7 +8,7 @@ use std::{
 };
 
 use actix_web::{HttpRequest, HttpResponse, web::Data};
-use actorum::{DiskState, Role, Snapshots, Status, Transfer};
+use actorum::{DiskState, Reason, Role, Severity, Snapshots, Status, Transfer};
 
 use crate::{
     http::{Node, Query, Refused},
@@ -33,6 +33,7 @@ impl Page {
         let Status { totals, queues, .. } = status;
         self.gauge("has_leader", "Whether a leader is known.", u8::from(status.leader.is_some()));
         self.gauge("is_leader", "Whether this node leads.", u8::from(status.role == Role::Leader));
+        self.conditions(status);
         self.gauge("stopped", "Whether the system has stopped.", u8::from(status.stopped.is_some()));
         self.gauge("term", "The current term.", status.term);
         self.counter("leader_changes_total", "How often the known leader changed.", totals.leader_changes);
@@ -103,6 +104,26 @@ impl Page {
         self.family("queue_bytes", "gauge", "Bytes of what waits, and where.");
         for (queue, bytes) in [("in_flight", queues.in_flight_bytes), ("log_tail", queues.log_tail_bytes)] {
             self.sample("queue_bytes", &format!("{{queue=\"{queue}\"}}"), bytes);
+        }
+    }
+
+    fn conditions(&mut self, status: &Status) {
+        let conditions = status.conditions();
+        let ready = conditions.iter().all(|condition| condition.severity != Severity::Unready);
+        self.gauge(
+            "ready",
+            "Whether nothing that the node knows keeps a write sent to it from succeeding.",
+            u8::from(ready),
+        );
+        self.family("condition", "gauge", "Whether this is wrong with the node now; /status says it in a sentence.");
+        for reason in Reason::ALL {
+            let holds = conditions.iter().any(|condition| condition.reason == *reason);
+            self.sample("condition", &format!("{{condition=\"{reason}\"}}"), u8::from(holds));
+        }
+        self.family("certificate_expiry_timestamp_seconds", "gauge", "When a certificate ends, in seconds since 1970.");
+        for certificate in &status.certificates {
+            let labels = format!("{{file=\"{}\"}}", certificate.file);
+            self.sample("certificate_expiry_timestamp_seconds", &labels, certificate.not_after);
         }
     }
 
@@ -214,6 +235,13 @@ mod tests {
             }
         }
         assert!(page.0.contains("\nactorum_fsync_seconds_sum 1.5\n"), "{}", page.0);
+        assert!(page.0.contains("\nactorum_condition{condition=\"no_majority\"} 0\n"), "{}", page.0);
+        assert!(
+            page.0.contains("\nactorum_condition{condition=\"not_a_member\"} 1\n"),
+            "a status says nothing yet: {}",
+            page.0
+        );
+        assert!(page.0.contains("\nactorum_ready 0\n"), "{}", page.0);
         assert!(page.0.contains("\nactorum_disk_state{state=\"ok\"} 1\n"), "{}", page.0);
         assert!(page.0.contains("\nactorum_peer_connected{peer=\"2\"} 0\n"), "{}", page.0);
         let sending = "\nactorum_snapshot_transfer_size_bytes{doing=\"sending\",peer=\"2\"} 40\n";

@@ -5,7 +5,8 @@
 //!  end:   take no new requests, and let the node answer those in flight ▶ close the store ▶ exit
 //! ```
 //!
-//! A node that stops by itself ends the process with its cause: whoever supervises it shall know.
+//! A node that stops by itself ends the process with its cause: whoever supervises it shall know. The exit code is 1, or 3
+//! for a node that was removed from its cluster, which no start brings back.
 
 use std::{
     fs, io,
@@ -16,7 +17,7 @@ use std::{
 };
 
 use actix_web::{App, HttpServer, dev::ServerHandle, middleware::from_fn, web};
-use actorum::{NodeId, Raft, RaftSystem, Storage, Tls};
+use actorum::{NodeId, Raft, RaftSystem, Reason, Storage, Tls};
 use actorum_transport::tls::TlsIdentity;
 use tokio::sync::watch;
 use tracing::{info, warn};
@@ -171,7 +172,12 @@ async fn serve(settings: Settings, storage: Storage, report: Option<&Path>, watc
             info!("node {} is closed", settings.id);
             Ok(())
         }
-        Some(cause) => Err(Failure::new(format!("node {} stopped: {cause}", settings.id))),
+        Some(cause) => {
+            let stopped = format!("node {} stopped: {cause}", settings.id);
+            // Whoever supervises it must be able to tell that starting it again helps nobody.
+            let removed = raft.status().stop_reason == Some(Reason::Removed);
+            Err(if removed { Failure::removed(stopped) } else { Failure::new(stopped) })
+        }
     }
 }
 

@@ -103,10 +103,15 @@ impl Asked {
     }
 }
 
-/// What else there is to say: of trouble the worst, and how far snapshots are.
+/// What else there is to say: what is wrong and the way out, or the last trouble there was; and how far snapshots are.
 fn note(status: &Value, trouble: &str) -> String {
-    let trouble = if trouble.is_empty() { disk(&status["disk"]) } else { trouble.to_owned() };
-    let mut notes = Vec::from_iter((!trouble.is_empty()).then_some(trouble));
+    let conditions = status["conditions"].as_array();
+    let condition = |c: &Value| Some(format!("{}: {}", c["reason"].as_str()?, c["message"].as_str()?));
+    let mut notes: Vec<String> = conditions.into_iter().flatten().filter_map(condition).collect();
+    if notes.is_empty() {
+        let trouble = if trouble.is_empty() { disk(&status["disk"]) } else { trouble.to_owned() };
+        notes.extend((!trouble.is_empty()).then_some(trouble));
+    }
     let snapshots = &status["snapshots"];
     if snapshots["building"].is_object() {
         notes.push(format!("building snapshot {}", transfer(&snapshots["building"])));
@@ -207,6 +212,9 @@ mod tests {
                 "snapshots": { "building": null, "sending": if id == 1 {
                     json!({ "2": { "index": 100, "bytes": 12_582_912, "total": 41_943_040, "rate": 3_145_728 } })
                 } else { json!({}) } },
+                "conditions": if id == 1 {
+                    json!([{ "reason": "clock_skew", "severity": "warning", "message": "set the clock" }])
+                } else { json!([]) },
                 "disk_bytes": 524_288, "stopped": null, "last_error": null,
                 "disk": { "state": if id == 2 { "suspect" } else { "ok" }, "waiting_ms": 2100, "suspect_ms": 1100 },
             })),
@@ -216,7 +224,7 @@ mod tests {
             table(&[node(1, "leader", 120), node(2, "follower", 20), gone]),
             "\
 NODE  ROLE         TERM  LEADER  COMMIT  APPLIED  LAG  SNAPSHOT  FIRST       DISK
-   1  leader          3       1     120      120    0       100     51  512.0 KiB  sending to 2: snapshot 100, 12.0 MiB of 40.0 MiB, 3.0 MiB/s
+   1  leader          3       1     120      120    0       100     51  512.0 KiB  clock_skew: set the clock; sending to 2: snapshot 100, 12.0 MiB of 40.0 MiB, 3.0 MiB/s
    2  follower        3       1     120       20  100       100     51  512.0 KiB  disk suspect for 1100 ms: a write waits for 2100 ms
    -  unreachable     -       -       -        -    -         -      -          -  http://127.0.0.1:8003: connection refused
 "

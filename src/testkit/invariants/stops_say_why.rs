@@ -1,6 +1,9 @@
 //! A node stops by itself only when something was done to it, and then says what it died of (promise 7).
 
+use actorum_transport::wire::NodeId;
+
 use super::{Event, Facts, Invariant};
+use crate::testkit::world::NodeFacts;
 
 pub(crate) struct StopsSayWhy;
 
@@ -13,6 +16,13 @@ impl Invariant for StopsSayWhy {
         let Event::Stopped { node, cause } = event else { return Ok(()) };
         if cause.trim().is_empty() {
             return Err(format!("n{node} stopped without a word"));
+        }
+        // One that was removed stops when it learns of it.
+        let knows = |node: &NodeId, of: &NodeFacts| {
+            of.membership.as_ref().is_some_and(|membership| membership().retired.contains(node))
+        };
+        if facts.nodes.values().any(|of| knows(node, of)) {
+            return Ok(());
         }
         if !facts.nodes.get(node).is_some_and(|facts| facts.may_stop) {
             return Err(format!("n{node} stopped although nothing was done to it: {cause}"));

@@ -202,6 +202,12 @@ impl TlsIdentity {
         digest.as_ref().try_into().expect("SHA-256 has 32 bytes")
     }
 
+    /// The files and until when they are valid, in seconds since 1970.
+    pub fn ends(&self) -> Vec<(String, i64)> {
+        let end = |name: &str, certificate: &CertificateDer<'_>| Some((name.to_owned(), not_after(certificate)?));
+        [end("cert.pem", &self.certificate), end("ca.pem", &self.authority)].into_iter().flatten().collect()
+    }
+
     /// Checks the certificate the way a peer would, so that what is wrong with it is said at the start.
     fn check(&self, path: &Path) -> Result<(), CertError> {
         let path = path.to_owned();
@@ -345,6 +351,13 @@ impl ServerCertVerifier for ExactNode {
     fn root_hint_subjects(&self) -> Option<&[DistinguishedName]> {
         self.inner.root_hint_subjects()
     }
+}
+
+/// Until when a certificate is valid, in seconds since 1970.
+fn not_after(certificate: &CertificateDer<'_>) -> Option<i64> {
+    use x509_parser::prelude::{FromDer, X509Certificate};
+    let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
+    Some(certificate.validity().not_after.timestamp())
 }
 
 /// The node that a certificate names: exactly one subject alternative name, of exactly the form of

@@ -1,0 +1,618 @@
+//! What is wrong with a node, decided in one place: a pure function from a status to conditions.
+//!
+//! ```text
+//!  Status ──▶ conditions() ─┬─▶ readyz, Raft::ready      the first that makes the node unready
+//!                           ├─▶ metrics                  actorum_condition{condition="no_majority"} 1
+//!                           ├─▶ status, `actorum status` each with its sentence
+//!                           ├─▶ clients' errors          Unavailable { reason, .. }
+//!                           └─▶ the log                  one line when it begins, one when it ends
+//! ```
+//!
+//! A new condition is one line in the table below: its variant, its name, and the function that looks for it.
+//!
+//! Deliberately absent: time. What depends on it (a certificate's end, who was heard lately) is a number in the status.
+
+use std::{fmt, str::FromStr};
+
+use actorum_transport::wire::NodeId;
+use serde::{Deserialize, Serialize};
+
+use crate::status::{DiskState, Formed, Role, Status};
+
+/// A certificate that ends sooner than this is warned of.
+pub const CERTIFICATE_WARNING_DAYS: i64 = 30;
+
+const DAY_S: i64 = 24 * 60 * 60;
+
+/// What a condition means for whoever sends requests to the node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Severity {
+    /// A write sent to this node now could not succeed.
+    Unready,
+    /// Writes succeed; somebody has to look at it all the same.
+    Warning,
+}
+
+/// Something that is wrong with a node now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Condition {
+    /// What it is: for programs.
+    pub reason: Reason,
+    /// Whether it keeps writes from succeeding.
+    pub severity: Severity,
+    /// What it is and the way out: for people.
+    pub message: String,
+}
+
+impl fmt::Display for Condition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.reason, self.message)
+    }
+}
+
+/// What a look for one condition finds.
+type Found = Option<(Severity, String)>;
+
+macro_rules! reasons {
+    ($($(#[$doc:meta])* $variant:ident $name:literal $look:expr;)*) => {
+        /// Why a node is not ready, or what has to be looked at. In JSON, metrics and error codes: snake_case.
+        ///
+        /// In the order in which they are told: the first one that makes a node unready is the reason it gives.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(rename_all = "snake_case")]
+        #[non_exhaustive]
+        pub enum Reason {
+            $($(#[$doc])* $variant,)*
+        }
+
+        impl Reason {
+            /// All of them, in the order in which they are told.
+            pub const ALL: &'static [Reason] = &[$(Reason::$variant),*];
+
+            /// The name in JSON, metrics and error codes.
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(Reason::$variant => $name,)*
+                }
+            }
+
+            fn look(self, status: &Status) -> Found {
+                match self {
+                    $(Reason::$variant => $look(status),)*
+                }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// The node was removed from the cluster. Its id is never used again.
+    Removed "removed" removed;
+    /// The files of its data directory were deleted, renamed or unmounted while it ran.
+    DataDirectoryMissing "data_directory_missing" only_when_stopped;
+    /// Its peers refuse to speak with it.
+    RefusedByPeers "refused_by_peers" refused_by_peers;
+    /// Its disk failed or did not answer: this process writes nothing any more.
+    DiskFailed "disk_failed" only_when_stopped;
+    /// It has stopped: it was shut down, or a part of it broke.
+    Stopped "stopped" only_when_stopped;
+    /// It waits to be added to a cluster, or has not yet heard that it was.
+    NotAMember "not_a_member" not_a_member;
+    /// It founds a cluster and has not yet heard from every founder.
+    Forming "forming" forming;
+    /// Fewer than a majority of the voters can be reached.
+    NoMajority "no_majority" no_majority;
+    /// A majority can be reached, and no leader is known: an election is under way.
+    NoLeader "no_leader" no_leader;
+    /// There is too little room on a disk.
+    LowSpace "low_space" low_space;
+    /// The node that leads says that it takes no writes, for a reason that this version does not know.
+    LeaderUnready "leader_unready" leader_unready;
+    /// The disk answers slowly.
+    SlowDisk "slow_disk" slow_disk;
+    /// A certificate of this node, or of its authority, has ended.
+    CertificateExpired "certificate_expired" certificate_expired;
+    /// A certificate of this node, or of its authority, ends within 30 days.
+    CertificateExpires "certificate_expires" certificate_expires;
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Not the name of a reason that this version knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not a reason that this version knows")]
+pub struct UnknownReason;
+
+impl FromStr for Reason {
+    type Err = UnknownReason;
+
+    fn from_str(name: &str) -> Result<Self, UnknownReason> {
+        Reason::ALL.iter().copied().find(|reason| reason.name() == name).ok_or(UnknownReason)
+    }
+}
+
+/// All that is wrong with a node of this status; what makes it unready comes first.
+///
+/// Pure: the same status gives the same conditions.
+pub fn conditions(status: &Status) -> Vec<Condition> {
+    if let Some(cause) = &status.stopped {
+        // The reason of the stop explains everything else that would be found.
+        let reason = status.stop_reason.unwrap_or(Reason::Stopped);
+        return vec![Condition { reason, severity: Severity::Unready, message: cause.clone() }];
+    }
+    let look = |reason: &Reason| {
+        let (severity, message) = reason.look(status)?;
+        Some(Condition { reason: *reason, severity, message })
+    };
+    let mut found: Vec<Condition> = Reason::ALL.iter().filter_map(look).collect();
+    if found.first().is_some_and(|first| first.reason == Reason::Removed) {
+        // Nor does it matter to whom it speaks any more.
+        found.retain(|condition| condition.reason == Reason::Removed || condition.severity == Severity::Warning);
+    }
+    found.sort_by_key(|condition| condition.severity);
+    found
+}
+
+impl Status {
+    /// All that is wrong with the node; what makes it unready comes first. See [`conditions`].
+    pub fn conditions(&self) -> Vec<Condition> {
+        conditions(self)
+    }
+
+    /// Why a write sent to this node now could not succeed, as far as the node knows. `None`: it is ready.
+    pub fn unready(&self) -> Option<Condition> {
+        conditions(self).into_iter().next().filter(|first| first.severity == Severity::Unready)
+    }
+}
+
+fn unready(message: String) -> Found {
+    Some((Severity::Unready, message))
+}
+
+fn warning(message: String) -> Found {
+    Some((Severity::Warning, message))
+}
+
+/// A node that has such a condition has stopped because of it.
+fn only_when_stopped(_: &Status) -> Found {
+    None
+}
+
+fn removed(status: &Status) -> Found {
+    let id = status.id;
+    if !status.membership.retired.contains(&id) {
+        return None;
+    }
+    unready(removed_message(id))
+}
+
+/// What a removed node says, and the way out.
+pub(crate) fn removed_message(id: NodeId) -> String {
+    format!(
+        "node {id} was removed from the cluster, and an id is never used again. \
+         To use this machine again, start it with a new id and an empty directory, and add that id"
+    )
+}
+
+fn refused_by_peers(status: &Status) -> Found {
+    if status.refused_by.is_empty() {
+        return None;
+    }
+    let told: Vec<_> = status.refused_by.iter().map(|(peer, why)| format!("node {peer} says: {why}")).collect();
+    let message = format!("peers refuse to speak with node {}: {}", status.id, told.join("; "));
+    // Whoever follows a leader, or leads, has others to speak with.
+    match hears_a_leader(status) {
+        true => warning(message),
+        false => unready(message),
+    }
+}
+
+fn not_a_member(status: &Status) -> Found {
+    let (id, membership) = (status.id, &status.membership);
+    match &status.formed {
+        Formed::Waiting => unready(format!(
+            "node {id} waits to be added to a cluster: add it as a learner through a node of the cluster \
+             (POST /members on its admin address), with the address where peers reach this node"
+        )),
+        Formed::Yes if !membership.members.contains_key(&id) && !membership.retired.contains(&id) => unready(format!(
+            "node {id} is not in the membership that it has applied ({membership}): it has to catch up first, \
+             or was left out when the cluster was recovered"
+        )),
+        _ => None,
+    }
+}
+
+fn forming(status: &Status) -> Found {
+    let Formed::Forming { waiting_for } = &status.formed else { return None };
+    let missing: Vec<_> = waiting_for.iter().map(NodeId::to_string).collect();
+    unready(match missing.is_empty() {
+        true => "the cluster is being formed".to_owned(),
+        false => format!(
+            "the cluster is being formed and founders {} have not answered: start them with the same list of founders",
+            missing.join(", ")
+        ),
+    })
+}
+
+/// Whether this node leads with a majority, or has lately heard from a leader.
+fn hears_a_leader(status: &Status) -> bool {
+    match (status.role, status.leader) {
+        (Role::Leader, _) => heard_of(status) >= majority(status),
+        (_, Some(leader)) => status.peers.get(&leader).is_some_and(|peer| peer.heard),
+        (_, None) => false,
+    }
+}
+
+fn majority(status: &Status) -> usize {
+    status.membership.voters().len() / 2 + 1
+}
+
+/// How many voters were heard lately, this node among them if it is one.
+fn heard_of(status: &Status) -> usize {
+    let heard = |id: &NodeId| *id == status.id || status.peers.get(id).is_some_and(|peer| peer.heard);
+    status.membership.voters().iter().filter(|id| heard(id)).count()
+}
+
+/// The voters that cannot be reached, and a sentence about each.
+fn out_of_reach(status: &Status) -> Vec<String> {
+    let leads = status.role == Role::Leader;
+    let describe = |id: NodeId| {
+        let peer = status.peers.get(&id);
+        // A leader hears every voter that lives; others are only connected to most of them.
+        if id == status.id || peer.is_some_and(|peer| peer.heard || peer.connected && !leads) {
+            return None;
+        }
+        let why = peer.and_then(|peer| peer.last_error.as_deref()).map_or(String::new(), |why| format!(" ({why})"));
+        Some(format!("{id}{why}"))
+    };
+    status.membership.voters().into_iter().filter_map(describe).collect()
+}
+
+fn no_majority(status: &Status) -> Found {
+    let voters = status.membership.voters().len();
+    let missing = out_of_reach(status);
+    if voters == 0 || hears_a_leader(status) || voters - missing.len() >= majority(status) {
+        return leaders_word(status, Reason::NoMajority);
+    }
+    unready(format!(
+        "only {} of {voters} voters can be reached and {} are needed: start or connect voters {}. \
+         If a majority is lost for good, see `actorum recover`",
+        voters - missing.len(),
+        majority(status),
+        missing.join(", ")
+    ))
+}
+
+fn no_leader(status: &Status) -> Found {
+    let voters = status.membership.voters().len();
+    if voters == 0 || hears_a_leader(status) || voters - out_of_reach(status).len() < majority(status) {
+        return None;
+    }
+    unready(match status.leader {
+        Some(leader) if leader != status.id => format!("nothing was heard from node {leader}, which led, lately"),
+        _ => "no leader is known: an election is under way".to_owned(),
+    })
+}
+
+/// What the node that leads says of itself.
+fn leaders_word(status: &Status, reason: Reason) -> Found {
+    let leader = status.leader.filter(|leader| *leader != status.id)?;
+    let refuses = status.peers.get(&leader)?.refuses_writes.as_deref()?;
+    let meant = refuses.parse().unwrap_or(Reason::LeaderUnready);
+    (meant == reason).then_some(())?;
+    unready(format!("node {leader} leads and takes no writes: {refuses}"))
+}
+
+fn leader_unready(status: &Status) -> Found {
+    leaders_word(status, Reason::LeaderUnready)
+}
+
+fn low_space(status: &Status) -> Found {
+    let disk = &status.disk;
+    if !disk.low {
+        return leaders_word(status, Reason::LowSpace);
+    }
+    let free = disk.free_bytes.map_or(String::new(), |free| format!(" ({free} bytes are free)"));
+    let message = format!("the disk of node {} is nearly full{free}: make room on it or enlarge it", status.id);
+    match status.role {
+        Role::Leader => unready(format!("{message}; nobody else leads, and writes are refused until then")),
+        _ => leaders_word(status, Reason::LowSpace).or(warning(message)),
+    }
+}
+
+fn slow_disk(status: &Status) -> Found {
+    let disk = &status.disk;
+    if !matches!(disk.state, DiskState::Slow | DiskState::Suspect) {
+        return None;
+    }
+    let gone = if disk.state == DiskState::Suspect { "; until it answers this node leads nobody" } else { "" };
+    warning(format!("the disk of node {} is slow: a write waits for {} ms{gone}", status.id, disk.waiting_ms))
+}
+
+fn certificate_expired(status: &Status) -> Found {
+    certificates(status, |left_s| left_s <= 0, |file, _| format!("{file} has ended: peers refuse new connections"))
+}
+
+fn certificate_expires(status: &Status) -> Found {
+    let soon = |left_s| left_s > 0 && left_s <= CERTIFICATE_WARNING_DAYS * DAY_S;
+    certificates(status, soon, |file, left_s| match left_s / DAY_S {
+        0 => format!("{file} ends in {} hours", left_s / 3600),
+        1 => format!("{file} ends in 1 day"),
+        days => format!("{file} ends in {days} days"),
+    })
+}
+
+fn certificates(status: &Status, which: impl Fn(i64) -> bool, say: impl Fn(&str, i64) -> String) -> Found {
+    let ends = status.certificates.iter().filter(|certificate| which(certificate.remaining_s));
+    let said: Vec<_> = ends.map(|certificate| say(&certificate.file, certificate.remaining_s)).collect();
+    if said.is_empty() {
+        return None;
+    }
+    warning(format!("{}: replace it and start the node again", said.join("; ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeMap, sync::Arc};
+
+    use serde::de::IntoDeserializer;
+
+    use super::*;
+    use crate::{
+        members::{Member, MemberRole, Membership},
+        status::{CertificateEnd, PeerProgress},
+    };
+
+    /// Node 1 of voters 1, 2 and 3, which follows node 2 and hears it.
+    fn healthy() -> Status {
+        let member = |id: NodeId| {
+            (id, Member { address: format!("n{id}").as_str().into(), role: MemberRole::Voter, incarnation: None })
+        };
+        let peer = |id| (id, PeerProgress { connected: true, heard: id == 2, ..PeerProgress::default() });
+        Status {
+            id: 1,
+            formed: Formed::Yes,
+            leader: Some(2),
+            membership: Arc::new(Membership { members: (1..=3).map(member).collect(), ..Membership::default() }),
+            peers: BTreeMap::from([peer(2), peer(3)]),
+            ..Status::default()
+        }
+    }
+
+    fn leads(status: &mut Status) {
+        (status.role, status.leader) = (Role::Leader, Some(1));
+        status.peers.get_mut(&3).unwrap().heard = true;
+    }
+
+    fn lost(status: &mut Status, ids: &[NodeId]) {
+        for id in ids {
+            let peer = status.peers.get_mut(id).unwrap();
+            (peer.connected, peer.heard, peer.last_error) = (false, false, Some("no route".into()));
+        }
+    }
+
+    fn retire(status: &mut Status) {
+        let membership = Arc::make_mut(&mut status.membership);
+        membership.members.remove(&1);
+        membership.retired.insert(1);
+    }
+
+    fn ends(status: &mut Status, file: &str, remaining_s: i64) {
+        status.certificates.push(CertificateEnd { file: file.into(), not_after: 0, remaining_s });
+    }
+
+    /// What is done to a healthy node, and what is found then: the reason, its severity, and words of its sentence.
+    type Case = (&'static str, fn(&mut Status), &'static [(Reason, Severity, &'static str)]);
+
+    #[test]
+    fn every_state_has_its_reason_its_severity_and_its_sentence() {
+        use Severity::*;
+        let cases: &[Case] = &[
+            ("a follower that hears its leader", |_| {}, &[]),
+            ("a leader that hears everyone", leads, &[]),
+            (
+                "a leader that hears one of two",
+                |s| {
+                    leads(s);
+                    lost(s, &[3])
+                },
+                &[],
+            ),
+            (
+                "removed",
+                |s| {
+                    retire(s);
+                    s.leader = None
+                },
+                &[(Reason::Removed, Unready, "new id")],
+            ),
+            (
+                "stopped because it was removed",
+                |s| {
+                    (s.stopped, s.stop_reason, s.leader) = (Some("away".into()), Some(Reason::Removed), None);
+                },
+                &[(Reason::Removed, Unready, "away")],
+            ),
+            (
+                "stopped without a reason of its own",
+                |s| s.stopped = Some("over".into()),
+                &[(Reason::Stopped, Unready, "over")],
+            ),
+            (
+                "its directory is gone",
+                |s| {
+                    (s.stopped, s.stop_reason) = (Some("DIR".into()), Some(Reason::DataDirectoryMissing));
+                },
+                &[(Reason::DataDirectoryMissing, Unready, "DIR")],
+            ),
+            (
+                "refused by one of two",
+                |s| {
+                    s.refused_by.insert(3, "no".into());
+                },
+                &[(Reason::RefusedByPeers, Warning, "node 3 says: no")],
+            ),
+            (
+                "refused by all",
+                |s| {
+                    s.refused_by.extend([(2, "no".into()), (3, "never".into())]);
+                    (s.leader, s.peers.get_mut(&2).unwrap().heard) = (None, false);
+                    lost(s, &[2, 3]);
+                },
+                &[
+                    (Reason::RefusedByPeers, Unready, "node 3 says: never"),
+                    (Reason::NoMajority, Unready, "only 1 of 3 voters"),
+                ],
+            ),
+            (
+                "waits to be added",
+                |s| {
+                    (s.formed, s.leader, s.membership) = (Formed::Waiting, None, Arc::default());
+                },
+                &[(Reason::NotAMember, Unready, "POST /members")],
+            ),
+            (
+                "a joiner that has not applied its own joining",
+                |s| {
+                    Arc::make_mut(&mut s.membership).members.remove(&1);
+                },
+                &[(Reason::NotAMember, Unready, "catch up")],
+            ),
+            (
+                "a founder that waits",
+                |s| {
+                    (s.formed, s.leader) = (Formed::Forming { waiting_for: vec![3] }, None);
+                    s.membership = Arc::default();
+                },
+                &[(Reason::Forming, Unready, "founders 3")],
+            ),
+            (
+                "one of three alone",
+                |s| {
+                    s.leader = None;
+                    lost(s, &[2, 3])
+                },
+                &[(Reason::NoMajority, Unready, "voters 2 (no route), 3 (no route)")],
+            ),
+            (
+                "a leader that hears nobody",
+                |s| {
+                    leads(s);
+                    lost(s, &[2, 3])
+                },
+                &[(Reason::NoMajority, Unready, "2 are needed")],
+            ),
+            ("connected, and no leader", |s| s.leader = None, &[(Reason::NoLeader, Unready, "election")]),
+            (
+                "a leader that is silent",
+                |s| s.peers.get_mut(&2).unwrap().heard = false,
+                &[(Reason::NoLeader, Unready, "node 2")],
+            ),
+            (
+                "its leader has no majority",
+                |s| {
+                    s.peers.get_mut(&2).unwrap().refuses_writes = Some("no_majority".into());
+                },
+                &[(Reason::NoMajority, Unready, "node 2 leads")],
+            ),
+            (
+                "its leader is low on space",
+                |s| {
+                    s.peers.get_mut(&2).unwrap().refuses_writes = Some("low_space".into());
+                },
+                &[(Reason::LowSpace, Unready, "node 2 leads")],
+            ),
+            (
+                "its leader says what nobody here knows",
+                |s| {
+                    s.peers.get_mut(&2).unwrap().refuses_writes = Some("tired".into());
+                },
+                &[(Reason::LeaderUnready, Unready, "tired")],
+            ),
+            (
+                "another node than the leader is low on space",
+                |s| {
+                    s.peers.get_mut(&3).unwrap().refuses_writes = Some("low_space".into());
+                },
+                &[],
+            ),
+            ("a follower low on space", |s| s.disk.low = true, &[(Reason::LowSpace, Warning, "make room")]),
+            (
+                "a leader low on space",
+                |s| {
+                    leads(s);
+                    s.disk.low = true
+                },
+                &[(Reason::LowSpace, Unready, "refused")],
+            ),
+            ("a slow disk", |s| s.disk.state = DiskState::Suspect, &[(Reason::SlowDisk, Warning, "leads nobody")]),
+            (
+                "certificates with time",
+                |s| {
+                    ends(s, "cert.pem", 31 * DAY_S);
+                    ends(s, "ca.pem", 400 * DAY_S)
+                },
+                &[],
+            ),
+            (
+                "a certificate near its end",
+                |s| ends(s, "cert.pem", 29 * DAY_S),
+                &[(Reason::CertificateExpires, Warning, "cert.pem ends in 29 days")],
+            ),
+            (
+                "an authority past its end",
+                |s| {
+                    ends(s, "cert.pem", 3 * 3600);
+                    ends(s, "ca.pem", -1)
+                },
+                &[
+                    (Reason::CertificateExpired, Warning, "ca.pem has ended"),
+                    (Reason::CertificateExpires, Warning, "cert.pem ends in 3 hours"),
+                ],
+            ),
+            (
+                "what makes it unready comes first",
+                |s| {
+                    ends(s, "ca.pem", 1);
+                    s.disk.low = true;
+                    s.leader = None
+                },
+                &[
+                    (Reason::NoLeader, Unready, ""),
+                    (Reason::LowSpace, Warning, ""),
+                    (Reason::CertificateExpires, Warning, ""),
+                ],
+            ),
+        ];
+        for (what, change, expected) in cases {
+            let mut status = healthy();
+            change(&mut status);
+            let found = status.conditions();
+            let (kinds, wanted): (Vec<_>, Vec<_>) = (
+                found.iter().map(|c| (c.reason, c.severity)).collect(),
+                expected.iter().map(|(reason, severity, _)| (*reason, *severity)).collect(),
+            );
+            assert_eq!(kinds, wanted, "{what}: {found:?}");
+            for (condition, (_, _, words)) in found.iter().zip(*expected) {
+                assert!(condition.message.contains(words), "{what}: {condition}");
+            }
+            let first = expected.first().filter(|(_, severity, _)| *severity == Unready);
+            assert_eq!(status.unready().map(|c| c.reason), first.map(|(reason, ..)| *reason), "{what}");
+        }
+    }
+
+    #[test]
+    fn names_are_one_thing_in_json_and_elsewhere() {
+        for reason in Reason::ALL {
+            let read: Result<Reason, serde::de::value::Error> = Reason::deserialize(reason.name().into_deserializer());
+            assert_eq!(read.as_ref(), Ok(reason));
+            assert_eq!(reason.name().parse(), Ok(*reason));
+        }
+        assert_eq!("tired".parse::<Reason>(), Err(UnknownReason));
+    }
+}

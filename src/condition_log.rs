@@ -1,0 +1,94 @@
+//! One line in the log when something begins to be wrong with a node, and one when it is over.
+//!
+//! What passes within a second (an election, mostly) is no line: a condition is told once it was found in [`LOOKS`] looks in a
+//! row, and taken back once it was missing in as many.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use actorum_actors::condition::{Condition, Reason, Severity};
+use actorum_transport::wire::NodeId;
+
+/// So many looks in a row; the system looks ten times a second.
+const LOOKS: u32 = 10;
+
+/// What the log was told.
+#[derive(Debug, Default)]
+pub(crate) struct ConditionLog(BTreeMap<Reason, Seen>);
+
+#[derive(Debug, Default)]
+struct Seen {
+    /// The severity that the log was told of, if it was.
+    told: Option<Severity>,
+    /// How many looks in a row found something else than what was told.
+    differs: u32,
+}
+
+/// A line for the log.
+#[derive(Debug, PartialEq, Eq)]
+enum Line {
+    Began(Condition),
+    Ended(Reason),
+}
+
+impl ConditionLog {
+    /// Another look; writes what has changed for long enough.
+    pub fn look(&mut self, node: NodeId, found: Vec<Condition>) {
+        for line in self.lines(found) {
+            match line {
+                Line::Began(Condition { reason, severity: Severity::Unready, message }) => {
+                    tracing::warn!(node, condition = %reason, "not ready: {message}");
+                }
+                Line::Began(Condition { reason, message, .. }) => {
+                    tracing::warn!(node, condition = %reason, "{message}")
+                }
+                Line::Ended(reason) => tracing::info!(node, condition = %reason, "{reason} is over"),
+            }
+        }
+    }
+
+    fn lines(&mut self, found: Vec<Condition>) -> Vec<Line> {
+        let mut lines = Vec::new();
+        let mut found: BTreeMap<Reason, Condition> = found.into_iter().map(|c| (c.reason, c)).collect();
+        let reasons: BTreeSet<Reason> = self.0.keys().chain(found.keys()).copied().collect();
+        for reason in reasons {
+            let now = found.remove(&reason);
+            let seen = self.0.entry(reason).or_default();
+            if now.as_ref().map(|condition| condition.severity) == seen.told {
+                seen.differs = 0;
+            } else {
+                seen.differs += 1;
+            }
+            if seen.differs < LOOKS {
+                continue;
+            }
+            seen.differs = 0;
+            seen.told = now.as_ref().map(|condition| condition.severity);
+            lines.push(now.map_or(Line::Ended(reason), Line::Began));
+        }
+        self.0.retain(|_, seen| seen.told.is_some() || seen.differs > 0);
+        lines
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn condition(severity: Severity) -> Condition {
+        Condition { reason: Reason::LowSpace, severity, message: "little room".into() }
+    }
+
+    #[test]
+    fn one_line_per_transition_and_none_for_what_passes() {
+        let mut log = ConditionLog::default();
+        let mut looks =
+            |times: u32, found: &[Condition]| (0..times).flat_map(|_| log.lines(found.to_vec())).collect::<Vec<_>>();
+        let (warning, unready) = (condition(Severity::Warning), condition(Severity::Unready));
+        assert_eq!(looks(LOOKS - 1, std::slice::from_ref(&warning)), []);
+        assert_eq!(looks(1, &[]), [], "it has passed");
+        assert_eq!(looks(5 * LOOKS, std::slice::from_ref(&warning)), [Line::Began(warning.clone())]);
+        assert_eq!(looks(1, &[]), [], "it flickers");
+        assert_eq!(looks(5 * LOOKS, std::slice::from_ref(&unready)), [Line::Began(unready)], "it became worse");
+        assert_eq!(looks(5 * LOOKS, &[]), [Line::Ended(Reason::LowSpace)]);
+    }
+}

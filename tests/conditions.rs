@@ -1,0 +1,309 @@
+//! What is wrong with a node is said everywhere by one name: in its status, its metrics, `/readyz`, the errors of its clients, its log.
+
+mod lab;
+mod support;
+
+use std::{
+    fs,
+    path::Path,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use lab::{Lab, Node, call, wait};
+use serde_json::{Value, json};
+
+/// The condition of that name in a status.
+fn condition(status: &Value, reason: &str) -> Option<Value> {
+    status["conditions"].as_array()?.iter().find(|condition| condition["reason"] == reason).cloned()
+}
+
+fn metric(node: &Node, line: &str) -> bool {
+    call("GET", &node.url("/metrics"), "").text.lines().any(|found| found == line)
+}
+
+/// Waits until the node shows this condition, and asserts that it is said in all places by the same name, with these words
+/// in its sentence.
+#[track_caller]
+fn says(node: &Node, reason: &str, severity: &str, words: &str) {
+    let shown = wait(&format!("node {} to say {reason} ({severity})", node.id), || {
+        condition(&node.try_status()?, reason).filter(|condition| condition["severity"] == severity)
+    });
+    assert!(shown["message"].as_str().is_some_and(|message| message.contains(words)), "{shown}");
+    assert!(metric(node, &format!("actorum_condition{{condition=\"{reason}\"}} 1")), "its metric");
+    let ready = call("GET", &node.url("/readyz"), "");
+    if severity == "unready" {
+        assert_eq!((ready.status, ready.code()), (503, reason), "{}", ready.text);
+        assert!(ready.body["message"].as_str().is_some_and(|message| message.contains(words)), "{}", ready.text);
+        assert!(metric(node, "actorum_ready 0"));
+    } else {
+        assert_eq!((ready.status, &ready.body["ready"]), (200, &json!(true)), "{}", ready.text);
+        let warnings = ready.body["warnings"].as_array().expect("warnings");
+        assert!(warnings.iter().any(|warning| warning["reason"] == reason), "{}", ready.text);
+        assert!(metric(node, "actorum_ready 1"));
+    }
+    let table = lab::run(&["status", &node.url("")]);
+    let table = String::from_utf8_lossy(&table.stdout).into_owned();
+    assert!(table.contains(&format!("{reason}: ")), "{table}");
+    wait(&format!("a line in the log of node {} about {reason}", node.id), || {
+        let log = node.last_words(usize::MAX);
+        (log.matches(&format!("condition={reason}")).count() == 1).then_some(())
+    });
+}
+
+#[track_caller]
+fn refuses(node: &Node, reason: &str) {
+    let write = call("PUT", &node.url("/kv/k?timeout_ms=300"), "v");
+    assert_eq!((write.status, write.code()), (503, reason), "{}", write.text);
+    let read = call("GET", &node.url("/kv/k?timeout_ms=300"), "");
+    assert_eq!((read.status, read.code()), (503, reason), "{}", read.text);
+    let change = call("POST", &node.admin_url("/members/1/demote?timeout_ms=300"), "");
+    assert_eq!((change.status, change.code()), (503, reason), "{}", change.text);
+}
+
+/// A healthy node is ready and says nothing; one that waits to be added says so.
+#[test]
+fn a_node_that_waits_to_be_added() {
+    let mut lab = Lab::new(&[1, 2]);
+    lab.found(&[1]);
+    lab.leader();
+    let one = lab.node(1);
+    wait("nothing to be wrong with node 1", || (one.status()["conditions"] == json!([])).then_some(()));
+    assert!(metric(one, "actorum_ready 1") && metric(one, "actorum_condition{condition=\"not_a_member\"} 0"));
+    assert_eq!(call("GET", &one.url("/readyz"), "").body["warnings"], json!([]));
+
+    lab.start_waiting(2);
+    says(lab.node(2), "not_a_member", "unready", "POST /members");
+    refuses(lab.node(2), "not_a_member");
+
+    // Once it is added nothing is wrong any more, and the log says that.
+    let learner = json!({ "id": 2, "address": lab.node(2).listen.to_string(), "role": "learner" }).to_string();
+    assert_eq!(call("POST", &lab.node(1).admin_url("/members"), learner).status, 200);
+    wait("node 2 to be ready", || (call("GET", &lab.node(2).url("/readyz"), "").status == 200).then_some(()));
+    wait("the log to say that it is over", || {
+        lab.node(2).last_words(9999).contains("not_a_member is over").then_some(())
+    });
+}
+
+/// Without a majority: a follower that is left alone, and a leader that is.
+#[test]
+fn without_a_majority() {
+    let mut lab = Lab::three();
+    let leader = lab.leader();
+    let [gone, stays] = [1, 2].map(|n| 1 + (leader + n - 1) % 3);
+    lab.node_mut(gone).kill();
+    // Two of three: nothing keeps a write from succeeding.
+    assert_eq!(call("GET", &lab.node(stays).url("/readyz"), "").status, 200);
+    lab.node_mut(leader).kill();
+    says(lab.node(stays), "no_majority", "unready", "only 1 of 3 voters can be reached and 2 are needed");
+    refuses(lab.node(stays), "no_majority");
+    lab.start(gone);
+    lab.leader();
+    for id in [gone, stays] {
+        wait("a majority to be ready", || (call("GET", &lab.node(id).url("/readyz"), "").status == 200).then_some(()));
+    }
+}
+
+/// A leader low on space takes no writes, and its follower says so too; there nobody else could take the office.
+#[test]
+fn low_on_space() {
+    let mut lab = Lab::new(&[1]);
+    lab.set("ACTORUM_LOW_SPACE_BYTES", &(1_u64 << 60).to_string());
+    lab.found(&[1]);
+    lab.leader();
+    says(lab.node(1), "low_space", "unready", "make room");
+    assert!(call("GET", &lab.node(1).url("/kv/k"), "").status == 404, "it still serves reads");
+}
+
+/// A certificate of one's own making: for a node, signed by an authority, both with so many days left.
+fn certificates(dir: &Path, id: u64, days: u64, authority_days: u64) {
+    use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    let in_days = |days: u64| rcgen::date_time_ymd(1970, 1, 1) + now + Duration::from_secs(days * 86_400 + 3600);
+    let authority_key = KeyPair::generate().unwrap();
+    let mut authority = CertificateParams::default();
+    authority.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    authority.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+    authority.not_after = in_days(authority_days);
+    let authority_pem = authority.clone().self_signed(&authority_key).unwrap().pem();
+    let key = KeyPair::generate().unwrap();
+    let mut node = CertificateParams::new(vec![format!("node-{id}.actorum")]).unwrap();
+    node.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    node.use_authority_key_identifier_extension = true;
+    node.not_after = in_days(days);
+    let issuer = Issuer::from_ca_cert_pem(&authority_pem, authority_key).unwrap();
+    let cert_pem = node.signed_by(&key, &issuer).unwrap().pem();
+    for (name, text) in [("ca.pem", authority_pem), ("cert.pem", cert_pem), ("key.pem", key.serialize_pem())] {
+        fs::write(dir.join(name), text).unwrap();
+    }
+}
+
+/// A certificate that ends within 30 days, and one whose authority does, are warned of by a node that is ready.
+#[test]
+fn certificates_near_their_end() {
+    for (days, authority_days, words) in [(29, 400, "cert.pem ends in 29 days"), (3, 3, "ca.pem ends in 3 days")] {
+        let mut lab = Lab::new(&[1]);
+        certificates(&lab.path("certs").join("node-1"), 1, days, authority_days);
+        lab.found(&[1]);
+        lab.leader();
+        says(lab.node(1), "certificate_expires", "warning", words);
+        let ends = call("GET", &lab.node(1).url("/metrics"), "").text;
+        assert!(ends.contains("\nactorum_certificate_expiry_timestamp_seconds{file=\"cert.pem\"} "), "{ends}");
+        assert_eq!(lab.node(1).put("k", "v").status, 200, "a warning refuses nothing");
+    }
+}
+
+/// A node that others remove stops when it learns of it, with an exit code of its own, and does so again at each start.
+#[test]
+fn a_removed_node_ends_with_a_code_of_its_own() {
+    let mut lab = Lab::three();
+    let leader = lab.leader();
+    let removed = 1 + leader % 3;
+    assert_eq!(call("DELETE", &lab.node(leader).admin_url(&format!("/members/{removed}")), "").status, 200);
+    for _ in 0..2 {
+        assert_eq!(lab.node_mut(removed).wait_until_it_ends().code(), Some(3));
+        let words = lab.node(removed).last_words(3);
+        assert!(words.contains("was removed from the cluster") && words.contains("new id"), "{words}");
+        lab.launch(removed);
+    }
+    assert_eq!(lab.node_mut(removed).wait_until_it_ends().code(), Some(3));
+    assert_eq!(lab.node(leader).put("k", "v").status, 200);
+}
+
+/// The leader itself is removed: whoever asked is answered, it ends so, and the others go on.
+#[test]
+fn a_leader_that_is_removed() {
+    let mut lab = Lab::three();
+    let leader = lab.leader();
+    let others = [1, 2].map(|n| 1 + (leader + n - 1) % 3);
+    let admin = lab.node(others[0]).admin_url(&format!("/members/{leader}"));
+    assert_eq!(call("DELETE", &admin, "").status, 200);
+    assert_eq!(lab.node_mut(leader).wait_until_it_ends().code(), Some(3));
+    lab.leader_of(&others);
+    assert_eq!(lab.node(others[1]).put("k", "v").status, 200);
+}
+
+/// One that was away when it was removed learns of it from those that refuse it.
+#[test]
+fn a_node_that_missed_its_removal() {
+    let mut lab = Lab::three();
+    let leader = lab.leader();
+    let removed = 1 + leader % 3;
+    lab.node_mut(removed).kill();
+    assert_eq!(call("DELETE", &lab.node(leader).admin_url(&format!("/members/{removed}")), "").status, 200);
+    lab.launch(removed);
+    assert_eq!(lab.node_mut(removed).wait_until_it_ends().code(), Some(3));
+    assert!(lab.node(removed).last_words(3).contains("was removed from the cluster"));
+}
+
+/// A data directory that is deleted, renamed or emptied under a running node ends that node, and nothing is acknowledged
+/// into files that are gone.
+#[test]
+fn a_data_directory_that_is_taken_away() {
+    type Take = fn(&Path);
+    let ways: [(&str, Take); 3] = [
+        ("deleted", |data| fs::remove_dir_all(data).unwrap()),
+        ("renamed", |data| fs::rename(data, data.with_extension("away")).unwrap()),
+        ("its log deleted", |data| fs::remove_dir_all(data.join("log")).unwrap()),
+    ];
+    for (how, take) in ways {
+        let mut lab = Lab::new(&[1]);
+        lab.found(&[1]);
+        lab.leader();
+        assert_eq!(lab.node(1).put("k", "v").status, 200);
+        take(&lab.node(1).data);
+        if how != "renamed" {
+            // Renamed, it would still be found where it went.
+            let write = lab::try_call("PUT", &lab.node(1).url("/kv/k?timeout_ms=5000"), b"lost");
+            assert!(!write.is_ok_and(|answer| answer.status == 200), "{how}: acknowledged into a deleted file");
+        }
+        assert_eq!(lab.node_mut(1).wait_until_it_ends().code(), Some(1), "{how}");
+        let words = lab.node(1).last_words(9999);
+        let data = lab.node(1).data.display().to_string();
+        assert!(words.contains(&format!("the data directory {data} was taken away")), "{how}: {words}");
+        assert!(words.contains("reason=data_directory_missing"), "{how}: {words}");
+    }
+}
+
+mod in_process {
+    use actorum::{ChangeError, Network, Reason, Severity, prelude::*};
+    use actorum_actors::log::memory::MemoryDisk;
+    use actorum_transport::wire::Incarnation;
+
+    use super::support::{MemoryNetwork, PATIENCE, Sum, founders, quick, start, three};
+
+    /// The system of a library's user stops with a reason that programs can tell, and says it to every caller.
+    #[actix::test]
+    async fn a_stop_has_a_reason() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = dir.path().join("data");
+        let builder = RaftSystem::<Sum>::builder(1).network(Network::Memory(MemoryNetwork::new()));
+        let builder = builder.storage(Storage::Sled(data.clone())).bootstrap(founders(1)).configure(quick);
+        let raft = builder.start().await.unwrap();
+        raft.propose(1).await.unwrap();
+        std::fs::remove_dir_all(&data).unwrap();
+        assert!(raft.propose_within(2, PATIENCE).await.is_err(), "nothing is acknowledged into a deleted file");
+        raft.stopped().await;
+        let status = raft.status();
+        assert_eq!(status.stop_reason, Some(Reason::DataDirectoryMissing));
+        let first = status.unready().unwrap();
+        assert_eq!((first.reason, first.severity), (Reason::DataDirectoryMissing, Severity::Unready));
+        let wrong = raft.propose(3).await.unwrap_err();
+        assert!(matches!(&wrong, ProposeError::Unavailable { reason: Reason::DataDirectoryMissing, .. }), "{wrong}");
+        assert!(wrong.to_string().contains("Bring the directory back"), "{wrong}");
+        let wrong = raft.read(|sum| sum.total).await.unwrap_err();
+        assert!(matches!(&wrong, ReadError::Unavailable { reason: Reason::DataDirectoryMissing, .. }), "{wrong}");
+    }
+
+    /// A node whose disk was wiped is refused by its peers and stops for it.
+    #[actix::test]
+    async fn refused_by_its_peers() {
+        let (network, disks) = (MemoryNetwork::new(), Default::default());
+        let [leader, follower, other] = three(&network, &disks).await;
+        leader.propose(1).await.unwrap();
+        leader.wait(PATIENCE, |s| s.membership.members.values().all(|m| m.incarnation.is_some())).await.unwrap();
+        let id = other.status().id;
+        other.shutdown().await;
+        let wiped = Storage::Custom(Box::new(MemoryDisk::new().open(id, Incarnation(99)).unwrap()));
+        let builder = RaftSystem::<Sum>::builder(id).network(Network::Memory(network.clone())).storage(wiped);
+        let wiped = builder.bootstrap(founders(3)).configure(quick).start().await.unwrap();
+        wiped.stopped().await;
+        assert_eq!(wiped.status().stop_reason, Some(Reason::RefusedByPeers));
+        let wrong = wiped.propose(1).await.unwrap_err();
+        assert!(matches!(&wrong, ProposeError::Unavailable { reason: Reason::RefusedByPeers, .. }), "{wrong}");
+        assert_eq!(follower.status().conditions(), [], "it still has a majority");
+    }
+
+    /// A leader that hears nobody says so before Raft makes it step down, and its clients hear it.
+    #[actix::test]
+    async fn alone() {
+        let (network, disks) = (MemoryNetwork::new(), Default::default());
+        let [leader, _follower, _other] = three(&network, &disks).await;
+        leader.propose(1).await.unwrap();
+        network.isolate(leader.status().id);
+        let is_alone = |s: &Status| s.unready().is_some_and(|first| first.reason == Reason::NoMajority);
+        leader.wait(PATIENCE, is_alone).await.unwrap();
+        leader.wait(PATIENCE, |s| s.leader.is_none()).await.unwrap();
+        let wrong = leader.propose(2).await.unwrap_err();
+        assert!(matches!(&wrong, ProposeError::Unavailable { reason: Reason::NoMajority, .. }), "{wrong}");
+        let wrong = leader.change(ConfChange::Demote(1)).await.unwrap_err();
+        assert!(matches!(&wrong, ChangeError::Unavailable { reason: Reason::NoMajority, .. }), "{wrong}");
+        network.heal_all();
+        leader.wait(PATIENCE, |s| s.unready().is_none()).await.unwrap();
+    }
+
+    /// A removed node stops for it, however it is embedded.
+    #[actix::test]
+    async fn removed() {
+        let (network, disks) = (MemoryNetwork::new(), Default::default());
+        let [leader, follower, _other] = three(&network, &disks).await;
+        let waiting = start(&network, 4, &MemoryDisk::new(), Bootstrap::Wait).await;
+        let why = waiting.status().unready().unwrap();
+        assert_eq!(why.reason, Reason::NotAMember, "{why}");
+        let id = follower.status().id;
+        leader.change_within(ConfChange::Remove(id), PATIENCE).await.unwrap();
+        follower.stopped().await;
+        assert_eq!(follower.status().stop_reason, Some(Reason::Removed));
+        let wrong = follower.propose(1).await.unwrap_err();
+        assert!(matches!(&wrong, ProposeError::Unavailable { reason: Reason::Removed, .. }), "{wrong}");
+    }
+}
