@@ -311,9 +311,14 @@ fn malformed_requests() {
             let answer = raw(address, request);
             let status = answer.split(' ').nth(1).unwrap_or("").to_owned();
             assert!(answer.is_empty() || status.starts_with('4'), "{shown:?}: {answer}");
+            assert!(
+                answer.is_empty() || answer.ends_with('}') && answer.contains("{\"error\":"),
+                "{shown:?}: {answer}"
+            );
         }
     }
     serves(node);
+    assert!(!node.last_words(usize::MAX).contains("ERROR"), "a client's mistake is none of the node's");
     assert_eq!(node.get("k").status, 404, "nothing of it was applied");
     println!("{} malformed requests, each to both servers", requests.len());
 }

@@ -28,7 +28,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::{
     Failure,
-    http::{Node, Query, Refused, json_response, status, text, unknown_path, wrong_method},
+    http::{LOOK, Node, Query, Refused, at, json_response, look, status, text, unknown_path},
     snapshots,
 };
 
@@ -40,23 +40,13 @@ const GRACE: std::time::Duration = std::time::Duration::from_millis(500);
 /// The table of contents.
 pub fn routes(config: &mut ServiceConfig) {
     config
-        .service(web::resource("/members").route(web::post().to(add)).default_service(web::to(wrong_method)))
-        .service(web::resource("/members/{id}").route(web::delete().to(remove)).default_service(web::to(wrong_method)))
-        .service(
-            web::resource("/members/{id}/promote")
-                .route(web::post().to(promote))
-                .default_service(web::to(wrong_method)),
-        )
-        .service(
-            web::resource("/members/{id}/demote").route(web::post().to(demote)).default_service(web::to(wrong_method)),
-        )
-        .service(
-            web::resource("/snapshot").route(web::post().to(snapshots::take)).default_service(web::to(wrong_method)),
-        )
-        .service(
-            web::resource("/backup").route(web::get().to(snapshots::backup)).default_service(web::to(wrong_method)),
-        )
-        .service(web::resource("/status").route(web::get().to(status)).default_service(web::to(wrong_method)))
+        .service(at("/members", "POST").route(web::post().to(add)))
+        .service(at("/members/{id}", "DELETE").route(web::delete().to(remove)))
+        .service(at("/members/{id}/promote", "POST").route(web::post().to(promote)))
+        .service(at("/members/{id}/demote", "POST").route(web::post().to(demote)))
+        .service(at("/snapshot", "POST").route(web::post().to(snapshots::take)))
+        .service(at("/backup", LOOK).route(look().to(snapshots::backup)))
+        .service(at("/status", LOOK).route(look().to(status)))
         .default_service(web::to(unknown_path));
 }
 

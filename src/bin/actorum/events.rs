@@ -21,7 +21,7 @@ use std::{
 use actix::prelude::*;
 use actix_web::{
     HttpRequest, HttpResponse,
-    http::header,
+    http::{Method, header},
     web::{Bytes, Data},
 };
 use actorum::{After, Event, Events, Subscribe};
@@ -61,6 +61,9 @@ pub async fn get(node: Data<Node>, request: HttpRequest) -> Result<HttpResponse,
         })?),
         None => after,
     };
+    if request.method() == Method::HEAD {
+        return Ok(HttpResponse::Ok().content_type("text/event-stream").finish());
+    }
     let place = Place::take(&node).ok_or_else(|| Refused::busy(&node, "too many event streams are open"))?;
 
     let (frames, receiver) = mpsc::channel(CHANNEL);

@@ -23,9 +23,10 @@ use std::{
 };
 
 use actix_web::{
-    HttpRequest, HttpResponse, ResponseError,
+    HttpRequest, HttpResponse, Resource, ResponseError, Route,
     body::MessageBody,
     dev::{ServiceRequest, ServiceResponse},
+    guard,
     http::{StatusCode, header},
     middleware::Next,
     web::{self, Data, Payload, ServiceConfig},
@@ -36,6 +37,7 @@ use actorum::{
 };
 use futures_util::StreamExt;
 use percent_encoding::percent_decode_str;
+use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::{
     sync::watch,
@@ -53,6 +55,8 @@ use crate::{
 const MAX_KEY: usize = 1 << 10;
 /// How long a value may be, in bytes.
 const MAX_VALUE: usize = 1 << 20;
+/// How long a change as JSON may be, in bytes: two values, each with as much again for what JSON escapes.
+const MAX_CHANGE: usize = 4 * MAX_VALUE;
 /// A request that names no deadline has this one.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest deadline a request may name: it holds admission for as long.
@@ -91,44 +95,124 @@ impl Node {
             responses: Default::default(),
         }
     }
+
+    /// Counts a response.
+    pub fn count(&self, status: StatusCode) {
+        if let Some(counter) = self.responses.get(usize::from(status.as_u16() / 100)) {
+            counter.fetch_add(1, Ordering::Relaxed);
+        }
+    }
 }
 
 /// The table of contents.
 pub fn routes(config: &mut ServiceConfig) {
     config
         .service(
-            web::resource("/kv/{key:.*}")
+            at("/kv/{key:.*}", "GET, HEAD, PUT, DELETE")
                 .route(web::put().to(put))
-                .route(web::get().to(get))
-                .route(web::delete().to(delete))
-                .default_service(web::to(wrong_method)),
+                .route(look().to(get))
+                .route(web::delete().to(delete)),
         )
-        .service(web::resource("/status").route(web::get().to(status)).default_service(web::to(wrong_method)))
-        .service(web::resource("/livez").route(web::get().to(livez)).default_service(web::to(wrong_method)))
-        .service(web::resource("/readyz").route(web::get().to(readyz)).default_service(web::to(wrong_method)))
-        .service(web::resource("/metrics").route(web::get().to(metrics::get)).default_service(web::to(wrong_method)))
-        .service(web::resource("/events").route(web::get().to(events::get)).default_service(web::to(wrong_method)))
+        .service(at("/status", LOOK).route(look().to(status)))
+        .service(at("/livez", LOOK).route(look().to(livez)))
+        .service(at("/readyz", LOOK).route(look().to(readyz)))
+        .service(at("/metrics", LOOK).route(look().to(metrics::get)))
+        .service(at("/events", LOOK).route(look().to(events::get)))
         .default_service(web::to(unknown_path));
+}
+
+/// What is possible where one only looks.
+pub const LOOK: &str = "GET, HEAD";
+
+/// A resource with the methods that it knows. To any other the answer is 405 with their names.
+pub fn at(path: &str, allow: &'static str) -> Resource {
+    let wrong_method = move |request: HttpRequest| async move {
+        let message = format!("{} is not possible on {}; possible are: {allow}", request.method(), request.path());
+        let refused = Refused::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message);
+        Err::<HttpResponse, Refused>(Refused { allow: Some(allow), ..refused })
+    };
+    web::resource(path).default_service(web::to(wrong_method))
+}
+
+/// GET, and HEAD, which is answered as GET without the content.
+pub fn look() -> Route {
+    web::route().guard(guard::Any(guard::Get()).or(guard::Head()))
 }
 
 // --- the map
 
-/// `PUT /kv/{key}`, the body being the value.
+/// `PUT /kv/{key}`, the body being the value; or with `format=json` what [`Change`] says, where what is expected is large.
 async fn put(node: Data<Node>, request: HttpRequest, body: Payload) -> Result<HttpResponse, Refused> {
     let mut query = Query::parse(&request)?;
-    let (deadline, expect) = (query.deadline()?, query.expect()?);
+    let (deadline, expect, json) = (query.deadline()?, query.expect()?, query.json()?);
     query.finish()?;
     let key = key(&request)?;
-    let value = text(&request, body, MAX_VALUE, deadline).await?;
+    let (value, expect) = if json {
+        let change = Change::read(&request, body, expect, deadline).await?;
+        let value = change.value.ok_or_else(|| Refused::bad_request("the body needs a value: it is what is put"))?;
+        (value, change.expect)
+    } else {
+        (text(&request, body, MAX_VALUE, deadline).await?, expect)
+    };
     propose(&node, Command::Put { key, value, expect }, deadline).await
 }
 
 /// `DELETE /kv/{key}`.
-async fn delete(node: Data<Node>, request: HttpRequest) -> Result<HttpResponse, Refused> {
+async fn delete(node: Data<Node>, request: HttpRequest, body: Payload) -> Result<HttpResponse, Refused> {
     let mut query = Query::parse(&request)?;
-    let (deadline, expect) = (query.deadline()?, query.expect()?);
+    let (deadline, mut expect, json) = (query.deadline()?, query.expect()?, query.json()?);
     query.finish()?;
-    propose(&node, Command::Delete { key: key(&request)?, expect }, deadline).await
+    let key = key(&request)?;
+    if json {
+        let change = Change::read(&request, body, expect, deadline).await?;
+        if change.value.is_some() {
+            return Err(Refused::bad_request("what is deleted has no value: leave it out of the body"));
+        }
+        expect = change.expect;
+    }
+    propose(&node, Command::Delete { key, expect }, deadline).await
+}
+
+/// A change as JSON, with what it expects: `{"value":"new","expect":"old"}`, `{"value":"new","expect_absent":true}`.
+struct Change {
+    value: Option<String>,
+    expect: Option<Expect>,
+}
+
+impl Change {
+    async fn read(
+        request: &HttpRequest,
+        body: Payload,
+        in_query: Option<Expect>,
+        deadline: Instant,
+    ) -> Result<Change, Refused> {
+        #[derive(Default, Deserialize)]
+        #[serde(default, deny_unknown_fields)]
+        struct Body {
+            value: Option<String>,
+            expect: Option<String>,
+            expect_absent: bool,
+        }
+        if in_query.is_some() {
+            return Err(Refused::bad_request("with format=json what is expected stands in the body"));
+        }
+        let body = text(request, body, MAX_CHANGE, deadline).await?;
+        let Body { value, expect, expect_absent } = serde_json::from_str(&body).map_err(|e| {
+            Refused::bad_request(format!(
+                "the body must be like {{\"value\":\"new\",\"expect\":\"old\"}} or {{\"value\":\"new\",\"expect_absent\":true}}: {e}"
+            ))
+        })?;
+        if [&value, &expect].into_iter().flatten().any(|text| text.len() > MAX_VALUE) {
+            let message = format!("a value has more than the {MAX_VALUE} bytes that it may have");
+            return Err(Refused::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", message));
+        }
+        let expect = match (expect, expect_absent) {
+            (Some(_), true) => return Err(Refused::bad_request("expect and expect_absent exclude each other")),
+            (expect, false) => expect.map(Expect::Value),
+            (None, true) => Some(Expect::Absent),
+        };
+        Ok(Change { value, expect })
+    }
 }
 
 async fn propose(node: &Node, command: Command, deadline: Instant) -> Result<HttpResponse, Refused> {
@@ -254,12 +338,6 @@ pub async fn unknown_path(request: HttpRequest) -> Result<HttpResponse, Refused>
     Err(Refused::new(StatusCode::NOT_FOUND, "not_found", format!("there is no {}", request.path())))
 }
 
-/// For a resource that exists and does not know the method.
-pub async fn wrong_method(request: HttpRequest) -> Result<HttpResponse, Refused> {
-    let message = format!("{} is not possible on {}", request.method(), request.path());
-    Err(Refused::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message))
-}
-
 /// Counts every response by class, and keeps the connection busy until it was handed over.
 pub async fn count(
     request: ServiceRequest,
@@ -269,8 +347,8 @@ pub async fn count(
     let node = request.app_data::<Data<Node>>().cloned();
     let response = next.call(request).await;
     let status = response.as_ref().map_or_else(|e| e.as_response_error().status_code(), |r| r.status());
-    if let Some(counter) = node.as_ref().and_then(|n| n.responses.get(usize::from(status.as_u16() / 100))) {
-        counter.fetch_add(1, Ordering::Relaxed);
+    if let Some(node) = node {
+        node.count(status);
     }
     response.map(|response| response.map_body(|_, body| Held::new(body, busy)))
 }
@@ -385,6 +463,15 @@ impl Query {
         Ok(Instant::now() + timeout)
     }
 
+    /// Whether the body is JSON that says all.
+    fn json(&mut self) -> Result<bool, Refused> {
+        match self.take("format").as_deref() {
+            None => Ok(false),
+            Some("json") => Ok(true),
+            Some(other) => Err(Refused::bad_request(format!("format={other}: json is needed, or nothing"))),
+        }
+    }
+
     fn expect(&mut self) -> Result<Option<Expect>, Refused> {
         let absent = match self.take("expect_absent").as_deref() {
             None | Some("false") => false,
@@ -422,7 +509,8 @@ impl Query {
 ///
 /// | status | code | applied? |
 /// |---|---|---|
-/// | 400, 404, 405, 413 | `bad_request`, `not_found`, `method_not_allowed`, `too_large` | no |
+/// | 400, 404, 405 | `bad_request`, `not_found`, `method_not_allowed` | no |
+/// | 413, 431; 408 | `too_large`; `timeout` | no |
 /// | 409 | `conflict`, `in_progress` | no |
 /// | 409 | `foreign_position`, `future_position`: events after a position that this cluster does not have | it is no command |
 /// | 500 | `failed`: a snapshot could not be taken | it is no command |
@@ -435,13 +523,15 @@ pub struct Refused {
     message: String,
     leader: Option<NodeId>,
     more: Vec<(&'static str, Value)>,
+    /// The methods that are possible, where that is what is wrong.
+    allow: Option<&'static str>,
     /// Whether to close the connection, because the rest of a body is still on its way.
     hang_up: bool,
 }
 
 impl Refused {
     fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Refused {
-        Refused { status, code, message: message.into(), leader: None, more: Vec::new(), hang_up: false }
+        Refused { status, code, message: message.into(), leader: None, more: Vec::new(), allow: None, hang_up: false }
     }
 
     /// The request makes no sense.
@@ -452,6 +542,19 @@ impl Refused {
     /// More than the node takes at once.
     pub fn busy(node: &Node, message: impl Into<String>) -> Refused {
         Refused::new(StatusCode::SERVICE_UNAVAILABLE, "busy", message).leader(node)
+    }
+
+    /// What the HTTP parser could not read, by the status that it chose.
+    pub fn unparsed(node: &Node, status: StatusCode) -> Refused {
+        let (code, message) = match status {
+            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => {
+                ("too_large", "the head of the request is too large: a long value belongs in the body")
+            }
+            StatusCode::REQUEST_TIMEOUT => ("timeout", "the head of the request did not arrive in time"),
+            status if status.is_server_error() => ("failed", "the request could not be served"),
+            _ => ("bad_request", "this is no request of HTTP/1.1"),
+        };
+        Refused::new(status, code, message).leader(node)
     }
 
     fn too_large(limit: usize) -> Refused {
@@ -546,6 +649,15 @@ impl Refused {
         }
     }
 
+    /// What the client reads.
+    pub fn body(&self) -> Value {
+        let mut body = json!({ "error": self.code, "message": self.message, "leader": self.leader });
+        for (name, value) in &self.more {
+            body[*name] = value.clone();
+        }
+        body
+    }
+
     fn leader(mut self, node: &Node) -> Refused {
         self.leader = node.raft.status().leader;
         self
@@ -574,15 +686,14 @@ impl ResponseError for Refused {
     }
 
     fn error_response(&self) -> HttpResponse {
-        let mut body = json!({ "error": self.code, "message": self.message, "leader": self.leader });
-        for (name, value) in &self.more {
-            body[*name] = value.clone();
-        }
         let mut response = HttpResponse::build(self.status);
+        if let Some(allow) = self.allow {
+            response.insert_header((header::ALLOW, allow));
+        }
         if self.hang_up {
             response.force_close();
         }
-        response.content_type("application/json").body(body.to_string())
+        response.content_type("application/json").body(self.body().to_string())
     }
 }
 

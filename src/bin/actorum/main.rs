@@ -23,6 +23,7 @@ mod certs;
 mod serve;
 mod settings;
 mod kv;
+mod server;
 mod http;
 mod clients;
 mod admin;

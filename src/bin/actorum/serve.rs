@@ -13,10 +13,9 @@ use std::{
     io::Read as _,
     net::{SocketAddr, TcpListener},
     path::{Path, PathBuf},
-    time::Duration,
 };
 
-use actix_web::{App, HttpServer, dev::ServerHandle, middleware::from_fn, web};
+use actix_web::web;
 use actorum::{NodeId, Raft, RaftSystem, Reason, Storage, Tls};
 use actorum_transport::tls::TlsIdentity;
 use tokio::sync::watch;
@@ -24,20 +23,14 @@ use tracing::{info, warn};
 
 use crate::{
     Failure, admin,
-    clients::Client,
     http::{self, Node},
     kv::Kv,
     logs,
+    server::Service,
     settings::{LogFormat, Peers, Settings},
     signals,
 };
 
-/// How long connections that do not end by themselves are waited for at the end, in seconds.
-const LAST_CALL_S: u64 = 3;
-/// How long the head of a request may take to arrive, from the first byte or from the connection on. Then 408.
-const HEAD_PATIENCE: Duration = Duration::from_secs(5);
-/// How long a connection may be kept between two requests.
-const KEEP_ALIVE: Duration = Duration::from_secs(10);
 /// Clients that may be connected to the public API at a time, if the limit on open files allows it. At the bound the
 /// system lets the next ones wait, until idle connections have had their time.
 const MAX_CLIENTS: usize = 8192;
@@ -152,9 +145,12 @@ async fn serve(settings: Settings, storage: Storage, report: Option<&Path>, watc
     let (stopping, stopped) = watch::channel(false);
     let node = web::Data::new(Node::new(raft.clone(), stopped));
     let addresses = Addresses { http: http.local_addr()?, admin: admin.as_ref().map(|a| a.local_addr()).transpose()? };
-    let mut servers = vec![serve_public(node.clone(), http)?];
+    let public =
+        Service { name: "the public API", workers: WORKERS, clients: max_clients() / WORKERS, routes: http::routes };
+    let members = Service { name: "the members API", workers: 1, clients: MAX_ADMINS, routes: admin::routes };
+    let mut servers = vec![public.listen(&node, http, None)?];
     if let Some(admin) = admin {
-        servers.push(serve_admin(node.clone(), admin, client_certs)?);
+        servers.push(members.listen(&node, admin, client_certs)?);
     }
     addresses.announce(&settings, report)?;
 
@@ -191,42 +187,6 @@ async fn start_node(settings: &Settings, storage: Storage) -> Result<Raft<Kv>, F
     Ok(builder.start().await?)
 }
 
-fn serve_public(node: web::Data<Node>, listener: TcpListener) -> Result<ServerHandle, Failure> {
-    let server =
-        HttpServer::new(move || App::new().app_data(node.clone()).wrap(from_fn(http::count)).configure(http::routes))
-            .workers(WORKERS)
-            .max_connections(max_clients() / WORKERS)
-            .client_request_timeout(HEAD_PATIENCE)
-            .keep_alive(KEEP_ALIVE)
-            .on_connect(Client::meet)
-            .disable_signals()
-            .shutdown_timeout(LAST_CALL_S)
-            .listen(listener)?
-            .run();
-    Ok(spawn(server))
-}
-
-fn serve_admin(
-    node: web::Data<Node>,
-    listener: TcpListener,
-    client_certs: Option<rustls::ServerConfig>,
-) -> Result<ServerHandle, Failure> {
-    let server =
-        HttpServer::new(move || App::new().app_data(node.clone()).wrap(from_fn(http::count)).configure(admin::routes))
-            .workers(1)
-            .max_connections(MAX_ADMINS)
-            .client_request_timeout(HEAD_PATIENCE)
-            .keep_alive(KEEP_ALIVE)
-            .on_connect(Client::meet)
-            .disable_signals()
-            .shutdown_timeout(LAST_CALL_S);
-    let server = match client_certs {
-        None => server.listen(listener)?,
-        Some(tls) => server.listen_rustls_0_23(listener, tls)?,
-    };
-    Ok(spawn(server.run()))
-}
-
 /// How many clients may be connected: without a file left to open, the store and the peers would fail with them.
 ///
 /// The soft limit on open files is often 1024 and the hard one much more; the soft one is there for programs that use
@@ -248,17 +208,6 @@ fn max_clients() -> usize {
 fn clients_within(files: Option<u64>) -> usize {
     let files = files.map_or(usize::MAX, |files| usize::try_from(files).unwrap_or(usize::MAX));
     (files.saturating_sub(FILES_KEPT) / 2).clamp(2 * WORKERS, MAX_CLIENTS)
-}
-
-/// Runs it on this system; its handle is how it ends.
-fn spawn(server: actix_web::dev::Server) -> ServerHandle {
-    let handle = server.handle();
-    actix_web::rt::spawn(async move {
-        if let Err(e) = server.await {
-            warn!("an HTTP server ended: {e}");
-        }
-    });
-    handle
 }
 
 fn bind(flag: &str, address: SocketAddr) -> Result<TcpListener, Failure> {

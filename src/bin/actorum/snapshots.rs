@@ -17,6 +17,7 @@ use std::{
 
 use actix_web::{
     HttpRequest, HttpResponse,
+    http::Method,
     web::{self, Bytes, Data},
 };
 use actorum::Backup;
@@ -32,6 +33,7 @@ use crate::{
     backup::hex,
     client::HASH,
     http::{Node, Query, Refused, json_response},
+    server::carries_anything,
 };
 
 /// Backups that are sent at a time; more are refused.
@@ -55,6 +57,11 @@ pub async fn take(node: Data<Node>, request: HttpRequest) -> Result<HttpResponse
 /// `GET /backup`.
 pub async fn backup(node: Data<Node>, request: HttpRequest) -> Result<HttpResponse, Refused> {
     Query::parse(&request)?.finish()?;
+    if request.method() == Method::HEAD {
+        // What can be said without taking one: a length and a hash there are only once it is taken.
+        return Ok(HttpResponse::Ok().content_type("application/octet-stream").finish());
+    }
+    carries_anything(&request);
     let place = Place::take(&node).ok_or_else(|| {
         Refused::busy(&node, format!("{MAX_BACKUPS} backups are being sent already: try again when one is done"))
     })?;

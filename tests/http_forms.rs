@@ -1,0 +1,282 @@
+//! The forms of HTTP itself, byte by byte: HEAD, Allow, answers to what is no request, large expectations, and numbers that
+//! every reader of JSON keeps.
+
+mod lab;
+
+use std::{
+    io::{Read, Write},
+    net::{SocketAddr, TcpStream},
+};
+
+use lab::{Lab, PATIENCE, call};
+use serde_json::{Value, json};
+
+fn one() -> Lab {
+    let mut lab = Lab::new(&[1]);
+    lab.found(&[1]);
+    lab.leader();
+    lab
+}
+
+fn address(url: &str) -> SocketAddr {
+    url.trim_start_matches("http://").parse().expect("an address")
+}
+
+/// An answer as it came.
+struct Raw {
+    status: u16,
+    head: String,
+    body: Vec<u8>,
+}
+
+impl Raw {
+    fn header(&self, name: &str) -> Option<&str> {
+        let line = self.head.lines().find_map(|line| {
+            let (found, value) = line.split_once(':')?;
+            found.eq_ignore_ascii_case(name).then_some(value)
+        });
+        line.map(str::trim)
+    }
+
+    fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|e| panic!("{e}: {}", self.head))
+    }
+}
+
+/// Sends these bytes, and what came back until the server closed.
+fn send(address: SocketAddr, bytes: &[u8]) -> Raw {
+    let mut stream = TcpStream::connect(address).expect("a connection");
+    stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+    // The server may have heard enough before the end.
+    let _ = stream.write_all(bytes);
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer);
+    let end = answer.windows(4).position(|window| window == b"\r\n\r\n");
+    let end = end.unwrap_or_else(|| panic!("no head: {}", String::from_utf8_lossy(&answer)));
+    let head = String::from_utf8_lossy(&answer[..end]).into_owned();
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status");
+    Raw { status, head, body: answer[end + 4..].to_vec() }
+}
+
+fn ask(address: SocketAddr, method: &str, path: &str) -> Raw {
+    send(address, format!("{method} {path} HTTP/1.1\r\nhost: n\r\nconnection: close\r\n\r\n").as_bytes())
+}
+
+/// HEAD is GET without the content, wherever GET is.
+#[test]
+fn head() {
+    let lab = one();
+    let node = lab.node(1);
+    assert_eq!(node.put("k", "value").status, 200);
+    let (public, admin) = (address(&node.url("")), node.admin_address());
+    for (server, path) in [
+        (public, "/kv/k"),
+        (public, "/kv/nothing"),
+        (public, "/status"),
+        (public, "/livez"),
+        (public, "/readyz"),
+        (public, "/metrics"),
+        (public, "/status?x=1"),
+        (public, "/nothing"),
+        (admin, "/status"),
+    ] {
+        let (get, head) = (ask(server, "GET", path), ask(server, "HEAD", path));
+        assert_eq!((head.status, head.header("content-type")), (get.status, get.header("content-type")), "{path}");
+        assert!(head.body.is_empty() && !get.body.is_empty(), "{path}: {}", head.head);
+        assert!(head.header("content-length").is_some_and(|length| length != "0"), "{path}: {}", head.head);
+    }
+    // What has no end, or is made for the asking, is not begun.
+    for (server, path, kind) in
+        [(public, "/events", "text/event-stream"), (admin, "/backup", "application/octet-stream")]
+    {
+        let head = ask(server, "HEAD", path);
+        assert_eq!((head.status, head.header("content-type"), head.body.len()), (200, Some(kind), 0), "{path}");
+    }
+    assert!(call("GET", &node.url("/metrics"), "").text.contains("\nactorum_event_streams 0\n"));
+    assert_eq!(node.status()["snapshots"]["built"], 0, "and no snapshot was taken");
+}
+
+/// 405 says what is possible, and that is possible.
+#[test]
+fn allow() {
+    let lab = one();
+    let node = lab.node(1);
+    let (public, admin) = (address(&node.url("")), node.admin_address());
+    for (server, path, allowed) in [
+        (public, "/kv/k", "GET, HEAD, PUT, DELETE"),
+        (public, "/status", "GET, HEAD"),
+        (public, "/livez", "GET, HEAD"),
+        (public, "/readyz", "GET, HEAD"),
+        (public, "/metrics", "GET, HEAD"),
+        (public, "/events", "GET, HEAD"),
+        (admin, "/members", "POST"),
+        (admin, "/members/4", "DELETE"),
+        (admin, "/members/4/promote", "POST"),
+        (admin, "/members/4/demote", "POST"),
+        (admin, "/snapshot", "POST"),
+        (admin, "/backup", "GET, HEAD"),
+        (admin, "/status", "GET, HEAD"),
+    ] {
+        for method in ["OPTIONS", "PATCH", "TRACE"] {
+            let answer = ask(server, method, path);
+            assert_eq!((answer.status, answer.header("allow")), (405, Some(allowed)), "{method} {path}");
+            let body = answer.json();
+            assert_eq!(body["error"], "method_not_allowed", "{body}");
+            assert!(body["message"].as_str().is_some_and(|message| message.contains(allowed)), "{body}");
+        }
+        for method in ["GET", "HEAD", "PUT", "POST", "DELETE"] {
+            if path != "/events" || method != "GET" {
+                let possible = ask(server, method, path).status != 405;
+                assert_eq!(possible, allowed.split(", ").any(|one| one == method), "{method} {path}");
+            }
+        }
+    }
+}
+
+/// What the parser refuses by itself has the shape of all other errors, is counted, and is nothing that the log calls an error.
+#[test]
+fn what_is_no_request() {
+    let lab = one();
+    let node = lab.node(1);
+    let counted = || {
+        let page = call("GET", &node.url("/metrics"), "").text;
+        let count = page.lines().find_map(|line| line.strip_prefix("actorum_http_responses_total{class=\"4xx\"} "));
+        count.expect("a counter").parse::<u64>().expect("a number")
+    };
+    let before = counted();
+    let large = format!("GET /kv/k HTTP/1.1\r\nhost: n\r\nx: {}\r\n\r\n", "x".repeat(200 << 10));
+    let pipelined = "GET /kv/k HTTP/1.1\r\nhost: n\r\n\r\nnonsense\r\n\r\n";
+    for server in [address(&node.url("")), node.admin_address()] {
+        for (bytes, status, code) in [
+            ("nonsense\r\n\r\n", 400, "bad_request"),
+            ("GET /status HTTP/9.9\r\n\r\n", 400, "bad_request"),
+            ("GET /status HTTP/1.1\r\nbad header\r\n\r\n", 400, "bad_request"),
+            (&large, 431, "too_large"),
+            // Nothing comes after it: the head is awaited, and not for long.
+            ("GET /status HTTP/1.1\r\nhost", 408, "timeout"),
+        ] {
+            let answer = send(server, bytes.as_bytes());
+            assert_eq!(
+                (answer.status, answer.header("content-type")),
+                (status, Some("application/json")),
+                "{bytes:.40}"
+            );
+            assert_eq!(answer.header("content-length"), Some(&*answer.body.len().to_string()), "{}", answer.head);
+            let body = answer.json();
+            assert_eq!((&body["error"], &body["leader"]), (&json!(code), &json!(1)), "{body}");
+            assert!(body["message"].as_str().is_some_and(|message| !message.is_empty()), "{body}");
+        }
+        // Behind an answer of ours that is still on its way.
+        let both = send(server, pipelined.as_bytes());
+        let text = String::from_utf8_lossy(&both.body).into_owned();
+        assert!(text.contains("\"not_found\"") && text.contains("400 Bad Request"), "{text}");
+        assert!(text.ends_with("}") && text.contains("\"bad_request\""), "{text}");
+    }
+    assert_eq!(counted() - before, 14, "five and twice one on either server");
+    let log = node.last_words(usize::MAX);
+    assert!(!log.contains("ERROR") && !log.contains("stream error"), "{log}");
+}
+
+/// What a backup is made of may look like anything, and is sent as it is: also before a request that is none.
+#[test]
+fn a_backup_is_not_touched() {
+    let lab = one();
+    let node = lab.node(1);
+    let asked = "GET /backup HTTP/1.1\r\nhost: n\r\n\r\nnonsense\r\n\r\n";
+    let answer = send(node.admin_address(), asked.as_bytes());
+    let length: usize = answer.header("content-length").expect("a length").parse().expect("a number");
+    let rest = String::from_utf8_lossy(&answer.body[length..]).into_owned();
+    assert!(rest.starts_with("HTTP/1.1 400") && rest.ends_with("\r\n\r\n"), "{rest}");
+}
+
+/// What is expected may be as large as a value: then it stands in the body, beside the new one.
+#[test]
+fn large_expectations() {
+    let lab = one();
+    let node = lab.node(1);
+    let url = |more: &str| node.url(&format!("/kv/k?format=json{more}"));
+    let (old, new) = ("o\"\n\u{1}".repeat(1 << 18), "n".repeat(1 << 20));
+    assert_eq!(old.len(), 1 << 20);
+    let put = |body: Value| call("PUT", &url(""), body.to_string());
+    let absent = put(json!({ "value": old, "expect_absent": true }));
+    assert_eq!((absent.status, &absent.body["previous"]), (200, &Value::Null), "{}", absent.text);
+    let conflict = put(json!({ "value": "x", "expect": new }));
+    assert_eq!((conflict.status, conflict.code()), (409, "conflict"));
+    assert_eq!(conflict.body["current"], old);
+    let done = put(json!({ "value": new, "expect": old }));
+    assert_eq!((done.status, done.body["previous"].as_str()), (200, Some(&*old)));
+    let conflict = call("DELETE", &url(""), json!({ "expect": old }).to_string());
+    assert_eq!((conflict.status, conflict.code()), (409, "conflict"));
+    let done = call("DELETE", &url("&timeout_ms=4000"), json!({ "expect": new }).to_string());
+    assert_eq!((done.status, done.body["previous"].as_str()), (200, Some(&*new)));
+    assert_eq!(put(json!({ "value": "plain" })).status, 200);
+
+    let over = "v".repeat((1 << 20) + 1);
+    for (method, more, body, status) in [
+        ("PUT", "", json!({}), 400),
+        ("PUT", "", json!({ "value": "x", "expect": "plain", "expect_absent": true }), 400),
+        ("PUT", "", json!({ "value": "x", "expects": "plain" }), 400),
+        ("PUT", "", json!({ "value": 7 }), 400),
+        ("PUT", "", json!("x"), 400),
+        ("PUT", "&expect=plain", json!({ "value": "x" }), 400),
+        ("PUT", "", json!({ "value": over }), 413),
+        ("PUT", "", json!({ "value": "x", "expect": over }), 413),
+        ("PUT", "", json!({ "value": "v".repeat(5 << 20) }), 413),
+        ("DELETE", "", json!({ "value": "x" }), 400),
+    ] {
+        let answer = call(method, &url(more), body.to_string());
+        assert_eq!(answer.status, status, "{method} {more}: {}", answer.text);
+    }
+    assert_eq!(call("PUT", &node.url("/kv/k?format=xml"), "x").status, 400);
+    assert_eq!(node.get("k").body["value"], "plain", "nothing of that was applied");
+}
+
+/// Addresses and ids of new members are looked at, and random numbers are strings wherever they stand.
+#[test]
+fn members() {
+    let lab = one();
+    let node = lab.node(1);
+    let add = |id: u64, address: &str| {
+        let member = json!({ "id": id, "address": address, "role": "learner" });
+        call("POST", &node.admin_url("/members?timeout_ms=20000"), member.to_string())
+    };
+    for (id, address, words) in [
+        (2, "http://10.0.0.2:7001", "leave out `http://`"),
+        (2, "::1:7001", "[::1]:7001"),
+        (2, "host", "the port is missing"),
+        (2, "host:0", "between 1 and 65535"),
+        ((1 << 53), "host:7001", "2^53 - 1"),
+        (u64::MAX, "host:7001", "2^53 - 1"),
+    ] {
+        let answer = add(id, address);
+        assert_eq!((answer.status, answer.code()), (400, "bad_request"), "{}", answer.text);
+        assert!(answer.body["message"].as_str().is_some_and(|message| message.contains(words)), "{}", answer.text);
+    }
+    let highest = (1 << 53) - 1;
+    let added = add(highest, "[::1]:7001");
+    assert_eq!((added.status, &added.body["learners"]), (200, &json!([highest])), "{}", added.text);
+
+    let digits = |value: &Value, long: usize| {
+        value.as_str().is_some_and(|text| text.len() == long && text.bytes().all(|byte| byte.is_ascii_hexdigit()))
+    };
+    for members in [&added.body["members"], &node.status()["members"]] {
+        assert!(digits(&members["1"]["incarnation"], 16), "{members}");
+    }
+    let status = node.status();
+    assert!(digits(&status["incarnation"], 16) && digits(&status["cluster"], 32), "{status}");
+    assert_eq!(status["members"]["1"]["incarnation"], status["incarnation"]);
+    assert!(status["term"].is_u64() && status["commit_index"].is_u64() && status["id"].is_u64(), "{status}");
+    // Nothing else in it is a number that a reader of JSON would round.
+    assert_eq!(large_numbers(&status, "status"), [""; 0]);
+    let removed = call("DELETE", &node.admin_url(&format!("/members/{highest}?timeout_ms=20000")), "");
+    assert_eq!(removed.status, 200, "{}", removed.text);
+}
+
+fn large_numbers(value: &Value, path: &str) -> Vec<String> {
+    match value {
+        Value::Number(number) if number.as_u64().is_some_and(|n| n >= 1 << 53) => vec![path.to_owned()],
+        Value::Array(all) => all.iter().flat_map(|value| large_numbers(value, path)).collect(),
+        Value::Object(all) => all.iter().flat_map(|(key, v)| large_numbers(v, &format!("{path}.{key}"))).collect(),
+        _ => Vec::new(),
+    }
+}
