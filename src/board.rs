@@ -115,6 +115,8 @@ impl Board {
             append_us: log.append_us,
             bytes_sent: network.bytes_sent,
             bytes_received: network.bytes_received,
+            messages_dropped: network.peers.values().map(|peer| peer.dropped).sum(),
+            largest_frame_bytes: network.largest_frame,
         };
         status.disk_bytes = self.reader.disk_bytes();
         status.disk = disk(&core, &log);
@@ -198,6 +200,7 @@ fn peers(
         peers.insert(
             *id,
             PeerProgress {
+                inflight_bytes: core.inflight_bytes.get(id).copied().unwrap_or(0),
                 address,
                 match_index,
                 state: state.to_owned(),

@@ -48,7 +48,7 @@ use crate::{
     board::{Board, Life},
     builder::{Bootstrap, Builder, Network, StartError, Storage, Tls},
     condition_log::ConditionLog,
-    config::{Config, ConfigError, Placement},
+    config::{Config, ConfigError, MAX_FRAME, Placement},
     door::{Door, check, check_id},
     raft::Raft,
     system::{Children, RaftSystem},
@@ -224,6 +224,7 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
     let core_links = core::Links {
         append: log.clone().recipient(),
         probe: log.clone().recipient(),
+        reader: reader.clone(),
         apply: applier.clone().recipient(),
         reads: applier.clone().recipient(),
         restore: applier.clone().recipient(),
@@ -429,8 +430,9 @@ fn settings(id: NodeId, identity: StoreIdentity, config: &Config, bootstrap: &Bo
         seed: config.seed.unwrap_or_else(roll),
         tick: Duration::from_millis(config.heartbeat_ms),
         election_ticks: usize::try_from(election_ticks).unwrap_or(usize::MAX),
-        max_append_bytes: config.max_append_bytes,
-        max_inflight_appends: config.max_inflight_appends,
+        max_append_bytes: config.append_bytes(),
+        max_inflight_appends: config.inflight_appends(),
+        max_inflight_bytes: config.max_inflight_bytes,
         max_unapplied_bytes: config.max_unapplied_bytes,
         max_unpersisted_bytes: config.max_unpersisted_bytes,
         disk_slow_ticks,
@@ -509,7 +511,8 @@ fn listen_quic(
     let id = identity.id;
     let listen = listen.ok_or_else(|| missing("listen", "say where peers reach this node: builder.listen(..)"))?;
     let mut quic = QuicConfig::new(listen, identity, tls);
-    quic.queue_bytes = config.peer_queue_bytes;
+    quic.queue_bytes = config.queue_bytes();
+    quic.max_frame = MAX_FRAME;
     quic.seed = config.seed.unwrap_or_else(roll);
     let (transport, address) = QuicTransport::start(quic).map_err(|error| match error {
         TransportError::Listen { address, error } => StartError::Listen { address, error: error.to_string() },

@@ -2,7 +2,7 @@
 
 use std::{ffi::OsString, fmt, path::Path, time::Duration};
 
-use actorum_transport::wire::MAX_PIECE;
+use actorum_transport::wire::{ENTRY_OVERHEAD, MAX_PIECE, MESSAGE_OVERHEAD};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
@@ -27,17 +27,24 @@ pub struct Config {
     /// How many bytes of commands may be in flight on this node. At the bound the next is answered `Busy`.
     /// Default 256 MiB.
     pub max_in_flight_bytes: usize,
-    /// How large one encoded command may be, in bytes. Larger is answered `TooLarge`. Default 4 MiB; with
-    /// `max_append_bytes` at most 48 MiB.
+    /// How large one encoded command may be, in bytes. Larger is answered `TooLarge`. Default 4 MiB, at most 48 MiB.
     pub max_entry_bytes: usize,
-    /// How many bytes of entries one append message to a peer carries at most. Default 1 MiB.
+    /// How many bytes of entries may be on their way to one peer unanswered: its window. While there are fewer another message is sent.
+    /// Default 16 MiB. A leader's memory for a peer that is behind is about twice that.
+    ///
+    /// A window bounds the rate at which one peer is sent the log: with 16 MiB and 100 ms from a message to its
+    /// acknowledgement, 160 MB/s. From it follow `max_append_bytes`, `max_inflight_appends` and `peer_queue_bytes`.
+    pub max_inflight_bytes: usize,
+    /// How many bytes of entries one append message to a peer carries at most; a single entry may be larger. Default 0: a sixteenth of
+    /// `max_inflight_bytes`, and no more than 1 MiB. At most `max_inflight_bytes` and 16 MiB.
     pub max_append_bytes: usize,
-    /// How many append messages may be on their way to one peer unanswered. Default 256.
+    /// How many append messages may be on their way to one peer unanswered, however small they are. Default 0: one for each 64 KiB of
+    /// `max_inflight_bytes`, from 16 to 4096.
     pub max_inflight_appends: usize,
     /// How many bytes of recent, applied entries stay in memory for followers that are nearly up to date. Default 64 MiB.
     pub log_tail_bytes: usize,
-    /// How many bytes of entries may be committed or appended and not yet applied. At the bound a follower drops
-    /// appends and a leader answers `Busy`. Default 256 MiB.
+    /// How many bytes of entries may be committed and not yet applied. Past the bound a follower drops appends, which its leader sends
+    /// again. A leader answers `Busy` where more than this would be appended and not applied. Default 256 MiB.
     pub max_unapplied_bytes: usize,
     /// How many bytes a leader may have handed to its own disk that are not durable yet. At the bound it answers `Busy`.
     /// Default 64 MiB. More rides out longer hiccups and leaves more unknown when the disk does not come back.
@@ -92,7 +99,8 @@ pub struct Config {
     /// How many bytes of events may wait for one subscriber, commands and responses counted as they are encoded. At the bound it
     /// hears `Lagged` and is unsubscribed; a single larger event passes while nothing else waits. Default 64 MiB.
     pub subscriber_buffer_bytes: usize,
-    /// How many bytes may wait for one peer in the transport. At the bound the oldest goes. Default 64 MiB.
+    /// How many bytes may wait for one peer in the transport. At the bound the oldest goes. Default 0: room for `max_inflight_bytes`, a
+    /// message more, and 1 MiB. At least what fits the window and one message: less would drop what the window lets through.
     pub peer_queue_bytes: usize,
     /// Which actors share a thread.
     pub placement: Placement,
@@ -123,8 +131,9 @@ impl Default for Config {
             max_in_flight: 65_536,
             max_in_flight_bytes: 256 << 20,
             max_entry_bytes: 4 << 20,
-            max_append_bytes: 1 << 20,
-            max_inflight_appends: 256,
+            max_inflight_bytes: 16 << 20,
+            max_append_bytes: 0,
+            max_inflight_appends: 0,
             log_tail_bytes: 64 << 20,
             max_unapplied_bytes: 256 << 20,
             max_unpersisted_bytes: 64 << 20,
@@ -143,7 +152,7 @@ impl Default for Config {
             snapshot_patience_ms: 10_000,
             subscriber_buffer: 65_536,
             subscriber_buffer_bytes: 64 << 20,
-            peer_queue_bytes: 64 << 20,
+            peer_queue_bytes: 0,
             placement: Placement::Compact,
             seed: None,
             cluster_name: String::new(),
@@ -151,8 +160,15 @@ impl Default for Config {
     }
 }
 
-/// What one message to a peer may hold: a frame of the transport (64 MiB), with room for what is around the entries.
-const MAX_MESSAGE_BYTES: usize = 48 << 20;
+/// The largest frame of the transport, in bytes: every node reads frames up to it, whatever its settings, so that nodes whose settings
+/// differ understand each other.
+pub(crate) const MAX_FRAME: usize = 64 << 20;
+
+/// An entry of so many bytes fits a frame with what is around it.
+const MAX_ENTRY: usize = 48 << 20;
+
+/// Entries of so many bytes together fit a frame: what is around each is at most twice what it counts for.
+const MAX_APPEND: usize = 16 << 20;
 
 /// A configuration that cannot be used; the message names the key.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -244,6 +260,37 @@ impl Config {
         Duration::from_millis(self.deadline_ms)
     }
 
+    /// Bytes of entries in one append message, as set or as it follows from the window.
+    pub fn append_bytes(&self) -> usize {
+        match self.max_append_bytes {
+            0 => (self.max_inflight_bytes / 16).clamp(1, 1 << 20),
+            set => set,
+        }
+    }
+
+    /// Append messages on their way to one peer, as set or as it follows from the window.
+    pub fn inflight_appends(&self) -> usize {
+        match self.max_inflight_appends {
+            0 => (self.max_inflight_bytes >> 16).clamp(16, 4096),
+            set => set,
+        }
+    }
+
+    /// Bytes that may wait for one peer in the transport, as set or as it follows from the window.
+    pub fn queue_bytes(&self) -> usize {
+        match self.peer_queue_bytes {
+            0 => self.least_queue().saturating_add(1 << 20),
+            set => set,
+        }
+    }
+
+    /// The window and one message, with what counts around them.
+    fn least_queue(&self) -> usize {
+        let message = self.append_bytes().max(self.max_entry_bytes.saturating_add(ENTRY_OVERHEAD));
+        let around = MESSAGE_OVERHEAD.saturating_mul(self.inflight_appends() + 1);
+        self.max_inflight_bytes.saturating_add(message).saturating_add(around)
+    }
+
     /// Whether these values can work together.
     pub fn validate(&self) -> Result<(), ConfigError> {
         let wrong = |key: &str, problem: String| Err(ConfigError { key: key.into(), problem });
@@ -271,8 +318,7 @@ impl Config {
             ("snapshot_patience_ms", self.snapshot_patience_ms as usize),
             ("max_in_flight", self.max_in_flight),
             ("max_entry_bytes", self.max_entry_bytes),
-            ("max_append_bytes", self.max_append_bytes),
-            ("max_inflight_appends", self.max_inflight_appends),
+            ("max_inflight_bytes", self.max_inflight_bytes),
             ("subscriber_buffer", self.subscriber_buffer),
             ("subscriber_buffer_bytes", self.subscriber_buffer_bytes),
         ] {
@@ -292,25 +338,41 @@ impl Config {
             return wrong("snapshot_rate", problem);
         }
         // What fits no frame would never reach a follower, and everything behind it would wait for ever.
-        let message = self.max_entry_bytes.saturating_add(self.max_append_bytes);
-        if message > MAX_MESSAGE_BYTES {
-            return wrong(
-                "max_entry_bytes",
-                format!(
-                    "with max_append_bytes it makes messages of {message} bytes; {MAX_MESSAGE_BYTES} is the most a peer accepts"
-                ),
+        if self.max_entry_bytes > MAX_ENTRY {
+            let problem = format!("{} is too large for a message to a peer; at most {MAX_ENTRY}", self.max_entry_bytes);
+            return wrong("max_entry_bytes", problem);
+        }
+        let window = self.max_inflight_bytes;
+        if self.append_bytes() > MAX_APPEND.min(window) {
+            let problem = format!(
+                "{} is too large for a message to a peer; at most {}, and at most max_inflight_bytes, which is {window}",
+                self.append_bytes(),
+                MAX_APPEND
             );
+            return wrong("max_append_bytes", problem);
+        }
+        let least = self.least_queue();
+        if self.queue_bytes() < least {
+            let problem = format!(
+                "{} is less than what may be on its way to one peer (max_inflight_bytes is {window}, and one message more): what the \
+                 window lets through would be dropped and sent again; at least {least}, or 0 to let it follow from the window, or a \
+                 smaller max_inflight_bytes",
+                self.queue_bytes()
+            );
+            return wrong("peer_queue_bytes", problem);
         }
         for (key, value) in [
             ("max_in_flight_bytes", self.max_in_flight_bytes),
             ("max_unapplied_bytes", self.max_unapplied_bytes),
             ("max_unpersisted_bytes", self.max_unpersisted_bytes),
-            ("peer_queue_bytes", self.peer_queue_bytes),
         ] {
-            if value < self.max_entry_bytes {
+            if value < self.max_entry_bytes + ENTRY_OVERHEAD {
                 return wrong(
                     key,
-                    format!("{value} is less than one entry (max_entry_bytes is {})", self.max_entry_bytes),
+                    format!(
+                        "{value} is less than one entry (max_entry_bytes is {}, and {ENTRY_OVERHEAD} around it)",
+                        self.max_entry_bytes
+                    ),
                 );
             }
         }
@@ -519,6 +581,24 @@ mod tests {
         assert!(applied("heartbeat_ms = -5").is_err());
     }
 
+    /// Whatever the window, what follows from it fits together: the transport drops nothing that the window lets through.
+    #[test]
+    fn the_bounds_of_a_peer_follow_from_its_window() {
+        for window in [1, 100, 5000, 1 << 20, 16 << 20, 1 << 30] {
+            let config = Config { max_inflight_bytes: window, ..Config::default() };
+            config.validate().unwrap();
+            assert!(config.append_bytes() <= window && config.append_bytes() <= 1 << 20);
+            assert!(config.queue_bytes() > window + config.max_entry_bytes);
+        }
+        let config = Config::default();
+        assert_eq!((config.append_bytes(), config.inflight_appends()), (1 << 20, 256));
+        // What the first version wrote into its files stays good.
+        applied("max_append_bytes = 1048576\nmax_inflight_appends = 32\npeer_queue_bytes = 67108864")
+            .unwrap()
+            .validate()
+            .unwrap();
+    }
+
     #[test]
     fn impossible_combinations_name_the_key() {
         Config::default().validate().unwrap();
@@ -532,6 +612,12 @@ mod tests {
         assert_eq!(wrong(|c| c.max_in_flight_bytes = 1000), "max_in_flight_bytes");
         assert_eq!(wrong(|c| c.max_unpersisted_bytes = 1000), "max_unpersisted_bytes");
         assert_eq!(wrong(|c| c.disk_dead_ms = 1000), "disk_dead_ms");
+        assert_eq!(wrong(|c| c.max_unapplied_bytes = c.max_entry_bytes), "max_unapplied_bytes");
+        assert_eq!(wrong(|c| c.max_entry_bytes = (48 << 20) + 1), "max_entry_bytes");
+        assert_eq!(wrong(|c| c.max_append_bytes = (16 << 20) + 1), "max_append_bytes");
+        assert_eq!(wrong(|c| (c.max_append_bytes, c.max_inflight_bytes) = (2000, 1999)), "max_append_bytes");
+        assert_eq!(wrong(|c| c.max_inflight_bytes = 0), "max_inflight_bytes");
+        assert_eq!(wrong(|c| c.peer_queue_bytes = c.max_inflight_bytes), "peer_queue_bytes");
         assert_eq!(wrong(|c| c.snapshot_piece_bytes = MAX_PIECE + 1), "snapshot_piece_bytes");
         assert_eq!(wrong(|c| c.snapshot_rate = 50_000), "snapshot_rate");
     }

@@ -12,7 +12,7 @@
 //! good: the front door hears `Failed`, admission closes with the cause, every slot here is dropped and so
 //! answered with it, and nothing is applied after it.
 //!
-//! Its mailbox is bounded by the core, which hands out no more than `max_unapplied_bytes` of entries; the
+//! Its mailbox is bounded by the core, which past `max_unapplied_bytes` of committed entries takes no more of them; the
 //! reads that wait hold admission. Deliberately absent: any wait, and any decision about the log.
 
 use std::{

@@ -34,12 +34,13 @@ use crate::{
     consensus::{Consensus, CoreStatus, Effects, Moment},
     entry::Draft,
     features::PeerFeatures,
+    log::{read::read_entries, store::LogReader},
     machine,
     members::Change,
     message::{
-        Answer, Append, AppliedTo, Apply, BuildSnapshot, Campaign, DiskReport, Failed, FetchSnapshot, LeaderChanged,
-        PeerFetches, Persisted, ProbeDisk, Refusal, Restore, ServeReads, SnapshotBuilt, SnapshotFetched, SnapshotsKept,
-        Submit, SubmitChange, SubmitRead, SystemChanged, Ticket,
+        Answer, Append, AppliedTo, Apply, BuildSnapshot, Campaign, DiskReport, EntriesRead, Failed, FetchSnapshot,
+        LeaderChanged, PeerFetches, Persisted, ProbeDisk, Refusal, Restore, ServeReads, SnapshotBuilt, SnapshotFetched,
+        SnapshotsKept, Submit, SubmitChange, SubmitRead, SystemChanged, Ticket,
     },
     witness::{Drained, MaybeWitness},
 };
@@ -63,6 +64,8 @@ pub struct Links<T: Ticket> {
     pub append: Recipient<Append>,
     /// The log writer.
     pub probe: Recipient<ProbeDisk>,
+    /// Reads the log behind the core's memory.
+    pub reader: Arc<dyn LogReader>,
     /// The applier.
     pub apply: Recipient<Apply<T>>,
     /// The applier.
@@ -196,6 +199,7 @@ impl<T: Ticket> RaftCore<T> {
         let Effects {
             append,
             probe,
+            read,
             transmit,
             asks,
             restore,
@@ -211,6 +215,9 @@ impl<T: Ticket> RaftCore<T> {
         append.into_iter().for_each(|append| self.links.append.do_send(append));
         if probe {
             self.links.probe.do_send(ProbeDisk);
+        }
+        for read in read {
+            read_entries(self.links.reader.clone(), read, ctx.address().downgrade().recipient());
         }
         if !transmit.is_empty() {
             self.links.transmit.do_send(Transmit { group: self.group, messages: transmit });
@@ -395,6 +402,15 @@ impl<T: Ticket> Handler<Persisted> for RaftCore<T> {
 
     fn handle(&mut self, Persisted { number, .. }: Persisted, ctx: &mut Context<Self>) {
         self.guarded(|core| core.consensus.persisted(number));
+        self.drain_soon(ctx);
+    }
+}
+
+impl<T: Ticket> Handler<EntriesRead> for RaftCore<T> {
+    type Result = ();
+
+    fn handle(&mut self, EntriesRead { peer, from, result }: EntriesRead, ctx: &mut Context<Self>) {
+        self.guarded(|core| core.consensus.entries_read(peer, from, result));
         self.drain_soon(ctx);
     }
 }

@@ -5,6 +5,7 @@
 //! | [`Submit`], [`SubmitRead`], [`SubmitChange`], [`Campaign`] | front door → core | through the ticket |
 //! | [`Append`] | core → log writer | [`Persisted`], or [`Failed`] to the front door |
 //! | [`ProbeDisk`] | core → log writer | [`DiskReport`], which also comes unasked |
+//! | [`ReadEntries`] | core → a thread of the log's reader | [`EntriesRead`] |
 //! | [`Apply`], [`ServeReads`], [`Restore`] | core → applier | [`AppliedTo`] |
 //! | [`BuildSnapshot`] | core → keeper | [`SnapshotBuilt`] |
 //! | [`Freeze`] | keeper → applier | [`WriteSnapshot`] |
@@ -24,7 +25,12 @@ use actorum_transport::wire::{Entry, GroupId, NodeId, Snapshot};
 use bytes::Bytes;
 
 use crate::{
-    condition::Reason, entry::Draft, log::store::Write, machine::Frozen, members::Change, status::Role,
+    condition::Reason,
+    entry::Draft,
+    log::store::{StoreError, Write},
+    machine::Frozen,
+    members::Change,
+    status::Role,
     system_state::SystemState,
 };
 pub use actorum_transport::wire::Refusal;
@@ -134,6 +140,35 @@ pub struct Persisted {
 #[derive(Message, Clone, Copy, Debug, PartialEq, Eq)]
 #[rtype(result = "()")]
 pub struct ProbeDisk;
+
+/// Read these entries of the log for a peer: as many from `from` on as fit `max_bytes`, at least one, none from `to` on. One read
+/// per peer is under way at a time.
+#[derive(Message, Clone, Copy, Debug, PartialEq, Eq)]
+#[rtype(result = "()")]
+pub struct ReadEntries {
+    /// Whose log.
+    pub group: GroupId,
+    /// For whom.
+    pub peer: NodeId,
+    /// The first index.
+    pub from: u64,
+    /// The index after the last.
+    pub to: u64,
+    /// Bytes of entries, at most; one entry may be larger.
+    pub max_bytes: usize,
+}
+
+/// The end of a [`ReadEntries`].
+#[derive(Message, Debug)]
+#[rtype(result = "()")]
+pub struct EntriesRead {
+    /// For whom.
+    pub peer: NodeId,
+    /// The first index that was asked for.
+    pub from: u64,
+    /// The entries, without gaps, or why they cannot be read.
+    pub result: Result<Vec<Entry>, StoreError>,
+}
 
 /// What the log writer learned of the disk besides what it wrote.
 #[derive(Message, Clone, Debug, PartialEq, Eq)]

@@ -61,6 +61,9 @@ pub struct PeerProgress {
     pub match_index: u64,
     /// `probe`, `replicate` or `snapshot` on a leader, `unknown` elsewhere.
     pub state: String,
+    /// Bytes of entries sent to it and not acknowledged; zero unless this node leads.
+    #[serde(default)]
+    pub inflight_bytes: usize,
     /// Smoothed round trip of its connection, in microseconds; zero without a connection.
     pub rtt_us: u64,
     /// Whether a connection is up.
@@ -176,6 +179,12 @@ pub struct Totals {
     pub bytes_sent: u64,
     /// Bytes received from peers.
     pub bytes_received: u64,
+    /// Messages to peers that were dropped at the bound of a queue or of a frame.
+    #[serde(default)]
+    pub messages_dropped: u64,
+    /// The largest write of messages to a peer, in bytes.
+    #[serde(default)]
+    pub largest_frame_bytes: u64,
 }
 
 /// A snapshot that is durable on a node.

@@ -97,6 +97,7 @@ fn consensus<T>(id: NodeId) -> Consensus<T> {
         election_ticks: 10,
         max_append_bytes: 1 << 20,
         max_inflight_appends: 256,
+        max_inflight_bytes: 16 << 20,
         max_unapplied_bytes: 1 << 30,
         max_unpersisted_bytes: 1 << 30,
         disk_slow_ticks: 1 << 30,
@@ -235,6 +236,7 @@ fn a_flood_of_proposals_costs_no_leader_its_office() {
             let links = Links {
                 append: below.clone().recipient(),
                 probe: below.clone().recipient(),
+                reader: Arc::new(NoDisk),
                 apply: below.clone().recipient(),
                 reads: below.clone().recipient(),
                 restore: below.clone().recipient(),

@@ -19,7 +19,7 @@ use actorum_actors::{
     log::store::{Compact, HardState, LogReader, Recovered, StoreError},
     machine,
     members::Change,
-    message::{Append, Committed},
+    message::{Append, Committed, ReadEntries},
     system_state::SystemState,
 };
 use actorum_fuzz::Draw;
@@ -230,6 +230,7 @@ impl Node {
             election_ticks: 5,
             max_append_bytes: 512,
             max_inflight_appends: 4,
+            max_inflight_bytes: 1024,
             max_unapplied_bytes: 4096,
             log_tail_bytes: 200,
             max_entry_bytes: 512,
@@ -490,7 +491,7 @@ impl Node {
         let moment = Moment { now: self.now, wall: SystemTime::UNIX_EPOCH + self.now };
         let effects = if amid { self.core.drain_amid(moment) } else { self.core.drain(moment) };
         let _ = effects.to_string();
-        let Effects { append, transmit, asks, restore, build, fetch, apply, fault, .. } = effects;
+        let Effects { append, transmit, asks, restore, build, fetch, read, apply, fault, .. } = effects;
         // What a quorum has committed and nobody can read stops a node by name, and so does proof of another history from a
         // member that speaks as a leader. Nothing else may.
         if let Some(fault) = &fault {
@@ -520,6 +521,10 @@ impl Node {
         self.said.extend(transmit);
         let surplus = self.said.len().saturating_sub(16);
         self.said.drain(..surplus);
+        for ReadEntries { group, peer, from, to, max_bytes } in read {
+            let result = Reader(self.image.clone()).entries(group, from, to, max_bytes);
+            self.core.entries_read(peer, from, result);
+        }
     }
 
     fn persist(&mut self, count: usize) {

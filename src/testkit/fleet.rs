@@ -26,7 +26,7 @@ use actorum_actors::{
 use actorum_transport::{
     features::Features,
     memory::MemoryNetwork,
-    wire::{Address, GroupId, Incarnation, NodeId},
+    wire::{Address, ENTRY_OVERHEAD, GroupId, Incarnation, NodeId},
 };
 use tokio::sync::Notify;
 
@@ -238,11 +238,16 @@ impl<S: StateMachine> Fleet<S> {
         });
         let machine = Watched::new((self.0.make)(), id, world.clone(), strings.clone(), self.0.padding);
         let network = self.0.network.clone();
+        let mut config = self.0.config.clone();
+        // Where bounds are tiny, an operator sets one lower at some starts: below what is in the log already.
+        if config.max_unapplied_bytes < 1 << 20 && self.lock().0.fork("bound", identity.boot << 16 | id).below(2) == 0 {
+            config.max_unapplied_bytes = config.max_entry_bytes + ENTRY_OVERHEAD;
+        }
         let mut builder = Builder::new(id, machine)
             .storage(Storage::Custom(store))
             .network(Network::Custom(Box::new(move |identity| network.start(identity))))
             .bootstrap(bootstrap)
-            .config(self.0.config.clone())
+            .config(config)
             .clock(Arc::new(clock));
         builder.features = features;
         builder.witness = Some(Arc::new(Watcher { node: id, world: world.clone(), strings: strings.clone() }));

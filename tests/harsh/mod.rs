@@ -23,10 +23,20 @@ pub fn simulation(seed: u64) -> Simulation<Kv> {
     let rate = [0, 500, 500, 2000][dice.below(4) as usize];
     let (sends, piece) = (dice.between(1, 2) as usize, [64, 64, 200][dice.below(3) as usize]);
     let patience = [1500, 4000][dice.below(2) as usize];
+    // In half of the seeds messages, windows and bounds are tiny, and the log behind them is read from the disk.
+    let tiny = dice.below(2) == 0;
+    let append = [1, 150, 400][dice.below(3) as usize];
+    let window = [append, 500, 2000][dice.below(3) as usize].max(append);
+    let unapplied = [330, 1000, 4000][dice.below(3) as usize];
+    let tail = [0, 300, 2000][dice.below(3) as usize];
     Simulation::recorded(seed).nodes(nodes).clients(4).faults(Faults::harsh()).at_least(progress).configure(|config| {
         (config.snapshot_entries, config.log_keep_entries, config.log_hold_bytes) = (entries, keep, hold);
         (config.snapshot_rate, config.snapshot_sends, config.snapshot_piece_bytes) = (rate, sends, piece);
         config.snapshot_patience_ms = patience;
+        if tiny {
+            (config.max_entry_bytes, config.max_append_bytes, config.max_inflight_bytes) = (300, append, window);
+            (config.max_unapplied_bytes, config.log_tail_bytes) = (unapplied, tail);
+        }
     })
 }
 

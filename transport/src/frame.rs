@@ -38,6 +38,9 @@ pub const SMALL: usize = 16 * 1024;
 /// bytes alone would let a frame grow twentyfold when decoded.
 pub const MAX_MESSAGES: usize = 16 * 1024;
 
+/// The most that a batch takes in a frame besides its messages.
+pub(crate) const BATCH_FRAMING: usize = 64;
+
 /// How deep a body may nest. What we send nests eight deep; a newer peer's unknown fields may be a little deeper.
 const MAX_DEPTH: usize = 32;
 
@@ -246,9 +249,10 @@ pub fn encode<T: Serialize>(kind: Kind, body: &T, max: usize, out: &mut Vec<u8>)
 }
 
 /// Appends messages of one group to `out`, as few frames as the bounds allow. Returns how many messages
-/// were left out because one alone is over the bound.
+/// were left out because one alone is over the bound. What might not fit a frame is not encoded to find out.
 pub fn encode_messages(group: GroupId, messages: &[RaftMessage], max: usize, out: &mut Vec<u8>) -> usize {
-    let fits = messages.len() <= MAX_MESSAGES;
+    let bytes: usize = messages.iter().map(RaftMessage::encoded_bound).sum();
+    let fits = messages.len() <= MAX_MESSAGES && bytes.saturating_add(BATCH_FRAMING) <= max;
     match messages {
         [] => 0,
         messages if fits && encode(Kind::Raft, &BatchRef { group, messages }, max, out).is_ok() => 0,
@@ -505,7 +509,7 @@ mod tests {
         /// A small bound splits a batch into several frames, in order, and leaves out only what fits in none.
         #[test]
         fn a_batch_splits_at_the_bound(messages in vec(message(), 1..12)) {
-            let max = 300;
+            let max = 1200;
             let mut out = Vec::new();
             let left_out = encode_messages(GroupId(0), &messages, max, &mut out);
             let mut arrived = Vec::new();
@@ -518,6 +522,15 @@ mod tests {
             for message in &arrived {
                 prop_assert!(rest.any(|m| m == message), "out of order");
             }
+        }
+
+        /// What a message may take is known before it is encoded, so that nothing larger than a frame ever is.
+        #[test]
+        fn a_message_takes_no_more_than_its_bound(messages in vec(message(), 1..6)) {
+            let mut out = Vec::new();
+            encode(Kind::Raft, &BatchRef { group: GroupId(u32::MAX), messages: &messages }, 1 << 20, &mut out).unwrap();
+            let bound: usize = messages.iter().map(RaftMessage::encoded_bound).sum();
+            prop_assert!(out.len() - HEADER <= bound + BATCH_FRAMING, "{} > {bound}", out.len());
         }
 
         #[test]

@@ -472,7 +472,7 @@ impl Handler<GetTransportStatus> for MemoryTransport {
             ..PeerStatus::default()
         };
         let peers = self.rules.peers().keys().map(|id| (*id, peer(id))).collect();
-        TransportStatus { bytes_sent: 0, bytes_received: 0, peers }
+        TransportStatus { peers, ..TransportStatus::default() }
     }
 }
 

@@ -306,6 +306,8 @@ pub struct TransportStatus {
     pub bytes_sent: u64,
     /// Bytes received since the start.
     pub bytes_received: u64,
+    /// The largest write of messages to a peer, in bytes.
+    pub largest_frame: u64,
     /// Per peer.
     pub peers: BTreeMap<NodeId, PeerStatus>,
 }

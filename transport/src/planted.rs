@@ -23,11 +23,12 @@ pub enum Planted {
     CompactedPastTransfer,
     SnapshotMislabelled,
     InstalledWithoutDirectorySync,
+    MergedWithoutBound,
 }
 
 impl Planted {
     /// All of them.
-    pub const ALL: [Planted; 15] = [
+    pub const ALL: [Planted; 16] = [
         Planted::AcknowledgedBeforeSync,
         Planted::VoteForgotten,
         Planted::OverwrittenCounted,
@@ -43,6 +44,7 @@ impl Planted {
         Planted::CompactedPastTransfer,
         Planted::SnapshotMislabelled,
         Planted::InstalledWithoutDirectorySync,
+        Planted::MergedWithoutBound,
     ];
 
     /// What is wrong.
@@ -63,6 +65,7 @@ impl Planted {
             Planted::CompactedPastTransfer => "log compacted past a snapshot that is being sent",
             Planted::SnapshotMislabelled => "snapshot labelled with the wrong index",
             Planted::InstalledWithoutDirectorySync => "snapshot installed without syncing the directory",
+            Planted::MergedWithoutBound => "appends merged without a bound",
         }
     }
 }

@@ -195,10 +195,27 @@ pub struct Entry {
     pub context: Bytes,
 }
 
+/// What an entry counts for besides its payload, in bytes: in the memory of a node, in its log, and in the bounds of messages.
+pub const ENTRY_OVERHEAD: usize = 24;
+
+/// What a message counts for besides its entries, in bytes.
+pub const MESSAGE_OVERHEAD: usize = 64;
+
+/// The most that an entry takes in a frame besides its payload: the names of its fields, and two numbers.
+const ENTRY_FRAMING: usize = 72;
+
+/// The most that a message takes in a frame besides its entries and byte strings.
+const MESSAGE_FRAMING: usize = 320;
+
 impl Entry {
     /// What this entry costs in memory and on the wire, in bytes, roughly.
     pub fn size(&self) -> usize {
-        self.data.len() + self.context.len() + 24
+        self.data.len() + self.context.len() + ENTRY_OVERHEAD
+    }
+
+    /// It takes no more than so many bytes of a frame.
+    pub fn encoded_bound(&self) -> usize {
+        self.data.len() + self.context.len() + ENTRY_FRAMING
     }
 }
 
@@ -365,7 +382,17 @@ impl RaftMessage {
     pub fn size(&self) -> usize {
         let entries: usize = self.entries.iter().map(Entry::size).sum();
         let snapshot = self.snapshot.as_ref().map_or(0, |s| s.data.len());
-        64 + entries + snapshot + self.context.len()
+        MESSAGE_OVERHEAD + entries + snapshot + self.context.len()
+    }
+
+    /// It takes no more than so many bytes of a frame: known without encoding it.
+    pub fn encoded_bound(&self) -> usize {
+        let entries: usize = self.entries.iter().map(Entry::encoded_bound).sum();
+        let ids = |conf: &ConfState| {
+            conf.voters.len() + conf.learners.len() + conf.voters_outgoing.len() + conf.learners_next.len()
+        };
+        let snapshot = self.snapshot.as_ref().map_or(0, |s| s.data.len() + 9 * ids(&s.conf) + 160);
+        MESSAGE_FRAMING + entries + snapshot + self.context.len()
     }
 }
 

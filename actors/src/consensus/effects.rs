@@ -6,7 +6,7 @@ use actorum_transport::wire::{NodeId, RaftMessage, Request, Snapshot};
 
 use crate::{
     log::store::Compact,
-    message::{Answer, Append, Committed, FetchSnapshot, LeaderChanged},
+    message::{Answer, Append, Committed, FetchSnapshot, LeaderChanged, ReadEntries},
 };
 
 /// A question to another node, answered to [`Consensus::answered`](super::Consensus::answered) with its id.
@@ -32,6 +32,8 @@ pub struct Effects<T> {
     pub append: Vec<Append>,
     /// To find out, by a write of its own, whether the disk answers.
     pub probe: bool,
+    /// To read from the log, where waiting for the disk is allowed.
+    pub read: Vec<ReadEntries>,
     /// To send now.
     pub transmit: Vec<(NodeId, RaftMessage)>,
     /// To ask other nodes.
@@ -61,6 +63,7 @@ impl<T> Default for Effects<T> {
         Effects {
             append: Vec::new(),
             probe: false,
+            read: Vec::new(),
             transmit: Vec::new(),
             asks: Vec::new(),
             restore: None,
@@ -102,6 +105,9 @@ impl<T: fmt::Display> fmt::Display for Effects<T> {
         }
         if self.probe {
             writeln!(f, "probe the disk")?;
+        }
+        for ReadEntries { peer, from, to, .. } in &self.read {
+            writeln!(f, "read {from} to {} for n{peer}", to - 1)?;
         }
         for (to, message) in &self.transmit {
             writeln!(f, "-> n{to} {message}")?;

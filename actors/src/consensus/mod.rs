@@ -33,7 +33,7 @@ use actorum_transport::{
     features::{Feature, Features},
     message::AskError,
     planted::{self, Planted},
-    wire::{ChangeRefusal, ClusterId, GroupId, Incarnation, NodeId, RaftMessage, Response, Snapshot},
+    wire::{ChangeRefusal, ClusterId, GroupId, Incarnation, MessageKind, NodeId, RaftMessage, Response, Snapshot},
 };
 use raft::{RawNode, StateRole};
 
@@ -56,6 +56,7 @@ pub mod validate;
 pub mod contradiction;
 mod requests;
 mod route;
+mod replicate;
 mod settle;
 mod reads;
 mod disk;
@@ -73,6 +74,7 @@ pub use status::CoreStatus;
 
 use convert::message_to_raft;
 use reads::{Reader, Reads};
+use replicate::Windows;
 use requests::{Pending, Request, Wanted};
 use snapshots::Snapshots;
 use validate::Rejected;
@@ -98,8 +100,10 @@ pub struct Settings {
     pub max_append_bytes: usize,
     /// Append messages on their way to one peer.
     pub max_inflight_appends: usize,
-    /// Bytes of entries appended or committed and not applied. At the bound a leader answers `Busy`
-    /// and a follower drops appends.
+    /// Bytes of entries on their way to one peer: while there are fewer, another message is sent.
+    pub max_inflight_bytes: usize,
+    /// Bytes of entries committed and not applied: past the bound a follower drops appends. A leader answers `Busy` where a
+    /// proposal would make what it has appended and not applied more than that.
     pub max_unapplied_bytes: usize,
     /// Bytes handed to this node's disk and not durable. At the bound a leader answers `Busy`.
     pub max_unpersisted_bytes: usize,
@@ -206,6 +210,7 @@ pub struct Consensus<T> {
     next_tick: Option<Duration>,
     ticks: u64,
     snapshots: Snapshots,
+    windows: Windows,
     told: Option<LeaderChanged>,
     implausible: u64,
     /// Members that say they committed what contradicts this node; at most one word of each.
@@ -273,6 +278,7 @@ impl<T> Consensus<T> {
             next_tick: None,
             ticks: 0,
             snapshots: Snapshots::default(),
+            windows: Windows::default(),
             told: None,
             implausible: 0,
             disputes: BTreeMap::new(),
@@ -323,8 +329,12 @@ impl<T> Consensus<T> {
         self.note_dispute(from, &message);
         self.note_heard(from);
         let Some(message) = self.hold_offer(from, message) else { return };
+        let answers_heartbeat = message.kind == MessageKind::HeartbeatResponse;
         // Errors here are of the peer's making (an answer of somebody who is no member): nothing to do.
         let _ = self.raw.step(message_to_raft(from, self.settings.id, message));
+        if answers_heartbeat {
+            self.probe_full_window(from);
+        }
         self.draw_election_timeout();
     }
 
@@ -357,8 +367,9 @@ impl<T> Consensus<T> {
         if message.kind == TimeoutNow && (self.could_not_be_elected() || !self.may_be_handed_office()) {
             return false;
         }
-        // The bound on what is not applied: the leader sends again what is dropped here.
-        let full = self.raw.store().unapplied_bytes() > self.settings.max_unapplied_bytes;
+        // The bound on what is committed and not applied: the leader sends again what is dropped here. What is not committed does
+        // not count: only a leader's appends can commit it, or take its place.
+        let full = self.raw.store().waiting_bytes() > self.settings.max_unapplied_bytes;
         !(full && message.kind == Append && !message.entries.is_empty())
     }
 
@@ -429,7 +440,7 @@ impl<T> Consensus<T> {
                 self.snapshots.restoring = Some((snapshot.index, mem::take(held)));
                 self.effects.restore = Some(snapshot);
             }
-            self.effects.transmit.extend(done.held);
+            self.transmit(done.held.into());
         }
         self.recorded(number);
         self.trust_disk_again();
@@ -544,6 +555,7 @@ impl<T> Consensus<T> {
         if let Some(fault) = self.raw.store().fault() {
             self.effects.fault.get_or_insert(format!("the log cannot be read: {fault}"));
         }
+        self.transmitted();
         mem::take(&mut self.effects)
     }
 
@@ -781,9 +793,10 @@ fn new_raw(
         max_inflight_msgs: settings.max_inflight_appends,
         check_quorum: true,
         pre_vote: true,
-        // Without it every proposal is a message of its own: half of the throughput.
-        batch_append: true,
-        max_uncommitted_size: settings.max_unapplied_bytes as u64,
+        // It merges appends without a bound. They are merged, up to a bound, when they leave (`Consensus::transmit`).
+        batch_append: false,
+        // What a leader takes is bounded where it is proposed; raft-rs wants no less than a message.
+        max_uncommitted_size: settings.max_unapplied_bytes.max(settings.max_append_bytes) as u64,
         max_committed_size_per_ready: settings.max_append_bytes as u64,
         ..raft::Config::default()
     };

@@ -4,7 +4,7 @@ use std::{mem, time::SystemTime};
 
 use actorum_transport::{
     planted::{self, Planted},
-    wire::{ChangeRefusal, NodeId, Request as Asked},
+    wire::{ChangeRefusal, ENTRY_OVERHEAD, NodeId, Request as Asked},
 };
 use bytes::Bytes;
 use raft::{StateRole, eraftpb};
@@ -65,9 +65,11 @@ impl<T> Consensus<T> {
         for request in batch {
             let Wanted::Command(draft) = request.wanted else { continue };
             let on_disk = |command| self.room_on_disk(command).saturating_sub(taken_bytes);
+            // Small entries cost more than they say.
+            let cost = draft.size() + ENTRY_OVERHEAD;
             let refusal = if draft.size() > self.settings.max_entry_bytes {
                 Some(Refusal::TooLarge { limit: self.settings.max_entry_bytes as u64 })
-            } else if draft.size() > room.min(on_disk(draft.is_command())) {
+            } else if cost > room.min(on_disk(draft.is_command())) {
                 Some(Refusal::Busy)
             } else if request.deadline <= self.now {
                 Some(Refusal::Late)
@@ -78,8 +80,8 @@ impl<T> Consensus<T> {
                 self.effects.answers.extend(request.ticket.map(|ticket| (ticket, Answer::Refused(refusal))));
                 continue;
             }
-            room -= draft.size();
-            taken_bytes += draft.size();
+            room -= cost;
+            taken_bytes += cost;
             let data = Bytes::from(draft.stamp(wall));
             entries.push(eraftpb::Entry { data: data.clone(), ..Default::default() });
             proposed.push((data, request.ticket, request.deadline, request.peer));
@@ -101,6 +103,7 @@ impl<T> Consensus<T> {
     /// Appends as the leader; the index of the first entry, or `None` if raft-rs dropped all of them.
     fn append_as_leader(&mut self, entries: Vec<eraftpb::Entry>) -> Option<u64> {
         let first = self.raw.raft.raft_log.last_index() + 1;
+        self.close_windows();
         let mut message = eraftpb::Message::default();
         message.set_msg_type(eraftpb::MessageType::MsgPropose);
         message.from = self.settings.id;

@@ -18,6 +18,7 @@ use raft::{Storage, eraftpb};
 use super::{
     Consensus, Unpersisted,
     convert::{conf_change, conf_from_raft, entry_from_raft, hard_from_raft, message_from_raft, snapshot_from_raft},
+    replicate::split,
     requests::{Kept, Pending},
 };
 use crate::{
@@ -30,13 +31,18 @@ use crate::{
 impl<T> Consensus<T> {
     /// Takes Readies until raft-rs has no more.
     pub(super) fn settle(&mut self) {
-        while self.raw.has_ready() {
+        let bound = self.settings.max_append_bytes;
+        loop {
+            self.replicate();
+            if !self.raw.has_ready() {
+                return;
+            }
             let mut ready = self.raw.ready();
             // A leader speaks ahead of its own disk: its own vote for these entries counts when the disk has answered.
-            let now = outgoing(&ready.take_messages());
-            let mut held = outgoing(ready.persisted_messages());
+            let now = outgoing(&ready.take_messages(), bound);
+            let mut held = outgoing(ready.persisted_messages(), bound);
             if self.raw.raft.term == self.durable_term {
-                self.effects.transmit.extend(now);
+                self.transmit(now);
             } else {
                 // A single voter leads without having asked anybody, before its term is durable. Should it die
                 // now, it would use the same term again, for other entries at the same indexes.
@@ -98,7 +104,7 @@ impl<T> Consensus<T> {
             let term = self.raw.raft.term;
             if planted::is(Planted::AppliedBeforePersisted) && self.raw.raft.prs().conf().voters().ids().len() == 1 {
                 self.raw.on_persist_ready(ready);
-                return self.effects.transmit.extend(held);
+                return self.transmit(held);
             }
             self.disk.bytes += bytes;
             self.disk.held += held.len();
@@ -120,7 +126,7 @@ impl<T> Consensus<T> {
             }
             None => {
                 self.raw.on_persist_ready(ready);
-                self.effects.transmit.extend(held);
+                self.transmit(held);
             }
         }
     }
@@ -224,8 +230,10 @@ impl<T> Consensus<T> {
     }
 }
 
-fn outgoing(messages: &[eraftpb::Message]) -> Vec<(NodeId, RaftMessage)> {
-    messages.iter().filter_map(|m| Some((m.to, message_from_raft(m)?))).collect()
+fn outgoing(messages: &[eraftpb::Message], bound: usize) -> Vec<(NodeId, RaftMessage)> {
+    let ours = messages.iter().filter_map(|m| Some((m.to, message_from_raft(m)?)));
+    // raft-rs counts an entry's overhead as less than it is.
+    ours.flat_map(|(to, message)| split(message, bound).into_iter().map(move |part| (to, part))).collect()
 }
 
 /// Whether the entry with the right index and term is the one proposed, and not raft-rs's empty substitute for a change.

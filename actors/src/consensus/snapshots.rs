@@ -251,7 +251,7 @@ impl<T> Consensus<T> {
     /// What speaks of a snapshot that is durable waits until it is restored, too.
     pub(super) fn restored(&mut self, index: u64) {
         if let Some((_, held)) = self.snapshots.restoring.take_if(|(at, _)| *at <= index) {
-            self.effects.transmit.extend(held);
+            self.transmit(held.into());
             // Not before: until the state is there, too, whoever sent it is told that this goes on.
             self.tell_kept();
         }

@@ -55,6 +55,8 @@ pub struct CoreStatus {
     pub heard: BTreeSet<NodeId>,
     /// Why this node, which leads, would not take a write.
     pub refuses_writes: Option<Reason>,
+    /// Per peer: bytes of entries sent and not acknowledged. Empty unless this node leads.
+    pub inflight_bytes: BTreeMap<NodeId, usize>,
 }
 
 impl<T> Consensus<T> {
@@ -119,6 +121,7 @@ impl<T> Consensus<T> {
             peers: raft.prs().iter().filter(|(id, _)| **id != self.settings.id).map(progress).collect(),
             heard: self.heard_lately(),
             refuses_writes: self.refuses_writes(),
+            inflight_bytes: self.inflight_bytes(),
         }
     }
 }

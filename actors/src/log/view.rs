@@ -11,11 +11,18 @@
 //!
 //! raft-rs asks its `Storage` synchronously and dies of an error while it commits or campaigns. So what is not
 //! applied yet is pinned here, terms come from a table of runs, and only an append to a peer that fell
-//! behind the tail touches the disk. An error there is kept as [`LogView::fault`] and stops the node.
+//! behind the tail needs the disk. Those entries are read on another thread and put here for that one peer
+//! ([`LogView::put_read`]). An error there is kept as [`LogView::fault`] and stops the node.
+//!
+//! For an append raft-rs is given entries only while the core serves a peer ([`LogView::serve`]): it has no bound in bytes of its own.
 
-use std::{cell::RefCell, collections::VecDeque, sync::Arc};
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+};
 
-use actorum_transport::wire::{ConfState, GroupId, NodeId, Snapshot};
+use actorum_transport::wire::{ConfState, ENTRY_OVERHEAD, Entry, GroupId, NodeId, Snapshot};
 use raft::{GetEntriesContext, RaftState, Storage, StorageError, eraftpb};
 
 use crate::{
@@ -47,13 +54,44 @@ pub struct LogView {
     /// Of these, the bytes of entries up to `applied`.
     applied_bytes: usize,
     applied: u64,
+    /// What is known to be committed, as far as the log goes, and the bytes in memory up to there.
+    committed: u64,
+    committed_bytes: usize,
     keep_bytes: usize,
+    serving: Serve,
+    /// What was read from the disk for a peer, without gaps. The core bounds each, and uses it up before it reads more.
+    read: BTreeMap<NodeId, VecDeque<eraftpb::Entry>>,
     fault: RefCell<Option<StoreError>>,
 }
 
+/// What raft-rs gets when it asks for the entries of an append.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Serve {
+    /// To come back later, and to send nothing.
+    Later,
+    /// None: the append only says how far the log goes.
+    Nothing,
+    /// Entries for this peer.
+    Entries(NodeId),
+}
+
+/// Where the next entry for a peer is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Served {
+    /// In memory.
+    Here,
+    /// On the disk, with those that follow it up to this one, which is left out.
+    OnDisk {
+        /// The index after the last that has to be read.
+        to: u64,
+    },
+    /// Nowhere any more.
+    Compacted,
+}
+
 /// What an entry costs in memory.
-fn size(entry: &eraftpb::Entry) -> usize {
-    entry.data.len() + entry.context.len() + 24
+pub fn size(entry: &eraftpb::Entry) -> usize {
+    entry.data.len() + entry.context.len() + ENTRY_OVERHEAD
 }
 
 impl LogView {
@@ -74,7 +112,11 @@ impl LogView {
             tail_bytes: 0,
             applied_bytes: 0,
             applied: 0,
+            committed: 0,
+            committed_bytes: 0,
             keep_bytes,
+            serving: Serve::Later,
+            read: BTreeMap::new(),
             fault: RefCell::new(None),
         }
     }
@@ -106,6 +148,8 @@ impl LogView {
                 view.push(entry_to_raft(entry));
             }
         }
+        view.committed = applied;
+        view.committed_to(view.hard_state.commit);
         Ok(view)
     }
 
@@ -174,6 +218,19 @@ impl LogView {
         self.tail_bytes - self.applied_bytes
     }
 
+    /// Bytes of entries that are committed and not applied yet.
+    pub fn waiting_bytes(&self) -> usize {
+        self.committed_bytes.saturating_sub(self.applied_bytes)
+    }
+
+    fn committed_to(&mut self, index: u64) {
+        let (index, start) = (index.min(self.last), self.tail_start());
+        for i in (self.committed + 1).max(start)..=index {
+            self.committed_bytes += self.tail.get((i - start) as usize).map_or(0, size);
+        }
+        self.committed = self.committed.max(index);
+    }
+
     /// The term at an index, if the log knows it.
     pub fn term_at(&self, index: u64) -> Option<u64> {
         if index > self.last {
@@ -188,9 +245,53 @@ impl LogView {
         self.fault.borrow().clone()
     }
 
+    /// Makes this log unusable. The first error stands.
+    pub fn set_fault(&mut self, error: StoreError) {
+        self.fault.get_mut().get_or_insert(error);
+    }
+
+    /// Where the entry at `next` is, for a peer. What was read for it and does not go on there is forgotten.
+    pub fn serves(&mut self, peer: NodeId, next: u64) -> Served {
+        let start = self.tail_start();
+        if next <= self.hidden() {
+            return Served::Compacted;
+        }
+        if let Some(read) = self.read.get_mut(&peer) {
+            while read.front().is_some_and(|entry| entry.index < next) {
+                read.pop_front();
+            }
+            match read.front() {
+                Some(first) if first.index == next => return Served::Here,
+                _ => drop(self.read.remove(&peer)),
+            }
+        }
+        if next >= start { Served::Here } else { Served::OnDisk { to: start } }
+    }
+
+    /// What raft-rs gets for appends from now on.
+    pub fn serve(&mut self, serving: Serve) {
+        self.serving = serving;
+    }
+
+    /// What was read from the disk for a peer.
+    pub fn put_read(&mut self, peer: NodeId, entries: &[Entry]) {
+        self.read.insert(peer, entries.iter().map(entry_to_raft).collect());
+    }
+
+    /// Forgets what was read for some peers.
+    pub fn forget_read(&mut self, of: impl Fn(NodeId) -> bool) {
+        self.read.retain(|peer, _| !of(*peer));
+    }
+
+    /// The index of the first entry in memory; after the last one if there is none.
+    fn tail_start(&self) -> u64 {
+        self.tail.front().map_or(self.last + 1, |entry| entry.index)
+    }
+
     /// Makes a new hard state visible to raft-rs.
     pub fn set_hard_state(&mut self, hard_state: HardState) {
         self.hard_state = hard_state;
+        self.committed_to(hard_state.commit);
     }
 
     /// Makes entries visible to raft-rs; those they conflict with are gone.
@@ -241,6 +342,8 @@ impl LogView {
         self.tail.clear();
         self.tail_bytes = 0;
         self.applied_bytes = 0;
+        self.committed = self.last;
+        self.committed_bytes = 0;
     }
 
     /// Replaces the snapshots that a node can start from: ascending by index, none below the base.
@@ -282,6 +385,7 @@ impl LogView {
     /// Frees what is applied, down to the byte bound. What is applied is on disk: raft-rs hands out
     /// committed entries only as far as they were reported persisted.
     pub fn applied_to(&mut self, index: u64) {
+        self.committed_to(index);
         let start = self.tail.front().map_or(0, |e| e.index);
         for i in (self.applied + 1).max(start)..=index {
             if let Some(entry) = self.tail.get((i - start) as usize) {
@@ -299,6 +403,7 @@ impl LogView {
         if let Some(entry) = self.tail.pop_front() {
             self.tail_bytes -= size(&entry);
             self.applied_bytes -= size(&entry);
+            self.committed_bytes -= size(&entry);
         }
     }
 
@@ -335,7 +440,7 @@ impl Storage for LogView {
         low: u64,
         high: u64,
         max_size: impl Into<Option<u64>>,
-        _context: GetEntriesContext,
+        context: GetEntriesContext,
     ) -> raft::Result<Vec<eraftpb::Entry>> {
         if low <= self.hidden() {
             return Err(raft::Error::Store(StorageError::Compacted));
@@ -344,9 +449,26 @@ impl Storage for LogView {
             return Err(raft::Error::Store(StorageError::Unavailable));
         }
         let max = max_size.into().unwrap_or(u64::MAX);
-        let start = self.tail.front().map_or(self.last + 1, |e| e.index);
+        let start = self.tail_start();
         let (mut out, mut bytes) = (Vec::new(), 0u64);
-        if low < start {
+        if context.can_async() {
+            let peer = match self.serving {
+                Serve::Later => return Err(raft::Error::Store(StorageError::LogTemporarilyUnavailable)),
+                Serve::Nothing => return Ok(out),
+                Serve::Entries(peer) => peer,
+            };
+            if low < start {
+                let read = self.read.get(&peer).into_iter().flatten();
+                for entry in read.skip_while(|entry| entry.index < low).take_while(|entry| entry.index < high) {
+                    bytes += size(entry) as u64;
+                    if bytes > max && !out.is_empty() {
+                        break;
+                    }
+                    out.push(entry.clone());
+                }
+                return Ok(out);
+            }
+        } else if low < start {
             out = self.read_disk(low, high.min(start), max)?;
             bytes = out.iter().map(|e| size(e) as u64).sum();
             if (out.len() as u64) < high.min(start) - low {
@@ -457,11 +579,11 @@ mod tests {
             let disk = Arc::new(Held::default());
             let mut view = view(&disk, 100);
             let mut plain = BTreeMap::from([(1, 1u64)]);
-            let (mut applied, mut term) = (1, 1);
+            let (mut applied, mut committed, mut term) = (1, 1, 1);
             for _ in 0..30 {
                 let last = view.last();
                 if roll(3) > 0 {
-                    let first = applied + 1 + roll(last - applied + 1);
+                    let first = committed + 1 + roll(last - committed + 1);
                     term += roll(3);
                     let entries: Vec<_> = (first..=first + roll(4)).map(|index| entry(index, term)).collect();
                     plain.split_off(&first);
@@ -474,6 +596,8 @@ mod tests {
                 } else {
                     applied += roll(last - applied + 1);
                     view.applied_to(applied);
+                    committed = committed.max(applied + roll(last - applied + 1));
+                    view.set_hard_state(HardState { commit: committed, ..HardState::default() });
                 }
                 assert_eq!(view.last(), *plain.last_key_value().unwrap().0);
                 for (index, term) in &plain {
@@ -488,6 +612,10 @@ mod tests {
                 }
                 let unapplied: usize = view.tail.iter().filter(|e| e.index > applied).map(size).sum();
                 assert_eq!(view.unapplied_bytes(), unapplied, "seed {seed}");
+                let commit = view.hard_state().commit;
+                let waiting: usize =
+                    view.tail.iter().filter(|e| e.index > applied && e.index <= commit).map(size).sum();
+                assert_eq!(view.waiting_bytes(), waiting, "seed {seed}");
                 assert!(view.tail.iter().filter(|e| e.index > applied).count() as u64 == view.last() - applied);
             }
         }

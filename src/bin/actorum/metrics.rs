@@ -88,6 +88,15 @@ impl Page {
         for (id, peer) in &status.peers {
             self.sample("peer_match_index", &format!("{{peer=\"{id}\"}}"), peer.match_index);
         }
+        self.family(
+            "peer_inflight_bytes",
+            "gauge",
+            "Bytes of entries sent to a peer and not acknowledged; zero unless leading.",
+        );
+        for (id, peer) in &status.peers {
+            self.sample("peer_inflight_bytes", &format!("{{peer=\"{id}\"}}"), peer.inflight_bytes);
+        }
+        self.counter("peer_dropped_messages_total", "Messages to peers dropped at a bound.", totals.messages_dropped);
         self.counter("peer_sent_bytes_total", "Bytes sent to peers.", totals.bytes_sent);
         self.counter("peer_received_bytes_total", "Bytes received from peers.", totals.bytes_received);
 

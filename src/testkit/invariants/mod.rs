@@ -24,6 +24,7 @@ mod nothing_goes_back;
 mod one_change_at_a_time;
 mod strangers_never_vote;
 mod queues_are_bounded;
+mod messages_are_bounded;
 mod stops_say_why;
 
 /// Something that must hold after every event.
@@ -56,6 +57,7 @@ pub(crate) fn all(bounds: &Config) -> Vec<Box<dyn Invariant>> {
         Box::<one_change_at_a_time::OneChangeAtATime>::default(),
         Box::new(strangers_never_vote::StrangersNeverVote),
         Box::new(queues_are_bounded::QueuesAreBounded { bounds: bounds.clone() }),
+        Box::new(messages_are_bounded::MessagesAreBounded { bounds: bounds.clone() }),
         Box::new(stops_say_why::StopsSayWhy),
     ]
 }

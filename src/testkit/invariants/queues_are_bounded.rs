@@ -18,7 +18,10 @@ impl Invariant for QueuesAreBounded {
     fn check(&mut self, event: &Event<'_>, _: &Facts) -> Result<(), String> {
         let Event::Looked { node, status } = event else { return Ok(()) };
         let (bounds, queues) = (&self.bounds, &status.queues);
-        let tail = bounds.log_tail_bytes + bounds.max_unapplied_bytes + bounds.max_append_bytes;
+        // What is committed and not applied, what is neither, for which its leader has the same bound, and what was under way when the
+        // first of them was reached.
+        let waiting = 2 * bounds.max_unapplied_bytes + 2 * bounds.max_inflight_bytes + 4 * bounds.max_entry_bytes;
+        let tail = bounds.log_tail_bytes + waiting;
         let found = [
             ("requests in flight", queues.in_flight, bounds.max_in_flight),
             ("bytes in flight", queues.in_flight_bytes, bounds.max_in_flight_bytes),
@@ -27,7 +30,7 @@ impl Invariant for QueuesAreBounded {
             (
                 "bytes not yet durable",
                 status.disk.unpersisted_bytes,
-                bounds.max_unpersisted_bytes + bounds.max_append_bytes,
+                bounds.max_unpersisted_bytes + bounds.append_bytes(),
             ),
             ("bytes of the log in memory", queues.log_tail_bytes, tail),
         ];

@@ -73,6 +73,8 @@ fn priority(request: &Request) -> i32 {
 pub(super) struct Counters {
     pub sent: Cell<u64>,
     pub received: Cell<u64>,
+    /// The largest write on a lane.
+    pub largest: Cell<u64>,
 }
 
 impl Counters {
@@ -113,15 +115,17 @@ impl Queue {
         gone
     }
 
-    /// Takes what one write should carry: messages of one group, in order.
-    fn take(&self) -> Option<(GroupId, Vec<RaftMessage>)> {
+    /// Takes what one write should carry: messages of one group, in order, that fit one frame together.
+    fn take(&self, max_frame: usize) -> Option<(GroupId, Vec<RaftMessage>)> {
         let mut messages = self.messages.borrow_mut();
         let group = messages.front()?.0;
-        let (mut taken, mut bytes) = (Vec::new(), 0);
+        let (mut taken, mut bytes, mut encoded) = (Vec::new(), 0, frame::BATCH_FRAMING);
         while bytes < WRITE_BYTES && taken.len() < frame::MAX_MESSAGES {
-            match messages.pop_front_if(|(of, _)| *of == group) {
+            let fits = |message: &RaftMessage| encoded + message.encoded_bound() <= max_frame;
+            match messages.pop_front_if(|(of, next)| *of == group && (taken.is_empty() || fits(next))) {
                 Some((_, message)) => {
                     bytes += message.size();
+                    encoded += message.encoded_bound();
                     taken.push(message);
                 }
                 None => break,
@@ -317,11 +321,12 @@ impl Wire {
             // The first turn carries the preface alone: a stream is invisible until something was written.
             if !bytes.is_empty() {
                 self.counters.add_sent(bytes.len());
+                self.counters.largest.set(self.counters.largest.get().max(bytes.len() as u64));
                 send.write_all(&bytes).await.map_err(|e| e.to_string())?;
                 bytes.clear();
                 bytes.shrink_to(KEPT_BUFFER);
             }
-            match queue.take() {
+            match queue.take(self.config.max_frame) {
                 Some((group, messages)) => {
                     let count = frame::encode_messages(group, &messages, self.config.max_frame, &mut bytes);
                     if count > 0

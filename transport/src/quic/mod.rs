@@ -511,6 +511,7 @@ impl Handler<GetTransportStatus> for QuicTransport {
         TransportStatus {
             bytes_sent: self.counters.sent.get(),
             bytes_received: self.counters.received.get(),
+            largest_frame: self.counters.largest.get(),
             peers: self.peers.iter().map(|(id, peer)| (*id, status(peer))).collect(),
         }
     }

@@ -36,6 +36,8 @@ pub struct Checks {
     pub rejected: BTreeSet<String>,
     pub unknown: BTreeSet<String>,
     pub served: usize,
+    /// Bytes of entries in one message, on their way to one peer, and of one entry, on every node.
+    pub bounds: (usize, usize, usize),
 }
 
 impl Checks {
@@ -96,6 +98,9 @@ impl Checks {
         }
         let image = node.disk.durable.lock().unwrap();
         for (to, m) in &effects.transmit {
+            let bytes: usize = m.entries.iter().map(Entry::size).sum();
+            let bound = self.bounds.0;
+            assert!(m.entries.len() <= 1 || bytes <= bound, "n{id} -> n{to} {m}: {bytes} bytes in one message");
             let durable = node.disk.term;
             use MessageKind::*;
             if image.snapshots.is_empty() {
@@ -120,6 +125,15 @@ impl Checks {
             for entry in &m.entries {
                 same(&mut self.seen, entry);
             }
+        }
+    }
+
+    /// What is on its way to one peer is at most the window, and the one message that was sent while there was room.
+    pub fn windows(&self, id: NodeId, inflight: &BTreeMap<NodeId, usize>) {
+        let (message, window, entry) = self.bounds;
+        for (peer, bytes) in inflight {
+            let largest = message.max(entry + 24);
+            assert!(*bytes < window + largest, "n{id} -> n{peer}: {bytes} bytes on their way, the window is {window}");
         }
     }
 

@@ -26,7 +26,7 @@ use crate::{
     entry::{Draft, Kind, Stamped, SystemCommand},
     machine,
     members::{Change, Membership},
-    message::{Answer, Committed, Refusal},
+    message::{Answer, Committed, ReadEntries, Refusal},
     system_state::SystemState,
 };
 
@@ -59,6 +59,8 @@ pub struct Node {
     pub fetching: Option<(NodeId, Snapshot)>,
     /// Whether the core asked for one to be built.
     pub building: bool,
+    /// Reads of the log that the core asked for.
+    pub reading: VecDeque<ReadEntries>,
     /// How many messages of each write the transcript has shown as held.
     shown: BTreeMap<u64, usize>,
     /// Questions asked and not answered: whom.
@@ -82,6 +84,12 @@ pub struct Cluster {
     pub max_unapplied_bytes: usize,
     /// Bytes not durable, on each leader.
     pub max_unpersisted_bytes: usize,
+    /// Bytes of entries in one message, and on their way to each peer.
+    pub max_append_bytes: usize,
+    pub max_inflight_bytes: usize,
+    pub max_entry_bytes: usize,
+    /// Bytes of applied entries in memory.
+    pub tail_bytes: usize,
     /// Ticks after which a disk counts as slow; scripts that are about something else leave it out of the way.
     pub disk_slow_ticks: u64,
     /// After so many entries a snapshot is built.
@@ -106,6 +114,10 @@ impl Cluster {
             seed,
             max_unapplied_bytes: 1 << 20,
             max_unpersisted_bytes: 1 << 20,
+            max_append_bytes: 1 << 10,
+            max_inflight_bytes: 1 << 13,
+            max_entry_bytes: 1 << 10,
+            tail_bytes: 200,
             disk_slow_ticks: 1 << 30,
             snapshot_entries: 1 << 30,
             keep_entries: 0,
@@ -139,6 +151,7 @@ impl Cluster {
             probing: false,
             fetching: None,
             building: false,
+            reading: VecDeque::new(),
             shown: BTreeMap::new(),
             asking: BTreeMap::new(),
         };
@@ -176,7 +189,10 @@ impl Cluster {
     pub fn start(&mut self, id: NodeId, applied: Option<u64>) {
         let (seed, max_unapplied_bytes) = (self.seed, self.max_unapplied_bytes);
         let (max_unpersisted_bytes, disk_slow_ticks) = (self.max_unpersisted_bytes, self.disk_slow_ticks);
+        let (max_append_bytes, max_inflight_bytes) = (self.max_append_bytes, self.max_inflight_bytes);
+        let (max_entry_bytes, log_tail_bytes) = (self.max_entry_bytes, self.tail_bytes);
         let (snapshot_entries, keep_entries, hold_bytes) = (self.snapshot_entries, self.keep_entries, self.hold_bytes);
+        self.checks.bounds = (max_append_bytes, max_inflight_bytes, max_entry_bytes);
         self.links.retain(|(from, _, _), _| *from != id);
         let node = self.node(id);
         assert!(node.core.is_none(), "it is running");
@@ -205,13 +221,14 @@ impl Cluster {
             seed,
             tick: TICK,
             election_ticks: 10,
-            max_append_bytes: max_unapplied_bytes.min(1 << 10),
+            max_append_bytes,
             max_inflight_appends: 8,
+            max_inflight_bytes,
             max_unapplied_bytes,
             max_unpersisted_bytes,
             disk_slow_ticks,
-            log_tail_bytes: 200,
-            max_entry_bytes: 1 << 10,
+            log_tail_bytes,
+            max_entry_bytes,
             snapshot_entries,
             snapshot_bytes: u64::MAX,
             keep_entries,
@@ -253,6 +270,7 @@ impl Cluster {
         node.probing = false;
         node.fetching = None;
         node.building = false;
+        node.reading.clear();
         node.disk.in_flight.clear();
         node.asking.clear();
         self.links.retain(|(_, to, _), _| *to != id);
@@ -316,9 +334,12 @@ impl Cluster {
     fn carry_out(&mut self, id: NodeId, effects: Effects<String>) {
         if !self.put_back {
             self.checks.effects(&self.nodes[&id], &effects);
+            let inflight = self.core(id).status().inflight_bytes;
+            self.checks.windows(id, &inflight);
         }
-        let Effects { append, probe, transmit, asks, restore, apply, reads, answers, fault, build, fetch, .. } =
-            effects;
+        let Effects {
+            append, probe, transmit, asks, restore, apply, reads, answers, fault, build, fetch, read, ..
+        } = effects;
         if self.put_back && fault.is_some() {
             return self.crash(id);
         }
@@ -327,6 +348,7 @@ impl Cluster {
         node.disk.in_flight.extend(append);
         node.probing |= probe;
         node.building |= build;
+        node.reading.extend(read);
         node.fetching = fetch.map(|fetch| (fetch.from, fetch.snapshot)).or(node.fetching.take());
         if restore.is_some() {
             node.applier.restore = restore;
@@ -366,6 +388,9 @@ impl Cluster {
         if self.node(id).disk_auto {
             self.probe(id, Ok(()));
             self.persist_synced(id);
+            if self.read_entries(id) {
+                self.drain(id);
+            }
         }
         if self.node(id).apply_auto {
             self.apply(id);
@@ -412,6 +437,17 @@ impl Cluster {
         if !self.put_back {
             self.checks.durable(&self.nodes[&id]);
         }
+    }
+
+    /// Reads from the disk what the core asked for, without a drain; whether there was anything.
+    pub fn read_entries(&mut self, id: NodeId) -> bool {
+        let mut any = false;
+        while let Some(ReadEntries { group, peer, from, to, max_bytes }) = self.node(id).reading.pop_front() {
+            let result = self.node(id).disk.reader().entries(group, from, to, max_bytes);
+            self.core(id).entries_read(peer, from, result);
+            any = true;
+        }
+        any
     }
 
     /// Applies all that waits, and tells the core.

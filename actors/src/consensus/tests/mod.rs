@@ -5,6 +5,7 @@
 
 mod script;
 mod random;
+mod flow;
 mod implausible;
 mod cluster;
 mod checks;

@@ -70,6 +70,10 @@ impl Run {
         cluster.snapshot_entries = dice.pick(&[2, 6, 1 << 30]).unwrap_or(6);
         cluster.keep_entries = dice.roll(4);
         cluster.hold_bytes = dice.pick(&[0, 0, 1000]).unwrap_or(0);
+        // In some runs a message holds one entry, and a window two.
+        cluster.max_append_bytes = dice.pick(&[1 << 10, 100, 1]).unwrap_or(1 << 10);
+        cluster.max_inflight_bytes = dice.pick(&[1 << 13, 200, 60]).unwrap_or(1 << 13);
+        cluster.max_unapplied_bytes = dice.pick(&[1 << 20, 1 << 20, 500]).unwrap_or(1 << 20);
         let founders: Vec<NodeId> = (1..=dice.pick(&[1, 2, 3, 3, 3, 5]).unwrap_or(3)).collect();
         let changes = dice.one_in(2);
         cluster.found(&founders);
@@ -189,6 +193,9 @@ impl Run {
             let low = self.dice.one_in(2);
             self.cluster.core(id).disk_space(low);
         }
+        if self.dice.one_in(2) && self.cluster.read_entries(id) {
+            self.drain_soon(id);
+        }
         let Some(number) = self.dice.pick(&numbers) else { return };
         self.cluster.persist(id, number);
         self.drain_soon(id);
@@ -298,6 +305,7 @@ impl Run {
             }
             self.cluster.core(id).disk_space(false);
             self.cluster.probe(id, Ok(()));
+            self.cluster.read_entries(id);
             self.cluster.apply_quietly(id);
             self.cluster.drain(id);
         }
