@@ -3,7 +3,11 @@
 //! Each number has one owner, who shows it through a `watch`; reading them clones and blocks nobody. A status is
 //! therefore not one instant of all actors, but each of its parts is the latest.
 
-use std::{collections::BTreeMap, sync::Arc, time::UNIX_EPOCH};
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, UNIX_EPOCH},
+};
 
 use actorum_actors::{
     admission::Admission,
@@ -146,6 +150,17 @@ impl Board {
             remaining_s: not_after.saturating_sub(now),
         };
         self.certificates.iter().map(end).collect()
+    }
+
+    /// Why a request has no answer at its deadline, as far as one can see from here.
+    pub fn why_late(&self, deadline: Duration) -> String {
+        let Status { applied_index: applied, commit_index: commit, snapshot_index: snapshot, .. } = self.status();
+        let behind = match () {
+            () if applied < snapshot => format!("is being restored from the snapshot at {snapshot}"),
+            () if applied < commit => format!("is busy: it has applied up to {applied} of {commit} committed entries"),
+            () => return format!("no answer came within {deadline:?}: this node's actors are busy"),
+        };
+        format!("no answer came within {deadline:?}: this node's state machine {behind}")
     }
 
     /// Waits until something is shown that a condition may depend on; false once nobody shows anything any more.

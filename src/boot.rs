@@ -281,6 +281,7 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
         core,
         applier: applier.downgrade(),
         keeper: keeper_address.downgrade(),
+        grace: 2 * tick,
         board: Arc::new(Board {
             id,
             incarnation: identity.incarnation,

@@ -19,7 +19,7 @@ use actix::WeakAddr;
 use actorum_actors::{
     admission::{Admission, Denied, Permit},
     applier::Applier,
-    clock::Clock,
+    clock::{Alarm, Clock},
     condition::Condition,
     core::RaftCore,
     entry::Draft,
@@ -57,6 +57,9 @@ pub(crate) struct Door<S: StateMachine> {
     pub applier: WeakAddr<Applier<S>>,
     pub keeper: WeakAddr<SnapshotKeeper>,
     pub board: Arc<Board>,
+    /// How long after its deadline a request is answered here, if nobody else has: a core that runs tells more exactly how it ended,
+    /// and does so at its next tick.
+    pub grace: Duration,
 }
 
 impl<S: StateMachine> Door<S> {
@@ -65,11 +68,12 @@ impl<S: StateMachine> Door<S> {
         &self,
         Propose { command, deadline }: Propose<S>,
     ) -> impl Future<Output = Result<Applied<S::Response>, ProposeError>> + use<S> {
-        let (begun, board) = (self.begin_proposal(&command, deadline), self.board.clone());
+        let (begun, limit, board) = (self.begin_proposal(&command, deadline), self.limit(deadline), self.board.clone());
         async move {
-            let lost = |_| ProposeError::Unknown { cause: "its slot was lost".into() };
+            let lost = || ProposeError::Unknown { cause: "its slot was lost".into() };
+            let late = |cause| ProposeError::Unknown { cause };
             let answered = match begun {
-                Ok(answer) => answer.await.map_err(lost).flatten(),
+                Ok(answer) => limit.of(answer, lost, late).await,
                 Err(error) => Err(error),
             };
             answered.map_err(|error| match board.explain(proposal_end(&error)) {
@@ -110,19 +114,7 @@ impl<S: StateMachine> Door<S> {
             // A client that no longer waits is not told.
             let _ = reply.send(state.map(|view| (view.applied, look(view.machine))));
         });
-        let begun = self.begin_read(look, linearizable, deadline);
-        let board = self.board.clone();
-        async move {
-            let lost = |_| ReadError::Stopped { cause: "the closure of the read panicked".into() };
-            let answered = match begun {
-                Ok(()) => answer.await.map_err(lost).flatten(),
-                Err(error) => Err(error),
-            };
-            answered.map_err(|error| match board.explain(read_end(&error)) {
-                Some(Condition { reason, message, .. }) => ReadError::Unavailable { reason, message },
-                None => error,
-            })
-        }
+        self.looked(self.begin_read(look, linearizable, deadline), answer, deadline)
     }
 
     /// Begins a read with a subscription inside.
@@ -147,11 +139,28 @@ impl<S: StateMachine> Door<S> {
                 view.subscribers.unsubscribe(subscription);
             }
         });
-        let begun = self.begin_read(look, true, deadline);
+        self.looked(self.begin_read(look, true, deadline), answer, deadline)
+    }
+
+    /// The end of a read that was begun.
+    fn looked<T: Send + 'static>(
+        &self,
+        begun: Result<(), ReadError>,
+        answer: Answer<T, ReadError>,
+        deadline: Option<Duration>,
+    ) -> impl Future<Output = Result<T, ReadError>> + use<S, T> {
+        let (limit, board) = (self.limit(deadline), self.board.clone());
         async move {
-            begun?;
-            let lost = |_| ReadError::Stopped { cause: "the closure of the read panicked".into() };
-            answer.await.map_err(lost)?
+            let lost = || ReadError::Stopped { cause: "the closure of the read panicked".into() };
+            let late = |cause| ReadError::DeadlineExceeded { cause };
+            let answered = match begun {
+                Ok(()) => limit.of(answer, lost, late).await,
+                Err(error) => Err(error),
+            };
+            answered.map_err(|error| match board.explain(read_end(&error)) {
+                Some(Condition { reason, message, .. }) => ReadError::Unavailable { reason, message },
+                None => error,
+            })
         }
     }
 
@@ -174,11 +183,12 @@ impl<S: StateMachine> Door<S> {
         change: Change,
         deadline: Option<Duration>,
     ) -> impl Future<Output = Result<Arc<Membership>, ChangeError>> + use<S> {
-        let (begun, board) = (self.begin_change(change, deadline), self.board.clone());
+        let (begun, limit, board) = (self.begin_change(change, deadline), self.limit(deadline), self.board.clone());
         async move {
-            let lost = |_| ChangeError::Unknown { cause: "its slot was lost".into() };
+            let lost = || ChangeError::Unknown { cause: "its slot was lost".into() };
+            let late = |cause| ChangeError::Unknown { cause };
             let answered = match begun {
-                Ok(answer) => answer.await.map_err(lost).flatten(),
+                Ok(answer) => limit.of(answer, lost, late).await,
                 Err(error) => Err(error),
             };
             answered.map_err(|error| match board.explain(change_end(&error)) {
@@ -244,10 +254,11 @@ impl<S: StateMachine> Door<S> {
     ) -> impl Future<Output = Result<Subscription, SubscribeError>> + use<S> {
         let subscribe = SubscribeFrom { subscriber, after, wants };
         let begun = self.applier.upgrade().map(|applier| applier.send(subscribe));
-        let admission = self.admission.clone();
+        let (admission, limit) = (self.admission.clone(), self.limit(None));
         async move {
             let stopped = || SubscribeError::Stopped { cause: cause(&admission) };
-            begun.ok_or_else(stopped)?.await.map_err(|_| stopped())?
+            // What is not waited for any more is not begun: actix passes over requests whose sender has gone.
+            limit.of(begun.ok_or_else(stopped)?, stopped, |cause| SubscribeError::DeadlineExceeded { cause }).await
         }
     }
 
@@ -258,6 +269,19 @@ impl<S: StateMachine> Door<S> {
         async move {
             let stopped = || TakeSnapshotError::Stopped { cause: cause(&admission) };
             begun.ok_or_else(stopped)?.await.map_err(|_| stopped())?
+        }
+    }
+
+    /// The same, not waited for longer than this.
+    pub fn take_snapshot_within(
+        &self,
+        deadline: Duration,
+    ) -> impl Future<Output = Result<SnapshotTaken, TakeSnapshotError>> + use<S> {
+        let (limit, taken) = (self.limit(Some(deadline)), self.take_snapshot());
+        async move {
+            let taken = async move { Ok::<_, ()>(taken.await) };
+            let gone = || TakeSnapshotError::Stopped { cause: "the system has ended".into() };
+            limit.of(taken, gone, |cause| TakeSnapshotError::DeadlineExceeded { cause }).await
         }
     }
 
@@ -289,6 +313,13 @@ impl<S: StateMachine> Door<S> {
         self.clock.now().saturating_add(deadline.unwrap_or(self.deadline))
     }
 
+    /// How long a request with this deadline is waited for. Its time begins now.
+    fn limit(&self, deadline: Option<Duration>) -> Limit {
+        let deadline = deadline.unwrap_or(self.deadline);
+        let at = self.clock.now().saturating_add(deadline).saturating_add(self.grace);
+        Limit { alarm: self.clock.alarm(at), deadline, board: self.board.clone() }
+    }
+
     /// Why nothing is taken any more.
     fn cause(&self) -> String {
         cause(&self.admission)
@@ -303,6 +334,34 @@ pub(crate) fn check_id(id: NodeId) -> Result<(), String> {
         _ => Err(format!(
             "{id} is not a node id: {MAX_NODE_ID} (2^53 - 1) is the highest, since programs that read JSON round what is above it"
         )),
+    }
+}
+
+/// The longest that a request is waited for, whatever keeps those who should answer it (the fourth promise).
+///
+/// It is the caller's: nothing that happens on the threads of the actors can hold it up. What is still under way goes on holding its
+/// admission, so that nobody is let in for whom there is no room.
+struct Limit {
+    alarm: Alarm,
+    deadline: Duration,
+    board: Arc<Board>,
+}
+
+impl Limit {
+    /// This answer, or that the deadline has passed, with what is known of the reason.
+    async fn of<T, E, L>(
+        self,
+        answer: impl Future<Output = Result<Result<T, E>, L>>,
+        lost: impl FnOnce() -> E,
+        late: impl FnOnce(String) -> E,
+    ) -> Result<T, E> {
+        let Limit { alarm, deadline, board } = self;
+        tokio::select! {
+            // An answer that is here counts, however late it is looked at.
+            biased;
+            answer = answer => answer.unwrap_or_else(|_| Err(lost())),
+            () = alarm => Err(late(board.why_late(deadline))),
+        }
     }
 }
 

@@ -13,13 +13,13 @@ use actorum_actors::{
     status::{SnapshotTaken, Status},
     subscribers::Subscriber,
 };
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 
 use crate::{
     door::Door,
     request::{Follow, Followed, Propose, Read, Shutdown, Subscribe, SubscribeError, Subscription},
     stream::EventStream,
-    system::{Alarm, RaftSystem},
+    system::RaftSystem,
 };
 
 /// A node of a replicated state machine. Cheap to clone; works from any thread and runtime.
@@ -183,6 +183,12 @@ impl<S: StateMachine> Raft<S> {
         self.door.take_snapshot().await
     }
 
+    /// [`Raft::take_snapshot`] that is not waited for longer than this: a large state takes its time, and a state machine that is busy
+    /// hands nothing out.
+    pub async fn take_snapshot_within(&self, deadline: Duration) -> Result<SnapshotTaken, TakeSnapshotError> {
+        self.door.take_snapshot_within(deadline).await
+    }
+
     /// A backup of this node's state as of now: takes a snapshot, and gives its file to be read.
     ///
     /// Any node will do: what it has applied is in it, and its index says how much that is. A follower may be behind; wait for
@@ -199,9 +205,9 @@ impl<S: StateMachine> Raft<S> {
     /// Waits until the status satisfies a condition.
     pub async fn wait(&self, timeout: Duration, until: impl Fn(&Status) -> bool) -> Result<Status, WaitError> {
         let mut board = (*self.door.board).clone();
-        // The system keeps the time: the caller's runtime may have no timer.
-        let (ring, mut alarm) = oneshot::channel();
-        self.system.do_send(Alarm { after: timeout, ring });
+        // The clock keeps the time: the caller's runtime may have no timer, and the thread of the actors may be busy.
+        let clock = &self.door.clock;
+        let mut alarm = clock.alarm(clock.now().saturating_add(timeout));
         loop {
             // Marked as seen before looking, so that no change in between is missed.
             board.core.mark_unchanged();
@@ -218,11 +224,10 @@ impl<S: StateMachine> Raft<S> {
             tokio::select! {
                 biased;
                 _ = board.changed() => {}
-                rung = &mut alarm => {
+                () = &mut alarm => {
                     let status = board.status();
                     return match status.stopped.clone() {
                         Some(cause) => Err(WaitError::Stopped(cause)),
-                        None if rung.is_err() => Err(WaitError::Stopped("the system has ended".into())),
                         None if until(&status) => Ok(status),
                         None => Err(WaitError::TimedOut(in_a_line(&status))),
                     };

@@ -33,7 +33,11 @@ impl<S: StateMachine> Propose<S> {
         Propose { command, deadline: None }
     }
 
-    /// How long to try before giving up, counted from the moment the system takes it up.
+    /// How long to try before giving up, counted from the moment the system takes it up. The answer comes no later than two
+    /// heartbeats after it, whatever keeps the leader, the network or a state machine: then as `Unknown`.
+    ///
+    /// As a message it is taken up by the thread of the actors. A state machine that holds that up needs one of its own
+    /// (`placement = "spread"`); the methods of [`Raft`](crate::Raft) wait for no thread.
     pub fn deadline(mut self, deadline: Duration) -> Self {
         self.deadline = Some(deadline);
         self
@@ -63,7 +67,7 @@ impl<S: StateMachine, T: Send + 'static> Read<S, T> {
         Read { look: Box::new(look), linearizable: false, deadline: None }
     }
 
-    /// How long to try before giving up. Of no effect on a stale read, which waits for nobody.
+    /// How long to try before giving up. A stale read waits for no leader, but it may have to wait for the state machine.
     pub fn deadline(mut self, deadline: Duration) -> Self {
         self.deadline = Some(deadline);
         self

@@ -34,10 +34,7 @@ use actorum_transport::{
     message::{Close, GetTransportStatus, TransportHandle, TransportStatus},
     wire::NodeId,
 };
-use tokio::{
-    sync::{oneshot, watch},
-    time::timeout,
-};
+use tokio::{sync::watch, time::timeout};
 
 use crate::{
     board::Life,
@@ -289,28 +286,5 @@ impl<S: StateMachine> Handler<Shutdown> for RaftSystem<S> {
             // Whoever shows it is this actor: its end is an end, too.
             let _ = life.wait_for(|life| life.closed).await;
         })
-    }
-}
-
-/// Ring after this time, unless nobody listens any more: for callers whose runtime has no timer.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub(crate) struct Alarm {
-    pub after: Duration,
-    pub ring: oneshot::Sender<()>,
-}
-
-impl<S: StateMachine> Handler<Alarm> for RaftSystem<S> {
-    type Result = ();
-
-    fn handle(&mut self, Alarm { after, mut ring }: Alarm, ctx: &mut Context<Self>) {
-        let alarm = async move {
-            tokio::select! {
-                biased;
-                () = ring.closed() => {}
-                () = actix_rt::time::sleep(after) => drop(ring.send(())),
-            }
-        };
-        ctx.spawn(alarm.into_actor(self));
     }
 }

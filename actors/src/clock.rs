@@ -3,9 +3,16 @@
 #![allow(clippy::disallowed_methods, reason = "this is the seam: the one place that asks the machine")]
 
 use std::{
+    future::Future,
+    pin::Pin,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
+
+use crate::alarm::ThreadAlarm;
+
+/// Ends when a clock has come to a moment.
+pub type Alarm = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// A source of time. Everything that decides asks this and nothing else.
 pub trait Clock: Send + Sync {
@@ -14,6 +21,13 @@ pub trait Clock: Send + Sync {
 
     /// The calendar time, for the stamps in the log. May jump.
     fn wall(&self) -> SystemTime;
+
+    /// Ends once [`now`](Clock::now) has come to this moment, on whatever runtime it is awaited.
+    ///
+    /// It is kept by a thread of its own, unless a clock whose time is not the machine's says otherwise.
+    fn alarm(&self, at: Duration) -> Alarm {
+        Box::pin(ThreadAlarm::after(at.saturating_sub(self.now())))
+    }
 }
 
 /// The machine's clocks.

@@ -18,6 +18,7 @@ pub mod features;
 pub mod status;
 pub mod condition;
 
+pub mod alarm;
 pub mod clock;
 pub mod entry;
 pub mod message;

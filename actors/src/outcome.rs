@@ -117,6 +117,12 @@ pub enum ReadError {
         /// Who leads, as far as this node knows.
         leader: Option<NodeId>,
     },
+    /// This node did not look at its state within the deadline: the state machine is busy, or being restored.
+    #[error("{cause}")]
+    DeadlineExceeded {
+        /// What it waited for.
+        cause: String,
+    },
     /// Too much is in flight already.
     #[error("busy: {in_flight} requests are in flight; slow down and read again")]
     Busy {

@@ -92,6 +92,12 @@ pub enum SubscribeError {
         /// Why.
         cause: String,
     },
+    /// This node did not begin it within the deadline of its requests: the state machine is busy, or being restored.
+    #[error("{cause}")]
+    DeadlineExceeded {
+        /// What it waited for.
+        cause: String,
+    },
     /// The position is one of another cluster, whose indexes mean nothing here. Read the state and begin with what follows it.
     #[error(
         "the position {position} is one of another cluster, and this is cluster {cluster} \

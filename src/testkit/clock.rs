@@ -5,7 +5,8 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use actorum_actors::clock::Clock;
+use actorum_actors::clock::{Alarm, Clock};
+use tokio::time::sleep;
 
 use super::agenda::Agenda;
 
@@ -89,5 +90,16 @@ impl Clock for NodeClock {
         let state = self.lock();
         let shown = state.at(self.agenda.now()).as_millis() as i64 + state.skew_ms;
         SystemTime::UNIX_EPOCH + BEGINNING + Duration::from_millis(shown.max(0) as u64)
+    }
+
+    /// In virtual time, by this clock: it has a rate of its own, and may stand still meanwhile.
+    fn alarm(&self, at: Duration) -> Alarm {
+        const LEAST: Duration = Duration::from_millis(1);
+        let clock = self.clone();
+        Box::pin(async move {
+            while clock.now() < at {
+                sleep(at.saturating_sub(clock.now()).max(LEAST)).await;
+            }
+        })
     }
 }

@@ -103,6 +103,12 @@ pub enum TakeSnapshotError {
         /// Why.
         cause: String,
     },
+    /// It was not durable within the deadline. It may be later.
+    #[error("{cause}")]
+    DeadlineExceeded {
+        /// What it waited for.
+        cause: String,
+    },
     /// The node has applied nothing that a snapshot could hold.
     #[error("nothing was applied yet: there is no state to take a snapshot of")]
     Nothing,

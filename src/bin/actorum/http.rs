@@ -514,7 +514,7 @@ impl Query {
 /// | 409 | `conflict`, `in_progress` | no |
 /// | 409 | `foreign_position`, `future_position`: events after a position that this cluster does not have | it is no command |
 /// | 500 | `failed`: a snapshot could not be taken | it is no command |
-/// | 503 | `not_leader`, `busy`, `stopped`, `nothing`, or the name of a [`Reason`]: `no_majority`, `removed`, .. | no |
+/// | 503 | `not_leader`, `busy`, `stopped`, `nothing`, `deadline_exceeded`, or the name of a [`Reason`]: `no_majority`, `removed`, .. | no |
 /// | 504 | `unknown` | nobody can tell |
 #[derive(Debug)]
 pub struct Refused {
@@ -602,6 +602,7 @@ impl Refused {
             ReadError::Busy { .. } => "busy",
             ReadError::Stopped { .. } => "stopped",
             ReadError::Unavailable { reason, .. } => reason.name(),
+            ReadError::DeadlineExceeded { .. } => "deadline_exceeded",
             ReadError::NotLeader { .. } | _ => "not_leader",
         };
         Refused::new(StatusCode::SERVICE_UNAVAILABLE, code, error.to_string()).leader(node)
@@ -626,6 +627,7 @@ impl Refused {
         let (status, code) = match error {
             TakeSnapshotError::Stopped { .. } => (StatusCode::SERVICE_UNAVAILABLE, "stopped"),
             TakeSnapshotError::Nothing => (StatusCode::SERVICE_UNAVAILABLE, "nothing"),
+            TakeSnapshotError::DeadlineExceeded { .. } => (StatusCode::SERVICE_UNAVAILABLE, "deadline_exceeded"),
             TakeSnapshotError::Failed { .. } | _ => (StatusCode::INTERNAL_SERVER_ERROR, "failed"),
         };
         Refused::new(status, code, error.to_string()).leader(node)
@@ -635,6 +637,7 @@ impl Refused {
     pub fn subscription(node: &Node, error: SubscribeError) -> Refused {
         let (status, code) = match error {
             SubscribeError::Stopped { .. } => (StatusCode::SERVICE_UNAVAILABLE, "stopped"),
+            SubscribeError::DeadlineExceeded { .. } => (StatusCode::SERVICE_UNAVAILABLE, "deadline_exceeded"),
             SubscribeError::Behind { .. } => (StatusCode::SERVICE_UNAVAILABLE, "not_leader"),
             SubscribeError::ForeignPosition { .. } => (StatusCode::CONFLICT, "foreign_position"),
             SubscribeError::FuturePosition { .. } => (StatusCode::CONFLICT, "future_position"),
@@ -740,6 +743,7 @@ mod tests {
             (ReadError::NotLeader { leader: None }, "not_leader"),
             (ReadError::Busy { in_flight: 1 }, "busy"),
             (ReadError::Stopped { cause: cause() }, "stopped"),
+            (ReadError::DeadlineExceeded { cause: cause() }, "deadline_exceeded"),
         ];
         for (error, code) in reads {
             assert_eq!(told(&Refused::read(&node, error)), (503, code));
