@@ -24,7 +24,7 @@ use actorum_actors::{
     core::RaftCore,
     entry::Draft,
     machine::{self, StateMachine},
-    members::{Change, Membership},
+    members::{Change, ChangeRequest, Membership},
     message::{ServeReads, Submit, SubmitChange, SubmitRead},
     outcome::{Applied, ChangeError, ProposeError, ReadError},
     position::After,
@@ -180,7 +180,7 @@ impl<S: StateMachine> Door<S> {
     /// Begins a membership change.
     pub fn change(
         &self,
-        change: Change,
+        change: ChangeRequest,
         deadline: Option<Duration>,
     ) -> impl Future<Output = Result<Arc<Membership>, ChangeError>> + use<S> {
         let (begun, limit, board) = (self.begin_change(change, deadline), self.limit(deadline), self.board.clone());
@@ -200,10 +200,10 @@ impl<S: StateMachine> Door<S> {
 
     fn begin_change(
         &self,
-        change: Change,
+        change: ChangeRequest,
         deadline: Option<Duration>,
     ) -> Result<Answer<Arc<Membership>, ChangeError>, ChangeError> {
-        if let Change::AddLearner(id, address) = &change {
+        if let Change::AddLearner(id, address) = &change.change {
             self.check_new(*id, address).map_err(|cause| ChangeError::Invalid { cause })?;
         }
         let permit = self.admit(0)?;

@@ -6,7 +6,7 @@ use actix::{Addr, Recipient};
 use actorum_actors::{
     event::Event,
     machine::StateMachine,
-    members::{Change as ConfChange, Membership},
+    members::{ChangeRequest, Membership},
     outcome::{Applied, ChangeError, ProposeError, ReadError},
     position::After,
     snapshot::keeper::{Backup, TakeSnapshotError},
@@ -108,14 +108,20 @@ impl<S: StateMachine> Raft<S> {
         self.door.read(read).await
     }
 
-    /// Changes the membership; answered when applied.
-    pub async fn change(&self, change: ConfChange) -> Result<Arc<Membership>, ChangeError> {
-        self.door.change(change, None).await
+    /// Changes the membership; answered when applied. Takes a [`ConfChange`](crate::ConfChange), or a [`ChangeRequest`] that is forced.
+    ///
+    /// A promotion waits within the deadline until the learner is connected and close to the leader's commit.
+    pub async fn change(&self, change: impl Into<ChangeRequest>) -> Result<Arc<Membership>, ChangeError> {
+        self.door.change(change.into(), None).await
     }
 
     /// Changes the membership with a deadline of its own.
-    pub async fn change_within(&self, change: ConfChange, deadline: Duration) -> Result<Arc<Membership>, ChangeError> {
-        self.door.change(change, Some(deadline)).await
+    pub async fn change_within(
+        &self,
+        change: impl Into<ChangeRequest>,
+        deadline: Duration,
+    ) -> Result<Arc<Membership>, ChangeError> {
+        self.door.change(change.into(), Some(deadline)).await
     }
 
     /// Subscribes; see [`Subscribe`].

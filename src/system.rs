@@ -22,7 +22,7 @@ use actorum_actors::{
     core::{RaftCore, Stop},
     log_writer::{CloseLog, LogWriter},
     machine::StateMachine,
-    members::{Change as ConfChange, Membership},
+    members::{Change as ConfChange, ChangeRequest, Membership},
     membership::MembershipManager,
     message::{Failed, LeaderChanged},
     outcome::{ChangeError, ProposeError, ReadError},
@@ -240,6 +240,14 @@ impl<S: StateMachine> Handler<ConfChange> for RaftSystem<S> {
     type Result = ResponseFuture<Result<Arc<Membership>, ChangeError>>;
 
     fn handle(&mut self, change: ConfChange, _: &mut Context<Self>) -> Self::Result {
+        Box::pin(self.door.change(change.into(), None))
+    }
+}
+
+impl<S: StateMachine> Handler<ChangeRequest> for RaftSystem<S> {
+    type Result = ResponseFuture<Result<Arc<Membership>, ChangeError>>;
+
+    fn handle(&mut self, change: ChangeRequest, _: &mut Context<Self>) -> Self::Result {
         Box::pin(self.door.change(change, None))
     }
 }

@@ -396,6 +396,7 @@ fn members() {
     refused(&post("/members/4/promote", Value::Null), 400, "bad_request");
     refused(&post("/members/x/promote", Value::Null), 400, "bad_request");
     refused(&post("/members/4/crown", Value::Null), 404, "not_found");
+    refused(&post("/members/4/promote?force=yes", Value::Null), 400, "bad_request");
     refused(&call("GET", &admin.admin_url("/members"), ""), 405, "method_not_allowed");
     refused(&call("GET", &admin.admin_url("/kv/k"), ""), 404, "not_found");
     refused(&call("POST", &admin.admin_url("/members?timeout_ms=0"), learner.to_string()), 400, "bad_request");
@@ -409,7 +410,7 @@ fn members() {
     refused(&post("/members", learner.clone()), 400, "bad_request");
     wait("node 4 to be a learner", || (four.status()["role"] == "learner").then_some(()));
     changed(post("/members/4/promote", Value::Null), json!([1, 2, 3, 4]), json!([]));
-    changed(post("/members/4/demote", Value::Null), json!([1, 2, 3]), json!([4]));
+    changed(post("/members/4/demote?force=true", Value::Null), json!([1, 2, 3]), json!([4]));
     changed(call("DELETE", &admin.admin_url("/members/4"), ""), json!([1, 2, 3]), json!([]));
     // An id is never used again.
     refused(&post("/members", learner), 400, "bad_request");

@@ -110,6 +110,74 @@ async fn a_fourth_node_waits_is_added_promoted_and_holds_everything() {
     follower.wait(PATIENCE, |s| s.leader.is_some_and(|l| l != id)).await.unwrap();
 }
 
+/// Promoted, it would count in every majority from then on, and hold up all writes.
+#[actix::test]
+async fn a_learner_that_is_down_or_behind_is_not_promoted_and_says_how_far_it_is() {
+    let (network, disks): (_, [MemoryDisk; 3]) = (MemoryNetwork::new(), Default::default());
+    let [leader, follower, other] = three(&network, &disks).await;
+    let disk = MemoryDisk::new();
+    let fourth = start(&network, 4, &disk, Bootstrap::Wait).await;
+    leader.change(ConfChange::AddLearner(4, "n4".into())).await.unwrap();
+    let first = leader.propose(1).await.unwrap().index;
+    fourth.wait_applied(first, PATIENCE).await.unwrap();
+    leader.wait(PATIENCE, |s| s.membership.members[&4].incarnation.is_some()).await.unwrap();
+    fourth.shutdown().await;
+    let mut last = first;
+    for _ in 0..300 {
+        last = leader.propose(1).await.unwrap().index;
+    }
+    // Through a follower as at the leader itself: as long as the deadline lasts, and then with how far it is.
+    for node in [&leader, &follower] {
+        let error = node.change_within(ConfChange::Promote(4), Duration::from_millis(700)).await.unwrap_err();
+        let ChangeError::LearnerNotReady(reading) = &error else { panic!("{error}") };
+        assert_eq!(reading.node, 4);
+        assert!(reading.matched < reading.needed && reading.needed <= reading.commit, "{error}");
+        assert!(reading.commit >= last && reading.recorded, "{error}");
+        assert!(error.to_string().contains("let it catch up first"), "{error}");
+    }
+    leader.propose_within(1, PATIENCE).await.unwrap();
+
+    // While it waits the learner comes back, catches up and is promoted.
+    let promoted = follower.change_within(ConfChange::Promote(4), PATIENCE);
+    let (promoted, fourth) = tokio::join!(promoted, start(&network, 4, &disk, Bootstrap::Wait));
+    assert_eq!(promoted.unwrap().voters(), [1, 2, 3, 4]);
+    fourth.wait_applied(last, PATIENCE).await.unwrap();
+    drop(other);
+}
+
+#[actix::test]
+async fn a_change_that_leaves_no_live_majority_is_refused_unless_it_is_forced() {
+    let (network, disks): (_, [MemoryDisk; 3]) = (MemoryNetwork::new(), Default::default());
+    let [leader, follower, other] = three(&network, &disks).await;
+    let [lead, follow, away] = [&leader, &follower, &other].map(|node| node.status().id);
+    leader.propose(1).await.unwrap();
+    other.shutdown().await;
+    let refused = |error: ChangeError| match &error {
+        ChangeError::WouldLoseQuorum(reading) => {
+            assert_eq!((reading.needed, reading.heard), (2, 1), "{error}");
+            assert!(
+                error.to_string().contains(&format!("node {away} ")) && error.to_string().contains("force"),
+                "{error}"
+            );
+        }
+        _ => panic!("{error}"),
+    };
+    // It counts as alive for one election timeout.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    refused(leader.change_within(ConfChange::Remove(follow), PATIENCE).await.unwrap_err());
+    refused(leader.change_within(ConfChange::Demote(follow), PATIENCE).await.unwrap_err());
+    refused(follower.change_within(ConfChange::Remove(lead), PATIENCE).await.unwrap_err());
+    assert_eq!(leader.propose_within(2, PATIENCE).await.unwrap().response, 3, "it goes on");
+    // Forced it is made, and nothing is decided until the one that is away is back.
+    let left = leader.change_within(ConfChange::Remove(follow).forced(), PATIENCE).await.unwrap();
+    assert_eq!(left.voters().len(), 2);
+    let alone = leader.propose_within(3, Duration::from_millis(700)).await.unwrap_err();
+    assert!(matches!(alone, ProposeError::Unknown { .. } | ProposeError::NotLeader { .. }), "{alone}");
+    let back = start(&network, away, &disks[away as usize - 1], founders(3)).await;
+    back.wait_for_leader(PATIENCE).await.unwrap();
+    leader.propose_within(4, PATIENCE).await.unwrap();
+}
+
 #[actix::test]
 async fn a_panicking_apply_stops_its_system_and_nothing_else() {
     let raft = start(&MemoryNetwork::new(), 1, &MemoryDisk::new(), founders(1)).await;

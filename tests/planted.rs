@@ -1,4 +1,4 @@
-//! Does the simulator find anything? Sixteen mistakes are planted, one after the other, in the build that has them, and
+//! Does the simulator find anything? Eighteen mistakes are planted, one after the other, in the build that has them, and
 //! the same simulation that runs every day must find each within a minute on one core.
 //!
 //! ```text

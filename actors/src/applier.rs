@@ -160,8 +160,8 @@ impl<S: StateMachine> Applier<S> {
             slot.changed(&system.membership);
         } else {
             // The leader checked it before proposing, so this is a leader of another version; all nodes ignore it.
-            let cause = "the change made no sense when it was applied, and was ignored".into();
-            slot.answer(Answer::Refused(Refusal::Change(ChangeRefusal::Invalid { cause })));
+            let cause = "the change made no sense when it was applied, and was ignored";
+            slot.answer(Answer::Refused(Refusal::Change(ChangeRefusal::invalid(cause))));
         }
     }
 
@@ -607,7 +607,7 @@ mod tests {
         let (reply, answer) = oneshot::channel();
         let slot = Slot::change(reply, f.admission.try_admit(0).unwrap());
         let id = ChangeId { node: 1, boot: 1, number: 1 };
-        let add = SystemCommand::Change { id, change: Change::AddLearner(4, Address::from("n4")) };
+        let add = SystemCommand::Change { id, change: Change::AddLearner(4, Address::from("n4")), forced: false };
         let committed = Committed { entry: change(2, 1, &add), ticket: Some(slot) };
         f.applier.send(Apply(vec![committed])).await.unwrap();
         assert_eq!(answer.await.unwrap().unwrap().learners(), [4]);

@@ -36,7 +36,7 @@ use crate::{
     features::PeerFeatures,
     log::{read::read_entries, store::LogReader},
     machine,
-    members::Change,
+    members::{Change, ChangeRequest},
     message::{
         Answer, Append, AppliedTo, Apply, BuildSnapshot, Campaign, DiskReport, EntriesRead, Failed, FetchSnapshot,
         LeaderChanged, PeerFetches, Persisted, ProbeDisk, Refusal, Restore, ServeReads, SnapshotBuilt, SnapshotFetched,
@@ -305,9 +305,12 @@ impl<T: Ticket> RaftCore<T> {
                 Ok(ticket) => self.consensus.read_for_peer(ticket, within(remaining_ms)),
                 Err((responder, refusal)) => refuse(responder, refusal),
             },
-            Request::Change { data, remaining_ms } => {
+            Request::Change { data, remaining_ms, force } => {
                 match (machine::decode::<Change>(&data), (self.links.admit)(responder, data.len())) {
-                    (Ok(change), Ok(ticket)) => self.consensus.change_for_peer(change, ticket, within(remaining_ms)),
+                    (Ok(change), Ok(ticket)) => {
+                        let change = ChangeRequest { change, force };
+                        self.consensus.change_for_peer(change, ticket, within(remaining_ms));
+                    }
                     (Err(error), Ok(ticket)) => ticket.answer(Answer::Refused(invalid(error.to_string()))),
                     (_, Err((responder, refusal))) => refuse(responder, refusal),
                 }

@@ -160,6 +160,9 @@ pub enum SystemCommand {
         id: ChangeId,
         /// The change.
         change: Change,
+        /// Whether it was made without a look at who was connected. For people who read the log: it changes nothing else.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        forced: bool,
     },
     /// The life of a member's directory, as its leader saw it in the member's hello. The first one recorded stands.
     Incarnation {

@@ -95,6 +95,43 @@ pub enum Change {
     Remove(NodeId),
 }
 
+/// A change of the membership, and whether it is made whatever stands against it.
+///
+/// A leader refuses to promote a learner that is not connected or far behind
+/// ([`LearnerNotReady`](ChangeError::LearnerNotReady)), and to make a change after which the voters that it heard from lately are no
+/// majority ([`WouldLoseQuorum`](ChangeError::WouldLoseQuorum)): what is decided then cannot be undone without those that are away.
+/// [`ChangeRequest::force`] passes over that. As a message it is answered as a [`Change`] is.
+#[derive(actix::Message, Clone, Debug, PartialEq, Eq)]
+#[rtype(result = "Result<Arc<Membership>, ChangeError>")]
+pub struct ChangeRequest {
+    /// The change.
+    pub change: Change,
+    /// Whether it is made without a look at who is connected.
+    pub force: bool,
+}
+
+impl ChangeRequest {
+    /// Makes it whatever the leader reads of who is connected. The cluster may be unable to decide anything until those come back that
+    /// are away; if they never do, only `actorum recover` helps.
+    pub fn force(mut self) -> Self {
+        self.force = true;
+        self
+    }
+}
+
+impl From<Change> for ChangeRequest {
+    fn from(change: Change) -> Self {
+        ChangeRequest { change, force: false }
+    }
+}
+
+/// `remove 3`, `remove 3 (forced)`
+impl fmt::Display for ChangeRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{}", self.change, if self.force { " (forced)" } else { "" })
+    }
+}
+
 /// `add learner 4 at 127.0.0.1:7004`
 impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -108,6 +145,11 @@ impl fmt::Display for Change {
 }
 
 impl Change {
+    /// The same, made without a look at who is connected: see [`ChangeRequest::force`].
+    pub fn forced(self) -> ChangeRequest {
+        ChangeRequest::from(self).force()
+    }
+
     /// The node it is about.
     pub fn node(&self) -> NodeId {
         match self {

@@ -597,7 +597,11 @@ mod tests {
         if applied {
             state.apply(
                 2,
-                &SystemCommand::Change { id: ChangeId { node: 2, boot: 1, number: 1 }, change: Change::Remove(1) },
+                &SystemCommand::Change {
+                    id: ChangeId { node: 2, boot: 1, number: 1 },
+                    change: Change::Remove(1),
+                    forced: false,
+                },
             );
         }
         let (told, mut heard) = mpsc::unbounded_channel();

@@ -29,7 +29,7 @@ use crate::{
     entry::Draft,
     log::store::{StoreError, Write},
     machine::Frozen,
-    members::Change,
+    members::ChangeRequest,
     status::Role,
     system_state::SystemState,
 };
@@ -102,7 +102,7 @@ pub struct SubmitRead<T: Ticket> {
 #[rtype(result = "()")]
 pub struct SubmitChange<T: Ticket> {
     /// How.
-    pub change: Change,
+    pub change: ChangeRequest,
     /// Whom to answer.
     pub ticket: T,
     /// When to give up.

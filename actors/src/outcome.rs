@@ -5,6 +5,7 @@
 
 use actix::MailboxError;
 use actorum_transport::wire::NodeId;
+pub use actorum_transport::wire::{LearnerReading, QuorumReading};
 
 use crate::condition::Reason;
 
@@ -164,6 +165,14 @@ pub enum ChangeError {
         /// Why.
         cause: String,
     },
+    /// The learner to be promoted was not connected, or not close to the leader's commit, at any time until the deadline. Surely not
+    /// made; let it catch up, and ask again.
+    #[error("{0}")]
+    LearnerNotReady(LearnerReading),
+    /// The voters heard lately are no majority of those that would result: nothing could be decided any more. Surely not made; bring
+    /// the others back first, or force it ([`ChangeRequest::force`](crate::members::ChangeRequest::force)).
+    #[error("{0}")]
+    WouldLoseQuorum(QuorumReading),
     /// No leader took it within the deadline.
     #[error("no leader took the change in time{}", leader_hint(.leader))]
     NotLeader {

@@ -501,13 +501,13 @@ mod tests {
         let mut replica = Replica::new(Sum::default());
         replica.restore(&genesis(), &Shelf::memory()).unwrap();
         let id = ChangeId { node: 1, boot: 1, number: 1 };
-        let add = SystemCommand::Change { id, change: Change::AddLearner(4, Address::from("n4")) };
+        let add = SystemCommand::Change { id, change: Change::AddLearner(4, Address::from("n4")), forced: false };
         assert!(matches!(replica.apply(&change(2, 1, &add)).unwrap(), Done::System { changed: true }));
         assert_eq!(replica.system().unwrap().membership.learners(), [4]);
         // Again makes no sense any more, and changes nothing.
         assert!(matches!(replica.apply(&change(3, 1, &add)).unwrap(), Done::System { changed: false }));
         // Outside a change's entry raft-rs knows nothing of it, so nobody makes it.
-        let remove = SystemCommand::Change { id, change: Change::Remove(4) };
+        let remove = SystemCommand::Change { id, change: Change::Remove(4), forced: false };
         let data = Draft::system(&remove).unwrap().stamp(SystemTime::UNIX_EPOCH).into();
         let stray = Entry { kind: EntryKind::Normal, data, ..command(4, 1, 1) };
         assert!(matches!(replica.apply(&stray).unwrap(), Done::Nothing));

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use actorum_transport::{
     message::Responder,
-    wire::{ChangeRefusal, NodeId, Refusal, Response},
+    wire::{ChangeReading, ChangeRefusal, NodeId, Refusal, Response},
 };
 use bytes::Bytes;
 use tokio::sync::oneshot;
@@ -204,6 +204,7 @@ enum Refused {
     TooLarge(usize),
     Stopped(String),
     InProgress,
+    Reading(ChangeReading),
     Invalid(String),
 }
 
@@ -219,7 +220,10 @@ impl From<Refusal> for Refused {
             Refusal::TooLarge { limit } => Refused::TooLarge(usize::try_from(limit).unwrap_or(usize::MAX)),
             Refusal::Stopped { cause } => Refused::Stopped(cause),
             Refusal::Change(ChangeRefusal::InProgress) => Refused::InProgress,
-            Refusal::Change(ChangeRefusal::Invalid { cause }) | Refusal::Invalid { cause } => Refused::Invalid(cause),
+            Refusal::Change(ChangeRefusal::Invalid { reading: Some(reading), .. }) => Refused::Reading(*reading),
+            Refusal::Change(ChangeRefusal::Invalid { cause, reading: None }) | Refusal::Invalid { cause } => {
+                Refused::Invalid(cause)
+            }
         }
     }
 }
@@ -242,7 +246,9 @@ fn proposal_result<S: StateMachine>(answer: Answer, permit: &Permit) -> Result<A
         Refused::TooLarge(limit) => ProposeError::TooLarge { size: permit.bytes(), limit },
         Refused::Stopped(cause) => ProposeError::Stopped { cause },
         Refused::Invalid(cause) => ProposeError::Invalid { cause },
-        Refused::InProgress => ProposeError::Unknown { cause: "the leader spoke of a membership change".into() },
+        Refused::InProgress | Refused::Reading(_) => {
+            ProposeError::Unknown { cause: "the leader spoke of a membership change".into() }
+        }
     })
 }
 
@@ -270,7 +276,9 @@ fn read_error(answer: Answer, permit: &Permit) -> ReadError {
         Refused::NoLeader(leader) => ReadError::NotLeader { leader },
         Refused::Busy => ReadError::Busy { in_flight: permit.admission().in_flight().0 },
         Refused::Stopped(cause) => ReadError::Stopped { cause },
-        Refused::TooLarge(_) | Refused::InProgress | Refused::Invalid(_) => ReadError::NotLeader { leader: None },
+        Refused::TooLarge(_) | Refused::InProgress | Refused::Reading(_) | Refused::Invalid(_) => {
+            ReadError::NotLeader { leader: None }
+        }
     }
 }
 
@@ -295,6 +303,9 @@ fn change_result(answer: Answer, permit: &Permit) -> Result<Arc<Membership>, Cha
         }
         Refused::Stopped(cause) => ChangeError::Stopped { cause },
         Refused::InProgress => ChangeError::InProgress,
+        Refused::Reading(ChangeReading { learner: Some(learner), .. }) => ChangeError::LearnerNotReady(learner),
+        Refused::Reading(ChangeReading { quorum: Some(quorum), .. }) => ChangeError::WouldLoseQuorum(quorum),
+        Refused::Reading(reading) => ChangeError::Invalid { cause: reading.to_string() },
         Refused::Invalid(cause) => ChangeError::Invalid { cause },
     })
 }
@@ -306,6 +317,7 @@ mod tests {
     use super::*;
     use crate::{
         admission::Admission,
+        outcome::{LearnerReading, QuorumReading},
         subscribers::{BufferBounds, Subscribers},
         testkit::{Sum, TestStore},
     };
@@ -398,10 +410,16 @@ mod tests {
     #[test]
     fn a_change_in_progress_and_one_that_makes_no_sense_are_told_apart() {
         let admission = Admission::new(9, 90);
+        let learner =
+            LearnerReading { node: 4, matched: 7, needed: 3000, commit: 3007, heard_ms: None, recorded: true };
+        let quorum = QuorumReading { needed: 2, heard: 1, voters: [(1, Some(0)), (3, Some(4000))].into() };
+        let because = |learner, quorum| ChangeRefusal::because(ChangeReading { learner, quorum });
         for (refusal, expected) in [
             (ChangeRefusal::InProgress, ChangeError::InProgress),
             (ChangeRefusal::NotReady, ChangeError::NotLeader { leader: None }),
-            (ChangeRefusal::Invalid { cause: "no".into() }, ChangeError::Invalid { cause: "no".into() }),
+            (ChangeRefusal::invalid("no"), ChangeError::Invalid { cause: "no".into() }),
+            (because(Some(learner.clone()), None), ChangeError::LearnerNotReady(learner)),
+            (because(None, Some(quorum.clone())), ChangeError::WouldLoseQuorum(quorum)),
         ] {
             let (reply, mut answer) = oneshot::channel();
             let slot = Slot::<Sum>::change(reply, admission.try_admit(0).unwrap());

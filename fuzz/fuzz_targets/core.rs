@@ -633,7 +633,7 @@ fn entry(draw: &mut Draw<'_>, term: u64, index: u64) -> Entry {
         2..=4 => entry.data = draft(draw).stamp(SystemTime::UNIX_EPOCH).into(),
         5..=6 => {
             let id = ChangeId { node: 2, boot: 1, number: draw.below(4) };
-            let command = SystemCommand::Change { id, change: change(draw) };
+            let command = SystemCommand::Change { id, change: change(draw), forced: draw.below(2) == 0 };
             entry.kind = EntryKind::ConfChange;
             entry.context = machine::encode(&command).expect("a command").into();
         }

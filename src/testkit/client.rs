@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, future::Future, sync::Arc, time::Duration};
 
 use actorum_actors::{
     machine::StateMachine,
-    members::{Change as ConfChange, Membership},
+    members::{ChangeRequest, Membership},
     outcome::{Applied, ChangeError, Outcome, ProposeError, ReadError},
 };
 use actorum_transport::wire::NodeId;
@@ -126,8 +126,9 @@ impl<S: StateMachine> Client<S> {
     }
 
     /// Changes the membership through some node.
-    pub(crate) async fn change(&mut self, change: ConfChange) -> Result<Arc<Membership>, Unanswered> {
+    pub(crate) async fn change(&mut self, change: impl Into<ChangeRequest>) -> Result<Arc<Membership>, Unanswered> {
         let Some((node, raft, life)) = self.some_node().await else { return Err(nobody()) };
+        let change = change.into();
         let request = async move { raft.change_within(change, Duration::from_secs(2)).await };
         let classify = |result: &Result<Arc<Membership>, ChangeError>| match result {
             Ok(_) => Ended::Done,

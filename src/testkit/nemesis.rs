@@ -5,7 +5,11 @@
 
 use std::{cell::RefCell, collections::BTreeSet, rc::Rc, time::Duration};
 
-use actorum_actors::{machine::StateMachine, members::Change as ConfChange, message::Campaign};
+use actorum_actors::{
+    machine::StateMachine,
+    members::{Change as ConfChange, ChangeRequest},
+    message::Campaign,
+};
 use actorum_transport::wire::{GroupId, NodeId};
 use tokio::{task::JoinHandle, time::sleep};
 
@@ -765,7 +769,10 @@ impl<S: StateMachine> Culprit<S> {
                 self.fleet.add(id, Bootstrap::Wait);
                 if self.come_back(id).await {
                     self.churn("add learner");
-                    let _ = client.change(ConfChange::AddLearner(id, address(id))).await;
+                    let added = client.change(ConfChange::AddLearner(id, address(id))).await;
+                    if added.is_ok() && self.dice.below(3) == 0 {
+                        self.promote_the_absent(&mut client, id).await;
+                    }
                     for _ in 0..6 {
                         self.a_while(100, 600).await;
                         self.churn("promote");
@@ -791,8 +798,17 @@ impl<S: StateMachine> Culprit<S> {
             }
             _ if members.1.len() > 2 => {
                 if let Some(id) = self.dice.pick(&members.1).copied() {
+                    let absent = match self.dice.below(3) {
+                        0 => self.take_another_down(&members.1, id).await,
+                        _ => None,
+                    };
                     self.churn("demote");
-                    if client.change(ConfChange::Demote(id)).await.is_ok() {
+                    let force = self.dice.below(6) == 0;
+                    let demoted = client.change(ChangeRequest { change: ConfChange::Demote(id), force }).await;
+                    if let Some(absent) = &absent {
+                        self.come_back(absent.0).await;
+                    }
+                    if demoted.is_ok() {
                         self.a_while(100, 1000).await;
                         for _ in 0..6 {
                             self.churn("promote");
@@ -807,6 +823,30 @@ impl<S: StateMachine> Culprit<S> {
             _ => {}
         }
         *self.changing.borrow_mut() -= 1;
+    }
+
+    /// A learner that has been down for a while is no voter for the asking.
+    async fn promote_the_absent(&mut self, client: &mut Client<S>, id: NodeId) {
+        self.a_while(300, 1500).await;
+        let Some(hold) = self.hold(id) else { return };
+        self.fleet.kill(id);
+        self.a_while(5200, 7000).await;
+        self.churn("promote one that is down");
+        // Refused unless it is forced; then its coming back is waited for.
+        let force = self.dice.below(6) == 0;
+        let _ = client.change(ChangeRequest { change: ConfChange::Promote(id), force }).await;
+        self.come_back(hold.0).await;
+    }
+
+    /// Another voter is down for a while before a change, and until somebody lets it come back.
+    async fn take_another_down(&mut self, voters: &[NodeId], but: NodeId) -> Option<Hold> {
+        let others: Vec<NodeId> = voters.iter().copied().filter(|id| *id != but).collect();
+        let other = self.dice.pick(&others).copied()?;
+        let hold = self.hold(other)?;
+        self.fleet.kill(hold.0);
+        self.a_while(5200, 7000).await;
+        self.churn("change with a voter down");
+        Some(hold)
     }
 
     /// Members and voters, as the node says that has applied most.

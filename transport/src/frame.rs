@@ -465,7 +465,11 @@ mod tests {
         });
         prop_oneof![
             (bytes(), any::<u64>()).prop_map(|(data, remaining_ms)| Request::Propose { data, remaining_ms }),
-            (bytes(), any::<u64>()).prop_map(|(data, remaining_ms)| Request::Change { data, remaining_ms }),
+            (bytes(), any::<u64>(), any::<bool>()).prop_map(|(data, remaining_ms, force)| Request::Change {
+                data,
+                remaining_ms,
+                force
+            }),
             any::<u64>().prop_map(|remaining_ms| Request::ReadIndex { remaining_ms }),
             read.prop_map(Request::Snapshot),
             working.prop_map(Request::Snapshot),

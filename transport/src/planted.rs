@@ -24,11 +24,13 @@ pub enum Planted {
     SnapshotMislabelled,
     InstalledWithoutDirectorySync,
     MergedWithoutBound,
+    PromotedBehind,
+    MajorityNotAsked,
 }
 
 impl Planted {
     /// All of them.
-    pub const ALL: [Planted; 16] = [
+    pub const ALL: [Planted; 18] = [
         Planted::AcknowledgedBeforeSync,
         Planted::VoteForgotten,
         Planted::OverwrittenCounted,
@@ -45,6 +47,8 @@ impl Planted {
         Planted::SnapshotMislabelled,
         Planted::InstalledWithoutDirectorySync,
         Planted::MergedWithoutBound,
+        Planted::PromotedBehind,
+        Planted::MajorityNotAsked,
     ];
 
     /// What is wrong.
@@ -66,6 +70,8 @@ impl Planted {
             Planted::SnapshotMislabelled => "snapshot labelled with the wrong index",
             Planted::InstalledWithoutDirectorySync => "snapshot installed without syncing the directory",
             Planted::MergedWithoutBound => "appends merged without a bound",
+            Planted::PromotedBehind => "promotion asks only that the learner holds something",
+            Planted::MajorityNotAsked => "membership change made without a live majority after it",
         }
     }
 }

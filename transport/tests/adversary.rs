@@ -411,7 +411,7 @@ async fn absurd_fields_pass_as_they_are() {
     let formation = Formation { incarnation: Incarnation(0), founders, formed_with: Some(Default::default()) };
     let absurd = [
         Request::Propose { data: Bytes::new(), remaining_ms: u64::MAX },
-        Request::Change { data: Bytes::from(vec![0xff; 1 << 20]), remaining_ms: 0 },
+        Request::Change { data: Bytes::from(vec![0xff; 1 << 20]), remaining_ms: 0, force: false },
         Request::Formation(formation),
         read_index(u64::MAX),
     ];

@@ -44,7 +44,7 @@ use crate::{
         store::{HardState, LogReader, Recovered, StoreError},
         view::LogView,
     },
-    members::{Change, Membership},
+    members::{ChangeRequest, Membership},
     message::{Answer, LeaderChanged, Refusal},
     status::Role,
     system_state::{GENESIS_INDEX, GENESIS_TERM},
@@ -55,6 +55,7 @@ pub mod convert;
 pub mod validate;
 pub mod contradiction;
 mod requests;
+mod readiness;
 mod route;
 mod replicate;
 mod settle;
@@ -205,6 +206,7 @@ pub struct Consensus<T> {
     pending: BTreeMap<(u64, u64), Pending<T>>,
     forwarded: BTreeMap<u64, Forwarded<T>>,
     reads: Reads<T>,
+    contact: readiness::Contact,
     next_id: u64,
     now: Duration,
     next_tick: Option<Duration>,
@@ -273,6 +275,7 @@ impl<T> Consensus<T> {
             pending: BTreeMap::new(),
             forwarded: BTreeMap::new(),
             reads: Reads::default(),
+            contact: readiness::Contact::default(),
             next_id: 1,
             now: Duration::ZERO,
             next_tick: None,
@@ -328,6 +331,7 @@ impl<T> Consensus<T> {
         };
         self.note_dispute(from, &message);
         self.note_heard(from);
+        self.note_contact(from, &message);
         let Some(message) = self.hold_offer(from, message) else { return };
         let answers_heartbeat = message.kind == MessageKind::HeartbeatResponse;
         // Errors here are of the peer's making (an answer of somebody who is no member): nothing to do.
@@ -375,26 +379,26 @@ impl<T> Consensus<T> {
 
     /// Propose a command. Without a ticket nobody waits for the answer.
     pub fn submit(&mut self, draft: Draft, ticket: Option<T>, deadline: Duration) {
-        let request = Request { wanted: Wanted::Command(draft), ticket, deadline, peer: false, not_before: 0 };
-        self.held.push_back(request);
+        self.hold(Wanted::Command(draft), ticket, deadline, false);
     }
 
     /// Propose a command for a peer, which is told at once if this node does not lead.
     pub fn submit_for_peer(&mut self, draft: Draft, ticket: T, deadline: Duration) {
-        let wanted = Wanted::Command(draft);
-        self.held.push_back(Request { wanted, ticket: Some(ticket), deadline, peer: true, not_before: 0 });
+        self.hold(Wanted::Command(draft), Some(ticket), deadline, true);
     }
 
     /// Change the membership.
-    pub fn change(&mut self, change: Change, ticket: T, deadline: Duration) {
-        let wanted = Wanted::Change(change);
-        self.held.push_back(Request { wanted, ticket: Some(ticket), deadline, peer: false, not_before: 0 });
+    pub fn change(&mut self, change: impl Into<ChangeRequest>, ticket: T, deadline: Duration) {
+        self.hold(Wanted::Change(change.into()), Some(ticket), deadline, false);
     }
 
     /// Change the membership for a peer.
-    pub fn change_for_peer(&mut self, change: Change, ticket: T, deadline: Duration) {
-        let wanted = Wanted::Change(change);
-        self.held.push_back(Request { wanted, ticket: Some(ticket), deadline, peer: true, not_before: 0 });
+    pub fn change_for_peer(&mut self, change: impl Into<ChangeRequest>, ticket: T, deadline: Duration) {
+        self.hold(Wanted::Change(change.into()), Some(ticket), deadline, true);
+    }
+
+    fn hold(&mut self, wanted: Wanted, ticket: Option<T>, deadline: Duration, peer: bool) {
+        self.held.push_back(Request { wanted, ticket, deadline, peer, not_before: 0, refusal: None });
     }
 
     /// Find an index at which a linearizable read may be served.
@@ -488,7 +492,7 @@ impl<T> Consensus<T> {
         let answer = match result {
             Ok(Response::Applied { index, term, response }) => Answer::Applied { index, term, response },
             Ok(Response::Changed { membership }) => Answer::Changed { membership },
-            Ok(Response::Refused(refusal)) if may_retry(&refusal) => return self.again(request),
+            Ok(Response::Refused(refusal)) if may_retry(&refusal) => return self.again_because(request, refusal),
             Ok(Response::Refused(refusal)) => Answer::Refused(refusal),
             Ok(Response::Unknown { cause }) => Answer::Unknown { cause },
             Ok(other) => Answer::Unknown { cause: format!("the leader gave an answer to another question: {other:?}") },
@@ -524,6 +528,14 @@ impl<T> Consensus<T> {
     fn again(&mut self, mut request: Request<T>) {
         request.not_before = self.ticks + 1;
         self.held.push_back(request);
+    }
+
+    /// The same, with what its client hears if nothing changes until its deadline.
+    fn again_because(&mut self, mut request: Request<T>, refusal: Refusal) {
+        if matches!(refusal, Refusal::Change(ChangeRefusal::Invalid { .. })) {
+            request.refusal = Some(refusal);
+        }
+        self.again(request);
     }
 
     // ---- what goes out -------------------------------------------------------------------------------------
@@ -577,6 +589,7 @@ impl<T> Consensus<T> {
             return;
         }
         self.ticks += 1;
+        self.note_commit();
         self.look_at_disk();
         let leads = self.raw.raft.state == StateRole::Leader;
         if self.disk.is_low() {
@@ -596,6 +609,7 @@ impl<T> Consensus<T> {
         if self.raw.raft.state == StateRole::Leader && self.due() {
             // Its disk ages under a flood, too.
             self.ticks += 1;
+            self.note_commit();
             self.look_at_disk();
             self.raw.ping();
         }
@@ -631,7 +645,8 @@ impl<T> Consensus<T> {
             match request.ticket {
                 _ if request.deadline > now => kept.push_back(request),
                 Some(ticket) => {
-                    self.effects.answers.push((ticket, Answer::Refused(Refusal::NotLeader { leader })));
+                    let refusal = request.refusal.unwrap_or(Refusal::NotLeader { leader });
+                    self.effects.answers.push((ticket, Answer::Refused(refusal)));
                 }
                 None => {}
             }
@@ -811,6 +826,8 @@ fn may_retry(refusal: &Refusal) -> bool {
     match refusal {
         Refusal::NotLeader { .. } | Refusal::Dropped { .. } | Refusal::Stopped { .. } => true,
         Refusal::Change(ChangeRefusal::NotReady) => true,
+        // It may catch up inside the deadline.
+        Refusal::Change(ChangeRefusal::Invalid { reading: Some(reading), .. }) => reading.learner.is_some(),
         Refusal::Busy | Refusal::TooLarge { .. } | Refusal::Late | Refusal::Change(_) | Refusal::Invalid { .. } => {
             false
         }

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::{entry::Draft, members::Change};
+use crate::{entry::Draft, members::ChangeRequest, message::Refusal};
 
 /// What a request wants in the log.
 #[derive(Clone, Debug)]
@@ -24,7 +24,7 @@ pub enum Wanted {
     /// A command, the application's or ours.
     Command(Draft),
     /// A change of the membership.
-    Change(Change),
+    Change(ChangeRequest),
 }
 
 /// A request that waits for a leader.
@@ -37,6 +37,8 @@ pub struct Request<T> {
     pub peer: bool,
     /// Not tried before this tick: the last try was refused.
     pub not_before: u64,
+    /// Why a change was not made yet. At the deadline its client hears this.
+    pub refusal: Option<Refusal>,
 }
 
 /// A request whose entry is in this node's log.
@@ -54,7 +56,7 @@ pub enum Kept {
     /// The entry's bytes, shared with the log.
     Command(Bytes),
     /// The change.
-    Change(Change),
+    Change(ChangeRequest),
 }
 
 impl<T> Pending<T> {
@@ -66,6 +68,7 @@ impl<T> Pending<T> {
             }
             Kept::Change(change) => Wanted::Change(change),
         };
-        Request { wanted, ticket: Some(self.ticket), deadline: self.deadline, peer: self.peer, not_before }
+        let (ticket, deadline, peer) = (Some(self.ticket), self.deadline, self.peer);
+        Request { wanted, ticket, deadline, peer, not_before, refusal: None }
     }
 }

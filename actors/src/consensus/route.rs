@@ -17,7 +17,6 @@ use super::{
 use crate::{
     entry::{ChangeId, SystemCommand},
     machine,
-    members::Change,
     message::{Answer, Refusal},
 };
 
@@ -33,6 +32,8 @@ impl<T> Consensus<T> {
         let mut batch = Vec::new();
         for request in mem::take(&mut self.held) {
             let due = request.not_before <= self.ticks;
+            // A question that its client cannot wait for would turn what is known into "unknown".
+            let too_late = request.refusal.is_some() && request.deadline <= self.now + self.settings.tick;
             match (&request.wanted, leader) {
                 _ if leads && due => match request.wanted {
                     Wanted::Command(_) => batch.push(request),
@@ -45,7 +46,7 @@ impl<T> Consensus<T> {
                 // What this node proposes for itself is a leader's business: the next one proposes its own.
                 _ if !leads && request.ticket.is_none() => {}
                 _ if !leads && request.peer => self.refuse(request, Refusal::NotLeader { leader }),
-                (_, Some(leader)) if !leads && due => self.forward(leader, request),
+                (_, Some(leader)) if !leads && due && !too_late => self.forward(leader, request),
                 _ => self.held.push_back(request),
             }
         }
@@ -123,7 +124,9 @@ impl<T> Consensus<T> {
 
     /// Everything raft-rs would silently replace by an empty entry is looked at before it is asked.
     fn propose_change(&mut self, request: Request<T>) {
-        let Wanted::Change(change) = &request.wanted else { return };
+        let Wanted::Change(wanted) = &request.wanted else { return };
+        let wanted = wanted.clone();
+        let change = &wanted.change;
         // Before the tail inherited from earlier leaders is applied, nobody knows whether it holds a change.
         if !self.raw.raft.apply_to_current_term() {
             if request.peer {
@@ -138,21 +141,13 @@ impl<T> Consensus<T> {
         if self.raw.raft.has_pending_conf() || joint {
             return self.refuse(request, Refusal::Change(ChangeRefusal::InProgress));
         }
-        if let Err(cause) = self.membership.after(change) {
-            return self.refuse(request, Refusal::Change(ChangeRefusal::Invalid { cause }));
-        }
-        // A voter that holds nothing cannot vote (the sixth promise): with it in the majority nobody might ever lead again.
-        let holds_nothing = |id| self.raw.raft.prs().get(id).is_some_and(|progress| progress.matched == 0);
-        // Nor one whose life is not recorded: a voter that came back with an empty directory would be taken for it.
-        let unrecorded = |id| self.membership.members.get(id).is_some_and(|member| member.incarnation.is_none());
-        if matches!(change, Change::Promote(id) if holds_nothing(*id) || unrecorded(id)) {
-            if request.peer {
-                return self.refuse(request, Refusal::Change(ChangeRefusal::NotReady));
-            }
-            return self.again(request);
-        }
+        let next = match self.membership.after(change) {
+            Ok(next) => next,
+            Err(cause) => return self.refuse(request, Refusal::Change(ChangeRefusal::invalid(cause))),
+        };
+        let Some(request) = self.look_before_change(request, &wanted, &next) else { return };
         let id = ChangeId { node: self.settings.id, boot: self.settings.boot, number: self.next_id() };
-        let command = SystemCommand::Change { id, change: change.clone() };
+        let command = SystemCommand::Change { id, change: change.clone(), forced: wanted.force };
         let Ok(context) = machine::encode(&command) else {
             let cause = "it cannot be encoded".to_owned();
             return self.refuse(request, Refusal::Invalid { cause });
@@ -179,8 +174,8 @@ impl<T> Consensus<T> {
         let remaining_ms = u64::try_from(remaining.as_millis()).unwrap_or(u64::MAX);
         let question = match &request.wanted {
             Wanted::Command(draft) => Asked::Propose { data: draft.bytes(), remaining_ms },
-            Wanted::Change(change) => match machine::encode(change) {
-                Ok(data) => Asked::Change { data: data.into(), remaining_ms },
+            Wanted::Change(wanted) => match machine::encode(&wanted.change) {
+                Ok(data) => Asked::Change { data: data.into(), remaining_ms, force: wanted.force },
                 Err(error) => return self.refuse(request, Refusal::Invalid { cause: error.to_string() }),
             },
         };

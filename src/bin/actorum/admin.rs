@@ -16,7 +16,7 @@ use actix_web::{
     HttpRequest, HttpResponse,
     web::{self, Data, Payload, ServiceConfig},
 };
-use actorum::{Address, ConfChange, MemberRole, NodeId};
+use actorum::{Address, ChangeRequest, ConfChange, MemberRole, NodeId};
 use rustls::{
     RootCertStore, ServerConfig,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
@@ -60,8 +60,8 @@ struct NewMember {
 }
 
 async fn add(node: Data<Node>, request: HttpRequest, body: Payload) -> Result<HttpResponse, Refused> {
-    let deadline = deadline(&request)?;
-    let body = text(&request, body, MAX_BODY, deadline).await?;
+    let wish = Wish::of(&request)?;
+    let body = text(&request, body, MAX_BODY, wish.deadline).await?;
     let NewMember { id, address, role } = serde_json::from_str(&body).map_err(|e| {
         Refused::bad_request(format!(
             "the body must be like {{\"id\":4,\"address\":\"127.0.0.1:7004\",\"role\":\"learner\"}}: {e}"
@@ -72,19 +72,19 @@ async fn add(node: Data<Node>, request: HttpRequest, body: Payload) -> Result<Ht
         return Err(Refused::bad_request("a new member begins as a learner: promote it once it has caught up"));
     }
     // The library looks at the id and the address.
-    change(&node, ConfChange::AddLearner(id, address), deadline).await
+    change(&node, ConfChange::AddLearner(id, address), wish).await
 }
 
 async fn remove(node: Data<Node>, request: HttpRequest) -> Result<HttpResponse, Refused> {
-    change(&node, ConfChange::Remove(member(&request)?), deadline(&request)?).await
+    change(&node, ConfChange::Remove(member(&request)?), Wish::of(&request)?).await
 }
 
 async fn promote(node: Data<Node>, request: HttpRequest) -> Result<HttpResponse, Refused> {
-    change(&node, ConfChange::Promote(member(&request)?), deadline(&request)?).await
+    change(&node, ConfChange::Promote(member(&request)?), Wish::of(&request)?).await
 }
 
 async fn demote(node: Data<Node>, request: HttpRequest) -> Result<HttpResponse, Refused> {
-    change(&node, ConfChange::Demote(member(&request)?), deadline(&request)?).await
+    change(&node, ConfChange::Demote(member(&request)?), Wish::of(&request)?).await
 }
 
 fn member(request: &HttpRequest) -> Result<NodeId, Refused> {
@@ -92,14 +92,28 @@ fn member(request: &HttpRequest) -> Result<NodeId, Refused> {
     id.parse().map_err(|_| Refused::bad_request(format!("{id} is not a node id: a number is needed")))
 }
 
-fn deadline(request: &HttpRequest) -> Result<Instant, Refused> {
-    let mut query = Query::parse(request)?;
-    let deadline = query.deadline()?;
-    query.finish()?;
-    Ok(deadline)
+/// What the query says: `timeout_ms`, and `force=true` to change the membership whatever the leader reads of who is connected.
+struct Wish {
+    deadline: Instant,
+    force: bool,
 }
 
-async fn change(node: &Node, change: ConfChange, deadline: Instant) -> Result<HttpResponse, Refused> {
+impl Wish {
+    fn of(request: &HttpRequest) -> Result<Wish, Refused> {
+        let mut query = Query::parse(request)?;
+        let deadline = query.deadline()?;
+        let force = match query.take("force").as_deref() {
+            None | Some("false") => false,
+            Some("true") => true,
+            Some(other) => return Err(Refused::bad_request(format!("force={other}: true or false is needed"))),
+        };
+        query.finish()?;
+        Ok(Wish { deadline, force })
+    }
+}
+
+async fn change(node: &Node, change: ConfChange, Wish { deadline, force }: Wish) -> Result<HttpResponse, Refused> {
+    let change = ChangeRequest { change, force };
     let left = deadline.saturating_duration_since(Instant::now());
     let membership = match timeout(left + GRACE, node.raft.change_within(change, left)).await {
         Ok(answer) => answer.map_err(|e| Refused::change(node, e))?,

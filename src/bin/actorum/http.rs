@@ -612,6 +612,8 @@ impl Refused {
     pub fn change(node: &Node, error: ChangeError) -> Refused {
         let (status, code) = match error {
             ChangeError::InProgress => (StatusCode::CONFLICT, "in_progress"),
+            ChangeError::LearnerNotReady(_) => (StatusCode::CONFLICT, "learner_not_ready"),
+            ChangeError::WouldLoseQuorum(_) => (StatusCode::CONFLICT, "would_lose_quorum"),
             ChangeError::Invalid { .. } => (StatusCode::BAD_REQUEST, "bad_request"),
             ChangeError::NotLeader { .. } => (StatusCode::SERVICE_UNAVAILABLE, "not_leader"),
             ChangeError::Unavailable { reason, .. } => (StatusCode::SERVICE_UNAVAILABLE, reason.name()),
@@ -750,6 +752,8 @@ mod tests {
         }
         let changes = [
             (ChangeError::InProgress, 409, "in_progress"),
+            (ChangeError::LearnerNotReady(Default::default()), 409, "learner_not_ready"),
+            (ChangeError::WouldLoseQuorum(Default::default()), 409, "would_lose_quorum"),
             (ChangeError::Invalid { cause: cause() }, 400, "bad_request"),
             (ChangeError::NotLeader { leader: None }, 503, "not_leader"),
             (ChangeError::Busy { in_flight: 1 }, 503, "busy"),

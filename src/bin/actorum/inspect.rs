@@ -215,6 +215,7 @@ fn words(entry: &Entry) -> String {
 
 fn system_words(command: &SystemCommand) -> String {
     match command {
+        SystemCommand::Change { change, forced: true, .. } => format!("membership change, forced: {change}"),
         SystemCommand::Change { change, .. } => format!("membership change: {change}"),
         SystemCommand::Incarnation { node, incarnation } => {
             format!("node {node} is known by its incarnation {incarnation}")

@@ -22,6 +22,7 @@ mod rejected_nowhere;
 mod every_request_ends;
 mod nothing_goes_back;
 mod one_change_at_a_time;
+mod changes_keep_a_majority;
 mod strangers_never_vote;
 mod queues_are_bounded;
 mod messages_are_bounded;
@@ -55,6 +56,7 @@ pub(crate) fn all(bounds: &Config) -> Vec<Box<dyn Invariant>> {
         Box::<every_request_ends::EveryRequestEnds>::default(),
         Box::<nothing_goes_back::NothingGoesBack>::default(),
         Box::<one_change_at_a_time::OneChangeAtATime>::default(),
+        Box::<changes_keep_a_majority::ChangesKeepAMajority>::default(),
         Box::new(strangers_never_vote::StrangersNeverVote),
         Box::new(queues_are_bounded::QueuesAreBounded { bounds: bounds.clone() }),
         Box::new(messages_are_bounded::MessagesAreBounded { bounds: bounds.clone() }),

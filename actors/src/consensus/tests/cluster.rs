@@ -25,7 +25,7 @@ use crate::{
     consensus::{Consensus, Effects, Moment, Settings, Start},
     entry::{Draft, Kind, Stamped, SystemCommand},
     machine,
-    members::{Change, Membership},
+    members::{Change, ChangeRequest, Membership},
     message::{Answer, Committed, ReadEntries, Refusal},
     system_state::SystemState,
 };
@@ -556,8 +556,8 @@ impl Cluster {
                 core.submit_for_peer(Draft::received(&data).unwrap(), ticket, within(now, remaining_ms));
             }
             Request::ReadIndex { remaining_ms } => core.read_for_peer(ticket, within(now, remaining_ms)),
-            Request::Change { data, remaining_ms } => {
-                let change: Change = machine::decode(&data).unwrap();
+            Request::Change { data, remaining_ms, force } => {
+                let change = ChangeRequest { change: machine::decode::<Change>(&data).unwrap(), force };
                 core.change_for_peer(change, ticket, within(now, remaining_ms));
             }
             Request::Formation(_) | Request::Snapshot(_) => unreachable!("no core asks that"),
@@ -602,7 +602,7 @@ impl Cluster {
         self.core(id).read(ticket.to_owned(), deadline);
     }
 
-    pub fn change(&mut self, id: NodeId, ticket: &str, change: Change, wait: Duration) {
+    pub fn change(&mut self, id: NodeId, ticket: &str, change: impl Into<ChangeRequest>, wait: Duration) {
         let deadline = self.node(id).now + wait;
         self.checks.asked(id, ticket);
         self.core(id).change(change, ticket.to_owned(), deadline);

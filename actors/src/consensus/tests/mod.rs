@@ -40,6 +40,11 @@ stories! {
     read_index
     read_restarted
     change_refused
+    change_keeps_majority
+    change_forced
+    change_after_pause
+    change_new_leader
+    learner_not_ready
     check_quorum
     formation
     joining
@@ -89,7 +94,7 @@ fn nonsense_that_is_committed_changes_nothing() {
     cluster.start(2, None);
     // "Add learner 3", who is a voter: raft-rs would demote it, the system state refuses.
     let id = ChangeId { node: 1, boot: 1, number: 1 };
-    let command = SystemCommand::Change { id, change: Change::AddLearner(3, "elsewhere:7000".into()) };
+    let command = SystemCommand::Change { id, change: Change::AddLearner(3, "elsewhere:7000".into()), forced: false };
     let context = machine::encode(&command).unwrap().into();
     let entry = Entry { kind: EntryKind::ConfChange, term: 2, index: 2, data: Default::default(), context };
     let mut append = RaftMessage::new(MessageKind::Append, 2);

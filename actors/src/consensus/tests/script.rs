@@ -6,7 +6,7 @@
 //!                [unpersisted=BYTES] [slow=TICKS]  the bounds on what is not durable
 //!  founder 1 / waiting 4 / form 1 2 3           empty directories; begin with this genesis
 //!  tick 1 [TIMES]   advance 1 MS   campaign 1   time and elections
-//!  propose 1 A [ms=MS]   read 1 R   change 1 C add|promote|demote|remove 4
+//!  propose 1 A [ms=MS]   read 1 R   change 1 C add|promote|demote|remove 4 [ms=MS] [force=true]
 //!  deliver FROM TO [COUNT]   drop FROM TO       one link (0 stands for everybody)
 //!  elect 1 [VOTERS]                             until it leads, by these alone
 //!  settle                                       deliver and carry until nothing moves
@@ -38,7 +38,7 @@ use super::{
     cluster::{Cluster, TICK},
     disk::Image,
 };
-use crate::members::Change;
+use crate::members::{Change, ChangeRequest};
 
 pub struct Script {
     cluster: Cluster,
@@ -196,6 +196,7 @@ impl Runner for Script {
         let snapshots = args.take_key("snapshots").map(str::parse).transpose()?;
         let keep = args.take_key("keep").map(str::parse).transpose()?;
         let hold = args.take_key("hold").map(str::parse).transpose()?;
+        let force = args.take_key("force") == Some("true");
         let unapplied = args.take_key("unapplied").map(str::parse).transpose()?;
         let words: Vec<&str> = std::iter::from_fn(|| args.next_pos()).collect();
         args.reject_next()?;
@@ -286,7 +287,7 @@ impl Runner for Script {
                     "remove" => Change::Remove(node),
                     other => return Err(format!("there is no change {other}").into()),
                 };
-                self.cluster.change(number(0)?, word(1)?, change, wait);
+                self.cluster.change(number(0)?, word(1)?, ChangeRequest { change, force }, wait);
                 self.cluster.drain(number(0)?);
             }
             "deliver" => drop(self.deliver(number(0)?, number(1)?, count(2)?)),
