@@ -149,3 +149,100 @@ fn development_certificates_are_made_by_many_at_once() {
     let expected = ["ca", "node-1", "node-2", "node-3", "node-4"].map(str::to_owned);
     assert_eq!(left, expected.into(), "and no temporary directory is left");
 }
+
+/// An authority is replaced by having both for a while: any of those in `ca.pem` is good for a certificate, in any order.
+#[test]
+fn several_authorities() {
+    let (old, new) = (Certs::new(), Certs::new());
+    let node = install(&old, 1, old.of(1));
+    let ca = |certs: &Certs| fs::read_to_string(certs.path().join("ca/ca.pem")).unwrap();
+    let alone = TlsIdentity::load(&node, 1).unwrap();
+    let with = |content: String| {
+        fs::write(node.join("ca.pem"), content).unwrap();
+        TlsIdentity::load(&node, 1)
+    };
+    let both = with(ca(&old) + &ca(&new)).unwrap();
+    let turned = with(format!("the new one\n{}\nand the old one\n{}", ca(&new), ca(&old))).unwrap();
+    assert_eq!(both.ca_fingerprint(), turned.ca_fingerprint(), "in whatever order");
+    assert_ne!(both.ca_fingerprint(), alone.ca_fingerprint());
+    assert_eq!(with(ca(&old) + &ca(&old)).unwrap().ca_fingerprint(), alone.ca_fingerprint(), "twice the same is one");
+    assert!(matches!(with(ca(&new)), Err(CertError::NotSigned { .. })));
+    let key = fs::read_to_string(old.path().join("ca/ca.key")).unwrap();
+    match with(ca(&old) + &key) {
+        Err(CertError::Malformed { cause, .. }) => assert!(cause.contains("private key"), "{cause}"),
+        other => panic!("{other:?}"),
+    }
+    assert!(matches!(with(String::new()), Err(CertError::Malformed { .. })));
+    assert!(matches!(with(ca(&old).repeat(65)), Err(CertError::Malformed { .. })));
+    with(ca(&old) + &ca(&new)).unwrap();
+
+    // Whoever issues knows which of them is its own.
+    fs::write(old.path().join("ca/ca.pem"), ca(&new) + &ca(&old)).unwrap();
+    make_certificates(old.path(), &[2]).unwrap();
+    TlsIdentity::load(&old.path().join("node-2"), 2).unwrap();
+    fs::write(old.path().join("ca/ca.pem"), ca(&new)).unwrap();
+    let refused = make_certificates(old.path(), &[3]);
+    assert!(matches!(refused, Err(CertError::Malformed { path, .. }) if path.ends_with("ca.pem")));
+}
+
+/// `cert.pem` may bring the certificates of intermediate authorities, behind the node's own.
+#[test]
+fn a_chain() {
+    use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
+    let authority = |name: &str| {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params
+    };
+    let [root_key, between_key, key] = [(); 3].map(|()| KeyPair::generate().unwrap());
+    let root = authority("the root").self_signed(&root_key).unwrap();
+    let root_issuer = Issuer::from_ca_cert_der(root.der(), root_key).unwrap();
+    let between = authority("between").signed_by(&between_key, &root_issuer).unwrap();
+    let between_issuer = Issuer::from_ca_cert_der(between.der(), between_key).unwrap();
+    let mut params = CertificateParams::new(vec!["node-1.actorum".to_owned()]).unwrap();
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    let own = params.signed_by(&key, &between_issuer).unwrap();
+
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, content: String| fs::write(dir.path().join(name), content).unwrap();
+    write("ca.pem", root.pem());
+    write("key.pem", key.serialize_pem());
+    let with = |cert: String| {
+        write("cert.pem", cert);
+        TlsIdentity::load(dir.path(), 1)
+    };
+    with(own.pem() + &between.pem()).unwrap();
+    assert!(matches!(with(own.pem()), Err(CertError::NotSigned { .. })), "nobody could follow it to the root");
+    match with(between.pem() + &own.pem()) {
+        Err(CertError::Malformed { cause, .. }) => assert!(cause.contains("must be the first"), "{cause}"),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// A certificate lasts as long as was asked for, and never longer than is said.
+#[test]
+fn days() {
+    use actorum_transport::tls::make_certificates_for;
+    let now = || {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+        i64::try_from(now.as_secs()).unwrap()
+    };
+    const DAY: i64 = 86_400;
+    let dir = tempfile::tempdir().unwrap();
+    let before = now();
+    let made = make_certificates_for(dir.path(), &[1], Some(30)).unwrap().remove(0);
+    assert!((before + 30 * DAY..=now() + 30 * DAY).contains(&made.not_after), "{made:?}");
+    assert!(made.authority_not_after > before + 9 * 365 * DAY, "the authority signs others later: {made:?}");
+    let ends = TlsIdentity::load(&made.path, 1).unwrap().ends();
+    assert_eq!(ends, [("cert.pem".to_owned(), made.not_after), ("ca.pem".to_owned(), made.authority_not_after)]);
+    let plain = make_certificates_for(dir.path(), &[2], None).unwrap().remove(0);
+    assert!(plain.not_after > before + 9 * 365 * DAY, "{plain:?}");
+
+    let other = tempfile::tempdir().unwrap();
+    let long = make_certificates_for(other.path(), &[1], Some(36_500)).unwrap().remove(0);
+    assert!(long.not_after > before + 99 * 365 * DAY && long.authority_not_after >= long.not_after, "{long:?}");
+    for days in [0, 36_501, u32::MAX] {
+        assert!(matches!(make_certificates_for(dir.path(), &[3], Some(days)), Err(CertError::Generate(_))));
+    }
+}

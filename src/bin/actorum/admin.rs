@@ -136,10 +136,19 @@ pub fn require_certificates(dir: &Path) -> Result<ServerConfig, Failure> {
     if dir.join("ca.key").exists() {
         return Err(wrong("ca.key", &"the authority's key does not belong on a machine that serves: move it away"));
     }
-    let certificate = |file: &str| CertificateDer::from_pem_file(dir.join(file)).map_err(|e| wrong(file, &e));
+    // Each may hold several: authorities of which any is good for a client, and a chain.
+    let certificates = |file: &str| {
+        let found = CertificateDer::pem_file_iter(dir.join(file)).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+        match found {
+            Ok(found) if found.is_empty() => Err(wrong(file, &"it holds no certificate in PEM")),
+            found => found.map_err(|e| wrong(file, &e)),
+        }
+    };
     let key = PrivateKeyDer::from_pem_file(dir.join("key.pem")).map_err(|e| wrong("key.pem", &e))?;
     let mut roots = RootCertStore::empty();
-    roots.add(certificate("ca.pem")?).map_err(|e| wrong("ca.pem", &e))?;
+    for authority in certificates("ca.pem")? {
+        roots.add(authority).map_err(|e| wrong("ca.pem", &e))?;
+    }
 
     // Named, not installed: a process-wide provider would be a decision for everyone in the process.
     let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -149,7 +158,7 @@ pub fn require_certificates(dir: &Path) -> Result<ServerConfig, Failure> {
     let config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(clients)
-        .with_single_cert(vec![certificate("cert.pem")?], key)
+        .with_single_cert(certificates("cert.pem")?, key)
         .map_err(|e| wrong("key.pem", &e))?;
     Ok(config)
 }

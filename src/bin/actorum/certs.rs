@@ -3,10 +3,17 @@
 //! The certificate is the node: its only name is `node-N.actorum`, whatever address it has. What is here is
 //! good enough for production as long as `ca/ca.key` stays off the machines that serve.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::{Duration, UNIX_EPOCH},
+};
 
 use actorum::NodeId;
-use actorum_transport::{tls::make_certificates, wire::MAX_NODE_ID};
+use actorum_actors::log::directory::Utc;
+use actorum_transport::{
+    tls::{Made, make_certificates_for},
+    wire::MAX_NODE_ID,
+};
 
 use crate::{
     Failure,
@@ -21,6 +28,10 @@ use crate::{
 /// An authority that is already in DIR signs the new certificates, so nodes can be added later. Nothing is
 /// ever overwritten. Keys are readable by their owner only.
 ///
+/// Certificates end on the day that is printed, and a node with one that has ended neither starts nor is spoken to: move
+/// DIR/node-N away in time, make it again, and restart the node with it. A ca.pem may hold several authorities, one behind
+/// the other: to replace the authority give every node both, then the new certificates, then the new authority alone.
+///
 /// Give DIR/node-N to node N and keep DIR/ca for yourself: whoever has ca.key can be any node.
 #[derive(clap::Args)]
 pub struct Args {
@@ -29,6 +40,9 @@ pub struct Args {
     /// The ids of the nodes, such as 1,2,3
     #[arg(long, required = true, value_name = "IDS")]
     nodes: Vec<Ids>,
+    /// How long the certificates are valid; about ten years if not given
+    #[arg(long, value_name = "DAYS", value_parser = clap::value_parser!(u32).range(1..=36_500))]
+    days: Option<u32>,
 }
 
 /// `1,2,3`.
@@ -51,23 +65,39 @@ impl std::str::FromStr for Ids {
 }
 
 /// Makes the certificates and says where they are.
-pub fn run(Args { dir, nodes }: Args) -> Result<(), Failure> {
+pub fn run(Args { dir, nodes, days }: Args) -> Result<(), Failure> {
     let nodes: Vec<NodeId> = nodes.into_iter().flat_map(|Ids(ids)| ids).collect();
-    let made = make(&dir, &nodes)?;
+    let made = make_for(&dir, &nodes, days)?;
     output::done(format_args!("the certificates are in {}", dir.display()));
-    for made in made {
-        say!("{}: for that node and no other", made.display());
+    for Made { path, not_after, .. } in &made {
+        say!("{}: for that node and no other, valid until {}", path.display(), day(*not_after));
     }
-    say!("{}: signs certificates; keep it off the machines that serve", dir.join("ca/ca.key").display());
+    let key = dir.join("ca/ca.key");
+    let ends = made.iter().map(|made| made.authority_not_after).min();
+    let until = ends.map_or(String::new(), |end| format!(", valid until {}", day(end)));
+    say!("{}: signs certificates{until}; keep it off the machines that serve", key.display());
+    if let Some(end) = ends.filter(|end| made.iter().any(|made| made.not_after > *end)) {
+        say!("note: with the authority, on {}, all certificates end that it signed", day(end));
+    }
     Ok(())
 }
 
-/// Makes the certificates; shared with the demo. Returns the directory of each node, in order.
+/// The day of a moment, in seconds since 1970.
+fn day(seconds: i64) -> String {
+    let utc = Utc(UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds).unwrap_or(0))).to_string();
+    utc.split(' ').next().unwrap_or_default().to_owned()
+}
+
+/// Makes the certificates; for the demo. Returns the directory of each node, in order.
 pub fn make(dir: &Path, nodes: &[NodeId]) -> Result<Vec<PathBuf>, Failure> {
+    Ok(make_for(dir, nodes, None)?.into_iter().map(|made| made.path).collect())
+}
+
+fn make_for(dir: &Path, nodes: &[NodeId], days: Option<u32>) -> Result<Vec<Made>, Failure> {
     for (at, id) in nodes.iter().enumerate() {
         if nodes[..at].contains(id) {
             return Err(Failure::usage(format!("--nodes names node {id} twice")));
         }
     }
-    Ok(make_certificates(dir, nodes)?)
+    Ok(make_certificates_for(dir, nodes, days)?)
 }

@@ -8,25 +8,40 @@ use std::{
     fs::{self, DirBuilder, OpenOptions},
     io::{self, Write},
     path::{Path, PathBuf},
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose,
+    KeyUsagePurpose, PublicKeyData,
 };
+use rustls::pki_types::CertificateDer;
 
-use super::{CertError, malformed, node_name, read};
+use super::{CertError, certificates, malformed, node_name, not_after, read};
 use crate::wire::NodeId;
 
-/// For how many years a certificate is valid. Long, since nothing renews them yet: a cluster that stops on
+/// For how many years a certificate is valid, unless days are named. Long, since nothing renews them yet: a cluster that stops on
 /// a certain day because of a date is worse than a certificate that outlives its node, whose id is retired.
 const VALID_YEARS: i32 = 10;
 
 /// The authority of one cluster, with the key that signs.
 pub struct Authority {
-    certificate: String,
+    /// `ca.pem` as it is: it may hold other authorities as well.
+    certificates: String,
+    /// The one whose key this is.
+    certificate: CertificateDer<'static>,
     issuer: Issuer<'static, KeyPair>,
+}
+
+/// A node's directory that was made, and how long it is good for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Made {
+    /// `dir/node-<id>`.
+    pub path: PathBuf,
+    /// When the certificate ends, in seconds since 1970.
+    pub not_after: i64,
+    /// When the authority does, which ends the certificate as well.
+    pub authority_not_after: i64,
 }
 
 /// Makes `dir/ca/{ca.pem, ca.key}` and, for each node, `dir/node-<id>/{ca.pem, cert.pem, key.pem}`. Keys are
@@ -35,6 +50,14 @@ pub struct Authority {
 ///
 /// Returns the directories of the nodes, in the order given.
 pub fn make_certificates(dir: &Path, nodes: &[NodeId]) -> Result<Vec<PathBuf>, CertError> {
+    Ok(make_certificates_for(dir, nodes, None)?.into_iter().map(|made| made.path).collect())
+}
+
+/// The same for so many days from now, in place of about ten years; at most 36,500. A new authority lasts at least as long.
+pub fn make_certificates_for(dir: &Path, nodes: &[NodeId], days: Option<u32>) -> Result<Vec<Made>, CertError> {
+    if let Some(days) = days.filter(|days| !(1..=MAX_DAYS).contains(days)) {
+        return Err(CertError::Generate(format!("a certificate is valid for 1 to {MAX_DAYS} days, not for {days}")));
+    }
     for (at, id) in nodes.iter().enumerate() {
         if *id == 0 {
             return Err(CertError::ZeroId);
@@ -44,20 +67,38 @@ pub fn make_certificates(dir: &Path, nodes: &[NodeId]) -> Result<Vec<PathBuf>, C
             return Err(CertError::Exists { path });
         }
     }
-    let authority = Authority::load_or_create(dir)?;
-    nodes.iter().map(|id| authority.issue(dir, *id)).collect()
+    let authority = Authority::load_or_create_for(dir, days)?;
+    let authority_not_after = not_after(&authority.certificate).unwrap_or(i64::MAX);
+    let issue = |id: &NodeId| {
+        let (path, not_after) = authority.issue_for(dir, *id, days)?;
+        Ok(Made { path, not_after, authority_not_after })
+    };
+    nodes.iter().map(issue).collect()
 }
+
+/// The most days that a certificate may be valid.
+const MAX_DAYS: u32 = 36_500;
 
 impl Authority {
     /// Makes `dir/ca/{ca.pem, ca.key}`; an error if it exists.
     pub fn create(dir: &Path) -> Result<Authority, CertError> {
+        Authority::create_for(dir, None)
+    }
+
+    fn create_for(dir: &Path, days: Option<u32>) -> Result<Authority, CertError> {
         let key = KeyPair::generate().map_err(generate)?;
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
         params.distinguished_name.push(DnType::CommonName, "actorum cluster authority");
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        valid(&mut params);
+        valid(&mut params, None);
+        if days.is_some() {
+            // Certificates that it will sign are valid no longer than it is.
+            let default = params.not_after;
+            valid(&mut params, days);
+            params.not_after = params.not_after.max(default);
+        }
         let certificate = params.self_signed(&key).map_err(generate)?.pem();
         publish(&dir.join("ca"), &[("ca.pem", &certificate, false), ("ca.key", &key.serialize_pem(), true)])?;
         Authority::load(dir)
@@ -67,19 +108,27 @@ impl Authority {
     pub fn load(dir: &Path) -> Result<Authority, CertError> {
         let text = |path: &Path| String::from_utf8(read(path)?).map_err(|_| malformed(path, "it is not PEM"));
         let (certificate_path, key_path) = (dir.join("ca").join("ca.pem"), dir.join("ca").join("ca.key"));
-        let certificate = text(&certificate_path)?;
+        let pem = text(&certificate_path)?;
         let key = KeyPair::from_pem(&text(&key_path)?).map_err(|e| malformed(&key_path, &e.to_string()))?;
+        let mut all = certificates(&certificate_path, pem.as_bytes())?.into_iter();
+        let certificate = all
+            .find(|certificate| has_key(certificate, key.der_bytes()))
+            .ok_or_else(|| malformed(&certificate_path, "no certificate in it goes with the ca.key beside it"))?;
         let issuer =
-            Issuer::from_ca_cert_pem(&certificate, key).map_err(|e| malformed(&certificate_path, &e.to_string()))?;
-        Ok(Authority { certificate, issuer })
+            Issuer::from_ca_cert_der(&certificate, key).map_err(|e| malformed(&certificate_path, &e.to_string()))?;
+        Ok(Authority { certificates: pem, certificate, issuer })
     }
 
     /// The authority that is there, or a new one.
     pub fn load_or_create(dir: &Path) -> Result<Authority, CertError> {
+        Authority::load_or_create_for(dir, None)
+    }
+
+    fn load_or_create_for(dir: &Path, days: Option<u32>) -> Result<Authority, CertError> {
         if dir.join("ca").exists() {
             return Authority::load(dir);
         }
-        match Authority::create(dir) {
+        match Authority::create_for(dir, days) {
             // Another process made it in between: all must use the same one.
             Err(CertError::Exists { .. }) => Authority::load(dir),
             made => made,
@@ -88,6 +137,10 @@ impl Authority {
 
     /// Makes `dir/node-<id>/{ca.pem, cert.pem, key.pem}` and returns its path; an error if it exists.
     pub fn issue(&self, dir: &Path, id: NodeId) -> Result<PathBuf, CertError> {
+        self.issue_for(dir, id, None).map(|(path, _)| path)
+    }
+
+    fn issue_for(&self, dir: &Path, id: NodeId, days: Option<u32>) -> Result<(PathBuf, i64), CertError> {
         if id == 0 {
             return Err(CertError::ZeroId);
         }
@@ -100,19 +153,27 @@ impl Authority {
         // Every node listens and dials with the same certificate.
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         params.use_authority_key_identifier_extension = true;
-        valid(&mut params);
+        valid(&mut params, days);
+        let not_after = params.not_after.unix_timestamp();
         let certificate = params.signed_by(&key, &self.issuer).map_err(generate)?.pem();
         let path = dir.join(format!("node-{id}"));
         publish(
             &path,
             &[
-                ("ca.pem", &self.certificate, false),
+                ("ca.pem", &self.certificates, false),
                 ("cert.pem", &certificate, false),
                 ("key.pem", &key.serialize_pem(), true),
             ],
         )?;
-        Ok(path)
+        Ok((path, not_after))
     }
+}
+
+/// Whether this is the certificate of that public key.
+fn has_key(certificate: &CertificateDer<'_>, key: &[u8]) -> bool {
+    use x509_parser::prelude::{FromDer, X509Certificate};
+    let parsed = X509Certificate::from_der(certificate);
+    parsed.is_ok_and(|(_, certificate)| *certificate.public_key().subject_public_key.data == *key)
 }
 
 /// Makes the directory `path` with these files (name, content, whether it is secret), whole or not at all.
@@ -167,14 +228,17 @@ fn owner_only_dir() -> DirBuilder {
     builder
 }
 
-/// The years between which a certificate is valid: from the start of last year, so that no clock is too slow
+/// When a certificate is valid, for some years or days: from the start of last year, so that no clock is too slow
 /// for a new one.
 #[allow(clippy::disallowed_methods, reason = "certificates live in the calendar of the world")]
-fn valid(params: &mut CertificateParams) {
+fn valid(params: &mut CertificateParams, days: Option<u32>) {
     let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let year = 1970 + (seconds / 31_556_952) as i32;
     params.not_before = rcgen::date_time_ymd(year - 1, 1, 1);
-    params.not_after = rcgen::date_time_ymd(year + VALID_YEARS, 1, 1);
+    params.not_after = match days {
+        None => rcgen::date_time_ymd(year + VALID_YEARS, 1, 1),
+        Some(days) => rcgen::date_time_ymd(1970, 1, 1) + Duration::from_secs(seconds + u64::from(days) * 86_400),
+    };
 }
 
 fn generate(error: rcgen::Error) -> CertError {

@@ -5,6 +5,9 @@
 //!  DIR/node-7/{ca.pem, cert.pem, key.pem}     what node 7 gets, and nothing else
 //! ```
 //!
+//! `ca.pem` may hold several authorities, of which any is good for a peer: that is how one is replaced by another. `cert.pem` may
+//! hold the certificates of intermediate authorities behind the node's own.
+//!
 //! A node *is* its certificate: the only name in it is `node-7.actorum`, and a peer that claims or is dialled
 //! as another id is refused whatever its address. [`TlsIdentity`] is one node's directory, loaded and checked;
 //! [`make_certificates`] and [`TlsIdentity::dev`] issue them.
@@ -20,7 +23,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-pub use authority::{Authority, make_certificates};
+pub use authority::{Authority, Made, make_certificates, make_certificates_for};
 use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, RootCertStore, SignatureScheme,
     client::{
@@ -29,7 +32,7 @@ use rustls::{
     },
     crypto::CryptoProvider,
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject},
-    server::{NoServerSessionStorage, WebPkiClientVerifier},
+    server::{NoServerSessionStorage, WebPkiClientVerifier, danger::ClientCertVerifier},
     version::TLS13,
 };
 
@@ -79,7 +82,7 @@ pub enum CertError {
         id: NodeId,
     },
     /// The certificate was not signed by the authority beside it.
-    #[error("{path} was not signed by the ca.pem beside it: {cause}")]
+    #[error("{path} was not signed by an authority of the ca.pem beside it: {cause}")]
     NotSigned {
         /// The certificate file.
         path: PathBuf,
@@ -113,8 +116,10 @@ pub enum CertError {
 /// One node's certificate, key and authority, loaded and checked against each other.
 pub struct TlsIdentity {
     id: NodeId,
-    authority: CertificateDer<'static>,
-    certificate: CertificateDer<'static>,
+    /// Each of them is good for a peer. At least one.
+    authorities: Vec<CertificateDer<'static>>,
+    /// The node's own, and behind it those of intermediate authorities.
+    chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
 }
 
@@ -129,8 +134,8 @@ impl Clone for TlsIdentity {
     fn clone(&self) -> Self {
         TlsIdentity {
             id: self.id,
-            authority: self.authority.clone(),
-            certificate: self.certificate.clone(),
+            authorities: self.authorities.clone(),
+            chain: self.chain.clone(),
             key: self.key.clone_key(),
         }
     }
@@ -159,8 +164,8 @@ impl TlsIdentity {
         let cert_path = dir.join("cert.pem");
         let identity = TlsIdentity {
             id,
-            authority: one_certificate(&dir.join("ca.pem"), ca)?,
-            certificate: one_certificate(&cert_path, cert)?,
+            authorities: certificates(&dir.join("ca.pem"), ca)?,
+            chain: certificates(&cert_path, cert)?,
             key: one_key(&dir.join("key.pem"), key)?,
         };
         identity.check(&cert_path)?;
@@ -196,31 +201,60 @@ impl TlsIdentity {
         self.id
     }
 
-    /// SHA-256 of the authority's certificate (DER): the same on every node of a cluster.
+    /// SHA-256 of the authority's certificate (DER): the same on every node of a cluster when it is formed. Of several
+    /// authorities, in whatever order, SHA-256 of theirs.
     pub fn ca_fingerprint(&self) -> [u8; 32] {
-        let digest = ring::digest::digest(&ring::digest::SHA256, &self.authority);
-        digest.as_ref().try_into().expect("SHA-256 has 32 bytes")
+        let sha256 = |bytes: &[u8]| -> [u8; 32] {
+            let digest = ring::digest::digest(&ring::digest::SHA256, bytes);
+            digest.as_ref().try_into().expect("SHA-256 has 32 bytes")
+        };
+        let mut each: Vec<[u8; 32]> = self.authorities.iter().map(|authority| sha256(authority)).collect();
+        each.sort_unstable();
+        each.dedup();
+        match each[..] {
+            [one] => one,
+            _ => sha256(&each.concat()),
+        }
+    }
+
+    fn certificate(&self) -> &CertificateDer<'static> {
+        self.chain.first().expect("a file without a certificate is refused when it is read")
     }
 
     /// The files and until when they are valid, in seconds since 1970.
     pub fn ends(&self) -> Vec<(String, i64)> {
-        let end = |name: &str, certificate: &CertificateDer<'_>| Some((name.to_owned(), not_after(certificate)?));
-        [end("cert.pem", &self.certificate), end("ca.pem", &self.authority)].into_iter().flatten().collect()
+        let signs = |authority: &&CertificateDer<'static>| {
+            let verifier = client_verifier(std::slice::from_ref(*authority));
+            let verified =
+                verifier.map(|v| v.verify_client_cert(self.certificate(), &self.chain[1..], UnixTime::now()));
+            verified.is_ok_and(|verified| verified.is_ok())
+        };
+        // Of a chain what ends first; of several authorities those that this node depends on, the one that lasts longest.
+        let chain = self.chain.iter().filter_map(not_after).min();
+        let authority = self.authorities.iter().filter(signs).filter_map(not_after).max();
+        let authority = authority.or_else(|| self.authorities.iter().filter_map(not_after).max());
+        let named = [("cert.pem", chain), ("ca.pem", authority)];
+        named.into_iter().filter_map(|(name, end)| Some((name.to_owned(), end?))).collect()
     }
 
     /// Checks the certificate the way a peer would, so that what is wrong with it is said at the start.
     fn check(&self, path: &Path) -> Result<(), CertError> {
         let path = path.to_owned();
-        match node_of(&self.certificate) {
+        match node_of(self.certificate()) {
             Ok(id) if id == self.id => {}
+            _ if self.chain[1..].iter().any(|other| node_of(other) == Ok(self.id)) => {
+                return Err(malformed(
+                    &path,
+                    "the node's own certificate must be the first in it, before those of authorities",
+                ));
+            }
             Ok(other) => return Err(CertError::WrongNode { path, certificate: node_name(other), id: self.id }),
             Err(names) => return Err(CertError::WrongNode { path, certificate: names, id: self.id }),
         }
-        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(self.roots(&path)?), provider())
-            .build()
+        let verifier = client_verifier(&self.authorities)
             .map_err(|e| CertError::Malformed { path: path.with_file_name("ca.pem"), cause: e.to_string() })?;
         use CertificateError::*;
-        match verifier.verify_client_cert(&self.certificate, &[], UnixTime::now()) {
+        match verifier.verify_client_cert(self.certificate(), &self.chain[1..], UnixTime::now()) {
             Ok(_) => Ok(()),
             Err(rustls::Error::InvalidCertificate(
                 e @ (Expired | ExpiredContext { .. } | NotValidYet | NotValidYetContext { .. }),
@@ -229,25 +263,13 @@ impl TlsIdentity {
         }
     }
 
-    fn roots(&self, path: &Path) -> Result<RootCertStore, CertError> {
-        let mut roots = RootCertStore::empty();
-        roots
-            .add(self.authority.clone())
-            .map_err(|e| CertError::Malformed { path: path.with_file_name("ca.pem"), cause: e.to_string() })?;
-        Ok(roots)
-    }
-
-    /// The listening side: every client shows a certificate of this authority.
+    /// The listening side: every client shows a certificate of one of these authorities.
     pub(crate) fn server_config(&self) -> Result<rustls::ServerConfig, rustls::Error> {
-        let mut roots = RootCertStore::empty();
-        roots.add(self.authority.clone())?;
-        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider())
-            .build()
-            .map_err(|e| rustls::Error::General(e.to_string()))?;
+        let verifier = client_verifier(&self.authorities)?;
         let mut config = rustls::ServerConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&TLS13])?
             .with_client_cert_verifier(verifier)
-            .with_single_cert(vec![self.certificate.clone()], self.key.clone_key())?;
+            .with_single_cert(self.chain.clone(), self.key.clone_key())?;
         config.alpn_protocols = vec![ALPN.to_vec()];
         // No 0-RTT, and no resumption that could carry it: early data can be replayed, and a replayed forward
         // would propose twice. It also means that every connection shows its certificate anew.
@@ -260,9 +282,7 @@ impl TlsIdentity {
     /// The dialling side: the server must be exactly `peer`. What its certificate says otherwise is left in
     /// the second value, for the log.
     pub(crate) fn client_config(&self, peer: NodeId) -> Result<(rustls::ClientConfig, Stranger), rustls::Error> {
-        let mut roots = RootCertStore::empty();
-        roots.add(self.authority.clone())?;
-        let inner = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider())
+        let inner = WebPkiServerVerifier::builder_with_provider(Arc::new(roots(&self.authorities)?), provider())
             .build()
             .map_err(|e| rustls::Error::General(e.to_string()))?;
         let stranger = Stranger::default();
@@ -271,7 +291,7 @@ impl TlsIdentity {
             .with_protocol_versions(&[&TLS13])?
             .dangerous() // the name of the method; the verifier below is stricter than the stock one it calls
             .with_custom_certificate_verifier(Arc::new(verifier))
-            .with_client_auth_cert(vec![self.certificate.clone()], self.key.clone_key())?;
+            .with_client_auth_cert(self.chain.clone(), self.key.clone_key())?;
         config.alpn_protocols = vec![ALPN.to_vec()];
         config.enable_early_data = false;
         config.resumption = Resumption::disabled();
@@ -354,7 +374,7 @@ impl ServerCertVerifier for ExactNode {
 }
 
 /// Until when a certificate is valid, in seconds since 1970.
-fn not_after(certificate: &CertificateDer<'_>) -> Option<i64> {
+pub(crate) fn not_after(certificate: &CertificateDer<'_>) -> Option<i64> {
     use x509_parser::prelude::{FromDer, X509Certificate};
     let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
     Some(certificate.validity().not_after.timestamp())
@@ -392,14 +412,35 @@ fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }
 
-fn one_certificate(path: &Path, pem: &[u8]) -> Result<CertificateDer<'static>, CertError> {
-    let mut found = CertificateDer::pem_slice_iter(pem);
-    match (found.next(), found.next()) {
-        (Some(Ok(certificate)), None) => Ok(certificate),
-        (Some(Ok(_)), Some(_)) => Err(malformed(path, "it holds more than one certificate")),
-        (Some(Err(e)), _) => Err(malformed(path, &format!("it is not PEM: {e}"))),
-        (None, _) => Err(malformed(path, "it holds no certificate in PEM")),
+fn roots(authorities: &[CertificateDer<'static>]) -> Result<RootCertStore, rustls::Error> {
+    let mut roots = RootCertStore::empty();
+    authorities.iter().try_for_each(|authority| roots.add(authority.clone()))?;
+    Ok(roots)
+}
+
+/// Who shows a certificate of one of these authorities may speak.
+fn client_verifier(authorities: &[CertificateDer<'static>]) -> Result<Arc<dyn ClientCertVerifier>, rustls::Error> {
+    let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(authorities)?), provider());
+    builder.build().map_err(|e| rustls::Error::General(e.to_string()))
+}
+
+/// How many certificates one file may hold: more than anyone has, and little to read.
+const MAX_CERTIFICATES: usize = 64;
+
+/// All certificates of a file, at least one. A key among them is refused: files of certificates are handed around.
+fn certificates(path: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, CertError> {
+    let found = CertificateDer::pem_slice_iter(pem).take(MAX_CERTIFICATES + 1).collect::<Result<Vec<_>, _>>();
+    let found = found.map_err(|e| malformed(path, &format!("it is not PEM: {e}")))?;
+    if found.is_empty() {
+        return Err(malformed(path, "it holds no certificate in PEM"));
     }
+    if found.len() > MAX_CERTIFICATES {
+        return Err(malformed(path, &format!("it holds more than {MAX_CERTIFICATES} certificates")));
+    }
+    if PrivateKeyDer::from_pem_slice(pem).is_ok() {
+        return Err(malformed(path, "it holds a private key, too: take that out, only certificates belong in it"));
+    }
+    Ok(found)
 }
 
 fn one_key(path: &Path, pem: &[u8]) -> Result<PrivateKeyDer<'static>, CertError> {
