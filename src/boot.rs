@@ -36,7 +36,8 @@ use actorum_actors::{
     system_state::SystemState,
 };
 use actorum_transport::{
-    features::Features,
+    features::{Feature, Features},
+    lives::LifeBook,
     message::{Attach, Identity, Responder, TransportHandle, TransportStatus, Upward},
     quic::{QuicConfig, QuicTransport, TransportError},
     tls::TlsIdentity,
@@ -124,19 +125,22 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
         }
     };
     let Opened { store, shelf, reader, identity, recovered, replayed } = opened;
+    let lives = store.lives();
     if let Some(witness) = &witness {
         witness.replayed(replayed.snapshot_index);
     }
 
     let cluster = replayed.system.as_ref().map(|system| system.cluster);
     let (incarnation, boot) = (identity.incarnation, identity.boot);
-    let me = Identity { id, incarnation, boot, cluster, features: features.clone() };
+    // A node of the first version keeps none; the transport fills in what the hello shows.
+    let lives = lives.filter(|_| features.has(Feature::DirectoryLives));
+    let me = Identity { id, incarnation, boot, cluster, features: features.clone(), lives: Arc::default() };
     let certificates: Arc<[_]> = tls.as_ref().map(TlsIdentity::ends).unwrap_or_default().into();
     let authority = tls.as_ref().map_or([0; 32], TlsIdentity::ca_fingerprint);
     let transport = match (network, tls) {
-        (Network::Memory(network), _) => network.start(me),
-        (Network::Custom(start), _) => start(me),
-        (Network::Quic, Some(tls)) => listen_quic(me, listen, tls, &config)?,
+        (Network::Memory(network), _) => network.start_with(me, lives.clone()),
+        (Network::Custom(start), _) => start(me, lives.clone()),
+        (Network::Quic, Some(tls)) => listen_quic(me, lives.clone(), listen, tls, &config)?,
         (Network::Quic, None) => return Err(no_tls()),
     };
 
@@ -258,6 +262,7 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
         farewell: Duration::from_millis(config.election_ms) * 10,
     };
     let manager = MembershipManager::new(id, GROUP, identity.incarnation, features, beginning, membership_links)
+        .map(|manager| manager.in_life(identity.boot, lives))
         .map_err(|error| StartError::Founders(error.to_string()))?;
     membership_context.run(manager);
     transport.attach.do_send(Attach {
@@ -505,6 +510,7 @@ async fn load_tls(id: NodeId, tls: Option<Tls>) -> Result<TlsIdentity, StartErro
 /// Opens the peer port.
 fn listen_quic(
     identity: Identity,
+    lives: Option<Arc<LifeBook>>,
     listen: Option<SocketAddr>,
     tls: TlsIdentity,
     config: &Config,
@@ -512,6 +518,7 @@ fn listen_quic(
     let id = identity.id;
     let listen = listen.ok_or_else(|| missing("listen", "say where peers reach this node: builder.listen(..)"))?;
     let mut quic = QuicConfig::new(listen, identity, tls);
+    quic.lives = lives;
     quic.queue_bytes = config.queue_bytes();
     quic.max_frame = MAX_FRAME;
     quic.seed = config.seed.unwrap_or_else(roll);

@@ -16,6 +16,7 @@ use actorum_actors::{
 };
 use actorum_transport::{
     features::Features,
+    lives::LifeBook,
     memory::MemoryNetwork,
     message::{Identity, TransportHandle},
     wire::{Address, NodeId},
@@ -51,9 +52,9 @@ pub enum Network {
     Quic,
     /// A network inside this process, shared by the nodes that are given clones of it.
     Memory(MemoryNetwork),
-    /// A transport of your own. Called once with this node's identity, on the thread of the actors, to start it
-    /// and give its addresses.
-    Custom(Box<dyn FnOnce(Identity) -> TransportHandle + Send>),
+    /// A transport of your own. Called once with this node's identity, and with the lives of its directory if its store keeps
+    /// them, on the thread of the actors, to start it and give its addresses.
+    Custom(Box<dyn FnOnce(Identity, Option<Arc<LifeBook>>) -> TransportHandle + Send>),
 }
 
 /// How a node with an empty directory begins. One that has begun before ignores it.

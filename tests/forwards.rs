@@ -55,7 +55,14 @@ async fn only_commands_of_the_application_are_taken_from_a_peer() {
     let (sender, mut answers) = mpsc::channel(4);
     let stranger = Stranger(sender).start();
     let features = Features::all();
-    let transport = network.start(Identity { id: 9, incarnation: Incarnation(9), boot: 1, cluster: None, features });
+    let transport = network.start(Identity {
+        id: 9,
+        incarnation: Incarnation(9),
+        boot: 1,
+        cluster: None,
+        features,
+        lives: Default::default(),
+    });
     let deaf = stranger.downgrade();
     let upward = Upward {
         received: deaf.clone().recipient(),

@@ -18,6 +18,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use actix::{WeakRecipient, prelude::*};
 use actorum_transport::{
     features::Features,
+    lives::LifeBook,
     message::{Answered, Ask, Asked, Peer, PeerRefused, PeerUp, RefusedBecause, SetCluster, SetPeers},
     wire::{Address, ClusterId, Formation as Statement, GroupId, Incarnation, NodeId, Request, Response},
 };
@@ -107,6 +108,8 @@ pub struct MembershipManager<T: Ticket> {
     state: Option<Arc<SystemState>>,
     seen: BTreeMap<NodeId, Incarnation>,
     understanding: Understanding,
+    boot: u64,
+    lives: Option<Arc<LifeBook>>,
     leads: bool,
     next_id: u64,
     refused: Option<String>,
@@ -137,6 +140,8 @@ impl<T: Ticket> MembershipManager<T> {
             state: None,
             seen: BTreeMap::new(),
             understanding: Understanding::new(id, features),
+            boot: 0,
+            lives: None,
             leads: false,
             next_id: 1,
             refused: None,
@@ -155,6 +160,11 @@ impl<T: Ticket> MembershipManager<T> {
             }
         }
         Ok(manager)
+    }
+
+    /// In this opening of its directory, of those that the store keeps.
+    pub fn in_life(self, boot: u64, lives: Option<Arc<LifeBook>>) -> Self {
+        MembershipManager { boot, lives, ..self }
     }
 
     /// The peers as far as they are known: the membership, or the founders before there is one.
@@ -269,6 +279,28 @@ impl<T: Ticket> MembershipManager<T> {
             // A founder listens to founders only; who waits does not know yet whom to believe.
             None => self.founders.is_empty() || self.founders.contains_key(&peer),
         }
+    }
+
+    /// Whether this refusal proves that this directory is a copy: an older one, put back, or one of two that run.
+    ///
+    /// A member's word, and looked at again with what this node itself knows. What was said of the process before proves nothing.
+    fn is_a_copy(&self, peer: NodeId, reason: &RefusedBecause) -> bool {
+        let known = match &self.state {
+            Some(state) => state.membership.members.contains_key(&peer),
+            None => self.founders.is_empty() || self.founders.contains_key(&peer),
+        };
+        known
+            && match reason {
+                RefusedBecause::OlderDirectory { id, recorded } => {
+                    let shown = self.lives.as_ref().map(|lives| lives.shown());
+                    *id == self.id && shown.is_some_and(|shown| !recorded.fits(self.incarnation, &shown))
+                }
+                // This process runs, so it was not this directory that was opened again since.
+                RefusedBecause::Boot { id, known, theirs } => {
+                    *id == self.id && *theirs == self.boot && *known > self.boot && self.lives.is_some()
+                }
+                _ => false,
+            }
     }
 
     /// Once it has applied its own removal a node stops, but not at once: until another member knows of the removal, too, its
@@ -420,6 +452,7 @@ impl<T: Ticket> Handler<PeerRefused> for MembershipManager<T> {
         tracing::warn!("{cause}");
         let of_us = matches!(reason, RefusedBecause::Incarnation { id, .. } if by_peer && id == self.id);
         let removes_us = matches!(reason, RefusedBecause::Retired { id } if by_peer && id == self.id);
+        let copied = by_peer && self.is_a_copy(peer, &reason);
         if by_peer {
             self.refused_by.insert(peer, reason);
         }
@@ -428,7 +461,8 @@ impl<T: Ticket> Handler<PeerRefused> for MembershipManager<T> {
             self.leave(&format!("as nodes {} say", by.join(", ")));
             return self.show();
         }
-        if of_us && self.may_stop_us(peer) {
+        // Promise 6: a copy has forgotten what it acknowledged and voted, or somebody else votes in its name.
+        if copied || of_us && self.may_stop_us(peer) {
             self.fail(Reason::RefusedByPeers, cause);
         } else {
             self.refused = Some(cause);
@@ -575,7 +609,14 @@ mod tests {
         let mut understood = Vec::new();
         for (id, features) in hellos {
             let features = features.clone();
-            let identity = Identity { id: *id, incarnation: Incarnation(*id), boot: 1, cluster: None, features };
+            let identity = Identity {
+                id: *id,
+                incarnation: Incarnation(*id),
+                boot: 1,
+                cluster: None,
+                features,
+                lives: Arc::default(),
+            };
             manager.do_send(PeerUp { identity });
             manager.send(Flush).await.unwrap();
             understood.push(status.borrow().features.clone());
@@ -617,6 +658,7 @@ mod tests {
                 boot: 1,
                 cluster: Some(ClusterId(7)),
                 features: Features::all(),
+                lives: Arc::default(),
             };
             match refuses {
                 true => {

@@ -23,6 +23,7 @@ use actorum_actors::snapshot::{
     shelf::complete_name,
     simulated::{self, SimulatedFiles},
 };
+use actorum_transport::lives::{Content, LifeBook};
 use actorum_transport::wire::{GroupId, Incarnation, NodeId, Snapshot, SnapshotFile};
 
 use super::{dice::Dice, world::Durable};
@@ -44,6 +45,8 @@ pub(crate) struct Disk {
     files: SimulatedFiles,
     tally: Arc<Tally>,
     moods: Moods,
+    /// What the last opening keeps of lives.
+    lives: Arc<Mutex<Option<Arc<LifeBook>>>>,
 }
 
 /// A copy of both.
@@ -118,7 +121,7 @@ impl Disk {
         let moods = Moods(Arc::new(Mutex::new(mood)));
         let tally = Arc::<Tally>::default();
         let files = SimulatedFiles::new(Arc::new(FileMoods { moods: moods.clone(), tally: tally.clone() }));
-        Disk { id, disk: SimulatedDisk::new(Arc::new(moods.clone())), files, tally, moods }
+        Disk { id, disk: SimulatedDisk::new(Arc::new(moods.clone())), files, tally, moods, lives: Arc::default() }
     }
 
     /// Who takes the node's power when the disk says so.
@@ -128,6 +131,7 @@ impl Disk {
 
     pub fn open(&self, incarnation: Incarnation) -> Result<Box<dyn LogStore>, OpenError> {
         let store = self.disk.open(self.id, incarnation)?;
+        *self.lives.lock().unwrap_or_else(PoisonError::into_inner) = store.lives();
         let files = Counted { files: self.files.open(), tally: self.tally.clone() };
         Ok(Box::new(Probed { store, shelf: Arc::new(Shelf::over(Arc::new(files))), moods: self.moods.clone() }))
     }
@@ -242,6 +246,22 @@ impl Disk {
         self.files.bring_back(files);
     }
 
+    /// As who copies a directory does: the boot counter and the lives, too.
+    pub fn put_back(&self, (log, files): Backup) {
+        self.disk.put_back(log);
+        self.files.bring_back(files);
+    }
+
+    /// What is durable of lives.
+    pub fn kept(&self) -> Option<Content> {
+        self.disk.lives()
+    }
+
+    /// What its last opening keeps, or kept, of lives.
+    pub fn lives(&self) -> Option<Arc<LifeBook>> {
+        self.lives.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     pub fn wipe(&self) {
         self.disk.wipe();
         self.files.wipe();
@@ -289,6 +309,10 @@ impl LogStore for Probed {
 
     fn shelf(&self) -> Arc<Shelf> {
         self.shelf.clone()
+    }
+
+    fn lives(&self) -> Option<Arc<LifeBook>> {
+        self.store.lives()
     }
 
     fn probe(&self) -> Option<Arc<dyn Probe>> {

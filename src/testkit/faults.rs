@@ -47,6 +47,11 @@ pub struct Faults {
     pub torn_write: u32,
     /// A store is swapped for an older copy, its watermark is not: refused by name.
     pub old_copy: u32,
+    /// A whole directory is put back from a copy made before the last opening, or while its node ran: refused by every peer that met
+    /// what came later.
+    pub rolled_back: u32,
+    /// A directory is swapped for another node's: refused by name.
+    pub swapped_directory: u32,
     /// A disk is wiped and its node started under the old id: refused by its peers, and without a vote.
     pub wiped_disk: u32,
     /// A node is away for so long that it may need a snapshot when it comes back.
@@ -107,6 +112,8 @@ impl Faults {
             flipped_bit: 0,
             torn_write: 0,
             old_copy: 0,
+            rolled_back: 0,
+            swapped_directory: 0,
             wiped_disk: 0,
             absence: 0,
             snapshot_error: 0,
@@ -164,6 +171,8 @@ impl Faults {
             flipped_bit: 2,
             torn_write: 2,
             old_copy: 2,
+            rolled_back: 4,
+            swapped_directory: 1,
             wiped_disk: 4,
             absence: 6,
             snapshot_error: 3,

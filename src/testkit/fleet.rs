@@ -89,7 +89,7 @@ pub(crate) struct Node<S: StateMachine> {
     boot: u64,
     bootstrap: Bootstrap,
     /// Whether it is, until some restart, a node of the first version.
-    first_version: bool,
+    pub first_version: bool,
 }
 
 /// All nodes. Clones are the same fleet.
@@ -245,7 +245,7 @@ impl<S: StateMachine> Fleet<S> {
         }
         let mut builder = Builder::new(id, machine)
             .storage(Storage::Custom(store))
-            .network(Network::Custom(Box::new(move |identity| network.start(identity))))
+            .network(Network::Custom(Box::new(move |identity, lives| network.start_with(identity, lives))))
             .bootstrap(bootstrap)
             .config(config)
             .clock(Arc::new(clock));

@@ -26,6 +26,8 @@ use super::{
 };
 use crate::{Bootstrap, StartError};
 
+mod copies;
+
 /// One kind of fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
@@ -48,6 +50,8 @@ enum Kind {
     FlippedBit,
     TornWrite,
     OldCopy,
+    RolledBack,
+    SwappedDirectory,
     WipedDisk,
     Absence,
     SnapshotError,
@@ -62,7 +66,7 @@ enum Kind {
     Shutdown,
 }
 
-fn weights(faults: &Faults) -> [(Kind, u32); 31] {
+fn weights(faults: &Faults) -> [(Kind, u32); 33] {
     use Kind::*;
     [
         (Loss, faults.loss),
@@ -84,6 +88,8 @@ fn weights(faults: &Faults) -> [(Kind, u32); 31] {
         (FlippedBit, faults.flipped_bit),
         (TornWrite, faults.torn_write),
         (OldCopy, faults.old_copy),
+        (RolledBack, faults.rolled_back),
+        (SwappedDirectory, faults.swapped_directory),
         (WipedDisk, faults.wiped_disk),
         (Absence, faults.absence),
         (SnapshotError, faults.snapshot_error),
@@ -227,6 +233,8 @@ impl<S: StateMachine> Culprit<S> {
             Kind::FlippedBit => self.flipped_bit().await,
             Kind::TornWrite => self.torn_write().await,
             Kind::OldCopy => self.old_copy().await,
+            Kind::RolledBack => self.rolled_back().await,
+            Kind::SwappedDirectory => self.swapped_directory().await,
             Kind::WipedDisk => self.wiped_disk().await,
             Kind::Absence => self.absence().await,
             Kind::SnapshotError => self.snapshot_error().await,

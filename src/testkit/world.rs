@@ -190,6 +190,8 @@ pub(crate) struct NodeFacts {
     pub membership: Option<Box<dyn Fn() -> Arc<Membership> + Send>>,
     /// Whether its disk is not its own now: wiped, or swapped for an older copy. What it had is brought back.
     pub tampered: bool,
+    /// Whether it runs with an older copy of its directory, which has forgotten what it promised since. That is brought back.
+    pub older: bool,
     /// Whether a fault that stops it by itself was injected in this life.
     pub may_stop: bool,
 }
@@ -414,6 +416,7 @@ impl Facts {
                     disk: None,
                     membership: None,
                     tampered: false,
+                    older: false,
                     may_stop: false,
                 });
                 let base = recovered.terms.first().copied().unwrap_or_default();

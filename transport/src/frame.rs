@@ -21,6 +21,7 @@ use serde::{
 
 use crate::{
     features::Features,
+    lives::{Life, LifeKey},
     message::{Identity, RefusedBecause},
     wire::{ClusterId, GroupId, Incarnation, NodeId, RaftMessage, Request},
 };
@@ -148,19 +149,35 @@ pub struct Hello {
     /// What it understands besides the formats of the first version, which has no such field.
     #[serde(default)]
     pub features: Features,
+    /// The lives of its directory, oldest first, up to this one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lives: Vec<Life>,
+    /// Which life of the receiver it has on record.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recorded: Option<LifeKey>,
 }
 
 impl Hello {
     /// The identity it claims.
     pub fn identity(&self) -> Identity {
-        let (incarnation, features) = (self.incarnation, self.features.clone());
-        Identity { id: self.node, incarnation, boot: self.boot, cluster: self.cluster, features }
+        Identity {
+            id: self.node,
+            incarnation: self.incarnation,
+            boot: self.boot,
+            cluster: self.cluster,
+            features: self.features.clone(),
+            lives: self.lives.clone().into(),
+        }
     }
 }
 
 /// The dialler accepts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Welcome {}
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Welcome {
+    /// Which life of the acceptor it has on record.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recorded: Option<LifeKey>,
+}
 
 /// A refusal: the sentence for the log, and the reason for the program. A reason that only a newer version knows
 /// stays readable as a sentence.
@@ -495,7 +512,7 @@ mod tests {
         fn messages_survive_any_cut(messages in vec(message(), 1..6), group in any::<u32>(), cut in 1usize..50) {
             let mut out = Vec::new();
             prop_assert_eq!(encode_messages(GroupId(group), &messages, 1 << 20, &mut out), 0);
-            encode(Kind::Welcome, &Welcome {}, SMALL, &mut out).unwrap();
+            encode(Kind::Welcome, &Welcome::default(), SMALL, &mut out).unwrap();
             let mut splitter = Splitter::new(1 << 20);
             let mut frames = Vec::new();
             for piece in out.chunks(cut) {
@@ -647,8 +664,8 @@ mod tests {
 
     #[test]
     fn bytes_after_the_body_are_an_error() {
-        let mut body = rmp_serde::to_vec_named(&Welcome {}).unwrap();
-        assert_eq!(decode::<Welcome>(&body), Ok(Welcome {}));
+        let mut body = rmp_serde::to_vec_named(&Welcome::default()).unwrap();
+        assert_eq!(decode::<Welcome>(&body), Ok(Welcome::default()));
         body.push(0xc0);
         assert_eq!(decode::<Welcome>(&body), Err(FrameError::Trailing));
     }
@@ -671,6 +688,8 @@ mod tests {
             boot: 2,
             dial: 3,
             features: Features::all(),
+            lives: vec![Life { boot: 2, nonce: u64::MAX, term: 3, index: 4 }],
+            recorded: Some(LifeKey { boot: 1, nonce: 9 }),
         };
         assert_eq!(decode::<Hello>(&rmp_serde::to_vec_named(&hello).unwrap()), Ok(hello));
     }
@@ -694,7 +713,8 @@ mod tests {
             FirstHello { protocol: 1, formats, cluster, node: 4, incarnation: Incarnation(5), boot: 6, dial: 7 };
         let read: Hello = decode(&rmp_serde::to_vec_named(&first).unwrap()).unwrap();
         assert_eq!(read.identity().features, Features::none());
-        let hello = Hello { features: Features::all(), ..read };
+        let (lives, recorded) = (vec![Life::default(); 3], Some(LifeKey { boot: 1, nonce: 2 }));
+        let hello = Hello { features: Features::all(), lives, recorded, ..read };
         assert_eq!(decode::<FirstHello>(&rmp_serde::to_vec_named(&hello).unwrap()), Ok(first));
         let read: Hello = decode(&rmp_serde::to_vec_named(&hello).unwrap()).unwrap();
         assert_eq!(read.identity().features, Features::all());

@@ -1,12 +1,16 @@
 //! Who is let in: the rules by which a hello is judged, shared by every transport.
 //!
 //! `Rules` is a function of what it was told: no socket, no clock. A peer is judged by its certificate (which
-//! the transport has checked), its cluster, the retired ids and what is known of its incarnation, never by
-//! whether this node's own membership lists it, which may be far behind.
+//! the transport has checked), its cluster, the retired ids, what is known of its incarnation and what is on record of
+//! its lives, never by whether this node's own membership lists it, which may be far behind.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use crate::{
+    lives::{Life, LifeBook},
     message::{Identity, Peer, RefusedBecause, SetPeers},
     planted::{self, Planted},
     wire::{ClusterId, Incarnation, NodeId},
@@ -25,12 +29,21 @@ pub(crate) struct Rules {
     peers: BTreeMap<NodeId, Peer>,
     retired: BTreeSet<NodeId>,
     /// The newest life of each id that was let in. Bound: one per id for which this authority issued a certificate.
-    seen: BTreeMap<NodeId, (Incarnation, u64)>,
+    seen: BTreeMap<NodeId, (Incarnation, u64, Arc<[Life]>)>,
+    book: Arc<LifeBook>,
 }
 
 impl Rules {
-    pub(crate) fn new(own: Identity) -> Rules {
-        Rules { own, peers: BTreeMap::new(), retired: BTreeSet::new(), seen: BTreeMap::new() }
+    /// Of a node that keeps its lives there, or none.
+    pub(crate) fn new(mut own: Identity, book: Option<Arc<LifeBook>>) -> Rules {
+        let book = book.unwrap_or_else(|| LifeBook::unkept(own.incarnation));
+        own.lives = book.shown();
+        Rules { own, peers: BTreeMap::new(), retired: BTreeSet::new(), seen: BTreeMap::new(), book }
+    }
+
+    /// What is on record of lives.
+    pub(crate) fn book(&self) -> &Arc<LifeBook> {
+        &self.book
     }
 
     pub(crate) fn own(&self) -> &Identity {
@@ -49,6 +62,7 @@ impl Rules {
         self.peers = peers;
         self.peers.remove(&self.own.id);
         self.retired = retired;
+        self.book.peers_are(self.peers.keys(), &self.retired);
     }
 
     /// Whether a node that says this of itself may speak to this one, and this one to it.
@@ -69,24 +83,29 @@ impl Rules {
         let seen = self.seen.get(&id);
         let listed = self.peers.get(&id);
         // What the membership recorded counts; where it recorded nothing, a listed peer is the one first seen.
-        let known = listed.and_then(|peer| peer.incarnation.or(seen.map(|(incarnation, _)| *incarnation)));
+        let known = listed.and_then(|peer| peer.incarnation.or(seen.map(|(incarnation, ..)| *incarnation)));
         if let Some(known) = known
             && known != theirs.incarnation
             && !planted::is(Planted::WipedDiskVotes)
         {
             return Err(RefusedBecause::Incarnation { id, known, theirs: theirs.incarnation });
         }
-        match seen {
-            Some((incarnation, boot)) if *incarnation == theirs.incarnation && theirs.boot < *boot => {
-                Err(RefusedBecause::Boot { id, known: *boot, theirs: theirs.boot })
+        if let Some((incarnation, boot, lives)) = seen
+            && *incarnation == theirs.incarnation
+            && theirs.boot < *boot
+        {
+            // The process before, whose life the later one shows: nothing was put back.
+            let past = theirs.lives.last().is_none_or(|life| lives.iter().any(|past| past.key() == life.key()));
+            if past || lives.is_empty() {
+                return Err(RefusedBecause::Boot { id, known: *boot, theirs: theirs.boot });
             }
-            _ => Ok(()),
         }
+        self.book.judge(theirs).map_err(|recorded| RefusedBecause::OlderDirectory { id, recorded })
     }
 
-    /// A node that was judged well completed its hello.
+    /// A node that was judged well, and whose life is on record, completed its hello.
     pub(crate) fn let_in(&mut self, theirs: &Identity) {
-        self.seen.insert(theirs.id, (theirs.incarnation, theirs.boot));
+        self.seen.insert(theirs.id, (theirs.incarnation, theirs.boot, theirs.lives.clone()));
     }
 }
 
@@ -97,12 +116,13 @@ mod tests {
 
     fn identity(id: NodeId) -> Identity {
         let features = Features::none();
-        Identity { id, incarnation: Incarnation(id * 10), boot: 1, cluster: Some(ClusterId(5)), features }
+        let (cluster, lives) = (Some(ClusterId(5)), Arc::default());
+        Identity { id, incarnation: Incarnation(id * 10), boot: 1, cluster, features, lives }
     }
 
     fn rules(peers: &[(NodeId, Option<Incarnation>)], retired: &[NodeId]) -> Rules {
         let peer = |incarnation| Peer { address: "n:1".into(), incarnation };
-        let mut rules = Rules::new(identity(1));
+        let mut rules = Rules::new(identity(1), None);
         rules.set_peers(SetPeers {
             peers: peers.iter().map(|(id, incarnation)| (*id, peer(*incarnation))).collect(),
             retired: retired.iter().copied().collect(),
@@ -158,5 +178,24 @@ mod tests {
         let earlier = Identity { boot: 2, ..identity(2) };
         assert_eq!(rules.judge(&earlier), Err(RefusedBecause::Boot { id: 2, known: 3, theirs: 2 }));
         assert_eq!(rules.judge(&Identity { boot: 3, ..identity(2) }), Ok(()));
+    }
+    #[test]
+    fn an_older_directory_stays_out_and_the_process_before_is_told_what_it_is() {
+        let life = |boot, nonce| Life { boot, nonce, term: 1, index: 5 };
+        let two = |lives: &[Life]| Identity { boot: lives.last().unwrap().boot, lives: lives.into(), ..identity(2) };
+        let mut rules = rules(&[(2, None)], &[]);
+        let (a, b) = (life(1, 10), life(2, 11));
+        rules.book().record(&two(&[a, b])).unwrap();
+        rules.let_in(&two(&[a, b]));
+        let recorded = rules.book().record_of(2).unwrap();
+        assert_eq!(rules.judge(&two(&[a, b])), Ok(()));
+        assert_eq!(rules.judge(&two(&[a, b, life(3, 12)])), Ok(()));
+        assert_eq!(rules.judge(&two(&[a])), Err(RefusedBecause::Boot { id: 2, known: 2, theirs: 1 }));
+        for older in [vec![life(1, 99)], vec![a, life(2, 99)], vec![a, life(2, 99), life(3, 98)]] {
+            let refused = rules.judge(&two(&older)).unwrap_err();
+            assert_eq!(refused, RefusedBecause::OlderDirectory { id: 2, recorded });
+            let said = refused.to_string();
+            assert!(said.contains("bring back the newer directory, or remove node 2 and add it again"), "{said}");
+        }
     }
 }

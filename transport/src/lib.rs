@@ -17,6 +17,7 @@
 pub mod wire;
 pub mod message;
 pub mod features;
+pub mod lives;
 pub mod hello;
 pub mod memory;
 #[cfg(feature = "quic")]

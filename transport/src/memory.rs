@@ -22,11 +22,15 @@ use std::{
 };
 
 use actix::{WeakAddr, prelude::*};
-use tokio::{sync::oneshot, time::timeout};
+use tokio::{
+    sync::oneshot,
+    time::{Instant, timeout},
+};
 
 use crate::{
     features::Features,
     hello::Rules,
+    lives::{FLUSH_EVERY, LifeBook, LifeKey},
     message::{
         Answered, Ask, AskError, Asked, Attach, Close, GetTransportStatus, Identity, PeerRefused, PeerStatus, PeerUp,
         Received, RefusedBecause, Responder, SetCluster, SetPeers, Transmit, TransportHandle, TransportStatus,
@@ -99,10 +103,16 @@ impl MemoryNetwork {
     /// Starts the transport of a node on the current arbiter. A node started again under the same id takes the
     /// place of the one before.
     pub fn start(&self, identity: Identity) -> TransportHandle {
+        self.start_with(identity, None)
+    }
+
+    /// The same of a node whose store keeps lives.
+    pub fn start_with(&self, identity: Identity, lives: Option<Arc<LifeBook>>) -> TransportHandle {
         let (network, id) = (self.clone(), identity.id);
-        let rules = Rules::new(identity.clone());
-        let addr =
-            MemoryTransport { network, rules, upward: None, up: BTreeMap::new(), refused: BTreeMap::new() }.start();
+        let rules = Rules::new(identity, lives);
+        let (identity, now) = (rules.own().clone(), Instant::now());
+        let (up, refused) = Default::default();
+        let addr = MemoryTransport { network, rules, upward: None, up, refused, flushed: now }.start();
         self.wires().nodes.insert(id, (identity, addr.downgrade()));
         TransportHandle {
             transmit: addr.clone().recipient(),
@@ -188,6 +198,8 @@ pub struct MemoryTransport {
     up: BTreeMap<NodeId, Identity>,
     /// The last refusal of each peer, by it or of it, so that each is told once.
     refused: BTreeMap<NodeId, (bool, RefusedBecause)>,
+    /// When acknowledged indexes were recorded last.
+    flushed: Instant,
 }
 
 impl Actor for MemoryTransport {
@@ -205,11 +217,16 @@ impl MemoryTransport {
         }
     }
 
-    /// Judges a peer; tells above of the first time it is let in or refused.
-    fn admit(&mut self, theirs: &Identity) -> Result<(), RefusedBecause> {
+    /// Judges a peer; tells above of the first time it is let in or refused. Without a reason it may try again.
+    fn admit(&mut self, theirs: &Identity) -> Result<(), Option<RefusedBecause>> {
         if let Err(reason) = self.rules.judge(theirs) {
             self.refuse(theirs.id, false, reason.clone());
-            return Err(reason);
+            return Err(Some(reason));
+        }
+        // Before anything of this life counts. There are no threads here, and no disk that takes its time.
+        if let Err(error) = self.rules.book().record(theirs) {
+            tracing::debug!(peer = theirs.id, %error, "a life cannot be recorded");
+            return Err(None);
         }
         self.rules.let_in(theirs);
         self.refused.remove(&theirs.id);
@@ -231,10 +248,23 @@ impl MemoryTransport {
         }
     }
 
+    /// Which life of a node is on record here.
+    fn recorded(&self, of: NodeId) -> Option<LifeKey> {
+        self.rules.book().record_of(of).map(|record| record.life.key())
+    }
+
+    fn flush_if_due(&mut self) {
+        if self.flushed.elapsed() >= FLUSH_EVERY && self.rules.book().wants_flush() {
+            self.flushed = Instant::now();
+            self.rules.book().flush();
+        }
+    }
+
     /// The other end, if the link carries and this node lets it in.
     fn reach(&mut self, to: NodeId) -> Result<(Features, Addr<MemoryTransport>, Load), String> {
         let (theirs, node) = self.network.reach(self.id(), to).map_err(str::to_owned)?;
-        self.admit(&theirs).map_err(|reason| reason.to_string())?;
+        self.admit(&theirs)
+            .map_err(|reason| reason.map_or("it is not on record".into(), |reason| reason.to_string()))?;
         let load = self.network.load(self.id(), to).ok_or("the link is full")?;
         Ok((theirs.features, node, load))
     }
@@ -251,6 +281,7 @@ fn understood(mut messages: Vec<RaftMessage>, features: &Features) -> Vec<RaftMe
 #[rtype(result = "()")]
 struct Delivery {
     from: Identity,
+    recorded: Option<LifeKey>,
     group: GroupId,
     messages: Vec<RaftMessage>,
     /// `None` where a [`Wire`] holds it.
@@ -262,6 +293,7 @@ struct Delivery {
 #[rtype(result = "()")]
 struct Question {
     from: Identity,
+    recorded: Option<LifeKey>,
     group: GroupId,
     request: Request,
     answer: oneshot::Sender<Response>,
@@ -286,11 +318,12 @@ impl Handler<Transmit> for MemoryTransport {
             by_peer.entry(to).or_default().push(message);
         }
         for (to, messages) in by_peer {
+            let recorded = self.recorded(to);
             match (self.reach(to), self.network.1.clone()) {
                 (Ok((features, node, load)), None) => {
                     let messages = understood(messages, &features);
                     let from = self.rules.own().clone();
-                    node.do_send(Delivery { from, group, messages, load: Some(load) });
+                    node.do_send(Delivery { from, recorded, group, messages, load: Some(load) });
                 }
                 (Ok((features, node, load)), Some(wire)) => {
                     let messages = understood(messages, &features);
@@ -300,7 +333,7 @@ impl Handler<Transmit> for MemoryTransport {
                         let deliver = move || {
                             let _on_its_way = &load;
                             let (from, messages) = (from.clone(), vec![copy.clone()]);
-                            node.do_send(Delivery { from, group, messages, load: None });
+                            node.do_send(Delivery { from, recorded, group, messages, load: None });
                         };
                         wire.carry(self.rules.own(), to, Parcel::Message(&message), Arc::new(deliver));
                     }
@@ -314,16 +347,20 @@ impl Handler<Transmit> for MemoryTransport {
 impl Handler<Delivery> for MemoryTransport {
     type Result = ();
 
-    fn handle(&mut self, Delivery { from, group, messages, load }: Delivery, ctx: &mut Context<Self>) {
+    fn handle(&mut self, Delivery { from, recorded, group, messages, load }: Delivery, ctx: &mut Context<Self>) {
         drop(load);
         let Some(received) = self.upward.as_ref().map(|upward| upward.received.clone()) else { return };
         match self.admit(&from) {
             Ok(()) => {
+                recorded.into_iter().for_each(|life| self.rules.book().confirmed(from.id, life));
+                self.rules.book().heard(from.id, &messages);
+                self.flush_if_due();
                 if let Some(above) = received.upgrade() {
                     above.do_send(Received { group, from: from.id, messages });
                 }
             }
-            Err(reason) => self.send_refusal(from.id, group, reason, ctx),
+            Err(Some(reason)) => self.send_refusal(from.id, group, reason, ctx),
+            Err(None) => {}
         }
     }
 }
@@ -370,14 +407,14 @@ impl Handler<Ask> for MemoryTransport {
             Err(cause) => return answer(Err(AskError::NotSent(cause))),
         };
         let (sender, receiver) = oneshot::channel();
-        let from = self.rules.own().clone();
+        let (from, recorded) = (self.rules.own().clone(), self.recorded(to));
         match &self.network.1 {
-            None => node.do_send(Question { from, group, request, answer: sender, load: Some(load) }),
+            None => node.do_send(Question { from, recorded, group, request, answer: sender, load: Some(load) }),
             Some(wire) => {
                 let (own, asked) = (from.clone(), request.clone());
                 let deliver = once(move || {
                     drop(load);
-                    node.do_send(Question { from: own, group, request, answer: sender, load: None });
+                    node.do_send(Question { from: own, recorded, group, request, answer: sender, load: None });
                 });
                 wire.carry(&from, to, Parcel::Question(&asked), deliver);
             }
@@ -400,13 +437,15 @@ impl Handler<Question> for MemoryTransport {
     type Result = ();
 
     fn handle(&mut self, question: Question, ctx: &mut Context<Self>) {
-        let Question { from, group, request, answer, load } = question;
+        let Question { from, recorded, group, request, answer, load } = question;
         drop(load);
         if self.upward.is_none() {
             return;
         }
-        if let Err(reason) = self.admit(&from) {
-            return self.send_refusal(from.id, group, reason, ctx);
+        match self.admit(&from) {
+            Ok(()) => recorded.into_iter().for_each(|life| self.rules.book().confirmed(from.id, life)),
+            Err(Some(reason)) => return self.send_refusal(from.id, group, reason, ctx),
+            Err(None) => return,
         }
         let Some(upward) = &self.upward else { return };
         let request = request.bounded();

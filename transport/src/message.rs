@@ -12,6 +12,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
     time::Duration,
 };
 
@@ -20,6 +21,7 @@ use tokio::sync::oneshot;
 
 use crate::{
     features::Features,
+    lives::{Life, Record},
     wire::{Address, ClusterId, GroupId, Incarnation, NodeId, RaftMessage, Request, Response},
 };
 
@@ -36,6 +38,9 @@ pub struct Identity {
     pub cluster: Option<ClusterId>,
     /// What its build understands besides the formats of the first version.
     pub features: Features,
+    /// The lives of its directory that its hello shows, oldest first, the last one the present; none of the first version, or
+    /// of a store that keeps none.
+    pub lives: Arc<[Life]>,
 }
 
 /// Send these messages, in order, each to its peer. Nothing is promised: what cannot be sent is dropped
@@ -255,12 +260,33 @@ pub enum RefusedBecause {
         /// The boot in the hello.
         theirs: u64,
     },
+    /// It is not what became of the directory on record: that was put back from an older copy, or a copy of it runs.
+    #[error(
+        "the directory of node {id} is an older copy, or runs twice: {}. It must not take part. Stop it, and \
+         bring back the newer directory, or remove node {id} and add it again under a new id with an empty one",
+        behind(recorded)
+    )]
+    OlderDirectory {
+        /// The id.
+        id: NodeId,
+        /// What the node that refuses has on record.
+        recorded: Record,
+    },
     /// It has the id of the node it spoke to.
     #[error("it says that it is node {id}, as is the node it spoke to: look for an address or a directory used twice")]
     Myself {
         /// The id.
         id: NodeId,
     },
+}
+
+/// What a directory on record has that another does not.
+fn behind(Record { life, index, term, .. }: &Record) -> String {
+    let opening = format!("opening {} of it (nonce {:016x}) has been here", life.boot, life.nonce);
+    match index {
+        0 => opening,
+        index => format!("{opening} and had acknowledged index {index} in term {term}"),
+    }
 }
 
 /// Where a transport delivers. All weak: the transport is nobody's owner.

@@ -26,11 +26,13 @@ pub enum Planted {
     MergedWithoutBound,
     PromotedBehind,
     MajorityNotAsked,
+    LifeNotSynced,
+    LogEndNotCompared,
 }
 
 impl Planted {
     /// All of them.
-    pub const ALL: [Planted; 18] = [
+    pub const ALL: &'static [Planted] = &[
         Planted::AcknowledgedBeforeSync,
         Planted::VoteForgotten,
         Planted::OverwrittenCounted,
@@ -49,6 +51,8 @@ impl Planted {
         Planted::MergedWithoutBound,
         Planted::PromotedBehind,
         Planted::MajorityNotAsked,
+        Planted::LifeNotSynced,
+        Planted::LogEndNotCompared,
     ];
 
     /// What is wrong.
@@ -72,6 +76,8 @@ impl Planted {
             Planted::MergedWithoutBound => "appends merged without a bound",
             Planted::PromotedBehind => "promotion asks only that the learner holds something",
             Planted::MajorityNotAsked => "membership change made without a live majority after it",
+            Planted::LifeNotSynced => "record of a life not synced before its messages count",
+            Planted::LogEndNotCompared => "end of a log not compared with the index on record",
         }
     }
 }

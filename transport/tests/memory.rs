@@ -125,7 +125,8 @@ impl Node {
 
 fn identity(id: NodeId) -> Identity {
     let features = Features::all();
-    Identity { id, incarnation: Incarnation(id), boot: 1, cluster: Some(ClusterId(1)), features }
+    let (cluster, lives) = (Some(ClusterId(1)), Default::default());
+    Identity { id, incarnation: Incarnation(id), boot: 1, cluster, features, lives }
 }
 
 fn node(network: &MemoryNetwork, identity: Identity, answers: bool) -> Node {

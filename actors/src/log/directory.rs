@@ -6,6 +6,7 @@
 //!    lock        held with an OS lock while open; says who holds it
 //!    creating    only while the directory is being made
 //!    watermark   see super::watermark
+//!    lives       see super::lives
 //!    log/        the engine; log.1/, log.2/, ... once it was rewritten
 //!    snapshots/  the files of snapshots, see crate::snapshot::shelf
 //!    restoring/  only while a backup is being restored into the directory
@@ -41,6 +42,7 @@ const NODE: &str = "node";
 const LOCK: &str = "lock";
 const CREATING: &str = "creating";
 const WATERMARK: &str = "watermark";
+const LIVES: &str = "lives";
 const LOG: &str = "log";
 const COMPLETE: &str = "complete";
 const SNAPSHOTS: &str = "snapshots";
@@ -235,6 +237,11 @@ fn remove_those(dir: &Path, which: impl Fn(u64) -> bool) {
 /// Where the files of snapshots live in a data directory.
 pub fn snapshots_path(dir: &Path) -> PathBuf {
     dir.join(SNAPSHOTS)
+}
+
+/// Where the file of lives is in a data directory.
+pub fn lives_path(dir: &Path) -> PathBuf {
+    dir.join(LIVES)
 }
 
 /// Where the watermark lives in a data directory.

@@ -13,9 +13,10 @@ use std::{
     time::Duration,
 };
 
+use actorum_transport::lives::{Content, LifeBook, LifeFile};
 use actorum_transport::wire::{Entry, GroupId, Incarnation, NodeId, Snapshot};
 
-use super::{plan, sizes::Sizes, store::*};
+use super::{lives, plan, sizes::Sizes, store::*};
 
 use crate::snapshot::Shelf;
 
@@ -46,7 +47,16 @@ impl MemoryDisk {
         disk.open = true;
         disk.dead = None;
         disk.life += 1;
-        Ok(MemoryStore { disk: self.clone(), life: disk.life, identity, started: false })
+        let life = disk.life;
+        let content = disk.lives.clone().unwrap_or_else(|| Content::new(incarnation));
+        let recovered = disk.logs.get(&GroupId::FIRST).map(Log::recover);
+        drop(disk);
+        let kept = KeptLives { disk: self.clone(), life, written: None };
+        // Whoever opens it draws an incarnation each time, for a disk that has none yet: as good a nonce as any.
+        let present = lives::life(&identity, new_incarnation.0, recovered.as_ref());
+        let io = |error| OpenError::Io { dir, doing: "cannot write lives".to_owned(), error };
+        let lives = LifeBook::open(Box::new(kept), content, present).map_err(io)?;
+        Ok(MemoryStore { disk: self.clone(), life, lives, identity, started: false })
     }
 
     /// From now on batches wait instead of completing.
@@ -119,6 +129,7 @@ impl fmt::Debug for MemoryDisk {
 #[derive(Default)]
 struct Disk {
     identity: Option<StoreIdentity>,
+    lives: Option<Content>,
     /// Its files outlive a process, and everything on them is durable at once.
     shelf: Arc<Shelf>,
     open: bool,
@@ -270,11 +281,35 @@ impl Log {
     }
 }
 
+/// The lives on a disk in memory, for one opening of it.
+struct KeptLives {
+    disk: MemoryDisk,
+    life: u64,
+    written: Option<Content>,
+}
+
+impl LifeFile for KeptLives {
+    fn write(&mut self, content: &Content) -> io::Result<()> {
+        self.written = Some(content.clone());
+        Ok(())
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        let mut disk = self.disk.lock();
+        if disk.life != self.life {
+            return Err(io::Error::other("it was closed"));
+        }
+        disk.lives = self.written.take().or(disk.lives.take());
+        Ok(())
+    }
+}
+
 /// A store on a [`MemoryDisk`], not yet running.
 #[derive(Debug)]
 pub struct MemoryStore {
     disk: MemoryDisk,
     life: u64,
+    lives: Arc<LifeBook>,
     identity: StoreIdentity,
     started: bool,
 }
@@ -294,6 +329,10 @@ impl LogStore for MemoryStore {
 
     fn shelf(&self) -> Arc<Shelf> {
         self.disk.lock().shelf.clone()
+    }
+
+    fn lives(&self) -> Option<Arc<LifeBook>> {
+        Some(self.lives.clone())
     }
 
     fn start(mut self: Box<Self>, completed: Completions) -> Box<dyn LogAppender> {

@@ -26,6 +26,7 @@ pub mod engine;
 pub mod record;
 pub mod watermark;
 pub mod directory;
+pub(crate) mod lives;
 pub mod space;
 mod presence;
 pub mod conformance;

@@ -27,11 +27,15 @@ use std::{
     time::Duration,
 };
 
-use actorum_transport::wire::{Entry, GroupId, Incarnation, NodeId};
+use actorum_transport::{
+    lives::{Content, LifeBook},
+    wire::{Entry, GroupId, Incarnation, NodeId},
+};
 use bytes::Bytes;
 
 use super::{
     commit::Shared,
+    lives,
     record::Key,
     recovery,
     store::*,
@@ -41,7 +45,7 @@ use super::{
 mod device;
 mod running;
 
-use device::{Asked, Disk, Lock, SimulatedEngine, SimulatedSlots, View, mix};
+use device::{Asked, Disk, Lock, SimulatedEngine, SimulatedLives, SimulatedSlots, View, mix};
 use running::SimulatedStore;
 
 /// What a disk does, one at a time.
@@ -61,6 +65,8 @@ pub enum Step {
     Complete,
     /// Entries are read, or all of the log at opening.
     Read,
+    /// A life of a peer, or what it acknowledged, is put on record and synced.
+    Record,
 }
 
 /// Whether a step happens.
@@ -128,6 +134,7 @@ pub struct Counters {
     pub raised: u64,
     pub completed: u64,
     pub reads: u64,
+    pub recorded: u64,
     /// Steps that failed.
     pub failed: u64,
     /// Steps before which the power went.
@@ -157,6 +164,7 @@ pub struct Backup {
     identity: Option<StoreIdentity>,
     values: BTreeMap<Key, Bytes>,
     slots: Vec<u8>,
+    lives: Option<Vec<u8>>,
 }
 
 /// What a node would find of a group if the power went now and took all that can be lost.
@@ -189,6 +197,7 @@ impl SimulatedDisk {
             values: BTreeMap::new(),
             unsynced: Vec::new(),
             flushed: 0,
+            lives: None,
             slots: Vec::new(),
             under_way: None,
             hung: None,
@@ -247,8 +256,20 @@ impl SimulatedDisk {
         disk.identity = Some(identity);
         disk.counters.opened += 1;
         drop(disk);
+        let content = match self.lock().lives.clone().map(|bytes| lives::decode(&bytes)) {
+            None => Content::new(identity.incarnation),
+            Some(Ok(content)) => content,
+            Some(Err(detail)) => return Err(OpenError::Damaged { dir, what: "lives file".to_owned(), detail }),
+        };
+        let file = SimulatedLives { disk: self.clone(), life, written: None, begun: false };
+        let held = found.groups.get(&GroupId::FIRST).map(|found| &found.recovered);
+        // Whoever opens it draws an incarnation each time, for a disk that has none yet: as good a nonce as any.
+        let present = lives::life(&identity, new_incarnation.0, held);
+        let io = |error| OpenError::Io { dir, doing: "cannot write lives".to_owned(), error };
+        let lives = LifeBook::open(Box::new(file), content, present).map_err(io)?;
         let shared = Shared::new(engine, &found, Box::new(lock));
         Ok(SimulatedStore {
+            lives,
             disk: self.clone(),
             life,
             shared,
@@ -356,7 +377,8 @@ impl SimulatedDisk {
                 None => drop(values.remove(key)),
             }
         }
-        Backup { identity: disk.identity, values, slots: disk.slots.clone() }
+        let (slots, lives) = (disk.slots.clone(), disk.lives.clone());
+        Backup { identity: disk.identity, values, slots, lives }
     }
 
     /// Brings a copy back: engine, watermark and identity. For a closed store.
@@ -365,8 +387,21 @@ impl SimulatedDisk {
         let boot = disk.identity.map_or(0, |identity| identity.boot);
         // The boot number counts on: peers would refuse an earlier one.
         disk.identity = backup.identity.map(|identity| StoreIdentity { boot: identity.boot.max(boot), ..identity });
-        (disk.values, disk.slots) = (backup.values, backup.slots);
+        (disk.values, disk.slots, disk.lives) = (backup.values, backup.slots, backup.lives);
         disk.rebuild();
+    }
+
+    /// Puts a copy in the place of everything, as who copies a directory does, the boot counter too. For a closed store.
+    pub fn put_back(&self, backup: Backup) {
+        let mut disk = self.at_rest("put a copy back");
+        disk.identity = backup.identity;
+        (disk.values, disk.slots, disk.lives) = (backup.values, backup.slots, backup.lives);
+        disk.rebuild();
+    }
+
+    /// What is durable of lives.
+    pub fn lives(&self) -> Option<Content> {
+        lives::decode(self.lock().lives.as_ref()?).ok()
     }
 
     /// Whether a store is open on it.
@@ -480,6 +515,7 @@ impl Counters {
             Step::Raise => &mut self.raised,
             Step::Complete => &mut self.completed,
             Step::Read => &mut self.reads,
+            Step::Record => &mut self.recorded,
         }
     }
 }

@@ -41,13 +41,17 @@ use std::{
     time::Duration,
 };
 
-use actorum_transport::wire::{GroupId, Incarnation, NodeId};
+use actorum_transport::{
+    lives::LifeBook,
+    wire::{GroupId, Incarnation, NodeId},
+};
 use bytes::Bytes;
 
 use super::{
     commit::Shared,
     directory::{self, Directory},
     engine::{Change, Engine, EngineError, within_time, words},
+    lives,
     presence::Presence,
     record::{FoundGroup, Key},
     recovery,
@@ -172,6 +176,7 @@ pub struct SledStore {
     presence: Arc<Presence>,
     shelf: Arc<Shelf>,
     shared: Arc<Shared<SledEngine>>,
+    lives: Arc<LifeBook>,
     identity: StoreIdentity,
     found: BTreeMap<GroupId, FoundGroup>,
     generation: u64,
@@ -232,13 +237,17 @@ impl SledStore {
         let doing = "cannot open snapshots".to_owned();
         let shelf = Shelf::in_directory(&directory::snapshots_path(dir));
         let shelf = Arc::new(shelf.map_err(|error| OpenError::Io { dir: dir.to_owned(), doing, error })?);
-        let shared = Shared::new(engine, &found, Box::new(directory));
         let presence = Presence::of(dir).map_err(|error| {
             let doing = "cannot look at what was opened".to_owned();
             OpenError::Io { dir: dir.to_owned(), doing, error }
         })?;
+        // Promise 6: the nonce of this opening is durable before anybody can send a frame.
+        let held = found.groups.get(&GroupId::FIRST).map(|found| &found.recovered);
+        let lives = lives::begin(dir, &identity, held)?;
+        let lock = lives::Held { book: lives.clone(), _directory: directory };
+        let shared = Shared::new(engine, &found, Box::new(lock));
         let (dir, presence, work) = (dir.to_owned(), Arc::new(presence), Some((watermark, options)));
-        Ok(SledStore { dir, presence, shelf, shared, identity, found: found.groups, generation, work })
+        Ok(SledStore { dir, presence, shelf, shared, lives, identity, found: found.groups, generation, work })
     }
 }
 
@@ -347,6 +356,10 @@ impl LogStore for SledStore {
 
     fn shelf(&self) -> Arc<Shelf> {
         self.shelf.clone()
+    }
+
+    fn lives(&self) -> Option<Arc<LifeBook>> {
+        Some(self.lives.clone())
     }
 
     fn probe(&self) -> Option<Arc<dyn Probe>> {

@@ -14,6 +14,7 @@
 
 use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 
+use actorum_transport::lives::LifeBook;
 use actorum_transport::wire::{Entry, GroupId, Incarnation, NodeId, Snapshot};
 use serde::{Deserialize, Serialize};
 
@@ -165,6 +166,12 @@ pub trait LogStore: Send {
 
     /// Where the files of snapshots are that belong to this store: they outlive a process exactly as the log does.
     fn shelf(&self) -> Arc<Shelf>;
+
+    /// The lives of the directory, and what is on record of the peers' (see `actorum_transport::lives`): this opening is one of
+    /// them, durable already. `None` of a store that keeps none: a copy of it that is put back goes unnoticed.
+    fn lives(&self) -> Option<Arc<LifeBook>> {
+        None
+    }
 
     /// What asks the disk under the store how it is, apart from the log. `None`: such a disk is never asked.
     fn probe(&self) -> Option<Arc<dyn Probe>> {

@@ -29,6 +29,9 @@ impl Invariant for NothingGoesBack {
 
     fn check(&mut self, event: &Event<'_>, facts: &Facts) -> Result<(), String> {
         match event {
+            // What it promised comes back with the newer directory.
+            Event::Drained { node, .. } | Event::Started { node, .. }
+                if facts.nodes.get(node).is_some_and(|facts| facts.older) => {}
             Event::Drained { node, drained } => {
                 let Some(mine) = facts.nodes.get(node) else { return Ok(()) };
                 let glance = drained.glance;

@@ -18,7 +18,7 @@ impl Invariant for OneVotePerTerm {
 
     fn check(&mut self, event: &Event<'_>, facts: &Facts) -> Result<(), String> {
         let Event::Drained { node, drained } = event else { return Ok(()) };
-        let Some(mine) = facts.nodes.get(node) else { return Ok(()) };
+        let Some(mine) = facts.nodes.get(node).filter(|facts| !facts.older) else { return Ok(()) };
         for (to, message) in drained.transmit {
             let candidate = match message.kind {
                 MessageKind::Vote => *node,

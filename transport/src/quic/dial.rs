@@ -36,6 +36,10 @@ pub(super) async fn keep_up(
             Ok(dialled) => dialled,
             Err(_) => Err(NoLink::Unreached("no answer in time".into())),
         };
+        let most = match &dialled {
+            Err(why) if is_final(why) => config.max_backoff * FINAL,
+            _ => config.max_backoff,
+        };
         match dialled {
             Ok(()) | Err(NoLink::NotNeeded) => {
                 if up.wait_for(Option::is_none).await.is_err() {
@@ -55,9 +59,18 @@ pub(super) async fn keep_up(
         dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         // Between half and the whole of it, so that two nodes that lost each other do not meet in step.
         let jitter = backoff.mul_f64(0.5 + (dice >> 33) as f64 / f64::from(u32::MAX));
-        tokio::time::sleep(jitter.min(config.max_backoff)).await;
-        backoff = (backoff * 2).min(config.max_backoff).max(Duration::from_millis(1));
+        tokio::time::sleep(jitter.min(most)).await;
+        backoff = (backoff * 2).min(most).max(Duration::from_millis(1));
     }
+}
+
+/// How much longer than else the pause becomes after a refusal that only a person can end.
+const FINAL: u32 = 10;
+
+/// Whether the same two processes will never have a link: one of them is a copy of the other's peer, or the one before.
+fn is_final(why: &NoLink) -> bool {
+    let (NoLink::RefusedByPeer(_, Some(reason)) | NoLink::RefusedHere(reason)) = why else { return false };
+    matches!(reason, RefusedBecause::OlderDirectory { .. } | RefusedBecause::Boot { .. })
 }
 
 async fn dial(

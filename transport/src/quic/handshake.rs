@@ -23,14 +23,18 @@ use super::{
 };
 use crate::{
     frame::{self, Hello, Kind, Refused, Splitter, Welcome},
+    lives::LifeKey,
     message::{Identity, RefusedBecause},
     tls::node_of,
     wire::NodeId,
 };
 
-/// Whether this hello's sender is let in; if so, our own hello.
+/// Our own hello for a peer that is let in, or why it is not; or why that could not be found out.
+pub(super) type Judged = Result<Result<Hello, RefusedBecause>, String>;
+
+/// Whether this hello's sender is let in; if so, its life is on record when this is answered.
 #[derive(Message)]
-#[rtype(result = "Result<Hello, RefusedBecause>")]
+#[rtype(result = "Judged")]
 pub(super) struct Judge {
     pub hello: Hello,
 }
@@ -44,6 +48,8 @@ pub(super) struct Established {
     pub dialled: bool,
     /// The dialler's number for it, from its hello.
     pub dial: u64,
+    /// Which life of this node the peer has on record, by the last that it said.
+    pub recorded: Option<LifeKey>,
 }
 
 /// Accepts connections until the endpoint closes or this task is aborted.
@@ -110,7 +116,7 @@ async fn welcome_peer(
         // Not told above: somebody else's certificate must not make noise in this peer's name.
         return Err(reason.to_string());
     }
-    match transport()?.send(Judge { hello: hello.clone() }).await.map_err(|e| e.to_string())? {
+    match transport()?.send(Judge { hello: hello.clone() }).await.map_err(|e| e.to_string())?? {
         Ok(own) => write(&mut send, Kind::Hello, &own, counters).await?,
         Err(reason) => {
             refuse(&mut send, &reason, counters).await;
@@ -118,8 +124,8 @@ async fn welcome_peer(
         }
     }
     let (kind, body) = next(&mut receive, &mut splitter, counters).await?;
-    match kind {
-        Kind::Welcome => drop(frame::decode::<Welcome>(&body).map_err(|e| e.to_string())?),
+    let welcome = match kind {
+        Kind::Welcome => frame::decode::<Welcome>(&body).map_err(|e| e.to_string())?,
         Kind::Refused => {
             let refused: Refused = frame::decode(&body).map_err(|e| e.to_string())?;
             let because = refused.because();
@@ -127,9 +133,14 @@ async fn welcome_peer(
             return Err("refused by the peer".into());
         }
         other => return Err(format!("a {other:?} frame where Welcome belongs")),
-    }
-    let established =
-        Established { identity: hello.identity(), connection: connection.clone(), dialled: false, dial: hello.dial };
+    };
+    let established = Established {
+        identity: hello.identity(),
+        connection: connection.clone(),
+        dialled: false,
+        dial: hello.dial,
+        recorded: welcome.recorded,
+    };
     match transport()?.send(established).await {
         Ok(true) => Ok(()),
         Ok(false) => Err("another connection stays".into()),
@@ -168,13 +179,21 @@ pub(super) async fn greet(
         return Err(NoLink::RefusedHere(reason));
     }
     let judged = transport()?.send(Judge { hello: theirs.clone() }).await.map_err(|e| broken(e.to_string()))?;
-    if let Err(reason) = judged {
-        refuse(&mut send, &reason, counters).await;
-        return Err(NoLink::RefusedHere(reason));
-    }
-    write(&mut send, Kind::Welcome, &Welcome {}, counters).await.map_err(broken)?;
-    let established =
-        Established { identity: theirs.identity(), connection: connection.clone(), dialled: true, dial: own.dial };
+    let ours = match judged.map_err(broken)? {
+        Ok(ours) => ours,
+        Err(reason) => {
+            refuse(&mut send, &reason, counters).await;
+            return Err(NoLink::RefusedHere(reason));
+        }
+    };
+    write(&mut send, Kind::Welcome, &Welcome { recorded: ours.recorded }, counters).await.map_err(broken)?;
+    let established = Established {
+        identity: theirs.identity(),
+        connection: connection.clone(),
+        dialled: true,
+        dial: own.dial,
+        recorded: None,
+    };
     match transport()?.send(established).await {
         Ok(true) => Ok(()),
         Ok(false) => Err(NoLink::NotNeeded),

@@ -29,7 +29,7 @@ use std::{
     time::Duration,
 };
 
-use actix::prelude::*;
+use actix::{fut, prelude::*};
 use actix_rt::task::JoinHandle;
 use quinn::{Endpoint, EndpointConfig, TokioRuntime, TransportConfig, VarInt};
 use tokio::{sync::watch, time::Instant};
@@ -38,6 +38,7 @@ use crate::{
     features::Features,
     frame::Hello,
     hello::{FORMATS, PROTOCOL, Rules},
+    lives::{FLUSH_EVERY, LifeBook, LifeKey},
     message::{
         Answered, Ask, AskError, Asked, Attach, Close, GetTransportStatus, Identity, PeerRefused, PeerStatus, PeerUp,
         Received, RefusedBecause, SetCluster, SetPeers, Transmit, TransportHandle, TransportStatus, Unreachable,
@@ -53,7 +54,7 @@ mod link;
 mod dial;
 
 use gate::{Gate, Limits};
-use handshake::{Established, Judge};
+use handshake::{Established, Judge, Judged};
 use link::{Counters, Link, PIECE_FRAME};
 
 /// The bytes that one connection may hold unread, over all its streams.
@@ -87,6 +88,8 @@ pub struct QuicConfig {
     pub listen: SocketAddr,
     /// Who this node is.
     pub identity: Identity,
+    /// Where its store keeps the lives of directories; `None` shows none.
+    pub lives: Option<Arc<LifeBook>>,
     /// Its certificate and key.
     pub tls: TlsIdentity,
     /// Bytes that may wait for one peer on one lane. At the bound the oldest goes. Default 64 MiB.
@@ -131,6 +134,7 @@ impl QuicConfig {
         QuicConfig {
             listen,
             identity,
+            lives: None,
             tls,
             queue_bytes: 64 << 20,
             max_frame: 64 << 20,
@@ -207,6 +211,8 @@ pub struct QuicTransport {
     counters: Rc<Counters>,
     generations: u64,
     dials: u64,
+    /// When acknowledged indexes were recorded last.
+    flushed: Instant,
 }
 
 /// What is known of one peer.
@@ -255,7 +261,7 @@ impl QuicTransport {
         let endpoint = endpoint.map_err(listen)?;
         let address = endpoint.local_addr().map_err(listen)?;
         let transport = QuicTransport {
-            rules: Rules::new(config.identity.clone()),
+            rules: Rules::new(config.identity.clone(), config.lives.clone()),
             gate: Rc::new(RefCell::new(Gate::new(config.limits(), Instant::now()))),
             config: Rc::new(config),
             endpoint,
@@ -265,6 +271,7 @@ impl QuicTransport {
             counters: Rc::default(),
             generations: 0,
             dials: 0,
+            flushed: Instant::now(),
         };
         let addr = Actor::start(transport);
         let handle = TransportHandle {
@@ -283,7 +290,7 @@ impl QuicTransport {
         self.peers.entry(id).or_insert_with(PeerState::new)
     }
 
-    fn hello(&self, dial: u64) -> Hello {
+    fn hello(&self, dial: u64, to: NodeId) -> Hello {
         let own = self.rules.own();
         Hello {
             protocol: PROTOCOL,
@@ -294,6 +301,8 @@ impl QuicTransport {
             boot: own.boot,
             dial,
             features: own.features.clone(),
+            lives: own.lives.to_vec(),
+            recorded: self.rules.book().record_of(to).map(|record| record.life.key()),
         }
     }
 
@@ -551,15 +560,13 @@ impl Handler<DialHello> for QuicTransport {
     fn handle(&mut self, DialHello(peer): DialHello, _: &mut Context<Self>) -> Self::Result {
         let address = self.rules.peers().get(&peer).map(|peer| peer.address.clone());
         self.dials += 1;
-        MessageResult(address.map(|address| (self.hello(self.dials), address)))
+        MessageResult(address.map(|address| (self.hello(self.dials, peer), address)))
     }
 }
 
-impl Handler<Judge> for QuicTransport {
-    type Result = MessageResult<Judge>;
-
-    fn handle(&mut self, Judge { hello, .. }: Judge, _: &mut Context<Self>) -> Self::Result {
-        let id = hello.node;
+impl QuicTransport {
+    /// Judges a hello; a refusal is remembered and told.
+    fn judge(&mut self, hello: &Hello) -> Result<(), RefusedBecause> {
         let ours = PROTOCOL;
         let judged = if hello.protocol != ours {
             Err(RefusedBecause::Version { theirs: hello.protocol, ours })
@@ -569,9 +576,49 @@ impl Handler<Judge> for QuicTransport {
             self.rules.judge(&hello.identity())
         };
         if let Err(reason) = &judged {
-            self.refused(id, false, reason.to_string(), Some(reason.clone()));
+            self.refused(hello.node, false, reason.to_string(), Some(reason.clone()));
         }
-        MessageResult(judged.map(|()| self.hello(0)))
+        judged
+    }
+
+    /// The peer says which life of this directory it has on record.
+    fn confirmed(&self, by: NodeId, life: Option<LifeKey>) {
+        life.into_iter().for_each(|life| self.rules.book().confirmed(by, life));
+    }
+
+    /// Records how far the peers' logs are, from time to time, where waiting for a disk is allowed.
+    #[allow(clippy::disallowed_methods, reason = "a real disk: a simulation has another transport")]
+    fn flush_if_due(&mut self) {
+        if self.flushed.elapsed() >= FLUSH_EVERY && self.rules.book().wants_flush() {
+            self.flushed = Instant::now();
+            let book = self.rules.book().clone();
+            tokio::task::spawn_blocking(move || book.flush());
+        }
+    }
+}
+
+impl Handler<Judge> for QuicTransport {
+    type Result = ResponseActFuture<Self, Judged>;
+
+    fn handle(&mut self, Judge { hello }: Judge, _: &mut Context<Self>) -> Self::Result {
+        let (identity, id) = (hello.identity(), hello.node);
+        if let Err(reason) = self.judge(&hello) {
+            return Box::pin(fut::ready(Ok(Err(reason))));
+        }
+        self.confirmed(id, hello.recorded);
+        let book = self.rules.book().clone();
+        if book.has(&identity) {
+            return Box::pin(fut::ready(Ok(Ok(self.hello(0, id)))));
+        }
+        // A life that was never here: on record for good before anything of it counts. A sync, so not on this thread.
+        #[allow(clippy::disallowed_methods, reason = "a real disk: a simulation has another transport")]
+        let recorded = tokio::task::spawn_blocking(move || book.record(&identity));
+        Box::pin(recorded.into_actor(self).map(move |recorded, transport, _| {
+            let recorded = recorded.map_err(|error| error.to_string()).and_then(|done| done.map_err(|e| e.to_string()));
+            recorded.map_err(|error| format!("the life of node {id} cannot be recorded: {error}"))?;
+            // Judged again: meanwhile this node may have learnt more.
+            Ok(transport.judge(&hello).map(|()| transport.hello(0, id)))
+        }))
     }
 }
 
@@ -581,6 +628,7 @@ impl Handler<Established> for QuicTransport {
     fn handle(&mut self, established: Established, ctx: &mut Context<Self>) -> Self::Result {
         let (identity, dialled, dial) = (established.identity.clone(), established.dialled, established.dial);
         let id = identity.id;
+        self.confirmed(id, established.recorded);
         // Judged again: between the hello and now this node may have learnt more.
         if let Err(reason) = self.rules.judge(&identity) {
             self.refused(id, false, reason.to_string(), Some(reason));
@@ -727,6 +775,8 @@ impl Handler<Inbound> for QuicTransport {
         if !self.is_present(from, generation) {
             return;
         }
+        self.rules.book().heard(from, &messages);
+        self.flush_if_due();
         if let Some(above) = self.upward.as_ref().and_then(|upward| upward.received.upgrade()) {
             above.do_send(Received { group, from, messages });
         }

@@ -228,7 +228,8 @@ pub const CLUSTER: ClusterId = ClusterId(1);
 
 pub fn identity(id: NodeId) -> Identity {
     let features = Features::all();
-    Identity { id, incarnation: Incarnation(id * 10), boot: 1, cluster: Some(CLUSTER), features }
+    let lives = Default::default();
+    Identity { id, incarnation: Incarnation(id * 10), boot: 1, cluster: Some(CLUSTER), features, lives }
 }
 
 pub fn local() -> SocketAddr {
@@ -570,8 +571,20 @@ impl Adversary {
 }
 
 pub fn hello(id: NodeId) -> Hello {
-    let Identity { id, incarnation, boot, cluster, features } = identity(id);
-    Hello { protocol: PROTOCOL, formats: FORMATS.to_vec(), cluster, node: id, incarnation, boot, dial: 1, features }
+    let Identity { id, incarnation, boot, cluster, features, .. } = identity(id);
+    let (lives, recorded) = Default::default();
+    Hello {
+        protocol: PROTOCOL,
+        formats: FORMATS.to_vec(),
+        cluster,
+        node: id,
+        incarnation,
+        boot,
+        dial: 1,
+        features,
+        lives,
+        recorded,
+    }
 }
 
 /// A hello that was answered, and not yet welcomed.
@@ -582,7 +595,7 @@ pub struct Greeting {
 
 impl Greeting {
     pub async fn welcome(mut self) {
-        write(&mut self.send, Kind::Welcome, &Welcome {}).await;
+        write(&mut self.send, Kind::Welcome, &Welcome::default()).await;
     }
 }
 

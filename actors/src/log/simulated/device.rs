@@ -8,12 +8,16 @@ use std::{
     sync::{Arc, MutexGuard},
 };
 
-use actorum_transport::wire::{Entry, GroupId};
+use actorum_transport::{
+    lives::{Content, LifeFile},
+    wire::{Entry, GroupId},
+};
 use bytes::Bytes;
 
 use super::{Counters, Decide, Durable, Loss, SimulatedDisk, Step, running::Running};
 use crate::log::{
     engine::{Change, Engine, EngineError},
+    lives,
     record::{self, Assembled, Assembly, Key, Kind},
     store::{HardState, StoreIdentity},
     watermark::{self, Slots, WatermarkError},
@@ -63,6 +67,8 @@ pub(super) struct Disk {
     pub(super) unsynced: Vec<Applied>,
     /// How many of them were flushed.
     pub(super) flushed: usize,
+    /// The file of lives.
+    pub(super) lives: Option<Vec<u8>>,
     /// Both slots of the watermark.
     pub(super) slots: Vec<u8>,
     /// A write to a slot in the place of which the power went.
@@ -207,6 +213,7 @@ impl Disk {
         self.values.clear();
         self.unsynced.clear();
         self.slots.clear();
+        self.lives = None;
         self.views.clear();
         (self.flushed, self.bytes, self.under_way) = (0, 0, None);
     }
@@ -238,6 +245,36 @@ impl View {
     pub(super) fn entry(&self, index: u64) -> Option<&Entry> {
         let (first, entries) = self.blocks.range(..=index).next_back()?;
         entries.get((index - first) as usize)
+    }
+}
+
+/// The file of lives, for one opening of the disk.
+pub(super) struct SimulatedLives {
+    pub(super) disk: SimulatedDisk,
+    pub(super) life: u64,
+    /// Written and not synced: no crash leaves anything of it.
+    pub(super) written: Option<Vec<u8>>,
+    /// Whether the opening itself is on record: that is no step of its own, as the boot counter is none.
+    pub(super) begun: bool,
+}
+
+impl LifeFile for SimulatedLives {
+    fn write(&mut self, content: &Content) -> io::Result<()> {
+        self.written = Some(lives::encode(content));
+        Ok(())
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        if std::mem::replace(&mut self.begun, true) {
+            let asked = self.disk.ask(self.life, Step::Record).into_result();
+            self.disk.announce();
+            asked?;
+        }
+        let mut disk = self.disk.lock();
+        if disk.life == self.life && self.written.is_some() {
+            disk.lives = self.written.take();
+        }
+        Ok(())
     }
 }
 

@@ -8,7 +8,10 @@ use std::{
     time::Duration,
 };
 
-use actorum_transport::wire::{Entry, GroupId};
+use actorum_transport::{
+    lives::LifeBook,
+    wire::{Entry, GroupId},
+};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::{
@@ -37,6 +40,7 @@ pub(super) struct SimulatedStore {
     pub(super) disk: SimulatedDisk,
     pub(super) life: u64,
     pub(super) shared: Arc<Shared<SimulatedEngine>>,
+    pub(super) lives: Arc<LifeBook>,
     pub(super) identity: StoreIdentity,
     pub(super) found: BTreeMap<GroupId, FoundGroup>,
     // Taken by `start`.
@@ -59,6 +63,10 @@ impl LogStore for SimulatedStore {
     /// Lost with the process: whoever simulates a whole node has a simulated folder for it.
     fn shelf(&self) -> Arc<Shelf> {
         Arc::new(Shelf::memory())
+    }
+
+    fn lives(&self) -> Option<Arc<LifeBook>> {
+        Some(self.lives.clone())
     }
 
     fn start(mut self: Box<Self>, completed: Completions) -> Box<dyn LogAppender> {

@@ -1,0 +1,198 @@
+//! Whole directories that are not what they were: put back from an older copy, run beside the original, or another node's.
+//!
+//! A copy knows nothing of what was promised after it was taken, so it must meet somebody who does, and be let in by none of those.
+//! Whoever does not know is down meanwhile: what a copy does among such is what the scheme says it cannot find out.
+
+use actorum_actors::machine::StateMachine;
+use actorum_transport::{
+    lives::{Content, LifeKey, Record},
+    wire::NodeId,
+};
+
+use super::{Culprit, Hold, State};
+use crate::testkit::{disk::Backup, fleet::Node, world::Durable};
+
+/// A copy, and what can be told by it.
+struct Copied {
+    backup: Backup,
+    lives: Content,
+    /// Its term and the end of its log.
+    ends: (u64, u64),
+    /// Whether it was taken while its node ran: then it has the nonce of that life.
+    while_it_ran: bool,
+}
+
+impl Copied {
+    /// Whether who has this on record must see that the copy is one. Told apart here by other lines than the product's.
+    fn is_known_to(&self, record: &Record) -> bool {
+        if record.incarnation != self.lives.incarnation {
+            return false;
+        }
+        let newest = self.lives.own.last().map(|life| life.key());
+        match self.lives.own.iter().any(|life| life.key() == record.life.key()) {
+            false => true,
+            true => newest == Some(record.life.key()) && record.term == self.ends.0 && record.index > self.ends.1,
+        }
+    }
+}
+
+/// Nobody joins or leaves while it is held.
+struct NoChanges(std::rc::Rc<std::cell::RefCell<u32>>);
+
+impl Drop for NoChanges {
+    fn drop(&mut self) {
+        *self.0.borrow_mut() -= 2;
+    }
+}
+
+impl<S: StateMachine> Culprit<S> {
+    fn no_changes(&self) -> Option<NoChanges> {
+        if *self.changing.borrow() > 0 {
+            return None;
+        }
+        *self.changing.borrow_mut() += 2;
+        Some(NoChanges(self.changing.clone()))
+    }
+
+    fn copy_of(&self, node: NodeId, while_it_ran: bool) -> Option<Copied> {
+        let copied = self.fleet.node(node, |node| {
+            let (term, _, index) = node.disk.state();
+            Some(Copied { backup: node.disk.backup(), lives: node.disk.kept()?, ends: (term, index), while_it_ran })
+        });
+        copied.flatten()
+    }
+
+    /// The other nodes: who must know that this is a copy, and who may not.
+    fn who_knows(&self, of: NodeId, copied: &Copied) -> (Vec<NodeId>, Vec<NodeId>) {
+        self.fleet.nodes(|nodes| {
+            let others = nodes.iter().filter(|(id, node)| **id != of && node.state != State::Gone);
+            let knows = |node: &Node<S>| {
+                // An index counts once it is durable there, for that is done later; a life counts once it was met.
+                let record = match copied.while_it_ran {
+                    true => node.disk.kept().and_then(|kept| kept.peers.get(&of).copied()),
+                    false => node.disk.lives().and_then(|lives| lives.record_of(of)),
+                };
+                !node.first_version && record.is_some_and(|record| copied.is_known_to(&record))
+            };
+            let (knowing, others): (Vec<_>, Vec<_>) = others.partition(|(_, node)| knows(node));
+            (knowing.iter().map(|(id, _)| **id).collect(), others.iter().map(|(id, _)| **id).collect())
+        })
+    }
+
+    /// A whole directory is put back from an older copy, and brought back as it was.
+    pub(super) async fn rolled_back(&mut self) {
+        let Some(hold) = self.hold_running() else { return };
+        let node = hold.0;
+        let Some(_nobody_joins) = self.no_changes() else { return };
+        let voters = self.fleet.raft(node).map_or(0, |(raft, _)| raft.status().membership.voters().len());
+        if voters < 2 || self.fleet.node(node, |node| node.first_version) != Some(false) {
+            return;
+        }
+        let while_it_ran = self.dice.below(2) == 0;
+        if !while_it_ran {
+            self.fleet.kill(node);
+        }
+        let Some(copied) = self.copy_of(node, while_it_ran) else { return };
+        if !while_it_ran {
+            self.a_while(20, 300).await;
+            if !self.come_back(node).await {
+                return;
+            }
+        }
+        // An acknowledged index is on record a second later at the earliest.
+        let at_least = if while_it_ran { 1500 } else { 500 };
+        self.a_while(at_least, at_least + 2500).await;
+        if self.fleet.node(node, |node| node.state) != Some(State::Running) {
+            return;
+        }
+        self.fleet.kill(node);
+        let (knowing, others) = self.who_knows(node, &copied);
+        // Those that do not know are down until it is over; of those that do, some are started again, so that what they know
+        // is what is durable.
+        let away: Vec<Hold> = others.iter().filter_map(|id| self.hold(*id)).collect();
+        if knowing.is_empty() || away.len() < others.len() {
+            self.come_back(node).await;
+            return;
+        }
+        let Some(newest) = self.fleet.node(node, |node| node.disk.backup()) else { return };
+        away.iter().for_each(|Hold(id, _)| self.fleet.kill(*id));
+        for id in &knowing {
+            if self.dice.below(2) == 0
+                && let Some(hold) = self.hold(*id)
+            {
+                self.fleet.kill(*id);
+                self.a_while(10, 200).await;
+                self.come_back(hold.0).await;
+            }
+        }
+        self.older(node, true);
+        self.fleet.node(node, |node| node.disk.put_back(copied.backup.clone()));
+        if self.fleet.start(node).await.is_ok() {
+            self.disk(if while_it_ran { "copy of a running node" } else { "rolled-back directory" }, node);
+            self.may_stop(node);
+            self.until_down(std::slice::from_ref(&hold)).await;
+            let shown = self.fleet.node(node, |node| node.disk.lives()).flatten();
+            self.is_let_in_by_none(
+                node,
+                shown.and_then(|lives| lives.shown().last().copied()).map(|life| life.key()),
+                &knowing,
+            );
+        }
+        self.fleet.kill(node);
+        self.fleet.node(node, |node| {
+            if node.state == State::Down {
+                node.disk.put_back(newest);
+            }
+        });
+        self.older(node, false);
+        self.come_back(node).await;
+        for Hold(id, _) in &away {
+            self.come_back(*id).await;
+        }
+    }
+
+    /// Nobody who must know has put the copy's life on record, which is what letting it in begins with.
+    fn is_let_in_by_none(&self, copy: NodeId, life: Option<LifeKey>, knowing: &[NodeId]) {
+        for id in knowing {
+            let record = self.fleet.node(*id, |node| node.disk.lives()?.record_of(copy)).flatten();
+            if record.map(|record| record.life.key()) == life && life.is_some() {
+                let detail = format!("n{id} lets in n{copy}, whose directory is older than it has on record");
+                self.world().broken("an older directory is let in by none who met the newer", detail);
+            }
+        }
+    }
+
+    /// The whole directory of another node: refused by name.
+    pub(super) async fn swapped_directory(&mut self) {
+        let Some(hold) = self.hold_running() else { return };
+        let others: Vec<NodeId> = self.fleet.nodes(|nodes| nodes.keys().copied().filter(|id| *id != hold.0).collect());
+        let Some(other) = self.dice.pick(&others).copied() else { return };
+        let Some(theirs) = self.fleet.node(other, |node| node.disk.backup()) else { return };
+        self.fleet.kill(hold.0);
+        self.tampered(hold.0, true);
+        let mine = self.fleet.node(hold.0, |node| {
+            let mine = node.disk.backup();
+            node.disk.put_back(theirs);
+            mine
+        });
+        self.disk("swapped directory", hold.0);
+        self.a_while(20, 300).await;
+        if self.opens(hold.0) {
+            let detail = format!("n{} opens the directory of n{other}", hold.0);
+            self.world().broken("another node's directory is refused", detail);
+        }
+        self.fleet.node(hold.0, |node| node.disk.put_back(mine.expect("the node is there")));
+        self.tampered(hold.0, false);
+        self.come_back(hold.0).await;
+    }
+
+    /// Whether what a node runs with is a copy that has forgotten what it promised.
+    fn older(&self, node: NodeId, older: bool) {
+        self.tampered(node, older);
+        self.world().facts(|facts| {
+            if let Some(facts) = facts.nodes.get_mut(&node) {
+                facts.older = older;
+            }
+        });
+    }
+}
