@@ -124,7 +124,16 @@ impl Inspection {
             }
         };
 
-        let copy = Copy::new(&log).map_err(|error| io("cannot copy log", error))?;
+        let copy = Copy::new(&log).map_err(|error| match error {
+            CopyError::From(error) => io("cannot copy log", error),
+            CopyError::To(to, error) => OpenError::Io {
+                dir: to,
+                doing: "no copy of the log could be made there, in the temporary directory; TMPDIR names another one \
+                        with room for the whole log"
+                    .to_owned(),
+                error,
+            },
+        })?;
         let missing = !copy.path.join("db").exists();
         let (engine, found) =
             if !missing { read(&copy.path) } else { (None, Err(("the log".to_owned(), "it is missing".to_owned()))) };
@@ -237,15 +246,21 @@ struct Copy {
     path: PathBuf,
 }
 
+/// Which side refused.
+enum CopyError {
+    From(io::Error),
+    To(PathBuf, io::Error),
+}
+
 impl Copy {
-    fn new(log: &Path) -> io::Result<Copy> {
+    fn new(log: &Path) -> Result<Copy, CopyError> {
         let mut number = 0;
         let path = loop {
             let path = std::env::temp_dir().join(format!("actorum-inspect-{}-{number}", std::process::id()));
             match make_private(&path) {
                 Ok(()) => break path,
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => number += 1,
-                Err(error) => return Err(error),
+                Err(error) => return Err(CopyError::To(path, error)),
             }
         };
         let copy = Copy { path };
@@ -270,15 +285,25 @@ fn make_private(path: &Path) -> io::Result<()> {
     builder.create(path)
 }
 
-fn copy_files(from: &Path, to: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(from)? {
-        let entry = entry?;
+fn copy_files(from: &Path, to: &Path) -> Result<(), CopyError> {
+    for entry in fs::read_dir(from).map_err(CopyError::From)? {
+        let entry = entry.map_err(CopyError::From)?;
         let target = to.join(entry.file_name());
-        if entry.file_type()?.is_dir() {
-            make_private(&target)?;
+        let there = |error| CopyError::To(to.to_owned(), error);
+        if entry.file_type().map_err(CopyError::From)?.is_dir() {
+            make_private(&target).map_err(there)?;
             copy_files(&entry.path(), &target)?;
         } else {
-            fs::copy(entry.path(), target)?;
+            let mut source = fs::File::open(entry.path()).map_err(CopyError::From)?;
+            let mut copy = fs::File::create(&target).map_err(there)?;
+            // A copy does not say which side failed; most that can go wrong with the new one has a name.
+            io::copy(&mut source, &mut copy).map_err(|error| match error.kind() {
+                io::ErrorKind::StorageFull
+                | io::ErrorKind::QuotaExceeded
+                | io::ErrorKind::FileTooLarge
+                | io::ErrorKind::ReadOnlyFilesystem => CopyError::To(to.to_owned(), error),
+                _ => CopyError::From(error),
+            })?;
         }
     }
     Ok(())

@@ -3,11 +3,14 @@
 //! A backup lands under a temporary name beside its own, is verified byte by byte as it lies there, and only then gets its
 //! name: whatever goes wrong on the way, there is the old file or the new one.
 //!
+//! What goes to a device, a pipe or standard output is verified as it passes, and whether it was whole is said by the exit code.
+//!
 //! Neither has a deadline on the whole, which a large state would miss: only on progress.
 
 use std::{
     fs::{self, File},
-    io::{IsTerminal, Read, Write},
+    io::{self, BufReader, IsTerminal, Read, Write},
+    os::fd::AsFd,
     path::{Path, PathBuf},
     sync::mpsc::{self, RecvTimeoutError},
     thread,
@@ -15,6 +18,7 @@ use std::{
 };
 
 use actorum::rescue::BackupFile;
+use actorum_actors::snapshot::file::Reader;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
 
@@ -22,7 +26,7 @@ use crate::{
     Failure,
     client::{Answer, Client},
     output::{self, say},
-    rescue::describe,
+    rescue::{describe, describe_sent},
     status::bytes,
 };
 
@@ -45,7 +49,7 @@ pub struct SnapshotArgs {
     url: String,
 }
 
-/// Write a consistent copy of the cluster's state to a file, from any node
+/// Write a consistent copy of the cluster's state to a file, a device or standard output, from any node
 ///
 /// The node takes a snapshot first if its newest is not of now, and streams it. The file is complete and verified once it
 /// has its name. `actorum restore` makes a new cluster of it. An admin address that asks for certificates is read with
@@ -54,7 +58,7 @@ pub struct SnapshotArgs {
 pub struct BackupArgs {
     /// The node's admin address, such as http://127.0.0.1:9001
     url: String,
-    /// Where to write the backup
+    /// Where to write the backup; - for standard output. A device or a pipe is written to as it is
     file: PathBuf,
     /// Replace the file if there is one
     #[arg(long)]
@@ -140,31 +144,62 @@ fn refused(url: &str, answer: &Answer) -> Failure {
     }
 }
 
-/// Downloads, verifies, and only then gives the file its name.
+/// Where a backup goes.
+enum Goal {
+    /// A file that is to have this name once it is whole.
+    File(PathBuf),
+    /// What is there already and is no file: a device, a pipe. It is written to, and never replaced.
+    Stream { name: String, out: File, is_stdout: bool },
+}
+
+impl Goal {
+    fn of(file: PathBuf, force: bool) -> Result<Goal, Failure> {
+        let failed = |error: io::Error| Failure::new(format!("{}: {error}", file.display()));
+        if file == Path::new("-") {
+            if io::stdout().is_terminal() {
+                return Err(Failure::usage("a backup is no text for a terminal: send standard output somewhere else"));
+            }
+            let out = File::from(io::stdout().as_fd().try_clone_to_owned()?);
+            return Ok(Goal::Stream { name: "standard output".to_owned(), out, is_stdout: true });
+        }
+        match fs::metadata(&file) {
+            Ok(found) if found.is_dir() => {
+                Err(Failure::usage(format!("{} is a directory: name a file in it", file.display())))
+            }
+            Ok(found) if !found.is_file() => {
+                let out = fs::OpenOptions::new().write(true).open(&file).map_err(failed)?;
+                Ok(Goal::Stream { name: file.display().to_string(), out, is_stdout: false })
+            }
+            Ok(_) if !force => Err(Failure::new(format!(
+                "{} exists already: choose another name, or replace it with --force",
+                file.display()
+            ))),
+            // Of a link the file that it names is meant.
+            Ok(_) => Ok(Goal::File(fs::canonicalize(&file).map_err(failed)?)),
+            Err(_) => Ok(Goal::File(file)),
+        }
+    }
+}
+
+/// Writes a backup to where it is to go.
 pub fn backup(BackupArgs { url, file, force }: BackupArgs) -> Result<(), Failure> {
     let base = base(&url)?;
+    match Goal::of(file, force)? {
+        Goal::File(file) => to_file(&base, &url, &file, force),
+        Goal::Stream { name, out, is_stdout } => to_stream(&base, &url, &name, out, is_stdout),
+    }
+}
+
+/// Downloads, verifies, and only then gives the file its name.
+fn to_file(base: &str, url: &str, file: &Path, force: bool) -> Result<(), Failure> {
     let name = file.file_name().ok_or_else(|| Failure::usage(format!("{} is no name of a file", file.display())))?;
-    if file.is_dir() {
-        return Err(Failure::usage(format!("{} is a directory: name a file in it", file.display())));
-    }
-    if file.exists() && !force {
-        return Err(Failure::new(format!(
-            "{} exists already: choose another name, or replace it with --force",
-            file.display()
-        )));
-    }
     let partial = file.with_file_name(format!("{}.partial", name.to_string_lossy()));
-    let written = download(&base, &url, &partial).and_then(|told| {
+    let written = download(base, url, &partial).and_then(|told| {
         let backup = BackupFile::read(&partial)?;
-        match told {
-            Some(told) if told != hex(&backup.hash()) => Err(Failure::new(format!(
-                "{url}: the file that came is not the one that was announced (BLAKE3 {} and not {told})",
-                hex(&backup.hash())
-            ))),
-            _ => Ok(backup),
-        }
+        as_announced(url, told, &backup.hash())?;
+        Ok(backup)
     });
-    let done = written.and_then(|backup| place(&partial, &file, force).map(|()| backup));
+    let done = written.and_then(|backup| place(&partial, file, force).map(|()| backup));
     match done {
         Ok(backup) => {
             output::done(format_args!("{} is complete and verified", file.display()));
@@ -175,6 +210,72 @@ pub fn backup(BackupArgs { url, file, force }: BackupArgs) -> Result<(), Failure
             let _ = fs::remove_file(&partial); // what stays is overwritten by the next one
             Err(failure)
         }
+    }
+}
+
+fn as_announced(url: &str, told: Option<String>, hash: &[u8]) -> Result<(), Failure> {
+    match told {
+        Some(told) if told != hex(hash) => Err(Failure::new(format!(
+            "{url}: the file that came is not the one that was announced (BLAKE3 {} and not {told})",
+            hex(hash)
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// Writes it as it comes, and verifies what was written: what reads the other end learns of damage by the exit code only.
+fn to_stream(base: &str, url: &str, name: &str, mut out: File, is_stdout: bool) -> Result<(), Failure> {
+    let mut source = Source::ask(base, url)?;
+    let told = source.hash.take();
+    let mut failed = None;
+    let tee = Tee { source: &mut source, out: &mut out, failed: &mut failed };
+    let verified = Reader::begin(BufReader::new(tee)).and_then(|reader| {
+        let header = reader.header().clone();
+        Ok((header, reader.verify()?))
+    });
+    source.bar.finish_and_clear();
+    if let Some(failure) = failed.map(|error| Failure::new(format!("{name}: {error}: the backup is not complete"))) {
+        return Err(failure);
+    }
+    if let Some(failure) = source.failed.take() {
+        return Err(failure);
+    }
+    let (header, file) = verified.map_err(|error| Failure::new(format!("{url}: what came is no backup: {error}")))?;
+    as_announced(url, told, &file.hash)?;
+    // Not everything that can be written to can be synced.
+    match out.sync_all() {
+        Err(error) if ![io::ErrorKind::InvalidInput, io::ErrorKind::Unsupported].contains(&error.kind()) => {
+            return Err(Failure::new(format!("{name}: {error}: the backup may not be complete")));
+        }
+        _ => {}
+    }
+    let told = format!("{name}: {}", describe_sent(&header, &file));
+    match is_stdout {
+        true => output::complain(format_args!("{told}\n")),
+        false => {
+            output::done(format_args!("{name} got the whole backup"));
+            say!("{told}");
+        }
+    }
+    Ok(())
+}
+
+/// What is read was written before.
+struct Tee<'a> {
+    source: &'a mut Source,
+    out: &'a mut File,
+    failed: &'a mut Option<io::Error>,
+}
+
+impl Read for Tee<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let got = self.source.read(buffer)?;
+        self.out.write_all(&buffer[..got]).map_err(|error| {
+            let kind = error.kind();
+            *self.failed = Some(error);
+            io::Error::from(kind)
+        })?;
+        Ok(got)
     }
 }
 
@@ -198,62 +299,110 @@ fn place(partial: &Path, file: &Path, force: bool) -> Result<(), Failure> {
 
 /// Writes the answer of `GET /backup` to that file, durably; the hash that the node announced, if it did.
 fn download(base: &str, url: &str, partial: &Path) -> Result<Option<String>, Failure> {
-    let failed = |error: &dyn std::fmt::Display| Failure::new(format!("{url}: {error}"));
-    let (heads, head) = mpsc::sync_channel(1);
-    let (pieces, piece) = mpsc::sync_channel::<Result<Vec<u8>, String>>(4);
-    let asking = format!("{base}/backup");
-    // A thread of its own: a blocking read has no deadline on progress.
-    thread::spawn(move || {
-        let mut streamed = match Client::patient().stream(&asking) {
-            Ok(streamed) => streamed,
-            Err(error) => return drop(heads.send(Err(error.to_string()))),
+    let mut source = Source::ask(base, url)?;
+    let in_file = |error: io::Error| Failure::new(format!("{}: {error}", partial.display()));
+    let mut file = private(partial).map_err(in_file)?;
+    let mut buffer = vec![0; PIECE];
+    loop {
+        let got = match source.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(got) => got,
+            Err(error) => return Err(source.failed.take().unwrap_or_else(|| Failure::new(error))),
         };
-        if heads.send(Ok(streamed.head())).is_err() {
-            return;
-        }
-        loop {
-            let mut buffer = vec![0; PIECE];
-            let read = streamed.body.read(&mut buffer);
-            let end = matches!(read, Ok(0) | Err(_));
-            let sent = match read {
-                Ok(got) => {
-                    buffer.truncate(got);
-                    pieces.send(Ok(buffer))
-                }
-                Err(error) => pieces.send(Err(error.to_string())),
+        file.write_all(&buffer[..got]).map_err(in_file)?;
+    }
+    source.bar.finish_and_clear();
+    file.sync_all().map_err(in_file)?;
+    Ok(source.hash)
+}
+
+/// The answer of `GET /backup`, piece by piece. An error of reading stands in `failed`, in words for a person.
+struct Source {
+    url: String,
+    pieces: mpsc::Receiver<Result<Vec<u8>, String>>,
+    piece: io::Cursor<Vec<u8>>,
+    got: u64,
+    length: Option<u64>,
+    hash: Option<String>,
+    bar: ProgressBar,
+    failed: Option<Failure>,
+}
+
+impl Source {
+    /// Asks, and waits until it begins to come.
+    fn ask(base: &str, url: &str) -> Result<Source, Failure> {
+        let failed = |error: &dyn std::fmt::Display| Failure::new(format!("{url}: {error}"));
+        let (heads, head) = mpsc::sync_channel(1);
+        let (pieces, piece) = mpsc::sync_channel::<Result<Vec<u8>, String>>(4);
+        let asking = format!("{base}/backup");
+        // A thread of its own: a blocking read has no deadline on progress.
+        thread::spawn(move || {
+            let mut streamed = match Client::patient().stream(&asking) {
+                Ok(streamed) => streamed,
+                Err(error) => return drop(heads.send(Err(error.to_string()))),
             };
-            if end || sent.is_err() {
+            if heads.send(Ok(streamed.head())).is_err() {
                 return;
             }
+            loop {
+                let mut buffer = vec![0; PIECE];
+                let read = streamed.body.read(&mut buffer);
+                let end = matches!(read, Ok(0) | Err(_));
+                let sent = match read {
+                    Ok(got) => {
+                        buffer.truncate(got);
+                        pieces.send(Ok(buffer))
+                    }
+                    Err(error) => pieces.send(Err(error.to_string())),
+                };
+                if end || sent.is_err() {
+                    return;
+                }
+            }
+        });
+        // The node may take a snapshot first, however long that takes; it lives as long as the connection does.
+        let head = head.recv().map_err(|_| failed(&"the request was lost"))?.map_err(|error| failed(&error))?;
+        if head.status != 200 {
+            return Err(refused(url, &Answer { status: head.status, body: head.refusal }));
         }
-    });
-    // The node may take a snapshot first, however long that takes; it lives as long as the connection does.
-    let head = head.recv().map_err(|_| failed(&"the request was lost"))?.map_err(|error| failed(&error))?;
-    if head.status != 200 {
-        return Err(refused(url, &Answer { status: head.status, body: head.refusal }));
+        Ok(Source {
+            url: url.to_owned(),
+            pieces: piece,
+            piece: io::Cursor::default(),
+            got: 0,
+            bar: bar(head.length),
+            length: head.length,
+            hash: head.hash,
+            failed: None,
+        })
     }
-    let in_file = |error: std::io::Error| Failure::new(format!("{}: {error}", partial.display()));
-    let mut file = private(partial).map_err(in_file)?;
-    let bar = bar(head.length);
-    let mut got = 0;
-    loop {
-        let piece = piece.recv_timeout(PATIENCE).map_err(|_| {
-            failed(&format!("the node sent nothing for {} s, after {}", PATIENCE.as_secs(), bytes(got)))
-        })?;
-        let piece = piece.map_err(|error| failed(&format!("it broke off after {}: {error}", bytes(got))))?;
-        if piece.is_empty() {
-            break;
+
+    fn next(&mut self) -> Result<Vec<u8>, String> {
+        let got = bytes(self.got);
+        let piece = self.pieces.recv_timeout(PATIENCE);
+        let piece = piece.map_err(|_| format!("the node sent nothing for {} s, after {got}", PATIENCE.as_secs()))?;
+        let piece = piece.map_err(|error| format!("it broke off after {got}: {error}"))?;
+        match self.length.filter(|length| piece.is_empty() && *length != self.got) {
+            Some(length) => Err(format!("it broke off after {got} of {}", bytes(length))),
+            None => Ok(piece),
         }
-        file.write_all(&piece).map_err(in_file)?;
-        got += piece.len() as u64;
-        bar.set_position(got);
     }
-    bar.finish_and_clear();
-    if let Some(length) = head.length.filter(|length| *length != got) {
-        return Err(failed(&format!("it broke off after {} of {}", bytes(got), bytes(length))));
+}
+
+impl Read for Source {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        // The empty piece is the end, and stays it.
+        let read = self.piece.position() == self.piece.get_ref().len() as u64;
+        if read && !(self.got > 0 && self.piece.get_ref().is_empty()) {
+            self.piece = io::Cursor::new(self.next().map_err(|error| {
+                self.failed = Some(Failure::new(format!("{}: {error}", self.url)));
+                io::Error::from(io::ErrorKind::UnexpectedEof)
+            })?);
+            self.got += self.piece.get_ref().len() as u64;
+            self.bar.set_position(self.got);
+        }
+        self.piece.read(buffer)
     }
-    file.sync_all().map_err(in_file)?;
-    Ok(head.hash)
 }
 
 /// It holds all that the application says: for its owner only.

@@ -310,7 +310,9 @@ enum Home {
 impl Home {
     fn new(dir: Option<PathBuf>) -> Result<Home, Failure> {
         let Some(dir) = dir else {
-            return Ok(Home::Temporary(tempfile::Builder::new().prefix("actorum-demo-").tempdir()?));
+            let made = tempfile::Builder::new().prefix("actorum-demo-").tempdir();
+            let failed = |e| Failure::new(format!("no temporary directory, for which TMPDIR names the place: {e}"));
+            return Ok(Home::Temporary(made.map_err(failed)?));
         };
         std::fs::create_dir_all(&dir).map_err(|e| Failure::new(format!("--dir {}: {e}", dir.display())))?;
         if std::fs::read_dir(&dir)?.next().is_some() {

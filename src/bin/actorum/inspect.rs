@@ -10,7 +10,6 @@ use std::{
     time::{Duration, UNIX_EPOCH},
 };
 
-use actorum::machine;
 use actorum_actors::{
     entry::{Kind, Stamped, SystemCommand},
     log::{
@@ -26,7 +25,7 @@ use actorum_transport::wire::{Entry, EntryKind, NodeId};
 use crate::{
     Failure,
     backup::hex,
-    kv,
+    msgpack,
     output::{self, say},
     status::bytes,
 };
@@ -38,13 +37,13 @@ const PIECE: usize = 4 << 20;
 ///
 /// Prints the hard state, the configuration, the snapshots, and the first and last index; and, if a cluster was made of
 /// what was left of another, who did that and what may be lost. Works on a copy in the
-/// temporary directory, so it takes the log's size in free space for as long. Refuses a directory in use, by the
+/// temporary directory ($TMPDIR), so it takes the log's size in free space there for as long. Refuses a directory in use, by the
 /// name of who holds it.
 #[derive(clap::Args)]
 pub struct Args {
     /// The node's data directory, as given to `serve --data`
     dir: PathBuf,
-    /// Print these entries with their commands: A..B without B, A.. or ..B
+    /// Print these entries with their commands, of whatever application: A..B without B, A.. or ..B
     #[arg(long, value_name = "A..B", value_parser = parse_range)]
     entries: Option<Range<u64>>,
     /// Check every record, and fail if one is damaged
@@ -203,10 +202,7 @@ fn words(entry: &Entry) -> String {
         Ok(Some(command)) => system_words(&command),
         Err(e) => format!("unreadable: {e}"),
         Ok(None) => match Stamped::parse(&entry.data) {
-            Ok(Stamped { kind: Kind::Command, payload, .. }) => match machine::decode::<kv::Command>(payload) {
-                Ok(command) => serde_json::to_string(&command).unwrap_or_else(|e| format!("{command:?} ({e})")),
-                Err(e) => format!("a command of another application, {} bytes ({e})", payload.len()),
-            },
+            Ok(Stamped { kind: Kind::Command, payload, .. }) => msgpack::shown(payload),
             Ok(Stamped { kind: Kind::System, .. }) => "a system command where none belongs: it does nothing".to_owned(),
             Err(e) => format!("unreadable: {e}"),
         },

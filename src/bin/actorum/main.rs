@@ -34,6 +34,7 @@ mod client;
 mod status;
 mod backup;
 mod inspect;
+mod msgpack;
 mod rescue;
 mod demo;
 mod signals;

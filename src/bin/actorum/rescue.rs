@@ -10,11 +10,15 @@ use std::{
 };
 
 use actorum::{
-    Address, NodeId,
+    Address, ClusterId, Membership, NodeId,
     rescue::{self, BackupFile, Recover, Rescued, Restore, Survivor},
 };
 
-use actorum_actors::log::{directory, store::OpenError};
+use actorum_actors::{
+    log::{directory, store::OpenError},
+    snapshot::file::Header,
+};
+use actorum_transport::wire::SnapshotFile;
 
 use crate::{
     Failure, backup,
@@ -40,9 +44,9 @@ pub struct RestoreArgs {
     /// Where peers will reach the node: the address that its `serve --listen` will have
     #[arg(long, value_name = "HOST:PORT")]
     address: Address,
-    /// Who does this, for the audit record
-    #[arg(long, env = "USER", value_name = "NAME")]
-    who: String,
+    /// Who does this, for the audit record; $USER if not given
+    #[arg(long, value_name = "NAME")]
+    who: Option<String>,
 }
 
 /// Make a new cluster out of what is left after a majority is gone for good
@@ -66,15 +70,15 @@ pub struct RecoverArgs {
     /// Where peers will reach the node; where they did until now if not given
     #[arg(long, value_name = "HOST:PORT")]
     address: Option<Address>,
-    /// Who does this, for the audit record
-    #[arg(long, env = "USER", value_name = "NAME")]
-    who: String,
+    /// Who does this, for the audit record; $USER if not given
+    #[arg(long, value_name = "NAME")]
+    who: Option<String>,
 }
 
 /// Restores and says what comes next.
 pub fn restore(RestoreArgs { file, data, id, address, who }: RestoreArgs) -> Result<(), Failure> {
     let backup = BackupFile::read(&file)?;
-    let restored = backup.restore(&data, Restore::new(id, address.clone(), who, SystemTime::now()))?;
+    let restored = backup.restore(&data, Restore::new(id, address.clone(), name(who)?, SystemTime::now()))?;
     output::done(format_args!("{} holds node {id} of the new cluster {}", data.display(), restored.cluster));
     say!("{} holds node {id} with the state of {}", data.display(), file.display());
     say!("  {}", describe(&backup));
@@ -82,17 +86,28 @@ pub fn restore(RestoreArgs { file, data, id, address, who }: RestoreArgs) -> Res
     Ok(())
 }
 
+/// Who changes something. Asked for only then: who looks is nobody's business, and a container has no `USER`.
+fn name(who: Option<String>) -> Result<String, Failure> {
+    let variable = |name| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned());
+    let named = who.or_else(|| variable("USER")).or_else(|| variable("LOGNAME"));
+    named.filter(|name| !name.trim().is_empty()).ok_or_else(|| {
+        Failure::usage("nothing was changed: say who does this with --who NAME, for it goes into the audit record")
+    })
+}
+
 /// What a backup is, in a line.
 pub fn describe(backup: &BackupFile) -> String {
-    format!(
-        "index {}, term {}, {} of cluster {}, {}, BLAKE3 {}",
-        backup.index(),
-        backup.term(),
-        bytes(backup.bytes()),
-        backup.cluster(),
-        backup.membership(),
-        backup::hex(&backup.hash())
-    )
+    words(backup.index(), backup.term(), backup.cluster(), backup.membership(), backup.bytes(), &backup.hash())
+}
+
+/// The same of one that went where it cannot be read again.
+pub fn describe_sent(header: &Header, file: &SnapshotFile) -> String {
+    words(header.index, header.term, header.cluster, &header.system.membership, file.bytes, &file.hash)
+}
+
+fn words(index: u64, term: u64, cluster: ClusterId, membership: &Membership, length: u64, hash: &[u8]) -> String {
+    let (length, hash) = (bytes(length), backup::hex(hash));
+    format!("index {index}, term {term}, {length} of cluster {cluster}, {membership}, BLAKE3 {hash}")
 }
 
 fn begun(rescued: &Rescued, address: &str) {
@@ -137,7 +152,7 @@ pub fn recover(args: RecoverArgs) -> Result<(), Failure> {
             index = position.0
         )));
     };
-    let mut wish = Recover::new(who, SystemTime::now());
+    let mut wish = Recover::new(name(who)?, SystemTime::now());
     (wish.accept_loss, wish.address) = (Some(accepted), address.clone());
     let recovered = rescue::recover(&chosen.dir, &others, wish)?;
     output::done(format_args!("{} is the directory of the new cluster {}", recovered.dir.display(), recovered.cluster));
