@@ -13,12 +13,13 @@ use actorum_actors::{
     admission::Admission,
     applier::ApplierStatus,
     clock::Clock,
+    clock_offsets::calendar_us,
     condition::{Condition, Reason},
     consensus::CoreStatus,
     log::store::LogReader,
     log_writer::LogWriterStatus,
     membership::MembershipStatus,
-    status::{CertificateEnd, Disk, DiskState, Formed, PeerProgress, Queues, Snapshots, Status, Totals},
+    status::{CertificateEnd, ClockStatus, Disk, DiskState, Formed, PeerProgress, Queues, Snapshots, Status, Totals},
 };
 use actorum_transport::{
     message::TransportStatus,
@@ -67,6 +68,7 @@ pub(crate) struct Board {
     pub clock: Arc<dyn Clock>,
     /// The files of this node's certificates and when they end, in seconds since 1970.
     pub certificates: Arc<[(String, i64)]>,
+    pub max_clock_skew_ms: u64,
 }
 
 impl Board {
@@ -98,6 +100,17 @@ impl Board {
         status.snapshots = self.snapshots.borrow().clone();
         status.log_bytes = core.log_bytes;
         status.peers = peers(self.id, &core, &applier, &network);
+        let (own_us, now) = (calendar_us(self.clock.wall()), self.clock.now());
+        for (id, peer) in &mut status.peers {
+            let calendar = members.clocks.calendar_us(*id, now);
+            peer.clock_offset_ms = calendar.map(|theirs| theirs.saturating_sub(own_us) / 1000);
+            peer.refuses_writes = members.refuses_writes.get(id).cloned();
+        }
+        let median = members.clocks.median_us(&applier.membership.voters(), self.id, own_us, now);
+        status.clock = ClockStatus {
+            offset_ms: median.map(|median| own_us.saturating_sub(median) / 1000),
+            max_skew_ms: self.max_clock_skew_ms,
+        };
         status.refused_by = members.refused_by;
         status.certificates = self.certificates();
         status.queues = Queues {
@@ -224,6 +237,7 @@ fn peers(
                 last_error: link.last_error,
                 heard: core.heard.contains(id),
                 refuses_writes: None,
+                clock_offset_ms: None,
             },
         );
     }

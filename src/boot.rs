@@ -259,6 +259,9 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
         features: core_address.clone().recipient(),
         failed: system.clone().recipient(),
         status: members_show,
+        clocks: core_address.clone().recipient(),
+        core: core_status.clone(),
+        clock: clock.clone(),
         farewell: Duration::from_millis(config.election_ms) * 10,
     };
     let manager = MembershipManager::new(id, GROUP, identity.incarnation, features, beginning, membership_links)
@@ -301,6 +304,7 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
             life,
             clock,
             certificates,
+            max_clock_skew_ms: config.max_clock_skew_ms,
         }),
     });
     let children = Children {
@@ -450,6 +454,7 @@ fn settings(id: NodeId, identity: StoreIdentity, config: &Config, bootstrap: &Bo
         keep_bytes: config.log_keep_bytes,
         hold_bytes: config.log_hold_bytes,
         snapshot_patience_ticks: config.snapshot_patience_ms.div_ceil(config.heartbeat_ms).max(2),
+        max_clock_skew: Duration::from_millis(config.max_clock_skew_ms),
         waits: *bootstrap == Bootstrap::Wait,
         features: Features::all(),
     }

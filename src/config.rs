@@ -94,6 +94,11 @@ pub struct Config {
     /// How long a snapshot on its way may stand still before it counts as lost and is offered again, in milliseconds.
     /// Default 10,000. What came stays and is gone on from. There is no bound on the whole.
     pub snapshot_patience_ms: u64,
+    /// How far a calendar clock may be from the median of the voters' before it is warned of, in milliseconds. Default 500; at least 1.
+    ///
+    /// Also how far beyond that median a leader may stamp what it proposes: a node with a wrong year cannot set
+    /// `ApplyContext::time` for the whole cluster. Where the clocks of a majority are not known a leader stamps by its own.
+    pub max_clock_skew_ms: u64,
     /// How many events may wait for one subscriber. At the bound it hears `Lagged` and is unsubscribed. Default 65,536.
     pub subscriber_buffer: usize,
     /// How many bytes of events may wait for one subscriber, commands and responses counted as they are encoded. At the bound it
@@ -150,6 +155,7 @@ impl Default for Config {
             snapshot_rate: 0,
             snapshot_piece_bytes: 256 << 10,
             snapshot_patience_ms: 10_000,
+            max_clock_skew_ms: 500,
             subscriber_buffer: 65_536,
             subscriber_buffer_bytes: 64 << 20,
             peer_queue_bytes: 0,
@@ -296,6 +302,9 @@ impl Config {
         let wrong = |key: &str, problem: String| Err(ConfigError { key: key.into(), problem });
         if self.heartbeat_ms == 0 {
             return wrong("heartbeat_ms", "must be at least 1".into());
+        }
+        if self.max_clock_skew_ms == 0 {
+            return wrong("max_clock_skew_ms", "must be at least 1: no two clocks are equal".into());
         }
         if self.election_ms < 3 * self.heartbeat_ms {
             let least = 3 * self.heartbeat_ms;

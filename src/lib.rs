@@ -36,8 +36,8 @@ pub use actorum_actors::{
     serde_snapshot,
     snapshot::keeper::Backup,
     status::{
-        CertificateEnd, Disk, DiskState, Formed, PeerProgress, Queues, Role, SnapshotTaken, Snapshots, Status, Totals,
-        Transfer,
+        CertificateEnd, ClockStatus, Disk, DiskState, Formed, PeerProgress, Queues, Role, SnapshotTaken, Snapshots,
+        Status, Totals, Transfer,
     },
 };
 pub use actorum_transport::{

@@ -106,12 +106,15 @@ fn without_a_majority() {
 /// A leader low on space takes no writes, and its follower says so too; there nobody else could take the office.
 #[test]
 fn low_on_space() {
-    let mut lab = Lab::new(&[1]);
+    let mut lab = Lab::new(&[1, 2, 3]);
     lab.set("ACTORUM_LOW_SPACE_BYTES", &(1_u64 << 60).to_string());
-    lab.found(&[1]);
-    lab.leader();
-    says(lab.node(1), "low_space", "unready", "make room");
-    assert!(call("GET", &lab.node(1).url("/kv/k"), "").status == 404, "it still serves reads");
+    lab.found(&[1, 2, 3]);
+    let leader = lab.leader();
+    says(lab.node(leader), "low_space", "unready", "make room");
+    for follower in [1, 2].map(|n| 1 + (leader + n - 1) % 3) {
+        says(lab.node(follower), "low_space", "unready", &format!("node {leader} leads and takes no writes"));
+        assert!(call("GET", &lab.node(follower).url("/kv/k"), "").status == 404, "it still serves reads");
+    }
 }
 
 /// A certificate of one's own making: for a node, signed by an authority, both with so many days left.

@@ -34,7 +34,8 @@ async fn nobody_leads_before_every_founder_was_heard() {
     two.wait(PATIENCE, |s| s.formed == Formed::Forming { waiting_for: vec![3] }).await.unwrap();
     assert_eq!((one.status().leader, two.status().term), (None, 0), "two of three are not enough to begin");
     let short = Duration::from_millis(300);
-    assert!(matches!(one.propose_within(1, short).await, Err(ProposeError::NotLeader { leader: None })));
+    let refused = one.propose_within(1, short).await.unwrap_err();
+    assert!(matches!(refused, ProposeError::Unavailable { reason: actorum::Reason::Forming, .. }), "{refused}");
     let three = start(&network, 3, dir.path(), founders(3)).await;
     three.wait_for_leader(PATIENCE).await.unwrap();
     assert_eq!(one.propose(1).await.unwrap().response, 1);
@@ -68,7 +69,8 @@ async fn a_founder_that_lost_its_directory_is_refused_by_name_and_nothing_is_los
     assert!(by_name.iter().any(|words| cause.contains(words)), "{cause}");
     assert!(cause.contains("under a new id"), "the message names the way out: {cause}");
     assert_eq!(wiped.status().term, 0, "it neither granted nor sought a vote");
-    assert!(matches!(wiped.propose(1).await, Err(ProposeError::Stopped { .. })));
+    let refused = wiped.propose(1).await.unwrap_err();
+    assert!(matches!(refused, ProposeError::Unavailable { reason: actorum::Reason::RefusedByPeers, .. }), "{refused}");
 
     let one = start(&network, 1, dir.path(), founders(3)).await;
     three.wait_applied(index, PATIENCE).await.unwrap();

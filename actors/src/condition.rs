@@ -111,6 +111,10 @@ reasons! {
     LeaderUnready "leader_unready" leader_unready;
     /// The disk answers slowly.
     SlowDisk "slow_disk" slow_disk;
+    /// The calendar clock of a member is too far from the median of the voters'.
+    ClockSkew "clock_skew" clock_skew;
+    /// This node leads and does not know what the calendars of a majority show: it stamps by its own.
+    ClockUnverified "clock_unverified" clock_unverified;
     /// A certificate of this node, or of its authority, has ended.
     CertificateExpired "certificate_expired" certificate_expired;
     /// A certificate of this node, or of its authority, ends within 30 days.
@@ -334,6 +338,41 @@ fn slow_disk(status: &Status) -> Found {
     warning(format!("the disk of node {} is slow: a write waits for {} ms{gone}", status.id, disk.waiting_ms))
 }
 
+fn clock_skew(status: &Status) -> Found {
+    let own = status.clock.offset_ms?;
+    let peers = status.peers.iter().filter(|(id, _)| status.membership.members.contains_key(id));
+    let others = peers.filter_map(|(id, peer)| Some((*id, peer.clock_offset_ms?.saturating_add(own))));
+    let far = std::iter::once((status.id, own)).chain(others);
+    let far = far.filter(|(_, offset)| offset.unsigned_abs() > status.clock.max_skew_ms);
+    let said: Vec<_> = far.map(|(id, offset)| format!("node {id} is {}", apart(offset))).collect();
+    if said.is_empty() {
+        return None;
+    }
+    warning(format!("the clock of {} the median of the voters': set it, and keep it with NTP", said.join(", that of ")))
+}
+
+/// `1.5 s ahead of`
+fn apart(offset_ms: i64) -> String {
+    let (ms, side) = (offset_ms.unsigned_abs(), if offset_ms > 0 { "ahead of" } else { "behind" });
+    let (seconds, days) = (ms / 1000, ms / 1000 / DAY_S as u64);
+    match () {
+        () if days >= 2 => format!("{days} days {side}"),
+        () if seconds >= 10 => format!("{seconds} s {side}"),
+        () => format!("{ms} ms {side}"),
+    }
+}
+
+fn clock_unverified(status: &Status) -> Found {
+    if status.role != Role::Leader || status.clock.offset_ms.is_some() {
+        return None;
+    }
+    warning(format!(
+        "node {} leads and does not know the clocks of a majority of the voters (they are away, or of an older version): \
+         it stamps by its own, whatever that shows",
+        status.id
+    ))
+}
+
 fn certificate_expired(status: &Status) -> Found {
     certificates(status, |left_s| left_s <= 0, |file, _| format!("{file} has ended: peers refuse new connections"))
 }
@@ -365,7 +404,7 @@ mod tests {
     use super::*;
     use crate::{
         members::{Member, MemberRole, Membership},
-        status::{CertificateEnd, PeerProgress},
+        status::{CertificateEnd, ClockStatus, PeerProgress},
     };
 
     /// Node 1 of voters 1, 2 and 3, which follows node 2 and hears it.
@@ -380,6 +419,7 @@ mod tests {
             leader: Some(2),
             membership: Arc::new(Membership { members: (1..=3).map(member).collect(), ..Membership::default() }),
             peers: BTreeMap::from([peer(2), peer(3)]),
+            clock: ClockStatus { offset_ms: Some(-2), max_skew_ms: 500 },
             ..Status::default()
         }
     }
@@ -551,6 +591,27 @@ mod tests {
                 &[(Reason::LowSpace, Unready, "refused")],
             ),
             ("a slow disk", |s| s.disk.state = DiskState::Suspect, &[(Reason::SlowDisk, Warning, "leads nobody")]),
+            (
+                "its clock is a year ahead",
+                |s| s.clock.offset_ms = Some(365 * DAY_S * 1000),
+                &[(Reason::ClockSkew, Warning, "node 1 is 365 days ahead of")],
+            ),
+            (
+                "a peer's clock is behind, and another's within bounds",
+                |s| {
+                    s.peers.get_mut(&3).unwrap().clock_offset_ms = Some(-1500);
+                    s.peers.get_mut(&2).unwrap().clock_offset_ms = Some(502);
+                },
+                &[(Reason::ClockSkew, Warning, "node 3 is 1502 ms behind")],
+            ),
+            (
+                "a leader that knows no clocks",
+                |s| {
+                    leads(s);
+                    s.clock.offset_ms = None
+                },
+                &[(Reason::ClockUnverified, Warning, "stamps by its own")],
+            ),
             (
                 "certificates with time",
                 |s| {

@@ -38,9 +38,9 @@ use crate::{
     machine,
     members::{Change, ChangeRequest},
     message::{
-        Answer, Append, AppliedTo, Apply, BuildSnapshot, Campaign, DiskReport, EntriesRead, Failed, FetchSnapshot,
-        LeaderChanged, PeerFetches, Persisted, ProbeDisk, Refusal, Restore, ServeReads, SnapshotBuilt, SnapshotFetched,
-        SnapshotsKept, Submit, SubmitChange, SubmitRead, SystemChanged, Ticket,
+        Answer, Append, AppliedTo, Apply, BuildSnapshot, Campaign, ClocksRead, DiskReport, EntriesRead, Failed,
+        FetchSnapshot, LeaderChanged, PeerFetches, Persisted, ProbeDisk, Refusal, Restore, ServeReads, SnapshotBuilt,
+        SnapshotFetched, SnapshotsKept, Submit, SubmitChange, SubmitRead, SystemChanged, Ticket,
     },
     witness::{Drained, MaybeWitness},
 };
@@ -315,7 +315,7 @@ impl<T: Ticket> RaftCore<T> {
                     (_, Err((responder, refusal))) => refuse(responder, refusal),
                 }
             }
-            Request::Formation(_) | Request::Snapshot(_) => {
+            Request::Formation(_) | Request::Snapshot(_) | Request::Clock => {
                 refuse(responder, invalid("that is asked of another actor".into()))
             }
         }
@@ -479,6 +479,14 @@ impl<T: Ticket> Handler<PeerFeatures> for RaftCore<T> {
 
     fn handle(&mut self, PeerFeatures { peer, features }: PeerFeatures, _: &mut Context<Self>) {
         self.guarded(|core| core.consensus.peer_features(peer, features));
+    }
+}
+
+impl<T: Ticket> Handler<ClocksRead> for RaftCore<T> {
+    type Result = ();
+
+    fn handle(&mut self, ClocksRead(clocks): ClocksRead, _: &mut Context<Self>) {
+        self.guarded(|core| core.consensus.clocks_read(clocks));
     }
 }
 

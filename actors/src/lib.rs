@@ -20,6 +20,7 @@ pub mod condition;
 
 pub mod alarm;
 pub mod clock;
+pub mod clock_offsets;
 pub mod entry;
 pub mod message;
 pub mod system_state;

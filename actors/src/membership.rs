@@ -13,30 +13,43 @@
 //! Queue: the mailbox; every message in it is a report at a pace set elsewhere (one per applied change, per
 //! election, per connection), and a peer's questions are bounded by the transport.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use actix::{WeakRecipient, prelude::*};
 use actorum_transport::{
-    features::Features,
+    features::{Feature, Features},
     lives::LifeBook,
     message::{Answered, Ask, Asked, Peer, PeerRefused, PeerUp, RefusedBecause, SetCluster, SetPeers},
-    wire::{Address, ClusterId, Formation as Statement, GroupId, Incarnation, NodeId, Request, Response},
+    wire::{Address, ClockReading, ClusterId, Formation as Statement, GroupId, Incarnation, NodeId, Request, Response},
 };
 use tokio::sync::watch;
 
 use crate::{
+    clock::Clock,
+    clock_offsets::{ClockOffsets, Estimates, calendar_us},
     condition::{Reason, removed_message},
+    consensus::CoreStatus,
     core::Form,
     entry::{Draft, SystemCommand},
     features::{PeerFeatures, Understanding},
     formation::{FormationError, Founding, Verdict},
-    message::{Failed, LeaderChanged, Refusal, Submit, SystemChanged, Ticket},
+    message::{ClocksRead, Failed, LeaderChanged, Refusal, Submit, SystemChanged, Ticket},
     status::{Formed, Role},
     system_state::SystemState,
 };
 
 /// How often founders that have not answered are asked again.
 const ASK_AGAIN: Duration = Duration::from_millis(100);
+/// How often peers are asked what their calendars show.
+const READ_CLOCKS: Duration = Duration::from_secs(1);
+/// What a peer says of its writes counts for so long.
+const WORD_COUNTS: Duration = Duration::from_secs(3);
+/// The longest reason that a peer may give for taking none, in bytes.
+const MAX_REASON: usize = 64;
 /// How long one such question is waited for.
 const ASK_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -78,6 +91,12 @@ pub struct Links<T: Ticket> {
     pub failed: WeakRecipient<Failed>,
     /// Where the latest is shown.
     pub status: watch::Sender<MembershipStatus>,
+    /// The core.
+    pub clocks: Recipient<ClocksRead>,
+    /// What the core shows of itself.
+    pub core: watch::Receiver<CoreStatus>,
+    /// This node's clocks.
+    pub clock: Arc<dyn Clock>,
     /// How long this node goes on once it has applied its own removal, if no member shows that it has, too.
     pub farewell: Duration,
 }
@@ -93,6 +112,10 @@ pub struct MembershipStatus {
     pub features: Features,
     /// The peers that refuse this node now, and why.
     pub refused_by: BTreeMap<NodeId, String>,
+    /// What the calendars of peers show.
+    pub clocks: Estimates,
+    /// Why a peer that leads takes no writes, as it said lately.
+    pub refuses_writes: BTreeMap<NodeId, String>,
 }
 
 /// Knows the members, makes clusters, and tells the transport.
@@ -117,6 +140,11 @@ pub struct MembershipManager<T: Ticket> {
     refused_by: BTreeMap<NodeId, RefusedBecause>,
     /// Whether this node has applied its own removal.
     leaving: bool,
+    clocks: ClockOffsets,
+    /// Questions about clocks that have no answer yet: who was asked, and when. At most one for each peer.
+    clocks_asked: BTreeMap<u64, (NodeId, Duration)>,
+    /// Who said that it takes no writes, why, and when.
+    refuses_writes: BTreeMap<NodeId, (String, Duration)>,
 }
 
 impl<T: Ticket> MembershipManager<T> {
@@ -147,6 +175,9 @@ impl<T: Ticket> MembershipManager<T> {
             refused: None,
             refused_by: BTreeMap::new(),
             leaving: false,
+            clocks: ClockOffsets::default(),
+            clocks_asked: BTreeMap::new(),
+            refuses_writes: BTreeMap::new(),
         };
         match beginning {
             Beginning::Founding { founders, cluster } => {
@@ -230,7 +261,11 @@ impl<T: Ticket> MembershipManager<T> {
         let Some((founding, _)) = &mut self.founding else { return };
         match founding.hear(peer, statement) {
             Ok(verdict) => self.judge(verdict),
-            Err(error) => self.fail(Reason::Stopped, error.to_string()),
+            Err(error) => {
+                let replaced = matches!(error, FormationError::Replaced { .. });
+                let reason = if replaced { Reason::RefusedByPeers } else { Reason::Stopped };
+                self.fail(reason, error.to_string());
+            }
         }
         self.show();
     }
@@ -303,6 +338,50 @@ impl<T: Ticket> MembershipManager<T> {
             }
     }
 
+    /// Asks every peer that can answer, and tells the core what is known.
+    fn ask_for_clocks(&mut self, ctx: &mut Context<Self>) {
+        let members = self.state.iter().flat_map(|state| state.membership.members.keys());
+        let peers: BTreeSet<NodeId> =
+            members.chain(self.founders.keys()).copied().filter(|id| *id != self.id).collect();
+        self.clocks.keep(|peer| peers.contains(&peer));
+        self.refuses_writes.retain(|peer, _| peers.contains(peer));
+        peers.into_iter().for_each(|peer| self.ask_for_clock(peer, ctx));
+        self.tell_clocks();
+    }
+
+    fn ask_for_clock(&mut self, peer: NodeId, ctx: &mut Context<Self>) {
+        let asked = self.clocks_asked.values().any(|(asked, _)| *asked == peer);
+        if asked || !self.understanding.peer_understands(peer, Feature::ClockExchange) {
+            return;
+        }
+        self.next_id += 1;
+        self.clocks_asked.insert(self.next_id, (peer, self.links.clock.now()));
+        self.links.ask.do_send(Ask {
+            id: self.next_id,
+            group: self.group,
+            to: peer,
+            request: Request::Clock,
+            timeout: ASK_TIMEOUT,
+            reply_to: ctx.address().downgrade().recipient(),
+        });
+    }
+
+    fn clock_read(&mut self, peer: NodeId, asked: Duration, reading: ClockReading) {
+        let now = self.links.clock.now();
+        self.clocks.read(peer, asked, now, reading.calendar_us);
+        // What a peer says is bounded before it is kept.
+        match reading.refuses_writes.filter(|reason| reason.len() <= MAX_REASON) {
+            Some(reason) => drop(self.refuses_writes.insert(peer, (reason, now))),
+            None => drop(self.refuses_writes.remove(&peer)),
+        }
+        self.tell_clocks();
+    }
+
+    fn tell_clocks(&mut self) {
+        self.links.clocks.do_send(ClocksRead(self.clocks.estimates(self.links.clock.now())));
+        self.show();
+    }
+
     /// Once it has applied its own removal a node stops, but not at once: until another member knows of the removal, too, its
     /// vote may be the one that a leader of the old configuration needs (Raft dissertation section 4.2.2). A member that
     /// refuses it as removed knows. Where none can say so the time is bounded; a start brings it anew.
@@ -358,7 +437,17 @@ impl<T: Ticket> MembershipManager<T> {
             self.state.as_ref().map(|state| self.understanding.everyone(&state.membership)).unwrap_or_default();
         let refused_by = self.refused_by.iter().map(|(peer, why)| (*peer, why.to_string())).collect();
         let refused = self.refused.clone();
-        self.links.status.send_replace(MembershipStatus { formed, refused, features, refused_by });
+        let now = self.links.clock.now();
+        let lately = |(_, (_, said)): &(&NodeId, &(String, Duration))| now.saturating_sub(*said) <= WORD_COUNTS;
+        let refuses = self.refuses_writes.iter().filter(lately);
+        let refuses_writes = refuses.map(|(peer, (reason, _))| (*peer, reason.clone())).collect();
+        let clocks = self.clocks.estimates(now);
+        let shown = MembershipStatus { formed, refused, features, refused_by, clocks, refuses_writes };
+        self.links.status.send_if_modified(|status| {
+            let changed = *status != shown;
+            *status = shown;
+            changed
+        });
     }
 }
 
@@ -376,6 +465,10 @@ impl<T: Ticket> Actor for MembershipManager<T> {
                 false => ctx.stop(),
             });
         }
+        ctx.run_interval(READ_CLOCKS, |manager, ctx| match ctx.connected() {
+            true => manager.ask_for_clocks(ctx),
+            false => ctx.stop(),
+        });
         self.take_leave(ctx);
         self.show();
     }
@@ -385,6 +478,12 @@ impl<T: Ticket> Handler<Asked> for MembershipManager<T> {
     type Result = ();
 
     fn handle(&mut self, Asked { from, request, responder, .. }: Asked, _: &mut Context<Self>) {
+        if request == Request::Clock {
+            // One reading, for there is nothing to do between hearing the question and answering it.
+            let calendar_us = u64::try_from(calendar_us(self.links.clock.wall())).unwrap_or(0);
+            let refuses_writes = self.links.core.borrow().refuses_writes.map(|reason| reason.name().to_owned());
+            return responder.answer(Response::Clock(ClockReading { calendar_us, refuses_writes }));
+        }
         let Request::Formation(theirs) = request else {
             let cause = "only formation is asked here".to_owned();
             return responder.answer(Response::Refused(Refusal::Invalid { cause }));
@@ -397,7 +496,13 @@ impl<T: Ticket> Handler<Asked> for MembershipManager<T> {
 impl<T: Ticket> Handler<Answered> for MembershipManager<T> {
     type Result = ();
 
-    fn handle(&mut self, Answered { from, result, .. }: Answered, _: &mut Context<Self>) {
+    fn handle(&mut self, Answered { id, from, result }: Answered, _: &mut Context<Self>) {
+        if let Some((peer, asked)) = self.clocks_asked.remove(&id) {
+            if let Ok(Response::Clock(reading)) = result {
+                self.clock_read(peer, asked, reading);
+            }
+            return;
+        }
         // Without an answer the founder stays among the missing and is asked again.
         if let Ok(Response::Formation(theirs)) = result {
             self.hear(from, theirs);
@@ -432,12 +537,13 @@ impl<T: Ticket> Handler<LeaderChanged> for MembershipManager<T> {
 impl<T: Ticket> Handler<PeerUp> for MembershipManager<T> {
     type Result = ();
 
-    fn handle(&mut self, PeerUp { identity }: PeerUp, _: &mut Context<Self>) {
+    fn handle(&mut self, PeerUp { identity }: PeerUp, ctx: &mut Context<Self>) {
         let (peer, features) = (identity.id, identity.features);
         self.refused_by.remove(&peer);
         self.seen.insert(peer, identity.incarnation);
         self.understanding.met(peer, features.clone());
         self.links.features.do_send(PeerFeatures { peer, features });
+        self.ask_for_clock(peer, ctx);
         self.record_incarnations();
         self.show();
     }
@@ -477,7 +583,7 @@ mod tests {
     use tokio::sync::mpsc;
 
     use super::*;
-    use crate::{entry::ChangeId, members::Change, message::Answer, testkit::founded};
+    use crate::{clock::SystemClock, entry::ChangeId, members::Change, message::Answer, testkit::founded};
 
     struct NoTicket;
 
@@ -506,7 +612,7 @@ mod tests {
         };
     }
 
-    ignores! { Ask SetPeers SetCluster Form Submit<NoTicket> PeerFeatures }
+    ignores! { Ask SetPeers SetCluster Form Submit<NoTicket> PeerFeatures ClocksRead }
 
     impl Handler<Failed> for Fake {
         type Result = ();
@@ -543,6 +649,9 @@ mod tests {
             features: fake.clone().recipient(),
             failed: fake.downgrade().recipient(),
             status: status.clone(),
+            clocks: fake.clone().recipient(),
+            core: watch::channel(CoreStatus::default()).1,
+            clock: SystemClock::shared(),
             farewell: Duration::from_secs(60),
         }
     }

@@ -25,6 +25,7 @@ use actorum_transport::wire::{Entry, GroupId, NodeId, Snapshot};
 use bytes::Bytes;
 
 use crate::{
+    clock_offsets::Estimates,
     condition::Reason,
     entry::Draft,
     log::store::{StoreError, Write},
@@ -306,6 +307,11 @@ pub struct LeaderChanged {
     /// What this node is.
     pub role: Role,
 }
+
+/// What the calendar clocks of peers show, as far as this node knows.
+#[derive(Message, Clone, Debug, PartialEq, Eq)]
+#[rtype(result = "()")]
+pub struct ClocksRead(pub Estimates);
 
 /// An actor or the store is beyond use: the whole system must stop with this cause.
 #[derive(Message, Clone, Debug)]

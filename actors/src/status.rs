@@ -76,6 +76,19 @@ pub struct PeerProgress {
     /// Why it takes no writes, if it leads and says so: the name of a [`Reason`].
     #[serde(default)]
     pub refuses_writes: Option<String>,
+    /// How far its calendar is ahead of this node's, in milliseconds; negative behind. `None`: not known.
+    #[serde(default)]
+    pub clock_offset_ms: Option<i64>,
+}
+
+/// A node's calendar clock, compared with the others'.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClockStatus {
+    /// How far it is ahead of the median of the voters' calendars, in milliseconds; negative behind. `None`: the calendars of a
+    /// majority are not known.
+    pub offset_ms: Option<i64>,
+    /// Beyond this a clock is warned of, and a leader stamps no further ahead of the median.
+    pub max_skew_ms: u64,
 }
 
 /// When a certificate ends.
@@ -292,6 +305,9 @@ pub struct Status {
     /// The peers that refuse to speak with this node now, and why.
     #[serde(default)]
     pub refused_by: BTreeMap<NodeId, String>,
+    /// This node's calendar clock.
+    #[serde(default)]
+    pub clock: ClockStatus,
     /// When this node's certificates end; empty without certificates.
     #[serde(default)]
     pub certificates: Vec<CertificateEnd>,

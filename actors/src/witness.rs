@@ -22,6 +22,8 @@ pub struct Glance {
     pub commit: u64,
     /// The last index of its log, durable or not.
     pub last: u64,
+    /// Whether it knows the calendars of a majority of the voters, and stamps by their median if it leads.
+    pub median_known: bool,
 }
 
 /// What one drain decided.

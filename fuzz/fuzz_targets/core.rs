@@ -221,6 +221,7 @@ impl Node {
             system = Some(state);
         }
         let settings = Settings {
+            max_clock_skew: Duration::from_millis(500),
             id: if waits { 4 } else { 1 },
             group: GroupId::FIRST,
             incarnation: Incarnation(1),

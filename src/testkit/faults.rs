@@ -31,6 +31,8 @@ pub struct Faults {
     pub pause: u32,
     /// The calendar of a node jumps, in either direction.
     pub clock_jump: u32,
+    /// The calendar of one node is wrong by a year, in either direction, for a while. Never of two at a time.
+    pub wrong_year: u32,
     /// A disk takes up to 200 ms for a sync, for a while.
     pub slow_disk: u32,
     /// A disk does not answer at all, for a while.
@@ -104,6 +106,7 @@ impl Faults {
             kill: 0,
             pause: 0,
             clock_jump: 0,
+            wrong_year: 0,
             slow_disk: 0,
             hung_disk: 0,
             disk_error: 0,
@@ -163,6 +166,7 @@ impl Faults {
             kill: 4,
             pause: 4,
             clock_jump: 2,
+            wrong_year: 3,
             slow_disk: 5,
             hung_disk: 4,
             disk_error: 2,

@@ -234,6 +234,7 @@ impl<S: StateMachine> Fleet<S> {
             if let Some(facts) = facts.nodes.get_mut(&id) {
                 facts.disk = Some(Box::new(disk));
                 facts.membership = None;
+                facts.clock = Some(clock.clone());
             }
         });
         let machine = Watched::new((self.0.make)(), id, world.clone(), strings.clone(), self.0.padding);

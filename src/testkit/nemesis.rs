@@ -3,9 +3,15 @@
 //! Each fault is a task of its own, so several are under way at once; but what takes a node's life in hand (a crash, a
 //! pause, a bad disk) reserves it, so that no two do at the same time. Everything a fault began it also ends.
 
-use std::{cell::RefCell, collections::BTreeSet, rc::Rc, time::Duration};
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeSet,
+    rc::Rc,
+    time::Duration,
+};
 
 use actorum_actors::{
+    clock_offsets::VALID,
     machine::StateMachine,
     members::{Change as ConfChange, ChangeRequest},
     message::Campaign,
@@ -42,6 +48,7 @@ enum Kind {
     Kill,
     Pause,
     ClockJump,
+    WrongYear,
     SlowDisk,
     HungDisk,
     DiskError,
@@ -66,7 +73,7 @@ enum Kind {
     Shutdown,
 }
 
-fn weights(faults: &Faults) -> [(Kind, u32); 33] {
+fn weights(faults: &Faults) -> [(Kind, u32); 34] {
     use Kind::*;
     [
         (Loss, faults.loss),
@@ -80,6 +87,7 @@ fn weights(faults: &Faults) -> [(Kind, u32); 33] {
         (Kill, faults.kill),
         (Pause, faults.pause),
         (ClockJump, faults.clock_jump),
+        (WrongYear, faults.wrong_year),
         (SlowDisk, faults.slow_disk),
         (HungDisk, faults.hung_disk),
         (DiskError, faults.disk_error),
@@ -124,6 +132,8 @@ pub(crate) struct Nemesis<S: StateMachine> {
     dice: Dice,
     reserved: Reserved,
     changing: Rc<RefCell<u32>>,
+    /// Whether a calendar is wrong by a year, or was lately.
+    wrong_year: Rc<Cell<bool>>,
     count: u64,
     next_id: Rc<RefCell<NodeId>>,
     founders: NodeId,
@@ -137,6 +147,7 @@ impl<S: StateMachine> Nemesis<S> {
             dice,
             reserved: Rc::default(),
             changing: Rc::default(),
+            wrong_year: Rc::default(),
             count: 0,
             next_id: Rc::new(RefCell::new(founders + 1)),
             founders,
@@ -169,6 +180,7 @@ impl<S: StateMachine> Nemesis<S> {
                     dice: self.dice.fork("fault", self.count),
                     reserved: self.reserved.clone(),
                     changing: self.changing.clone(),
+                    wrong_year: self.wrong_year.clone(),
                     next_id: self.next_id.clone(),
                     founders: self.founders,
                 };
@@ -198,6 +210,7 @@ struct Culprit<S: StateMachine> {
     dice: Dice,
     reserved: Reserved,
     changing: Rc<RefCell<u32>>,
+    wrong_year: Rc<Cell<bool>>,
     next_id: Rc<RefCell<NodeId>>,
     founders: NodeId,
 }
@@ -225,6 +238,7 @@ impl<S: StateMachine> Culprit<S> {
             Kind::Kill => self.kill().await,
             Kind::Pause => self.pause().await,
             Kind::ClockJump => self.clock_jump(),
+            Kind::WrongYear => self.wrong_year().await,
             Kind::SlowDisk => self.slow_disk().await,
             Kind::HungDisk => self.hung_disk().await,
             Kind::DiskError => self.disk_error(Mishap::Error, "write or sync error").await,
@@ -436,6 +450,28 @@ impl<S: StateMachine> Culprit<S> {
         let by = self.dice.between(0, 20_000) as i64 - 10_000;
         self.process("clock jump");
         self.fleet.node(node, |node| node.clock.skew(by));
+    }
+
+    /// One calendar at a time: with two of three in error there is no right median.
+    async fn wrong_year(&mut self) {
+        if self.members().1.len() < 3 || self.wrong_year.replace(true) {
+            return;
+        }
+        let Some(node) = self.some_running() else {
+            self.wrong_year.set(false);
+            return;
+        };
+        let year_ms = 365 * 24 * 3600 * 1000;
+        let by = if self.dice.below(4) == 0 { -year_ms } else { year_ms };
+        self.process("wrong year");
+        self.world().tell(|| format!("the calendar of n{node} is wrong by {by} ms"));
+        self.fleet.node(node, |node| node.clock.skew(by));
+        self.a_while(1000, 6000).await;
+        let back = self.dice.between(0, 4000) as i64 - 2000;
+        self.fleet.node(node, |node| node.clock.skew(back));
+        // What others have read of it is believed for so long where they cannot read it again.
+        sleep(VALID + Duration::from_secs(1)).await;
+        self.wrong_year.set(false);
     }
 
     async fn shutdown(&mut self) {

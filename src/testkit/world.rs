@@ -27,6 +27,7 @@ use tokio::sync::Notify;
 
 use super::{
     agenda::Agenda,
+    clock::NodeClock,
     dice::{fingerprint, mix},
     invariants::{self, Invariant},
     report::{Counts, Violation},
@@ -186,6 +187,8 @@ pub(crate) struct NodeFacts {
     /// The newest snapshot that it had when this life began.
     pub newest: u64,
     pub disk: Option<Box<dyn Durable>>,
+    /// Its clocks, which go on while it is down.
+    pub clock: Option<NodeClock>,
     /// The membership it has applied.
     pub membership: Option<Box<dyn Fn() -> Arc<Membership> + Send>>,
     /// Whether its disk is not its own now: wiped, or swapped for an older copy. What it had is brought back.
@@ -414,6 +417,7 @@ impl Facts {
                     handed: 0,
                     newest: 0,
                     disk: None,
+                    clock: None,
                     membership: None,
                     tampered: false,
                     older: false,
@@ -491,7 +495,7 @@ fn digest(event: &Event<'_>) -> u64 {
         }
         Event::Ended { node, how } => add(&[2, *node, fingerprint(how.as_bytes())]),
         Event::Drained { node, drained } => {
-            let Glance { term, commit, last, role, leader } = drained.glance;
+            let Glance { term, commit, last, role, leader, .. } = drained.glance;
             add(&[3, *node, term, commit, last, role as u64, leader.unwrap_or(0)]);
             drained.append.iter().for_each(|append| add(&[append.number]));
             for (to, message) in drained.transmit {

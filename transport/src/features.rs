@@ -31,16 +31,19 @@ pub const MAX_FEATURE_NAME: usize = 64;
 pub enum Feature {
     /// The hello says in which lives its directory was opened, and where its log ends.
     DirectoryLives,
+    /// A node answers what its calendar shows (`Request::Clock`).
+    ClockExchange,
 }
 
 impl Feature {
     /// All that this build understands.
-    pub const ALL: &'static [Feature] = &[Feature::DirectoryLives];
+    pub const ALL: &'static [Feature] = &[Feature::DirectoryLives, Feature::ClockExchange];
 
     /// Its name on the wire.
     pub fn name(self) -> &'static str {
         match self {
             Feature::DirectoryLives => "directory_lives",
+            Feature::ClockExchange => "clock_exchange",
         }
     }
 

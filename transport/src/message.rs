@@ -296,7 +296,7 @@ pub struct Upward {
     pub received: WeakRecipient<Received>,
     /// Questions about proposals, reads and changes.
     pub asked: WeakRecipient<Asked>,
-    /// Questions about formation.
+    /// Questions about formation and clocks.
     pub formation: WeakRecipient<Asked>,
     /// Questions about the files of snapshots.
     pub snapshots: WeakRecipient<Asked>,
@@ -312,7 +312,7 @@ impl Upward {
     /// Who answers a question, if that actor still lives.
     pub(crate) fn answers(&self, request: &Request) -> Option<Recipient<Asked>> {
         let above = match request {
-            Request::Formation(_) => &self.formation,
+            Request::Formation(_) | Request::Clock => &self.formation,
             Request::Snapshot(_) => &self.snapshots,
             Request::Propose { .. } | Request::ReadIndex { .. } | Request::Change { .. } => &self.asked,
         };

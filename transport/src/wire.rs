@@ -463,6 +463,8 @@ pub enum Request {
     Formation(Formation),
     /// About a snapshot's file that the node asked has offered.
     Snapshot(SnapshotRequest),
+    /// "What does your calendar show, and would you take writes?" Answered at once.
+    Clock,
 }
 
 /// The most bytes of a snapshot's file in one answer. A peer that asks for more gets so many.
@@ -481,6 +483,7 @@ impl Request {
             | Request::Change { .. }
             | Request::Formation(_)
             | Request::Snapshot(_) => None,
+            Request::Clock => Some(Feature::ClockExchange),
         }
     }
 
@@ -497,7 +500,8 @@ impl Request {
             | Request::Propose { .. }
             | Request::ReadIndex { .. }
             | Request::Change { .. }
-            | Request::Formation(_) => {}
+            | Request::Formation(_)
+            | Request::Clock => {}
         }
         self
     }
@@ -546,6 +550,17 @@ pub struct Formation {
     pub formed_with: Option<BTreeMap<NodeId, Incarnation>>,
 }
 
+/// A node's calendar at the moment when it was asked.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClockReading {
+    /// Microseconds since 1970.
+    #[serde(default)]
+    pub calendar_us: u64,
+    /// Why it takes no writes, if it leads and takes none: a word in snake_case.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refuses_writes: Option<String>,
+}
+
 /// The answer to a [`Request`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Response {
@@ -577,6 +592,8 @@ pub enum Response {
         /// The bytes.
         data: Bytes,
     },
+    /// What the calendar shows.
+    Clock(ClockReading),
     /// That snapshot's file is not here any more.
     Gone,
     /// It was said, and there is nothing to answer.

@@ -119,6 +119,7 @@ impl<T: fmt::Display> fmt::Display for Effects<T> {
                 Request::Change { .. } => "Change",
                 Request::Formation(_) => "Formation",
                 Request::Snapshot(_) => "Snapshot",
+                Request::Clock => "Clock",
             };
             writeln!(f, "ask n{to} {what} (question {id})")?;
         }

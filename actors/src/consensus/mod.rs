@@ -38,6 +38,7 @@ use actorum_transport::{
 use raft::{RawNode, StateRole};
 
 use crate::{
+    clock_offsets::Estimates,
     entry::Draft,
     features::Understanding,
     log::{
@@ -64,6 +65,7 @@ mod disk;
 mod snapshots;
 mod status;
 mod contact;
+mod stamp;
 mod bridge;
 #[cfg(test)]
 mod tests;
@@ -126,6 +128,8 @@ pub struct Settings {
     pub hold_bytes: u64,
     /// After so many ticks without a sign of life a snapshot on its way to a peer counts as lost.
     pub snapshot_patience_ticks: u64,
+    /// How far beyond the median of the voters' calendars a leader may stamp.
+    pub max_clock_skew: Duration,
     /// Whether a node that holds nothing waits to be added by a leader. If not, it hears nobody until it is formed.
     pub waits: bool,
     /// What this build understands.
@@ -219,6 +223,7 @@ pub struct Consensus<T> {
     disputes: BTreeMap<NodeId, Dispute>,
     /// In which tick each peer was last heard. Bound: one per id with a certificate of this cluster.
     heard: BTreeMap<NodeId, u64>,
+    clocks: Estimates,
     effects: Effects<T>,
 }
 
@@ -286,6 +291,7 @@ impl<T> Consensus<T> {
             implausible: 0,
             disputes: BTreeMap::new(),
             heard: BTreeMap::new(),
+            clocks: Estimates::default(),
             effects: Effects::default(),
         };
         core.draw_election_timeout();

@@ -58,6 +58,7 @@ impl<T> Consensus<T> {
         if batch.is_empty() {
             return;
         }
+        let time = self.stamp(wall);
         let mut room = self.settings.max_unapplied_bytes.saturating_sub(self.raw.store().unapplied_bytes());
         // A disk that does not keep up, or is nearly full, is told of before anything is in the log: surely not applied.
         let mut taken_bytes = 0;
@@ -83,7 +84,7 @@ impl<T> Consensus<T> {
             }
             room -= cost;
             taken_bytes += cost;
-            let data = Bytes::from(draft.stamp(wall));
+            let data = Bytes::from(draft.stamp(time));
             entries.push(eraftpb::Entry { data: data.clone(), ..Default::default() });
             proposed.push((data, request.ticket, request.deadline, request.peer));
         }

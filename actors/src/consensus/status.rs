@@ -57,6 +57,8 @@ pub struct CoreStatus {
     pub refuses_writes: Option<Reason>,
     /// Per peer: bytes of entries sent and not acknowledged. Empty unless this node leads.
     pub inflight_bytes: BTreeMap<NodeId, usize>,
+    /// Whether the calendars of a majority of the voters are known. If not, a leader stamps by its own.
+    pub median_known: bool,
 }
 
 impl<T> Consensus<T> {
@@ -69,6 +71,7 @@ impl<T> Consensus<T> {
             leader: self.leader(),
             commit: raft.raft_log.committed,
             last: raft.raft_log.last_index(),
+            median_known: self.median_known(),
         }
     }
 
@@ -122,6 +125,7 @@ impl<T> Consensus<T> {
             heard: self.heard_lately(),
             refuses_writes: self.refuses_writes(),
             inflight_bytes: self.inflight_bytes(),
+            median_known: self.median_known(),
         }
     }
 }

@@ -296,6 +296,7 @@ fn describe(status: &Status) -> Value {
         "conditions": status.conditions(),
         "refused_by": status.refused_by,
         "certificates": status.certificates,
+        "clock": status.clock,
     })
 }
 

@@ -97,6 +97,21 @@ impl Page {
             self.sample("peer_inflight_bytes", &format!("{{peer=\"{id}\"}}"), peer.inflight_bytes);
         }
         self.counter("peer_dropped_messages_total", "Messages to peers dropped at a bound.", totals.messages_dropped);
+        if let Some(offset) = status.clock.offset_ms {
+            let help =
+                "How far this node's calendar is ahead of the median of the voters'; absent while that is not known.";
+            self.gauge("clock_offset_seconds", help, offset as f64 / 1e3);
+        }
+        self.family(
+            "peer_clock_offset_seconds",
+            "gauge",
+            "How far a peer's calendar is ahead of this node's, where known.",
+        );
+        for (id, peer) in &status.peers {
+            if let Some(offset) = peer.clock_offset_ms {
+                self.sample("peer_clock_offset_seconds", &format!("{{peer=\"{id}\"}}"), offset as f64 / 1e3);
+            }
+        }
         self.counter("peer_sent_bytes_total", "Bytes sent to peers.", totals.bytes_sent);
         self.counter("peer_received_bytes_total", "Bytes received from peers.", totals.bytes_received);
 

@@ -27,6 +27,7 @@ mod strangers_never_vote;
 mod queues_are_bounded;
 mod messages_are_bounded;
 mod stops_say_why;
+mod time_follows_the_median;
 
 /// Something that must hold after every event.
 pub(crate) trait Invariant: Send {
@@ -61,5 +62,6 @@ pub(crate) fn all(bounds: &Config) -> Vec<Box<dyn Invariant>> {
         Box::new(queues_are_bounded::QueuesAreBounded { bounds: bounds.clone() }),
         Box::new(messages_are_bounded::MessagesAreBounded { bounds: bounds.clone() }),
         Box::new(stops_say_why::StopsSayWhy),
+        Box::new(time_follows_the_median::TimeFollowsTheMedian { bound_ms: bounds.max_clock_skew_ms }),
     ]
 }

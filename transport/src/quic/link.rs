@@ -64,7 +64,11 @@ pub(super) const PIECE_FRAME: usize = MAX_PIECE as usize + 4096;
 fn priority(request: &Request) -> i32 {
     match request {
         Request::Snapshot(_) => -1,
-        Request::Propose { .. } | Request::ReadIndex { .. } | Request::Change { .. } | Request::Formation(_) => 0,
+        Request::Propose { .. }
+        | Request::ReadIndex { .. }
+        | Request::Change { .. }
+        | Request::Formation(_)
+        | Request::Clock => 0,
     }
 }
 
@@ -621,7 +625,11 @@ pub(super) async fn ask(
                 .await
                 .map_err(|_| not_sent("too many questions about its snapshots are open"))?,
         ),
-        Request::Propose { .. } | Request::ReadIndex { .. } | Request::Change { .. } | Request::Formation(_) => None,
+        Request::Propose { .. }
+        | Request::ReadIndex { .. }
+        | Request::Change { .. }
+        | Request::Formation(_)
+        | Request::Clock => None,
     };
     let mut bytes = Vec::new();
     let question = Question { group, request };

@@ -51,6 +51,8 @@ pub struct Node {
     pub waits: bool,
     pub boot: u64,
     pub now: Duration,
+    /// What its calendar shows when its clock stands at zero.
+    pub calendar: SystemTime,
     pub disk_auto: bool,
     pub apply_auto: bool,
     /// Whether the core waits for the end of a probe.
@@ -146,6 +148,7 @@ impl Cluster {
             waits,
             boot: 0,
             now: Duration::ZERO,
+            calendar: SystemTime::UNIX_EPOCH + Duration::from_secs(1),
             disk_auto: true,
             apply_auto: true,
             probing: false,
@@ -235,6 +238,7 @@ impl Cluster {
             keep_bytes: u64::MAX,
             hold_bytes,
             snapshot_patience_ticks: 30,
+            max_clock_skew: Duration::from_millis(500),
             waits: node.waits,
             features: Features::all(),
         };
@@ -312,7 +316,7 @@ impl Cluster {
     /// Lets a core decide, and carries its effects to where the script can reach them.
     pub fn drain(&mut self, id: NodeId) {
         let node = self.node(id);
-        let (now, wall) = (node.now, SystemTime::UNIX_EPOCH + Duration::from_secs(1));
+        let (now, wall) = (node.now, node.calendar + node.now);
         let Some(core) = node.core.as_mut() else { return };
         let effects = core.drain(Moment { now, wall });
         let mut text = effects.to_string();
@@ -560,7 +564,7 @@ impl Cluster {
                 let change = ChangeRequest { change: machine::decode::<Change>(&data).unwrap(), force };
                 core.change_for_peer(change, ticket, within(now, remaining_ms));
             }
-            Request::Formation(_) | Request::Snapshot(_) => unreachable!("no core asks that"),
+            Request::Formation(_) | Request::Snapshot(_) | Request::Clock => unreachable!("no core asks that"),
         }
     }
 
@@ -648,7 +652,7 @@ fn describe(result: &Result<Response, AskError>) -> String {
         },
         Ok(Response::Refused(refusal)) => format!("refused: {refusal:?}"),
         Ok(Response::Unknown { cause }) => format!("unknown: {cause}"),
-        Ok(Response::Formation(_) | Response::Piece { .. } | Response::Gone | Response::Noted) => {
+        Ok(Response::Formation(_) | Response::Piece { .. } | Response::Clock(_) | Response::Gone | Response::Noted) => {
             unreachable!("no core asks that")
         }
         Err(error) => error.to_string(),

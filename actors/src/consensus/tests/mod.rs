@@ -74,6 +74,7 @@ stories! {
     snapshot_leader_changes
     snapshot_crash
     log_held
+    stamps
     put_back
     put_back_same_leader
     put_back_two_leaders

@@ -23,10 +23,17 @@
 //!  fetches 3   fetched 3 [fails]                node 3 asks for a piece; has all of them, or has given up
 //!  copy 1   put_back 1                          a copy of a directory; put in its place while the node is down
 //!  disputes 1                                   what members say they committed that contradicts node 1
+//!  calendar 1 MS   clocks 1 2@MS 3@MS           what its calendar shows now; what it knows of those of others
+//!  stamps 1 INDEX                               the times of the entries in its log from there on
 //!  crash 1   restart 1   status 1   disks 1   log 1   network
 //! ```
 
-use std::{collections::BTreeMap, error::Error, fmt::Write as _, time::Duration};
+use std::{
+    collections::BTreeMap,
+    error::Error,
+    fmt::Write as _,
+    time::{Duration, SystemTime},
+};
 
 use actorum_transport::{
     message::AskError,
@@ -38,7 +45,11 @@ use super::{
     cluster::{Cluster, TICK},
     disk::Image,
 };
-use crate::members::{Change, ChangeRequest};
+use crate::{
+    clock_offsets::Estimates,
+    entry::Stamped,
+    members::{Change, ChangeRequest},
+};
 
 pub struct Script {
     cluster: Cluster,
@@ -141,6 +152,16 @@ impl Script {
         image.entries.values().for_each(|e| write!(line, " {}@{}", e.index, e.term).unwrap());
         let hard = image.hard_state;
         writeln!(self.cluster.out, "{line} term {} vote {} commit {}", hard.term, hard.vote, hard.commit).unwrap();
+    }
+
+    fn show_stamps(&mut self, id: NodeId, from: u64) {
+        let known = self.cluster.core(id).status().median_known;
+        writeln!(self.cluster.out, "n{id} {} the median", if known { "knows" } else { "does not know" }).unwrap();
+        let image = self.cluster.nodes[&id].disk.image();
+        for entry in image.entries.values().filter(|entry| entry.index >= from && !entry.data.is_empty()) {
+            let time = Stamped::parse(&entry.data).unwrap().time.duration_since(SystemTime::UNIX_EPOCH).unwrap();
+            writeln!(self.cluster.out, "n{id} {}@{} at {} ms", entry.index, entry.term, time.as_millis()).unwrap();
+        }
     }
 
     fn show_status(&mut self, id: NodeId) {
@@ -371,6 +392,22 @@ impl Runner for Script {
                     writeln!(self.cluster.out, "n{id} is contradicted by n{peer}: {dispute:?}")?;
                 }
             }
+            "calendar" => {
+                let shows = Duration::from_millis(number(1)?);
+                let node = self.cluster.nodes.get_mut(&number(0)?).ok_or("no such node")?;
+                node.calendar = (SystemTime::UNIX_EPOCH + shows).checked_sub(node.now).ok_or("before 1970")?;
+            }
+            "clocks" => {
+                let id = number(0)?;
+                let now = self.cluster.nodes[&id].now.as_micros() as i64;
+                let mut known = BTreeMap::new();
+                for word in &words[1..] {
+                    let (peer, shows) = word.split_once('@').ok_or("PEER@MS")?;
+                    known.insert(peer.parse()?, shows.parse::<i64>()? * 1000 - now);
+                }
+                self.cluster.core(id).clocks_read(Estimates(known));
+            }
+            "stamps" => self.show_stamps(number(0)?, number(1)?),
             "crash" => self.cluster.crash(number(0)?),
             "restart" => self.cluster.start(number(0)?, None),
             "disks" => self.ids(number(0)?).into_iter().for_each(|id| self.show_disk(id)),

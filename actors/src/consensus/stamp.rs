@@ -1,0 +1,34 @@
+//! The time that a leader gives to what it proposes.
+//!
+//! `min(its own calendar, the median of the voters' calendars + max_clock_skew)`: the applied time never runs backwards, so one
+//! leader with a wrong year would otherwise hold it there for ever. A minority of wrong clocks cannot move the median; a leader
+//! whose own clock is slow stamps by that, and `apply` keeps the greater of the last time and the stamp.
+//!
+//! Without the calendars of a majority there is no median, and the leader uses its own: `CoreStatus::median_known` says so.
+
+use std::time::{Duration, SystemTime};
+
+use super::Consensus;
+use crate::clock_offsets::{Estimates, calendar, calendar_us};
+
+impl<T> Consensus<T> {
+    /// What the calendars of peers show. Stays until it is told again: whoever tells drops what is too old.
+    pub fn clocks_read(&mut self, clocks: Estimates) {
+        self.clocks = clocks;
+    }
+
+    /// The time for what is proposed at this moment.
+    pub(super) fn stamp(&self, wall: SystemTime) -> SystemTime {
+        let own = calendar_us(wall);
+        let bound = self.settings.max_clock_skew.min(Duration::from_secs(u32::MAX.into())).as_micros() as i64;
+        match self.clocks.median_us(&self.voters(), self.settings.id, own, self.now) {
+            Some(median) if own > median.saturating_add(bound) => calendar(median.saturating_add(bound)),
+            _ => wall,
+        }
+    }
+
+    /// Whether the calendars of a majority of the voters are known, this node's own among them if it votes.
+    pub(super) fn median_known(&self) -> bool {
+        self.clocks.median_us(&self.voters(), self.settings.id, 0, self.now).is_some()
+    }
+}
