@@ -205,6 +205,8 @@ fn disk(core: &CoreStatus, log: &LogWriterStatus) -> Disk {
         suspect_ms: seen.suspect_ms,
         unpersisted_bytes: seen.unpersisted_bytes,
         free_bytes: log.free_bytes,
+        reserve_bytes: log.reserve_bytes,
+        needed_bytes: log.needed_bytes,
         low: log.low,
         held_dropped: seen.held_dropped,
         cause: log.failed.clone(),

@@ -19,9 +19,10 @@ use actorum_actors::{
         directory,
         memory::MemoryDisk,
         sled::{OpenOptions, SledStore},
+        space,
         store::{LogReader, LogStore, Recovered, StoreIdentity},
     },
-    log_writer::{DiskBounds, LogWriter, LogWriterLinks, LogWriterStatus},
+    log_writer::{DiskBounds, LogWriter, LogWriterLinks, LogWriterStatus, SHORT},
     machine::StateMachine,
     membership::{self, Beginning, MembershipManager, MembershipStatus},
     message::Refusal,
@@ -41,7 +42,7 @@ use actorum_transport::{
     message::{Attach, Identity, Responder, TransportHandle, TransportStatus, Upward},
     quic::{QuicConfig, QuicTransport, TransportError},
     tls::TlsIdentity,
-    wire::{Address, ClusterId, GroupId, Incarnation, NodeId},
+    wire::{Address, ClusterId, GroupId, Incarnation, NodeId, Snapshot},
 };
 use tokio::sync::{oneshot, watch};
 
@@ -53,6 +54,7 @@ use crate::{
     door::{Door, check, check_id},
     raft::Raft,
     system::{Children, RaftSystem},
+    volume,
 };
 
 /// The one group of this version.
@@ -111,6 +113,14 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
     if is_new(&storage, id) {
         check_new(id, &bootstrap, dials)?;
     }
+    let (config, volume) = match &storage {
+        Storage::Sled(dir) => {
+            let dir = dir.clone();
+            let volume = blocking(move || space::volume(&dir).ok()).await?;
+            (volume.map_or(config.clone(), |volume| volume::fitted(&config, volume)), volume)
+        }
+        Storage::Memory | Storage::Custom(_) => (config, None),
+    };
     // Before the directory: a mistyped path to the certificates must not leave a new node behind.
     let tls = match network {
         Network::Quic => Some(load_tls(id, tls).await?),
@@ -118,10 +128,10 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
     };
     let opened = match storage {
         // Its reader says so: a simulation must not wait for a thread that lives in another time.
-        Storage::Custom(store) if !store.reader().blocks() => open(id, Storage::Custom(store), &config, machine)?,
+        Storage::Custom(store) if !store.reader().blocks() => open(id, Storage::Custom(store), &config, None, machine)?,
         storage => {
             let config = config.clone();
-            blocking(move || open(id, storage, &config, machine)).await??
+            blocking(move || open(id, storage, &config, volume, machine)).await??
         }
     };
     let Opened { store, shelf, reader, identity, recovered, replayed } = opened;
@@ -164,6 +174,14 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
 
     let beginning = begin(&recovered, &replayed, bootstrap.clone(), cluster_id(&authority, &bootstrap, &config))?;
     let kept = recovered.snapshots.clone();
+    if let Some(volume) = volume
+        && let Some(problem) = volume::too_small(&config, volume, newest_bytes(&kept))
+    {
+        tracing::warn!(volume, "{problem}");
+    }
+    if let Some(reserve) = store.reserve() {
+        shelf.may_borrow(reserve);
+    }
     let core_start = Start {
         recovered,
         reader: reader.clone(),
@@ -376,20 +394,31 @@ fn missing(key: &str, problem: &str) -> StartError {
 }
 
 /// How a node opens its log.
-fn sled_options(id: NodeId, config: &Config) -> OpenOptions {
+fn sled_options(id: NodeId, config: &Config, volume: Option<u64>) -> OpenOptions {
     let mut options = OpenOptions::new(id, new_incarnation());
     options.ballast_bytes = config.ballast_bytes;
+    options.short_space_bytes = config.low_space_bytes.saturating_mul(SHORT);
+    if let Some(volume) = volume {
+        options.ballast_max_bytes = volume::most_reserve(volume);
+        options.rewrite_min_bytes = volume::rewritten_from(options.rewrite_min_bytes, volume);
+    }
     // As with snapshots, and a rewriting begins only with five times as much: it never makes the node low on space.
     options.rewrite_reserve_bytes = config.low_space_bytes / 4;
     options
 }
 
 /// Opens the directory, checks it, and rebuilds the state.
-fn open<S: StateMachine>(id: NodeId, storage: Storage, config: &Config, machine: S) -> Result<Opened<S>, StartError> {
+fn open<S: StateMachine>(
+    id: NodeId,
+    storage: Storage,
+    config: &Config,
+    volume: Option<u64>,
+    machine: S,
+) -> Result<Opened<S>, StartError> {
     let store: Box<dyn LogStore> = match storage {
         Storage::Custom(store) => store,
         Storage::Memory => Box::new(MemoryDisk::new().open(id, new_incarnation())?),
-        Storage::Sled(dir) => Box::new(SledStore::open(&dir, sled_options(id, config))?),
+        Storage::Sled(dir) => Box::new(SledStore::open(&dir, sled_options(id, config, volume))?),
     };
     let (identity, reader) = (store.identity(), store.reader());
     if identity.id != id {
@@ -458,6 +487,12 @@ fn settings(id: NodeId, identity: StoreIdentity, config: &Config, bootstrap: &Bo
         waits: *bootstrap == Bootstrap::Wait,
         features: Features::all(),
     }
+}
+
+/// The size of the newest snapshot's file.
+fn newest_bytes(kept: &[Snapshot]) -> u64 {
+    let described = kept.last().and_then(|newest| SystemState::of(newest).ok());
+    described.and_then(|(_, file)| file).map_or(0, |file| file.bytes)
 }
 
 fn never_if_zero(bound: u64) -> u64 {
@@ -549,7 +584,7 @@ mod tests {
     fn a_rewriting_of_the_log_leaves_it_a_quarter_of_what_counts_as_low() {
         for low_space_bytes in [0, 1 << 30] {
             let config = Config { low_space_bytes, ..Config::default() };
-            assert_eq!(sled_options(1, &config).rewrite_reserve_bytes, low_space_bytes / 4);
+            assert_eq!(sled_options(1, &config, None).rewrite_reserve_bytes, low_space_bytes / 4);
         }
     }
 }

@@ -60,27 +60,32 @@ pub struct Config {
     ///
     /// It costs nobody an answer to wait, since a node with a slow disk leads nobody; stopping lets a supervisor act.
     pub disk_dead_ms: u64,
-    /// Fewer free bytes on the disk than this are few: the node hands its office over and answers `Busy` as a leader, and goes
-    /// on following. It ends by itself when a quarter more is free. A quarter of it is never taken by snapshots, nor by moving the log
-    /// into a smaller store. Default 256 MiB; 0 never looks.
+    /// Fewer free bytes on the disk than this are few: the node transfers leadership and answers `LowSpace` as a leader, and goes
+    /// on following. It ends by itself when a quarter more is free. Below twice as many, room is short: the log is cut behind the newest
+    /// snapshot and rewritten, if need be with the reserve's room. A quarter of it is otherwise never taken by snapshots, nor by moving
+    /// the log into a smaller store. Default 256 MiB, on a volume below 4 GiB a sixteenth of it; 0 never looks.
     pub low_space_bytes: u64,
-    /// How many bytes to keep on the disk as ballast, given up when a full disk has to be opened again. Default 32 MiB, twice
-    /// what the log's engine sets aside at a time; 0 for none. Made only while four times as much is free.
+    /// How many bytes to keep on the disk as a reserve for making room there, with the size of the newest snapshot on top. Default 48 MiB,
+    /// three times what the log's engine sets aside at a time; on a volume below 192 MiB a quarter of it. 0 for none.
+    ///
+    /// It is borrowed for the snapshot that lets the log be cut, and for the copy of what lives of the log, where there is no other
+    /// room; and given up when a full disk has to be opened. Then it is made again.
     pub ballast_bytes: u64,
     /// A snapshot is built when so many entries were applied since the last one. Default 100,000; 0 never by number.
     ///
     /// More often means a shorter log and a quicker restart, and costs the writing of the whole state each time.
     pub snapshot_entries: u64,
-    /// A snapshot is built when so many bytes of entries were applied since the last one. Default 256 MiB; 0 never by size.
+    /// A snapshot is built when so many bytes of entries were applied since the last one. Default 256 MiB, on a volume below 16 GiB a
+    /// 64th of it; 0 never by size.
     pub snapshot_bytes: u64,
     /// How many entries behind the newest snapshot stay in the log for followers that are behind. Default 10,000.
     ///
     /// The log also reaches back to the older of the two kept snapshots, which stands in for the newest if its file is damaged.
     pub log_keep_entries: u64,
-    /// How many bytes of entries stay for them at most. Default 64 MiB.
+    /// How many bytes of entries stay for them at most. Default 64 MiB, on a volume below 4 GiB a 64th of it.
     pub log_keep_bytes: u64,
     /// How many bytes of entries stay at most for a follower that is alive and needs them, as long as the disk has room.
-    /// Default 1 GiB. One that is further behind gets a snapshot.
+    /// Default 1 GiB, on a volume below 16 GiB a sixteenth of it. One that is further behind gets a snapshot.
     pub log_hold_bytes: u64,
     /// To how many peers a snapshot may be sent at once; others wait. Default 2.
     pub snapshot_sends: usize,
@@ -145,7 +150,7 @@ impl Default for Config {
             disk_slow_ms: 1000,
             disk_dead_ms: 60_000,
             low_space_bytes: 256 << 20,
-            ballast_bytes: 32 << 20,
+            ballast_bytes: 48 << 20,
             snapshot_entries: 100_000,
             snapshot_bytes: 256 << 20,
             log_keep_entries: 10_000,

@@ -19,6 +19,7 @@ mod stream;
 mod system;
 
 mod boot;
+mod volume;
 mod door;
 mod board;
 mod condition_log;

@@ -6,105 +6,22 @@
 mod lab;
 
 use std::{
-    env,
     fs::{self, File},
     io::Write as _,
-    path::{Path, PathBuf},
-    process::{Command, Stdio},
-    sync::{Mutex, MutexGuard, PoisonError},
-    thread,
+    path::Path,
+    sync::MutexGuard,
     time::{Duration, Instant},
 };
 
-use lab::{Lab, Node, try_call, wait};
+use lab::{
+    Lab, Node, try_call,
+    volume::{Disk, machine, succeeds},
+    wait,
+};
 use serde_json::Value;
-
-/// One at a time: they share two cores and the disk below all the mounts.
-static MACHINE: Mutex<()> = Mutex::new(());
 
 /// The default of `election_ms`.
 const ELECTION: Duration = Duration::from_millis(1000);
-
-fn succeeds(program: &str, args: &[&str]) -> bool {
-    let mut command = Command::new(program);
-    command.args(args).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    command.status().is_ok_and(|status| status.success())
-}
-
-/// The machine for this test alone; `None`, with a line that says so, where a disk cannot be broken.
-fn machine(test: &str) -> Option<MutexGuard<'static, ()>> {
-    let root = Command::new("id").arg("-u").output().is_ok_and(|id| id.stdout == b"0\n");
-    let what = match () {
-        () if !root => "root",
-        () if !Path::new("/dev/loop-control").exists() => "loop devices",
-        () if !succeeds("mkfs.ext4", &["-V"]) => "mkfs.ext4",
-        () if !succeeds("fsfreeze", &["-V"]) => "fsfreeze",
-        () => return Some(MACHINE.lock().unwrap_or_else(PoisonError::into_inner)),
-    };
-    assert!(env::var("ACTORUM_PRIVILEGED").as_deref() != Ok("1"), "{test} must run here and lacks {what}");
-    // Past the capture of the test runner, which would keep the line of a passing test to itself.
-    let _ = writeln!(std::io::stderr(), "SKIPPED {test}: it needs {what}");
-    None
-}
-
-/// A filesystem of its own, until dropped: thawed first, since what writes to a frozen one cannot even be killed.
-struct Disk {
-    image: PathBuf,
-    mount: PathBuf,
-}
-
-impl Disk {
-    fn new(lab: &Lab, id: u64, mib: u64) -> Disk {
-        let disk = Disk { image: lab.path(&format!("image-{id}")), mount: lab.path(&format!("mount-{id}")) };
-        fs::create_dir(&disk.mount).unwrap();
-        File::create(&disk.image).unwrap().set_len(mib << 20).unwrap();
-        let (image, mount) = (disk.image.to_str().unwrap(), disk.mount.to_str().unwrap());
-        assert!(succeeds("mkfs.ext4", &["-q", "-F", "-m", "0", image]), "mkfs.ext4 {image}");
-        assert!(succeeds("mount", &["-o", "loop", image, mount]), "mount {image}");
-        disk
-    }
-
-    fn is(&self, options: &[&str]) -> bool {
-        succeeds(options[0], &[&options[1..], &[self.mount.to_str().unwrap()]].concat())
-    }
-
-    fn freeze(&self) {
-        assert!(self.is(&["fsfreeze", "-f"]), "fsfreeze -f {}", self.mount.display());
-    }
-
-    fn thaw(&self) -> bool {
-        self.is(&["fsfreeze", "-u"])
-    }
-
-    fn data(&self) -> PathBuf {
-        self.mount.join("data")
-    }
-
-    /// Fills it to the last byte; what is in the way.
-    fn fill(&self) -> PathBuf {
-        let path = self.mount.join("filler");
-        let mut file = File::create(&path).unwrap();
-        for chunk in [1 << 20, 4096, 1] {
-            let bytes = vec![1; chunk];
-            while file.write_all(&bytes).is_ok() {}
-        }
-        let _ = file.sync_all();
-        path
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        self.thaw();
-        for _ in 0..100 {
-            if self.is(&["umount"]) {
-                return;
-            }
-            thread::sleep(Duration::from_millis(50));
-        }
-        self.is(&["umount", "-l"]);
-    }
-}
 
 /// Three founders, each on a disk of its own. Dropped in this order, after the nodes were killed: the mounts go before the
 /// directory that they are in.

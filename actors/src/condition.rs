@@ -321,7 +321,8 @@ fn low_space(status: &Status) -> Found {
     if !disk.low {
         return leaders_word(status, Reason::LowSpace);
     }
-    let free = disk.free_bytes.map_or(String::new(), |free| format!(" ({free} bytes are free)"));
+    let needed = disk.needed_bytes;
+    let free = disk.free_bytes.map_or(String::new(), |free| format!(" ({free} bytes are free, {needed} are needed)"));
     let message = format!("the disk of node {} is nearly full{free}: make room on it or enlarge it", status.id);
     match status.role {
         Role::Leader => unready(format!("{message}; nobody else leads, and writes are refused until then")),

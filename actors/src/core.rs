@@ -424,7 +424,7 @@ impl<T: Ticket> Handler<DiskReport> for RaftCore<T> {
     fn handle(&mut self, report: DiskReport, ctx: &mut Context<Self>) {
         self.guarded(|core| match report {
             DiskReport::Probed(result) => core.consensus.disk_probed(result),
-            DiskReport::Space { low } => core.consensus.disk_space(low),
+            DiskReport::Space(room) => core.consensus.disk_space(room),
         });
         self.drain_soon(ctx);
     }

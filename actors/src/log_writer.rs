@@ -34,7 +34,7 @@ use tokio::sync::{oneshot, watch};
 use crate::{
     condition::Reason,
     log::store::{Batch, Completed, LogAppender, LogStore, Probe, Space, StoreError, Ticket, Written},
-    message::{Append, DiskReport, Failed, Persisted, ProbeDisk},
+    message::{Append, DiskReport, Failed, Persisted, ProbeDisk, Room},
 };
 
 /// One batch is closed once it holds this much: larger ones gain nothing and delay the first answers in them.
@@ -49,9 +49,17 @@ pub struct DiskBounds {
     /// A batch in flight for so long has hung for good: the disk does not answer, or a thread of the store has died. The
     /// node stops. Looked at once a second. Far longer than what costs a leader its office.
     pub dead_after: Duration,
-    /// Fewer free bytes than this are few. Enough again is a quarter more, lest the answer flicker. Zero: never few.
+    /// Fewer free bytes than this, besides what is missing of the reserve, are few. Enough again is a quarter more, lest the answer
+    /// flicker. With fewer than [`SHORT`] times as many room is short: what can be freed is. Zero: never few.
     pub low_space: u64,
 }
+
+/// At how many times what counts as low on space room is short.
+pub const SHORT: u64 = 2;
+
+/// After so many writes, as a part of what counts as low, space is looked at without waiting for the next look: a fast disk fills a small
+/// volume within one.
+const LOOK_AFTER: u64 = 8;
 
 impl Default for DiskBounds {
     fn default() -> Self {
@@ -89,8 +97,14 @@ pub struct LogWriterStatus {
     pub bytes: u64,
     /// Free bytes on the disk, at the last look; `None` where nobody can tell.
     pub free_bytes: Option<u64>,
-    /// Whether those are few.
+    /// Bytes of the reserve that is kept for making room, at the last look; they are not free.
+    pub reserve_bytes: u64,
+    /// How many bytes must be free for new work to be taken.
+    pub needed_bytes: u64,
+    /// Whether fewer are.
     pub low: bool,
+    /// Whether room is short, and the log is cut and rewritten as far as it goes.
+    pub short: bool,
     /// Whether a probe of the disk is under way.
     pub probing: bool,
     /// Why it is beyond use.
@@ -106,6 +120,8 @@ pub struct LogWriter {
     probe: Option<Arc<dyn Probe>>,
     /// Whether a look for space is under way: one at a time, however long the disk takes.
     looking: bool,
+    /// Bytes written since the last look for space began.
+    unlooked: u64,
     waiting: VecDeque<Append>,
     in_flight: Option<InFlight>,
     /// The batch in flight at the last looks, and at how many of them.
@@ -157,6 +173,7 @@ impl LogWriter {
                 bounds,
                 probe,
                 looking: false,
+                unlooked: 0,
                 waiting: VecDeque::new(),
                 in_flight: None,
                 watched: (None, 0),
@@ -220,7 +237,11 @@ impl LogWriter {
         self.report(&numbers);
     }
 
-    fn persisted(&mut self, ticket: Ticket, written: Written) {
+    fn persisted(&mut self, ticket: Ticket, written: Written, ctx: &mut Context<Self>) {
+        self.unlooked = self.unlooked.saturating_add(written.bytes);
+        if self.bounds.low_space > 0 && self.unlooked > self.bounds.low_space / LOOK_AFTER {
+            self.look_for_space(ctx);
+        }
         let Some(batch) = self.in_flight.take() else { return };
         assert_eq!(ticket, batch.ticket, "the store completes batches in the order of submission, each once");
         self.status.send_modify(|status| {
@@ -305,7 +326,7 @@ impl LogWriter {
 
     fn look_for_space(&mut self, ctx: &mut Context<Self>) {
         let Some(probe) = self.probe.as_ref().filter(|_| !self.looking && self.appender.is_some()) else { return };
-        self.looking = true;
+        (self.looking, self.unlooked) = (true, 0);
         let this = ctx.address().downgrade();
         probe.space(Box::new(move |found| {
             if let Some(this) = this.upgrade() {
@@ -315,27 +336,41 @@ impl LogWriter {
     }
 
     /// Few bytes are few before the first write fails: what follows can still be written.
-    fn space(&mut self, Space { free }: Space) {
-        let was_low = self.status.borrow().low;
-        let mark = if was_low {
-            self.bounds.low_space.saturating_add(self.bounds.low_space / 4)
-        } else {
-            self.bounds.low_space
+    fn space(&mut self, space: Space) {
+        let (was_low, was_short) = {
+            let status = self.status.borrow();
+            (status.low, status.short)
         };
-        let low = free < mark;
-        self.status.send_modify(|status| (status.free_bytes, status.low) = (Some(free), low));
-        if low == was_low {
-            return;
+        let (low_space, spare) = (self.bounds.low_space, space.spare());
+        let mark = |was: bool, least: u64| if was { least.saturating_add(least / 4) } else { least };
+        let low_mark = mark(was_low, low_space);
+        let low = spare < low_mark;
+        let short = spare < mark(was_short, low_space.saturating_mul(SHORT));
+        // What is missing of the reserve is made first.
+        let missing = space.reserve_wanted.saturating_sub(space.reserve);
+        let needed = mark(low, low_space).saturating_add(missing);
+        let free = space.free;
+        let changed = self.status.send_if_modified(|status| {
+            let found = (Some(free), space.reserve, needed, low, short);
+            let before = (status.free_bytes, status.reserve_bytes, status.needed_bytes, status.low, status.short);
+            (status.free_bytes, status.reserve_bytes, status.needed_bytes, status.low, status.short) = found;
+            found != before
+        });
+        if low != was_low {
+            match low {
+                true => tracing::warn!(
+                    free,
+                    needed,
+                    reserve = space.reserve,
+                    "the disk is nearly full: this node takes no new commands, and transfers leadership; the log is cut and rewritten as far as that frees room"
+                ),
+                false => tracing::info!(free, needed, "the disk has room again"),
+            }
         }
-        match low {
-            true => tracing::warn!(
-                free,
-                mark,
-                "the disk is nearly full: this node takes no new work, and hands its office over"
-            ),
-            false => tracing::info!(free, "the disk has room again"),
+        // While it is low the figures are part of what clients are told.
+        if (low, short) != (was_low, was_short) || (low && changed) {
+            self.tell(&DiskReport::Space(Room { low, short, free, needed }));
         }
-        self.tell(&DiskReport::Space { low });
     }
 
     fn tell(&self, report: &DiskReport) {
@@ -400,10 +435,10 @@ struct Done(Completed);
 impl Handler<Done> for LogWriter {
     type Result = ();
 
-    fn handle(&mut self, Done(Completed { ticket, result }): Done, _: &mut Context<Self>) {
+    fn handle(&mut self, Done(Completed { ticket, result }): Done, ctx: &mut Context<Self>) {
         match result {
             _ if self.has_failed() => {}
-            Ok(written) => self.persisted(ticket, written),
+            Ok(written) => self.persisted(ticket, written, ctx),
             Err(error) => self.fail(&error),
         }
         self.publish();
@@ -654,7 +689,7 @@ mod tests {
         assert!(f.status().await.probing);
         assert_eq!(f.store.probes(), 1, "one at a time, however often it is asked for");
         assert!(f.heard.try_recv().is_err());
-        f.store.look(true, Ok(Space { free: 5000 }));
+        f.store.look(true, Ok(Space { free: 5000, ..Space::default() }));
         assert_eq!(f.heard.recv().await, Some(Heard::Disk(DiskReport::Probed(Ok(())))));
 
         f.writer.send(ProbeDisk).await.unwrap();
@@ -670,23 +705,38 @@ mod tests {
         let paused = || tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
         System::with_tokio_rt(paused).block_on(async {
             let mut f = start();
-            for (free, said) in
-                [(1000, None), (999, Some(true)), (1000, None), (1249, None), (1250, Some(false)), (1000, None)]
-            {
+            // Short below 2000, low below 1000; enough again a quarter above. Of the reserve 300 are missing in the end, which are
+            // made first: nobody may fill those.
+            let cases = [
+                (2000, 300, None),
+                (1999, 300, Some((false, true, 1000))),
+                (1000, 300, None),
+                (999, 300, Some((true, true, 1250))),
+                (999, 300, None),
+                (1249, 300, Some((true, true, 1250))),
+                (1250, 300, Some((false, true, 1000))),
+                (2499, 300, None),
+                (2500, 300, Some((false, false, 1000))),
+                (2299, 0, Some((false, true, 1300))),
+                (1299, 0, Some((true, true, 1550))),
+            ];
+            for (free, reserve, said) in cases {
                 while !f.store.looks() {
                     tokio::time::sleep(LOOK / 2).await;
                 }
-                f.store.look(false, Ok(Space { free }));
-                assert_eq!(f.status().await.free_bytes, Some(free));
+                f.store.look(false, Ok(Space { free, reserve, reserve_wanted: 300 }));
+                let status = f.status().await;
+                assert_eq!((status.free_bytes, status.reserve_bytes), (Some(free), reserve));
                 let heard = f.heard.try_recv().ok();
-                assert_eq!(heard, said.map(|low| Heard::Disk(DiskReport::Space { low })), "at {free} bytes");
+                let room = |(low, short, needed)| Heard::Disk(DiskReport::Space(Room { low, short, free, needed }));
+                assert_eq!(heard, said.map(room), "at {free} bytes");
             }
             // A look that hangs is not followed by another.
             while !f.store.looks() {
                 tokio::time::sleep(LOOK / 2).await;
             }
             tokio::time::sleep(LOOK * 5).await;
-            f.store.look(false, Ok(Space { free: 1 }));
+            f.store.look(false, Ok(Space { free: 1, ..Space::default() }));
             f.status().await;
             assert!(!f.store.looks(), "one at a time");
         });

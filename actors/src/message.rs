@@ -177,11 +177,28 @@ pub struct EntriesRead {
 pub enum DiskReport {
     /// The probe that was asked for has ended.
     Probed(Result<(), String>),
-    /// Space fell under its mark, or is enough again.
-    Space {
-        /// Whether it is under its mark.
-        low: bool,
-    },
+    /// Space fell under one of its marks, is enough again, or changed while it is low.
+    Space(Room),
+}
+
+/// How much room there is on the disk, against what the node needs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Room {
+    /// Whether it is so little that no new work is taken.
+    pub low: bool,
+    /// Whether it is so little that what can be freed has to be.
+    pub short: bool,
+    /// Free bytes.
+    pub free: u64,
+    /// How many there must be for new work to be taken.
+    pub needed: u64,
+}
+
+impl Room {
+    /// Low on space and short of it, or neither, without figures.
+    pub const fn low(low: bool) -> Room {
+        Room { low, short: low, free: 0, needed: 0 }
+    }
 }
 
 /// A committed entry, and who waits for it on this node.

@@ -55,6 +55,15 @@ pub enum ProposeError {
         /// How many bytes they held.
         bytes: usize,
     },
+    /// The leader's disk is nearly full, and the log is cut and rewritten as far as that frees room. Surely not in the log. Asking again
+    /// helps once there is room: give the disk more of it, or remove what else fills it.
+    #[error("low on space: the leader's disk has {free} bytes free and needs {needed}; give it room and propose again")]
+    LowSpace {
+        /// Bytes that are free there.
+        free: u64,
+        /// How many have to be.
+        needed: u64,
+    },
     /// The encoded command is larger than an entry may be. Surely not in the log.
     #[error("the command has {size} bytes, more than the {limit} that an entry may have (max_entry_bytes)")]
     TooLarge {

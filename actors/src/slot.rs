@@ -201,6 +201,7 @@ fn mismatched(what: &str) -> Answer {
 enum Refused {
     NoLeader(Option<NodeId>),
     Busy,
+    LowSpace { free: u64, needed: u64 },
     TooLarge(usize),
     Stopped(String),
     InProgress,
@@ -217,6 +218,7 @@ impl From<Refusal> for Refused {
                 Refused::NoLeader(None)
             }
             Refusal::Busy => Refused::Busy,
+            Refusal::LowSpace { free, needed } => Refused::LowSpace { free, needed },
             Refusal::TooLarge { limit } => Refused::TooLarge(usize::try_from(limit).unwrap_or(usize::MAX)),
             Refusal::Stopped { cause } => Refused::Stopped(cause),
             Refusal::Change(ChangeRefusal::InProgress) => Refused::InProgress,
@@ -243,6 +245,7 @@ fn proposal_result<S: StateMachine>(answer: Answer, permit: &Permit) -> Result<A
             let (in_flight, bytes) = permit.admission().in_flight();
             ProposeError::Busy { in_flight, bytes }
         }
+        Refused::LowSpace { free, needed } => ProposeError::LowSpace { free, needed },
         Refused::TooLarge(limit) => ProposeError::TooLarge { size: permit.bytes(), limit },
         Refused::Stopped(cause) => ProposeError::Stopped { cause },
         Refused::Invalid(cause) => ProposeError::Invalid { cause },
@@ -276,9 +279,11 @@ fn read_error(answer: Answer, permit: &Permit) -> ReadError {
         Refused::NoLeader(leader) => ReadError::NotLeader { leader },
         Refused::Busy => ReadError::Busy { in_flight: permit.admission().in_flight().0 },
         Refused::Stopped(cause) => ReadError::Stopped { cause },
-        Refused::TooLarge(_) | Refused::InProgress | Refused::Reading(_) | Refused::Invalid(_) => {
-            ReadError::NotLeader { leader: None }
-        }
+        Refused::TooLarge(_)
+        | Refused::LowSpace { .. }
+        | Refused::InProgress
+        | Refused::Reading(_)
+        | Refused::Invalid(_) => ReadError::NotLeader { leader: None },
     }
 }
 
@@ -297,7 +302,8 @@ fn change_result(answer: Answer, permit: &Permit) -> Result<Arc<Membership>, Cha
     };
     Err(match Refused::from(refusal) {
         Refused::NoLeader(leader) => ChangeError::NotLeader { leader },
-        Refused::Busy => ChangeError::Busy { in_flight: permit.admission().in_flight().0 },
+        // No leader says so of a change, which is small and may be what ends the want of space.
+        Refused::Busy | Refused::LowSpace { .. } => ChangeError::Busy { in_flight: permit.admission().in_flight().0 },
         Refused::TooLarge(limit) => {
             ChangeError::Invalid { cause: format!("the change is larger than an entry may be ({limit} bytes)") }
         }
@@ -357,6 +363,7 @@ mod tests {
             (Refusal::Dropped { cause: cause() }, ProposeError::NotLeader { leader: None }),
             (Refusal::Late, ProposeError::NotLeader { leader: None }),
             (Refusal::Busy, ProposeError::Busy { in_flight: 1, bytes: 10 }),
+            (Refusal::LowSpace { free: 3, needed: 4 }, ProposeError::LowSpace { free: 3, needed: 4 }),
             (Refusal::TooLarge { limit: 5 }, ProposeError::TooLarge { size: 10, limit: 5 }),
             (Refusal::Stopped { cause: cause() }, ProposeError::Stopped { cause: cause() }),
             (Refusal::Invalid { cause: cause() }, ProposeError::Invalid { cause: cause() }),

@@ -128,7 +128,7 @@ pub enum DiskState {
     Ok,
     /// A write waits longer than it should; the office is not in danger yet.
     Slow,
-    /// There is little room: the node leads only where nobody else does, and answers `Busy` then.
+    /// There is little room: the node leads only where nobody else does, and answers `LowSpace` then.
     Low,
     /// A write has waited too long: the node leads nobody until the disk has shown that it answers.
     Suspect,
@@ -161,7 +161,14 @@ pub struct Disk {
     pub unpersisted_bytes: usize,
     /// Free bytes at the last look, at most a second old unless it hangs; `None` where nobody can tell.
     pub free_bytes: Option<u64>,
-    /// Whether those are fewer than `low_space_bytes`.
+    /// Bytes of the reserve that is kept for making room; they are not among the free ones.
+    #[serde(default)]
+    pub reserve_bytes: u64,
+    /// How many bytes must be free for this node to take new commands: `low_space_bytes`, a quarter more once it is low, and what is
+    /// missing of the reserve.
+    #[serde(default)]
+    pub needed_bytes: u64,
+    /// Whether fewer are.
     pub low: bool,
     /// Messages that waited for the disk and were dropped at their bound.
     pub held_dropped: u64,

@@ -19,7 +19,7 @@ use actorum_actors::{
     log::store::{Compact, HardState, LogReader, Recovered, StoreError},
     machine,
     members::Change,
-    message::{Append, Committed, ReadEntries},
+    message::{Append, Committed, ReadEntries, Room},
     system_state::SystemState,
 };
 use actorum_fuzz::Draw;
@@ -341,7 +341,7 @@ impl Node {
                 let (peer, index) = (self.peer(draw), draw.near(&[self.applied, 1]));
                 self.core.peer_fetches(peer, index, (draw.below(4) == 0).then(|| "no".to_owned()));
             }
-            34 => self.core.disk_space(draw.below(2) == 0),
+            34 => self.core.disk_space(Room::low(draw.below(2) == 0)),
             _ => self.drain(true),
         }
         if draw.byte() % 4 != 0 {

@@ -161,7 +161,7 @@ impl Disk {
         (mood.latency_ms, mood.hangs, mood.armed, mood.fails, mood.low) = (GOOD_MS, false, None, None, false);
         let probes = std::mem::take(&mut mood.probes);
         drop(mood);
-        probes.into_iter().for_each(|looked| looked(Ok(Space { free: ROOM })));
+        probes.into_iter().for_each(|looked| looked(Ok(Space { free: ROOM, ..Space::default() })));
         self.disk.release();
     }
 
@@ -336,7 +336,7 @@ impl Probe for Moods {
 
     fn space(&self, looked: Looked) {
         let free = if self.lock().low { 0 } else { ROOM };
-        looked(Ok(Space { free }));
+        looked(Ok(Space { free, ..Space::default() }));
     }
 }
 

@@ -5,6 +5,8 @@
 
 #![allow(dead_code)] // each test uses its part
 
+pub mod volume;
+
 use std::{
     collections::BTreeMap,
     fs::{self, File},

@@ -33,17 +33,20 @@ pub enum Feature {
     DirectoryLives,
     /// A node answers what its calendar shows (`Request::Clock`).
     ClockExchange,
+    /// [`Refusal::LowSpace`](crate::wire::Refusal::LowSpace): a forwarded command finds the leader's disk nearly full.
+    LowSpace,
 }
 
 impl Feature {
     /// All that this build understands.
-    pub const ALL: &'static [Feature] = &[Feature::DirectoryLives, Feature::ClockExchange];
+    pub const ALL: &'static [Feature] = &[Feature::DirectoryLives, Feature::ClockExchange, Feature::LowSpace];
 
     /// Its name on the wire.
     pub fn name(self) -> &'static str {
         match self {
             Feature::DirectoryLives => "directory_lives",
             Feature::ClockExchange => "clock_exchange",
+            Feature::LowSpace => "low_space",
         }
     }
 

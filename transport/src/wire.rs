@@ -622,6 +622,13 @@ pub enum Refusal {
     },
     /// Over the leader's bound on what is in flight.
     Busy,
+    /// The leader's disk is nearly full. Sent only where every member understands it (`Feature::LowSpace`): the first version does not.
+    LowSpace {
+        /// Free bytes.
+        free: u64,
+        /// How many there must be for new work to be taken.
+        needed: u64,
+    },
     /// Larger than an entry may be.
     TooLarge {
         /// The bound, in bytes.

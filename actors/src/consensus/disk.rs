@@ -7,7 +7,8 @@
 //!                                      │         timeout: steps down
 //!                                      └ anyone: seeks no vote, takes no office, goes on hearing and following
 //!
-//!  space under its mark: a leader hands over if somebody takes it, and answers `Busy`, until there is space again
+//!  space short: a snapshot early, the log cut behind the newest one, whoever might still want the rest
+//!  space low:   besides, a leader hands over if somebody takes it, and answers `LowSpace`, until there is space again
 //! ```
 //!
 //! A leader whose disk hangs would otherwise keep its office for as long as its heartbeats arrive, and apply nothing.
@@ -17,15 +18,24 @@
 
 use std::collections::BTreeSet;
 
-use actorum_transport::wire::NodeId;
+use actorum_transport::{
+    features::Feature,
+    wire::{NodeId, Refusal},
+};
 use raft::{ProgressState, StateRole};
 
 use super::Consensus;
+use crate::message::Room;
 
 impl Disk {
     /// Whether space is under its mark.
     pub(super) fn is_low(&self) -> bool {
-        self.low
+        self.room.low
+    }
+
+    /// Whether what can be freed of it has to be.
+    pub(super) fn is_short(&self) -> bool {
+        self.room.short || self.room.low
     }
 }
 
@@ -46,7 +56,7 @@ pub(super) struct Disk {
     /// Messages that waited and had to go.
     pub dropped: u64,
     suspicion: Option<Suspicion>,
-    low: bool,
+    room: Room,
     /// Since which tick the office is being handed over.
     handing_over: Option<u64>,
     /// Who was offered the office for lack of space and did not take it; asked again from this tick on.
@@ -96,10 +106,13 @@ impl<T> Consensus<T> {
     }
 
     /// Space on the disk fell under its mark, or is enough again.
-    pub fn disk_space(&mut self, low: bool) {
-        self.disk.low = low;
+    pub fn disk_space(&mut self, room: Room) {
+        let was_low = std::mem::replace(&mut self.disk.room, room).low;
+        if was_low == room.low {
+            return;
+        }
         self.disk.declined = Default::default();
-        if !low && self.disk.suspicion.is_none() {
+        if !room.low && self.disk.suspicion.is_none() {
             self.keep_office();
         }
     }
@@ -111,13 +124,13 @@ impl<T> Consensus<T> {
 
     /// Whether an office may be handed to it. Low on space it would only hand it on.
     pub(super) fn may_be_handed_office(&self) -> bool {
-        self.may_lead() && !self.disk.low
+        self.may_lead() && !self.disk.is_low()
     }
 
     /// Bytes that a leader may still append before its own disk has caught up; none while that is slow or low on space.
     pub(super) fn room_on_disk(&self, command: bool) -> usize {
         // What this system records of itself is small, and may be what ends the want of space.
-        if self.disk.low && command {
+        if self.disk.is_low() && command {
             return 0;
         }
         // Half way to suspicion new work would only make it certain: the queue regulates itself instead of costing the office.
@@ -125,6 +138,13 @@ impl<T> Consensus<T> {
             return 0;
         }
         self.settings.max_unpersisted_bytes.saturating_sub(self.disk.bytes)
+    }
+
+    /// What a command is told that finds space low; `None` if it does not. A peer of the first version does not know this answer.
+    pub(super) fn no_space(&self, peer: bool) -> Option<Refusal> {
+        let Room { low, free, needed, .. } = self.disk.room;
+        let known = !peer || self.every_member_understands(Feature::LowSpace);
+        low.then_some(if known { Refusal::LowSpace { free, needed } } else { Refusal::Busy })
     }
 
     /// How many ticks the oldest write has waited.
@@ -151,7 +171,7 @@ impl<T> Consensus<T> {
         }
         match self.raw.raft.state {
             StateRole::Leader if self.disk.suspicion.is_some() => self.give_up_office(),
-            StateRole::Leader if self.disk.low => self.offer_office(),
+            StateRole::Leader if self.disk.is_low() => self.offer_office(),
             StateRole::Leader => {}
             // Nor does it go on asking for votes that it could not use.
             StateRole::Candidate | StateRole::PreCandidate if self.disk.suspicion.is_some() => self.resign(),
@@ -257,7 +277,7 @@ impl<T> Consensus<T> {
             waiting_ms: self.ms(self.waiting()),
             slow: self.waiting() > 0 && self.waiting() * 2 >= self.settings.disk_slow_ticks,
             suspect_ms: self.disk.suspicion.as_ref().map(|suspicion| self.ms(self.ticks - suspicion.since)),
-            low: self.disk.low,
+            low: self.disk.is_low(),
             unpersisted_bytes: self.disk.bytes,
             held_dropped: self.disk.dropped,
         }

@@ -598,7 +598,7 @@ impl<T> Consensus<T> {
         self.note_commit();
         self.look_at_disk();
         let leads = self.raw.raft.state == StateRole::Leader;
-        if self.disk.is_low() {
+        if self.disk.is_short() {
             self.let_go_of_log();
         }
         if !leads && !self.may_lead() {
@@ -834,9 +834,12 @@ fn may_retry(refusal: &Refusal) -> bool {
         Refusal::Change(ChangeRefusal::NotReady) => true,
         // It may catch up inside the deadline.
         Refusal::Change(ChangeRefusal::Invalid { reading: Some(reading), .. }) => reading.learner.is_some(),
-        Refusal::Busy | Refusal::TooLarge { .. } | Refusal::Late | Refusal::Change(_) | Refusal::Invalid { .. } => {
-            false
-        }
+        Refusal::Busy
+        | Refusal::LowSpace { .. }
+        | Refusal::TooLarge { .. }
+        | Refusal::Late
+        | Refusal::Change(_)
+        | Refusal::Invalid { .. } => false,
     }
 }
 

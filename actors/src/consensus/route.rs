@@ -71,6 +71,8 @@ impl<T> Consensus<T> {
             let cost = draft.size() + ENTRY_OVERHEAD;
             let refusal = if draft.size() > self.settings.max_entry_bytes {
                 Some(Refusal::TooLarge { limit: self.settings.max_entry_bytes as u64 })
+            } else if let Some(refusal) = self.no_space(request.peer).filter(|_| draft.is_command()) {
+                Some(refusal)
             } else if cost > room.min(on_disk(draft.is_command())) {
                 Some(Refusal::Busy)
             } else if request.deadline <= self.now {

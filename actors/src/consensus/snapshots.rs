@@ -13,6 +13,9 @@
 //! damaged, the older one and the log after it take its place), and what follows a snapshot that is being sent: its receiver needs
 //! the log from there. Short of that a window is kept for followers that are behind, and for those that live a longer one.
 //!
+//! Where the disk is short of room a snapshot is built sooner, stands alone, and the log is cut right behind it; where space is low even
+//! what is being sent is let go: its receiver is offered the newest.
+//!
 //! Deliberately absent: files and pieces (see the keeper), and any measure of progress but signs of life.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -32,6 +35,10 @@ use crate::{
 
 /// After so many failures in a row the pause before the next attempt grows no longer.
 const MAX_DOUBLINGS: u32 = 6;
+
+/// Where room is short a snapshot is built when so many bytes were applied since the last one, or a quarter of its size if that is more:
+/// it costs its own size, and frees some three times these.
+const SHORT_BYTES: u64 = 4 << 20;
 
 /// What the core knows of snapshots on their way.
 #[derive(Debug, Default)]
@@ -103,10 +110,18 @@ impl<T> Consensus<T> {
         let must = newest < self.floor && applied >= self.floor;
         let bytes = || self.raw.store().bytes_after(newest).saturating_sub(self.raw.store().bytes_after(applied));
         let many = applied.saturating_sub(newest) >= self.settings.snapshot_entries;
-        if must || (applied > newest && (many || bytes() >= self.settings.snapshot_bytes)) {
+        // Where room is short the log is cut behind a snapshot sooner, though not for less than it costs.
+        let frees = || self.disk.is_short() && bytes() >= SHORT_BYTES.max(self.newest_bytes() / 4);
+        if must || (applied > newest && (many || bytes() >= self.settings.snapshot_bytes || frees())) {
             self.snapshots.building = true;
             self.effects.build = true;
         }
+    }
+
+    /// The size of the newest snapshot's file.
+    fn newest_bytes(&self) -> u64 {
+        let described = self.raw.store().newest().and_then(|newest| SystemState::of(newest).ok());
+        described.and_then(|(_, file)| file).map_or(0, |file| file.bytes)
     }
 
     /// A snapshot's file is durable here, or could not be built. Also one that this core did not ask for.
@@ -132,6 +147,8 @@ impl<T> Consensus<T> {
         // sent, which its receiver would have to begin anew without.
         let sent = self.oldest_sent().unwrap_or(newest);
         let stands_in = view.snapshots().iter().find(|kept| kept.index >= sent).or(view.newest()).cloned();
+        // Where room is short the newest stands alone, and the log is cut behind it.
+        let stands_in = stands_in.filter(|older| !self.disk.is_short() || self.is_sent(older.index));
         let kept: Vec<Snapshot> = stands_in.into_iter().chain([snapshot]).collect();
         self.raw.mut_store().keep(kept);
         self.compact();
@@ -153,9 +170,23 @@ impl<T> Consensus<T> {
     /// There is no space any more for a longer window than was asked for. Looked at with every tick for as long as that lasts: what
     /// is still being recorded or sent now will not be then.
     pub(super) fn let_go_of_log(&mut self) {
-        if self.needed_no_longer() > self.raw.store().base() && self.snapshots.recording.is_empty() {
+        if !self.snapshots.recording.is_empty() {
+            return;
+        }
+        let view = self.raw.store();
+        let stands_in = view.snapshots().first().filter(|_| view.snapshots().len() > 1).map(|older| older.index);
+        let alone = stands_in.is_some_and(|older| !self.is_sent(older)) && self.disk.is_short();
+        if alone && let Some(newest) = view.newest().cloned() {
+            self.raw.mut_store().keep(vec![newest]);
+        }
+        if alone || self.needed_no_longer() > self.raw.store().base() {
             self.compact();
         }
+    }
+
+    /// Whether a snapshot is on its way to a peer, and there is room for that.
+    fn is_sent(&self, index: u64) -> bool {
+        !self.disk.is_low() && self.oldest_sent() == Some(index)
     }
 
     /// The last entry that nobody needs. See the file's head for who may.
@@ -165,9 +196,12 @@ impl<T> Consensus<T> {
         let by_count = newest.index.saturating_sub(self.settings.keep_entries);
         // The window is bounded by both: by many small entries as well as by a few large ones.
         let window = by_count.max(view.index_within(self.settings.keep_bytes));
-        let mut up_to = window.min(older.index).min(self.oldest_sent().unwrap_or(u64::MAX));
+        // What is short of room keeps nothing for anybody; what is low on it lets a transfer begin anew.
+        let window = if self.disk.is_short() { u64::MAX } else { window };
+        let sent = self.oldest_sent().filter(|_| !self.disk.is_low()).unwrap_or(u64::MAX);
+        let mut up_to = window.min(older.index).min(sent);
         if let Some(behind) = self.furthest_behind_alive()
-            && !self.disk.is_low()
+            && !self.disk.is_short()
             && view.bytes_after(behind) <= self.settings.hold_bytes
         {
             up_to = up_to.min(behind);

@@ -312,8 +312,13 @@ impl<E: Engine, S: Slots> Committer<E, S> {
 
     /// Whether the beginning of a log is still to go, with the next commits.
     pub(super) fn is_trimming(&self) -> bool {
-        let trims = |open: &Open<E>| open.logs.values().any(|log| log.trim_to > log.base.0);
-        self.shared.read().as_ref().is_ok_and(trims)
+        !self.trimming().is_empty()
+    }
+
+    /// The groups whose log's beginning is still to go.
+    pub(super) fn trimming(&self) -> Vec<GroupId> {
+        let trims = |(group, log): (&GroupId, &Log)| (log.trim_to > log.base.0).then_some(*group);
+        self.shared.read().as_ref().map_or(Vec::new(), |open| open.logs.iter().filter_map(trims).collect())
     }
 
     /// Reads the engine and what is known of its logs.

@@ -4,9 +4,9 @@
 //! (for tests, with crashes on demand), and `simulated` (the feature `testkit`: a disk with faults, in virtual time);
 //! [`conformance`] is what any other must pass. Over an [`engine`], sled's or a simulated one, stand the same plans, the
 //! same order of steps and the same checks at opening. [`record`], [`watermark`] and [`directory`] are what lies on
-//! the disk, each with its own checks, [`space`] asks that disk how it is, and [`inspect`]
-//! reads a stopped node's directory without touching it. [`view`] is the log as the core sees it, [`sizes`] how large it is where,
-//! [`read`](mod@read) gets what is behind that view's memory.
+//! the disk, each with its own checks, [`space`] asks that disk how it is, [`reserve`] keeps room on it for making room, and
+//! [`inspect`] reads a stopped node's directory without touching it, [`compact`] makes it smaller. [`view`] is the log as the core
+//! sees it, [`sizes`] how large it is where, [`read`](mod@read) gets what is behind that view's memory.
 
 pub mod store;
 pub mod view;
@@ -22,6 +22,7 @@ mod commit;
 mod plan;
 mod recovery;
 pub mod rewrite;
+pub mod compact;
 pub mod engine;
 pub mod record;
 pub mod watermark;
@@ -29,5 +30,6 @@ pub mod directory;
 pub(crate) mod lives;
 pub mod space;
 mod presence;
+pub mod reserve;
 pub mod conformance;
 pub mod inspect;

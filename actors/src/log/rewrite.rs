@@ -13,6 +13,9 @@
 //!
 //! An error before that is no error of the store: what was written is removed, and it is tried again later.
 //!
+//! Where room is short it begins as soon as it frees anything worth it, and may borrow the reserve (see `reserve`) for the copy until
+//! the old engine is gone: what frees room must not need the room that it frees.
+//!
 //! Deliberately absent: which files an engine has, and where (see `Renew`, which sled implements).
 
 #![allow(clippy::disallowed_methods, reason = "a real disk has a thread and takes real time")]
@@ -51,6 +54,18 @@ const ROOM_FOR_LIVE: u64 = 4;
 /// takes what was reckoned ends with a quarter more than that: where a node that is low counts as having enough again.
 const RESERVES_AT_START: u64 = 5;
 
+/// How many times the bytes that live a new engine takes, roughly.
+const TAKEN_BY_LIVE: u64 = 3;
+
+/// For so long the last look says whether room is short: it is asked after each commit.
+const SHORT_FOR: Duration = Duration::from_millis(100);
+
+/// Where room is short it is looked for so many times as often.
+const LOOKS: u32 = 60;
+
+/// Where room is short a failure is followed by the next attempt so many times sooner, and always after the same time.
+const SOONER: u32 = 6;
+
 /// The steps of a rewriting, in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum RewriteStep {
@@ -79,8 +94,15 @@ pub(super) struct Pace {
     pub(super) retry: Duration,
     /// Free bytes below which it is given up; it begins only where [`RESERVES_AT_START`] times as many stay.
     pub(super) reserve_bytes: u64,
-    /// What the engine takes of the disk before it needs it.
+    /// What the engine takes of the disk before it needs it: two of its segments.
     pub(super) aside_bytes: u64,
+}
+
+impl Pace {
+    /// What an engine of so many live bytes takes, roughly.
+    fn taken_by(&self, live: u64) -> u64 {
+        live.saturating_mul(TAKEN_BY_LIVE).saturating_add(self.aside_bytes)
+    }
 }
 
 /// New engines, and the step by which one becomes the log.
@@ -110,6 +132,26 @@ pub(super) trait Renew<E>: Send {
 
     /// Bytes that may still be written.
     fn room(&self) -> Option<u64>;
+
+    /// Whether room is short, so that what can be freed has to be.
+    fn is_short(&self) -> bool {
+        false
+    }
+
+    /// Whether it ever says so.
+    fn watches(&self) -> bool {
+        false
+    }
+
+    /// Bytes that [`Renew::lend`] would make free.
+    fn reserve(&self) -> u64 {
+        0
+    }
+
+    /// Makes the reserve's room free until what is returned is dropped.
+    fn lend(&self) -> Option<Box<dyn Send>> {
+        None
+    }
 }
 
 /// How far one log was copied.
@@ -214,6 +256,28 @@ enum Stopped {
     Fatal(StoreError),
 }
 
+/// Why a rewriting that was to happen at once did not. The old engine is the log as before.
+pub(super) enum AtOnce {
+    /// What lives does not fit beside it.
+    NoRoom {
+        /// Free bytes.
+        room: u64,
+        /// How many must be.
+        needed: u64,
+    },
+    /// It could not be read or written.
+    Failed(StoreError),
+}
+
+impl From<Stopped> for AtOnce {
+    fn from(stopped: Stopped) -> AtOnce {
+        match stopped {
+            Stopped::NoRoom(Want { room, needed }) => AtOnce::NoRoom { room, needed },
+            Stopped::Failed(error) | Stopped::Damaged(error) | Stopped::Fatal(error) => AtOnce::Failed(error),
+        }
+    }
+}
+
 /// What was said since it last succeeded: what follows are repetitions.
 #[derive(Clone, Copy, Debug, Default)]
 struct Said {
@@ -230,7 +294,15 @@ pub(super) struct Rewriter<E> {
     /// sled takes about 270 of a new one, and 300 to 400 of one that is at work.
     best: u64,
     begun: Option<Instant>,
+    /// Bytes on disk right after the last rewriting: another one frees nothing before there are more.
+    left: u64,
+    /// When room was last looked at, and whether it was short.
+    looked: Option<(Instant, bool)>,
+    /// Holds the reserve for what is under way.
+    lent: Option<Box<dyn Send>>,
     not_before: Option<Instant>,
+    /// The same while room is short.
+    not_before_if_short: Option<Instant>,
     /// How often it failed since it last succeeded.
     failures: u32,
     said: Said,
@@ -243,9 +315,44 @@ pub(super) struct Rewriter<E> {
 
 impl<E: Engine> Rewriter<E> {
     pub(super) fn new(renew: Box<dyn Renew<E>>, pace: Pace) -> Rewriter<E> {
-        let (copy, begun, not_before, removing) = (None, None, None, None);
+        let (copy, begun, not_before, not_before_if_short, removing) = (None, None, None, None, None);
         let (said, parked) = (Said::default(), Vec::new());
-        Rewriter { renew, pace, copy, best: 0, begun, not_before, failures: 0, said, removing, parked, spawn }
+        let (looked, lent) = (None, None);
+        let (best, left, failures) = (0, 0, 0);
+        Rewriter {
+            renew,
+            pace,
+            copy,
+            best,
+            begun,
+            left,
+            looked,
+            lent,
+            not_before,
+            not_before_if_short,
+            failures,
+            said,
+            removing,
+            parked,
+            spawn,
+        }
+    }
+
+    /// Whether an idle store should look now and then whether room is short: there may be something to free.
+    pub(super) fn watches<S: Slots>(&self, committer: &Committer<E, S>) -> bool {
+        self.renew.watches() && committer.disk_bytes() > self.pace.aside_bytes
+    }
+
+    /// Whether room is short, at the last look.
+    pub(super) fn is_short(&mut self) -> bool {
+        if let Some((when, short)) = self.looked
+            && when.elapsed() < SHORT_FOR
+        {
+            return short;
+        }
+        let short = self.renew.is_short();
+        self.looked = Some((Instant::now(), short));
+        short
     }
 
     /// Whether there is work to do between commits.
@@ -290,6 +397,17 @@ impl<E: Engine> Rewriter<E> {
         }
     }
 
+    /// All of it here and now, for a store that does nothing else.
+    pub(super) fn at_once<S: Slots>(&mut self, committer: &mut Committer<E, S>) -> Result<(), AtOnce> {
+        // Nobody else writes: what is free is for the copy.
+        self.lent = Some(self.borrow(committer.live_bytes()).map_err(Stopped::NoRoom)?);
+        self.make()?;
+        while let Some(copy) = self.copy.take() {
+            self.step(committer, copy, self.pace.slice_bytes)?;
+        }
+        Ok(())
+    }
+
     /// A commit has taken place of which, group by group, this is what stays of the old log.
     pub(super) fn committed(&mut self, kept: &[(GroupId, Option<(u64, u64)>)]) {
         let spoiled = |copy: &mut Copy<E>| kept.iter().any(|(group, kept)| copy.spoiled(*group, *kept));
@@ -312,14 +430,13 @@ impl<E: Engine> Rewriter<E> {
     }
 
     fn is_due<S: Slots>(&mut self, committer: &Committer<E, S>) -> bool {
-        let disk = committer.disk_bytes();
-        if disk <= self.pace.min_bytes || self.not_before.is_some_and(|not_before| Instant::now() < not_before) {
+        let short = self.is_short();
+        // What was put off while there was room is not put off any more once it is short.
+        let not_before = if short { self.not_before_if_short } else { self.not_before };
+        if not_before.is_some_and(|not_before| Instant::now() < not_before) {
             return false;
         }
-        // At twice of what is left afterwards at the least: else it would be rewritten without end.
-        let bad = self.pace.ratio.saturating_mul(100).max(self.best.saturating_mul(2));
-        let live = self.live(committer);
-        if self.pace.ratio > 0 && percent(disk, live) < bad {
+        if !(self.is_wasteful(committer) || short && self.would_free(committer)) {
             return false;
         }
         // What is on its way out would be copied.
@@ -332,21 +449,53 @@ impl<E: Engine> Rewriter<E> {
         }
         if !self.parked.is_empty() {
             if self.sweep().is_err() {
-                self.not_before = Some(Instant::now() + self.pace.retry);
+                self.put_off(self.pace.retry, self.pace.retry / SOONER);
             }
             return false;
         }
         // What fills the disk kills the log that works.
-        let reserve =
-            self.pace.reserve_bytes.saturating_mul(RESERVES_AT_START).max(self.reserve(self.pace.slice_bytes));
-        let needed = live.saturating_mul(ROOM_FOR_LIVE).saturating_add(reserve);
-        if let Err(want) = self.find_room(needed) {
-            self.say_no_room(want);
-            // Looking costs nothing, and room may be there again at any time.
-            self.not_before = Some(Instant::now() + self.pace.retry);
-            return false;
+        let reserve = self.pace.reserve_bytes.saturating_mul(RESERVES_AT_START).max(self.floor(self.pace.slice_bytes));
+        let needed = self.live(committer).saturating_mul(ROOM_FOR_LIVE).saturating_add(reserve);
+        let Err(mut want) = self.find_room(needed) else { return true };
+        if short {
+            match self.borrow(committer.live_bytes()) {
+                Ok(lent) => {
+                    self.lent = Some(lent);
+                    return true;
+                }
+                Err(of_reserve) => want = of_reserve,
+            }
         }
-        true
+        self.say_no_room(want);
+        // Looking costs nothing, and room may be there again at any time.
+        // Where it is short what lives gets less as well, with the next snapshot.
+        self.put_off(self.pace.retry, self.pace.retry / LOOKS);
+        false
+    }
+
+    /// Whether the engine takes so much more than what lives that rewriting it is worth it for itself.
+    fn is_wasteful<S: Slots>(&self, committer: &Committer<E, S>) -> bool {
+        let disk = committer.disk_bytes();
+        // At twice of what is left afterwards at the least: else it would be rewritten without end.
+        let bad = self.pace.ratio.saturating_mul(100).max(self.best.saturating_mul(2));
+        disk > self.pace.min_bytes && (self.pace.ratio == 0 || percent(disk, self.live(committer)) >= bad)
+    }
+
+    /// Whether rewriting it gives back a segment or more, which is worth it where room is short.
+    fn would_free<S: Slots>(&self, committer: &Committer<E, S>) -> bool {
+        let left = self.pace.taken_by(committer.live_bytes()).max(self.left);
+        committer.disk_bytes() >= left.saturating_add(self.pace.aside_bytes / 2)
+    }
+
+    /// The reserve, if it and what is free are enough for a copy of so many bytes.
+    fn borrow(&self, live: u64) -> Result<Box<dyn Send>, Want> {
+        let room = self.renew.room().unwrap_or(0).saturating_add(self.renew.reserve());
+        let needed = live.saturating_mul(TAKEN_BY_LIVE).saturating_add(self.floor_of_reserve(self.pace.slice_bytes));
+        if room < needed {
+            return Err(Want { room, needed });
+        }
+        // Where there is no reserve all of that is free.
+        Ok(self.renew.lend().unwrap_or_else(|| Box::new(())))
     }
 
     /// Bytes of all entries, and not less than what a ratio says something of.
@@ -355,10 +504,28 @@ impl<E: Engine> Rewriter<E> {
     }
 
     /// What must be free before so much is copied: the log goes on beside it, and others may be filling the disk as well.
-    fn reserve(&self, slice_bytes: usize) -> u64 {
-        // A slice, too, takes almost three times its bytes.
-        let slice = (slice_bytes as u64).saturating_mul(3).saturating_add(self.pace.aside_bytes);
-        self.pace.reserve_bytes.max(slice)
+    fn floor(&self, slice_bytes: usize) -> u64 {
+        self.pace.reserve_bytes.max(self.pace.taken_by(slice_bytes as u64))
+    }
+
+    /// The same while the reserve is lent: the slice, and one segment for the log that works.
+    fn floor_of_reserve(&self, slice_bytes: usize) -> u64 {
+        self.pace.taken_by(slice_bytes as u64).saturating_sub(self.pace.aside_bytes / 2)
+    }
+
+    /// What must be free before the next slice; the reserve is borrowed for it where room has become short.
+    fn room_for_slice(&mut self, slice_bytes: usize) -> Result<(), Want> {
+        if self.lent.is_none() {
+            let Err(want) = self.find_room(self.floor(slice_bytes)) else { return Ok(()) };
+            if !self.is_short() {
+                return Err(want);
+            }
+            self.lent = self.renew.lend();
+        }
+        match self.lent {
+            Some(_) => self.find_room(self.floor_of_reserve(slice_bytes)),
+            None => self.find_room(self.floor(slice_bytes)),
+        }
     }
 
     /// Better no rewriting than a log that finds no room. What nobody can tell is no reason.
@@ -372,12 +539,19 @@ impl<E: Engine> Rewriter<E> {
     fn say_no_room(&mut self, Want { room, needed }: Want) {
         if !mem::replace(&mut self.said.no_room, true) {
             tracing::warn!(room, needed, "there is no room to rewrite the log, which takes more than it needs");
+        } else {
+            tracing::debug!(room, needed, "there is still no room to rewrite the log");
         }
     }
 
     fn postpone(&mut self) {
-        self.not_before = Some(Instant::now() + self.wait());
+        self.put_off(self.wait(), self.pace.retry / SOONER);
         self.failures += 1;
+    }
+
+    fn put_off(&mut self, wait: Duration, if_short: Duration) {
+        let now = Instant::now();
+        (self.not_before, self.not_before_if_short) = (Some(now + wait), Some(now + if_short));
     }
 
     /// How long to wait after one more failure.
@@ -410,12 +584,11 @@ impl<E: Engine> Rewriter<E> {
         copy: &mut Copy<E>,
         slice_bytes: usize,
     ) -> Result<bool, Stopped> {
-        let needed = self.reserve(slice_bytes);
         let copying = |error| match error {
             StoreError::Damaged { .. } => Stopped::Damaged(error),
             error => Stopped::Failed(error),
         };
-        self.find_room(needed).map_err(Stopped::NoRoom)?;
+        self.room_for_slice(slice_bytes).map_err(Stopped::NoRoom)?;
         let finished = guarded(|| {
             self.renew.ask(RewriteStep::Slice)?;
             committer.with_engine(|old, logs| copy.slice(old, logs, slice_bytes))
@@ -423,7 +596,7 @@ impl<E: Engine> Rewriter<E> {
         if !finished.map_err(copying)? {
             return Ok(false);
         }
-        self.find_room(needed).map_err(Stopped::NoRoom)?;
+        self.room_for_slice(slice_bytes).map_err(Stopped::NoRoom)?;
         let rest = guarded(|| {
             self.renew.ask(RewriteStep::Rest)?;
             committer.with_engine(|old, logs| copy.rest(old, logs))
@@ -481,7 +654,9 @@ impl<E: Engine> Rewriter<E> {
         let (after, live, copied) = (committer.disk_bytes(), self.live(committer), copy.bytes);
         // Of what was copied: where most of that was compacted meanwhile, the next rewriting does much better.
         self.best = percent(after, live.max(copied));
-        (self.not_before, self.failures, self.said) = (None, 0, Said::default());
+        self.left = after;
+        (self.not_before, self.not_before_if_short) = (None, None);
+        (self.failures, self.said) = (0, Said::default());
         let took = self.begun.take().map(|begun| begun.elapsed());
         tracing::info!(before, after, live, copied, ?took, "the log was rewritten");
         Ok(())
@@ -494,13 +669,15 @@ impl<E: Engine> Rewriter<E> {
         self.close_aside(left, ready.then_some(remove));
     }
 
-    /// Closes what there is of an engine, and then removes its files if it is told how.
+    /// Closes what there is of an engine, and then removes its files if it is told how. Only then the reserve may be made again.
     fn close_aside<T: Send + 'static>(&mut self, left: T, remove: Option<Box<dyn FnOnce() + Send>>) {
+        let lent = self.lent.take();
         self.parked.push(Box::new(move || {
             let closed = catch_unwind(AssertUnwindSafe(|| drop(left)));
             if let Some(remove) = remove.filter(|_| closed.is_ok()) {
                 remove();
             }
+            drop(lent);
         }));
         if let Err(error) = self.sweep() {
             tracing::warn!(%error, "no thread to remove what a rewriting left: it stays on the disk for now");

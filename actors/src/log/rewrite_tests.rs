@@ -748,7 +748,23 @@ struct Told {
 
 /// What is free: one answer after the other, the last one again and again; none for what nobody can tell.
 #[derive(Clone, Default)]
-struct Room(Arc<Mutex<VecDeque<u64>>>);
+struct Room(Arc<Mutex<VecDeque<u64>>>, Arc<Reserve>);
+
+/// Whether room is short, what can be borrowed then, and by how many it is.
+#[derive(Default)]
+struct Reserve {
+    short: AtomicBool,
+    bytes: AtomicU64,
+    lent: Arc<AtomicU64>,
+}
+
+struct Borrowed(Arc<AtomicU64>);
+
+impl Drop for Borrowed {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
 
 impl Room {
     fn is(&self, answers: impl IntoIterator<Item = u64>) {
@@ -792,6 +808,24 @@ impl Renew<Values> for Told {
     fn room(&self) -> Option<u64> {
         let mut answers = self.room.0.lock().unwrap();
         if answers.len() > 1 { answers.pop_front() } else { answers.front().copied() }
+    }
+
+    fn is_short(&self) -> bool {
+        self.room.1.short.load(Ordering::SeqCst)
+    }
+
+    fn watches(&self) -> bool {
+        true
+    }
+
+    fn reserve(&self) -> u64 {
+        self.room.1.bytes.load(Ordering::SeqCst)
+    }
+
+    fn lend(&self) -> Option<Box<dyn Send>> {
+        let lent = self.room.1.lent.clone();
+        lent.fetch_add(1, Ordering::SeqCst);
+        (self.reserve() > 0).then(|| Box::new(Borrowed(lent)) as Box<dyn Send>)
     }
 }
 
@@ -1060,8 +1094,125 @@ fn the_last_room_is_left_to_the_log() {
     // Before each slice, and before what follows the last one.
     assert!(slices > 5 && given_up == slices + 1, "{given_up} of {slices} slices");
     // A slice can be as large as twice what is committed at once: then it needs more than the reserve.
-    let reserve = |slice_bytes| store.rewriter.reserve(slice_bytes);
+    let reserve = |slice_bytes| store.rewriter.floor(slice_bytes);
     assert_eq!([reserve(2000), reserve(3000), reserve(5000)], [10_000, 10_000, 16_000]);
+}
+
+/// A store that takes much more than what lives, none of which is worth a rewriting as long as there is room.
+fn wasteful() -> ByHand {
+    let mut store = ByHand::new(2000, false);
+    store.rewriter.pace.ratio = 1000;
+    for index in 2..200 {
+        store.write(append(index..=index, 1));
+    }
+    store.write(compact(190, 1));
+    store
+}
+
+impl ByHand {
+    /// What is seen of room from now on.
+    fn room_is(&mut self, short: bool, free: u64, reserve: u64) {
+        self.room.1.short.store(short, Ordering::SeqCst);
+        self.room.1.bytes.store(reserve, Ordering::SeqCst);
+        self.room.is([free]);
+        self.rewriter.looked = None;
+    }
+
+    fn lent(&self) -> u64 {
+        self.room.1.lent.load(Ordering::SeqCst)
+    }
+}
+
+#[test]
+fn where_room_is_short_the_reserve_is_borrowed_until_the_old_engine_is_gone() {
+    let mut store = wasteful();
+    let live = store.committer.live_bytes();
+    // What is copied, a slice and the log beside it; far less than the log takes.
+    let needed = 3 * live + 6500;
+    assert!(needed < store.committer.disk_bytes() / 2, "{needed} of {}", store.committer.disk_bytes());
+    store.room_is(false, 0, needed);
+    store.go_on();
+    assert_eq!((store.rewriter.is_under_way(), store.lent()), (false, 0), "it is not worth it");
+    store.room_is(true, 9, needed - 10);
+    store.go_on();
+    assert_eq!((store.rewriter.is_under_way(), store.lent()), (false, 0), "there is not enough of it");
+
+    store.room_is(true, 0, needed);
+    store.go_on();
+    assert_eq!((store.rewriter.is_under_way(), store.lent()), (true, 1));
+    // It is free now, and gets less with each slice.
+    store.room.is((0..20).map(|slice| needed - slice * (3 * live / 20)).chain([6500]));
+    while store.rewriter.is_under_way() {
+        assert_eq!(store.lent(), 1, "nobody makes it again under the copy");
+        store.go_on();
+    }
+    store.rewriter.removing.take().unwrap().join().unwrap();
+    assert_eq!(store.lent(), 0);
+    assert_eq!(store.story.told()[2..], ["complete: durable", "switched: durable", "remove: durable"]);
+    // Another one would free nothing.
+    store.room_is(true, 0, 10 * needed);
+    store.go_on();
+    assert_eq!((store.rewriter.is_under_way(), store.lent()), (false, 0));
+}
+
+#[test]
+fn a_copy_that_does_not_fit_the_reserve_gives_it_back() {
+    let mut store = wasteful();
+    let needed = 3 * store.committer.live_bytes() + 6500;
+    store.room_is(true, 0, needed);
+    store.go_on();
+    // Somebody else takes it.
+    store.room.is([needed, 6499]);
+    while store.rewriter.is_under_way() {
+        store.go_on();
+    }
+    store.rewriter.removing.take().unwrap().join().unwrap();
+    assert_eq!((store.lent(), store.story.told()), (0, vec!["make: durable".to_owned(), "remove: durable".to_owned()]));
+    store.write(append(200..=200, 1));
+    assert!(store.old.all().contains_key(&Key::block(GROUP, 200)), "the log goes on");
+    store.room_is(true, 0, 2 * needed);
+    store.go_on();
+    assert_eq!((store.rewriter.is_under_way(), store.lent()), (true, 1), "and it is tried again");
+}
+
+#[test]
+fn what_was_put_off_while_there_was_room_is_not_once_it_is_short() {
+    let mut store = ByHand::new(2000, true);
+    store.write(append(2..=9, 1));
+    // It failed often, and so the next attempt is a minute away.
+    (store.rewriter.failures, store.rewriter.pace.retry) = (16, Duration::from_millis(1));
+    let enough = 4 * store.committer.live_bytes() + 5 * 10_000;
+    let tries = |store: &ByHand| store.story.told().iter().filter(|told| *told == "make: durable").count();
+    store.room_is(false, enough, 1);
+    store.go_on();
+    assert_eq!(tries(&store), 1);
+    store.rewriter.removing.take().unwrap().join().unwrap();
+    std::thread::sleep(Duration::from_millis(1));
+    store.go_on();
+    assert_eq!(tries(&store), 0, "it is put off");
+    store.room_is(true, enough, 1);
+    wait_for("it to be tried again", || {
+        store.go_on();
+        tries(&store) > 0
+    });
+}
+
+#[test]
+fn a_rewriting_under_way_borrows_the_reserve_when_room_becomes_short() {
+    let mut store = wasteful();
+    store.rewriter.pace.ratio = 0;
+    let enough = 4 * store.committer.live_bytes() + 5 * 10_000;
+    store.room_is(false, enough, 1);
+    store.go_on();
+    assert_eq!((store.rewriter.is_under_way(), store.lent()), (true, 0));
+    store.room_is(true, 9_999, 1);
+    store.end();
+    assert_eq!(store.lent(), 0);
+    assert_eq!(store.story.told().pop().unwrap(), "remove: durable");
+    assert!(
+        store.new_one() == store.committer.with_engine(|engine, _| Ok(engine.all())).unwrap(),
+        "it was not given up"
+    );
 }
 
 /// Counts warnings, and errors.

@@ -55,6 +55,7 @@ use super::{
     presence::Presence,
     record::{FoundGroup, Key},
     recovery,
+    reserve::{self, Reserve, ReserveBounds},
     rewrite::{self, Renew, Rewriter},
     store::*,
     watermark::Watermark,
@@ -90,8 +91,14 @@ pub struct OpenOptions {
     pub open_within: Duration,
     /// How long dropping the appender waits for the store to close. Default 10 s; then it closes behind our back, or never.
     pub close_within: Duration,
-    /// How many bytes of ballast to keep beside the log; zero, the default, for none. See [`super::space`].
+    /// How many bytes of reserve to keep beside the log; zero, the default, for none. The newest snapshot's come on top. See
+    /// [`super::reserve`].
     pub ballast_bytes: u64,
+    /// At most so many, whatever the snapshot. Default: no bound.
+    pub ballast_max_bytes: u64,
+    /// With fewer free bytes than this, not counting the reserve, room is short: the log is rewritten as soon as that frees anything
+    /// worth it, and the copy may borrow the reserve. Default 0: never.
+    pub short_space_bytes: u64,
     /// The log may be rewritten once it takes more than so many bytes on disk. Default 256 MiB; `u64::MAX` for never.
     pub rewrite_min_bytes: u64,
     /// And takes at least so many times the bytes of its entries, and twice what the last rewriting left. Default 4: a rewriting
@@ -157,6 +164,8 @@ impl OpenOptions {
             open_within: Duration::from_secs(600),
             close_within: Duration::from_secs(10),
             ballast_bytes: 0,
+            ballast_max_bytes: u64::MAX,
+            short_space_bytes: 0,
             rewrite_min_bytes: 256 << 20,
             rewrite_ratio: 4,
             rewrite_slice_bytes: 2 << 20,
@@ -168,12 +177,28 @@ impl OpenOptions {
             sync: SyncPolicy::Always,
         }
     }
+
+    fn reserve_bounds(&self) -> ReserveBounds {
+        let OpenOptions { ballast_bytes: bytes, ballast_max_bytes: max_bytes, short_space_bytes: short_below, .. } =
+            *self;
+        ReserveBounds { bytes, max_bytes, short_below }
+    }
+
+    /// When a rewriting is worth it, and how much at once.
+    pub(super) fn rewrite_pace(&self) -> rewrite::Pace {
+        let OpenOptions { rewrite_min_bytes: min_bytes, rewrite_ratio: ratio, .. } = *self;
+        let OpenOptions { rewrite_slice_bytes: slice_bytes, rewrite_retry: retry, .. } = *self;
+        // One that is being written, and the next.
+        let (reserve_bytes, aside_bytes) = (self.rewrite_reserve_bytes, 2 * SEGMENT_BYTES as u64);
+        rewrite::Pace { min_bytes, ratio, slice_bytes, retry, reserve_bytes, aside_bytes }
+    }
 }
 
 /// An open directory, not yet running.
 pub struct SledStore {
     dir: PathBuf,
     presence: Arc<Presence>,
+    reserve: Arc<Reserve>,
     shelf: Arc<Shelf>,
     shared: Arc<Shared<SledEngine>>,
     lives: Arc<LifeBook>,
@@ -200,7 +225,7 @@ impl SledStore {
 
     fn open_here(dir: &Path, options: OpenOptions) -> Result<SledStore, OpenError> {
         let OpenOptions { id, new_incarnation, .. } = options;
-        super::space::free_ballast_if_full(dir);
+        reserve::give_up_if_full(dir);
         let mut made = None;
         let mut directory = Directory::open(dir, id, new_incarnation, |node| {
             made = Some(create(dir, node, &options)?);
@@ -246,8 +271,9 @@ impl SledStore {
         let lives = lives::begin(dir, &identity, held)?;
         let lock = lives::Held { book: lives.clone(), _directory: directory };
         let shared = Shared::new(engine, &found, Box::new(lock));
+        let reserve = Reserve::of(dir, options.reserve_bounds());
         let (dir, presence, work) = (dir.to_owned(), Arc::new(presence), Some((watermark, options)));
-        Ok(SledStore { dir, presence, shelf, shared, lives, identity, found: found.groups, generation, work })
+        Ok(SledStore { dir, presence, reserve, shelf, shared, lives, identity, found: found.groups, generation, work })
     }
 }
 
@@ -275,9 +301,10 @@ fn sync_names(path: &Path) -> io::Result<()> {
 }
 
 /// The generations of a directory's log, for a rewriting.
-struct Generations {
+pub(super) struct Generations {
     dir: PathBuf,
     options: OpenOptions,
+    reserve: Arc<Reserve>,
     present: u64,
     /// The one that is being made, or the next one to be: no number comes twice in one life, for its files may still be going.
     next: u64,
@@ -286,6 +313,10 @@ struct Generations {
 }
 
 impl Generations {
+    pub(super) fn new(dir: PathBuf, options: OpenOptions, present: u64, reserve: Arc<Reserve>) -> Generations {
+        Generations { dir, options, reserve, present, next: present, leaving: None }
+    }
+
     fn io(&self, doing: &str) -> impl Fn(io::Error) -> EngineError + use<> {
         let doing = format!("{doing} the log's generation {}", self.next);
         move |error| EngineError::Io { doing: doing.clone(), error }
@@ -337,7 +368,23 @@ impl Renew<SledEngine> for Generations {
     }
 
     fn room(&self) -> Option<u64> {
-        super::space::space(&self.dir).ok().map(|space| space.free)
+        self.reserve.space().ok().map(|space| space.free)
+    }
+
+    fn is_short(&self) -> bool {
+        self.reserve.is_short()
+    }
+
+    fn watches(&self) -> bool {
+        self.reserve.watches()
+    }
+
+    fn reserve(&self) -> u64 {
+        self.reserve.space().map_or(0, |space| space.reserve)
+    }
+
+    fn lend(&self) -> Option<Box<dyn Send>> {
+        Some(Box::new(self.reserve.lend()?))
     }
 }
 
@@ -363,9 +410,13 @@ impl LogStore for SledStore {
     }
 
     fn probe(&self) -> Option<Arc<dyn Probe>> {
-        let (ballast_bytes, presence) = (self.work.as_ref()?.1.ballast_bytes, self.presence.clone());
-        let started = super::space::DirectoryProbe::start(&self.dir, ballast_bytes, presence);
+        let (reserve, presence) = (self.reserve.clone(), self.presence.clone());
+        let started = super::space::DirectoryProbe::start(&self.dir, reserve, presence);
         started.map(|probe| Arc::new(probe) as Arc<dyn Probe>).ok()
+    }
+
+    fn reserve(&self) -> Option<Arc<Reserve>> {
+        Some(self.reserve.clone())
     }
 
     fn start(mut self: Box<Self>, completed: Completions) -> Box<dyn LogAppender> {
@@ -374,13 +425,8 @@ impl LogStore for SledStore {
         let OpenOptions { watermark_bytes, watermark_commits, watermark_quiet, .. } = options;
         let pace =
             Pace { max_waiting, max_commit_bytes, watermark_bytes, watermark_commits, watermark_quiet, close_within };
-        let OpenOptions { rewrite_min_bytes: min_bytes, rewrite_ratio: ratio, .. } = options;
-        let OpenOptions { rewrite_slice_bytes: slice_bytes, rewrite_retry: retry, .. } = options;
-        // One that is being written, and the next.
-        let (reserve_bytes, aside_bytes) = (options.rewrite_reserve_bytes, 2 * SEGMENT_BYTES as u64);
-        let when = rewrite::Pace { min_bytes, ratio, slice_bytes, retry, reserve_bytes, aside_bytes };
-        let (dir, present) = (self.dir.clone(), self.generation);
-        let generations = Generations { dir, options, present, next: present, leaving: None };
+        let when = options.rewrite_pace();
+        let generations = Generations::new(self.dir.clone(), options, self.generation, self.reserve.clone());
         let rewriter = Rewriter::new(Box::new(generations), when);
         // What failed may have failed because the directory is not there any more: then that is the cause.
         let presence = self.presence.clone();

@@ -18,6 +18,7 @@ use actorum_transport::lives::LifeBook;
 use actorum_transport::wire::{Entry, GroupId, Incarnation, NodeId, Snapshot};
 use serde::{Deserialize, Serialize};
 
+use super::reserve::Reserve;
 use crate::snapshot::Shelf;
 
 /// What Raft must remember besides the log (Raft figure 2: currentTerm, votedFor), and the commit index,
@@ -178,6 +179,11 @@ pub trait LogStore: Send {
         None
     }
 
+    /// The reserve on the disk under the store, which snapshots may borrow where room is short. `None`: it keeps none.
+    fn reserve(&self) -> Option<Arc<Reserve>> {
+        None
+    }
+
     /// Starts writing. The one appender is the only way to change the store.
     fn start(self: Box<Self>, completed: Completions) -> Box<dyn LogAppender>;
 }
@@ -220,6 +226,17 @@ pub type Looked = Box<dyn FnOnce(Result<Space, StoreError>) + Send>;
 pub struct Space {
     /// Bytes that this process may still fill.
     pub free: u64,
+    /// Bytes of the reserve that is kept for making room; they are not free.
+    pub reserve: u64,
+    /// How many there are to be.
+    pub reserve_wanted: u64,
+}
+
+impl Space {
+    /// Free bytes as if the reserve were whole: what is borrowed of it is nobody's to fill.
+    pub fn spare(&self) -> u64 {
+        self.free.saturating_add(self.reserve).saturating_sub(self.reserve_wanted)
+    }
 }
 
 /// Asks the disk under a store how it is. Submit and complete, like the appender: no call waits for the disk, and what

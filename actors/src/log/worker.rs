@@ -31,6 +31,9 @@ use super::{
     watermark::{Slots, Watermark},
 };
 
+/// How often an idle store looks whether room is short, if there is something that could be freed.
+const LOOK: Duration = Duration::from_secs(1);
+
 /// How much it takes up at once, how the watermark's index follows, and how long it is waited for.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Pace {
@@ -57,6 +60,8 @@ enum Next {
     RaiseIndex,
     /// Nothing waits.
     Rewrite,
+    /// Nothing waits, room is short, and the beginning of a log is still to go.
+    Trim,
     Close,
 }
 
@@ -103,6 +108,7 @@ impl<E: Engine, S: Slots + 'static> Worker<E, S> {
                 Next::Commit(first) => self.commit_all(first, &submitted),
                 Next::RaiseIndex => caught(|| self.committer.raise_index()),
                 Next::Rewrite => self.rewrite(0),
+                Next::Trim => caught(|| self.trim()).and_then(|()| self.rewrite(0)),
                 Next::Close => break None,
             };
             if let Err(error) = step {
@@ -115,23 +121,40 @@ impl<E: Engine, S: Slots + 'static> Worker<E, S> {
         }
     }
 
-    fn next(&self, submitted: &Receiver<Submitted>) -> Next {
-        if self.rewriter.is_under_way() {
+    fn next(&mut self, submitted: &Receiver<Submitted>) -> Next {
+        let idle = match self.rewriter.is_under_way() {
+            true => Some(Next::Rewrite),
+            // A node that takes no new work because room is short makes no commits that the rest of the beginning could go with.
+            false => {
+                (self.rewriter.watches(&self.committer) && self.committer.is_trimming() && self.rewriter.is_short())
+                    .then_some(Next::Trim)
+            }
+        };
+        if let Some(idle) = idle {
             return match submitted.try_recv() {
                 Ok(first) => Next::Commit(first),
-                Err(TryRecvError::Empty) => Next::Rewrite,
+                Err(TryRecvError::Empty) => idle,
                 Err(TryRecvError::Disconnected) => Next::Close,
             };
         }
-        let first = match self.committer.stale.commits {
-            0 => submitted.recv().map_err(|_| RecvTimeoutError::Disconnected),
-            _ => submitted.recv_timeout(self.pace.watermark_quiet),
+        let stale = self.committer.stale.commits > 0;
+        let first = match stale {
+            true => submitted.recv_timeout(self.pace.watermark_quiet),
+            false if self.rewriter.watches(&self.committer) => submitted.recv_timeout(LOOK),
+            false => submitted.recv().map_err(|_| RecvTimeoutError::Disconnected),
         };
         match first {
             Ok(first) => Next::Commit(first),
-            Err(RecvTimeoutError::Timeout) => Next::RaiseIndex,
+            Err(RecvTimeoutError::Timeout) if stale => Next::RaiseIndex,
+            Err(RecvTimeoutError::Timeout) => Next::Rewrite,
             Err(RecvTimeoutError::Disconnected) => Next::Close,
         }
+    }
+
+    /// Removes the next slice of what is to go, with a commit of its own.
+    fn trim(&mut self) -> Result<(), StoreError> {
+        let writes = self.committer.trimming().into_iter().map(|group| Write { group, ..Write::default() }).collect();
+        self.commit(vec![Batch { writes, sync: true }]).map(drop)
     }
 
     /// Takes up what waits, makes it durable as one, and reports each batch in order.

@@ -200,8 +200,14 @@ impl SnapshotKeeper {
             pace: Pace::default(),
             status,
         };
+        keeper.hold_room();
         keeper.publish();
         keeper
+    }
+
+    /// The reserve is to hold the next snapshot, too, which will be about as large as the newest.
+    fn hold_room(&self) {
+        self.shelf.hold_snapshot(self.kept.last().map_or(0, |newest| taken(newest).bytes));
     }
 
     /// Runs what may wait for a disk where that is allowed, and goes on with its result here.
@@ -255,10 +261,7 @@ impl SnapshotKeeper {
         let expected = self.kept.last().map_or(0, |newest| taken(newest).bytes);
         self.off_thread(
             ctx,
-            move |shelf| {
-                shelf.must_fit(expected)?;
-                shelf.build(content, &mut |bytes| written.store(bytes, Ordering::Relaxed))
-            },
+            move |shelf| shelf.build_of(expected, content, &mut |bytes| written.store(bytes, Ordering::Relaxed)),
             move |keeper, result, _| match result {
                 Ok(snapshot) => {
                     keeper.status.send_modify(|status| status.built += 1);
@@ -304,6 +307,7 @@ impl SnapshotKeeper {
 
     fn keep(&mut self, kept: Vec<Snapshot>, ctx: &mut Context<Self>) {
         self.kept = kept;
+        self.hold_room();
         let newest = self.kept.last().map_or(0, |newest| newest.index);
         // It is restored; or it was of no use, which is how the core says so.
         self.installing = None;

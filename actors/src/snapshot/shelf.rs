@@ -21,7 +21,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -36,7 +36,15 @@ use super::{
     file::{FileError, HASH_BYTES, Header, Reader, Writer},
     files::{Appending, Files, InDirectory, InMemory, Reading},
 };
-use crate::{core::panic_message, log::store::At, machine::Frozen, system_state::SystemState};
+use crate::{
+    core::panic_message,
+    log::{
+        reserve::{Lent, Reserve},
+        store::At,
+    },
+    machine::Frozen,
+    system_state::SystemState,
+};
 
 /// How many files that nobody has asked to keep yet are left alone; see [`Shelf::keep`].
 const MAX_FRESH: usize = 2;
@@ -64,7 +72,9 @@ pub struct Shelf {
     files: Arc<dyn Files>,
     marks: Arc<Mutex<Marks>>,
     /// How many bytes are left to others on the same disk.
-    reserve: Arc<AtomicU64>,
+    left: Arc<AtomicU64>,
+    /// What may be borrowed where there is no room beside those.
+    reserve: Arc<OnceLock<Arc<Reserve>>>,
 }
 
 /// What this process does with files, and no sweeping may disturb.
@@ -97,19 +107,52 @@ impl Shelf {
 
     /// The shelf over any folder of files.
     pub fn over(files: Arc<dyn Files>) -> Shelf {
-        Shelf { files, marks: Arc::default(), reserve: Arc::default() }
+        Shelf { files, marks: Arc::default(), left: Arc::default(), reserve: Arc::default() }
     }
 
     /// Leaves so many bytes of the disk to the log, which cannot go on without: what would not fit beside them is not begun, and
     /// is given up where it turns out so. Zero, as at first, leaves that to the disk.
     pub fn leave_free(&self, bytes: u64) {
-        self.reserve.store(bytes, Ordering::Relaxed);
+        self.left.store(bytes, Ordering::Relaxed);
+    }
+
+    /// Lets snapshots borrow this reserve where they find no room beside what is left free: the log is cut behind them.
+    pub fn may_borrow(&self, reserve: Arc<Reserve>) {
+        let _ = self.reserve.set(reserve);
+    }
+
+    /// The reserve is to hold a snapshot of so many bytes, too.
+    pub fn hold_snapshot(&self, bytes: u64) {
+        if let Some(reserve) = self.reserve.get() {
+            reserve.hold_snapshot(bytes);
+        }
     }
 
     /// Whether there is room for so many bytes more.
     pub fn must_fit(&self, bytes: u64) -> Result<(), SnapshotError> {
-        room_for(&*self.files, bytes, self.reserve.load(Ordering::Relaxed))
-            .map_err(|error| failed("looking for room", error))
+        let left = self.left.load(Ordering::Relaxed);
+        room_for(&*self.files, bytes, left).map_err(|error| failed("looking for room", error))
+    }
+
+    /// Room for so many bytes: beside what is left to the log, or else in the reserve.
+    fn make_room(&self, bytes: u64) -> io::Result<Room> {
+        let mut room = Room { left: self.left.load(Ordering::Relaxed), lent: None };
+        self.must_still_fit(bytes, &mut room)?;
+        Ok(room)
+    }
+
+    /// Whether there is room for so many bytes more, with the reserve if need be.
+    fn must_still_fit(&self, bytes: u64, room: &mut Room) -> io::Result<()> {
+        let Err(full) = room_for(&*self.files, bytes, room.left) else { return Ok(()) };
+        let reserve = self.reserve.get().filter(|_| room.lent.is_none());
+        let Some(lent) = reserve.and_then(|reserve| reserve.lend()) else { return Err(full) };
+        *room = Room { left: room.left.min(UNSYNCED_BYTES), lent: Some(lent) };
+        room_for(&*self.files, bytes, room.left)
+    }
+
+    fn again(&self) -> Shelf {
+        let (files, marks) = (self.files.clone(), self.marks.clone());
+        Shelf { files, marks, left: self.left.clone(), reserve: self.reserve.clone() }
     }
 
     /// Whether a call may wait for a device.
@@ -163,12 +206,23 @@ impl Shelf {
     ///
     /// An error of the disk or of the machine, and a panic of the machine, end this snapshot only: nothing of it stays.
     pub fn build(&self, content: Content, progress: &mut dyn FnMut(u64)) -> Result<Snapshot, SnapshotError> {
+        self.build_of(0, content, progress)
+    }
+
+    /// The same of a snapshot that will take about so many bytes, for which there must be room before it is begun.
+    pub fn build_of(
+        &self,
+        expected: u64,
+        content: Content,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<Snapshot, SnapshotError> {
+        let room = self.make_room(expected).map_err(|error| failed("looking for room", error))?;
         let Content { index, term, system, formed_with, state } = content;
         let index = index - u64::from(planted::is(Planted::SnapshotMislabelled));
         let name = format!("building-{index:020}.tmp");
         let building = self.busy(&name)?;
         let header = Header::new(index, term, system.clone(), formed_with.clone());
-        let built = self.write(&name, &header, state, progress).and_then(|file| {
+        let built = self.write(&name, &header, state, room, progress).and_then(|file| {
             let encoded = system.snapshot(index, term, file, formed_with);
             let snapshot =
                 encoded.map_err(|error| SnapshotError(format!("encoding the descriptor of {index}: {error}")))?;
@@ -188,13 +242,13 @@ impl Shelf {
         name: &str,
         header: &Header,
         state: Frozen,
+        room: Room,
         progress: &mut dyn FnMut(u64),
     ) -> Result<SnapshotFile, SnapshotError> {
         self.remove(name)?;
         let file = self.files.create(name).map_err(|error| failed(&format!("creating {name}"), error))?;
         let writing = |error: FileError| SnapshotError(format!("writing {name}: {error}"));
-        let reserve = self.reserve.load(Ordering::Relaxed);
-        let file = Paced { file, unsynced: 0, files: self.files.clone(), reserve };
+        let file = Paced { file, unsynced: 0, shelf: self.again(), room };
         let mut told = Told { writer: Writer::begin(file, header).map_err(writing)?, progress, said: 0 };
         let at = At(header.index, header.term);
         // What a panic leaves half done is a file that is removed, and a state that nobody looks at again.
@@ -212,10 +266,11 @@ impl Shelf {
             }
             (Ok(Ok(())), None) => {}
         }
-        let (Paced { mut file, .. }, written) = writer.finish().map_err(writing)?;
+        let (Paced { mut file, room, .. }, written) = writer.finish().map_err(writing)?;
         progress(written.bytes);
         // Promise: what has a snapshot's name is whole, also after a power cut; so the content before the name.
         file.sync().map_err(|error| failed(&format!("syncing {name}"), error))?;
+        drop(room);
         Ok(written)
     }
 
@@ -338,7 +393,7 @@ impl Shelf {
         };
         let name = receiving_name(snapshot.index, &expected);
         let busy = self.busy(&name)?;
-        let shelf = Shelf { files: self.files.clone(), marks: self.marks.clone(), reserve: self.reserve.clone() };
+        let shelf = self.again();
         let snapshot = snapshot.clone();
         // It may be here already, from an earlier leader or from before a restart. If it is damaged it is replaced.
         if self.has(snapshot.index, &expected) && self.verify(&snapshot).is_ok() {
@@ -351,6 +406,7 @@ impl Shelf {
                 offset: expected.bytes,
                 unsynced: 0,
                 stopped: false,
+                room: Room { left: 0, lent: None },
                 busy,
             });
         }
@@ -377,8 +433,9 @@ impl Shelf {
             offset = good;
         }
         self.marks().known.insert(name.clone());
-        self.must_fit(expected.bytes - offset)?;
-        Ok(Receiving { shelf, snapshot, expected, name, file: Some(file), offset, unsynced: 0, stopped: false, busy })
+        let room = self.make_room(expected.bytes - offset).map_err(|error| failed("looking for room", error))?;
+        let (file, unsynced, stopped) = (Some(file), 0, false);
+        Ok(Receiving { shelf, snapshot, expected, name, file, offset, unsynced, stopped, room, busy })
     }
 
     /// Each leader may offer another one: of the partial files of others the longest stays, should that come to be offered again.
@@ -433,6 +490,7 @@ pub struct Receiving {
     unsynced: u64,
     /// A write failed, and what it left could not be cut off: the file is longer than `offset`. Or a sync failed.
     stopped: bool,
+    room: Room,
     busy: Busy,
 }
 
@@ -477,7 +535,9 @@ impl Receiving {
                 return Err(failed(&format!("syncing {}", self.name), error));
             }
             // What came stays: it is gone on with when there is room.
-            self.shelf.must_fit(self.expected.bytes - self.offset)?;
+            let rest = self.expected.bytes - self.offset;
+            let fits = self.shelf.must_still_fit(rest, &mut self.room);
+            fits.map_err(|error| failed("looking for room", error))?;
         }
         Ok(())
     }
@@ -486,7 +546,7 @@ impl Receiving {
     /// is removed, so that the next attempt starts anew.
     pub fn finish(self) -> Result<(), SnapshotError> {
         self.usable()?;
-        let Receiving { shelf, snapshot, expected, name, file, offset, busy, .. } = self;
+        let Receiving { shelf, snapshot, expected, name, file, offset, busy, room, .. } = self;
         if offset != expected.bytes {
             let wants = expected.bytes;
             return Err(SnapshotError(format!("{name}: only {offset} of {wants} bytes are here")));
@@ -507,7 +567,7 @@ impl Receiving {
         good?;
         let synced = !planted::is(Planted::InstalledWithoutDirectorySync);
         let published = shelf.publish(&name, snapshot.index, &expected, synced);
-        drop(busy);
+        drop((busy, room));
         published
     }
 
@@ -535,12 +595,19 @@ fn locked(marks: &Mutex<Marks>) -> MutexGuard<'_, Marks> {
     marks.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Where a file is written: how many bytes it leaves to others, and the reserve while that is borrowed for it.
+struct Room {
+    left: u64,
+    #[allow(dead_code, reason = "held until the file is done")]
+    lent: Option<Lent>,
+}
+
 /// A file that is synced as it grows.
 struct Paced {
     file: Box<dyn Appending>,
     unsynced: u64,
-    files: Arc<dyn Files>,
-    reserve: u64,
+    shelf: Shelf,
+    room: Room,
 }
 
 impl Write for Paced {
@@ -548,7 +615,7 @@ impl Write for Paced {
         if self.unsynced >= UNSYNCED_BYTES {
             self.file.sync()?;
             self.unsynced = 0;
-            room_for(&*self.files, UNSYNCED_BYTES, self.reserve)?;
+            self.shelf.must_still_fit(UNSYNCED_BYTES, &mut self.room)?;
         }
         let written = self.file.write(bytes)?;
         self.unsynced += written as u64;

@@ -589,6 +589,7 @@ impl Refused {
             ProposeError::NotLeader { .. } => (StatusCode::SERVICE_UNAVAILABLE, "not_leader"),
             ProposeError::Unavailable { reason, .. } => (StatusCode::SERVICE_UNAVAILABLE, reason.name()),
             ProposeError::Busy { .. } => (StatusCode::SERVICE_UNAVAILABLE, "busy"),
+            ProposeError::LowSpace { .. } => (StatusCode::SERVICE_UNAVAILABLE, "low_space"),
             ProposeError::Stopped { .. } => (StatusCode::SERVICE_UNAVAILABLE, "stopped"),
             ProposeError::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "too_large"),
             ProposeError::Invalid { .. } => (StatusCode::BAD_REQUEST, "bad_request"),
@@ -732,6 +733,7 @@ mod tests {
         let proposals = [
             (ProposeError::NotLeader { leader: Some(2) }, 503, "not_leader"),
             (ProposeError::Busy { in_flight: 1, bytes: 1 }, 503, "busy"),
+            (ProposeError::LowSpace { free: 1, needed: 2 }, 503, "low_space"),
             (ProposeError::Stopped { cause: cause() }, 503, "stopped"),
             (ProposeError::TooLarge { size: 2, limit: 1 }, 413, "too_large"),
             (ProposeError::Invalid { cause: cause() }, 400, "bad_request"),

@@ -5,7 +5,7 @@
 //!  serve    one node                          └─ admin    the membership, snapshots, backups
 //!  status   many nodes, one table
 //!  snapshot, backup    a running node's state, made durable there or copied here
-//!  inspect  a stopped node's directory
+//!  inspect, compact    a stopped node's directory: what is in it; with less waste
 //!  restore, recover    a new cluster out of a backup, or out of what a lost majority left
 //!  demo     three nodes, a kill, a count
 //! ```
@@ -35,6 +35,7 @@ mod status;
 mod backup;
 mod inspect;
 mod msgpack;
+mod compact;
 mod rescue;
 mod demo;
 mod signals;
@@ -61,6 +62,7 @@ enum Command {
     Snapshot(backup::SnapshotArgs),
     Backup(backup::BackupArgs),
     Inspect(inspect::Args),
+    Compact(compact::Args),
     Restore(rescue::RestoreArgs),
     Recover(rescue::RecoverArgs),
     Demo(demo::Args),
@@ -78,6 +80,7 @@ fn main() -> ExitCode {
         Command::Snapshot(args) => backup::snapshot(args),
         Command::Backup(args) => backup::backup(args),
         Command::Inspect(args) => inspect::run(args),
+        Command::Compact(args) => compact::run(args),
         Command::Restore(args) => rescue::restore(args),
         Command::Recover(args) => rescue::recover(args),
         Command::Demo(args) => demo::run(args),

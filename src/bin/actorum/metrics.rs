@@ -66,6 +66,12 @@ impl Page {
         if let Some(free) = disk.free_bytes {
             self.gauge("disk_free_bytes", "Free bytes on the disk.", free);
         }
+        self.gauge(
+            "disk_reserve_bytes",
+            "Bytes kept on the disk for making room; not among the free.",
+            disk.reserve_bytes,
+        );
+        self.gauge("disk_needed_bytes", "Bytes that must be free to take writes.", disk.needed_bytes);
         self.counter("disk_held_dropped_total", "Answers dropped that waited for the disk.", disk.held_dropped);
 
         self.summary("fsync_seconds", "Making batches durable, the sync alone.", totals.sync_us, totals.syncs);

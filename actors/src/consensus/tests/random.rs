@@ -10,7 +10,7 @@ use std::time::Duration;
 use actorum_transport::{message::AskError, wire::NodeId};
 
 use super::cluster::{Cluster, Errand, TICK};
-use crate::members::Change;
+use crate::{members::Change, message::Room};
 
 /// splitmix64: enough for dice.
 struct Dice(u64);
@@ -191,7 +191,7 @@ impl Run {
         }
         if self.dice.one_in(40) {
             let low = self.dice.one_in(2);
-            self.cluster.core(id).disk_space(low);
+            self.cluster.core(id).disk_space(Room::low(low));
         }
         if self.dice.one_in(2) && self.cluster.read_entries(id) {
             self.drain_soon(id);
@@ -303,7 +303,7 @@ impl Run {
             if let Some(node) = self.cluster.nodes.get_mut(&id) {
                 (node.disk_auto, node.apply_auto) = (true, true);
             }
-            self.cluster.core(id).disk_space(false);
+            self.cluster.core(id).disk_space(Room::low(false));
             self.cluster.probe(id, Ok(()));
             self.cluster.read_entries(id);
             self.cluster.apply_quietly(id);

@@ -49,6 +49,7 @@ use crate::{
     clock_offsets::Estimates,
     entry::Stamped,
     members::{Change, ChangeRequest},
+    message::Room,
 };
 
 pub struct Script {
@@ -360,7 +361,7 @@ impl Runner for Script {
             }
             "space" => {
                 let low = word(1)? == "low";
-                self.cluster.core(number(0)?).disk_space(low);
+                self.cluster.core(number(0)?).disk_space(Room::low(low));
                 self.cluster.drain(number(0)?);
             }
             "order" => {

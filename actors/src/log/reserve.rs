@@ -1,0 +1,280 @@
+//! The reserve: room on the disk that is kept for making room.
+//!
+//! ```text
+//!  keep ─▶ DIR/ballast, real blocks ──lend──▶ nothing there; a snapshot or a smaller log is written ──guard dropped──▶ keep
+//! ```
+//!
+//! What frees room on a full disk needs room first: a snapshot, to cut the log behind it, and a copy of what lives of the log,
+//! before the old one goes. So a file of real blocks is kept from the first start on. While somebody has borrowed it, the file is
+//! gone; once nobody has, it is made again as far as there is room. Free bytes are always counted as if it were there
+//! ([`Space::spare`]), so that what is borrowed is never taken for room to grow.
+//!
+//! The same file lets an engine open on a full disk, which writes at every open: see `give_up_if_full`.
+//!
+//! Nothing depends on what is in the file. A crash at any step leaves it whole, in part, or not at all, and the next look makes it
+//! again.
+//!
+//! Deliberately absent: who borrows when (see `rewrite` and the shelf), and what low space means (see the log writer).
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Seek, SeekFrom, Write},
+    os::{fd::AsFd, unix::fs::MetadataExt},
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use rustix::fs::{FallocateFlags, fallocate};
+
+use super::{space, store::Space};
+
+/// In every directory of the first version, too, where it served the opening alone.
+const BALLAST: &str = "ballast";
+
+const BLOCK: [u8; 4096] = [0x5a; 4096];
+
+/// What stays free when the reserve is made, and what an engine may need to open: two of its segments.
+const LEFT_FREE: u64 = 32 << 20;
+
+/// How large the reserve is, and when room is short.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ReserveBounds {
+    /// Bytes that are always wanted; zero for no reserve at all. The newest snapshot comes on top.
+    pub bytes: u64,
+    /// At most so many, whatever the snapshot.
+    pub max_bytes: u64,
+    /// Fewer spare bytes than this are short: the log is cut and rewritten as far as it goes. Zero: never short.
+    pub short_below: u64,
+}
+
+/// The reserve of one data directory. Cheap to share; any thread may call it.
+#[derive(Debug)]
+pub struct Reserve {
+    dir: PathBuf,
+    bounds: ReserveBounds,
+    wanted: AtomicU64,
+    /// How many have borrowed it.
+    lent: Mutex<u32>,
+}
+
+/// Keeps the reserve from being made again until whoever borrowed it is done.
+#[derive(Debug)]
+pub struct Lent(Arc<Reserve>);
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        *self.0.lent() -= 1;
+    }
+}
+
+impl Reserve {
+    /// The reserve of a directory. Touches nothing.
+    pub fn of(dir: &Path, bounds: ReserveBounds) -> Arc<Reserve> {
+        let wanted = AtomicU64::new(bounds.bytes);
+        Arc::new(Reserve { dir: dir.to_owned(), bounds, wanted, lent: Mutex::default() })
+    }
+
+    /// It is to hold a snapshot of so many bytes, too: the next one is about as large as the last.
+    pub fn hold_snapshot(&self, bytes: u64) {
+        let Reserve { bounds, wanted, .. } = self;
+        let least = bounds.bytes;
+        if least > 0 {
+            wanted.store(least.saturating_add(bytes).min(bounds.max_bytes.max(least)), Ordering::Relaxed);
+        }
+    }
+
+    /// How much room there is.
+    pub fn space(&self) -> io::Result<Space> {
+        let free = space::space(&self.dir)?.free;
+        Ok(Space { free, reserve: held(&self.dir), reserve_wanted: self.wanted.load(Ordering::Relaxed) })
+    }
+
+    /// Whether room is short: what can be freed has to be. What nobody can tell is not short.
+    pub fn is_short(&self) -> bool {
+        self.bounds.short_below > 0 && self.space().is_ok_and(|space| space.spare() < self.bounds.short_below)
+    }
+
+    /// Whether it can ever be short.
+    pub fn watches(&self) -> bool {
+        self.bounds.short_below > 0
+    }
+
+    /// Gives its room to the caller until the guard is dropped; `None` where there is nothing to give.
+    pub fn lend(self: &Arc<Reserve>) -> Option<Lent> {
+        let mut lent = self.lent();
+        match fs::remove_file(ballast(&self.dir)) {
+            Ok(()) => tracing::info!(dir = %self.dir.display(), "the reserve is lent, to make room"),
+            Err(_) if *lent > 0 => {} // it is free already
+            Err(_) => return None,
+        }
+        *lent += 1;
+        Some(Lent(self.clone()))
+    }
+
+    /// Makes it again, or as much of it as there is room for, unless somebody has borrowed it.
+    pub fn keep(&self, free: u64) {
+        let lent = self.lent();
+        if *lent > 0 {
+            return;
+        }
+        let (path, wanted) = (ballast(&self.dir), self.wanted.load(Ordering::Relaxed));
+        let (found, length) = (held(&self.dir), fs::metadata(&path).map_or(0, |found| found.len()));
+        let stays = found.min(wanted);
+        // Where it does not fit, in whole megabytes: a disk that fills is not to cost a file operation each second.
+        let room = free.saturating_sub(LEFT_FREE);
+        let bytes = if room >= wanted - stays { wanted } else { stays + (room >> 20 << 20) };
+        if wanted == 0 || (bytes, bytes) == (found, length) {
+            return;
+        }
+        let mut options = OpenOptions::new();
+        let made = options.write(true).create(true).truncate(false).open(&path).and_then(|file| {
+            file.set_len(stays)?;
+            fill(&file, stays, bytes)
+        });
+        if let Err(error) = made {
+            tracing::warn!(dir = %self.dir.display(), %error, "the reserve cannot be made");
+            let _ = fs::remove_file(&path);
+        }
+    }
+
+    fn lent(&self) -> MutexGuard<'_, u32> {
+        self.lent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn ballast(dir: &Path) -> PathBuf {
+    dir.join(BALLAST)
+}
+
+fn held(dir: &Path) -> u64 {
+    fs::metadata(ballast(dir)).map_or(0, |found| found.len().min(found.blocks() * 512))
+}
+
+/// Gives the reserve up if the disk is full, so that the engine can open its files. Before anything else touches them.
+pub fn give_up_if_full(dir: &Path) {
+    let bytes = held(dir);
+    if bytes == 0 || space::space(dir).is_ok_and(|space| space.free >= LEFT_FREE.min(bytes)) {
+        return;
+    }
+    match remove(dir) {
+        Ok(()) => {
+            tracing::warn!(dir = %dir.display(), bytes, "the disk is full: the reserve is given up until there is room")
+        }
+        Err(error) => {
+            tracing::warn!(dir = %dir.display(), %error, "the disk is full, and the reserve cannot be given up")
+        }
+    }
+}
+
+/// Removes it, for a directory that no node runs in: the next start makes it again.
+pub fn remove(dir: &Path) -> io::Result<()> {
+    match fs::remove_file(ballast(dir)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Real blocks: a hole would keep no room. Not synced: after a crash without it the next look makes it again.
+fn fill(mut file: &File, from: u64, to: u64) -> io::Result<()> {
+    if from == to || fallocate(file.as_fd(), FallocateFlags::empty(), from, to - from).is_ok() {
+        return Ok(());
+    }
+    // A filesystem that cannot set blocks aside has to be given something to store.
+    file.set_len(from)?;
+    file.seek(SeekFrom::Start(from))?;
+    for _ in 0..(to - from).div_ceil(BLOCK.len() as u64) {
+        file.write_all(&BLOCK)?;
+    }
+    file.set_len(to)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+    const PLENTY: u64 = 1 << 40;
+
+    fn bounds(bytes: u64) -> ReserveBounds {
+        ReserveBounds { bytes, max_bytes: 4 * MIB, short_below: MIB }
+    }
+
+    fn blocks(dir: &Path) -> (u64, bool) {
+        fs::metadata(ballast(dir)).map_or((0, true), |found| (found.len(), found.blocks() * 512 >= found.len()))
+    }
+
+    #[test]
+    fn it_is_of_real_blocks_and_made_again_when_it_is_missing_or_cut() {
+        let dir = tempfile::tempdir().unwrap();
+        let reserve = Reserve::of(dir.path(), bounds(MIB));
+        let damages: [fn(&Path); 4] = [
+            |_| {},
+            |path| fs::remove_file(path).unwrap(),
+            |path| fs::write(path, "x").unwrap(),
+            |path| File::create(path).unwrap().set_len(MIB).unwrap(),
+        ];
+        for damage in damages {
+            damage(&ballast(dir.path()));
+            reserve.keep(PLENTY);
+            assert_eq!(blocks(dir.path()), (MIB, true));
+        }
+        let space = reserve.space().unwrap();
+        assert_eq!((space.reserve, space.reserve_wanted, space.spare()), (MIB, MIB, space.free));
+        give_up_if_full(dir.path());
+        assert!(ballast(dir.path()).exists(), "this disk is not full");
+    }
+
+    /// It never takes the room that the log needs, and grows with what there is.
+    #[test]
+    fn it_takes_what_there_is_room_for_and_no_more() {
+        let dir = tempfile::tempdir().unwrap();
+        let reserve = Reserve::of(dir.path(), bounds(2 * MIB));
+        for (free, made) in [(0, 0), (LEFT_FREE, 0), (LEFT_FREE + MIB + 5, MIB), (LEFT_FREE + MIB, 2 * MIB)] {
+            reserve.keep(free);
+            assert_eq!(blocks(dir.path()), (made, true), "with {free} bytes free");
+        }
+        // A snapshot's room comes on top, up to the bound; and goes again.
+        for (snapshot, wanted) in [(MIB, 3 * MIB), (9 * MIB, 4 * MIB), (0, 2 * MIB)] {
+            reserve.hold_snapshot(snapshot);
+            reserve.keep(PLENTY);
+            assert_eq!(blocks(dir.path()), (wanted, true), "for a snapshot of {snapshot} bytes");
+        }
+    }
+
+    #[test]
+    fn none_is_made_where_none_is_wanted() {
+        let dir = tempfile::tempdir().unwrap();
+        let reserve = Reserve::of(dir.path(), ReserveBounds::default());
+        reserve.hold_snapshot(MIB);
+        reserve.keep(PLENTY);
+        assert!(!ballast(dir.path()).exists() && !reserve.is_short() && reserve.lend().is_none());
+    }
+
+    /// What is borrowed is no room to grow, and comes back when the last borrower is done.
+    #[test]
+    fn what_is_lent_counts_as_missing_and_is_made_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let reserve = Reserve::of(dir.path(), bounds(2 * MIB));
+        reserve.keep(PLENTY);
+        let (first, second) = (reserve.lend().unwrap(), reserve.lend().unwrap());
+        let space = reserve.space().unwrap();
+        assert_eq!((space.reserve, space.spare()), (0, space.free - 2 * MIB));
+        drop(first);
+        reserve.keep(PLENTY);
+        assert_eq!(blocks(dir.path()).0, 0, "one of them is at work still");
+        drop(second);
+        reserve.keep(PLENTY);
+        assert_eq!(blocks(dir.path()), (2 * MIB, true));
+    }
+
+    #[test]
+    fn room_is_short_below_its_mark() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(!Reserve::of(dir.path(), bounds(MIB)).is_short());
+        let all = ReserveBounds { short_below: u64::MAX, ..bounds(MIB) };
+        assert!(Reserve::of(dir.path(), all).is_short());
+    }
+}

@@ -1,0 +1,116 @@
+//! What the settings are on the volume that a data directory lies on, and what a node needs of it.
+//!
+//! The defaults are made for a volume of 16 GiB and more. On a smaller one those that take room are a share of it, so that what is
+//! kept of the log, the log's engine with its waste, the snapshots and the reserve fit beside each other. What differs from the
+//! default is somebody's choice, and is taken as it is.
+//!
+//! With *kept* bytes of entries in the log (`log_bytes` in the status) and a newest snapshot of *snapshot* bytes a directory takes at
+//! most, while its log is rewritten,
+//!
+//! ```text
+//!  3 x snapshot + reserve + max(rewritten from, 6 x kept) + 3 x kept + 64 MiB
+//! ```
+//!
+//! or what is left of the volume above `low_space_bytes`, if that is less: then it makes room. What it needs for that is
+//! [`needed`]; README.md says both.
+//!
+//! Deliberately absent: looking (see `actorum_actors::log::space`).
+
+use crate::config::Config;
+
+/// The room of the log's engine and of the copy that takes its place: six of its segments of 16 MiB.
+const ENGINES: u64 = 96 << 20;
+
+/// The settings on a volume of so many bytes.
+pub(crate) fn fitted(config: &Config, volume: u64) -> Config {
+    let default = Config::default();
+    let share = |value: u64, default: u64, share: u64| if value == default { value.min(share) } else { value };
+    let mut fitted = config.clone();
+    fitted.low_space_bytes = share(config.low_space_bytes, default.low_space_bytes, volume / 16);
+    fitted.ballast_bytes = share(config.ballast_bytes, default.ballast_bytes, volume / 4);
+    fitted.snapshot_bytes = share(config.snapshot_bytes, default.snapshot_bytes, (volume / 64).max(1 << 20));
+    fitted.log_keep_bytes = share(config.log_keep_bytes, default.log_keep_bytes, volume / 64);
+    fitted.log_hold_bytes = share(config.log_hold_bytes, default.log_hold_bytes, volume / 16);
+    // What is on its way to the disk when space turns out low is written all the same. Never less than an entry.
+    let unpersisted = config.max_unpersisted_bytes as u64;
+    let least = (volume / 64).max(config.max_entry_bytes as u64);
+    fitted.max_unpersisted_bytes = share(unpersisted, default.max_unpersisted_bytes as u64, least) as usize;
+    fitted
+}
+
+/// How large the reserve may become, the newest snapshot's size included.
+pub(crate) fn most_reserve(volume: u64) -> u64 {
+    volume / 8 * 3
+}
+
+/// From how many bytes on disk on the log may be rewritten for its waste alone.
+pub(crate) fn rewritten_from(default: u64, volume: u64) -> u64 {
+    default.min(volume / 8)
+}
+
+/// What a volume must have for a node whose newest snapshot has so many bytes: three of those and the reserve with a fourth, what counts
+/// as short of room, and the engine with its copy.
+pub(crate) fn needed(config: &Config, snapshot: u64) -> u64 {
+    let Config { low_space_bytes, ballast_bytes, .. } = *config;
+    snapshot.saturating_mul(4).saturating_add(ballast_bytes).saturating_add(2 * low_space_bytes).saturating_add(ENGINES)
+}
+
+/// Says that a volume is too small, and what would do.
+pub(crate) fn too_small(config: &Config, volume: u64, snapshot: u64) -> Option<String> {
+    let needed = needed(config, snapshot);
+    let Config { low_space_bytes, ballast_bytes, .. } = *config;
+    (low_space_bytes > 0 && volume < needed).then(|| {
+        format!(
+            "the data directory's volume has {volume} bytes, and this node needs {needed}: 4 x the newest snapshot ({snapshot}) \
+             + ballast_bytes ({ballast_bytes}) + 2 x low_space_bytes ({low_space_bytes}) + {ENGINES} for the log and its copy. \
+             Use a larger volume, or lower low_space_bytes or ballast_bytes; else writes may be refused for lack of space"
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    /// The defaults fit, with a state of 16 MB: what is kept, its waste, a copy, the snapshots and the reserve.
+    #[test]
+    fn the_defaults_fit_the_volume() {
+        for (volume, low, reserve, snapshot) in
+            [(256 * MIB, 16 * MIB, 48 * MIB, 4 * MIB), (1024 * MIB, 64 * MIB, 48 * MIB, 16 * MIB)]
+        {
+            let config = fitted(&Config::default(), volume);
+            config.validate().unwrap();
+            assert_eq!((config.low_space_bytes, config.ballast_bytes), (low, reserve));
+            assert_eq!((config.snapshot_bytes, config.log_keep_bytes), (snapshot, snapshot));
+            assert_eq!(too_small(&config, volume, 12 * MIB), None);
+        }
+        let plenty = Config::default();
+        assert_eq!(fitted(&plenty, 16 << 30), plenty, "on a large volume they are what they are");
+        assert_eq!((rewritten_from(256 * MIB, 16 << 30), rewritten_from(256 * MIB, 256 * MIB)), (256 * MIB, 32 * MIB));
+    }
+
+    #[test]
+    fn what_somebody_chose_is_taken_as_it_is() {
+        let chosen =
+            Config { low_space_bytes: 200 * MIB, snapshot_bytes: 1 << 30, ballast_bytes: 0, ..Config::default() };
+        let config = fitted(&chosen, 256 * MIB);
+        let Config { low_space_bytes, snapshot_bytes, ballast_bytes, .. } = config;
+        assert_eq!((low_space_bytes, snapshot_bytes, ballast_bytes), (200 * MIB, 1 << 30, 0));
+        let problem = too_small(&config, 256 * MIB, 0).unwrap();
+        assert!(
+            problem.contains("2 x low_space_bytes (209715200)") && problem.contains("needs 520093696"),
+            "{problem}"
+        );
+        // Who never looks for space is never refused for lack of it.
+        assert_eq!(too_small(&Config { low_space_bytes: 0, ..config }, MIB, 0), None);
+    }
+
+    #[test]
+    fn a_state_that_does_not_fit_is_told_of() {
+        let config = fitted(&Config::default(), 1024 * MIB);
+        assert_eq!(too_small(&config, 1024 * MIB, 100 * MIB), None);
+        assert!(too_small(&config, 1024 * MIB, 250 * MIB).is_some());
+    }
+}
