@@ -26,7 +26,12 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The binary, with nothing in its environment that could steer it.
 pub fn actorum() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_actorum"));
+    binary(Path::new(env!("CARGO_BIN_EXE_actorum")))
+}
+
+/// The same of another binary.
+fn binary(path: &Path) -> Command {
+    let mut command = Command::new(path);
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("ACTORUM_")) {
         command.env_remove(name);
     }
@@ -141,16 +146,26 @@ pub struct Lab {
     places: BTreeMap<u64, PathBuf>,
     by_hand: bool,
     stderr: Option<fn() -> Stdio>,
+    binary: Option<PathBuf>,
     dir: TempDir,
 }
 
 impl Lab {
     /// Certificates for these nodes; nobody runs.
     pub fn new(ids: &[u64]) -> Lab {
+        Lab::with_binary(None, ids)
+    }
+
+    /// The same with another binary than this build's, for every node until it [is of this build](Node::is_of_this_build).
+    pub fn of(binary: PathBuf, ids: &[u64]) -> Lab {
+        Lab::with_binary(Some(binary), ids)
+    }
+
+    fn with_binary(binary: Option<PathBuf>, ids: &[u64]) -> Lab {
         let dir = tempfile::Builder::new().prefix("actorum-test-").tempdir().expect("a temporary directory");
         let (nodes, places) = (BTreeMap::new(), BTreeMap::new());
         let (founders, settings, arguments) = (vec![], vec![], vec![]);
-        let lab = Lab { nodes, founders, settings, arguments, places, by_hand: false, stderr: None, dir };
+        let lab = Lab { nodes, founders, settings, arguments, places, by_hand: false, stderr: None, binary, dir };
         lab.certify(ids);
         lab
     }
@@ -193,7 +208,9 @@ impl Lab {
     pub fn certify(&self, ids: &[u64]) {
         let ids: Vec<String> = ids.iter().map(u64::to_string).collect();
         let certs = self.path("certs");
-        let made = run(&["certs", certs.to_str().expect("UTF-8"), "--nodes", &ids.join(",")]);
+        let mut command = self.binary.as_deref().map_or_else(actorum, binary);
+        command.args(["certs", certs.to_str().expect("UTF-8"), "--nodes", &ids.join(",")]);
+        let made = command.stdin(Stdio::null()).output().expect("the binary runs");
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
     }
 
@@ -254,6 +271,7 @@ impl Lab {
             settings: self.settings.clone(),
             by_hand: self.by_hand,
             stderr: self.stderr,
+            binary: self.binary.clone(),
             child: None,
         };
         self.nodes.insert(id, node);
@@ -321,6 +339,7 @@ pub struct Node {
     settings: Vec<(String, String)>,
     by_hand: bool,
     stderr: Option<fn() -> Stdio>,
+    binary: Option<PathBuf>,
     child: Option<Child>,
 }
 
@@ -343,6 +362,11 @@ impl Node {
     /// `ADDRESS` of the members API.
     pub fn admin_address(&self) -> SocketAddr {
         self.admin
+    }
+
+    /// From its next start on.
+    pub fn is_of_this_build(&mut self) {
+        self.binary = None;
     }
 
     /// What it says of itself.
@@ -383,7 +407,7 @@ impl Node {
         assert!(self.child.is_none(), "node {} runs already", self.id);
         let _ = fs::remove_file(&self.report);
         let log = File::options().create(true).append(true).open(&self.log).expect("a log file");
-        let mut command = actorum();
+        let mut command = self.binary.as_deref().map_or_else(actorum, binary);
         command.arg("serve").args(self.arguments()).args(&self.bootstrap).envs(self.settings.iter().cloned());
         command.arg("--report").arg(&self.report);
         match self.by_hand {

@@ -1,0 +1,155 @@
+//! From the first version to this one: a cluster of its real binary, exchanged node by node under load, and a directory that it
+//! wrote.
+//!
+//! The binary is built from the commit with which the first version ended; `.ci/run` does that and passes its path:
+//!
+//! ```text
+//!  ACTORUM_FIRST_VERSION=/path/to/its/actorum cargo test --test rolling_upgrade
+//! ```
+//!
+//! Without it the tests that need it print `SKIPPED`; where privileged tests must run (`ACTORUM_PRIVILEGED=1`), they fail.
+
+mod lab;
+mod load;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use actorum_transport::lives::Content;
+use lab::{Lab, wait};
+use load::{History, Load, judge};
+
+/// The first version's binary.
+fn first_version() -> Option<PathBuf> {
+    let path = std::env::var_os("ACTORUM_FIRST_VERSION").map(PathBuf::from);
+    if let Some(path) = path {
+        assert!(path.is_file(), "ACTORUM_FIRST_VERSION names no file: {}", path.display());
+        return Some(path);
+    }
+    let must = std::env::var("ACTORUM_PRIVILEGED").is_ok_and(|value| value == "1");
+    assert!(!must, "ACTORUM_FIRST_VERSION is not set, and ACTORUM_PRIVILEGED says that nothing is skipped");
+    println!("SKIPPED: ACTORUM_FIRST_VERSION does not name the first version's binary");
+    None
+}
+
+/// What the file of lives of a node says; nothing of the first version.
+fn lives(lab: &Lab, id: u64) -> Option<Content> {
+    let bytes = fs::read(lab.node(id).data.join("lives")).ok()?;
+    rmp_serde::from_slice(bytes.get(16..)?).ok()
+}
+
+/// Waits until each of these nodes has the present life of each other on record.
+fn all_met(lab: &Lab, ids: &[u64]) {
+    for (id, of) in ids.iter().flat_map(|id| ids.iter().map(move |of| (*id, *of))).filter(|(id, of)| id != of) {
+        wait(&format!("node {id} to meet node {of}"), || {
+            let present = lives(lab, of)?.own.last()?.key();
+            (lives(lab, id)?.peers.get(&of)?.life.key() == present).then_some(())
+        });
+    }
+}
+
+/// Node by node, the leader last: ended in order, or killed, and started from this build, while clients write. At every step the
+/// nodes of both versions follow one leader and acknowledge writes; at the end all hold all of them, once.
+#[test]
+fn a_cluster_of_the_first_version_is_rolled_under_load() {
+    let Some(binary) = first_version() else { return };
+    let ids = [1, 2, 3];
+    let mut lab = Lab::of(binary, &ids);
+    lab.found(&ids);
+    let leader = lab.leader();
+    let load = Load::start(&lab, &ids, 3);
+    load.wait_for(50);
+    let order: Vec<u64> = ids.into_iter().filter(|id| *id != leader).chain([leader]).collect();
+    for (nth, id) in order.iter().enumerate() {
+        match nth {
+            1 => lab.node_mut(*id).kill(),
+            _ => drop(lab.node_mut(*id).terminate()),
+        }
+        load.wait_for(20);
+        lab.node_mut(*id).is_of_this_build();
+        lab.start(*id);
+        lab.leader();
+        load.wait_for(50);
+        for other in &order[nth + 1..] {
+            let status = lab.node(*other).status();
+            assert!(status["leader"].is_u64(), "node {other} of the first version goes on: {status}");
+            assert!(lives(&lab, *other).is_none(), "node {other} is of the first version");
+        }
+    }
+
+    // With all of them on this build, what is new is in use: and they can be started again, with their lives on record.
+    all_met(&lab, &ids);
+    for id in ids {
+        assert_eq!(lab.node_mut(id).terminate().code(), Some(0));
+        lab.start(id);
+        lab.leader();
+        load.wait_for(20);
+    }
+    all_met(&lab, &ids);
+    let acknowledged = load.finish();
+    println!("{} writes acknowledged while the cluster was rolled", acknowledged.len());
+    judge(&lab, &acknowledged, &mut History::default(), "end", |_| 0);
+    // Each one read back, by a linearizable read, through one node or another.
+    for (nth, key) in acknowledged.keys().enumerate() {
+        let read = lab.node(ids[nth % 3]).get(key);
+        assert_eq!((read.status, read.body["value"].as_str()), (200, Some(key.as_str())), "{}", read.text);
+    }
+}
+
+/// A node of this build beside two of the first version, and back: it speaks to them as before, however often it is started.
+#[test]
+fn a_node_of_this_build_lives_with_nodes_of_the_first_version() {
+    let Some(binary) = first_version() else { return };
+    let mut lab = Lab::of(binary, &[1, 2, 3]);
+    lab.found(&[1, 2, 3]);
+    lab.leader();
+    lab.node_mut(3).kill();
+    lab.node_mut(3).is_of_this_build();
+    for n in 0..3 {
+        lab.start(3);
+        let leader = lab.leader();
+        let put = lab.node(leader).put(&format!("k{n}"), "x");
+        assert_eq!(put.status, 200, "{}", put.text);
+        lab.node(3).wait_applied(put.body["index"].as_u64().expect("an index"));
+        lab.node_mut(3).kill();
+    }
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).expect("a directory");
+    for entry in fs::read_dir(from).expect("a directory") {
+        let path = entry.expect("an entry").path();
+        let target = to.join(path.file_name().expect("a name"));
+        match path.is_dir() {
+            true => copy(&path, &target),
+            false => drop(fs::copy(&path, target).expect("a copy")),
+        }
+    }
+}
+
+/// `tests/data/first-version` was written by the first version: node 1, alone, with three writes, a snapshot, and two more.
+#[test]
+fn a_directory_of_the_first_version_opens() {
+    let mut lab = Lab::new(&[1]);
+    let data = lab.path("data-1");
+    copy(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/first-version"), &data);
+    let inspected = lab::run(&["inspect", data.to_str().expect("UTF-8"), "--verify"]);
+    assert!(inspected.status.success(), "{}", String::from_utf8_lossy(&inspected.stdout));
+    lab.found(&[1]);
+    for round in 0..2 {
+        lab.leader();
+        for key in ["a", "b", "c", "d", "e"] {
+            let read = lab.node(1).get(key);
+            assert_eq!(read.body["value"], format!("value of {key}"), "round {round}: {}", read.text);
+        }
+        assert_eq!(lab.node(1).put("f", "value of f").status, 200);
+        let own = lives(&lab, 1).expect("a file of lives").own;
+        // It was opened once by the first version, which drew no nonce.
+        assert_eq!(own.iter().map(|life| life.boot).collect::<Vec<_>>(), (2..=2 + round).collect::<Vec<_>>());
+        assert_eq!(lab.node_mut(1).terminate().code(), Some(0));
+        lab.start(1);
+    }
+    assert_eq!(lab.node(1).get("f").body["value"], "value of f");
+}
