@@ -30,7 +30,9 @@ fn refused(output: &Output, code: i32, words: &[&str]) {
 fn help_and_version() {
     let help = run(&["--help"]);
     assert!(help.status.success());
-    for command in ["certs", "serve", "status", "snapshot", "backup", "inspect", "restore", "recover", "demo"] {
+    for command in
+        ["certs", "serve", "status", "snapshot", "backup", "inspect", "compact", "restore", "recover", "demo"]
+    {
         assert!(stdout(&help).contains(command), "{command} is in the help");
         let help = run(&[command, "--help"]);
         assert!(help.status.success() && stdout(&help).contains("Usage: actorum"), "{}", stdout(&help));
@@ -287,4 +289,37 @@ fn status_without_any_node_fails() {
 #[test]
 fn inspect_names_a_directory_that_is_not_there() {
     refused(&run(&["inspect", "/nowhere/at/all"]), 1, &["/nowhere/at/all"]);
+}
+
+#[test]
+fn compact_gives_room_back_and_refuses_a_node_that_runs() {
+    refused(
+        &run(&["compact", "/nowhere/at/all"]),
+        1,
+        &["/nowhere/at/all is not a node's data directory", "serve --data"],
+    );
+    let mut lab = Lab::new(&[1]);
+    lab.set("ACTORUM_SNAPSHOT_ENTRIES", "20");
+    lab.found(&[1]);
+    lab.leader();
+    let value = |n: usize| format!("{n}-{}", "x".repeat(100_000));
+    for n in 0..100 {
+        let answer = lab::call("PUT", &lab.node(1).url("/kv/key"), value(n));
+        assert_eq!(answer.status, 200, "{answer:?}");
+    }
+    lab::wait("a snapshot", || (lab.node(1).status()["snapshot_index"].as_u64()? > 80).then_some(()));
+    let data = lab.node(1).data.clone();
+    let dir = data.to_str().expect("UTF-8").to_owned();
+    refused(&run(&["compact", &dir]), 1, &[&dir, "is in use by process", &lab.node(1).pid().to_string()]);
+
+    assert!(lab.node_mut(1).terminate().success());
+    let done = run(&["compact", &dir]);
+    assert!(done.status.success(), "{}", stderr(&done));
+    let said = stdout(&done);
+    // Ten megabytes of entries took some thirty; what follows the newest snapshot takes a few hundred kilobytes.
+    assert!(said.contains(" MiB, and take ") && said.contains(" KiB now"), "{said}");
+    // As after any other stop.
+    lab.start(1);
+    lab.leader();
+    assert_eq!(lab.node(1).get("key").body["value"], value(99));
 }

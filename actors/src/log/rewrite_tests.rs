@@ -283,14 +283,15 @@ fn whenever_it_crashes_the_log_is_there() {
         completed.recv_timeout(PATIENCE).unwrap().result.unwrap();
     };
     write(genesis());
-    for round in 0..16 {
+    let mut round = 0;
+    // A rewriting begins with a commit: on a machine that is busy, fewer of them end with so many.
+    wait_for("each step was met", || {
         let last = reported.lock().unwrap().last();
         story(round, last).into_iter().for_each(&mut write);
-    }
-    wait_for("each step was met", || {
+        round += 1;
         let crashes = crashes.lock().unwrap();
         let met = STEPS.iter().all(|step| crashes.get(step).is_some_and(|count| *count >= 3 || *count < 0));
-        met || crashes.values().any(|count| *count < 0)
+        round >= 16 && (met || crashes.values().any(|count| *count < 0))
     });
     drop(appender);
     drop(reader);

@@ -66,6 +66,7 @@ stories! {
     low_space
     low_space_everywhere
     low_space_single
+    low_space_forwarded
     compaction
     compaction_fails
     snapshot_sent

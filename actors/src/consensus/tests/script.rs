@@ -36,6 +36,7 @@ use std::{
 };
 
 use actorum_transport::{
+    features::Features,
     message::AskError,
     wire::{MessageKind, NodeId, RaftMessage},
 };
@@ -363,6 +364,11 @@ impl Runner for Script {
                 let low = word(1)? == "low";
                 self.cluster.core(number(0)?).disk_space(Room::low(low));
                 self.cluster.drain(number(0)?);
+            }
+            // What a peer's hello names: all that this build understands, or nothing, as the first version's.
+            "hello" => {
+                let features = if word(2)? == "all" { Features::all() } else { Features::none() };
+                self.cluster.core(number(0)?).peer_features(number(1)?, features);
             }
             "order" => {
                 let (from, to) = (number(0)?, number(1)?);
