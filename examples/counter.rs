@@ -3,32 +3,55 @@
 //! Real QUIC with mutual TLS on loopback, a durable sled directory each, certificates made on the fly. Run it
 //! with `cargo run --example counter`. Deliberately absent: processes of their own (see `kv`).
 
-use std::{collections::BTreeMap, error::Error, net::UdpSocket, time::Duration};
+use std::{
+    collections::BTreeMap,
+    error::Error,
+    io::{self, Write},
+    net::UdpSocket,
+    process::ExitCode,
+    time::Duration,
+};
 
 use actorum::prelude::*;
 use serde::{Deserialize, Serialize};
 
 /// What is replicated.
 #[derive(Default, Serialize, Deserialize)]
-struct Counter(u64);
+struct Counter {
+    sum: u64,
+}
 
+/// Named fields: a later version can add another, and still read these from the log.
 #[derive(Serialize, Deserialize)]
-struct Add(u64);
+struct Add {
+    n: u64,
+}
 
 impl StateMachine for Counter {
     type Command = Add;
     type Response = u64;
 
-    fn apply(&mut self, _: &ApplyContext, Add(n): &Add) -> u64 {
-        self.0 += n;
-        self.0
+    fn apply(&mut self, _: &ApplyContext, Add { n }: &Add) -> u64 {
+        self.sum += n;
+        self.sum
     }
 
     serde_snapshot!();
 }
 
 #[actix::main]
-async fn main() -> Result<(), Box<dyn Error>> {
+async fn main() -> ExitCode {
+    match count().await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            let _ = writeln!(io::stderr(), "error: {e}"); // closed: the exit code still says it
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn count() -> Result<(), Box<dyn Error>> {
+    let mut out = io::stdout();
     let dir = tempfile::tempdir()?;
     // Everyone must know everyone's port before anyone starts: ask the system for three free ones.
     let sockets = [1, 2, 3].map(|id| (id, UdpSocket::bind("127.0.0.1:0")));
@@ -48,10 +71,10 @@ async fn main() -> Result<(), Box<dyn Error>> {
         nodes.push(node.start().await?);
     }
     let status = nodes[0].wait_for_leader(Duration::from_secs(10)).await?;
-    println!("node {:?} leads in term {}", status.leader, status.term);
+    writeln!(out, "node {} leads in term {}", status.leader.unwrap_or(0), status.term)?;
 
     // Through every node, and all at once: followers forward to the leader.
-    let adding = (0..300).map(|n| nodes[n % 3].propose(Add(1)));
+    let adding = (0..300).map(|n| nodes[n % 3].propose(Add { n: 1 }));
     let mut sums: Vec<u64> = Vec::new();
     for applied in futures_util::future::join_all(adding).await {
         sums.push(applied?.response);
@@ -60,13 +83,13 @@ async fn main() -> Result<(), Box<dyn Error>> {
     assert_eq!(sums, (1..=300).collect::<Vec<_>>(), "each addition was applied once, and saw all before it");
 
     for (id, node) in (1..).zip(&nodes) {
-        let sum = node.read(|counter| counter.0).await?;
+        let sum = node.read(|counter| counter.sum).await?;
         assert_eq!(sum, 300, "a linearizable read sees what was answered before it began");
-        println!("node {id} counts {sum}");
+        writeln!(out, "node {id} counts {sum}")?;
     }
     for node in &nodes {
         node.shutdown().await;
     }
-    println!("300 additions through three nodes: every answer different, nothing lost, nothing doubled");
+    writeln!(out, "300 additions through three nodes: every answer different, nothing lost, nothing doubled")?;
     Ok(())
 }

@@ -6,7 +6,15 @@
 //! The ledger does not sync: after a crash its tree may lie a little behind, and the log, which is durable,
 //! brings the rest; where the log no longer reaches back so far, the snapshot before it. `tests/durable.rs` kills it fifty times. Run it with `cargo run --example durable`.
 
-use std::{collections::BTreeMap, error::Error, io::Read, net::UdpSocket, path::Path, time::Duration};
+use std::{
+    collections::BTreeMap,
+    error::Error,
+    io::{self, Read, Write},
+    net::UdpSocket,
+    path::Path,
+    process::ExitCode,
+    time::Duration,
+};
 
 use actorum::{Builder, prelude::*};
 use serde::{Deserialize, Serialize};
@@ -20,7 +28,10 @@ pub struct Ledger {
 
 /// Book this id.
 #[derive(Serialize, Deserialize)]
-pub struct Book(pub u64);
+pub struct Book {
+    /// Which.
+    pub id: u64,
+}
 
 const APPLIED: &[u8] = b"applied";
 
@@ -60,7 +71,7 @@ impl StateMachine for Ledger {
     type Command = Book;
     type Response = u64;
 
-    fn apply(&mut self, ctx: &ApplyContext, Book(id): &Book) -> u64 {
+    fn apply(&mut self, ctx: &ApplyContext, Book { id }: &Book) -> u64 {
         let count = self.booked(*id) + 1;
         let mut batch = sled::Batch::default();
         batch.insert(&id.to_be_bytes(), &count.to_be_bytes());
@@ -113,20 +124,32 @@ pub async fn start(dir: &Path) -> Result<Raft<Ledger>, Box<dyn Error>> {
 
 #[actix::main]
 #[allow(dead_code)] // tests/durable.rs takes the machine and leaves this
-async fn main() -> Result<(), Box<dyn Error>> {
+async fn main() -> ExitCode {
+    match book().await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            let _ = writeln!(io::stderr(), "error: {e}"); // closed: the exit code still says it
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[allow(dead_code)]
+async fn book() -> Result<(), Box<dyn Error>> {
+    let mut out = io::stdout();
     let dir = tempfile::tempdir()?;
     let raft = start(dir.path()).await?;
     for id in 0..200 {
-        assert_eq!(raft.propose(Book(id)).await?.response, 1, "booked for the first time");
+        assert_eq!(raft.propose(Book { id }).await?.response, 1, "booked for the first time");
     }
     raft.shutdown().await;
     drop(raft);
 
     let raft = start(dir.path()).await?;
     let (total, again) = raft.read(|ledger| (ledger.total(), ledger.applied_here)).await?;
-    println!("200 booked, {total} found after a restart, {again} of them applied again");
+    writeln!(out, "200 booked, {total} found after a restart, {again} of them applied again")?;
     assert_eq!((total, again), (200, 0), "what the machine's own storage holds is not replayed");
     raft.shutdown().await;
-    println!("a machine with its own storage: nothing lost, nothing replayed");
+    writeln!(out, "a machine with its own storage: nothing lost, nothing replayed")?;
     Ok(())
 }

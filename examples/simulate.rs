@@ -11,6 +11,8 @@
 
 use std::{
     collections::BTreeMap,
+    io::{self, Write},
+    process::ExitCode,
     time::{Duration, SystemTime},
 };
 
@@ -22,7 +24,9 @@ use serde::{Deserialize, Serialize};
 
 /// Who holds which lock, and until when.
 #[derive(Default, Serialize, Deserialize)]
-struct Leases<const REPAIRED: bool>(BTreeMap<String, (u64, SystemTime)>);
+struct Leases<const REPAIRED: bool> {
+    held: BTreeMap<String, (u64, SystemTime)>,
+}
 
 /// Give me this lock, unless somebody else holds it.
 #[derive(Serialize, Deserialize)]
@@ -39,11 +43,11 @@ impl<const REPAIRED: bool> StateMachine for Leases<REPAIRED> {
     fn apply(&mut self, ctx: &ApplyContext, Acquire { lock, holder }: &Acquire) -> Option<SystemTime> {
         // The bug: every replica, and every replay of the log, reads another clock at another moment.
         let now = if REPAIRED { ctx.time } else { SystemTime::now() };
-        match self.0.get(lock) {
+        match self.held.get(lock) {
             Some((other, until)) if other != holder && *until > now => None,
             _ => {
                 let until = now + Duration::from_secs(1);
-                self.0.insert(lock.clone(), (*holder, until));
+                self.held.insert(lock.clone(), (*holder, until));
                 Some(until)
             }
         }
@@ -70,17 +74,29 @@ fn simulate<const REPAIRED: bool>(seed: u64) -> Report {
         .run(Duration::from_secs(10))
 }
 
-fn main() {
+fn main() -> ExitCode {
+    match show() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            let _ = writeln!(io::stderr(), "error: {e}"); // closed: the exit code still says it
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn show() -> io::Result<()> {
+    let mut out = io::stdout();
     let seed = std::env::var("SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(7);
 
-    println!("the machine that reads a clock:\n");
+    writeln!(out, "the machine that reads a clock:\n")?;
     let found = simulate::<false>(seed);
-    println!("{found}");
+    writeln!(out, "{found}")?;
     let violation = found.violation.expect("three replicas that read three clocks cannot agree");
     assert_eq!(violation.invariant, "applied prefixes are equal");
 
-    println!("the repaired machine:\n");
+    writeln!(out, "the repaired machine:\n")?;
     let repaired = simulate::<true>(seed);
-    println!("{repaired}");
+    writeln!(out, "{repaired}")?;
     repaired.assert_ok();
+    Ok(())
 }

@@ -48,7 +48,7 @@ fn books_until_killed() {
             let ids = (0..AT_ONCE).map(|n| first + round * AT_ONCE + n);
             let booking = ids.map(|id| {
                 let raft = raft.clone();
-                async move { (id, raft.propose(Book(id)).await) }
+                async move { (id, raft.propose(Book { id }).await) }
             });
             for (id, booked) in futures_util::future::join_all(booking).await {
                 assert_eq!(booked.expect("alone, a node leads").response, 1, "{id} was booked before");

@@ -26,7 +26,9 @@ use serde::{Serialize, de::DeserializeOwned};
 ///   every node applies the same command, all of them.
 ///
 /// Commands are stored in the log and read back by later versions of the program. They are encoded as
-/// MessagePack maps with named fields: adding a field with `#[serde(default)]` is safe, renaming is not. A
+/// MessagePack maps with named fields: a field added with `#[serde(default)]` keeps old entries readable, a renamed one does
+/// not. Readable is not equal in effect: a node that does not know a field yet applies the command without it, and its state
+/// differs from then on. So a new field or variant may be *used* only once every node runs a version that knows it. A
 /// node that cannot decode a committed command stops and names its index; it never skips.
 pub trait StateMachine: Send + Unpin + 'static {
     /// What is proposed.

@@ -10,7 +10,14 @@
 
 mod trio;
 
-use std::{collections::BTreeMap, env, error::Error, io::Read, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    env,
+    error::Error,
+    io::{self, Read, Write},
+    path::PathBuf,
+    process::ExitCode,
+};
 
 use actix_web::{App, HttpResponse, HttpServer, web};
 use actorum::prelude::*;
@@ -18,24 +25,29 @@ use serde::{Deserialize, Serialize};
 
 /// What is replicated: a map. The command sets one key.
 #[derive(Default, Serialize, Deserialize)]
-struct Kv(BTreeMap<String, String>);
+struct Kv {
+    map: BTreeMap<String, String>,
+}
 
 #[derive(Serialize, Deserialize)]
-struct Put(String, String);
+struct Put {
+    key: String,
+    value: String,
+}
 
 impl StateMachine for Kv {
     type Command = Put;
     type Response = Option<String>; // the previous value
 
-    fn apply(&mut self, _: &ApplyContext, Put(key, value): &Put) -> Option<String> {
-        self.0.insert(key.clone(), value.clone())
+    fn apply(&mut self, _: &ApplyContext, Put { key, value }: &Put) -> Option<String> {
+        self.map.insert(key.clone(), value.clone())
     }
 
     serde_snapshot!();
 }
 
 async fn put(raft: web::Data<Raft<Kv>>, key: web::Path<String>, value: String) -> HttpResponse {
-    match raft.propose(Put(key.into_inner(), value)).await {
+    match raft.propose(Put { key: key.into_inner(), value }).await {
         Ok(applied) => HttpResponse::Ok().body(applied.index.to_string()),
         // The error says whether it may have been applied.
         Err(e) => HttpResponse::ServiceUnavailable().body(e.to_string()),
@@ -43,14 +55,24 @@ async fn put(raft: web::Data<Raft<Kv>>, key: web::Path<String>, value: String) -
 }
 
 async fn get(raft: web::Data<Raft<Kv>>, key: web::Path<String>) -> HttpResponse {
-    match raft.read(move |kv| kv.0.get(&*key).cloned()).await {
+    match raft.read(move |kv| kv.map.get(&*key).cloned()).await {
         Ok(Some(value)) => HttpResponse::Ok().body(value),
         Ok(None) => HttpResponse::NotFound().finish(),
         Err(e) => HttpResponse::ServiceUnavailable().body(e.to_string()),
     }
 }
 
-fn main() -> Result<(), Box<dyn Error>> {
+fn main() -> ExitCode {
+    match kv() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            let _ = writeln!(io::stderr(), "error: {e}"); // closed: the exit code still says it
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn kv() -> Result<(), Box<dyn Error>> {
     let args: Vec<String> = env::args().skip(1).collect();
     match &args[..] {
         [] => trio::run(),
@@ -84,7 +106,7 @@ async fn node(id: u64, http: &str, dir: PathBuf, peers: &[String]) -> Result<(),
     let handle = server.handle();
     actix_web::rt::spawn(async move {
         // Blocks a thread of the pool until the parent is gone.
-        let _ = web::block(|| std::io::stdin().read_to_end(&mut Vec::new())).await;
+        let _ = web::block(|| io::stdin().read_to_end(&mut Vec::new())).await;
         handle.stop(false).await;
     });
     server.await?;

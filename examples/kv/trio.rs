@@ -3,6 +3,7 @@
 use std::{
     env,
     error::Error,
+    io::{self, Write},
     net::{TcpListener, UdpSocket},
     process::{Child, Command, Stdio},
     thread,
@@ -21,6 +22,7 @@ impl Drop for Node {
 
 /// Starts three nodes, writes through one, reads through another, and does it again with one dead.
 pub fn run() -> Result<(), Box<dyn Error>> {
+    let mut out = io::stdout();
     let dir = tempfile::tempdir()?;
     let ports = [1, 2, 3].map(|id| (id, UdpSocket::bind("127.0.0.1:0"), TcpListener::bind("127.0.0.1:0")));
     let (mut peers, mut http) = (Vec::new(), Vec::new());
@@ -36,18 +38,18 @@ pub fn run() -> Result<(), Box<dyn Error>> {
     }
 
     let index = retry("PUT through node 1", || Ok(ureq::put(format!("http://{}/color", http[0])).send("blue")?))?;
-    println!("node 1 answered: applied at index {index}");
+    writeln!(out, "node 1 answered: applied at index {index}")?;
     let value = retry("GET through node 3", || Ok(ureq::get(format!("http://{}/color", http[2])).call()?))?;
     assert_eq!(value, "blue", "a linearizable read sees what was answered before it began");
-    println!("node 3 reads: {value}");
+    writeln!(out, "node 3 reads: {value}")?;
 
     drop(nodes.remove(0));
-    println!("node 1 is dead (SIGKILL)");
+    writeln!(out, "node 1 is dead (SIGKILL)")?;
     retry("PUT through node 2", || Ok(ureq::put(format!("http://{}/color", http[1])).send("green")?))?;
     let value = retry("GET through node 3", || Ok(ureq::get(format!("http://{}/color", http[2])).call()?))?;
     assert_eq!(value, "green", "two of three go on");
-    println!("node 3 reads: {value}");
-    println!("a map on three processes: written anywhere, read anywhere, alive without one of them");
+    writeln!(out, "node 3 reads: {value}")?;
+    writeln!(out, "a map on three processes: written anywhere, read anywhere, alive without one of them")?;
     Ok(())
 }
 
