@@ -19,7 +19,9 @@ use actorum_actors::{
     log::store::LogReader,
     log_writer::LogWriterStatus,
     membership::MembershipStatus,
-    status::{CertificateEnd, ClockStatus, Disk, DiskState, Formed, PeerProgress, Queues, Snapshots, Status, Totals},
+    status::{
+        CertificateEnd, ClockStatus, Disk, DiskState, Formed, PeerProgress, Queues, Role, Snapshots, Status, Totals,
+    },
 };
 use actorum_transport::{
     message::TransportStatus,
@@ -139,6 +141,10 @@ impl Board {
         status.disk = disk(&core, &log);
         status.last_error = life.last_error.or(applier.last_error).or(log.failed).or(members.refused);
         status.membership = applier.membership;
+        if life.stopped.is_some() {
+            // Its core has ended, whatever that showed last.
+            (status.role, status.leader) = (Role::Follower, None);
+        }
         status.stop_reason = life.stop_reason.filter(|_| life.stopped.is_some());
         status.stopped = life.stopped;
         status
@@ -185,7 +191,19 @@ impl Board {
             changed = self.core.changed() => changed.is_ok() || self.life.changed().await.is_ok(),
             changed = self.applier.changed() => changed.is_ok() || self.life.changed().await.is_ok(),
             changed = self.members.changed() => changed.is_ok() || self.life.changed().await.is_ok(),
+            changed = self.snapshots.changed() => changed.is_ok() || self.life.changed().await.is_ok(),
+            changed = self.network.changed() => changed.is_ok() || self.life.changed().await.is_ok(),
         }
+    }
+
+    /// What is shown now counts as seen: to be called before looking, so that no change in between is missed.
+    pub fn mark_seen(&mut self) {
+        self.life.mark_unchanged();
+        self.core.mark_unchanged();
+        self.applier.mark_unchanged();
+        self.members.mark_unchanged();
+        self.snapshots.mark_unchanged();
+        self.network.mark_unchanged();
     }
 }
 
@@ -213,7 +231,8 @@ fn disk(core: &CoreStatus, log: &LogWriterStatus) -> Disk {
     }
 }
 
-/// Everyone else in the membership, and everyone the core or the network knows besides.
+/// Everyone else in the membership, and everyone the core or the network knows besides, but for those that were removed: a
+/// connection of theirs may outlive their membership.
 fn peers(
     me: NodeId,
     core: &CoreStatus,
@@ -221,7 +240,9 @@ fn peers(
     network: &TransportStatus,
 ) -> BTreeMap<NodeId, PeerProgress> {
     let members = applier.membership.members.keys();
-    let ids = members.chain(core.peers.keys()).chain(network.peers.keys()).filter(|id| **id != me);
+    let membership = &applier.membership;
+    let gone = |id: &NodeId| membership.retired.contains(id) && !membership.members.contains_key(id);
+    let ids = members.chain(core.peers.keys()).chain(network.peers.keys()).filter(|id| **id != me && !gone(id));
     let mut peers = BTreeMap::new();
     for id in ids {
         let (match_index, state) = core.peers.get(id).copied().unwrap_or((0, "unknown"));
@@ -236,7 +257,8 @@ fn peers(
                 state: state.to_owned(),
                 rtt_us: link.rtt_us,
                 connected: link.connected,
-                last_error: link.last_error,
+                // What failed before it was connected, or beside that, is over.
+                last_error: link.last_error.filter(|_| !link.connected),
                 heard: core.heard.contains(id),
                 refuses_writes: None,
                 clock_offset_ms: None,
@@ -244,4 +266,34 @@ fn peers(
         );
     }
     peers
+}
+
+#[cfg(test)]
+mod tests {
+    use actorum_actors::members::{Member, MemberRole, Membership};
+    use actorum_transport::message::PeerStatus;
+
+    use super::*;
+
+    /// Node 1, whose network still knows 3, which was removed, and 4, which is about to be added.
+    #[test]
+    fn peers_are_the_members_and_strangers_but_nobody_who_was_removed() {
+        let member = |id: NodeId| Member {
+            address: format!("n{id}").as_str().into(),
+            role: MemberRole::Voter,
+            incarnation: None,
+        };
+        let membership = Membership { members: [1, 2].map(|id| (id, member(id))).into(), retired: [3].into() };
+        let applier = ApplierStatus { membership: Arc::new(membership), ..ApplierStatus::default() };
+        let error = || Some("the connection was refused".to_owned());
+        let link = |connected| PeerStatus { connected, last_error: error(), ..PeerStatus::default() };
+        let network = TransportStatus {
+            peers: [(2, link(true)), (3, link(true)), (4, link(false))].into(),
+            ..TransportStatus::default()
+        };
+        let peers = peers(1, &CoreStatus::default(), &applier, &network);
+        assert_eq!(peers.keys().copied().collect::<Vec<_>>(), [2, 4]);
+        assert_eq!(peers[&2].last_error, None, "it is connected: what was wrong is over");
+        assert_eq!(peers[&4].last_error, error());
+    }
 }

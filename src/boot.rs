@@ -119,7 +119,7 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
             let volume = blocking(move || space::volume(&dir).ok()).await?;
             (volume.map_or(config.clone(), |volume| volume::fitted(&config, volume)), volume)
         }
-        Storage::Memory | Storage::Custom(_) => (config, None),
+        Storage::Memory | Storage::MemoryDisk(_) | Storage::Custom(_) => (config, None),
     };
     // Before the directory: a mistyped path to the certificates must not leave a new node behind.
     let tls = match network {
@@ -307,7 +307,8 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
         core,
         applier: applier.downgrade(),
         keeper: keeper_address.downgrade(),
-        grace: 2 * tick,
+        // A core that is only late because the machine is busy still answers first.
+        grace: (2 * tick).max(Duration::from_millis(200)),
         board: Arc::new(Board {
             id,
             incarnation: identity.incarnation,
@@ -341,6 +342,7 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
         children: Some(children),
         grace: config.deadline(),
         asking: false,
+        leadership: None,
         conditions: ConditionLog::default(),
         own_thread,
     });
@@ -372,7 +374,7 @@ fn check_settings(id: NodeId, config: &Config, bootstrap: &Bootstrap) -> Result<
 fn is_new(storage: &Storage, id: NodeId) -> bool {
     match storage {
         Storage::Sled(dir) => !directory::read_node(dir).is_ok_and(|node| node.id == id),
-        Storage::Memory | Storage::Custom(_) => true,
+        Storage::Memory | Storage::MemoryDisk(_) | Storage::Custom(_) => true,
     }
 }
 
@@ -418,6 +420,7 @@ fn open<S: StateMachine>(
     let store: Box<dyn LogStore> = match storage {
         Storage::Custom(store) => store,
         Storage::Memory => Box::new(MemoryDisk::new().open(id, new_incarnation())?),
+        Storage::MemoryDisk(disk) => Box::new(disk.open(id, new_incarnation())?),
         Storage::Sled(dir) => Box::new(SledStore::open(&dir, sled_options(id, config, volume))?),
     };
     let (identity, reader) = (store.identity(), store.reader());

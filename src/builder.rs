@@ -9,7 +9,10 @@ use std::{
 
 use actorum_actors::{
     clock::{Clock, SystemClock},
-    log::store::{LogStore, OpenError, StoreError},
+    log::{
+        memory::MemoryDisk,
+        store::{LogStore, OpenError, StoreError},
+    },
     machine::StateMachine,
     replica::Broken,
     witness::MaybeWitness,
@@ -30,8 +33,38 @@ use crate::{
 
 /// Where the log lives.
 pub enum Storage {
-    /// In memory: lost with the process. For tests and caches only.
+    /// In memory: lost with the node. For tests and caches only.
     Memory,
+    /// In memory, on a disk that outlives the node: for tests that stop a node and start it again. Keep a clone, and give it to the
+    /// next start; the node before must have been shut down, or its last handle dropped.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use actorum::prelude::*;
+    /// # #[derive(Default, serde::Serialize, serde::Deserialize)]
+    /// # struct Counter(u64);
+    /// # impl StateMachine for Counter {
+    /// #     type Command = u64;
+    /// #     type Response = u64;
+    /// #     fn apply(&mut self, _: &ApplyContext, n: &u64) -> u64 { self.0 += n; self.0 }
+    /// #     serde_snapshot!();
+    /// # }
+    /// # actix_rt::System::new().block_on(async {
+    /// let disk = MemoryDisk::new();
+    /// for expected in [1, 2] {
+    ///     let node = RaftSystem::<Counter>::builder(1)
+    ///         .network(Network::Memory(MemoryNetwork::new()))
+    ///         .storage(Storage::MemoryDisk(disk.clone()))
+    ///         .bootstrap(Bootstrap::Form([(1, "n1".into())].into()));
+    ///     let raft = node.start().await?;
+    ///     raft.wait_for_leader(Duration::from_secs(20)).await?;
+    ///     assert_eq!(raft.propose(1).await?.response, expected);
+    ///     raft.shutdown().await;
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # }).unwrap();
+    /// ```
+    MemoryDisk(MemoryDisk),
     /// In a directory of this node's own, by sled, durable.
     Sled(PathBuf),
     /// In a store of your own; it must pass the conformance suite of `actorum_actors::log`.

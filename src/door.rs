@@ -264,7 +264,8 @@ impl<S: StateMachine> Door<S> {
 
     /// Has a snapshot taken.
     pub fn take_snapshot(&self) -> impl Future<Output = Result<SnapshotTaken, TakeSnapshotError>> + use<S> {
-        let begun = self.keeper.upgrade().map(|keeper| keeper.send(TakeSnapshot));
+        let keeper = self.keeper.upgrade().filter(|_| self.admission.closed().is_none());
+        let begun = keeper.map(|keeper| keeper.send(TakeSnapshot));
         let admission = self.admission.clone();
         async move {
             let stopped = || TakeSnapshotError::Stopped { cause: cause(&admission) };

@@ -28,8 +28,10 @@ pub mod rescue;
 pub mod testkit;
 
 pub use actorum_actors::{
+    codes::ErrorCode,
     condition::{Condition, Reason, Severity},
     event::{Event, Events},
+    log::memory::MemoryDisk,
     machine::{self, ApplyContext, Frozen, MachineError, StateMachine},
     members::{Change as ConfChange, ChangeRequest, Member, MemberRole, Membership},
     outcome::{Applied, ChangeError, LearnerReading, Outcome, ProposeError, QuorumReading, ReadError},
@@ -49,21 +51,22 @@ pub use actorum_transport::{
 pub use builder::{Bootstrap, Builder, Network, StartError, Storage, Tls};
 pub use config::Config;
 pub use raft::Raft;
-pub use raft::WaitError;
+pub use raft::{NotReady, WaitError};
 pub use request::{
     Follow, Followed, GetStatus, Propose, Read, Shutdown, Subscribe, SubscribeError, Subscription, TakeSnapshot,
     TakeSnapshotError, Unsubscribe,
 };
-pub use stream::EventStream;
+pub use stream::{EventStream, StatusStream};
 pub use system::RaftSystem;
 
 /// Everything an application usually names.
 pub mod prelude {
     pub use crate::{
-        Address, After, Applied, ApplyContext, Bootstrap, ChangeError, ConfChange, Config, Event, EventStream, Events,
-        Follow, Followed, Frozen, GetStatus, MachineError, MemoryNetwork, Network, NodeId, Outcome, Position, Propose,
-        ProposeError, Raft, RaftSystem, Read, ReadError, Role, Shutdown, StartError, StateMachine, Status, Storage,
-        Subscribe, SubscribeError, Subscription, TakeSnapshot, TakeSnapshotError, Tls, Unsubscribe, WaitError,
+        Address, After, Applied, ApplyContext, Bootstrap, ChangeError, Condition, ConfChange, Config, ErrorCode, Event,
+        EventStream, Events, Follow, Followed, Formed, Frozen, GetStatus, MachineError, Member, MemberRole, Membership,
+        MemoryDisk, MemoryNetwork, Network, NodeId, NotReady, Outcome, Position, Propose, ProposeError, Raft,
+        RaftSystem, Read, ReadError, Reason, Role, Severity, Shutdown, StartError, StateMachine, Status, StatusStream,
+        Storage, Subscribe, SubscribeError, Subscription, TakeSnapshot, TakeSnapshotError, Tls, Unsubscribe, WaitError,
         serde_snapshot,
     };
 }

@@ -4,21 +4,24 @@ use std::{future::Future, sync::Arc, time::Duration};
 
 use actix::{Addr, Recipient};
 use actorum_actors::{
+    codes::ErrorCode,
+    condition::{Condition, Reason},
     event::Event,
     machine::StateMachine,
     members::{ChangeRequest, Membership},
     outcome::{Applied, ChangeError, ProposeError, ReadError},
     position::After,
     snapshot::keeper::{Backup, TakeSnapshotError},
-    status::{SnapshotTaken, Status},
+    status::{Role, SnapshotTaken, Status},
     subscribers::Subscriber,
 };
+use actorum_transport::wire::NodeId;
 use tokio::sync::mpsc;
 
 use crate::{
     door::Door,
     request::{Follow, Followed, Propose, Read, Shutdown, Subscribe, SubscribeError, Subscription},
-    stream::EventStream,
+    stream::{EventStream, StatusStream},
     system::RaftSystem,
 };
 
@@ -46,6 +49,78 @@ pub enum WaitError {
     /// The system has stopped.
     #[error("stopped: {0}")]
     Stopped(String),
+}
+
+/// Why a write sent to a node now could not succeed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum NotReady {
+    /// The node knows what is wrong with it.
+    #[error("{0}")]
+    Condition(Condition),
+    /// It looks well, and a linearizable read was not answered all the same.
+    #[error("a linearizable read was not answered: {0}")]
+    Unanswered(ReadError),
+}
+
+impl NotReady {
+    /// The reason, if it has a name.
+    pub fn reason(&self) -> Option<Reason> {
+        match self {
+            NotReady::Condition(condition) => Some(condition.reason),
+            NotReady::Unanswered(_) => None,
+        }
+    }
+}
+
+impl ErrorCode for NotReady {
+    fn code(&self) -> &'static str {
+        match self {
+            NotReady::Condition(condition) => condition.reason.name(),
+            NotReady::Unanswered(error) => error.code(),
+        }
+    }
+
+    fn http_status(&self) -> u16 {
+        503
+    }
+}
+
+impl ErrorCode for WaitError {
+    fn code(&self) -> &'static str {
+        match self {
+            WaitError::TimedOut(_) => "deadline_exceeded",
+            WaitError::Stopped(_) => "stopped",
+        }
+    }
+
+    fn http_status(&self) -> u16 {
+        503
+    }
+}
+
+#[cfg(feature = "actix-web")]
+mod response {
+    use actix_web::{HttpResponse, ResponseError, http::StatusCode};
+    use actorum_actors::codes::response::{response, status};
+
+    use super::{NotReady, WaitError};
+
+    macro_rules! response_errors {
+        ($($error:ty),*) => {
+            $(impl ResponseError for $error {
+                fn status_code(&self) -> StatusCode {
+                    status(self)
+                }
+
+                fn error_response(&self) -> HttpResponse {
+                    response(self)
+                }
+            })*
+        };
+    }
+
+    response_errors!(NotReady, WaitError);
 }
 
 impl<S: StateMachine> Raft<S> {
@@ -203,33 +278,68 @@ impl<S: StateMachine> Raft<S> {
         self.door.backup().await
     }
 
+    /// This node's id.
+    pub fn id(&self) -> NodeId {
+        self.door.board.id
+    }
+
+    /// Whether this node leads, as far as it knows. Another may have been elected already: what must not be done twice is proposed,
+    /// not decided by this.
+    pub fn is_leader(&self) -> bool {
+        self.status().role == Role::Leader
+    }
+
     /// The latest status: a clone, complete in itself.
     pub fn status(&self) -> Status {
         self.door.board.status()
     }
 
-    /// Waits until the status satisfies a condition.
+    /// The status, and each later one when something in it has changed: a stream of clones.
+    ///
+    /// Who takes them slowly misses those in between, never the latest. The last one says why the node has stopped.
+    pub fn watch_status(&self) -> StatusStream {
+        StatusStream::of((*self.door.board).clone())
+    }
+
+    /// Whether a write sent to this node now could succeed, and if not, why: what `GET /readyz` of the binary answers.
+    ///
+    /// First by what the node knows of itself ([`Status::unready`]), then by a linearizable read, which takes at most a second. Gives the
+    /// index that it saw applied.
+    pub async fn ready(&self) -> Result<u64, NotReady> {
+        if let Some(condition) = self.status().unready() {
+            return Err(NotReady::Condition(condition));
+        }
+        let read = Read::linearizable(|_: &S| ()).deadline(Duration::from_secs(1));
+        let index = self.read_with(read).await.map(|(index, ())| index);
+        index.map_err(|error| match self.status().unready() {
+            Some(condition) => NotReady::Condition(condition),
+            None => NotReady::Unanswered(error),
+        })
+    }
+
+    /// Waits until the status satisfies a condition. Nothing is true of a system that has stopped, or has begun to: that ends every wait with
+    /// [`WaitError::Stopped`]. To wait for the stop itself there is [`Raft::stopped`].
     pub async fn wait(&self, timeout: Duration, until: impl Fn(&Status) -> bool) -> Result<Status, WaitError> {
         let mut board = (*self.door.board).clone();
         // The clock keeps the time: the caller's runtime may have no timer, and the thread of the actors may be busy.
         let clock = &self.door.clock;
         let mut alarm = clock.alarm(clock.now().saturating_add(timeout));
         loop {
-            // Marked as seen before looking, so that no change in between is missed.
-            board.core.mark_unchanged();
-            board.applier.mark_unchanged();
-            board.members.mark_unchanged();
-            board.life.mark_unchanged();
+            board.mark_seen();
             let status = board.status();
+            if let Some(cause) = status.stopped.clone().or_else(|| board.admission.closed()) {
+                return Err(WaitError::Stopped(cause));
+            }
             if until(&status) {
                 return Ok(status);
             }
-            if let Some(cause) = status.stopped {
-                return Err(WaitError::Stopped(cause));
-            }
             tokio::select! {
                 biased;
-                _ = board.changed() => {}
+                goes_on = board.changed() => {
+                    if !goes_on {
+                        return Err(WaitError::Stopped("the system has ended".into()));
+                    }
+                }
                 () = &mut alarm => {
                     let status = board.status();
                     return match status.stopped.clone() {

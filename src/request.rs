@@ -34,7 +34,7 @@ impl<S: StateMachine> Propose<S> {
     }
 
     /// How long to try before giving up, counted from the moment the system takes it up. The answer comes no later than two
-    /// heartbeats after it, whatever keeps the leader, the network or a state machine: then as `Unknown`.
+    /// heartbeats, or 200 ms, after it, whatever keeps the leader, the network or a state machine: then as `Unknown`.
     ///
     /// As a message it is taken up by the thread of the actors. A state machine that holds that up needs one of its own
     /// (`placement = "spread"`); the methods of [`Raft`](crate::Raft) wait for no thread.

@@ -1,13 +1,15 @@
-//! What is applied, as a stream: for whoever has no actor to be told.
+//! What is applied, and how a node is, as streams: for whoever has no actor to be told.
 
 use std::{
     pin::Pin,
     task::{Context, Poll},
 };
 
-use actorum_actors::{event::Event, machine::StateMachine};
-use futures_util::Stream;
+use actorum_actors::{event::Event, machine::StateMachine, status::Status};
+use futures_util::{Stream, StreamExt, stream};
 use tokio::sync::mpsc;
+
+use crate::board::Board;
 
 /// Events in order, one after the other, from [`Raft::events`](crate::Raft::events) or
 /// [`Raft::follow_events`](crate::Raft::follow_events).
@@ -28,5 +30,45 @@ impl<S: StateMachine> Stream for EventStream<S> {
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Event<S>>> {
         self.0.poll_recv(context)
+    }
+}
+
+/// A node's status and each later one, from [`Raft::watch_status`](crate::Raft::watch_status).
+pub struct StatusStream(Pin<Box<dyn Stream<Item = Status> + Send>>);
+
+impl StatusStream {
+    pub(crate) fn of(board: Board) -> StatusStream {
+        StatusStream(Box::pin(stream::unfold((board, Shows::First), |(mut board, shows)| async move {
+            let goes_on = match shows {
+                Shows::First => true,
+                Shows::Changes => board.changed().await,
+                Shows::Nothing => return None,
+            };
+            board.mark_seen();
+            // Looked at before the status: what ends in between is told by the next one.
+            let ended = !goes_on || board.life.borrow().closed;
+            let next = if ended { Shows::Nothing } else { Shows::Changes };
+            Some((board.status(), (board, next)))
+        })))
+    }
+
+    /// The status now, or, once that was given, the next one that differs; `None` after the last.
+    pub async fn next(&mut self) -> Option<Status> {
+        self.0.next().await
+    }
+}
+
+/// What a status stream shows next.
+enum Shows {
+    First,
+    Changes,
+    Nothing,
+}
+
+impl Stream for StatusStream {
+    type Item = Status;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Status>> {
+        self.0.as_mut().poll_next(context)
     }
 }

@@ -63,6 +63,8 @@ pub struct RaftSystem<S: StateMachine> {
     pub(crate) grace: Duration,
     /// Whether the transport has been asked for its numbers and has not answered: one question at a time.
     pub(crate) asking: bool,
+    /// Who led last, and in which term.
+    pub(crate) leadership: Option<(NodeId, u64)>,
     /// What is wrong, as the log was last told.
     pub(crate) conditions: ConditionLog,
     /// Whether the actix system was made for this node alone and ends with it.
@@ -93,6 +95,8 @@ impl<S: StateMachine> RaftSystem<S> {
     fn end(&mut self, cause: String, grace: Duration, ctx: &mut Context<Self>) {
         let Some(children) = self.children.take() else { return };
         self.door.admission.close(cause.clone());
+        // Whoever waits for something to come true looks again, and sees that the end has begun.
+        self.life.send_modify(|_| {});
         let admission = self.door.admission.clone();
         let ended = async move {
             admission.drained(grace).await;
@@ -204,9 +208,16 @@ impl<S: StateMachine> Handler<Failed> for RaftSystem<S> {
 impl<S: StateMachine> Handler<LeaderChanged> for RaftSystem<S> {
     type Result = ();
 
-    fn handle(&mut self, LeaderChanged { leader, .. }: LeaderChanged, _: &mut Context<Self>) {
-        if leader.is_some() {
-            self.life.send_modify(|life| life.leader_changes += 1);
+    /// One line for each leadership. That nobody is known to lead, or that this node became something else under the same leader,
+    /// is no change of it.
+    fn handle(&mut self, LeaderChanged { leader, term, .. }: LeaderChanged, _: &mut Context<Self>) {
+        let Some(leader) = leader.filter(|leader| self.leadership != Some((*leader, term))) else { return };
+        self.leadership = Some((leader, term));
+        self.life.send_modify(|life| life.leader_changes += 1);
+        let node = self.door.board.id;
+        match leader == node {
+            true => tracing::info!(node, term, "this node leads in term {term}"),
+            false => tracing::info!(node, leader, term, "node {leader} leads in term {term}"),
         }
     }
 }

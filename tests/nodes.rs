@@ -279,7 +279,7 @@ async fn a_panic_in_the_core_stops_its_system_and_nothing_else() {
     network.heal(behind, id);
 
     let cause = leader.stopped().await;
-    assert!(cause.contains("the raft core panicked: a test's ghost in the reader"), "{cause}");
+    assert!(cause.contains("panicked: a test's ghost in the reader"), "{cause}");
     assert_eq!(leader.status().stopped, Some(cause.clone()));
     assert_eq!(pending.await.unwrap_err(), ProposeError::Unknown { cause: cause.clone() });
     assert_eq!(leader.propose(1).await.unwrap_err(), ProposeError::Stopped { cause });

@@ -264,15 +264,22 @@ impl<T: Ticket> RaftCore<T> {
 
     /// Beyond use: every request ends with the cause, and the parent hears of it.
     fn stop(&mut self, cause: String) {
-        if self.stopped.is_some() {
-            return;
-        }
-        self.stopped = Some(cause.clone());
-        let answers = catch_unwind(AssertUnwindSafe(|| self.consensus.abandon(&cause))).unwrap_or_default();
-        answers.into_iter().for_each(|(ticket, answer)| ticket.answer(answer));
-        if let Some(parent) = self.links.failed.upgrade() {
+        if self.end(&cause)
+            && let Some(parent) = self.links.failed.upgrade()
+        {
             parent.do_send(Failed::broken(cause));
         }
+    }
+
+    /// Every request ends with the cause, and nothing leaves any more; false if that was so before.
+    fn end(&mut self, cause: &str) -> bool {
+        if self.stopped.is_some() {
+            return false;
+        }
+        self.stopped = Some(cause.to_owned());
+        let answers = catch_unwind(AssertUnwindSafe(|| self.consensus.abandon(cause))).unwrap_or_default();
+        answers.into_iter().for_each(|(ticket, answer)| ticket.answer(answer));
+        true
     }
 
     /// What came after the end: it was admitted, so only "unknown" is honest.
@@ -556,8 +563,9 @@ pub struct Stop {
 impl<T: Ticket> Handler<Stop> for RaftCore<T> {
     type Result = ();
 
+    /// The parent asked for it, so it is no failure that the parent has to hear of.
     fn handle(&mut self, Stop { cause }: Stop, _: &mut Context<Self>) {
-        self.stop(cause);
+        self.end(&cause);
     }
 }
 

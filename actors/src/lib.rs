@@ -11,6 +11,7 @@
 
 pub mod machine;
 pub mod outcome;
+pub mod codes;
 pub mod event;
 pub mod position;
 pub mod members;

@@ -53,6 +53,7 @@ impl<S: StateMachine> Client<S> {
 
     /// Whether the simulation goes on. A client's loop asks this.
     pub fn goes_on(&self) -> bool {
+        self.fleet.world().turn(|| format!("client {} asks whether it goes on, again and again", self.number));
         !self.fleet.world().over() && !self.fleet.world().facts(|facts| facts.closing)
     }
 
@@ -146,6 +147,10 @@ impl<S: StateMachine> Client<S> {
         classify: impl FnOnce(&Result<T, E>) -> Ended,
     ) -> Result<T, Unanswered> {
         let world = self.fleet.world().clone();
+        if world.over() {
+            // Who goes on asking all the same does not keep the run from its end.
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
         let id = world.next_request();
         let deadline = self.deadline;
         world.saw(Event::Asked { id, node, command, deadline });
@@ -169,6 +174,7 @@ impl<S: StateMachine> Client<S> {
             }
         });
         world.saw(Event::Answered { id, ended: &ended });
+        world.turn(|| format!("client {} makes requests that end at once, the last one so: {ended:?}", self.number));
         match (result, ended) {
             (Some(Ok(value)), _) => Ok(value),
             (_, Ended::Rejected(why)) => Err(Unanswered::Rejected(why)),

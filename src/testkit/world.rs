@@ -212,6 +212,9 @@ pub(crate) struct Facts {
     pub closing: bool,
 }
 
+/// So many turns of clients at one moment of virtual time are not work but a loop in which nothing takes time.
+const MOST_TURNS: u64 = 50_000;
+
 /// Shared by everything in a simulation. Clones are the same world.
 #[derive(Clone)]
 pub(crate) struct World(Arc<Inner>);
@@ -233,6 +236,8 @@ struct State {
     story: Vec<String>,
     over: bool,
     next_request: RequestId,
+    /// How often clients were heard of at this virtual moment, in milliseconds.
+    turns: (u64, u64),
     /// Terms in which somebody led.
     led: BTreeSet<u64>,
 }
@@ -248,6 +253,7 @@ impl World {
             story: Vec::new(),
             over: false,
             next_request: 1,
+            turns: (0, 0),
             led: BTreeSet::new(),
         };
         World(Arc::new(Inner { agenda: agenda.clone(), telling, decided: Notify::new(), state: Mutex::new(state) }))
@@ -343,6 +349,23 @@ impl World {
     /// Whether the run is decided.
     pub fn over(&self) -> bool {
         self.lock().over
+    }
+
+    /// A client takes another turn. Virtual time passes only while everybody waits for something: clients that never do stop it, and
+    /// the run would never end.
+    pub fn turn(&self, doing: impl FnOnce() -> String) {
+        let now = self.0.agenda.now_ms();
+        let mut state = self.lock();
+        state.turns = if state.turns.0 == now { (now, state.turns.1 + 1) } else { (now, 1) };
+        if state.turns.1 < MOST_TURNS || state.over {
+            return;
+        }
+        drop(state);
+        let doing = doing();
+        let detail = format!(
+            "clients took {MOST_TURNS} turns at one moment of virtual time: {doing}. Let a client think (`Client::think`) where nothing else takes time"
+        );
+        self.broken("time passes", detail);
     }
 
     /// A number for a new request.

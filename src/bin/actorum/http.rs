@@ -32,7 +32,7 @@ use actix_web::{
     web::{self, Data, Payload, ServiceConfig},
 };
 use actorum::{
-    ChangeError, GetStatus, NodeId, Position, ProposeError, Raft, Read, ReadError, Reason, Severity, Status,
+    ChangeError, ErrorCode, GetStatus, NodeId, Position, ProposeError, Raft, Read, ReadError, Reason, Severity, Status,
     SubscribeError, TakeSnapshotError,
 };
 use futures_util::StreamExt;
@@ -584,70 +584,33 @@ impl Refused {
             .leader(node)
     }
 
+    /// An error of the library, by its own code and status.
+    fn of(node: &Node, error: &dyn ErrorCode) -> Refused {
+        let status = StatusCode::from_u16(error.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        Refused::new(status, error.code(), error.to_string()).leader(node)
+    }
+
     fn proposal(node: &Node, error: ProposeError) -> Refused {
-        let (status, code) = match error {
-            ProposeError::NotLeader { .. } => (StatusCode::SERVICE_UNAVAILABLE, "not_leader"),
-            ProposeError::Unavailable { reason, .. } => (StatusCode::SERVICE_UNAVAILABLE, reason.name()),
-            ProposeError::Busy { .. } => (StatusCode::SERVICE_UNAVAILABLE, "busy"),
-            ProposeError::LowSpace { .. } => (StatusCode::SERVICE_UNAVAILABLE, "low_space"),
-            ProposeError::Stopped { .. } => (StatusCode::SERVICE_UNAVAILABLE, "stopped"),
-            ProposeError::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "too_large"),
-            ProposeError::Invalid { .. } => (StatusCode::BAD_REQUEST, "bad_request"),
-            // A variant that this program does not know yet promises nothing.
-            ProposeError::Unknown { .. } | _ => (StatusCode::GATEWAY_TIMEOUT, "unknown"),
-        };
-        Refused::new(status, code, error.to_string()).leader(node)
+        Refused::of(node, &error)
     }
 
     fn read(node: &Node, error: ReadError) -> Refused {
-        let code = match error {
-            ReadError::Busy { .. } => "busy",
-            ReadError::Stopped { .. } => "stopped",
-            ReadError::Unavailable { reason, .. } => reason.name(),
-            ReadError::DeadlineExceeded { .. } => "deadline_exceeded",
-            ReadError::NotLeader { .. } | _ => "not_leader",
-        };
-        Refused::new(StatusCode::SERVICE_UNAVAILABLE, code, error.to_string()).leader(node)
+        Refused::of(node, &error)
     }
 
     /// A membership change that was not made.
     pub fn change(node: &Node, error: ChangeError) -> Refused {
-        let (status, code) = match error {
-            ChangeError::InProgress => (StatusCode::CONFLICT, "in_progress"),
-            ChangeError::LearnerNotReady(_) => (StatusCode::CONFLICT, "learner_not_ready"),
-            ChangeError::WouldLoseQuorum(_) => (StatusCode::CONFLICT, "would_lose_quorum"),
-            ChangeError::Invalid { .. } => (StatusCode::BAD_REQUEST, "bad_request"),
-            ChangeError::NotLeader { .. } => (StatusCode::SERVICE_UNAVAILABLE, "not_leader"),
-            ChangeError::Unavailable { reason, .. } => (StatusCode::SERVICE_UNAVAILABLE, reason.name()),
-            ChangeError::Busy { .. } => (StatusCode::SERVICE_UNAVAILABLE, "busy"),
-            ChangeError::Stopped { .. } => (StatusCode::SERVICE_UNAVAILABLE, "stopped"),
-            ChangeError::Unknown { .. } | _ => (StatusCode::GATEWAY_TIMEOUT, "unknown"),
-        };
-        Refused::new(status, code, error.to_string()).leader(node)
+        Refused::of(node, &error)
     }
 
     /// A snapshot that was not taken.
     pub fn snapshot(node: &Node, error: TakeSnapshotError) -> Refused {
-        let (status, code) = match error {
-            TakeSnapshotError::Stopped { .. } => (StatusCode::SERVICE_UNAVAILABLE, "stopped"),
-            TakeSnapshotError::Nothing => (StatusCode::SERVICE_UNAVAILABLE, "nothing"),
-            TakeSnapshotError::DeadlineExceeded { .. } => (StatusCode::SERVICE_UNAVAILABLE, "deadline_exceeded"),
-            TakeSnapshotError::Failed { .. } | _ => (StatusCode::INTERNAL_SERVER_ERROR, "failed"),
-        };
-        Refused::new(status, code, error.to_string()).leader(node)
+        Refused::of(node, &error)
     }
 
     /// A subscription that could not begin.
     pub fn subscription(node: &Node, error: SubscribeError) -> Refused {
-        let (status, code) = match error {
-            SubscribeError::Stopped { .. } => (StatusCode::SERVICE_UNAVAILABLE, "stopped"),
-            SubscribeError::DeadlineExceeded { .. } => (StatusCode::SERVICE_UNAVAILABLE, "deadline_exceeded"),
-            SubscribeError::Behind { .. } => (StatusCode::SERVICE_UNAVAILABLE, "not_leader"),
-            SubscribeError::ForeignPosition { .. } => (StatusCode::CONFLICT, "foreign_position"),
-            SubscribeError::FuturePosition { .. } => (StatusCode::CONFLICT, "future_position"),
-            _ => (StatusCode::BAD_REQUEST, "bad_request"),
-        };
-        let refused = Refused::new(status, code, error.to_string()).leader(node);
+        let refused = Refused::of(node, &error);
         let status = node.raft.status();
         match status.cluster {
             // Where this cluster is: what a client needs to begin anew.

@@ -335,7 +335,11 @@ impl QuicTransport {
     /// One warning when a peer goes, however often it is dialled in vain.
     fn unreached(&mut self, id: NodeId, cause: String) {
         let peer = self.peer(id);
-        if peer.last_error.is_none() && peer.link.is_none() {
+        // Both sides dial: one attempt may fail when the other has succeeded.
+        if peer.link.is_some() {
+            return;
+        }
+        if peer.last_error.is_none() {
             tracing::warn!(peer = id, "node {id} cannot be reached: {cause}");
         }
         peer.last_error = Some(cause);

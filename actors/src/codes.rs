@@ -1,0 +1,241 @@
+//! How errors are told over HTTP: a code for programs and a status, the same in an application as in the `actorum` binary.
+//!
+//! | status | applied? |
+//! |---|---|
+//! | 400, 409, 413, 503 | surely not: it may be sent again, changed where the code says so |
+//! | 504 | nobody can tell |
+//! | 500 | it changes nothing, and failed |
+//!
+//! With the feature `actix-web` each of them is a `ResponseError`, whose body is `{"error": CODE, "message": TEXT, "leader": ID or null}`:
+//! a handler ends with `?`.
+
+use actorum_transport::wire::NodeId;
+
+use crate::{
+    outcome::{ChangeError, ProposeError, ReadError},
+    snapshot::keeper::TakeSnapshotError,
+    subscribers::SubscribeError,
+};
+
+/// An error with a name for programs.
+pub trait ErrorCode: std::error::Error {
+    /// What went wrong, in snake_case. It stays the same in later versions.
+    fn code(&self) -> &'static str;
+
+    /// The HTTP status that says what the caller can do.
+    fn http_status(&self) -> u16;
+
+    /// Who leads, where the error knows it: the node to ask instead.
+    fn leader(&self) -> Option<NodeId> {
+        None
+    }
+}
+
+impl ErrorCode for ProposeError {
+    fn code(&self) -> &'static str {
+        match self {
+            ProposeError::NotLeader { .. } => "not_leader",
+            ProposeError::Unavailable { reason, .. } => reason.name(),
+            ProposeError::Busy { .. } => "busy",
+            ProposeError::LowSpace { .. } => "low_space",
+            ProposeError::TooLarge { .. } => "too_large",
+            ProposeError::Invalid { .. } => "bad_request",
+            ProposeError::Unknown { .. } => "unknown",
+            ProposeError::Stopped { .. } => "stopped",
+        }
+    }
+
+    fn http_status(&self) -> u16 {
+        match self {
+            ProposeError::TooLarge { .. } => 413,
+            ProposeError::Invalid { .. } => 400,
+            ProposeError::Unknown { .. } => 504,
+            ProposeError::NotLeader { .. }
+            | ProposeError::Unavailable { .. }
+            | ProposeError::Busy { .. }
+            | ProposeError::LowSpace { .. }
+            | ProposeError::Stopped { .. } => 503,
+        }
+    }
+
+    fn leader(&self) -> Option<NodeId> {
+        if let ProposeError::NotLeader { leader } = self { *leader } else { None }
+    }
+}
+
+impl ErrorCode for ReadError {
+    fn code(&self) -> &'static str {
+        match self {
+            ReadError::Unavailable { reason, .. } => reason.name(),
+            ReadError::NotLeader { .. } => "not_leader",
+            ReadError::DeadlineExceeded { .. } => "deadline_exceeded",
+            ReadError::Busy { .. } => "busy",
+            ReadError::Stopped { .. } => "stopped",
+        }
+    }
+
+    fn http_status(&self) -> u16 {
+        503
+    }
+
+    fn leader(&self) -> Option<NodeId> {
+        if let ReadError::NotLeader { leader } = self { *leader } else { None }
+    }
+}
+
+impl ErrorCode for ChangeError {
+    fn code(&self) -> &'static str {
+        match self {
+            ChangeError::Unavailable { reason, .. } => reason.name(),
+            ChangeError::InProgress => "in_progress",
+            ChangeError::LearnerNotReady(_) => "learner_not_ready",
+            ChangeError::WouldLoseQuorum(_) => "would_lose_quorum",
+            ChangeError::Invalid { .. } => "bad_request",
+            ChangeError::NotLeader { .. } => "not_leader",
+            ChangeError::Busy { .. } => "busy",
+            ChangeError::Unknown { .. } => "unknown",
+            ChangeError::Stopped { .. } => "stopped",
+        }
+    }
+
+    fn http_status(&self) -> u16 {
+        match self {
+            ChangeError::InProgress | ChangeError::LearnerNotReady(_) | ChangeError::WouldLoseQuorum(_) => 409,
+            ChangeError::Invalid { .. } => 400,
+            ChangeError::Unknown { .. } => 504,
+            ChangeError::Unavailable { .. }
+            | ChangeError::NotLeader { .. }
+            | ChangeError::Busy { .. }
+            | ChangeError::Stopped { .. } => 503,
+        }
+    }
+
+    fn leader(&self) -> Option<NodeId> {
+        if let ChangeError::NotLeader { leader } = self { *leader } else { None }
+    }
+}
+
+impl ErrorCode for SubscribeError {
+    fn code(&self) -> &'static str {
+        match self {
+            SubscribeError::Stopped { .. } => "stopped",
+            SubscribeError::DeadlineExceeded { .. } => "deadline_exceeded",
+            SubscribeError::ForeignPosition { .. } => "foreign_position",
+            SubscribeError::FuturePosition { .. } => "future_position",
+            SubscribeError::Behind { .. } => "not_leader",
+        }
+    }
+
+    fn http_status(&self) -> u16 {
+        match self {
+            SubscribeError::ForeignPosition { .. } | SubscribeError::FuturePosition { .. } => 409,
+            SubscribeError::Stopped { .. }
+            | SubscribeError::DeadlineExceeded { .. }
+            | SubscribeError::Behind { .. } => 503,
+        }
+    }
+}
+
+impl ErrorCode for TakeSnapshotError {
+    fn code(&self) -> &'static str {
+        match self {
+            TakeSnapshotError::Failed { .. } => "failed",
+            TakeSnapshotError::DeadlineExceeded { .. } => "deadline_exceeded",
+            TakeSnapshotError::Nothing => "nothing",
+            TakeSnapshotError::Stopped { .. } => "stopped",
+        }
+    }
+
+    fn http_status(&self) -> u16 {
+        if let TakeSnapshotError::Failed { .. } = self { 500 } else { 503 }
+    }
+}
+
+/// Makes a response of an error; for `ResponseError` of types that live elsewhere, too.
+#[cfg(feature = "actix-web")]
+pub mod response {
+    use actix_web::{HttpResponse, ResponseError, http::StatusCode};
+    use serde_json::json;
+
+    use super::*;
+
+    /// The status of an error.
+    pub fn status(error: &dyn ErrorCode) -> StatusCode {
+        StatusCode::from_u16(error.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+    }
+
+    /// An error as the body of a response.
+    pub fn response(error: &dyn ErrorCode) -> HttpResponse {
+        let body = json!({ "error": error.code(), "message": error.to_string(), "leader": error.leader() });
+        HttpResponse::build(status(error)).content_type("application/json").body(body.to_string())
+    }
+
+    macro_rules! response_errors {
+        ($($error:ty),*) => {
+            $(impl ResponseError for $error {
+                fn status_code(&self) -> StatusCode {
+                    status(self)
+                }
+
+                fn error_response(&self) -> HttpResponse {
+                    response(self)
+                }
+            })*
+        };
+    }
+
+    response_errors!(ProposeError, ReadError, ChangeError, SubscribeError, TakeSnapshotError);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{condition::Reason, outcome::Outcome};
+
+    fn told(error: &dyn ErrorCode) -> (u16, &'static str, Option<NodeId>) {
+        (error.http_status(), error.code(), error.leader())
+    }
+
+    #[test]
+    fn what_may_have_been_applied_is_504_and_nothing_else_is() {
+        let (why, reason) = (|| "why".to_owned(), Reason::NoMajority);
+        for (error, expected) in [
+            (ProposeError::NotLeader { leader: Some(2) }, (503, "not_leader", Some(2))),
+            (ProposeError::Unavailable { reason, message: why() }, (503, "no_majority", None)),
+            (ProposeError::Busy { in_flight: 1, bytes: 1 }, (503, "busy", None)),
+            (ProposeError::TooLarge { size: 2, limit: 1 }, (413, "too_large", None)),
+            (ProposeError::Invalid { cause: why() }, (400, "bad_request", None)),
+            (ProposeError::Unknown { cause: why() }, (504, "unknown", None)),
+            (ProposeError::Stopped { cause: why() }, (503, "stopped", None)),
+        ] {
+            assert_eq!(told(&error), expected);
+            assert_eq!(error.outcome() == Outcome::Unknown, error.http_status() == 504, "{error}");
+        }
+        for (error, expected) in [
+            (ChangeError::InProgress, (409, "in_progress", None)),
+            (ChangeError::Unavailable { reason, message: why() }, (503, "no_majority", None)),
+            (ChangeError::Invalid { cause: why() }, (400, "bad_request", None)),
+            (ChangeError::NotLeader { leader: Some(2) }, (503, "not_leader", Some(2))),
+            (ChangeError::Busy { in_flight: 1 }, (503, "busy", None)),
+            (ChangeError::Unknown { cause: why() }, (504, "unknown", None)),
+            (ChangeError::Stopped { cause: why() }, (503, "stopped", None)),
+        ] {
+            assert_eq!(told(&error), expected);
+            assert_eq!(error.outcome() == Outcome::Unknown, error.http_status() == 504, "{error}");
+        }
+    }
+
+    #[cfg(feature = "actix-web")]
+    #[actix_rt::test]
+    async fn a_response_says_what_the_error_says() {
+        use actix_web::{ResponseError, body::to_bytes};
+        let error = ProposeError::NotLeader { leader: Some(2) };
+        let response = error.error_response();
+        assert_eq!(response.status(), 503);
+        assert_eq!(response.headers().get("content-type").unwrap(), "application/json");
+        let body = to_bytes(response.into_body()).await.unwrap();
+        let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        assert_eq!((&body["error"], &body["leader"]), (&"not_leader".into(), &2.into()));
+        assert_eq!(body["message"], error.to_string());
+    }
+}

@@ -1,0 +1,194 @@
+//! A node's life as an application and its log see it: who leads, whether it is ready, how it is now and next, and how it ends.
+
+mod support;
+
+use std::{
+    fmt::Write,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use actorum::prelude::*;
+use support::{MemoryDisk, MemoryNetwork, PATIENCE, Sum, founders, quick, start, three};
+use tracing::{Event as Logged, Level, Metadata, Subscriber, field, span};
+
+/// Keeps what is logged at INFO and above by the thread that it is set for: here all actors are on it.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<(Level, String)>>>);
+
+impl Log {
+    fn lines(&self) -> Vec<(Level, String)> {
+        self.0.lock().unwrap().clone()
+    }
+}
+
+impl Subscriber for Log {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        *metadata.level() <= Level::INFO
+    }
+
+    fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
+        span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
+
+    fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
+
+    fn event(&self, event: &Logged<'_>) {
+        struct Line(String);
+        impl field::Visit for Line {
+            fn record_debug(&mut self, field: &field::Field, value: &dyn std::fmt::Debug) {
+                match field.name() {
+                    "message" => self.0.insert_str(0, &format!("{value:?} ")),
+                    name => write!(self.0, "{name}={value:?} ").unwrap(),
+                }
+            }
+        }
+        let mut line = Line(String::new());
+        event.record(&mut line);
+        self.0.lock().unwrap().push((*event.metadata().level(), line.0));
+    }
+
+    fn enter(&self, _: &span::Id) {}
+
+    fn exit(&self, _: &span::Id) {}
+}
+
+#[actix::test]
+async fn a_change_of_leadership_is_one_line_and_a_clean_end_no_error() {
+    let log = Log::default();
+    let _guard = tracing::subscriber::set_default(log.clone());
+    let (network, disks) = (MemoryNetwork::new(), Default::default());
+    let [leader, follower, other] = three(&network, &disks).await;
+    leader.propose(1).await.unwrap();
+    let (old, term) = (leader.id(), leader.status().term);
+    leader.shutdown().await;
+    let status = other.wait(PATIENCE, |s| s.leader.is_some_and(|id| id != old)).await.unwrap();
+    let (new, later) = (status.leader.unwrap(), status.term);
+    follower.wait(PATIENCE, |s| s.leader == Some(new)).await.unwrap();
+    follower.shutdown().await;
+    other.shutdown().await;
+
+    let lines = log.lines();
+    let of = |node: NodeId, what: &str| {
+        let node = format!("node={node} ");
+        lines.iter().filter(|(_, line)| line.contains(what) && line.contains(&node)).collect::<Vec<_>>()
+    };
+    for id in 1..=3 {
+        let told = of(id, &format!("leads in term {term} "));
+        assert!(matches!(told[..], [(Level::INFO, _)]), "node {id}: {told:?}");
+    }
+    for id in (1..=3).filter(|id| *id != old) {
+        let told = of(id, &format!("leads in term {later} "));
+        assert!(matches!(told[..], [(Level::INFO, _)]), "node {id}: {told:?}");
+    }
+    let bad: Vec<_> = lines.iter().filter(|(level, _)| *level == Level::ERROR).collect();
+    assert!(bad.is_empty(), "{bad:?}");
+}
+
+#[actix::test]
+async fn nothing_is_waited_for_on_a_node_that_has_stopped() {
+    let raft = start(&MemoryNetwork::new(), 1, &MemoryDisk::new(), founders(1)).await;
+    raft.wait_for_leader(PATIENCE).await.unwrap();
+    let (pending, mut events) = (raft.clone(), raft.events(0).await.unwrap());
+    let mut statuses = raft.watch_status();
+    let pending = actix::spawn(async move { pending.wait(PATIENCE * 10, |s| s.applied_index > 1000).await });
+    assert!(raft.is_leader());
+    raft.shutdown().await;
+    assert!(!raft.is_leader());
+
+    let stopped = |result: Result<Status, WaitError>| match result {
+        Err(WaitError::Stopped(cause)) => assert_eq!(cause, "it was shut down"),
+        other => panic!("{other:?}"),
+    };
+    stopped(tokio::time::timeout(PATIENCE, pending).await.expect("the end ends every wait").unwrap());
+    stopped(raft.wait_for_leader(PATIENCE).await);
+    stopped(raft.wait_applied(0, PATIENCE).await);
+    stopped(raft.wait(PATIENCE, |_| true).await);
+    let status = raft.status();
+    assert_eq!((status.leader, status.role), (None, Role::Follower), "who has stopped leads nobody");
+    assert_eq!(raft.ready().await.unwrap_err().code(), "stopped");
+
+    let error = raft.events(0).await.map(|_| ()).unwrap_err();
+    assert_eq!(error, SubscribeError::Stopped { cause: "it was shut down".into() });
+    let error = raft.take_snapshot().await.unwrap_err();
+    assert_eq!(error, TakeSnapshotError::Stopped { cause: "it was shut down".into() });
+    let ends = async {
+        while events.next().await.is_some() {}
+        let mut last = None;
+        while let Some(status) = statuses.next().await {
+            last = Some(status);
+        }
+        last.expect("a status").stopped
+    };
+    assert_eq!(tokio::time::timeout(PATIENCE, ends).await.expect("streams end").as_deref(), Some("it was shut down"));
+}
+
+#[actix::test]
+async fn a_node_says_whether_it_is_ready_and_shows_how_it_is() {
+    let (network, disks) = (MemoryNetwork::new(), Default::default());
+    let waiting = start(&network, 9, &MemoryDisk::new(), Bootstrap::Wait).await;
+    let not_ready = waiting.ready().await.unwrap_err();
+    assert_eq!((not_ready.reason(), not_ready.code()), (Some(Reason::NotAMember), "not_a_member"));
+
+    let [leader, follower, _other] = three(&network, &disks).await;
+    let applied = leader.propose(1).await.unwrap().index;
+    assert!(follower.ready().await.unwrap() >= applied);
+    assert_eq!((leader.is_leader(), follower.is_leader()), (true, false));
+    assert_eq!([leader.id(), follower.id()], [leader.status().id, follower.status().id]);
+
+    let mut statuses = follower.watch_status();
+    let first = statuses.next().await.unwrap();
+    assert_eq!(first.id, follower.id(), "the present comes first");
+    let applied = leader.propose(1).await.unwrap().index;
+    let seen = async {
+        loop {
+            let status = statuses.next().await.expect("it runs");
+            if status.applied_index >= applied {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, seen).await.expect("what changes is shown");
+
+    // Alone it cannot do anything for anybody, and knows why.
+    network.isolate(follower.id());
+    let alone = async {
+        loop {
+            match follower.ready().await {
+                Ok(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+                Err(not_ready) => return not_ready,
+            }
+        }
+    };
+    let not_ready = tokio::time::timeout(PATIENCE, alone).await.expect("it finds out");
+    assert_eq!(not_ready.http_status(), 503);
+    assert!(!not_ready.to_string().is_empty());
+}
+
+#[actix::test]
+async fn a_member_that_was_removed_leaves_the_peers() {
+    let (network, disks) = (MemoryNetwork::new(), Default::default());
+    let [leader, follower, other] = three(&network, &disks).await;
+    let gone = other.id();
+    follower.change_within(ConfChange::Remove(gone), PATIENCE).await.unwrap();
+    for node in [&leader, &follower] {
+        let status = node.wait(PATIENCE, |s| !s.peers.contains_key(&gone)).await.unwrap();
+        assert_eq!(status.peers.len(), 1, "{:?}", status.peers);
+    }
+}
+
+#[actix::test]
+async fn a_disk_in_memory_outlives_its_node() {
+    let disk = MemoryDisk::new();
+    for round in 1..=3 {
+        let builder = RaftSystem::<Sum>::builder(1).network(Network::Memory(MemoryNetwork::new()));
+        let builder = builder.storage(Storage::MemoryDisk(disk.clone())).bootstrap(founders(1)).configure(quick);
+        let raft = builder.start().await.unwrap();
+        raft.wait_for_leader(PATIENCE).await.unwrap();
+        assert_eq!(raft.propose(1).await.unwrap().response, round);
+        raft.take_snapshot().await.unwrap();
+        raft.shutdown().await;
+    }
+}
