@@ -44,6 +44,9 @@ pub const CHUNK_BYTES: usize = 256 << 10;
 /// The hash at the end.
 pub const HASH_BYTES: u64 = 32;
 
+/// No honest index or term comes near this; additions cannot overflow below it.
+const ABSURD: u64 = 1 << 62;
+
 const MAGIC: &[u8; 16] = b"actorum snapshot";
 /// Magic, format, header length, header CRC.
 const FIXED_BYTES: usize = 28;
@@ -341,6 +344,10 @@ impl<R: Read> Reader<R> {
             machine::decode(&header).map_err(|error| FileError::damaged("the header", error.to_string()))?;
         if read.cluster != read.system.cluster {
             return Err(FileError::damaged("the header", "it names two clusters"));
+        }
+        // What counts on from these, in a restore from a file of anybody's making, must not overflow.
+        if read.index >= ABSURD || read.term >= ABSURD {
+            return Err(FileError::damaged("the header", "its index or term is beyond all plausibility"));
         }
         if read.conf != read.system.membership.conf_state() {
             return Err(FileError::damaged("the header", "its configuration is not that of its members"));

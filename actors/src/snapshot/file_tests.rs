@@ -238,3 +238,14 @@ proptest! {
         prop_assert!(Reader::begin(Cursor::new(file)).and_then(Reader::verify).is_err());
     }
 }
+
+/// A whole and sound file of somebody's making: its checksums match, and what it says cannot be counted on from.
+#[test]
+fn an_index_beyond_all_plausibility_is_refused_by_name() {
+    for (index, term) in [(u64::MAX, 2), (9, u64::MAX), (ABSURD, 2), (9, ABSURD)] {
+        let header = Header::new(index, term, founded(), BTreeMap::new());
+        let (bytes, _) = Writer::begin(Vec::new(), &header).unwrap().finish().unwrap();
+        let error = Reader::begin(&bytes[..]).map(|_| ()).expect_err("it is bad").to_string();
+        assert!(error.contains("beyond all plausibility"), "{error}");
+    }
+}
