@@ -502,9 +502,9 @@ fn never_if_zero(bound: u64) -> u64 {
     if bound == 0 { u64::MAX } else { bound }
 }
 
-/// Tickets for what peers ask: their requests hold admission here as those of clients do.
+/// Tickets for what peers ask: their requests hold admission here as those of clients do, in a share of their own.
 fn admit<S: StateMachine>(admission: Arc<Admission>) -> core::Admit<Slot<S>> {
-    Box::new(move |responder: Responder, bytes| match admission.try_admit(bytes) {
+    Box::new(move |responder: Responder, bytes| match admission.try_admit_forwarded(bytes) {
         Ok(permit) => Ok(Slot::remote(responder, permit)),
         Err(Denied::Busy { .. }) => Err((responder, Refusal::Busy)),
         Err(Denied::Closed { cause }) => Err((responder, Refusal::Stopped { cause })),

@@ -22,10 +22,11 @@ pub struct Config {
     pub election_ms: u64,
     /// The deadline of a proposal, read or change that names none, in milliseconds. Default 5000.
     pub deadline_ms: u64,
-    /// How many requests may be in flight on this node. At the bound the next is answered `Busy`. Default 65,536.
+    /// How many requests may be in flight on this node. At the bound the next is answered `Busy`. Default 65,536. What peers forward has
+    /// half as many places of its own.
     pub max_in_flight: usize,
     /// How many bytes of commands may be in flight on this node. At the bound the next is answered `Busy`.
-    /// Default 256 MiB.
+    /// Default 256 MiB. What peers forward has half as many of its own.
     pub max_in_flight_bytes: usize,
     /// How large one encoded command may be, in bytes. Larger is answered `TooLarge`. Default 4 MiB, at most 48 MiB.
     pub max_entry_bytes: usize,
@@ -97,7 +98,8 @@ pub struct Config {
     /// is lost with its connection is asked for again, as a whole.
     pub snapshot_piece_bytes: u32,
     /// How long a snapshot on its way may stand still before it counts as lost and is offered again, in milliseconds.
-    /// Default 10,000. What came stays and is gone on from. There is no bound on the whole.
+    /// Default 10,000. What came stays and is gone on from. There is no bound on the whole. A receiver that checks or restores what it
+    /// has may go without reading or writing a byte for six times as long.
     pub snapshot_patience_ms: u64,
     /// How far a calendar clock may be from the median of the voters' before it is warned of, in milliseconds. Default 500; at least 1.
     ///

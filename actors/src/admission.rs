@@ -9,7 +9,8 @@
 //! This is the one bound in front of every mailbox: a request holds its permit from the caller's thread until
 //! its answer, so what waits in the core, in the log writer, in the applier or for a leader is counted here.
 //! At the bound the next request is answered `Busy`; nothing waits for admission. What a peer forwards holds
-//! a permit on both nodes: where its client waits and where it is proposed.
+//! a permit on both nodes: where its client waits and where it is proposed. There it is counted apart from this node's own clients,
+//! within bounds half as large: neither can take the other's places.
 //!
 //! It also keeps the cause of the stop, so that every slot dropped later can say why.
 
@@ -36,11 +37,25 @@ pub struct Admission {
     failed: AtomicU64,
 }
 
+/// Whose request it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Of {
+    Clients,
+    Peers,
+}
+
+/// Requests in flight, and the bytes they hold.
+#[derive(Clone, Copy, Debug, Default)]
+struct Share {
+    count: usize,
+    bytes: usize,
+}
+
 /// What is inside the gate.
 #[derive(Debug, Default)]
 struct Inside {
-    count: usize,
-    bytes: usize,
+    clients: Share,
+    peers: Share,
     /// Why nothing is admitted any more.
     closed: Option<String>,
 }
@@ -102,18 +117,34 @@ impl Admission {
         })
     }
 
-    /// Admits a request of this size, or says at once why not.
+    /// Admits a request of a client of this node and of this size, or says at once why not.
     pub fn try_admit(self: &Arc<Self>, bytes: usize) -> Result<Permit, Denied> {
+        self.admit(Of::Clients, bytes)
+    }
+
+    /// The same for what a peer forwards: bounded apart, by half as many requests and bytes. One request always fits.
+    pub fn try_admit_forwarded(self: &Arc<Self>, bytes: usize) -> Result<Permit, Denied> {
+        self.admit(Of::Peers, bytes)
+    }
+
+    fn admit(self: &Arc<Self>, of: Of, bytes: usize) -> Result<Permit, Denied> {
         let mut inside = self.inside();
         if let Some(cause) = &inside.closed {
             return Err(Denied::Closed { cause: cause.clone() });
         }
-        if inside.count >= self.max_count || inside.bytes.saturating_add(bytes) > self.max_bytes {
-            return Err(Denied::Busy { in_flight: inside.count, bytes: inside.bytes });
+        let (max_count, max_bytes) = match of {
+            Of::Clients => (self.max_count, self.max_bytes),
+            Of::Peers => (self.max_count.div_ceil(2), self.max_bytes / 2),
+        };
+        let share = inside.share(of);
+        // A peer's request is no larger than an entry, which fits the whole bound, if not half of it.
+        let alone = of == Of::Peers && share.count == 0 && bytes <= self.max_bytes;
+        if share.count >= max_count || (share.bytes.saturating_add(bytes) > max_bytes && !alone) {
+            return Err(Denied::Busy { in_flight: share.count, bytes: share.bytes });
         }
-        inside.count += 1;
-        inside.bytes += bytes;
-        Ok(Permit { admission: self.clone(), bytes })
+        share.count += 1;
+        share.bytes += bytes;
+        Ok(Permit { admission: self.clone(), of, bytes })
     }
 
     /// From now on nothing is admitted. The first cause stands.
@@ -126,10 +157,10 @@ impl Admission {
         self.inside().closed.clone()
     }
 
-    /// Requests in flight, and the bytes they hold.
+    /// Requests of this node's clients in flight, and the bytes they hold.
     pub fn in_flight(&self) -> (usize, usize) {
-        let inside = self.inside();
-        (inside.count, inside.bytes)
+        let Share { count, bytes } = self.inside().clients;
+        (count, bytes)
     }
 
     /// Proposals answered with a response and with an error, since the start.
@@ -145,7 +176,7 @@ impl Admission {
                 let emptied = self.emptied.notified();
                 tokio::pin!(emptied);
                 emptied.as_mut().enable();
-                if self.in_flight().0 == 0 {
+                if self.inside().is_empty() {
                     return;
                 }
                 emptied.await;
@@ -165,10 +196,24 @@ impl Admission {
     }
 }
 
+impl Inside {
+    fn share(&mut self, of: Of) -> &mut Share {
+        match of {
+            Of::Clients => &mut self.clients,
+            Of::Peers => &mut self.peers,
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.clients.count == 0 && self.peers.count == 0
+    }
+}
+
 /// The right to be in flight. Dropping it gives the place to another request.
 #[derive(Debug)]
 pub struct Permit {
     admission: Arc<Admission>,
+    of: Of,
     bytes: usize,
 }
 
@@ -187,9 +232,10 @@ impl Permit {
 impl Drop for Permit {
     fn drop(&mut self) {
         let mut inside = self.admission.inside();
-        inside.count -= 1;
-        inside.bytes -= self.bytes;
-        if inside.count == 0 {
+        let share = inside.share(self.of);
+        share.count -= 1;
+        share.bytes -= self.bytes;
+        if inside.is_empty() {
             drop(inside);
             self.admission.emptied.notify_waiters();
         }
@@ -210,6 +256,24 @@ mod tests {
         drop(first);
         assert_eq!(admission.in_flight(), (1, 40));
         admission.try_admit(60).unwrap();
+    }
+
+    /// Clients that take all places leave those of peers, and the other way round.
+    #[test]
+    fn peers_have_a_share_of_their_own() {
+        let admission = Admission::new(4, 100);
+        let clients: Vec<_> = (0..4).map(|_| admission.try_admit(25).unwrap()).collect();
+        assert!(admission.try_admit(0).is_err());
+        let first = admission.try_admit_forwarded(25).unwrap();
+        let _second = admission.try_admit_forwarded(25).unwrap();
+        assert_eq!(admission.try_admit_forwarded(0).unwrap_err(), Denied::Busy { in_flight: 2, bytes: 50 });
+        drop(clients);
+        assert_eq!(admission.in_flight(), (0, 0));
+        let _clients: Vec<_> = (0..4).map(|_| admission.try_admit(25).unwrap()).collect();
+        drop(first);
+        assert!(admission.try_admit_forwarded(26).is_err(), "over half of the bytes");
+        drop(_second);
+        admission.try_admit_forwarded(100).expect("one always fits");
     }
 
     #[test]

@@ -194,7 +194,9 @@ impl<T: Ticket> RaftCore<T> {
             let apply = &mut apply.iter().map(|committed| &committed.entry);
             let restore = restore.as_ref().map(|snapshot| (snapshot.index, snapshot.term));
             let sends = || self.consensus.sends();
-            witness.drained(Drained { glance, append, transmit, apply, restore, voters: &voters, sends: &sends });
+            let low_space = self.consensus.is_low_on_space();
+            let (voters, sends) = (&voters, &sends);
+            witness.drained(Drained { glance, append, transmit, apply, restore, voters, sends, low_space });
         }
         let Effects {
             append,

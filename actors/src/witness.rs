@@ -42,6 +42,8 @@ pub struct Drained<'a> {
     pub voters: &'a dyn Fn() -> Vec<NodeId>,
     /// Says to whom a leader is sending a snapshot, and of which index.
     pub sends: &'a dyn Fn() -> Vec<(NodeId, u64)>,
+    /// Whether it was told that its disk is low on space.
+    pub low_space: bool,
 }
 
 /// Watches a core.

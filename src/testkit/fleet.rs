@@ -439,13 +439,14 @@ impl Witness for Watcher {
         if self.strings.is_cut() {
             return;
         }
-        let Drained { glance, append, transmit, apply, restore, voters, sends } = drained;
+        let Drained { glance, append, transmit, apply, restore, voters, sends, low_space } = drained;
         let apply: Vec<_> = apply.collect();
         let idle = append.is_empty() && transmit.is_empty() && apply.is_empty() && restore.is_none();
         if idle && self.world.stands(self.node, glance) {
             return;
         }
-        let decided = Decided { glance, append, transmit, apply, restore, voters: voters(), sends: sends() };
+        let (voters, sends) = (voters(), sends());
+        let decided = Decided { glance, append, transmit, apply, restore, voters, sends, low_space };
         self.world.saw(Event::Drained { node: self.node, drained: &decided });
     }
 }

@@ -115,7 +115,7 @@ impl<S: StateMachine> Simulation<S> {
             // Small, so that snapshots are built, sent in pieces and installed in a run of seconds.
             snapshot_entries: 50,
             log_keep_entries: 20,
-            log_hold_bytes: 0,
+            log_hold_bytes: 64 << 10,
             snapshot_patience_ms: 2000,
             snapshot_piece_bytes: 256,
             ..Config::default()

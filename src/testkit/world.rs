@@ -109,6 +109,8 @@ pub(crate) struct Decided<'a> {
     pub voters: Vec<NodeId>,
     /// To whom it is sending a snapshot, and of which index.
     pub sends: Vec<(NodeId, u64)>,
+    /// Whether it was told that its disk is low on space.
+    pub low_space: bool,
 }
 
 /// An entry by its position: its term, what it says, and whether it changes the configuration.

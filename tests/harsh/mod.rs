@@ -19,7 +19,7 @@ pub fn simulation(seed: u64) -> Simulation<Kv> {
     // hundred bytes.
     let entries = [10, 10, 40, 0][dice.below(4) as usize];
     let keep = [0, 3, 20][dice.below(3) as usize];
-    let hold = [0, 0, 1 << 20][dice.below(3) as usize];
+    let hold = [20_000, 1 << 20, 1 << 20][dice.below(3) as usize];
     let rate = [0, 500, 500, 2000][dice.below(4) as usize];
     let (sends, piece) = (dice.between(1, 2) as usize, [64, 64, 200][dice.below(3) as usize]);
     let patience = [1500, 4000][dice.below(2) as usize];

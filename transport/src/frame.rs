@@ -474,7 +474,11 @@ mod tests {
         let file = (any::<u64>(), any::<[u8; 32]>()).prop_map(|(bytes, hash)| SnapshotFile { bytes, hash });
         let read = (file.clone(), any::<[u64; 2]>(), any::<u32>())
             .prop_map(|(file, [index, offset], max)| SnapshotRequest::Read { file, index, offset, max });
-        let working = (file.clone(), any::<u64>()).prop_map(|(file, index)| SnapshotRequest::Working { file, index });
+        let working = (file.clone(), any::<u64>()).prop_map(|(file, index)| SnapshotRequest::Working {
+            file,
+            index,
+            progress: (index % 2 == 0).then_some(index / 2),
+        });
         let gave_up = (file, any::<u64>(), ".{0,20}").prop_map(|(file, index, cause)| SnapshotRequest::GaveUp {
             file,
             index,

@@ -527,6 +527,10 @@ pub enum SnapshotRequest {
         file: SnapshotFile,
         /// The index that the snapshot covers.
         index: u64,
+        /// Bytes of it that were written, checked or restored since the start of the receiver; it grows while that goes on. `None`
+        /// from the first version.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        progress: Option<u64>,
     },
     /// "I cannot use it now."
     GaveUp {

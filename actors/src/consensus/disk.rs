@@ -117,9 +117,10 @@ impl<T> Consensus<T> {
         }
     }
 
-    /// Whether this node may seek an office or be given one.
+    /// Whether this node may campaign or be given leadership. A node that restores a snapshot could serve nobody until its state is
+    /// there; it votes all the same.
     pub(super) fn may_lead(&self) -> bool {
-        self.disk.suspicion.is_none()
+        self.disk.suspicion.is_none() && self.snapshots.restoring.is_none()
     }
 
     /// Whether an office may be handed to it. Low on space it would only hand it on.

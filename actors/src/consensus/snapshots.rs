@@ -10,8 +10,9 @@
 //! ```
 //!
 //! What is never cut off: what is not applied, what the older kept snapshot does not cover (should the newest one's file turn out
-//! damaged, the older one and the log after it take its place), and what follows a snapshot that is being sent: its receiver needs
-//! the log from there. Short of that a window is kept for followers that are behind, and for those that live a longer one.
+//! damaged, the older one and the log after it take its place). Short of that a window is kept for followers that are behind, and a
+//! longer one (`log_hold_bytes`, while the disk has room) for those that live and for what follows a snapshot that is being sent:
+//! its receiver needs the log from there.
 //!
 //! Where the disk is short of room a snapshot is built sooner, stands alone, and the log is cut right behind it; where space is low even
 //! what is being sent is let go: its receiver is offered the newest.
@@ -145,7 +146,7 @@ impl<T> Consensus<T> {
         }
         // At most two: the newest, and one that stands in for it. That is the one before, unless an earlier one is being
         // sent, which its receiver would have to begin anew without.
-        let sent = self.oldest_sent().unwrap_or(newest);
+        let sent = self.oldest_held().unwrap_or(newest);
         let stands_in = view.snapshots().iter().find(|kept| kept.index >= sent).or(view.newest()).cloned();
         // Where room is short the newest stands alone, and the log is cut behind it.
         let stands_in = stands_in.filter(|older| !self.disk.is_short() || self.is_sent(older.index));
@@ -186,7 +187,7 @@ impl<T> Consensus<T> {
 
     /// Whether a snapshot is on its way to a peer, and there is room for that.
     fn is_sent(&self, index: u64) -> bool {
-        !self.disk.is_low() && self.oldest_sent() == Some(index)
+        self.oldest_held() == Some(index)
     }
 
     /// The last entry that nobody needs. See the file's head for who may.
@@ -198,8 +199,7 @@ impl<T> Consensus<T> {
         let window = by_count.max(view.index_within(self.settings.keep_bytes));
         // What is short of room keeps nothing for anybody; what is low on it lets a transfer begin anew.
         let window = if self.disk.is_short() { u64::MAX } else { window };
-        let sent = self.oldest_sent().filter(|_| !self.disk.is_low()).unwrap_or(u64::MAX);
-        let mut up_to = window.min(older.index).min(sent);
+        let mut up_to = window.min(older.index).min(self.oldest_held().unwrap_or(u64::MAX));
         if let Some(behind) = self.furthest_behind_alive()
             && !self.disk.is_short()
             && view.bytes_after(behind) <= self.settings.hold_bytes
@@ -209,10 +209,13 @@ impl<T> Consensus<T> {
         up_to.clamp(view.base(), self.raw.raft.raft_log.applied.max(view.base()))
     }
 
-    /// The oldest snapshot that is on its way to a peer.
-    fn oldest_sent(&self) -> Option<u64> {
-        let sent = self.snapshots.sending.values().map(|sending| sending.index).min();
-        sent.filter(|_| !planted::is(Planted::CompactedPastTransfer))
+    /// The oldest snapshot on its way to a peer that holds the log: only while what follows it is within the bound for followers that
+    /// are behind, and the disk has room. Without it the peer is sent another one after it.
+    fn oldest_held(&self) -> Option<u64> {
+        let (view, bound) = (self.raw.store(), self.settings.hold_bytes);
+        let sent = self.snapshots.sending.values().map(|sending| sending.index);
+        let held = sent.filter(|index| !self.disk.is_low() && view.bytes_after(*index) <= bound).min();
+        held.filter(|_| !planted::is(Planted::CompactedPastTransfer))
     }
 
     /// How far the live follower is that is furthest behind; only its leader knows.
@@ -286,6 +289,8 @@ impl<T> Consensus<T> {
     pub(super) fn restored(&mut self, index: u64) {
         if let Some((_, held)) = self.snapshots.restoring.take_if(|(at, _)| *at <= index) {
             self.transmit(held.into());
+            // The time it took is no reason to campaign at once.
+            self.raw.raft.election_elapsed = 0;
             // Not before: until the state is there, too, whoever sent it is told that this goes on.
             self.tell_kept();
         }

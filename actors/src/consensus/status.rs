@@ -75,6 +75,11 @@ impl<T> Consensus<T> {
         }
     }
 
+    /// Whether this core was told that its disk is low on space.
+    pub fn is_low_on_space(&self) -> bool {
+        self.disk.is_low()
+    }
+
     /// The voters of the configuration in force.
     pub fn voters(&self) -> Vec<NodeId> {
         let mut voters = self.raw.raft.prs().conf().to_conf_state().voters;

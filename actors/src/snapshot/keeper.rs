@@ -51,7 +51,7 @@ use crate::{
     system_state::SystemState,
 };
 use fetch::Fetching;
-use serve::Serving;
+use serve::{Serving, Worked};
 
 /// How long one piece may take before it is asked for again; half the patience if that is less.
 const PIECE_WITHIN: Duration = Duration::from_secs(5);
@@ -151,6 +151,8 @@ pub struct SnapshotKeeper {
     /// Counts questions: an answer to an earlier transfer's belongs to nobody.
     next_question: u64,
     serving: BTreeMap<NodeId, Serving>,
+    /// How far peers are that work on what they were sent; one for each peer that ever did.
+    working: BTreeMap<NodeId, Worked>,
     pace: Pace,
     status: watch::Sender<Snapshots>,
 }
@@ -197,6 +199,7 @@ impl SnapshotKeeper {
             signed: Duration::ZERO,
             next_question: 1,
             serving: BTreeMap::new(),
+            working: BTreeMap::new(),
             pace: Pace::default(),
             status,
         };

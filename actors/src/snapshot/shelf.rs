@@ -75,6 +75,8 @@ pub struct Shelf {
     left: Arc<AtomicU64>,
     /// What may be borrowed where there is no room beside those.
     reserve: Arc<OnceLock<Arc<Reserve>>>,
+    /// Bytes that were received, or read to be checked or restored.
+    progress: Arc<AtomicU64>,
 }
 
 /// What this process does with files, and no sweeping may disturb.
@@ -107,7 +109,8 @@ impl Shelf {
 
     /// The shelf over any folder of files.
     pub fn over(files: Arc<dyn Files>) -> Shelf {
-        Shelf { files, marks: Arc::default(), left: Arc::default(), reserve: Arc::default() }
+        let (marks, left, reserve, progress) = (Arc::default(), Arc::default(), Arc::default(), Arc::default());
+        Shelf { files, marks, left, reserve, progress }
     }
 
     /// Leaves so many bytes of the disk to the log, which cannot go on without: what would not fit beside them is not begun, and
@@ -152,7 +155,13 @@ impl Shelf {
 
     fn again(&self) -> Shelf {
         let (files, marks) = (self.files.clone(), self.marks.clone());
-        Shelf { files, marks, left: self.left.clone(), reserve: self.reserve.clone() }
+        let (left, reserve, progress) = (self.left.clone(), self.reserve.clone(), self.progress.clone());
+        Shelf { files, marks, left, reserve, progress }
+    }
+
+    /// Bytes of snapshots that were received, or read to be checked or restored, since the start: it grows while any of that goes on.
+    pub fn progress(&self) -> u64 {
+        self.progress.load(Ordering::Relaxed)
     }
 
     /// Whether a call may wait for a device.
@@ -327,7 +336,8 @@ impl Shelf {
         let doing = |error| failed(&format!("reading {name}"), error);
         let mut opened = self.files.open(name).map_err(doing)?;
         let ending = ending(&mut *opened).map_err(doing)?;
-        let reader = Reader::begin(BufReader::new(opened));
+        let counted = Counted { inner: opened, progress: self.progress.clone() };
+        let reader = Reader::begin(BufReader::new(counted));
         let reader = reader.map_err(|error| SnapshotError(format!("{name}: {error}")))?;
         let header = reader.header();
         let other = |what: &str, found: &dyn fmt::Display, expected: &dyn fmt::Display| {
@@ -475,7 +485,7 @@ impl Shelf {
     }
 }
 
-type FileReader = Reader<BufReader<Box<dyn Reading>>>;
+type FileReader = Reader<BufReader<Counted>>;
 
 /// A file that is being received. Dropped, it leaves what it has for the next attempt.
 pub struct Receiving {
@@ -526,6 +536,7 @@ impl Receiving {
         }
         self.offset += piece.len() as u64;
         self.unsynced += piece.len() as u64;
+        self.shelf.progress.fetch_add(piece.len() as u64, Ordering::Relaxed);
         if self.unsynced >= UNSYNCED_BYTES {
             self.unsynced = 0;
             if let Err(error) = file.sync() {
@@ -576,6 +587,20 @@ impl Receiving {
             true => Err(SnapshotError(format!("{}: it could not be written before: receive it anew", self.name))),
             false => Ok(()),
         }
+    }
+}
+
+/// A file whose bytes are counted as they are read.
+struct Counted {
+    inner: Box<dyn Reading>,
+    progress: Arc<AtomicU64>,
+}
+
+impl Read for Counted {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let read = self.inner.read(into)?;
+        self.progress.fetch_add(read as u64, Ordering::Relaxed);
+        Ok(read)
     }
 }
 

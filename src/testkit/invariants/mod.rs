@@ -51,7 +51,7 @@ pub(crate) fn all(bounds: &Config) -> Vec<Box<dyn Invariant>> {
         Box::new(durable_before_said::DurableBeforeSaid),
         Box::<acknowledged_stays::AcknowledgedStays>::default(),
         Box::<restored_is_applied::RestoredIsApplied>::default(),
-        Box::new(cut_is_covered::CutIsCovered),
+        Box::new(cut_is_covered::CutIsCovered { holds: bounds.log_hold_bytes >= 1 << 20 }),
         Box::<no_silent_gap::NoSilentGap>::default(),
         Box::<rejected_nowhere::RejectedNowhere>::default(),
         Box::<every_request_ends::EveryRequestEnds>::default(),

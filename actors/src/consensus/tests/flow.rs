@@ -5,7 +5,7 @@ use std::time::Duration;
 use actorum_transport::wire::NodeId;
 
 use super::cluster::{Cluster, TICK};
-use crate::status::Role;
+use crate::{message::Room, status::Role};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -218,4 +218,129 @@ fn an_entry_counts_for_more_than_its_payload() {
     let status = cluster.core(1).status();
     assert!(status.tail_bytes <= 2100, "{} bytes in memory", status.tail_bytes);
     assert!(!cluster.checks.rejected.is_empty());
+}
+
+/// Three nodes, of which the third was away until the log no longer reached back to what it holds; it is fetching a snapshot.
+fn one_fetches(hold_bytes: u64) -> Cluster {
+    let mut cluster = Cluster::new(1);
+    (cluster.snapshot_entries, cluster.hold_bytes, cluster.keep_entries) = (100, hold_bytes, 0);
+    cluster.found(&[1, 2, 3]);
+    (1..=3).for_each(|id| cluster.start(id, None));
+    elect(&mut cluster, 1);
+    cluster.crash(3);
+    // Until the leader no longer counts it among the living, for which it would hold the log.
+    for _ in 0..25 {
+        tick(&mut cluster, 1);
+        settle(&mut cluster);
+    }
+    for round in 0..2 {
+        grow(&mut cluster, &format!("r{round}"), 5);
+        build(&mut cluster);
+    }
+    cluster.start(3, None);
+    cluster.core(1).unreachable(3);
+    for _ in 0..3 {
+        tick(&mut cluster, 1);
+        settle(&mut cluster);
+    }
+    assert_eq!(cluster.core(1).sends().len(), 1, "n3 is sent a snapshot");
+    cluster
+}
+
+fn grow(cluster: &mut Cluster, name: &str, entries: usize) {
+    for n in 0..entries {
+        cluster.propose(1, &format!("{name}-{n}"), HOUR);
+        cluster.drain(1);
+        settle(cluster);
+    }
+}
+
+fn build(cluster: &mut Cluster) {
+    cluster.built(1);
+    cluster.drain(1);
+    settle(cluster);
+}
+
+fn first_index(cluster: &mut Cluster) -> u64 {
+    cluster.core(1).status().first_index
+}
+
+fn fetched(cluster: &mut Cluster) {
+    let (_, snapshot) = cluster.wanted(3).unwrap();
+    cluster.nodes.get_mut(&3).unwrap().fetching = None;
+    cluster.core(3).snapshot_fetched(&snapshot, Ok(()));
+    cluster.drain(3);
+    settle(cluster);
+}
+
+/// A snapshot on its way holds the log behind it, but not more of it than for any follower that is behind, nor on a disk without room.
+#[test]
+fn a_transfer_holds_the_log_within_its_bound_and_while_there_is_room() {
+    let mut cluster = one_fetches(1000);
+    let sent = cluster.core(1).sends()[0].1;
+    for round in 0..2 {
+        grow(&mut cluster, &format!("held{round}"), 3);
+        build(&mut cluster);
+    }
+    assert_eq!(first_index(&mut cluster), sent + 1, "all that follows it is there");
+    grow(&mut cluster, "low", 3);
+    cluster.core(1).disk_space(Room::low(true));
+    build(&mut cluster);
+    assert!(first_index(&mut cluster) > sent + 1, "the log is cut where the disk has no room");
+
+    let mut cluster = one_fetches(1000);
+    let sent = cluster.core(1).sends()[0].1;
+    for round in 0..8 {
+        grow(&mut cluster, &format!("more{round}"), 5);
+        build(&mut cluster);
+    }
+    assert!(first_index(&mut cluster) > sent + 1, "the log is cut where more would follow than is held for anybody");
+    // Its receiver is sent another one after it, and gets there.
+    for _ in 0..6 {
+        if cluster.wanted(3).is_ok() {
+            fetched(&mut cluster);
+        }
+        for _ in 0..15 {
+            tick(&mut cluster, 1);
+            settle(&mut cluster);
+        }
+    }
+    assert_eq!(cluster.core(3).status().applied_index, cluster.core(1).status().last_index);
+}
+
+/// A node whose state machine is still being restored does not campaign, not even when it is told to; it votes.
+#[test]
+fn who_restores_votes_and_does_not_lead() {
+    let mut cluster = one_fetches(1 << 20);
+    cluster.nodes.get_mut(&3).unwrap().apply_auto = false;
+    fetched(&mut cluster);
+    assert_eq!(cluster.core(3).status().applied_index, cluster.core(3).status().snapshot_index);
+    // The leader is gone, and the third hears from nobody for many election timeouts.
+    cluster.crash(1);
+    for _ in 0..100 {
+        tick(&mut cluster, 3);
+        assert_eq!(cluster.core(3).role(), Role::Follower, "it restores");
+    }
+    cluster.core(3).campaign();
+    cluster.drain(3);
+    assert_eq!(cluster.core(3).role(), Role::Follower, "it restores");
+    cluster.links.clear();
+    // The second has waited as long, and gets its vote.
+    for _ in 0..40 {
+        tick(&mut cluster, 2);
+        settle(&mut cluster);
+        if cluster.core(2).role() == Role::Leader {
+            break;
+        }
+    }
+    assert_eq!(cluster.core(2).role(), Role::Leader, "by the vote of the one that restores");
+    // Once it is restored it seeks leadership like anybody else.
+    cluster.nodes.get_mut(&3).unwrap().apply_auto = true;
+    cluster.apply(3);
+    settle(&mut cluster);
+    cluster.crash(2);
+    for _ in 0..100 {
+        tick(&mut cluster, 3);
+    }
+    assert_ne!(cluster.core(3).role(), Role::Follower);
 }

@@ -286,7 +286,7 @@ impl SnapshotKeeper {
             id: 0,
             group: self.group,
             to,
-            request: Request::Snapshot(SnapshotRequest::Working { file, index }),
+            request: Request::Snapshot(SnapshotRequest::Working { file, index, progress: Some(self.shelf.progress()) }),
             timeout: PIECE_WITHIN,
             reply_to: ctx.address().downgrade().recipient(),
         });

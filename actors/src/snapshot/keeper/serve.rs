@@ -18,6 +18,26 @@ pub(super) struct Serving {
     heard: Duration,
 }
 
+/// For how many patiences a peer may work on what it has without a byte of progress: what a state machine does with the last
+/// of them is not counted.
+const SILENT_PATIENCES: u32 = 6;
+
+/// What a peer last said of its work on a snapshot.
+pub(super) struct Worked {
+    index: u64,
+    progress: u64,
+    since: Duration,
+}
+
+impl Worked {
+    fn gets_on(&mut self, index: u64, progress: u64, now: Duration, patience: Duration) -> bool {
+        if self.index != index || self.progress != progress {
+            *self = Worked { index, progress, since: now };
+        }
+        now.saturating_sub(self.since) <= patience.saturating_mul(SILENT_PATIENCES)
+    }
+}
+
 /// Bytes that a peer asked for.
 #[derive(Clone, Copy)]
 struct Wanted {
@@ -51,8 +71,10 @@ impl SnapshotKeeper {
                 responder.answer(Response::Noted);
                 self.check(index, ctx);
             }
-            SnapshotRequest::Working { index, .. } => {
-                self.tell(peer, index, None);
+            SnapshotRequest::Working { index, progress, .. } => {
+                if self.gets_on(peer, index, progress, now) {
+                    self.tell(peer, index, None);
+                }
                 responder.answer(Response::Noted);
             }
             SnapshotRequest::Read { file, index, offset, .. } if offset > file.bytes => {
@@ -86,6 +108,19 @@ impl SnapshotKeeper {
                 ctx.run_later(wait, move |keeper, ctx| keeper.send(wanted, responder, ctx));
             }
         }
+    }
+
+    /// Whether a peer that says it works on a snapshot does: what it has done grows, or grew not long ago. A receiver whose disk or
+    /// machine hangs says that it works for ever.
+    fn gets_on(&mut self, peer: NodeId, index: u64, progress: Option<u64>, now: Duration) -> bool {
+        // The first version does not say how far it is.
+        let Some(progress) = progress else { return true };
+        let worked = self.working.entry(peer).or_insert(Worked { index, progress, since: now });
+        let gets_on = worked.gets_on(index, progress, now, self.bounds.patience);
+        if !gets_on {
+            tracing::debug!(peer, index, progress, "a peer works on a snapshot and gets no further");
+        }
+        gets_on
     }
 
     fn send(&mut self, wanted: Wanted, responder: Responder, ctx: &mut Context<Self>) {
@@ -128,5 +163,24 @@ impl Handler<Asked> for SnapshotKeeper {
                 responder.answer(Response::Refused(Refusal::Invalid { cause }));
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What grows may take for ever; what does not grow any more counts for six patiences.
+    #[test]
+    fn who_works_must_get_on() {
+        let (second, patience) = (Duration::from_secs(1), Duration::from_secs(10));
+        let mut worked = Worked { index: 5, progress: 0, since: Duration::ZERO };
+        for n in 1..1000 {
+            assert!(worked.gets_on(5, n.into(), second * 50 * n, patience));
+        }
+        let hung = second * 50 * 999;
+        assert!(worked.gets_on(5, 999, hung + second * 60, patience));
+        assert!(!worked.gets_on(5, 999, hung + second * 61, patience));
+        assert!(worked.gets_on(6, 999, hung + second * 62, patience), "another snapshot is another beginning");
     }
 }
