@@ -16,11 +16,13 @@ use actorum_actors::{
     clock_offsets::calendar_us,
     condition::{Condition, Reason},
     consensus::CoreStatus,
+    consistency::{self, ConsistencyStatus, Side},
     log::store::LogReader,
     log_writer::LogWriterStatus,
     membership::MembershipStatus,
     status::{
-        CertificateEnd, ClockStatus, Disk, DiskState, Formed, PeerProgress, Queues, Role, Snapshots, Status, Totals,
+        CertificateEnd, ClockStatus, Disk, DiskState, Dispute, Divergence, DivergenceSide, Formed, PeerProgress,
+        Queues, Role, Snapshots, StateHash, Status, Totals,
     },
 };
 use actorum_transport::{
@@ -66,6 +68,7 @@ pub(crate) struct Board {
     pub network: watch::Receiver<TransportStatus>,
     pub members: watch::Receiver<MembershipStatus>,
     pub snapshots: watch::Receiver<Snapshots>,
+    pub consistency: watch::Receiver<ConsistencyStatus>,
     pub life: watch::Receiver<Life>,
     pub clock: Arc<dyn Clock>,
     /// The files of this node's certificates and when they end, in seconds since 1970.
@@ -137,6 +140,18 @@ impl Board {
             messages_dropped: network.peers.values().map(|peer| peer.dropped).sum(),
             largest_frame_bytes: network.largest_frame,
         };
+        let consistency = self.consistency.borrow().clone();
+        status.state_hash = consistency.mark.and_then(|mark| {
+            let actorum_transport::marks::StateHash { since, value } = mark.state?;
+            Some(StateHash { index: mark.index, since, value: value.to_string() })
+        });
+        status.divergence = consistency.state.map(divergence);
+        status.answer_divergence = consistency.answers.map(divergence);
+        let dispute = |(id, dispute): (&NodeId, &actorum_actors::consensus::Dispute)| {
+            let actorum_actors::consensus::Dispute { index, theirs, at, ours } = *dispute;
+            (*id, Dispute { index, their_term: theirs, at, our_term: ours })
+        };
+        status.disputes = core.disputes.iter().map(dispute).collect();
         status.disk_bytes = self.reader.disk_bytes();
         status.disk = disk(&core, &log);
         status.last_error = life.last_error.or(applier.last_error).or(log.failed).or(members.refused);
@@ -193,6 +208,7 @@ impl Board {
             changed = self.members.changed() => changed.is_ok() || self.life.changed().await.is_ok(),
             changed = self.snapshots.changed() => changed.is_ok() || self.life.changed().await.is_ok(),
             changed = self.network.changed() => changed.is_ok() || self.life.changed().await.is_ok(),
+            changed = self.consistency.changed() => changed.is_ok() || self.life.changed().await.is_ok(),
         }
     }
 
@@ -204,7 +220,20 @@ impl Board {
         self.members.mark_unchanged();
         self.snapshots.mark_unchanged();
         self.network.mark_unchanged();
+        self.consistency.mark_unchanged();
     }
+}
+
+/// What was found, as it is shown: hashes are no numbers anybody calculates with.
+fn divergence(found: consistency::Divergence) -> Divergence {
+    let consistency::Divergence { index, equal_until, values, side } = found;
+    let values = values.into_iter().map(|(id, value)| (id, value.to_string())).collect();
+    let side = match side {
+        Side::Majority => DivergenceSide::Majority,
+        Side::Minority => DivergenceSide::Minority,
+        Side::Undecided => DivergenceSide::Undecided,
+    };
+    Divergence { index, equal_until, values, side }
 }
 
 /// The disk as the core and the log writer see it.

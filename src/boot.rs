@@ -14,6 +14,7 @@ use actorum_actors::{
     admission::{Admission, Denied},
     applier::{Applier, ApplierConfig, ApplierLinks, ApplierStatus},
     consensus::{Consensus, CoreStatus, Settings, Start},
+    consistency::{self, AnswerCheck, ConsistencyChecker, ConsistencyStatus},
     core::{self, RaftCore},
     log::{
         directory,
@@ -26,7 +27,7 @@ use actorum_actors::{
     machine::StateMachine,
     membership::{self, Beginning, MembershipManager, MembershipStatus},
     message::Refusal,
-    replica::{Replayed, replay},
+    replica::{Hashes, Replayed, replay_hashing},
     slot::Slot,
     snapshot::{
         Shelf,
@@ -126,12 +127,18 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
         Network::Quic => Some(load_tls(id, tls).await?),
         Network::Memory(_) | Network::Custom(_) => None,
     };
+    let hashes = Hashes {
+        state: features.has(Feature::StateHashes),
+        answers: features.has(Feature::StateHashes) && config.answer_check != AnswerCheck::Off,
+    };
     let opened = match storage {
         // Its reader says so: a simulation must not wait for a thread that lives in another time.
-        Storage::Custom(store) if !store.reader().blocks() => open(id, Storage::Custom(store), &config, None, machine)?,
+        Storage::Custom(store) if !store.reader().blocks() => {
+            open(id, Storage::Custom(store), &config, None, hashes, machine)?
+        }
         storage => {
             let config = config.clone();
-            blocking(move || open(id, storage, &config, volume, machine)).await??
+            blocking(move || open(id, storage, &config, volume, hashes, machine)).await??
         }
     };
     let Opened { store, shelf, reader, identity, recovered, replayed } = opened;
@@ -166,8 +173,11 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
     let (core_shows, core_status) = watch::channel(CoreStatus::default());
     let (applier_shows, applier_status) = watch::channel(ApplierStatus::default());
     let (log_shows, log_status) = watch::channel(LogWriterStatus::default());
+    let checker_context = Context::<ConsistencyChecker>::new();
+    let checker_address = checker_context.address();
     let (members_show, members_status) = watch::channel(MembershipStatus::default());
     let (keeper_shows, keeper_status) = watch::channel(Snapshots::default());
+    let (consistency_shows, consistency_status) = watch::channel(ConsistencyStatus::default());
     let (network_shows, network_status) = watch::channel(TransportStatus::default());
     let (life_shows, life) = watch::channel(Life::default());
     let admission = Admission::new(config.max_in_flight, config.max_in_flight_bytes);
@@ -208,7 +218,12 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
     let applier_links = ApplierLinks {
         applied_to: core.clone().recipient(),
         frozen: keeper_address.downgrade().recipient(),
-        system_changed: vec![core.clone().recipient(), membership_address.downgrade().recipient()],
+        system_changed: vec![
+            core.clone().recipient(),
+            membership_address.downgrade().recipient(),
+            checker_address.downgrade().recipient(),
+        ],
+        marks: checker_address.downgrade().recipient(),
         failed: system.clone().recipient(),
     };
     let applier_config = ApplierConfig {
@@ -216,9 +231,25 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
         reader: reader.clone(),
         shelf: shelf.clone(),
         subscriber_bounds: BufferBounds { events: config.subscriber_buffer, bytes: config.subscriber_buffer_bytes },
+        mark_entries: config.mark_entries,
         admission: admission.clone(),
         status: applier_shows,
     };
+    let checker_start = consistency::Start {
+        id,
+        group: GROUP,
+        answers: config.answer_check,
+        membership: replayed.system.as_ref().map(|system| system.membership.clone()).unwrap_or_default(),
+        marks: replayed.marks.clone(),
+    };
+    let checker_links = consistency::Links {
+        ask: transport.ask.clone(),
+        propose: core_address.clone().recipient(),
+        failed: system.clone().recipient(),
+        status: consistency_shows,
+        witness: witness.clone(),
+    };
+    checker_context.run(ConsistencyChecker::new(checker_start, checker_links));
     let applier = Applier::new(applier_config, applier_links, replayed);
     let thread = (config.placement == Placement::Spread).then(Arbiter::new);
     let applier = match &thread {
@@ -258,6 +289,7 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
         leader_changed: vec![
             applier.downgrade().recipient(),
             membership_address.downgrade().recipient(),
+            checker_address.downgrade().recipient(),
             system.clone().recipient(),
         ],
         failed: system.clone().recipient(),
@@ -292,6 +324,7 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
             asked: core.clone().recipient(),
             formation: membership_address.downgrade().recipient(),
             snapshots: keeper_address.downgrade().recipient(),
+            marks: checker_address.downgrade().recipient(),
             unreachable: core.clone().recipient(),
             peer_up: membership_address.downgrade().recipient(),
             peer_refused: membership_address.downgrade().recipient(),
@@ -320,6 +353,7 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
             network: network_status,
             members: members_status,
             snapshots: keeper_status,
+            consistency: consistency_status,
             life,
             clock,
             certificates,
@@ -332,6 +366,7 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
         keeper: keeper_address,
         log,
         membership: membership_address,
+        checker: checker_address,
         transport,
         thread,
     };
@@ -415,6 +450,7 @@ fn open<S: StateMachine>(
     storage: Storage,
     config: &Config,
     volume: Option<u64>,
+    hashes: Hashes,
     machine: S,
 ) -> Result<Opened<S>, StartError> {
     let store: Box<dyn LogStore> = match storage {
@@ -430,7 +466,7 @@ fn open<S: StateMachine>(
     }
     let mut recovered = store.recover(GROUP)?;
     let shelf = store.shelf();
-    let replayed = replay(GROUP, &*reader, &recovered, &shelf, machine)?;
+    let replayed = replay_hashing(GROUP, &*reader, &recovered, &shelf, machine, hashes)?;
     // A damaged one counts for nothing from here on; its file goes with the next one that is built.
     recovered.snapshots = replayed.snapshots.clone();
     let swept = shelf.keep(&recovered.snapshots);

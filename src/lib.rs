@@ -30,6 +30,7 @@ pub mod testkit;
 pub use actorum_actors::{
     codes::ErrorCode,
     condition::{Condition, Reason, Severity},
+    consistency::AnswerCheck,
     event::{Event, Events},
     log::memory::MemoryDisk,
     machine::{self, ApplyContext, Frozen, MachineError, StateMachine},
@@ -39,8 +40,8 @@ pub use actorum_actors::{
     serde_snapshot,
     snapshot::keeper::Backup,
     status::{
-        CertificateEnd, ClockStatus, Disk, DiskState, Formed, PeerProgress, Queues, Role, SnapshotTaken, Snapshots,
-        Status, Totals, Transfer,
+        CertificateEnd, ClockStatus, Disk, DiskState, Dispute, Divergence, DivergenceSide, Formed, PeerProgress,
+        Queues, Role, SnapshotTaken, Snapshots, StateHash, Status, Totals, Transfer,
     },
 };
 pub use actorum_transport::{

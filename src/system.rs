@@ -19,6 +19,7 @@ use actix::prelude::*;
 use actorum_actors::{
     applier::{Applier, StopApplier},
     condition::Reason,
+    consistency::ConsistencyChecker,
     core::{RaftCore, Stop},
     log_writer::{CloseLog, LogWriter},
     machine::StateMachine,
@@ -78,6 +79,7 @@ pub(crate) struct Children<S: StateMachine> {
     pub keeper: Addr<SnapshotKeeper>,
     pub log: Addr<LogWriter>,
     pub membership: Addr<MembershipManager<Slot<S>>>,
+    pub checker: Addr<ConsistencyChecker>,
     pub transport: TransportHandle,
     /// The applier's thread, if it has one of its own.
     pub thread: Option<Arbiter>,
@@ -120,6 +122,7 @@ impl<S: StateMachine> RaftSystem<S> {
             ("keeper of snapshots", children.keeper.connected()),
             ("log writer", children.log.connected()),
             ("membership manager", children.membership.connected()),
+            ("consistency checker", children.checker.connected()),
             ("transport", children.transport.transmit.connected()),
         ];
         if let Some((name, _)) = gone.iter().find(|(_, lives)| !lives) {

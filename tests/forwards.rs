@@ -69,6 +69,7 @@ async fn only_commands_of_the_application_are_taken_from_a_peer() {
         asked: deaf.clone().recipient(),
         formation: deaf.clone().recipient(),
         snapshots: deaf.clone().recipient(),
+        marks: deaf.clone().recipient(),
         unreachable: deaf.clone().recipient(),
         peer_up: deaf.clone().recipient(),
         peer_refused: deaf.clone().recipient(),

@@ -34,8 +34,8 @@ use crate::{
     machine::{self, StateMachine},
     members::Membership,
     message::{
-        Answer, AppliedTo, Apply, Committed, Failed, Freeze, FrozenState, LeaderChanged, Refusal, Restore, ServeReads,
-        SystemChanged, Ticket, WriteSnapshot,
+        Answer, AppliedTo, Apply, Committed, Failed, Freeze, FrozenState, LeaderChanged, MarkEvent, Refusal, Restore,
+        ServeReads, SystemChanged, Ticket, WriteSnapshot,
     },
     replica::{Broken, Done, Replayed, Replica, caught},
     slot::Slot,
@@ -52,6 +52,8 @@ pub struct ApplierLinks {
     pub frozen: WeakRecipient<WriteSnapshot>,
     /// Whoever needs to know the members.
     pub system_changed: Vec<WeakRecipient<SystemChanged>>,
+    /// The consistency checker.
+    pub marks: WeakRecipient<MarkEvent>,
     /// The front door.
     pub failed: WeakRecipient<Failed>,
 }
@@ -66,6 +68,8 @@ pub struct ApplierConfig {
     pub shelf: Arc<Shelf>,
     /// How much may wait for one subscriber.
     pub subscriber_bounds: BufferBounds,
+    /// A mark is due when so many entries were applied since the last one.
+    pub mark_entries: u64,
     /// Closed by the applier when it breaks.
     pub admission: Arc<Admission>,
     /// Where its numbers appear.
@@ -99,6 +103,9 @@ pub struct Applier<S: StateMachine> {
     reads: BTreeMap<u64, Vec<Slot<S>>>,
     subscribers: Subscribers<S>,
     commands: u64,
+    mark_entries: u64,
+    /// The index of the last mark, or of the last word that one is due.
+    marked: u64,
     links: ApplierLinks,
     admission: Arc<Admission>,
     status: watch::Sender<ApplierStatus>,
@@ -108,15 +115,18 @@ pub struct Applier<S: StateMachine> {
 impl<S: StateMachine> Applier<S> {
     /// An applier of what [`replay`](crate::replica::replay) rebuilt.
     pub fn new(config: ApplierConfig, links: ApplierLinks, start: Replayed<S>) -> Applier<S> {
-        let ApplierConfig { group, reader, shelf, subscriber_bounds, admission, status } = config;
+        let ApplierConfig { group, reader, shelf, subscriber_bounds, mark_entries, admission, status } = config;
         let mut subscribers = Subscribers::new(group, reader, subscriber_bounds);
         subscribers.set_cluster(start.replica.system().map(|system| system.cluster));
+        let marked = start.marks.last().map_or(start.snapshot_index, |mark| mark.index);
         let applier = Applier {
             replica: Present(Some(start.replica)),
             shelf,
             reads: BTreeMap::new(),
             subscribers,
             commands: 0,
+            mark_entries,
+            marked,
             links,
             admission,
             status,
@@ -146,6 +156,11 @@ impl<S: StateMachine> Applier<S> {
                     slot.applied(index, term, response);
                 }
             }
+            Done::Mark { mark, restart } => {
+                drop(ticket.take());
+                self.marked = index;
+                self.tell_mark(MarkEvent::Applied { mark, restart });
+            }
             Done::System { changed } => self.system_applied(index, changed, ticket.take()),
         }
         Ok(())
@@ -171,6 +186,7 @@ impl<S: StateMachine> Applier<S> {
         }
         self.subscribers.set_cluster(self.replica.system().map(|system| system.cluster));
         self.subscribers.installed(index);
+        self.tell_mark(MarkEvent::Replaced);
         self.tell_system(index);
         self.report_applied();
     }
@@ -186,10 +202,26 @@ impl<S: StateMachine> Applier<S> {
         self.subscribers.event(&Event::MembershipChanged { index, membership: state.membership.clone() });
     }
 
+    fn tell_mark(&self, event: MarkEvent) {
+        if let Some(checker) = self.links.marks.upgrade() {
+            checker.do_send(event);
+        }
+    }
+
+    /// Once for so many entries: whoever leads proposes a mark, or the next one does.
+    fn mark_if_due(&mut self) {
+        let applied = self.replica.applied();
+        if self.mark_entries > 0 && applied.saturating_sub(self.marked) >= self.mark_entries {
+            self.marked = applied;
+            self.tell_mark(MarkEvent::Due);
+        }
+    }
+
     /// One report per batch, so the core's mailbox is bounded by the batches it handed out.
     fn report_applied(&mut self) {
         self.serve_due();
         self.publish();
+        self.mark_if_due();
         if let Some(core) = self.links.applied_to.upgrade() {
             core.do_send(AppliedTo { index: self.replica.applied() });
         }
@@ -473,6 +505,7 @@ mod tests {
             applied_to: core.downgrade().recipient(),
             frozen: core.downgrade().recipient(),
             system_changed: vec![core.downgrade().recipient()],
+            marks: core.downgrade().recipient(),
             failed: core.downgrade().recipient(),
         };
         let admission = Admission::new(100, 1000);
@@ -481,6 +514,7 @@ mod tests {
             reader: Arc::new(store.clone()),
             shelf: shelf.clone(),
             subscriber_bounds,
+            mark_entries: 0,
             admission: admission.clone(),
             status: watch::Sender::default(),
         };
@@ -660,6 +694,7 @@ mod tests {
             applied_to: core.downgrade().recipient(),
             frozen: core.downgrade().recipient(),
             system_changed: vec![core.downgrade().recipient()],
+            marks: core.downgrade().recipient(),
             failed: core.downgrade().recipient(),
         };
         let reader = Arc::new(TestStore::default());
@@ -670,6 +705,7 @@ mod tests {
             reader,
             shelf: Arc::new(Shelf::memory()),
             subscriber_bounds: BufferBounds { events: 8, bytes: usize::MAX },
+            mark_entries: 0,
             admission: Admission::new(1, 1),
             status: watch::Sender::default(),
         };

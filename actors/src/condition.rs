@@ -17,7 +17,7 @@ use std::{fmt, str::FromStr};
 use actorum_transport::wire::NodeId;
 use serde::{Deserialize, Serialize};
 
-use crate::status::{DiskState, Formed, Role, Status};
+use crate::status::{DiskState, Dispute, Divergence, DivergenceSide, Formed, Role, Status};
 
 /// A certificate that ends sooner than this is warned of.
 pub const CERTIFICATE_WARNING_DAYS: i64 = 30;
@@ -93,6 +93,8 @@ reasons! {
     DataDirectoryMissing "data_directory_missing" only_when_stopped;
     /// Its peers refuse to speak with it.
     RefusedByPeers "refused_by_peers" refused_by_peers;
+    /// It has another history than the rest of the cluster, or other members have, and nobody can tell who is wrong.
+    Diverged "diverged" diverged;
     /// Its disk failed or did not answer: this process writes nothing any more.
     DiskFailed "disk_failed" only_when_stopped;
     /// It has stopped: it was shut down, or a part of it broke.
@@ -115,6 +117,10 @@ reasons! {
     ClockSkew "clock_skew" clock_skew;
     /// This node leads and does not know what the calendars of a majority show: it stamps by its own.
     ClockUnverified "clock_unverified" clock_unverified;
+    /// State machines of equal versions answered equal commands differently.
+    AnswersDiverged "answers_diverged" answers_diverged;
+    /// Another member says that it committed what contradicts this node's log.
+    Disputed "disputed" disputed;
     /// A certificate of this node, or of its authority, has ended.
     CertificateExpired "certificate_expired" certificate_expired;
     /// A certificate of this node, or of its authority, ends within 30 days.
@@ -201,6 +207,43 @@ pub(crate) fn removed_message(id: NodeId) -> String {
         "node {id} was removed from the cluster, and an id is never used again. \
          To use this machine again, start it with a new id and an empty directory, and add that id"
     )
+}
+
+/// The nodes that were compared.
+fn compared(found: &Divergence) -> String {
+    let Divergence { index, equal_until, values, .. } = found;
+    let nodes: Vec<_> = values.keys().map(NodeId::to_string).collect();
+    format!("nodes {} between the entries {equal_until} and {index}", nodes.join(", "))
+}
+
+fn diverged(status: &Status) -> Found {
+    let found = status.divergence.as_ref()?;
+    let what = format!("what was applied differs on {}", compared(found));
+    match found.side {
+        // Somebody else is wrong, and stops.
+        DivergenceSide::Majority => warning(format!("{what}; a majority of the voters agrees with this node")),
+        DivergenceSide::Minority => unready(format!("{what}; a majority of the voters disagrees with this node")),
+        // Whatever it answered, another node that may be right would answer something else.
+        DivergenceSide::Undecided => unready(format!(
+            "{what}, and no majority of the voters agrees: compare them with `actorum inspect`, and replace those that are wrong"
+        )),
+    }
+}
+
+fn answers_diverged(status: &Status) -> Found {
+    let found = status.answer_divergence.as_ref()?;
+    warning(format!(
+        "state machines answered differently on {}: the machine is not deterministic, or its code changed without its VERSION",
+        compared(found)
+    ))
+}
+
+fn disputed(status: &Status) -> Found {
+    let (peer, Dispute { index, at, .. }) = status.disputes.iter().next()?;
+    warning(format!(
+        "node {peer} says that it committed entry {index}, which contradicts entry {at} here: one of the two directories was put \
+         back from an older copy, swapped or damaged; compare them with `actorum inspect`"
+    ))
 }
 
 fn refused_by_peers(status: &Status) -> Found {
@@ -425,6 +468,11 @@ mod tests {
         }
     }
 
+    fn differs(side: DivergenceSide) -> Option<Divergence> {
+        let values = BTreeMap::from([(1, "a".to_owned()), (2, "b".to_owned())]);
+        Some(Divergence { index: 20, equal_until: 10, values, side })
+    }
+
     fn leads(status: &mut Status) {
         (status.role, status.leader) = (Role::Leader, Some(1));
         status.peers.get_mut(&3).unwrap().heard = true;
@@ -590,6 +638,31 @@ mod tests {
                     s.disk.low = true
                 },
                 &[(Reason::LowSpace, Unready, "refused")],
+            ),
+            (
+                "others that differ from a majority",
+                |s| s.divergence = differs(DivergenceSide::Majority),
+                &[(Reason::Diverged, Warning, "agrees with this node")],
+            ),
+            (
+                "a node that differs from a majority",
+                |s| s.divergence = differs(DivergenceSide::Minority),
+                &[(Reason::Diverged, Unready, "nodes 1, 2 between the entries 10 and 20")],
+            ),
+            (
+                "nobody can tell who is wrong",
+                |s| s.divergence = differs(DivergenceSide::Undecided),
+                &[(Reason::Diverged, Unready, "no majority of the voters agrees")],
+            ),
+            (
+                "a machine that is not deterministic",
+                |s| s.answer_divergence = differs(DivergenceSide::Minority),
+                &[(Reason::AnswersDiverged, Warning, "not deterministic")],
+            ),
+            (
+                "a member with another history",
+                |s| s.disputes = BTreeMap::from([(3, Dispute { index: 9, their_term: 0, at: 7, our_term: 2 })]),
+                &[(Reason::Disputed, Warning, "node 3 says that it committed entry 9")],
             ),
             ("a slow disk", |s| s.disk.state = DiskState::Suspect, &[(Reason::SlowDisk, Warning, "leads nobody")]),
             (

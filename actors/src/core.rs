@@ -31,6 +31,7 @@ use tokio::sync::watch;
 
 use crate::{
     clock::Clock,
+    condition::Reason,
     consensus::{Consensus, CoreStatus, Effects, Moment},
     entry::Draft,
     features::PeerFeatures,
@@ -39,8 +40,8 @@ use crate::{
     members::{Change, ChangeRequest},
     message::{
         Answer, Append, AppliedTo, Apply, BuildSnapshot, Campaign, ClocksRead, DiskReport, EntriesRead, Failed,
-        FetchSnapshot, LeaderChanged, PeerFetches, Persisted, ProbeDisk, Refusal, Restore, ServeReads, SnapshotBuilt,
-        SnapshotFetched, SnapshotsKept, Submit, SubmitChange, SubmitRead, SystemChanged, Ticket,
+        FetchSnapshot, LeaderChanged, PeerFetches, Persisted, ProbeDisk, ProposeMark, Refusal, Restore, ServeReads,
+        SnapshotBuilt, SnapshotFetched, SnapshotsKept, Submit, SubmitChange, SubmitRead, SystemChanged, Ticket,
     },
     witness::{Drained, MaybeWitness},
 };
@@ -269,7 +270,9 @@ impl<T: Ticket> RaftCore<T> {
         if self.end(&cause)
             && let Some(parent) = self.links.failed.upgrade()
         {
-            parent.do_send(Failed::broken(cause));
+            let diverged = self.consensus.is_contradicted();
+            let reason = if diverged { Reason::Diverged } else { Reason::Stopped };
+            parent.do_send(Failed { reason, cause });
         }
     }
 
@@ -324,7 +327,7 @@ impl<T: Ticket> RaftCore<T> {
                     (_, Err((responder, refusal))) => refuse(responder, refusal),
                 }
             }
-            Request::Formation(_) | Request::Snapshot(_) | Request::Clock => {
+            Request::Formation(_) | Request::Snapshot(_) | Request::Clock | Request::Marks { .. } => {
                 refuse(responder, invalid("that is asked of another actor".into()))
             }
         }
@@ -396,6 +399,15 @@ impl<T: Ticket> Handler<SubmitChange<T>> for RaftCore<T> {
             return self.turn_away(ticket);
         }
         self.guarded(|core| core.consensus.change(change, ticket, deadline));
+        self.drain_soon(ctx);
+    }
+}
+
+impl<T: Ticket> Handler<ProposeMark> for RaftCore<T> {
+    type Result = ();
+
+    fn handle(&mut self, ProposeMark { restart }: ProposeMark, ctx: &mut Context<Self>) {
+        self.guarded(|core| core.consensus.propose_mark(restart));
         self.drain_soon(ctx);
     }
 }

@@ -171,6 +171,13 @@ pub enum SystemCommand {
         /// Its incarnation.
         incarnation: Incarnation,
     },
+    /// Every node reports what it has come to here, so that those that differ are found (see
+    /// [`consistency`](crate::consistency)). Only proposed where every member understands it.
+    Mark {
+        /// Whether the hash over what is applied begins anew behind this: some node has none, or one that began elsewhere.
+        #[serde(default)]
+        restart: bool,
+    },
     /// From here on this is another cluster, of one voter.
     ///
     /// No node proposes it and none takes it from a peer: it is written into a stopped node's log, behind everything in it, when

@@ -40,6 +40,7 @@ pub mod applier;
 pub mod subscribers;
 pub mod formation;
 pub mod membership;
+pub mod consistency;
 
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]

@@ -36,6 +36,10 @@ pub trait StateMachine: Send + Unpin + 'static {
     /// What applying one command answers. Cloned only for subscribers.
     type Response: Serialize + DeserializeOwned + Clone + Send + Sync + 'static;
 
+    /// The version of what [`apply`](StateMachine::apply) does. Raise it with every change after which it answers some command
+    /// differently: nodes compare the answers of equal versions only.
+    const VERSION: u32 = 0;
+
     /// Applies one committed command.
     fn apply(&mut self, ctx: &ApplyContext, command: &Self::Command) -> Self::Response;
 

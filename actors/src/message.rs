@@ -13,7 +13,9 @@
 //! | | core → keeper | [`SnapshotsKept`] |
 //! | | keeper → core | [`PeerFetches`] |
 //! | | applier → core, membership | [`SystemChanged`] |
-//! | | core → applier, membership, front door | [`LeaderChanged`] |
+//! | | core → applier, membership, checker, front door | [`LeaderChanged`] |
+//! | | applier → checker | [`MarkEvent`] |
+//! | [`ProposeMark`] | checker → core | |
 //! | `Drain` | core → itself | |
 //!
 //! Messages to and from the transport are in [`actorum_transport::message`].
@@ -21,7 +23,10 @@
 use std::{sync::Arc, time::Duration};
 
 use actix::Message;
-use actorum_transport::wire::{Entry, GroupId, NodeId, Snapshot};
+use actorum_transport::{
+    marks::Mark,
+    wire::{Entry, GroupId, NodeId, Snapshot},
+};
 use bytes::Bytes;
 
 use crate::{
@@ -301,6 +306,31 @@ pub struct PeerFetches {
 pub struct AppliedTo {
     /// The index.
     pub index: u64,
+}
+
+/// What the applier tells of marks.
+#[derive(Message, Clone, Copy, Debug, PartialEq, Eq)]
+#[rtype(result = "()")]
+pub enum MarkEvent {
+    /// So many entries were applied since the last one that there should be another.
+    Due,
+    /// One was applied.
+    Applied {
+        /// What this node came to.
+        mark: Mark,
+        /// Whether the hash began anew behind it.
+        restart: bool,
+    },
+    /// A snapshot replaced the state: what this node had come to before is not its own any more.
+    Replaced,
+}
+
+/// Propose a mark, if this node leads and every member understands one.
+#[derive(Message, Clone, Copy, Debug, PartialEq, Eq)]
+#[rtype(result = "()")]
+pub struct ProposeMark {
+    /// Whether the hashes begin anew behind it.
+    pub restart: bool,
 }
 
 /// The replicated system state is another one now.

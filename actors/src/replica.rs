@@ -7,13 +7,19 @@
 //! trusted, so every [`Broken`] is final: whoever gets one stops the system with it.
 
 use std::{
+    collections::VecDeque,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
 };
 
-use actorum_transport::wire::{Entry, EntryKind, GroupId, Snapshot};
+use actorum_transport::{
+    marks::{AnswerHash, MAX_MARKS, Mark},
+    planted::{self, Planted},
+    wire::{Entry, EntryKind, GroupId, Snapshot},
+};
 
 use crate::{
+    consistency::hash::{Hasher, begin, begin_answers},
     core::panic_message,
     entry::{Kind, Stamped, SystemCommand},
     log::store::{At, LogReader, Recovered, StoreError},
@@ -35,6 +41,24 @@ pub struct Replica<S> {
     applied_term: u64,
     /// What a durable machine held when it was opened: up to here commands are not applied to it again.
     holds: u64,
+    hasher: Hasher,
+    /// The hash over what the machine answered since the last mark, if it gave all of those answers.
+    answers: Option<AnswerHash>,
+    hashes: Hashes,
+}
+
+/// What is hashed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hashes {
+    /// What is applied: always, but on nodes of the first version in a simulation.
+    pub state: bool,
+    /// What the machine answers.
+    pub answers: bool,
+}
+
+impl Hashes {
+    /// Both.
+    pub const ALL: Hashes = Hashes { state: true, answers: true };
 }
 
 /// What an entry did.
@@ -47,6 +71,13 @@ pub enum Done<S: StateMachine> {
         command: S::Command,
         /// The machine's answer.
         response: S::Response,
+    },
+    /// A mark.
+    Mark {
+        /// What this node has come to at it.
+        mark: Mark,
+        /// Whether the hash began anew behind it, on every node.
+        restart: bool,
     },
     /// A command of ours; whether it changed the membership.
     System {
@@ -128,7 +159,14 @@ impl<S: StateMachine> Replica<S> {
     /// A replica of a node that holds nothing yet.
     pub fn new(machine: S) -> Replica<S> {
         let holds = machine.applied().map_or(0, |(index, _)| index);
-        Replica { machine, system: None, applied: 0, applied_term: 0, holds }
+        let (hasher, hashes) = (Hasher::default(), Hashes::ALL);
+        Replica { machine, system: None, applied: 0, applied_term: 0, holds, hasher, answers: None, hashes }
+    }
+
+    /// The same, hashing only this.
+    pub fn hashing(mut self, hashes: Hashes) -> Replica<S> {
+        self.hashes = hashes;
+        self
     }
 
     /// The application's state.
@@ -180,6 +218,9 @@ impl<S: StateMachine> Replica<S> {
         if entry.index != self.applied + 1 {
             return Err(Broken::Hole { applied: self.applied, found: entry.index });
         }
+        if let Some(hash) = &mut system.state_hash {
+            self.hasher.entry(hash, entry);
+        }
         let undecodable =
             |kind, cause: String| Broken::Undecodable { index: entry.index, term: entry.term, kind, cause };
         let done = match entry.kind {
@@ -200,10 +241,23 @@ impl<S: StateMachine> Replica<S> {
                 // Also for commands that a durable machine holds: the next one's time depends on it.
                 let time = system.advance_time(stamped.time);
                 match stamped.kind {
-                    Kind::Command if entry.index <= self.holds => Done::Nothing,
+                    Kind::Command if entry.index <= self.holds => {
+                        self.answers = None;
+                        Done::Nothing
+                    }
                     Kind::Command => {
                         let context = ApplyContext::new(entry.index, entry.term, time);
-                        apply_command(&mut self.machine, &context, stamped.payload)?
+                        let done = apply_command(&mut self.machine, &context, stamped.payload)?;
+                        if let (Some(hash), Done::Command { response, .. }) = (&mut self.answers, &done) {
+                            let answer = || self.hasher.answer(hash, entry.index, response);
+                            if caught(|| format!("encoding the answer at {}", At(entry.index, entry.term)), answer)?
+                                .is_err()
+                            {
+                                // Only forwarded proposals need one that can be encoded.
+                                self.answers = None;
+                            }
+                        }
+                        done
                     }
                     Kind::System => {
                         let command = SystemCommand::decode(stamped.payload)
@@ -211,6 +265,13 @@ impl<S: StateMachine> Replica<S> {
                         match command {
                             // raft-rs knows nothing of a change outside a change's entry: no node makes it.
                             SystemCommand::Change { .. } => Done::Nothing,
+                            SystemCommand::Mark { restart } => {
+                                let mark = Mark { index: entry.index, state: system.state_hash, answers: self.answers };
+                                system.apply(entry.index, &command);
+                                let begins = || begin_answers(entry.index, S::VERSION);
+                                self.answers = self.hashes.answers.then(begins);
+                                Done::Mark { mark, restart }
+                            }
                             command => Done::System { changed: system.apply(entry.index, &command) },
                         }
                     }
@@ -224,7 +285,7 @@ impl<S: StateMachine> Replica<S> {
     /// Replaces everything by a snapshot, whose file is on that shelf.
     pub fn restore(&mut self, snapshot: &Snapshot, shelf: &Shelf) -> Result<(), Broken> {
         let broken = |cause: String| Broken::Snapshot { index: snapshot.index, term: snapshot.term, cause };
-        let (system, machine) = SystemState::of(snapshot).map_err(|e| broken(e.to_string()))?;
+        let (mut system, machine) = SystemState::of(snapshot).map_err(|e| broken(e.to_string()))?;
         match machine {
             // What the machine's own storage holds is newer: it keeps it.
             Some(_) if snapshot.index <= self.holds => {}
@@ -239,6 +300,19 @@ impl<S: StateMachine> Replica<S> {
             }
             None => {}
         }
+        if machine.is_none() {
+            // Nothing was applied before the genesis, on any node.
+            system.state_hash.get_or_insert(begin(snapshot.index));
+        }
+        if !self.hashes.state {
+            system.state_hash = None;
+        }
+        if planted::is(Planted::HashForgotten)
+            && let Some(hash) = &mut system.state_hash
+        {
+            *hash = begin(hash.since);
+        }
+        self.answers = None;
         self.system = Some(system);
         (self.applied, self.applied_term) = (snapshot.index, snapshot.term);
         Ok(())
@@ -282,6 +356,8 @@ pub struct Replayed<S> {
     /// The snapshots whose files are good, ascending: only these are handed to peers, and started from. A damaged one that
     /// the log still names is not among them.
     pub snapshots: Vec<Snapshot>,
+    /// The marks that were applied again, the newest [`MAX_MARKS`].
+    pub marks: Vec<Mark>,
 }
 
 /// Rebuilds the state from the newest snapshot whose file is good and the log after it, up to what is known to be
@@ -296,14 +372,27 @@ pub fn replay<S: StateMachine>(
     shelf: &Shelf,
     machine: S,
 ) -> Result<Replayed<S>, Broken> {
+    replay_hashing(group, reader, recovered, shelf, machine, Hashes::ALL)
+}
+
+/// The same, hashing only this.
+pub fn replay_hashing<S: StateMachine>(
+    group: GroupId,
+    reader: &dyn LogReader,
+    recovered: &Recovered,
+    shelf: &Shelf,
+    machine: S,
+    hashes: Hashes,
+) -> Result<Replayed<S>, Broken> {
     let holds = machine.applied().filter(|(index, _)| *index > 0);
-    let mut replica = Replica::new(machine);
+    let mut replica = Replica::new(machine).hashing(hashes);
+    let mut marks = VecDeque::new();
     let Some(newest) = recovered.newest() else {
         if let Some((index, term)) = holds {
             return Err(Broken::NotThisLog { index, term, because: "the log is empty".into() });
         }
-        let (snapshots, system) = (Vec::new(), None);
-        return Ok(Replayed { replica, system, applied: 0, applied_term: 0, snapshot_index: 0, snapshots });
+        let (snapshots, system, marks) = (Vec::new(), None, Vec::new());
+        return Ok(Replayed { replica, system, applied: 0, applied_term: 0, snapshot_index: 0, snapshots, marks });
     };
     let snapshots = usable(recovered, shelf)?;
     let snapshot = snapshots.last().unwrap_or(newest);
@@ -321,12 +410,18 @@ pub fn replay<S: StateMachine>(
             return Err(Broken::Log(format!("entry {next} is missing, and {commit} was committed")));
         }
         for entry in &entries {
-            replica.apply(entry)?;
+            if let Done::Mark { mark, .. } = replica.apply(entry)? {
+                marks.push_back(mark);
+                if marks.len() > MAX_MARKS {
+                    marks.pop_front();
+                }
+            }
         }
     }
     let system = replica.system.clone().map(Arc::new);
     let (applied, applied_term) = (replica.applied, replica.applied_term);
-    Ok(Replayed { applied, applied_term, snapshot_index: snapshot.index, snapshots, replica, system })
+    let (snapshot_index, marks) = (snapshot.index, marks.into());
+    Ok(Replayed { applied, applied_term, snapshot_index, snapshots, replica, system, marks })
 }
 
 /// The snapshots that can be started from, ascending; never none.

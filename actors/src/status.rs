@@ -254,6 +254,56 @@ pub struct Snapshots {
     pub last_error: Option<String>,
 }
 
+/// The hash over what a node applied, at the newest mark.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StateHash {
+    /// The index of the mark.
+    pub index: u64,
+    /// The index behind which the hash began; only hashes with an equal beginning are compared.
+    pub since: u64,
+    /// Its value, in hexadecimal digits.
+    pub value: String,
+}
+
+/// With whom a node is that differs from others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DivergenceSide {
+    /// A majority of the voters has what this node has.
+    Majority,
+    /// A majority has something else: this node is the one that is wrong.
+    Minority,
+    /// No majority has reported one thing: nobody can tell who is wrong.
+    #[default]
+    Undecided,
+}
+
+/// Nodes that should hold the same and do not.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Divergence {
+    /// The first mark, among those remembered, at which they differ.
+    pub index: u64,
+    /// The last mark before it at which they were equal; zero if none is remembered.
+    pub equal_until: u64,
+    /// The hash of each at that mark, in hexadecimal digits, as far as it was heard.
+    pub values: BTreeMap<NodeId, String>,
+    /// With whom this node is.
+    pub side: DivergenceSide,
+}
+
+/// A member says that it has committed what contradicts this node's log; one of the two has another history.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Dispute {
+    /// The index that it says is committed.
+    pub index: u64,
+    /// The term that it says the entry there has; zero if it did not say.
+    pub their_term: u64,
+    /// The index here that this contradicts.
+    pub at: u64,
+    /// The term of the entry there.
+    pub our_term: u64,
+}
+
 /// The state of a node at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
@@ -302,6 +352,18 @@ pub struct Status {
     pub log_bytes: u64,
     /// The disk under it.
     pub disk: Disk,
+    /// The hash over what this node applied, at the newest mark.
+    #[serde(default)]
+    pub state_hash: Option<StateHash>,
+    /// Members that applied something else than this node, if there are any.
+    #[serde(default)]
+    pub divergence: Option<Divergence>,
+    /// Members whose state machine answered differently, if there were any since the start.
+    #[serde(default)]
+    pub answer_divergence: Option<Divergence>,
+    /// Members that say they committed what contradicts this node.
+    #[serde(default)]
+    pub disputes: BTreeMap<NodeId, Dispute>,
     /// The last thing that went wrong, also if the node went on.
     pub last_error: Option<String>,
     /// Whether the system has stopped, and why.

@@ -10,10 +10,14 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use actorum_transport::wire::{Address, ClusterId, Incarnation, NodeId, Snapshot, SnapshotFile};
+use actorum_transport::{
+    marks::StateHash,
+    wire::{Address, ClusterId, Incarnation, NodeId, Snapshot, SnapshotFile},
+};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    consistency::hash::begin,
     entry::SystemCommand,
     machine::{self, MachineError},
     members::{Member, MemberRole, Membership},
@@ -40,6 +44,10 @@ pub struct SystemState {
     /// Every such entry since the first cluster was formed, oldest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub audit: Vec<Audit>,
+    /// The running hash over what was applied; `None` on a node that began with a snapshot without one, until the next mark.
+    /// Nodes compare it, so it is this node's own word.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state_hash: Option<StateHash>,
 }
 
 fn is_zero(n: &u64) -> bool {
@@ -106,7 +114,7 @@ impl SystemState {
         };
         let members = founders.iter().map(member).collect();
         let membership = Arc::new(Membership { members, retired: Default::default() });
-        SystemState { cluster, membership, last_time_us: 0, recovered_at: 0, audit: Vec::new() }
+        SystemState { cluster, membership, last_time_us: 0, recovered_at: 0, audit: Vec::new(), state_hash: None }
     }
 
     /// The snapshot every log starts from, as written by a founder that formed with these incarnations.
@@ -185,7 +193,14 @@ impl SystemState {
                     Arc::new(Membership { members: [(*node, voter)].into(), retired: Default::default() });
                 self.recovered_at = index;
                 self.audit.push(Audit { index, ..audit.clone() });
+                self.state_hash = Some(begin(index));
                 true
+            }
+            SystemCommand::Mark { restart } => {
+                if *restart || self.state_hash.is_none() {
+                    self.state_hash = Some(begin(index));
+                }
+                false
             }
         }
     }

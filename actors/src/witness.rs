@@ -5,7 +5,10 @@
 
 use std::sync::Arc;
 
-use actorum_transport::wire::{Entry, NodeId, RaftMessage};
+use actorum_transport::{
+    marks::Mark,
+    wire::{Entry, NodeId, RaftMessage},
+};
 
 use crate::{message::Append, status::Role};
 
@@ -51,6 +54,9 @@ pub trait Witness: Send + Sync {
     /// Before the first drain: the state was rebuilt from the snapshot of this index, and what the log has after it. Zero on a
     /// node that holds nothing.
     fn replayed(&self, _snapshot_index: u64) {}
+
+    /// This node applied a mark, and has come to this.
+    fn marked(&self, _mark: &Mark) {}
 
     /// A drain decided this; none of it has happened yet.
     fn drained(&self, drained: Drained<'_>);

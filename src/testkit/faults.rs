@@ -69,6 +69,8 @@ pub struct Faults {
     pub failing_snapshot: u32,
     /// The state machine of one node panics: that node stops.
     pub panic: u32,
+    /// The state machine of one node answers wrongly for a while: that node finds out by its hash and stops.
+    pub wrong_answers: u32,
     /// The state machine of one node takes long for one command.
     pub slow_machine: u32,
     /// Members are added, promoted, demoted and removed.
@@ -123,6 +125,7 @@ impl Faults {
             rotten_snapshot: 0,
             failing_snapshot: 0,
             panic: 0,
+            wrong_answers: 0,
             slow_machine: 0,
             membership: 0,
             campaign: 0,
@@ -183,6 +186,7 @@ impl Faults {
             rotten_snapshot: 3,
             failing_snapshot: 2,
             panic: 1,
+            wrong_answers: 2,
             slow_machine: 2,
             membership: 5,
             campaign: 3,

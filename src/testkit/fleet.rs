@@ -25,6 +25,7 @@ use actorum_actors::{
 };
 use actorum_transport::{
     features::Features,
+    marks::Mark,
     memory::MemoryNetwork,
     wire::{Address, ENTRY_OVERHEAD, GroupId, Incarnation, NodeId},
 };
@@ -432,6 +433,12 @@ impl Witness for Watcher {
     fn replayed(&self, snapshot: u64) {
         if !self.strings.is_cut() {
             self.world.saw(Event::Replayed { node: self.node, snapshot });
+        }
+    }
+
+    fn marked(&self, mark: &Mark) {
+        if !self.strings.is_cut() {
+            self.world.saw(Event::Marked { node: self.node, mark: *mark });
         }
     }
 

@@ -25,6 +25,9 @@ pub(crate) struct Strings(Arc<Pulled>);
 struct Pulled {
     /// The next `apply` panics.
     panic: AtomicBool,
+    /// Every `apply` answers with what the one before answered, but on a node that has led in this life: there somebody
+    /// waits for the answer.
+    lies: AtomicBool,
     /// This life is over: what its actors still do is seen by nobody.
     over: AtomicBool,
     /// What the next snapshot, or the next restore, comes to.
@@ -56,6 +59,11 @@ impl Strings {
         self.0.panic.store(true, Relaxed);
     }
 
+    /// From now on it answers wrongly, where nobody but the hash of answers looks.
+    pub fn lie(&self, lies: bool) {
+        self.0.lies.store(lies, Relaxed);
+    }
+
     pub fn slow_next(&self, stand_still: Box<dyn FnOnce() + Send>) {
         *locked(&self.0.slow) = Some(stand_still);
     }
@@ -63,6 +71,7 @@ impl Strings {
     /// Whatever was to happen to it does not.
     pub fn calm(&self) {
         self.0.panic.store(false, Relaxed);
+        self.0.lies.store(false, Relaxed);
         *locked(&self.0.slow) = None;
         *locked(&self.0.snapshot_fails) = None;
         *locked(&self.0.restore_fails) = None;
@@ -86,7 +95,7 @@ const SMALL: usize = 4 << 10;
 
 /// A state machine under watch. In front of the state that it writes stands the index of the last command in it, and some bytes
 /// that make the file larger, so that its transfer takes time.
-pub(crate) struct Watched<S> {
+pub(crate) struct Watched<S: StateMachine> {
     pub inner: S,
     pub node: NodeId,
     pub world: World,
@@ -94,6 +103,8 @@ pub(crate) struct Watched<S> {
     /// The index of the last command that its state contains.
     at: u64,
     small: bool,
+    /// What it answered last.
+    last: Option<Box<S::Response>>,
     /// So many bytes in front of the state.
     padding: usize,
 }
@@ -101,7 +112,20 @@ pub(crate) struct Watched<S> {
 impl<S: StateMachine> Watched<S> {
     pub fn new(inner: S, node: NodeId, world: World, strings: Strings, padding: usize) -> Watched<S> {
         let at = inner.applied().map_or(0, |(index, _)| index);
-        Watched { inner, node, world, strings, at, small: true, padding }
+        Watched { inner, node, world, strings, at, small: true, last: None, padding }
+    }
+
+    /// Whether it answers wrongly now.
+    fn lies(&self) -> bool {
+        if self.strings.is_cut() || !self.strings.0.lies.load(Relaxed) {
+            return false;
+        }
+        self.world.facts(|facts| {
+            let Some(facts) = facts.nodes.get_mut(&self.node).filter(|facts| !facts.has_led) else { return false };
+            facts.may_stop = true;
+            facts.lies = true;
+            true
+        })
     }
 
     /// The application's code fails here if somebody pulled that string.
@@ -163,7 +187,10 @@ impl<S: StateMachine> StateMachine for Watched<S> {
             let state = state.map(|state| fingerprint(&state));
             self.world.saw(Event::Applied { node: self.node, index, term, command, response, state });
         }
-        response
+        match self.last.replace(Box::new(response.clone())) {
+            Some(last) if self.lies() => *last,
+            _ => response,
+        }
     }
 
     fn snapshot(&self) -> Result<Frozen, MachineError> {

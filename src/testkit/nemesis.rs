@@ -34,6 +34,9 @@ use crate::{Bootstrap, StartError};
 
 mod copies;
 
+/// How long a machine answers wrongly at the most.
+const LIES_MS: u64 = 10_000;
+
 /// One kind of fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
@@ -65,6 +68,7 @@ enum Kind {
     RottenSnapshot,
     FailingSnapshot,
     Panic,
+    WrongAnswers,
     SlowMachine,
     Membership,
     Campaign,
@@ -73,7 +77,7 @@ enum Kind {
     Shutdown,
 }
 
-fn weights(faults: &Faults) -> [(Kind, u32); 34] {
+fn weights(faults: &Faults) -> [(Kind, u32); 35] {
     use Kind::*;
     [
         (Loss, faults.loss),
@@ -104,6 +108,7 @@ fn weights(faults: &Faults) -> [(Kind, u32); 34] {
         (RottenSnapshot, faults.rotten_snapshot),
         (FailingSnapshot, faults.failing_snapshot),
         (Panic, faults.panic),
+        (WrongAnswers, faults.wrong_answers),
         (SlowMachine, faults.slow_machine),
         (Membership, faults.membership),
         (Campaign, faults.campaign),
@@ -255,6 +260,7 @@ impl<S: StateMachine> Culprit<S> {
             Kind::RottenSnapshot => self.rotten_snapshot().await,
             Kind::FailingSnapshot => self.failing_snapshot().await,
             Kind::Panic => self.panic().await,
+            Kind::WrongAnswers => self.wrong_answers().await,
             Kind::SlowMachine => self.slow_machine().await,
             Kind::Membership => self.membership().await,
             Kind::Campaign => self.campaign(),
@@ -491,6 +497,35 @@ impl<S: StateMachine> Culprit<S> {
             self.a_while(20, 1000).await;
             self.come_back(hold.0).await;
         }
+    }
+
+    /// A machine that is not deterministic, on a node whose answers nobody is given.
+    async fn wrong_answers(&mut self) {
+        let leader = self.world().facts(|facts| facts.leader());
+        let others: Vec<NodeId> =
+            self.fleet.in_state(State::Running).into_iter().filter(|id| Some(*id) != leader).collect();
+        let Some(hold) = self.dice.pick(&others).copied().and_then(|id| self.hold(id)) else { return };
+        let node = hold.0;
+        self.fleet.node(node, |node| node.strings.lie(true));
+        let runs = || self.fleet.node(node, |node| node.state) == Some(State::Running);
+        for _ in 0..LIES_MS / 50 {
+            if !runs() {
+                break;
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
+        if self.world().facts(|facts| facts.nodes.get(&node).is_some_and(|facts| facts.lies)) {
+            self.process("wrong answers of the state machine");
+            self.world().tell(|| format!("the machine of n{node} has answered wrongly"));
+        }
+        if self.fleet.node(node, |node| node.state) == Some(State::Down) {
+            self.process("wrong answers found");
+        }
+        // Whoever has not found out by now was cut off from the others, or nothing was proposed. That it does is looked at when the
+        // faults are over.
+        self.fleet.kill(node);
+        self.a_while(20, 500).await;
+        self.come_back(node).await;
     }
 
     // ---- disks ---------------------------------------------------------------------------------------------

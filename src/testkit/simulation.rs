@@ -7,7 +7,7 @@
 use std::{collections::BTreeMap, future::Future, panic::resume_unwind, pin::Pin, sync::Arc, time::Duration};
 
 use actix::System;
-use actorum_actors::{machine::StateMachine, snapshot::keeper::TakeSnapshotError};
+use actorum_actors::{consistency::AnswerCheck, machine::StateMachine, snapshot::keeper::TakeSnapshotError};
 use actorum_transport::wire::NodeId;
 use tokio::time::sleep;
 
@@ -43,6 +43,10 @@ const CLIENTS_END_WITHIN: Duration = Duration::from_secs(60);
 
 /// Who is at most so many entries behind counts as up to date.
 const CLOSE: u64 = 16;
+
+/// In calm weather a node finds out within so many virtual milliseconds that it differs from a majority: a question that was
+/// lost is asked again within less.
+const FOUND_WITHIN_MS: u64 = 6_000;
 
 /// A commit cuts off so many entries at least, if there are as many to go.
 const SLICE: u64 = 500;
@@ -118,6 +122,9 @@ impl<S: StateMachine> Simulation<S> {
             log_hold_bytes: 64 << 10,
             snapshot_patience_ms: 2000,
             snapshot_piece_bytes: 256,
+            // Often, so that what differs is found in a run of seconds; and always an end.
+            mark_entries: 10,
+            answer_check: AnswerCheck::Stop,
             ..Config::default()
         };
         Simulation {
@@ -217,6 +224,7 @@ impl<S: StateMachine> Simulation<S> {
             make: self.make.clone(),
             script: self.script.clone(),
             least_progress: self.least_progress,
+            dice: Dice::new(self.seed).fork("heal", 0),
         };
         let name = format!("seed {}", self.seed);
         let thread = std::thread::Builder::new().name(name).spawn(move || {
@@ -246,6 +254,7 @@ struct Run<S: StateMachine> {
     make: Arc<dyn Fn() -> S + Send + Sync>,
     script: Arc<dyn Fn() -> Script<S> + Send + Sync>,
     least_progress: u64,
+    dice: Dice,
 }
 
 impl<S: StateMachine> Run<S> {
@@ -301,7 +310,7 @@ impl<S: StateMachine> Run<S> {
     }
 
     /// Everything comes back, and then every request succeeds.
-    async fn heal(&self, fleet: &Fleet<S>) {
+    async fn heal(&mut self, fleet: &Fleet<S>) {
         let world = fleet.world();
         fleet.links().calm();
         for id in fleet.in_state(State::Paused) {
@@ -324,6 +333,9 @@ impl<S: StateMachine> Run<S> {
         // What somebody asked for in the last moment, a change of the membership perhaps, has had its time after this.
         sleep(self.config.deadline() + Duration::from_millis(200)).await;
         self.everyone_catches_up(fleet).await;
+        if self.faults.wrong_answers > 0 && self.dice.below(4) == 0 {
+            self.a_liar_is_found(fleet).await;
+        }
         let Some(leader) = self.leader_after(fleet, false).await else { return };
         self.dismiss_strangers(fleet, leader);
         world.saw(Event::Calm);
@@ -382,6 +394,41 @@ impl<S: StateMachine> Run<S> {
                 );
             }
             sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// With good links and disks a node whose machine answers wrongly finds out at the next marks, and stops.
+    async fn a_liar_is_found(&mut self, fleet: &Fleet<S>) {
+        let world = fleet.world();
+        let (leader, voters) = world.facts(|facts| (facts.leader(), facts.voters.clone()));
+        let others: Vec<NodeId> = voters.into_iter().filter(|id| Some(*id) != leader).collect();
+        let Some(node) = self.dice.pick(&others).copied().filter(|_| others.len() > 1) else { return };
+        // A life in which it has not led: nobody waits for its answers.
+        fleet.kill(node);
+        let runs = || fleet.node(node, |node| node.state) == Some(State::Running);
+        for lies in [true, false] {
+            if let Err(error) = fleet.start(node).await {
+                return world.broken("an honest node comes back", format!("n{node} does not start: {error}"));
+            }
+            self.everyone_catches_up(fleet).await;
+            if self.leader_after(fleet, true).await.is_none() || !lies {
+                return;
+            }
+            fleet.node(node, |node| node.strings.lie(true));
+            let begun = world.agenda().now_ms();
+            while runs() && world.agenda().now_ms() < begun + 10_000 && !world.over() {
+                sleep(Duration::from_millis(50)).await;
+                let marks = world.facts(|facts| facts.differs(node, FOUND_WITHIN_MS));
+                if runs() && marks > 0 {
+                    let detail = format!("n{node} still runs, {FOUND_WITHIN_MS} ms after a mark at which it differed");
+                    world.broken("a machine that answers differently is found", detail);
+                }
+            }
+            match runs() {
+                // A node of the first version, or nothing was proposed.
+                true => fleet.kill(node),
+                false => world.count(|counts| *counts.process.entry("liar found in calm weather").or_default() += 1),
+            }
         }
     }
 

@@ -19,6 +19,7 @@ use actorum_actors::{
     log::store::Recovered, members::Membership, message::Append, status::Role, system_state::GENESIS_INDEX,
     witness::Glance,
 };
+use actorum_transport::marks::Mark;
 use actorum_transport::wire::{
     Entry, EntryKind, Incarnation, MessageKind, NodeId, RaftMessage, Snapshot, SnapshotFile,
 };
@@ -62,6 +63,8 @@ pub(crate) enum Event<'a> {
     Replayed { node: NodeId, snapshot: u64 },
     /// A state machine applied a command, and this is what its state is now, if that was looked at.
     Applied { node: NodeId, index: u64, term: u64, command: u64, response: u64, state: Option<u64> },
+    /// A node applied a mark, now or again at its start, and has come to this.
+    Marked { node: NodeId, mark: Mark },
     /// A state machine handed out its state, whose last command is that at `at`.
     Frozen { node: NodeId, at: u64 },
     /// A state machine was given a state, whose last command is that at `at`.
@@ -199,6 +202,12 @@ pub(crate) struct NodeFacts {
     pub older: bool,
     /// Whether a fault that stops it by itself was injected in this life.
     pub may_stop: bool,
+    /// Whether it has led in this life.
+    pub has_led: bool,
+    /// Whether its machine answered wrongly in this life.
+    pub lies: bool,
+    /// What its machine's answers came to at the marks of this life: since when, the value, and the moment.
+    pub marks: BTreeMap<u64, (u64, u128, u64)>,
 }
 
 /// What an all-knowing observer knows.
@@ -208,6 +217,8 @@ pub(crate) struct Facts {
     pub nodes: BTreeMap<NodeId, NodeFacts>,
     /// Every entry some node knew to be committed, and the least term in which one knew.
     pub committed: BTreeMap<u64, (EntryFacts, u64)>,
+    /// The voters, as the leader that drained last had them.
+    pub voters: Vec<NodeId>,
     /// Whether every request must succeed.
     pub calm: bool,
     /// Whether clients should end.
@@ -447,6 +458,9 @@ impl Facts {
                     tampered: false,
                     older: false,
                     may_stop: false,
+                    has_led: false,
+                    lies: false,
+                    marks: BTreeMap::new(),
                 });
                 let base = recovered.terms.first().copied().unwrap_or_default();
                 facts.running = true;
@@ -457,7 +471,8 @@ impl Facts {
                 // So far the log is applied again.
                 let newest = recovered.newest().map_or(0, |snapshot| snapshot.index);
                 (facts.newest, facts.handed) = (newest, newest.max(recovered.hard_state.commit));
-                facts.may_stop = false;
+                (facts.may_stop, facts.has_led, facts.lies) = (false, false, false);
+                facts.marks.clear();
             }
             Event::Ended { node, .. } => {
                 if let Some(facts) = self.nodes.get_mut(node) {
@@ -465,6 +480,9 @@ impl Facts {
                 }
             }
             Event::Drained { node, drained } => {
+                if drained.glance.role == Role::Leader {
+                    self.voters.clone_from(&drained.voters);
+                }
                 if let Some(facts) = self.nodes.get_mut(node) {
                     for append in drained.append {
                         if let Some(snapshot) = &append.write.snapshot {
@@ -475,6 +493,11 @@ impl Facts {
                             facts.log.compact(compact.up_to);
                         }
                     }
+                }
+            }
+            Event::Marked { node, mark } => {
+                if let (Some(facts), Some(hash)) = (self.nodes.get_mut(node), mark.answers) {
+                    facts.marks.insert(mark.index, (hash.since, hash.value.0, self.now_ms));
                 }
             }
             Event::Calm => self.calm = true,
@@ -496,8 +519,26 @@ impl Facts {
             }
         }
         facts.glance = Some(drained.glance);
+        facts.has_led |= drained.glance.role == Role::Leader;
         let applied = drained.apply.last().map(|entry| entry.index).max(drained.restore.map(|(index, _)| index));
         facts.handed = facts.handed.max(applied.unwrap_or(0));
+    }
+
+    /// At how many marks this node came to other answers than a majority of the voters, all of them alive since, and so long
+    /// ago.
+    pub fn differs(&self, node: NodeId, since_ms: u64) -> usize {
+        let Some(facts) = self.nodes.get(&node) else { return 0 };
+        let differs = |(index, (since, value, at)): (&u64, &(u64, u128, u64))| {
+            let running = self.voters.iter().filter_map(|id| self.nodes.get(id)).filter(|other| other.running);
+            let others = running.filter_map(|other| other.marks.get(index)).filter(|(theirs, _, _)| theirs == since);
+            let old = |seen: u64| seen + since_ms <= self.now_ms;
+            let mut values: Vec<u128> = others.filter(|(_, _, seen)| old(*seen)).map(|(_, value, _)| *value).collect();
+            values.sort_unstable();
+            let majority = self.voters.len() / 2 + 1;
+            let another = values.chunk_by(|a, b| a == b).any(|same| same[0] != *value && same.len() >= majority);
+            old(*at) && another
+        };
+        facts.marks.iter().filter(|mark| differs(*mark)).count()
     }
 
     /// Who leads in the highest term, as far as running nodes say.
@@ -534,6 +575,11 @@ fn digest(event: &Event<'_>) -> u64 {
         Event::Replayed { node, snapshot } => add(&[13, *node, *snapshot]),
         Event::Applied { node, index, term, command, response, state } => {
             add(&[4, *node, *index, *term, *command, *response, state.unwrap_or(0)]);
+        }
+        Event::Marked { node, mark } => {
+            add(&[20, *node, mark.index]);
+            mark.state.iter().for_each(|hash| add(&[hash.since, hash.value.0 as u64]));
+            mark.answers.iter().for_each(|hash| add(&[hash.since, hash.value.0 as u64]));
         }
         Event::Frozen { node, at } => add(&[14, *node, *at]),
         Event::Restored { node, at, state } => add(&[15, *node, *at, *state]),
@@ -619,6 +665,12 @@ fn line(event: &Event<'_>) -> Option<String> {
         Event::Replayed { node, snapshot } => format!("n{node} has started from snapshot {snapshot}"),
         Event::Restored { node, at, .. } => format!("n{node} is given a state with the commands up to {at}"),
         Event::Frozen { node, at } => format!("n{node} hands out its state with the commands up to {at}"),
+        Event::Marked { node, mark } => {
+            let Mark { index, state, answers } = mark;
+            let state = state.map_or("nothing".to_owned(), |hash| format!("{} since {}", hash.value, hash.since));
+            let answers = answers.map_or("nothing".to_owned(), |hash| format!("{} since {}", hash.value, hash.since));
+            format!("n{node} has come to {state} at the mark {index}, with answers {answers}")
+        }
         Event::Listens { listener, node, after } => {
             format!("listener {listener} asks n{node} for what follows {after}")
         }

@@ -35,11 +35,14 @@ pub enum Feature {
     ClockExchange,
     /// [`Refusal::LowSpace`](crate::wire::Refusal::LowSpace): a forwarded command finds the leader's disk nearly full.
     LowSpace,
+    /// Marks in the log, at which nodes compare the hashes of what they applied.
+    StateHashes,
 }
 
 impl Feature {
     /// All that this build understands.
-    pub const ALL: &'static [Feature] = &[Feature::DirectoryLives, Feature::ClockExchange, Feature::LowSpace];
+    pub const ALL: &'static [Feature] =
+        &[Feature::DirectoryLives, Feature::ClockExchange, Feature::LowSpace, Feature::StateHashes];
 
     /// Its name on the wire.
     pub fn name(self) -> &'static str {
@@ -47,6 +50,7 @@ impl Feature {
             Feature::DirectoryLives => "directory_lives",
             Feature::ClockExchange => "clock_exchange",
             Feature::LowSpace => "low_space",
+            Feature::StateHashes => "state_hashes",
         }
     }
 

@@ -18,6 +18,7 @@ pub mod wire;
 pub mod message;
 pub mod features;
 pub mod lives;
+pub mod marks;
 pub mod hello;
 pub mod memory;
 #[cfg(feature = "quic")]

@@ -300,6 +300,8 @@ pub struct Upward {
     pub formation: WeakRecipient<Asked>,
     /// Questions about the files of snapshots.
     pub snapshots: WeakRecipient<Asked>,
+    /// Questions about marks.
+    pub marks: WeakRecipient<Asked>,
     /// Drops.
     pub unreachable: WeakRecipient<Unreachable>,
     /// Identities seen.
@@ -314,6 +316,7 @@ impl Upward {
         let above = match request {
             Request::Formation(_) | Request::Clock => &self.formation,
             Request::Snapshot(_) => &self.snapshots,
+            Request::Marks { .. } => &self.marks,
             Request::Propose { .. } | Request::ReadIndex { .. } | Request::Change { .. } => &self.asked,
         };
         above.upgrade()

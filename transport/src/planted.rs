@@ -28,6 +28,8 @@ pub enum Planted {
     MajorityNotAsked,
     LifeNotSynced,
     LogEndNotCompared,
+    HashForgotten,
+    MarksNotCompared,
 }
 
 impl Planted {
@@ -53,6 +55,8 @@ impl Planted {
         Planted::MajorityNotAsked,
         Planted::LifeNotSynced,
         Planted::LogEndNotCompared,
+        Planted::HashForgotten,
+        Planted::MarksNotCompared,
     ];
 
     /// What is wrong.
@@ -78,6 +82,8 @@ impl Planted {
             Planted::MajorityNotAsked => "membership change made without a live majority after it",
             Planted::LifeNotSynced => "record of a life not synced before its messages count",
             Planted::LogEndNotCompared => "end of a log not compared with the index on record",
+            Planted::HashForgotten => "running hash not carried on behind a snapshot",
+            Planted::MarksNotCompared => "hashes at marks not compared",
         }
     }
 }

@@ -9,7 +9,10 @@ use std::{collections::BTreeMap, fmt, net::Ipv4Addr, net::SocketAddrV6, str::Fro
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::features::Feature;
+use crate::{
+    features::Feature,
+    marks::{MAX_MARKS, Mark},
+};
 
 /// A random number that people and programs read as hexadecimal digits: many readers of JSON round numbers above 2^53.
 /// Numbers are understood as well, for that is how the first version wrote some. In MessagePack it stays the number it was.
@@ -465,6 +468,11 @@ pub enum Request {
     Snapshot(SnapshotRequest),
     /// "What does your calendar show, and would you take writes?" Answered at once.
     Clock,
+    /// "This is what I came to at these marks. And you?"
+    Marks {
+        /// The newest, at most [`MAX_MARKS`].
+        marks: Vec<Mark>,
+    },
 }
 
 /// The most bytes of a snapshot's file in one answer. A peer that asks for more gets so many.
@@ -484,12 +492,14 @@ impl Request {
             | Request::Formation(_)
             | Request::Snapshot(_) => None,
             Request::Clock => Some(Feature::ClockExchange),
+            Request::Marks { .. } => Some(Feature::StateHashes),
         }
     }
 
     /// The same within the bounds of this side, whatever the peer would like.
     pub(crate) fn bounded(mut self) -> Request {
         match &mut self {
+            Request::Marks { marks } => marks.truncate(MAX_MARKS),
             Request::Snapshot(SnapshotRequest::Read { max, .. }) => *max = (*max).min(MAX_PIECE),
             Request::Snapshot(SnapshotRequest::GaveUp { cause, .. }) => {
                 if let Some((end, _)) = cause.char_indices().nth(MAX_CAUSE) {
@@ -602,6 +612,11 @@ pub enum Response {
     Gone,
     /// It was said, and there is nothing to answer.
     Noted,
+    /// What the node asked came to at its marks.
+    Marks {
+        /// The newest, at most [`MAX_MARKS`].
+        marks: Vec<Mark>,
+    },
     /// Surely not in the log: safe to ask again, elsewhere or later.
     Refused(Refusal),
     /// It may or may not happen.

@@ -120,6 +120,7 @@ impl<T: fmt::Display> fmt::Display for Effects<T> {
                 Request::Formation(_) => "Formation",
                 Request::Snapshot(_) => "Snapshot",
                 Request::Clock => "Clock",
+                Request::Marks { .. } => "Marks",
             };
             writeln!(f, "ask n{to} {what} (question {id})")?;
         }

@@ -39,7 +39,7 @@ use raft::{RawNode, StateRole};
 
 use crate::{
     clock_offsets::Estimates,
-    entry::Draft,
+    entry::{Draft, SystemCommand},
     features::Understanding,
     log::{
         store::{HardState, LogReader, Recovered, StoreError},
@@ -221,6 +221,7 @@ pub struct Consensus<T> {
     implausible: u64,
     /// Members that say they committed what contradicts this node; at most one word of each.
     disputes: BTreeMap<NodeId, Dispute>,
+    contradicted: bool,
     /// In which tick each peer was last heard. Bound: one per id with a certificate of this cluster.
     heard: BTreeMap<NodeId, u64>,
     clocks: Estimates,
@@ -290,6 +291,7 @@ impl<T> Consensus<T> {
             told: None,
             implausible: 0,
             disputes: BTreeMap::new(),
+            contradicted: false,
             heard: BTreeMap::new(),
             clocks: Estimates::default(),
             effects: Effects::default(),
@@ -326,7 +328,10 @@ impl<T> Consensus<T> {
         let message = match validate::validate(from, message, &self.raw.raft, self.cluster) {
             Ok(valid) => valid.into_inner(),
             // Promise 7: evidence that a node cannot trust its state is never only a line in a log.
-            Err(Rejected::Contradiction(proof)) => return self.fail(proof.to_string()),
+            Err(Rejected::Contradiction(proof)) => {
+                self.contradicted = true;
+                return self.fail(proof.to_string());
+            }
             Err(Rejected::Implausible(implausible)) => {
                 self.implausible += 1;
                 if self.implausible.is_power_of_two() {
@@ -391,6 +396,18 @@ impl<T> Consensus<T> {
     /// Propose a command for a peer, which is told at once if this node does not lead.
     pub fn submit_for_peer(&mut self, draft: Draft, ticket: T, deadline: Duration) {
         self.hold(Wanted::Command(draft), Some(ticket), deadline, true);
+    }
+
+    /// Propose a mark, at which nodes compare what they applied. Nobody waits for it, and only a leader whose every member
+    /// understands one does: a node of an older version would stop at it.
+    pub fn propose_mark(&mut self, restart: bool) {
+        if self.raw.raft.state != StateRole::Leader || !self.every_member_understands(Feature::StateHashes) {
+            return;
+        }
+        match Draft::system(&SystemCommand::Mark { restart }) {
+            Ok(draft) => self.submit(draft, None, Duration::MAX),
+            Err(error) => tracing::error!(%error, "a mark cannot be encoded"),
+        }
     }
 
     /// Change the membership.
@@ -752,6 +769,11 @@ impl<T> Consensus<T> {
     /// Whether that peer has. A message or a request that needs a feature goes to nobody else.
     pub fn peer_understands(&self, peer: NodeId, feature: Feature) -> bool {
         self.understanding.peer_understands(peer, feature)
+    }
+
+    /// Whether this node was sent proof that it and the rest of the cluster do not have one history.
+    pub fn is_contradicted(&self) -> bool {
+        self.contradicted
     }
 
     /// Who leads, as far as this node knows.

@@ -19,7 +19,7 @@ use crate::{
         StoreIdentity, Ticket, Written,
     },
     machine::{self, ApplyContext, StateMachine},
-    message::{AppliedTo, DiskReport, Failed, FrozenState, Persisted, SystemChanged, WriteSnapshot},
+    message::{AppliedTo, DiskReport, Failed, FrozenState, MarkEvent, Persisted, SystemChanged, WriteSnapshot},
     snapshot::Shelf,
     system_state::SystemState,
 };
@@ -236,6 +236,7 @@ pub enum Heard {
     AppliedTo(u64),
     Changed(u64, String),
     Disk(DiskReport),
+    Mark(MarkEvent),
     Failed(String),
     Frozen(Result<(u64, u64, Vec<u8>), String>),
 }
@@ -279,6 +280,16 @@ impl Handler<SystemChanged> for FakeCore {
     type Result = ();
     fn handle(&mut self, SystemChanged { index, state }: SystemChanged, _: &mut Context<Self>) {
         let _ = self.0.send(Heard::Changed(index, state.membership.to_string()));
+    }
+}
+
+impl Handler<MarkEvent> for FakeCore {
+    type Result = ();
+
+    fn handle(&mut self, event: MarkEvent, _: &mut Context<Self>) {
+        if event != MarkEvent::Replaced {
+            let _ = self.0.send(Heard::Mark(event));
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use std::{
 };
 
 use actix_web::{HttpRequest, HttpResponse, web::Data};
-use actorum::{DiskState, Reason, Role, Severity, Snapshots, Status, Transfer};
+use actorum::{DiskState, Divergence, Reason, Role, Severity, Snapshots, Status, Transfer};
 
 use crate::{
     http::{Node, Query, Refused},
@@ -51,6 +51,17 @@ impl Page {
         self.gauge("snapshot_index", "The last index that a snapshot covers.", status.snapshot_index);
         self.gauge("log_bytes", "Bytes of the log on disk.", status.disk_bytes);
         self.snapshots(&status.snapshots);
+
+        let diverged = |found: &Option<Divergence>| u8::from(found.is_some());
+        self.gauge("diverged", "Whether members applied something else than this node.", diverged(&status.divergence));
+        self.gauge(
+            "answers_diverged",
+            "Whether state machines answered differently since the start.",
+            diverged(&status.answer_divergence),
+        );
+        self.gauge("disputes", "Members that say they committed what contradicts this node.", status.disputes.len());
+        let mark = status.state_hash.as_ref().map_or(0, |hash| hash.index);
+        self.gauge("mark_index", "The last mark at which hashes were compared; zero before the first.", mark);
 
         let disk = &status.disk;
         self.family("disk_state", "gauge", "What the node makes of its disk: one of these is 1.");

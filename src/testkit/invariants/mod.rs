@@ -28,6 +28,7 @@ mod queues_are_bounded;
 mod messages_are_bounded;
 mod stops_say_why;
 mod time_follows_the_median;
+mod marks_are_equal;
 
 /// Something that must hold after every event.
 pub(crate) trait Invariant: Send {
@@ -63,5 +64,6 @@ pub(crate) fn all(bounds: &Config) -> Vec<Box<dyn Invariant>> {
         Box::new(messages_are_bounded::MessagesAreBounded { bounds: bounds.clone() }),
         Box::new(stops_say_why::StopsSayWhy),
         Box::new(time_follows_the_median::TimeFollowsTheMedian { bound_ms: bounds.max_clock_skew_ms }),
+        Box::<marks_are_equal::MarksAreEqual>::default(),
     ]
 }

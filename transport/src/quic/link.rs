@@ -68,7 +68,8 @@ fn priority(request: &Request) -> i32 {
         | Request::ReadIndex { .. }
         | Request::Change { .. }
         | Request::Formation(_)
-        | Request::Clock => 0,
+        | Request::Clock
+        | Request::Marks { .. } => 0,
     }
 }
 
@@ -637,7 +638,8 @@ pub(super) async fn ask(
         | Request::ReadIndex { .. }
         | Request::Change { .. }
         | Request::Formation(_)
-        | Request::Clock => None,
+        | Request::Clock
+        | Request::Marks { .. } => None,
     };
     let mut bytes = Vec::new();
     let question = Question { group, request };

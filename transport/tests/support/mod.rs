@@ -270,6 +270,7 @@ pub fn node_serving(
         asked: down.clone().recipient(),
         formation: down.clone().recipient(),
         snapshots: keeper.downgrade().recipient(),
+        marks: down.clone().recipient(),
         unreachable: down.clone().recipient(),
         peer_up: down.clone().recipient(),
         peer_refused: down.recipient(),

@@ -564,7 +564,9 @@ impl Cluster {
                 let change = ChangeRequest { change: machine::decode::<Change>(&data).unwrap(), force };
                 core.change_for_peer(change, ticket, within(now, remaining_ms));
             }
-            Request::Formation(_) | Request::Snapshot(_) | Request::Clock => unreachable!("no core asks that"),
+            Request::Formation(_) | Request::Snapshot(_) | Request::Clock | Request::Marks { .. } => {
+                unreachable!("no core asks that")
+            }
         }
     }
 
@@ -652,7 +654,14 @@ fn describe(result: &Result<Response, AskError>) -> String {
         },
         Ok(Response::Refused(refusal)) => format!("refused: {refusal:?}"),
         Ok(Response::Unknown { cause }) => format!("unknown: {cause}"),
-        Ok(Response::Formation(_) | Response::Piece { .. } | Response::Clock(_) | Response::Gone | Response::Noted) => {
+        Ok(
+            Response::Formation(_)
+            | Response::Piece { .. }
+            | Response::Clock(_)
+            | Response::Gone
+            | Response::Marks { .. }
+            | Response::Noted,
+        ) => {
             unreachable!("no core asks that")
         }
         Err(error) => error.to_string(),

@@ -79,6 +79,7 @@ stories! {
     put_back
     put_back_same_leader
     put_back_two_leaders
+    mark
 }
 
 /// A committed change that makes no sense any more is made neither by the applier nor by raft-rs.

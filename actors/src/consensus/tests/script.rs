@@ -16,6 +16,8 @@
 //!  disk 1 manual|auto   persist 1 [NUMBER]      the log writer
 //!  probe 1 passes|fails   space 1 low|enough    the end of a probe; what the log writer says of space
 //!  order 2 1                                    node 2 tells node 1 to campaign at once
+//!  knows 1 2 [nothing]                          node 1 hears the features of node 2, or that it is of the first version
+//!  mark 1                                       propose a mark
 //!  record 1 4                                   propose what the cluster should know of a member
 //!  applier 1 manual|auto   apply 1              the applier
 //!  cluster .. [snapshots=ENTRIES] [keep=ENTRIES] [hold=BYTES]   when one is built, what stays behind it
@@ -375,6 +377,14 @@ impl Runner for Script {
                 let term = self.cluster.core(to).status().term;
                 self.cluster.core(to).step(from, RaftMessage::new(MessageKind::TimeoutNow, term));
                 self.cluster.drain(to);
+            }
+            "knows" => {
+                let features = if words.len() > 2 { Features::none() } else { Features::all() };
+                self.cluster.core(number(0)?).peer_features(number(1)?, features);
+            }
+            "mark" => {
+                self.cluster.core(number(0)?).propose_mark(false);
+                self.cluster.drain(number(0)?);
             }
             "record" => {
                 self.cluster.record(number(0)?, number(1)?);

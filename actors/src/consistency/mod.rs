@@ -1,0 +1,355 @@
+//! The consistency checker: finds out that this node and the others do not hold the same, and says so or stops.
+//!
+//! ```text
+//!  MarkEvent (applier) ──────┐                        ┌─▶ Ask: marks ─────▶ transport ══▶ every other member
+//!  Asked, Answered: marks ───┼─▶ ConsistencyChecker ──┼─▶ ProposeMark ────▶ core, if this node leads
+//!  LeaderChanged (core) ─────┤                        ├─▶ Failed ─────────▶ front door
+//!  SystemChanged (applier) ──┘                        └─▶ status: hash, divergence
+//! ```
+//!
+//! Every node keeps a running [`hash`] over what it applies. The leader proposes a *mark* every so many entries, once every member
+//! understands one. Whoever applies it reports what it has come to, to every other member; that is [`compare`]d. A node that
+//! differs from a majority of the voters stops with the index (promise 7). Without a majority nobody can tell who is right: the node
+//! is not ready, everybody says so, and nobody stops.
+//!
+//! Queue: the mailbox; one event per mark, and one question at a time from and to each member, which the transport bounds.
+//!
+//! Deliberately absent: repairing. A node that differs is replaced by its operator, who is told how.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use actix::{WeakRecipient, prelude::*};
+use actorum_transport::{
+    marks::{MAX_MARKS, Mark},
+    message::{Answered, Ask, Asked},
+    wire::{GroupId, NodeId, Request, Response},
+};
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+use crate::{
+    condition::Reason,
+    members::Membership,
+    message::{Failed, LeaderChanged, MarkEvent, ProposeMark, Refusal, SystemChanged},
+    status::Role,
+    witness::MaybeWitness,
+};
+
+pub mod compare;
+pub mod hash;
+#[cfg(test)]
+mod replica_tests;
+#[cfg(test)]
+mod tests;
+
+pub use compare::{Comparison, Divergence, Side};
+
+/// How often a member that has not reported the newest mark is asked again, and a mark that was not taken is proposed again.
+const AGAIN: Duration = Duration::from_secs(1);
+/// How long such a question is waited for.
+const ASK_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// What is done about a state machine that answers differently from those of other nodes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AnswerCheck {
+    /// Answers are not hashed.
+    Off,
+    /// It is in the status, a metric and the log.
+    #[default]
+    Report,
+    /// A node whose answers differ from those of a majority of the voters stops.
+    Stop,
+}
+
+/// Whom the checker talks to.
+pub struct Links {
+    /// The transport.
+    pub ask: Recipient<Ask>,
+    /// The core.
+    pub propose: Recipient<ProposeMark>,
+    /// The parent.
+    pub failed: WeakRecipient<Failed>,
+    /// Where the latest is shown.
+    pub status: watch::Sender<ConsistencyStatus>,
+    /// Watches marks; only in simulations.
+    pub witness: MaybeWitness,
+}
+
+/// What a checker starts with.
+pub struct Start {
+    /// This node.
+    pub id: NodeId,
+    /// Its group.
+    pub group: GroupId,
+    /// What to do about answers that differ.
+    pub answers: AnswerCheck,
+    /// The membership, if there is one.
+    pub membership: Arc<Membership>,
+    /// The marks that were applied again while this node started.
+    pub marks: Vec<Mark>,
+}
+
+/// What it found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ConsistencyStatus {
+    /// The newest mark.
+    pub mark: Option<Mark>,
+    /// Who differs in what was applied.
+    pub state: Option<Divergence>,
+    /// Who differs in what the state machine answered; stays once it was found.
+    pub answers: Option<Divergence>,
+}
+
+/// The actor; see the module.
+pub struct ConsistencyChecker {
+    id: NodeId,
+    group: GroupId,
+    check: AnswerCheck,
+    links: Links,
+    comparison: Comparison,
+    membership: Arc<Membership>,
+    leads: bool,
+    /// Whether enough was applied since the last mark.
+    due: bool,
+    /// Whether one was proposed since then, and it is too early to do it again.
+    proposed: bool,
+    /// Whether the hashes began anew behind the last mark: those at it say nothing of the next one.
+    restarted: bool,
+    /// Questions under way, by whom they went to.
+    asking: BTreeMap<NodeId, u64>,
+    next_id: u64,
+    shown: ConsistencyStatus,
+    stopped: bool,
+}
+
+impl ConsistencyChecker {
+    /// A checker that begins when it is started.
+    pub fn new(start: Start, links: Links) -> ConsistencyChecker {
+        let Start { id, group, answers, membership, marks } = start;
+        if let Some(witness) = &links.witness {
+            marks.iter().for_each(|mark| witness.marked(mark));
+        }
+        ConsistencyChecker {
+            id,
+            group,
+            check: answers,
+            links,
+            comparison: Comparison::new(id, marks),
+            membership,
+            leads: false,
+            due: false,
+            proposed: false,
+            restarted: false,
+            asking: BTreeMap::new(),
+            next_id: 1,
+            shown: ConsistencyStatus::default(),
+            stopped: false,
+        }
+    }
+
+    fn others(&self) -> Vec<NodeId> {
+        self.membership.members.keys().copied().filter(|id| *id != self.id).collect()
+    }
+
+    /// Reports this node's marks to a member, and asks for that member's. One question at a time.
+    fn ask(&mut self, peer: NodeId, ctx: &mut Context<Self>) {
+        if self.asking.contains_key(&peer) || self.comparison.newest().is_none() {
+            return;
+        }
+        self.next_id += 1;
+        self.asking.insert(peer, self.next_id);
+        self.links.ask.do_send(Ask {
+            id: self.next_id,
+            group: self.group,
+            to: peer,
+            request: Request::Marks { marks: self.comparison.own().copied().collect() },
+            timeout: ASK_TIMEOUT,
+            reply_to: ctx.address().downgrade().recipient(),
+        });
+    }
+
+    fn propose_if_due(&mut self) {
+        if self.leads && self.due && !self.proposed {
+            self.proposed = true;
+            self.links.propose.do_send(ProposeMark { restart: !self.restarted && self.comparison.must_restart() });
+        }
+    }
+
+    fn heard(&mut self, peer: NodeId, marks: &[Mark]) {
+        if self.membership.members.contains_key(&peer) {
+            self.comparison.reported(peer, marks);
+            self.judge();
+        }
+    }
+
+    /// Compares, shows what was found, and stops this node if it is the one that differs.
+    fn judge(&mut self) {
+        let voters = self.membership.voters();
+        let state = self.comparison.state(&voters);
+        // An interval says nothing of the next one: what was found once stays said.
+        let answers = self.comparison.answers(&voters).or(self.shown.answers.take());
+        let found = ConsistencyStatus { mark: self.comparison.newest().copied(), state, answers };
+        self.say(&found);
+        let wrong = |found: &Option<Divergence>| found.as_ref().filter(|found| found.side == Side::Minority).cloned();
+        let cause = match (wrong(&found.state), wrong(&found.answers).filter(|_| self.check == AnswerCheck::Stop)) {
+            (Some(found), _) => Some((Reason::Diverged, state_cause(self.id, &found))),
+            (None, Some(found)) => Some((Reason::AnswersDiverged, answer_cause(self.id, &found))),
+            (None, None) => None,
+        };
+        self.shown = found;
+        self.links.status.send_if_modified(|status| {
+            let changed = *status != self.shown;
+            *status = self.shown.clone();
+            changed
+        });
+        if let Some((reason, cause)) = cause
+            && !self.stopped
+            && let Some(parent) = self.links.failed.upgrade()
+        {
+            // Promise 7: it never goes on with a state that it cannot trust.
+            self.stopped = true;
+            parent.do_send(Failed { reason, cause });
+        }
+    }
+
+    /// Once per change, not once per mark.
+    fn say(&self, found: &ConsistencyStatus) {
+        let who = |found: &Option<Divergence>| {
+            found.as_ref().map(|found| (found.side, found.values.keys().copied().collect::<BTreeSet<_>>()))
+        };
+        let (before, now) = (who(&self.shown.state), who(&found.state));
+        match &found.state {
+            Some(state) if before != now => {
+                tracing::error!(index = state.index, equal_until = state.equal_until, side = ?state.side, nodes = ?state.values.keys(), "nodes of this cluster have applied different entries");
+            }
+            None if before.is_some() => tracing::info!("what the nodes of this cluster have applied is equal again"),
+            _ => {}
+        }
+        if let (Some(answers), true) = (&found.answers, who(&self.shown.answers) != who(&found.answers)) {
+            tracing::error!(index = answers.index, since = answers.equal_until, side = ?answers.side, nodes = ?answers.values.keys(), "state machines of equal versions answered equal commands differently: the machine is not deterministic, or its code changed without its VERSION");
+        }
+    }
+}
+
+fn others(me: NodeId, found: &Divergence) -> String {
+    let mine = found.values.get(&me);
+    let others = found.values.iter().filter(|(_, value)| Some(*value) != mine).map(|(id, _)| id.to_string());
+    others.collect::<Vec<_>>().join(", ")
+}
+
+fn state_cause(me: NodeId, found: &Divergence) -> String {
+    let (index, until, others) = (found.index, found.equal_until, others(me, found));
+    let since = if until > 0 { format!("between {until} and {index}") } else { format!("up to {index}") };
+    format!(
+        "this node has applied other entries {since} than a majority of the voters: the hash of what is applied differs from \
+         that of node {others} at {index}. Its directory was put back from an older copy, swapped or damaged: remove this node, \
+         and add it again under a new id with an empty directory"
+    )
+}
+
+fn answer_cause(me: NodeId, found: &Divergence) -> String {
+    let (index, others) = (found.index, others(me, found));
+    format!(
+        "the state machine of this node answered the commands up to {index} differently from that of node {others}, and a \
+         majority of the voters: it is not deterministic, or its code changed without its VERSION. Look for clocks, random \
+         numbers and iteration over hash maps in `apply`; restart this node to rebuild its state"
+    )
+}
+
+impl Actor for ConsistencyChecker {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        self.judge();
+        ctx.run_interval(AGAIN, |checker, ctx| {
+            // An interval keeps its actor alive; nobody holds this one any more.
+            if !ctx.connected() {
+                return ctx.stop();
+            }
+            checker.proposed = false;
+            checker.propose_if_due();
+            let silent = checker.others().into_iter().filter(|id| !checker.comparison.has_heard_from(*id));
+            silent.collect::<Vec<_>>().into_iter().for_each(|peer| checker.ask(peer, ctx));
+        });
+    }
+}
+
+impl Handler<MarkEvent> for ConsistencyChecker {
+    type Result = ();
+
+    fn handle(&mut self, event: MarkEvent, ctx: &mut Context<Self>) {
+        match event {
+            MarkEvent::Due => {
+                self.due = true;
+                self.propose_if_due();
+            }
+            MarkEvent::Applied { mark, restart } => {
+                if let Some(witness) = &self.links.witness {
+                    witness.marked(&mark);
+                }
+                (self.due, self.proposed) = (false, false);
+                self.restarted = restart;
+                self.comparison.applied(mark);
+                self.others().into_iter().for_each(|peer| self.ask(peer, ctx));
+                self.judge();
+            }
+            MarkEvent::Replaced => {
+                self.comparison.replaced();
+                self.judge();
+            }
+        }
+    }
+}
+
+impl Handler<Asked> for ConsistencyChecker {
+    type Result = ();
+
+    fn handle(&mut self, Asked { from, request, responder, .. }: Asked, _: &mut Context<Self>) {
+        let Request::Marks { marks } = request else {
+            let cause = "only marks are asked here".to_owned();
+            return responder.answer(Response::Refused(Refusal::Invalid { cause }));
+        };
+        responder.answer(Response::Marks { marks: self.comparison.own().copied().collect() });
+        self.heard(from, &marks);
+    }
+}
+
+impl Handler<Answered> for ConsistencyChecker {
+    type Result = ();
+
+    fn handle(&mut self, Answered { id, from, result }: Answered, _: &mut Context<Self>) {
+        if self.asking.get(&from) == Some(&id) {
+            self.asking.remove(&from);
+        }
+        // Without an answer it stays among those that have not reported, and is asked again.
+        if let Ok(Response::Marks { marks }) = result {
+            self.heard(from, &marks[..marks.len().min(MAX_MARKS)]);
+        }
+    }
+}
+
+impl Handler<SystemChanged> for ConsistencyChecker {
+    type Result = ();
+
+    fn handle(&mut self, SystemChanged { state, .. }: SystemChanged, _: &mut Context<Self>) {
+        self.membership = state.membership.clone();
+        let members = &self.membership.members;
+        self.comparison.members(|id| members.contains_key(&id));
+        self.judge();
+    }
+}
+
+impl Handler<LeaderChanged> for ConsistencyChecker {
+    type Result = ();
+
+    fn handle(&mut self, LeaderChanged { role, .. }: LeaderChanged, _: &mut Context<Self>) {
+        self.leads = role == Role::Leader;
+        self.proposed = false;
+        self.propose_if_due();
+    }
+}
