@@ -103,6 +103,12 @@ fn without_a_majority() {
     }
 }
 
+#[track_caller]
+fn refused_for_space(node: &Node) {
+    let write = call("PUT", &node.url("/kv/k?timeout_ms=3000"), "v");
+    assert_eq!((write.status, write.code()), (503, "low_space"), "{}", write.text);
+}
+
 /// A leader low on space takes no writes, and its follower says so too; there nobody else could take the office.
 #[test]
 fn low_on_space() {
@@ -114,7 +120,9 @@ fn low_on_space() {
     for follower in [1, 2].map(|n| 1 + (leader + n - 1) % 3) {
         says(lab.node(follower), "low_space", "unready", &format!("node {leader} leads and takes no writes"));
         assert!(call("GET", &lab.node(follower).url("/kv/k"), "").status == 404, "it still serves reads");
+        refused_for_space(lab.node(follower));
     }
+    refused_for_space(lab.node(leader));
 }
 
 /// A certificate of one's own making: for a node, signed by an authority, both with so many days left.

@@ -391,7 +391,8 @@ mod tests {
 
     use super::*;
     use crate::wire::{
-        ConfState, Entry, EntryKind, Formation, MessageKind, Refusal, Response, Snapshot, SnapshotFile, SnapshotRequest,
+        ClockReading, ConfState, Entry, EntryKind, Formation, MessageKind, Refusal, Response, Snapshot, SnapshotFile,
+        SnapshotRequest,
     };
 
     fn bytes() -> impl Strategy<Value = Bytes> {
@@ -458,6 +459,9 @@ mod tests {
                 response
             }),
             any::<u64>().prop_map(|index| Response::ReadAt { index }),
+            (any::<u64>(), proptest::option::of("[a-z_]{0,20}")).prop_map(|(calendar_us, refuses_writes)| {
+                Response::Clock(ClockReading { calendar_us, refuses_writes })
+            }),
             (any::<u64>(), bytes()).prop_map(|(offset, data)| Response::Piece { offset, data }),
             prop::sample::select(vec![Response::Gone, Response::Noted, Response::Refused(Refusal::Busy)]),
             ".{0,20}".prop_map(|cause| Response::Unknown { cause }),
@@ -492,6 +496,7 @@ mod tests {
                 force
             }),
             any::<u64>().prop_map(|remaining_ms| Request::ReadIndex { remaining_ms }),
+            Just(Request::Clock),
             read.prop_map(Request::Snapshot),
             working.prop_map(Request::Snapshot),
             gave_up.prop_map(Request::Snapshot),
