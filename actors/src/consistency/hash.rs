@@ -5,7 +5,7 @@
 //! ```
 //!
 //! A chain of one short hash per entry rather than one long hash: its whole state is the 16 bytes of its value, which go into
-//! every snapshot. What it costs beside applying is a line of `cargo bench --bench state_hash`.
+//! every snapshot.
 
 use actorum_transport::{
     marks::{AnswerHash, HashValue, StateHash},
