@@ -182,7 +182,8 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
     let (life_shows, life) = watch::channel(Life::default());
     let admission = Admission::new(config.max_in_flight, config.max_in_flight_bytes);
 
-    let beginning = begin(&recovered, &replayed, bootstrap.clone(), cluster_id(&authority, &bootstrap, &config))?;
+    let (cluster_made, name) = (cluster_id(&authority, &bootstrap, &config), config.cluster_name.clone());
+    let beginning = begin(&recovered, &replayed, bootstrap.clone(), cluster_made, name)?;
     let kept = recovered.snapshots.clone();
     if let Some(volume) = volume
         && let Some(problem) = volume::too_small(&config, volume, newest_bytes(&kept))
@@ -481,6 +482,7 @@ fn begin<S>(
     replayed: &Replayed<S>,
     bootstrap: Bootstrap,
     cluster: ClusterId,
+    name: String,
 ) -> Result<Beginning, StartError> {
     Ok(match (&replayed.system, recovered.newest(), bootstrap) {
         // A node that has begun before ignores how it was to begin.
@@ -492,7 +494,7 @@ fn begin<S>(
             };
             Beginning::Formed { state: state.clone(), formed_with }
         }
-        (_, _, Bootstrap::Form(founders)) => Beginning::Founding { founders, cluster },
+        (_, _, Bootstrap::Form(founders)) => Beginning::Founding { founders, cluster, name },
         (_, _, Bootstrap::Wait) => Beginning::Waiting,
     })
 }

@@ -216,6 +216,12 @@ impl<S: StateMachine> Builder<S> {
         self
     }
 
+    /// The name of the cluster that this node founds: all founders must be given the same. See
+    /// [`Config::cluster_name`](Config#structfield.cluster_name).
+    pub fn cluster_name(self, name: impl Into<String>) -> Self {
+        self.configure(|config| config.cluster_name = name.into())
+    }
+
     /// All settings at once.
     pub fn config(mut self, config: Config) -> Self {
         self.config = config;

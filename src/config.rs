@@ -127,6 +127,7 @@ pub struct Config {
     /// Where this node's random choices start. Default: drawn at start. The same seed, inputs and clock give the same election timeouts.
     pub seed: Option<u64>,
     /// A name that becomes part of the cluster's id: two clusters of the same founders and certificates with different names never mix.
+    /// Founders that were given different names say so to each other before anything is written, and stop. Default: empty.
     pub cluster_name: String,
 }
 

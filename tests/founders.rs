@@ -87,6 +87,27 @@ async fn founders_with_different_lists_refuse_each_other_by_name() {
     assert!(causes.iter().all(|c| c.contains("start all founders with the same list")), "{causes:?}");
 }
 
+/// Otherwise each would form a cluster of its own, and refuse the other's for ever.
+#[actix::test]
+async fn founders_with_different_names_refuse_each_other_before_anything_is_written() {
+    let (network, dir) = (MemoryNetwork::new(), tempfile::tempdir().unwrap());
+    let start = async |id: NodeId, name: &str| {
+        let builder = RaftSystem::<Sum>::builder(id).network(Network::Memory(network.clone())).bootstrap(founders(2));
+        let storage = Storage::Sled(dir.path().join(id.to_string()));
+        builder.storage(storage).configure(quick).cluster_name(name).start().await.unwrap()
+    };
+    let (one, two) = (start(1, "blue").await, start(2, "green").await);
+    for node in [&one, &two] {
+        let cause = node.stopped().await;
+        assert!(cause.contains("\"blue\"") && cause.contains("\"green\"") && cause.contains("cluster_name"), "{cause}");
+        node.shutdown().await;
+    }
+    // Nothing was written: with the same name the same directories form.
+    let (one, two) = (start(1, "blue").await, start(2, "blue").await);
+    one.wait_for_leader(PATIENCE).await.unwrap();
+    assert_eq!(two.propose_within(1, PATIENCE).await.unwrap().response, 1);
+}
+
 #[actix::test]
 async fn a_directory_of_another_node_or_in_use_says_so() {
     let (network, dir) = (MemoryNetwork::new(), tempfile::tempdir().unwrap());

@@ -18,7 +18,7 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use actorum::testkit::Counts;
+use actorum::testkit::{Counts, Faults, Kv, Simulation};
 use harsh::{SPAN, number};
 
 /// Every seed that ever failed, and what it found.
@@ -102,6 +102,24 @@ fn fresh_seeds() {
     for (seeds, kind) in [(20, "failing snapshot of the state machine"), (50, "failing restore of the state machine")] {
         once_in(seeds, &total.process, kind);
     }
+}
+
+/// A founder dies at some step of the forming, again and again: the others go on without it once one of them has formed.
+#[test]
+fn founders_die_while_they_form() {
+    let only = number("SEED");
+    let mut total = Counts::default();
+    for seed in only.map_or(1..=120, |seed| seed..=seed) {
+        let mut faults = Faults::none();
+        // One fault, which comes late if at all: what is looked at is over by then.
+        (faults.kill, faults.every) = (1, Duration::from_secs(60));
+        let report = Simulation::<Kv>::recorded(seed).nodes(3).faults(faults).run(Duration::from_millis(300));
+        total.add(&report.counts);
+        assert!(report.is_ok(), "SEED={seed}: {report}");
+    }
+    let deaths = total.process.get("death while some have formed").copied().unwrap_or(0);
+    println!("{deaths} founders died while some of the others had formed");
+    assert!(only.is_some() || deaths >= 3, "only {deaths} died while some of the others had formed");
 }
 
 #[test]

@@ -1,23 +1,57 @@
-//! How founders make a cluster: each must hear from all that they are as new as it is. The sixth promise.
+//! How founders make a cluster: each must know that all are as new as it is, and which directories they are. The sixth promise.
 //!
 //! ```text
-//!  unformed ──ask every founder──▶ each: unformed, same list ─────────┐
-//!      │                           or: formed with this incarnation ──┴─▶ all heard: formed
-//!      └─ one formed with another incarnation of ours, or another list ──▶ refused, by name
+//!  unformed ──ask every founder──▶ each: unformed, same list and name; I have heard these incarnations
+//!      │                             all heard, and all have heard the same ───────────────────────────▶ formed, agreed
+//!      ├─ one is formed, agreed, with this very directory ─────────────────────────────────────────────▶ formed, agreed
+//!      └─ one is formed with another directory of ours; another list or name ──▶ refused, and why
 //! ```
 //!
 //! An empty directory proves nothing: it may be a new node's, or that of a node which lost its disk and with it
 //! the votes and acknowledgements it gave. What tells them apart is the incarnation, drawn when the directory is
-//! made. A founder that forms remembers those it formed with; one that comes back empty has another, and is
-//! told so. The exchange is symmetric, so a founder that formed while we were asking still tells us the
-//! truth: it formed with this very directory, which therefore never voted. That is its word and no more: another
-//! founder may know better, so every one of them is heard, also when the first already says "formed".
+//! made. A founder that forms remembers those it formed with; one that comes back empty has another, and is told so.
+//!
+//! # Why one formed founder's word is enough
+//!
+//! *The rule.* Every statement of an unformed founder carries the vector of incarnations that it has heard in this boot. A founder
+//! forms when it has heard every founder *with the same complete vector V*. Then the others are said to have *agreed*, which it
+//! remembers with V. A founder that hears from one such founder "formed, agreed, with V", and is in V, forms with V at once.
+//!
+//! *The danger.* Directory k/a of node k forms, votes, and acknowledges what is committed with a majority; it is lost, and k comes back
+//! as k/b. If k/b formed too, it could make another majority that knows nothing of the first.
+//!
+//! *Why not.* Say that founder i formed, agreed, with W, in which k is b, and says so to k/b. Then every founder q stated W *after b
+//! was made*, and was unformed then: "formed" is said once the genesis is durable, and is never taken back. Say that k/a once won a
+//! vote of q, another founder that kept its directory. Then q formed with some V in which k is a, and it did not before it
+//! stated W. After that it cannot either: for V it must hear, in one boot, k/a itself or a founder that formed with V.
+//! In a boot in which it has heard b it does not listen to a ([`Founding::gone`]); in a later boot a speaks no more, because it was
+//! lost before b was made. And a founder r that formed with V and kept its directory is in the same case as q; take the first of
+//! them. If r lost its directory as well, W names its new one, and the same holds for r's old one as for k/a. So no
+//! founder that kept its directory ever formed with V: whoever voted together with k/a lost its directory, too, and those are a
+//! majority. Against that no rule helps.
+//!
+//! In the first version a founder formed when it had *heard* all, each possibly at another time: 1 may have formed with 2/a by
+//! the time that 3, which heard 1 early, hears 2/b and forms with it. Such a word is that founder's and no more: where somebody does not
+//! state a vector, or formed without one, every founder is heard as before, also when the first already says "formed".
+//!
+//! *What it stands on.* A directory that was lost does not come back: of two directories that run under one id in turn, while others
+//! restart unformed, each could be counted. And what is durable stays so: a directory put back from an older copy is found by the watermark,
+//! and by its peers.
+//!
+//! *When nothing works.* A founder that lost its directory after the others agreed on it, before any leader was elected, leaves
+//! founders that wait for a directory that is no more. As long as nothing was committed there is nothing to lose: with all founders
+//! stopped, `actorum inspect DIR --entries 1..` shows no entry of an application in any directory; then all of the directories are
+//! deleted, and the cluster is formed anew.
 //!
 //! Pure: statements in, a verdict out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use actorum_transport::wire::{Address, Formation as Statement, Incarnation, NodeId};
+use actorum_transport::wire::{Address, ClusterId, Formation as Statement, Incarnation, NodeId};
+
+/// In a map of the incarnations that a founder formed with: all of them had agreed on it. No node has this id, so the mark passes
+/// through every format that holds the map, and through the hands of nodes that do not know it.
+pub const AGREED: NodeId = 0;
 
 /// A founder on its way to a cluster.
 #[derive(Clone, Debug)]
@@ -25,17 +59,26 @@ pub struct Founding {
     id: NodeId,
     incarnation: Incarnation,
     founders: BTreeMap<NodeId, Address>,
+    cluster: ClusterId,
+    name: String,
+    /// The founders heard in this boot, this one among them.
     heard: BTreeMap<NodeId, Incarnation>,
-    /// With whom the cluster was formed, as a founder says that was part of it.
+    /// What each of the others has heard, by its latest statement; `None` if it does not say.
+    theirs: BTreeMap<NodeId, Option<BTreeMap<NodeId, Incarnation>>>,
+    /// Directories that were replaced in this boot: what they said meanwhile may still arrive, and counts no more.
+    gone: BTreeSet<(NodeId, Incarnation)>,
+    /// With whom the cluster was formed, as a founder says that was part of it, without the agreement of all.
     formed: Option<BTreeMap<NodeId, Incarnation>>,
+    /// With whom it is formed, once that is decided.
+    decided: Option<BTreeMap<NodeId, Incarnation>>,
 }
 
 /// What the statements so far amount to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// These founders have not answered yet.
+    /// These founders have not answered yet, or have not heard the same as this one.
     Waiting(Vec<NodeId>),
-    /// The cluster is formed by these directories.
+    /// The cluster is formed by these directories; with [`AGREED`] among the keys if all have agreed on them.
     Formed(BTreeMap<NodeId, Incarnation>),
 }
 
@@ -64,6 +107,36 @@ pub enum FormationError {
         /// Ours.
         ours: String,
     },
+    /// Another founder was told another name.
+    #[error(
+        "node {peer} founds a cluster with the name {theirs:?}, node {id} one with the name {ours:?}: give all founders the same \
+         cluster_name (--cluster-name). Nothing was written yet"
+    )]
+    OtherName {
+        /// The other.
+        peer: NodeId,
+        /// Its name for the cluster.
+        theirs: String,
+        /// This node.
+        id: NodeId,
+        /// Ours.
+        ours: String,
+    },
+    /// The cluster that the other is part of is not the one that this node's list and name make.
+    #[error(
+        "node {peer} belongs to the cluster {theirs}, and the founders, the cluster_name and the certificate authority of node {id} make \
+         the cluster {ours}: start it with those that the others were formed with. Nothing was written yet"
+    )]
+    OtherCluster {
+        /// The other.
+        peer: NodeId,
+        /// Its cluster.
+        theirs: ClusterId,
+        /// This node.
+        id: NodeId,
+        /// Ours.
+        ours: ClusterId,
+    },
     /// The other waits to be added.
     #[error(
         "node {peer} is in the list of founders but waits to be added: start it with the list, or take it out of the list"
@@ -76,7 +149,9 @@ pub enum FormationError {
     #[error(
         "node {peer} says the cluster was formed with another directory of node {id} (incarnation {known}, this one is {ours}): \
          this directory is new or was replaced, and may not vote in the old one's name. Bring the old directory back, \
-         or remove node {id} from the cluster and add this one under a new id"
+         or remove node {id} from the cluster and add this one under a new id. If the cluster was only just formed and `actorum inspect` \
+         shows no entry of an application in any founder's directory, nothing was committed: stop all founders, delete their directories, \
+         and start them again"
     )]
     Replaced {
         /// The other.
@@ -91,71 +166,167 @@ pub enum FormationError {
 }
 
 impl Founding {
-    /// A founder that has heard nobody yet.
+    /// A founder that has heard nobody yet, of the cluster that these founders make under this name.
     pub fn new(
         id: NodeId,
         incarnation: Incarnation,
         founders: BTreeMap<NodeId, Address>,
+        cluster: ClusterId,
+        name: String,
     ) -> Result<Self, FormationError> {
         if !founders.contains_key(&id) {
             return Err(FormationError::NotAFounder { id, list: list(&founders) });
         }
-        Ok(Founding { id, incarnation, founders, heard: BTreeMap::new(), formed: None })
+        Ok(Founding {
+            id,
+            incarnation,
+            founders,
+            cluster,
+            name,
+            heard: [(id, incarnation)].into(),
+            theirs: BTreeMap::new(),
+            gone: BTreeSet::new(),
+            formed: None,
+            decided: None,
+        })
+    }
+
+    /// The cluster that is being formed.
+    pub fn cluster(&self) -> ClusterId {
+        self.cluster
     }
 
     /// What this node says of itself.
     pub fn statement(&self) -> Statement {
-        Statement { incarnation: self.incarnation, founders: self.founders.clone(), formed_with: None }
+        Statement {
+            incarnation: self.incarnation,
+            founders: self.founders.clone(),
+            formed_with: None,
+            heard: self.heard.clone(),
+            cluster_name: Some(self.name.clone()),
+            cluster: Some(self.cluster),
+        }
     }
 
-    /// Who has not been heard.
-    pub fn missing(&self) -> Vec<NodeId> {
-        self.founders.keys().copied().filter(|id| *id != self.id && !self.heard.contains_key(id)).collect()
+    /// The other founders.
+    pub fn others(&self) -> Vec<NodeId> {
+        self.founders.keys().copied().filter(|id| *id != self.id).collect()
+    }
+
+    /// Whether every founder was heard in this boot.
+    pub fn has_heard_all(&self) -> bool {
+        self.unheard().is_empty()
+    }
+
+    fn unheard(&self) -> Vec<NodeId> {
+        self.founders.keys().copied().filter(|id| !self.heard.contains_key(id)).collect()
+    }
+
+    /// Who is to be asked, again.
+    pub fn waiting_for(&self) -> Vec<NodeId> {
+        match self.verdict() {
+            Verdict::Waiting(missing) => missing,
+            Verdict::Formed(_) => Vec::new(),
+        }
     }
 
     /// What is known so far.
     pub fn verdict(&self) -> Verdict {
-        let missing = self.missing();
-        if !missing.is_empty() {
-            return Verdict::Waiting(missing);
+        if let Some(decided) = &self.decided {
+            return Verdict::Formed(decided.clone());
         }
-        let mut heard = self.heard.clone();
-        heard.insert(self.id, self.incarnation);
-        // A founder that lost its directory meanwhile was heard with the new one; the cluster has the old one.
-        Verdict::Formed(self.formed.clone().unwrap_or(heard))
+        let unheard = self.unheard();
+        if !unheard.is_empty() {
+            return Verdict::Waiting(unheard);
+        }
+        // The first version's rule, where somebody knows no other: all were heard. A founder that lost its directory meanwhile was
+        // heard with the new one; the cluster has the old one.
+        if let Some(formed) = &self.formed {
+            return Verdict::Formed(formed.clone());
+        }
+        if self.theirs.values().any(Option::is_none) {
+            return Verdict::Formed(self.heard.clone());
+        }
+        let agrees = |theirs: &Option<BTreeMap<_, _>>| theirs.as_ref() == Some(&self.heard);
+        let others: Vec<NodeId> = self.theirs.iter().filter(|(_, t)| !agrees(t)).map(|(id, _)| *id).collect();
+        if !others.is_empty() {
+            return Verdict::Waiting(others);
+        }
+        let mut agreed = self.heard.clone();
+        agreed.insert(AGREED, self.incarnation);
+        Verdict::Formed(agreed)
     }
 
     /// Another founder's word.
     pub fn hear(&mut self, peer: NodeId, statement: Statement) -> Result<Verdict, FormationError> {
-        // Whoever holds a certificate may speak; only a founder's word counts here, for this node or against it.
-        if !self.founders.contains_key(&peer) {
+        // Whoever holds a certificate may speak; only a founder's word counts here, for this node or against it. And what is decided
+        // is on its way to the disk.
+        let counts = peer != self.id && self.founders.contains_key(&peer) && self.decided.is_none();
+        if !counts || self.gone.contains(&(peer, statement.incarnation)) {
             return Ok(self.verdict());
         }
+        self.refute(peer, &statement)?;
+        if let Some(replaced) =
+            self.heard.insert(peer, statement.incarnation).filter(|old| *old != statement.incarnation)
+        {
+            self.gone.insert((peer, replaced));
+            self.formed = None;
+        }
+        self.theirs.insert(peer, (!statement.heard.is_empty()).then_some(statement.heard));
         if let Some(formed_with) = statement.formed_with {
-            return match formed_with.get(&self.id) {
-                // It formed with this very directory, which has not voted since.
-                Some(known) if *known == self.incarnation => {
-                    self.formed = Some(formed_with);
-                    self.heard.insert(peer, statement.incarnation);
-                    Ok(self.verdict())
-                }
-                known => Err(FormationError::Replaced {
-                    peer,
-                    id: self.id,
-                    known: known.map_or("none".into(), |known| known.to_string()),
-                    ours: self.incarnation,
-                }),
-            };
+            self.theirs.insert(peer, None);
+            self.take_word(formed_with);
         }
-        if statement.founders.is_empty() {
+        let verdict = self.verdict();
+        if let Verdict::Formed(with) = &verdict {
+            self.decided = Some(with.clone());
+            // From here on it states what it forms with.
+            self.heard = with.iter().filter(|(id, _)| **id != AGREED).map(|(id, life)| (*id, *life)).collect();
+        }
+        Ok(verdict)
+    }
+
+    /// It formed with this very directory.
+    fn take_word(&mut self, formed_with: BTreeMap<NodeId, Incarnation>) {
+        // Members that were added since are none of the founders.
+        let founders = formed_with.into_iter().filter(|(id, _)| *id == AGREED || self.founders.contains_key(id));
+        let formed_with: BTreeMap<_, _> = founders.collect();
+        match formed_with.contains_key(&AGREED) {
+            true => self.decided = Some(formed_with),
+            false => self.formed = Some(formed_with),
+        }
+    }
+
+    /// What speaks against ever forming a cluster with that founder.
+    fn refute(&self, peer: NodeId, statement: &Statement) -> Result<(), FormationError> {
+        let Statement { founders, formed_with, cluster_name, cluster, .. } = statement;
+        let (id, ours) = (self.id, list(&self.founders));
+        let other_founders = || FormationError::OtherFounders { peer, theirs: list(founders), ours: ours.clone() };
+        if let Some(formed_with) = formed_with {
+            let known = formed_with.get(&id);
+            if known != Some(&self.incarnation) {
+                let known = known.map_or("none".into(), Incarnation::to_string);
+                return Err(FormationError::Replaced { peer, id, known, ours: self.incarnation });
+            }
+            // Its genesis would be another than theirs. A formed node knows those of them that are members still.
+            if founders.iter().any(|founder| self.founders.get_key_value(founder.0) != Some(founder)) {
+                return Err(other_founders());
+            }
+        } else if founders.is_empty() {
             return Err(FormationError::NotFounding { peer });
+        } else if *founders != self.founders {
+            return Err(other_founders());
         }
-        if statement.founders != self.founders {
-            let (theirs, ours) = (list(&statement.founders), list(&self.founders));
-            return Err(FormationError::OtherFounders { peer, theirs, ours });
+        match (cluster_name, cluster) {
+            (Some(theirs), _) if *theirs != self.name => {
+                let (theirs, ours) = (theirs.clone(), self.name.clone());
+                Err(FormationError::OtherName { peer, theirs, id, ours })
+            }
+            (_, Some(theirs)) if *theirs != self.cluster => {
+                Err(FormationError::OtherCluster { peer, theirs: *theirs, id, ours: self.cluster })
+            }
+            _ => Ok(()),
         }
-        self.heard.insert(peer, statement.incarnation);
-        Ok(self.verdict())
     }
 }
 
@@ -165,93 +336,5 @@ fn list(founders: &BTreeMap<NodeId, Address>) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn founders(ids: &[NodeId]) -> BTreeMap<NodeId, Address> {
-        ids.iter().map(|id| (*id, Address(format!("host-{id}:7000")))).collect()
-    }
-
-    fn founder(id: NodeId, incarnation: u64) -> Founding {
-        Founding::new(id, Incarnation(incarnation), founders(&[1, 2, 3])).unwrap()
-    }
-
-    #[test]
-    fn a_founder_forms_once_it_has_heard_every_other() {
-        let (mut one, two, three) = (founder(1, 11), founder(2, 22), founder(3, 33));
-        assert_eq!(one.hear(2, two.statement()), Ok(Verdict::Waiting(vec![3])));
-        let formed = BTreeMap::from([(1, Incarnation(11)), (2, Incarnation(22)), (3, Incarnation(33))]);
-        assert_eq!(one.hear(3, three.statement()), Ok(Verdict::Formed(formed)));
-    }
-
-    #[test]
-    fn a_single_founder_needs_nobody() {
-        let alone = Founding::new(1, Incarnation(11), founders(&[1])).unwrap();
-        assert_eq!(alone.verdict(), Verdict::Formed(BTreeMap::from([(1, Incarnation(11))])));
-    }
-
-    #[test]
-    fn one_that_formed_with_this_directory_vouches_for_it_once_all_are_heard() {
-        let mut two = founder(2, 22);
-        let formed = BTreeMap::from([(1, Incarnation(11)), (2, Incarnation(22)), (3, Incarnation(33))]);
-        let word = Statement { formed_with: Some(formed.clone()), ..founder(1, 11).statement() };
-        assert_eq!(two.hear(1, word), Ok(Verdict::Waiting(vec![3])));
-        assert_eq!(two.hear(3, founder(3, 33).statement()), Ok(Verdict::Formed(formed)));
-    }
-
-    /// 3 formed with the new directory of 2, not knowing better; 1 formed with the old one, and may hold what the old
-    /// one acknowledged. The new one must not take 3's word for the whole truth.
-    #[test]
-    fn one_founder_s_word_does_not_replace_another_s() {
-        let mut wiped = founder(2, 23);
-        let with = |two| Some(BTreeMap::from([(1, Incarnation(11)), (2, Incarnation(two)), (3, Incarnation(33))]));
-        let three = Statement { formed_with: with(23), ..founder(3, 33).statement() };
-        assert_eq!(wiped.hear(3, three), Ok(Verdict::Waiting(vec![1])));
-        let one = Statement { formed_with: with(22), ..founder(1, 11).statement() };
-        assert!(matches!(wiped.hear(1, one), Err(FormationError::Replaced { peer: 1, id: 2, .. })));
-    }
-
-    #[test]
-    fn a_wiped_founder_is_refused_by_name() {
-        let mut wiped = founder(2, 99);
-        let formed = BTreeMap::from([(1, Incarnation(11)), (2, Incarnation(22)), (3, Incarnation(33))]);
-        let word = Statement { formed_with: Some(formed), ..founder(3, 33).statement() };
-        let refused = wiped.hear(3, word).unwrap_err();
-        assert!(matches!(refused, FormationError::Replaced { peer: 3, id: 2, .. }), "{refused}");
-        assert!(refused.to_string().contains("0000000000000016"), "names the known incarnation: {refused}");
-    }
-
-    #[test]
-    fn the_word_of_one_that_is_no_founder_counts_in_neither_direction() {
-        let mut two = founder(2, 22);
-        let known = |incarnation| BTreeMap::from([(2, Incarnation(incarnation))]);
-        let waiting = Ok(Verdict::Waiting(vec![1, 3]));
-        for formed_with in [None, Some(BTreeMap::new()), Some(known(99)), Some(known(22))] {
-            let word = Statement { formed_with, ..founder(3, 33).statement() };
-            assert_eq!(two.hear(4, word), waiting);
-        }
-    }
-
-    #[test]
-    fn different_lists_are_an_error_that_names_both() {
-        let mut one = founder(1, 11);
-        let other = Founding::new(2, Incarnation(22), founders(&[1, 2])).unwrap();
-        let refused = one.hear(2, other.statement()).unwrap_err().to_string();
-        assert!(refused.contains("1=host-1:7000, 2=host-2:7000,") && refused.contains("3=host-3:7000"), "{refused}");
-    }
-
-    #[test]
-    fn an_id_missing_from_its_own_list_is_an_error() {
-        let refused = Founding::new(4, Incarnation(44), founders(&[1, 2, 3])).unwrap_err();
-        assert!(refused.to_string().starts_with("node 4 is not in its own list of founders"), "{refused}");
-    }
-
-    #[test]
-    fn a_founder_wiped_while_forming_is_heard_anew() {
-        let mut one = founder(1, 11);
-        one.hear(2, founder(2, 22).statement()).unwrap();
-        one.hear(2, founder(2, 23).statement()).unwrap();
-        let Ok(Verdict::Formed(formed)) = one.hear(3, founder(3, 33).statement()) else { panic!("all were heard") };
-        assert_eq!(formed[&2], Incarnation(23));
-    }
-}
+#[path = "formation_tests.rs"]
+mod tests;

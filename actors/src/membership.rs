@@ -61,6 +61,8 @@ pub enum Beginning {
         founders: BTreeMap<NodeId, Address>,
         /// The cluster they make.
         cluster: ClusterId,
+        /// The name that it was told to have; may be empty.
+        name: String,
     },
     /// It waits to be added.
     Waiting,
@@ -124,7 +126,10 @@ pub struct MembershipManager<T: Ticket> {
     group: GroupId,
     incarnation: Incarnation,
     links: Links<T>,
-    founding: Option<(Founding, ClusterId)>,
+    /// Until the genesis is durable and applied, also when it is decided that the cluster is formed.
+    founding: Option<Founding>,
+    /// Whether the genesis is on its way to the disk.
+    forming: bool,
     /// Ours, or empty for a node that waited.
     founders: BTreeMap<NodeId, Address>,
     formed_with: BTreeMap<NodeId, Incarnation>,
@@ -145,6 +150,8 @@ pub struct MembershipManager<T: Ticket> {
     clocks_asked: BTreeMap<u64, (NodeId, Duration)>,
     /// Who said that it takes no writes, why, and when.
     refuses_writes: BTreeMap<NodeId, (String, Duration)>,
+    /// Whether this node can be part of nothing any more: it is about to stop.
+    failed: bool,
 }
 
 impl<T: Ticket> MembershipManager<T> {
@@ -163,6 +170,7 @@ impl<T: Ticket> MembershipManager<T> {
             incarnation,
             links,
             founding: None,
+            forming: false,
             founders: BTreeMap::new(),
             formed_with: BTreeMap::new(),
             state: None,
@@ -178,11 +186,12 @@ impl<T: Ticket> MembershipManager<T> {
             clocks: ClockOffsets::default(),
             clocks_asked: BTreeMap::new(),
             refuses_writes: BTreeMap::new(),
+            failed: false,
         };
         match beginning {
-            Beginning::Founding { founders, cluster } => {
+            Beginning::Founding { founders, cluster, name } => {
                 manager.founders = founders.clone();
-                manager.founding = Some((Founding::new(id, incarnation, founders)?, cluster));
+                manager.founding = Some(Founding::new(id, incarnation, founders, cluster, name)?);
             }
             Beginning::Waiting => {}
             Beginning::Formed { state, formed_with } => {
@@ -221,10 +230,10 @@ impl<T: Ticket> MembershipManager<T> {
         self.links.set_peers.do_send(SetPeers { peers, retired });
     }
 
-    fn ask_founders(&mut self, ctx: &mut Context<Self>) {
-        let Some((founding, _)) = &self.founding else { return };
+    fn ask_founders(&mut self, ctx: &mut Context<Self>, whom: Vec<NodeId>) {
+        let (Some(founding), false) = (&self.founding, self.failed) else { return };
         let statement = founding.statement();
-        for peer in founding.missing() {
+        for peer in whom {
             self.next_id += 1;
             self.links.ask.do_send(Ask {
                 id: self.next_id,
@@ -237,14 +246,22 @@ impl<T: Ticket> MembershipManager<T> {
         }
     }
 
+    fn ask_again(&mut self, ctx: &mut Context<Self>) {
+        let whom = self.founding.as_ref().map(Founding::waiting_for).unwrap_or_default();
+        self.ask_founders(ctx, whom);
+    }
+
     /// What this node says of itself to whoever asks.
     fn statement(&self) -> Statement {
         match &self.founding {
-            Some((founding, _)) => founding.statement(),
+            Some(founding) => founding.statement(),
             None => Statement {
                 incarnation: self.incarnation,
-                founders: self.founders.clone(),
+                founders: self.known_founders(),
                 formed_with: self.state.as_ref().map(|_| self.known_incarnations()),
+                heard: BTreeMap::new(),
+                cluster_name: None,
+                cluster: self.state.as_ref().map(|state| state.cluster),
             },
         }
     }
@@ -257,10 +274,29 @@ impl<T: Ticket> MembershipManager<T> {
         known
     }
 
-    fn hear(&mut self, peer: NodeId, statement: Statement) {
-        let Some((founding, _)) = &mut self.founding else { return };
+    /// The founders of this node's cluster, as far as it knows: of those that it formed with the ones that are members still. A
+    /// member's address never changes.
+    fn known_founders(&self) -> BTreeMap<NodeId, Address> {
+        let Some(state) = self.state.as_ref().filter(|_| self.founders.is_empty()) else {
+            return self.founders.clone();
+        };
+        let members = state.membership.members.iter().filter(|(id, _)| self.formed_with.contains_key(id));
+        members.map(|(id, member)| (*id, member.address.clone())).collect()
+    }
+
+    fn hear(&mut self, peer: NodeId, statement: Statement, ctx: &mut Context<Self>) {
+        let (Some(founding), false) = (&mut self.founding, self.failed) else { return };
+        let heard_all = founding.has_heard_all();
         match founding.hear(peer, statement) {
-            Ok(verdict) => self.judge(verdict),
+            Ok(verdict) => {
+                // Whoever completes the list says so at once: the others wait for it.
+                let completes = !heard_all && founding.has_heard_all();
+                let others = founding.others();
+                self.judge(verdict);
+                if completes {
+                    self.ask_founders(ctx, others);
+                }
+            }
             Err(error) => {
                 let replaced = matches!(error, FormationError::Replaced { .. });
                 let reason = if replaced { Reason::RefusedByPeers } else { Reason::Stopped };
@@ -271,10 +307,13 @@ impl<T: Ticket> MembershipManager<T> {
     }
 
     fn judge(&mut self, verdict: Verdict) {
-        let Verdict::Formed(formed_with) = verdict else { return };
-        let Some((_, cluster)) = self.founding.take() else { return };
+        let (Verdict::Formed(formed_with), Some(founding), false) = (verdict, &self.founding, self.forming) else {
+            return;
+        };
+        self.forming = true;
+        let cluster = founding.cluster();
         let state = SystemState::founded(cluster, &self.founders);
-        tracing::info!(%cluster, founders = self.founders.len(), "all founders are as new as this node: the cluster is formed");
+        tracing::info!(%cluster, founders = self.founders.len(), "the founders agree: the cluster is formed");
         match state.genesis(formed_with.clone()) {
             Ok(genesis) => {
                 self.formed_with = formed_with;
@@ -418,7 +457,8 @@ impl<T: Ticket> MembershipManager<T> {
     }
 
     fn fail(&mut self, reason: Reason, cause: String) {
-        self.founding = None;
+        // What it says of itself stays true: another founder must hear it, too, to know what is wrong.
+        self.failed = true;
         self.refused = Some(cause.clone());
         if let Some(parent) = self.links.failed.upgrade() {
             parent.do_send(Failed { reason, cause });
@@ -428,9 +468,7 @@ impl<T: Ticket> MembershipManager<T> {
     fn show(&self) {
         let formed = match (&self.state, &self.founding) {
             (Some(_), _) => Formed::Yes,
-            (None, Some((founding, _))) => Formed::Forming { waiting_for: founding.missing() },
-            // Heard all, and the genesis is on its way to the disk.
-            (None, None) if !self.founders.is_empty() => Formed::Forming { waiting_for: Vec::new() },
+            (None, Some(founding)) => Formed::Forming { waiting_for: founding.waiting_for() },
             (None, None) => Formed::Waiting,
         };
         let features =
@@ -456,11 +494,12 @@ impl<T: Ticket> Actor for MembershipManager<T> {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         self.tell_transport();
-        if let Some((founding, _)) = &self.founding {
+        if let Some(founding) = &self.founding {
+            let whom = founding.waiting_for();
             self.judge(founding.verdict());
-            self.ask_founders(ctx);
+            self.ask_founders(ctx, whom);
             ctx.run_interval(ASK_AGAIN, |manager, ctx| match ctx.connected() {
-                true => manager.ask_founders(ctx),
+                true => manager.ask_again(ctx),
                 // An interval keeps its actor alive; nobody holds this one any more.
                 false => ctx.stop(),
             });
@@ -477,7 +516,7 @@ impl<T: Ticket> Actor for MembershipManager<T> {
 impl<T: Ticket> Handler<Asked> for MembershipManager<T> {
     type Result = ();
 
-    fn handle(&mut self, Asked { from, request, responder, .. }: Asked, _: &mut Context<Self>) {
+    fn handle(&mut self, Asked { from, request, responder, .. }: Asked, ctx: &mut Context<Self>) {
         if request == Request::Clock {
             // One reading, for there is nothing to do between hearing the question and answering it.
             let calendar_us = u64::try_from(calendar_us(self.links.clock.wall())).unwrap_or(0);
@@ -488,15 +527,16 @@ impl<T: Ticket> Handler<Asked> for MembershipManager<T> {
             let cause = "only formation is asked here".to_owned();
             return responder.answer(Response::Refused(Refusal::Invalid { cause }));
         };
+        // Heard first: the answer then shows it, which is what the other waits for.
+        self.hear(from, theirs, ctx);
         responder.answer(Response::Formation(self.statement()));
-        self.hear(from, theirs);
     }
 }
 
 impl<T: Ticket> Handler<Answered> for MembershipManager<T> {
     type Result = ();
 
-    fn handle(&mut self, Answered { id, from, result }: Answered, _: &mut Context<Self>) {
+    fn handle(&mut self, Answered { id, from, result }: Answered, ctx: &mut Context<Self>) {
         if let Some((peer, asked)) = self.clocks_asked.remove(&id) {
             if let Ok(Response::Clock(reading)) = result {
                 self.clock_read(peer, asked, reading);
@@ -505,7 +545,7 @@ impl<T: Ticket> Handler<Answered> for MembershipManager<T> {
         }
         // Without an answer the founder stays among the missing and is asked again.
         if let Ok(Response::Formation(theirs)) = result {
-            self.hear(from, theirs);
+            self.hear(from, theirs, ctx);
         }
     }
 }
@@ -675,7 +715,7 @@ mod tests {
 
     fn founding(ids: &[NodeId]) -> Beginning {
         let founders = ids.iter().map(|id| (*id, Address(format!("n{id}")))).collect();
-        Beginning::Founding { founders, cluster: ClusterId(7) }
+        Beginning::Founding { founders, cluster: ClusterId(7), name: String::new() }
     }
 
     /// A member, as which its own copy of the membership records this incarnation.

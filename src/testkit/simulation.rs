@@ -7,7 +7,12 @@
 use std::{collections::BTreeMap, future::Future, panic::resume_unwind, pin::Pin, sync::Arc, time::Duration};
 
 use actix::System;
-use actorum_actors::{consistency::AnswerCheck, machine::StateMachine, snapshot::keeper::TakeSnapshotError};
+use actorum_actors::{
+    consistency::AnswerCheck,
+    machine::StateMachine,
+    snapshot::keeper::TakeSnapshotError,
+    status::{Formed, Role},
+};
 use actorum_transport::wire::NodeId;
 use tokio::time::sleep;
 
@@ -300,13 +305,71 @@ impl<S: StateMachine> Run<S> {
         let founders: BTreeMap<_, _> = (1..=self.nodes).map(|id| (id, address(id))).collect();
         for id in 1..=self.nodes {
             fleet.add(id, Bootstrap::Form(founders.clone()));
-            if let Err(error) = fleet.start(id).await {
-                fleet.world().broken("an honest node comes back", format!("n{id} does not start: {error}"));
-            }
+            self.start(fleet, id).await;
+        }
+        let mut formation = dice.fork("formation", 0);
+        if self.nodes >= 3 && self.faults.kill > 0 && formation.below(2) == 0 {
+            self.kill_while_forming(fleet, formation).await;
         }
         let client = |number| Client::new(number, fleet, dice.fork("client", number));
         let clients = (0..self.clients).map(|number| actix_rt::spawn((script.client)(client(number))));
         clients.chain([actix_rt::spawn(follow(fleet.clone(), dice.fork("follower", 0)))]).collect()
+    }
+
+    async fn start(&self, fleet: &Fleet<S>, id: NodeId) {
+        if let Err(error) = fleet.start(id).await {
+            fleet.world().broken("an honest node comes back", format!("n{id} does not start: {error}"));
+        }
+    }
+
+    /// A founder dies at any step of the forming, and another one no longer hears it before that. Once one of the others has formed,
+    /// they need nobody else: a majority of founders of which one is formed has a leader, for as long as the dead one is away.
+    async fn kill_while_forming(&self, fleet: &Fleet<S>, mut dice: Dice) {
+        let world = fleet.world();
+        let victim = dice.between(1, self.nodes);
+        let deaf = 1 + (victim - 1 + dice.between(1, self.nodes - 1)) % self.nodes;
+        let cut = dice.between(0, 60);
+        sleep(Duration::from_millis(cut)).await;
+        world.tell(|| format!("while the cluster forms n{victim} and n{deaf} are cut off from each other"));
+        for (from, to) in [(victim, deaf), (deaf, victim)] {
+            fleet.links().cut(from, to);
+        }
+        // Mostly soon; sometimes the first leader leads by then.
+        let most = if dice.below(4) == 0 { 2000 } else { 100 };
+        sleep(Duration::from_millis(dice.between(0, most))).await;
+        let others: Vec<NodeId> = (1..=self.nodes).filter(|id| *id != victim).collect();
+        let status = |id: &NodeId| fleet.raft(*id).map(|(raft, _)| raft.status());
+        let formed = || others.iter().filter_map(status).filter(|status| status.formed == Formed::Yes).count();
+        if (1..others.len()).contains(&formed()) {
+            world.count(|counts| *counts.process.entry("death while some have formed").or_default() += 1);
+        }
+        match dice.below(2) {
+            0 => fleet.kill(victim),
+            _ => fleet.crash(victim, super::disk::Loss::All),
+        }
+        for (from, to) in [(victim, deaf), (deaf, victim)] {
+            fleet.links().heal(from, to);
+        }
+        // What is decided by now becomes durable within this.
+        sleep(Duration::from_millis(500)).await;
+        let formed = formed();
+        let (begun, patience) = (world.agenda().now_ms(), LEADER_WITHIN * 2 * ELECTION_MS.max(self.config.election_ms));
+        while formed > 0 && !world.over() {
+            let leads = |id: &NodeId| status(id).is_some_and(|status| status.role == Role::Leader);
+            if others.iter().any(leads) {
+                break;
+            }
+            if world.agenda().now_ms() - begun > patience {
+                let detail = format!(
+                    "{formed} of {others:?} were formed when n{victim} died, and nobody leads after {patience} ms"
+                );
+                world.broken("formed founders need no dead one", detail);
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+        if !world.over() && fleet.node(victim, |node| node.state) == Some(State::Down) {
+            self.start(fleet, victim).await;
+        }
     }
 
     /// Everything comes back, and then every request succeeds.

@@ -470,6 +470,9 @@ mod tests {
                 incarnation: Incarnation(i),
                 founders: [(n, "n:1".into())].into(),
                 formed_with: None,
+                heard: [(n, Incarnation(i))].into(),
+                cluster_name: (i % 2 == 0).then(|| "blue".to_owned()),
+                cluster: (n % 2 == 0).then_some(ClusterId(u128::from(i))),
             })),
         ]
     }

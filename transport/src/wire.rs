@@ -560,8 +560,18 @@ pub struct Formation {
     pub incarnation: Incarnation,
     /// The founder list the sender was started with, or formed with; empty for a node that waits to be added.
     pub founders: BTreeMap<NodeId, Address>,
-    /// If the sender is formed: the incarnation of each founder it formed with.
+    /// If the sender is formed: the incarnation of each founder it formed with. The key 0, which no node has, marks that all of them
+    /// had agreed on these.
     pub formed_with: Option<BTreeMap<NodeId, Incarnation>>,
+    /// If it is not: the incarnations of the founders that it has heard in this boot, and its own. Empty from the first version.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub heard: BTreeMap<NodeId, Incarnation>,
+    /// The name that a founder was told for the cluster. Absent from the first version, and from a node that waits or is formed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cluster_name: Option<String>,
+    /// The cluster that the sender belongs to, or that its list and name make. Absent from the first version, and from a node that waits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<ClusterId>,
 }
 
 /// A node's calendar at the moment when it was asked.

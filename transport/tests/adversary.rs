@@ -408,7 +408,14 @@ async fn absurd_fields_pass_as_they_are() {
         }
     }
     let founders = (0..1000).map(|id| (id, "nowhere:0".into())).collect();
-    let formation = Formation { incarnation: Incarnation(0), founders, formed_with: Some(Default::default()) };
+    let formation = Formation {
+        incarnation: Incarnation(0),
+        founders,
+        formed_with: Some(Default::default()),
+        heard: Default::default(),
+        cluster_name: None,
+        cluster: None,
+    };
     let absurd = [
         Request::Propose { data: Bytes::new(), remaining_ms: u64::MAX },
         Request::Change { data: Bytes::from(vec![0xff; 1 << 20]), remaining_ms: 0, force: false },

@@ -76,6 +76,9 @@ pub struct Args {
     /// A founder of the cluster; once for each of them, this node included [env: ACTORUM_PEERS=1=a:7001,2=b:7001]
     #[arg(long = "peer", value_name = "ID=HOST:PORT")]
     pub peers: Vec<Peers>,
+    /// A name that all founders are given alike, so that two clusters never mix [env: ACTORUM_CLUSTER_NAME]
+    #[arg(long, value_name = "NAME")]
+    pub cluster_name: Option<String>,
     /// Start empty and wait to be added to a running cluster [env: ACTORUM_WAIT=1]
     #[arg(long, conflicts_with = "peers")]
     pub wait: bool,

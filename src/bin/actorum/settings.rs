@@ -98,7 +98,9 @@ impl Settings {
     /// Puts the three places together. Every error says which setting is missing or wrong, and how to give it.
     pub fn merge(args: Args) -> Result<Settings, Failure> {
         let mut file = args.config.as_deref().map(File::read).transpose()?.unwrap_or_default();
-        let (raft, foreign) = raft(std::mem::take(&mut file.raft), args.config.as_deref())?;
+        let (mut raft, foreign) = raft(std::mem::take(&mut file.raft), args.config.as_deref())?;
+        // The file and the environment give it among the library's settings.
+        raft.cluster_name = args.cluster_name.unwrap_or(raft.cluster_name);
 
         // Whoever names the peers or the waiting names the whole beginning: the file's word on it is then not asked.
         let bootstrap = if args.wait {
