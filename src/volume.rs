@@ -16,6 +16,8 @@
 //!
 //! Deliberately absent: looking (see `actorum_actors::log::space`).
 
+use actorum_transport::wire::ENTRY_OVERHEAD;
+
 use crate::config::Config;
 
 /// The room of the log's engine and of the copy that takes its place: six of its segments of 16 MiB.
@@ -33,7 +35,7 @@ pub(crate) fn fitted(config: &Config, volume: u64) -> Config {
     fitted.log_hold_bytes = share(config.log_hold_bytes, default.log_hold_bytes, volume / 16);
     // What is on its way to the disk when space turns out low is written all the same. Never less than an entry.
     let unpersisted = config.max_unpersisted_bytes as u64;
-    let least = (volume / 64).max(config.max_entry_bytes as u64);
+    let least = (volume / 64).max(config.max_entry_bytes as u64 + ENTRY_OVERHEAD as u64);
     fitted.max_unpersisted_bytes = share(unpersisted, default.max_unpersisted_bytes as u64, least) as usize;
     fitted
 }
