@@ -112,7 +112,10 @@ impl Comparison {
 
     /// Whether the next mark must let all hashes begin anew: a node without a value, or with one that began elsewhere, could
     /// never be compared. Never while nodes differ, for that would be forgotten.
-    pub fn must_restart(&self) -> bool {
+    pub fn must_restart(&self, voters: &[NodeId]) -> bool {
+        if self.state(voters).is_some() {
+            return false;
+        }
         let since = |mark: &Mark| mark.state.map(|hash| hash.since);
         let Some(newest) = self.newest() else { return false };
         let theirs = self.others.values().filter_map(|marks| marks.get(&newest.index));
@@ -245,12 +248,25 @@ mod tests {
         let (mine, other) = ([mark(10, 1, 7)], [mark(10, 5, 8)]);
         let comparison = compared(&mine, &[(2, &other), (3, &other)]);
         assert_eq!(comparison.state(&[1, 2, 3]), None);
-        assert!(comparison.must_restart(), "so that they can be");
-        assert!(!compared(&mine, &[(2, &mine), (3, &[mark(20, 5, 8)])]).must_restart(), "another mark says nothing");
+        assert!(comparison.must_restart(&[1, 2, 3]), "so that they can be");
+        assert!(
+            !compared(&mine, &[(2, &mine), (3, &[mark(20, 5, 8)])]).must_restart(&[1, 2, 3]),
+            "another mark says nothing"
+        );
         let none = Mark { index: 10, state: None, answers: None };
-        assert!(compared(&mine, &[(2, &[none])]).must_restart(), "a node without a value");
-        assert!(compared(&[none], &[]).must_restart());
-        assert!(!compared(&[], &[(2, &mine)]).must_restart());
+        assert!(compared(&mine, &[(2, &[none])]).must_restart(&[1, 2, 3]), "a node without a value");
+        assert!(compared(&[none], &[]).must_restart(&[1, 2, 3]));
+        assert!(!compared(&[], &[(2, &mine)]).must_restart(&[1, 2, 3]));
+    }
+
+    /// Hashes that begin anew would make nodes that differ equal.
+    #[test]
+    fn hashes_do_not_begin_anew_while_nodes_differ() {
+        let (mine, differs, elsewhere) = ([mark(10, 1, 7)], [mark(10, 1, 8)], [mark(10, 5, 9)]);
+        assert!(compared(&mine, &[(3, &elsewhere)]).must_restart(&[1, 2, 3]));
+        assert!(!compared(&mine, &[(2, &differs), (3, &elsewhere)]).must_restart(&[1, 2, 3]), "undecided");
+        let decided = compared(&mine, &[(2, &mine), (3, &differs), (4, &elsewhere)]);
+        assert!(!decided.must_restart(&[1, 2, 3]), "one that differs may be away, and comes back");
     }
 
     #[test]

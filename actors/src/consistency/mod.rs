@@ -176,7 +176,8 @@ impl ConsistencyChecker {
     fn propose_if_due(&mut self) {
         if self.leads && self.due && !self.proposed {
             self.proposed = true;
-            self.links.propose.do_send(ProposeMark { restart: !self.restarted && self.comparison.must_restart() });
+            let restart = !self.restarted && self.comparison.must_restart(&self.membership.voters());
+            self.links.propose.do_send(ProposeMark { restart });
         }
     }
 
