@@ -127,6 +127,21 @@ impl Comparison {
         self.judge(voters, state, true)
     }
 
+    /// Whether what was found still stands although the marks at which it was seen are forgotten: a member that differed is a
+    /// member still, and has not reported an equal value since.
+    pub fn stands(&self, found: &Divergence, is_member: impl Fn(NodeId) -> bool) -> bool {
+        let Some(mine) = found.values.get(&self.id) else { return false };
+        let mut differed = found.values.iter().filter(|(id, value)| *value != mine && is_member(**id));
+        differed.any(|(id, _)| {
+            let reported = self.others.get(id);
+            let equal = |(index, mark): (&u64, &Mark)| {
+                let theirs = reported.and_then(|marks| marks.get(index)).and_then(state);
+                *index > found.index && theirs.is_some() && theirs == state(mark)
+            };
+            !self.own.iter().any(equal)
+        })
+    }
+
     /// Who differs in what the machine answered.
     pub fn answers(&self, voters: &[NodeId]) -> Option<Divergence> {
         self.judge(voters, answers, false)
@@ -294,6 +309,24 @@ mod tests {
         let mut comparison = compared(&mine, &[(2, &[mark(10, 1, 11)])]);
         comparison.replaced();
         assert_eq!(comparison.state(&[1, 2, 3]), None, "what this node had is not its own any more");
+    }
+
+    /// Only so many marks are remembered, and a node that differs may stay away for longer.
+    #[test]
+    fn what_was_found_stands_until_it_is_equal_again() {
+        let (mine, other) = ([mark(10, 1, 1)], [mark(10, 1, 11)]);
+        let mut comparison = compared(&mine, &[(2, &other), (3, &mine)]);
+        let found = comparison.state(&[1, 2, 3]).unwrap();
+        for n in 0..2 * MAX_MARKS as u64 {
+            comparison.applied(mark(20 + n, 1, n.into()));
+            comparison.reported(3, &[mark(20 + n, 1, n.into())]);
+        }
+        assert_eq!(comparison.state(&[1, 2, 3]), None, "the mark is forgotten");
+        assert!(comparison.stands(&found, |_| true));
+        assert!(!comparison.stands(&found, |id| id != 2), "it is no member any more");
+        let newest = *comparison.newest().unwrap();
+        comparison.reported(2, &[newest]);
+        assert!(!comparison.stands(&found, |_| true), "it is equal again");
     }
 
     #[test]

@@ -176,7 +176,8 @@ impl ConsistencyChecker {
     fn propose_if_due(&mut self) {
         if self.leads && self.due && !self.proposed {
             self.proposed = true;
-            let restart = !self.restarted && self.comparison.must_restart(&self.membership.voters());
+            let differ = self.shown.state.is_some();
+            let restart = !self.restarted && !differ && self.comparison.must_restart(&self.membership.voters());
             self.links.propose.do_send(ProposeMark { restart });
         }
     }
@@ -191,7 +192,9 @@ impl ConsistencyChecker {
     /// Compares, shows what was found, and stops this node if it is the one that differs.
     fn judge(&mut self) {
         let voters = self.membership.voters();
-        let state = self.comparison.state(&voters);
+        let is_member = |id| self.membership.members.contains_key(&id);
+        let before = self.shown.state.clone().filter(|found| self.comparison.stands(found, is_member));
+        let state = self.comparison.state(&voters).or(before);
         // An interval says nothing of the next one: what was found once stays said.
         let answers = self.comparison.answers(&voters).or(self.shown.answers.take());
         let found = ConsistencyStatus { mark: self.comparison.newest().copied(), state, answers };
@@ -301,6 +304,7 @@ impl Handler<MarkEvent> for ConsistencyChecker {
             }
             MarkEvent::Replaced => {
                 self.comparison.replaced();
+                self.shown.state = None;
                 self.judge();
             }
         }
