@@ -215,6 +215,7 @@ fn words(name: &str) -> &'static [&'static str] {
     match name {
         "node" => &["node file"],
         "watermark" => &["watermark"],
+        "lives" => &["lives file"],
         _ => &["the log", "group 0", "owner of the store"],
     }
 }

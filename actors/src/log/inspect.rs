@@ -21,7 +21,7 @@ use actorum_transport::wire::{Entry, GroupId, Incarnation, Snapshot};
 use super::{
     directory,
     engine::{self, EngineError},
-    plan,
+    lives, plan,
     record::{Found, Key, Owner, Problem},
     recovery,
     sled::{OpenOptions, SledEngine},
@@ -101,7 +101,12 @@ impl Inspection {
         let mut problems = Vec::new();
         let mut note = |what: &str, detail: String| problems.push(Problem { what: what.to_owned(), detail });
         match &identity {
-            Ok(_) => {}
+            // A node that cannot show its lives does not open.
+            Ok(node) => match lives::read(dir, node.incarnation) {
+                Ok(_) => {}
+                Err(OpenError::Damaged { what, detail, .. }) => note(&what, detail),
+                Err(other) => note("lives file", other.to_string()),
+            },
             Err(OpenError::Damaged { what, detail, .. }) => note(what, detail.clone()),
             Err(other) => note("node file", other.to_string()),
         }
@@ -209,7 +214,7 @@ impl Inspection {
         engine::caught(|| plan::read_entries(engine, group, from, to, max_bytes))
     }
 
-    /// What checking every record found, node file, watermark and log alike.
+    /// What checking every record found, node file, lives file, watermark and log alike.
     pub fn verify(&self) -> Report {
         Report { values: self.found.values, problems: self.found.problems.clone() }
     }

@@ -17,7 +17,10 @@ use std::{
     sync::Arc,
 };
 
-use actorum_transport::lives::{Content, Life, LifeBook, LifeFile};
+use actorum_transport::{
+    lives::{Content, Life, LifeBook, LifeFile},
+    wire::Incarnation,
+};
 
 use super::{
     directory::{lives_path, sync_dir},
@@ -102,19 +105,29 @@ pub(super) fn begin(
     identity: &StoreIdentity,
     recovered: Option<&Recovered>,
 ) -> Result<Arc<LifeBook>, OpenError> {
-    let path = lives_path(dir);
+    let content = read(dir, identity.incarnation)?;
+    let file = Box::new(RealFile { path: lives_path(dir), written: None });
+    LifeBook::open(file, content, life(identity, draw(), recovered)).map_err(|error| OpenError::Io {
+        dir: dir.to_owned(),
+        doing: "cannot write lives".to_owned(),
+        error,
+    })
+}
+
+/// What the file of a directory says; where there is none, that of a directory that has no lives yet.
+pub(super) fn read(dir: &Path, incarnation: Incarnation) -> Result<Content, OpenError> {
     let damaged = |detail: String| OpenError::Damaged { dir: dir.to_owned(), what: "lives file".to_owned(), detail };
-    let io = |doing: &str, error| OpenError::Io { dir: dir.to_owned(), doing: doing.to_owned(), error };
-    let content = match fs::read(&path) {
+    let content = match fs::read(lives_path(dir)) {
         Ok(bytes) => decode(&bytes).map_err(damaged)?,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Content::new(identity.incarnation),
-        Err(error) => return Err(io("cannot read lives", error)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Content::new(incarnation),
+        Err(error) => {
+            return Err(OpenError::Io { dir: dir.to_owned(), doing: "cannot read lives".to_owned(), error });
+        }
     };
-    if content.incarnation != identity.incarnation {
+    if content.incarnation != incarnation {
         return Err(damaged(format!("it belongs to incarnation {} of a directory", content.incarnation)));
     }
-    let file = Box::new(RealFile { path, written: None });
-    LifeBook::open(file, content, life(identity, draw(), recovered)).map_err(|error| io("cannot write lives", error))
+    Ok(content)
 }
 
 /// A number that no other opening has drawn.
@@ -139,8 +152,6 @@ impl<T> Drop for Held<T> {
 
 #[cfg(test)]
 mod tests {
-    use actorum_transport::wire::Incarnation;
-
     use super::*;
 
     fn identity(boot: u64) -> StoreIdentity {
