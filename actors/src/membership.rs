@@ -2,16 +2,17 @@
 //!
 //! ```text
 //!  SystemChanged (applier) ─┐                         ┌─▶ SetPeers, SetCluster ─▶ transport
-//!  LeaderChanged (core) ────┤                         │
-//!  Asked: formation ────────┼─▶ MembershipManager ────┼─▶ Form ─────▶ core
-//!  PeerUp, PeerRefused ─────┘                         └─▶ Submit: incarnations of members ─▶ core
+//!  LeaderChanged (core) ────┤                         ├─▶ Form ─────────────────▶ core
+//!  Asked: formation, clock ─┼─▶ MembershipManager ────┼─▶ Submit: incarnations of members ─▶ core
+//!  Answered ────────────────┤                         ├─▶ PeerFeatures, ClocksRead ────────▶ core
+//!  PeerUp, PeerRefused ─────┘                         └─▶ Failed: removed, refused ────────▶ front door
 //! ```
 //!
 //! It changes nothing in Raft by itself: it proposes. Membership changes of clients go straight to the core,
 //! which checks and orders them; this actor makes their consequences known to the transport.
 //!
 //! Queue: the mailbox; every message in it is a report at a pace set elsewhere (one per applied change, per
-//! election, per connection), and a peer's questions are bounded by the transport.
+//! election, per connection, per second and peer), and a peer's questions are bounded by the transport.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -140,7 +141,8 @@ pub struct MembershipManager<T: Ticket> {
     lives: Option<Arc<LifeBook>>,
     leads: bool,
     next_id: u64,
-    refused: Option<String>,
+    /// The last refusal: which peer it concerns, if this node is not at its end with it, and what it was.
+    refused: Option<(Option<NodeId>, String)>,
     /// The peers that refuse this node, until they let it in. Bound: one per id with a certificate of this authority.
     refused_by: BTreeMap<NodeId, RefusedBecause>,
     /// Whether this node has applied its own removal.
@@ -459,7 +461,7 @@ impl<T: Ticket> MembershipManager<T> {
     fn fail(&mut self, reason: Reason, cause: String) {
         // What it says of itself stays true: another founder must hear it, too, to know what is wrong.
         self.failed = true;
-        self.refused = Some(cause.clone());
+        self.refused = Some((None, cause.clone()));
         if let Some(parent) = self.links.failed.upgrade() {
             parent.do_send(Failed { reason, cause });
         }
@@ -474,7 +476,7 @@ impl<T: Ticket> MembershipManager<T> {
         let features =
             self.state.as_ref().map(|state| self.understanding.everyone(&state.membership)).unwrap_or_default();
         let refused_by = self.refused_by.iter().map(|(peer, why)| (*peer, why.to_string())).collect();
-        let refused = self.refused.clone();
+        let refused = self.refused.as_ref().map(|(_, cause)| cause.clone());
         let now = self.links.clock.now();
         let lately = |(_, (_, said)): &(&NodeId, &(String, Duration))| now.saturating_sub(*said) <= WORD_COUNTS;
         let refuses = self.refuses_writes.iter().filter(lately);
@@ -554,6 +556,10 @@ impl<T: Ticket> Handler<SystemChanged> for MembershipManager<T> {
     type Result = ();
 
     fn handle(&mut self, SystemChanged { state, .. }: SystemChanged, ctx: &mut Context<Self>) {
+        // What a node says that is no member any more, or what was said of it, is nothing that is wrong with this one.
+        let is_member = |id: &NodeId| state.membership.members.contains_key(id);
+        self.refused_by.retain(|peer, _| is_member(peer));
+        self.refused.take_if(|(of, _)| of.is_some_and(|of| !is_member(&of)));
         self.state = Some(state);
         self.founding = None;
         self.tell_transport();
@@ -580,6 +586,7 @@ impl<T: Ticket> Handler<PeerUp> for MembershipManager<T> {
     fn handle(&mut self, PeerUp { identity }: PeerUp, ctx: &mut Context<Self>) {
         let (peer, features) = (identity.id, identity.features);
         self.refused_by.remove(&peer);
+        self.refused.take_if(|(of, _)| *of == Some(peer));
         self.seen.insert(peer, identity.incarnation);
         self.understanding.met(peer, features.clone());
         self.links.features.do_send(PeerFeatures { peer, features });
@@ -611,7 +618,7 @@ impl<T: Ticket> Handler<PeerRefused> for MembershipManager<T> {
         if copied || of_us && self.may_stop_us(peer) {
             self.fail(Reason::RefusedByPeers, cause);
         } else {
-            self.refused = Some(cause);
+            self.refused = Some((Some(peer), cause));
         }
         self.show();
     }
