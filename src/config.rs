@@ -49,13 +49,13 @@ pub struct Config {
     /// again. A leader answers `Busy` where more than this would be appended and not applied. Default 256 MiB.
     pub max_unapplied_bytes: usize,
     /// How many bytes a leader may have handed to its own disk that are not durable yet. At the bound it answers `Busy`.
-    /// Default 64 MiB. More rides out longer hiccups and leaves more unknown when the disk does not come back.
+    /// Default 64 MiB, on a volume below 4 GiB a 64th of it but never less than one entry. More rides out longer hiccups and leaves more unknown when the disk does not come back.
     pub max_unpersisted_bytes: usize,
     /// How long a write may wait for this node's disk before the node counts the disk as slow, in milliseconds. Default 1000;
     /// counted in heartbeats, and never fewer than two of them.
     ///
-    /// A leader then hands its office over, or steps down if nobody takes it within `election_ms`; nobody with a slow disk
-    /// seeks an office. It ends when a probe and the waiting writes are durable. Shorter moves the office sooner, also for
+    /// A leader then transfers leadership, or steps down if nobody takes it within `election_ms`; nobody with a slow disk
+    /// campaigns. It ends when a probe and the waiting writes are durable. Shorter moves leadership sooner, also for
     /// hiccups that would have passed.
     pub disk_slow_ms: u64,
     /// How long a write may hang before the node stops for good, in milliseconds. Default 60,000; counted in seconds.
@@ -324,12 +324,13 @@ impl Config {
         if self.max_clock_skew_ms == 0 {
             return wrong("max_clock_skew_ms", "must be at least 1: no two clocks are equal".into());
         }
-        if self.election_ms < 3 * self.heartbeat_ms {
-            let least = 3 * self.heartbeat_ms;
+        // Saturating: the numbers are somebody's.
+        let least = self.heartbeat_ms.saturating_mul(3);
+        if self.election_ms < least {
             return wrong(
                 "election_ms",
                 format!(
-                    "{} is less than three heartbeats: a late one would cost the leader its office; at least {least}",
+                    "{} is less than three heartbeats: a late one would cost the leader its leadership; at least {least}",
                     self.election_ms
                 ),
             );

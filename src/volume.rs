@@ -54,7 +54,11 @@ pub(crate) fn rewritten_from(default: u64, volume: u64) -> u64 {
 /// as short of room, and the engine with its copy.
 pub(crate) fn needed(config: &Config, snapshot: u64) -> u64 {
     let Config { low_space_bytes, ballast_bytes, .. } = *config;
-    snapshot.saturating_mul(4).saturating_add(ballast_bytes).saturating_add(2 * low_space_bytes).saturating_add(ENGINES)
+    snapshot
+        .saturating_mul(4)
+        .saturating_add(ballast_bytes)
+        .saturating_add(low_space_bytes.saturating_mul(2))
+        .saturating_add(ENGINES)
 }
 
 /// Says that a volume is too small, and what would do.

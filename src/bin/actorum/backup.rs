@@ -166,6 +166,11 @@ impl Goal {
             Ok(found) if found.is_dir() => {
                 Err(Failure::usage(format!("{} is a directory: name a file in it", file.display())))
             }
+            // `/dev/stdout`, or the very file that the shell has opened for it: replaced, it would be another one.
+            Ok(found) if is_stdout(&found)? => {
+                let out = File::from(io::stdout().as_fd().try_clone_to_owned()?);
+                Ok(Goal::Stream { name: "standard output".to_owned(), out, is_stdout: true })
+            }
             Ok(found) if !found.is_file() => {
                 let out = fs::OpenOptions::new().write(true).open(&file).map_err(failed)?;
                 Ok(Goal::Stream { name: file.display().to_string(), out, is_stdout: false })
@@ -179,6 +184,13 @@ impl Goal {
             Err(_) => Ok(Goal::File(file)),
         }
     }
+}
+
+/// Whether this is what standard output goes to.
+fn is_stdout(found: &fs::Metadata) -> io::Result<bool> {
+    use std::os::unix::fs::MetadataExt;
+    let stdout = File::from(io::stdout().as_fd().try_clone_to_owned()?).metadata()?;
+    Ok(found.is_file() && (found.dev(), found.ino()) == (stdout.dev(), stdout.ino()))
 }
 
 /// Writes a backup to where it is to go.

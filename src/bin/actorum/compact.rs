@@ -6,7 +6,11 @@ use std::path::PathBuf;
 
 use actorum_actors::log::compact::compact;
 
-use crate::{Failure, output::say, status::bytes};
+use crate::{
+    Failure,
+    output::{self, say},
+    status::bytes,
+};
 
 /// Give back what a stopped node's log takes more than it needs
 ///
@@ -23,6 +27,11 @@ pub struct Args {
 /// Does it, and says what it has changed.
 pub fn run(Args { dir }: Args) -> Result<(), Failure> {
     let done = compact(&dir)?;
+    output::done(format_args!(
+        "the log of {} was copied, and takes {} with the snapshots",
+        dir.display(),
+        bytes(done.after)
+    ));
     say!(
         "{}: log and snapshots took {}, and take {} now; {} of entries are left",
         dir.display(),

@@ -54,7 +54,8 @@ pub async fn get(node: Data<Node>, request: HttpRequest) -> Result<HttpResponse,
     });
     let after = after.transpose()?;
     query.finish()?;
-    let after: Option<After> = match request.headers().get("last-event-id") {
+    // An empty one says that no event was received.
+    let after: Option<After> = match request.headers().get("last-event-id").filter(|id| !id.is_empty()) {
         // Sent by a client that reconnects: newer than the `after` it began with.
         Some(id) => Some(id.to_str().ok().and_then(|id| id.parse().ok()).ok_or_else(|| {
             Refused::bad_request("Last-Event-ID must be the id of the last event that was received, CLUSTER:INDEX")

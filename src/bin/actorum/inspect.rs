@@ -85,7 +85,10 @@ fn describe(inspection: &Inspection, report: &GroupReport) {
     say!("  configuration  {configuration}");
     for Audit { who, when, why, may_be_lost, index, cluster, members } in &audit {
         let members: Vec<String> = members.keys().map(NodeId::to_string).collect();
-        say!("  audit          index {index}: {why} by {who}, {}", Utc(UNIX_EPOCH + Duration::from_secs(*when)));
+        say!(
+            "  audit          index {index}: {why} by {who}, {}",
+            Utc(UNIX_EPOCH.checked_add(Duration::from_secs(*when)).unwrap_or(UNIX_EPOCH))
+        );
         say!("                 out of cluster {cluster} with members {}", members.join(" "));
         say!("                 what may be lost: {may_be_lost}");
     }
