@@ -5,7 +5,8 @@
 //!  stale reads ─────────────────────────────────ServeReads──────▶ applier
 //! ```
 //!
-//! Everything here happens in the caller's thread and never waits. The addresses are weak: a handle keeps
+//! Everything here happens in the caller's task and never blocks its thread. Each request is awaited until its deadline at the longest
+//! (see `Limit`). The addresses are weak: a handle keeps
 //! the system alive, and the system alone keeps its actors.
 
 use std::{

@@ -122,7 +122,7 @@ impl ErrorCode for SubscribeError {
             SubscribeError::DeadlineExceeded { .. } => "deadline_exceeded",
             SubscribeError::ForeignPosition { .. } => "foreign_position",
             SubscribeError::FuturePosition { .. } => "future_position",
-            SubscribeError::Behind { .. } => "not_leader",
+            SubscribeError::Behind { .. } => "behind",
         }
     }
 

@@ -221,8 +221,12 @@ fn diverged(status: &Status) -> Found {
     let what = format!("what was applied differs on {}", compared(found));
     match found.side {
         // Somebody else is wrong, and stops.
-        DivergenceSide::Majority => warning(format!("{what}; a majority of the voters agrees with this node")),
-        DivergenceSide::Minority => unready(format!("{what}; a majority of the voters disagrees with this node")),
+        DivergenceSide::Majority => warning(format!(
+            "{what}; a majority of the voters agrees with this node. Those that differ stop: add them again under new ids with empty directories"
+        )),
+        DivergenceSide::Minority => unready(format!(
+            "{what}; a majority of the voters disagrees with this node: remove it and add it again under a new id with an empty directory"
+        )),
         // Whatever it answered, another node that may be right would answer something else.
         DivergenceSide::Undecided => unready(format!(
             "{what}, and no majority of the voters agrees: compare them with `actorum inspect`, and replace those that are wrong"
@@ -233,7 +237,8 @@ fn diverged(status: &Status) -> Found {
 fn answers_diverged(status: &Status) -> Found {
     let found = status.answer_divergence.as_ref()?;
     warning(format!(
-        "state machines answered differently on {}: the machine is not deterministic, or its code changed without its VERSION",
+        "state machines answered differently on {}: the machine is not deterministic, or its code changed without its \
+         VERSION: look for clocks, random numbers and iteration over hash maps in `apply`",
         compared(found)
     ))
 }
@@ -341,8 +346,11 @@ fn no_leader(status: &Status) -> Found {
         return None;
     }
     unready(match status.leader {
-        Some(leader) if leader != status.id => format!("nothing was heard from node {leader}, which led, lately"),
-        _ => "no leader is known: an election is under way".to_owned(),
+        Some(leader) if leader != status.id => format!(
+            "node {leader} led and has been silent for an election timeout: an election follows; look at node {leader}"
+        ),
+        _ => "no leader is known: an election is under way. If it lasts, look whether the voters reach each other"
+            .to_owned(),
     })
 }
 
@@ -379,7 +387,10 @@ fn slow_disk(status: &Status) -> Found {
         return None;
     }
     let gone = if disk.state == DiskState::Suspect { "; until it answers this node leads nobody" } else { "" };
-    warning(format!("the disk of node {} is slow: a write waits for {} ms{gone}", status.id, disk.waiting_ms))
+    warning(format!(
+        "the disk of node {} is slow: a write waits for {} ms{gone}; look for what else uses that disk, or replace it",
+        status.id, disk.waiting_ms
+    ))
 }
 
 fn clock_skew(status: &Status) -> Found {

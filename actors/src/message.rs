@@ -12,7 +12,8 @@
 //! | [`FetchSnapshot`] | core → keeper | [`SnapshotFetched`] |
 //! | | core → keeper | [`SnapshotsKept`] |
 //! | | keeper → core | [`PeerFetches`] |
-//! | | applier → core, membership | [`SystemChanged`] |
+//! | | applier → core, membership, checker | [`SystemChanged`] |
+//! | | membership → core | [`ClocksRead`], [`PeerFeatures`](crate::features::PeerFeatures) |
 //! | | core → applier, membership, checker, front door | [`LeaderChanged`] |
 //! | | applier → checker | [`MarkEvent`] |
 //! | [`ProposeMark`] | checker → core | |

@@ -123,7 +123,7 @@ pub enum SubscribeError {
     },
     /// This node has not applied so much, and could not find out whether the cluster has. Ask again, or ask another node.
     #[error(
-        "this node has applied up to {applied}, and whether the cluster has got to {index} could not be found out: {cause}"
+        "this node has applied up to {applied}, and whether the cluster has got to {index} could not be found out: {cause}: ask again, or ask another node"
     )]
     Behind {
         /// What was asked for.

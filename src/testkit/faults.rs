@@ -41,18 +41,18 @@ pub struct Faults {
     pub disk_error: u32,
     /// The disk is full: the node stops, and comes back when there is room.
     pub full_disk: u32,
-    /// Hardly any room is left on a disk, for a while: the leader on it hands over and answers "busy".
+    /// Hardly any room is left on a disk, for a while: its leader transfers leadership and answers `LowSpace`.
     pub low_space: u32,
-    /// A bit flips on the disk of a node that is down: intact, or refused by name.
+    /// A bit flips on the disk of a node that is down: intact, or refused with a specific error.
     pub flipped_bit: u32,
-    /// The last write of a disk is torn as the power goes: intact, or refused by name.
+    /// The last write of a disk is torn as the power goes: intact, or refused with a specific error.
     pub torn_write: u32,
-    /// A store is swapped for an older copy, its watermark is not: refused by name.
+    /// A store is swapped for an older copy, its watermark is not: refused with a specific error.
     pub old_copy: u32,
     /// A whole directory is put back from a copy made before the last opening, or while its node ran: refused by every peer that met
     /// what came later.
     pub rolled_back: u32,
-    /// A directory is swapped for another node's: refused by name.
+    /// A directory is swapped for another node's: refused with a specific error.
     pub swapped_directory: u32,
     /// A disk is wiped and its node started under the old id: refused by its peers, and without a vote.
     pub wiped_disk: u32,
@@ -62,7 +62,7 @@ pub struct Faults {
     /// goes on.
     pub snapshot_error: u32,
     /// A bit flips in a snapshot's file, under a node that goes on for a while: whoever fetches it refuses it, and the node
-    /// starts from the older one, or is refused by name.
+    /// starts from the older one, or is refused with a specific error.
     pub rotten_snapshot: u32,
     /// The state machine fails, or panics, in handing out its state: that snapshot is not built. Or in taking one: that node
     /// stops, and does it again when it starts.

@@ -71,7 +71,7 @@ pub enum Contradiction {
         last: u64,
     },
     /// One term has two leaders, so a vote was given twice.
-    #[error("node {peer} leads term {term}, and so does node {other}: a vote was given twice, because {WAY_OUT}")]
+    #[error("node {peer} leads term {term}, and so does node {other}: a vote was given twice: {WAY_OUT}")]
     TwoLeaders {
         /// Who sent this.
         peer: NodeId,

@@ -297,6 +297,10 @@ fn describe(status: &Status) -> Value {
         "refused_by": status.refused_by,
         "certificates": status.certificates,
         "clock": status.clock,
+        "state_hash": status.state_hash,
+        "divergence": status.divergence,
+        "answer_divergence": status.answer_divergence,
+        "disputes": status.disputes,
     })
 }
 
@@ -512,10 +516,10 @@ impl Query {
 /// |---|---|---|
 /// | 400, 404, 405 | `bad_request`, `not_found`, `method_not_allowed` | no |
 /// | 413, 431; 408 | `too_large`; `timeout` | no |
-/// | 409 | `conflict`, `in_progress` | no |
+/// | 409 | `conflict`, `in_progress`, `learner_not_ready`, `would_lose_quorum` | no |
 /// | 409 | `foreign_position`, `future_position`: events after a position that this cluster does not have | it is no command |
 /// | 500 | `failed`: a snapshot could not be taken | it is no command |
-/// | 503 | `not_leader`, `busy`, `stopped`, `nothing`, `deadline_exceeded`, or the name of a [`Reason`]: `no_majority`, `removed`, .. | no |
+/// | 503 | `not_leader`, `behind`, `busy`, `stopped`, `nothing`, `deadline_exceeded`, or the name of a [`Reason`]: `no_majority`, `low_space`, `removed`, .. | no |
 /// | 504 | `unknown` | nobody can tell |
 #[derive(Debug)]
 pub struct Refused {
@@ -742,7 +746,7 @@ mod tests {
         let (position, cluster) = (Position { cluster: ClusterId(1), index: 2 }, ClusterId(3));
         let subscriptions = [
             (SubscribeError::Stopped { cause: cause() }, 503, "stopped"),
-            (SubscribeError::Behind { index: 2, applied: 1, cause: cause() }, 503, "not_leader"),
+            (SubscribeError::Behind { index: 2, applied: 1, cause: cause() }, 503, "behind"),
             (SubscribeError::ForeignPosition { position, cluster }, 409, "foreign_position"),
             (SubscribeError::FuturePosition { index: 2, applied: 1 }, 409, "future_position"),
         ];

@@ -8,7 +8,7 @@ use std::{
 };
 
 use actix_web::{HttpRequest, HttpResponse, web::Data};
-use actorum::{DiskState, Divergence, Reason, Role, Severity, Snapshots, Status, Transfer};
+use actorum::{DiskState, Reason, Role, Severity, Snapshots, Status, Transfer};
 
 use crate::{
     http::{Node, Query, Refused},
@@ -49,16 +49,10 @@ impl Page {
         self.gauge("commit_index", "The highest index known to be committed.", status.commit_index);
         self.gauge("applied_index", "The highest index applied here.", status.applied_index);
         self.gauge("snapshot_index", "The last index that a snapshot covers.", status.snapshot_index);
-        self.gauge("log_bytes", "Bytes of the log on disk.", status.disk_bytes);
+        self.gauge("log_bytes", "Bytes that the files of the log take on disk.", status.disk_bytes);
+        self.gauge("log_entry_bytes", "Bytes of entries in the log: what README.md calls kept.", status.log_bytes);
         self.snapshots(&status.snapshots);
 
-        let diverged = |found: &Option<Divergence>| u8::from(found.is_some());
-        self.gauge("diverged", "Whether members applied something else than this node.", diverged(&status.divergence));
-        self.gauge(
-            "answers_diverged",
-            "Whether state machines answered differently since the start.",
-            diverged(&status.answer_divergence),
-        );
         self.gauge("disputes", "Members that say they committed what contradicts this node.", status.disputes.len());
         let mark = status.state_hash.as_ref().map_or(0, |hash| hash.index);
         self.gauge("mark_index", "The last mark at which hashes were compared; zero before the first.", mark);
