@@ -369,7 +369,7 @@ impl<T: Ticket> MembershipManager<T> {
             && match reason {
                 RefusedBecause::OlderDirectory { id, recorded } => {
                     let shown = self.lives.as_ref().map(|lives| lives.shown());
-                    *id == self.id && shown.is_some_and(|shown| !recorded.fits(self.incarnation, &shown))
+                    *id == self.id && shown.is_some_and(|shown| recorded.proves_copy(self.incarnation, &shown))
                 }
                 // This process runs, so it was not this directory that was opened again since.
                 RefusedBecause::Boot { id, known, theirs } => {

@@ -110,6 +110,18 @@ impl Record {
         // the disk before its entries are.
         next.term >= self.term.max(self.life.term) && (next.term > self.term || next.index >= self.index)
     }
+
+    /// Whether this record, which a peer holds against a node, proves to that node that its directory is a copy. The node shows these
+    /// lives, the last of which is its present one.
+    ///
+    /// A peer whose own directory was put back from an older copy has an old life on record, which the node stopped to show once every
+    /// member had confirmed a later one. So a life of the past that is not shown proves nothing: proof is a life that is still to
+    /// come, another nonce under the number of one that is shown, or a log that ends too early.
+    pub fn proves_copy(&self, incarnation: Incarnation, lives: &[Life]) -> bool {
+        let Some(present) = lives.last() else { return false };
+        let is_known = |boot: u64| boot > present.boot || lives.iter().any(|life| life.boot == boot);
+        !self.fits(incarnation, lives) && is_known(self.life.boot)
+    }
 }
 
 /// What is kept beside the log.

@@ -121,6 +121,21 @@ fn a_log_that_ends_below_what_was_acknowledged_does_not_fit() {
     assert!(!book.wants_flush());
 }
 
+/// A peer whose directory was put back accuses with what it had on record then. It must not stop the nodes that it accuses.
+#[test]
+fn a_record_of_long_ago_proves_nothing() {
+    let record = Record { incarnation: DIR, life: life(3, 10, 1, 5), index: 9, term: 2 };
+    let since: Vec<Life> = (20..40).map(|boot| life(boot, boot, 3, 50)).collect();
+    assert!(!record.fits(DIR, &since), "the link is refused all the same");
+    assert!(!record.proves_copy(DIR, &since));
+    let with = |lives: &[Life]| record.proves_copy(DIR, lives);
+    assert!(with(&[life(1, 8, 0, 0), life(2, 9, 1, 3)]), "an opening that this directory has yet to come to");
+    assert!(with(&[life(2, 9, 1, 3), life(3, 99, 1, 5)]), "another nonce under its number");
+    assert!(with(&[life(3, 10, 1, 5), life(4, 11, 2, 8)]), "its log ends too early");
+    assert!(!with(&[life(3, 10, 1, 5), life(4, 11, 2, 9)]) && !with(&[]));
+    assert!(!record.proves_copy(Incarnation(8), &[life(3, 99, 1, 5)]), "of another directory");
+}
+
 #[test]
 fn what_an_earlier_life_acknowledged_a_later_one_holds() {
     let book = Kept::default().opened(1, 0, 0);
