@@ -39,6 +39,9 @@ const BLOCK: [u8; 4096] = [0x5a; 4096];
 /// What stays free when the reserve is made, and what an engine may need to open: two of its segments.
 const LEFT_FREE: u64 = 32 << 20;
 
+/// The room of a snapshot up to this size is always wanted.
+const SMALL_SNAPSHOT: u64 = 64 << 20;
+
 /// How large the reserve is, and when room is short.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ReserveBounds {
@@ -88,8 +91,17 @@ impl Reserve {
 
     /// How much room there is.
     pub fn space(&self) -> io::Result<Space> {
-        let free = space::space(&self.dir)?.free;
-        Ok(Space { free, reserve: held(&self.dir), reserve_wanted: self.wanted.load(Ordering::Relaxed) })
+        let (free, reserve) = (space::space(&self.dir)?.free, held(&self.dir));
+        // What a large snapshot would need counts only as far as it can be held at all: a reserve that never becomes whole is no
+        // reason to refuse writes.
+        let possible = reserve.saturating_add(free.saturating_sub(self.left_free()));
+        let counted = possible.max(self.bounds.bytes.saturating_add(SMALL_SNAPSHOT));
+        Ok(Space { free, reserve, reserve_wanted: self.wanted.load(Ordering::Relaxed).min(counted) })
+    }
+
+    /// What the reserve leaves to the log: below it the node would be short of room by the reserve's own making.
+    fn left_free(&self) -> u64 {
+        LEFT_FREE.max(self.bounds.short_below)
     }
 
     /// Whether room is short: what can be freed has to be. What nobody can tell is not short.
@@ -124,7 +136,7 @@ impl Reserve {
         let (found, length) = (held(&self.dir), fs::metadata(&path).map_or(0, |found| found.len()));
         let stays = found.min(wanted);
         // Where it does not fit, in whole megabytes: a disk that fills is not to cost a file operation each second.
-        let room = free.saturating_sub(LEFT_FREE);
+        let room = free.saturating_sub(self.left_free());
         let bytes = if room >= wanted - stays { wanted } else { stays + (room >> 20 << 20) };
         if wanted == 0 || (bytes, bytes) == (found, length) {
             return;
@@ -242,6 +254,20 @@ mod tests {
             reserve.keep(PLENTY);
             assert_eq!(blocks(dir.path()), (wanted, true), "for a snapshot of {snapshot} bytes");
         }
+    }
+
+    /// The room of a snapshot that the volume cannot hold makes the node neither short of room nor the disk full.
+    #[test]
+    fn a_reserve_that_cannot_be_whole_leaves_the_log_its_room() {
+        let dir = tempfile::tempdir().unwrap();
+        let bounds = ReserveBounds { bytes: MIB, max_bytes: u64::MAX, short_below: 40 * MIB };
+        let reserve = Reserve::of(dir.path(), bounds);
+        reserve.hold_snapshot(1 << 60);
+        assert!(!reserve.is_short(), "{:?}", reserve.space());
+        reserve.keep(43 * MIB + 5);
+        assert_eq!(blocks(dir.path()), (3 * MIB, true), "what is left free is what counts as short of room");
+        reserve.keep(40 * MIB);
+        assert_eq!(blocks(dir.path()), (3 * MIB, true), "and no more");
     }
 
     #[test]
