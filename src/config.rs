@@ -429,7 +429,8 @@ fn in_env(text: &str, example: &Value) -> Option<Value> {
                     .collect::<Option<_>>()?,
             )
         }
-        _ => Value::String(text.to_owned()),
+        // Files that become variables end with a line's end, which is part of no name.
+        _ => Value::String(text.trim().to_owned()),
     })
 }
 

@@ -619,7 +619,14 @@ impl Handler<Judge> for QuicTransport {
         let recorded = tokio::task::spawn_blocking(move || book.record(&identity));
         Box::pin(recorded.into_actor(self).map(move |recorded, transport, _| {
             let recorded = recorded.map_err(|error| error.to_string()).and_then(|done| done.map_err(|e| e.to_string()));
-            recorded.map_err(|error| format!("the life of node {id} cannot be recorded: {error}"))?;
+            if let Err(error) = recorded {
+                let cause = format!(
+                    "its life cannot be recorded in this node's data directory: {error}; look whether its disk is full"
+                );
+                // Said once: a node that keeps its peers out must not do it in silence.
+                transport.refused(id, false, cause.clone(), None);
+                return Err(cause);
+            }
             // Judged again: meanwhile this node may have learnt more.
             Ok(transport.judge(&hello).map(|()| transport.hello(0, id)))
         }))
