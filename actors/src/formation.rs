@@ -222,7 +222,7 @@ impl Founding {
         self.founders.keys().copied().filter(|id| !self.heard.contains_key(id)).collect()
     }
 
-    /// Who is to be asked, again.
+    /// Whose word is missing.
     pub fn waiting_for(&self) -> Vec<NodeId> {
         match self.verdict() {
             Verdict::Waiting(missing) => missing,

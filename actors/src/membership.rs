@@ -249,7 +249,9 @@ impl<T: Ticket> MembershipManager<T> {
     }
 
     fn ask_again(&mut self, ctx: &mut Context<Self>) {
-        let whom = self.founding.as_ref().map(Founding::waiting_for).unwrap_or_default();
+        // Everyone, also who agreed when it was asked last: by now it may have formed, and then its word is enough.
+        let waits = self.founding.as_ref().filter(|founding| !founding.waiting_for().is_empty());
+        let whom = waits.map(Founding::others).unwrap_or_default();
         self.ask_founders(ctx, whom);
     }
 
