@@ -55,7 +55,7 @@ pub(crate) fn all(bounds: &Config) -> Vec<Box<dyn Invariant>> {
         Box::new(cut_is_covered::CutIsCovered { holds: bounds.log_hold_bytes >= 1 << 20 }),
         Box::<no_silent_gap::NoSilentGap>::default(),
         Box::<rejected_nowhere::RejectedNowhere>::default(),
-        Box::<every_request_ends::EveryRequestEnds>::default(),
+        Box::new(every_request_ends::EveryRequestEnds::new(bounds.max_unapplied_bytes)),
         Box::<nothing_goes_back::NothingGoesBack>::default(),
         Box::<one_change_at_a_time::OneChangeAtATime>::default(),
         Box::<changes_keep_a_majority::ChangesKeepAMajority>::default(),

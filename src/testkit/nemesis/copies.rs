@@ -6,7 +6,7 @@
 use actorum_actors::machine::StateMachine;
 use actorum_transport::{
     lives::{Content, LifeKey, Record},
-    wire::NodeId,
+    wire::{Incarnation, NodeId},
 };
 
 use super::{Culprit, Hold, State};
@@ -63,7 +63,7 @@ impl<S: StateMachine> Culprit<S> {
     }
 
     /// The other nodes: who must know that this is a copy, and who may not.
-    fn who_knows(&self, of: NodeId, copied: &Copied) -> (Vec<NodeId>, Vec<NodeId>) {
+    fn who_knows(&self, of: NodeId, copied: &Copied) -> (Vec<(NodeId, Incarnation)>, Vec<NodeId>) {
         self.fleet.nodes(|nodes| {
             let others = nodes.iter().filter(|(id, node)| **id != of && node.state != State::Gone);
             let knows = |node: &Node<S>| {
@@ -75,7 +75,8 @@ impl<S: StateMachine> Culprit<S> {
                 !node.first_version && record.is_some_and(|record| copied.is_known_to(&record))
             };
             let (knowing, others): (Vec<_>, Vec<_>) = others.partition(|(_, node)| knows(node));
-            (knowing.iter().map(|(id, _)| **id).collect(), others.iter().map(|(id, _)| **id).collect())
+            let directory = |(id, node): (&NodeId, &Node<S>)| Some((*id, node.disk.kept()?.incarnation));
+            (knowing.into_iter().filter_map(directory).collect(), others.iter().map(|(id, _)| **id).collect())
         })
     }
 
@@ -116,7 +117,7 @@ impl<S: StateMachine> Culprit<S> {
         }
         let Some(newest) = self.fleet.node(node, |node| node.disk.backup()) else { return };
         away.iter().for_each(|Hold(id, _)| self.fleet.kill(*id));
-        for id in &knowing {
+        for (id, _) in &knowing {
             if self.dice.below(2) == 0
                 && let Some(hold) = self.hold(*id)
             {
@@ -151,10 +152,15 @@ impl<S: StateMachine> Culprit<S> {
         }
     }
 
-    /// Nobody who must know has put the copy's life on record, which is what letting it in begins with.
-    fn is_let_in_by_none(&self, copy: NodeId, life: Option<LifeKey>, knowing: &[NodeId]) {
-        for id in knowing {
-            let record = self.fleet.node(*id, |node| node.disk.lives()?.record_of(copy)).flatten();
+    /// Nobody who must know has put the copy's life on record, which is what letting it in begins with. Who lost its directory
+    /// meanwhile knows nothing any more.
+    fn is_let_in_by_none(&self, copy: NodeId, life: Option<LifeKey>, knowing: &[(NodeId, Incarnation)]) {
+        for (id, directory) in knowing {
+            let knows = |node: &Node<S>| {
+                let same = node.disk.kept()?.incarnation == *directory;
+                node.disk.lives().filter(|_| same)?.record_of(copy)
+            };
+            let record = self.fleet.node(*id, |node| knows(node)).flatten();
             if record.map(|record| record.life.key()) == life && life.is_some() {
                 let detail = format!("n{id} lets in n{copy}, whose directory is older than it has on record");
                 self.world().broken("an older directory is let in by none who met the newer", detail);
@@ -167,7 +173,9 @@ impl<S: StateMachine> Culprit<S> {
         let Some(hold) = self.hold_running() else { return };
         let others: Vec<NodeId> = self.fleet.nodes(|nodes| nodes.keys().copied().filter(|id| *id != hold.0).collect());
         let Some(other) = self.dice.pick(&others).copied() else { return };
-        let Some(theirs) = self.fleet.node(other, |node| node.disk.backup()) else { return };
+        // One that is empty belongs to nobody.
+        let theirs = |node: &mut Node<S>| node.disk.kept().map(|_| node.disk.backup());
+        let Some(theirs) = self.fleet.node(other, theirs).flatten() else { return };
         self.fleet.kill(hold.0);
         self.tampered(hold.0, true);
         let mine = self.fleet.node(hold.0, |node| {
