@@ -136,7 +136,7 @@ impl Comparison {
             let reported = self.others.get(id);
             let equal = |(index, mark): (&u64, &Mark)| {
                 let theirs = reported.and_then(|marks| marks.get(index)).and_then(state);
-                *index > found.index && theirs.is_some() && theirs == state(mark)
+                *index >= found.index && theirs.is_some() && theirs == state(mark)
             };
             !self.own.iter().any(equal)
         })

@@ -232,6 +232,8 @@ impl SledStore {
             Ok(())
         })?;
         let identity = directory.identity();
+        // What is refused is left as it was: looked at before the engine opens and the boot is counted.
+        lives::read(dir, identity.incarnation)?;
         let opened = Watermark::open(&directory::watermark_path(dir));
         let mut watermark = recovery::of_this_life(dir, &identity, opened)?;
         let generation = directory::generation(dir).map_err(|error| {
