@@ -438,6 +438,8 @@ fn parts_of_two_directories_do_not_make_one() {
     fs::copy(a.path().join("watermark"), b.path().join("watermark")).unwrap();
     assert!(b.refused().contains("watermark is damaged: it belongs to incarnation"));
     fs::copy(a.path().join("node"), b.path().join("node")).unwrap();
+    assert!(b.refused().contains("lives file is damaged: it belongs to incarnation"));
+    fs::copy(a.path().join("lives"), b.path().join("lives")).unwrap();
     assert!(b.refused().contains("owner of the store is damaged: it says node 1, incarnation"));
 }
 

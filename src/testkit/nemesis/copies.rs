@@ -111,19 +111,19 @@ impl<S: StateMachine> Culprit<S> {
         // Those that do not know are down until it is over; of those that do, some are started again, so that what they know
         // is what is durable.
         let away: Vec<Hold> = others.iter().filter_map(|id| self.hold(*id)).collect();
-        if knowing.is_empty() || away.len() < others.len() {
+        // Nothing else befalls those that know: a directory that is wiped and brought back has forgotten.
+        let near: Vec<Hold> = knowing.iter().filter_map(|(id, _)| self.hold(*id)).collect();
+        if knowing.is_empty() || away.len() < others.len() || near.len() < knowing.len() {
             self.come_back(node).await;
             return;
         }
         let Some(newest) = self.fleet.node(node, |node| node.disk.backup()) else { return };
         away.iter().for_each(|Hold(id, _)| self.fleet.kill(*id));
         for (id, _) in &knowing {
-            if self.dice.below(2) == 0
-                && let Some(hold) = self.hold(*id)
-            {
+            if self.dice.below(2) == 0 {
                 self.fleet.kill(*id);
                 self.a_while(10, 200).await;
-                self.come_back(hold.0).await;
+                self.come_back(*id).await;
             }
         }
         self.older(node, true);
