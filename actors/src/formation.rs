@@ -24,7 +24,7 @@
 //! was made*, and was unformed then: "formed" is said once the genesis is durable, and is never taken back. Say that k/a once won a
 //! vote of q, another founder that kept its directory. Then q formed with some V in which k is a, and it did not before it
 //! stated W. After that it cannot either: for V it must hear, in one boot, k/a itself or a founder that formed with V.
-//! In a boot in which it has heard b it does not listen to a ([`Founding::gone`]); in a later boot a speaks no more, because it was
+//! In a boot in which it has heard b it does not listen to a (`Founding::gone`); in a later boot a speaks no more, because it was
 //! lost before b was made. And a founder r that formed with V and kept its directory is in the same case as q; take the first of
 //! them. If r lost its directory as well, W names its new one, and the same holds for r's old one as for k/a. So no
 //! founder that kept its directory ever formed with V: whoever voted together with k/a lost its directory, too, and those are a
