@@ -24,6 +24,7 @@ use actorum_actors::{
 };
 use actorum_fuzz::Draw;
 use actorum_transport::{
+    features::Features,
     frame,
     message::AskError,
     wire::{
@@ -244,6 +245,7 @@ impl Node {
             hold_bytes: 0,
             snapshot_patience_ticks: 30,
             waits,
+            features: Features::all(),
         };
         let membership = system.as_ref().map(|s: &SystemState| s.membership.clone()).unwrap_or_default();
         let start = Start {
