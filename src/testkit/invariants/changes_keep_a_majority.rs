@@ -15,7 +15,10 @@ const GRACE_MS: u64 = 5000;
 
 #[derive(Default)]
 pub(crate) struct ChangesKeepAMajority {
+    /// Who is down, and since when.
     ended: BTreeMap<NodeId, u64>,
+    /// When each was down last: it may have come back with less than the leader knew it to hold.
+    fell: BTreeMap<NodeId, u64>,
     /// The highest commit index that somebody knew, over time.
     commits: VecDeque<(u64, u64)>,
 }
@@ -28,7 +31,10 @@ impl Invariant for ChangesKeepAMajority {
     fn check(&mut self, event: &Event<'_>, facts: &Facts) -> Result<(), String> {
         match event {
             Event::Started { node, .. } => drop(self.ended.remove(node)),
-            Event::Ended { node, .. } => drop(self.ended.insert(*node, facts.now_ms)),
+            Event::Ended { node, .. } => {
+                self.ended.insert(*node, facts.now_ms);
+                self.fell.insert(*node, facts.now_ms);
+            }
             Event::Drained { node, drained } => {
                 if self.commits.back().is_none_or(|(_, commit)| *commit < drained.glance.commit) {
                     self.commits.push_back((facts.now_ms, drained.glance.commit));
@@ -69,7 +75,8 @@ impl ChangesKeepAMajority {
             // What was committed so long ago, as far as this run goes back.
             let committed = self.commits.front().filter(|(at, _)| at + GRACE_MS <= facts.now_ms).map_or(0, |(_, c)| *c);
             let last = facts.nodes.get(id).map_or(0, |node| node.log.last());
-            if last < committed {
+            let fell_lately = self.fell.get(id).is_some_and(|at| at + GRACE_MS > facts.now_ms);
+            if last < committed && !fell_lately {
                 return Err(format!("n{leader} promotes n{id} at {last}, and {committed} was committed long before"));
             }
         }
