@@ -1,4 +1,4 @@
-//! Whole directories that are not what they were: put back from an older copy, run beside the original, or another node's.
+//! Whole directories that are not what they were: put back from an older copy, run beside the original, another node's, or empty.
 //!
 //! A copy knows nothing of what was promised after it was taken, so it must meet somebody who does, and be let in by none of those.
 //! Whoever does not know is down meanwhile: what a copy does among such is what the scheme says it cannot find out.
@@ -6,11 +6,16 @@
 use actorum_actors::machine::StateMachine;
 use actorum_transport::{
     lives::{Content, LifeKey, Record},
-    wire::{Incarnation, NodeId},
+    wire::{GroupId, Incarnation, NodeId},
 };
 
 use super::{Culprit, Hold, State};
-use crate::testkit::{disk::Backup, fleet::Node, world::Durable};
+use crate::testkit::{
+    disk::{Backup, Disk},
+    fleet::Node,
+    machine::Watched,
+    world::Durable,
+};
 
 /// A copy, and what can be told by it.
 struct Copied {
@@ -203,4 +208,82 @@ impl<S: StateMachine> Culprit<S> {
             }
         });
     }
+
+    pub(super) async fn old_copy(&mut self) {
+        let Some(hold) = self.hold_running() else { return };
+        let old = self.fleet.node(hold.0, |node| node.disk.image());
+        self.a_while(500, 3000).await;
+        if self.fleet.node(hold.0, |node| node.state) != Some(State::Running) {
+            return;
+        }
+        self.fleet.kill(hold.0);
+        let Some(old) = old else { return };
+        self.tampered(hold.0, true);
+        let (newest, now) = self
+            .fleet
+            .node(hold.0, |node| (node.disk.backup(), promised(&node.disk)))
+            .expect("a node of this fleet stays");
+        self.fleet.node(hold.0, |node| node.disk.swap_for(old));
+        self.disk("older copy", hold.0);
+        // Within one term and without a vote between, a little less of the log may go unnoticed (see the watermark).
+        let found = self.fleet.try_open(hold.0).ok().and_then(|store| store.recover(GroupId::FIRST).ok());
+        if let Some(state) = found.map(|found| found.hard_state)
+            && (state.term < now.0 || state.term == now.0 && state.vote != now.1)
+        {
+            let (node, term, vote) = (hold.0, state.term, state.vote);
+            self.world().broken(
+                "an older copy is refused",
+                format!("n{node} opens a store with term {term}, vote {vote} after it had promised {now:?}"),
+            );
+        }
+        self.fleet.node(hold.0, |node| node.disk.bring_back(newest));
+        self.tampered(hold.0, false);
+        self.come_back(hold.0).await;
+    }
+
+    pub(super) async fn wiped_disk(&mut self) {
+        let Some(hold) = self.hold_running() else { return };
+        // Before the cluster has written down who its members are, a wiped founder is a founder; and one that founded
+        // alone has nobody to ask.
+        if !self.is_recorded(hold.0) || (self.founders, hold.0) == (1, 1) {
+            return;
+        }
+        self.fleet.kill(hold.0);
+        self.tampered(hold.0, true);
+        let healthy = self.fleet.node(hold.0, |node| {
+            let healthy = node.disk.backup();
+            node.disk.wipe();
+            healthy
+        });
+        self.disk("wiped disk", hold.0);
+        self.a_while(20, 300).await;
+        // It runs as a stranger for a while; it must not vote.
+        if self.fleet.node(hold.0, |node| node.state) == Some(State::Down) {
+            let _ = self.fleet.start(hold.0).await;
+        }
+        self.may_stop(hold.0);
+        self.a_while(500, 2500).await;
+        self.fleet.kill(hold.0);
+        self.fleet.node(hold.0, |node| {
+            if node.state == State::Down {
+                node.disk.bring_back(healthy.expect("the node is there"));
+            }
+        });
+        self.tampered(hold.0, false);
+        self.come_back(hold.0).await;
+    }
+
+    fn is_recorded(&self, id: NodeId) -> bool {
+        let member = |raft: &crate::Raft<Watched<S>>| {
+            raft.status().membership.members.get(&id).is_some_and(|member| member.incarnation.is_some())
+        };
+        let mut all = self.fleet.in_state(State::Running).into_iter().filter_map(|id| self.fleet.raft(id));
+        all.all(|(raft, _)| member(&raft))
+    }
+}
+
+/// Term and vote, as they are durable.
+fn promised(disk: &Disk) -> (u64, NodeId) {
+    let (term, vote, _) = disk.state();
+    (term, vote)
 }

@@ -1,0 +1,117 @@
+//! Faults of disks: slow, hung, failing, full and damaged ones. Whole directories that are exchanged are in `copies`.
+
+use actorum_actors::machine::StateMachine;
+use actorum_transport::wire::NodeId;
+
+use super::Culprit;
+use crate::testkit::disk::{Loss, Mishap, Part};
+
+impl<S: StateMachine> Culprit<S> {
+    pub(super) fn disk(&self, kind: &'static str, node: NodeId) {
+        self.world().count(|counts| *counts.disk.entry(kind).or_default() += 1);
+        self.world().tell(|| format!("{kind} on n{node}"));
+    }
+
+    pub(super) async fn slow_disk(&mut self) {
+        let Some(hold) = self.hold_running() else { return };
+        self.disk("slow disk", hold.0);
+        let at_most = self.dice.between(10, 200);
+        self.fleet.node(hold.0, |node| node.disk.slow(at_most));
+        self.a_while(300, 2500).await;
+        self.fleet.node(hold.0, |node| node.disk.calm());
+    }
+
+    pub(super) async fn hung_disk(&mut self) {
+        let Some(hold) = self.hold_running() else { return };
+        self.disk("hung disk", hold.0);
+        self.fleet.node(hold.0, |node| node.disk.hang());
+        self.a_while(300, 4000).await;
+        // Sometimes a hung disk is ended by a crash, for that is what people do.
+        if self.dice.below(4) == 0 {
+            let loss = self.some_loss();
+            self.fleet.crash(hold.0, loss);
+            self.disk("power cut", hold.0);
+            self.fleet.node(hold.0, |node| node.disk.calm());
+            self.a_while(20, 500).await;
+            self.come_back(hold.0).await;
+        } else {
+            self.fleet.node(hold.0, |node| node.disk.calm());
+        }
+    }
+
+    pub(super) async fn low_space(&mut self) {
+        let Some(hold) = self.hold_running() else { return };
+        self.disk("low space", hold.0);
+        self.fleet.node(hold.0, |node| node.disk.low());
+        self.a_while(1200, 4000).await;
+        self.fleet.node(hold.0, |node| node.disk.calm());
+    }
+
+    pub(super) async fn disk_error(&mut self, mishap: Mishap, kind: &'static str) {
+        let Some(hold) = self.hold_running() else { return };
+        self.may_stop(hold.0);
+        let step = self.dice.between(1, 12);
+        self.fleet.node(hold.0, |node| node.disk.fail(Part::Log, mishap, step));
+        self.until_down(std::slice::from_ref(&hold)).await;
+        let fired = self.fleet.node(hold.0, |node| node.disk.has_failed()) == Some(true);
+        if fired {
+            self.disk(kind, hold.0);
+        }
+        let loss = self.some_loss();
+        self.fleet.crash(hold.0, loss);
+        // Whatever it had not synced when it stopped is lost with the power that follows.
+        self.fleet.node(hold.0, |node| {
+            node.disk.crash(loss);
+            node.disk.calm();
+        });
+        self.a_while(20, 1000).await;
+        self.come_back(hold.0).await;
+    }
+
+    pub(super) async fn flipped_bit(&mut self) {
+        let Some(hold) = self.hold_running() else { return };
+        self.fleet.kill(hold.0);
+        let roll = self.dice.roll();
+        self.tampered(hold.0, true);
+        let healthy = self.fleet.node(hold.0, |node| {
+            let healthy = node.disk.backup();
+            node.disk.flip_bit(roll);
+            healthy
+        });
+        self.disk("flipped bit", hold.0);
+        self.a_while(20, 300).await;
+        // Intact, or refused by name; then somebody brings back the healthy copy.
+        if !self.opens(hold.0) {
+            self.fleet.node(hold.0, |node| node.disk.bring_back(healthy.expect("the node is there")));
+        }
+        self.tampered(hold.0, false);
+        self.come_back(hold.0).await;
+    }
+
+    pub(super) async fn torn_write(&mut self) {
+        let Some(hold) = self.hold_running() else { return };
+        let step = self.dice.between(1, 20);
+        let torn = self.fleet.node(hold.0, |node| {
+            node.disk.arm(Part::Log, step, Loss::Torn);
+            node.disk.torn()
+        });
+        self.until_down(std::slice::from_ref(&hold)).await;
+        self.fleet.crash(hold.0, Loss::Torn);
+        // What is torn was promised to nobody, but with it sled's promise of whole batches is gone.
+        self.tampered(hold.0, true);
+        let healthy = self.fleet.node(hold.0, |node| node.disk.before_torn()).flatten();
+        if self.fleet.node(hold.0, |node| node.disk.torn()) != torn {
+            self.disk("torn write", hold.0);
+        } else {
+            self.disk("power cut", hold.0);
+        }
+        self.a_while(20, 500).await;
+        if !self.opens(hold.0)
+            && let Some(healthy) = healthy
+        {
+            self.fleet.node(hold.0, |node| node.disk.bring_back(healthy));
+        }
+        self.tampered(hold.0, false);
+        self.come_back(hold.0).await;
+    }
+}

@@ -1,0 +1,90 @@
+//! Faults of the network: what a link loses, delays or doubles, and which links carry nothing.
+
+use actorum_actors::machine::StateMachine;
+use actorum_transport::wire::NodeId;
+
+use super::{Culprit, State};
+use crate::testkit::wire::Weather;
+
+impl<S: StateMachine> Culprit<S> {
+    fn network(&self, kind: &'static str, what: impl FnOnce() -> String) {
+        self.world().count(|counts| *counts.network.entry(kind).or_default() += 1);
+        self.world().tell(|| format!("{kind}: {}", what()));
+    }
+
+    /// One direction of one link, for a while.
+    pub(super) async fn weather(&mut self, kind: &'static str, change: impl FnOnce(&mut Weather)) {
+        let Some(from) = self.some_running() else { return };
+        let others: Vec<NodeId> = self.fleet.in_state(State::Running).into_iter().filter(|id| *id != from).collect();
+        let Some(to) = self.dice.pick(&others).copied() else { return };
+        let (from, to) = if self.dice.below(2) == 0 { (from, to) } else { (to, from) };
+        let mut bad = Weather::FAIR;
+        change(&mut bad);
+        self.network(kind, || format!("n{from} -> n{to} {bad:?}"));
+        self.fleet.links().set(from, to, |weather| *weather = bad);
+        self.a_while(300, 2500).await;
+        self.fleet.links().set(from, to, |weather| *weather = Weather::FAIR);
+    }
+
+    pub(super) async fn one_way_cut(&mut self) {
+        let Some(from) = self.some_running() else { return };
+        let others: Vec<NodeId> = self.fleet.in_state(State::Running).into_iter().filter(|id| *id != from).collect();
+        let Some(to) = self.dice.pick(&others).copied() else { return };
+        // Half of the time what the leader says is lost, half of the time what it is told.
+        let (from, to) = if self.dice.below(2) == 0 { (from, to) } else { (to, from) };
+        self.network("one-way cut", || format!("n{from} -> n{to}"));
+        self.fleet.links().cut(from, to);
+        self.a_while(300, 2500).await;
+        self.fleet.links().heal(from, to);
+    }
+
+    pub(super) async fn slow_peer(&mut self) {
+        let Some(node) = self.some_running() else { return };
+        if self.both_ways(node).is_empty() {
+            return;
+        }
+        let delay = self.dice.between(20, 150);
+        self.network("slow peer", || format!("n{node}, {delay} ms each way"));
+        let slow = Weather { delay_ms: delay, jitter_ms: delay / 4, ..Weather::FAIR };
+        let links = self.both_ways(node);
+        links.iter().for_each(|(from, to)| self.fleet.links().set(*from, *to, |weather| *weather = slow));
+        self.a_while(500, 3000).await;
+        links.iter().for_each(|(from, to)| self.fleet.links().set(*from, *to, |weather| *weather = Weather::FAIR));
+    }
+
+    pub(super) async fn partition(&mut self) {
+        let all: Vec<NodeId> = self.fleet.nodes(|nodes| nodes.keys().copied().collect());
+        let leader = self.world().facts(|facts| facts.leader());
+        // Mostly the leader is cut off: that is when something is decided.
+        let alone = match leader {
+            Some(leader) if self.dice.below(3) > 0 => vec![leader],
+            _ => all.iter().copied().filter(|_| self.dice.below(2) == 0).collect(),
+        };
+        let across: Vec<(NodeId, NodeId)> = all
+            .iter()
+            .flat_map(|a| all.iter().map(move |b| (*a, *b)))
+            .filter(|(a, b)| alone.contains(a) != alone.contains(b))
+            .collect();
+        if across.is_empty() {
+            return;
+        }
+        self.network("partition", || format!("{alone:?} from the rest"));
+        across.iter().for_each(|(from, to)| self.fleet.links().cut(*from, *to));
+        self.a_while(500, 3000).await;
+        across.iter().for_each(|(from, to)| self.fleet.links().heal(*from, *to));
+    }
+
+    pub(super) fn reset(&mut self) {
+        let nodes = self.fleet.in_state(State::Running);
+        let (Some(a), Some(b)) = (self.dice.pick(&nodes).copied(), self.dice.pick(&nodes).copied()) else { return };
+        if a != b {
+            self.network("connection reset", || format!("n{a} and n{b}"));
+            self.fleet.links().reset(a, b);
+        }
+    }
+
+    fn both_ways(&self, node: NodeId) -> Vec<(NodeId, NodeId)> {
+        let all: Vec<NodeId> = self.fleet.nodes(|nodes| nodes.keys().copied().collect());
+        all.into_iter().filter(|id| *id != node).flat_map(|id| [(id, node), (node, id)]).collect()
+    }
+}
