@@ -100,28 +100,7 @@ impl ErrorCode for WaitError {
 }
 
 #[cfg(feature = "actix-web")]
-mod response {
-    use actix_web::{HttpResponse, ResponseError, http::StatusCode};
-    use actorum_actors::codes::response::{response, status};
-
-    use super::{NotReady, WaitError};
-
-    macro_rules! response_errors {
-        ($($error:ty),*) => {
-            $(impl ResponseError for $error {
-                fn status_code(&self) -> StatusCode {
-                    status(self)
-                }
-
-                fn error_response(&self) -> HttpResponse {
-                    response(self)
-                }
-            })*
-        };
-    }
-
-    response_errors!(NotReady, WaitError);
-}
+actorum_actors::response_errors!(NotReady, WaitError);
 
 impl<S: StateMachine> Raft<S> {
     /// The actor behind this handle, for `send` and `do_send`.

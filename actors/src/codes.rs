@@ -151,10 +151,10 @@ impl ErrorCode for TakeSnapshotError {
     }
 }
 
-/// Makes a response of an error; for `ResponseError` of types that live elsewhere, too.
+/// Turns an error with a code into an HTTP response.
 #[cfg(feature = "actix-web")]
 pub mod response {
-    use actix_web::{HttpResponse, ResponseError, http::StatusCode};
+    use actix_web::{HttpResponse, http::StatusCode};
     use serde_json::json;
 
     use super::*;
@@ -170,21 +170,24 @@ pub mod response {
         HttpResponse::build(status(error)).content_type("application/json").body(body.to_string())
     }
 
+    /// Implements actix-web's `ResponseError` for errors with a code: those of this crate, and those of the crate above it.
+    #[doc(hidden)]
+    #[macro_export]
     macro_rules! response_errors {
         ($($error:ty),*) => {
-            $(impl ResponseError for $error {
-                fn status_code(&self) -> StatusCode {
-                    status(self)
+            $(impl actix_web::ResponseError for $error {
+                fn status_code(&self) -> actix_web::http::StatusCode {
+                    $crate::codes::response::status(self)
                 }
 
-                fn error_response(&self) -> HttpResponse {
-                    response(self)
+                fn error_response(&self) -> actix_web::HttpResponse {
+                    $crate::codes::response::response(self)
                 }
             })*
         };
     }
 
-    response_errors!(ProposeError, ReadError, ChangeError, SubscribeError, TakeSnapshotError);
+    crate::response_errors!(ProposeError, ReadError, ChangeError, SubscribeError, TakeSnapshotError);
 }
 
 #[cfg(test)]
