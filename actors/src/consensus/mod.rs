@@ -56,6 +56,7 @@ pub mod convert;
 pub mod validate;
 pub mod contradiction;
 mod requests;
+mod contact;
 mod readiness;
 mod route;
 mod replicate;
@@ -64,7 +65,6 @@ mod reads;
 mod disk;
 mod snapshots;
 mod status;
-mod contact;
 mod stamp;
 mod bridge;
 #[cfg(test)]
@@ -210,7 +210,8 @@ pub struct Consensus<T> {
     pending: BTreeMap<(u64, u64), Pending<T>>,
     forwarded: BTreeMap<u64, Forwarded<T>>,
     reads: Reads<T>,
-    contact: readiness::Contact,
+    contact: contact::Contact,
+    commits: readiness::Commits,
     next_id: u64,
     now: Duration,
     next_tick: Option<Duration>,
@@ -222,8 +223,6 @@ pub struct Consensus<T> {
     /// Members that say they committed what contradicts this node; at most one word of each.
     disputes: BTreeMap<NodeId, Dispute>,
     contradicted: bool,
-    /// In which tick each peer was last heard. Bound: one per id with a certificate of this cluster.
-    heard: BTreeMap<NodeId, u64>,
     clocks: Estimates,
     effects: Effects<T>,
 }
@@ -281,7 +280,8 @@ impl<T> Consensus<T> {
             pending: BTreeMap::new(),
             forwarded: BTreeMap::new(),
             reads: Reads::default(),
-            contact: readiness::Contact::default(),
+            contact: contact::Contact::default(),
+            commits: readiness::Commits::new(),
             next_id: 1,
             now: Duration::ZERO,
             next_tick: None,
@@ -292,7 +292,6 @@ impl<T> Consensus<T> {
             implausible: 0,
             disputes: BTreeMap::new(),
             contradicted: false,
-            heard: BTreeMap::new(),
             clocks: Estimates::default(),
             effects: Effects::default(),
         };
@@ -341,7 +340,6 @@ impl<T> Consensus<T> {
             }
         };
         self.note_dispute(from, &message);
-        self.note_heard(from);
         self.note_contact(from, &message);
         let Some(message) = self.hold_offer(from, message) else { return };
         let answers_heartbeat = message.kind == MessageKind::HeartbeatResponse;

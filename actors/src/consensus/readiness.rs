@@ -1,67 +1,51 @@
-//! A change of the membership is looked at before it is proposed, because it cannot be taken back.
+//! Whether this node is ready to take a write, and the cluster for a change of the membership. Both stand on who was heard.
+//!
+//! A change is looked at before it is proposed, because it cannot be taken back.
 //!
 //! ```text
-//!  promote: heard lately, and its log reaches the commit of one election timeout ago ─┐
-//!  any:     the voters heard lately are a majority of the voters that result ─────────┴─▶ proposed
+//!  promote: the learner answered lately, and its log reaches the commit of one election timeout ago ─┐
+//!  any:     the voters that answered lately are a majority of the voters that result ────────────────┴─▶ proposed
 //!  otherwise: it waits until its deadline (a learner), or is refused at once (a majority), with the reading
 //! ```
 //!
 //! A learner that is promoted while it is down, or far behind, counts in every majority from the moment its promotion is
 //! committed, and holds up all writes until it is back. The same happens when a live voter leaves while another one is down.
-//! What a leader knows of its followers is how far they have acknowledged, and when it heard them last in its own term.
+//! What a leader knows of its followers is how far they have acknowledged, and when they answered last in its own term.
 //!
 //! `force` passes over both, and over nothing else: a learner whose life is not recorded, or that holds nothing, is never promoted
 //! (the sixth promise).
-//!
-//! Time is measured by the clock, not in ticks: after a pause of its process a leader has heard nobody lately.
 
-use std::{
-    collections::{BTreeMap, VecDeque},
-    time::Duration,
-};
+use std::{collections::VecDeque, time::Duration};
 
 use actorum_transport::{
     planted::{self, Planted},
-    wire::{ChangeReading, ChangeRefusal, LearnerReading, MessageKind, NodeId, QuorumReading, RaftMessage},
+    wire::{ChangeReading, ChangeRefusal, LearnerReading, NodeId, QuorumReading},
 };
 use raft::StateRole;
 
 use super::{Consensus, requests::Request};
 use crate::{
+    condition::Reason,
     members::{Change, ChangeRequest, Membership},
     message::Refusal,
 };
 
-/// What a leader knows of the others in its present term.
-#[derive(Debug, Default)]
-pub(super) struct Contact {
-    /// The term in which this node leads, or led last.
-    term: u64,
-    /// Since when a majority has been heard lately without a gap, if it is now. Before that, and for one election timeout after, some
-    /// that live may not have been heard yet: the leader is new, or its process stood still.
-    steady: Option<Duration>,
-    /// When each member's last answer was read. Bound: one per member.
-    heard: BTreeMap<NodeId, Duration>,
-    /// The commit index over time, oldest first: one moment of an election timeout ago or before, and those since. Bound: one per
-    /// tick of an election timeout.
-    commits: VecDeque<(Duration, u64)>,
-}
+/// A leader's commit index over time, oldest first: one moment of an election timeout ago or before, and those since.
+/// Bound: one per tick of an election timeout.
+pub(super) type Commits = VecDeque<(Duration, u64)>;
 
 impl<T> Consensus<T> {
-    /// One election timeout.
-    fn election_timeout(&self) -> Duration {
-        let ticks = u32::try_from(self.settings.election_ticks).unwrap_or(u32::MAX);
-        self.settings.tick.saturating_mul(ticks)
-    }
-
-    /// A message of a peer that was found valid.
-    pub(super) fn note_contact(&mut self, from: NodeId, message: &RaftMessage) {
-        let answers = matches!(message.kind, MessageKind::AppendResponse | MessageKind::HeartbeatResponse);
-        let raft = &self.raw.raft;
-        if answers && raft.state == StateRole::Leader && message.term == raft.term && raft.prs().get(from).is_some() {
-            self.note_commit();
-            self.contact.heard.insert(from, self.now);
+    /// Why this node, which leads, would not take a write now; `None` for one that would, or does not lead.
+    pub(super) fn refuses_writes(&self) -> Option<Reason> {
+        if self.raw.raft.state != StateRole::Leader {
+            return None;
         }
+        let (heard, voters) = (self.heard_lately(), self.voters());
+        let with_us = voters.iter().filter(|id| **id == self.settings.id || heard.contains(id)).count();
+        if with_us < voters.len() / 2 + 1 {
+            return Some(Reason::NoMajority);
+        }
+        self.disk.is_low().then_some(Reason::LowSpace)
     }
 
     /// At each tick of a leader, and before it is asked what it knows.
@@ -69,38 +53,18 @@ impl<T> Consensus<T> {
         if self.raw.raft.state != StateRole::Leader {
             return;
         }
-        let (term, commit, now) = (self.raw.raft.term, self.raw.raft.raft_log.committed, self.now);
+        if self.renew_contact() {
+            self.commits.clear();
+        }
+        let (commit, now) = (self.raw.raft.raft_log.committed, self.now);
         let lately = now.saturating_sub(self.election_timeout());
-        let contact = &mut self.contact;
-        if contact.term != term {
-            *contact = Contact { term, ..Contact::default() };
-        }
         // Not more often than a tick: in between the newest moment would only be repeated.
-        if contact.commits.back().is_none_or(|(at, _)| *at + self.settings.tick <= now) {
-            contact.commits.push_back((now, commit));
+        if self.commits.back().is_none_or(|(at, _)| *at + self.settings.tick <= now) {
+            self.commits.push_back((now, commit));
         }
-        while contact.commits.get(1).is_some_and(|(at, _)| *at <= lately) {
-            contact.commits.pop_front();
+        while self.commits.get(1).is_some_and(|(at, _)| *at <= lately) {
+            self.commits.pop_front();
         }
-        let members = self.raw.raft.prs();
-        contact.heard.retain(|id, _| members.get(*id).is_some());
-        let voters = self.voters();
-        let heard = voters.iter().filter(|id| self.answered_lately(**id)).count();
-        self.contact.steady = (heard * 2 > voters.len()).then(|| self.contact.steady.unwrap_or(now));
-    }
-
-    /// How long ago a member was heard, in milliseconds; a leader hears itself.
-    fn heard_ms(&self, id: NodeId) -> Option<u64> {
-        if id == self.settings.id {
-            return Some(0);
-        }
-        let at = self.contact.heard.get(&id)?;
-        Some(u64::try_from(self.now.saturating_sub(*at).as_millis()).unwrap_or(u64::MAX))
-    }
-
-    fn answered_lately(&self, id: NodeId) -> bool {
-        let timeout = self.election_timeout();
-        id == self.settings.id || self.contact.heard.get(&id).is_some_and(|at| self.now.saturating_sub(*at) <= timeout)
     }
 
     /// What speaks against making this change now, which would lead to that membership.
@@ -115,7 +79,7 @@ impl<T> Consensus<T> {
         }
         let voters = next.voters();
         let needed = voters.len() as u64 / 2 + 1;
-        let heard = voters.iter().filter(|id| self.answered_lately(**id)).count() as u64;
+        let heard = self.count_answered(&voters) as u64;
         let voters = || voters.iter().map(|id| (*id, self.heard_ms(*id))).collect();
         (heard < needed)
             .then(|| ChangeReading { learner: None, quorum: Some(QuorumReading { needed, heard, voters: voters() }) })
@@ -124,7 +88,7 @@ impl<T> Consensus<T> {
     /// Why this learner cannot be promoted now.
     fn not_ready(&self, id: NodeId, force: bool) -> Option<LearnerReading> {
         let matched = self.raw.raft.prs().get(id).map_or(0, |progress| progress.matched);
-        let needed = self.contact.commits.front().map_or(0, |(_, commit)| *commit);
+        let needed = self.commits.front().map_or(0, |(_, commit)| *commit);
         // One whose life is not recorded could come back with an empty directory and be taken for the one that was promoted.
         let recorded = self.membership.members.get(&id).is_some_and(|member| member.incarnation.is_some());
         // One that holds nothing has no vote (the sixth promise).
@@ -146,7 +110,7 @@ impl<T> Consensus<T> {
     ) -> Option<Request<T>> {
         self.note_commit();
         let Some(reading) = self.reading_against(change, next) else { return Some(request) };
-        let new = self.contact.steady.is_none_or(|since| self.now.saturating_sub(since) <= self.election_timeout());
+        let new = self.contact_is_new();
         let waits = reading.learner.is_some() || new;
         let refusal = match &reading {
             // Its node asks again by itself, and must not take the first word of a new leader for the last.
