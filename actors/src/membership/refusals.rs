@@ -1,0 +1,116 @@
+//! Peers that refuse this node, and when their word ends it: another directory of this id, a copy, a removal.
+
+use actix::prelude::*;
+use actorum_transport::{
+    message::{PeerRefused, RefusedBecause},
+    wire::NodeId,
+};
+
+use super::MembershipManager;
+use crate::{
+    condition::{Reason, removed_message},
+    message::Ticket,
+};
+
+impl<T: Ticket> MembershipManager<T> {
+    /// Whether this peer's word, that the cluster knows another directory of this id, is enough to stop.
+    ///
+    /// It is for a node that belongs to no cluster yet: it may have lost its disk, and must not take part. But a
+    /// member knows by its own copy of the membership whether it is the one recorded; there, one peer in error
+    /// or in the wrong hands must not put it out of service.
+    fn may_stop_us(&self, peer: NodeId) -> bool {
+        match &self.state {
+            Some(state) => {
+                let recorded = state.membership.members.get(&self.id).and_then(|member| member.incarnation);
+                recorded.is_some_and(|recorded| recorded != self.incarnation)
+            }
+            // A founder listens to founders only; who waits does not know yet whom to believe.
+            None => self.founders.is_empty() || self.founders.contains_key(&peer),
+        }
+    }
+
+    /// Whether this refusal proves that this directory is a copy: an older one, put back, or one of two that run.
+    ///
+    /// A member's word, and looked at again with what this node itself knows. What was said of the process before proves nothing.
+    fn is_a_copy(&self, peer: NodeId, reason: &RefusedBecause) -> bool {
+        let known = match &self.state {
+            Some(state) => state.membership.members.contains_key(&peer),
+            None => self.founders.is_empty() || self.founders.contains_key(&peer),
+        };
+        known
+            && match reason {
+                RefusedBecause::OlderDirectory { id, recorded } => {
+                    let shown = self.lives.as_ref().map(|lives| lives.shown());
+                    *id == self.id && shown.is_some_and(|shown| recorded.proves_copy(self.incarnation, &shown))
+                }
+                // This process runs, so it was not this directory that was opened again since.
+                RefusedBecause::Boot { id, known, theirs } => {
+                    *id == self.id && *theirs == self.boot && *known > self.boot && self.lives.is_some()
+                }
+                _ => false,
+            }
+    }
+
+    /// Once it has applied its own removal a node stops, but not at once: until another member knows of the removal, too, its
+    /// vote may be the one that a leader of the old configuration needs (Raft dissertation section 4.2.2). A member that
+    /// refuses it as removed knows. Where none can say so the time is bounded; a start brings it anew.
+    pub(super) fn take_leave(&mut self, ctx: &mut Context<Self>) {
+        let retired = self.state.as_ref().is_some_and(|state| state.membership.retired.contains(&self.id));
+        if retired && !self.leaving {
+            self.leaving = true;
+            let id = self.id;
+            tracing::warn!(
+                node = id,
+                "node {id} was removed from the cluster: it stops once another member knows, too"
+            );
+            ctx.run_later(self.links.farewell, |manager, _| manager.leave("as it has applied itself"));
+        }
+    }
+
+    /// Whether enough of those who refuse this node as removed can be believed.
+    ///
+    /// One peer in error, or in the wrong hands, must not put a member out of service. So if this node has not applied its removal
+    /// (it was away when that was made), a majority of the other voters that it knows have to say so. One that belongs to no
+    /// cluster believes whom it would believe in other things.
+    fn is_removed_by(&self, peer: NodeId) -> bool {
+        let Some(state) = &self.state else { return self.may_stop_us(peer) };
+        if self.leaving {
+            return state.membership.members.contains_key(&peer);
+        }
+        let others: Vec<_> = state.membership.voters().into_iter().filter(|id| *id != self.id).collect();
+        let says_so = |id: &NodeId| matches!(self.refused_by.get(id), Some(RefusedBecause::Retired { .. }));
+        others.iter().filter(|id| says_so(id)).count() > others.len() / 2
+    }
+
+    fn leave(&mut self, how: &str) {
+        self.fail(Reason::Removed, format!("{} ({how})", removed_message(self.id)));
+    }
+}
+
+impl<T: Ticket> Handler<PeerRefused> for MembershipManager<T> {
+    type Result = ();
+
+    fn handle(&mut self, PeerRefused { peer, by_peer, reason }: PeerRefused, _: &mut Context<Self>) {
+        let who = if by_peer { format!("node {peer} refused this node") } else { format!("refused node {peer}") };
+        let cause = format!("{who}: {reason}");
+        tracing::warn!("{cause}");
+        let of_us = matches!(reason, RefusedBecause::Incarnation { id, .. } if by_peer && id == self.id);
+        let removes_us = matches!(reason, RefusedBecause::Retired { id } if by_peer && id == self.id);
+        let copied = by_peer && self.is_a_copy(peer, &reason);
+        if by_peer {
+            self.refused_by.insert(peer, reason);
+        }
+        if removes_us && self.is_removed_by(peer) {
+            let by: Vec<_> = self.refused_by.keys().map(NodeId::to_string).collect();
+            self.leave(&format!("as nodes {} say", by.join(", ")));
+            return self.show();
+        }
+        // Promise 6: a copy has forgotten what it acknowledged and voted, or somebody else votes in its name.
+        if copied || of_us && self.may_stop_us(peer) {
+            self.fail(Reason::RefusedByPeers, cause);
+        } else {
+            self.refused = Some((Some(peer), cause));
+        }
+        self.show();
+    }
+}

@@ -1,0 +1,247 @@
+//! What refusals do to a manager, and what it knows of features.
+
+use actorum_transport::message::{Identity, PeerRefused};
+use tokio::sync::mpsc;
+
+use super::*;
+use crate::{clock::SystemClock, entry::ChangeId, members::Change, message::Answer, testkit::founded};
+
+struct NoTicket;
+
+impl Ticket for NoTicket {
+    fn answer(self, _: Answer) {}
+
+    fn confirmed(self, _: u64) -> Option<Self> {
+        None
+    }
+}
+
+/// The transport, the core and the parent at once; tells the test what the parent heard.
+struct Fake(mpsc::UnboundedSender<String>);
+
+impl Actor for Fake {
+    type Context = Context<Self>;
+}
+
+macro_rules! ignores {
+    ($($message:ty)*) => {
+        $(impl Handler<$message> for Fake {
+            type Result = ();
+
+            fn handle(&mut self, _: $message, _: &mut Context<Self>) {}
+        })*
+    };
+}
+
+ignores! { Ask SetPeers SetCluster Form Submit<NoTicket> PeerFeatures ClocksRead }
+
+impl Handler<Failed> for Fake {
+    type Result = ();
+
+    fn handle(&mut self, Failed { cause, .. }: Failed, _: &mut Context<Self>) {
+        self.0.send(cause).unwrap();
+    }
+}
+
+/// Asked last, so that everything sent before has arrived.
+#[derive(Message)]
+#[rtype(result = "()")]
+struct Flush;
+
+impl Handler<Flush> for MembershipManager<NoTicket> {
+    type Result = ();
+
+    fn handle(&mut self, Flush: Flush, _: &mut Context<Self>) {}
+}
+
+impl Handler<Flush> for Fake {
+    type Result = ();
+
+    fn handle(&mut self, Flush: Flush, _: &mut Context<Self>) {}
+}
+
+fn links(fake: &Addr<Fake>, status: &watch::Sender<MembershipStatus>) -> Links<NoTicket> {
+    Links {
+        ask: fake.clone().recipient(),
+        set_peers: fake.clone().recipient(),
+        set_cluster: fake.clone().recipient(),
+        form: fake.clone().recipient(),
+        submit: fake.clone().recipient(),
+        features: fake.clone().recipient(),
+        failed: fake.downgrade().recipient(),
+        status: status.clone(),
+        clocks: fake.clone().recipient(),
+        core: watch::channel(CoreStatus::default()).1,
+        clock: SystemClock::shared(),
+        farewell: Duration::from_secs(60),
+    }
+}
+
+/// Node 1 with incarnation 11 hears this refusal: what its parent heard, and what it shows.
+async fn refused(beginning: Beginning, by: NodeId, known: u64) -> (Option<String>, MembershipStatus) {
+    let (told, mut heard) = mpsc::unbounded_channel();
+    let fake = Fake(told).start();
+    let status = watch::Sender::new(MembershipStatus::default());
+    let links = links(&fake, &status);
+    let manager =
+        MembershipManager::<NoTicket>::new(1, GroupId::FIRST, Incarnation(11), Features::all(), beginning, links);
+    let manager = manager.unwrap().start();
+    let (known, theirs) = (Incarnation(known), Incarnation(11));
+    let reason = RefusedBecause::Incarnation { id: 1, known, theirs };
+    manager.do_send(PeerRefused { peer: by, by_peer: true, reason });
+    manager.send(Flush).await.unwrap();
+    fake.send(Flush).await.unwrap();
+    (heard.try_recv().ok(), status.borrow().clone())
+}
+
+fn founding(ids: &[NodeId]) -> Beginning {
+    let founders = ids.iter().map(|id| (*id, Address(format!("n{id}")))).collect();
+    Beginning::Founding { founders, cluster: ClusterId(7), name: String::new() }
+}
+
+/// A member, as which its own copy of the membership records this incarnation.
+fn member(recorded: Option<u64>) -> Beginning {
+    let mut state = founded();
+    if let Some(incarnation) = recorded {
+        state.apply(2, &SystemCommand::Incarnation { node: 1, incarnation: Incarnation(incarnation) });
+    }
+    Beginning::Formed { state: Arc::new(state), formed_with: BTreeMap::new() }
+}
+
+#[actix::test]
+async fn a_member_goes_on_at_one_peers_word_and_shows_it() {
+    for recorded in [None, Some(11)] {
+        let (failed, status) = refused(member(recorded), 2, 99).await;
+        assert_eq!((failed, status.formed), (None, Formed::Yes));
+        let shown = status.refused.unwrap();
+        assert!(shown.starts_with("node 2 refused this node: node 1 is known here as incarnation"), "{shown}");
+    }
+}
+
+#[actix::test]
+async fn a_member_that_its_own_cluster_records_otherwise_stops() {
+    let (failed, _) = refused(member(Some(99)), 2, 99).await;
+    assert!(failed.unwrap().contains("under a new id"));
+}
+
+/// The members 2 and 3 are met with these, in this order: what the cluster of three understands after each.
+async fn met(hellos: &[(NodeId, Features)]) -> Vec<Features> {
+    let (told, _heard) = mpsc::unbounded_channel();
+    let fake = Fake(told).start();
+    let status = watch::Sender::new(MembershipStatus::default());
+    let links = links(&fake, &status);
+    let founders = [1, 2, 3].map(|id| (id, Address(format!("n{id}"))));
+    let state = Arc::new(SystemState::founded(ClusterId(7), &founders.into()));
+    let beginning = Beginning::Formed { state, formed_with: BTreeMap::new() };
+    let (incarnation, features) = (Incarnation(11), Features::all());
+    let manager = MembershipManager::<NoTicket>::new(1, GroupId::FIRST, incarnation, features, beginning, links);
+    let manager = manager.unwrap().start();
+    let mut understood = Vec::new();
+    for (id, features) in hellos {
+        let features = features.clone();
+        let identity = Identity {
+            id: *id,
+            incarnation: Incarnation(*id),
+            boot: 1,
+            cluster: None,
+            features,
+            lives: Arc::default(),
+        };
+        manager.do_send(PeerUp { identity });
+        manager.send(Flush).await.unwrap();
+        understood.push(status.borrow().features.clone());
+    }
+    understood
+}
+
+#[actix::test]
+async fn the_cluster_understands_what_every_member_named() {
+    let (new, first) = (Features::all, Features::none);
+    let understood = met(&[(2, new()), (3, new()), (3, first()), (3, new())]).await;
+    assert_eq!(understood, [first(), new(), first(), new()]);
+}
+
+/// A voter of 1, 2 and 3, or of as many as are named, that these nodes refuse as removed, in this order.
+async fn removed_by(voters: u64, applied: bool, refusals: &[(NodeId, bool)]) -> (Option<String>, MembershipStatus) {
+    let mut state =
+        SystemState::founded(ClusterId(7), &(1..=voters).map(|id| (id, Address(format!("n{id}")))).collect());
+    if applied {
+        state.apply(
+            2,
+            &SystemCommand::Change {
+                id: ChangeId { node: 2, boot: 1, number: 1 },
+                change: Change::Remove(1),
+                forced: false,
+            },
+        );
+    }
+    let (told, mut heard) = mpsc::unbounded_channel();
+    let (fake, status) = (Fake(told).start(), watch::Sender::new(MembershipStatus::default()));
+    let beginning = Beginning::Formed { state: Arc::new(state), formed_with: BTreeMap::new() };
+    let (group, me, links) = (GroupId::FIRST, Incarnation(11), links(&fake, &status));
+    let manager = MembershipManager::<NoTicket>::new(1, group, me, Features::all(), beginning, links).unwrap().start();
+    for (peer, refuses) in refusals.iter().copied() {
+        let identity = Identity {
+            id: peer,
+            incarnation: Incarnation(peer),
+            boot: 1,
+            cluster: Some(ClusterId(7)),
+            features: Features::all(),
+            lives: Arc::default(),
+        };
+        match refuses {
+            true => {
+                manager.do_send(PeerRefused { peer, by_peer: true, reason: RefusedBecause::Retired { id: 1 } });
+            }
+            false => manager.do_send(PeerUp { identity }),
+        }
+    }
+    manager.send(Flush).await.unwrap();
+    fake.send(Flush).await.unwrap();
+    (heard.try_recv().ok(), status.borrow().clone())
+}
+
+#[actix::test]
+async fn a_member_that_missed_its_removal_stops_at_the_word_of_a_majority_and_of_nobody_less() {
+    for (voters, refusals) in [
+        (3, &[(2, true)][..]),
+        (3, &[(2, true), (2, true)]),
+        (3, &[(2, true), (2, false), (3, true)]),
+        (3, &[(2, true), (9, true)]),
+        (5, &[(2, true), (3, true)]),
+    ] {
+        let (failed, status) = removed_by(voters, false, refusals).await;
+        assert_eq!(failed, None, "{refusals:?}");
+        assert!(!status.refused_by.is_empty());
+    }
+    for (voters, refusals) in
+        [(2, &[(2, true)][..]), (3, &[(2, true), (3, true)]), (5, &[(2, true), (3, true), (5, true)])]
+    {
+        let (failed, _) = removed_by(voters, false, refusals).await;
+        assert!(failed.is_some_and(|cause| cause.contains("was removed from the cluster")), "{refusals:?}");
+    }
+}
+
+#[actix::test]
+async fn a_member_that_has_applied_its_removal_stops_once_another_member_shows_that_it_knows() {
+    assert_eq!(removed_by(3, true, &[]).await.0, None, "its vote may still be needed");
+    assert_eq!(removed_by(3, true, &[(9, true)]).await.0, None, "that one is no member");
+    assert!(removed_by(3, true, &[(2, true)]).await.0.is_some());
+}
+
+#[actix::test]
+async fn a_wiped_node_under_a_used_id_stops_by_name() {
+    let (failed, status) = refused(Beginning::Waiting, 2, 99).await;
+    let cause = failed.unwrap();
+    assert!(cause.contains("node 1 is known here as incarnation 0000000000000063"), "{cause}");
+    assert_eq!(status.refused, Some(cause));
+    let (failed, _) = refused(founding(&[1, 2, 3]), 3, 99).await;
+    assert!(failed.unwrap().contains("node 3 refused this node"));
+}
+
+#[actix::test]
+async fn a_forming_founder_goes_on_at_the_word_of_one_that_is_no_founder() {
+    let (failed, status) = refused(founding(&[1, 2, 3]), 4, 99).await;
+    assert_eq!((failed, status.formed), (None, Formed::Forming { waiting_for: vec![2, 3] }));
+    assert!(status.refused.unwrap().starts_with("node 4 refused this node"));
+}
