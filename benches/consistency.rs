@@ -1,7 +1,7 @@
-//! What it costs to find out that nodes differ: the running hash over what is applied, and the one over answers.
+//! What it costs to find out that nodes differ: the running hash over what is applied, and the one over responses.
 //!
 //! ```text
-//! cargo bench --bench consistency             both alone, then three nodes with and without the hash of answers, 3 x 3 s
+//! cargo bench --bench consistency             both alone, then three nodes with and without the hash of responses, 3 x 3 s
 //! cargo bench --bench consistency -- 10       10 s each
 //! ```
 //!
@@ -15,8 +15,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use actorum::{AnswerCheck, prelude::*};
-use actorum_actors::consistency::hash::{Hasher, begin, begin_answers};
+use actorum::{ResponseCheck, prelude::*};
+use actorum_actors::consistency::hash::{Hasher, begin, begin_responses};
 use actorum_transport::wire::{Entry, EntryKind};
 use serde::{Deserialize, Serialize};
 use support::{Founders, closed_loop, leader};
@@ -70,16 +70,16 @@ fn alone() {
         black_box(hash);
         println!("  the hash over what is applied, an entry of {bytes:>6} bytes  {nanos:>9.0} ns");
     }
-    let (mut hasher, mut hash) = (Hasher::default(), begin_answers(1, 0));
+    let (mut hasher, mut hash) = (Hasher::default(), begin_responses(1, 0));
     let nanos = nanos(500_000, |n| hasher.answer(&mut hash, n, &n).expect("a number can be encoded"));
     black_box(hash);
-    println!("  the hash over answers, a number                      {nanos:>9.0} ns");
+    println!("  the hash over responses, a number                      {nanos:>9.0} ns");
 }
 
 /// Proposals a second, and the median of their latency in milliseconds.
-async fn whole(check: AnswerCheck, outstanding: usize, time: Duration) -> (f64, f64) {
+async fn whole(check: ResponseCheck, outstanding: usize, time: Duration) -> (f64, f64) {
     let dir = tempfile::tempdir().expect("a temporary directory");
-    let nodes: Vec<Raft<Last>> = Founders::new(3).start_all(dir.path(), |config| config.answer_check = check).await;
+    let nodes: Vec<Raft<Last>> = Founders::new(3).start_all(dir.path(), |config| config.response_check = check).await;
     let leader = leader(&nodes).await;
     let puts = |time: Duration| {
         let until = Instant::now() + time;
@@ -106,10 +106,10 @@ async fn main() {
     for outstanding in OUTSTANDING {
         let mut ratios = Vec::new();
         for _ in 0..ROUNDS {
-            let (without, _) = whole(AnswerCheck::Off, outstanding, time).await;
-            let (with, p50) = whole(AnswerCheck::Report, outstanding, time).await;
+            let (without, _) = whole(ResponseCheck::Off, outstanding, time).await;
+            let (with, p50) = whole(ResponseCheck::Report, outstanding, time).await;
             println!(
-                "  {outstanding:>4} outstanding: {without:>8.0}/s without the hash of answers, {with:>8.0}/s with it (p50 {p50:.2} ms)"
+                "  {outstanding:>4} outstanding: {without:>8.0}/s without the hash of responses, {with:>8.0}/s with it (p50 {p50:.2} ms)"
             );
             ratios.push(with / without);
         }

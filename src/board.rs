@@ -21,8 +21,8 @@ use actorum_actors::{
     log_writer::LogWriterStatus,
     membership::MembershipStatus,
     status::{
-        CertificateEnd, ClockStatus, Disk, DiskState, Dispute, Divergence, DivergenceSide, Formed, PeerProgress,
-        Queues, Role, Snapshots, StateHash, Status, Totals,
+        CertificateExpiry, ClockStatus, CommitConflict, Disk, DiskState, Divergence, DivergenceSide, Formed,
+        PeerProgress, Queues, Role, Snapshots, StateHash, Status, Totals,
     },
 };
 use actorum_transport::{
@@ -146,12 +146,12 @@ impl Board {
             Some(StateHash { index: mark.index, since, value: value.to_string() })
         });
         status.divergence = consistency.state.map(divergence);
-        status.answer_divergence = consistency.answers.map(divergence);
-        let dispute = |(id, dispute): (&NodeId, &actorum_actors::consensus::Dispute)| {
-            let actorum_actors::consensus::Dispute { index, theirs, at, ours } = *dispute;
-            (*id, Dispute { index, their_term: theirs, at, our_term: ours })
+        status.response_divergence = consistency.responses.map(divergence);
+        let conflict = |(id, conflict): (&NodeId, &actorum_actors::consensus::CommitConflict)| {
+            let actorum_actors::consensus::CommitConflict { index, theirs, at, ours } = *conflict;
+            (*id, CommitConflict { index, their_term: theirs, at, our_term: ours })
         };
-        status.disputes = core.disputes.iter().map(dispute).collect();
+        status.commit_conflicts = core.commit_conflicts.iter().map(conflict).collect();
         status.disk_bytes = self.reader.disk_bytes();
         status.disk = disk(&core, &log);
         status.last_error = life.last_error.or(applier.last_error).or(log.failed).or(members.refused);
@@ -176,9 +176,9 @@ impl Board {
         why.filter(|condition| condition.reason != Reason::Stopped)
     }
 
-    fn certificates(&self) -> Vec<CertificateEnd> {
+    fn certificates(&self) -> Vec<CertificateExpiry> {
         let now = self.clock.wall().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64);
-        let end = |(file, not_after): &(String, i64)| CertificateEnd {
+        let end = |(file, not_after): &(String, i64)| CertificateExpiry {
             file: file.clone(),
             not_after: *not_after,
             remaining_s: not_after.saturating_sub(now),

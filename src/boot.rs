@@ -14,7 +14,7 @@ use actorum_actors::{
     admission::{Admission, Denied},
     applier::{Applier, ApplierConfig, ApplierLinks, ApplierStatus},
     consensus::{Consensus, CoreStatus, Settings, Start},
-    consistency::{self, AnswerCheck, ConsistencyChecker, ConsistencyStatus},
+    consistency::{self, ConsistencyChecker, ConsistencyStatus, ResponseCheck},
     core::{self, RaftCore},
     log::{
         directory,
@@ -129,7 +129,7 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
     };
     let hashes = Hashes {
         state: features.has(Feature::StateHashes),
-        answers: features.has(Feature::StateHashes) && config.answer_check != AnswerCheck::Off,
+        responses: features.has(Feature::StateHashes) && config.response_check != ResponseCheck::Off,
     };
     let opened = match storage {
         // Its reader says so: a simulation must not wait for a thread that lives in another time.
@@ -232,14 +232,14 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
         reader: reader.clone(),
         shelf: shelf.clone(),
         subscriber_bounds: BufferBounds { events: config.subscriber_buffer, bytes: config.subscriber_buffer_bytes },
-        mark_entries: config.mark_entries,
+        hash_check_entries: config.hash_check_entries,
         admission: admission.clone(),
         status: applier_shows,
     };
     let checker_start = consistency::Start {
         id,
         group: GROUP,
-        answers: config.answer_check,
+        responses: config.response_check,
         membership: replayed.system.as_ref().map(|system| system.membership.clone()).unwrap_or_default(),
         marks: replayed.marks.clone(),
     };

@@ -2,7 +2,7 @@
 
 use std::{ffi::OsString, fmt, path::Path, time::Duration};
 
-use actorum_actors::consistency::AnswerCheck;
+use actorum_actors::consistency::ResponseCheck;
 use actorum_transport::wire::{ENTRY_OVERHEAD, MAX_PIECE, MESSAGE_OVERHEAD};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
@@ -115,10 +115,10 @@ pub struct Config {
     /// After so many entries the leader proposes a mark, at which all members compare the hashes of what they applied.
     /// Default 4096; 0 never. More often finds a node that differs sooner, and costs an entry and a small question between each
     /// two nodes each time. Only a leader's setting counts, and only once every member's build knows marks.
-    pub mark_entries: u64,
+    pub hash_check_entries: u64,
     /// What is done when the state machine of a node answers differently from those of a majority: `report`, the default, says so
     /// in the status, a metric and the log; `stop` ends that node; `off` saves encoding and hashing each answer.
-    pub answer_check: AnswerCheck,
+    pub response_check: ResponseCheck,
     /// How many bytes may wait for one peer in the transport. At the bound the oldest goes. Default 0: room for `max_inflight_bytes`, a
     /// message more, and 1 MiB. At least what fits the window and one message: less would drop what the window lets through.
     pub peer_queue_bytes: usize,
@@ -175,8 +175,8 @@ impl Default for Config {
             subscriber_buffer: 65_536,
             subscriber_buffer_bytes: 64 << 20,
             peer_queue_bytes: 0,
-            mark_entries: 4096,
-            answer_check: AnswerCheck::Report,
+            hash_check_entries: 4096,
+            response_check: ResponseCheck::Report,
             placement: Placement::Compact,
             seed: None,
             cluster_name: String::new(),
@@ -597,7 +597,7 @@ mod tests {
             "ACTORUM_MAX_IN_FLIHGT: there is no such setting; did you mean max_in_flight?"
         );
         let far = applied("color = \"red\"").unwrap_err();
-        assert!(far.starts_with("color: there is no such setting; there are answer_check, ballast_bytes, "), "{far}");
+        assert!(far.starts_with("color: there is no such setting; there are ballast_bytes, cluster_name, "), "{far}");
     }
 
     #[test]

@@ -30,18 +30,18 @@ pub mod testkit;
 pub use actorum_actors::{
     codes::ErrorCode,
     condition::{Condition, Reason, Severity},
-    consistency::AnswerCheck,
+    consistency::ResponseCheck,
     event::{Event, Events},
     log::memory::MemoryDisk,
     machine::{self, ApplyContext, Frozen, MachineError, StateMachine},
     members::{Change as ConfChange, ChangeRequest, Member, MemberRole, Membership},
-    outcome::{Applied, ChangeError, LearnerReading, Outcome, ProposeError, QuorumReading, ReadError},
+    outcome::{Applied, ChangeError, LearnerReading, MajorityReading, Outcome, ProposeError, ReadError},
     position::{After, Position, PositionError},
     serde_snapshot,
     snapshot::keeper::Backup,
     status::{
-        CertificateEnd, ClockStatus, Disk, DiskState, Dispute, Divergence, DivergenceSide, Formed, PeerProgress,
-        Queues, Role, SnapshotTaken, Snapshots, StateHash, Status, Totals, Transfer,
+        CertificateExpiry, ClockStatus, CommitConflict, Disk, DiskState, Divergence, DivergenceSide, Formed,
+        PeerProgress, Queues, Role, SnapshotTaken, Snapshots, StateHash, Status, Totals, Transfer,
     },
 };
 pub use actorum_transport::{

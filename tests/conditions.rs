@@ -156,7 +156,7 @@ fn certificates_near_their_end() {
         certificates(&lab.path("certs").join("node-1"), 1, days, authority_days);
         lab.found(&[1]);
         lab.leader();
-        says(lab.node(1), "certificate_expires", "warning", words);
+        says(lab.node(1), "certificate_expiring", "warning", words);
         let ends = call("GET", &lab.node(1).url("/metrics"), "").text;
         assert!(ends.contains("\nactorum_certificate_expiry_timestamp_seconds{file=\"cert.pem\"} "), "{ends}");
         assert_eq!(lab.node(1).put("k", "v").status, 200, "a warning refuses nothing");

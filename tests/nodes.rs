@@ -153,7 +153,7 @@ async fn a_change_that_leaves_no_live_majority_is_refused_unless_it_is_forced() 
     leader.propose(1).await.unwrap();
     other.shutdown().await;
     let refused = |error: ChangeError| match &error {
-        ChangeError::WouldLoseQuorum(reading) => {
+        ChangeError::WouldLoseMajority(reading) => {
             assert_eq!((reading.needed, reading.heard), (2, 1), "{error}");
             assert!(
                 error.to_string().contains(&format!("node {away} ")) && error.to_string().contains("force"),

@@ -69,7 +69,7 @@ pub struct ApplierConfig {
     /// How much may wait for one subscriber.
     pub subscriber_bounds: BufferBounds,
     /// A mark is due when so many entries were applied since the last one.
-    pub mark_entries: u64,
+    pub hash_check_entries: u64,
     /// Closed by the applier when it breaks.
     pub admission: Arc<Admission>,
     /// Where its numbers appear.
@@ -103,7 +103,7 @@ pub struct Applier<S: StateMachine> {
     reads: BTreeMap<u64, Vec<Slot<S>>>,
     subscribers: Subscribers<S>,
     commands: u64,
-    mark_entries: u64,
+    hash_check_entries: u64,
     /// The index of the last mark, or of the last word that one is due.
     marked: u64,
     links: ApplierLinks,
@@ -115,7 +115,7 @@ pub struct Applier<S: StateMachine> {
 impl<S: StateMachine> Applier<S> {
     /// An applier of what [`replay`](crate::replica::replay) rebuilt.
     pub fn new(config: ApplierConfig, links: ApplierLinks, start: Replayed<S>) -> Applier<S> {
-        let ApplierConfig { group, reader, shelf, subscriber_bounds, mark_entries, admission, status } = config;
+        let ApplierConfig { group, reader, shelf, subscriber_bounds, hash_check_entries, admission, status } = config;
         let mut subscribers = Subscribers::new(group, reader, subscriber_bounds);
         subscribers.set_cluster(start.replica.system().map(|system| system.cluster));
         let marked = start.marks.last().map_or(start.snapshot_index, |mark| mark.index);
@@ -125,7 +125,7 @@ impl<S: StateMachine> Applier<S> {
             reads: BTreeMap::new(),
             subscribers,
             commands: 0,
-            mark_entries,
+            hash_check_entries,
             marked,
             links,
             admission,
@@ -211,7 +211,7 @@ impl<S: StateMachine> Applier<S> {
     /// Once for so many entries: whoever leads proposes a mark, or the next one does.
     fn mark_if_due(&mut self) {
         let applied = self.replica.applied();
-        if self.mark_entries > 0 && applied.saturating_sub(self.marked) >= self.mark_entries {
+        if self.hash_check_entries > 0 && applied.saturating_sub(self.marked) >= self.hash_check_entries {
             self.marked = applied;
             self.tell_mark(MarkEvent::Due);
         }
@@ -514,7 +514,7 @@ mod tests {
             reader: Arc::new(store.clone()),
             shelf: shelf.clone(),
             subscriber_bounds,
-            mark_entries: 0,
+            hash_check_entries: 0,
             admission: admission.clone(),
             status: watch::Sender::default(),
         };
@@ -705,7 +705,7 @@ mod tests {
             reader,
             shelf: Arc::new(Shelf::memory()),
             subscriber_bounds: BufferBounds { events: 8, bytes: usize::MAX },
-            mark_entries: 0,
+            hash_check_entries: 0,
             admission: Admission::new(1, 1),
             status: watch::Sender::default(),
         };

@@ -89,7 +89,7 @@ impl ErrorCode for ChangeError {
             ChangeError::Unavailable { reason, .. } => reason.name(),
             ChangeError::InProgress => "in_progress",
             ChangeError::LearnerNotReady(_) => "learner_not_ready",
-            ChangeError::WouldLoseQuorum(_) => "would_lose_quorum",
+            ChangeError::WouldLoseMajority(_) => "would_lose_majority",
             ChangeError::Invalid { .. } => "bad_request",
             ChangeError::NotLeader { .. } => "not_leader",
             ChangeError::Busy { .. } => "busy",
@@ -100,7 +100,7 @@ impl ErrorCode for ChangeError {
 
     fn http_status(&self) -> u16 {
         match self {
-            ChangeError::InProgress | ChangeError::LearnerNotReady(_) | ChangeError::WouldLoseQuorum(_) => 409,
+            ChangeError::InProgress | ChangeError::LearnerNotReady(_) | ChangeError::WouldLoseMajority(_) => 409,
             ChangeError::Invalid { .. } => 400,
             ChangeError::Unknown { .. } => 504,
             ChangeError::Unavailable { .. }

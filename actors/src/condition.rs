@@ -17,7 +17,7 @@ use std::{fmt, str::FromStr};
 use actorum_transport::wire::NodeId;
 use serde::{Deserialize, Serialize};
 
-use crate::status::{DiskState, Dispute, Divergence, DivergenceSide, Formed, Role, Status};
+use crate::status::{CommitConflict, DiskState, Divergence, DivergenceSide, Formed, Role, Status};
 
 /// A certificate that ends sooner than this is warned of.
 pub const CERTIFICATE_WARNING_DAYS: i64 = 30;
@@ -112,19 +112,19 @@ reasons! {
     /// The node that leads says that it takes no writes, for a reason that this version does not know.
     LeaderUnready "leader_unready" leader_unready;
     /// The disk answers slowly.
-    SlowDisk "slow_disk" slow_disk;
+    DiskSlow "disk_slow" disk_slow;
     /// The calendar clock of a member is too far from the median of the voters'.
     ClockSkew "clock_skew" clock_skew;
     /// This node leads and does not know what the calendars of a majority show: it stamps by its own.
     ClockUnverified "clock_unverified" clock_unverified;
     /// State machines of equal versions answered equal commands differently.
-    AnswersDiverged "answers_diverged" answers_diverged;
+    ResponsesDiverged "responses_diverged" responses_diverged;
     /// Another member says that it committed what contradicts this node's log.
-    Disputed "disputed" disputed;
+    CommitConflict "commit_conflict" commit_conflict;
     /// A certificate of this node, or of its authority, has ended.
     CertificateExpired "certificate_expired" certificate_expired;
     /// A certificate of this node, or of its authority, ends within 30 days.
-    CertificateExpires "certificate_expires" certificate_expires;
+    CertificateExpiring "certificate_expiring" certificate_expiring;
 }
 
 impl fmt::Display for Reason {
@@ -234,8 +234,8 @@ fn diverged(status: &Status) -> Found {
     }
 }
 
-fn answers_diverged(status: &Status) -> Found {
-    let found = status.answer_divergence.as_ref()?;
+fn responses_diverged(status: &Status) -> Found {
+    let found = status.response_divergence.as_ref()?;
     warning(format!(
         "state machines answered differently on {}: the machine is not deterministic, or its code changed without its \
          VERSION: look for clocks, random numbers and iteration over hash maps in `apply`",
@@ -243,8 +243,8 @@ fn answers_diverged(status: &Status) -> Found {
     ))
 }
 
-fn disputed(status: &Status) -> Found {
-    let (peer, Dispute { index, at, .. }) = status.disputes.iter().next()?;
+fn commit_conflict(status: &Status) -> Found {
+    let (peer, CommitConflict { index, at, .. }) = status.commit_conflicts.iter().next()?;
     warning(format!(
         "node {peer} says that it committed entry {index}, which contradicts entry {at} here: one of the two directories was put \
          back from an older copy, swapped or damaged; compare them with `actorum inspect`"
@@ -381,7 +381,7 @@ fn low_space(status: &Status) -> Found {
     }
 }
 
-fn slow_disk(status: &Status) -> Found {
+fn disk_slow(status: &Status) -> Found {
     let disk = &status.disk;
     if !matches!(disk.state, DiskState::Slow | DiskState::Suspect) {
         return None;
@@ -432,7 +432,7 @@ fn certificate_expired(status: &Status) -> Found {
     certificates(status, |left_s| left_s <= 0, |file, _| format!("{file} has ended: peers refuse new connections"))
 }
 
-fn certificate_expires(status: &Status) -> Found {
+fn certificate_expiring(status: &Status) -> Found {
     let soon = |left_s| left_s > 0 && left_s <= CERTIFICATE_WARNING_DAYS * DAY_S;
     certificates(status, soon, |file, left_s| match left_s / DAY_S {
         0 => format!("{file} ends in {} hours", left_s / 3600),
@@ -459,7 +459,7 @@ mod tests {
     use super::*;
     use crate::{
         members::{Member, MemberRole, Membership},
-        status::{CertificateEnd, ClockStatus, PeerProgress},
+        status::{CertificateExpiry, ClockStatus, PeerProgress},
     };
 
     /// Node 1 of voters 1, 2 and 3, which follows node 2 and hears it.
@@ -503,7 +503,7 @@ mod tests {
     }
 
     fn ends(status: &mut Status, file: &str, remaining_s: i64) {
-        status.certificates.push(CertificateEnd { file: file.into(), not_after: 0, remaining_s });
+        status.certificates.push(CertificateExpiry { file: file.into(), not_after: 0, remaining_s });
     }
 
     /// What is done to a healthy node, and what is found then: the reason, its severity, and words of its sentence.
@@ -667,15 +667,18 @@ mod tests {
             ),
             (
                 "a machine that is not deterministic",
-                |s| s.answer_divergence = differs(DivergenceSide::Minority),
-                &[(Reason::AnswersDiverged, Warning, "not deterministic")],
+                |s| s.response_divergence = differs(DivergenceSide::Minority),
+                &[(Reason::ResponsesDiverged, Warning, "not deterministic")],
             ),
             (
                 "a member with another history",
-                |s| s.disputes = BTreeMap::from([(3, Dispute { index: 9, their_term: 0, at: 7, our_term: 2 })]),
-                &[(Reason::Disputed, Warning, "node 3 says that it committed entry 9")],
+                |s| {
+                    s.commit_conflicts =
+                        BTreeMap::from([(3, CommitConflict { index: 9, their_term: 0, at: 7, our_term: 2 })])
+                },
+                &[(Reason::CommitConflict, Warning, "node 3 says that it committed entry 9")],
             ),
-            ("a slow disk", |s| s.disk.state = DiskState::Suspect, &[(Reason::SlowDisk, Warning, "leads nobody")]),
+            ("a slow disk", |s| s.disk.state = DiskState::Suspect, &[(Reason::DiskSlow, Warning, "leads nobody")]),
             (
                 "its clock is a year ahead",
                 |s| s.clock.offset_ms = Some(365 * DAY_S * 1000),
@@ -708,7 +711,7 @@ mod tests {
             (
                 "a certificate near its end",
                 |s| ends(s, "cert.pem", 29 * DAY_S),
-                &[(Reason::CertificateExpires, Warning, "cert.pem ends in 29 days")],
+                &[(Reason::CertificateExpiring, Warning, "cert.pem ends in 29 days")],
             ),
             (
                 "an authority past its end",
@@ -718,7 +721,7 @@ mod tests {
                 },
                 &[
                     (Reason::CertificateExpired, Warning, "ca.pem has ended"),
-                    (Reason::CertificateExpires, Warning, "cert.pem ends in 3 hours"),
+                    (Reason::CertificateExpiring, Warning, "cert.pem ends in 3 hours"),
                 ],
             ),
             (
@@ -731,7 +734,7 @@ mod tests {
                 &[
                     (Reason::NoLeader, Unready, ""),
                     (Reason::LowSpace, Warning, ""),
-                    (Reason::CertificateExpires, Warning, ""),
+                    (Reason::CertificateExpiring, Warning, ""),
                 ],
             ),
         ];

@@ -99,7 +99,7 @@ pub enum Change {
 ///
 /// A leader refuses to promote a learner that is not connected or far behind
 /// ([`LearnerNotReady`](ChangeError::LearnerNotReady)), and to make a change after which the voters that it heard from lately are no
-/// majority ([`WouldLoseQuorum`](ChangeError::WouldLoseQuorum)): what is decided then cannot be undone without those that are away.
+/// majority ([`WouldLoseMajority`](ChangeError::WouldLoseMajority)): what is decided then cannot be undone without those that are away.
 /// [`ChangeRequest::force`] passes over that. As a message it is answered as a [`Change`] is.
 #[derive(actix::Message, Clone, Debug, PartialEq, Eq)]
 #[rtype(result = "Result<Arc<Membership>, ChangeError>")]

@@ -5,7 +5,7 @@
 
 use actix::MailboxError;
 use actorum_transport::wire::NodeId;
-pub use actorum_transport::wire::{LearnerReading, QuorumReading};
+pub use actorum_transport::wire::{LearnerReading, MajorityReading};
 
 use crate::condition::Reason;
 
@@ -181,7 +181,7 @@ pub enum ChangeError {
     /// The voters heard lately are no majority of those that would result: nothing could be decided any more. Surely not made; bring
     /// the others back first, or force it ([`ChangeRequest::force`](crate::members::ChangeRequest::force)).
     #[error("{0}")]
-    WouldLoseQuorum(QuorumReading),
+    WouldLoseMajority(MajorityReading),
     /// No leader took it within the deadline.
     #[error("no leader took the change in time{}", leader_hint(.leader))]
     NotLeader {

@@ -13,13 +13,13 @@ use std::{
 };
 
 use actorum_transport::{
-    marks::{AnswerHash, MAX_MARKS, Mark},
+    marks::{MAX_MARKS, Mark, ResponseHash},
     planted::{self, Planted},
     wire::{Entry, EntryKind, GroupId, Snapshot},
 };
 
 use crate::{
-    consistency::hash::{Hasher, begin, begin_answers},
+    consistency::hash::{Hasher, begin, begin_responses},
     core::panic_message,
     entry::{Kind, Stamped, SystemCommand},
     log::store::{At, LogReader, Recovered, StoreError},
@@ -43,7 +43,7 @@ pub struct Replica<S> {
     holds: u64,
     hasher: Hasher,
     /// The hash over what the machine answered since the last mark, if it gave all of those answers.
-    answers: Option<AnswerHash>,
+    responses: Option<ResponseHash>,
     hashes: Hashes,
 }
 
@@ -53,12 +53,12 @@ pub struct Hashes {
     /// What is applied: always, but on nodes of the first version in a simulation.
     pub state: bool,
     /// What the machine answers.
-    pub answers: bool,
+    pub responses: bool,
 }
 
 impl Hashes {
     /// Both.
-    pub const ALL: Hashes = Hashes { state: true, answers: true };
+    pub const ALL: Hashes = Hashes { state: true, responses: true };
 }
 
 /// What an entry did.
@@ -160,7 +160,7 @@ impl<S: StateMachine> Replica<S> {
     pub fn new(machine: S) -> Replica<S> {
         let holds = machine.applied().map_or(0, |(index, _)| index);
         let (hasher, hashes) = (Hasher::default(), Hashes::ALL);
-        Replica { machine, system: None, applied: 0, applied_term: 0, holds, hasher, answers: None, hashes }
+        Replica { machine, system: None, applied: 0, applied_term: 0, holds, hasher, responses: None, hashes }
     }
 
     /// The same, hashing only this.
@@ -242,19 +242,19 @@ impl<S: StateMachine> Replica<S> {
                 let time = system.advance_time(stamped.time);
                 match stamped.kind {
                     Kind::Command if entry.index <= self.holds => {
-                        self.answers = None;
+                        self.responses = None;
                         Done::Nothing
                     }
                     Kind::Command => {
                         let context = ApplyContext::new(entry.index, entry.term, time);
                         let done = apply_command(&mut self.machine, &context, stamped.payload)?;
-                        if let (Some(hash), Done::Command { response, .. }) = (&mut self.answers, &done) {
+                        if let (Some(hash), Done::Command { response, .. }) = (&mut self.responses, &done) {
                             let answer = || self.hasher.answer(hash, entry.index, response);
                             if caught(|| format!("encoding the answer at {}", At(entry.index, entry.term)), answer)?
                                 .is_err()
                             {
                                 // Only forwarded proposals need one that can be encoded.
-                                self.answers = None;
+                                self.responses = None;
                             }
                         }
                         done
@@ -266,10 +266,11 @@ impl<S: StateMachine> Replica<S> {
                             // raft-rs knows nothing of a change outside a change's entry: no node makes it.
                             SystemCommand::Change { .. } => Done::Nothing,
                             SystemCommand::Mark { restart } => {
-                                let mark = Mark { index: entry.index, state: system.state_hash, answers: self.answers };
+                                let mark =
+                                    Mark { index: entry.index, state: system.state_hash, responses: self.responses };
                                 system.apply(entry.index, &command);
-                                let begins = || begin_answers(entry.index, S::VERSION);
-                                self.answers = self.hashes.answers.then(begins);
+                                let begins = || begin_responses(entry.index, S::VERSION);
+                                self.responses = self.hashes.responses.then(begins);
                                 Done::Mark { mark, restart }
                             }
                             command => Done::System { changed: system.apply(entry.index, &command) },
@@ -312,7 +313,7 @@ impl<S: StateMachine> Replica<S> {
         {
             *hash = begin(hash.since);
         }
-        self.answers = None;
+        self.responses = None;
         self.system = Some(system);
         (self.applied, self.applied_term) = (snapshot.index, snapshot.term);
         Ok(())

@@ -310,7 +310,7 @@ fn change_result(answer: Answer, permit: &Permit) -> Result<Arc<Membership>, Cha
         Refused::Stopped(cause) => ChangeError::Stopped { cause },
         Refused::InProgress => ChangeError::InProgress,
         Refused::Reading(ChangeReading { learner: Some(learner), .. }) => ChangeError::LearnerNotReady(learner),
-        Refused::Reading(ChangeReading { quorum: Some(quorum), .. }) => ChangeError::WouldLoseQuorum(quorum),
+        Refused::Reading(ChangeReading { majority: Some(majority), .. }) => ChangeError::WouldLoseMajority(majority),
         Refused::Reading(reading) => ChangeError::Invalid { cause: reading.to_string() },
         Refused::Invalid(cause) => ChangeError::Invalid { cause },
     })
@@ -323,7 +323,7 @@ mod tests {
     use super::*;
     use crate::{
         admission::Admission,
-        outcome::{LearnerReading, QuorumReading},
+        outcome::{LearnerReading, MajorityReading},
         subscribers::{BufferBounds, Subscribers},
         testkit::{Sum, TestStore},
     };
@@ -419,14 +419,14 @@ mod tests {
         let admission = Admission::new(9, 90);
         let learner =
             LearnerReading { node: 4, matched: 7, needed: 3000, commit: 3007, heard_ms: None, recorded: true };
-        let quorum = QuorumReading { needed: 2, heard: 1, voters: [(1, Some(0)), (3, Some(4000))].into() };
-        let because = |learner, quorum| ChangeRefusal::because(ChangeReading { learner, quorum });
+        let majority = MajorityReading { needed: 2, heard: 1, voters: [(1, Some(0)), (3, Some(4000))].into() };
+        let because = |learner, majority| ChangeRefusal::because(ChangeReading { learner, majority });
         for (refusal, expected) in [
             (ChangeRefusal::InProgress, ChangeError::InProgress),
             (ChangeRefusal::NotReady, ChangeError::NotLeader { leader: None }),
             (ChangeRefusal::invalid("no"), ChangeError::Invalid { cause: "no".into() }),
             (because(Some(learner.clone()), None), ChangeError::LearnerNotReady(learner)),
-            (because(None, Some(quorum.clone())), ChangeError::WouldLoseQuorum(quorum)),
+            (because(None, Some(majority.clone())), ChangeError::WouldLoseMajority(majority)),
         ] {
             let (reply, mut answer) = oneshot::channel();
             let slot = Slot::<Sum>::change(reply, admission.try_admit(0).unwrap());

@@ -93,7 +93,7 @@ pub struct ClockStatus {
 
 /// When a certificate ends.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CertificateEnd {
+pub struct CertificateExpiry {
     /// The file it was read from.
     pub file: String,
     /// In seconds since 1970.
@@ -293,7 +293,7 @@ pub struct Divergence {
 
 /// A member says that it has committed what contradicts this node's log; one of the two has another history.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Dispute {
+pub struct CommitConflict {
     /// The index that it says is committed.
     pub index: u64,
     /// The term that it says the entry there has; zero if it did not say.
@@ -360,10 +360,10 @@ pub struct Status {
     pub divergence: Option<Divergence>,
     /// Members whose state machine answered differently, if there were any since the start.
     #[serde(default)]
-    pub answer_divergence: Option<Divergence>,
+    pub response_divergence: Option<Divergence>,
     /// Members that say they committed what contradicts this node.
     #[serde(default)]
-    pub disputes: BTreeMap<NodeId, Dispute>,
+    pub commit_conflicts: BTreeMap<NodeId, CommitConflict>,
     /// The last thing that went wrong, also if the node went on.
     pub last_error: Option<String>,
     /// Whether the system has stopped, and why.
@@ -379,5 +379,5 @@ pub struct Status {
     pub clock: ClockStatus,
     /// When this node's certificates end; empty without certificates.
     #[serde(default)]
-    pub certificates: Vec<CertificateEnd>,
+    pub certificates: Vec<CertificateExpiry>,
 }

@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, future::Future, panic::resume_unwind, pin::Pin,
 
 use actix::System;
 use actorum_actors::{
-    consistency::AnswerCheck,
+    consistency::ResponseCheck,
     machine::StateMachine,
     snapshot::keeper::TakeSnapshotError,
     status::{Formed, Role},
@@ -128,8 +128,8 @@ impl<S: StateMachine> Simulation<S> {
             snapshot_patience_ms: 2000,
             snapshot_piece_bytes: 256,
             // Often, so that what differs is found in a run of seconds; and always an end.
-            mark_entries: 10,
-            answer_check: AnswerCheck::Stop,
+            hash_check_entries: 10,
+            response_check: ResponseCheck::Stop,
             ..Config::default()
         };
         Simulation {

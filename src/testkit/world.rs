@@ -496,7 +496,7 @@ impl Facts {
                 }
             }
             Event::Marked { node, mark } => {
-                if let (Some(facts), Some(hash)) = (self.nodes.get_mut(node), mark.answers) {
+                if let (Some(facts), Some(hash)) = (self.nodes.get_mut(node), mark.responses) {
                     facts.marks.insert(mark.index, (hash.since, hash.value.0, self.now_ms));
                 }
             }
@@ -579,7 +579,7 @@ fn digest(event: &Event<'_>) -> u64 {
         Event::Marked { node, mark } => {
             add(&[20, *node, mark.index]);
             mark.state.iter().for_each(|hash| add(&[hash.since, hash.value.0 as u64]));
-            mark.answers.iter().for_each(|hash| add(&[hash.since, hash.value.0 as u64]));
+            mark.responses.iter().for_each(|hash| add(&[hash.since, hash.value.0 as u64]));
         }
         Event::Frozen { node, at } => add(&[14, *node, *at]),
         Event::Restored { node, at, state } => add(&[15, *node, *at, *state]),
@@ -666,7 +666,7 @@ fn line(event: &Event<'_>) -> Option<String> {
         Event::Restored { node, at, .. } => format!("n{node} is given a state with the commands up to {at}"),
         Event::Frozen { node, at } => format!("n{node} hands out its state with the commands up to {at}"),
         Event::Marked { node, mark } => {
-            let Mark { index, state, answers } = mark;
+            let Mark { index, state, responses: answers } = mark;
             let state = state.map_or("nothing".to_owned(), |hash| format!("{} since {}", hash.value, hash.since));
             let answers = answers.map_or("nothing".to_owned(), |hash| format!("{} since {}", hash.value, hash.since));
             format!("n{node} has come to {state} at the mark {index}, with answers {answers}")

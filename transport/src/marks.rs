@@ -33,7 +33,7 @@ pub struct StateHash {
 
 /// The hash over what the state machine answered since a mark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct AnswerHash {
+pub struct ResponseHash {
     /// The mark behind which it began.
     pub since: u64,
     /// The version of the state machine that answered.
@@ -52,5 +52,5 @@ pub struct Mark {
     pub state: Option<StateHash>,
     /// The hash over the answers since the last mark; absent unless this node's machine gave all of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub answers: Option<AnswerHash>,
+    pub responses: Option<ResponseHash>,
 }

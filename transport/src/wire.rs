@@ -16,7 +16,7 @@ use crate::{
 
 mod readings;
 
-pub use readings::{ChangeReading, LearnerReading, QuorumReading};
+pub use readings::{ChangeReading, LearnerReading, MajorityReading};
 
 /// A random number that people and programs read as hexadecimal digits: many readers of JSON round numbers above 2^53.
 /// Numbers are understood as well, for that is how the first version wrote some. In MessagePack it stays the number it was.

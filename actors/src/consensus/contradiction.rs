@@ -8,7 +8,7 @@
 //! | what came | what it is | what happens |
 //! |---|---|---|
 //! | a leader's message that breaks a promise | proof: [`Contradiction`] | this node stops with it (promise 7) |
-//! | a member's claim that it committed what this node does not hold | one word against another: [`Dispute`] | shown in the status |
+//! | a member's claim that it committed what this node does not hold | one word against another: [`CommitConflict`] | shown in the status |
 //! | anything else that makes no sense | nonsense | dropped and counted, see [`validate`](super::validate) |
 //!
 //! Proof is only what *all* of this holds for, so that absurd messages stop nobody:
@@ -95,7 +95,7 @@ impl Contradiction {
 
 /// A member says that it has committed what contradicts this node. One of the two is wrong, and nothing here says which.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Dispute {
+pub struct CommitConflict {
     /// The index that it says is committed.
     pub index: u64,
     /// The term of its entry there; zero where the message does not say.
@@ -144,7 +144,7 @@ pub(super) fn find(from: NodeId, m: &RaftMessage, raft: &Raft<LogView>) -> Optio
 
 /// What a member claims to have committed, where it contradicts this node: candidates and who refuses them say it with the
 /// term, followers say the index alone. The message makes sense.
-pub(super) fn dispute(from: NodeId, m: &RaftMessage, raft: &Raft<LogView>) -> Option<Dispute> {
+pub(super) fn commit_conflict(from: NodeId, m: &RaftMessage, raft: &Raft<LogView>) -> Option<CommitConflict> {
     use MessageKind::*;
     if m.commit == 0 || !is_member(from, raft) {
         return None;
@@ -152,13 +152,13 @@ pub(super) fn dispute(from: NodeId, m: &RaftMessage, raft: &Raft<LogView>) -> Op
     match m.kind {
         Vote | PreVote | VoteResponse | PreVoteResponse if m.commit_term > 0 => {
             let (at, ours) = against(m.commit, m.commit_term, raft)?;
-            Some(Dispute { index: m.commit, theirs: m.commit_term, at, ours })
+            Some(CommitConflict { index: m.commit, theirs: m.commit_term, at, ours })
         }
         // The log of a leader never shrinks in its term.
         AppendResponse | HeartbeatResponse if m.term == raft.term && raft.state == StateRole::Leader => {
             let last = raft.raft_log.last_index();
             let ours = raft.raft_log.term(last).unwrap_or(0);
-            (m.commit > last).then_some(Dispute { index: m.commit, theirs: 0, at: last, ours })
+            (m.commit > last).then_some(CommitConflict { index: m.commit, theirs: 0, at: last, ours })
         }
         _ => None,
     }

@@ -70,7 +70,7 @@ mod bridge;
 #[cfg(test)]
 mod tests;
 
-pub use contradiction::Dispute;
+pub use contradiction::CommitConflict;
 pub use disk::DiskStatus;
 pub use effects::{Effects, Question};
 pub use status::CoreStatus;
@@ -221,7 +221,7 @@ pub struct Consensus<T> {
     told: Option<LeaderChanged>,
     implausible: u64,
     /// Members that say they committed what contradicts this node; at most one word of each.
-    disputes: BTreeMap<NodeId, Dispute>,
+    commit_conflicts: BTreeMap<NodeId, CommitConflict>,
     contradicted: bool,
     clocks: Estimates,
     effects: Effects<T>,
@@ -290,7 +290,7 @@ impl<T> Consensus<T> {
             windows: Windows::default(),
             told: None,
             implausible: 0,
-            disputes: BTreeMap::new(),
+            commit_conflicts: BTreeMap::new(),
             contradicted: false,
             clocks: Estimates::default(),
             effects: Effects::default(),
@@ -339,7 +339,7 @@ impl<T> Consensus<T> {
                 return;
             }
         };
-        self.note_dispute(from, &message);
+        self.note_commit_conflict(from, &message);
         self.note_contact(from, &message);
         let Some(message) = self.hold_offer(from, message) else { return };
         let answers_heartbeat = message.kind == MessageKind::HeartbeatResponse;
@@ -352,10 +352,10 @@ impl<T> Consensus<T> {
     }
 
     /// Remembers what a member says it committed, if this node's log contradicts it.
-    fn note_dispute(&mut self, from: NodeId, message: &RaftMessage) {
-        let Some(dispute) = contradiction::dispute(from, message, &self.raw.raft) else { return };
-        if self.disputes.insert(from, dispute).is_none() {
-            let Dispute { index, theirs, at, ours } = dispute;
+    fn note_commit_conflict(&mut self, from: NodeId, message: &RaftMessage) {
+        let Some(conflict) = contradiction::commit_conflict(from, message, &self.raw.raft) else { return };
+        if self.commit_conflicts.insert(from, conflict).is_none() {
+            let CommitConflict { index, theirs, at, ours } = conflict;
             tracing::error!(
                 peer = from,
                 index,

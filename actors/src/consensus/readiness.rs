@@ -19,7 +19,7 @@ use std::{collections::VecDeque, time::Duration};
 
 use actorum_transport::{
     planted::{self, Planted},
-    wire::{ChangeReading, ChangeRefusal, LearnerReading, NodeId, QuorumReading},
+    wire::{ChangeReading, ChangeRefusal, LearnerReading, MajorityReading, NodeId},
 };
 use raft::StateRole;
 
@@ -72,7 +72,7 @@ impl<T> Consensus<T> {
         if let Change::Promote(id) = &request.change
             && let Some(learner) = self.not_ready(*id, request.force)
         {
-            return Some(ChangeReading { learner: Some(learner), quorum: None });
+            return Some(ChangeReading { learner: Some(learner), majority: None });
         }
         if request.force || planted::is(Planted::MajorityNotAsked) {
             return None;
@@ -81,8 +81,10 @@ impl<T> Consensus<T> {
         let needed = voters.len() as u64 / 2 + 1;
         let heard = self.count_answered(&voters) as u64;
         let voters = || voters.iter().map(|id| (*id, self.heard_ms(*id))).collect();
-        (heard < needed)
-            .then(|| ChangeReading { learner: None, quorum: Some(QuorumReading { needed, heard, voters: voters() }) })
+        (heard < needed).then(|| ChangeReading {
+            learner: None,
+            majority: Some(MajorityReading { needed, heard, voters: voters() }),
+        })
     }
 
     /// Why this learner cannot be promoted now.

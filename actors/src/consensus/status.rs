@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use actorum_transport::wire::NodeId;
 use raft::StateRole;
 
-use super::{Consensus, DiskStatus, Dispute};
+use super::{CommitConflict, Consensus, DiskStatus};
 use crate::{condition::Reason, status::Role, witness::Glance};
 
 /// The numbers of a core at one moment.
@@ -48,7 +48,7 @@ pub struct CoreStatus {
     /// Messages of peers that were dropped because they made no sense.
     pub implausible: u64,
     /// Members that say they committed what contradicts this node.
-    pub disputes: BTreeMap<NodeId, Dispute>,
+    pub commit_conflicts: BTreeMap<NodeId, CommitConflict>,
     /// Per peer: the index it has made durable, and how raft-rs sends to it.
     pub peers: BTreeMap<NodeId, (u64, &'static str)>,
     /// The peers heard within an election timeout.
@@ -120,8 +120,8 @@ impl<T> Consensus<T> {
             disk: self.disk_status(),
             tail_bytes: view.tail_bytes(),
             implausible: self.implausible,
-            disputes: self
-                .disputes
+            commit_conflicts: self
+                .commit_conflicts
                 .iter()
                 .filter(|(id, _)| raft.prs().get(**id).is_some())
                 .map(|(k, v)| (*k, *v))

@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 
 use actorum_transport::{
-    marks::{AnswerHash, HashValue, MAX_MARKS, Mark, StateHash},
+    marks::{HashValue, MAX_MARKS, Mark, ResponseHash, StateHash},
     planted::{self, Planted},
     wire::NodeId,
 };
@@ -53,8 +53,8 @@ fn state(mark: &Mark) -> Option<Comparable> {
     mark.state.map(|StateHash { since, value }| ((since, 0), value))
 }
 
-fn answers(mark: &Mark) -> Option<Comparable> {
-    mark.answers.map(|AnswerHash { since, version, value }| ((since, version), value))
+fn responses(mark: &Mark) -> Option<Comparable> {
+    mark.responses.map(|ResponseHash { since, version, value }| ((since, version), value))
 }
 
 fn keep_newest(marks: &mut BTreeMap<u64, Mark>) {
@@ -143,8 +143,8 @@ impl Comparison {
     }
 
     /// Who differs in what the machine answered.
-    pub fn answers(&self, voters: &[NodeId]) -> Option<Divergence> {
-        self.judge(voters, answers, false)
+    pub fn responses(&self, voters: &[NodeId]) -> Option<Divergence> {
+        self.judge(voters, responses, false)
     }
 
     fn judge(&self, voters: &[NodeId], of: fn(&Mark) -> Option<Comparable>, runs_on: bool) -> Option<Divergence> {
@@ -206,12 +206,12 @@ mod tests {
     use super::*;
 
     fn mark(index: u64, since: u64, value: u128) -> Mark {
-        Mark { index, state: Some(StateHash { since, value: HashValue(value) }), answers: None }
+        Mark { index, state: Some(StateHash { since, value: HashValue(value) }), responses: None }
     }
 
     fn answered(index: u64, since: u64, version: u32, value: u128) -> Mark {
-        let answers = Some(AnswerHash { since, version, value: HashValue(value) });
-        Mark { index, state: None, answers }
+        let responses = Some(ResponseHash { since, version, value: HashValue(value) });
+        Mark { index, state: None, responses }
     }
 
     /// Node 1 with these marks, and what others report.
@@ -230,7 +230,7 @@ mod tests {
         let all = [mark(10, 1, 7), mark(20, 1, 8)];
         let comparison = compared(&all, &[(2, &all), (3, &all[..1])]);
         assert_eq!(comparison.state(&[1, 2, 3]), None);
-        assert_eq!(comparison.answers(&[1, 2, 3]), None);
+        assert_eq!(comparison.responses(&[1, 2, 3]), None);
     }
 
     #[test]
@@ -268,7 +268,7 @@ mod tests {
             !compared(&mine, &[(2, &mine), (3, &[mark(20, 5, 8)])]).must_restart(&[1, 2, 3]),
             "another mark says nothing"
         );
-        let none = Mark { index: 10, state: None, answers: None };
+        let none = Mark { index: 10, state: None, responses: None };
         assert!(compared(&mine, &[(2, &[none])]).must_restart(&[1, 2, 3]), "a node without a value");
         assert!(compared(&[none], &[]).must_restart(&[1, 2, 3]));
         assert!(!compared(&[], &[(2, &mine)]).must_restart(&[1, 2, 3]));
@@ -333,15 +333,15 @@ mod tests {
     fn answers_are_compared_interval_by_interval_and_version_by_version() {
         let mine = [answered(10, 5, 1, 1), answered(20, 10, 1, 2)];
         let once = [answered(10, 5, 1, 9), answered(20, 10, 1, 2)];
-        let found = compared(&mine, &[(2, &once), (3, &once)]).answers(&[1, 2, 3]).unwrap();
+        let found = compared(&mine, &[(2, &once), (3, &once)]).responses(&[1, 2, 3]).unwrap();
         assert_eq!((found.index, found.side), (10, Side::Minority), "one wrong answer is not made good by the next");
         let newer = [answered(10, 5, 2, 9), answered(20, 10, 2, 9)];
-        assert_eq!(compared(&mine, &[(2, &newer), (3, &newer)]).answers(&[1, 2, 3]), None, "another version");
+        assert_eq!(compared(&mine, &[(2, &newer), (3, &newer)]).responses(&[1, 2, 3]), None, "another version");
         let middle = [answered(10, 7, 1, 9)];
-        assert_eq!(compared(&mine, &[(2, &middle), (3, &middle)]).answers(&[1, 2, 3]), None, "another interval");
+        assert_eq!(compared(&mine, &[(2, &middle), (3, &middle)]).responses(&[1, 2, 3]), None, "another interval");
         let mut absent = mine[0];
-        absent.answers = None;
-        assert_eq!(compared(&mine, &[(2, &[absent])]).answers(&[1, 2, 3]), None, "it did not apply all of it");
+        absent.responses = None;
+        assert_eq!(compared(&mine, &[(2, &[absent])]).responses(&[1, 2, 3]), None, "it did not apply all of it");
     }
 
     #[test]

@@ -8,7 +8,7 @@
 //! every snapshot.
 
 use actorum_transport::{
-    marks::{AnswerHash, HashValue, StateHash},
+    marks::{HashValue, ResponseHash, StateHash},
     wire::{Entry, EntryKind},
 };
 use serde::Serialize;
@@ -24,8 +24,8 @@ pub fn begin(index: u64) -> StateHash {
 }
 
 /// A hash over answers that begins behind a mark.
-pub fn begin_answers(index: u64, version: u32) -> AnswerHash {
-    AnswerHash { since: index, version, value: HashValue(0) }
+pub fn begin_responses(index: u64, version: u32) -> ResponseHash {
+    ResponseHash { since: index, version, value: HashValue(0) }
 }
 
 /// Moves hashes on. Keeps a buffer, so that nothing is allocated per entry.
@@ -58,7 +58,12 @@ impl Hasher {
     }
 
     /// The state machine answered a command. Runs the application's code, which may panic.
-    pub fn answer<R: Serialize>(&mut self, hash: &mut AnswerHash, index: u64, answer: &R) -> Result<(), MachineError> {
+    pub fn answer<R: Serialize>(
+        &mut self,
+        hash: &mut ResponseHash,
+        index: u64,
+        answer: &R,
+    ) -> Result<(), MachineError> {
         self.buffer.clear();
         self.buffer.extend_from_slice(&hash.value.0.to_be_bytes());
         self.buffer.extend_from_slice(&index.to_be_bytes());
@@ -139,15 +144,15 @@ mod tests {
 
     #[test]
     fn answers_are_hashed_as_they_are_encoded() {
-        let answers = |answers: &[&str]| {
-            let (mut hasher, mut hash) = (Hasher::default(), begin_answers(5, 1));
-            for (n, answer) in answers.iter().enumerate() {
+        let responses = |responses: &[&str]| {
+            let (mut hasher, mut hash) = (Hasher::default(), begin_responses(5, 1));
+            for (n, answer) in responses.iter().enumerate() {
                 hasher.answer(&mut hash, 6 + n as u64, answer).unwrap();
             }
             hash
         };
-        assert_eq!(answers(&["a", "b"]), answers(&["a", "b"]));
-        assert_ne!(answers(&["a", "b"]), answers(&["b", "a"]));
-        assert_ne!(answers(&["a", "b"]), answers(&["a"]));
+        assert_eq!(responses(&["a", "b"]), responses(&["a", "b"]));
+        assert_ne!(responses(&["a", "b"]), responses(&["b", "a"]));
+        assert_ne!(responses(&["a", "b"]), responses(&["a"]));
     }
 }

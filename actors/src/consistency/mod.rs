@@ -56,7 +56,7 @@ const ASK_TIMEOUT: Duration = Duration::from_secs(3);
 /// What is done about a state machine that answers differently from those of other nodes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum AnswerCheck {
+pub enum ResponseCheck {
     /// Answers are not hashed.
     Off,
     /// It is in the status, a metric and the log.
@@ -87,7 +87,7 @@ pub struct Start {
     /// Its group.
     pub group: GroupId,
     /// What to do about answers that differ.
-    pub answers: AnswerCheck,
+    pub responses: ResponseCheck,
     /// The membership, if there is one.
     pub membership: Arc<Membership>,
     /// The marks that were applied again while this node started.
@@ -102,14 +102,14 @@ pub struct ConsistencyStatus {
     /// Who differs in what was applied.
     pub state: Option<Divergence>,
     /// Who differs in what the state machine answered; stays once it was found.
-    pub answers: Option<Divergence>,
+    pub responses: Option<Divergence>,
 }
 
 /// The actor; see the module.
 pub struct ConsistencyChecker {
     id: NodeId,
     group: GroupId,
-    check: AnswerCheck,
+    check: ResponseCheck,
     links: Links,
     comparison: Comparison,
     membership: Arc<Membership>,
@@ -130,14 +130,14 @@ pub struct ConsistencyChecker {
 impl ConsistencyChecker {
     /// A checker that begins when it is started.
     pub fn new(start: Start, links: Links) -> ConsistencyChecker {
-        let Start { id, group, answers, membership, marks } = start;
+        let Start { id, group, responses, membership, marks } = start;
         if let Some(witness) = &links.witness {
             marks.iter().for_each(|mark| witness.marked(mark));
         }
         ConsistencyChecker {
             id,
             group,
-            check: answers,
+            check: responses,
             links,
             comparison: Comparison::new(id, marks),
             membership,
@@ -196,13 +196,13 @@ impl ConsistencyChecker {
         let before = self.shown.state.clone().filter(|found| self.comparison.stands(found, is_member));
         let state = self.comparison.state(&voters).or(before);
         // An interval says nothing of the next one: what was found once stays said.
-        let answers = self.comparison.answers(&voters).or(self.shown.answers.take());
-        let found = ConsistencyStatus { mark: self.comparison.newest().copied(), state, answers };
+        let responses = self.comparison.responses(&voters).or(self.shown.responses.take());
+        let found = ConsistencyStatus { mark: self.comparison.newest().copied(), state, responses };
         self.say(&found);
         let wrong = |found: &Option<Divergence>| found.as_ref().filter(|found| found.side == Side::Minority).cloned();
-        let cause = match (wrong(&found.state), wrong(&found.answers).filter(|_| self.check == AnswerCheck::Stop)) {
+        let cause = match (wrong(&found.state), wrong(&found.responses).filter(|_| self.check == ResponseCheck::Stop)) {
             (Some(found), _) => Some((Reason::Diverged, state_cause(self.id, &found))),
-            (None, Some(found)) => Some((Reason::AnswersDiverged, answer_cause(self.id, &found))),
+            (None, Some(found)) => Some((Reason::ResponsesDiverged, response_cause(self.id, &found))),
             (None, None) => None,
         };
         self.shown = found;
@@ -234,8 +234,8 @@ impl ConsistencyChecker {
             None if before.is_some() => tracing::info!("what the nodes of this cluster have applied is equal again"),
             _ => {}
         }
-        if let (Some(answers), true) = (&found.answers, who(&self.shown.answers) != who(&found.answers)) {
-            tracing::error!(index = answers.index, since = answers.equal_until, side = ?answers.side, nodes = ?answers.values.keys(), "state machines of equal versions answered equal commands differently: the machine is not deterministic, or its code changed without its VERSION");
+        if let (Some(responses), true) = (&found.responses, who(&self.shown.responses) != who(&found.responses)) {
+            tracing::error!(index = responses.index, since = responses.equal_until, side = ?responses.side, nodes = ?responses.values.keys(), "state machines of equal versions answered equal commands differently: the machine is not deterministic, or its code changed without its VERSION");
         }
     }
 }
@@ -256,7 +256,7 @@ fn state_cause(me: NodeId, found: &Divergence) -> String {
     )
 }
 
-fn answer_cause(me: NodeId, found: &Divergence) -> String {
+fn response_cause(me: NodeId, found: &Divergence) -> String {
     let (index, others) = (found.index, others(me, found));
     format!(
         "the state machine of this node answered the commands up to {index} differently from that of node {others}, and a \

@@ -69,7 +69,7 @@ fn every_node_comes_to_the_same_at_a_mark() {
     assert_eq!(one, other);
     assert_eq!(one.iter().map(|mark| mark.index).collect::<Vec<_>>(), [5, 9]);
     assert!(one.iter().all(|mark| mark.state.unwrap().since == 1), "it began with the genesis");
-    assert_eq!((one[0].answers, one[1].answers.unwrap().since), (None, 5), "answers since the last mark");
+    assert_eq!((one[0].responses, one[1].responses.unwrap().since), (None, 5), "responses since the last mark");
 }
 
 /// The hash goes on where a snapshot ended it: on the node that built it, at its restart, and on one that was sent it.
@@ -86,7 +86,7 @@ fn the_hash_is_part_of_snapshots() {
     sent.restore(&snapshot, &shelf).unwrap();
     let after = apply(&mut sent, &log[5..]);
     assert_eq!(after[0].state, marks[1].state);
-    assert_eq!(after[0].answers, None, "it has not given all answers since the last mark");
+    assert_eq!(after[0].responses, None, "it has not given all responses since the last mark");
     let store = TestStore::with_entries(log[5..].to_vec());
     let restarted = replay(GroupId::FIRST, &store, &found(&snapshot, 10), &shelf, Sum::default()).unwrap();
     assert_eq!(restarted.marks, after, "marks that are applied again are reported again");
@@ -97,7 +97,7 @@ fn the_hash_is_part_of_snapshots() {
 #[test]
 fn a_node_without_a_hash_begins_at_a_mark() {
     let (shelf, log) = (Shelf::memory(), log());
-    let first_version = Hashes { state: false, answers: false };
+    let first_version = Hashes { state: false, responses: false };
     let mut older = Replica::new(Sum::default()).hashing(first_version);
     older.restore(&genesis(), &shelf).unwrap();
     apply(&mut older, &log[..2]);
@@ -163,11 +163,11 @@ fn a_machine_that_is_not_deterministic_comes_to_other_answers() {
     let (one, same, other) = (marks(1), marks(1), marks(2));
     assert_eq!(one, same);
     assert_eq!(one[1].state, other[1].state, "they have applied the same");
-    assert_ne!(one[1].answers, other[1].answers);
-    assert_eq!(one[1].answers.unwrap().version, 7);
-    let mut off = Replica::new(Moody(1)).hashing(Hashes { state: true, answers: false });
+    assert_ne!(one[1].responses, other[1].responses);
+    assert_eq!(one[1].responses.unwrap().version, 7);
+    let mut off = Replica::new(Moody(1)).hashing(Hashes { state: true, responses: false });
     off.restore(&genesis(), &Shelf::memory()).unwrap();
-    assert_eq!(apply(&mut off, &log())[1].answers, None);
+    assert_eq!(apply(&mut off, &log())[1].responses, None);
 }
 
 /// A machine with its own storage does not answer what it holds already.
@@ -175,7 +175,7 @@ fn a_machine_that_is_not_deterministic_comes_to_other_answers() {
 fn an_interval_that_was_not_answered_as_a_whole_is_not_compared() {
     let machine = Sum { durable: Some((6, 1)), ..Sum::default() };
     let marks = apply(&mut begun(machine), &log());
-    assert_eq!((marks[0].answers, marks[1].answers), (None, None));
+    assert_eq!((marks[0].responses, marks[1].responses), (None, None));
 }
 
 /// An answer that cannot be encoded is no error: only who forwards needs one.
@@ -205,6 +205,6 @@ fn an_answer_that_cannot_be_encoded_is_not_compared() {
         }
     }
     let marks = apply(&mut begun(Silent), &log());
-    assert_eq!(marks[1].answers, None);
+    assert_eq!(marks[1].responses, None);
     assert_eq!(COUNT.load(Relaxed), 2, "it was tried once in each interval, and no more");
 }

@@ -1,7 +1,7 @@
 //! The actor: whom it asks, what it proposes, and when it stops its node.
 
 use actorum_transport::{
-    marks::{AnswerHash, HashValue, StateHash},
+    marks::{HashValue, ResponseHash, StateHash},
     message::Responder,
     wire::{Address, ClusterId},
 };
@@ -53,7 +53,7 @@ struct Fixture {
 }
 
 /// Node 1 of the voters 1, 2 and 3.
-fn start(check: AnswerCheck, marks: Vec<Mark>) -> Fixture {
+fn start(check: ResponseCheck, marks: Vec<Mark>) -> Fixture {
     let (sender, heard) = mpsc::unbounded_channel();
     let fake = Fake(sender).start();
     let (shows, status) = watch::channel(ConsistencyStatus::default());
@@ -66,17 +66,17 @@ fn start(check: AnswerCheck, marks: Vec<Mark>) -> Fixture {
         status: shows,
         witness: None,
     };
-    let start = Start { id: 1, group: GroupId::FIRST, answers: check, membership, marks };
+    let start = Start { id: 1, group: GroupId::FIRST, responses: check, membership, marks };
     Fixture { checker: ConsistencyChecker::new(start, links).start(), status, heard, _fake: fake }
 }
 
 fn mark(index: u64, since: u64, value: u128) -> Mark {
-    Mark { index, state: Some(StateHash { since, value: HashValue(value) }), answers: None }
+    Mark { index, state: Some(StateHash { since, value: HashValue(value) }), responses: None }
 }
 
 fn answered(index: u64, value: u128) -> Mark {
-    let answers = Some(AnswerHash { since: 1, version: 0, value: HashValue(value) });
-    Mark { answers, ..mark(index, 1, 7) }
+    let responses = Some(ResponseHash { since: 1, version: 0, value: HashValue(value) });
+    Mark { responses, ..mark(index, 1, 7) }
 }
 
 impl Fixture {
@@ -103,7 +103,7 @@ impl Fixture {
 
 #[actix::test]
 async fn every_mark_is_reported_to_all_and_answered_with_ones_own() {
-    let mut f = start(AnswerCheck::Report, Vec::new());
+    let mut f = start(ResponseCheck::Report, Vec::new());
     f.applied(mark(10, 1, 7), false).await;
     assert_eq!([f.next().await, f.next().await], [Heard::Ask(2, vec![10]), Heard::Ask(3, vec![10])]);
     let answer = f.reported(2, vec![mark(10, 1, 7)]).await;
@@ -121,7 +121,7 @@ async fn every_mark_is_reported_to_all_and_answered_with_ones_own() {
 
 #[actix::test]
 async fn only_a_leader_proposes_and_not_twice_at_once() {
-    let mut f = start(AnswerCheck::Report, Vec::new());
+    let mut f = start(ResponseCheck::Report, Vec::new());
     f.checker.send(MarkEvent::Due).await.unwrap();
     f.leads().await;
     assert_eq!(f.next().await, Heard::Propose { restart: false });
@@ -141,7 +141,7 @@ async fn only_a_leader_proposes_and_not_twice_at_once() {
 
 #[actix::test]
 async fn a_node_that_differs_from_a_majority_stops_with_the_index() {
-    let mut f = start(AnswerCheck::Report, vec![mark(10, 1, 6), mark(20, 1, 7)]);
+    let mut f = start(ResponseCheck::Report, vec![mark(10, 1, 6), mark(20, 1, 7)]);
     f.reported(2, vec![mark(10, 1, 6), mark(20, 1, 8)]).await;
     let found = f.status.borrow().state.clone().unwrap();
     assert_eq!((found.side, found.index, found.equal_until), (Side::Undecided, 20, 10), "one against one");
@@ -157,7 +157,7 @@ async fn a_node_that_differs_from_a_majority_stops_with_the_index() {
 
 #[actix::test]
 async fn without_a_majority_nobody_stops_and_everybody_says_so() {
-    let mut f = start(AnswerCheck::Stop, vec![mark(20, 1, 7)]);
+    let mut f = start(ResponseCheck::Stop, vec![mark(20, 1, 7)]);
     f.reported(2, vec![mark(20, 1, 8)]).await;
     f.reported(3, vec![mark(20, 1, 9)]).await;
     assert_eq!(f.status.borrow().state.as_ref().unwrap().side, Side::Undecided);
@@ -171,17 +171,19 @@ async fn without_a_majority_nobody_stops_and_everybody_says_so() {
 
 #[actix::test]
 async fn answers_that_differ_are_reported_or_stop_the_node() {
-    for (check, stops) in [(AnswerCheck::Report, false), (AnswerCheck::Stop, true)] {
+    for (check, stops) in [(ResponseCheck::Report, false), (ResponseCheck::Stop, true)] {
         let mut f = start(check, vec![answered(20, 1)]);
         f.reported(2, vec![answered(20, 2)]).await;
         f.reported(3, vec![answered(20, 2)]).await;
         assert_eq!(f.status.borrow().state, None, "they have applied the same");
-        assert_eq!(f.status.borrow().answers.as_ref().unwrap().side, Side::Minority);
+        assert_eq!(f.status.borrow().responses.as_ref().unwrap().side, Side::Minority);
         match f.heard.try_recv() {
-            Ok(Heard::Failed(Reason::AnswersDiverged, cause)) if stops => assert!(cause.contains("not deterministic")),
+            Ok(Heard::Failed(Reason::ResponsesDiverged, cause)) if stops => {
+                assert!(cause.contains("not deterministic"))
+            }
             heard => assert!(!stops && heard.is_err(), "{heard:?}"),
         }
         f.applied(answered(30, 5), false).await;
-        assert!(f.status.borrow().answers.is_some(), "what was found stays said");
+        assert!(f.status.borrow().responses.is_some(), "what was found stays said");
     }
 }

@@ -299,8 +299,8 @@ fn describe(status: &Status) -> Value {
         "clock": status.clock,
         "state_hash": status.state_hash,
         "divergence": status.divergence,
-        "answer_divergence": status.answer_divergence,
-        "disputes": status.disputes,
+        "response_divergence": status.response_divergence,
+        "commit_conflicts": status.commit_conflicts,
     })
 }
 
@@ -516,7 +516,7 @@ impl Query {
 /// |---|---|---|
 /// | 400, 404, 405 | `bad_request`, `not_found`, `method_not_allowed` | no |
 /// | 413, 431; 408 | `too_large`; `timeout` | no |
-/// | 409 | `conflict`, `in_progress`, `learner_not_ready`, `would_lose_quorum` | no |
+/// | 409 | `conflict`, `in_progress`, `learner_not_ready`, `would_lose_majority` | no |
 /// | 409 | `foreign_position`, `future_position`: events after a position that this cluster does not have | it is no command |
 /// | 500 | `failed`: a snapshot could not be taken | it is no command |
 /// | 503 | `not_leader`, `behind`, `busy`, `stopped`, `nothing`, `deadline_exceeded`, or the name of a [`Reason`]: `no_majority`, `low_space`, `removed`, .. | no |
@@ -723,7 +723,7 @@ mod tests {
         let changes = [
             (ChangeError::InProgress, 409, "in_progress"),
             (ChangeError::LearnerNotReady(Default::default()), 409, "learner_not_ready"),
-            (ChangeError::WouldLoseQuorum(Default::default()), 409, "would_lose_quorum"),
+            (ChangeError::WouldLoseMajority(Default::default()), 409, "would_lose_majority"),
             (ChangeError::Invalid { cause: cause() }, 400, "bad_request"),
             (ChangeError::NotLeader { leader: None }, 503, "not_leader"),
             (ChangeError::Busy { in_flight: 1 }, 503, "busy"),

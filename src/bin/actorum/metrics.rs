@@ -53,9 +53,13 @@ impl Page {
         self.gauge("log_entry_bytes", "Bytes of entries in the log: what README.md calls kept.", status.log_bytes);
         self.snapshots(&status.snapshots);
 
-        self.gauge("disputes", "Members that say they committed what contradicts this node.", status.disputes.len());
+        self.gauge(
+            "commit_conflicts",
+            "Members that say they committed what contradicts this node.",
+            status.commit_conflicts.len(),
+        );
         let mark = status.state_hash.as_ref().map_or(0, |hash| hash.index);
-        self.gauge("mark_index", "The last mark at which hashes were compared; zero before the first.", mark);
+        self.gauge("hash_check_index", "The last mark at which hashes were compared; zero before the first.", mark);
 
         let disk = &status.disk;
         self.family("disk_state", "gauge", "What the node makes of its disk: one of these is 1.");

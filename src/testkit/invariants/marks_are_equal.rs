@@ -31,7 +31,7 @@ impl Invariant for MarksAreEqual {
             }
         }
         let lies = facts.nodes.get(node).is_none_or(|facts| facts.lies);
-        if let Some(hash) = mark.answers.filter(|_| !lies) {
+        if let Some(hash) = mark.responses.filter(|_| !lies) {
             let (known, other) = *self.answers.entry((mark.index, hash.since)).or_insert((hash.value, *node));
             if known != hash.value {
                 return Err(format!(

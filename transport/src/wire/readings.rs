@@ -14,14 +14,14 @@ pub struct ChangeReading {
     pub learner: Option<LearnerReading>,
     /// The voters heard lately are no majority of those that would result.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub quorum: Option<QuorumReading>,
+    pub majority: Option<MajorityReading>,
 }
 
 impl fmt::Display for ChangeReading {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match (&self.learner, &self.quorum) {
+        match (&self.learner, &self.majority) {
             (Some(learner), _) => learner.fmt(f),
-            (None, Some(quorum)) => quorum.fmt(f),
+            (None, Some(majority)) => majority.fmt(f),
             (None, None) => f.write_str("the leader gives a reason that this version does not know"),
         }
     }
@@ -64,7 +64,7 @@ impl fmt::Display for LearnerReading {
 /// Which of the voters that a change would result in live.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct QuorumReading {
+pub struct MajorityReading {
     /// A majority of them.
     pub needed: u64,
     /// How many of them were heard within one election timeout.
@@ -73,9 +73,9 @@ pub struct QuorumReading {
     pub voters: BTreeMap<NodeId, Option<u64>>,
 }
 
-impl fmt::Display for QuorumReading {
+impl fmt::Display for MajorityReading {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let QuorumReading { needed, heard: lately, voters } = self;
+        let MajorityReading { needed, heard: lately, voters } = self;
         write!(
             f,
             "after this change a majority is {needed} of {} voters, and the leader heard lately from {lately} (",

@@ -12,7 +12,7 @@ use bytes::Bytes;
 
 use super::cluster::{Cluster, TICK};
 use crate::{
-    consensus::{Dispute, Moment},
+    consensus::{CommitConflict, Moment},
     entry::{Draft, SystemCommand},
     status::Role,
     system_state::{Audit, RecoveredBecause, SystemState},
@@ -277,18 +277,18 @@ fn two_leaders_of_one_term() {
 fn what_a_member_claims_to_have_committed_is_shown() {
     let claim = |kind, commit, commit_term| RaftMessage { commit, commit_term, ..message(kind) };
     let cases = [
-        (1, claim(MessageKind::HeartbeatResponse, 4, 0), Dispute { index: 4, theirs: 0, at: 3, ours: 2 }),
-        (1, claim(MessageKind::AppendResponse, 9, 0), Dispute { index: 9, theirs: 0, at: 3, ours: 2 }),
-        (2, claim(MessageKind::PreVote, 3, 1), Dispute { index: 3, theirs: 1, at: 3, ours: 2 }),
-        (2, claim(MessageKind::Vote, 9, 1), Dispute { index: 9, theirs: 1, at: 3, ours: 2 }),
-        (1, claim(MessageKind::VoteResponse, 2, 1), Dispute { index: 2, theirs: 1, at: 2, ours: 2 }),
+        (1, claim(MessageKind::HeartbeatResponse, 4, 0), CommitConflict { index: 4, theirs: 0, at: 3, ours: 2 }),
+        (1, claim(MessageKind::AppendResponse, 9, 0), CommitConflict { index: 9, theirs: 0, at: 3, ours: 2 }),
+        (2, claim(MessageKind::PreVote, 3, 1), CommitConflict { index: 3, theirs: 1, at: 3, ours: 2 }),
+        (2, claim(MessageKind::Vote, 9, 1), CommitConflict { index: 9, theirs: 1, at: 3, ours: 2 }),
+        (1, claim(MessageKind::VoteResponse, 2, 1), CommitConflict { index: 2, theirs: 1, at: 2, ours: 2 }),
     ];
-    for (receiver, m, dispute) in cases {
+    for (receiver, m, conflict) in cases {
         let mut cluster = cluster();
         cluster.core(receiver).step(7, m.clone());
-        assert!(cluster.core(receiver).status().disputes.is_empty(), "a stranger's {m:?} counts");
+        assert!(cluster.core(receiver).status().commit_conflicts.is_empty(), "a stranger's {m:?} counts");
         cluster.core(receiver).step(3, m.clone());
-        assert_eq!(cluster.core(receiver).status().disputes, [(3, dispute)].into(), "{m:?}");
+        assert_eq!(cluster.core(receiver).status().commit_conflicts, [(3, conflict)].into(), "{m:?}");
         let effects = cluster.core(receiver).drain(Moment { now: TICK, wall: SystemTime::UNIX_EPOCH });
         assert_eq!(effects.fault, None, "{m:?}");
     }
@@ -299,8 +299,8 @@ fn what_a_member_claims_to_have_committed_is_shown() {
     for m in [claim(MessageKind::Vote, 3, 2), claim(MessageKind::Vote, 9, 3), claim(MessageKind::Vote, 3, 0)] {
         cluster.core(2).step(3, m);
     }
-    assert!(cluster.core(1).status().disputes.is_empty(), "an honest claim, or nonsense, is a dispute");
-    assert!(cluster.core(2).status().disputes.is_empty(), "an honest claim is a dispute");
+    assert!(cluster.core(1).status().commit_conflicts.is_empty(), "an honest claim, or nonsense, is a conflict");
+    assert!(cluster.core(2).status().commit_conflicts.is_empty(), "an honest claim is a conflict");
 }
 
 #[test]

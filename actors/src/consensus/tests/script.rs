@@ -24,7 +24,7 @@
 //!  built 1 [fails]                              the file of a snapshot of what is applied
 //!  fetches 3   fetched 3 [fails]                node 3 asks for a piece; has all of them, or has given up
 //!  copy 1   put_back 1                          a copy of a directory; put in its place while the node is down
-//!  disputes 1                                   what members say they committed that contradicts node 1
+//!  commit_conflicts 1                                   what members say they committed that contradicts node 1
 //!  calendar 1 MS   clocks 1 2@MS 3@MS           what its calendar shows now; what it knows of those of others
 //!  stamps 1 INDEX                               the times of the entries in its log from there on
 //!  crash 1   restart 1   status 1   disks 1   log 1   network
@@ -403,10 +403,10 @@ impl Runner for Script {
                 disk.term = copy.hard_state.term;
                 *disk.durable.lock().map_err(|_| "poisoned")? = copy;
             }
-            "disputes" => {
+            "commit_conflicts" => {
                 let id = number(0)?;
-                for (peer, dispute) in self.cluster.core(id).status().disputes {
-                    writeln!(self.cluster.out, "n{id} is contradicted by n{peer}: {dispute:?}")?;
+                for (peer, conflict) in self.cluster.core(id).status().commit_conflicts {
+                    writeln!(self.cluster.out, "n{id} is contradicted by n{peer}: {conflict:?}")?;
                 }
             }
             "calendar" => {
