@@ -236,8 +236,8 @@ impl Config {
 
     /// The settings in environment variables, `PREFIX_HEARTBEAT_MS` and so on, on top of these.
     ///
-    /// A variable with the prefix that is neither a setting nor in `others` is an error: it is a setting misspelt. So is a
-    /// setting that is not UTF-8. The exception are variables that service managers set for a service that is named as the
+    /// A variable that is set and empty counts as not set. One with the prefix that is neither a setting nor in `others` is an
+    /// error: it is a setting misspelt. So is a setting that is not UTF-8. The exception are variables that service managers set for a service that is named as the
     /// prefix is (`PREFIX_SERVICE_HOST`, `PREFIX_PORT=tcp://10.0.0.1:80` and so on): they are left alone, and their names
     /// are returned, to be warned of.
     pub fn apply_env<K: Into<OsString>, V: Into<OsString>>(
@@ -267,6 +267,9 @@ impl Config {
             let Some(text) = value.to_str() else {
                 return Err(wrong(format!("{} is not UTF-8", value.display())));
             };
+            if text.trim().is_empty() {
+                continue;
+            }
             let value = in_env(text, example).ok_or_else(|| wrong(format!("{text:?} is not {}", a(example))))?;
             table.insert(key, value);
         }
@@ -539,6 +542,27 @@ mod tests {
             let error = env(&[(ours, "7001")]).unwrap_err();
             assert!(error.starts_with(&format!("{ours}: there is no such setting")), "{error}");
         }
+    }
+
+    /// An empty variable is how a service manager's file takes one back: no setting of any type differs by it.
+    #[test]
+    fn an_empty_variable_is_not_set() {
+        let before = applied("cluster_name = \"kept\"\nplacement = \"spread\"\nseed = 7\nheartbeat_ms = 50").unwrap();
+        let settings = known().unwrap();
+        assert!(settings.len() > 30, "every one of them: {settings:?}");
+        for key in settings.keys() {
+            for empty in ["", " ", "\n"] {
+                let mut config = before.clone();
+                let variable = format!("ACTORUM_{}", key.to_ascii_uppercase());
+                config.apply_env("ACTORUM", &[], [(variable.as_str(), empty)]).expect(&variable);
+                assert_eq!(config, before, "{variable}={empty:?}");
+            }
+        }
+        let error = env(&[("ACTORUM_HARTBEAT_MS", "")]).unwrap_err();
+        assert!(
+            error.contains("did you mean heartbeat_ms?"),
+            "a name that nobody knows is one, whatever its value: {error}"
+        );
     }
 
     #[cfg(unix)]

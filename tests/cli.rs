@@ -71,7 +71,6 @@ fn certificates_are_private_and_never_overwritten() {
     assert_eq!(fs::read(certs.join("node-3/ca.pem")).expect("ca"), fs::read(certs.join("ca/ca.pem")).expect("ca"));
 
     refused(&run(&["certs", path, "--nodes", "4,4"]), 2, &["node 4 twice"]);
-    refused(&run(&["certs", path, "--nodes", "0"]), 1, &["never zero"]);
     assert_eq!(run(&["certs", path, "--nodes", "x"]).status.code(), Some(2));
     assert_eq!(run(&["certs", path]).status.code(), Some(2));
 }
@@ -271,6 +270,110 @@ fn the_environment() {
     let over = "9007199254740993";
     refused(&run(&["certs", lab.path("certs").to_str().expect("UTF-8"), "--nodes", over]), 2, &[over, "2^53 - 1"]);
     assert!(run(&["certs", lab.path("certs").to_str().expect("UTF-8"), "--nodes", "2, 3,"]).status.success());
+}
+
+/// A variable that is set and empty is not set, whichever it is, and what is wrong is named by its variable.
+#[test]
+fn every_variable() {
+    let lab = Lab::new(&[1]);
+    let file = lab.path("config.toml");
+    let (data, certs) = (lab.path("data"), lab.path("certs/node-1"));
+    let text = format!(
+        "id = 1\nlisten = \"127.0.0.1:0\"\nhttp = \"127.0.0.1:0\"\nadmin = \"127.0.0.1:0\"\nwait = true\nlog_format = \"json\"\n\
+         data = {data:?}\ncerts = {certs:?}\nadmin_certs = {certs:?}\n[raft]\nheartbeat_ms = 90\ncluster_name = \"kept\"\n"
+    );
+    fs::write(&file, &text).expect("a file");
+    let start = |config: bool, variables: &[(String, &str)]| {
+        let mut command = actorum();
+        command.args(["serve", "--stop-when-stdin-closes"]).envs(variables.iter().map(|(name, value)| (name, value)));
+        if config {
+            command.arg("--config").arg(&file);
+        }
+        command.stdin(std::process::Stdio::null()).output().expect("the binary runs")
+    };
+    // Those of the binary, each with a value that cannot be right. What names a file is wrong only where it is looked for.
+    let own: [(&str, &str, &[&str]); 13] = [
+        ("ID", "one", &["ACTORUM_ID=one", "between 1 and 9007199254740991"]),
+        ("LISTEN", "7001", &["ACTORUM_LISTEN=7001", "IP:PORT"]),
+        ("HTTP", "localhost:8001", &["ACTORUM_HTTP=localhost:8001", "IP:PORT"]),
+        ("ADMIN", ":9001", &["ACTORUM_ADMIN=:9001", "IP:PORT"]),
+        ("PEERS", "1", &["ACTORUM_PEERS", "ID=HOST:PORT"]),
+        ("WAIT", "yes", &["ACTORUM_WAIT=yes", "1 or true"]),
+        ("LOG_FORMAT", "xml", &["ACTORUM_LOG_FORMAT=xml", "text or json"]),
+        ("LOG", "=%", &["ACTORUM_LOG"]),
+        ("CLUSTER_NAME", "", &[]),
+        ("CONFIG", "/nowhere/at.all", &["/nowhere/at.all"]),
+        ("DATA", "", &[]),
+        ("CERTS", "", &[]),
+        ("ADMIN_CERTS", "", &[]),
+    ];
+    for (name, wrong, words) in own {
+        let name = format!("ACTORUM_{name}");
+        if !wrong.is_empty() {
+            refused(&start(name != "ACTORUM_CONFIG", &[(name.clone(), wrong)]), 2, words);
+        }
+        for empty in ["", " \n"] {
+            let output = start(true, &[(name.clone(), empty)]);
+            let said = stderr(&output);
+            assert_eq!(output.status.code(), Some(0), "{name}={empty:?}: {said}");
+            // The file's word counts, and what it does not say is as if nothing was set.
+            assert!(said.contains("\"INFO\"") && said.contains("members on 127.0.0.1:"), "{name}={empty:?}: {said}");
+        }
+    }
+    // All of them at once, those of the library too.
+    let config = toml::Table::try_from(actorum::Config::default()).expect("a table");
+    assert!(config.len() > 30, "{config:?}");
+    let names = own.iter().map(|(name, ..)| *name).chain(config.keys().map(String::as_str)).chain(["SEED"]);
+    let all: Vec<(String, &str)> = names.map(|name| (format!("ACTORUM_{}", name.to_uppercase()), "")).collect();
+    let output = start(true, &all);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    refused(&start(false, &all), 2, &["how does this node begin"]);
+    refused(&start(true, &[("ACTORUM_HARTBEAT_MS".to_owned(), "")]), 2, &["did you mean heartbeat_ms?"]);
+}
+
+/// What is no id of a node says what would be one, wherever it is given, and before anything else is looked at.
+#[test]
+fn ids_say_their_bounds() {
+    let lab = Lab::new(&[1]);
+    let (data, certs, file) = (lab.path("data"), lab.path("more"), lab.path("config.toml"));
+    let (data, certs) = (data.to_str().expect("UTF-8"), certs.to_str().expect("UTF-8"));
+    let bound = "between 1 and 9007199254740991 (2^53 - 1)";
+    let serve =
+        ["serve", "--wait", "--data", data, "--certs", "/nowhere", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"];
+    let serve = |variables: &[(&str, &str)], more: &[&str]| {
+        let mut command = actorum();
+        command.envs(variables.iter().copied()).args(serve).args(more).output().expect("it runs")
+    };
+    for wrong in ["0", "-1", "x", "1.5", "9007199254740992", "18446744073709551615", "18446744073709551616"] {
+        let says = [bound, wrong];
+        refused(&serve(&[], &["--id", wrong]), 2, &says);
+        refused(&serve(&[("ACTORUM_ID", wrong)], &[]), 2, &says);
+        let peers = [format!("1=127.0.0.1:7001,{wrong}=127.0.0.1:7002"), "127.0.0.1:0".to_owned()];
+        let founds = |variables: &[(&str, &str)], more: &[&str]| {
+            let mut command = actorum();
+            command
+                .envs(variables.iter().copied())
+                .args(["serve", "--id", "1", "--listen", &peers[1], "--http", &peers[1]]);
+            command.args(["--data", data, "--certs", "/nowhere"]).args(more).output().expect("it runs")
+        };
+        refused(&founds(&[], &["--peer", &peers[0]]), 2, &says);
+        refused(&founds(&[("ACTORUM_PEERS", &peers[0])], &[]), 2, &says);
+        fs::write(&file, format!("[peers]\n1 = \"127.0.0.1:7001\"\n\"{wrong}\" = \"127.0.0.1:7002\"")).expect("a file");
+        refused(&founds(&[], &["--config", file.to_str().expect("UTF-8")]), 2, &says);
+        // A number that TOML cannot hold is refused by its reader, in its own words.
+        if wrong.len() < 19 {
+            fs::write(&file, format!("id = {}", if wrong == "x" { "\"x\"" } else { wrong })).expect("a file");
+            refused(&serve(&[], &["--config", file.to_str().expect("UTF-8")]), 2, &says);
+        }
+        refused(&run(&["certs", certs, "--nodes", wrong]), 2, &says);
+        refused(&run(&["certs", certs, "--nodes", &format!("1,{wrong}")]), 2, &says);
+        refused(&run(&["restore", "/nowhere", "--data", data, "--address", "h:1", "--id", wrong]), 2, &says);
+        if !wrong.starts_with("90") && wrong != "18446744073709551615" {
+            refused(&run(&["recover", "--data", data, "--choose", wrong]), 2, &says);
+        }
+    }
+    assert!(!lab.path("data").exists() && !lab.path("more").exists(), "nothing was made");
+    assert!(run(&["certs", certs, "--nodes", "9007199254740991"]).status.success());
 }
 
 #[test]

@@ -258,6 +258,20 @@ fn members() {
 
     let digits = |value: &Value, long: usize| {
         value.as_str().is_some_and(|text| text.len() == long && text.bytes().all(|byte| byte.is_ascii_hexdigit()))
+    let bound = "between 1 and 9007199254740991 (2^53 - 1)";
+    for id in ["0", "-1", "\"x\"", "1.5", "null", "18446744073709551616"] {
+        let member = format!("{{\"id\":{id},\"address\":\"host:7001\",\"role\":\"learner\"}}");
+        let answer = call("POST", &node.admin_url("/members"), member);
+        assert_eq!((answer.status, answer.code()), (400, "bad_request"), "{}", answer.text);
+        assert!(answer.text.contains(bound), "{id}: {}", answer.text);
+    }
+    for id in ["0", "-1", "x", "18446744073709551616", "1.5"] {
+        for (method, rest) in [("DELETE", ""), ("POST", "/promote"), ("POST", "/demote")] {
+            let answer = call(method, &node.admin_url(&format!("/members/{id}{rest}")), "");
+            assert_eq!((answer.status, answer.code()), (400, "bad_request"), "{}", answer.text);
+            assert!(answer.text.contains(bound), "{id}: {}", answer.text);
+        }
+    }
     };
     for members in [&added.body["members"], &node.status()["members"]] {
         assert!(digits(&members["1"]["incarnation"], 16), "{members}");

@@ -176,6 +176,10 @@ fn inspections_need_room() {
         println!("SKIPPED in part: only root mounts a small filesystem");
     }
     done(&inspect(text(lab.path("").as_path())));
+    // One that is empty is none, and not the directory that one is in.
+    let mut inspecting = actorum();
+    inspecting.args(["inspect", text(&data), "--verify"]).env("TMPDIR", "").current_dir("/proc");
+    done(&inspecting.output().expect("it runs"));
 }
 
 /// An application that this program knows nothing of.

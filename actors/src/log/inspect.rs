@@ -261,7 +261,7 @@ impl Copy {
     fn new(log: &Path) -> Result<Copy, CopyError> {
         let mut number = 0;
         let path = loop {
-            let path = std::env::temp_dir().join(format!("actorum-inspect-{}-{number}", std::process::id()));
+            let path = temporary().join(format!("actorum-inspect-{}-{number}", std::process::id()));
             match make_private(&path) {
                 Ok(()) => break path,
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => number += 1,
@@ -312,4 +312,9 @@ fn copy_files(from: &Path, to: &Path) -> Result<(), CopyError> {
         }
     }
     Ok(())
+}
+/// The temporary directory. A `TMPDIR` that is set and empty is not set: it does not name the directory that one happens to be in.
+pub fn temporary() -> PathBuf {
+    let named = std::env::temp_dir();
+    if named.as_os_str().is_empty() { PathBuf::from("/tmp") } else { named }
 }

@@ -30,6 +30,7 @@ use crate::{
     Failure,
     http::{LOOK, Node, Query, Refused, at, json_response, look, status, text, unknown_path},
     snapshots,
+    settings::{node_id, read_id},
 };
 
 /// A request to add a member has some dozen bytes; a generous bound.
@@ -55,6 +56,7 @@ pub fn routes(config: &mut ServiceConfig) {
 #[serde(deny_unknown_fields)]
 struct NewMember {
     id: NodeId,
+    #[serde(deserialize_with = "read_id")]
     address: Address,
     role: MemberRole,
 }
@@ -89,7 +91,7 @@ async fn demote(node: Data<Node>, request: HttpRequest) -> Result<HttpResponse, 
 
 fn member(request: &HttpRequest) -> Result<NodeId, Refused> {
     let id = request.match_info().query("id");
-    id.parse().map_err(|_| Refused::bad_request(format!("{id} is not a node id: a number is needed")))
+    node_id(id).map_err(Refused::bad_request)
 }
 
 /// What the query says: `timeout_ms`, and `force=true` to change the membership whatever the leader reads of who is connected.

@@ -10,15 +10,12 @@ use std::{
 
 use actorum::NodeId;
 use actorum_actors::log::directory::Utc;
-use actorum_transport::{
-    tls::{Made, make_certificates_for},
-    wire::MAX_NODE_ID,
-};
+use actorum_transport::tls::{Made, make_certificates_for};
 
 use crate::{
     Failure,
     output::{self, say},
-    settings::items,
+    settings::{items, new_node_id},
 };
 
 /// Make an authority and a certificate for each node
@@ -38,7 +35,7 @@ pub struct Args {
     /// Where to make them; created if it does not exist
     dir: PathBuf,
     /// The ids of the nodes, such as 1,2,3
-    #[arg(long, required = true, value_name = "IDS")]
+    #[arg(long, required = true, value_name = "IDS", allow_hyphen_values = true)]
     nodes: Vec<Ids>,
     /// How long the certificates are valid; about ten years if not given
     #[arg(long, value_name = "DAYS", value_parser = clap::value_parser!(u32).range(1..=36_500))]
@@ -53,14 +50,7 @@ impl std::str::FromStr for Ids {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Ids, String> {
-        let id = |item: &str| match item.parse() {
-            Ok(id) if id > MAX_NODE_ID => {
-                Err(format!("{id} is not a node id: {MAX_NODE_ID} (2^53 - 1) is the highest"))
-            }
-            Ok(id) => Ok(id),
-            Err(_) => Err(format!("`{item}` is not a node id: numbers are needed, such as 1,2,3")),
-        };
-        items(text).map(id).collect::<Result<_, _>>().map(Ids)
+        items(text).map(new_node_id).collect::<Result<_, _>>().map(Ids)
     }
 }
 

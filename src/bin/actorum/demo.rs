@@ -30,6 +30,7 @@ use std::{
 };
 
 use actorum::NodeId;
+use actorum_actors::log::inspect::temporary;
 use indicatif::HumanBytes;
 
 use crate::{Failure, certs, client::Client, signals};
@@ -310,7 +311,7 @@ enum Home {
 impl Home {
     fn new(dir: Option<PathBuf>) -> Result<Home, Failure> {
         let Some(dir) = dir else {
-            let made = tempfile::Builder::new().prefix("actorum-demo-").tempdir();
+            let made = tempfile::Builder::new().prefix("actorum-demo-").tempdir_in(temporary());
             let failed = |e| Failure::new(format!("no temporary directory, for which TMPDIR names the place: {e}"));
             return Ok(Home::Temporary(made.map_err(failed)?));
         };

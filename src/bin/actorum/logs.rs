@@ -28,7 +28,10 @@ use std::{
 use tracing::{error, warn};
 use tracing_subscriber::{EnvFilter, fmt::MakeWriter};
 
-use crate::{Failure, settings::LogFormat};
+use crate::{
+    Failure,
+    settings::{self, LogFormat},
+};
 
 /// How many lines may wait for standard error. At the bound, or at the next, the newest is dropped and counted.
 const MAX_LINES: usize = 4096;
@@ -70,13 +73,7 @@ pub struct Logs {
 
 /// Begins: from now on `tracing` and panics are lines of the log.
 pub fn start(format: LogFormat) -> Result<Logs, Failure> {
-    let filter = match std::env::var("ACTORUM_LOG") {
-        Ok(filter) => filter,
-        Err(std::env::VarError::NotPresent) => FILTER.to_owned(),
-        Err(std::env::VarError::NotUnicode(value)) => {
-            return Err(Failure::usage(format!("ACTORUM_LOG={}: it is not UTF-8", value.display())));
-        }
-    };
+    let filter = settings::variable("LOG")?.unwrap_or_else(|| FILTER.to_owned());
     // The later of two words about the same target counts: what the filter says of the HTTP server is obeyed.
     let filter = EnvFilter::try_new(format!("{QUIET},{filter}"))
         .map_err(|e| Failure::usage(format!("ACTORUM_LOG={filter}: {e}")))?;

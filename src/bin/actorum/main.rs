@@ -105,10 +105,7 @@ fn unparsed(told: &clap::Error) -> ExitCode {
         output::text(&told.render().to_string());
         return ended(Ok(()));
     }
-    match settings::not_utf8().filter(|_| told.kind() == clap::error::ErrorKind::InvalidUtf8) {
-        Some(named) => output::complain(format_args!("error: {named}\n")),
-        None => output::complain(told.render()),
-    }
+    output::complain(told.render());
     ExitCode::from(2)
 }
 

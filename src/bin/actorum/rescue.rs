@@ -23,6 +23,7 @@ use actorum_transport::wire::SnapshotFile;
 use crate::{
     Failure, backup,
     output::{self, say},
+    settings::{new_node_id, node_id},
     status::bytes,
 };
 
@@ -39,7 +40,7 @@ pub struct RestoreArgs {
     #[arg(long, value_name = "DIR")]
     data: PathBuf,
     /// The node's id; one of the old cluster's may be used again
-    #[arg(long)]
+    #[arg(long, value_parser = new_node_id, allow_negative_numbers = true)]
     id: NodeId,
     /// Where peers will reach the node: the address that its `serve --listen` will have
     #[arg(long, value_name = "HOST:PORT")]
@@ -62,7 +63,7 @@ pub struct RecoverArgs {
     #[arg(long, required = true, value_name = "DIR")]
     data: Vec<PathBuf>,
     /// Take the directory of this node; the most advanced if not given
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", value_parser = node_id, allow_negative_numbers = true)]
     choose: Option<NodeId>,
     /// Do it: what is beyond this index, the last one of the directory taken, may be lost
     #[arg(long, value_name = "INDEX")]

@@ -27,7 +27,7 @@ use crate::{
     kv::Kv,
     logs,
     server::Service,
-    settings::{LogFormat, Peers, Settings},
+    settings::{LogFormat, Peers, Settings, node_id},
     signals,
 };
 
@@ -49,29 +49,31 @@ const WORKERS: usize = 2;
 #[derive(clap::Args)]
 #[command(after_long_help = "\
 Logs go to standard error: ACTORUM_LOG=debug, or a filter such as ACTORUM_LOG=info,actorum_transport=debug.
-The library's settings: [raft] in the --config file, or ACTORUM_HEARTBEAT_MS and so on.")]
+The library's settings: [raft] in the --config file, or ACTORUM_HEARTBEAT_MS and so on.
+A variable that is set and empty counts as not set.")]
 pub struct Args {
-    /// This node's id: never zero, never used twice in the life of the cluster
-    #[arg(long, env = "ACTORUM_ID")]
+    /// This node's id, 1 or more: never used twice in the life of the cluster [env: ACTORUM_ID]
+    #[arg(long, value_parser = node_id, allow_negative_numbers = true)]
     pub id: Option<NodeId>,
-    /// This node's own directory; created if it does not exist
-    #[arg(long, env = "ACTORUM_DATA", value_name = "DIR")]
+    /// This node's own directory; created if it does not exist [env: ACTORUM_DATA]
+    #[arg(long, value_name = "DIR")]
     pub data: Option<PathBuf>,
-    /// The directory of this node's certificate, as `actorum certs` makes it
-    #[arg(long, env = "ACTORUM_CERTS", value_name = "DIR")]
+    /// The directory of this node's certificate, as `actorum certs` makes it [env: ACTORUM_CERTS]
+    #[arg(long, value_name = "DIR")]
     pub certs: Option<PathBuf>,
-    /// Where peers reach this node (QUIC, so UDP)
-    #[arg(long, env = "ACTORUM_LISTEN", value_name = "IP:PORT")]
+    /// Where peers reach this node (QUIC, so UDP) [env: ACTORUM_LISTEN]
+    #[arg(long, value_name = "IP:PORT")]
     pub listen: Option<SocketAddr>,
-    /// Where clients reach it (HTTP); port 0 takes a free one
-    #[arg(long, env = "ACTORUM_HTTP", value_name = "IP:PORT")]
+    /// Where clients reach it (HTTP); port 0 takes a free one [env: ACTORUM_HTTP]
+    #[arg(long, value_name = "IP:PORT")]
     pub http: Option<SocketAddr>,
-    /// Where the membership can be changed, snapshots taken and the whole state read (HTTP); nowhere if not given
-    #[arg(long, env = "ACTORUM_ADMIN", value_name = "IP:PORT")]
+    /// Where the membership can be changed, snapshots taken and the whole state read (HTTP); nowhere if not given [env:
+    /// ACTORUM_ADMIN]
+    #[arg(long, value_name = "IP:PORT")]
     pub admin: Option<SocketAddr>,
     /// Ask for client certificates on --admin: DIR holds ca.pem, cert.pem and key.pem, and clients show a
-    /// certificate of that authority
-    #[arg(long, env = "ACTORUM_ADMIN_CERTS", value_name = "DIR")]
+    /// certificate of that authority [env: ACTORUM_ADMIN_CERTS]
+    #[arg(long, value_name = "DIR")]
     pub admin_certs: Option<PathBuf>,
     /// A founder of the cluster; once for each of them, this node included [env: ACTORUM_PEERS=1=a:7001,2=b:7001]
     #[arg(long = "peer", value_name = "ID=HOST:PORT")]
@@ -82,11 +84,11 @@ pub struct Args {
     /// Start empty and wait to be added to a running cluster [env: ACTORUM_WAIT=1]
     #[arg(long, conflicts_with = "peers")]
     pub wait: bool,
-    /// A TOML file with the same names, peers under [peers] and the library's settings under [raft]
-    #[arg(long, env = "ACTORUM_CONFIG", value_name = "FILE")]
+    /// A TOML file with the same names, peers under [peers] and the library's settings under [raft] [env: ACTORUM_CONFIG]
+    #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// How logs look
-    #[arg(long, env = "ACTORUM_LOG_FORMAT", value_name = "FORMAT")]
+    /// How logs look [env: ACTORUM_LOG_FORMAT]
+    #[arg(long, value_name = "FORMAT")]
     pub log_format: Option<LogFormat>,
     /// Write the bound addresses to this file as JSON once the node serves
     #[arg(long, hide = true, value_name = "FILE")]

@@ -17,17 +17,24 @@
 //! heartbeat_ms = 100
 //! ```
 //!
-//! A key or variable that nobody knows is an error that names it: a misspelt setting must not be a default.
+//! A key or variable that nobody knows is an error that names it: a misspelt setting must not be a default. A variable that is
+//! set and empty is not set: that is how a service manager's file of variables, or a unit that extends another, takes one back.
 
 use std::{
     collections::BTreeMap,
-    fs,
+    fmt, fs,
     net::SocketAddr,
     path::{Path, PathBuf},
+    str::FromStr,
 };
 
-use actorum::{Address, Bootstrap, Config, NodeId};
-use serde::Deserialize;
+use actorum::{Address, Bootstrap, Config, MAX_NODE_ID, NodeId};
+use actorum_actors::log::directory;
+use clap::ValueEnum;
+use serde::{
+    Deserialize, Deserializer,
+    de::{Unexpected, Visitor},
+};
 
 use crate::{Failure, serve::Args};
 
@@ -36,9 +43,6 @@ const PREFIX: &str = "ACTORUM";
 /// Those of them that are not the library's: the names of flags, and the filter of the logs.
 const VARIABLES: [&str; 12] =
     ["ID", "DATA", "CERTS", "LISTEN", "HTTP", "ADMIN", "ADMIN_CERTS", "PEERS", "WAIT", "CONFIG", "LOG_FORMAT", "LOG"];
-
-/// Those that name a file, which need not be text.
-const PATHS: [&str; 4] = ["DATA", "CERTS", "ADMIN_CERTS", "CONFIG"];
 
 /// How logs look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
@@ -81,6 +85,7 @@ pub struct Settings {
 #[derive(Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct File {
+    #[serde(deserialize_with = "id_in_file")]
     id: Option<NodeId>,
     data: Option<PathBuf>,
     certs: Option<PathBuf>,
@@ -97,10 +102,21 @@ struct File {
 impl Settings {
     /// Puts the three places together. Every error says which setting is missing or wrong, and how to give it.
     pub fn merge(args: Args) -> Result<Settings, Failure> {
-        let mut file = args.config.as_deref().map(File::read).transpose()?.unwrap_or_default();
-        let (mut raft, foreign) = raft(std::mem::take(&mut file.raft), args.config.as_deref())?;
+        let config = first(args.config, || path("CONFIG"), None)?;
+        let mut file = config.as_deref().map(File::read).transpose()?.unwrap_or_default();
+        let (mut raft, foreign) = raft(std::mem::take(&mut file.raft), config.as_deref())?;
         // The file and the environment give it among the library's settings.
         raft.cluster_name = args.cluster_name.unwrap_or(raft.cluster_name);
+
+        // What is wrong is said before what is missing.
+        let id = first(args.id, || read("ID", node_id), file.id)?;
+        let data = first(args.data, || path("DATA"), file.data.take())?;
+        let certs = first(args.certs, || path("CERTS"), file.certs.take())?;
+        let listen = first(args.listen, || read("LISTEN", address), file.listen)?;
+        let http = first(args.http, || read("HTTP", address), file.http)?;
+        let admin = first(args.admin, || read("ADMIN", address), file.admin)?;
+        let admin_certs = first(args.admin_certs, || path("ADMIN_CERTS"), file.admin_certs.take())?;
+        let log_format = first(args.log_format, || read("LOG_FORMAT", log_format), file.log_format)?;
 
         // Whoever names the peers or the waiting names the whole beginning: the file's word on it is then not asked.
         let bootstrap = if args.wait {
@@ -114,15 +130,15 @@ impl Settings {
             }
         };
         let settings = Settings {
-            id: needed(args.id.or(file.id), "id")?,
-            data: needed(args.data.or(file.data), "data")?,
-            certs: needed(args.certs.or(file.certs), "certs")?,
-            listen: needed(args.listen.or(file.listen), "listen")?,
-            http: needed(args.http.or(file.http), "http")?,
-            admin: args.admin.or(file.admin),
-            admin_certs: args.admin_certs.or(file.admin_certs),
+            id: needed(id, "id")?,
+            data: needed(data, "data")?,
+            certs: needed(certs, "certs")?,
+            listen: needed(listen, "listen")?,
+            http: needed(http, "http")?,
+            admin,
+            admin_certs,
             bootstrap,
-            log_format: args.log_format.or(file.log_format).unwrap_or_default(),
+            log_format: log_format.unwrap_or_default(),
             raft,
             foreign,
         };
@@ -131,6 +147,7 @@ impl Settings {
     }
 
     fn check(&self) -> Result<(), Failure> {
+        self.check_ids()?;
         match (self.admin, &self.admin_certs) {
             (Some(admin), None) if !admin.ip().is_loopback() => Err(Failure::usage(format!(
                 "--admin {admin} can be reached from other machines, and whoever reaches it can remove nodes: \
@@ -140,6 +157,18 @@ impl Settings {
             (None, Some(_)) => Err(Failure::usage("--admin-certs does nothing without --admin: give the address too")),
             _ => Ok(()),
         }
+    }
+
+    /// Before any file is asked for, whose absence would be told first. A directory that has such an id from the first version
+    /// keeps it: its cluster knows the node by that.
+    fn check_ids(&self) -> Result<(), Failure> {
+        if directory::read_node(&self.data).is_ok_and(|node| node.id == self.id) {
+            return Ok(());
+        }
+        new_node_id(&self.id.to_string()).map_err(|e| Failure::usage(format!("--id: {e}")))?;
+        let Bootstrap::Form(founders) = &self.bootstrap else { return Ok(()) };
+        let mut wrong = founders.keys().filter_map(|id| new_node_id(&id.to_string()).err());
+        wrong.next().map_or(Ok(()), |e| Err(Failure::usage(format!("a founder: {e}"))))
     }
 }
 
@@ -195,8 +224,44 @@ fn bootstrap_in_env() -> Result<Option<Bootstrap>, Failure> {
     }
 }
 
+/// What a flag says, or else a variable, or else the file: the variable is not even read where the flag is given.
+fn first<T>(
+    flag: Option<T>,
+    variable: impl FnOnce() -> Result<Option<T>, Failure>,
+    file: Option<T>,
+) -> Result<Option<T>, Failure> {
+    match flag {
+        Some(value) => Ok(Some(value)),
+        None => Ok(variable()?.or(file)),
+    }
+}
+
+/// A variable of ours that is set, as what it means.
+fn read<T>(name: &str, meaning: fn(&str) -> Result<T, String>) -> Result<Option<T>, Failure> {
+    let Some(text) = variable(name)? else { return Ok(None) };
+    meaning(&text).map(Some).map_err(|problem| Failure::usage(format!("{PREFIX}_{name}={text}: {problem}")))
+}
+
+/// The same of one that names a file, which need not be text.
+fn path(name: &str) -> Result<Option<PathBuf>, Failure> {
+    let Some(value) = std::env::var_os(format!("{PREFIX}_{name}")) else { return Ok(None) };
+    match value.to_str().map(str::trim) {
+        Some("") => Ok(None),
+        Some(text) => Ok(Some(PathBuf::from(text))),
+        None => Ok(Some(PathBuf::from(value))),
+    }
+}
+
+fn address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|e| format!("{e}: IP:PORT is needed, such as 127.0.0.1:7001"))
+}
+
+fn log_format(text: &str) -> Result<LogFormat, String> {
+    LogFormat::from_str(text, false).map_err(|_| "text or json is needed".to_owned())
+}
+
 /// A variable of ours, without the space around it; one that is empty counts as not set.
-fn variable(name: &str) -> Result<Option<String>, Failure> {
+pub fn variable(name: &str) -> Result<Option<String>, Failure> {
     let name = format!("{PREFIX}_{name}");
     let Some(value) = std::env::var_os(&name) else { return Ok(None) };
     let Some(text) = value.to_str() else {
@@ -205,25 +270,62 @@ fn variable(name: &str) -> Result<Option<String>, Failure> {
     Ok(Some(text.trim().to_owned()).filter(|text| !text.is_empty()))
 }
 
-/// What the parser of flags cannot name: which variable of ours holds what is no text.
-pub fn not_utf8() -> Option<String> {
-    let ours = VARIABLES.iter().filter(|name| !PATHS.contains(name)).map(|name| format!("{PREFIX}_{name}"));
-    let values = ours.filter_map(|name| Some((std::env::var_os(&name)?, name)));
-    let mut wrong = values.filter(|(value, _)| value.to_str().is_none());
-    wrong.next().map(|(value, name)| format!("{name}={}: it is not UTF-8", value.display()))
-}
-
 fn needed<T>(value: Option<T>, name: &str) -> Result<T, Failure> {
     let variable = name.to_uppercase();
     let missing = || format!("--{name} is missing: give it, or {PREFIX}_{variable}, or `{name}` in the --config file");
     value.ok_or_else(|| Failure::usage(missing()))
 }
 
+/// What can be the id of a node. The highest is looked at where a node is new: see [`new_node_id`].
+pub fn node_id(text: &str) -> Result<NodeId, String> {
+    match text.trim().parse() {
+        Ok(0) | Err(_) => Err(no_node_id(text.trim())),
+        Ok(id) => Ok(id),
+    }
+}
+
+/// What can be the id of a node that is made now: programs that read JSON round what is above the highest.
+pub fn new_node_id(text: &str) -> Result<NodeId, String> {
+    node_id(text).and_then(|id| if id <= MAX_NODE_ID { Ok(id) } else { Err(no_node_id(text.trim())) })
+}
+
+fn no_node_id(text: &str) -> String {
+    format!("{text} is not a node id: {ID_NEEDED} is needed").trim_start().to_owned()
+}
+
+const ID_NEEDED: &str = "a whole number between 1 and 9007199254740991 (2^53 - 1)";
+
+/// The id of a node where it stands as a number, in a file or a body: the bounds as for [`node_id`].
+pub fn read_id<'de, D: Deserializer<'de>>(deserializer: D) -> Result<NodeId, D::Error> {
+    struct Id;
+    impl Visitor<'_> for Id {
+        type Value = NodeId;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(f, "a node id, which is {ID_NEEDED}")
+        }
+
+        fn visit_u64<E: serde::de::Error>(self, id: u64) -> Result<NodeId, E> {
+            if id == 0 { Err(E::invalid_value(Unexpected::Unsigned(id), &self)) } else { Ok(id) }
+        }
+
+        fn visit_i64<E: serde::de::Error>(self, id: i64) -> Result<NodeId, E> {
+            let wrong = || E::invalid_value(Unexpected::Signed(id), &self);
+            u64::try_from(id).ok().filter(|id| *id > 0).ok_or_else(wrong)
+        }
+    }
+    deserializer.deserialize_u64(Id)
+}
+
+fn id_in_file<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<NodeId>, D::Error> {
+    read_id(deserializer).map(Some)
+}
+
 /// `1=127.0.0.1:7001`. The host may be a name: it is resolved at each dial.
 pub fn parse_peer(text: &str) -> Result<(NodeId, Address), String> {
     let form = || format!("`{text}` is not of the form ID=HOST:PORT");
     let (id, address) = text.split_once('=').ok_or_else(form)?;
-    let id = id.trim().parse::<NodeId>().map_err(|_| format!("{}: the id must be a number", form()))?;
+    let id = node_id(id).map_err(|problem| format!("{}: {problem}", form()))?;
     let address = address.trim().parse::<Address>().map_err(|error| format!("{}: {error}", form()))?;
     Ok((id, address))
 }
@@ -238,7 +340,7 @@ pub fn items(text: &str) -> impl Iterator<Item = &str> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Peers(Vec<(NodeId, Address)>);
 
-impl std::str::FromStr for Peers {
+impl FromStr for Peers {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Peers, String> {
@@ -262,6 +364,17 @@ fn founders(peers: Vec<(NodeId, Address)>) -> Result<Bootstrap, Failure> {
 mod tests {
     use super::*;
 
+    #[test]
+    fn the_sentence_names_the_bound() {
+        assert!(ID_NEEDED.contains(&format!("and {MAX_NODE_ID} ")), "{ID_NEEDED}");
+        assert_eq!(new_node_id(&format!(" {MAX_NODE_ID}\n")), Ok(MAX_NODE_ID));
+        assert!(new_node_id(&(MAX_NODE_ID + 1).to_string()).is_err());
+        assert_eq!(node_id(&u64::MAX.to_string()), Ok(u64::MAX), "the first version had such");
+        for wrong in ["", "0", "-1", "x", "1.5", "18446744073709551616"] {
+            assert!(node_id(wrong).expect_err(wrong).contains(ID_NEEDED), "{wrong}");
+        }
+    }
+
     /// What a person may mistype is answered with the form that is right.
     #[test]
     fn peers() {
@@ -269,6 +382,9 @@ mod tests {
         assert_eq!(parse_peer("2=[::1]:7002"), Ok((2, Address::from("[::1]:7002"))));
         for wrong in ["", "2", "host:7002", "x=host:7002", "2=host", "2=:7002", "2=host:port", "2=::1:7002"] {
             assert!(parse_peer(wrong).expect_err(wrong).contains("ID=HOST:PORT"), "{wrong}");
+        }
+        for wrong in ["=host:7002", "0=host:7002", "-2=host:7002", "1.5=host:7002"] {
+            assert!(parse_peer(wrong).expect_err(wrong).contains("between 1 and 9007199254740991"), "{wrong}");
         }
         let two = "1=a:1,2=b:2".parse::<Peers>();
         assert_eq!(two.as_ref().map(|Peers(peers)| peers.len()), Ok(2));
