@@ -107,7 +107,20 @@ struct Opened<S> {
 
 /// All steps, on the thread of the actors.
 async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<Raft<S>, StartError> {
-    let Builder { id, machine, listen, storage, tls, network, bootstrap, config, clock, witness, features } = builder;
+    let Builder {
+        id,
+        machine,
+        listen,
+        storage,
+        tls,
+        network,
+        bootstrap,
+        config,
+        certificates,
+        clock,
+        witness,
+        features,
+    } = builder;
     let storage = storage.ok_or_else(|| missing("storage", "say where the log lives: builder.storage(..)"))?;
     let dials = matches!(network, Network::Quic);
     check_settings(id, &config, &bootstrap)?;
@@ -152,7 +165,7 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
     // A node of the first version keeps none; the transport fills in what the hello shows.
     let lives = lives.filter(|_| features.has(Feature::DirectoryLives));
     let me = Identity { id, incarnation, boot, cluster, features: features.clone(), lives: Arc::default() };
-    let certificates: Arc<[_]> = tls.as_ref().map(TlsIdentity::ends).unwrap_or_default().into();
+    let certificates: Arc<[_]> = tls.iter().flat_map(TlsIdentity::ends).chain(certificates).collect();
     let authority = tls.as_ref().map_or([0; 32], TlsIdentity::ca_fingerprint);
     let transport = match (network, tls) {
         (Network::Memory(network), _) => network.start_with(me, lives.clone()),

@@ -156,6 +156,7 @@ pub struct Builder<S: StateMachine> {
     pub(crate) network: Network,
     pub(crate) bootstrap: Bootstrap,
     pub(crate) config: Config,
+    pub(crate) certificates: Vec<(String, i64)>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) witness: MaybeWitness,
     /// What it says that it understands; less only where a simulation has nodes of an older version.
@@ -174,6 +175,7 @@ impl<S: StateMachine> Builder<S> {
             network: Network::Quic,
             bootstrap: Bootstrap::Wait,
             config: Config::default(),
+            certificates: Vec::new(),
             clock: SystemClock::shared(),
             witness: None,
             features: Features::all(),
@@ -246,6 +248,14 @@ impl<S: StateMachine> Builder<S> {
             tracing::warn!("{variable} is left alone: a service manager sets it for a service of this name");
         }
         Ok(self)
+    }
+
+    /// A certificate that the application serves with, beside those of [`Builder::tls`]: its end is watched as theirs is, in the
+    /// status, its conditions ([`Reason::CertificateExpiring`](crate::Reason::CertificateExpiring)) and the log, where it has this name,
+    /// such as `admin-certs/cert.pem`. `not_after` is its end, in seconds since 1970.
+    pub fn certificate(mut self, name: impl Into<String>, not_after: i64) -> Self {
+        self.certificates.push((name.into(), not_after));
+        self
     }
 
     /// Another source of time: for simulations.

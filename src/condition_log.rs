@@ -1,5 +1,7 @@
 //! One line in the log when something begins to be wrong with a node, and one when it is over.
 //!
+//! Of several things that can be wrong in the same way (certificates for peers, and for others) each has its own two lines.
+//!
 //! What passes within a second (an election, mostly) is no line: a condition is told once it was found in [`LOOKS`] looks in a
 //! row, and taken back once it was missing in as many.
 
@@ -13,7 +15,10 @@ const LOOKS: u32 = 10;
 
 /// What the log was told.
 #[derive(Debug, Default)]
-pub(crate) struct ConditionLog(BTreeMap<Reason, Seen>);
+pub(crate) struct ConditionLog(BTreeMap<Key, Seen>);
+
+/// What is wrong, and with which of several.
+type Key = (Reason, Option<String>);
 
 #[derive(Debug, Default)]
 struct Seen {
@@ -27,7 +32,7 @@ struct Seen {
 #[derive(Debug, PartialEq, Eq)]
 enum Line {
     Began(Condition),
-    Ended(Reason),
+    Ended(Key),
 }
 
 impl ConditionLog {
@@ -35,24 +40,28 @@ impl ConditionLog {
     pub fn look(&mut self, node: NodeId, found: Vec<Condition>) {
         for line in self.lines(found) {
             match line {
-                Line::Began(Condition { reason, severity: Severity::Unready, message }) => {
+                Line::Began(Condition { reason, severity: Severity::Unready, message, .. }) => {
                     tracing::warn!(node, condition = %reason, "not ready: {message}");
                 }
                 Line::Began(Condition { reason, message, .. }) => {
                     tracing::warn!(node, condition = %reason, "{message}")
                 }
-                Line::Ended(reason) => tracing::info!(node, condition = %reason, "{reason} is over"),
+                Line::Ended((reason, None)) => tracing::info!(node, condition = %reason, "{reason} is over"),
+                Line::Ended((reason, Some(subject))) => {
+                    tracing::info!(node, condition = %reason, "{reason} is over for {subject}");
+                }
             }
         }
     }
 
     fn lines(&mut self, found: Vec<Condition>) -> Vec<Line> {
         let mut lines = Vec::new();
-        let mut found: BTreeMap<Reason, Condition> = found.into_iter().map(|c| (c.reason, c)).collect();
-        let reasons: BTreeSet<Reason> = self.0.keys().chain(found.keys()).copied().collect();
-        for reason in reasons {
-            let now = found.remove(&reason);
-            let seen = self.0.entry(reason).or_default();
+        let mut found: BTreeMap<Key, Condition> =
+            found.into_iter().map(|c| ((c.reason, c.subject.clone()), c)).collect();
+        let keys: BTreeSet<Key> = self.0.keys().chain(found.keys()).cloned().collect();
+        for key in keys {
+            let now = found.remove(&key);
+            let seen = self.0.entry(key.clone()).or_default();
             if now.as_ref().map(|condition| condition.severity) == seen.told {
                 seen.differs = 0;
             } else {
@@ -63,7 +72,7 @@ impl ConditionLog {
             }
             seen.differs = 0;
             seen.told = now.as_ref().map(|condition| condition.severity);
-            lines.push(now.map_or(Line::Ended(reason), Line::Began));
+            lines.push(now.map_or(Line::Ended(key), Line::Began));
         }
         self.0.retain(|_, seen| seen.told.is_some() || seen.differs > 0);
         lines
@@ -75,7 +84,7 @@ mod tests {
     use super::*;
 
     fn condition(severity: Severity) -> Condition {
-        Condition { reason: Reason::LowSpace, severity, message: "little room".into() }
+        Condition { reason: Reason::LowSpace, severity, subject: None, message: "little room".into() }
     }
 
     #[test]
@@ -89,6 +98,22 @@ mod tests {
         assert_eq!(looks(5 * LOOKS, std::slice::from_ref(&warning)), [Line::Began(warning.clone())]);
         assert_eq!(looks(1, &[]), [], "it flickers");
         assert_eq!(looks(5 * LOOKS, std::slice::from_ref(&unready)), [Line::Began(unready)], "it became worse");
-        assert_eq!(looks(5 * LOOKS, &[]), [Line::Ended(Reason::LowSpace)]);
+        assert_eq!(looks(5 * LOOKS, &[]), [Line::Ended((Reason::LowSpace, None))]);
+    }
+
+    /// A second one that comes while the first is there is no change of the first.
+    #[test]
+    fn each_subject_has_its_own_lines() {
+        let mut log = ConditionLog::default();
+        let mut looks = |found: &[&Condition]| {
+            let found: Vec<Condition> = found.iter().copied().cloned().collect();
+            (0..2 * LOOKS).flat_map(|_| log.lines(found.clone())).collect::<Vec<_>>()
+        };
+        let of = |file: &str| Condition { subject: Some(file.into()), ..condition(Severity::Warning) };
+        let (first, second) = (of("a"), of("b"));
+        assert_eq!(looks(&[&first]), [Line::Began(first.clone())]);
+        assert_eq!(looks(&[&first, &second]), [Line::Began(second.clone())]);
+        assert_eq!(looks(&[&second]), [Line::Ended((Reason::LowSpace, first.subject.clone()))]);
+        assert_eq!(looks(&[]), [Line::Ended((Reason::LowSpace, second.subject.clone()))]);
     }
 }

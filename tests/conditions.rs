@@ -3,13 +3,9 @@
 mod lab;
 mod support;
 
-use std::{
-    fs,
-    path::Path,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::{fs, path::Path};
 
-use lab::{Lab, Node, call, wait};
+use lab::{Lab, Node, call, pki::Authority, wait};
 use serde_json::{Value, json};
 
 /// The condition of that name in a status.
@@ -127,25 +123,8 @@ fn low_on_space() {
 
 /// A certificate of one's own making: for a node, signed by an authority, both with so many days left.
 fn certificates(dir: &Path, id: u64, days: u64, authority_days: u64) {
-    use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose};
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-    let in_days = |days: u64| rcgen::date_time_ymd(1970, 1, 1) + now + Duration::from_secs(days * 86_400 + 3600);
-    let authority_key = KeyPair::generate().unwrap();
-    let mut authority = CertificateParams::default();
-    authority.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-    authority.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-    authority.not_after = in_days(authority_days);
-    let authority_pem = authority.clone().self_signed(&authority_key).unwrap().pem();
-    let key = KeyPair::generate().unwrap();
-    let mut node = CertificateParams::new(vec![format!("node-{id}.actorum")]).unwrap();
-    node.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-    node.use_authority_key_identifier_extension = true;
-    node.not_after = in_days(days);
-    let issuer = Issuer::from_ca_cert_pem(&authority_pem, authority_key).unwrap();
-    let cert_pem = node.signed_by(&key, &issuer).unwrap().pem();
-    for (name, text) in [("ca.pem", authority_pem), ("cert.pem", cert_pem), ("key.pem", key.serialize_pem())] {
-        fs::write(dir.join(name), text).unwrap();
-    }
+    let authority = Authority::root("an authority", authority_days);
+    authority.issue(id, days).place(dir, &[&authority]);
 }
 
 /// A certificate that ends within 30 days, and one whose authority does, are warned of by a node that is ready.
@@ -168,6 +147,53 @@ fn certificates_near_their_end() {
 fn a_removed_node_ends_with_a_code_of_its_own() {
     let mut lab = Lab::three();
     let leader = lab.leader();
+    }
+}
+
+/// The same of those that the members API shows: said by their own name, and in a line of their own also where those for peers
+/// are near their end already.
+#[test]
+fn admin_certificates_near_their_end() {
+    for (peers_days, days, severity, name) in [
+        (400, 29, "certificate_expiring", "admin-certs/cert.pem ends in 29 days"),
+        (12, 3, "certificate_expiring", "admin-certs/cert.pem ends in 3 days"),
+    ] {
+        let mut lab = Lab::new(&[1]);
+        certificates(&lab.path("certs").join("node-1"), 1, peers_days, 400);
+        let (dir, authority) = (lab.path("admin"), Authority::root("of people", 20));
+        // The old authority that was replaced is no reason to warn; the one that issued is.
+        authority.issue(1, days).place(&dir, &[&Authority::root("replaced", 1), &authority]);
+        lab.with(&["--admin-certs", dir.to_str().expect("UTF-8")]);
+        lab.found(&[1]);
+        lab.leader();
+        let node = lab.node(1);
+        let line = |words: &str| {
+            let log = node.last_words(usize::MAX);
+            log.lines().filter(|line| line.contains("condition=") && line.contains(words)).count()
+        };
+        wait("the log to name it", || (line(name) == 1).then_some(()));
+        let ready = call("GET", &node.url("/readyz"), "");
+        assert_eq!((ready.status, &ready.body["ready"]), (200, &json!(true)), "{}", ready.text);
+        for shown in [&ready.body["warnings"], &node.status()["conditions"]] {
+            let of_admin: Vec<&Value> =
+                shown.as_array().expect("a list").iter().filter(|c| c["subject"] == "admin-certs").collect();
+            assert_eq!(of_admin.len(), 1, "{shown}");
+            assert_eq!((&of_admin[0]["reason"], &of_admin[0]["severity"]), (&json!(severity), &json!("warning")));
+            let message = of_admin[0]["message"].as_str().expect("a sentence");
+            assert!(message.contains(name) && message.contains("admin-certs/ca.pem ends in 20 days"), "{message}");
+        }
+        assert!(metric(node, "actorum_condition{condition=\"certificate_expiring\"} 1"));
+        let page = call("GET", &node.url("/metrics"), "").text;
+        for file in ["cert.pem", "ca.pem", "admin-certs/cert.pem", "admin-certs/ca.pem"] {
+            assert!(
+                page.contains(&format!("\nactorum_certificate_expiry_timestamp_seconds{{file=\"{file}\"}} ")),
+                "{page}"
+            );
+        }
+        let peers = usize::from(peers_days == 12);
+        wait("each to have its line", || (line("certificate_expiring") == 1 + peers).then_some(()));
+        assert_eq!(line("WARN cert.pem ends in 12 days"), peers, "{}", node.last_words(usize::MAX));
+        assert_eq!(node.put("k", "v").status, 200, "a warning refuses nothing");
     let removed = 1 + leader % 3;
     assert_eq!(call("DELETE", &lab.node(leader).admin_url(&format!("/members/{removed}")), "").status, 200);
     for _ in 0..2 {

@@ -3,11 +3,8 @@
 mod lab;
 
 use std::{
-    error::Error,
     io::{BufRead, BufReader, Read, Write},
-    net::{SocketAddr, TcpStream},
-    path::Path,
-    sync::Arc,
+    net::TcpStream,
     thread,
     time::{Duration, Instant},
 };
@@ -426,7 +423,13 @@ fn members_behind_certificates() {
     lab.found(&[1]);
     lab.leader();
     let address = lab.node(1).admin_address();
-    let ask = |client: Option<std::path::PathBuf>| tls_call(address, &certs.join("ca/ca.pem"), client.as_deref());
+    let read = |path: std::path::PathBuf| std::fs::read_to_string(path).expect("a file");
+    let ca = read(certs.join("ca/ca.pem"));
+    let ask = |client: Option<std::path::PathBuf>| {
+        let client = client.map(|dir| (read(dir.join("cert.pem")), read(dir.join("key.pem"))));
+        let client = client.as_ref().map(|(cert, key)| (cert.as_str(), key.as_str()));
+        lab::pki::tls_get(address, "/members", &ca, client)
+    };
 
     let answer = ask(Some(certs.join("node-2"))).expect("a certificate of the authority opens");
     assert!(answer.starts_with("HTTP/1.1 405") && answer.contains("method_not_allowed"), "{answer}");
@@ -434,35 +437,6 @@ fn members_behind_certificates() {
     assert!(ask(Some(strangers.path("certs/node-1"))).is_err(), "another authority's certificate");
     assert!(try_call("GET", &lab.node(1).admin_url("/members"), b"").is_err(), "no TLS");
     assert_eq!(lab.node(1).put("k", "v").status, 200, "the public API is as it was");
-}
-
-/// `GET /members` over TLS: what came back, or why nothing did.
-fn tls_call(address: SocketAddr, authority: &Path, client: Option<&Path>) -> Result<String, Box<dyn Error>> {
-    use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_file(authority)?)?;
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots);
-    let config = match client {
-        None => config.with_no_client_auth(),
-        Some(dir) => config.with_client_auth_cert(
-            vec![CertificateDer::from_pem_file(dir.join("cert.pem"))?],
-            PrivateKeyDer::from_pem_file(dir.join("key.pem"))?,
-        )?,
-    };
-    let connection = rustls::ClientConnection::new(Arc::new(config), "node-1.actorum".try_into()?)?;
-    let socket = TcpStream::connect(address)?;
-    socket.set_read_timeout(Some(PATIENCE))?;
-    let mut stream = rustls::StreamOwned::new(connection, socket);
-    stream.write_all(b"GET /members HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")?;
-    let mut answer = String::new();
-    match stream.read_to_string(&mut answer) {
-        Err(_) if !answer.is_empty() => Ok(answer),
-        Err(e) => Err(e.into()),
-        Ok(_) => Ok(answer),
-    }
 }
 
 /// One node down changes nothing for clients of the others; with two down nothing is acknowledged, and only

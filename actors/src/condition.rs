@@ -12,17 +12,18 @@
 //!
 //! Deliberately absent: time. What depends on it (a certificate's end, who was heard lately) is a number in the status.
 
-use std::{fmt, str::FromStr};
+use std::{collections::BTreeMap, fmt, str::FromStr};
 
 use actorum_transport::wire::NodeId;
 use serde::{Deserialize, Serialize};
 
-use crate::status::{CommitConflict, DiskState, Divergence, DivergenceSide, Formed, Role, Status};
+use crate::status::{CertificateEnd, CommitConflict, DiskState, Divergence, DivergenceSide, Formed, Role, Status};
 
 /// A certificate that ends sooner than this is warned of.
 pub const CERTIFICATE_WARNING_DAYS: i64 = 30;
 
 const DAY_S: i64 = 24 * 60 * 60;
+const CERTIFICATE_WARNING_S: i64 = CERTIFICATE_WARNING_DAYS * DAY_S;
 
 /// What a condition means for whoever sends requests to the node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -41,6 +42,10 @@ pub struct Condition {
     pub reason: Reason,
     /// Whether it keeps writes from succeeding.
     pub severity: Severity,
+    /// Which of several things it is about, where each can be wrong by itself. Of certificates: none for those that peers see, or
+    /// the directory of others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subject: Option<String>,
     /// What it is and the way out: for people.
     pub message: String,
 }
@@ -121,10 +126,10 @@ reasons! {
     ResponsesDiverged "responses_diverged" responses_diverged;
     /// Another member says that it committed what contradicts this node's log.
     CommitConflict "commit_conflict" commit_conflict;
-    /// A certificate of this node, or of its authority, has ended.
-    CertificateExpired "certificate_expired" certificate_expired;
-    /// A certificate of this node, or of its authority, ends within 30 days.
-    CertificateExpiring "certificate_expiring" certificate_expiring;
+    /// A certificate that this node serves with, or of its authority, has ended.
+    CertificateExpired "certificate_expired" one_for_each_directory;
+    /// A certificate that this node serves with, or of its authority, ends within 30 days.
+    CertificateExpiring "certificate_expiring" one_for_each_directory;
 }
 
 impl fmt::Display for Reason {
@@ -153,13 +158,14 @@ pub fn conditions(status: &Status) -> Vec<Condition> {
     if let Some(cause) = &status.stopped {
         // The reason of the stop explains everything else that would be found.
         let reason = status.stop_reason.unwrap_or(Reason::Stopped);
-        return vec![Condition { reason, severity: Severity::Unready, message: cause.clone() }];
+        return vec![Condition { reason, severity: Severity::Unready, subject: None, message: cause.clone() }];
     }
     let look = |reason: &Reason| {
         let (severity, message) = reason.look(status)?;
-        Some(Condition { reason: *reason, severity, message })
+        Some(Condition { reason: *reason, severity, subject: None, message })
     };
     let mut found: Vec<Condition> = Reason::ALL.iter().filter_map(look).collect();
+    found.extend(certificates(status));
     if found.first().is_some_and(|first| first.reason == Reason::Removed) {
         // Nor does it matter to whom it speaks any more.
         found.retain(|condition| condition.reason == Reason::Removed || condition.severity == Severity::Warning);
@@ -428,31 +434,35 @@ fn clock_unverified(status: &Status) -> Found {
     ))
 }
 
-fn certificate_expired(status: &Status) -> Found {
-    certificates(status, |left_s| left_s <= 0, |file, _| format!("{file} has ended: peers refuse new connections"))
+/// See [`certificates`].
+fn one_for_each_directory(_: &Status) -> Found {
+    None
 }
 
-fn certificate_expiring(status: &Status) -> Found {
-    let soon = |left_s| left_s > 0 && left_s <= CERTIFICATE_WARNING_DAYS * DAY_S;
-    certificates(status, soon, |file, left_s| match left_s / DAY_S {
-        0 => format!("{file} ends in {} hours", left_s / 3600),
-        1 => format!("{file} ends in 1 day"),
-        days => format!("{file} ends in {days} days"),
-    })
-}
-
-fn certificates(status: &Status, which: impl Fn(i64) -> bool, say: impl Fn(&str, i64) -> String) -> Found {
-    let ends = status.certificates.iter().filter(|certificate| which(certificate.remaining_s));
-    let said: Vec<_> = ends.map(|certificate| say(&certificate.file, certificate.remaining_s)).collect();
-    if said.is_empty() {
-        return None;
+/// What has ended, then what ends soon; for those that peers see, and for each directory of others, by itself.
+fn certificates(status: &Status) -> Vec<Condition> {
+    let mut said: BTreeMap<(Reason, Option<String>), Vec<String>> = BTreeMap::new();
+    for CertificateEnd { file, remaining_s: left_s, .. } in &status.certificates {
+        let (reason, what) = match (left_s, left_s / DAY_S) {
+            (..=0, _) => (Reason::CertificateExpired, "has ended: new connections are refused".to_owned()),
+            (_, 0) => (Reason::CertificateExpiring, format!("ends in {} hours", left_s / 3600)),
+            (_, 1) => (Reason::CertificateExpiring, "ends in 1 day".to_owned()),
+            (..=CERTIFICATE_WARNING_S, days) => (Reason::CertificateExpiring, format!("ends in {days} days")),
+            _ => continue,
+        };
+        let directory = file.rsplit_once('/').map(|(directory, _)| directory.to_owned());
+        said.entry((reason, directory)).or_default().push(format!("{file} {what}"));
     }
-    warning(format!("{}: replace it and start the node again", said.join("; ")))
+    let condition = |((reason, subject), said): (_, Vec<String>)| {
+        let message = format!("{}: replace it and start the node again", said.join("; "));
+        Condition { reason, severity: Severity::Warning, subject, message }
+    };
+    said.into_iter().map(condition).collect()
 }
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeMap, sync::Arc};
+    use std::sync::Arc;
 
     use serde::de::IntoDeserializer;
 
@@ -722,6 +732,20 @@ mod tests {
                 &[
                     (Reason::CertificateExpired, Warning, "ca.pem has ended"),
                     (Reason::CertificateExpiring, Warning, "cert.pem ends in 3 hours"),
+                ],
+            ),
+            (
+                "certificates for peers and for others, of which each is said by itself",
+                |s| {
+                    ends(s, "cert.pem", 30 * DAY_S);
+                    ends(s, "ca.pem", 30 * DAY_S);
+                    ends(s, "admin-certs/cert.pem", DAY_S);
+                    ends(s, "admin-certs/ca.pem", 0)
+                },
+                &[
+                    (Reason::CertificateExpired, Warning, "admin-certs/ca.pem has ended"),
+                    (Reason::CertificateExpiring, Warning, "cert.pem ends in 30 days; ca.pem ends in 30 days: "),
+                    (Reason::CertificateExpiring, Warning, "admin-certs/cert.pem ends in 1 day: "),
                 ],
             ),
             (

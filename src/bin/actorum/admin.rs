@@ -17,6 +17,7 @@ use actix_web::{
     web::{self, Data, Payload, ServiceConfig},
 };
 use actorum::{Address, ChangeRequest, ConfChange, MemberRole, NodeId};
+use actorum_transport::tls;
 use rustls::{
     RootCertStore, ServerConfig,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
@@ -29,8 +30,8 @@ use tokio::time::{Instant, timeout};
 use crate::{
     Failure,
     http::{LOOK, Node, Query, Refused, at, json_response, look, status, text, unknown_path},
-    snapshots,
     settings::{node_id, read_id},
+    snapshots,
 };
 
 /// A request to add a member has some dozen bytes; a generous bound.
@@ -55,8 +56,8 @@ pub fn routes(config: &mut ServiceConfig) {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct NewMember {
-    id: NodeId,
     #[serde(deserialize_with = "read_id")]
+    id: NodeId,
     address: Address,
     role: MemberRole,
 }
@@ -131,7 +132,10 @@ async fn change(node: &Node, change: ConfChange, Wish { deadline, force }: Wish)
 
 /// Mutual TLS for the members API: the server shows `cert.pem`, and only clients with a certificate of
 /// `ca.pem` are served. The directory may be an authority's of its own, so that nodes cannot change the membership.
-pub fn require_certificates(dir: &Path) -> Result<ServerConfig, Failure> {
+///
+/// Also when these certificates end, each by the name that a person looks for. One that has ended is no reason not to start:
+/// the node is needed, and says what is wrong with it.
+pub fn require_certificates(dir: &Path) -> Result<(ServerConfig, Vec<(String, i64)>), Failure> {
     let wrong = |file: &str, e: &dyn std::fmt::Display| {
         Failure::new(format!("--admin-certs {}: {e}", dir.join(file).display()))
     };
@@ -147,8 +151,11 @@ pub fn require_certificates(dir: &Path) -> Result<ServerConfig, Failure> {
         }
     };
     let key = PrivateKeyDer::from_pem_file(dir.join("key.pem")).map_err(|e| wrong("key.pem", &e))?;
+    let (authorities, chain) = (certificates("ca.pem")?, certificates("cert.pem")?);
+    let ends = tls::ends(&authorities, &chain).into_iter().map(|(file, end)| (format!("admin-certs/{file}"), end));
+    let ends = ends.collect();
     let mut roots = RootCertStore::empty();
-    for authority in certificates("ca.pem")? {
+    for authority in authorities {
         roots.add(authority).map_err(|e| wrong("ca.pem", &e))?;
     }
 
@@ -160,7 +167,7 @@ pub fn require_certificates(dir: &Path) -> Result<ServerConfig, Failure> {
     let config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(clients)
-        .with_single_cert(certificates("cert.pem")?, key)
+        .with_single_cert(chain, key)
         .map_err(|e| wrong("key.pem", &e))?;
-    Ok(config)
+    Ok((config, ends))
 }

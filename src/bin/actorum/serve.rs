@@ -145,8 +145,9 @@ async fn serve(settings: Settings, storage: Storage, report: Option<&Path>, watc
     let http = bind("--http", settings.http)?;
     let admin = settings.admin.map(|address| bind("--admin", address)).transpose()?;
     let client_certs = settings.admin_certs.as_deref().map(admin::require_certificates).transpose()?;
+    let (client_certs, ends) = client_certs.unzip();
 
-    let raft = start_node(&settings, storage).await?;
+    let raft = start_node(&settings, storage, ends.unwrap_or_default()).await?;
     let (stopping, stopped) = watch::channel(false);
     let node = web::Data::new(Node::new(raft.clone(), stopped));
     let addresses = Addresses { http: http.local_addr()?, admin: admin.as_ref().map(|a| a.local_addr()).transpose()? };
@@ -182,14 +183,15 @@ async fn serve(settings: Settings, storage: Storage, report: Option<&Path>, watc
     }
 }
 
-async fn start_node(settings: &Settings, storage: Storage) -> Result<Raft<Kv>, Failure> {
+async fn start_node(settings: &Settings, storage: Storage, ends: Vec<(String, i64)>) -> Result<Raft<Kv>, Failure> {
     let builder = RaftSystem::<Kv>::builder(settings.id)
         .listen(settings.listen)
         .storage(storage)
         .tls(Tls::Directory(settings.certs.clone()))
         .bootstrap(settings.bootstrap.clone())
         .config(settings.raft.clone());
-    Ok(builder.start().await?)
+    let watched = ends.into_iter().fold(builder, |builder, (file, end)| builder.certificate(file, end));
+    Ok(watched.start().await?)
 }
 
 /// How many clients may be connected: without a file left to open, the store and the peers would fail with them.

@@ -223,18 +223,7 @@ impl TlsIdentity {
 
     /// The files and until when they are valid, in seconds since 1970.
     pub fn ends(&self) -> Vec<(String, i64)> {
-        let signs = |authority: &&CertificateDer<'static>| {
-            let verifier = client_verifier(std::slice::from_ref(*authority));
-            let verified =
-                verifier.map(|v| v.verify_client_cert(self.certificate(), &self.chain[1..], UnixTime::now()));
-            verified.is_ok_and(|verified| verified.is_ok())
-        };
-        // Of a chain what ends first; of several authorities those that this node depends on, the one that lasts longest.
-        let chain = self.chain.iter().filter_map(not_after).min();
-        let authority = self.authorities.iter().filter(signs).filter_map(not_after).max();
-        let authority = authority.or_else(|| self.authorities.iter().filter_map(not_after).max());
-        let named = [("cert.pem", chain), ("ca.pem", authority)];
-        named.into_iter().filter_map(|(name, end)| Some((name.to_owned(), end?))).collect()
+        ends(&self.authorities, &self.chain)
     }
 
     /// Checks the certificate the way a peer would, so that what is wrong with it is said at the start.
@@ -297,6 +286,22 @@ impl TlsIdentity {
         config.resumption = Resumption::disabled();
         Ok((config, stranger))
     }
+}
+
+/// Until when a `ca.pem` with these authorities and a `cert.pem` with this chain are good, in seconds since 1970: for whoever serves
+/// with them, peers or others. Of a chain what ends first; of several authorities those that the chain depends on if there are
+/// such, and of them the one that lasts longest, since one that was replaced may stand there until it ends.
+pub fn ends(authorities: &[CertificateDer<'static>], chain: &[CertificateDer<'static>]) -> Vec<(String, i64)> {
+    let signs = |authority: &&CertificateDer<'static>| {
+        let verifier = client_verifier(std::slice::from_ref(*authority));
+        let (Some((certificate, others)), Ok(verifier)) = (chain.split_first(), verifier) else { return false };
+        verifier.verify_client_cert(certificate, others, UnixTime::now()).is_ok()
+    };
+    let first = chain.iter().filter_map(not_after).min();
+    let last = authorities.iter().filter(signs).filter_map(not_after).max();
+    let last = last.or_else(|| authorities.iter().filter_map(not_after).max());
+    let named = [("cert.pem", first), ("ca.pem", last)];
+    named.into_iter().filter_map(|(name, end)| Some((name.to_owned(), end?))).collect()
 }
 
 /// What the certificate of a dialled server named, when it was not the node that was dialled.
