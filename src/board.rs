@@ -197,6 +197,18 @@ impl Board {
         format!("no answer came within {deadline:?}: this node's state machine {behind}")
     }
 
+    /// Why a snapshot is not there at its deadline. Of one that is under way that it goes on: whoever gave up has ended nothing.
+    pub fn why_no_snapshot(&self, deadline: Duration, why_late: String) -> String {
+        let goes_on = "The snapshot goes on and counts once it is durable: see `snapshots` in the status";
+        match self.snapshots.borrow().building {
+            None => why_late,
+            Some(building) if building.bytes == 0 => format!("{why_late}. {goes_on}"),
+            Some(building) => {
+                format!("it was not durable within {deadline:?}, with {} bytes written. {goes_on}", building.bytes)
+            }
+        }
+    }
+
     /// Waits until something is shown that a condition may depend on; false once nobody shows anything any more.
     pub async fn changed(&mut self) -> bool {
         // Biased: the order decides nothing, and a random one could not be replayed.

@@ -35,6 +35,7 @@ use actorum_actors::{
     subscribers::{SubscribeError, SubscribeFrom, Subscriber, Subscription, Unsubscribe, View, Wants},
 };
 use actorum_transport::wire::{Address, MAX_NODE_ID, NodeId};
+use futures_util::future::Either;
 use tokio::sync::oneshot;
 
 use crate::{
@@ -279,17 +280,25 @@ impl<S: StateMachine> Door<S> {
         &self,
         deadline: Duration,
     ) -> impl Future<Output = Result<SnapshotTaken, TakeSnapshotError>> + use<S> {
-        let (limit, taken) = (self.limit(Some(deadline)), self.take_snapshot());
+        let (limit, taken, board) = (self.limit(Some(deadline)), self.take_snapshot(), self.board.clone());
         async move {
             let taken = async move { Ok::<_, ()>(taken.await) };
             let gone = || TakeSnapshotError::Stopped { cause: "the system has ended".into() };
-            limit.of(taken, gone, |cause| TakeSnapshotError::DeadlineExceeded { cause }).await
+            let late = |cause| TakeSnapshotError::DeadlineExceeded { cause: board.why_no_snapshot(deadline, cause) };
+            limit.of(taken, gone, late).await
         }
     }
 
-    /// Has a snapshot taken, and opens its file.
-    pub fn backup(&self) -> impl Future<Output = Result<Backup, TakeSnapshotError>> + use<S> {
-        let (taken, keeper, admission) = (self.take_snapshot(), self.keeper.clone(), self.admission.clone());
+    /// Has a snapshot taken, which is not waited for longer than this, and opens its file.
+    pub fn backup(
+        &self,
+        deadline: Option<Duration>,
+    ) -> impl Future<Output = Result<Backup, TakeSnapshotError>> + use<S> {
+        let taken = match deadline {
+            Some(deadline) => Either::Left(self.take_snapshot_within(deadline)),
+            None => Either::Right(self.take_snapshot()),
+        };
+        let (keeper, admission) = (self.keeper.clone(), self.admission.clone());
         async move {
             let stopped = || TakeSnapshotError::Stopped { cause: cause(&admission) };
             let taken = taken.await?;

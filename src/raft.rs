@@ -244,7 +244,7 @@ impl<S: StateMachine> Raft<S> {
     }
 
     /// [`Raft::take_snapshot`] that is not waited for longer than this: a large state takes its time, and a state machine that is busy
-    /// hands nothing out.
+    /// hands nothing out. One that was begun goes on, and the error says so.
     pub async fn take_snapshot_within(&self, deadline: Duration) -> Result<SnapshotTaken, TakeSnapshotError> {
         self.door.take_snapshot_within(deadline).await
     }
@@ -254,7 +254,12 @@ impl<S: StateMachine> Raft<S> {
     /// Any node will do: what it has applied is in it, and its index says how much that is. A follower may be behind; wait for
     /// an index first ([`Raft::wait_applied`]) where that matters.
     pub async fn backup(&self) -> Result<Backup, TakeSnapshotError> {
-        self.door.backup().await
+        self.door.backup(None).await
+    }
+
+    /// [`Raft::backup`] whose snapshot is not waited for longer than this.
+    pub async fn backup_within(&self, deadline: Duration) -> Result<Backup, TakeSnapshotError> {
+        self.door.backup(Some(deadline)).await
     }
 
     /// This node's id.

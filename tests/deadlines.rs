@@ -160,7 +160,11 @@ fn everything_is_answered(raft: &Raft<Slow>, cause: &str) {
     }
     let r = raft.clone();
     match done("a snapshot", async move { r.take_snapshot_within(SOON).await }) {
-        Err(TakeSnapshotError::DeadlineExceeded { cause }) => says(cause),
+        Err(TakeSnapshotError::DeadlineExceeded { cause: late }) => {
+            // Where it was begun nobody ends it by no longer waiting.
+            assert_eq!(late.contains("The snapshot goes on"), cause.contains("committed"), "{late}");
+            says(late)
+        }
         other => panic!("a snapshot: {other:?}"),
     }
     // A linearizable read waits in the core for its index to be applied, or behind what is applied.

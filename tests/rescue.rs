@@ -244,6 +244,68 @@ fn backups_that_nobody_reads() {
     wait("a place", || backup(&lab, 1, &lab.path("b"), &["--force"]).status.success().then_some(()));
 }
 
+/// A snapshot that is not waited for goes on, and whoever asked is told so; a backup is not waited for either.
+#[test]
+fn a_snapshot_within_a_deadline() {
+    let mut lab = Lab::new(&[1]);
+    lab.found(&[1]);
+    lab.leader();
+    let node = lab.node(1);
+    let ask = |query: &str| call("POST", &node.admin_url(&format!("/snapshot{query}")), "");
+    for query in ["?timeout_ms=0", "?timeout_ms=600001", "?timeout_ms=x", "?within=1"] {
+        assert_eq!(ask(query).code(), "bad_request", "{query}");
+        assert_eq!(call("GET", &node.admin_url(&format!("/backup{query}")), "").code(), "bad_request", "{query}");
+    }
+    // As large a state as takes a while on this machine: what is asked for below takes a fifth of that at most.
+    let mut dice = 7u64;
+    let mut noise = || {
+        dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        format!("{dice:016x}")
+    };
+    for round in 0.. {
+        for n in 0..32 {
+            let value: String = (0..65_000).map(|_| noise()).collect();
+            assert_eq!(node.put(&format!("large-{round}-{n}"), &value).status, 200);
+        }
+        let taken = ask("");
+        assert_eq!(taken.status, 200, "{}", taken.text);
+        if taken.body["took_ms"].as_u64() > Some(1500) {
+            break;
+        }
+    }
+    for (method, path) in [("POST", "/snapshot"), ("GET", "/backup")] {
+        let index = node.put("k", path).body["index"].as_u64().expect("an index");
+        let began = std::time::Instant::now();
+        let answer = call(method, &node.admin_url(&format!("{path}?timeout_ms=50")), "");
+        assert_eq!((answer.status, answer.code()), (503, "deadline_exceeded"), "{method} {path}: {}", answer.text);
+        assert!(began.elapsed().as_millis() < 1500, "{:?}", began.elapsed());
+        let message = answer.body["message"].as_str().expect("a sentence");
+        assert!(message.contains("The snapshot goes on"), "{message}");
+        wait("the snapshot that goes on", || {
+            (node.status()["snapshots"]["newest"]["index"].as_u64() >= Some(index)).then_some(())
+        });
+    }
+    // The tool says the same, and asks for as long as it was told to.
+    let url = node.admin_url("");
+    done(&run(&["snapshot", &url, "--timeout", "600"]));
+    assert_eq!(run(&["snapshot", &url, "--timeout", "0"]).status.code(), Some(2));
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let slow = listener.local_addr().expect("an address").to_string();
+    let server = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().expect("a client");
+        let mut asked = [0; 1024];
+        let got = stream.read(&mut asked).expect("a request");
+        let late = "late. The snapshot goes on";
+        let body = json!({ "error": "deadline_exceeded", "message": late, "leader": 1 }).to_string();
+        let head = "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nconnection: close";
+        write!(stream, "{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len()).expect("sent");
+        String::from_utf8_lossy(&asked[..got]).into_owned()
+    });
+    refused(&run(&["snapshot", &slow, "--timeout", "7"]), 1, &[&slow, "The snapshot goes on"]);
+    let asked = server.join().expect("it served");
+    assert!(asked.starts_with("POST /snapshot?timeout_ms=7000 HTTP/1.1"), "{asked}");
+}
+
 #[test]
 fn a_lost_majority() {
     let mut lab = Lab::three();

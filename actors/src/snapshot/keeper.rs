@@ -103,7 +103,7 @@ pub enum TakeSnapshotError {
         /// Why.
         cause: String,
     },
-    /// It was not durable within the deadline. It may be later.
+    /// It was not durable within the deadline. If it was begun it goes on, and will be later.
     #[error("{cause}")]
     DeadlineExceeded {
         /// What it waited for.

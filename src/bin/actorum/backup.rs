@@ -5,7 +5,8 @@
 //!
 //! What goes to a device, a pipe or standard output is verified as it passes, and whether it was whole is said by the exit code.
 //!
-//! Neither has a deadline on the whole, which a large state would miss: only on progress.
+//! A backup has no deadline on the whole, which a large state would miss: only on progress. A snapshot is made on the node, with or
+//! without anybody who waits for it.
 
 use std::{
     fs::{self, File},
@@ -25,6 +26,7 @@ use serde_json::Value;
 use crate::{
     Failure,
     client::{Answer, Client},
+    http::MAX_TIMEOUT,
     output::{self, say},
     rescue::{describe, describe_sent},
     status::bytes,
@@ -47,7 +49,13 @@ const PIECE: usize = 256 << 10;
 pub struct SnapshotArgs {
     /// The node's admin address, such as http://127.0.0.1:9001
     url: String,
+    /// How long to wait for it, in seconds; it goes on all the same
+    #[arg(long, value_name = "SECONDS", default_value_t = MOST_S, value_parser = clap::value_parser!(u64).range(1..=MOST_S))]
+    timeout: u64,
 }
+
+/// The longest that a node is asked to keep a request waiting.
+const MOST_S: u64 = MAX_TIMEOUT.as_secs();
 
 /// Write a consistent copy of the cluster's state to a file, a device or standard output, from any node
 ///
@@ -82,12 +90,14 @@ pub fn hex(hash: &[u8]) -> String {
 }
 
 /// Takes one, showing how far it is.
-pub fn snapshot(SnapshotArgs { url }: SnapshotArgs) -> Result<(), Failure> {
+pub fn snapshot(SnapshotArgs { url, timeout }: SnapshotArgs) -> Result<(), Failure> {
     let base = base(&url)?;
     let bar = bar(None);
     let (done, taken) = mpsc::sync_channel(1);
-    let asking = base.clone();
-    thread::spawn(move || done.send(Client::patient().post(&format!("{asking}/snapshot"))));
+    let asking = format!("{base}/snapshot?timeout_ms={}", timeout * 1000);
+    // The node answers at the deadline by itself; a little later this end gives up on it.
+    let within = Duration::from_secs(timeout) + LOOK_WITHIN;
+    thread::spawn(move || done.send(Client::new(within).post(&asking)));
     let looking = Client::new(LOOK_WITHIN);
     let answer = loop {
         match taken.recv_timeout(LOOK) {

@@ -60,7 +60,7 @@ const MAX_CHANGE: usize = 4 * MAX_VALUE;
 /// A request that names no deadline has this one.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest deadline a request may name: it holds admission for as long.
-const MAX_TIMEOUT: Duration = Duration::from_secs(600);
+pub const MAX_TIMEOUT: Duration = Duration::from_secs(600);
 /// How long a body may take to arrive, however long the deadline: who sends a byte now and then holds memory and a
 /// connection.
 const BODY_PATIENCE: Duration = Duration::from_secs(10);
@@ -460,12 +460,17 @@ impl Query {
 
     /// By when the request must be answered.
     pub fn deadline(&mut self) -> Result<Instant, Refused> {
-        let timeout = self.number("timeout_ms")?.map_or(DEFAULT_TIMEOUT, Duration::from_millis);
+        Ok(Instant::now() + self.timeout(DEFAULT_TIMEOUT)?)
+    }
+
+    /// How long the request may take, if it does not say so itself as long as this.
+    pub fn timeout(&mut self, default: Duration) -> Result<Duration, Refused> {
+        let timeout = self.number("timeout_ms")?.map_or(default, Duration::from_millis);
         if timeout.is_zero() || timeout > MAX_TIMEOUT {
             let most = MAX_TIMEOUT.as_millis();
             return Err(Refused::bad_request(format!("timeout_ms must be between 1 and {most}")));
         }
-        Ok(Instant::now() + timeout)
+        Ok(timeout)
     }
 
     /// Whether the body is JSON that says all.
@@ -524,6 +529,7 @@ impl Query {
 #[derive(Debug)]
 pub struct Refused {
     status: StatusCode,
+/// | 503 | `deadline_exceeded` of a snapshot: it goes on | it is no command |
     code: &'static str,
     message: String,
     leader: Option<NodeId>,

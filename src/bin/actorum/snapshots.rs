@@ -5,6 +5,9 @@
 //!  GET  /backup      the file itself; its index, term and hash are headers
 //! ```
 //!
+//! Both take `timeout_ms`, which is the longest possible if not given: a large state takes its time. It is how long the snapshot
+//! is waited for. Whoever gives up ends nothing: the snapshot is made all the same, and the refusal says so.
+//!
 //! A backup is read from the disk while it is sent: a few pieces are in memory, however large it is and however slow
 //! the client. Whoever takes nothing for [`PATIENCE`] is hung up on, and so is everyone when the process ends; a client sees by the
 //! announced length that it did not get all.
@@ -32,7 +35,7 @@ use tracing::warn;
 use crate::{
     backup::hex,
     client::HASH,
-    http::{Node, Query, Refused, json_response},
+    http::{MAX_TIMEOUT, Node, Query, Refused, json_response},
     server::carries_anything,
 };
 
@@ -47,16 +50,24 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// `POST /snapshot`.
 pub async fn take(node: Data<Node>, request: HttpRequest) -> Result<HttpResponse, Refused> {
-    Query::parse(&request)?.finish()?;
+    let within = within(&request)?;
     let since = Instant::now();
-    let taken = node.raft.take_snapshot().await.map_err(|error| Refused::snapshot(&node, error))?;
+    let taken = node.raft.take_snapshot_within(within).await.map_err(|error| Refused::snapshot(&node, error))?;
     let took_ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
     Ok(json_response(json!({ "index": taken.index, "term": taken.term, "bytes": taken.bytes, "took_ms": took_ms })))
 }
 
+/// How long the snapshot is waited for.
+fn within(request: &HttpRequest) -> Result<Duration, Refused> {
+    let mut query = Query::parse(request)?;
+    let within = query.timeout(MAX_TIMEOUT)?;
+    query.finish()?;
+    Ok(within)
+}
+
 /// `GET /backup`.
 pub async fn backup(node: Data<Node>, request: HttpRequest) -> Result<HttpResponse, Refused> {
-    Query::parse(&request)?.finish()?;
+    let within = within(&request)?;
     if request.method() == Method::HEAD {
         // What can be said without taking one: a length and a hash there are only once it is taken.
         return Ok(HttpResponse::Ok().content_type("application/octet-stream").finish());
@@ -65,7 +76,7 @@ pub async fn backup(node: Data<Node>, request: HttpRequest) -> Result<HttpRespon
     let place = Place::take(&node).ok_or_else(|| {
         Refused::busy(&node, format!("{MAX_BACKUPS} backups are being sent already: try again when one is done"))
     })?;
-    let backup = node.raft.backup().await.map_err(|error| Refused::snapshot(&node, error))?;
+    let backup = node.raft.backup_within(within).await.map_err(|error| Refused::snapshot(&node, error))?;
     let (taken, file) = (backup.taken, backup.file);
     let (pieces, body) = mpsc::channel(PIECES);
     actix_web::rt::spawn(send(backup, pieces, node.stopping.clone(), place));
