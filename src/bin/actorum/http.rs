@@ -57,6 +57,11 @@ const MAX_KEY: usize = 1 << 10;
 const MAX_VALUE: usize = 1 << 20;
 /// How long a change as JSON may be, in bytes: two values, each with as much again for what JSON escapes.
 const MAX_CHANGE: usize = 4 * MAX_VALUE;
+/// How long a URL may be, in bytes: the bound of the HTTP library.
+const MAX_URL: usize = 65_534;
+/// How long the head of a request may be, in bytes, and how many headers it may have: of the same.
+const MAX_HEAD: usize = 128 << 10;
+const MAX_HEADERS: usize = 96;
 /// A request that names no deadline has this one.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest deadline a request may name: it holds admission for as long.
@@ -520,16 +525,16 @@ impl Query {
 /// | status | code | applied? |
 /// |---|---|---|
 /// | 400, 404, 405 | `bad_request`, `not_found`, `method_not_allowed` | no |
-/// | 413, 431; 408 | `too_large`; `timeout` | no |
+/// | 413, 414, 431; 408 | `too_large`; `timeout` | no |
 /// | 409 | `conflict`, `in_progress`, `learner_not_ready`, `would_lose_majority` | no |
 /// | 409 | `foreign_position`, `future_position`: events after a position that this cluster does not have | it is no command |
 /// | 500 | `failed`: a snapshot could not be taken | it is no command |
+/// | 503 | `deadline_exceeded` of a snapshot: it goes on | it is no command |
 /// | 503 | `not_leader`, `behind`, `busy`, `stopped`, `nothing`, `deadline_exceeded`, or the name of a [`Reason`]: `no_majority`, `low_space`, `removed`, .. | no |
 /// | 504 | `unknown` | nobody can tell |
 #[derive(Debug)]
 pub struct Refused {
     status: StatusCode,
-/// | 503 | `deadline_exceeded` of a snapshot: it goes on | it is no command |
     code: &'static str,
     message: String,
     leader: Option<NodeId>,
@@ -555,17 +560,32 @@ impl Refused {
         Refused::new(StatusCode::SERVICE_UNAVAILABLE, "busy", message).leader(node)
     }
 
-    /// What the HTTP parser could not read, by the status that it chose.
-    pub fn unparsed(node: &Node, status: StatusCode) -> Refused {
-        let (code, message) = match status {
-            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => {
-                ("too_large", "the head of the request is too large: a long value belongs in the body")
+    /// What the HTTP parser could not read, by the status that it chose. Of the URL there are so many bytes.
+    pub fn unparsed(node: &Node, status: StatusCode, url: usize) -> Refused {
+        let belongs = "a long value belongs in the body, and with format=json so does what is expected: \
+                       PUT /kv/KEY?format=json with {\"value\":\"new\",\"expect\":\"old\"}";
+        let (status, code, message) = match status {
+            status if status.is_client_error() && url > MAX_URL => {
+                let message = format!("the URL has more than the {MAX_URL} bytes that it may have: {belongs}");
+                (StatusCode::URI_TOO_LONG, "too_large", message)
             }
-            StatusCode::REQUEST_TIMEOUT => ("timeout", "the head of the request did not arrive in time"),
-            status if status.is_server_error() => ("failed", "the request could not be served"),
-            _ => ("bad_request", "this is no request of HTTP/1.1"),
+            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => {
+                let message = format!(
+                    "the head of the request has more than the {MAX_HEAD} bytes, or the {MAX_HEADERS} headers, that it may have: \
+                     {belongs}"
+                );
+                (status, "too_large", message)
+            }
+            StatusCode::REQUEST_TIMEOUT => (status, "timeout", "the head of the request did not arrive in time".into()),
+            status if status.is_server_error() => (status, "failed", "the request could not be served".into()),
+            _ => (status, "bad_request", "this is no request of HTTP/1.1".into()),
         };
         Refused::new(status, code, message).leader(node)
+    }
+
+    /// Of the response.
+    pub fn status(&self) -> StatusCode {
+        self.status
     }
 
     fn too_large(limit: usize) -> Refused {

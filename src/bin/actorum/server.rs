@@ -3,7 +3,7 @@
 //! ```text
 //!  listener ─▶ (TLS) ─▶ Connection ─▶ HTTP/1.1 ─▶ the routes
 //!                           ▲              └─ 400, 408, 431 without a body: the parser's own
-//!                           └─ gives those the JSON that all errors have, and counts them
+//!                           └─ gives those the JSON that all errors have, 414 if it was the URL, and counts them
 //! ```
 //!
 //! The parser answers what it cannot read before anything of ours hears of it, with an empty body. A [`Connection`] sits
@@ -150,12 +150,40 @@ pub fn carries_anything(request: &HttpRequest) {
     }
 }
 
+/// What is known of the first line since the last answer: the parser does not say what it was that it could not read.
+#[derive(Default)]
+struct RequestLine {
+    /// Spaces seen: behind the first stands the URL.
+    spaces: u8,
+    /// Bytes of the URL.
+    url: usize,
+    /// Whether all of the line is here: what follows it is nothing to look at.
+    ended: bool,
+}
+
+impl RequestLine {
+    fn read(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            match byte {
+                _ if self.ended => return,
+                // Empty lines may stand before a request.
+                b'\r' | b'\n' if self.spaces == 0 => {}
+                b'\n' => self.ended = true,
+                b' ' => self.spaces = self.spaces.saturating_add(1),
+                _ if self.spaces == 1 => self.url += 1,
+                _ => {}
+            }
+        }
+    }
+}
+
 /// A connection that gives the parser's own answers a body.
 struct Connection<T> {
     stream: T,
     node: Data<Node>,
     meet: fn(&T, &mut actix_web::dev::Extensions),
     carries: Arc<Carries>,
+    asked: RequestLine,
     /// Bytes that count as written and are not: an answer that was completed is longer than what it was made of.
     rest: Vec<u8>,
     /// How many of them are.
@@ -164,7 +192,15 @@ struct Connection<T> {
 
 impl<T> Connection<T> {
     fn new(stream: T, node: Data<Node>, meet: fn(&T, &mut actix_web::dev::Extensions)) -> Connection<T> {
-        Connection { stream, node, meet, carries: Arc::default(), rest: Vec::new(), written: 0 }
+        Connection {
+            stream,
+            node,
+            meet,
+            carries: Arc::default(),
+            asked: RequestLine::default(),
+            rest: Vec::new(),
+            written: 0,
+        }
     }
 
     fn keep(&self, kept: &mut actix_web::dev::Extensions) {
@@ -178,12 +214,14 @@ impl<T> Connection<T> {
             return None;
         }
         let (head, status) = bare_error(bytes)?;
-        self.node.count(status);
-        let body = Refused::unparsed(&self.node, status).body().to_string();
+        let refused = Refused::unparsed(&self.node, status, self.asked.url);
+        self.node.count(refused.status());
+        let body = refused.body().to_string();
         let mut all = bytes[..head].to_vec();
-        for line in std::str::from_utf8(&bytes[head..]).ok()?.trim_end().split("\r\n") {
+        for (at, line) in std::str::from_utf8(&bytes[head..]).ok()?.trim_end().split("\r\n").enumerate() {
             let line = match line.to_ascii_lowercase().starts_with("content-length:") {
                 true => &format!("content-type: application/json\r\ncontent-length: {}", body.len()),
+                false if at == 0 => &format!("HTTP/1.1 {}", refused.status()),
                 false => line,
             };
             all.extend_from_slice(line.as_bytes());
@@ -226,14 +264,19 @@ impl<T: AsyncWrite + Unpin> Connection<T> {
 
 impl<T: AsyncRead + Unpin> AsyncRead for Connection<T> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, into)
+        let before = into.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(cx, into);
+        self.asked.read(&into.filled()[before..]);
+        read
     }
 }
 
 impl<T: AsyncWrite + Unpin> AsyncWrite for Connection<T> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         ready!(self.poll_rest(cx))?;
-        let Some(completed) = self.completed(bytes) else { return Pin::new(&mut self.stream).poll_write(cx, bytes) };
+        let completed = self.completed(bytes);
+        self.asked = RequestLine::default();
+        let Some(completed) = completed else { return Pin::new(&mut self.stream).poll_write(cx, bytes) };
         self.rest = completed;
         // What does not go at once goes before anything else does: see `poll_flush`.
         match self.poll_rest(cx) {
@@ -256,6 +299,23 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Connection<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The URL is what stands between the first two spaces, in however many pieces it comes, and a body is not looked at.
+    #[test]
+    fn the_length_of_a_url() {
+        for (request, url) in [
+            (&b"GET /kv/a HTTP/1.1\r\nhost: x y\r\n\r\n"[..], 5),
+            (b"\r\nDELETE /kv/abc?x=1 HTTP/1.1\r\n\r\na long body", 11),
+            (b"GET /kv/unfinished", 14),
+            (b"nonsense", 0),
+        ] {
+            for piece in [1, 3, request.len()] {
+                let mut line = RequestLine::default();
+                request.chunks(piece).for_each(|piece| line.read(piece));
+                assert_eq!(line.url, url, "{}", String::from_utf8_lossy(request));
+            }
+        }
+    }
 
     /// An answer of the parser's is known by its head, behind whatever was not yet sent; none of ours is taken for one.
     #[test]
