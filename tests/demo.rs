@@ -136,6 +136,37 @@ fn interrupted_it_cleans_up() {
     assert_eq!(fs::read_dir(home.path()).expect("a directory").count(), 0, "no directory is left");
 }
 
+/// `actorum demo | head -1`: there is nothing to do but to tell, and nobody listens. Whatever it waits for, it ends, and cleans up.
+#[test]
+fn a_reader_that_has_seen_enough() {
+    for (args, words) in [
+        (&["--writes", "1000000"][..], "three nodes"),
+        (&["--writes", "1000000"], "writing"),
+        (&["--stay", "--writes", "90"], "stays until"),
+    ] {
+        let home = home();
+        let mut demo = start(home.path(), args);
+        drop(read_until(&mut demo, words));
+        let began = Instant::now();
+        let output = demo.wait_with_output().expect("it ends");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!((output.status.code(), said.as_str()), (Some(0), ""), "after `{words}`");
+        // By itself it would end after half a minute, and one that stays never.
+        assert!(began.elapsed() < Duration::from_secs(20), "after `{words}`: {:?}", began.elapsed());
+        assert_eq!(processes_with(text(home.path())), [0; 0], "no process is left");
+        assert_eq!(fs::read_dir(home.path()).expect("a directory").count(), 0, "no directory is left");
+    }
+    // On a full disk it ends as well, and that is an error.
+    let home = home();
+    let full = fs::OpenOptions::new().write(true).open("/dev/full").expect("Linux");
+    let demo = actorum().arg("demo").env("TMPDIR", home.path()).stdout(full).output().expect("it ends");
+    let said = String::from_utf8_lossy(&demo.stderr).into_owned();
+    assert_eq!(demo.status.code(), Some(1), "{said}");
+    assert_eq!(said, "error: standard output: No space left on device (os error 28)\n");
+    assert_eq!(processes_with(text(home.path())), [0; 0], "no process is left");
+    assert_eq!(fs::read_dir(home.path()).expect("a directory").count(), 0, "no directory is left");
+}
+
 #[test]
 fn it_stays_and_keeps_when_asked_to() {
     let home = home();

@@ -165,9 +165,15 @@ enum Goal {
 impl Goal {
     fn of(file: PathBuf, force: bool) -> Result<Goal, Failure> {
         let failed = |error: io::Error| Failure::new(format!("{}: {error}", file.display()));
-        if file == Path::new("-") {
+        if STDOUT.iter().any(|name| file == Path::new(name)) {
             if io::stdout().is_terminal() {
                 return Err(Failure::usage("a backup is no text for a terminal: send standard output somewhere else"));
+            }
+            if output::may_be_closed()? {
+                return Err(Failure::new(
+                    "standard output is closed, or what stands for that, a /dev/null open for reading and writing: the backup would \
+                     go nowhere. Send standard output somewhere; to throw a backup away on purpose, name /dev/null in place of -",
+                ));
             }
             let out = File::from(io::stdout().as_fd().try_clone_to_owned()?);
             return Ok(Goal::Stream { name: "standard output".to_owned(), out, is_stdout: true });
@@ -176,7 +182,7 @@ impl Goal {
             Ok(found) if found.is_dir() => {
                 Err(Failure::usage(format!("{} is a directory: name a file in it", file.display())))
             }
-            // `/dev/stdout`, or the very file that the shell has opened for it: replaced, it would be another one.
+            // The very file that the shell has opened for it: replaced, it would be another one.
             Ok(found) if is_stdout(&found)? => {
                 let out = File::from(io::stdout().as_fd().try_clone_to_owned()?);
                 Ok(Goal::Stream { name: "standard output".to_owned(), out, is_stdout: true })
@@ -195,6 +201,9 @@ impl Goal {
         }
     }
 }
+
+/// Names of standard output. Whatever it goes to may have one of its own, too: see [`is_stdout`].
+const STDOUT: [&str; 4] = ["-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"];
 
 /// Whether this is what standard output goes to.
 fn is_stdout(found: &fs::Metadata) -> io::Result<bool> {

@@ -10,7 +10,7 @@
 //! ```
 //!
 //! It uses nothing that a user could not: the binary's own `serve`, its HTTP API, its certificates. Whatever
-//! happens (success, failure, Ctrl-C, a panic), leaving [`run`] ends the children and removes their directory;
+//! happens (success, failure, Ctrl-C, a reader that has seen enough, a panic), leaving [`run`] ends the children and removes their directory;
 //! and should this process be killed outright, the children see their standard input close.
 
 mod account;
@@ -33,7 +33,7 @@ use actorum::NodeId;
 use actorum_actors::log::inspect::temporary;
 use indicatif::HumanBytes;
 
-use crate::{Failure, certs, client::Client, signals};
+use crate::{Failure, certs, client::Client, output, signals};
 use account::Account;
 use cluster::Cluster;
 use verdict::Evidence;
@@ -115,7 +115,7 @@ pub fn run(Args { stay, dir, writes }: Args) -> Result<(), Failure> {
         for node in cluster.nodes() {
             account.line(format_args!("  curl {}/status", node.url));
         }
-        while !patience.interrupted() && cluster.all_run()? {
+        while !patience.interrupted() && !output::is_over() && cluster.all_run()? {
             thread::sleep(LOOK);
         }
     }
@@ -362,10 +362,13 @@ impl Patience {
         self.interrupted.load(Ordering::SeqCst)
     }
 
-    /// An error once there is none left.
+    /// An error once there is none left, or nobody hears the story any more (`actorum demo | head -1`).
     pub fn check(&self, waiting_for: &str) -> Result<(), Failure> {
         if self.interrupted() {
             return Err(Failure::interrupted());
+        }
+        if output::is_over() {
+            return Err(Failure::unheard());
         }
         if Instant::now() > self.until {
             return Err(Failure::new(format!("{} s are over; still waiting for {waiting_for}", TIME.as_secs())));

@@ -90,6 +90,10 @@ fn main() -> ExitCode {
 
 /// The exit code of a command, whose error is said on standard error. What it printed counts as well.
 fn ended(done: Result<(), Failure>) -> ExitCode {
+    let done = match done {
+        Err(Failure { code: 0, .. }) => Ok(()),
+        done => done,
+    };
     match done.and_then(|()| output::finish()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
@@ -130,6 +134,11 @@ impl Failure {
     /// Exit code 3: this node was removed, and starting it again cannot help.
     pub fn removed(message: impl fmt::Display) -> Failure {
         Failure { message: message.to_string(), code: 3 }
+    }
+
+    /// None: nobody listens any more, and there was nothing to do but to tell. What became of standard output decides.
+    pub fn unheard() -> Failure {
+        Failure { message: "nobody listens".to_owned(), code: 0 }
     }
 
     /// Exit code 130, as a shell reports a Ctrl-C.

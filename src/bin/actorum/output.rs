@@ -8,15 +8,29 @@
 //!
 //! A line that cannot be written stops nothing that is under way. The first failure is kept, nothing more is written, and
 //! [`finish`] says in the end what became of it. `println!` and its kin, which panic, are denied in this program by clippy.
+//! What only tells a story (the demo) ends when nobody listens any more: see [`is_over`].
 //! What `serve` logs goes another way, see `logs.rs`.
+//!
+//! A standard output that was closed before the start (`>&-`) is another thing: Rust's runtime opens `/dev/null` in its place
+//! before `main`, for reading and writing, and every write succeeds. From within nothing tells that from a `/dev/null` that was
+//! given, since some programs hand it down opened in that way, too (Python's `DEVNULL`, Node's `ignore`, `daemon(3)`); shells and
+//! systemd open it for writing only. So what only prints cannot fail for it: whoever discards what is printed and whoever closes
+//! it get the exit code of the work. What is to hold a backup is another matter: see [`may_be_closed`].
 
 use std::{
     fmt::{Arguments, Display},
+    fs::{self, File},
     io::{self, Write},
+    os::{
+        fd::AsFd,
+        unix::fs::{FileTypeExt, MetadataExt},
+    },
     sync::{Mutex, PoisonError, mpsc},
     thread,
     time::Duration,
 };
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::Failure;
 
@@ -56,9 +70,32 @@ fn write(write: impl FnOnce(&mut io::StdoutLock<'static>) -> io::Result<()>) {
     }
 }
 
-/// Whether nobody hears what is still to be said: whoever only prints may end.
+/// Whether nobody hears what is still to be said: whoever only prints may end. Seen also while nothing is said, as soon as
+/// whoever read is gone.
 pub fn is_over() -> bool {
-    SAID.lock().unwrap_or_else(PoisonError::into_inner).broken.is_some()
+    let mut said = SAID.lock().unwrap_or_else(PoisonError::into_inner);
+    if said.broken.is_none() {
+        let stdout = io::stdout();
+        let mut asked = [PollFd::new(&stdout, PollFlags::empty())];
+        let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+        // Of a pipe's writing end: nobody reads. Of a terminal's: it was closed.
+        let gone = PollFlags::ERR | PollFlags::HUP;
+        if poll(&mut asked, Some(&at_once)).is_ok_and(|_| asked[0].revents().intersects(gone)) {
+            said.broken = Some(io::ErrorKind::BrokenPipe.into());
+        }
+    }
+    said.broken.is_some()
+}
+
+/// Whether standard output may have been closed before the start: a `/dev/null` that is open for reading, too. That may as well
+/// have been given, see above, but never by a redirection of a shell.
+pub fn may_be_closed() -> io::Result<bool> {
+    use rustix::fs::{OFlags, fcntl_getfl};
+    let stdout = io::stdout();
+    let reads = fcntl_getfl(&stdout)?.contains(OFlags::RDWR);
+    let null = fs::metadata("/dev/null");
+    let found = File::from(stdout.as_fd().try_clone_to_owned()?).metadata()?;
+    Ok(reads && found.file_type().is_char_device() && null.is_ok_and(|null| null.rdev() == found.rdev()))
 }
 
 /// Says what the command has done, apart from printing: an error about the printing must not read as if it had not been.
