@@ -182,7 +182,10 @@ impl<S: StateMachine> Actor for RaftSystem<S> {
         ctx.run_interval(ROUND, |system, ctx| {
             if ctx.connected() {
                 system.look_after_children(ctx);
-                system.conditions.look(system.door.board.id, system.door.board.status().conditions());
+                // Why it stops is said when it does.
+                if system.children.is_some() {
+                    system.conditions.look(system.door.board.id, system.door.board.status().conditions());
+                }
             } else {
                 // The last handle is gone: nobody can ask anything more, but somebody may still wait for an answer.
                 system.end("the last handle was dropped".into(), system.grace, ctx);

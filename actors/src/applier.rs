@@ -246,7 +246,8 @@ impl<S: StateMachine> Applier<S> {
     /// The state cannot be trusted any more.
     fn fail(&mut self, broken: &Broken) {
         let cause = format!("the applier: {broken}");
-        tracing::error!(%broken, "this node stops applying");
+        // What is to be said of it the front door says, which stops for it.
+        tracing::debug!(%broken, "this node stops applying");
         self.broken = true;
         // Closed before the slots are dropped, so that each of them tells its client this cause.
         self.admission.close(cause.clone());

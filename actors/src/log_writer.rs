@@ -268,7 +268,8 @@ impl LogWriter {
             ),
             _ => format!("the log writer: {error}"),
         };
-        tracing::error!(%error, "the log cannot be written; this node stops promising");
+        // What is to be said of it the front door says, which stops for it.
+        tracing::debug!(%error, "the log cannot be written; this node stops promising");
         self.status.send_modify(|status| status.failed = Some(cause.clone()));
         self.waiting.clear();
         self.in_flight = None;
@@ -357,15 +358,8 @@ impl LogWriter {
             found != before
         });
         if low != was_low {
-            match low {
-                true => tracing::warn!(
-                    free,
-                    needed,
-                    reserve = space.reserve,
-                    "the disk is nearly full: this node takes no new commands, and transfers leadership; the log is cut and rewritten as far as that frees room"
-                ),
-                false => tracing::info!(free, needed, "the disk has room again"),
-            }
+            // For the log it is a condition, whose lines are written where all of them are.
+            tracing::debug!(free, needed, reserve = space.reserve, low, "what is free on the disk passed its mark");
         }
         // While it is low the figures are part of what clients are told.
         if (low, short) != (was_low, was_short) || (low && changed) {

@@ -70,6 +70,8 @@ struct Suspicion {
     passed: Option<u64>,
     /// After a probe that failed: when to try another.
     probe_at: Option<u64>,
+    /// Why the last probe that failed did.
+    failed: Option<String>,
 }
 
 /// The numbers of it.
@@ -98,7 +100,11 @@ impl<T> Consensus<T> {
         match result {
             Ok(()) => suspicion.passed = Some(newest),
             Err(cause) => {
-                tracing::warn!(cause, "the disk does not pass its probe");
+                // Once: that the disk is slow is a condition, and this is what a look at it found.
+                match suspicion.failed.replace(cause) {
+                    None => tracing::warn!(cause = suspicion.failed, "the disk does not pass its probe"),
+                    Some(_) => tracing::debug!(cause = suspicion.failed, "the disk still does not pass its probe"),
+                }
                 suspicion.probe_at = Some(now + patience);
             }
         }
@@ -160,8 +166,8 @@ impl<T> Consensus<T> {
         match &mut self.disk.suspicion {
             None if slow => {
                 let waiting_ms = self.ms(self.waiting());
-                tracing::warn!(waiting_ms, "the disk is too slow: this node leads nobody until a probe has passed");
-                self.disk.suspicion = Some(Suspicion { since: now, passed: None, probe_at: None });
+                tracing::debug!(waiting_ms, "the disk is too slow: this node leads nobody until a probe has passed");
+                self.disk.suspicion = Some(Suspicion { since: now, passed: None, probe_at: None, failed: None });
                 self.effects.probe = true;
             }
             Some(suspicion) if suspicion.probe_at.is_some_and(|at| at <= now) => {
@@ -225,14 +231,14 @@ impl<T> Consensus<T> {
     }
 
     fn hand_over(&mut self, successor: NodeId) {
-        tracing::warn!(successor, "handing over the office because of this node's disk");
+        tracing::debug!(successor, "handing over the office because of this node's disk");
         self.disk.handing_over = Some(self.ticks);
         self.raw.transfer_leader(successor);
     }
 
     /// Raft lets a leader or candidate become a follower of its own term at any time.
     fn resign(&mut self) {
-        tracing::warn!("stepping down because of this node's disk");
+        tracing::debug!("stepping down because of this node's disk");
         self.disk.handing_over = None;
         let term = self.raw.raft.term;
         self.raw.raft.become_follower(term, raft::INVALID_ID);
@@ -251,7 +257,7 @@ impl<T> Consensus<T> {
         if self.unpersisted.front().is_some_and(|oldest| oldest.write <= newest) {
             return;
         }
-        tracing::info!("the disk answers again");
+        tracing::debug!("the disk answers again");
         self.disk.suspicion = None;
         // What passed meanwhile is no reason to campaign at once.
         self.raw.raft.election_elapsed = 0;

@@ -356,7 +356,7 @@ impl<T> Consensus<T> {
         let Some(conflict) = contradiction::commit_conflict(from, message, &self.raw.raft) else { return };
         if self.commit_conflicts.insert(from, conflict).is_none() {
             let CommitConflict { index, theirs, at, ours } = conflict;
-            tracing::error!(
+            tracing::debug!(
                 peer = from,
                 index,
                 theirs,

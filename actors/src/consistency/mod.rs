@@ -221,7 +221,7 @@ impl ConsistencyChecker {
         }
     }
 
-    /// Once per change, not once per mark.
+    /// Once per change, not once per mark. The figures alone: that it is so is a condition, which the front door says.
     fn say(&self, found: &ConsistencyStatus) {
         let who = |found: &Option<Divergence>| {
             found.as_ref().map(|found| (found.side, found.values.keys().copied().collect::<BTreeSet<_>>()))
@@ -229,13 +229,13 @@ impl ConsistencyChecker {
         let (before, now) = (who(&self.shown.state), who(&found.state));
         match &found.state {
             Some(state) if before != now => {
-                tracing::error!(index = state.index, equal_until = state.equal_until, side = ?state.side, nodes = ?state.values.keys(), "nodes of this cluster have applied different entries");
+                tracing::debug!(index = state.index, equal_until = state.equal_until, side = ?state.side, nodes = ?state.values.keys(), "nodes of this cluster have applied different entries");
             }
-            None if before.is_some() => tracing::info!("what the nodes of this cluster have applied is equal again"),
+            None if before.is_some() => tracing::debug!("what the nodes of this cluster have applied is equal again"),
             _ => {}
         }
         if let (Some(responses), true) = (&found.responses, who(&self.shown.responses) != who(&found.responses)) {
-            tracing::error!(index = responses.index, since = responses.equal_until, side = ?responses.side, nodes = ?responses.values.keys(), "state machines of equal versions answered equal commands differently: the machine is not deterministic, or its code changed without its VERSION");
+            tracing::debug!(index = responses.index, since = responses.equal_until, side = ?responses.side, nodes = ?responses.values.keys(), "state machines of equal versions answered equal commands differently: the machine is not deterministic, or its code changed without its VERSION");
         }
     }
 }

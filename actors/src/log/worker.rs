@@ -213,7 +213,8 @@ impl<E: Engine, S: Slots + 'static> Worker<E, S> {
 
     /// An error is final: what waits and what comes is answered with its cause, and nothing is written.
     fn stay_dead(mut self, cause: &str, submitted: Receiver<Submitted>) {
-        tracing::error!(cause, "the store died");
+        // Whoever submits hears it; the node that stops for it says so.
+        tracing::debug!(cause, "the store died");
         // Held until the appender goes: dropping sled now could hang this thread, and nobody would be answered.
         let open = self.committer.take(cause);
         for Submitted { ticket, .. } in submitted {

@@ -59,7 +59,7 @@ impl<T: Ticket> MembershipManager<T> {
         if retired && !self.leaving {
             self.leaving = true;
             let id = self.id;
-            tracing::warn!(
+            tracing::debug!(
                 node = id,
                 "node {id} was removed from the cluster: it stops once another member knows, too"
             );
@@ -93,7 +93,6 @@ impl<T: Ticket> Handler<PeerRefused> for MembershipManager<T> {
     fn handle(&mut self, PeerRefused { peer, by_peer, reason }: PeerRefused, _: &mut Context<Self>) {
         let who = if by_peer { format!("node {peer} refused this node") } else { format!("refused node {peer}") };
         let cause = format!("{who}: {reason}");
-        tracing::warn!("{cause}");
         let of_us = matches!(reason, RefusedBecause::Incarnation { id, .. } if by_peer && id == self.id);
         let removes_us = matches!(reason, RefusedBecause::Retired { id } if by_peer && id == self.id);
         let copied = by_peer && self.is_a_copy(peer, &reason);

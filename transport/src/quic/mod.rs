@@ -314,13 +314,17 @@ impl QuicTransport {
 
     /// Remembers a refusal and tells of it, in the log and above, once per change of reason.
     fn refused(&mut self, id: NodeId, by_peer: bool, text: String, reason: Option<RefusedBecause>) {
+        let told = reason.is_some() && self.upward.is_some();
         let peer = self.peer(id);
         let text = readable(&text);
         peer.last_error = Some(text.clone());
         if peer.refused.get(&by_peer) == Some(&text) {
             return;
         }
-        if by_peer {
+        if by_peer && told {
+            // Whoever is told says it: it is what is wrong with this node.
+            tracing::debug!(peer = id, "node {id} refused this node: {text}");
+        } else if by_peer {
             tracing::warn!(peer = id, "node {id} refused this node: {text}");
         } else {
             tracing::warn!(peer = id, "refused node {id}: {text}");
