@@ -46,4 +46,6 @@ pub mod consistency;
 #[doc(hidden)]
 pub mod fuzzing;
 #[cfg(test)]
+mod first_version_tests;
+#[cfg(test)]
 mod testkit;

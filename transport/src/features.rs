@@ -9,7 +9,22 @@
 //! - messages and requests between two nodes: the peer, in the hello of the present connection
 //!   ([`Request::needs`](crate::wire::Request::needs), [`MessageKind::needs`](crate::wire::MessageKind::needs)).
 //!
-//! To add one: a variant here, its name in [`Feature::name`], and itself in [`Feature::ALL`]. A name is never used twice and never
+//! A *field* that is new in an entry, a section or a message that the first version knows needs no feature where these three hold.
+//! Everything is encoded with names, so an older node skips a field that it does not know:
+//!
+//! - what it does with the rest has the same effect, at every index and on every node: such a field is never looked at where an
+//!   entry is applied;
+//! - who reads what an older node wrote, without the field, does not depend on it: the field has a default, which means what the
+//!   first version meant;
+//! - with that default it is left out, so what needs it not is byte for byte what the first version wrote.
+//!
+//! A field that changes what is applied, or what a peer may rely on, is gated by a feature like everything else. Without one are
+//! `SystemCommand::Change::forced`, which people read in the log; `SystemState::state_hash`, each node's own word, which one that begins
+//! with a snapshot of an older node gets at the next mark (and marks are gated); and of messages what their documentation in `wire.rs`
+//! calls absent from the first version. `actors/src/first_version_tests.rs` reads entries and snapshots with the first version's
+//! definitions.
+//!
+//! To add a feature: a variant here, its name in [`Feature::name`], and itself in [`Feature::ALL`]. A name is never used twice and never
 //! changed. The first version names none.
 
 use std::{collections::BTreeSet, fmt};
