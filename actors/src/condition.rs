@@ -17,7 +17,7 @@ use std::{collections::BTreeMap, fmt, str::FromStr};
 use actorum_transport::wire::NodeId;
 use serde::{Deserialize, Serialize};
 
-use crate::status::{CertificateEnd, CommitConflict, DiskState, Divergence, DivergenceSide, Formed, Role, Status};
+use crate::status::{CertificateExpiry, CommitConflict, DiskState, Divergence, DivergenceSide, Formed, Role, Status};
 
 /// A certificate that ends sooner than this is warned of.
 pub const CERTIFICATE_WARNING_DAYS: i64 = 30;
@@ -442,7 +442,7 @@ fn one_for_each_directory(_: &Status) -> Found {
 /// What has ended, then what ends soon; for those that peers see, and for each directory of others, by itself.
 fn certificates(status: &Status) -> Vec<Condition> {
     let mut said: BTreeMap<(Reason, Option<String>), Vec<String>> = BTreeMap::new();
-    for CertificateEnd { file, remaining_s: left_s, .. } in &status.certificates {
+    for CertificateExpiry { file, remaining_s: left_s, .. } in &status.certificates {
         let (reason, what) = match (left_s, left_s / DAY_S) {
             (..=0, _) => (Reason::CertificateExpired, "has ended: new connections are refused".to_owned()),
             (_, 0) => (Reason::CertificateExpiring, format!("ends in {} hours", left_s / 3600)),
