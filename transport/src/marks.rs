@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 /// of the state run on.
 pub const MAX_MARKS: usize = 32;
 
-/// The value of a hash: the first half of a BLAKE3 hash.
+/// The value of a hash: XXH3 with 128 bits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct HashValue(pub u128);
