@@ -31,6 +31,7 @@ use actorum_actors::system_state::SystemState;
 use actorum_transport::wire::{ClusterId, Entry, EntryKind, GroupId, Incarnation};
 use bytes::Bytes;
 use dice::Dice;
+use lab::directory::copy;
 
 const GROUP: GroupId = GroupId::FIRST;
 /// The engine's segments are of 16 MiB each.
@@ -117,18 +118,6 @@ fn append(store: SledStore, write: Write) {
         Box::new(store).start(Arc::new(move |completion| heard.send(completion).expect("the test listens")));
     appender.submit(Batch { writes: vec![Write { group: GROUP, ..write }], sync: true });
     completed.recv_timeout(lab::PATIENCE).expect("it answers").result.expect("it is written");
-}
-
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir(to).expect("a directory");
-    for entry in fs::read_dir(from).expect("a directory") {
-        let path = entry.expect("an entry").path();
-        let target = to.join(path.file_name().expect("a name"));
-        match path.is_dir() {
-            true => copy(&path, &target),
-            false => drop(fs::copy(&path, target).expect("a copy")),
-        }
-    }
 }
 
 /// Every file below a directory, with its bytes.

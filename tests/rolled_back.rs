@@ -5,35 +5,18 @@
 
 mod lab;
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::Stdio,
-};
+use std::{path::PathBuf, process::Stdio};
 
-use actorum_transport::lives::{Content, Record};
-use lab::{Lab, actorum, free_port, wait};
+use actorum_transport::lives::Record;
+use lab::{
+    Lab, actorum,
+    directory::{copy, lives, met, put_back},
+    free_port, wait,
+};
 
 const REFUSED: &str = "the directory of node 3 is an older copy, or runs twice";
 const WAY_OUT: &str =
     "bring back the newer directory, or remove node 3 and add it again under a new id with an empty one";
-
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).expect("a directory");
-    for entry in fs::read_dir(from).expect("a directory") {
-        let path = entry.expect("an entry").path();
-        let target = to.join(path.file_name().expect("a name"));
-        match path.is_dir() {
-            true => copy(&path, &target),
-            false => drop(fs::copy(&path, target).expect("a copy")),
-        }
-    }
-}
-
-fn put_back(data: &Path, from: &Path) {
-    fs::remove_dir_all(data).expect("a directory");
-    copy(from, data);
-}
 
 /// Ends node 3 in order, and takes a copy of its directory.
 fn stop_and_copy(lab: &mut Lab, name: &str) -> PathBuf {
@@ -43,23 +26,9 @@ fn stop_and_copy(lab: &mut Lab, name: &str) -> PathBuf {
     copied
 }
 
-/// What the file of lives of a node says.
-fn lives(lab: &Lab, id: u64) -> Option<Content> {
-    let bytes = fs::read(lab.node(id).data.join("lives")).ok()?;
-    rmp_serde::from_slice(bytes.get(16..)?).ok()
-}
-
 /// What a node has on record of node 3.
 fn on_record(lab: &Lab, id: u64) -> Option<Record> {
     lives(lab, id)?.peers.get(&3).copied()
-}
-
-/// Waits until a node has the present life of node 3 on record.
-fn met(lab: &Lab, id: u64) {
-    wait(&format!("node {id} to meet node 3"), || {
-        let present = lives(lab, 3)?.own.last()?.key();
-        (on_record(lab, id)?.life.key() == present).then_some(())
-    });
 }
 
 /// Twenty writes through one node, each acknowledged; the index of the last.
@@ -101,8 +70,8 @@ fn a_copy_put_back_does_not_make_a_majority_that_has_forgotten() {
     let older = stop_and_copy(&mut lab, "older");
     lab.start(3);
     lab.leader();
-    met(&lab, 1);
-    met(&lab, 2);
+    met(&lab, 1, 3);
+    met(&lab, 2, 3);
     assert_eq!(lab.node_mut(1).terminate().code(), Some(0));
     let leader = lab.leader_of(&[2, 3]);
     write_twenty(&lab, leader, "late");
@@ -195,8 +164,8 @@ fn a_directory_that_runs_twice_is_named() {
     let twin = stop_and_copy(&mut lab, "twin");
     lab.start(3);
     lab.leader();
-    met(&lab, 1);
-    met(&lab, 2);
+    met(&lab, 1, 3);
+    met(&lab, 2, 3);
     let mut arguments = lab.node(3).arguments();
     for (name, value) in [
         ("--data", twin.to_str().expect("UTF-8").to_owned()),
@@ -231,7 +200,7 @@ fn a_directory_that_runs_twice_is_named() {
 #[test]
 fn a_node_opened_many_times_alone_is_no_copy() {
     let mut lab = Lab::three();
-    met(&lab, 1);
+    met(&lab, 1, 3);
     lab.node_mut(1).kill();
     lab.node_mut(2).kill();
     for _ in 0..5 {

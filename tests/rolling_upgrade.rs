@@ -12,13 +12,12 @@
 mod lab;
 mod load;
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
-use actorum_transport::lives::Content;
-use lab::{Lab, wait};
+use lab::{
+    Lab,
+    directory::{copy, lives, met},
+};
 use load::{History, Load, judge};
 
 /// The first version's binary.
@@ -34,19 +33,10 @@ fn first_version() -> Option<PathBuf> {
     None
 }
 
-/// What the file of lives of a node says; nothing of the first version.
-fn lives(lab: &Lab, id: u64) -> Option<Content> {
-    let bytes = fs::read(lab.node(id).data.join("lives")).ok()?;
-    rmp_serde::from_slice(bytes.get(16..)?).ok()
-}
-
 /// Waits until each of these nodes has the present life of each other on record.
 fn all_met(lab: &Lab, ids: &[u64]) {
     for (id, of) in ids.iter().flat_map(|id| ids.iter().map(move |of| (*id, *of))).filter(|(id, of)| id != of) {
-        wait(&format!("node {id} to meet node {of}"), || {
-            let present = lives(lab, of)?.own.last()?.key();
-            (lives(lab, id)?.peers.get(&of)?.life.key() == present).then_some(())
-        });
+        met(lab, id, of);
     }
 }
 
@@ -114,18 +104,6 @@ fn a_node_of_this_build_lives_with_nodes_of_the_first_version() {
         assert_eq!(put.status, 200, "{}", put.text);
         lab.node(3).wait_applied(put.body["index"].as_u64().expect("an index"));
         lab.node_mut(3).kill();
-    }
-}
-
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).expect("a directory");
-    for entry in fs::read_dir(from).expect("a directory") {
-        let path = entry.expect("an entry").path();
-        let target = to.join(path.file_name().expect("a name"));
-        match path.is_dir() {
-            true => copy(&path, &target),
-            false => drop(fs::copy(&path, target).expect("a copy")),
-        }
     }
 }
 

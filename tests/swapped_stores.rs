@@ -10,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use lab::{Lab, wait};
+use lab::{Lab, directory::copy, wait};
 
 /// A cluster of one.
 struct Alone {
@@ -81,18 +81,6 @@ impl Alone {
         self.lab.leader();
         for key in keys {
             assert_eq!(self.lab.node(1).get(key).body["value"], *key);
-        }
-    }
-}
-
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).expect("a directory");
-    for entry in fs::read_dir(from).expect("a directory") {
-        let path = entry.expect("an entry").path();
-        let target = to.join(path.file_name().expect("a name"));
-        match path.is_dir() {
-            true => copy(&path, &target),
-            false => drop(fs::copy(&path, target).expect("a copy")),
         }
     }
 }

@@ -5,6 +5,7 @@
 
 #![allow(dead_code)] // each test uses its part
 
+pub mod directory;
 pub mod pki;
 pub mod volume;
 
