@@ -371,6 +371,11 @@ impl Node {
         self.binary = None;
     }
 
+    /// An environment variable, from its next start on.
+    pub fn set(&mut self, variable: &str, value: &str) {
+        self.settings.push((variable.to_owned(), value.to_owned()));
+    }
+
     /// What it says of itself.
     pub fn status(&self) -> Value {
         let answer = call("GET", &self.url("/status"), "");
