@@ -390,9 +390,10 @@ mod tests {
     use proptest::{collection::vec, prelude::*};
 
     use super::*;
+    use crate::marks::{AnswerHash, HashValue, Mark, StateHash};
     use crate::wire::{
-        ClockReading, ConfState, Entry, EntryKind, Formation, MessageKind, Refusal, Response, Snapshot, SnapshotFile,
-        SnapshotRequest,
+        ChangeRefusal, ClockReading, ConfState, Entry, EntryKind, Formation, MessageKind, Refusal, Response, Snapshot,
+        SnapshotFile, SnapshotRequest,
     };
 
     fn bytes() -> impl Strategy<Value = Bytes> {
@@ -451,6 +452,37 @@ mod tests {
         }
     }
 
+    fn mark() -> impl Strategy<Value = Mark> {
+        let state =
+            (any::<u64>(), any::<u128>()).prop_map(|(since, value)| StateHash { since, value: HashValue(value) });
+        let answers = (any::<u64>(), any::<u32>(), any::<u128>()).prop_map(|(since, version, value)| AnswerHash {
+            since,
+            version,
+            value: HashValue(value),
+        });
+        (any::<u64>(), proptest::option::of(state), proptest::option::of(answers))
+            .prop_map(|(index, state, answers)| Mark { index, state, answers })
+    }
+
+    fn refusal() -> impl Strategy<Value = Refusal> {
+        let change = |cause: String| match cause.len() % 3 {
+            0 => ChangeRefusal::InProgress,
+            1 => ChangeRefusal::NotReady,
+            _ => ChangeRefusal::Invalid { cause, reading: None },
+        };
+        prop_oneof![
+            proptest::option::of(any::<u64>()).prop_map(|leader| Refusal::NotLeader { leader }),
+            ".{0,20}".prop_map(|cause| Refusal::Dropped { cause }),
+            Just(Refusal::Busy),
+            any::<[u64; 2]>().prop_map(|[free, needed]| Refusal::LowSpace { free, needed }),
+            any::<u64>().prop_map(|limit| Refusal::TooLarge { limit }),
+            Just(Refusal::Late),
+            ".{0,20}".prop_map(|cause| Refusal::Stopped { cause }),
+            ".{0,20}".prop_map(move |cause| Refusal::Change(change(cause))),
+            ".{0,20}".prop_map(|cause| Refusal::Invalid { cause }),
+        ]
+    }
+
     fn response() -> impl Strategy<Value = Response> {
         prop_oneof![
             (any::<u64>(), any::<u64>(), bytes()).prop_map(|(index, term, response)| Response::Applied {
@@ -463,9 +495,11 @@ mod tests {
                 Response::Clock(ClockReading { calendar_us, refuses_writes })
             }),
             (any::<u64>(), bytes()).prop_map(|(offset, data)| Response::Piece { offset, data }),
-            prop::sample::select(vec![Response::Gone, Response::Noted, Response::Refused(Refusal::Busy)]),
+            prop::sample::select(vec![Response::Gone, Response::Noted]),
+            bytes().prop_map(|membership| Response::Changed { membership }),
+            vec(mark(), 0..4).prop_map(|marks| Response::Marks { marks }),
             ".{0,20}".prop_map(|cause| Response::Unknown { cause }),
-            proptest::option::of(any::<u64>()).prop_map(|leader| Response::Refused(Refusal::NotLeader { leader })),
+            refusal().prop_map(Response::Refused),
             (any::<u64>(), any::<u64>()).prop_map(|(i, n)| Response::Formation(Formation {
                 incarnation: Incarnation(i),
                 founders: [(n, "n:1".into())].into(),
@@ -500,6 +534,7 @@ mod tests {
             }),
             any::<u64>().prop_map(|remaining_ms| Request::ReadIndex { remaining_ms }),
             Just(Request::Clock),
+            vec(mark(), 0..4).prop_map(|marks| Request::Marks { marks }),
             read.prop_map(Request::Snapshot),
             working.prop_map(Request::Snapshot),
             gave_up.prop_map(Request::Snapshot),
@@ -551,10 +586,13 @@ mod tests {
                 arrived.extend(decode::<Batch>(&body).unwrap().messages);
             }
             prop_assert_eq!(arrived.len() + left_out, messages.len());
-            let mut rest = messages.iter();
-            for message in &arrived {
-                prop_assert!(rest.any(|m| m == message), "out of order");
+            let mut arrived = arrived.iter().peekable();
+            for message in &messages {
+                if arrived.next_if(|next| *next == message).is_none() {
+                    prop_assert!(message.encoded_bound() + BATCH_FRAMING > max, "it fits a frame, and was left out or moved");
+                }
             }
+            prop_assert!(arrived.next().is_none(), "out of order");
         }
 
         /// What a message may take is known before it is encoded, so that nothing larger than a frame ever is.
