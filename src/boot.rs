@@ -61,6 +61,9 @@ use crate::{
 /// The one group of this version.
 pub(crate) const GROUP: GroupId = GroupId::FIRST;
 
+/// With the default of `snapshot_bytes` a snapshot that costs a quarter of that is taken after so many bytes.
+const SMALL_SNAPSHOT_BYTES: u64 = 64 << 20;
+
 /// Starts the node where actors can live: in the actix system of this thread, or in one made for it.
 pub(crate) async fn start<S: StateMachine>(builder: Builder<S>) -> Result<Raft<S>, StartError> {
     let (sender, started) = oneshot::channel();
@@ -127,6 +130,9 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
     if is_new(&storage, id) {
         check_new(id, &bootstrap, dials)?;
     }
+    // A bound that somebody chose is taken as it is.
+    let default = config.snapshot_bytes == Config::default().snapshot_bytes;
+    let small_snapshot_bytes = if default { SMALL_SNAPSHOT_BYTES } else { u64::MAX };
     let (config, volume) = match &storage {
         Storage::Sled(dir) => {
             let dir = dir.clone();
@@ -214,7 +220,8 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
         cluster,
         floor: replayed.system.as_ref().map_or(0, |system| system.recovered_at),
     };
-    let settings = Settings { features: features.clone(), ..settings(id, identity, &config, &bootstrap) };
+    let settings = settings(id, identity, &config, &bootstrap);
+    let settings = Settings { features: features.clone(), small_snapshot_bytes, ..settings };
     let consensus = Consensus::new(settings, core_start)?;
 
     let bounds =
@@ -533,6 +540,7 @@ fn settings(id: NodeId, identity: StoreIdentity, config: &Config, bootstrap: &Bo
         max_entry_bytes: config.max_entry_bytes,
         snapshot_entries: never_if_zero(config.snapshot_entries),
         snapshot_bytes: never_if_zero(config.snapshot_bytes),
+        small_snapshot_bytes: u64::MAX,
         keep_entries: config.log_keep_entries,
         keep_bytes: config.log_keep_bytes,
         hold_bytes: config.log_hold_bytes,

@@ -65,7 +65,8 @@ pub struct Config {
     /// Fewer free bytes on the disk than this are few: the node transfers leadership and answers `LowSpace` as a leader, and goes
     /// on following. It ends by itself when a quarter more is free. Below twice as many, room is short: the log is cut behind the newest
     /// snapshot and rewritten, if need be with the reserve's room. A quarter of it is otherwise never taken by snapshots, nor by moving
-    /// the log into a smaller store. Default 256 MiB, on a volume below 4 GiB a sixteenth of it; 0 never looks.
+    /// the log into a smaller store. Default 256 MiB, on a volume below 4 GiB a sixteenth of it but 16 MiB at
+    /// the least; 0 never looks.
     pub low_space_bytes: u64,
     /// How many bytes to keep on the disk as a reserve for making room there, with the size of the newest snapshot on top. Default 48 MiB,
     /// three times what the log's engine sets aside at a time; on a volume below 192 MiB a quarter of it. 0 for none.
@@ -77,8 +78,9 @@ pub struct Config {
     ///
     /// More often means a shorter log and a quicker restart, and costs the writing of the whole state each time.
     pub snapshot_entries: u64,
-    /// A snapshot is built when so many bytes of entries were applied since the last one. Default 256 MiB, on a volume below 16 GiB a
-    /// 64th of it; 0 never by size.
+    /// A snapshot is built when so many bytes of entries were applied since the last one; 0 never by size. Default 256 MiB, on a volume
+    /// below 16 GiB a 64th of it; and with the default already after four times the size of the newest snapshot, but not before 64 MiB,
+    /// so that a small state has a short log.
     pub snapshot_bytes: u64,
     /// How many entries behind the newest snapshot stay in the log for followers that are behind. Default 10,000.
     ///

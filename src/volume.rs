@@ -11,7 +11,7 @@
 //!  3 x snapshot + reserve + max(rewritten from, 6 x kept) + 3 x kept + 64 MiB
 //! ```
 //!
-//! or what is left of the volume above `low_space_bytes`, if that is less: then it makes room. What it needs for that is
+//! and without the copy `2 x snapshot + reserve + max(rewritten from, 6 x kept)`; or what is left of the volume above `low_space_bytes`, if that is less: then it makes room. What it needs for that is
 //! [`needed`]; README.md says both.
 //!
 //! Deliberately absent: looking (see `actorum_actors::log::space`).
@@ -20,15 +20,18 @@ use actorum_transport::wire::ENTRY_OVERHEAD;
 
 use crate::config::Config;
 
+/// What the log's engine takes at a time. With less than that free a disk may be full before anybody has looked.
+const SEGMENT: u64 = 16 << 20;
+
 /// The room of the log's engine and of the copy that takes its place: six of its segments of 16 MiB.
-const ENGINES: u64 = 96 << 20;
+const ENGINES: u64 = 6 * SEGMENT;
 
 /// The settings on a volume of so many bytes.
 pub(crate) fn fitted(config: &Config, volume: u64) -> Config {
     let default = Config::default();
     let share = |value: u64, default: u64, share: u64| if value == default { value.min(share) } else { value };
     let mut fitted = config.clone();
-    fitted.low_space_bytes = share(config.low_space_bytes, default.low_space_bytes, volume / 16);
+    fitted.low_space_bytes = share(config.low_space_bytes, default.low_space_bytes, (volume / 16).max(SEGMENT));
     fitted.ballast_bytes = share(config.ballast_bytes, default.ballast_bytes, volume / 4);
     fitted.snapshot_bytes = share(config.snapshot_bytes, default.snapshot_bytes, (volume / 64).max(1 << 20));
     fitted.log_keep_bytes = share(config.log_keep_bytes, default.log_keep_bytes, volume / 64);

@@ -110,10 +110,10 @@ reasons! {
     Forming "forming" forming;
     /// Fewer than a majority of the voters can be reached.
     NoMajority "no_majority" no_majority;
-    /// A majority can be reached, and no leader is known: an election is under way.
-    NoLeader "no_leader" no_leader;
     /// There is too little room on a disk.
     LowSpace "low_space" low_space;
+    /// A majority can be reached, and no leader is known: an election is under way.
+    NoLeader "no_leader" no_leader;
     /// The node that leads says that it takes no writes, for a reason that this version does not know.
     LeaderUnready "leader_unready" leader_unready;
     /// The disk answers slowly.
@@ -383,6 +383,10 @@ fn low_space(status: &Status) -> Found {
     let message = format!("the disk of node {} is nearly full{free}: make room on it or enlarge it", status.id);
     match status.role {
         Role::Leader => unready(format!("{message}; nobody else leads, and writes are refused until then")),
+        // Whose disk is full cannot even vote for another one.
+        _ if no_leader(status).is_some() => {
+            unready(format!("{message}; nobody leads, and writes are refused until then"))
+        }
         _ => leaders_word(status, Reason::LowSpace).or(warning(message)),
     }
 }
@@ -756,8 +760,8 @@ mod tests {
                     s.leader = None
                 },
                 &[
+                    (Reason::LowSpace, Unready, "nobody leads, and writes are refused until then"),
                     (Reason::NoLeader, Unready, ""),
-                    (Reason::LowSpace, Warning, ""),
                     (Reason::CertificateExpiring, Warning, ""),
                 ],
             ),

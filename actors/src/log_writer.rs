@@ -120,6 +120,8 @@ pub struct LogWriter {
     probe: Option<Arc<dyn Probe>>,
     /// Whether a look for space is under way: one at a time, however long the disk takes.
     looking: bool,
+    /// Whether the store holds up a write until there is room, at the last look.
+    waits_for_room: bool,
     /// Bytes written since the last look for space began.
     unlooked: u64,
     waiting: VecDeque<Append>,
@@ -173,6 +175,7 @@ impl LogWriter {
                 bounds,
                 probe,
                 looking: false,
+                waits_for_room: false,
                 unlooked: 0,
                 waiting: VecDeque::new(),
                 in_flight: None,
@@ -316,7 +319,8 @@ impl LogWriter {
     /// this node stops: whoever supervises it shall know.
     fn look_at_the_disk(&mut self, ctx: &mut Context<Self>) {
         self.look_for_space(ctx);
-        let now = self.in_flight.as_ref().map(|batch| batch.ticket);
+        // What waits for room is held up by somebody else's files, not by the disk.
+        let now = self.in_flight.as_ref().map(|batch| batch.ticket).filter(|_| !self.waits_for_room);
         self.watched = if now.is_some() && now == self.watched.0 { (now, self.watched.1 + 1) } else { (now, 0) };
         let waited = LOOK * self.watched.1;
         if self.watched.1 > 0 && waited >= self.bounds.dead_after && !self.has_failed() {
@@ -338,6 +342,7 @@ impl LogWriter {
 
     /// Few bytes are few before the first write fails: what follows can still be written.
     fn space(&mut self, space: Space) {
+        self.waits_for_room = space.waits;
         let (was_low, was_short) = {
             let status = self.status.borrow();
             (status.low, status.short)
@@ -673,6 +678,34 @@ mod tests {
         });
     }
 
+    /// In virtual time: somebody else fills the disk for as long as it pleases, and then the disk hangs.
+    #[test]
+    fn a_write_that_waits_for_room_makes_no_dead_disk() {
+        let paused = || tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+        System::with_tokio_rt(paused).block_on(async {
+            let mut f = start();
+            f.writer.send(entry(1, 2)).await.unwrap();
+            let began = tokio::time::Instant::now();
+            while began.elapsed() < 3 * DEAD {
+                if f.store.looks() {
+                    f.store.look(false, Ok(Space { waits: true, ..Space::default() }));
+                }
+                tokio::time::sleep(LOOK / 4).await;
+            }
+            assert_eq!(f.status().await.failed, None);
+            while !f.store.looks() {
+                tokio::time::sleep(LOOK / 4).await;
+            }
+            f.store.look(false, Ok(Space { free: 1 << 40, ..Space::default() }));
+            let until = tokio::time::Instant::now() + 2 * DEAD;
+            while f.status().await.failed.is_none() {
+                assert!(tokio::time::Instant::now() < until, "it hangs, and nobody says so");
+                tokio::time::sleep(LOOK).await;
+            }
+            assert!(matches!(f.heard.recv().await, Some(Heard::Disk(_))), "low on space, as it was");
+        });
+    }
+
     /// The probe has a way of its own to the disk: it ends, or fails, while a batch hangs.
     #[actix::test]
     async fn a_probe_is_told_of_while_a_batch_hangs() {
@@ -718,7 +751,7 @@ mod tests {
                 while !f.store.looks() {
                     tokio::time::sleep(LOOK / 2).await;
                 }
-                f.store.look(false, Ok(Space { free, reserve, reserve_wanted: 300 }));
+                f.store.look(false, Ok(Space { free, reserve, reserve_wanted: 300, ..Space::default() }));
                 let status = f.status().await;
                 assert_eq!((status.free_bytes, status.reserve_bytes), (Some(free), reserve));
                 let heard = f.heard.try_recv().ok();

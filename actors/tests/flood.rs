@@ -105,6 +105,7 @@ fn consensus<T>(id: NodeId) -> Consensus<T> {
         max_entry_bytes: 1 << 20,
         snapshot_entries: u64::MAX,
         snapshot_bytes: u64::MAX,
+        small_snapshot_bytes: u64::MAX,
         keep_entries: 0,
         keep_bytes: u64::MAX,
         hold_bytes: 0,

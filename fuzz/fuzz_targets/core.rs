@@ -240,6 +240,7 @@ impl Node {
             disk_slow_ticks: 5,
             snapshot_entries: 1,
             snapshot_bytes: u64::MAX,
+            small_snapshot_bytes: u64::MAX,
             keep_entries: 0,
             keep_bytes: u64::MAX,
             hold_bytes: 0,

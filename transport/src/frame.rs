@@ -390,7 +390,7 @@ mod tests {
     use proptest::{collection::vec, prelude::*};
 
     use super::*;
-    use crate::marks::{AnswerHash, HashValue, Mark, StateHash};
+    use crate::marks::{HashValue, Mark, ResponseHash, StateHash};
     use crate::wire::{
         ChangeRefusal, ClockReading, ConfState, Entry, EntryKind, Formation, MessageKind, Refusal, Response, Snapshot,
         SnapshotFile, SnapshotRequest,
@@ -455,13 +455,13 @@ mod tests {
     fn mark() -> impl Strategy<Value = Mark> {
         let state =
             (any::<u64>(), any::<u128>()).prop_map(|(since, value)| StateHash { since, value: HashValue(value) });
-        let answers = (any::<u64>(), any::<u32>(), any::<u128>()).prop_map(|(since, version, value)| AnswerHash {
+        let responses = (any::<u64>(), any::<u32>(), any::<u128>()).prop_map(|(since, version, value)| ResponseHash {
             since,
             version,
             value: HashValue(value),
         });
-        (any::<u64>(), proptest::option::of(state), proptest::option::of(answers))
-            .prop_map(|(index, state, answers)| Mark { index, state, answers })
+        (any::<u64>(), proptest::option::of(state), proptest::option::of(responses))
+            .prop_map(|(index, state, responses)| Mark { index, state, responses })
     }
 
     fn refusal() -> impl Strategy<Value = Refusal> {

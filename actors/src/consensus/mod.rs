@@ -120,6 +120,8 @@ pub struct Settings {
     pub snapshot_entries: u64,
     /// Or when they have so many bytes.
     pub snapshot_bytes: u64,
+    /// Or when they have four times the newest snapshot's bytes, and at least so many.
+    pub small_snapshot_bytes: u64,
     /// Entries kept behind the newest snapshot, for followers that are behind.
     pub keep_entries: u64,
     /// Bytes of entries kept for them at most.

@@ -41,6 +41,10 @@ const MAX_DOUBLINGS: u32 = 6;
 /// it costs its own size, and frees some three times these.
 const SHORT_BYTES: u64 = 4 << 20;
 
+/// How many times the newest snapshot's size is applied before the next one, where that is less than `snapshot_bytes`: snapshots
+/// add a quarter at most to what is written.
+const LOG_PER_SNAPSHOT: u64 = 4;
+
 /// What the core knows of snapshots on their way.
 #[derive(Debug, Default)]
 pub(super) struct Snapshots {
@@ -111,9 +115,12 @@ impl<T> Consensus<T> {
         let must = newest < self.floor && applied >= self.floor;
         let bytes = || self.raw.store().bytes_after(newest).saturating_sub(self.raw.store().bytes_after(applied));
         let many = applied.saturating_sub(newest) >= self.settings.snapshot_entries;
+        // A log that is many times the state costs more room than the state does, and a snapshot little beside it.
+        let enough = self.settings.small_snapshot_bytes.max(self.newest_bytes().saturating_mul(LOG_PER_SNAPSHOT));
+        let enough = enough.min(self.settings.snapshot_bytes);
         // Where room is short the log is cut behind a snapshot sooner, though not for less than it costs.
         let frees = || self.disk.is_short() && bytes() >= SHORT_BYTES.max(self.newest_bytes() / 4);
-        if must || (applied > newest && (many || bytes() >= self.settings.snapshot_bytes || frees())) {
+        if must || (applied > newest && (many || bytes() >= enough || frees())) {
             self.snapshots.building = true;
             self.effects.build = true;
         }

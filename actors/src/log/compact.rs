@@ -122,6 +122,7 @@ pub(super) fn compact_with(dir: &Path, change: impl FnOnce(&mut OpenOptions)) ->
     }
     directory::settle(dir, generation).map_err(failed("cannot make durable which of its logs counts"))?;
     directory::sweep_above(dir, generation);
+    reserve::room_to_open(dir).map_err(failed("cannot open the log"))?;
     let engine = SledEngine::open(&path, &options).map_err(|error| error.on_open(dir))?;
     let found = recovery::recover(&engine, dir, &identity, &mut watermark)?;
     directory::sweep(dir, generation);

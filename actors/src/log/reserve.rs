@@ -23,7 +23,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -38,6 +38,10 @@ const BLOCK: [u8; 4096] = [0x5a; 4096];
 
 /// What stays free when the reserve is made, and what an engine may need to open: two of its segments.
 const LEFT_FREE: u64 = 32 << 20;
+
+/// What must be free when an engine opens: it begins a new segment of 16 MiB. One that finds the disk full in the middle of that may
+/// be damaged for good.
+const OPENING: u64 = 17 << 20;
 
 /// The room of a snapshot up to this size is always wanted.
 const SMALL_SNAPSHOT: u64 = 64 << 20;
@@ -61,6 +65,8 @@ pub struct Reserve {
     wanted: AtomicU64,
     /// How many have borrowed it.
     lent: Mutex<u32>,
+    /// Whether the log waits for room.
+    waits: AtomicBool,
 }
 
 /// Keeps the reserve from being made again until whoever borrowed it is done.
@@ -76,8 +82,8 @@ impl Drop for Lent {
 impl Reserve {
     /// The reserve of a directory. Touches nothing.
     pub fn of(dir: &Path, bounds: ReserveBounds) -> Arc<Reserve> {
-        let wanted = AtomicU64::new(bounds.bytes);
-        Arc::new(Reserve { dir: dir.to_owned(), bounds, wanted, lent: Mutex::default() })
+        let (wanted, waits) = (AtomicU64::new(bounds.bytes), AtomicBool::new(false));
+        Arc::new(Reserve { dir: dir.to_owned(), bounds, wanted, lent: Mutex::default(), waits })
     }
 
     /// It is to hold a snapshot of so many bytes, too: the next one is about as large as the last.
@@ -96,7 +102,14 @@ impl Reserve {
         // reason to refuse writes.
         let possible = reserve.saturating_add(free.saturating_sub(self.left_free()));
         let counted = possible.max(self.bounds.bytes.saturating_add(SMALL_SNAPSHOT));
-        Ok(Space { free, reserve, reserve_wanted: self.wanted.load(Ordering::Relaxed).min(counted) })
+        let (reserve_wanted, waits) =
+            (self.wanted.load(Ordering::Relaxed).min(counted), self.waits.load(Ordering::Relaxed));
+        Ok(Space { free, reserve, reserve_wanted, waits })
+    }
+
+    /// Whether the log waits for room, from now on.
+    pub fn log_waits(&self, waits: bool) {
+        self.waits.store(waits, Ordering::Relaxed);
     }
 
     /// What the reserve leaves to the log: below it the node would be short of room by the reserve's own making.
@@ -168,7 +181,7 @@ fn held(dir: &Path) -> u64 {
 /// Gives the reserve up if the disk is full, so that the engine can open its files. Before anything else touches them.
 pub fn give_up_if_full(dir: &Path) {
     let bytes = held(dir);
-    if bytes == 0 || space::space(dir).is_ok_and(|space| space.free >= LEFT_FREE.min(bytes)) {
+    if bytes == 0 || space::space(dir).is_ok_and(|space| space.free >= LEFT_FREE.min(bytes).max(OPENING)) {
         return;
     }
     match remove(dir) {
@@ -178,6 +191,17 @@ pub fn give_up_if_full(dir: &Path) {
         Err(error) => {
             tracing::warn!(dir = %dir.display(), %error, "the disk is full, and the reserve cannot be given up")
         }
+    }
+}
+
+/// Whether there is room for an engine to open. What nobody can tell is no reason to refuse it.
+pub fn room_to_open(dir: &Path) -> io::Result<()> {
+    match space::space(dir) {
+        Ok(Space { free, .. }) if free < OPENING => Err(io::Error::new(
+            io::ErrorKind::StorageFull,
+            format!("its volume has {free} bytes free, and opening the log takes {OPENING}: make room on it"),
+        )),
+        _ => Ok(()),
     }
 }
 

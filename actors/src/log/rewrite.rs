@@ -57,6 +57,13 @@ const RESERVES_AT_START: u64 = 5;
 /// How many times the bytes that live a new engine takes, roughly.
 const TAKEN_BY_LIVE: u64 = 3;
 
+/// What must be free at the most for a commit of entries besides what they take: somebody else may fill the disk between the look and the
+/// write. Less where the reserve of a rewriting is less.
+const ROOM_TO_WRITE: u64 = 16 << 20;
+
+/// The same for a commit without entries, and the least for one with some.
+const ROOM_FOR_STATE: u64 = 1 << 20;
+
 /// For so long the last look says whether room is short: it is asked after each commit.
 const SHORT_FOR: Duration = Duration::from_millis(100);
 
@@ -142,6 +149,9 @@ pub(super) trait Renew<E>: Send {
     fn watches(&self) -> bool {
         false
     }
+
+    /// The log waits for room, or does no longer.
+    fn log_waits(&self, _waits: bool) {}
 
     /// Bytes that [`Renew::lend`] would make free.
     fn reserve(&self) -> u64 {
@@ -343,6 +353,22 @@ impl<E: Engine> Rewriter<E> {
         self.renew.watches() && committer.disk_bytes() > self.pace.aside_bytes
     }
 
+    /// Whether there is room to write so many bytes: an engine that finds none is dead. What nobody watches or can tell is no reason to
+    /// wait.
+    pub(super) fn has_room(&self, bytes: usize) -> bool {
+        let besides = self.pace.reserve_bytes.clamp(ROOM_FOR_STATE, ROOM_TO_WRITE);
+        let needed = match bytes {
+            0 => ROOM_FOR_STATE,
+            bytes => (bytes as u64).saturating_mul(TAKEN_BY_LIVE).saturating_add(besides),
+        };
+        !self.renew.watches() || self.find_room(needed).is_ok()
+    }
+
+    /// The log waits for room, or does no longer.
+    pub(super) fn log_waits(&self, waits: bool) {
+        self.renew.log_waits(waits);
+    }
+
     /// Whether room is short, at the last look.
     pub(super) fn is_short(&mut self) -> bool {
         if let Some((when, short)) = self.looked
@@ -490,7 +516,9 @@ impl<E: Engine> Rewriter<E> {
     /// The reserve, if it and what is free are enough for a copy of so many bytes.
     fn borrow(&self, live: u64) -> Result<Box<dyn Send>, Want> {
         let room = self.renew.room().unwrap_or(0).saturating_add(self.renew.reserve());
-        let needed = live.saturating_mul(TAKEN_BY_LIVE).saturating_add(self.floor_of_reserve(self.pace.slice_bytes));
+        // Where less lives than a slice holds, that is all there is to copy.
+        let slice = self.pace.slice_bytes.min(usize::try_from(live).unwrap_or(usize::MAX));
+        let needed = live.saturating_mul(TAKEN_BY_LIVE).saturating_add(self.floor_of_reserve(slice));
         if room < needed {
             return Err(Want { room, needed });
         }
@@ -588,7 +616,9 @@ impl<E: Engine> Rewriter<E> {
             StoreError::Damaged { .. } => Stopped::Damaged(error),
             error => Stopped::Failed(error),
         };
-        self.room_for_slice(slice_bytes).map_err(Stopped::NoRoom)?;
+        // Where less lives than a slice holds, that is all there is to copy.
+        let room_for = slice_bytes.min(usize::try_from(committer.live_bytes()).unwrap_or(usize::MAX));
+        self.room_for_slice(room_for).map_err(Stopped::NoRoom)?;
         let finished = guarded(|| {
             self.renew.ask(RewriteStep::Slice)?;
             committer.with_engine(|old, logs| copy.slice(old, logs, slice_bytes))
@@ -596,7 +626,7 @@ impl<E: Engine> Rewriter<E> {
         if !finished.map_err(copying)? {
             return Ok(false);
         }
-        self.room_for_slice(slice_bytes).map_err(Stopped::NoRoom)?;
+        self.room_for_slice(room_for).map_err(Stopped::NoRoom)?;
         let rest = guarded(|| {
             self.renew.ask(RewriteStep::Rest)?;
             committer.with_engine(|old, logs| copy.rest(old, logs))

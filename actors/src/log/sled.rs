@@ -99,7 +99,7 @@ pub struct OpenOptions {
     /// With fewer free bytes than this, not counting the reserve, room is short: the log is rewritten as soon as that frees anything
     /// worth it, and the copy may borrow the reserve. Default 0: never.
     pub short_space_bytes: u64,
-    /// The log may be rewritten once it takes more than so many bytes on disk. Default 256 MiB; `u64::MAX` for never.
+    /// The log may be rewritten once it takes more than so many bytes on disk. Default 128 MiB; `u64::MAX` for never.
     pub rewrite_min_bytes: u64,
     /// And takes at least so many times the bytes of its entries, and twice what the last rewriting left. Default 4: a rewriting
     /// reads and writes every live byte once and leaves about 2.7 times of them, since the engine has its own waste, and until the
@@ -166,7 +166,7 @@ impl OpenOptions {
             ballast_bytes: 0,
             ballast_max_bytes: u64::MAX,
             short_space_bytes: 0,
-            rewrite_min_bytes: 256 << 20,
+            rewrite_min_bytes: 128 << 20,
             rewrite_ratio: 4,
             rewrite_slice_bytes: 2 << 20,
             rewrite_reserve_bytes: 64 << 20,
@@ -253,6 +253,10 @@ impl SledStore {
                 })?;
                 // Before the engine, which writes when it opens: what fills the disk may be half a rewriting.
                 directory::sweep_above(dir, generation);
+                reserve::room_to_open(dir).map_err(|error| {
+                    let doing = "cannot open the log".to_owned();
+                    OpenError::Io { dir: dir.to_owned(), doing, error }
+                })?;
                 SledEngine::open(&path, &options).map_err(|error| error.on_open(dir))?
             }
         };
@@ -287,6 +291,7 @@ fn create(dir: &Path, node: &StoreIdentity, options: &OpenOptions) -> Result<Sle
     };
     let path = directory::log_path(dir, 0);
     directory::make_durably(&path).map_err(io("cannot make log"))?;
+    reserve::room_to_open(dir).map_err(io("cannot open the log"))?;
     let engine = SledEngine::open(&path, options).map_err(|error| error.on_open(dir))?;
     recovery::claim(&engine, dir, node)?;
     sync_names(&path).map_err(io("cannot sync the log's files"))?;
@@ -379,6 +384,10 @@ impl Renew<SledEngine> for Generations {
 
     fn watches(&self) -> bool {
         self.reserve.watches()
+    }
+
+    fn log_waits(&self, waits: bool) {
+        self.reserve.log_waits(waits);
     }
 
     fn reserve(&self) -> u64 {

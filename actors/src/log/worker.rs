@@ -13,6 +13,7 @@
 #![allow(clippy::disallowed_methods, reason = "a real disk has a thread and takes real time")]
 
 use std::{
+    collections::VecDeque,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
@@ -33,6 +34,9 @@ use super::{
 
 /// How often an idle store looks whether room is short, if there is something that could be freed.
 const LOOK: Duration = Duration::from_secs(1);
+
+/// How often a write that waits for room looks whether there is some.
+const ROOM_LOOK: Duration = Duration::from_millis(50);
 
 /// How much it takes up at once, how the watermark's index follows, and how long it is waited for.
 #[derive(Clone, Copy, Debug)]
@@ -60,9 +64,42 @@ enum Next {
     RaiseIndex,
     /// Nothing waits.
     Rewrite,
-    /// Nothing waits, room is short, and the beginning of a log is still to go.
+    /// Nothing waits, and the beginning of a log is still to go.
     Trim,
     Close,
+}
+
+/// What the appender sends, with what was taken up while something waited for room.
+struct Submissions {
+    channel: Receiver<Submitted>,
+    early: VecDeque<Submitted>,
+}
+
+impl Submissions {
+    fn try_recv(&mut self) -> Result<Submitted, TryRecvError> {
+        self.early.pop_front().map_or_else(|| self.channel.try_recv(), Ok)
+    }
+
+    fn recv_timeout(&mut self, timeout: Duration) -> Result<Submitted, RecvTimeoutError> {
+        self.early.pop_front().map_or_else(|| self.channel.recv_timeout(timeout), Ok)
+    }
+
+    fn recv(&mut self) -> Result<Submitted, RecvTimeoutError> {
+        self.early.pop_front().map_or_else(|| self.channel.recv().map_err(|_| RecvTimeoutError::Disconnected), Ok)
+    }
+
+    /// Waits for so long, and says whether the appender is gone. What comes is taken up later. Bound: the core's, which hands over one
+    /// batch after the other.
+    fn wait(&mut self, timeout: Duration) -> bool {
+        let until = Instant::now() + timeout;
+        loop {
+            match self.channel.recv_timeout(until.saturating_duration_since(Instant::now())) {
+                Ok(next) => self.early.push_back(next),
+                Err(RecvTimeoutError::Timeout) => return false,
+                Err(RecvTimeoutError::Disconnected) => return true,
+            }
+        }
+    }
 }
 
 /// A batch on its way.
@@ -103,9 +140,10 @@ impl<E: Engine, S: Slots + 'static> Worker<E, S> {
     }
 
     fn run(mut self, submitted: Receiver<Submitted>) {
+        let mut submitted = Submissions { channel: submitted, early: VecDeque::new() };
         let dead = loop {
-            let step = match self.next(&submitted) {
-                Next::Commit(first) => self.commit_all(first, &submitted),
+            let step = match self.next(&mut submitted) {
+                Next::Commit(first) => self.commit_all(first, &mut submitted),
                 Next::RaiseIndex => caught(|| self.committer.raise_index()),
                 Next::Rewrite => self.rewrite(0),
                 Next::Trim => caught(|| self.trim()).and_then(|()| self.rewrite(0)),
@@ -121,14 +159,12 @@ impl<E: Engine, S: Slots + 'static> Worker<E, S> {
         }
     }
 
-    fn next(&mut self, submitted: &Receiver<Submitted>) -> Next {
+    fn next(&mut self, submitted: &mut Submissions) -> Next {
         let idle = match self.rewriter.is_under_way() {
             true => Some(Next::Rewrite),
-            // A node that takes no new work because room is short makes no commits that the rest of the beginning could go with.
-            false => {
-                (self.rewriter.watches(&self.committer) && self.committer.is_trimming() && self.rewriter.is_short())
-                    .then_some(Next::Trim)
-            }
+            // A node that takes no new work makes no commits that the rest of the beginning could go with, and nothing is rewritten
+            // before that has gone.
+            false => (self.committer.is_trimming() && self.rewriter.has_room(0)).then_some(Next::Trim),
         };
         if let Some(idle) = idle {
             return match submitted.try_recv() {
@@ -141,7 +177,7 @@ impl<E: Engine, S: Slots + 'static> Worker<E, S> {
         let first = match stale {
             true => submitted.recv_timeout(self.pace.watermark_quiet),
             false if self.rewriter.watches(&self.committer) => submitted.recv_timeout(LOOK),
-            false => submitted.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            false => submitted.recv(),
         };
         match first {
             Ok(first) => Next::Commit(first),
@@ -158,13 +194,20 @@ impl<E: Engine, S: Slots + 'static> Worker<E, S> {
     }
 
     /// Takes up what waits, makes it durable as one, and reports each batch in order.
-    fn commit_all(&mut self, first: Submitted, submitted: &Receiver<Submitted>) -> Result<(), StoreError> {
+    fn commit_all(&mut self, first: Submitted, submitted: &mut Submissions) -> Result<(), StoreError> {
         let mut bytes = first.bytes();
         let mut taken = vec![first];
         while bytes < self.pace.max_commit_bytes {
             let Ok(next) = submitted.try_recv() else { break };
             bytes += next.bytes();
             taken.push(next);
+        }
+        if !self.wait_for_room(bytes, submitted)? {
+            for Submitted { ticket, .. } in taken {
+                let closed = StoreError::Closed("it was closed before there was room on the disk".to_owned());
+                self.report(Completed { ticket, result: Err(closed) });
+            }
+            return Ok(());
         }
         let started = Instant::now();
         let sizes: Vec<(Ticket, u64)> = taken.iter().map(|s| (s.ticket, s.bytes() as u64)).collect();
@@ -184,6 +227,31 @@ impl<E: Engine, S: Slots + 'static> Worker<E, S> {
             caught(|| self.committer.raise_index())?;
         }
         self.rewrite(committed)
+    }
+
+    /// Begins no write for which there is no room, and waits for that as long as it takes: an engine that met a full disk is dead, and
+    /// whoever fills the disk may make room again. Meanwhile it frees what it can by itself. Returns false when the store is closed
+    /// before.
+    fn wait_for_room(&mut self, bytes: usize, submitted: &mut Submissions) -> Result<bool, StoreError> {
+        if self.rewriter.has_room(bytes) {
+            return Ok(true);
+        }
+        tracing::debug!(bytes, "the disk is full: what is to be written waits until there is room");
+        self.rewriter.log_waits(true);
+        let found = loop {
+            self.rewrite(0)?;
+            if self.rewriter.has_room(bytes) {
+                break true;
+            }
+            if submitted.wait(ROOM_LOOK) {
+                break false;
+            }
+        };
+        self.rewriter.log_waits(false);
+        if found {
+            tracing::debug!("there is room again for what was to be written");
+        }
+        Ok(found)
     }
 
     /// After the completions: nothing that was submitted before waits for it.
@@ -212,12 +280,13 @@ impl<E: Engine, S: Slots + 'static> Worker<E, S> {
     }
 
     /// An error is final: what waits and what comes is answered with its cause, and nothing is written.
-    fn stay_dead(mut self, cause: &str, submitted: Receiver<Submitted>) {
+    fn stay_dead(mut self, cause: &str, submitted: Submissions) {
         // Whoever submits hears it; the node that stops for it says so.
         tracing::debug!(cause, "the store died");
         // Held until the appender goes: dropping sled now could hang this thread, and nobody would be answered.
         let open = self.committer.take(cause);
-        for Submitted { ticket, .. } in submitted {
+        let Submissions { channel, early } = submitted;
+        for Submitted { ticket, .. } in early.into_iter().chain(channel) {
             self.report(Completed { ticket, result: Err(StoreError::Closed(cause.to_owned())) });
         }
         self.rewriter.close();

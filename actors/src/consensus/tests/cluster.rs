@@ -234,6 +234,7 @@ impl Cluster {
             max_entry_bytes,
             snapshot_entries,
             snapshot_bytes: u64::MAX,
+            small_snapshot_bytes: u64::MAX,
             keep_entries,
             keep_bytes: u64::MAX,
             hold_bytes,
