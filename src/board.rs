@@ -300,7 +300,7 @@ fn peers(
                 connected: link.connected,
                 // What failed before it was connected, or beside that, is over.
                 last_error: link.last_error.filter(|_| !link.connected),
-                heard: core.heard.contains(id),
+                recently_active: core.heard.contains(id),
                 refuses_writes: None,
                 clock_offset_ms: None,
             },

@@ -2,8 +2,8 @@
 //!
 //! Of several things that can be wrong in the same way (certificates for peers, and for others) each has its own two lines.
 //!
-//! What passes within a second (an election, mostly) is no line: a condition is told once it was found in [`LOOKS`] looks in a
-//! row, and taken back once it was missing in as many.
+//! What passes within a second (an election, mostly) is no line: a condition is logged once it was found in [`LOOKS`] looks in a
+//! row, and logged as over once it was missing in as many.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,7 +13,7 @@ use actorum_transport::wire::NodeId;
 /// So many looks in a row; the system looks ten times a second.
 const LOOKS: u32 = 10;
 
-/// What the log was told.
+/// The conditions that the log shows.
 #[derive(Debug, Default)]
 pub(crate) struct ConditionLog(BTreeMap<Key, Seen>);
 
@@ -22,9 +22,9 @@ type Key = (Reason, Option<String>);
 
 #[derive(Debug, Default)]
 struct Seen {
-    /// The severity that the log was told of, if it was.
-    told: Option<Severity>,
-    /// How many looks in a row found something else than what was told.
+    /// The severity in the last line about it; none if the last line said that it is over, or there was none.
+    logged: Option<Severity>,
+    /// How many looks in a row found something else than the last line says.
     differs: u32,
 }
 
@@ -62,7 +62,7 @@ impl ConditionLog {
         for key in keys {
             let now = found.remove(&key);
             let seen = self.0.entry(key.clone()).or_default();
-            if now.as_ref().map(|condition| condition.severity) == seen.told {
+            if now.as_ref().map(|condition| condition.severity) == seen.logged {
                 seen.differs = 0;
             } else {
                 seen.differs += 1;
@@ -71,10 +71,10 @@ impl ConditionLog {
                 continue;
             }
             seen.differs = 0;
-            seen.told = now.as_ref().map(|condition| condition.severity);
+            seen.logged = now.as_ref().map(|condition| condition.severity);
             lines.push(now.map_or(Line::Ended(key), Line::Began));
         }
-        self.0.retain(|_, seen| seen.told.is_some() || seen.differs > 0);
+        self.0.retain(|_, seen| seen.logged.is_some() || seen.differs > 0);
         lines
     }
 }

@@ -259,7 +259,7 @@ impl Config {
                 continue;
             }
             let Some(example) = known.get(&key) else {
-                if is_a_service_managers(name, &value.to_string_lossy()) {
+                if is_set_by_a_service_manager(name, &value.to_string_lossy()) {
                     foreign.push(variable.into_owned());
                     continue;
                 }
@@ -441,7 +441,7 @@ fn in_env(text: &str, example: &Value) -> Option<Value> {
 
 /// Whether a variable, without its prefix, is one that service managers set: Kubernetes for every service in a namespace
 /// (a service `actorum`, or one `actorum-http`), and Docker for a linked container.
-fn is_a_service_managers(name: &str, value: &str) -> bool {
+fn is_set_by_a_service_manager(name: &str, value: &str) -> bool {
     let url = ["tcp://", "udp://", "sctp://"].iter().any(|scheme| value.starts_with(scheme));
     let numbered = |rest: &str| {
         // `7001_TCP`, and behind it nothing, `_PROTO`, `_PORT` or `_ADDR`.

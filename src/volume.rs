@@ -24,7 +24,7 @@ use crate::config::Config;
 const SEGMENT: u64 = 16 << 20;
 
 /// The room of the log's engine and of the copy that takes its place: six of its segments of 16 MiB.
-const ENGINES: u64 = 6 * SEGMENT;
+const ENGINE_BYTES: u64 = 6 * SEGMENT;
 
 /// The settings on a volume of so many bytes.
 pub(crate) fn fitted(config: &Config, volume: u64) -> Config {
@@ -61,7 +61,7 @@ pub(crate) fn needed(config: &Config, snapshot: u64) -> u64 {
         .saturating_mul(4)
         .saturating_add(ballast_bytes)
         .saturating_add(low_space_bytes.saturating_mul(2))
-        .saturating_add(ENGINES)
+        .saturating_add(ENGINE_BYTES)
 }
 
 /// Says that a volume is too small, and what would do.
@@ -71,7 +71,7 @@ pub(crate) fn too_small(config: &Config, volume: u64, snapshot: u64) -> Option<S
     (low_space_bytes > 0 && volume < needed).then(|| {
         format!(
             "the data directory's volume has {volume} bytes, and this node needs {needed}: 4 x the newest snapshot ({snapshot}) \
-             + ballast_bytes ({ballast_bytes}) + 2 x low_space_bytes ({low_space_bytes}) + {ENGINES} for the log and its copy. \
+             + ballast_bytes ({ballast_bytes}) + 2 x low_space_bytes ({low_space_bytes}) + {ENGINE_BYTES} for the log and its copy. \
              Use a larger volume, or lower low_space_bytes or ballast_bytes; else writes may be refused for lack of space"
         )
     })

@@ -195,7 +195,7 @@ mod tests {
     use super::*;
     use crate::{condition::Reason, outcome::Outcome};
 
-    fn told(error: &dyn ErrorCode) -> (u16, &'static str, Option<NodeId>) {
+    fn facts(error: &dyn ErrorCode) -> (u16, &'static str, Option<NodeId>) {
         (error.http_status(), error.code(), error.leader())
     }
 
@@ -211,7 +211,7 @@ mod tests {
             (ProposeError::Unknown { cause: why() }, (504, "unknown", None)),
             (ProposeError::Stopped { cause: why() }, (503, "stopped", None)),
         ] {
-            assert_eq!(told(&error), expected);
+            assert_eq!(facts(&error), expected);
             assert_eq!(error.outcome() == Outcome::Unknown, error.http_status() == 504, "{error}");
         }
         for (error, expected) in [
@@ -223,7 +223,7 @@ mod tests {
             (ChangeError::Unknown { cause: why() }, (504, "unknown", None)),
             (ChangeError::Stopped { cause: why() }, (503, "stopped", None)),
         ] {
-            assert_eq!(told(&error), expected);
+            assert_eq!(facts(&error), expected);
             assert_eq!(error.outcome() == Outcome::Unknown, error.http_status() == 504, "{error}");
         }
     }

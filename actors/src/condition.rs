@@ -63,7 +63,7 @@ macro_rules! reasons {
     ($($(#[$doc:meta])* $variant:ident $name:literal $look:expr;)*) => {
         /// Why a node is not ready, or what has to be looked at. In JSON, metrics and error codes: snake_case.
         ///
-        /// In the order in which they are told: the first one that makes a node unready is the reason it gives.
+        /// In the order in which they are listed: the first one that makes a node unready is the reason it gives.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         #[serde(rename_all = "snake_case")]
         #[non_exhaustive]
@@ -72,7 +72,7 @@ macro_rules! reasons {
         }
 
         impl Reason {
-            /// All of them, in the order in which they are told.
+            /// All of them, in the order in which they are listed.
             pub const ALL: &'static [Reason] = &[$(Reason::$variant),*];
 
             /// The name in JSON, metrics and error codes.
@@ -261,8 +261,8 @@ fn refused_by_peers(status: &Status) -> Found {
     if status.refused_by.is_empty() {
         return None;
     }
-    let told: Vec<_> = status.refused_by.iter().map(|(peer, why)| format!("node {peer} says: {why}")).collect();
-    let message = format!("peers refuse to speak with node {}: {}", status.id, told.join("; "));
+    let said: Vec<_> = status.refused_by.iter().map(|(peer, why)| format!("node {peer} says: {why}")).collect();
+    let message = format!("peers refuse to speak with node {}: {}", status.id, said.join("; "));
     // Whoever follows a leader, or leads, has others to speak with.
     match hears_a_leader(status) {
         true => warning(message),
@@ -301,7 +301,7 @@ fn forming(status: &Status) -> Found {
 fn hears_a_leader(status: &Status) -> bool {
     match (status.role, status.leader) {
         (Role::Leader, _) => heard_of(status) >= majority(status),
-        (_, Some(leader)) => status.peers.get(&leader).is_some_and(|peer| peer.heard),
+        (_, Some(leader)) => status.peers.get(&leader).is_some_and(|peer| peer.recently_active),
         (_, None) => false,
     }
 }
@@ -312,7 +312,7 @@ fn majority(status: &Status) -> usize {
 
 /// How many voters were heard lately, this node among them if it is one.
 fn heard_of(status: &Status) -> usize {
-    let heard = |id: &NodeId| *id == status.id || status.peers.get(id).is_some_and(|peer| peer.heard);
+    let heard = |id: &NodeId| *id == status.id || status.peers.get(id).is_some_and(|peer| peer.recently_active);
     status.membership.voters().iter().filter(|id| heard(id)).count()
 }
 
@@ -322,7 +322,7 @@ fn out_of_reach(status: &Status) -> Vec<String> {
     let describe = |id: NodeId| {
         let peer = status.peers.get(&id);
         // A leader hears every voter that lives; others are only connected to most of them.
-        if id == status.id || peer.is_some_and(|peer| peer.heard || peer.connected && !leads) {
+        if id == status.id || peer.is_some_and(|peer| peer.recently_active || peer.connected && !leads) {
             return None;
         }
         let why = peer.and_then(|peer| peer.last_error.as_deref()).map_or(String::new(), |why| format!(" ({why})"));
@@ -335,7 +335,7 @@ fn no_majority(status: &Status) -> Found {
     let voters = status.membership.voters().len();
     let missing = out_of_reach(status);
     if voters == 0 || hears_a_leader(status) || voters - missing.len() >= majority(status) {
-        return leaders_word(status, Reason::NoMajority);
+        return leader_refusal(status, Reason::NoMajority);
     }
     unready(format!(
         "only {} of {voters} voters can be reached and {} are needed: start or connect voters {}. \
@@ -361,7 +361,7 @@ fn no_leader(status: &Status) -> Found {
 }
 
 /// What the node that leads says of itself.
-fn leaders_word(status: &Status, reason: Reason) -> Found {
+fn leader_refusal(status: &Status, reason: Reason) -> Found {
     let leader = status.leader.filter(|leader| *leader != status.id)?;
     let refuses = status.peers.get(&leader)?.refuses_writes.as_deref()?;
     let meant = refuses.parse().unwrap_or(Reason::LeaderUnready);
@@ -370,13 +370,13 @@ fn leaders_word(status: &Status, reason: Reason) -> Found {
 }
 
 fn leader_unready(status: &Status) -> Found {
-    leaders_word(status, Reason::LeaderUnready)
+    leader_refusal(status, Reason::LeaderUnready)
 }
 
 fn low_space(status: &Status) -> Found {
     let disk = &status.disk;
     if !disk.low {
-        return leaders_word(status, Reason::LowSpace);
+        return leader_refusal(status, Reason::LowSpace);
     }
     let needed = disk.needed_bytes;
     let free = disk.free_bytes.map_or(String::new(), |free| format!(" ({free} bytes are free, {needed} are needed)"));
@@ -387,7 +387,7 @@ fn low_space(status: &Status) -> Found {
         _ if no_leader(status).is_some() => {
             unready(format!("{message}; nobody leads, and writes are refused until then"))
         }
-        _ => leaders_word(status, Reason::LowSpace).or(warning(message)),
+        _ => leader_refusal(status, Reason::LowSpace).or(warning(message)),
     }
 }
 
@@ -481,7 +481,7 @@ mod tests {
         let member = |id: NodeId| {
             (id, Member { address: format!("n{id}").as_str().into(), role: MemberRole::Voter, incarnation: None })
         };
-        let peer = |id| (id, PeerProgress { connected: true, heard: id == 2, ..PeerProgress::default() });
+        let peer = |id| (id, PeerProgress { connected: true, recently_active: id == 2, ..PeerProgress::default() });
         Status {
             id: 1,
             formed: Formed::Yes,
@@ -500,13 +500,13 @@ mod tests {
 
     fn leads(status: &mut Status) {
         (status.role, status.leader) = (Role::Leader, Some(1));
-        status.peers.get_mut(&3).unwrap().heard = true;
+        status.peers.get_mut(&3).unwrap().recently_active = true;
     }
 
     fn lost(status: &mut Status, ids: &[NodeId]) {
         for id in ids {
             let peer = status.peers.get_mut(id).unwrap();
-            (peer.connected, peer.heard, peer.last_error) = (false, false, Some("no route".into()));
+            (peer.connected, peer.recently_active, peer.last_error) = (false, false, Some("no route".into()));
         }
     }
 
@@ -575,7 +575,7 @@ mod tests {
                 "refused by all",
                 |s| {
                     s.refused_by.extend([(2, "no".into()), (3, "never".into())]);
-                    (s.leader, s.peers.get_mut(&2).unwrap().heard) = (None, false);
+                    (s.leader, s.peers.get_mut(&2).unwrap().recently_active) = (None, false);
                     lost(s, &[2, 3]);
                 },
                 &[
@@ -624,7 +624,7 @@ mod tests {
             ("connected, and no leader", |s| s.leader = None, &[(Reason::NoLeader, Unready, "election")]),
             (
                 "a leader that is silent",
-                |s| s.peers.get_mut(&2).unwrap().heard = false,
+                |s| s.peers.get_mut(&2).unwrap().recently_active = false,
                 &[(Reason::NoLeader, Unready, "node 2")],
             ),
             (

@@ -216,7 +216,7 @@ struct Letter {
 }
 
 struct Model {
-    dice: u64,
+    rng: u64,
     ids: Vec<NodeId>,
     directories: BTreeMap<NodeId, Directory>,
     processes: BTreeMap<NodeId, Process>,
@@ -230,14 +230,14 @@ impl Model {
     fn new(seed: u64, nodes: u64) -> Model {
         let ids: Vec<NodeId> = (1..=nodes).collect();
         let (directories, processes, letters) = Default::default();
-        let mut model = Model { dice: seed, ids, directories, processes, letters, ever: Vec::new(), made: 0 };
+        let mut model = Model { rng: seed, ids, directories, processes, letters, ever: Vec::new(), made: 0 };
         model.ids.clone().into_iter().for_each(|id| model.make(id));
         model
     }
 
     fn roll(&mut self, below: u64) -> u64 {
-        self.dice = self.dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.dice >> 33) % below
+        self.rng = self.rng.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.rng >> 33) % below
     }
 
     /// An empty directory, and a process over it.

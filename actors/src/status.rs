@@ -72,7 +72,7 @@ pub struct PeerProgress {
     pub last_error: Option<String>,
     /// Whether a message of its Raft core came within the last election timeout.
     #[serde(default)]
-    pub heard: bool,
+    pub recently_active: bool,
     /// Why it takes no writes, if it leads and says so: the name of a [`Reason`].
     #[serde(default)]
     pub refuses_writes: Option<String>,

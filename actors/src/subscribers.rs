@@ -210,7 +210,7 @@ struct Feed<S: StateMachine> {
     /// Used once, at the bound.
     lagged: oneshot::Sender<Event<S>>,
     /// Commands up to here were asked not to be told, or are told already.
-    told: u64,
+    announced: u64,
     pump: JoinHandle<()>,
 }
 
@@ -282,18 +282,18 @@ impl<S: StateMachine> Subscribers<S> {
             group: self.group,
             reader: self.reader.clone(),
             cluster: self.cluster,
-            told: after,
+            announced: after,
             applied,
             time: SystemTime::UNIX_EPOCH,
         };
         let pump = Pump { subscriber: subscriber.clone(), events, waiting: waiting.clone() };
         let pump = actix_rt::spawn(pump.run(backlog, lagged_after));
-        let feed = Feed { subscriber, wants, buffer, waiting, lagged, told: after.max(applied), pump };
+        let feed = Feed { subscriber, wants, buffer, waiting, lagged, announced: after.max(applied), pump };
         self.feeds.insert(id, feed);
         if wants == Wants::Leadership {
             let (leader, term) = self.leader;
             self.tell(PLAIN_BYTES, |at, feed| {
-                (at == id).then(|| (feed.told, Event::LeadershipChanged { leader, term }))
+                (at == id).then(|| (feed.announced, Event::LeadershipChanged { leader, term }))
             });
         }
         Subscription(id)
@@ -316,7 +316,7 @@ impl<S: StateMachine> Subscribers<S> {
     ) {
         let Some(cluster) = self.cluster else { return };
         self.tell(bytes, |_, feed| {
-            let due = feed.wants == Wants::Everything && index > feed.told;
+            let due = feed.wants == Wants::Everything && index > feed.announced;
             due.then(|| {
                 let (command, response) = (command.clone(), Some(response.clone()));
                 (index, Event::Applied { cluster, index, term, time, command, response })
@@ -329,19 +329,19 @@ impl<S: StateMachine> Subscribers<S> {
         let Some(cluster) = self.cluster else { return };
         self.tell(PLAIN_BYTES, |_, feed| {
             let due = feed.wants == Wants::Everything;
-            due.then(|| (feed.told.max(index), Event::SnapshotInstalled { cluster, index }))
+            due.then(|| (feed.announced.max(index), Event::SnapshotInstalled { cluster, index }))
         });
     }
 
     /// Tells who leads.
     pub fn leads(&mut self, leader: Option<NodeId>, term: u64) {
         self.leader = (leader, term);
-        self.tell(PLAIN_BYTES, |_, feed| Some((feed.told, Event::LeadershipChanged { leader, term })));
+        self.tell(PLAIN_BYTES, |_, feed| Some((feed.announced, Event::LeadershipChanged { leader, term })));
     }
 
     /// Tells anything else.
     pub fn event(&mut self, event: &Event<S>) {
-        self.tell(PLAIN_BYTES, |_, feed| (feed.wants == Wants::Everything).then(|| (feed.told, event.clone())));
+        self.tell(PLAIN_BYTES, |_, feed| (feed.wants == Wants::Everything).then(|| (feed.announced, event.clone())));
     }
 
     /// Offers each feed an event, with the index up to which its subscriber is then told. Never waits.
@@ -349,14 +349,14 @@ impl<S: StateMachine> Subscribers<S> {
         use mpsc::error::TrySendError;
         let mut ended = Vec::new();
         for (&id, feed) in &mut self.feeds {
-            let Some((told, event)) = event(id, feed) else { continue };
+            let Some((announced, event)) = event(id, feed) else { continue };
             let waiting = feed.waiting.fetch_add(bytes, Ordering::Relaxed);
             if waiting > 0 && waiting.saturating_add(bytes) > self.bounds.bytes {
                 ended.push((id, true));
                 continue;
             }
             match feed.buffer.try_send((event, bytes)) {
-                Ok(()) => feed.told = told,
+                Ok(()) => feed.announced = announced,
                 Err(TrySendError::Full(_)) => ended.push((id, true)),
                 Err(TrySendError::Closed(_)) => ended.push((id, false)),
             }
@@ -364,9 +364,13 @@ impl<S: StateMachine> Subscribers<S> {
         for (id, lagged) in ended {
             let Some(feed) = self.feeds.remove(&id) else { continue };
             if lagged {
-                tracing::warn!(subscription = id, resume_after = feed.told, "a subscriber lags and is unsubscribed");
+                tracing::warn!(
+                    subscription = id,
+                    resume_after = feed.announced,
+                    "a subscriber lags and is unsubscribed"
+                );
                 // A pump that has ended has nobody to tell.
-                let _ = feed.lagged.send(Event::Lagged { cluster: self.cluster, resume_after: feed.told });
+                let _ = feed.lagged.send(Event::Lagged { cluster: self.cluster, resume_after: feed.announced });
             }
         }
     }
@@ -377,7 +381,7 @@ struct Backlog {
     group: GroupId,
     reader: Arc<dyn LogReader>,
     /// The last index that was told, or was asked not to be.
-    told: u64,
+    announced: u64,
     /// The last index of it; later ones come through the buffer.
     applied: u64,
     cluster: Option<ClusterId>,
@@ -397,9 +401,9 @@ struct Pump<S: StateMachine> {
 
 impl<S: StateMachine> Pump<S> {
     async fn run(mut self, mut backlog: Backlog, lagged: oneshot::Receiver<Event<S>>) {
-        while backlog.told < backlog.applied {
-            let (resume_after, cluster) = (backlog.told, backlog.cluster);
-            let told = match backlog.read::<S>().await {
+        while backlog.announced < backlog.applied {
+            let (resume_after, cluster) = (backlog.announced, backlog.cluster);
+            let sent = match backlog.read::<S>().await {
                 Ok(past) => self.subscriber.tell(past).await,
                 Err(error) => {
                     tracing::warn!(error, resume_after, "a subscriber's backlog cannot be read");
@@ -407,15 +411,15 @@ impl<S: StateMachine> Pump<S> {
                     return;
                 }
             };
-            if told.is_err() {
+            if sent.is_err() {
                 return;
             }
         }
         while let Some((batch, bytes)) = self.next().await {
-            let told = self.subscriber.tell(batch).await;
+            let sent = self.subscriber.tell(batch).await;
             // What is in the subscriber's hands waits no more: only now there is room for as much.
             self.waiting.fetch_sub(bytes, Ordering::Relaxed);
-            if told.is_err() {
+            if sent.is_err() {
                 return;
             }
         }
@@ -447,7 +451,7 @@ impl Backlog {
     async fn read<S: StateMachine>(&mut self) -> Result<Vec<Event<S>>, String> {
         let Some(cluster) = self.cluster else { return Err("this node belongs to no cluster".into()) };
         // Never past the log: `subscribe` looked at both.
-        let (group, reader, from, to) = (self.group, self.reader.clone(), self.told + 1, self.applied + 1);
+        let (group, reader, from, to) = (self.group, self.reader.clone(), self.announced + 1, self.applied + 1);
         let blocks = reader.blocks();
         // The log may be cut off under it at any time: what it holds now is asked for after what it gave.
         let read = move || match reader.entries(group, from, to, CHUNK_BYTES) {
@@ -463,16 +467,16 @@ impl Backlog {
             Err(first) => {
                 // Neither a silent gap nor an end: what is missing is in the state.
                 // But only up to what was applied then: what was applied since is on its way through the buffer.
-                self.told = first - 1;
+                self.announced = first - 1;
                 return Ok(vec![Event::SnapshotInstalled { cluster, index: self.applied.min(first - 1) }]);
             }
         };
         let mut events = Vec::with_capacity(entries.len());
         for entry in &entries {
-            if entry.index != self.told + 1 {
-                return Err(format!("the log has {} in the place of {}", entry.index, self.told + 1));
+            if entry.index != self.announced + 1 {
+                return Err(format!("the log has {} in the place of {}", entry.index, self.announced + 1));
             }
-            self.told += 1;
+            self.announced += 1;
             if entry.kind != EntryKind::Normal || entry.data.is_empty() {
                 continue;
             }

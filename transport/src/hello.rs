@@ -36,7 +36,7 @@ pub(crate) struct Rules {
 impl Rules {
     /// Of a node that keeps its lives there, or none.
     pub(crate) fn new(mut own: Identity, book: Option<Arc<LifeBook>>) -> Rules {
-        let book = book.unwrap_or_else(|| LifeBook::unkept(own.incarnation));
+        let book = book.unwrap_or_else(|| LifeBook::volatile(own.incarnation));
         own.lives = book.shown();
         Rules { own, peers: BTreeMap::new(), retired: BTreeSet::new(), seen: BTreeMap::new(), book }
     }
@@ -62,7 +62,7 @@ impl Rules {
         self.peers = peers;
         self.peers.remove(&self.own.id);
         self.retired = retired;
-        self.book.peers_are(self.peers.keys(), &self.retired);
+        self.book.set_peers(self.peers.keys(), &self.retired);
     }
 
     /// Whether a node that says this of itself may speak to this one, and this one to it.
@@ -100,7 +100,7 @@ impl Rules {
                 return Err(RefusedBecause::Boot { id, known: *boot, theirs: theirs.boot });
             }
         }
-        self.book.judge(theirs).map_err(|recorded| RefusedBecause::OlderDirectory { id, recorded })
+        self.book.check(theirs).map_err(|recorded| RefusedBecause::OlderDirectory { id, recorded })
     }
 
     /// A node that was judged well, and whose life is on record, completed its hello.

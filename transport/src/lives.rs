@@ -187,9 +187,9 @@ pub trait LifeFile: Send {
 }
 
 /// Of a store that keeps nothing.
-struct Nowhere;
+struct NoFile;
 
-impl LifeFile for Nowhere {
+impl LifeFile for NoFile {
     fn write(&mut self, _: &Content) -> io::Result<()> {
         Ok(())
     }
@@ -226,8 +226,8 @@ impl LifeBook {
     }
 
     /// Of a store that keeps no lives: it shows none, and what it has on record of others lasts as long as the process.
-    pub fn unkept(incarnation: Incarnation) -> Arc<LifeBook> {
-        LifeBook::with(Some(Box::new(Nowhere)), Content::new(incarnation))
+    pub fn volatile(incarnation: Incarnation) -> Arc<LifeBook> {
+        LifeBook::with(Some(Box::new(NoFile)), Content::new(incarnation))
     }
 
     fn with(file: Option<Box<dyn LifeFile>>, content: Content) -> Arc<LifeBook> {
@@ -247,7 +247,7 @@ impl LifeBook {
     }
 
     /// Whether what this node shows fits what is on record of it; if not, the record.
-    pub(crate) fn judge(&self, theirs: &Identity) -> Result<(), Record> {
+    pub(crate) fn check(&self, theirs: &Identity) -> Result<(), Record> {
         match self.record_of(theirs.id) {
             Some(record) if !record.fits(theirs.incarnation, &theirs.lives) => Err(record),
             _ => Ok(()),
@@ -255,7 +255,7 @@ impl LifeBook {
     }
 
     /// Whether the present life of that node is on record, durable; or has no nonce to be told by.
-    pub fn has(&self, theirs: &Identity) -> bool {
+    pub fn is_on_record(&self, theirs: &Identity) -> bool {
         let Some(life) = theirs.lives.last() else { return true };
         let record = self.record_of(theirs.id);
         record.is_some_and(|record| record.incarnation == theirs.incarnation && record.life.key() == life.key())
@@ -266,11 +266,11 @@ impl LifeBook {
         let Some(life) = theirs.lives.last().copied() else { return Ok(()) };
         let mut file = self.file();
         let Some(file) = file.as_mut() else { return Err(io::Error::other("the directory is closed")) };
-        if self.has(theirs) {
+        if self.is_on_record(theirs) {
             return Ok(());
         }
         // The past is judged again here, where no other record can come between.
-        self.judge(theirs).map_err(|_| io::Error::other("a later life of it was recorded meanwhile"))?;
+        self.check(theirs).map_err(|_| io::Error::other("a later life of it was recorded meanwhile"))?;
         let mut content = self.state().content.clone();
         let before = content.peers.get(&theirs.id).filter(|record| record.incarnation == theirs.incarnation);
         // What an earlier life has acknowledged, the later ones hold, too.
@@ -291,7 +291,7 @@ impl LifeBook {
     }
 
     /// Looks at what a node says that is let in: the indexes that it acknowledges as durable.
-    pub(crate) fn heard(&self, from: NodeId, messages: &[RaftMessage]) {
+    pub(crate) fn note_acknowledged(&self, from: NodeId, messages: &[RaftMessage]) {
         let acknowledged = messages.iter().filter(|m| m.kind == MessageKind::AppendResponse && !m.reject);
         let Some((term, index)) = acknowledged.map(|m| (m.term, m.index)).max() else { return };
         let mut state = self.state();
@@ -313,7 +313,7 @@ impl LifeBook {
     }
 
     /// These are the peers, as far as this node knows, and these are none any more.
-    pub(crate) fn peers_are<'a>(&self, mut peers: impl Iterator<Item = &'a NodeId>, retired: &BTreeSet<NodeId>) {
+    pub(crate) fn set_peers<'a>(&self, mut peers: impl Iterator<Item = &'a NodeId>, retired: &BTreeSet<NodeId>) {
         let mut state = self.state();
         let content = &mut state.content;
         content.confirmed.retain(|id, _| !retired.contains(id));

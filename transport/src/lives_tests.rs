@@ -65,15 +65,15 @@ fn a_life_is_durable_before_it_counts() {
     let kept = Kept::default();
     let book = kept.opened(1, 0, 0);
     let three = identity(&[life(1, 10, 0, 0)]);
-    assert!(!book.has(&three));
+    assert!(!book.is_on_record(&three));
     book.record(&three).unwrap();
-    assert!(book.has(&three));
+    assert!(book.is_on_record(&three));
     assert_eq!(kept.durable().peers[&3].life, life(1, 10, 0, 0));
     // One that cannot be recorded does not count.
     kept.0.lock().unwrap().full = true;
     let later = identity(&[life(1, 10, 0, 0), life(2, 11, 1, 4)]);
     assert!(book.record(&later).is_err());
-    assert!(!book.has(&later));
+    assert!(!book.is_on_record(&later));
 }
 
 #[test]
@@ -82,19 +82,19 @@ fn what_goes_on_from_another_past_does_not_fit() {
     let book = kept.opened(1, 0, 0);
     let (a, b) = (life(1, 10, 0, 0), life(2, 11, 1, 5));
     book.record(&identity(&[a, b])).unwrap();
-    assert_eq!(book.judge(&identity(&[a, b])), Ok(()));
+    assert_eq!(book.check(&identity(&[a, b])), Ok(()));
     let later = [life(3, 12, 2, 9), life(4, 13, 2, 9)];
-    assert_eq!(book.judge(&identity(&[a, b, later[0], later[1]])), Ok(()), "opened twice without meeting this node");
+    assert_eq!(book.check(&identity(&[a, b, later[0], later[1]])), Ok(()), "opened twice without meeting this node");
     let refused = Err(book.record_of(3).unwrap());
-    assert_eq!(book.judge(&identity(&[a, life(2, 99, 1, 5)])), refused, "an older copy, opened as often");
-    assert_eq!(book.judge(&identity(&[a])), refused, "the life before it");
-    assert_eq!(book.judge(&identity(&[a, life(2, 99, 1, 5), life(3, 98, 7, 50)])), refused, "whatever it did since");
+    assert_eq!(book.check(&identity(&[a, life(2, 99, 1, 5)])), refused, "an older copy, opened as often");
+    assert_eq!(book.check(&identity(&[a])), refused, "the life before it");
+    assert_eq!(book.check(&identity(&[a, life(2, 99, 1, 5), life(3, 98, 7, 50)])), refused, "whatever it did since");
     let other = Identity { incarnation: Incarnation(8), ..identity(&[a]) };
-    assert_eq!(book.judge(&other), Ok(()), "another directory is judged by its incarnation");
-    assert_eq!(book.judge(&identity(&[])), Ok(()), "the first version has no nonces");
+    assert_eq!(book.check(&other), Ok(()), "another directory is judged by its incarnation");
+    assert_eq!(book.check(&identity(&[])), Ok(()), "the first version has no nonces");
     // All of it also after a restart.
     let again = kept.opened(2, 0, 0);
-    assert_eq!(again.judge(&identity(&[a, life(2, 99, 1, 5)])), refused);
+    assert_eq!(again.check(&identity(&[a, life(2, 99, 1, 5)])), refused);
 }
 
 #[test]
@@ -103,16 +103,19 @@ fn a_log_that_ends_below_what_was_acknowledged_does_not_fit() {
     let book = kept.opened(1, 0, 0);
     let a = life(1, 10, 0, 0);
     book.record(&identity(&[a])).unwrap();
-    book.heard(3, &[acknowledges(4, 20), RaftMessage { reject: true, ..acknowledges(4, 90) }, acknowledges(4, 18)]);
+    book.note_acknowledged(
+        3,
+        &[acknowledges(4, 20), RaftMessage { reject: true, ..acknowledges(4, 90) }, acknowledges(4, 18)],
+    );
     let record = book.record_of(3).unwrap();
     assert_eq!((record.term, record.index), (4, 20), "what was refused is not acknowledged");
-    let with = |next: Life| book.judge(&identity(&[a, next]));
+    let with = |next: Life| book.check(&identity(&[a, next]));
     assert_eq!(with(life(2, 11, 4, 20)), Ok(()));
     assert_eq!(with(life(2, 11, 4, 19)), Err(record));
     assert_eq!(with(life(2, 11, 3, 99)), Err(record), "terms never run backwards");
     assert_eq!(with(life(2, 11, 5, 12)), Ok(()), "a later leader has cut off what was not committed");
     // The first opening after the life on record counts, not what became of the copy since.
-    assert_eq!(book.judge(&identity(&[a, life(2, 11, 4, 19), life(3, 12, 6, 80)])), Err(record));
+    assert_eq!(book.check(&identity(&[a, life(2, 11, 4, 19), life(3, 12, 6, 80)])), Err(record));
     // Recorded in steps; never more than was said.
     assert_eq!(kept.durable().peers[&3].index, 0);
     assert!(book.wants_flush() && !book.wants_flush(), "one at a time");
@@ -141,11 +144,11 @@ fn what_an_earlier_life_acknowledged_a_later_one_holds() {
     let book = Kept::default().opened(1, 0, 0);
     let (a, b) = (life(1, 10, 0, 0), life(2, 11, 4, 25));
     book.record(&identity(&[a])).unwrap();
-    book.heard(3, &[acknowledges(4, 20)]);
+    book.note_acknowledged(3, &[acknowledges(4, 20)]);
     book.record(&identity(&[a, b])).unwrap();
     let record = book.record_of(3).unwrap();
     assert_eq!((record.life, record.term, record.index), (b, 4, 20));
-    assert_eq!(book.judge(&identity(&[a, b, life(3, 12, 4, 19)])), Err(record));
+    assert_eq!(book.check(&identity(&[a, b, life(3, 12, 4, 19)])), Err(record));
 }
 
 #[test]
@@ -159,13 +162,13 @@ fn lives_are_shown_until_every_peer_has_a_later_one_on_record() {
     let book = kept.opened(40, 0, 0);
     let present = book.shown().last().unwrap().key();
     book.confirmed(2, present);
-    book.peers_are([2, 3].iter(), &BTreeSet::new());
+    book.set_peers([2, 3].iter(), &BTreeSet::new());
     book.flush();
     assert_eq!(kept.opened(41, 0, 0).shown().len(), 42, "node 3 has said nothing");
     let book = kept.opened(42, 0, 0);
     book.confirmed(3, book.shown()[30].key());
     book.confirmed(3, LifeKey { boot: 1, nonce: 77 });
-    book.peers_are([2, 3].iter(), &BTreeSet::new());
+    book.set_peers([2, 3].iter(), &BTreeSet::new());
     book.flush();
     let shown = kept.opened(43, 0, 0).shown();
     // Node 3 has the 31st on record, and no other word of it counts: that one was never this directory's.

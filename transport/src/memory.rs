@@ -353,7 +353,7 @@ impl Handler<Delivery> for MemoryTransport {
         match self.admit(&from) {
             Ok(()) => {
                 recorded.into_iter().for_each(|life| self.rules.book().confirmed(from.id, life));
-                self.rules.book().heard(from.id, &messages);
+                self.rules.book().note_acknowledged(from.id, &messages);
                 self.flush_if_due();
                 if let Some(above) = received.upgrade() {
                     above.do_send(Received { group, from: from.id, messages });

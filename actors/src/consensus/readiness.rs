@@ -68,7 +68,7 @@ impl<T> Consensus<T> {
     }
 
     /// What speaks against making this change now, which would lead to that membership.
-    fn reading_against(&self, request: &ChangeRequest, next: &Membership) -> Option<ChangeReading> {
+    fn objection(&self, request: &ChangeRequest, next: &Membership) -> Option<ChangeReading> {
         if let Change::Promote(id) = &request.change
             && let Some(learner) = self.not_ready(*id, request.force)
         {
@@ -104,14 +104,14 @@ impl<T> Consensus<T> {
     }
 
     /// Looks at what a change would do. If something speaks against it the request waits on, or is refused, and is gone from here.
-    pub(super) fn look_before_change(
+    pub(super) fn check_change(
         &mut self,
         request: Request<T>,
         change: &ChangeRequest,
         next: &Membership,
     ) -> Option<Request<T>> {
         self.note_commit();
-        let Some(reading) = self.reading_against(change, next) else { return Some(request) };
+        let Some(reading) = self.objection(change, next) else { return Some(request) };
         let new = self.contact_is_new();
         let waits = reading.learner.is_some() || new;
         let refusal = match &reading {

@@ -57,8 +57,8 @@ struct Window {
     bytes: usize,
     /// Whether raft-rs was told to send nothing to it.
     closed: bool,
-    /// How far it was told that the log is committed.
-    told: u64,
+    /// The highest commit index that it was sent.
+    announced_commit: u64,
 }
 
 impl Window {
@@ -68,7 +68,7 @@ impl Window {
     }
 
     /// Forgets what was acknowledged, and what will be sent again.
-    fn settle(&mut self, matched: u64, next: u64) {
+    fn release(&mut self, matched: u64, next: u64) {
         while let Some((_, bytes)) = self.inflight.pop_front_if(|(last, _)| *last <= matched) {
             self.bytes -= bytes;
         }
@@ -111,7 +111,7 @@ impl<T> Consensus<T> {
             let Some(progress) = self.raw.raft.prs().get(id) else { return };
             let (state, next, paused) = (progress.state, progress.next_idx, progress.paused);
             let window = self.windows.peers.entry(id).or_default();
-            window.settle(progress.matched, next);
+            window.release(progress.matched, next);
             match state {
                 ProgressState::Snapshot => return,
                 // One message at a time until the peer has answered where its log is like this one.
@@ -120,7 +120,7 @@ impl<T> Consensus<T> {
                 ProgressState::Replicate => {
                     let full = window.bytes >= self.settings.max_inflight_bytes;
                     // raft-rs tells of a commit at once, but not a peer that was to wait for entries at that time.
-                    let untold = window.told < self.raw.raft.raft_log.committed;
+                    let unannounced = window.announced_commit < self.raw.raft.raft_log.committed;
                     window.closed = full;
                     self.raw
                         .raft
@@ -132,7 +132,7 @@ impl<T> Consensus<T> {
                         return;
                     }
                     if next > last {
-                        if untold {
+                        if unannounced {
                             let before = self.raw.raft.msgs.len();
                             self.raw.raft.send_append(id);
                             self.note_in_flight(before);
@@ -175,7 +175,7 @@ impl<T> Consensus<T> {
             }
             let window = self.windows.peers.entry(message.to).or_default();
             let end = message.entries.last().map_or(message.index, |last| last.index);
-            window.told = window.told.max(end.min(message.commit));
+            window.announced_commit = window.announced_commit.max(end.min(message.commit));
             if !message.entries.is_empty() {
                 window.sent(end, message.entries.iter().map(size).sum());
                 any = true;

@@ -148,7 +148,7 @@ impl<T> Consensus<T> {
             Ok(next) => next,
             Err(cause) => return self.refuse(request, Refusal::Change(ChangeRefusal::invalid(cause))),
         };
-        let Some(request) = self.look_before_change(request, &wanted, &next) else { return };
+        let Some(request) = self.check_change(request, &wanted, &next) else { return };
         let id = ChangeId { node: self.settings.id, boot: self.settings.boot, number: self.next_id() };
         let command = SystemCommand::Change { id, change: change.clone(), forced: wanted.force };
         let Ok(context) = machine::encode(&command) else {

@@ -124,7 +124,7 @@ impl Comparison {
 
     /// Who differs in what was applied. Values run on: who is equal at a mark was equal before it, or has been replaced.
     pub fn state(&self, voters: &[NodeId]) -> Option<Divergence> {
-        self.judge(voters, state, true)
+        self.compare(voters, state, true)
     }
 
     /// Whether what was found still stands although the marks at which it was seen are forgotten: a member that differed is a
@@ -144,10 +144,10 @@ impl Comparison {
 
     /// Who differs in what the machine answered.
     pub fn responses(&self, voters: &[NodeId]) -> Option<Divergence> {
-        self.judge(voters, responses, false)
+        self.compare(voters, responses, false)
     }
 
-    fn judge(&self, voters: &[NodeId], of: fn(&Mark) -> Option<Comparable>, runs_on: bool) -> Option<Divergence> {
+    fn compare(&self, voters: &[NodeId], of: fn(&Mark) -> Option<Comparable>, runs_on: bool) -> Option<Divergence> {
         if planted::is(Planted::MarksNotCompared) {
             return None;
         }

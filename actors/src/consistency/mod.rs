@@ -185,12 +185,12 @@ impl ConsistencyChecker {
     fn heard(&mut self, peer: NodeId, marks: &[Mark]) {
         if self.membership.members.contains_key(&peer) {
             self.comparison.reported(peer, marks);
-            self.judge();
+            self.compare();
         }
     }
 
     /// Compares, shows what was found, and stops this node if it is the one that differs.
-    fn judge(&mut self) {
+    fn compare(&mut self) {
         let voters = self.membership.voters();
         let is_member = |id| self.membership.members.contains_key(&id);
         let before = self.shown.state.clone().filter(|found| self.comparison.stands(found, is_member));
@@ -269,7 +269,7 @@ impl Actor for ConsistencyChecker {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        self.judge();
+        self.compare();
         ctx.run_interval(AGAIN, |checker, ctx| {
             // An interval keeps its actor alive; nobody holds this one any more.
             if !ctx.connected() {
@@ -300,12 +300,12 @@ impl Handler<MarkEvent> for ConsistencyChecker {
                 self.restarted = restart;
                 self.comparison.applied(mark);
                 self.others().into_iter().for_each(|peer| self.ask(peer, ctx));
-                self.judge();
+                self.compare();
             }
             MarkEvent::Replaced => {
                 self.comparison.replaced();
                 self.shown.state = None;
-                self.judge();
+                self.compare();
             }
         }
     }
@@ -345,7 +345,7 @@ impl Handler<SystemChanged> for ConsistencyChecker {
         self.membership = state.membership.clone();
         let members = &self.membership.members;
         self.comparison.members(|id| members.contains_key(&id));
-        self.judge();
+        self.compare();
     }
 }
 

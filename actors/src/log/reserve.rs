@@ -97,7 +97,7 @@ impl Reserve {
 
     /// How much room there is.
     pub fn space(&self) -> io::Result<Space> {
-        let (free, reserve) = (space::space(&self.dir)?.free, held(&self.dir));
+        let (free, reserve) = (space::space(&self.dir)?.free, reserved_bytes(&self.dir));
         // What a large snapshot would need counts only as far as it can be held at all: a reserve that never becomes whole is no
         // reason to refuse writes.
         let possible = reserve.saturating_add(free.saturating_sub(self.left_free()));
@@ -146,7 +146,7 @@ impl Reserve {
             return;
         }
         let (path, wanted) = (ballast(&self.dir), self.wanted.load(Ordering::Relaxed));
-        let (found, length) = (held(&self.dir), fs::metadata(&path).map_or(0, |found| found.len()));
+        let (found, length) = (reserved_bytes(&self.dir), fs::metadata(&path).map_or(0, |found| found.len()));
         let stays = found.min(wanted);
         // Where it does not fit, in whole megabytes: a disk that fills is not to cost a file operation each second.
         let room = free.saturating_sub(self.left_free());
@@ -174,13 +174,13 @@ fn ballast(dir: &Path) -> PathBuf {
     dir.join(BALLAST)
 }
 
-fn held(dir: &Path) -> u64 {
+fn reserved_bytes(dir: &Path) -> u64 {
     fs::metadata(ballast(dir)).map_or(0, |found| found.len().min(found.blocks() * 512))
 }
 
 /// Gives the reserve up if the disk is full, so that the engine can open its files. Before anything else touches them.
 pub fn give_up_if_full(dir: &Path) {
-    let bytes = held(dir);
+    let bytes = reserved_bytes(dir);
     if bytes == 0 || space::space(dir).is_ok_and(|space| space.free >= LEFT_FREE.min(bytes).max(OPENING)) {
         return;
     }

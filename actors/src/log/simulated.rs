@@ -262,9 +262,9 @@ impl SimulatedDisk {
             Some(Err(detail)) => return Err(OpenError::Damaged { dir, what: "lives file".to_owned(), detail }),
         };
         let file = SimulatedLives { disk: self.clone(), life, written: None, begun: false };
-        let held = found.groups.get(&GroupId::FIRST).map(|found| &found.recovered);
+        let recovered = found.groups.get(&GroupId::FIRST).map(|found| &found.recovered);
         // Whoever opens it draws an incarnation each time, for a disk that has none yet: as good a nonce as any.
-        let present = lives::life(&identity, new_incarnation.0, held);
+        let present = lives::life(&identity, new_incarnation.0, recovered);
         let io = |error| OpenError::Io { dir, doing: "cannot write lives".to_owned(), error };
         let lives = LifeBook::open(Box::new(file), content, present).map_err(io)?;
         let shared = Shared::new(engine, &found, Box::new(lock));

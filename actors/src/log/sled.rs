@@ -273,8 +273,8 @@ impl SledStore {
             OpenError::Io { dir: dir.to_owned(), doing, error }
         })?;
         // Promise 6: the nonce of this opening is durable before anybody can send a frame.
-        let held = found.groups.get(&GroupId::FIRST).map(|found| &found.recovered);
-        let lives = lives::begin(dir, &identity, held)?;
+        let recovered = found.groups.get(&GroupId::FIRST).map(|found| &found.recovered);
+        let lives = lives::begin(dir, &identity, recovered)?;
         let lock = lives::Held { book: lives.clone(), _directory: directory };
         let shared = Shared::new(engine, &found, Box::new(lock));
         let reserve = Reserve::of(dir, options.reserve_bounds());

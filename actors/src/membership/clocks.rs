@@ -20,8 +20,8 @@ use crate::{
 
 /// How often peers are asked what their calendars show.
 pub(super) const READ_CLOCKS: Duration = Duration::from_secs(1);
-/// What a peer says of its writes counts for so long.
-const WORD_COUNTS: Duration = Duration::from_secs(3);
+/// How long it counts that a peer said that it takes no writes.
+const REFUSAL_VALID: Duration = Duration::from_secs(3);
 /// The longest reason that a peer may give for taking none, in bytes.
 const MAX_REASON: usize = 64;
 
@@ -80,7 +80,7 @@ impl<T: Ticket> MembershipManager<T> {
     /// Why peers take no writes, as they said lately.
     pub(super) fn writes_refused_lately(&self) -> BTreeMap<NodeId, String> {
         let now = self.links.clock.now();
-        let lately = |(_, (_, said)): &(&NodeId, &(String, Duration))| now.saturating_sub(*said) <= WORD_COUNTS;
+        let lately = |(_, (_, said)): &(&NodeId, &(String, Duration))| now.saturating_sub(*said) <= REFUSAL_VALID;
         let refuses = self.refuses_writes.iter().filter(lately);
         refuses.map(|(peer, (reason, _))| (*peer, reason.clone())).collect()
     }

@@ -225,9 +225,9 @@ pub fn backup(BackupArgs { url, file, force }: BackupArgs) -> Result<(), Failure
 fn to_file(base: &str, url: &str, file: &Path, force: bool) -> Result<(), Failure> {
     let name = file.file_name().ok_or_else(|| Failure::usage(format!("{} is no name of a file", file.display())))?;
     let partial = file.with_file_name(format!("{}.partial", name.to_string_lossy()));
-    let written = download(base, url, &partial).and_then(|told| {
+    let written = download(base, url, &partial).and_then(|announced| {
         let backup = BackupFile::read(&partial)?;
-        as_announced(url, told, &backup.hash())?;
+        as_announced(url, announced, &backup.hash())?;
         Ok(backup)
     });
     let done = written.and_then(|backup| place(&partial, file, force).map(|()| backup));
@@ -244,10 +244,10 @@ fn to_file(base: &str, url: &str, file: &Path, force: bool) -> Result<(), Failur
     }
 }
 
-fn as_announced(url: &str, told: Option<String>, hash: &[u8]) -> Result<(), Failure> {
-    match told {
-        Some(told) if told != hex(hash) => Err(Failure::new(format!(
-            "{url}: the file that came is not the one that was announced (BLAKE3 {} and not {told})",
+fn as_announced(url: &str, announced: Option<String>, hash: &[u8]) -> Result<(), Failure> {
+    match announced {
+        Some(announced) if announced != hex(hash) => Err(Failure::new(format!(
+            "{url}: the file that came is not the one that was announced (BLAKE3 {} and not {announced})",
             hex(hash)
         ))),
         _ => Ok(()),
@@ -257,7 +257,7 @@ fn as_announced(url: &str, told: Option<String>, hash: &[u8]) -> Result<(), Fail
 /// Writes it as it comes, and verifies what was written: what reads the other end learns of damage by the exit code only.
 fn to_stream(base: &str, url: &str, name: &str, mut out: File, is_stdout: bool) -> Result<(), Failure> {
     let mut source = Source::ask(base, url)?;
-    let told = source.hash.take();
+    let announced = source.hash.take();
     let mut failed = None;
     let tee = Tee { source: &mut source, out: &mut out, failed: &mut failed };
     let verified = Reader::begin(BufReader::new(tee)).and_then(|reader| {
@@ -272,7 +272,7 @@ fn to_stream(base: &str, url: &str, name: &str, mut out: File, is_stdout: bool) 
         return Err(failure);
     }
     let (header, file) = verified.map_err(|error| Failure::new(format!("{url}: what came is no backup: {error}")))?;
-    as_announced(url, told, &file.hash)?;
+    as_announced(url, announced, &file.hash)?;
     // Not everything that can be written to can be synced.
     match out.sync_all() {
         Err(error) if ![io::ErrorKind::InvalidInput, io::ErrorKind::Unsupported].contains(&error.kind()) => {
@@ -280,12 +280,12 @@ fn to_stream(base: &str, url: &str, name: &str, mut out: File, is_stdout: bool) 
         }
         _ => {}
     }
-    let told = format!("{name}: {}", describe_sent(&header, &file));
+    let summary = format!("{name}: {}", describe_sent(&header, &file));
     match is_stdout {
-        true => output::complain(format_args!("{told}\n")),
+        true => output::complain(format_args!("{summary}\n")),
         false => {
             output::done(format_args!("{name} got the whole backup"));
-            say!("{told}");
+            say!("{summary}");
         }
     }
     Ok(())

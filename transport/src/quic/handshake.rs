@@ -30,12 +30,12 @@ use crate::{
 };
 
 /// Our own hello for a peer that is let in, or why it is not; or why that could not be found out.
-pub(super) type Judged = Result<Result<Hello, RefusedBecause>, String>;
+pub(super) type HelloChecked = Result<Result<Hello, RefusedBecause>, String>;
 
 /// Whether this hello's sender is let in; if so, its life is on record when this is answered.
 #[derive(Message)]
-#[rtype(result = "Judged")]
-pub(super) struct Judge {
+#[rtype(result = "HelloChecked")]
+pub(super) struct CheckHello {
     pub hello: Hello,
 }
 
@@ -116,7 +116,7 @@ async fn welcome_peer(
         // Not told above: somebody else's certificate must not make noise in this peer's name.
         return Err(reason.to_string());
     }
-    match transport()?.send(Judge { hello: hello.clone() }).await.map_err(|e| e.to_string())?? {
+    match transport()?.send(CheckHello { hello: hello.clone() }).await.map_err(|e| e.to_string())?? {
         Ok(own) => write(&mut send, Kind::Hello, &own, counters).await?,
         Err(reason) => {
             refuse(&mut send, &reason, counters).await;
@@ -178,7 +178,7 @@ pub(super) async fn greet(
         refuse(&mut send, &reason, counters).await;
         return Err(NoLink::RefusedHere(reason));
     }
-    let judged = transport()?.send(Judge { hello: theirs.clone() }).await.map_err(|e| broken(e.to_string()))?;
+    let judged = transport()?.send(CheckHello { hello: theirs.clone() }).await.map_err(|e| broken(e.to_string()))?;
     let ours = match judged.map_err(broken)? {
         Ok(ours) => ours,
         Err(reason) => {

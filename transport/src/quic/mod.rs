@@ -54,7 +54,7 @@ mod link;
 mod dial;
 
 use gate::{Gate, Limits};
-use handshake::{Established, Judge, Judged};
+use handshake::{CheckHello, Established, HelloChecked};
 use link::{Counters, Link, PIECE_FRAME};
 
 /// The bytes that one connection may hold unread, over all its streams.
@@ -574,7 +574,7 @@ impl Handler<DialHello> for QuicTransport {
 
 impl QuicTransport {
     /// Judges a hello; a refusal is remembered and told.
-    fn judge(&mut self, hello: &Hello) -> Result<(), RefusedBecause> {
+    fn check_hello(&mut self, hello: &Hello) -> Result<(), RefusedBecause> {
         let ours = PROTOCOL;
         let judged = if hello.protocol != ours {
             Err(RefusedBecause::Version { theirs: hello.protocol, ours })
@@ -605,17 +605,17 @@ impl QuicTransport {
     }
 }
 
-impl Handler<Judge> for QuicTransport {
-    type Result = ResponseActFuture<Self, Judged>;
+impl Handler<CheckHello> for QuicTransport {
+    type Result = ResponseActFuture<Self, HelloChecked>;
 
-    fn handle(&mut self, Judge { hello }: Judge, _: &mut Context<Self>) -> Self::Result {
+    fn handle(&mut self, CheckHello { hello }: CheckHello, _: &mut Context<Self>) -> Self::Result {
         let (identity, id) = (hello.identity(), hello.node);
-        if let Err(reason) = self.judge(&hello) {
+        if let Err(reason) = self.check_hello(&hello) {
             return Box::pin(fut::ready(Ok(Err(reason))));
         }
         self.confirmed(id, hello.recorded);
         let book = self.rules.book().clone();
-        if book.has(&identity) {
+        if book.is_on_record(&identity) {
             return Box::pin(fut::ready(Ok(Ok(self.hello(0, id)))));
         }
         // A life that was never here: on record for good before anything of it counts. A sync, so not on this thread.
@@ -632,7 +632,7 @@ impl Handler<Judge> for QuicTransport {
                 return Err(cause);
             }
             // Judged again: meanwhile this node may have learnt more.
-            Ok(transport.judge(&hello).map(|()| transport.hello(0, id)))
+            Ok(transport.check_hello(&hello).map(|()| transport.hello(0, id)))
         }))
     }
 }
@@ -790,7 +790,7 @@ impl Handler<Inbound> for QuicTransport {
         if !self.is_present(from, generation) {
             return;
         }
-        self.rules.book().heard(from, &messages);
+        self.rules.book().note_acknowledged(from, &messages);
         self.flush_if_due();
         if let Some(above) = self.upward.as_ref().and_then(|upward| upward.received.upgrade()) {
             above.do_send(Received { group, from, messages });

@@ -18,9 +18,9 @@ pub(super) struct Serving {
     heard: Duration,
 }
 
-/// For how many patiences a peer may work on what it has without a byte of progress: what a state machine does with the last
+/// For how many timeouts (`snapshot_patience_ms`) a peer may work on what it has without a byte of progress: what a state machine does with the last
 /// of them is not counted.
-const SILENT_PATIENCES: u32 = 6;
+const SILENT_TIMEOUTS: u32 = 6;
 
 /// What a peer last said of its work on a snapshot.
 pub(super) struct Worked {
@@ -30,11 +30,11 @@ pub(super) struct Worked {
 }
 
 impl Worked {
-    fn gets_on(&mut self, index: u64, progress: u64, now: Duration, patience: Duration) -> bool {
+    fn makes_progress(&mut self, index: u64, progress: u64, now: Duration, timeout: Duration) -> bool {
         if self.index != index || self.progress != progress {
             *self = Worked { index, progress, since: now };
         }
-        now.saturating_sub(self.since) <= patience.saturating_mul(SILENT_PATIENCES)
+        now.saturating_sub(self.since) <= timeout.saturating_mul(SILENT_TIMEOUTS)
     }
 }
 
@@ -72,7 +72,7 @@ impl SnapshotKeeper {
                 self.check(index, ctx);
             }
             SnapshotRequest::Working { index, progress, .. } => {
-                if self.gets_on(peer, index, progress, now) {
+                if self.makes_progress(peer, index, progress, now) {
                     self.tell(peer, index, None);
                 }
                 responder.answer(Response::Noted);
@@ -112,15 +112,15 @@ impl SnapshotKeeper {
 
     /// Whether a peer that says it works on a snapshot does: what it has done grows, or grew not long ago. A receiver whose disk or
     /// machine hangs says that it works for ever.
-    fn gets_on(&mut self, peer: NodeId, index: u64, progress: Option<u64>, now: Duration) -> bool {
+    fn makes_progress(&mut self, peer: NodeId, index: u64, progress: Option<u64>, now: Duration) -> bool {
         // The first version does not say how far it is.
         let Some(progress) = progress else { return true };
         let worked = self.working.entry(peer).or_insert(Worked { index, progress, since: now });
-        let gets_on = worked.gets_on(index, progress, now, self.bounds.patience);
-        if !gets_on {
+        let makes_progress = worked.makes_progress(index, progress, now, self.bounds.patience);
+        if !makes_progress {
             tracing::debug!(peer, index, progress, "a peer works on a snapshot and gets no further");
         }
-        gets_on
+        makes_progress
     }
 
     fn send(&mut self, wanted: Wanted, responder: Responder, ctx: &mut Context<Self>) {
@@ -170,17 +170,17 @@ impl Handler<Asked> for SnapshotKeeper {
 mod tests {
     use super::*;
 
-    /// What grows may take for ever; what does not grow any more counts for six patiences.
+    /// What grows may take for ever; what does not grow any more counts for six timeouts.
     #[test]
     fn who_works_must_get_on() {
-        let (second, patience) = (Duration::from_secs(1), Duration::from_secs(10));
+        let (second, timeout) = (Duration::from_secs(1), Duration::from_secs(10));
         let mut worked = Worked { index: 5, progress: 0, since: Duration::ZERO };
         for n in 1..1000 {
-            assert!(worked.gets_on(5, n.into(), second * 50 * n, patience));
+            assert!(worked.makes_progress(5, n.into(), second * 50 * n, timeout));
         }
         let hung = second * 50 * 999;
-        assert!(worked.gets_on(5, 999, hung + second * 60, patience));
-        assert!(!worked.gets_on(5, 999, hung + second * 61, patience));
-        assert!(worked.gets_on(6, 999, hung + second * 62, patience), "another snapshot is another beginning");
+        assert!(worked.makes_progress(5, 999, hung + second * 60, timeout));
+        assert!(!worked.makes_progress(5, 999, hung + second * 61, timeout));
+        assert!(worked.makes_progress(6, 999, hung + second * 62, timeout), "another snapshot is another beginning");
     }
 }
