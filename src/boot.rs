@@ -532,7 +532,7 @@ fn settings(id: NodeId, identity: StoreIdentity, config: &Config, bootstrap: &Bo
         election_ticks: usize::try_from(election_ticks).unwrap_or(usize::MAX),
         max_append_bytes: config.append_bytes(),
         max_inflight_appends: config.inflight_appends(),
-        max_inflight_bytes: config.max_inflight_bytes,
+        peer_window_bytes: config.peer_window_bytes,
         max_unapplied_bytes: config.max_unapplied_bytes,
         max_unpersisted_bytes: config.max_unpersisted_bytes,
         disk_slow_ticks,

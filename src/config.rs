@@ -36,12 +36,12 @@ pub struct Config {
     ///
     /// A window bounds the rate at which one peer is sent the log: with 16 MiB and 100 ms from a message to its
     /// acknowledgement, 160 MB/s. From it follow `max_append_bytes`, `max_inflight_appends` and `peer_queue_bytes`.
-    pub max_inflight_bytes: usize,
+    pub peer_window_bytes: usize,
     /// How many bytes of entries one append message to a peer carries at most; a single entry may be larger. Default 0: a sixteenth of
-    /// `max_inflight_bytes`, and no more than 1 MiB. At most `max_inflight_bytes` and 16 MiB.
+    /// `peer_window_bytes`, and no more than 1 MiB. At most `peer_window_bytes` and 16 MiB.
     pub max_append_bytes: usize,
     /// How many append messages may be on their way to one peer unanswered, however small they are. Default 0: one for each 64 KiB of
-    /// `max_inflight_bytes`, from 16 to 4096.
+    /// `peer_window_bytes`, from 16 to 4096.
     pub max_inflight_appends: usize,
     /// How many bytes of recent, applied entries stay in memory for followers that are nearly up to date. Default 64 MiB.
     pub log_tail_bytes: usize,
@@ -121,7 +121,7 @@ pub struct Config {
     /// What is done when the state machine of a node answers differently from those of a majority: `report`, the default, says so
     /// in the status, a metric and the log; `stop` ends that node; `off` saves encoding and hashing each answer.
     pub response_check: ResponseCheck,
-    /// How many bytes may wait for one peer in the transport. At the bound the oldest goes. Default 0: room for `max_inflight_bytes`, a
+    /// How many bytes may wait for one peer in the transport. At the bound the oldest goes. Default 0: room for `peer_window_bytes`, a
     /// message more, and 1 MiB. At least what fits the window and one message: less would drop what the window lets through.
     pub peer_queue_bytes: usize,
     /// Which actors share a thread.
@@ -154,7 +154,7 @@ impl Default for Config {
             max_in_flight: 65_536,
             max_in_flight_bytes: 256 << 20,
             max_entry_bytes: 4 << 20,
-            max_inflight_bytes: 16 << 20,
+            peer_window_bytes: 16 << 20,
             max_append_bytes: 0,
             max_inflight_appends: 0,
             log_tail_bytes: 64 << 20,
@@ -292,7 +292,7 @@ impl Config {
     /// Bytes of entries in one append message, as set or as it follows from the window.
     pub fn append_bytes(&self) -> usize {
         match self.max_append_bytes {
-            0 => (self.max_inflight_bytes / 16).clamp(1, 1 << 20),
+            0 => (self.peer_window_bytes / 16).clamp(1, 1 << 20),
             set => set,
         }
     }
@@ -300,7 +300,7 @@ impl Config {
     /// Append messages on their way to one peer, as set or as it follows from the window.
     pub fn inflight_appends(&self) -> usize {
         match self.max_inflight_appends {
-            0 => (self.max_inflight_bytes >> 16).clamp(16, 4096),
+            0 => (self.peer_window_bytes >> 16).clamp(16, 4096),
             set => set,
         }
     }
@@ -317,7 +317,7 @@ impl Config {
     fn least_queue(&self) -> usize {
         let message = self.append_bytes().max(self.max_entry_bytes.saturating_add(ENTRY_OVERHEAD));
         let around = MESSAGE_OVERHEAD.saturating_mul(self.inflight_appends() + 1);
-        self.max_inflight_bytes.saturating_add(message).saturating_add(around)
+        self.peer_window_bytes.saturating_add(message).saturating_add(around)
     }
 
     /// Whether these values can work together.
@@ -351,7 +351,7 @@ impl Config {
             ("snapshot_patience_ms", self.snapshot_patience_ms as usize),
             ("max_in_flight", self.max_in_flight),
             ("max_entry_bytes", self.max_entry_bytes),
-            ("max_inflight_bytes", self.max_inflight_bytes),
+            ("peer_window_bytes", self.peer_window_bytes),
             ("subscriber_buffer", self.subscriber_buffer),
             ("subscriber_buffer_bytes", self.subscriber_buffer_bytes),
         ] {
@@ -375,10 +375,10 @@ impl Config {
             let problem = format!("{} is too large for a message to a peer; at most {MAX_ENTRY}", self.max_entry_bytes);
             return wrong("max_entry_bytes", problem);
         }
-        let window = self.max_inflight_bytes;
+        let window = self.peer_window_bytes;
         if self.append_bytes() > MAX_APPEND.min(window) {
             let problem = format!(
-                "{} is too large for a message to a peer; at most {}, and at most max_inflight_bytes, which is {window}",
+                "{} is too large for a message to a peer; at most {}, and at most peer_window_bytes, which is {window}",
                 self.append_bytes(),
                 MAX_APPEND
             );
@@ -387,9 +387,9 @@ impl Config {
         let least = self.least_queue();
         if self.queue_bytes() < least {
             let problem = format!(
-                "{} is less than what may be on its way to one peer (max_inflight_bytes is {window}, and one message more): what the \
+                "{} is less than what may be on its way to one peer (peer_window_bytes is {window}, and one message more): what the \
                  window lets through would be dropped and sent again; at least {least}, or 0 to let it follow from the window, or a \
-                 smaller max_inflight_bytes",
+                 smaller peer_window_bytes",
                 self.queue_bytes()
             );
             return wrong("peer_queue_bytes", problem);
@@ -640,7 +640,7 @@ mod tests {
     #[test]
     fn the_bounds_of_a_peer_follow_from_its_window() {
         for window in [1, 100, 5000, 1 << 20, 16 << 20, 1 << 30] {
-            let config = Config { max_inflight_bytes: window, ..Config::default() };
+            let config = Config { peer_window_bytes: window, ..Config::default() };
             config.validate().unwrap();
             assert!(config.append_bytes() <= window && config.append_bytes() <= 1 << 20);
             assert!(config.queue_bytes() > window + config.max_entry_bytes);
@@ -670,9 +670,9 @@ mod tests {
         assert_eq!(wrong(|c| c.max_unapplied_bytes = c.max_entry_bytes), "max_unapplied_bytes");
         assert_eq!(wrong(|c| c.max_entry_bytes = (48 << 20) + 1), "max_entry_bytes");
         assert_eq!(wrong(|c| c.max_append_bytes = (16 << 20) + 1), "max_append_bytes");
-        assert_eq!(wrong(|c| (c.max_append_bytes, c.max_inflight_bytes) = (2000, 1999)), "max_append_bytes");
-        assert_eq!(wrong(|c| c.max_inflight_bytes = 0), "max_inflight_bytes");
-        assert_eq!(wrong(|c| c.peer_queue_bytes = c.max_inflight_bytes), "peer_queue_bytes");
+        assert_eq!(wrong(|c| (c.max_append_bytes, c.peer_window_bytes) = (2000, 1999)), "max_append_bytes");
+        assert_eq!(wrong(|c| c.peer_window_bytes = 0), "peer_window_bytes");
+        assert_eq!(wrong(|c| c.peer_queue_bytes = c.peer_window_bytes), "peer_queue_bytes");
         assert_eq!(wrong(|c| c.snapshot_piece_bytes = MAX_PIECE + 1), "snapshot_piece_bytes");
         assert_eq!(wrong(|c| c.snapshot_rate = 50_000), "snapshot_rate");
     }

@@ -97,7 +97,7 @@ fn consensus<T>(id: NodeId) -> Consensus<T> {
         election_ticks: 10,
         max_append_bytes: 1 << 20,
         max_inflight_appends: 256,
-        max_inflight_bytes: 16 << 20,
+        peer_window_bytes: 16 << 20,
         max_unapplied_bytes: 1 << 30,
         max_unpersisted_bytes: 1 << 30,
         disk_slow_ticks: 1 << 30,

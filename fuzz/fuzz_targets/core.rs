@@ -232,7 +232,7 @@ impl Node {
             election_ticks: 5,
             max_append_bytes: 512,
             max_inflight_appends: 4,
-            max_inflight_bytes: 1024,
+            peer_window_bytes: 1024,
             max_unapplied_bytes: 4096,
             log_tail_bytes: 200,
             max_entry_bytes: 512,

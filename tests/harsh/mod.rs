@@ -34,7 +34,7 @@ pub fn simulation(seed: u64) -> Simulation<Kv> {
         (config.snapshot_rate, config.snapshot_sends, config.snapshot_piece_bytes) = (rate, sends, piece);
         config.snapshot_patience_ms = patience;
         if tiny {
-            (config.max_entry_bytes, config.max_append_bytes, config.max_inflight_bytes) = (300, append, window);
+            (config.max_entry_bytes, config.max_append_bytes, config.peer_window_bytes) = (300, append, window);
             (config.max_unapplied_bytes, config.log_tail_bytes) = (unapplied, tail);
         }
     })

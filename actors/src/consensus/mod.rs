@@ -104,7 +104,7 @@ pub struct Settings {
     /// Append messages on their way to one peer.
     pub max_inflight_appends: usize,
     /// Bytes of entries on their way to one peer: while there are fewer, another message is sent.
-    pub max_inflight_bytes: usize,
+    pub peer_window_bytes: usize,
     /// Bytes of entries committed and not applied: past the bound a follower drops appends. A leader answers `Busy` where a
     /// proposal would make what it has appended and not applied more than that.
     pub max_unapplied_bytes: usize,

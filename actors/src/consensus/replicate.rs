@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   matched ──┤ in flight: sent, not acknowledged ├── next ──┤ not sent ├── last
-//!              at most `max_inflight_bytes`, and one message     │
+//!              at most `peer_window_bytes`, and one message     │
 //!                                                                ├─ in the memory tail: sent at once
 //!                                                                └─ behind it: ReadEntries ─▶ entries_read
 //! ```
@@ -118,7 +118,7 @@ impl<T> Consensus<T> {
                 ProgressState::Probe if paused || next > last => return,
                 ProgressState::Probe => {}
                 ProgressState::Replicate => {
-                    let full = window.bytes >= self.settings.max_inflight_bytes;
+                    let full = window.bytes >= self.settings.peer_window_bytes;
                     // raft-rs tells of a commit at once, but not a peer that was to wait for entries at that time.
                     let unannounced = window.announced_commit < self.raw.raft.raft_log.committed;
                     window.closed = full;

@@ -31,7 +31,7 @@ impl Invariant for MessagesAreBounded {
             }
             Event::Looked { node, status } => {
                 // A message is sent while less than the window is on its way. A change carries its own record beside the entry.
-                let window = self.bounds.max_inflight_bytes + message_bound.max(2 * entry_bound);
+                let window = self.bounds.peer_window_bytes + message_bound.max(2 * entry_bound);
                 match status.peers.iter().find(|(_, peer)| peer.inflight_bytes > window) {
                     Some((id, peer)) => Err(format!(
                         "n{node} has {} bytes on their way to n{id}, more than {window}",

@@ -20,7 +20,7 @@ impl Invariant for QueuesAreBounded {
         let (bounds, queues) = (&self.bounds, &status.queues);
         // What is committed and not applied, what is neither, for which its leader has the same bound, and what was under way when the
         // first of them was reached.
-        let waiting = 2 * bounds.max_unapplied_bytes + 2 * bounds.max_inflight_bytes + 4 * bounds.max_entry_bytes;
+        let waiting = 2 * bounds.max_unapplied_bytes + 2 * bounds.peer_window_bytes + 4 * bounds.max_entry_bytes;
         let tail = bounds.log_tail_bytes + waiting;
         let found = [
             ("requests in flight", queues.in_flight, bounds.max_in_flight),

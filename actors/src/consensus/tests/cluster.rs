@@ -88,7 +88,7 @@ pub struct Cluster {
     pub max_unpersisted_bytes: usize,
     /// Bytes of entries in one message, and on their way to each peer.
     pub max_append_bytes: usize,
-    pub max_inflight_bytes: usize,
+    pub peer_window_bytes: usize,
     pub max_entry_bytes: usize,
     /// Bytes of applied entries in memory.
     pub tail_bytes: usize,
@@ -117,7 +117,7 @@ impl Cluster {
             max_unapplied_bytes: 1 << 20,
             max_unpersisted_bytes: 1 << 20,
             max_append_bytes: 1 << 10,
-            max_inflight_bytes: 1 << 13,
+            peer_window_bytes: 1 << 13,
             max_entry_bytes: 1 << 10,
             tail_bytes: 200,
             disk_slow_ticks: 1 << 30,
@@ -192,10 +192,10 @@ impl Cluster {
     pub fn start(&mut self, id: NodeId, applied: Option<u64>) {
         let (seed, max_unapplied_bytes) = (self.seed, self.max_unapplied_bytes);
         let (max_unpersisted_bytes, disk_slow_ticks) = (self.max_unpersisted_bytes, self.disk_slow_ticks);
-        let (max_append_bytes, max_inflight_bytes) = (self.max_append_bytes, self.max_inflight_bytes);
+        let (max_append_bytes, peer_window_bytes) = (self.max_append_bytes, self.peer_window_bytes);
         let (max_entry_bytes, log_tail_bytes) = (self.max_entry_bytes, self.tail_bytes);
         let (snapshot_entries, keep_entries, hold_bytes) = (self.snapshot_entries, self.keep_entries, self.hold_bytes);
-        self.checks.bounds = (max_append_bytes, max_inflight_bytes, max_entry_bytes);
+        self.checks.bounds = (max_append_bytes, peer_window_bytes, max_entry_bytes);
         self.links.retain(|(from, _, _), _| *from != id);
         let node = self.node(id);
         assert!(node.core.is_none(), "it is running");
@@ -226,7 +226,7 @@ impl Cluster {
             election_ticks: 10,
             max_append_bytes,
             max_inflight_appends: 8,
-            max_inflight_bytes,
+            peer_window_bytes,
             max_unapplied_bytes,
             max_unpersisted_bytes,
             disk_slow_ticks,

@@ -54,7 +54,7 @@ fn a_follower_far_behind_catches_up_within_its_window() {
     const MIB: usize = (1 << 20) / 64;
     let mut cluster = Cluster::new(1);
     (cluster.max_unapplied_bytes, cluster.max_unpersisted_bytes) = (256 * MIB, 256 * MIB);
-    (cluster.max_append_bytes, cluster.max_inflight_bytes) = (MIB, 16 * MIB);
+    (cluster.max_append_bytes, cluster.peer_window_bytes) = (MIB, 16 * MIB);
     (cluster.max_entry_bytes, cluster.tail_bytes) = (2 * MIB, 64 * MIB);
     cluster.found(&[1, 2, 3]);
     (1..=3).for_each(|id| cluster.start(id, None));
@@ -111,7 +111,7 @@ fn small_entries_fill_messages() {
 #[test]
 fn a_window_full_of_lost_messages_is_found() {
     let mut cluster = Cluster::new(1);
-    (cluster.max_append_bytes, cluster.max_inflight_bytes) = (1, 100);
+    (cluster.max_append_bytes, cluster.peer_window_bytes) = (1, 100);
     cluster.found(&[1, 2, 3]);
     (1..=3).for_each(|id| cluster.start(id, None));
     elect(&mut cluster, 1);

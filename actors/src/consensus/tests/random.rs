@@ -72,7 +72,7 @@ impl Run {
         cluster.hold_bytes = dice.pick(&[0, 0, 1000]).unwrap_or(0);
         // In some runs a message holds one entry, and a window two.
         cluster.max_append_bytes = dice.pick(&[1 << 10, 100, 1]).unwrap_or(1 << 10);
-        cluster.max_inflight_bytes = dice.pick(&[1 << 13, 200, 60]).unwrap_or(1 << 13);
+        cluster.peer_window_bytes = dice.pick(&[1 << 13, 200, 60]).unwrap_or(1 << 13);
         cluster.max_unapplied_bytes = dice.pick(&[1 << 20, 1 << 20, 500]).unwrap_or(1 << 20);
         let founders: Vec<NodeId> = (1..=dice.pick(&[1, 2, 3, 3, 3, 5]).unwrap_or(3)).collect();
         let changes = dice.one_in(2);
