@@ -8,6 +8,9 @@
 
 // What is outside a simulation's control must not come in unseen: see clippy.toml.
 #![cfg_attr(not(test), warn(clippy::disallowed_methods, clippy::disallowed_types))]
+// Output can be closed or full, and the macros panic then (promise 7): a library logs, and leaves the rest to its
+// caller.
+#![cfg_attr(not(test), warn(clippy::print_stdout, clippy::print_stderr))]
 
 pub mod machine;
 pub mod outcome;

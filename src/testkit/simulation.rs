@@ -241,6 +241,7 @@ impl<S: StateMachine> Simulation<S> {
         });
         match thread.expect("a thread can be started").join() {
             Ok(report) => report,
+            #[allow(clippy::print_stderr, reason = "in a test, whose panic goes on")]
             Err(panic) => {
                 eprintln!("the simulation of seed {} panicked", self.seed);
                 resume_unwind(panic)

@@ -35,6 +35,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const GROUP: GroupId = GroupId::FIRST;
 
 /// Runs every rule, each on a disk of its own.
+#[allow(clippy::print_stdout, reason = "a suite for tests: it names the rule that it checks")]
 pub fn conformance<Open: FnMut() -> Box<dyn LogStore>>(mut make: impl FnMut() -> Open) {
     let rules: &[(&str, Rule)] = &[
         ("a new store holds nothing", a_new_store_holds_nothing),
