@@ -38,13 +38,14 @@ pub(crate) struct Life {
     pub last_error: Option<String>,
     /// Why the system stops or has stopped.
     pub stopped: Option<String>,
-    /// What kind of cause that is.
+    /// The condition that `stopped` is of.
     pub stop_reason: Option<Reason>,
     /// Whether the directory is closed and every actor has ended.
     pub closed: bool,
 }
 
-/// How a request ended, as far as a status may explain it better. What may be in the log stays unknown, whatever that says.
+/// How a request ended, as far as the status can give a better reason. A request that may be in the log stays unknown,
+/// whatever the status says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum End {
     /// No leader took it in time.
@@ -71,7 +72,7 @@ pub(crate) struct Board {
     pub consistency: watch::Receiver<ConsistencyStatus>,
     pub life: watch::Receiver<Life>,
     pub clock: Arc<dyn Clock>,
-    /// The files of this node's certificates and when they end, in seconds since 1970.
+    /// The files of this node's certificates and when they expire, in seconds since 1970.
     pub certificates: Arc<[(String, i64)]>,
     pub max_clock_skew_ms: u64,
 }
@@ -224,7 +225,7 @@ impl Board {
         }
     }
 
-    /// What is shown now counts as seen: to be called before looking, so that no change in between is missed.
+    /// Marks the present status as seen. Call it before looking, so that no change in between is missed.
     pub fn mark_seen(&mut self) {
         self.life.mark_unchanged();
         self.core.mark_unchanged();
@@ -236,7 +237,7 @@ impl Board {
     }
 }
 
-/// What was found, as it is shown: hashes are no numbers anybody calculates with.
+/// A divergence as the status shows it, with hashes as hexadecimal digits.
 fn divergence(found: consistency::Divergence) -> Divergence {
     let consistency::Divergence { index, equal_until, values, side } = found;
     let values = values.into_iter().map(|(id, value)| (id, value.to_string())).collect();

@@ -159,7 +159,7 @@ pub struct Builder<S: StateMachine> {
     pub(crate) certificates: Vec<(String, i64)>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) witness: MaybeWitness,
-    /// What it says that it understands; less only where a simulation has nodes of an older version.
+    /// The features that its hello names; fewer only where a simulation has nodes of an older version.
     pub(crate) features: Features,
 }
 
@@ -218,7 +218,7 @@ impl<S: StateMachine> Builder<S> {
         self
     }
 
-    /// The name of the cluster that this node founds: all founders must be given the same. See
+    /// The name of the cluster that this node founds. All founders must have the same name. See
     /// [`Config::cluster_name`](Config#structfield.cluster_name).
     pub fn cluster_name(self, name: impl Into<String>) -> Self {
         self.configure(|config| config.cluster_name = name.into())

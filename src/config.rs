@@ -23,73 +23,81 @@ pub struct Config {
     pub election_ms: u64,
     /// The deadline of a proposal, read or change that names none, in milliseconds. Default 5000.
     pub deadline_ms: u64,
-    /// How many requests may be in flight on this node. At the bound the next is answered `Busy`. Default 65,536. What peers forward has
-    /// half as many places of its own.
+    /// How many requests may be in flight on this node. At the bound the next is answered `Busy`. Default 65,536.
+    /// Requests that peers forward are counted apart, up to half of this.
     pub max_in_flight: usize,
     /// How many bytes of commands may be in flight on this node. At the bound the next is answered `Busy`.
-    /// Default 256 MiB. What peers forward has half as many of its own.
+    /// Default 256 MiB. Requests that peers forward are counted apart, up to half of this.
     pub max_in_flight_bytes: usize,
     /// How large one encoded command may be, in bytes. Larger is answered `TooLarge`. Default 4 MiB, at most 48 MiB.
     pub max_entry_bytes: usize,
-    /// How many bytes of entries may be on their way to one peer unanswered: its window. While there are fewer another message is sent.
-    /// Default 16 MiB. A leader's memory for a peer that is behind is about twice that.
+    /// The window of a peer: how many bytes of entries a leader may send to it before it acknowledges them. While fewer
+    /// are on their way, another message is sent. Default 16 MiB. A leader needs about twice this in memory for each
+    /// peer that is behind.
     ///
-    /// A window bounds the rate at which one peer is sent the log: with 16 MiB and 100 ms from a message to its
-    /// acknowledgement, 160 MB/s. From it follow `max_append_bytes`, `max_inflight_appends` and `peer_queue_bytes`.
+    /// The window bounds the rate at which a peer receives the log: with 16 MiB, and 100 ms from a message to its
+    /// acknowledgement, that is 160 MB/s. From it follow `max_append_bytes`, `max_inflight_appends` and
+    /// `peer_queue_bytes`.
     pub peer_window_bytes: usize,
-    /// How many bytes of entries one append message to a peer carries at most; a single entry may be larger. Default 0: a sixteenth of
-    /// `peer_window_bytes`, and no more than 1 MiB. At most `peer_window_bytes` and 16 MiB.
+    /// How many bytes of entries one append message to a peer carries at most; a single entry may be larger. Default 0,
+    /// which means a sixteenth of `peer_window_bytes`, but no more than 1 MiB. At most `peer_window_bytes`, and at most
+    /// 16 MiB.
     pub max_append_bytes: usize,
-    /// How many append messages may be on their way to one peer unanswered, however small they are. Default 0: one for each 64 KiB of
-    /// `peer_window_bytes`, from 16 to 4096.
+    /// How many append messages, however small, a leader may send to a peer before it acknowledges them. Default 0,
+    /// which means one for each 64 KiB of `peer_window_bytes`, but at least 16 and at most 4096.
     pub max_inflight_appends: usize,
     /// How many bytes of recent, applied entries stay in memory for followers that are nearly up to date. Default 64 MiB.
     pub log_tail_bytes: usize,
-    /// How many bytes of entries may be committed and not yet applied. Past the bound a follower drops appends, which its leader sends
-    /// again. A leader answers `Busy` where more than this would be appended and not applied. Default 256 MiB.
+    /// How many bytes of entries may be committed and not yet applied. Past the bound a follower drops appends, which
+    /// its leader sends again. A leader answers `Busy` to a proposal with which more than this would be appended and
+    /// not applied. Default 256 MiB.
     pub max_unapplied_bytes: usize,
-    /// How many bytes a leader may have handed to its own disk that are not durable yet. At the bound it answers `Busy`.
-    /// Default 64 MiB, on a volume below 4 GiB a 64th of it but never less than one entry. More rides out longer hiccups and leaves more unknown when the disk does not come back.
+    /// How many bytes a leader may have handed to its own disk that are not durable yet. At the bound it answers
+    /// `Busy`. Default 64 MiB; on a volume below 4 GiB a 64th of the volume, but never less than one entry. A larger
+    /// value rides out longer hiccups, and leaves more outcomes unknown when the disk does not come back.
     pub max_unpersisted_bytes: usize,
     /// How long a write may wait for this node's disk before the node counts the disk as slow, in milliseconds. Default 1000;
     /// counted in heartbeats, and never fewer than two of them.
     ///
-    /// A leader then transfers leadership, or steps down if nobody takes it within `election_ms`; nobody with a slow disk
-    /// campaigns. It ends when a probe and the waiting writes are durable. Shorter moves leadership sooner, also for
-    /// hiccups that would have passed.
+    /// A leader then transfers leadership, or steps down if no other node takes it within `election_ms`. A node with a
+    /// slow disk does not campaign. The disk counts as good again when a probe and the waiting writes are durable. A
+    /// shorter time moves leadership sooner, also for hiccups that would have passed.
     pub disk_slow_ms: u64,
     /// How long a write may hang before the node stops for good, in milliseconds. Default 60,000; counted in seconds.
     ///
-    /// It costs nobody an answer to wait, since a node with a slow disk leads nobody; stopping lets a supervisor act.
+    /// Waiting costs no client an answer, since a node with a slow disk does not lead; stopping lets a supervisor act.
     pub disk_dead_ms: u64,
-    /// Fewer free bytes on the disk than this are few: the node transfers leadership and answers `LowSpace` as a leader, and goes
-    /// on following. It ends by itself when a quarter more is free. Below twice as many, room is short: the log is cut behind the newest
-    /// snapshot and rewritten, if need be with the reserve's room. A quarter of it is otherwise never taken by snapshots, nor by moving
-    /// the log into a smaller store. Default 256 MiB, on a volume below 4 GiB a sixteenth of it but 16 MiB at
-    /// the least; 0 never looks.
+    /// With fewer free bytes on the disk than this a node is low on space: a leader transfers leadership, and answers
+    /// `LowSpace` while no other node takes it; a follower goes on. This ends by itself when a quarter more is free.
+    /// With fewer than twice as many, room is short: the log is cut behind the newest snapshot and rewritten, if need
+    /// be with the room of the reserve. Otherwise snapshots and the rewriting of the log always leave a quarter of this
+    /// free. Default 256 MiB; on a volume below 4 GiB a sixteenth of the volume, but at least 16 MiB. With 0 the node
+    /// never looks.
     pub low_space_bytes: u64,
-    /// How many bytes to keep on the disk as a reserve for making room there, with the size of the newest snapshot on top. Default 48 MiB,
-    /// three times what the log's engine sets aside at a time; on a volume below 192 MiB a quarter of it. 0 for none.
+    /// How many bytes are kept on the disk as a reserve for making room; the size of the newest snapshot comes on top.
+    /// Default 48 MiB, three times what the log's engine takes from the disk at a time; on a volume below 192 MiB a
+    /// quarter of the volume. With 0 there is no reserve.
     ///
-    /// It is borrowed for the snapshot that lets the log be cut, and for the copy of what lives of the log, where there is no other
-    /// room; and given up when a full disk has to be opened. Then it is made again.
+    /// When there is no other room, the reserve's is used for the snapshot behind which the log is cut, for the copy
+    /// into which the log is rewritten, and to open a directory on a full disk. Afterwards the reserve is made again.
     pub ballast_bytes: u64,
     /// A snapshot is built when so many entries were applied since the last one. Default 100,000; 0 never by number.
     ///
     /// More often means a shorter log and a quicker restart, and costs the writing of the whole state each time.
     pub snapshot_entries: u64,
-    /// A snapshot is built when so many bytes of entries were applied since the last one; 0 never by size. Default 256 MiB, on a volume
-    /// below 16 GiB a 64th of it; and with the default already after four times the size of the newest snapshot, but not before 64 MiB,
-    /// so that a small state has a short log.
+    /// A snapshot is built when so many bytes of entries were applied since the last one. Default 256 MiB; on a volume
+    /// below 16 GiB a 64th of the volume. With the default a snapshot is also built after four times the size of the
+    /// newest one, but not before 64 MiB, so that a small state has a short log. With 0 never by size.
     pub snapshot_bytes: u64,
     /// How many entries behind the newest snapshot stay in the log for followers that are behind. Default 10,000.
     ///
     /// The log also reaches back to the older of the two kept snapshots, which stands in for the newest if its file is damaged.
     pub log_keep_entries: u64,
-    /// How many bytes of entries stay for them at most. Default 64 MiB, on a volume below 4 GiB a 64th of it.
+    /// How many bytes of entries stay for them at most. Default 64 MiB; on a volume below 4 GiB a 64th of the volume.
     pub log_keep_bytes: u64,
-    /// How many bytes of entries stay at most for a follower that is alive and needs them, as long as the disk has room.
-    /// Default 1 GiB, on a volume below 16 GiB a sixteenth of it. One that is further behind gets a snapshot.
+    /// How many bytes of entries stay at most for a follower that is alive and needs them, as long as the disk has
+    /// room. Default 1 GiB; on a volume below 16 GiB a sixteenth of the volume. A follower that is further behind gets
+    /// a snapshot.
     pub log_hold_bytes: u64,
     /// To how many peers a snapshot may be sent at once; others wait. Default 2.
     pub snapshot_sends: usize,
@@ -101,35 +109,43 @@ pub struct Config {
     /// is lost with its connection is asked for again, as a whole.
     pub snapshot_piece_bytes: u32,
     /// How long a snapshot on its way may stand still before it counts as lost and is offered again, in milliseconds.
-    /// Default 10,000. What came stays and is gone on from. There is no bound on the whole. A receiver that checks or restores what it
-    /// has may go without reading or writing a byte for six times as long.
+    /// Default 10,000. The bytes that were received stay, and the transfer goes on from there. The whole transfer has
+    /// no bound. A receiver that checks or restores the file may go without reading or writing a byte for six times as
+    /// long.
     pub snapshot_patience_ms: u64,
-    /// How far a calendar clock may be from the median of the voters' before it is warned of, in milliseconds. Default 500; at least 1.
+    /// How far a member's clock may be from the median of the voters' clocks, in milliseconds; beyond it the node
+    /// warns. Default 500; at least 1.
     ///
-    /// Also how far beyond that median a leader may stamp what it proposes: a node with a wrong year cannot set
-    /// `ApplyContext::time` for the whole cluster. Where the clocks of a majority are not known a leader stamps by its own.
+    /// A leader also takes the time of new entries from at most this far ahead of the median, so that one node with a
+    /// wrong year cannot set `ApplyContext::time` for the whole cluster. A leader that does not know the clocks of a
+    /// majority uses its own clock.
     pub max_clock_skew_ms: u64,
     /// How many events may wait for one subscriber. At the bound it hears `Lagged` and is unsubscribed. Default 65,536.
     pub subscriber_buffer: usize,
-    /// How many bytes of events may wait for one subscriber, commands and responses counted as they are encoded. At the bound it
-    /// hears `Lagged` and is unsubscribed; a single larger event passes while nothing else waits. Default 64 MiB.
+    /// How many bytes of events may wait for one subscriber; commands and responses count with their encoded size. At
+    /// the bound the subscriber gets `Lagged` and is unsubscribed. A single larger event is delivered if nothing else
+    /// waits. Default 64 MiB.
     pub subscriber_buffer_bytes: usize,
-    /// After so many entries the leader proposes a mark, at which all members compare the hashes of what they applied.
-    /// Default 4096; 0 never. More often finds a node that differs sooner, and costs an entry and a small question between each
-    /// two nodes each time. Only a leader's setting counts, and only once every member's build knows marks.
+    /// After how many entries the leader proposes a mark, at which all members compare the hashes of what they applied.
+    /// Default 4096; 0 never. A smaller number finds a node that differs sooner; each mark costs an entry, and a small
+    /// request between every two nodes. Only the leader's setting counts, and only once the build of every member
+    /// understands marks.
     pub hash_check_entries: u64,
-    /// What is done when the state machine of a node answers differently from those of a majority: `report`, the default, says so
-    /// in the status, a metric and the log; `stop` ends that node; `off` saves encoding and hashing each answer.
+    /// What a node does when its state machine responds differently from those of a majority: with `report`, the
+    /// default, the status, a metric and the log say so; with `stop` the node also stops; with `off` responses are not
+    /// compared, which saves encoding and hashing each of them.
     pub response_check: ResponseCheck,
-    /// How many bytes may wait for one peer in the transport. At the bound the oldest goes. Default 0: room for `peer_window_bytes`, a
-    /// message more, and 1 MiB. At least what fits the window and one message: less would drop what the window lets through.
+    /// How many bytes may wait for one peer in the transport. At the bound the oldest message is dropped. Default 0,
+    /// which means `peer_window_bytes`, one message more, and 1 MiB. At least the window and one message: less would
+    /// drop what the window allows.
     pub peer_queue_bytes: usize,
     /// Which actors share a thread.
     pub placement: Placement,
     /// Where this node's random choices start. Default: drawn at start. The same seed, inputs and clock give the same election timeouts.
     pub seed: Option<u64>,
-    /// A name that becomes part of the cluster's id: two clusters of the same founders and certificates with different names never mix.
-    /// Founders that were given different names say so to each other before anything is written, and stop. Default: empty.
+    /// A name that becomes part of the cluster's id: two clusters of the same founders and certificates with different
+    /// names never mix. Founders with different names tell each other so before anything is written, and stop. Default:
+    /// empty.
     pub cluster_name: String,
 }
 
@@ -186,14 +202,15 @@ impl Default for Config {
     }
 }
 
-/// The largest frame of the transport, in bytes: every node reads frames up to it, whatever its settings, so that nodes whose settings
-/// differ understand each other.
+/// The largest frame of the transport, in bytes. Every node reads frames up to it, whatever its settings, so that nodes
+/// with different settings understand each other.
 pub(crate) const MAX_FRAME: usize = 64 << 20;
 
-/// An entry of so many bytes fits a frame with what is around it.
+/// The largest entry, in bytes: it fits a frame together with its framing.
 const MAX_ENTRY: usize = 48 << 20;
 
-/// Entries of so many bytes together fit a frame: what is around each is at most twice what it counts for.
+/// The most bytes of entries in one message: they fit a frame, for the framing of an entry is at most twice what it
+/// counts for.
 const MAX_APPEND: usize = 16 << 20;
 
 /// A configuration that cannot be used; the message names the key.

@@ -58,7 +58,7 @@ pub enum NotReady {
     /// The node knows what is wrong with it.
     #[error("{0}")]
     Condition(Condition),
-    /// It looks well, and a linearizable read was not answered all the same.
+    /// The node finds nothing wrong, but a linearizable read was not answered.
     #[error("a linearizable read was not answered: {0}")]
     Unanswered(ReadError),
 }
@@ -183,7 +183,7 @@ impl<S: StateMachine> Raft<S> {
         self.door.subscribe(subscribe).await
     }
 
-    /// What is applied from a point on, as a stream: no actor is needed. See [`Subscribe::after`].
+    /// A stream of what is applied after a point, for callers without an actor. See [`Subscribe::after`].
     ///
     /// ```
     /// # use actorum::prelude::*;
@@ -203,7 +203,7 @@ impl<S: StateMachine> Raft<S> {
         Ok(EventStream(events))
     }
 
-    /// Reads the state and tells this recipient what is applied after it, in one step; see [`Follow`].
+    /// Reads the state and subscribes this recipient to everything applied after it, in one step; see [`Follow`].
     pub async fn follow<T: Send + 'static>(
         &self,
         look: impl FnOnce(&S) -> T + Send + 'static,
@@ -217,7 +217,8 @@ impl<S: StateMachine> Raft<S> {
         self.door.follow(follow).await
     }
 
-    /// Reads the state and gives what is applied after it as a stream, in one step: what [`Raft::follow`] does, without an actor.
+    /// Reads the state and returns a stream of everything applied after it, in one step: [`Raft::follow`] for callers
+    /// without an actor.
     ///
     /// Every command in the stream has its response. The subscription ends when the stream is dropped.
     pub async fn follow_events<T: Send + 'static>(
@@ -243,8 +244,8 @@ impl<S: StateMachine> Raft<S> {
         self.door.take_snapshot().await
     }
 
-    /// [`Raft::take_snapshot`] that is not waited for longer than this: a large state takes its time, and a state machine that is busy
-    /// hands nothing out. One that was begun goes on, and the error says so.
+    /// [`Raft::take_snapshot`] with a deadline: a large state takes its time, and a state machine that is busy hands out no
+    /// snapshot. A snapshot that was begun goes on behind the deadline, and the error says so.
     pub async fn take_snapshot_within(&self, deadline: Duration) -> Result<SnapshotTaken, TakeSnapshotError> {
         self.door.take_snapshot_within(deadline).await
     }
@@ -267,8 +268,8 @@ impl<S: StateMachine> Raft<S> {
         self.door.board.id
     }
 
-    /// Whether this node leads, as far as it knows. Another may have been elected already: what must not be done twice is proposed,
-    /// not decided by this.
+    /// Whether this node leads, as far as it knows. Another node may have been elected already, so propose a command
+    /// for what must not be done twice, instead of relying on this.
     pub fn is_leader(&self) -> bool {
         self.status().role == Role::Leader
     }
@@ -278,17 +279,17 @@ impl<S: StateMachine> Raft<S> {
         self.door.board.status()
     }
 
-    /// The status, and each later one when something in it has changed: a stream of clones.
+    /// A stream of the status: the present one, and a new one each time that something in it has changed.
     ///
-    /// Who takes them slowly misses those in between, never the latest. The last one says why the node has stopped.
+    /// A slow reader misses some in between, but never the latest. The last one says why the node has stopped.
     pub fn watch_status(&self) -> StatusStream {
         StatusStream::of((*self.door.board).clone())
     }
 
     /// Whether a write sent to this node now could succeed, and if not, why: what `GET /readyz` of the binary answers.
     ///
-    /// First by what the node knows of itself ([`Status::unready`]), then by a linearizable read, which takes at most a second. Gives the
-    /// index that it saw applied.
+    /// It first looks at the status ([`Status::unready`]), then makes a linearizable read, which takes at most a
+    /// second. Returns the index at which that read was served.
     pub async fn ready(&self) -> Result<u64, NotReady> {
         if let Some(condition) = self.status().unready() {
             return Err(NotReady::Condition(condition));
@@ -301,8 +302,8 @@ impl<S: StateMachine> Raft<S> {
         })
     }
 
-    /// Waits until the status satisfies a condition. Nothing is true of a system that has stopped, or has begun to: that ends every wait with
-    /// [`WaitError::Stopped`]. To wait for the stop itself there is [`Raft::stopped`].
+    /// Waits until the status satisfies a condition. When the system stops, or has begun to, every wait ends with
+    /// [`WaitError::Stopped`]. To wait for the stop itself use [`Raft::stopped`].
     pub async fn wait(&self, timeout: Duration, until: impl Fn(&Status) -> bool) -> Result<Status, WaitError> {
         let mut board = (*self.door.board).clone();
         // The clock keeps the time: the caller's runtime may have no timer, and the thread of the actors may be busy.

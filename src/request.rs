@@ -33,11 +33,12 @@ impl<S: StateMachine> Propose<S> {
         Propose { command, deadline: None }
     }
 
-    /// How long to try before giving up, counted from the moment the system takes it up. The answer comes no later than two
-    /// heartbeats, or 200 ms, after it, whatever keeps the leader, the network or a state machine: then as `Unknown`.
+    /// How long to try before giving up, counted from the moment the system receives the request. The answer comes at
+    /// most two heartbeats, or 200 ms, after the deadline, whatever holds up the leader, the network or a state
+    /// machine: then it is `Unknown`.
     ///
-    /// As a message it is taken up by the thread of the actors. A state machine that holds that up needs one of its own
-    /// (`placement = "spread"`); the methods of [`Raft`](crate::Raft) wait for no thread.
+    /// A message is received by the thread of the actors. A state machine that blocks this thread needs a thread of its
+    /// own (`placement = "spread"`); the methods of [`Raft`](crate::Raft) do not wait for it.
     pub fn deadline(mut self, deadline: Duration) -> Self {
         self.deadline = Some(deadline);
         self
@@ -67,7 +68,8 @@ impl<S: StateMachine, T: Send + 'static> Read<S, T> {
         Read { look: Box::new(look), linearizable: false, deadline: None }
     }
 
-    /// How long to try before giving up. A stale read waits for no leader, but it may have to wait for the state machine.
+    /// How long to try before giving up. A stale read does not wait for a leader, but it may have to wait for the state
+    /// machine.
     pub fn deadline(mut self, deadline: Duration) -> Self {
         self.deadline = Some(deadline);
         self
@@ -79,8 +81,8 @@ impl<S: StateMachine, T: Send + 'static> Read<S, T> {
 /// Each subscriber has a bounded buffer and a pump of its own: a slow one slows nobody, and hears
 /// [`Event::Lagged`] when its buffer is full.
 ///
-/// Who begins in the past hears commands without their responses, see [`Event::Applied`]. To build something out of both, begin with
-/// [`Follow`], which reads the state and tells everything after it.
+/// A subscription that begins in the past gets commands without their responses, see [`Event::Applied`]. To build a
+/// view of the state from events, use [`Follow`], which reads the state and reports everything after it.
 #[derive(Message)]
 #[rtype(result = "Result<Subscription, SubscribeError>")]
 pub struct Subscribe<S: StateMachine> {
@@ -100,7 +102,8 @@ impl<S: StateMachine> Subscribe<S> {
         Subscribe::of(Subscriber::Batched(recipient))
     }
 
-    /// Only who leads: [`Event::LeadershipChanged`], first with who leads now, then with every change. No commands.
+    /// Reports leadership only: one [`Event::LeadershipChanged`] with the present leader, then one for every change. No
+    /// commands.
     pub fn leadership(recipient: Recipient<Event<S>>) -> Self {
         Subscribe { wants: Wants::Leadership, ..Subscribe::new(recipient) }
     }
@@ -109,12 +112,12 @@ impl<S: StateMachine> Subscribe<S> {
         Subscribe { recipient, after: After::Now, wants: Wants::Everything }
     }
 
-    /// Begin with the first command after an index, or better after a [`Position`], which says also of which cluster it is. Commands
-    /// read back from the log have no response. Where the log begins later, [`Event::SnapshotInstalled`] comes first and says
-    /// where: read the state, which is at least that new.
+    /// Begin with the first command after an index, or better after a [`Position`], which also names its cluster.
+    /// Commands that are read back from the log have no response. If the log begins later, the first event is
+    /// [`Event::SnapshotInstalled`] and says where it begins: read the state, which is at least that new.
     ///
-    /// A position of another cluster is refused with [`SubscribeError::ForeignPosition`], one that no command has yet with
-    /// [`SubscribeError::FuturePosition`]. A node that is behind catches up first.
+    /// A position of another cluster is refused with [`SubscribeError::ForeignPosition`], and one beyond what the
+    /// cluster has applied with [`SubscribeError::FuturePosition`]. A node that is behind catches up first.
     pub fn after(mut self, after: impl Into<After>) -> Self {
         self.after = after.into();
         self
@@ -127,11 +130,12 @@ impl<S: StateMachine> Subscribe<S> {
     }
 }
 
-/// Read the state, and tell this recipient what is applied after it, in one step: no command lies between the two, none is told
-/// twice, and each comes with its response.
+/// Read the state and subscribe to everything applied after it, in one step. The recipient gets every command after the
+/// read exactly once, with its response.
 ///
-/// So a view of the state that lives elsewhere (a queue of jobs to run, an index for searching) is what was read, moved on by
-/// each event. The read is linearizable. After [`Event::Lagged`] or [`Event::SnapshotInstalled`] follow anew.
+/// Use it to keep a view of the state elsewhere (a queue of jobs to run, an index for searching): begin with what was
+/// read, and apply each event to it. The read is linearizable. After [`Event::Lagged`] or [`Event::SnapshotInstalled`]
+/// follow anew.
 #[derive(Message)]
 #[rtype(result = "Result<Followed<T>, ReadError>")]
 pub struct Follow<S: StateMachine, T: Send + 'static> {
@@ -151,19 +155,19 @@ impl<S: StateMachine, T: Send + 'static> Follow<S, T> {
         Follow { look: Box::new(look), recipient: Subscriber::Batched(recipient), deadline: None }
     }
 
-    /// How long to try before giving up. Nothing is told then.
+    /// How long to try before giving up; then there is no subscription.
     pub fn deadline(mut self, deadline: Duration) -> Self {
         self.deadline = Some(deadline);
         self
     }
 }
 
-/// What was read, and the subscription that goes on from there.
+/// What was read, and the subscription to everything after it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Followed<T> {
-    /// What the look at the state gave.
+    /// What the closure read from the state.
     pub value: T,
-    /// Where that state stands. The first command that is told has a higher index.
+    /// The position of that state. The first command that is reported has a higher index.
     pub position: Position,
     /// To end it.
     pub subscription: Subscription,

@@ -1,4 +1,4 @@
-//! What is applied, and how a node is, as streams: for whoever has no actor to be told.
+//! Streams of events and of the status, for callers that are no actors.
 
 use std::{
     pin::Pin,
@@ -14,8 +14,8 @@ use crate::board::Board;
 /// Events in order, one after the other, from [`Raft::events`](crate::Raft::events) or
 /// [`Raft::follow_events`](crate::Raft::follow_events).
 ///
-/// Taken slowly it slows nobody: events wait in a bounded buffer, and at its bound the last one is [`Event::Lagged`]. The stream ends
-/// after that, and when the node stops. Dropping it ends the subscription.
+/// A slow reader slows nobody: events wait in a bounded buffer, and at its bound the last event is [`Event::Lagged`],
+/// after which the stream ends. It also ends when the node stops. Dropping it ends the subscription.
 pub struct EventStream<S: StateMachine>(pub(crate) mpsc::Receiver<Event<S>>);
 
 impl<S: StateMachine> EventStream<S> {
@@ -45,14 +45,14 @@ impl StatusStream {
                 Shows::Nothing => return None,
             };
             board.mark_seen();
-            // Looked at before the status: what ends in between is told by the next one.
+            // Asked before the status is read: if the node stops in between, the next status says so.
             let ended = !goes_on || board.life.borrow().closed;
             let next = if ended { Shows::Nothing } else { Shows::Changes };
             Some((board.status(), (board, next)))
         })))
     }
 
-    /// The status now, or, once that was given, the next one that differs; `None` after the last.
+    /// The present status at first, then the next one that differs; `None` after the last.
     pub async fn next(&mut self) -> Option<Status> {
         self.0.next().await
     }

@@ -66,7 +66,7 @@ pub struct RaftSystem<S: StateMachine> {
     pub(crate) asking: bool,
     /// Who led last, and in which term.
     pub(crate) leadership: Option<(NodeId, u64)>,
-    /// What is wrong, as the log was last told.
+    /// The conditions that the log shows.
     pub(crate) conditions: ConditionLog,
     /// Whether the actix system was made for this node alone and ends with it.
     pub(crate) own_thread: bool,
@@ -97,7 +97,7 @@ impl<S: StateMachine> RaftSystem<S> {
     fn end(&mut self, cause: String, grace: Duration, ctx: &mut Context<Self>) {
         let Some(children) = self.children.take() else { return };
         self.door.admission.close(cause.clone());
-        // Whoever waits for something to come true looks again, and sees that the end has begun.
+        // Whoever waits for a status looks again, and sees that the system stops.
         self.life.send_modify(|_| {});
         let admission = self.door.admission.clone();
         let ended = async move {
@@ -214,8 +214,8 @@ impl<S: StateMachine> Handler<Failed> for RaftSystem<S> {
 impl<S: StateMachine> Handler<LeaderChanged> for RaftSystem<S> {
     type Result = ();
 
-    /// One line for each leadership. That nobody is known to lead, or that this node became something else under the same leader,
-    /// is no change of it.
+    /// One line for each leadership. It is no change of leadership that no leader is known, or that this node's role
+    /// changes under the same leader.
     fn handle(&mut self, LeaderChanged { leader, term, .. }: LeaderChanged, _: &mut Context<Self>) {
         let Some(leader) = leader.filter(|leader| self.leadership != Some((*leader, term))) else { return };
         self.leadership = Some((leader, term));

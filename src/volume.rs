@@ -1,20 +1,21 @@
-//! What the settings are on the volume that a data directory lies on, and what a node needs of it.
+//! Fits the settings to the volume that holds the data directory, and says how large a volume a node needs.
 //!
-//! The defaults are made for a volume of 16 GiB and more. On a smaller one those that take room are a share of it, so that what is
-//! kept of the log, the log's engine with its waste, the snapshots and the reserve fit beside each other. What differs from the
-//! default is somebody's choice, and is taken as it is.
+//! The defaults are made for volumes of 16 GiB and more. On a smaller volume the defaults that take room are at most a
+//! share of it, so that the entries that are kept, the log's engine with its waste, the snapshots and the reserve fit
+//! beside each other. A setting that differs from its default is somebody's choice, and is used as it is.
 //!
-//! With *kept* bytes of entries in the log (`log_bytes` in the status) and a newest snapshot of *snapshot* bytes a directory takes at
-//! most, while its log is rewritten,
+//! With *kept* bytes of entries in the log (`log_bytes` in the status) and a newest snapshot of *snapshot* bytes, a
+//! directory whose log is being rewritten takes at most
 //!
 //! ```text
 //!  3 x snapshot + reserve + max(rewritten from, 6 x kept) + 3 x kept + 64 MiB
 //! ```
 //!
-//! and without the copy `2 x snapshot + reserve + max(rewritten from, 6 x kept)`; or what is left of the volume above `low_space_bytes`, if that is less: then it makes room. What it needs for that is
-//! [`needed`]; README.md says both.
+//! and otherwise `2 x snapshot + reserve + max(rewritten from, 6 x kept)`; or what is left of the volume above
+//! `low_space_bytes`, if that is less: then the node makes room, for which it needs a volume of [`needed`] bytes.
+//! README.md has these formulas.
 //!
-//! Deliberately absent: looking (see `actorum_actors::log::space`).
+//! Deliberately absent: asking the file system (see `actorum_actors::log::space`).
 
 use actorum_transport::wire::ENTRY_OVERHEAD;
 
@@ -26,7 +27,7 @@ const SEGMENT: u64 = 16 << 20;
 /// The room of the log's engine and of the copy that takes its place: six of its segments of 16 MiB.
 const ENGINE_BYTES: u64 = 6 * SEGMENT;
 
-/// The settings on a volume of so many bytes.
+/// The settings for a volume of so many bytes.
 pub(crate) fn fitted(config: &Config, volume: u64) -> Config {
     let default = Config::default();
     let share = |value: u64, default: u64, share: u64| if value == default { value.min(share) } else { value };
@@ -36,7 +37,7 @@ pub(crate) fn fitted(config: &Config, volume: u64) -> Config {
     fitted.snapshot_bytes = share(config.snapshot_bytes, default.snapshot_bytes, (volume / 64).max(1 << 20));
     fitted.log_keep_bytes = share(config.log_keep_bytes, default.log_keep_bytes, volume / 64);
     fitted.log_hold_bytes = share(config.log_hold_bytes, default.log_hold_bytes, volume / 16);
-    // What is on its way to the disk when space turns out low is written all the same. Never less than an entry.
+    // What is on its way to the disk is still written when space turns out to be low. Never less than an entry.
     let unpersisted = config.max_unpersisted_bytes as u64;
     let least = (volume / 64).max(config.max_entry_bytes as u64 + ENTRY_OVERHEAD as u64);
     fitted.max_unpersisted_bytes = share(unpersisted, default.max_unpersisted_bytes as u64, least) as usize;
@@ -48,13 +49,13 @@ pub(crate) fn most_reserve(volume: u64) -> u64 {
     volume / 8 * 3
 }
 
-/// From how many bytes on disk on the log may be rewritten for its waste alone.
+/// A log whose files take fewer bytes than this is not rewritten for its waste alone.
 pub(crate) fn rewritten_from(default: u64, volume: u64) -> u64 {
     default.min(volume / 8)
 }
 
-/// What a volume must have for a node whose newest snapshot has so many bytes: three of those and the reserve with a fourth, what counts
-/// as short of room, and the engine with its copy.
+/// How many bytes the volume must have for a node whose newest snapshot has so many bytes: three snapshots, the reserve
+/// with a fourth, the free bytes below which room is short, and the engine with its copy.
 pub(crate) fn needed(config: &Config, snapshot: u64) -> u64 {
     let Config { low_space_bytes, ballast_bytes, .. } = *config;
     snapshot
@@ -64,7 +65,7 @@ pub(crate) fn needed(config: &Config, snapshot: u64) -> u64 {
         .saturating_add(ENGINE_BYTES)
 }
 
-/// Says that a volume is too small, and what would do.
+/// A warning that the volume is too small, and how large it must be.
 pub(crate) fn too_small(config: &Config, volume: u64, snapshot: u64) -> Option<String> {
     let needed = needed(config, snapshot);
     let Config { low_space_bytes, ballast_bytes, .. } = *config;

@@ -138,7 +138,8 @@ fn certificates(dir: &Path, id: u64, days: u64, authority_days: u64) {
 /// A certificate that ends within 30 days, and one whose authority does, are warned of by a node that is ready.
 #[test]
 fn certificates_near_their_end() {
-    for (days, authority_days, words) in [(29, 400, "cert.pem ends in 29 days"), (3, 3, "ca.pem ends in 3 days")] {
+    for (days, authority_days, words) in [(29, 400, "cert.pem expires in 29 days"), (3, 3, "ca.pem expires in 3 days")]
+    {
         let mut lab = Lab::new(&[1]);
         certificates(&lab.path("certs").join("node-1"), 1, days, authority_days);
         lab.found(&[1]);
@@ -155,8 +156,8 @@ fn certificates_near_their_end() {
 #[test]
 fn admin_certificates_near_their_end() {
     for (peers_days, days, severity, name) in [
-        (400, 29, "certificate_expiring", "admin-certs/cert.pem ends in 29 days"),
-        (12, 3, "certificate_expiring", "admin-certs/cert.pem ends in 3 days"),
+        (400, 29, "certificate_expiring", "admin-certs/cert.pem expires in 29 days"),
+        (12, 3, "certificate_expiring", "admin-certs/cert.pem expires in 3 days"),
     ] {
         let mut lab = Lab::new(&[1]);
         certificates(&lab.path("certs").join("node-1"), 1, peers_days, 400);
@@ -180,7 +181,7 @@ fn admin_certificates_near_their_end() {
             assert_eq!(of_admin.len(), 1, "{shown}");
             assert_eq!((&of_admin[0]["reason"], &of_admin[0]["severity"]), (&json!(severity), &json!("warning")));
             let message = of_admin[0]["message"].as_str().expect("a sentence");
-            assert!(message.contains(name) && message.contains("admin-certs/ca.pem ends in 20 days"), "{message}");
+            assert!(message.contains(name) && message.contains("admin-certs/ca.pem expires in 20 days"), "{message}");
         }
         assert!(metric(node, "actorum_condition{condition=\"certificate_expiring\"} 1"));
         let page = call("GET", &node.url("/metrics"), "").text;
@@ -192,7 +193,7 @@ fn admin_certificates_near_their_end() {
         }
         let peers = usize::from(peers_days == 12);
         wait("each to have its line", || (line("certificate_expiring") == 1 + peers).then_some(()));
-        assert_eq!(line("WARN cert.pem ends in 12 days"), peers, "{}", node.last_words(usize::MAX));
+        assert_eq!(line("WARN cert.pem expires in 12 days"), peers, "{}", node.last_words(usize::MAX));
         assert_eq!(node.put("k", "v").status, 200, "a warning refuses nothing");
     }
 }

@@ -133,7 +133,7 @@ async fn a_learner_that_is_down_or_behind_is_not_promoted_and_says_how_far_it_is
         assert_eq!(reading.node, 4);
         assert!(reading.matched < reading.needed && reading.needed <= reading.commit, "{error}");
         assert!(reading.commit >= last && reading.recorded, "{error}");
-        assert!(error.to_string().contains("let it catch up first"), "{error}");
+        assert!(error.to_string().contains("Let it catch up first"), "{error}");
     }
     leader.propose_within(1, PATIENCE).await.unwrap();
 
@@ -156,7 +156,7 @@ async fn a_change_that_leaves_no_live_majority_is_refused_unless_it_is_forced() 
         ChangeError::WouldLoseMajority(reading) => {
             assert_eq!((reading.needed, reading.heard), (2, 1), "{error}");
             assert!(
-                error.to_string().contains(&format!("node {away} ")) && error.to_string().contains("force"),
+                error.to_string().contains(&format!("node {away}: ")) && error.to_string().contains("force"),
                 "{error}"
             );
         }

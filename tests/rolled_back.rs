@@ -154,7 +154,7 @@ fn a_copy_taken_while_it_ran_is_refused_by_the_end_of_its_log() {
     lab.launch(3);
     is_refused(&mut lab, &[leader]);
     let words = lab.node(3).last_words(20);
-    assert!(words.contains(&format!("opening {boot} of it")) && words.contains("acknowledged index"), "{words}");
+    assert!(words.contains(&format!("its opening {boot}")) && words.contains("acknowledged index"), "{words}");
 }
 
 /// A directory that runs twice: the second process is refused and ends, with the reason; the first one and the cluster go on.

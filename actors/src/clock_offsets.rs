@@ -1,4 +1,4 @@
-//! What the calendar clocks of peers show, learnt from questions and their answers as NTP does (RFC 5905 section 8).
+//! The clocks of the peers, estimated from requests and their answers as NTP does (RFC 5905 section 8).
 //!
 //! ```text
 //!  this node   sent ─────────────────────────────────▶ received      by its monotonic clock
@@ -8,11 +8,12 @@
 //!  its calendar when this node's monotonic clock stood at zero = reading - (sent + received) / 2, give or take half the round trip
 //! ```
 //!
-//! Of the last readings of a peer the one with the shortest round trip counts, since it is the most exact; age makes one less
-//! exact, because clocks drift. Everything is kept against this node's *monotonic* clock, so that a jump of its own calendar
-//! changes nothing here. One that contradicts those before it means that the peer's calendar was set: those go.
+//! Of the last readings of a peer the most exact one counts: a short round trip makes a reading exact, and age makes it
+//! less so, because clocks drift. Readings are kept against this node's *monotonic* clock, so that a jump of its own
+//! calendar changes nothing here. A reading that contradicts the earlier ones means that the peer's calendar was set,
+//! and the earlier ones are forgotten.
 //!
-//! Pure: times come in. Deliberately absent: setting anybody's clock, and leaps of a second.
+//! Pure: times come in. Deliberately absent: setting a clock, and leap seconds.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -27,7 +28,7 @@ const KEPT: usize = 8;
 pub const VALID: Duration = Duration::from_secs(10);
 /// How far two clocks may run apart, per million: twice what RFC 5905 allows for one.
 const DRIFT_PER_MILLION: i64 = 1000;
-/// What two readings may differ by for no reason: schedulers, and clocks of coarse grain.
+/// How much two readings may differ without a contradiction: schedulers take time, and clocks are coarse.
 const GRAIN_US: i64 = 1000;
 
 /// What the clocks of others show: for each the calendar, in microseconds since 1970, at the moment when this node's monotonic
@@ -43,7 +44,8 @@ impl Estimates {
 
     /// The median of the voters' calendars, this node's own among them if it votes; `None` unless a majority of them is known.
     ///
-    /// Of an even number the lower one: a clock that is too fast pins the time for ever, one that is too slow delays it.
+    /// Of an even number the lower one: a clock that is too fast sets the time for ever, one that is too slow only
+    /// delays it.
     pub fn median_us(&self, voters: &[NodeId], own: NodeId, own_us: i64, now: Duration) -> Option<i64> {
         let calendar = |id: &NodeId| if *id == own { Some(own_us) } else { self.calendar_us(*id, now) };
         let mut known: Vec<i64> = voters.iter().filter_map(calendar).collect();
@@ -116,7 +118,7 @@ impl ClockOffsets {
         readings.push_back(reading);
     }
 
-    /// Forgets everyone but these.
+    /// Forgets all peers but these.
     pub fn keep(&mut self, known: impl Fn(NodeId) -> bool) {
         self.readings.retain(|peer, _| known(*peer));
     }

@@ -1,13 +1,15 @@
-//! How errors are told over HTTP: a code for programs and a status, the same in an application as in the `actorum` binary.
+//! How errors look over HTTP: a code for programs, and a status. An application has the same ones as the `actorum`
+//! binary.
 //!
 //! | status | applied? |
 //! |---|---|
-//! | 400, 409, 413, 503 | surely not: it may be sent again, changed where the code says so |
-//! | 504 | nobody can tell |
-//! | 500 | it changes nothing, and failed |
+//! | 400, 409, 413 | surely not: send it again only after changing what the code says |
+//! | 503 | surely not: it may be sent again |
+//! | 504 | it may or may not have been applied |
+//! | 500 | a request that changes nothing failed |
 //!
-//! With the feature `actix-web` each of them is a `ResponseError`, whose body is `{"error": CODE, "message": TEXT, "leader": ID or null}`:
-//! a handler ends with `?`.
+//! With the feature `actix-web` each error is a `ResponseError`, so that a handler can use `?`. The body of its
+//! response is `{"error": CODE, "message": TEXT, "leader": ID or null}`.
 
 use actorum_transport::wire::NodeId;
 

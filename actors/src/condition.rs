@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::status::{CertificateExpiry, CommitConflict, DiskState, Divergence, DivergenceSide, Formed, Role, Status};
 
-/// A certificate that ends sooner than this is warned of.
+/// A certificate that expires sooner than this is warned of.
 pub const CERTIFICATE_WARNING_DAYS: i64 = 30;
 
 const DAY_S: i64 = 24 * 60 * 60;
@@ -98,7 +98,7 @@ reasons! {
     DataDirectoryMissing "data_directory_missing" only_when_stopped;
     /// Its peers refuse to speak with it.
     RefusedByPeers "refused_by_peers" refused_by_peers;
-    /// It has another history than the rest of the cluster, or other members have, and nobody can tell who is wrong.
+    /// Members applied different entries: this node is wrong, others are, or no majority tells who is.
     Diverged "diverged" diverged;
     /// Its disk failed or did not answer: this process writes nothing any more.
     DiskFailed "disk_failed" only_when_stopped;
@@ -120,15 +120,15 @@ reasons! {
     DiskSlow "disk_slow" disk_slow;
     /// The calendar clock of a member is too far from the median of the voters'.
     ClockSkew "clock_skew" clock_skew;
-    /// This node leads and does not know what the calendars of a majority show: it stamps by its own.
+    /// This node leads, does not know the clocks of a majority, and takes the time of new entries from its own.
     ClockUnverified "clock_unverified" clock_unverified;
-    /// State machines of equal versions answered equal commands differently.
+    /// State machines of one version responded differently to the same commands.
     ResponsesDiverged "responses_diverged" responses_diverged;
     /// Another member says that it committed what contradicts this node's log.
     CommitConflict "commit_conflict" commit_conflict;
-    /// A certificate that this node serves with, or of its authority, has ended.
+    /// A certificate that this node serves with, or of its authority, has expired.
     CertificateExpired "certificate_expired" one_for_each_directory;
-    /// A certificate that this node serves with, or of its authority, ends within 30 days.
+    /// A certificate that this node serves with, or of its authority, expires within 30 days.
     CertificateExpiring "certificate_expiring" one_for_each_directory;
 }
 
@@ -219,23 +219,24 @@ pub(crate) fn removed_message(id: NodeId) -> String {
 fn compared(found: &Divergence) -> String {
     let Divergence { index, equal_until, values, .. } = found;
     let nodes: Vec<_> = values.keys().map(NodeId::to_string).collect();
-    format!("nodes {} between the entries {equal_until} and {index}", nodes.join(", "))
+    format!("nodes {} (between the indexes {equal_until} and {index})", nodes.join(", "))
 }
 
 fn diverged(status: &Status) -> Found {
     let found = status.divergence.as_ref()?;
-    let what = format!("what was applied differs on {}", compared(found));
+    let what = format!("different entries were applied on {}", compared(found));
     match found.side {
         // Somebody else is wrong, and stops.
         DivergenceSide::Majority => warning(format!(
-            "{what}; a majority of the voters agrees with this node. Those that differ stop: add them again under new ids with empty directories"
+            "{what}; a majority of the voters agrees with this node. The nodes that differ stop: remove them, and add them again \
+             under new ids with empty directories"
         )),
         DivergenceSide::Minority => unready(format!(
-            "{what}; a majority of the voters disagrees with this node: remove it and add it again under a new id with an empty directory"
+            "{what}; a majority of the voters disagrees with this node: remove it, and add it again under a new id with an empty directory"
         )),
         // Whatever it answered, another node that may be right would answer something else.
         DivergenceSide::Undecided => unready(format!(
-            "{what}, and no majority of the voters agrees: compare them with `actorum inspect`, and replace those that are wrong"
+            "{what}, and no majority of the voters agrees: compare the nodes with `actorum inspect`, and replace those that are wrong"
         )),
     }
 }
@@ -243,8 +244,8 @@ fn diverged(status: &Status) -> Found {
 fn responses_diverged(status: &Status) -> Found {
     let found = status.response_divergence.as_ref()?;
     warning(format!(
-        "state machines answered differently on {}: the machine is not deterministic, or its code changed without its \
-         VERSION: look for clocks, random numbers and iteration over hash maps in `apply`",
+        "state machines of one VERSION responded differently to the same commands on {}: the machine is not deterministic, or \
+         its code changed without a new VERSION. Look for clocks, random numbers and iteration over hash maps in `apply`",
         compared(found)
     ))
 }
@@ -252,8 +253,8 @@ fn responses_diverged(status: &Status) -> Found {
 fn commit_conflict(status: &Status) -> Found {
     let (peer, CommitConflict { index, at, .. }) = status.commit_conflicts.iter().next()?;
     warning(format!(
-        "node {peer} says that it committed entry {index}, which contradicts entry {at} here: one of the two directories was put \
-         back from an older copy, swapped or damaged; compare them with `actorum inspect`"
+        "node {peer} says that it committed entry {index}, which contradicts entry {at} of this node: one of the two directories \
+         was put back from an older copy, swapped or damaged. Compare them with `actorum inspect`"
     ))
 }
 
@@ -291,7 +292,7 @@ fn forming(status: &Status) -> Found {
     unready(match missing.is_empty() {
         true => "the cluster is being formed".to_owned(),
         false => format!(
-            "the cluster is being formed and founders {} have not answered: start them with the same list of founders",
+            "the cluster is being formed, and founders {} have not answered: start them with the same list of founders",
             missing.join(", ")
         ),
     })
@@ -353,7 +354,7 @@ fn no_leader(status: &Status) -> Found {
     }
     unready(match status.leader {
         Some(leader) if leader != status.id => format!(
-            "node {leader} led and has been silent for an election timeout: an election follows; look at node {leader}"
+            "node {leader} led, and was not heard for an election timeout: an election follows. Look at node {leader}"
         ),
         _ => "no leader is known: an election is under way. If it lasts, look whether the voters reach each other"
             .to_owned(),
@@ -366,7 +367,7 @@ fn leader_refusal(status: &Status, reason: Reason) -> Found {
     let refuses = status.peers.get(&leader)?.refuses_writes.as_deref()?;
     let meant = refuses.parse().unwrap_or(Reason::LeaderUnready);
     (meant == reason).then_some(())?;
-    unready(format!("node {leader} leads and takes no writes: {refuses}"))
+    unready(format!("node {leader} leads and takes no writes ({refuses}): see its status"))
 }
 
 fn leader_unready(status: &Status) -> Found {
@@ -382,10 +383,10 @@ fn low_space(status: &Status) -> Found {
     let free = disk.free_bytes.map_or(String::new(), |free| format!(" ({free} bytes are free, {needed} are needed)"));
     let message = format!("the disk of node {} is nearly full{free}: make room on it or enlarge it", status.id);
     match status.role {
-        Role::Leader => unready(format!("{message}; nobody else leads, and writes are refused until then")),
-        // Whose disk is full cannot even vote for another one.
+        Role::Leader => unready(format!("{message}. Until then writes are refused, for no other node leads")),
+        // A node whose disk is full cannot even vote for another one.
         _ if no_leader(status).is_some() => {
-            unready(format!("{message}; nobody leads, and writes are refused until then"))
+            unready(format!("{message}. Until then writes are refused, for no node leads"))
         }
         _ => leader_refusal(status, Reason::LowSpace).or(warning(message)),
     }
@@ -396,9 +397,9 @@ fn disk_slow(status: &Status) -> Found {
     if !matches!(disk.state, DiskState::Slow | DiskState::Suspect) {
         return None;
     }
-    let gone = if disk.state == DiskState::Suspect { "; until it answers this node leads nobody" } else { "" };
+    let gone = if disk.state == DiskState::Suspect { "; this node does not lead until it is done" } else { "" };
     warning(format!(
-        "the disk of node {} is slow: a write waits for {} ms{gone}; look for what else uses that disk, or replace it",
+        "the disk of node {} is slow: a write has been waiting for {} ms{gone}. Look for what else uses that disk, or replace it",
         status.id, disk.waiting_ms
     ))
 }
@@ -409,16 +410,19 @@ fn clock_skew(status: &Status) -> Found {
     let others = peers.filter_map(|(id, peer)| Some((*id, peer.clock_offset_ms?.saturating_add(own))));
     let far = std::iter::once((status.id, own)).chain(others);
     let far = far.filter(|(_, offset)| offset.unsigned_abs() > status.clock.max_skew_ms);
-    let said: Vec<_> = far.map(|(id, offset)| format!("node {id} is {}", apart(offset))).collect();
+    let said: Vec<_> = far.map(|(id, offset)| format!("that of node {id} is {}", apart(offset))).collect();
     if said.is_empty() {
         return None;
     }
-    warning(format!("the clock of {} the median of the voters': set it, and keep it with NTP", said.join(", that of ")))
+    warning(format!(
+        "clocks are too far from the median of the voters' clocks: {}. Set them, and keep them synchronized with NTP",
+        said.join(", ")
+    ))
 }
 
-/// `1.5 s ahead of`
+/// `1500 ms ahead`
 fn apart(offset_ms: i64) -> String {
-    let (ms, side) = (offset_ms.unsigned_abs(), if offset_ms > 0 { "ahead of" } else { "behind" });
+    let (ms, side) = (offset_ms.unsigned_abs(), if offset_ms > 0 { "ahead" } else { "behind" });
     let (seconds, days) = (ms / 1000, ms / 1000 / DAY_S as u64);
     match () {
         () if days >= 2 => format!("{days} days {side}"),
@@ -432,8 +436,8 @@ fn clock_unverified(status: &Status) -> Found {
         return None;
     }
     warning(format!(
-        "node {} leads and does not know the clocks of a majority of the voters (they are away, or of an older version): \
-         it stamps by its own, whatever that shows",
+        "node {} leads and does not know the clocks of a majority of the voters (they cannot be reached, or run an older version): \
+         it takes the time of new entries from its own clock alone. Connect or upgrade them",
         status.id
     ))
 }
@@ -443,15 +447,15 @@ fn one_for_each_directory(_: &Status) -> Found {
     None
 }
 
-/// What has ended, then what ends soon; for those that peers see, and for each directory of others, by itself.
+/// What has expired, then what expires soon; for those that peers see, and for each directory of others, by itself.
 fn certificates(status: &Status) -> Vec<Condition> {
     let mut said: BTreeMap<(Reason, Option<String>), Vec<String>> = BTreeMap::new();
     for CertificateExpiry { file, remaining_s: left_s, .. } in &status.certificates {
         let (reason, what) = match (left_s, left_s / DAY_S) {
-            (..=0, _) => (Reason::CertificateExpired, "has ended: new connections are refused".to_owned()),
-            (_, 0) => (Reason::CertificateExpiring, format!("ends in {} hours", left_s / 3600)),
-            (_, 1) => (Reason::CertificateExpiring, "ends in 1 day".to_owned()),
-            (..=CERTIFICATE_WARNING_S, days) => (Reason::CertificateExpiring, format!("ends in {days} days")),
+            (..=0, _) => (Reason::CertificateExpired, "has expired: new connections are refused".to_owned()),
+            (_, 0) => (Reason::CertificateExpiring, format!("expires in {} hours", left_s / 3600)),
+            (_, 1) => (Reason::CertificateExpiring, "expires in 1 day".to_owned()),
+            (..=CERTIFICATE_WARNING_S, days) => (Reason::CertificateExpiring, format!("expires in {days} days")),
             _ => continue,
         };
         let directory = file.rsplit_once('/').map(|(directory, _)| directory.to_owned());
@@ -672,7 +676,7 @@ mod tests {
             (
                 "a node that differs from a majority",
                 |s| s.divergence = differs(DivergenceSide::Minority),
-                &[(Reason::Diverged, Unready, "nodes 1, 2 between the entries 10 and 20")],
+                &[(Reason::Diverged, Unready, "nodes 1, 2 (between the indexes 10 and 20)")],
             ),
             (
                 "nobody can tell who is wrong",
@@ -692,11 +696,11 @@ mod tests {
                 },
                 &[(Reason::CommitConflict, Warning, "node 3 says that it committed entry 9")],
             ),
-            ("a slow disk", |s| s.disk.state = DiskState::Suspect, &[(Reason::DiskSlow, Warning, "leads nobody")]),
+            ("a slow disk", |s| s.disk.state = DiskState::Suspect, &[(Reason::DiskSlow, Warning, "does not lead")]),
             (
                 "its clock is a year ahead",
                 |s| s.clock.offset_ms = Some(365 * DAY_S * 1000),
-                &[(Reason::ClockSkew, Warning, "node 1 is 365 days ahead of")],
+                &[(Reason::ClockSkew, Warning, "node 1 is 365 days ahead")],
             ),
             (
                 "a peer's clock is behind, and another's within bounds",
@@ -712,7 +716,7 @@ mod tests {
                     leads(s);
                     s.clock.offset_ms = None
                 },
-                &[(Reason::ClockUnverified, Warning, "stamps by its own")],
+                &[(Reason::ClockUnverified, Warning, "its own clock alone")],
             ),
             (
                 "certificates with time",
@@ -725,7 +729,7 @@ mod tests {
             (
                 "a certificate near its end",
                 |s| ends(s, "cert.pem", 29 * DAY_S),
-                &[(Reason::CertificateExpiring, Warning, "cert.pem ends in 29 days")],
+                &[(Reason::CertificateExpiring, Warning, "cert.pem expires in 29 days")],
             ),
             (
                 "an authority past its end",
@@ -734,8 +738,8 @@ mod tests {
                     ends(s, "ca.pem", -1)
                 },
                 &[
-                    (Reason::CertificateExpired, Warning, "ca.pem has ended"),
-                    (Reason::CertificateExpiring, Warning, "cert.pem ends in 3 hours"),
+                    (Reason::CertificateExpired, Warning, "ca.pem has expired"),
+                    (Reason::CertificateExpiring, Warning, "cert.pem expires in 3 hours"),
                 ],
             ),
             (
@@ -747,9 +751,9 @@ mod tests {
                     ends(s, "admin-certs/ca.pem", 0)
                 },
                 &[
-                    (Reason::CertificateExpired, Warning, "admin-certs/ca.pem has ended"),
-                    (Reason::CertificateExpiring, Warning, "cert.pem ends in 30 days; ca.pem ends in 30 days: "),
-                    (Reason::CertificateExpiring, Warning, "admin-certs/cert.pem ends in 1 day: "),
+                    (Reason::CertificateExpired, Warning, "admin-certs/ca.pem has expired"),
+                    (Reason::CertificateExpiring, Warning, "cert.pem expires in 30 days; ca.pem expires in 30 days: "),
+                    (Reason::CertificateExpiring, Warning, "admin-certs/cert.pem expires in 1 day: "),
                 ],
             ),
             (

@@ -160,7 +160,8 @@ pub enum SystemCommand {
         id: ChangeId,
         /// The change.
         change: Change,
-        /// Whether it was made without a look at who was connected. For people who read the log: it changes nothing else.
+        /// Whether it was forced: made without checking who was connected. For people who read the log; it changes
+        /// nothing else.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         forced: bool,
     },
@@ -171,7 +172,7 @@ pub enum SystemCommand {
         /// Its incarnation.
         incarnation: Incarnation,
     },
-    /// Every node reports what it has come to here, so that those that differ are found (see
+    /// Every node reports its hashes here, so that nodes that differ are found (see
     /// [`consistency`](crate::consistency)). Only proposed where every member understands it.
     Mark {
         /// Whether the hash over what is applied begins anew behind this: some node has none, or one that began elsewhere.

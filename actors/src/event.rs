@@ -25,8 +25,9 @@ pub enum Event<S: StateMachine> {
         term: u64,
         /// When its leader took it up, as in [`ApplyContext::time`](crate::machine::ApplyContext::time).
         ///
-        /// Of a command that is read back from the log it is the time that its leader stamped, or that of the event before it in this subscription if that
-        /// was later. It differs from what `apply` was given only where the clocks of successive leaders ran backwards.
+        /// For a command that is read back from the log it is the time that its leader stamped, or the time of the
+        /// event before it in this subscription if that is later. It differs from the time that `apply` was given only
+        /// if the clock of one leader was behind that of an earlier one.
         time: SystemTime,
         /// The command.
         command: Arc<S::Command>,
@@ -66,8 +67,8 @@ pub enum Event<S: StateMachine> {
 }
 
 impl<S: StateMachine> Event<S> {
-    /// What to resume after once this event was handled, if it moves that: to be kept, and given to
-    /// `Subscribe::after` or `Raft::events` later, on any node of the cluster.
+    /// The position to resume after once this event was handled; `None` if the event does not change it. Keep it, and
+    /// give it to `Subscribe::after` or `Raft::events` later, on any node of the cluster.
     pub fn position(&self) -> Option<Position> {
         match *self {
             Event::Applied { cluster, index, .. } | Event::SnapshotInstalled { cluster, index } => {

@@ -147,8 +147,8 @@ pub enum FormationError {
     },
     /// The cluster was formed with another directory of ours.
     #[error(
-        "node {peer} says the cluster was formed with another directory of node {id} (incarnation {known}, this one is {ours}): \
-         this directory is new or was replaced, and may not vote in the old one's name. Bring the old directory back, \
+        "node {peer} says that the cluster was formed with another directory of node {id} (incarnation {known}, this one is {ours}): \
+         this directory is new or was replaced, and must not vote. Bring the old directory back, \
          or remove node {id} from the cluster and add this one under a new id. If the cluster was only just formed and `actorum inspect` \
          shows no entry of an application in any founder's directory, nothing was committed: stop all founders, delete their directories, \
          and start them again"

@@ -18,8 +18,9 @@
 //!
 //! Deliberately absent: deciding what to write, and retries.
 //!
-//! The queue `waiting` is this actor's. Its bound is the core's: a leader answers `Busy` once `max_unpersisted_bytes` are not
-//! durable, and a follower is sent no more than its leader's window (`peer_window_bytes`) before it has acknowledged.
+//! The queue `waiting` is this actor's. Its bound is the core's: a leader answers `Busy` once `max_unpersisted_bytes`
+//! are not durable, and a follower is sent no more than its leader's window (`peer_window_bytes`) before it has
+//! acknowledged.
 
 use std::{
     collections::{BTreeMap, VecDeque},

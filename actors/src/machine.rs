@@ -25,19 +25,19 @@ use serde::{Serialize, de::DeserializeOwned};
 /// - no panic for a bad command: return an error in the response. A panic stops this node, and since
 ///   every node applies the same command, all of them.
 ///
-/// Commands are stored in the log and read back by later versions of the program. They are encoded as
-/// MessagePack maps with named fields: a field added with `#[serde(default)]` keeps old entries readable, a renamed one does
-/// not. Readable is not equal in effect: a node that does not know a field yet applies the command without it, and its state
-/// differs from then on. So a new field or variant may be *used* only once every node runs a version that knows it. A
-/// node that cannot decode a committed command stops and names its index; it never skips.
+/// Commands are stored in the log and read back by later versions of the program. They are encoded as MessagePack maps
+/// with named fields: a field added with `#[serde(default)]` keeps old entries readable, a renamed one does not.
+/// Reading an entry is not enough, though: a node that does not know a field yet applies the command without it, and
+/// its state differs from then on. So a new field or variant may be *used* only once every node runs a version that
+/// knows it. A node that cannot decode a committed command stops and names its index; it never skips.
 pub trait StateMachine: Send + Unpin + 'static {
     /// What is proposed.
     type Command: Serialize + DeserializeOwned + Send + Sync + 'static;
     /// What applying one command answers. Cloned only for subscribers.
     type Response: Serialize + DeserializeOwned + Clone + Send + Sync + 'static;
 
-    /// The version of what [`apply`](StateMachine::apply) does. Raise it with every change after which it answers some command
-    /// differently: nodes compare the answers of equal versions only.
+    /// The version of what [`apply`](StateMachine::apply) does. Raise it with every change after which it responds to
+    /// some command differently: nodes compare the responses of equal versions only.
     const VERSION: u32 = 0;
 
     /// Applies one committed command.

@@ -95,24 +95,25 @@ pub enum Change {
     Remove(NodeId),
 }
 
-/// A change of the membership, and whether it is made whatever stands against it.
+/// A change of the membership, and whether it is forced.
 ///
 /// A leader refuses to promote a learner that is not connected or far behind
-/// ([`LearnerNotReady`](ChangeError::LearnerNotReady)), and to make a change after which the voters that it heard from lately are no
-/// majority ([`WouldLoseMajority`](ChangeError::WouldLoseMajority)): what is decided then cannot be undone without those that are away.
-/// [`ChangeRequest::force`] passes over that. As a message it is answered as a [`Change`] is.
+/// ([`LearnerNotReady`](ChangeError::LearnerNotReady)). It also refuses a change after which the voters that answered
+/// it lately were no majority ([`WouldLoseMajority`](ChangeError::WouldLoseMajority)): such a change could not be
+/// undone before others are back. [`ChangeRequest::force`] skips both checks. As a message it is answered as a
+/// [`Change`] is.
 #[derive(actix::Message, Clone, Debug, PartialEq, Eq)]
 #[rtype(result = "Result<Arc<Membership>, ChangeError>")]
 pub struct ChangeRequest {
     /// The change.
     pub change: Change,
-    /// Whether it is made without a look at who is connected.
+    /// Whether the leader makes it without checking who is connected.
     pub force: bool,
 }
 
 impl ChangeRequest {
-    /// Makes it whatever the leader reads of who is connected. The cluster may be unable to decide anything until those come back that
-    /// are away; if they never do, only `actorum recover` helps.
+    /// Makes the leader skip its checks of who is connected. The cluster may then commit nothing until the voters that
+    /// are away come back; if they never do, only `actorum recover` helps.
     pub fn force(mut self) -> Self {
         self.force = true;
         self
@@ -145,7 +146,7 @@ impl fmt::Display for Change {
 }
 
 impl Change {
-    /// The same, made without a look at who is connected: see [`ChangeRequest::force`].
+    /// The same change, made without checking who is connected: see [`ChangeRequest::force`].
     pub fn forced(self) -> ChangeRequest {
         ChangeRequest::from(self).force()
     }

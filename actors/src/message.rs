@@ -309,20 +309,20 @@ pub struct AppliedTo {
     pub index: u64,
 }
 
-/// What the applier tells of marks.
+/// What the applier reports about marks.
 #[derive(Message, Clone, Copy, Debug, PartialEq, Eq)]
 #[rtype(result = "()")]
 pub enum MarkEvent {
-    /// So many entries were applied since the last one that there should be another.
+    /// Enough entries were applied since the last mark for another one.
     Due,
     /// One was applied.
     Applied {
-        /// What this node came to.
+        /// The hashes of this node at it.
         mark: Mark,
         /// Whether the hash began anew behind it.
         restart: bool,
     },
-    /// A snapshot replaced the state: what this node had come to before is not its own any more.
+    /// A snapshot replaced the state, so this node's earlier hashes are no longer of its own state.
     Replaced,
 }
 
@@ -356,7 +356,7 @@ pub struct LeaderChanged {
     pub role: Role,
 }
 
-/// What the calendar clocks of peers show, as far as this node knows.
+/// The clocks of the peers, as far as this node knows them.
 #[derive(Message, Clone, Debug, PartialEq, Eq)]
 #[rtype(result = "()")]
 pub struct ClocksRead(pub Estimates);

@@ -55,8 +55,8 @@ pub enum ProposeError {
         /// How many bytes they held.
         bytes: usize,
     },
-    /// The leader's disk is nearly full, and the log is cut and rewritten as far as that frees room. Surely not in the log. Asking again
-    /// helps once there is room: give the disk more of it, or remove what else fills it.
+    /// The leader's disk is nearly full, although the log was cut and rewritten as far as that frees room. Surely not
+    /// in the log. Ask again once there is room: enlarge the disk, or remove what else fills it.
     #[error("low on space: the leader's disk has {free} bytes free and needs {needed}; give it room and propose again")]
     LowSpace {
         /// Bytes that are free there.
@@ -127,7 +127,7 @@ pub enum ReadError {
         /// Who leads, as far as this node knows.
         leader: Option<NodeId>,
     },
-    /// This node did not look at its state within the deadline: the state machine is busy, or being restored.
+    /// The state was not read within the deadline: the state machine is busy, or being restored.
     #[error("{cause}")]
     DeadlineExceeded {
         /// What it waited for.
@@ -174,12 +174,13 @@ pub enum ChangeError {
         /// Why.
         cause: String,
     },
-    /// The learner to be promoted was not connected, or not close to the leader's commit, at any time until the deadline. Surely not
-    /// made; let it catch up, and ask again.
+    /// Until the deadline the learner to be promoted was not connected, or not close to the leader's commit index.
+    /// Surely not made; let it catch up, and ask again.
     #[error("{0}")]
     LearnerNotReady(LearnerReading),
-    /// The voters heard lately are no majority of those that would result: nothing could be decided any more. Surely not made; bring
-    /// the others back first, or force it ([`ChangeRequest::force`](crate::members::ChangeRequest::force)).
+    /// After the change the voters that answered the leader lately would be no majority, so nothing could be committed.
+    /// Surely not made; bring the others back first, or force it
+    /// ([`ChangeRequest::force`](crate::members::ChangeRequest::force)).
     #[error("{0}")]
     WouldLoseMajority(MajorityReading),
     /// No leader took it within the deadline.

@@ -42,7 +42,7 @@ pub struct Replica<S> {
     /// What a durable machine held when it was opened: up to here commands are not applied to it again.
     holds: u64,
     hasher: Hasher,
-    /// The hash over what the machine answered since the last mark, if it gave all of those answers.
+    /// The hash over the machine's responses since the last mark, if it gave all of them.
     responses: Option<ResponseHash>,
     hashes: Hashes,
 }
@@ -52,7 +52,7 @@ pub struct Replica<S> {
 pub struct Hashes {
     /// What is applied: always, but on nodes of the first version in a simulation.
     pub state: bool,
-    /// What the machine answers.
+    /// What the machine responds.
     pub responses: bool,
 }
 
@@ -74,7 +74,7 @@ pub enum Done<S: StateMachine> {
     },
     /// A mark.
     Mark {
-        /// What this node has come to at it.
+        /// The hashes of this node at it.
         mark: Mark,
         /// Whether the hash began anew behind it, on every node.
         restart: bool,

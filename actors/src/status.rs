@@ -73,32 +73,33 @@ pub struct PeerProgress {
     /// Whether a message of its Raft core came within the last election timeout.
     #[serde(default)]
     pub recently_active: bool,
-    /// Why it takes no writes, if it leads and says so: the name of a [`Reason`].
+    /// Why it takes no writes, if it leads and has said so: the name of a [`Reason`].
     #[serde(default)]
     pub refuses_writes: Option<String>,
-    /// How far its calendar is ahead of this node's, in milliseconds; negative behind. `None`: not known.
+    /// How far its clock is ahead of this node's, in milliseconds; negative if it is behind, `None` if not known.
     #[serde(default)]
     pub clock_offset_ms: Option<i64>,
 }
 
-/// A node's calendar clock, compared with the others'.
+/// A node's clock, compared with those of the voters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClockStatus {
-    /// How far it is ahead of the median of the voters' calendars, in milliseconds; negative behind. `None`: the calendars of a
-    /// majority are not known.
+    /// How far it is ahead of the median of the voters' clocks, in milliseconds; negative if it is behind, `None` if
+    /// the clocks of a majority are not known.
     pub offset_ms: Option<i64>,
-    /// Beyond this a clock is warned of, and a leader stamps no further ahead of the median.
+    /// `max_clock_skew_ms`: a clock that is further off is warned of, and a leader stamps at most this far ahead of the
+    /// median.
     pub max_skew_ms: u64,
 }
 
-/// When a certificate ends.
+/// When a certificate expires.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CertificateExpiry {
     /// The file it was read from.
     pub file: String,
     /// In seconds since 1970.
     pub not_after: i64,
-    /// Seconds until then by this node's clock; negative once it has ended.
+    /// Seconds until then by this node's clock; negative once it has expired.
     pub remaining_s: i64,
 }
 
@@ -161,14 +162,14 @@ pub struct Disk {
     pub unpersisted_bytes: usize,
     /// Free bytes at the last look, at most a second old unless it hangs; `None` where nobody can tell.
     pub free_bytes: Option<u64>,
-    /// Bytes of the reserve that is kept for making room; they are not among the free ones.
+    /// Bytes of the reserve that is kept for making room; they are not counted as free.
     #[serde(default)]
     pub reserve_bytes: u64,
-    /// How many bytes must be free for this node to take new commands: `low_space_bytes`, a quarter more once it is low, and what is
-    /// missing of the reserve.
+    /// How many bytes must be free for this node to take new commands: `low_space_bytes` (and a quarter more while
+    /// `low` is true), and what is missing of the reserve.
     #[serde(default)]
     pub needed_bytes: u64,
-    /// Whether fewer are.
+    /// Whether fewer are free.
     pub low: bool,
     /// Messages that waited for the disk and were dropped at their bound.
     pub held_dropped: u64,
@@ -259,39 +260,39 @@ pub struct Snapshots {
 pub struct StateHash {
     /// The index of the mark.
     pub index: u64,
-    /// The index behind which the hash began; only hashes with an equal beginning are compared.
+    /// The index behind which the hash began. Only hashes that began at the same index are compared.
     pub since: u64,
     /// Its value, in hexadecimal digits.
     pub value: String,
 }
 
-/// With whom a node is that differs from others.
+/// Whether a majority of the voters agrees with this node, where nodes differ.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DivergenceSide {
-    /// A majority of the voters has what this node has.
+    /// A majority of the voters agrees with this node.
     Majority,
-    /// A majority has something else: this node is the one that is wrong.
+    /// A majority of the voters has another value: this node is wrong.
     Minority,
-    /// No majority has reported one thing: nobody can tell who is wrong.
+    /// No value has a majority among those reported: nobody can tell who is wrong.
     #[default]
     Undecided,
 }
 
-/// Nodes that should hold the same and do not.
+/// Nodes that differ in what they applied, or in what their state machines responded.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Divergence {
-    /// The first mark, among those remembered, at which they differ.
+    /// The index of the first remembered mark at which they differ.
     pub index: u64,
-    /// The last mark before it at which they were equal; zero if none is remembered.
+    /// The index of the last mark before it at which they were equal; zero if none is remembered.
     pub equal_until: u64,
-    /// The hash of each at that mark, in hexadecimal digits, as far as it was heard.
+    /// The hash of each node at that mark, in hexadecimal digits, as far as it has reported one.
     pub values: BTreeMap<NodeId, String>,
-    /// With whom this node is.
+    /// Whether a majority agrees with this node.
     pub side: DivergenceSide,
 }
 
-/// A member says that it has committed what contradicts this node's log; one of the two has another history.
+/// A member says that it committed an entry that contradicts this node's log. One of the two has a wrong history.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CommitConflict {
     /// The index that it says is committed.
@@ -355,20 +356,20 @@ pub struct Status {
     /// The hash over what this node applied, at the newest mark.
     #[serde(default)]
     pub state_hash: Option<StateHash>,
-    /// Members that applied something else than this node, if there are any.
+    /// Members that applied other entries than this node; `None` if there are none.
     #[serde(default)]
     pub divergence: Option<Divergence>,
-    /// Members whose state machine answered differently, if there were any since the start.
+    /// Members whose state machine responded differently since this node started; `None` if there are none.
     #[serde(default)]
     pub response_divergence: Option<Divergence>,
-    /// Members that say they committed what contradicts this node.
+    /// Members that say they committed an entry that contradicts this node's log.
     #[serde(default)]
     pub commit_conflicts: BTreeMap<NodeId, CommitConflict>,
     /// The last thing that went wrong, also if the node went on.
     pub last_error: Option<String>,
     /// Whether the system has stopped, and why.
     pub stopped: Option<String>,
-    /// What kind of cause that is.
+    /// The condition that `stopped` is of.
     #[serde(default)]
     pub stop_reason: Option<Reason>,
     /// The peers that refuse to speak with this node now, and why.
@@ -377,7 +378,7 @@ pub struct Status {
     /// This node's calendar clock.
     #[serde(default)]
     pub clock: ClockStatus,
-    /// When this node's certificates end; empty without certificates.
+    /// When this node's certificates expire; empty without certificates.
     #[serde(default)]
     pub certificates: Vec<CertificateExpiry>,
 }

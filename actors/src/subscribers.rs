@@ -100,8 +100,8 @@ pub enum SubscribeError {
     },
     /// The position is one of another cluster, whose indexes mean nothing here. Read the state and begin with what follows it.
     #[error(
-        "the position {position} is one of another cluster, and this is cluster {cluster} \
-         (restored from a backup, perhaps): read the state anew and follow it from there"
+        "the position {position} belongs to another cluster; this is cluster {cluster}, perhaps restored from a backup. \
+         Read the state anew and follow it from there"
     )]
     ForeignPosition {
         /// What was asked for.
@@ -112,8 +112,8 @@ pub enum SubscribeError {
     /// This cluster has committed nothing with that index yet, so nobody can have heard of it. Read the state and begin with what
     /// follows it.
     #[error(
-        "{index} lies in the future: this cluster has applied up to {applied}. \
-         What was followed up to there was another cluster, or is lost: read the state anew and follow it from there"
+        "index {index} lies in the future: this cluster has applied up to {applied}. \
+         The index is of another cluster, or its commands are lost. Read the state anew and follow it from there"
     )]
     FuturePosition {
         /// What was asked for.
@@ -123,7 +123,8 @@ pub enum SubscribeError {
     },
     /// This node has not applied so much, and could not find out whether the cluster has. Ask again, or ask another node.
     #[error(
-        "this node has applied up to {applied}, and whether the cluster has got to {index} could not be found out: {cause}: ask again, or ask another node"
+        "this node has applied up to {applied}, and could not find out whether the cluster has applied index {index}: {cause}. \
+         Ask again, or ask another node"
     )]
     Behind {
         /// What was asked for.

@@ -260,9 +260,9 @@ pub enum RefusedBecause {
         /// The boot in the hello.
         theirs: u64,
     },
-    /// It is not what became of the directory on record: that was put back from an older copy, or a copy of it runs.
+    /// The directory does not continue the one on record: it was put back from an older copy, or a copy of it runs.
     #[error(
-        "the directory of node {id} is an older copy, or runs twice: {}. It must not take part. Stop it, and \
+        "the directory of node {id} is an older copy, or runs twice: {}. Stop this copy, and \
          bring back the newer directory, or remove node {id} and add it again under a new id with an empty one",
         behind(recorded)
     )]
@@ -280,12 +280,12 @@ pub enum RefusedBecause {
     },
 }
 
-/// What a directory on record has that another does not.
+/// What is on record of a directory, and is not in a copy of it.
 fn behind(Record { life, index, term, .. }: &Record) -> String {
-    let opening = format!("opening {} of it (nonce {:016x}) has been here", life.boot, life.nonce);
+    let opening = format!("its opening {} (nonce {:016x}) is on record", life.boot, life.nonce);
     match index {
         0 => opening,
-        index => format!("{opening} and had acknowledged index {index} in term {term}"),
+        index => format!("{opening}, and acknowledged index {index} in term {term}"),
     }
 }
 

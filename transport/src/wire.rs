@@ -145,27 +145,27 @@ impl FromStr for Address {
     fn from_str(text: &str) -> Result<Address, AddressError> {
         let wrong = |problem: String| Err(AddressError { text: text.to_owned(), problem });
         if let Some((scheme, _)) = text.split_once("://") {
-            return wrong(format!("leave out `{scheme}://`, for this is no URL"));
+            return wrong(format!("leave out `{scheme}://`: an address is no URL"));
         }
         if text.starts_with('[') {
             return match text.parse::<SocketAddrV6>() {
                 Ok(address) if address.port() != 0 => Ok(Address(text.to_owned())),
-                Ok(_) => wrong("port 0 is none".to_owned()),
-                Err(_) => wrong("this is no IPv6 address in brackets with a port behind it".to_owned()),
+                Ok(_) => wrong("port 0 cannot be reached".to_owned()),
+                Err(_) => wrong("this is not an IPv6 address in brackets with a port behind it".to_owned()),
             };
         }
         let Some((host, port)) = text.rsplit_once(':') else { return wrong("the port is missing".to_owned()) };
         if host.contains(':') {
-            return wrong(format!("an IPv6 address stands in brackets, as in [{host}]:{port}"));
+            return wrong(format!("put an IPv6 address in brackets, as in [{host}]:{port}"));
         }
         if host.is_empty() {
             return wrong("the host is missing".to_owned());
         }
         if let Some(stray) = host.chars().find(|c| !c.is_ascii_alphanumeric() && !"-._".contains(*c)) {
-            return wrong(format!("no host name has a {stray:?}"));
+            return wrong(format!("a host name cannot contain {stray:?}"));
         }
         if host.chars().all(|c| c.is_ascii_digit() || c == '.') && host.parse::<Ipv4Addr>().is_err() {
-            return wrong(format!("{host} is no IPv4 address"));
+            return wrong(format!("{host} is not an IPv4 address"));
         }
         // `parse` would take a sign.
         match port.parse::<u16>() {
@@ -462,7 +462,7 @@ pub enum Request {
         data: Bytes,
         /// What is left of the client's deadline, in milliseconds.
         remaining_ms: u64,
-        /// Whether it is made whatever the leader reads of who is connected. A leader of the first version does not look.
+        /// Whether the leader skips its checks of who is connected. A leader of the first version has none.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         force: bool,
     },
@@ -470,9 +470,9 @@ pub enum Request {
     Formation(Formation),
     /// About a snapshot's file that the node asked has offered.
     Snapshot(SnapshotRequest),
-    /// "What does your calendar show, and would you take writes?" Answered at once.
+    /// "What time is it on your clock, and do you take writes?" Answered at once.
     Clock,
-    /// "This is what I came to at these marks. And you?"
+    /// "These are my hashes at these marks. Which are yours?"
     Marks {
         /// The newest, at most [`MAX_MARKS`].
         marks: Vec<Mark>,
@@ -578,7 +578,7 @@ pub struct Formation {
     pub cluster: Option<ClusterId>,
 }
 
-/// A node's calendar at the moment when it was asked.
+/// A node's clock at the moment when it was asked.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClockReading {
     /// Microseconds since 1970.
@@ -620,13 +620,13 @@ pub enum Response {
         /// The bytes.
         data: Bytes,
     },
-    /// What the calendar shows.
+    /// What the clock shows.
     Clock(ClockReading),
     /// That snapshot's file is not here any more.
     Gone,
     /// It was said, and there is nothing to answer.
     Noted,
-    /// What the node asked came to at its marks.
+    /// The hashes of the node asked at its marks.
     Marks {
         /// The newest, at most [`MAX_MARKS`].
         marks: Vec<Mark>,
@@ -690,11 +690,12 @@ pub enum ChangeRefusal {
     InProgress,
     /// The leader has not yet applied what it inherited: ask again.
     NotReady,
-    /// The change makes no sense for the present membership, or must not be made as things stand.
+    /// The change makes no sense for the present membership, or must not be made now.
     Invalid {
         /// Why.
         cause: String,
-        /// What the leader read of its followers, if that is what speaks against it. The first version knows the cause alone.
+        /// What the leader knows of its followers, if it refuses because of that. The first version knows the cause
+        /// alone.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         reading: Option<Box<ChangeReading>>,
     },
@@ -706,7 +707,7 @@ impl ChangeRefusal {
         ChangeRefusal::Invalid { cause: cause.into(), reading: None }
     }
 
-    /// As things stand the change would cost more than it is worth.
+    /// The change must not be made now, for what the leader knows of its followers.
     pub fn because(reading: ChangeReading) -> ChangeRefusal {
         ChangeRefusal::Invalid { cause: reading.to_string(), reading: Some(Box::new(reading)) }
     }

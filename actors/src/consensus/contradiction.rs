@@ -1,4 +1,4 @@
-//! What a peer says that cannot be true beside what this node knows: when it is proof, and when it is nonsense.
+//! Messages that contradict what this node knows: which of them prove that a disk is wrong, and which are nonsense.
 //!
 //! Raft promises that a leader holds every entry that is committed anywhere, that a term has one leader, and that a leader
 //! commits nothing here that this node has not acknowledged (sections 5.2 and 5.4). A message that breaks one of these shows that
@@ -8,7 +8,7 @@
 //! | what came | what it is | what happens |
 //! |---|---|---|
 //! | a leader's message that breaks a promise | proof: [`Contradiction`] | this node stops with it (promise 7) |
-//! | a member's claim that it committed what this node does not hold | one word against another: [`CommitConflict`] | shown in the status |
+//! | a member's claim that it committed what this node does not hold | a [`CommitConflict`]: either of the two may be wrong | shown in the status |
 //! | anything else that makes no sense | nonsense | dropped and counted, see [`validate`](super::validate) |
 //!
 //! Proof is only what *all* of this holds for, so that absurd messages stop nobody:
@@ -28,7 +28,7 @@ use raft::{Raft, StateRole};
 
 use crate::log::{store::At, view::LogView};
 
-/// Where to go from here, whichever of the two directories is the wrong one.
+/// The way out, whichever of the two directories is the wrong one.
 const WAY_OUT: &str = "one of the two directories was put back from an older copy, swapped or damaged. Find out which nodes \
     agree (`actorum inspect DIR`), keep the history of their majority, and add every other node again under a new id with an empty \
     directory";
@@ -38,7 +38,7 @@ const WAY_OUT: &str = "one of the two directories was put back from an older cop
 pub enum Contradiction {
     /// The leader holds another entry than the one that is committed here.
     #[error(
-        "node {peer}, the leader of term {term}, holds {} in its log, and {} is committed here: {WAY_OUT}",
+        "node {peer}, the leader of term {term}, has {} in its log, and this node has committed {}: {WAY_OUT}",
         At(*.index, *.theirs), At(*.at, *.ours)
     )]
     Entry {
@@ -57,8 +57,8 @@ pub enum Contradiction {
     },
     /// This node has acknowledged more than it holds.
     #[error(
-        "node {peer}, the leader of term {term}, knows {commit} to be on this node's disk, and the log here ends at {last}: \
-         this node has lost what it acknowledged; {WAY_OUT}"
+        "node {peer}, the leader of term {term}, has index {commit} acknowledged by this node, whose log ends at {last}: \
+         this node has lost what it acknowledged. {WAY_OUT}"
     )]
     Lost {
         /// The leader.
@@ -71,7 +71,7 @@ pub enum Contradiction {
         last: u64,
     },
     /// One term has two leaders, so a vote was given twice.
-    #[error("node {peer} leads term {term}, and so does node {other}: a vote was given twice: {WAY_OUT}")]
+    #[error("nodes {peer} and {other} both lead term {term}, so a vote was given twice: {WAY_OUT}")]
     TwoLeaders {
         /// Who sent this.
         peer: NodeId,

@@ -364,7 +364,7 @@ impl<T> Consensus<T> {
                 theirs,
                 at,
                 ours,
-                "a member says that it committed what contradicts this node: one of the two has another history"
+                "a member says that it committed an entry that contradicts this node's log: one of the two has another history"
             );
         }
     }

@@ -1,10 +1,12 @@
 //! The time that a leader gives to what it proposes.
 //!
-//! `min(its own calendar, the median of the voters' calendars + max_clock_skew)`: the applied time never runs backwards, so one
-//! leader with a wrong year would otherwise hold it there for ever. A minority of wrong clocks cannot move the median; a leader
-//! whose own clock is slow stamps by that, and `apply` keeps the greater of the last time and the stamp.
+//! It is `min(the leader's clock, the median of the voters' clocks + max_clock_skew)`. The applied time never runs
+//! backwards, so without the median one leader with a wrong year would set it for ever. A minority of wrong clocks
+//! cannot move the median. A leader whose clock is slow stamps by that clock, and `apply` keeps the greater of the last
+//! time and the stamp.
 //!
-//! Without the calendars of a majority there is no median, and the leader uses its own: `CoreStatus::median_known` says so.
+//! Without the clocks of a majority there is no median, and the leader uses its own clock: `CoreStatus::median_known`
+//! says so.
 
 use std::time::{Duration, SystemTime};
 
@@ -12,12 +14,12 @@ use super::Consensus;
 use crate::clock_offsets::{Estimates, calendar, calendar_us};
 
 impl<T> Consensus<T> {
-    /// What the calendars of peers show. Stays until it is told again: whoever tells drops what is too old.
+    /// What the clocks of the peers show. It holds until the next call: the caller leaves out what is too old.
     pub fn clocks_read(&mut self, clocks: Estimates) {
         self.clocks = clocks;
     }
 
-    /// The time for what is proposed at this moment.
+    /// The time of an entry that is proposed now.
     pub(super) fn stamp(&self, wall: SystemTime) -> SystemTime {
         let own = calendar_us(wall);
         let bound = self.settings.max_clock_skew.min(Duration::from_secs(u32::MAX.into())).as_micros() as i64;

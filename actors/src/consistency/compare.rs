@@ -1,7 +1,8 @@
-//! What nodes came to at the same marks, compared: who differs, since when, and with whom the majority is.
+//! Compares the hashes of nodes at the same marks: which nodes differ, since when, and with which a majority agrees.
 //!
-//! Pure. One member's value is one voice: a node stops only if a majority of *voters* has one value and its own is another. Where
-//! no value has a majority nobody can tell who is right, so nobody stops, and everybody says so.
+//! Pure. The value of each voter counts once: a node stops only if a majority of the *voters* has one value and the
+//! node has another. If no value has a majority nobody can tell who is right, so no node stops, and every node that
+//! sees the difference says so.
 //!
 //! Bound: [`MAX_MARKS`] of this node and of each member.
 
@@ -13,18 +14,18 @@ use actorum_transport::{
     wire::NodeId,
 };
 
-/// With whom this node's value is.
+/// Whether a majority agrees with this node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
-    /// A majority of the voters has this node's value; somebody else differs.
+    /// A majority of the voters has this node's value; another node differs.
     Majority,
-    /// A majority of the voters has another one.
+    /// A majority of the voters has another value.
     Minority,
-    /// No value has a majority, as far as was heard.
+    /// No value has a majority among those reported.
     Undecided,
 }
 
-/// Nodes that came to different values.
+/// Nodes with different values.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Divergence {
     /// The first mark, among those that are remembered, at which they differ.
@@ -32,9 +33,9 @@ pub struct Divergence {
     /// The last mark before it at which this node and another one were equal; zero if none is remembered. The difference
     /// came behind it.
     pub equal_until: u64,
-    /// What this node and those that are compared with it have at the first mark, as far as it was heard.
+    /// The values of this node and of those that are compared with it at that mark, as far as they were reported.
     pub values: BTreeMap<NodeId, HashValue>,
-    /// With whom this node is.
+    /// Whether a majority agrees with this node.
     pub side: Side,
 }
 
@@ -64,7 +65,7 @@ fn keep_newest(marks: &mut BTreeMap<u64, Mark>) {
 }
 
 impl Comparison {
-    /// For this node, which came to these marks while it started.
+    /// For this node, which applied these marks while it started.
     pub fn new(id: NodeId, marks: impl IntoIterator<Item = Mark>) -> Comparison {
         let mut comparison = Comparison { id, own: BTreeMap::new(), others: BTreeMap::new() };
         marks.into_iter().for_each(|mark| comparison.applied(mark));
@@ -77,12 +78,12 @@ impl Comparison {
         keep_newest(&mut self.own);
     }
 
-    /// This node's state was replaced: what it had come to is no longer its own.
+    /// This node's state was replaced: its earlier values are no longer of its own state.
     pub fn replaced(&mut self) {
         self.own.clear();
     }
 
-    /// A member reports what it came to. The latest word for a mark counts.
+    /// A member reports its values. The latest report for a mark counts.
     pub fn reported(&mut self, peer: NodeId, marks: &[Mark]) {
         let known = self.others.entry(peer).or_default();
         known.extend(marks.iter().take(MAX_MARKS).map(|mark| (mark.index, *mark)));
@@ -94,7 +95,7 @@ impl Comparison {
         self.others.retain(|id, _| is_member(*id));
     }
 
-    /// What this node came to, oldest first.
+    /// The values of this node, oldest first.
     pub fn own(&self) -> impl Iterator<Item = &Mark> {
         self.own.values()
     }
@@ -122,7 +123,8 @@ impl Comparison {
         newest.state.is_none() || theirs.into_iter().any(|mark| since(mark) != since(newest))
     }
 
-    /// Who differs in what was applied. Values run on: who is equal at a mark was equal before it, or has been replaced.
+    /// Which nodes differ in what they applied. The hash runs on from mark to mark: nodes that are equal at one were
+    /// equal before it, or their state was replaced.
     pub fn state(&self, voters: &[NodeId]) -> Option<Divergence> {
         self.compare(voters, state, true)
     }
@@ -142,7 +144,7 @@ impl Comparison {
         })
     }
 
-    /// Who differs in what the machine answered.
+    /// Which nodes differ in what their state machines responded.
     pub fn responses(&self, voters: &[NodeId]) -> Option<Divergence> {
         self.compare(voters, responses, false)
     }
@@ -165,7 +167,7 @@ impl Comparison {
             let same: Vec<NodeId> = others.filter(|(_, value)| **value == mine).map(|(id, _)| *id).collect();
             if values.len() > same.len() + 1 {
                 let side = self.side(index, beginning, mine, of, voters);
-                // The newest mark at which it is decided says with whom this node is.
+                // The newest mark with a majority decides.
                 let side =
                     found.as_ref().map(|found| found.side).filter(|side| *side != Side::Undecided).unwrap_or(side);
                 found = Some(Divergence { index: *index, equal_until: 0, values, side });

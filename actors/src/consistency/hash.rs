@@ -1,4 +1,4 @@
-//! The running hash over what a node applies, and the one over what its state machine answers.
+//! The running hash over what a node applies, and the one over what its state machine responds.
 //!
 //! ```text
 //!  value' = XXH3-128( value · index · term · kind · length of data · data · context )
@@ -28,7 +28,7 @@ pub fn begin(index: u64) -> StateHash {
     StateHash { since: index, value: HashValue(0) }
 }
 
-/// A hash over answers that begins behind a mark.
+/// A hash over responses that begins behind a mark.
 pub fn begin_responses(index: u64, version: u32) -> ResponseHash {
     ResponseHash { since: index, version, value: HashValue(0) }
 }
@@ -64,7 +64,7 @@ impl Hasher {
         });
     }
 
-    /// The state machine answered a command. Runs the application's code, which may panic.
+    /// The state machine responded to a command. Runs the application's code, which may panic.
     pub fn answer<R: Serialize>(
         &mut self,
         hash: &mut ResponseHash,
@@ -76,7 +76,7 @@ impl Hasher {
         self.buffer.extend_from_slice(&index.to_be_bytes());
         machine::encode_to(answer, &mut self.buffer)?;
         hash.value = HashValue(XxHash3_128::oneshot(&self.buffer));
-        // One large answer must not hold its room for ever.
+        // One large response must not keep its memory for ever.
         self.buffer.shrink_to(COPIED);
         Ok(())
     }

@@ -1,4 +1,5 @@
-//! The consistency checker: finds out that this node and the others do not hold the same, and says so or stops.
+//! The consistency checker: compares hashes of what the nodes applied, and reports nodes that differ, or stops this
+//! one.
 //!
 //! ```text
 //!  MarkEvent (applier) ──────┐                        ┌─▶ Ask: marks ─────▶ transport ══▶ every other member
@@ -7,10 +8,11 @@
 //!  SystemChanged (applier) ──┘                        └─▶ status: hash, divergence
 //! ```
 //!
-//! Every node keeps a running [`hash`] over what it applies. The leader proposes a *mark* every so many entries, once every member
-//! understands one. Whoever applies it reports what it has come to, to every other member; that is [`compare`]d. A node that
-//! differs from a majority of the voters stops with the index (promise 7). Without a majority nobody can tell who is right: the node
-//! is not ready, everybody says so, and nobody stops.
+//! Every node keeps a running [`hash`] over what it applies. The leader proposes a *mark* every so many entries, once
+//! every member understands marks. A node that applies a mark reports its hash there to every other member, and each
+//! [`compare`]s. A node that differs from a majority of the voters stops and names the index (promise 7). Without a
+//! majority nobody can tell who is right: then no node stops, and every node that sees the difference is not ready and
+//! says so.
 //!
 //! Queue: the mailbox; one event per mark, and one question at a time from and to each member, which the transport bounds.
 //!
@@ -53,16 +55,16 @@ const AGAIN: Duration = Duration::from_secs(1);
 /// How long such a question is waited for.
 const ASK_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// What is done about a state machine that answers differently from those of other nodes.
+/// What is done about a state machine that responds differently from those of other nodes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ResponseCheck {
-    /// Answers are not hashed.
+    /// Responses are not hashed.
     Off,
-    /// It is in the status, a metric and the log.
+    /// The difference is shown in the status, a metric and the log.
     #[default]
     Report,
-    /// A node whose answers differ from those of a majority of the voters stops.
+    /// A node whose responses differ from those of a majority of the voters stops.
     Stop,
 }
 
@@ -86,7 +88,7 @@ pub struct Start {
     pub id: NodeId,
     /// Its group.
     pub group: GroupId,
-    /// What to do about answers that differ.
+    /// What to do about responses that differ.
     pub responses: ResponseCheck,
     /// The membership, if there is one.
     pub membership: Arc<Membership>,
@@ -195,7 +197,7 @@ impl ConsistencyChecker {
         let is_member = |id| self.membership.members.contains_key(&id);
         let before = self.shown.state.clone().filter(|found| self.comparison.stands(found, is_member));
         let state = self.comparison.state(&voters).or(before);
-        // An interval says nothing of the next one: what was found once stays said.
+        // Equal responses in a later interval prove nothing about an earlier one, so what was found once stays shown.
         let responses = self.comparison.responses(&voters).or(self.shown.responses.take());
         let found = ConsistencyStatus { mark: self.comparison.newest().copied(), state, responses };
         self.say(&found);
@@ -231,11 +233,13 @@ impl ConsistencyChecker {
             Some(state) if before != now => {
                 tracing::debug!(index = state.index, equal_until = state.equal_until, side = ?state.side, nodes = ?state.values.keys(), "nodes of this cluster have applied different entries");
             }
-            None if before.is_some() => tracing::debug!("what the nodes of this cluster have applied is equal again"),
+            None if before.is_some() => {
+                tracing::debug!("the nodes of this cluster have applied the same entries again")
+            }
             _ => {}
         }
         if let (Some(responses), true) = (&found.responses, who(&self.shown.responses) != who(&found.responses)) {
-            tracing::debug!(index = responses.index, since = responses.equal_until, side = ?responses.side, nodes = ?responses.values.keys(), "state machines of equal versions answered equal commands differently: the machine is not deterministic, or its code changed without its VERSION");
+            tracing::debug!(index = responses.index, since = responses.equal_until, side = ?responses.side, nodes = ?responses.values.keys(), "state machines of one VERSION responded differently to the same commands: the machine is not deterministic, or its code changed without a new VERSION");
         }
     }
 }
@@ -248,10 +252,11 @@ fn others(me: NodeId, found: &Divergence) -> String {
 
 fn state_cause(me: NodeId, found: &Divergence) -> String {
     let (index, until, others) = (found.index, found.equal_until, others(me, found));
-    let since = if until > 0 { format!("between {until} and {index}") } else { format!("up to {index}") };
+    let since =
+        if until > 0 { format!("between the indexes {until} and {index}") } else { format!("up to index {index}") };
     format!(
-        "this node has applied other entries {since} than a majority of the voters: the hash of what is applied differs from \
-         that of node {others} at {index}. Its directory was put back from an older copy, swapped or damaged: remove this node, \
+        "this node has applied other entries {since} than a majority of the voters: its hash at index {index} differs from \
+         theirs (node {others}). Its directory was put back from an older copy, swapped or damaged: remove this node, \
          and add it again under a new id with an empty directory"
     )
 }
@@ -259,9 +264,9 @@ fn state_cause(me: NodeId, found: &Divergence) -> String {
 fn response_cause(me: NodeId, found: &Divergence) -> String {
     let (index, others) = (found.index, others(me, found));
     format!(
-        "the state machine of this node answered the commands up to {index} differently from that of node {others}, and a \
-         majority of the voters: it is not deterministic, or its code changed without its VERSION. Look for clocks, random \
-         numbers and iteration over hash maps in `apply`; restart this node to rebuild its state"
+        "the state machine of this node responded to the commands up to index {index} differently from those of a majority of \
+         the voters (node {others}): it is not deterministic, or its code changed without a new VERSION. Look for clocks, random \
+         numbers and iteration over hash maps in `apply`, and restart this node to rebuild its state"
     )
 }
 

@@ -150,7 +150,7 @@ async fn a_node_that_differs_from_a_majority_stops_with_the_index() {
     f.reported(3, vec![mark(20, 1, 8)]).await;
     let Heard::Failed(reason, cause) = f.next().await else { panic!("it goes on") };
     assert_eq!(reason, Reason::Diverged);
-    assert!(cause.contains("between 10 and 20") && cause.contains("node 2, 3 at 20"), "{cause}");
+    assert!(cause.contains("between the indexes 10 and 20") && cause.contains("(node 2, 3)"), "{cause}");
     f.reported(3, vec![mark(20, 1, 8)]).await;
     assert!(f.heard.try_recv().is_err(), "it stops once");
 }

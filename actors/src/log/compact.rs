@@ -57,7 +57,7 @@ pub enum CompactError {
     Open(#[from] OpenError),
     /// What lives of the log does not fit beside it.
     #[error(
-        "{dir} needs {needed} bytes free for a copy of what lives of its log, and {room} are: \
+        "compacting {dir} needs {needed} free bytes for a copy of the entries that its log keeps, and {room} are free: \
          make room on that volume, or copy the directory to a larger one and compact it there",
         dir = .dir.display()
     )]

@@ -95,7 +95,7 @@ fn member(request: &HttpRequest) -> Result<NodeId, Refused> {
     node_id(id).map_err(Refused::bad_request)
 }
 
-/// What the query says: `timeout_ms`, and `force=true` to change the membership whatever the leader reads of who is connected.
+/// What the query says: `timeout_ms`, and `force=true` to skip the leader's checks of who is connected.
 struct Wish {
     deadline: Instant,
     force: bool,

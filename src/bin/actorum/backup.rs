@@ -3,7 +3,8 @@
 //! A backup lands under a temporary name beside its own, is verified byte by byte as it lies there, and only then gets its
 //! name: whatever goes wrong on the way, there is the old file or the new one.
 //!
-//! What goes to a device, a pipe or standard output is verified as it passes, and whether it was whole is said by the exit code.
+//! What goes to a device, a pipe or standard output is verified while it passes; the exit code says whether it was
+//! complete.
 //!
 //! A backup has no deadline on the whole, which a large state would miss: only on progress. A snapshot is made on the node, with or
 //! without anybody who waits for it.
@@ -66,7 +67,7 @@ const MOST_S: u64 = MAX_TIMEOUT.as_secs();
 pub struct BackupArgs {
     /// The node's admin address, such as http://127.0.0.1:9001
     url: String,
-    /// Where to write the backup; - for standard output. A device or a pipe is written to as it is
+    /// Where to write the backup; - for standard output. A device or a pipe is written to, and not replaced
     file: PathBuf,
     /// Replace the file if there is one
     #[arg(long)]

@@ -25,9 +25,10 @@ use crate::{
 /// An authority that is already in DIR signs the new certificates, so nodes can be added later. Nothing is
 /// ever overwritten. Keys are readable by their owner only.
 ///
-/// Certificates end on the day that is printed, and a node with one that has ended neither starts nor is spoken to: move
-/// DIR/node-N away in time, make it again, and restart the node with it. A ca.pem may hold several authorities, one behind
-/// the other: to replace the authority give every node both, then the new certificates, then the new authority alone.
+/// Certificates expire on the day that is printed. A node whose certificate has expired does not start, and its peers
+/// refuse it: move DIR/node-N away in time, make it again, and restart the node with it. A ca.pem may hold several
+/// authorities, one after the other. To replace the authority give every node both, then new certificates, then the new
+/// authority alone.
 ///
 /// Give DIR/node-N to node N and keep DIR/ca for yourself: whoever has ca.key can be any node.
 #[derive(clap::Args)]

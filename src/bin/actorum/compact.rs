@@ -1,6 +1,6 @@
 //! `actorum compact DIR`: makes the log of a stopped node as small as it can be.
 //!
-//! Through `actorum_actors::log::compact`, with the steps of a node that runs; this file puts it into words.
+//! The work is done by `actorum_actors::log::compact`, in the steps of a running node; this file says what was done.
 
 use std::path::PathBuf;
 
@@ -12,12 +12,12 @@ use crate::{
     status::bytes,
 };
 
-/// Give back what a stopped node's log takes more than it needs
+/// Make the log of a stopped node as small as it can be
 ///
-/// Cuts the log behind its newest snapshot, which is checked first, and copies what lives of it into a new one. It needs room for that
-/// copy alone: about three times the bytes that live, and 40 MiB; the reserve that the node keeps is used for it, and made again by the
-/// next start. Cut short at any moment, the directory opens as before, and it can be run again. Refuses a directory in use, by the name
-/// of who holds it.
+/// Checks the newest snapshot, cuts the log behind it, and copies the entries that are left into a new store. This
+/// needs room for that copy alone: about three times the bytes of these entries, and 40 MiB. It may use the room of the
+/// node's reserve, which the next start makes again. If it is interrupted the directory opens as before, and it can be
+/// run again. Refuses a directory in use, and names the process that holds it.
 #[derive(clap::Args)]
 pub struct Args {
     /// The node's data directory, as given to `serve --data`

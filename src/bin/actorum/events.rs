@@ -5,10 +5,11 @@
 //!  library ──Events──▶ Watcher (an actor per client) ──bounded channel──▶ response body ──▶ client
 //! ```
 //!
-//! Each event's `id` is its position, `CLUSTER:INDEX`, so a browser that reconnects (`Last-Event-ID`) misses nothing, and one that
-//! reconnects to another cluster, restored from a backup perhaps, is told so instead of hearing the wrong commands or none.
-//! Indexes alone, as ids were at first, are taken, too. A client that reads slowly fills the channel, then the library's buffer for
-//! it; at that bound it hears `lagged` with the position to resume after, and its stream ends. It slows nobody else.
+//! Each event's `id` is its position, `CLUSTER:INDEX`, so a browser that reconnects (`Last-Event-ID`) misses nothing,
+//! and one that reconnects to another cluster, perhaps restored from a backup, gets an error instead of the wrong
+//! commands or none. An index alone, the id of the first version's events, is accepted, too. A client that reads slowly
+//! fills the channel, then the library's buffer for it; at that bound it hears `lagged` with the position to resume
+//! after, and its stream ends. It slows nobody else.
 
 use std::{
     convert::Infallible,

@@ -43,7 +43,7 @@ const PIECE: usize = 4 << 20;
 pub struct Args {
     /// The node's data directory, as given to `serve --data`
     dir: PathBuf,
-    /// Print these entries with their commands, of whatever application: A..B without B, A.. or ..B
+    /// Print these entries with their commands, of any application: A..B without B, A.. or ..B
     #[arg(long, value_name = "A..B", value_parser = parse_range)]
     entries: Option<Range<u64>>,
     /// Check every record, and fail if one is damaged

@@ -50,16 +50,20 @@ impl Page {
         self.gauge("applied_index", "The highest index applied here.", status.applied_index);
         self.gauge("snapshot_index", "The last index that a snapshot covers.", status.snapshot_index);
         self.gauge("log_bytes", "Bytes that the files of the log take on disk.", status.disk_bytes);
-        self.gauge("log_entry_bytes", "Bytes of entries in the log: what README.md calls kept.", status.log_bytes);
+        self.gauge("log_entry_bytes", "Bytes of entries that the log holds.", status.log_bytes);
         self.snapshots(&status.snapshots);
 
         self.gauge(
             "commit_conflicts",
-            "Members that say they committed what contradicts this node.",
+            "Members that say they committed an entry that contradicts this node's log.",
             status.commit_conflicts.len(),
         );
         let mark = status.state_hash.as_ref().map_or(0, |hash| hash.index);
-        self.gauge("hash_check_index", "The last mark at which hashes were compared; zero before the first.", mark);
+        self.gauge(
+            "hash_check_index",
+            "The last index at which this node compared its hash; zero before the first.",
+            mark,
+        );
 
         let disk = &status.disk;
         self.family("disk_state", "gauge", "What the node makes of its disk: one of these is 1.");
@@ -77,10 +81,10 @@ impl Page {
         }
         self.gauge(
             "disk_reserve_bytes",
-            "Bytes kept on the disk for making room; not among the free.",
+            "Bytes of the reserve that is kept for making room; not counted as free.",
             disk.reserve_bytes,
         );
-        self.gauge("disk_needed_bytes", "Bytes that must be free to take writes.", disk.needed_bytes);
+        self.gauge("disk_needed_bytes", "Bytes that must be free for the node to take writes.", disk.needed_bytes);
         self.counter("disk_held_dropped_total", "Answers dropped that waited for the disk.", disk.held_dropped);
 
         self.summary("fsync_seconds", "Making batches durable, the sync alone.", totals.sync_us, totals.syncs);
@@ -114,13 +118,13 @@ impl Page {
         self.counter("peer_dropped_messages_total", "Messages to peers dropped at a bound.", totals.messages_dropped);
         if let Some(offset) = status.clock.offset_ms {
             let help =
-                "How far this node's calendar is ahead of the median of the voters'; absent while that is not known.";
+                "How far this node's clock is ahead of the median of the voters' clocks; absent while it is not known.";
             self.gauge("clock_offset_seconds", help, offset as f64 / 1e3);
         }
         self.family(
             "peer_clock_offset_seconds",
             "gauge",
-            "How far a peer's calendar is ahead of this node's, where known.",
+            "How far a peer's clock is ahead of this node's; absent while it is not known.",
         );
         for (id, peer) in &status.peers {
             if let Some(offset) = peer.clock_offset_ms {
@@ -149,17 +153,17 @@ impl Page {
     fn conditions(&mut self, status: &Status) {
         let conditions = status.conditions();
         let ready = conditions.iter().all(|condition| condition.severity != Severity::Unready);
-        self.gauge(
-            "ready",
-            "Whether nothing that the node knows keeps a write sent to it from succeeding.",
-            u8::from(ready),
-        );
-        self.family("condition", "gauge", "Whether this is wrong with the node now; /status says it in a sentence.");
+        self.gauge("ready", "Whether a write sent to this node could succeed, as far as it knows.", u8::from(ready));
+        self.family("condition", "gauge", "1 while this is wrong with the node; /status says it in a sentence.");
         for reason in Reason::ALL {
             let holds = conditions.iter().any(|condition| condition.reason == *reason);
             self.sample("condition", &format!("{{condition=\"{reason}\"}}"), u8::from(holds));
         }
-        self.family("certificate_expiry_timestamp_seconds", "gauge", "When a certificate ends, in seconds since 1970.");
+        self.family(
+            "certificate_expiry_timestamp_seconds",
+            "gauge",
+            "When a certificate expires, in seconds since 1970.",
+        );
         for certificate in &status.certificates {
             let labels = format!("{{file=\"{}\"}}", certificate.file);
             self.sample("certificate_expiry_timestamp_seconds", &labels, certificate.not_after);

@@ -78,7 +78,7 @@ pub struct Args {
     /// A founder of the cluster; once for each of them, this node included [env: ACTORUM_PEERS=1=a:7001,2=b:7001]
     #[arg(long = "peer", value_name = "ID=HOST:PORT")]
     pub peers: Vec<Peers>,
-    /// A name that all founders are given alike, so that two clusters never mix [env: ACTORUM_CLUSTER_NAME]
+    /// The cluster's name, the same for every founder, so that two clusters never mix [env: ACTORUM_CLUSTER_NAME]
     #[arg(long, value_name = "NAME")]
     pub cluster_name: Option<String>,
     /// Start empty and wait to be added to a running cluster [env: ACTORUM_WAIT=1]

@@ -25,7 +25,7 @@ impl Invariant for StopsSayWhy {
             return Ok(());
         }
         // A single voter is a majority: if its machine answers wrongly, who answers rightly is the one that differs.
-        if cause.contains("answered the commands") && facts.nodes.values().any(|of| of.lies) {
+        if cause.contains("responded to the commands") && facts.nodes.values().any(|of| of.lies) {
             return Ok(());
         }
         if !facts.nodes.get(node).is_some_and(|facts| facts.may_stop) {

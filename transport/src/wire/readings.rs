@@ -1,4 +1,4 @@
-//! What a leader read of its followers when it refuses a change of the membership, and the sentences that say it.
+//! Why a leader refuses a change of the membership: what it knows of its followers, and the sentences that say so.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -6,13 +6,13 @@ use serde::{Deserialize, Serialize};
 
 use super::NodeId;
 
-/// What a leader read of its followers that speaks against a change of the membership now.
+/// What a leader knows of its followers that speaks against a change of the membership now.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ChangeReading {
     /// The learner to be promoted is not ready.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub learner: Option<LearnerReading>,
-    /// The voters heard lately are no majority of those that would result.
+    /// Too few of the voters that would result have answered lately: no majority.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub majority: Option<MajorityReading>,
 }
@@ -27,7 +27,8 @@ impl fmt::Display for ChangeReading {
     }
 }
 
-/// How far a learner is that is to be promoted.
+/// How far a learner is that is to be promoted: it must have answered within one election timeout, and hold what was
+/// committed one election timeout ago.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct LearnerReading {
@@ -39,7 +40,7 @@ pub struct LearnerReading {
     pub needed: u64,
     /// The leader's commit index now.
     pub commit: u64,
-    /// How long ago it was heard, in milliseconds; `None` if never in this leader's term.
+    /// How long ago it last answered this leader, in milliseconds; `None` if never in this leader's term.
     pub heard_ms: Option<u64>,
     /// Whether the cluster has recorded the incarnation of its directory.
     pub recorded: bool,
@@ -48,46 +49,57 @@ pub struct LearnerReading {
 impl fmt::Display for LearnerReading {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let LearnerReading { node, matched, needed, commit, heard_ms, recorded } = self;
-        write!(
-            f,
-            "learner {node} is not ready to be promoted: its log reaches {matched} of the {needed} that it needs "
-        )?;
-        write!(f, "(commit {commit}), and it was {}: ", heard(*heard_ms))?;
-        f.write_str(match recorded {
-            true if matched < needed => "let it catch up first",
-            true => "is it running, and can the leader reach it?",
-            false => "the incarnation of its directory is not recorded yet",
-        })
+        write!(f, "learner {node} is not ready to be promoted: ")?;
+        if !recorded {
+            f.write_str("the cluster has not recorded the incarnation of its directory yet. ")?;
+            return f.write_str("Let it connect to the leader, then promote it again");
+        }
+        let must = (*needed).max(1);
+        if *matched < must {
+            write!(
+                f,
+                "its log is known to reach index {matched}, and must reach {must} (the commit index is {commit}). "
+            )?;
+            return write!(f, "It {}. Let it catch up first, then promote it again", answered(*heard_ms));
+        }
+        write!(f, "it {}, and must answer within one election timeout. ", answered(*heard_ms))?;
+        f.write_str("Start it or restore its connection to the leader, then promote it again")
     }
 }
 
-/// Which of the voters that a change would result in live.
+/// How many of the voters that a change would result in have answered their leader lately.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct MajorityReading {
     /// A majority of them.
     pub needed: u64,
-    /// How many of them were heard within one election timeout.
+    /// How many of them answered within one election timeout.
     pub heard: u64,
-    /// How long ago each was heard, in milliseconds; `None` if never in this leader's term.
+    /// How long ago each last answered, in milliseconds; `None` if never in this leader's term.
     pub voters: BTreeMap<NodeId, Option<u64>>,
 }
 
 impl fmt::Display for MajorityReading {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let MajorityReading { needed, heard: lately, voters } = self;
+        let MajorityReading { needed, heard, voters } = self;
+        let of = voters.len();
         write!(
             f,
-            "after this change a majority is {needed} of {} voters, and the leader heard lately from {lately} (",
-            voters.len()
+            "after this change a majority is {needed} of {of} voters, and only {heard} answered the leader within one "
         )?;
+        f.write_str("election timeout (")?;
         for (n, (id, ms)) in voters.iter().enumerate() {
-            write!(f, "{}node {id} {}", if n > 0 { ", " } else { "" }, heard(*ms))?;
+            write!(f, "{}node {id}: {}", if n > 0 { ", " } else { "" }, ago(*ms))?;
         }
-        f.write_str("): nothing could be decided. Bring the others back first, or force the change")
+        f.write_str("): no write could be committed. ")?;
+        f.write_str("Start the other voters or restore their connections first, or force the change")
     }
 }
 
-fn heard(ms: Option<u64>) -> String {
-    ms.map_or("never heard in this term".into(), |ms| format!("last heard {ms} ms ago"))
+fn answered(ms: Option<u64>) -> String {
+    ms.map_or("has not answered the leader in this term".into(), |ms| format!("last answered the leader {ms} ms ago"))
+}
+
+fn ago(ms: Option<u64>) -> String {
+    ms.map_or("never in this term".into(), |ms| format!("{ms} ms ago"))
 }

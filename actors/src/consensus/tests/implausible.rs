@@ -198,20 +198,20 @@ fn contradictions() -> Vec<(RaftMessage, &'static str)> {
     let at = |index, term| snapshot(|s| (s.index, s.term) = (index, term));
     let mut all = vec![
         // Another entry in the place of a committed one; also behind others that are right.
-        (append(1, 1, vec![entry(2, 1)]), "holds 2@1 in its log, and 2@2 is committed here"),
-        (append(1, 1, vec![entry(2, 1), entry(3, 2)]), "holds 2@1 in its log, and 2@2 is committed here"),
+        (append(1, 1, vec![entry(2, 1)]), "has 2@1 in its log, and this node has committed 2@2"),
+        (append(1, 1, vec![entry(2, 1), entry(3, 2)]), "has 2@1 in its log, and this node has committed 2@2"),
         // Its log before what it sends.
-        (append(3, 1, vec![]), "holds 3@1 in its log, and 3@2 is committed here"),
-        (append(1, 2, vec![entry(2, 2)]), "holds 1@2 in its log, and 1@1 is committed here"),
+        (append(3, 1, vec![]), "has 3@1 in its log, and this node has committed 3@2"),
+        (append(1, 2, vec![entry(2, 2)]), "has 1@2 in its log, and this node has committed 1@1"),
         // Later than all that is committed, and of an earlier term: terms never run backwards in a log.
-        (append(9, 1, vec![entry(10, 2)]), "holds 9@1 in its log, and 3@2 is committed here"),
-        (RaftMessage { commit: 4, ..message(MessageKind::Heartbeat) }, "the log here ends at 3"),
-        (at(1, 2), "holds 1@2 in its log, and 1@1 is committed here"),
+        (append(9, 1, vec![entry(10, 2)]), "has 9@1 in its log, and this node has committed 3@2"),
+        (RaftMessage { commit: 4, ..message(MessageKind::Heartbeat) }, "whose log ends at 3"),
+        (at(1, 2), "has 1@2 in its log, and this node has committed 1@1"),
     ];
     // A file, so that it is more than a genesis.
     let file = SnapshotFile { bytes: 1, hash: [1; 32] };
     let system = SystemState::of(&Cluster::genesis(&[1, 2, 3])).unwrap().0;
-    for (index, why) in [(3, "holds 3@1 in its log"), (9, "holds 9@1 in its log, and 3@2 is committed here")] {
+    for (index, why) in [(3, "has 3@1 in its log"), (9, "has 9@1 in its log, and this node has committed 3@2")] {
         let described = system.snapshot(index, 1, file, Default::default()).unwrap();
         all.push((RaftMessage { snapshot: Some(described), ..message(MessageKind::Snapshot) }, why));
     }
@@ -260,7 +260,7 @@ fn two_leaders_of_one_term() {
             cluster.core(receiver).step(3, message(kind));
             let effects = cluster.core(receiver).drain(Moment { now: TICK, wall: SystemTime::UNIX_EPOCH });
             let cause = effects.fault.unwrap_or_else(|| panic!("a second {kind:?} is no proof for node {receiver}"));
-            assert!(cause.contains("node 3 leads term 2, and so does node 1"), "{cause}");
+            assert!(cause.contains("nodes 3 and 1 both lead term 2"), "{cause}");
             dropped(7, &message(kind), &[receiver]);
         }
     }
