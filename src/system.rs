@@ -147,7 +147,12 @@ impl<S: StateMachine> RaftSystem<S> {
     }
 
     fn fail(&mut self, reason: Reason, cause: String, ctx: &mut Context<Self>) {
-        tracing::error!(node = self.door.board.id, %reason, cause, "the system stops");
+        let node = self.door.board.id;
+        match self.children.is_some() {
+            true => tracing::error!(node, %reason, cause, "the system stops"),
+            // The first cause stands; what one part tells after another is its consequence.
+            false => tracing::debug!(node, %reason, cause, "the system stops already"),
+        }
         self.life.send_modify(|life| {
             life.last_error = Some(cause.clone());
             if life.stopped.is_none() {
