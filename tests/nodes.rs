@@ -172,7 +172,9 @@ async fn a_change_that_leaves_no_live_majority_is_refused_unless_it_is_forced() 
     let left = leader.change_within(ConfChange::Remove(follow).forced(), PATIENCE).await.unwrap();
     assert_eq!(left.voters().len(), 2);
     let alone = leader.propose_within(3, Duration::from_millis(700)).await.unwrap_err();
-    assert!(matches!(alone, ProposeError::Unknown { .. } | ProposeError::NotLeader { .. }), "{alone}");
+    // On a slow machine the leader has stepped down before it is asked.
+    let refused = matches!(alone, ProposeError::Unavailable { reason: Reason::NoMajority | Reason::NoLeader, .. });
+    assert!(refused || matches!(alone, ProposeError::Unknown { .. } | ProposeError::NotLeader { .. }), "{alone}");
     let back = start(&network, away, &disks[away as usize - 1], founders(3)).await;
     back.wait_for_leader(PATIENCE).await.unwrap();
     leader.propose_within(4, PATIENCE).await.unwrap();
