@@ -519,6 +519,9 @@ fn begin<S>(
     })
 }
 
+/// So many bytes of the log are worth a snapshot where room is short, or a quarter of what counts as low if that is less.
+const SHORT_BYTES: u64 = 4 << 20;
+
 fn settings(id: NodeId, identity: StoreIdentity, config: &Config, bootstrap: &Bootstrap) -> Settings {
     let election_ticks = config.election_ms.div_ceil(config.heartbeat_ms);
     let disk_slow_ticks = config.disk_slow_ms.div_ceil(config.heartbeat_ms).max(2);
@@ -541,6 +544,7 @@ fn settings(id: NodeId, identity: StoreIdentity, config: &Config, bootstrap: &Bo
         snapshot_entries: never_if_zero(config.snapshot_entries),
         snapshot_bytes: never_if_zero(config.snapshot_bytes),
         small_snapshot_bytes: u64::MAX,
+        short_bytes: SHORT_BYTES.min(config.low_space_bytes / 4),
         keep_entries: config.log_keep_entries,
         keep_bytes: config.log_keep_bytes,
         hold_bytes: config.log_hold_bytes,

@@ -106,6 +106,7 @@ fn consensus<T>(id: NodeId) -> Consensus<T> {
         snapshot_entries: u64::MAX,
         snapshot_bytes: u64::MAX,
         small_snapshot_bytes: u64::MAX,
+        short_bytes: 4 << 20,
         keep_entries: 0,
         keep_bytes: u64::MAX,
         hold_bytes: 0,

@@ -241,6 +241,7 @@ impl Node {
             snapshot_entries: 1,
             snapshot_bytes: u64::MAX,
             small_snapshot_bytes: u64::MAX,
+            short_bytes: 4 << 20,
             keep_entries: 0,
             keep_bytes: u64::MAX,
             hold_bytes: 0,

@@ -122,6 +122,9 @@ pub struct Settings {
     pub snapshot_bytes: u64,
     /// Or when they have four times the newest snapshot's bytes, and at least so many.
     pub small_snapshot_bytes: u64,
+    /// Where room is short a snapshot is built when so many bytes were applied since the last one, or a quarter of its size if that is
+    /// more.
+    pub short_bytes: u64,
     /// Entries kept behind the newest snapshot, for followers that are behind.
     pub keep_entries: u64,
     /// Bytes of entries kept for them at most.

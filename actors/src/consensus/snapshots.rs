@@ -37,10 +37,6 @@ use crate::{
 /// After so many failures in a row the pause before the next attempt grows no longer.
 const MAX_DOUBLINGS: u32 = 6;
 
-/// Where room is short a snapshot is built when so many bytes were applied since the last one, or a quarter of its size if that is more:
-/// it costs its own size, and frees some three times these.
-const SHORT_BYTES: u64 = 4 << 20;
-
 /// How many times the newest snapshot's size is applied before the next one, where that is less than `snapshot_bytes`: snapshots
 /// add a quarter at most to what is written.
 const LOG_PER_SNAPSHOT: u64 = 4;
@@ -118,8 +114,9 @@ impl<T> Consensus<T> {
         // A log that is many times the state costs more room than the state does, and a snapshot little beside it.
         let enough = self.settings.small_snapshot_bytes.max(self.newest_bytes().saturating_mul(LOG_PER_SNAPSHOT));
         let enough = enough.min(self.settings.snapshot_bytes);
-        // Where room is short the log is cut behind a snapshot sooner, though not for less than it costs.
-        let frees = || self.disk.is_short() && bytes() >= SHORT_BYTES.max(self.newest_bytes() / 4);
+        // Where room is short the log is cut behind a snapshot sooner, though not for less than it costs: its own size, and it frees some
+        // three times these.
+        let frees = || self.disk.is_short() && bytes() >= self.settings.short_bytes.max(self.newest_bytes() / 4);
         if must || (applied > newest && (many || bytes() >= enough || frees())) {
             self.snapshots.building = true;
             self.effects.build = true;

@@ -14,9 +14,11 @@
 //! Nothing depends on what is in the file. A crash at any step leaves it whole, in part, or not at all, and the next look makes it
 //! again.
 //!
-//! Deliberately absent: who borrows when (see `rewrite` and the shelf), and what low space means (see the log writer).
+//! Deliberately absent: who borrows when (see `rewrite` and the shelf), what low space means (see the log writer), and the file itself,
+//! which a simulated volume has another of ([`Ballast`]).
 
 use std::{
+    fmt,
     fs::{self, File, OpenOptions},
     io::{self, Seek, SeekFrom, Write},
     os::{fd::AsFd, unix::fs::MetadataExt},
@@ -36,19 +38,37 @@ const BALLAST: &str = "ballast";
 
 const BLOCK: [u8; 4096] = [0x5a; 4096];
 
-/// What stays free when the reserve is made, and what an engine may need to open: two of its segments.
-const LEFT_FREE: u64 = 32 << 20;
+/// What an engine may need to open: two of sled's segments.
+pub const SLED_OPENS_WITH: u64 = 32 << 20;
 
 /// What must be free when an engine opens: it begins a new segment of 16 MiB. One that finds the disk full in the middle of that may
 /// be damaged for good.
 const OPENING: u64 = 17 << 20;
 
-/// The room of a snapshot up to this size is always wanted.
-const SMALL_SNAPSHOT: u64 = 64 << 20;
+/// The file that keeps the room, and the volume it lies on.
+pub trait Ballast: Send + Sync {
+    /// Bytes that are free on the volume.
+    fn free(&self) -> io::Result<u64>;
+
+    /// Bytes that the file keeps from others, and its length; zeros without one.
+    fn held(&self) -> (u64, u64);
+
+    /// Makes it so long, of real blocks; what it has up to `stays` is as good as new.
+    fn make(&self, stays: u64, bytes: u64) -> io::Result<()>;
+
+    /// Removes it; an error if there is none.
+    fn remove(&self) -> io::Result<()>;
+
+    /// Where it is, for the log.
+    fn place(&self) -> &Path;
+}
 
 /// How large the reserve is, and when room is short.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ReserveBounds {
+    /// What the log's engine may need to open, in bytes. It stays free when the reserve is made, and the room of a snapshot of twice as
+    /// many is always wanted.
+    pub engine: u64,
     /// Bytes that are always wanted; zero for no reserve at all. The newest snapshot comes on top.
     pub bytes: u64,
     /// At most so many, whatever the snapshot.
@@ -58,9 +78,8 @@ pub struct ReserveBounds {
 }
 
 /// The reserve of one data directory. Cheap to share; any thread may call it.
-#[derive(Debug)]
 pub struct Reserve {
-    dir: PathBuf,
+    ballast: Box<dyn Ballast>,
     bounds: ReserveBounds,
     wanted: AtomicU64,
     /// How many have borrowed it.
@@ -70,7 +89,6 @@ pub struct Reserve {
 }
 
 /// Keeps the reserve from being made again until whoever borrowed it is done.
-#[derive(Debug)]
 pub struct Lent(Arc<Reserve>);
 
 impl Drop for Lent {
@@ -82,8 +100,13 @@ impl Drop for Lent {
 impl Reserve {
     /// The reserve of a directory. Touches nothing.
     pub fn of(dir: &Path, bounds: ReserveBounds) -> Arc<Reserve> {
+        Reserve::over(Box::new(BallastFile::of(dir)), bounds)
+    }
+
+    /// The reserve that this file keeps. Touches nothing.
+    pub fn over(ballast: Box<dyn Ballast>, bounds: ReserveBounds) -> Arc<Reserve> {
         let (wanted, waits) = (AtomicU64::new(bounds.bytes), AtomicBool::new(false));
-        Arc::new(Reserve { dir: dir.to_owned(), bounds, wanted, lent: Mutex::default(), waits })
+        Arc::new(Reserve { ballast, bounds, wanted, lent: Mutex::default(), waits })
     }
 
     /// It is to hold a snapshot of so many bytes, too: the next one is about as large as the last.
@@ -97,11 +120,11 @@ impl Reserve {
 
     /// How much room there is.
     pub fn space(&self) -> io::Result<Space> {
-        let (free, reserve) = (space::space(&self.dir)?.free, reserved_bytes(&self.dir));
+        let (free, (reserve, _)) = (self.ballast.free()?, self.ballast.held());
         // What a large snapshot would need counts only as far as it can be held at all: a reserve that never becomes whole is no
         // reason to refuse writes.
         let possible = reserve.saturating_add(free.saturating_sub(self.left_free()));
-        let counted = possible.max(self.bounds.bytes.saturating_add(SMALL_SNAPSHOT));
+        let counted = possible.max(self.bounds.bytes.saturating_add(2 * self.bounds.engine));
         let (reserve_wanted, waits) =
             (self.wanted.load(Ordering::Relaxed).min(counted), self.waits.load(Ordering::Relaxed));
         Ok(Space { free, reserve, reserve_wanted, waits })
@@ -114,7 +137,7 @@ impl Reserve {
 
     /// What the reserve leaves to the log: below it the node would be short of room by the reserve's own making.
     fn left_free(&self) -> u64 {
-        LEFT_FREE.max(self.bounds.short_below)
+        self.bounds.engine.max(self.bounds.short_below)
     }
 
     /// Whether room is short: what can be freed has to be. What nobody can tell is not short.
@@ -130,8 +153,8 @@ impl Reserve {
     /// Gives its room to the caller until the guard is dropped; `None` where there is nothing to give.
     pub fn lend(self: &Arc<Reserve>) -> Option<Lent> {
         let mut lent = self.lent();
-        match fs::remove_file(ballast(&self.dir)) {
-            Ok(()) => tracing::info!(dir = %self.dir.display(), "the reserve is lent, to make room"),
+        match self.ballast.remove() {
+            Ok(()) => tracing::info!(dir = %self.ballast.place().display(), "the reserve is lent, to make room"),
             Err(_) if *lent > 0 => {} // it is free already
             Err(_) => return None,
         }
@@ -145,23 +168,18 @@ impl Reserve {
         if *lent > 0 {
             return;
         }
-        let (path, wanted) = (ballast(&self.dir), self.wanted.load(Ordering::Relaxed));
-        let (found, length) = (reserved_bytes(&self.dir), fs::metadata(&path).map_or(0, |found| found.len()));
+        let wanted = self.wanted.load(Ordering::Relaxed);
+        let (found, length) = self.ballast.held();
         let stays = found.min(wanted);
-        // Where it does not fit, in whole megabytes: a disk that fills is not to cost a file operation each second.
-        let room = free.saturating_sub(self.left_free());
-        let bytes = if room >= wanted - stays { wanted } else { stays + (room >> 20 << 20) };
+        // Where it does not fit, in steps: a disk that fills is not to cost a file operation each second.
+        let (room, step) = (free.saturating_sub(self.left_free()), (self.bounds.engine / 32).max(1));
+        let bytes = if room >= wanted - stays { wanted } else { stays + room / step * step };
         if wanted == 0 || (bytes, bytes) == (found, length) {
             return;
         }
-        let mut options = OpenOptions::new();
-        let made = options.write(true).create(true).truncate(false).open(&path).and_then(|file| {
-            file.set_len(stays)?;
-            fill(&file, stays, bytes)
-        });
-        if let Err(error) = made {
-            tracing::warn!(dir = %self.dir.display(), %error, "the reserve cannot be made");
-            let _ = fs::remove_file(&path);
+        if let Err(error) = self.ballast.make(stays, bytes) {
+            tracing::warn!(dir = %self.ballast.place().display(), %error, "the reserve cannot be made");
+            let _ = self.ballast.remove();
         }
     }
 
@@ -170,27 +188,68 @@ impl Reserve {
     }
 }
 
-fn ballast(dir: &Path) -> PathBuf {
-    dir.join(BALLAST)
+impl fmt::Debug for Reserve {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Reserve { bounds, wanted, lent, .. } = self;
+        f.debug_struct("Reserve")
+            .field("bounds", bounds)
+            .field("wanted", wanted)
+            .field("lent", lent)
+            .finish_non_exhaustive()
+    }
 }
 
-fn reserved_bytes(dir: &Path) -> u64 {
-    fs::metadata(ballast(dir)).map_or(0, |found| found.len().min(found.blocks() * 512))
+/// In a data directory.
+struct BallastFile {
+    dir: PathBuf,
+    path: PathBuf,
 }
 
-/// Gives the reserve up if the disk is full, so that the engine can open its files. Before anything else touches them.
+impl BallastFile {
+    fn of(dir: &Path) -> BallastFile {
+        BallastFile { dir: dir.to_owned(), path: dir.join(BALLAST) }
+    }
+}
+
+impl Ballast for BallastFile {
+    fn free(&self) -> io::Result<u64> {
+        Ok(space::space(&self.dir)?.free)
+    }
+
+    fn held(&self) -> (u64, u64) {
+        fs::metadata(&self.path).map_or((0, 0), |found| (found.len().min(found.blocks() * 512), found.len()))
+    }
+
+    fn make(&self, stays: u64, bytes: u64) -> io::Result<()> {
+        let file = OpenOptions::new().write(true).create(true).truncate(false).open(&self.path)?;
+        file.set_len(stays)?;
+        fill(&file, stays, bytes)
+    }
+
+    fn remove(&self) -> io::Result<()> {
+        fs::remove_file(&self.path)
+    }
+
+    fn place(&self) -> &Path {
+        &self.dir
+    }
+}
+
+/// Gives the reserve of a directory up if the disk is full, so that the engine can open its files. Before anything else touches them.
 pub fn give_up_if_full(dir: &Path) {
-    let bytes = reserved_bytes(dir);
-    if bytes == 0 || space::space(dir).is_ok_and(|space| space.free >= LEFT_FREE.min(bytes).max(OPENING)) {
+    give_up(&BallastFile::of(dir), SLED_OPENS_WITH, OPENING);
+}
+
+/// The same of any reserve, for an engine that may need so many bytes to open, and must have some of them.
+pub fn give_up(ballast: &dyn Ballast, engine: u64, least: u64) {
+    let (bytes, _) = ballast.held();
+    if bytes == 0 || ballast.free().is_ok_and(|free| free >= engine.min(bytes).max(least)) {
         return;
     }
-    match remove(dir) {
-        Ok(()) => {
-            tracing::warn!(dir = %dir.display(), bytes, "the disk is full: the reserve is given up until there is room")
-        }
-        Err(error) => {
-            tracing::warn!(dir = %dir.display(), %error, "the disk is full, and the reserve cannot be given up")
-        }
+    let dir = ballast.place().display();
+    match ballast.remove() {
+        Ok(()) => tracing::warn!(%dir, bytes, "the disk is full: the reserve is given up until there is room"),
+        Err(error) => tracing::warn!(%dir, %error, "the disk is full, and the reserve cannot be given up"),
     }
 }
 
@@ -207,7 +266,7 @@ pub fn room_to_open(dir: &Path) -> io::Result<()> {
 
 /// Removes it, for a directory that no node runs in: the next start makes it again.
 pub fn remove(dir: &Path) -> io::Result<()> {
-    match fs::remove_file(ballast(dir)) {
+    match BallastFile::of(dir).remove() {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
@@ -235,11 +294,11 @@ mod tests {
     const PLENTY: u64 = 1 << 40;
 
     fn bounds(bytes: u64) -> ReserveBounds {
-        ReserveBounds { bytes, max_bytes: 4 * MIB, short_below: MIB }
+        ReserveBounds { engine: SLED_OPENS_WITH, bytes, max_bytes: 4 * MIB, short_below: MIB }
     }
 
     fn blocks(dir: &Path) -> (u64, bool) {
-        fs::metadata(ballast(dir)).map_or((0, true), |found| (found.len(), found.blocks() * 512 >= found.len()))
+        fs::metadata(dir.join(BALLAST)).map_or((0, true), |found| (found.len(), found.blocks() * 512 >= found.len()))
     }
 
     #[test]
@@ -253,14 +312,14 @@ mod tests {
             |path| File::create(path).unwrap().set_len(MIB).unwrap(),
         ];
         for damage in damages {
-            damage(&ballast(dir.path()));
+            damage(&dir.path().join(BALLAST));
             reserve.keep(PLENTY);
             assert_eq!(blocks(dir.path()), (MIB, true));
         }
         let space = reserve.space().unwrap();
         assert_eq!((space.reserve, space.reserve_wanted, space.spare()), (MIB, MIB, space.free));
         give_up_if_full(dir.path());
-        assert!(ballast(dir.path()).exists(), "this disk is not full");
+        assert!(dir.path().join(BALLAST).exists(), "this disk is not full");
     }
 
     /// It never takes the room that the log needs, and grows with what there is.
@@ -268,7 +327,9 @@ mod tests {
     fn it_takes_what_there_is_room_for_and_no_more() {
         let dir = tempfile::tempdir().unwrap();
         let reserve = Reserve::of(dir.path(), bounds(2 * MIB));
-        for (free, made) in [(0, 0), (LEFT_FREE, 0), (LEFT_FREE + MIB + 5, MIB), (LEFT_FREE + MIB, 2 * MIB)] {
+        for (free, made) in
+            [(0, 0), (SLED_OPENS_WITH, 0), (SLED_OPENS_WITH + MIB + 5, MIB), (SLED_OPENS_WITH + MIB, 2 * MIB)]
+        {
             reserve.keep(free);
             assert_eq!(blocks(dir.path()), (made, true), "with {free} bytes free");
         }
@@ -284,7 +345,7 @@ mod tests {
     #[test]
     fn a_reserve_that_cannot_be_whole_leaves_the_log_its_room() {
         let dir = tempfile::tempdir().unwrap();
-        let bounds = ReserveBounds { bytes: MIB, max_bytes: u64::MAX, short_below: 40 * MIB };
+        let bounds = ReserveBounds { max_bytes: u64::MAX, short_below: 40 * MIB, ..bounds(MIB) };
         let reserve = Reserve::of(dir.path(), bounds);
         reserve.hold_snapshot(1 << 60);
         assert!(!reserve.is_short(), "{:?}", reserve.space());
@@ -300,7 +361,7 @@ mod tests {
         let reserve = Reserve::of(dir.path(), ReserveBounds::default());
         reserve.hold_snapshot(MIB);
         reserve.keep(PLENTY);
-        assert!(!ballast(dir.path()).exists() && !reserve.is_short() && reserve.lend().is_none());
+        assert!(!dir.path().join(BALLAST).exists() && !reserve.is_short() && reserve.lend().is_none());
     }
 
     /// What is borrowed is no room to grow, and comes back when the last borrower is done.

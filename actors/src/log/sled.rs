@@ -181,7 +181,7 @@ impl OpenOptions {
     fn reserve_bounds(&self) -> ReserveBounds {
         let OpenOptions { ballast_bytes: bytes, ballast_max_bytes: max_bytes, short_space_bytes: short_below, .. } =
             *self;
-        ReserveBounds { bytes, max_bytes, short_below }
+        ReserveBounds { engine: reserve::SLED_OPENS_WITH, bytes, max_bytes, short_below }
     }
 
     /// When a rewriting is worth it, and how much at once.

@@ -235,6 +235,7 @@ impl Cluster {
             snapshot_entries,
             snapshot_bytes: u64::MAX,
             small_snapshot_bytes: u64::MAX,
+            short_bytes: 4 << 20,
             keep_entries,
             keep_bytes: u64::MAX,
             hold_bytes,
