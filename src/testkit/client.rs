@@ -13,7 +13,7 @@ use super::{
     dice::Dice,
     fleet::{Fleet, Life, State},
     machine::{Watched, print_of},
-    world::{Ended, Event},
+    world::{Ended, Event, Print},
 };
 use crate::Raft;
 
@@ -142,7 +142,7 @@ impl<S: StateMachine> Client<S> {
         &mut self,
         node: NodeId,
         life: Life,
-        command: Option<u64>,
+        command: Option<Print>,
         request: impl Future<Output = Result<T, E>>,
         classify: impl FnOnce(&Result<T, E>) -> Ended,
     ) -> Result<T, Unanswered> {

@@ -245,6 +245,11 @@ impl<S: StateMachine> Fleet<S> {
         if config.max_unapplied_bytes < 1 << 20 && self.lock().0.fork("bound", identity.boot << 16 | id).below(2) == 0 {
             config.max_unapplied_bytes = config.max_entry_bytes + ENTRY_OVERHEAD;
         }
+        world.facts(|facts| {
+            if let Some(facts) = facts.nodes.get_mut(&id) {
+                facts.room = config.max_unapplied_bytes;
+            }
+        });
         let mut builder = Builder::new(id, machine)
             .storage(Storage::Custom(store))
             .network(Network::Custom(Box::new(move |identity, lives| network.start_with(identity, lives))))

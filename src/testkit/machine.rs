@@ -14,7 +14,7 @@ use actorum_transport::wire::NodeId;
 
 use super::{
     dice::{Dice, fingerprint},
-    world::{Event, World},
+    world::{Event, Print, World},
 };
 
 /// What can be done to the machine of one life of a node.
@@ -180,7 +180,7 @@ impl<S: StateMachine> StateMachine for Watched<S> {
         self.at = ctx.index;
         if !self.strings.is_cut() {
             let (index, term) = (ctx.index, ctx.term);
-            let (command, response) = (print_of(command), print_of(&response));
+            let (command, response) = (print_of(command).hash, print_of(&response).hash);
             // A large one is looked at only where it is written anyway.
             let state = self.small.then(|| state_of(&self.inner).ok()).flatten();
             self.small = state.as_ref().is_some_and(|state| state.len() <= SMALL);
@@ -232,7 +232,8 @@ impl<S: StateMachine> StateMachine for Watched<S> {
     }
 }
 
-/// The fingerprint of something encoded.
-pub(crate) fn print_of<T: serde::Serialize>(value: &T) -> u64 {
-    machine::encode(value).map_or(0, |bytes| fingerprint(&bytes))
+/// Something as it is encoded.
+pub(crate) fn print_of<T: serde::Serialize>(value: &T) -> Print {
+    let encoded = machine::encode(value).unwrap_or_default();
+    Print { hash: fingerprint(&encoded), bytes: encoded.len() }
 }

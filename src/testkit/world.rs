@@ -38,6 +38,15 @@ use crate::Config;
 /// The number of a client's request.
 pub(crate) type RequestId = u64;
 
+/// A command as the world knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Print {
+    /// Equal commands have equal ones.
+    pub hash: u64,
+    /// How many bytes it is, encoded.
+    pub bytes: usize,
+}
+
 /// How a request ended, as its client was told.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Ended {
@@ -73,8 +82,8 @@ pub(crate) enum Event<'a> {
     Listens { listener: u64, node: NodeId, after: u64 },
     /// It heard of a command, or that those up to an index will not be told.
     Heard { listener: u64, heard: Heard },
-    /// A client asks for something. `command` is the fingerprint of what it proposes.
-    Asked { id: RequestId, node: NodeId, command: Option<u64>, deadline: Duration },
+    /// A client asks for something. `command` is what it proposes.
+    Asked { id: RequestId, node: NodeId, command: Option<Print>, deadline: Duration },
     /// It was told how that ended.
     Answered { id: RequestId, ended: &'a Ended },
     /// A look at a node's status.
@@ -122,6 +131,8 @@ pub(crate) struct EntryFacts {
     pub term: u64,
     pub hash: u64,
     pub kind: EntryKind,
+    /// As bounds count it, in bytes.
+    pub size: usize,
 }
 
 /// A node's log as its core has it.
@@ -161,8 +172,8 @@ impl ModelLog {
 }
 
 pub(crate) fn facts_of(entry: &Entry) -> EntryFacts {
-    let kind = entry.kind;
-    EntryFacts { term: entry.term, hash: fingerprint(&entry.data) ^ fingerprint(&entry.context), kind }
+    let hash = fingerprint(&entry.data) ^ fingerprint(&entry.context);
+    EntryFacts { term: entry.term, hash, kind: entry.kind, size: entry.size() }
 }
 
 /// What is durable on a node's disk at this very moment.
@@ -189,6 +200,8 @@ pub(crate) struct NodeFacts {
     pub glance: Option<Glance>,
     /// The highest index handed to the applier in this life, by earlier drains.
     pub handed: u64,
+    /// How many bytes may be in its log and not applied, as it leads.
+    pub room: usize,
     /// The newest snapshot that it had when this life began.
     pub newest: u64,
     pub disk: Option<Box<dyn Durable>>,
@@ -451,6 +464,7 @@ impl Facts {
                     log: ModelLog::default(),
                     glance: None,
                     handed: 0,
+                    room: usize::MAX,
                     newest: 0,
                     disk: None,
                     clock: None,
@@ -589,7 +603,7 @@ fn digest(event: &Event<'_>) -> u64 {
             Heard::Installed(index) => add(&[18, *listener, *index]),
             Heard::Lagged(index) => add(&[19, *listener, *index]),
         },
-        Event::Asked { id, node, command, .. } => add(&[5, *id, *node, command.unwrap_or(0)]),
+        Event::Asked { id, node, command, .. } => add(&[5, *id, *node, command.map_or(0, |command| command.hash)]),
         Event::Answered { id, ended } => {
             let words = match ended {
                 Ended::Applied { index, term } => [1, *index, *term],

@@ -26,7 +26,7 @@ impl Invariant for AcknowledgedStays {
 
     fn check(&mut self, event: &Event<'_>, facts: &Facts) -> Result<(), String> {
         match event {
-            Event::Asked { id, command: Some(command), .. } => drop(self.proposed.insert(*id, *command)),
+            Event::Asked { id, command: Some(command), .. } => drop(self.proposed.insert(*id, command.hash)),
             Event::Ended { node, .. } => drop(self.last.remove(node)),
             Event::End => {
                 let newest = self.acknowledged.keys().next_back().copied().unwrap_or(0);

@@ -1,30 +1,21 @@
 //! Every request ends, once, within its deadline and a margin; a crash of its node ends it, too (promise 4). After the
-//! cluster has healed every request succeeds.
+//! cluster has healed every request succeeds, but for those that found a leader's room full of others' commands.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::Duration,
-};
+use std::{collections::BTreeMap, time::Duration};
 
-use super::{Event, Facts, Invariant};
+use super::{Event, Facts, Invariant, full_rooms::FullRooms};
 use crate::testkit::world::{Ended, RequestId};
 
 /// What a busy or paused node may add to a deadline, on a slow clock, in virtual milliseconds.
 const MARGIN_MS: u64 = 15_000;
 
+#[derive(Default)]
 pub(crate) struct EveryRequestEnds {
-    /// Whether a leader's room is so small that the commands of others fill it.
-    tiny: bool,
     /// Those that wait: until when at most.
     open: BTreeMap<RequestId, u64>,
-    /// Those made since the cluster has healed.
-    calm: BTreeSet<RequestId>,
-}
-
-impl EveryRequestEnds {
-    pub fn new(max_unapplied_bytes: usize) -> EveryRequestEnds {
-        EveryRequestEnds { tiny: max_unapplied_bytes < 1 << 20, open: BTreeMap::new(), calm: BTreeSet::new() }
-    }
+    /// Those made since the cluster has healed: when, and how large their commands are.
+    calm: BTreeMap<RequestId, (u64, usize)>,
+    rooms: FullRooms,
 }
 
 impl Invariant for EveryRequestEnds {
@@ -33,22 +24,26 @@ impl Invariant for EveryRequestEnds {
     }
 
     fn check(&mut self, event: &Event<'_>, facts: &Facts) -> Result<(), String> {
+        self.rooms.look(event, facts);
         match event {
-            Event::Asked { id, deadline, .. } => {
+            Event::Asked { id, deadline, command, .. } => {
                 let patience = deadline.saturating_add(Duration::from_millis(MARGIN_MS)).as_millis() as u64;
                 self.open.insert(*id, facts.now_ms + patience);
                 if facts.calm {
-                    self.calm.insert(*id);
+                    self.calm.insert(*id, (facts.now_ms, command.map_or(0, |command| command.bytes)));
                 }
             }
             Event::Answered { id, ended } => {
-                // Then "busy" is the right answer.
-                let is_full = matches!(ended, Ended::Rejected(why) if self.tiny && why.starts_with("busy"));
                 if let Ended::Rejected(why) | Ended::Unknown(why) = ended
-                    && self.calm.contains(id)
-                    && !is_full
+                    && let Some((since, bytes)) = self.calm.remove(id)
                 {
-                    return Err(format!("request {id}, made after the cluster had healed, failed: {why}"));
+                    let least = self.rooms.least_since(since);
+                    if !why.starts_with("busy") || least >= bytes {
+                        return Err(format!(
+                            "request {id}, made after the cluster had healed, failed: {why} (a command of {bytes} bytes, and no \
+                             leader had less room than {least} since)"
+                        ));
+                    }
                 }
                 if self.open.remove(id).is_none() {
                     return Err(format!("request {id} was answered twice"));

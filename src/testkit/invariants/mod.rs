@@ -20,6 +20,7 @@ mod cut_is_covered;
 mod no_silent_gap;
 mod rejected_nowhere;
 mod every_request_ends;
+mod full_rooms;
 mod nothing_goes_back;
 mod one_change_at_a_time;
 mod changes_keep_a_majority;
@@ -55,14 +56,14 @@ pub(crate) fn all(bounds: &Config) -> Vec<Box<dyn Invariant>> {
         Box::new(cut_is_covered::CutIsCovered { holds: bounds.log_hold_bytes >= 1 << 20 }),
         Box::<no_silent_gap::NoSilentGap>::default(),
         Box::<rejected_nowhere::RejectedNowhere>::default(),
-        Box::new(every_request_ends::EveryRequestEnds::new(bounds.max_unapplied_bytes)),
+        Box::<every_request_ends::EveryRequestEnds>::default(),
         Box::<nothing_goes_back::NothingGoesBack>::default(),
         Box::<one_change_at_a_time::OneChangeAtATime>::default(),
         Box::<changes_keep_a_majority::ChangesKeepAMajority>::default(),
         Box::new(strangers_never_vote::StrangersNeverVote),
         Box::new(queues_are_bounded::QueuesAreBounded { bounds: bounds.clone() }),
         Box::new(messages_are_bounded::MessagesAreBounded { bounds: bounds.clone() }),
-        Box::new(stops_say_why::StopsSayWhy),
+        Box::<stops_say_why::StopsSayWhy>::default(),
         Box::new(time_follows_the_median::TimeFollowsTheMedian { bound_ms: bounds.max_clock_skew_ms }),
         Box::<marks_are_equal::MarksAreEqual>::default(),
     ]

@@ -21,8 +21,8 @@ impl Invariant for RejectedNowhere {
     fn check(&mut self, event: &Event<'_>, _: &Facts) -> Result<(), String> {
         let command = match event {
             Event::Asked { id, command: Some(command), .. } => {
-                self.requests.insert(*id, *command);
-                self.may_be.entry(*command).or_default().0 += 1;
+                self.requests.insert(*id, command.hash);
+                self.may_be.entry(command.hash).or_default().0 += 1;
                 return Ok(());
             }
             Event::Answered { id, ended: Ended::Rejected(_) } => {
