@@ -122,6 +122,18 @@ fn founders_die_while_they_form() {
     assert!(only.is_some() || deaths >= 3, "only {deaths} died while some of the others had formed");
 }
 
+/// The bound of frames is one: what is larger does not pass, and breaks the run.
+#[test]
+fn a_message_that_fits_no_frame_is_found() {
+    let run =
+        |messages, questions| Simulation::<Kv>::recorded(1).frames(messages, questions).run(Duration::from_secs(2));
+    run(2048, 32 << 10).assert_ok();
+    for report in [run(400, 32 << 10), run(2048, 100)] {
+        let broken = report.violation.map(|violation| violation.invariant);
+        assert_eq!(broken, Some("no message exceeds its bound"));
+    }
+}
+
 #[test]
 fn seeds_that_failed_before() {
     for (seed, found) in KEPT {

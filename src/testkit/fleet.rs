@@ -394,6 +394,8 @@ impl<S: StateMachine> Fleet<S> {
         let ids = self.nodes(|nodes| nodes.keys().copied().collect::<Vec<_>>());
         ids.into_iter().for_each(|id| self.kill(id));
         self.nodes(|nodes| nodes.values().for_each(|node| self.count_files(&node.disk)));
+        let large = self.0.links.large_messages();
+        self.0.world.count(|counts| counts.room("message of half a frame", large));
         self.0.links.cut_power_with(None);
         // Breaks the circles of callbacks.
         self.nodes(|nodes| {

@@ -26,6 +26,8 @@ pub struct Counts {
     /// installed, nodes that started from one, from the older one because the newest was damaged, or not at all because both
     /// were, and nodes that joined a cluster whose log no longer began at its beginning.
     pub snapshots: BTreeMap<&'static str, u64>,
+    /// What came near to a bound: messages that filled half a frame and more; what met disks with little room, and how it went on.
+    pub room: BTreeMap<&'static str, u64>,
     /// What else went on meanwhile: changes of the membership, subscriptions, shutdowns, campaigns.
     pub churn: BTreeMap<&'static str, u64>,
 }
@@ -34,6 +36,12 @@ impl Counts {
     /// Changes of leader: every election but the first.
     pub fn leader_changes(&self) -> u64 {
         self.elections.saturating_sub(1)
+    }
+
+    pub(crate) fn room(&mut self, kind: &'static str, count: u64) {
+        if count > 0 {
+            *self.room.entry(kind).or_default() += count;
+        }
     }
 
     pub(crate) fn snapshot(&mut self, kind: &'static str, count: u64) {
@@ -70,6 +78,7 @@ impl Counts {
             (&mut self.process, &other.process),
             (&mut self.churn, &other.churn),
             (&mut self.snapshots, &other.snapshots),
+            (&mut self.room, &other.room),
         ];
         for (mine, theirs) in maps {
             theirs.iter().for_each(|(kind, count)| *mine.entry(kind).or_default() += count);
@@ -90,6 +99,7 @@ impl fmt::Display for Counts {
             ("process", &self.process),
             ("churn", &self.churn),
             ("snapshots", &self.snapshots),
+            ("room", &self.room),
         ];
         for (name, kinds) in kinds {
             let total: u64 = kinds.values().sum();

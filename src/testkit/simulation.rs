@@ -13,7 +13,7 @@ use actorum_actors::{
     snapshot::keeper::TakeSnapshotError,
     status::{Formed, Role},
 };
-use actorum_transport::wire::NodeId;
+use actorum_transport::{memory::Frames, wire::NodeId};
 use tokio::time::sleep;
 
 use super::{
@@ -86,6 +86,7 @@ pub struct Simulation<S: StateMachine> {
     clients: u64,
     faults: Faults,
     config: Config,
+    frames: Frames,
     make: Arc<dyn Fn() -> S + Send + Sync>,
     script: Arc<dyn Fn() -> Script<S> + Send + Sync>,
     tell: bool,
@@ -138,6 +139,7 @@ impl<S: StateMachine> Simulation<S> {
             clients: 3,
             faults: Faults::none(),
             config,
+            frames: Frames::default(),
             make: Arc::new(make),
             script: Arc::new(|| Script { client: Box::new(|_| Box::pin(async {})), verdict: Box::new(|| Ok(())) }),
             tell: false,
@@ -167,6 +169,13 @@ impl<S: StateMachine> Simulation<S> {
     /// Changes settings of the nodes.
     pub fn configure(mut self, change: impl FnOnce(&mut Config)) -> Self {
         change(&mut self.config);
+        self
+    }
+
+    /// How large a frame of the network may be, in bytes: for Raft messages, and for questions and answers. Default: as over QUIC. What
+    /// is larger is not carried, and breaks the run.
+    pub fn frames(mut self, messages: usize, questions: usize) -> Self {
+        self.frames = Frames { messages, questions };
         self
     }
 
@@ -226,6 +235,7 @@ impl<S: StateMachine> Simulation<S> {
             clients: self.clients,
             faults: self.faults.clone(),
             config: self.config.clone(),
+            frames: self.frames,
             make: self.make.clone(),
             script: self.script.clone(),
             least_progress: self.least_progress,
@@ -257,6 +267,7 @@ struct Run<S: StateMachine> {
     clients: u64,
     faults: Faults,
     config: Config,
+    frames: Frames,
     make: Arc<dyn Fn() -> S + Send + Sync>,
     script: Arc<dyn Fn() -> Script<S> + Send + Sync>,
     least_progress: u64,
@@ -270,7 +281,7 @@ impl<S: StateMachine> Run<S> {
         let keeper = actix_rt::spawn(agenda.clone().keep());
         self.config.placement = Placement::Compact; // one thread is the point
         let world = World::new(&agenda, tell, &self.config);
-        let links = Links::new(&world, dice.fork("links", 0));
+        let links = Links::new(&world, self.frames, dice.fork("links", 0));
         self.config.seed = Some(dice.fork("elections", 0).roll());
         let fleet = Fleet::new(&world, &links, self.make.clone(), self.config.clone(), dice.fork("fleet", 0));
         fleet.let_power_be_cut();

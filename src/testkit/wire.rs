@@ -14,12 +14,15 @@ use std::{
 };
 
 use actorum_transport::{
-    memory::{Deliver, Parcel, Wire},
-    message::Identity,
+    memory::{Deliver, Endpoint, Frames, Parcel, Wire},
     wire::NodeId,
 };
 
-use super::{dice::Dice, disk::Loss, world::World};
+use super::{
+    dice::Dice,
+    disk::Loss,
+    world::{Event, World},
+};
 
 /// The state of one direction of a link.
 #[derive(Clone, Copy, Debug)]
@@ -61,6 +64,7 @@ struct Process {
 #[derive(Clone)]
 pub(crate) struct Links {
     world: World,
+    frames: Frames,
     state: Arc<Mutex<State>>,
 }
 
@@ -74,6 +78,8 @@ struct State {
     armed: BTreeMap<NodeId, (u64, Loss)>,
     /// Takes the power of a process whose count is over.
     power: Option<Arc<dyn Fn(NodeId, Loss) + Send + Sync>>,
+    /// Messages that filled half a frame and more.
+    large: u64,
 }
 
 struct Held {
@@ -87,7 +93,7 @@ struct Held {
 }
 
 impl Links {
-    pub fn new(world: &World, dice: Dice) -> Links {
+    pub fn new(world: &World, frames: Frames, dice: Dice) -> Links {
         let state = State {
             dice,
             links: BTreeMap::new(),
@@ -95,8 +101,9 @@ impl Links {
             held: Vec::new(),
             armed: BTreeMap::new(),
             power: None,
+            large: 0,
         };
-        Links { world: world.clone(), state: Arc::new(Mutex::new(state)) }
+        Links { world: world.clone(), frames, state: Arc::new(Mutex::new(state)) }
     }
 
     /// A process with this boot number runs from now on.
@@ -183,6 +190,11 @@ impl Links {
         self.lock().power = power;
     }
 
+    /// How many messages have filled half a frame and more.
+    pub fn large_messages(&self) -> u64 {
+        self.lock().large
+    }
+
     fn arrive(&self, held: Held) {
         let Held { from, to, boots, connection, .. } = held;
         let mut state = self.lock();
@@ -213,50 +225,60 @@ impl State {
 }
 
 impl Wire for Links {
-    fn stands(&self, from: NodeId, to: NodeId) -> bool {
+    fn stands(&self, Endpoint(from): Endpoint, Endpoint(to): Endpoint) -> bool {
         let state = self.lock();
         let runs = |state: &State, id| state.processes.get(&id).is_some_and(|process| process.running);
         // A cut is silent: whoever sends into it is told nothing, as on a real network.
         runs(&state, from) && runs(&state, to)
     }
 
-    fn carry(&self, from: &Identity, to: NodeId, parcel: Parcel<'_>, deliver: Deliver) {
+    fn frames(&self) -> Frames {
+        self.frames
+    }
+
+    fn fits_no_frame(&self, Endpoint(from): Endpoint, Endpoint(to): Endpoint, parcel: Parcel<'_>, bytes: usize) {
+        self.world.saw(Event::FitsNoFrame { from, to, parcel: &parcel, bytes });
+    }
+
+    fn carry(&self, from: (Endpoint, u64), Endpoint(to): Endpoint, parcel: Parcel<'_>, deliver: Deliver) {
+        let (Endpoint(from), boot) = from;
         let now = self.world.agenda().now_ms();
         let mut state = self.lock();
         let process = |id| state.processes.get(&id).copied().unwrap_or_default();
-        let (sender, receiver) = (process(from.id), process(to));
+        let (sender, receiver) = (process(from), process(to));
         // The dead say nothing, though their actors may not know yet.
-        if !sender.running || sender.boot != from.boot {
+        if !sender.running || sender.boot != boot {
             return;
         }
-        if let Some((left, loss)) = state.armed.get_mut(&from.id) {
+        if let Some((left, loss)) = state.armed.get_mut(&from) {
             *left = left.saturating_sub(1);
             if *left == 0 {
                 let loss = *loss;
-                state.armed.remove(&from.id);
+                state.armed.remove(&from);
                 let power = state.power.clone();
                 drop(state);
-                return power.into_iter().for_each(|power| power(from.id, loss));
+                return power.into_iter().for_each(|power| power(from, loss));
             }
         }
-        let Link { weather, cuts, connection, mut due } = *state.link(from.id, to);
+        let Link { weather, cuts, connection, mut due } = *state.link(from, to);
         if cuts > 0 || state.dice.happens(weather.loss) {
             return;
         }
         let delay = weather.delay_ms + state.dice.below(weather.jitter_ms + 1);
         let moment = match parcel {
             Parcel::Message(message) => {
+                state.large += u64::from(2 * message.encoded_bound() >= self.frames.messages);
                 let lane = &mut due[usize::from(message.kind.is_urgent())];
                 *lane = (now + delay).max(*lane);
                 *lane
             }
             _ => now + delay,
         };
-        state.link(from.id, to).due = due;
+        state.link(from, to).due = due;
         let boots = (sender.boot, receiver.boot);
-        let held = |deliver| Held { not_before: moment, from: from.id, to, boots, connection, deliver };
+        let held = |deliver| Held { not_before: moment, from, to, boots, connection, deliver };
         if sender.paused {
-            state.held.push((from.id, held(deliver)));
+            state.held.push((from, held(deliver)));
             return;
         }
         let twice = matches!(parcel, Parcel::Message(_)) && state.dice.happens(weather.duplication);

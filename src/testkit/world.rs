@@ -19,10 +19,10 @@ use actorum_actors::{
     log::store::Recovered, members::Membership, message::Append, status::Role, system_state::GENESIS_INDEX,
     witness::Glance,
 };
-use actorum_transport::marks::Mark;
 use actorum_transport::wire::{
     Entry, EntryKind, Incarnation, MessageKind, NodeId, RaftMessage, Snapshot, SnapshotFile,
 };
+use actorum_transport::{marks::Mark, memory::Parcel};
 
 use tokio::sync::Notify;
 
@@ -86,6 +86,8 @@ pub(crate) enum Event<'a> {
     Asked { id: RequestId, node: NodeId, command: Option<Print>, deadline: Duration },
     /// It was told how that ended.
     Answered { id: RequestId, ended: &'a Ended },
+    /// What takes so many bytes fits no frame, and did not leave.
+    FitsNoFrame { from: NodeId, to: NodeId, parcel: &'a Parcel<'a>, bytes: usize },
     /// A look at a node's status.
     Looked { node: NodeId, status: &'a crate::Status },
     /// A node stopped by itself.
@@ -586,6 +588,7 @@ fn digest(event: &Event<'_>) -> u64 {
             drained.restore.iter().for_each(|(index, term)| add(&[*index, *term]));
             drained.sends.iter().for_each(|(to, index)| add(&[*to, *index]));
         }
+        Event::FitsNoFrame { from, to, bytes, .. } => add(&[21, *from, *to, *bytes as u64]),
         Event::Replayed { node, snapshot } => add(&[13, *node, *snapshot]),
         Event::Applied { node, index, term, command, response, state } => {
             add(&[4, *node, *index, *term, *command, *response, state.unwrap_or(0)]);
@@ -674,6 +677,9 @@ fn line(event: &Event<'_>) -> Option<String> {
             }
             let Glance { role, term, commit, .. } = drained.glance;
             format!("n{node} {role} t{term} c{commit}{parts}")
+        }
+        Event::FitsNoFrame { from, to, parcel, bytes } => {
+            format!("n{from} -> n{to} {parcel:?}: {bytes} bytes, too large")
         }
         Event::Replayed { snapshot: 0, .. } => return None,
         Event::Replayed { node, snapshot } => format!("n{node} has started from snapshot {snapshot}"),

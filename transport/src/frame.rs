@@ -23,7 +23,7 @@ use crate::{
     features::Features,
     lives::{Life, LifeKey},
     message::{Identity, RefusedBecause},
-    wire::{ClusterId, GroupId, Incarnation, NodeId, RaftMessage, Request},
+    wire::{ClusterId, GroupId, Incarnation, NodeId, RaftMessage, Request, Response},
 };
 
 /// The version of this framing, in every frame.
@@ -230,6 +230,13 @@ struct BatchRef<'a> {
     messages: &'a [RaftMessage],
 }
 
+/// A [`Question`] to be written, without owning it.
+#[derive(Serialize)]
+struct QuestionRef<'a> {
+    group: GroupId,
+    request: &'a Request,
+}
+
 /// A request and the group it concerns.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Question {
@@ -278,6 +285,38 @@ pub fn encode_messages(group: GroupId, messages: &[RaftMessage], max: usize, out
             let (first, second) = messages.split_at(messages.len() / 2);
             encode_messages(group, first, max, out) + encode_messages(group, second, max, out)
         }
+    }
+}
+
+/// Whether a question fits a frame.
+pub(crate) fn question_fits(group: GroupId, request: &Request, max: usize) -> Result<(), FrameError> {
+    // What is around a command is a few numbers: a large one is not encoded to find out.
+    if let Request::Propose { data, .. } | Request::Change { data, .. } = request
+        && data.len().saturating_add(SMALL) <= max
+    {
+        return Ok(());
+    }
+    encode(Kind::Request, &QuestionRef { group, request }, max, &mut Vec::new())
+}
+
+/// Whether an answer fits a frame.
+pub(crate) fn answer_fits(response: &Response, max: usize) -> bool {
+    if let Response::Applied { response: data, .. } | Response::Piece { data, .. } = response
+        && data.len().saturating_add(SMALL) <= max
+    {
+        return true;
+    }
+    encode(Kind::Response, response, max, &mut Vec::new()).is_ok()
+}
+
+/// An answer that fits a frame, or what is said in its place: it is not encoded to find that out.
+pub(crate) fn answer_within(response: Response, max: usize) -> Response {
+    match response {
+        Response::Applied { index, response, .. } if response.len().saturating_add(SMALL) > max => {
+            let cause = format!("applied at {index}, but its response of {} bytes fits no message", response.len());
+            Response::Unknown { cause }
+        }
+        response => response,
     }
 }
 

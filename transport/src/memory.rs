@@ -9,7 +9,10 @@
 //! is not judged here is the certificate, because there is none.
 //!
 //! Queue: what is on its way over one link. At [`LINK_BOUND`] messages the newest is dropped and the sender
-//! hears `Unreachable`.
+//! hears `Unreachable`. So it does of a message that fits no frame, which is left out as on a real network.
+//!
+//! A node has one [`Endpoint`], whose number is its id. A directory that runs twice has two, and what a peer sends to that id goes to
+//! the one that it let in last.
 //!
 //! Deliberately absent: delay, loss and reordering. A simulation brings a [`Wire`] that has them.
 
@@ -29,6 +32,7 @@ use tokio::{
 
 use crate::{
     features::Features,
+    frame,
     hello::Rules,
     lives::{FLUSH_EVERY, LifeBook, LifeKey},
     message::{
@@ -42,14 +46,51 @@ use crate::{
 /// How many deliveries may be on their way over one direction of a link.
 pub const LINK_BOUND: usize = 8192;
 
+/// The largest frame of a real network's default, in bytes.
+pub const MAX_FRAME: usize = 64 << 20;
+
+/// Where a process is reached: under its node's id, unless that node runs twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Endpoint(pub u64);
+
+impl Endpoint {
+    /// That of a node.
+    pub fn of(id: NodeId) -> Endpoint {
+        Endpoint(id)
+    }
+}
+
+/// The largest frames of a network, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Frames {
+    /// For Raft messages. A larger one is left out, and its sender hears `Unreachable`.
+    pub messages: usize,
+    /// For questions and answers. A larger question is not sent, a larger answer is lost.
+    pub questions: usize,
+}
+
+impl Default for Frames {
+    fn default() -> Frames {
+        Frames { messages: MAX_FRAME, questions: MAX_FRAME }
+    }
+}
+
 /// What a simulation puts between two nodes, in place of a link that carries everything at once.
 pub trait Wire: Send + Sync {
     /// Whether a connection between the two stands, or could be made now.
-    fn stands(&self, from: NodeId, to: NodeId) -> bool;
+    fn stands(&self, from: Endpoint, to: Endpoint) -> bool;
 
-    /// Something leaves a node for another. Each call of `deliver` brings it to the other end: never, now, later, or
-    /// more than once (a question or an answer arrives at most once, however often it is called).
-    fn carry(&self, from: &Identity, to: NodeId, parcel: Parcel<'_>, deliver: Deliver);
+    /// Something leaves a process, in that boot of its directory, for another. Each call of `deliver` brings it to the other end: never,
+    /// now, later, or more than once (a question or an answer arrives at most once, however often it is called).
+    fn carry(&self, from: (Endpoint, u64), to: Endpoint, parcel: Parcel<'_>, deliver: Deliver);
+
+    /// How large what it carries may be.
+    fn frames(&self) -> Frames {
+        Frames::default()
+    }
+
+    /// Something that may take so many bytes fits no frame, and is not carried.
+    fn fits_no_frame(&self, _from: Endpoint, _to: Endpoint, _parcel: Parcel<'_>, _bytes: usize) {}
 }
 
 /// What is on its way.
@@ -83,10 +124,10 @@ pub struct MemoryNetwork(Arc<Mutex<Wires>>, Option<Arc<dyn Wire>>);
 
 #[derive(Default)]
 struct Wires {
-    nodes: BTreeMap<NodeId, (Identity, WeakAddr<MemoryTransport>)>,
-    cut: BTreeSet<(NodeId, NodeId)>,
+    nodes: BTreeMap<Endpoint, (Identity, WeakAddr<MemoryTransport>)>,
+    cut: BTreeSet<(Endpoint, Endpoint)>,
     /// How much is on its way, by direction.
-    under_way: BTreeMap<(NodeId, NodeId), Arc<AtomicUsize>>,
+    under_way: BTreeMap<(Endpoint, Endpoint), Arc<AtomicUsize>>,
 }
 
 impl MemoryNetwork {
@@ -108,12 +149,17 @@ impl MemoryNetwork {
 
     /// The same of a node whose store keeps lives.
     pub fn start_with(&self, identity: Identity, lives: Option<Arc<LifeBook>>) -> TransportHandle {
-        let (network, id) = (self.clone(), identity.id);
+        self.start_at(Endpoint::of(identity.id), identity, lives)
+    }
+
+    /// The same at another endpoint than that of its id, beside the process that is there.
+    pub fn start_at(&self, endpoint: Endpoint, identity: Identity, lives: Option<Arc<LifeBook>>) -> TransportHandle {
+        let network = self.clone();
         let rules = Rules::new(identity, lives);
         let (identity, now) = (rules.own().clone(), Instant::now());
-        let (up, refused) = Default::default();
-        let addr = MemoryTransport { network, rules, upward: None, up, refused, flushed: now }.start();
-        self.wires().nodes.insert(id, (identity, addr.downgrade()));
+        let (up, refused, ends) = Default::default();
+        let addr = MemoryTransport { network, endpoint, rules, upward: None, up, ends, refused, flushed: now }.start();
+        self.wires().nodes.insert(endpoint, (identity, addr.downgrade()));
         TransportHandle {
             transmit: addr.clone().recipient(),
             ask: addr.clone().recipient(),
@@ -127,12 +173,12 @@ impl MemoryNetwork {
 
     /// From now on nothing that `from` sends reaches `to`; the other direction is untouched.
     pub fn cut(&self, from: NodeId, to: NodeId) {
-        self.wires().cut.insert((from, to));
+        self.wires().cut.insert((Endpoint(from), Endpoint(to)));
     }
 
     /// Undoes [`cut`](Self::cut).
     pub fn heal(&self, from: NodeId, to: NodeId) {
-        self.wires().cut.remove(&(from, to));
+        self.wires().cut.remove(&(Endpoint(from), Endpoint(to)));
     }
 
     /// Undoes every cut.
@@ -143,16 +189,17 @@ impl MemoryNetwork {
     /// Cuts a node off from all others that were started so far, in both directions.
     pub fn isolate(&self, id: NodeId) {
         let mut wires = self.wires();
-        let others: Vec<NodeId> = wires.nodes.keys().copied().filter(|other| *other != id).collect();
+        let id = Endpoint::of(id);
+        let others: Vec<Endpoint> = wires.nodes.keys().copied().filter(|other| *other != id).collect();
         wires.cut.extend(others.into_iter().flat_map(|other| [(id, other), (other, id)]));
     }
 
-    fn is_cut(&self, from: NodeId, to: NodeId) -> bool {
+    fn is_cut(&self, from: Endpoint, to: Endpoint) -> bool {
         self.wires().cut.contains(&(from, to))
     }
 
     /// The other end of a link that carries, or why it does not.
-    fn reach(&self, from: NodeId, to: NodeId) -> Result<(Identity, Addr<MemoryTransport>), &'static str> {
+    fn reach(&self, from: Endpoint, to: Endpoint) -> Result<(Identity, Addr<MemoryTransport>), &'static str> {
         if self.1.as_ref().is_some_and(|wire| !wire.stands(from, to)) {
             return Err("there is no connection");
         }
@@ -165,13 +212,27 @@ impl MemoryNetwork {
     }
 
     /// One more delivery on its way, unless the link is full.
-    fn load(&self, from: NodeId, to: NodeId) -> Option<Load> {
+    fn load(&self, from: Endpoint, to: Endpoint) -> Option<Load> {
         let counter = self.wires().under_way.entry((from, to)).or_default().clone();
         (counter.fetch_add(1, Relaxed) < LINK_BOUND).then_some(()).or_else(|| {
             counter.fetch_sub(1, Relaxed);
             None
         })?;
         Some(Load(counter))
+    }
+
+    fn frames(&self) -> Frames {
+        self.1.as_ref().map_or_else(Frames::default, |wire| wire.frames())
+    }
+
+    /// Whether what may take so many bytes fits a frame of at most `max`; the wire hears of what does not.
+    fn fits(&self, from: Endpoint, to: Endpoint, parcel: Parcel<'_>, bytes: usize, max: usize) -> bool {
+        if bytes > max
+            && let Some(wire) = &self.1
+        {
+            wire.fits_no_frame(from, to, parcel, bytes);
+        }
+        bytes <= max
     }
 
     /// The map is always whole, also after a panic elsewhere.
@@ -192,10 +253,13 @@ impl Drop for Load {
 /// One node's end of a [`MemoryNetwork`].
 pub struct MemoryTransport {
     network: MemoryNetwork,
+    endpoint: Endpoint,
     rules: Rules,
     upward: Option<Upward>,
     /// Peers that were let in, as they were then.
     up: BTreeMap<NodeId, Identity>,
+    /// Where those are that were heard last from elsewhere than the endpoint of their id.
+    ends: BTreeMap<NodeId, Endpoint>,
     /// The last refusal of each peer, by it or of it, so that each is told once.
     refused: BTreeMap<NodeId, (bool, RefusedBecause)>,
     /// When acknowledged indexes were recorded last.
@@ -261,13 +325,36 @@ impl MemoryTransport {
     }
 
     /// The other end, if the link carries and this node lets it in.
-    fn reach(&mut self, to: NodeId) -> Result<(Features, Addr<MemoryTransport>, Load), String> {
-        let (theirs, node) = self.network.reach(self.id(), to).map_err(str::to_owned)?;
+    fn reach(&mut self, to: NodeId) -> Result<Reached, String> {
+        let elsewhere = self.ends.get(&to).copied().filter(|end| self.network.reach(self.endpoint, *end).is_ok());
+        let end = elsewhere.unwrap_or(Endpoint::of(to));
+        let (theirs, node) = self.network.reach(self.endpoint, end).map_err(str::to_owned)?;
         self.admit(&theirs)
             .map_err(|reason| reason.map_or("it is not on record".into(), |reason| reason.to_string()))?;
-        let load = self.network.load(self.id(), to).ok_or("the link is full")?;
-        Ok((theirs.features, node, load))
+        let load = self.network.load(self.endpoint, end).ok_or("the link is full")?;
+        Ok(Reached { end, features: theirs.features, node, load })
     }
+
+    /// What it sends to that peer goes there from now on.
+    fn heard_from(&mut self, peer: NodeId, end: Endpoint) {
+        match end == Endpoint::of(peer) {
+            true => drop(self.ends.remove(&peer)),
+            false => drop(self.ends.insert(peer, end)),
+        }
+    }
+
+    /// Which process this is.
+    fn sender(&self) -> (Endpoint, u64) {
+        (self.endpoint, self.rules.own().boot)
+    }
+}
+
+/// The other end of a link that carries.
+struct Reached {
+    end: Endpoint,
+    features: Features,
+    node: Addr<MemoryTransport>,
+    load: Load,
 }
 
 /// Those that the peer's version knows; the others are nothing that it could miss.
@@ -281,6 +368,7 @@ fn understood(mut messages: Vec<RaftMessage>, features: &Features) -> Vec<RaftMe
 #[rtype(result = "()")]
 struct Delivery {
     from: Identity,
+    end: Endpoint,
     recorded: Option<LifeKey>,
     group: GroupId,
     messages: Vec<RaftMessage>,
@@ -293,6 +381,7 @@ struct Delivery {
 #[rtype(result = "()")]
 struct Question {
     from: Identity,
+    end: Endpoint,
     recorded: Option<LifeKey>,
     group: GroupId,
     request: Request,
@@ -319,26 +408,36 @@ impl Handler<Transmit> for MemoryTransport {
         }
         for (to, messages) in by_peer {
             let recorded = self.recorded(to);
-            match (self.reach(to), self.network.1.clone()) {
-                (Ok((features, node, load)), None) => {
-                    let messages = understood(messages, &features);
-                    let from = self.rules.own().clone();
-                    node.do_send(Delivery { from, recorded, group, messages, load: Some(load) });
+            let Reached { end, features, node, load } = match self.reach(to) {
+                Ok(reached) => reached,
+                Err(_) => {
+                    self.unreachable(group, to);
+                    continue;
                 }
-                (Ok((features, node, load)), Some(wire)) => {
-                    let messages = understood(messages, &features);
-                    let (from, load) = (self.rules.own().clone(), Arc::new(load));
-                    for message in messages {
-                        let (node, from, load, copy) = (node.clone(), from.clone(), load.clone(), message.clone());
-                        let deliver = move || {
-                            let _on_its_way = &load;
-                            let (from, messages) = (from.clone(), vec![copy.clone()]);
-                            node.do_send(Delivery { from, recorded, group, messages, load: None });
-                        };
-                        wire.carry(self.rules.own(), to, Parcel::Message(&message), Arc::new(deliver));
-                    }
-                }
-                (Err(_), _) => self.unreachable(group, to),
+            };
+            let (mut messages, (own, max)) = (understood(messages, &features), (self.endpoint, self.network.frames()));
+            let count = messages.len();
+            messages.retain(|message| {
+                let bytes = message.encoded_bound() + frame::BATCH_FRAMING;
+                self.network.fits(own, end, Parcel::Message(message), bytes, max.messages)
+            });
+            if messages.len() < count {
+                self.unreachable(group, to);
+            }
+            let from = self.rules.own().clone();
+            let Some(wire) = self.network.1.clone() else {
+                node.do_send(Delivery { from, end: own, recorded, group, messages, load: Some(load) });
+                continue;
+            };
+            let load = Arc::new(load);
+            for message in messages {
+                let (node, from, load, copy) = (node.clone(), from.clone(), load.clone(), message.clone());
+                let deliver = move || {
+                    let _on_its_way = &load;
+                    let (from, messages) = (from.clone(), vec![copy.clone()]);
+                    node.do_send(Delivery { from, end: own, recorded, group, messages, load: None });
+                };
+                wire.carry(self.sender(), end, Parcel::Message(&message), Arc::new(deliver));
             }
         }
     }
@@ -347,11 +446,13 @@ impl Handler<Transmit> for MemoryTransport {
 impl Handler<Delivery> for MemoryTransport {
     type Result = ();
 
-    fn handle(&mut self, Delivery { from, recorded, group, messages, load }: Delivery, ctx: &mut Context<Self>) {
+    fn handle(&mut self, delivery: Delivery, ctx: &mut Context<Self>) {
+        let Delivery { from, end, recorded, group, messages, load } = delivery;
         drop(load);
         let Some(received) = self.upward.as_ref().map(|upward| upward.received.clone()) else { return };
         match self.admit(&from) {
             Ok(()) => {
+                self.heard_from(from.id, end);
                 recorded.into_iter().for_each(|life| self.rules.book().confirmed(from.id, life));
                 self.rules.book().note_acknowledged(from.id, &messages);
                 self.flush_if_due();
@@ -359,21 +460,21 @@ impl Handler<Delivery> for MemoryTransport {
                     above.do_send(Received { group, from: from.id, messages });
                 }
             }
-            Err(Some(reason)) => self.send_refusal(from.id, group, reason, ctx),
+            Err(Some(reason)) => self.send_refusal(end, group, reason, ctx),
             Err(None) => {}
         }
     }
 }
 
 impl MemoryTransport {
-    fn send_refusal(&self, to: NodeId, group: GroupId, reason: RefusedBecause, _: &mut Context<Self>) {
-        let Ok((_, node)) = self.network.reach(self.id(), to) else { return };
+    fn send_refusal(&self, to: Endpoint, group: GroupId, reason: RefusedBecause, _: &mut Context<Self>) {
+        let Ok((_, node)) = self.network.reach(self.endpoint, to) else { return };
         let (by, told) = (self.id(), reason.clone());
         match &self.network.1 {
             None => node.do_send(Refused { by, group, reason }),
             Some(wire) => {
                 let deliver = once(move || node.do_send(Refused { by, group, reason: told }));
-                wire.carry(self.rules.own(), to, Parcel::Refusal(&reason), deliver);
+                wire.carry(self.sender(), to, Parcel::Refusal(&reason), deliver);
             }
         }
     }
@@ -398,32 +499,39 @@ impl Handler<Ask> for MemoryTransport {
                 asker.do_send(Answered { id, from: to, result });
             }
         };
-        let (node, load) = match self.reach(to) {
-            Ok((features, node, load)) if features.meet(request.needs()) => (node, load),
+        let (end, node, load) = match self.reach(to) {
+            Ok(Reached { end, features, node, load }) if features.meet(request.needs()) => (end, node, load),
             Ok(_) => {
                 let cause = format!("node {to} runs a version that does not know this question");
                 return answer(Err(AskError::NotSent(cause)));
             }
             Err(cause) => return answer(Err(AskError::NotSent(cause))),
         };
+        let (own, max) = (self.endpoint, self.network.frames().questions);
+        if let Err(error) = frame::question_fits(group, &request, max) {
+            self.network.fits(own, end, Parcel::Question(&request), usize::MAX, max);
+            return answer(Err(AskError::NotSent(error.to_string())));
+        }
         let (sender, receiver) = oneshot::channel();
         let (from, recorded) = (self.rules.own().clone(), self.recorded(to));
         match &self.network.1 {
-            None => node.do_send(Question { from, recorded, group, request, answer: sender, load: Some(load) }),
+            None => {
+                node.do_send(Question { from, end: own, recorded, group, request, answer: sender, load: Some(load) })
+            }
             Some(wire) => {
-                let (own, asked) = (from.clone(), request.clone());
+                let asked = request.clone();
                 let deliver = once(move || {
                     drop(load);
-                    node.do_send(Question { from: own, recorded, group, request, answer: sender, load: None });
+                    node.do_send(Question { from, end: own, recorded, group, request, answer: sender, load: None });
                 });
-                wire.carry(&from, to, Parcel::Question(&asked), deliver);
+                wire.carry(self.sender(), end, Parcel::Question(&asked), deliver);
             }
         }
-        let (network, me) = (self.network.clone(), self.id());
+        let network = self.network.clone();
         let wait = async move {
             let lost = |cause: &str| Err(AskError::Lost(cause.to_owned()));
             answer(match timeout(patience, receiver).await {
-                _ if network.is_cut(to, me) => lost("the link was cut"),
+                _ if network.is_cut(end, own) => lost("the link was cut"),
                 Ok(Ok(response)) => Ok(response),
                 Ok(Err(_)) => lost("the peer dropped the question"),
                 Err(_) => lost("the time is up"),
@@ -437,14 +545,14 @@ impl Handler<Question> for MemoryTransport {
     type Result = ();
 
     fn handle(&mut self, question: Question, ctx: &mut Context<Self>) {
-        let Question { from, recorded, group, request, answer, load } = question;
+        let Question { from, end, recorded, group, request, answer, load } = question;
         drop(load);
         if self.upward.is_none() {
             return;
         }
         match self.admit(&from) {
             Ok(()) => recorded.into_iter().for_each(|life| self.rules.book().confirmed(from.id, life)),
-            Err(Some(reason)) => return self.send_refusal(from.id, group, reason, ctx),
+            Err(Some(reason)) => return self.send_refusal(end, group, reason, ctx),
             Err(None) => return,
         }
         let Some(upward) = &self.upward else { return };
@@ -454,15 +562,20 @@ impl Handler<Question> for MemoryTransport {
         if let Some(above) = above {
             above.do_send(Asked { group, from: from.id, request, responder });
         }
-        let (wire, own) = (self.network.1.clone(), self.rules.own().clone());
+        let (network, own, max) = (self.network.clone(), self.sender(), self.network.frames().questions);
         let wait = async move {
             let Ok(response) = answered.await else { return };
-            match wire {
+            let response = frame::answer_within(response, max);
+            if !frame::answer_fits(&response, max) {
+                network.fits(own.0, end, Parcel::Answer(&response), usize::MAX, max);
+                return;
+            }
+            match &network.1 {
                 None => drop(answer.send(response)),
                 Some(wire) => {
                     let copy = response.clone();
                     let deliver = once(move || drop(answer.send(copy)));
-                    wire.carry(&own, from.id, Parcel::Answer(&response), deliver);
+                    wire.carry(own, end, Parcel::Answer(&response), deliver);
                 }
             }
         };
@@ -484,7 +597,7 @@ impl Handler<SetCluster> for MemoryTransport {
     fn handle(&mut self, SetCluster(cluster): SetCluster, _: &mut Context<Self>) {
         self.rules.set_cluster(cluster);
         let own = self.rules.own().clone();
-        if let Some((identity, _)) = self.network.wires().nodes.get_mut(&own.id)
+        if let Some((identity, _)) = self.network.wires().nodes.get_mut(&self.endpoint)
             && identity.boot == own.boot
         {
             *identity = own;
@@ -505,7 +618,7 @@ impl Handler<GetTransportStatus> for MemoryTransport {
 
     fn handle(&mut self, GetTransportStatus: GetTransportStatus, _: &mut Context<Self>) -> TransportStatus {
         let peer = |id: &NodeId| PeerStatus {
-            connected: self.up.contains_key(id) && self.network.reach(self.id(), *id).is_ok(),
+            connected: self.up.contains_key(id) && self.network.reach(self.endpoint, Endpoint::of(*id)).is_ok(),
             last_error: self.refused.get(id).map(|(_, reason)| reason.to_string()),
             features: self.up.get(id).map_or_else(Features::none, |identity| identity.features.clone()),
             ..PeerStatus::default()

@@ -1,5 +1,5 @@
-//! No message exceeds its bound: an append has no more bytes of entries than one message may carry, but for a single entry; and what
-//! a leader sent to a peer since that peer's last answer stays near the window.
+//! No message exceeds its bound: an append has no more bytes of entries than one message may carry, but for a single entry; what
+//! a leader sent to a peer since that peer's last answer stays near the window; and nothing is to be sent that fits no frame.
 
 use actorum_transport::wire::{Entry, MessageKind};
 
@@ -28,6 +28,9 @@ impl Invariant for MessagesAreBounded {
                     }
                 }
                 Ok(())
+            }
+            Event::FitsNoFrame { from, to, parcel, bytes } => {
+                Err(format!("n{from} -> n{to} {parcel:?}: it takes up to {bytes} bytes, and fits no frame"))
             }
             Event::Looked { node, status } => {
                 // A message is sent while less than the window is on its way. A change carries its own record beside the entry.

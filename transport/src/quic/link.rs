@@ -507,14 +507,7 @@ impl Wire {
 
     async fn write_answer(&self, response: Option<Response>, max: usize, send: &mut SendStream) -> bool {
         let mut bytes = Vec::new();
-        // Not encoded to find out that it fits no frame.
-        let response = response.map(|response| match response {
-            Response::Applied { index, response, .. } if response.len().saturating_add(frame::SMALL) > max => {
-                let cause = format!("applied at {index}, but its response of {} bytes fits no message", response.len());
-                Response::Unknown { cause }
-            }
-            response => response,
-        });
+        let response = response.map(|response| frame::answer_within(response, max));
         match response.map(|response| frame::encode(Kind::Response, &response, max, &mut bytes)) {
             Some(Ok(())) => {
                 self.counters.add_sent(bytes.len());
