@@ -96,8 +96,25 @@ fn fresh_seeds() {
     ] {
         once_in(seeds, &total.snapshots, kind);
     }
-    for (seeds, kind) in [(3, "power cut at a file"), (5, "error of a file"), (5, "rotten snapshot")] {
+    for (seeds, kind) in [
+        (3, "power cut at a file"),
+        (5, "error of a file"),
+        (5, "rotten snapshot"),
+        (10, "filled volume"),
+        (20, "twin with an older opening"),
+        (100, "twin of a running node"),
+    ] {
         once_in(seeds, &total.disk, kind);
+    }
+    for (seeds, kind) in [
+        (20, "message of half a frame"),
+        (4, "low on space"),
+        (5, "snapshot while room was short"),
+        (50, "reserve lent"),
+        (50, "write without room"),
+        (50, "stopped without room"),
+    ] {
+        once_in(seeds, &total.room, kind);
     }
     for (seeds, kind) in [(20, "failing snapshot of the state machine"), (50, "failing restore of the state machine")] {
         once_in(seeds, &total.process, kind);
@@ -132,6 +149,22 @@ fn a_message_that_fits_no_frame_is_found() {
         let broken = report.violation.map(|violation| violation.invariant);
         assert_eq!(broken, Some("no message exceeds its bound"));
     }
+}
+
+/// The end of a disk is one: on a volume that does not hold what a node needs it stops, and says why.
+#[test]
+fn a_volume_that_is_too_small_is_found() {
+    let run = |bytes| {
+        let simulation = Simulation::<Kv>::recorded(1).volume(bytes).configure(|config| {
+            (config.low_space_bytes, config.ballast_bytes) = (0, 0);
+            config.snapshot_entries = 0;
+        });
+        simulation.run(Duration::from_secs(10)).violation
+    };
+    assert_eq!(run(1 << 20), None);
+    let broken = run(4000).expect("a log that is never cut does not fit");
+    assert_eq!(broken.invariant, "a stopped node says why");
+    assert!(broken.detail.contains("the simulated volume is full"), "{broken}");
 }
 
 #[test]

@@ -11,12 +11,14 @@ use std::{
 
 pub(crate) use actorum_actors::log::simulated::{Image, Loss};
 use actorum_actors::log::{
-    simulated::{Answer, Backup as LogBackup, Decide, Latency, SimulatedDisk, Step},
+    reserve::{self, Reserve, ReserveBounds},
+    simulated::{Answer, Backup as LogBackup, Decide, Latency, SimulatedDisk, SimulatedVolume, Step},
     store::{
         Completions, LogAppender, LogReader, LogStore, Looked, OpenError, Probe, Recovered, Space, StoreError,
         StoreIdentity,
     },
 };
+use actorum_actors::log_writer::SHORT;
 use actorum_actors::snapshot::{
     Shelf,
     files::{Appending, Files, Reading},
@@ -27,6 +29,7 @@ use actorum_transport::lives::{Content, LifeBook};
 use actorum_transport::wire::{GroupId, Incarnation, NodeId, Snapshot, SnapshotFile};
 
 use super::{dice::Dice, world::Durable};
+use crate::{Config, volume};
 
 /// How a disk fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,8 +48,70 @@ pub(crate) struct Disk {
     files: SimulatedFiles,
     tally: Arc<Tally>,
     moods: Moods,
+    room: Room,
     /// What the last opening keeps of lives.
     lives: Arc<Mutex<Option<Arc<LifeBook>>>>,
+}
+
+/// How much room a disk has.
+#[derive(Clone)]
+pub(crate) struct Room {
+    pub volume: SimulatedVolume,
+    bounds: ReserveBounds,
+    /// The last opening's; a disk without an end has none.
+    reserve: Arc<Mutex<Option<Arc<Reserve>>>>,
+}
+
+/// What the simulated engine may need to open, in bytes: nothing, but a bound of nothing would bound nothing.
+const ENGINE: u64 = 512;
+
+impl Room {
+    /// A volume of so many bytes, or without an end, under a node with these settings.
+    pub fn new(capacity: Option<u64>, config: &Config) -> Room {
+        let bounds = ReserveBounds {
+            engine: ENGINE,
+            bytes: config.ballast_bytes,
+            max_bytes: volume::most_reserve(capacity.unwrap_or(u64::MAX)),
+            short_below: config.low_space_bytes.saturating_mul(SHORT),
+        };
+        Room {
+            volume: capacity.map_or_else(SimulatedVolume::endless, SimulatedVolume::of),
+            bounds,
+            reserve: Arc::default(),
+        }
+    }
+
+    /// Whether there is an end to it.
+    pub fn ends(&self) -> bool {
+        self.volume.room().is_some()
+    }
+
+    /// As a directory is opened.
+    fn open(&self) -> Option<Arc<Reserve>> {
+        if !self.ends() {
+            return None;
+        }
+        reserve::give_up(&self.volume, ENGINE, 0);
+        let reserve = Reserve::over(Box::new(self.volume.clone()), self.bounds);
+        *self.reserve() = Some(reserve.clone());
+        Some(reserve)
+    }
+
+    /// A look for room, as a directory's probe takes it.
+    fn look(&self) -> Result<Space, StoreError> {
+        let Some(reserve) = self.reserve().clone() else { return Ok(Space { free: ROOM, ..Space::default() }) };
+        reserve.keep(self.volume.room().unwrap_or(ROOM));
+        let doing = "looking for free space".to_owned();
+        reserve.space().map_err(|error| StoreError::Io { doing, error: Arc::new(error) })
+    }
+
+    fn is_short(&self) -> bool {
+        self.reserve().as_ref().is_some_and(|reserve| reserve.is_short())
+    }
+
+    fn reserve(&self) -> MutexGuard<'_, Option<Arc<Reserve>>> {
+        self.reserve.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// A copy of both.
@@ -63,6 +128,8 @@ pub(crate) struct Tally {
     pub cuts: AtomicU64,
     /// Writes of a file that failed.
     pub failed: AtomicU64,
+    /// Snapshots that were built while room was short.
+    pub short: AtomicU64,
 }
 
 /// Which of the two.
@@ -104,7 +171,7 @@ const GOOD_MS: u64 = 3;
 const ROOM: u64 = 1 << 40;
 
 impl Disk {
-    pub fn new(id: NodeId, dice: Dice) -> Disk {
+    pub fn new(id: NodeId, room: Room, dice: Dice) -> Disk {
         let mood = Mood {
             dice,
             latency_ms: GOOD_MS,
@@ -120,8 +187,10 @@ impl Disk {
         };
         let moods = Moods(Arc::new(Mutex::new(mood)));
         let tally = Arc::<Tally>::default();
-        let files = SimulatedFiles::new(Arc::new(FileMoods { moods: moods.clone(), tally: tally.clone() }));
-        Disk { id, disk: SimulatedDisk::new(Arc::new(moods.clone())), files, tally, moods, lives: Arc::default() }
+        let decide = Arc::new(FileMoods { moods: moods.clone(), tally: tally.clone() });
+        let files = SimulatedFiles::on(room.volume.clone(), decide);
+        let disk = SimulatedDisk::on(room.volume.clone(), Arc::new(moods.clone()));
+        Disk { id, disk, files, tally, moods, room, lives: Arc::default() }
     }
 
     /// Who takes the node's power when the disk says so.
@@ -130,10 +199,13 @@ impl Disk {
     }
 
     pub fn open(&self, incarnation: Incarnation) -> Result<Box<dyn LogStore>, OpenError> {
+        let reserve = self.room.open();
         let store = self.disk.open(self.id, incarnation)?;
         *self.lives.lock().unwrap_or_else(PoisonError::into_inner) = store.lives();
-        let files = Counted { files: self.files.open(), tally: self.tally.clone() };
-        Ok(Box::new(Probed { store, shelf: Arc::new(Shelf::over(Arc::new(files))), moods: self.moods.clone() }))
+        let files = Counted { files: self.files.open(), room: self.room.clone(), tally: self.tally.clone() };
+        let shelf = Arc::new(Shelf::over(Arc::new(files)));
+        let probe = Arc::new(DiskProbe { moods: self.moods.clone(), room: self.room.clone() });
+        Ok(Box::new(Probed { store, shelf, probe, reserve }))
     }
 
     pub fn crash(&self, loss: Loss) {
@@ -161,7 +233,7 @@ impl Disk {
         (mood.latency_ms, mood.hangs, mood.armed, mood.fails, mood.low) = (GOOD_MS, false, None, None, false);
         let probes = std::mem::take(&mut mood.probes);
         drop(mood);
-        probes.into_iter().for_each(|looked| looked(Ok(Space { free: ROOM, ..Space::default() })));
+        probes.into_iter().for_each(|looked| looked(self.room.look()));
         self.disk.release();
     }
 
@@ -213,6 +285,15 @@ impl Disk {
     /// Flips it; whether it was there.
     pub fn flip_file(&self, (name, bit): &(String, usize)) -> bool {
         self.files.flip(name, *bit)
+    }
+
+    pub fn room(&self) -> &Room {
+        &self.room
+    }
+
+    /// Whether it is made to say that hardly any room is left.
+    pub fn is_low(&self) -> bool {
+        self.moods.lock().low
     }
 
     pub fn tally(&self) -> &Tally {
@@ -291,7 +372,8 @@ impl Durable for Disk {
 struct Probed {
     store: Box<dyn LogStore>,
     shelf: Arc<Shelf>,
-    moods: Moods,
+    probe: Arc<DiskProbe>,
+    reserve: Option<Arc<Reserve>>,
 }
 
 impl LogStore for Probed {
@@ -316,7 +398,11 @@ impl LogStore for Probed {
     }
 
     fn probe(&self) -> Option<Arc<dyn Probe>> {
-        Some(Arc::new(self.moods.clone()))
+        Some(self.probe.clone())
+    }
+
+    fn reserve(&self) -> Option<Arc<Reserve>> {
+        self.reserve.clone()
     }
 
     fn start(self: Box<Self>, completed: Completions) -> Box<dyn LogAppender> {
@@ -324,9 +410,15 @@ impl LogStore for Probed {
     }
 }
 
-impl Probe for Moods {
+/// Looks at a disk as a directory's probe does.
+struct DiskProbe {
+    moods: Moods,
+    room: Room,
+}
+
+impl Probe for DiskProbe {
     fn write(&self, looked: Looked) {
-        let mut mood = self.lock();
+        let mut mood = self.moods.lock();
         if mood.hangs {
             return mood.probes.push(looked);
         }
@@ -335,8 +427,8 @@ impl Probe for Moods {
     }
 
     fn space(&self, looked: Looked) {
-        let free = if self.lock().low { 0 } else { ROOM };
-        looked(Ok(Space { free, ..Space::default() }));
+        let low = self.moods.lock().low;
+        looked(if low { Ok(Space::default()) } else { self.room.look() });
     }
 }
 
@@ -427,6 +519,7 @@ impl simulated::Decide for FileMoods {
 /// Files whose fate is counted by their names.
 struct Counted {
     files: Arc<dyn Files>,
+    room: Room,
     tally: Arc<Tally>,
 }
 
@@ -453,8 +546,10 @@ impl Files for Counted {
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         self.files.rename(from, to)?;
-        let counter = if from.starts_with("building-") { &self.tally.built } else { &self.tally.fetched };
+        let built = from.starts_with("building-");
+        let counter = if built { &self.tally.built } else { &self.tally.fetched };
         counter.fetch_add(1, Relaxed);
+        self.tally.short.fetch_add(u64::from(built && self.room.is_short()), Relaxed);
         Ok(())
     }
 
@@ -464,6 +559,10 @@ impl Files for Counted {
 
     fn sync_names(&self) -> io::Result<()> {
         self.files.sync_names()
+    }
+
+    fn free(&self) -> io::Result<Option<u64>> {
+        self.files.free()
     }
 
     fn blocks(&self) -> bool {

@@ -43,6 +43,8 @@ pub struct Faults {
     pub full_disk: u32,
     /// Hardly any room is left on a disk, for a while: its leader transfers leadership and answers `LowSpace`.
     pub low_space: u32,
+    /// Others fill the volume of one node, to the last byte or nearly, and make room again. Only where volumes have an end.
+    pub filled_volume: u32,
     /// A bit flips on the disk of a node that is down: intact, or refused with a specific error.
     pub flipped_bit: u32,
     /// The last write of a disk is torn as the power goes: intact, or refused with a specific error.
@@ -52,6 +54,9 @@ pub struct Faults {
     /// A whole directory is put back from a copy made before the last opening, or while its node ran: refused by every peer that met
     /// what came later.
     pub rolled_back: u32,
+    /// A copy of a node's directory runs beside the node: the copy is refused by every peer that met what came later, and ends with a
+    /// specific error; the node goes on.
+    pub twin: u32,
     /// A directory is swapped for another node's: refused with a specific error.
     pub swapped_directory: u32,
     /// A disk is wiped and its node started under the old id: refused by its peers, and without a vote.
@@ -114,10 +119,12 @@ impl Faults {
             disk_error: 0,
             full_disk: 0,
             low_space: 0,
+            filled_volume: 0,
             flipped_bit: 0,
             torn_write: 0,
             old_copy: 0,
             rolled_back: 0,
+            twin: 0,
             swapped_directory: 0,
             wiped_disk: 0,
             absence: 0,
@@ -175,10 +182,12 @@ impl Faults {
             disk_error: 2,
             full_disk: 1,
             low_space: 2,
+            filled_volume: 4,
             flipped_bit: 2,
             torn_write: 2,
             old_copy: 2,
             rolled_back: 4,
+            twin: 6,
             swapped_directory: 1,
             wiped_disk: 4,
             absence: 6,

@@ -18,7 +18,10 @@ use std::{
 };
 
 use actorum_actors::{
-    log::store::{LogStore, OpenError},
+    log::{
+        simulated::VolumeCounters,
+        store::{LogStore, OpenError},
+    },
     machine::StateMachine,
     message::Failed,
     witness::{Drained, Witness},
@@ -34,7 +37,7 @@ use tokio::sync::Notify;
 use super::{
     clock::NodeClock,
     dice::Dice,
-    disk::{Disk, Loss, Tally},
+    disk::{Disk, Loss, Room, Tally},
     machine::{Strings, Watched},
     wire::Links,
     world::{Decided, Event, World},
@@ -108,6 +111,8 @@ struct Inner<S: StateMachine> {
     network: MemoryNetwork,
     make: Arc<dyn Fn() -> S + Send + Sync>,
     config: Config,
+    /// How many bytes each node's disk holds; without an end if `None`.
+    capacity: Option<u64>,
     /// What snapshots have in addition to the state, in bytes.
     padding: usize,
     /// Whether the cluster begins with nodes of the first version, which are exchanged at their restarts.
@@ -121,6 +126,7 @@ impl<S: StateMachine> Fleet<S> {
         links: &Links,
         make: Arc<dyn Fn() -> S + Send + Sync>,
         config: Config,
+        capacity: Option<u64>,
         dice: Dice,
     ) -> Self {
         let network = MemoryNetwork::over(Arc::new(links.clone()));
@@ -128,7 +134,7 @@ impl<S: StateMachine> Fleet<S> {
         let rolled = dice.fork("rolled", 0).below(4) == 0;
         let state = Mutex::new((dice, BTreeMap::new()));
         let (world, links) = (world.clone(), links.clone());
-        Fleet(Arc::new(Inner { world, links, network, make, config, padding, rolled, state }))
+        Fleet(Arc::new(Inner { world, links, network, make, config, capacity, padding, rolled, state }))
     }
 
     pub fn world(&self) -> &World {
@@ -146,7 +152,8 @@ impl<S: StateMachine> Fleet<S> {
         let skew = state.0.between(0, 4000) as i64 - 2000;
         let clock = NodeClock::new(self.0.world.agenda(), rate, skew);
         let first_version = self.0.rolled && state.0.fork("first version", id).below(3) > 0;
-        let disk = Disk::new(id, state.0.fork("disk", id));
+        let room = Room::new(self.0.capacity, &self.0.config);
+        let disk = Disk::new(id, room, state.0.fork("disk", id));
         let fleet = self.clone();
         disk.cut_power_with(Some(Arc::new(move |loss| fleet.crash(id, loss))));
         let node = Node {
@@ -167,6 +174,19 @@ impl<S: StateMachine> Fleet<S> {
     pub fn let_power_be_cut(&self) {
         let fleet = self.clone();
         self.0.links.cut_power_with(Some(Arc::new(move |id, loss| fleet.crash(id, loss))));
+    }
+
+    pub fn network(&self) -> MemoryNetwork {
+        self.0.network.clone()
+    }
+
+    pub fn config(&self) -> Config {
+        self.0.config.clone()
+    }
+
+    /// A state machine as it is at first.
+    pub fn machine(&self) -> S {
+        (self.0.make)()
     }
 
     /// Looks at the nodes, or changes them.
@@ -294,14 +314,22 @@ impl<S: StateMachine> Fleet<S> {
             fleet.bury(id, "it stopped by itself");
         });
         let world = self.0.world.clone();
+        let disk = self.node(id, |node| node.disk.clone());
         actix_rt::spawn(async move {
+            let mut was_low = false;
             loop {
                 tokio::select! {
                     biased;
                     () = life.over() => return,
                     () = tokio::time::sleep(Duration::from_millis(LOOK_MS)) => {}
                 }
-                world.saw(Event::Looked { node: id, status: &raft.status() });
+                let status = raft.status();
+                let low = status.disk.low && disk.as_ref().is_some_and(|disk| !disk.is_low());
+                if low && !std::mem::replace(&mut was_low, low) {
+                    world.count(|counts| counts.room("low on space", 1));
+                }
+                was_low = low;
+                world.saw(Event::Looked { node: id, status: &status });
             }
         });
     }
@@ -405,11 +433,16 @@ impl<S: StateMachine> Fleet<S> {
     }
 
     fn count_files(&self, disk: &Disk) {
-        let Tally { built, fetched, resumed, cuts, failed } = disk.tally();
+        let Tally { built, fetched, resumed, cuts, failed, short } = disk.tally();
+        let VolumeCounters { refused, reserved, lent } = disk.room().volume.counters();
         self.0.world.count(|counts| {
             counts.snapshot("built", built.load(Relaxed));
             counts.snapshot("fetched", fetched.load(Relaxed));
             counts.snapshot("resumed", resumed.load(Relaxed));
+            counts.room("snapshot while room was short", short.load(Relaxed));
+            counts.room("write without room", refused);
+            counts.room("reserve made", reserved);
+            counts.room("reserve lent", lent);
             for (kind, fired) in [("power cut at a file", cuts), ("error of a file", failed)] {
                 let fired = fired.load(Relaxed);
                 if fired > 0 {

@@ -24,6 +24,7 @@ pub mod kv;
 
 mod nemesis;
 mod fleet;
+mod twin;
 mod wire;
 mod disk;
 mod machine;

@@ -54,10 +54,12 @@ enum Kind {
     DiskError,
     FullDisk,
     LowSpace,
+    FilledVolume,
     FlippedBit,
     TornWrite,
     OldCopy,
     RolledBack,
+    Twin,
     SwappedDirectory,
     WipedDisk,
     Absence,
@@ -74,7 +76,7 @@ enum Kind {
     Shutdown,
 }
 
-fn weights(faults: &Faults) -> [(Kind, u32); 35] {
+fn weights(faults: &Faults) -> [(Kind, u32); 37] {
     use Kind::*;
     [
         (Loss, faults.loss),
@@ -94,10 +96,12 @@ fn weights(faults: &Faults) -> [(Kind, u32); 35] {
         (DiskError, faults.disk_error),
         (FullDisk, faults.full_disk),
         (LowSpace, faults.low_space),
+        (FilledVolume, faults.filled_volume),
         (FlippedBit, faults.flipped_bit),
         (TornWrite, faults.torn_write),
         (OldCopy, faults.old_copy),
         (RolledBack, faults.rolled_back),
+        (Twin, faults.twin),
         (SwappedDirectory, faults.swapped_directory),
         (WipedDisk, faults.wiped_disk),
         (Absence, faults.absence),
@@ -223,10 +227,12 @@ impl<S: StateMachine> Culprit<S> {
             Kind::DiskError => self.disk_error(Mishap::Error, "write or sync error").await,
             Kind::FullDisk => self.disk_error(Mishap::Full, "full disk").await,
             Kind::LowSpace => self.low_space().await,
+            Kind::FilledVolume => self.filled_volume().await,
             Kind::FlippedBit => self.flipped_bit().await,
             Kind::TornWrite => self.torn_write().await,
             Kind::OldCopy => self.old_copy().await,
             Kind::RolledBack => self.rolled_back().await,
+            Kind::Twin => self.twin().await,
             Kind::SwappedDirectory => self.swapped_directory().await,
             Kind::WipedDisk => self.wiped_disk().await,
             Kind::Absence => self.absence().await,

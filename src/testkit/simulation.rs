@@ -87,6 +87,7 @@ pub struct Simulation<S: StateMachine> {
     faults: Faults,
     config: Config,
     frames: Frames,
+    volume: Option<u64>,
     make: Arc<dyn Fn() -> S + Send + Sync>,
     script: Arc<dyn Fn() -> Script<S> + Send + Sync>,
     tell: bool,
@@ -140,6 +141,7 @@ impl<S: StateMachine> Simulation<S> {
             faults: Faults::none(),
             config,
             frames: Frames::default(),
+            volume: None,
             make: Arc::new(make),
             script: Arc::new(|| Script { client: Box::new(|_| Box::pin(async {})), verdict: Box::new(|| Ok(())) }),
             tell: false,
@@ -176,6 +178,14 @@ impl<S: StateMachine> Simulation<S> {
     /// is larger is not carried, and breaks the run.
     pub fn frames(mut self, messages: usize, questions: usize) -> Self {
         self.frames = Frames { messages, questions };
+        self
+    }
+
+    /// How large the volume of each node's disk is, in bytes: it holds the log, the snapshots and the reserve, and others may fill it.
+    /// Default: without an end. What a node needs is said where the settings are that take room, above all
+    /// [`low_space_bytes`](Config::low_space_bytes); on a volume that holds it no node may ever stop for lack of room.
+    pub fn volume(mut self, bytes: u64) -> Self {
+        self.volume = Some(bytes);
         self
     }
 
@@ -236,6 +246,7 @@ impl<S: StateMachine> Simulation<S> {
             faults: self.faults.clone(),
             config: self.config.clone(),
             frames: self.frames,
+            volume: self.volume,
             make: self.make.clone(),
             script: self.script.clone(),
             least_progress: self.least_progress,
@@ -268,6 +279,7 @@ struct Run<S: StateMachine> {
     faults: Faults,
     config: Config,
     frames: Frames,
+    volume: Option<u64>,
     make: Arc<dyn Fn() -> S + Send + Sync>,
     script: Arc<dyn Fn() -> Script<S> + Send + Sync>,
     least_progress: u64,
@@ -283,7 +295,8 @@ impl<S: StateMachine> Run<S> {
         let world = World::new(&agenda, tell, &self.config);
         let links = Links::new(&world, self.frames, dice.fork("links", 0));
         self.config.seed = Some(dice.fork("elections", 0).roll());
-        let fleet = Fleet::new(&world, &links, self.make.clone(), self.config.clone(), dice.fork("fleet", 0));
+        let fleet =
+            Fleet::new(&world, &links, self.make.clone(), self.config.clone(), self.volume, dice.fork("fleet", 0));
         fleet.let_power_be_cut();
         let script = (self.script)();
         let clients = self.begin(&fleet, &script, &dice).await;
@@ -391,7 +404,12 @@ impl<S: StateMachine> Run<S> {
         for id in fleet.in_state(State::Paused) {
             fleet.resume(id);
         }
-        fleet.nodes(|nodes| nodes.values().for_each(|node| node.disk.calm()));
+        fleet.nodes(|nodes| {
+            nodes.values().for_each(|node| {
+                node.disk.room().volume.clear();
+                node.disk.calm();
+            });
+        });
         for id in fleet.in_state(State::Down) {
             if world.over() {
                 return;

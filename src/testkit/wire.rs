@@ -126,6 +126,13 @@ impl Links {
         }
     }
 
+    /// There was never such a process.
+    pub fn forget(&self, node: NodeId) {
+        let mut state = self.lock();
+        state.processes.remove(&node);
+        state.links.retain(|(from, to), _| *from != node && *to != node);
+    }
+
     pub fn pause(&self, node: NodeId) {
         if let Some(process) = self.lock().processes.get_mut(&node) {
             process.paused = true;

@@ -29,13 +29,26 @@ pub fn simulation(seed: u64) -> Simulation<Kv> {
     let window = [append, 500, 2000][dice.below(3) as usize].max(append);
     let unapplied = [330, 1000, 4000][dice.below(3) as usize];
     let tail = [0, 300, 2000][dice.below(3) as usize];
-    Simulation::recorded(seed).nodes(nodes).clients(4).faults(Faults::harsh()).at_least(progress).configure(|config| {
+    // No larger than what these settings let through: a message around its entries, an entry that changes the membership with the
+    // record beside it, or the description of a snapshot.
+    let frame = (400 + 3 * append).max(400 + 2 * 372).max(2048);
+    let simulation = Simulation::recorded(seed).nodes(nodes).clients(4).faults(Faults::harsh()).at_least(progress);
+    // In half of these the disks have an end, which a log that is never cut would reach: room for four snapshots, the reserve, twice what
+    // counts as low, and a little more. A quarter of what counts as low is some records of what there is to start from.
+    let (ends, low, ballast) = (tiny && dice.below(2) == 0, 8000, 4000);
+    let volume = 4 * 3800 + ballast + 2 * low + dice.between(2_000, 12_000);
+    let simulation = if tiny { simulation.frames(frame, 32 << 10) } else { simulation };
+    let simulation = if ends { simulation.volume(volume) } else { simulation };
+    simulation.configure(|config| {
         (config.snapshot_entries, config.log_keep_entries, config.log_hold_bytes) = (entries, keep, hold);
         (config.snapshot_rate, config.snapshot_sends, config.snapshot_piece_bytes) = (rate, sends, piece);
         config.snapshot_patience_ms = patience;
         if tiny {
             (config.max_entry_bytes, config.max_append_bytes, config.peer_window_bytes) = (300, append, window);
             (config.max_unapplied_bytes, config.log_tail_bytes) = (unapplied, tail);
+        }
+        if ends {
+            (config.low_space_bytes, config.ballast_bytes, config.max_unpersisted_bytes) = (low, ballast, 1000);
         }
     })
 }

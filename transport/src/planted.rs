@@ -30,6 +30,7 @@ pub enum Planted {
     LogEndNotCompared,
     HashForgotten,
     MarksNotCompared,
+    ShortOfRoomUnseen,
 }
 
 impl Planted {
@@ -57,6 +58,7 @@ impl Planted {
         Planted::LogEndNotCompared,
         Planted::HashForgotten,
         Planted::MarksNotCompared,
+        Planted::ShortOfRoomUnseen,
     ];
 
     /// What is wrong.
@@ -84,6 +86,7 @@ impl Planted {
             Planted::LogEndNotCompared => "end of a log not compared with the index on record",
             Planted::HashForgotten => "running hash not carried on behind a snapshot",
             Planted::MarksNotCompared => "hashes at marks not compared",
+            Planted::ShortOfRoomUnseen => "log not cut early where room is short",
         }
     }
 }

@@ -20,6 +20,7 @@ use std::collections::BTreeSet;
 
 use actorum_transport::{
     features::Feature,
+    planted::{self, Planted},
     wire::{NodeId, Refusal},
 };
 use raft::{ProgressState, StateRole};
@@ -35,7 +36,7 @@ impl Disk {
 
     /// Whether what can be freed of it has to be.
     pub(super) fn is_short(&self) -> bool {
-        self.room.short || self.room.low
+        (self.room.short || self.room.low) && !planted::is(Planted::ShortOfRoomUnseen)
     }
 }
 

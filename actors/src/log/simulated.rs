@@ -8,7 +8,8 @@
 //!  open ─▶ SimulatedStore ─▶ appender: begin, flush ┄┄ latency ┄┄▶ sync, watermark, Completed
 //! ```
 //!
-//! Here is what a simulation sees of it; `device` is what it does with bytes, `running` a store at work on it.
+//! Here is what a simulation sees of it; `device` is what it does with bytes, `running` a store at work on it, `volume` how much room
+//! there is.
 //!
 //! Everything above the engine is the real thing: records, checksums, plans, the order of steps, the checks at opening.
 //! Before every [`Step`] the disk asks its [`Decide`] whether it happens, fails, or the power goes instead of it.
@@ -44,6 +45,9 @@ use super::{
 
 mod device;
 mod running;
+mod volume;
+
+pub use volume::{SimulatedVolume, VolumeCounters};
 
 use device::{Asked, Disk, Lock, SimulatedEngine, SimulatedLives, SimulatedSlots, View, mix};
 use running::SimulatedStore;
@@ -185,8 +189,13 @@ pub struct Durable {
 pub struct SimulatedDisk(Arc<Mutex<Disk>>);
 
 impl SimulatedDisk {
-    /// An empty disk.
+    /// An empty disk without an end.
     pub fn new(decide: Arc<dyn Decide>) -> SimulatedDisk {
+        SimulatedDisk::on(SimulatedVolume::endless(), decide)
+    }
+
+    /// An empty disk on that volume.
+    pub fn on(volume: SimulatedVolume, decide: Arc<dyn Decide>) -> SimulatedDisk {
         SimulatedDisk(Arc::new(Mutex::new(Disk {
             decide,
             identity: None,
@@ -203,6 +212,7 @@ impl SimulatedDisk {
             hung: None,
             views: BTreeMap::new(),
             bytes: 0,
+            volume,
             counters: Counters::default(),
         })))
     }

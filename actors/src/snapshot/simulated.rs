@@ -20,7 +20,7 @@ use std::{
 };
 
 use super::files::{Appending, Files, Reading, read_at, seek_in};
-pub use crate::log::simulated::{Answer, Loss};
+pub use crate::log::simulated::{Answer, Loss, SimulatedVolume};
 
 /// What is done to the files, one at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -100,6 +100,7 @@ struct Folder {
     unsynced: Vec<Renamed>,
     files: BTreeMap<u64, Content>,
     made: u64,
+    volume: SimulatedVolume,
     counters: Counters,
 }
 
@@ -114,8 +115,13 @@ struct Content {
 }
 
 impl SimulatedFiles {
-    /// An empty folder.
+    /// An empty folder on a volume without an end.
     pub fn new(decide: Arc<dyn Decide>) -> SimulatedFiles {
+        SimulatedFiles::on(SimulatedVolume::endless(), decide)
+    }
+
+    /// An empty folder on that volume.
+    pub fn on(volume: SimulatedVolume, decide: Arc<dyn Decide>) -> SimulatedFiles {
         SimulatedFiles(Arc::new(Mutex::new(Folder {
             decide,
             life: 0,
@@ -125,6 +131,7 @@ impl SimulatedFiles {
             unsynced: Vec::new(),
             files: BTreeMap::new(),
             made: 0,
+            volume,
             counters: Counters::default(),
         })))
     }
@@ -242,6 +249,13 @@ impl Folder {
             set(&mut self.names, name, *file);
         }
         self.unsynced.push(change);
+        self.measure();
+    }
+
+    /// Tells the volume how many bytes there are under names.
+    fn measure(&self) {
+        let bytes = |file: &u64| self.files.get(file).map_or(0, |content| content.bytes.len() as u64);
+        self.volume.files_have(self.names.values().map(bytes).sum());
     }
 
     /// What a power cut leaves.
@@ -286,6 +300,7 @@ impl Folder {
             // Whatever it is: it is on the disk.
             content.synced = content.bytes.len();
         }
+        self.measure();
     }
 
     fn fill(&mut self, contents: BTreeMap<String, Vec<u8>>) {
@@ -298,6 +313,7 @@ impl Folder {
             self.files.insert(self.made, Content { synced: bytes.len(), bytes });
         }
         self.durable = self.names.clone();
+        self.measure();
     }
 }
 
@@ -445,6 +461,10 @@ impl Files for Life {
         Ok(())
     }
 
+    fn free(&self) -> io::Result<Option<u64>> {
+        Ok(self.files.lock().volume.room())
+    }
+
     fn blocks(&self) -> bool {
         false
     }
@@ -487,7 +507,11 @@ impl Seek for Handle {
 impl Write for Handle {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let (mut folder, written, over) = match self.life.ask(Step::Write) {
-            Ok(folder) => (folder, bytes.len(), None),
+            // As many as there is room for.
+            Ok(folder) => match folder.volume.take(bytes.len() as u64) {
+                (taken, Ok(())) => (folder, taken as usize, None),
+                (taken, Err(full)) => (folder, taken as usize, Some(Over::Failed(full))),
+            },
             Err((folder, Over::Gone)) => return Err(Over::Gone.told(folder)),
             // Some of it came before the disk was full, or the power gone.
             Err((folder, over)) => (folder, bytes.len() / 2, Some(over)),
@@ -495,6 +519,7 @@ impl Write for Handle {
         if let Some(content) = folder.files.get_mut(&self.file) {
             content.bytes.extend_from_slice(&bytes[..written]);
         }
+        folder.measure();
         match over {
             Some(over) => Err(over.told(folder)),
             None => Ok(written),
@@ -518,6 +543,7 @@ impl Appending for Handle {
             content.bytes.truncate(usize::try_from(length).unwrap_or(usize::MAX));
             content.synced = content.synced.min(content.bytes.len());
         }
+        folder.measure();
         Ok(())
     }
 

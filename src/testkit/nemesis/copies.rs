@@ -3,6 +3,8 @@
 //! A copy knows nothing of what was promised after it was taken, so it must meet somebody who does, and be let in by none of those.
 //! Whoever does not know is down meanwhile: what a copy does among such is what the scheme says it cannot find out.
 
+use std::time::Duration;
+
 use actorum_actors::machine::StateMachine;
 use actorum_transport::{
     lives::{Content, LifeKey, Record},
@@ -14,6 +16,7 @@ use crate::testkit::{
     disk::{Backup, Disk},
     fleet::Node,
     machine::Watched,
+    twin::Twin,
     world::Durable,
 };
 
@@ -40,6 +43,9 @@ impl Copied {
         }
     }
 }
+
+/// A copy asks for votes, and is told who it is: after the longest election timeout by the slowest clock, and a few more.
+const NAMED_WITHIN: Duration = Duration::from_secs(6);
 
 /// Nobody joins or leaves while it is held.
 struct NoChanges(std::rc::Rc<std::cell::RefCell<u32>>);
@@ -85,32 +91,36 @@ impl<S: StateMachine> Culprit<S> {
         })
     }
 
-    /// A whole directory is put back from an older copy, and brought back as it was.
-    pub(super) async fn rolled_back(&mut self) {
-        let Some(hold) = self.hold_running() else { return };
-        let node = hold.0;
-        let Some(_nobody_joins) = self.no_changes() else { return };
-        let voters = self.fleet.raft(node).map_or(0, |(raft, _)| raft.status().membership.voters().len());
-        if voters < 2 || self.fleet.node(node, |node| node.first_version) != Some(false) {
-            return;
-        }
+    /// A copy of a node's directory, made before its last opening or while it ran, and the node runs on for a while.
+    async fn older_copy(&mut self, node: NodeId) -> Option<Copied> {
         let while_it_ran = self.dice.below(2) == 0;
         if !while_it_ran {
             self.fleet.kill(node);
         }
-        let Some(copied) = self.copy_of(node, while_it_ran) else { return };
+        let copied = self.copy_of(node, while_it_ran)?;
         if !while_it_ran {
             self.a_while(20, 300).await;
             if !self.come_back(node).await {
-                return;
+                return None;
             }
         }
-        // An acknowledged index is on record a second later at the earliest.
-        let at_least = if while_it_ran { 1500 } else { 500 };
-        self.a_while(at_least, at_least + 2500).await;
-        if self.fleet.node(node, |node| node.state) != Some(State::Running) {
+        // An acknowledged index is on record a second later at the earliest; a life before anything of it counts, so that nothing else has
+        // to be written for it to be there.
+        let (at_least, at_most) = if while_it_ran { (1500, 4000) } else { (50, 2000) };
+        self.a_while(at_least, at_most).await;
+        (self.fleet.node(node, |node| node.state) == Some(State::Running)).then_some(copied)
+    }
+
+    /// A whole directory is put back from an older copy, and brought back as it was.
+    pub(super) async fn rolled_back(&mut self) {
+        let Some(hold) = self.hold_running() else { return };
+        let node = hold.0;
+        let voters = self.fleet.raft(node).map_or(0, |(raft, _)| raft.status().membership.voters().len());
+        if voters < 2 || self.fleet.node(node, |node| node.first_version) != Some(false) {
             return;
         }
+        let Some(copied) = self.older_copy(node).await else { return };
+        let Some(_nobody_joins) = self.no_changes() else { return };
         self.fleet.kill(node);
         let (knowing, others) = self.who_knows(node, &copied);
         // Those that do not know are down until it is over; of those that do, some are started again, so that what they know
@@ -134,15 +144,12 @@ impl<S: StateMachine> Culprit<S> {
         self.older(node, true);
         self.fleet.node(node, |node| node.disk.put_back(copied.backup.clone()));
         if self.fleet.start(node).await.is_ok() {
-            self.disk(if while_it_ran { "copy of a running node" } else { "rolled-back directory" }, node);
+            self.disk(if copied.while_it_ran { "copy of a running node" } else { "rolled-back directory" }, node);
             self.may_stop(node);
             self.until_down(std::slice::from_ref(&hold)).await;
             let shown = self.fleet.node(node, |node| node.disk.lives()).flatten();
-            self.is_let_in_by_none(
-                node,
-                shown.and_then(|lives| lives.shown().last().copied()).map(|life| life.key()),
-                &knowing,
-            );
+            let life = shown.and_then(|lives| lives.shown().last().map(|life| life.key()));
+            self.is_let_in_by_none(node, life, &knowing);
         }
         self.fleet.kill(node);
         self.fleet.node(node, |node| {
@@ -155,6 +162,46 @@ impl<S: StateMachine> Culprit<S> {
         for Hold(id, _) in &away {
             self.come_back(*id).await;
         }
+    }
+
+    /// A copy runs beside its node. Those that would not know it for one do not hear it.
+    pub(super) async fn twin(&mut self) {
+        let Some(hold) = self.hold_running() else { return };
+        let node = hold.0;
+        let votes = self.fleet.raft(node).map(|(raft, _)| raft.status().membership.voters()).unwrap_or_default();
+        if votes.len() < 2 || !votes.contains(&node) || self.fleet.node(node, |node| node.first_version) != Some(false)
+        {
+            return;
+        }
+        let Some(copied) = self.older_copy(node).await else { return };
+        let Some(_nobody_joins) = self.no_changes() else { return };
+        let (knowing, others) = self.who_knows(node, &copied);
+        let near: Vec<Hold> = knowing.iter().filter_map(|(id, _)| self.hold(*id)).collect();
+        let runs = |id: &NodeId| self.fleet.node(*id, |node| node.state) == Some(State::Running);
+        if near.len() < knowing.len() || !knowing.iter().any(|(id, _)| runs(id)) {
+            return;
+        }
+        let twin = match Twin::start(&self.fleet, node, copied.backup, self.dice.fork("twin", 0), &others).await {
+            Ok(twin) => twin,
+            Err(error) => {
+                let detail = format!("a copy of n{node} does not start: {error}");
+                return self.world().broken("a copy of a directory is one", detail);
+            }
+        };
+        self.disk(if copied.while_it_ran { "twin of a running node" } else { "twin with an older opening" }, node);
+        // Who has no vote asks nobody for one, and meets only who seeks it.
+        if !twin.votes(node) {
+            return;
+        }
+        let life = twin.life();
+        let ended = twin.ends_within(NAMED_WITHIN).await;
+        self.is_let_in_by_none(node, life, &knowing);
+        if !ended.as_ref().is_some_and(|cause| cause.contains("is an older copy, or runs twice")) {
+            let detail = format!("n{node} runs twice, and after {NAMED_WITHIN:?} its copy has ended of {ended:?}");
+            self.world().broken("a directory that runs twice is named", detail);
+        }
+        let ended = ended.unwrap_or_default();
+        self.world().tell(|| format!("the twin of n{node} has ended: {ended}"));
     }
 
     /// Nobody who must know has put the copy's life on record, which is what letting it in begins with. Who lost its directory

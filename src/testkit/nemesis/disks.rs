@@ -3,8 +3,8 @@
 use actorum_actors::machine::StateMachine;
 use actorum_transport::wire::NodeId;
 
-use super::Culprit;
-use crate::testkit::disk::{Loss, Mishap, Part};
+use super::{Culprit, State};
+use crate::testkit::disk::{Loss, Mishap, Part, Room};
 
 impl<S: StateMachine> Culprit<S> {
     pub(super) fn disk(&self, kind: &'static str, node: NodeId) {
@@ -45,6 +45,35 @@ impl<S: StateMachine> Culprit<S> {
         self.fleet.node(hold.0, |node| node.disk.low());
         self.a_while(1200, 4000).await;
         self.fleet.node(hold.0, |node| node.disk.calm());
+    }
+
+    /// Others fill its volume, and go again. Nearly full it goes on; quite full it stops with its next write, and starts once there is
+    /// room.
+    pub(super) async fn filled_volume(&mut self) {
+        let Some(hold) = self.hold_running() else { return };
+        let Some(room) = self.fleet.node(hold.0, |node| node.disk.room().clone()).filter(Room::ends) else { return };
+        let low = self.fleet.config().low_space_bytes;
+        let left = [0, low / 2, low, low * 2][self.dice.below(4) as usize];
+        // Above that the log is cut in time, with the reserve's room if need be.
+        if left < low * 2 {
+            self.may_stop(hold.0);
+        }
+        room.volume.fill(left);
+        self.disk("filled volume", hold.0);
+        self.world().tell(|| format!("{left} bytes are left to it"));
+        self.a_while(1000, 5000).await;
+        if self.fleet.node(hold.0, |node| node.state) == Some(State::Down) {
+            self.world().count(|counts| counts.room("stopped without room", 1));
+            // A supervisor starts it again, though nothing is better yet. It may stop again, or not start.
+            if self.dice.below(2) == 0 && !self.world().over() {
+                let _ = self.fleet.start(hold.0).await;
+                self.may_stop(hold.0);
+                self.a_while(500, 1500).await;
+            }
+        }
+        room.volume.clear();
+        self.a_while(20, 500).await;
+        self.come_back(hold.0).await;
     }
 
     pub(super) async fn disk_error(&mut self, mishap: Mishap, kind: &'static str) {

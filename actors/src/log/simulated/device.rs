@@ -14,7 +14,7 @@ use actorum_transport::{
 };
 use bytes::Bytes;
 
-use super::{Counters, Decide, Durable, Loss, SimulatedDisk, Step, running::Running};
+use super::{Counters, Decide, Durable, Loss, SimulatedDisk, SimulatedVolume, Step, running::Running};
 use crate::log::{
     engine::{Change, Engine, EngineError},
     lives,
@@ -77,6 +77,7 @@ pub(super) struct Disk {
     /// What is durable, group by group.
     pub(super) views: BTreeMap<GroupId, View>,
     pub(super) bytes: u64,
+    pub(super) volume: SimulatedVolume,
     pub(super) counters: Counters,
 }
 
@@ -97,6 +98,7 @@ impl Disk {
         };
         self.bytes += added;
         self.bytes -= old.as_ref().map_or(0, |old| old.len() as u64);
+        self.volume.log_has(self.bytes);
         old
     }
 
@@ -203,6 +205,7 @@ impl Disk {
     pub(super) fn rebuild(&mut self) {
         self.views.clear();
         self.bytes = self.values.values().map(|value| value.len() as u64).sum();
+        self.volume.log_has(self.bytes);
         let records: BTreeSet<Key> = self.values.keys().map(|key| key.piece(0)).collect();
         for key in records {
             self.refresh(key);
@@ -216,6 +219,7 @@ impl Disk {
         self.lives = None;
         self.views.clear();
         (self.flushed, self.bytes, self.under_way) = (0, 0, None);
+        self.volume.log_has(0);
     }
 }
 
@@ -309,6 +313,10 @@ impl SimulatedEngine {
 impl Engine for SimulatedEngine {
     fn apply(&self, changes: Vec<Change>) -> Result<(), EngineError> {
         let mut disk = self.ask(Step::Apply, "writing log")?;
+        // What a batch replaces or removes is free only behind it.
+        let bytes = changes.iter().filter_map(|(_, value)| Some(value.as_ref()?.len() as u64)).sum();
+        let doing = "writing log".to_owned();
+        disk.volume.take(bytes).1.map_err(|error| EngineError::Io { doing, error })?;
         let mut applied = Vec::with_capacity(changes.len());
         for (key, value) in changes {
             let new = value.map(Bytes::from);

@@ -1,0 +1,119 @@
+//! A copy of a node's directory that runs beside the node: the same id, another process at another address.
+//!
+//! The world does not know it as a node: nothing that it does may have an effect. That it leads nobody and learns of no commit is
+//! looked at here; that nobody lets it in, and that it ends with the error that says why, is for whoever started it.
+
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use actorum_actors::{
+    machine::StateMachine,
+    message::Failed,
+    status::Role,
+    witness::{Drained, Witness},
+};
+use actorum_transport::{
+    lives::LifeKey,
+    memory::Endpoint,
+    wire::{Incarnation, NodeId},
+};
+use tokio::time::timeout;
+
+use super::{
+    clock::NodeClock,
+    dice::Dice,
+    disk::{Backup, Disk, Room},
+    fleet::Fleet,
+    machine::{Strings, Watched},
+    world::World,
+};
+use crate::{Bootstrap, Builder, Config, Network, Raft, StartError, Storage};
+
+/// The process of a copy. It ends with this.
+pub(crate) struct Twin<S: StateMachine> {
+    fleet: Fleet<S>,
+    end: Endpoint,
+    raft: Raft<Watched<S>>,
+    disk: Disk,
+}
+
+impl<S: StateMachine> Twin<S> {
+    /// Starts a copy of a node's directory, which hears and reaches all but these.
+    pub async fn start(
+        fleet: &Fleet<S>,
+        of: NodeId,
+        copy: Backup,
+        mut dice: Dice,
+        without: &[NodeId],
+    ) -> Result<Twin<S>, StartError> {
+        let (world, links) = (fleet.world(), fleet.links());
+        let end = Endpoint(1 << 32 | of);
+        let disk = Disk::new(of, Room::new(None, &fleet.config()), dice.fork("disk", 0));
+        disk.put_back(copy);
+        let store = disk.open(Incarnation(dice.roll()))?;
+        let boot = store.identity().boot;
+        links.up(end.0, boot);
+        for other in without {
+            links.cut(end.0, *other);
+            links.cut(*other, end.0);
+        }
+        let strings = Strings::default();
+        // Its machine is nobody's business.
+        strings.cut();
+        let (network, config) = (fleet.network(), Config { seed: Some(dice.roll()), ..fleet.config() });
+        let machine = Watched::new(fleet.machine(), of, world.clone(), strings, 0);
+        let mut builder = Builder::new(of, machine)
+            .storage(Storage::Custom(store))
+            .network(Network::Custom(Box::new(move |identity, lives| network.start_at(end, identity, lives))))
+            .bootstrap(Bootstrap::Wait)
+            .config(config)
+            .clock(Arc::new(NodeClock::new(world.agenda(), 1000, 0)));
+        builder.witness = Some(Arc::new(Watcher { of, world: world.clone(), began_with: OnceLock::new() }));
+        let raft = builder.start().await?;
+        Ok(Twin { fleet: fleet.clone(), end, raft, disk })
+    }
+
+    /// The life that it shows.
+    pub fn life(&self) -> Option<LifeKey> {
+        self.disk.lives()?.shown().last().map(|life| life.key())
+    }
+
+    /// Whether it has a vote, as far as it knows.
+    pub fn votes(&self, id: NodeId) -> bool {
+        self.raft.status().membership.voters().contains(&id)
+    }
+
+    /// What it ends of, if it does so in time.
+    pub async fn ends_within(&self, patience: Duration) -> Option<String> {
+        timeout(patience, self.raft.stopped()).await.ok()
+    }
+}
+
+impl<S: StateMachine> Drop for Twin<S> {
+    fn drop(&mut self) {
+        let links = self.fleet.links();
+        links.down(self.end.0);
+        links.forget(self.end.0);
+        self.raft.system.do_send(Failed::broken("the simulation ended it"));
+    }
+}
+
+struct Watcher {
+    of: NodeId,
+    world: World,
+    /// The commit index that it began with.
+    began_with: OnceLock<u64>,
+}
+
+impl Witness for Watcher {
+    fn drained(&self, Drained { glance, .. }: Drained<'_>) {
+        if glance.role == Role::Leader || glance.commit > *self.began_with.get_or_init(|| glance.commit) {
+            let (of, term, commit) = (self.of, glance.term, glance.commit);
+            let detail =
+                format!("a copy of n{of} that runs beside it is {} in term {term}, with commit {commit}", glance.role);
+            self.world.broken("a copy that runs beside its node decides nothing", detail);
+        }
+    }
+}
