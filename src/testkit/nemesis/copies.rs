@@ -309,7 +309,12 @@ impl<S: StateMachine> Culprit<S> {
             let _ = self.fleet.start(hold.0).await;
         }
         self.may_stop(hold.0);
-        self.a_while(500, 2500).await;
+        self.a_while(100, 1000).await;
+        // Mostly somebody asks it for its vote meanwhile.
+        if self.dice.below(3) > 0 {
+            self.campaign();
+        }
+        self.a_while(400, 1500).await;
         self.fleet.kill(hold.0);
         self.fleet.node(hold.0, |node| {
             if node.state == State::Down {

@@ -34,7 +34,7 @@ impl<S: StateMachine> Culprit<S> {
                 if self.come_back(id).await {
                     self.churn("add learner");
                     let added = client.change(ConfChange::AddLearner(id, address(id))).await;
-                    if added.is_ok() && self.dice.below(2) == 0 {
+                    if added.is_ok() && self.dice.below(3) > 0 {
                         self.promote_the_absent(&mut client, id).await;
                     }
                     for _ in 0..6 {
