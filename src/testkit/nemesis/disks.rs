@@ -126,6 +126,8 @@ impl<S: StateMachine> Culprit<S> {
         });
         self.until_down(std::slice::from_ref(&hold)).await;
         self.fleet.crash(hold.0, Loss::Torn);
+        // What did not come in this life is not for the next one.
+        self.fleet.node(hold.0, |node| node.disk.calm());
         // What is torn was promised to nobody, but with it sled's promise of whole batches is gone.
         self.tampered(hold.0, true);
         let healthy = self.fleet.node(hold.0, |node| node.disk.before_torn()).flatten();

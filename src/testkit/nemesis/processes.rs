@@ -39,6 +39,8 @@ impl<S: StateMachine> Culprit<S> {
         for Hold(node, _) in &holds {
             let loss = self.some_loss();
             self.fleet.crash(*node, loss);
+            // One that had stopped by itself has no power to lose, and what was to take it is not for its next life.
+            self.fleet.node(*node, |node| node.disk.calm());
             self.disk("power cut", *node);
         }
         self.a_while(20, 2000).await;
