@@ -48,8 +48,8 @@ pub(crate) struct Life {
 /// whatever the status says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum End {
-    /// No leader took it in time.
-    NoLeader,
+    /// No leader took it in time: there is none, or it was not able to.
+    NotTaken,
     /// The system had stopped before.
     Stopped,
     /// Anything else.
@@ -173,7 +173,7 @@ impl Board {
         }
         let status = self.status();
         // A system that still runs has not stopped for what its status says.
-        let why = status.unready().filter(|_| end == End::NoLeader || status.stopped.is_some());
+        let why = status.unready().filter(|_| end == End::NotTaken || status.stopped.is_some());
         why.filter(|condition| condition.reason != Reason::Stopped)
     }
 

@@ -67,8 +67,12 @@ const SMALL_SNAPSHOT_BYTES: u64 = 64 << 20;
 /// Starts the node where actors can live: in the actix system of this thread, or in one made for it.
 pub(crate) async fn start<S: StateMachine>(builder: Builder<S>) -> Result<Raft<S>, StartError> {
     let (sender, started) = oneshot::channel();
-    let died = || StartError::Thread("it ended before the node had started: look for its panic in the log".into());
-    match Arbiter::try_current() {
+    // The system of a thread outlives its run there as a name only: it takes nothing any more.
+    let (arbiter, died) = match Arbiter::try_current().filter(|arbiter| arbiter.spawn_fn(|| ())) {
+        Some(arbiter) => (Some(arbiter), "the actix system of this thread was stopped before the node had started"),
+        None => (None, "it ended before the node had started: its panic is on standard error"),
+    };
+    match arbiter {
         Some(arbiter) => {
             // Spawned rather than awaited here, so that the future of `start` may travel between threads.
             arbiter.spawn_fn(move || {
@@ -95,7 +99,7 @@ pub(crate) async fn start<S: StateMachine>(builder: Builder<S>) -> Result<Raft<S
                 .map_err(|error| StartError::Thread(error.to_string()))?;
         }
     }
-    started.await.map_err(|_| died())?
+    started.await.map_err(|_| StartError::Thread(died.into()))?
 }
 
 /// What the directory gave.
@@ -333,6 +337,7 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
         clocks: core_address.clone().recipient(),
         core: core_status.clone(),
         clock: clock.clone(),
+        max_clock_skew: Duration::from_millis(config.max_clock_skew_ms),
         farewell: Duration::from_millis(config.election_ms) * 10,
     };
     let manager = MembershipManager::new(id, GROUP, identity.incarnation, features, beginning, membership_links)
@@ -569,7 +574,7 @@ fn never_if_zero(bound: u64) -> u64 {
 fn admit<S: StateMachine>(admission: Arc<Admission>) -> core::Admit<Slot<S>> {
     Box::new(move |responder: Responder, bytes| match admission.try_admit_forwarded(bytes) {
         Ok(permit) => Ok(Slot::remote(responder, permit)),
-        Err(Denied::Busy { .. }) => Err((responder, Refusal::Busy)),
+        Err(Denied::Busy(_)) => Err((responder, Refusal::Busy)),
         Err(Denied::Closed { cause }) => Err((responder, Refusal::Stopped { cause })),
     })
 }

@@ -22,7 +22,7 @@ use actorum_actors::{
     applier::Applier,
     clock::{Alarm, Clock},
     condition::Condition,
-    core::RaftCore,
+    core::{RaftCore, panic_message},
     entry::Draft,
     machine::{self, StateMachine},
     members::{Change, ChangeRequest, Membership},
@@ -113,8 +113,8 @@ impl<S: StateMachine> Door<S> {
     ) -> impl Future<Output = Result<(u64, T), ReadError>> + use<S, T> {
         let (reply, answer) = oneshot::channel();
         let look: Look<S> = Box::new(move |state: Result<View<'_, S>, ReadError>| {
-            // A client that no longer waits is not told.
-            let _ = reply.send(state.map(|view| (view.applied, look(view.machine))));
+            let looked = state.and_then(|view| Ok((view.applied, looking(|| look(view.machine))?)));
+            answer_read(reply, looked);
         });
         self.looked(self.begin_read(look, linearizable, deadline), answer, deadline)
     }
@@ -134,7 +134,10 @@ impl<S: StateMachine> Door<S> {
             if reply.is_closed() {
                 return;
             }
-            let value = look(view.machine);
+            let value = match looking(|| look(view.machine)) {
+                Ok(value) => value,
+                Err(panicked) => return answer_read(reply, Err(panicked)),
+            };
             let position = view.position().expect("a leader confirmed this read, so there is a cluster");
             let subscription = view.follow(recipient);
             if reply.send(Ok(Followed { value, position, subscription })).is_err() {
@@ -153,7 +156,8 @@ impl<S: StateMachine> Door<S> {
     ) -> impl Future<Output = Result<T, ReadError>> + use<S, T> {
         let (limit, board) = (self.limit(deadline), self.board.clone());
         async move {
-            let lost = || ReadError::Stopped { cause: "the closure of the read panicked".into() };
+            // A slot tells its client whatever happens to it, and a panic of the closure is told, too.
+            let lost = || ReadError::Panicked { message: "without a word".into() };
             let late = |cause| ReadError::DeadlineExceeded { cause };
             let answered = match begun {
                 Ok(()) => limit.of(answer, lost, late).await,
@@ -161,7 +165,7 @@ impl<S: StateMachine> Door<S> {
             };
             answered.map_err(|error| match board.explain(read_end(&error)) {
                 Some(Condition { reason, message, .. }) => ReadError::Unavailable { reason, message },
-                None => error,
+                None => of_this_node(error, board.id),
             })
         }
     }
@@ -381,9 +385,36 @@ fn cause(admission: &Admission) -> String {
     admission.closed().unwrap_or_else(|| "the system has ended".into())
 }
 
+/// The closure of a read, whose panic is its client's and nobody else's.
+fn looking<T>(look: impl FnOnce() -> T) -> Result<T, ReadError> {
+    // The state was only looked at: what the panic left half done is the client's own.
+    catch_unwind(AssertUnwindSafe(look)).map_err(|panic| {
+        let message = panic_message(&*panic);
+        tracing::warn!(%message, "the closure of a read panicked");
+        ReadError::Panicked { message }
+    })
+}
+
+/// Answers a read. A client that no longer waits is not told.
+fn answer_read<T>(reply: oneshot::Sender<Result<T, ReadError>>, answer: Result<T, ReadError>) {
+    let _ = reply.send(answer);
+}
+
+/// That this node leads is no reason why no leader was found: what is missing is the word of a majority.
+fn of_this_node(error: ReadError, id: NodeId) -> ReadError {
+    match error {
+        ReadError::NotLeader { leader: Some(leader) } if leader == id => ReadError::DeadlineExceeded {
+            cause: format!(
+                "node {id} leads, and within the deadline no majority of the voters confirmed that it still does"
+            ),
+        },
+        error => error,
+    }
+}
+
 fn proposal_end(error: &ProposeError) -> End {
     match error {
-        ProposeError::NotLeader { .. } => End::NoLeader,
+        ProposeError::NotLeader { .. } | ProposeError::DeadlineExceeded { .. } => End::NotTaken,
         ProposeError::Stopped { .. } => End::Stopped,
         _ => End::Other,
     }
@@ -391,7 +422,7 @@ fn proposal_end(error: &ProposeError) -> End {
 
 fn read_end(error: &ReadError) -> End {
     match error {
-        ReadError::NotLeader { .. } => End::NoLeader,
+        ReadError::NotLeader { .. } => End::NotTaken,
         ReadError::Stopped { .. } => End::Stopped,
         _ => End::Other,
     }
@@ -399,7 +430,7 @@ fn read_end(error: &ReadError) -> End {
 
 fn change_end(error: &ChangeError) -> End {
     match error {
-        ChangeError::NotLeader { .. } => End::NoLeader,
+        ChangeError::NotLeader { .. } | ChangeError::DeadlineExceeded { .. } => End::NotTaken,
         ChangeError::Stopped { .. } => End::Stopped,
         _ => End::Other,
     }

@@ -38,7 +38,7 @@ pub use actorum_actors::{
     log::memory::MemoryDisk,
     machine::{self, ApplyContext, Frozen, MachineError, StateMachine},
     members::{Change as ConfChange, ChangeRequest, Member, MemberRole, Membership},
-    outcome::{Applied, ChangeError, LearnerReading, MajorityReading, Outcome, ProposeError, ReadError},
+    outcome::{Applied, BusyBound, ChangeError, LearnerReading, MajorityReading, Outcome, ProposeError, ReadError},
     position::{After, Position, PositionError},
     serde_snapshot,
     snapshot::keeper::Backup,

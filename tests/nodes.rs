@@ -11,7 +11,7 @@ use std::{
 };
 
 use actix::prelude::*;
-use actorum::{ChangeError, MemberRole, Network, Outcome, Reason, StartError, WaitError, prelude::*};
+use actorum::{BusyBound, ChangeError, MemberRole, Network, Outcome, Reason, StartError, WaitError, prelude::*};
 use actorum_actors::log::store::{Completions, LogAppender, LogReader, LogStore, Recovered, StoreError, StoreIdentity};
 use actorum_transport::wire::{Entry, GroupId, Incarnation};
 use support::{MemoryDisk, MemoryNetwork, PATIENCE, Sum, founders, is_open, on, quick, start, three};
@@ -463,7 +463,7 @@ async fn admission_is_bounded_and_says_so() {
     let raft = builder.start().await.unwrap();
     raft.wait_for_leader(PATIENCE).await.unwrap();
     let (first, second, third) = (raft.submit(1), raft.submit(2), raft.submit(3));
-    assert!(matches!(third.await, Err(ProposeError::Busy { in_flight: 2, .. })));
+    assert!(matches!(third.await, Err(ProposeError::Busy { bound: BusyBound::InFlight { requests: 2, .. } })));
     assert_eq!((first.await.unwrap().response, second.await.unwrap().response), (1, 3));
     assert_eq!(raft.submit(4).await.unwrap().response, 7);
 }

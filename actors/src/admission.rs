@@ -24,7 +24,7 @@ use std::{
 
 use tokio::sync::Notify;
 
-use crate::outcome::{ChangeError, ProposeError, ReadError};
+use crate::outcome::{BusyBound, ChangeError, ProposeError, ReadError};
 
 /// The gate of one system.
 #[derive(Debug)]
@@ -63,13 +63,8 @@ struct Inside {
 /// Why a request was not admitted: it never reached the core.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Denied {
-    /// The bound is reached.
-    Busy {
-        /// Requests that hold admission.
-        in_flight: usize,
-        /// Bytes they hold.
-        bytes: usize,
-    },
+    /// A bound is reached.
+    Busy(BusyBound),
     /// The system stops or has stopped.
     Closed {
         /// Why.
@@ -80,7 +75,7 @@ pub enum Denied {
 impl From<Denied> for ProposeError {
     fn from(denied: Denied) -> Self {
         match denied {
-            Denied::Busy { in_flight, bytes } => ProposeError::Busy { in_flight, bytes },
+            Denied::Busy(bound) => ProposeError::Busy { bound },
             Denied::Closed { cause } => ProposeError::Stopped { cause },
         }
     }
@@ -89,7 +84,7 @@ impl From<Denied> for ProposeError {
 impl From<Denied> for ReadError {
     fn from(denied: Denied) -> Self {
         match denied {
-            Denied::Busy { in_flight, .. } => ReadError::Busy { in_flight },
+            Denied::Busy(bound) => ReadError::Busy { bound },
             Denied::Closed { cause } => ReadError::Stopped { cause },
         }
     }
@@ -98,7 +93,7 @@ impl From<Denied> for ReadError {
 impl From<Denied> for ChangeError {
     fn from(denied: Denied) -> Self {
         match denied {
-            Denied::Busy { in_flight, .. } => ChangeError::Busy { in_flight },
+            Denied::Busy(bound) => ChangeError::Busy { bound },
             Denied::Closed { cause } => ChangeError::Stopped { cause },
         }
     }
@@ -140,7 +135,8 @@ impl Admission {
         // A peer's request is no larger than an entry, which fits the whole bound, if not half of it.
         let alone = of == Of::Peers && share.count == 0 && bytes <= self.max_bytes;
         if share.count >= max_count || (share.bytes.saturating_add(bytes) > max_bytes && !alone) {
-            return Err(Denied::Busy { in_flight: share.count, bytes: share.bytes });
+            let Share { count: requests, bytes } = *share;
+            return Err(Denied::Busy(BusyBound::InFlight { requests, bytes, max_requests: max_count, max_bytes }));
         }
         share.count += 1;
         share.bytes += bytes;
@@ -246,13 +242,17 @@ impl Drop for Permit {
 mod tests {
     use super::*;
 
+    fn busy(requests: usize, bytes: usize, max_requests: usize, max_bytes: usize) -> Denied {
+        Denied::Busy(BusyBound::InFlight { requests, bytes, max_requests, max_bytes })
+    }
+
     #[test]
     fn count_and_bytes_are_bounded_and_given_back() {
         let admission = Admission::new(2, 100);
         let first = admission.try_admit(60).unwrap();
-        assert_eq!(admission.try_admit(41).unwrap_err(), Denied::Busy { in_flight: 1, bytes: 60 });
+        assert_eq!(admission.try_admit(41).unwrap_err(), busy(1, 60, 2, 100));
         let _second = admission.try_admit(40).unwrap();
-        assert_eq!(admission.try_admit(0).unwrap_err(), Denied::Busy { in_flight: 2, bytes: 100 });
+        assert_eq!(admission.try_admit(0).unwrap_err(), busy(2, 100, 2, 100));
         drop(first);
         assert_eq!(admission.in_flight(), (1, 40));
         admission.try_admit(60).unwrap();
@@ -266,7 +266,7 @@ mod tests {
         assert!(admission.try_admit(0).is_err());
         let first = admission.try_admit_forwarded(25).unwrap();
         let _second = admission.try_admit_forwarded(25).unwrap();
-        assert_eq!(admission.try_admit_forwarded(0).unwrap_err(), Denied::Busy { in_flight: 2, bytes: 50 });
+        assert_eq!(admission.try_admit_forwarded(0).unwrap_err(), busy(2, 50, 2, 50));
         drop(clients);
         assert_eq!(admission.in_flight(), (0, 0));
         let _clients: Vec<_> = (0..4).map(|_| admission.try_admit(25).unwrap()).collect();

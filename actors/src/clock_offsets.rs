@@ -12,6 +12,8 @@
 //! less so, because clocks drift. Readings are kept against this node's *monotonic* clock, so that a jump of its own
 //! calendar changes nothing here. A reading that contradicts the earlier ones means that the peer's calendar was set,
 //! and the earlier ones are forgotten.
+//! A reading that may be off by more than the bound that clocks are held to says nothing: a process that was busy for
+//! seconds between a question and its answer has learnt no more than that.
 //!
 //! Pure: times come in. Deliberately absent: setting a clock, and leap seconds.
 
@@ -91,12 +93,20 @@ impl Reading {
 }
 
 /// The readings of all peers.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct ClockOffsets {
     readings: BTreeMap<NodeId, VecDeque<Reading>>,
+    /// A reading that may be off by more than this says nothing.
+    within_us: i64,
 }
 
 impl ClockOffsets {
+    /// No readings yet. Of those to come only what is exact to this counts: a reading that may be off by more cannot
+    /// tell whether a clock is.
+    pub fn new(within: Duration) -> ClockOffsets {
+        ClockOffsets { readings: BTreeMap::new(), within_us: micros(within) }
+    }
+
     /// A peer's calendar showed this between these two moments of this node's monotonic clock.
     pub fn read(&mut self, peer: NodeId, sent: Duration, received: Duration, peer_us: u64) {
         let Ok(peer_us) = i64::try_from(peer_us) else { return };
@@ -123,11 +133,12 @@ impl ClockOffsets {
         self.readings.retain(|peer, _| known(*peer));
     }
 
-    /// The best of what is known now.
+    /// The best of what is known now, where it is exact enough.
     pub fn estimates(&self, now: Duration) -> Estimates {
         let best = |readings: &VecDeque<Reading>| {
             let fresh = readings.iter().filter(|reading| now.saturating_sub(reading.taken) <= VALID);
-            fresh.min_by_key(|reading| reading.within(now)).map(|reading| reading.at_zero_us)
+            let best = fresh.min_by_key(|reading| reading.within(now))?;
+            (best.within(now) <= self.within_us).then_some(best.at_zero_us)
         };
         Estimates(self.readings.iter().filter_map(|(peer, readings)| Some((*peer, best(readings)?))).collect())
     }
@@ -156,7 +167,7 @@ mod tests {
 
     #[test]
     fn the_shortest_round_trip_counts() {
-        let mut offsets = ClockOffsets::default();
+        let mut offsets = ClockOffsets::new(Duration::from_secs(1));
         assert_eq!(off_ms(&offsets, 0), None);
         exchange(&mut offsets, 0, 90, 10, 50 * MS);
         assert_eq!(off_ms(&offsets, 100), Some(90), "half of what the ways differ by is the error");
@@ -166,9 +177,28 @@ mod tests {
         assert_eq!(off_ms(&offsets, 2200), Some(50), "a slow answer does not replace a quick one");
     }
 
+    /// Three nodes in one process whose thread was busy: the clocks are equal, and half of a round trip of seconds is
+    /// no offset.
+    #[test]
+    fn a_reading_that_may_be_off_by_more_than_the_bound_says_nothing() {
+        let mut offsets = ClockOffsets::new(ms(500));
+        exchange(&mut offsets, 0, 3000, 0, 0);
+        assert_eq!(off_ms(&offsets, 3000), None, "the peer answered after 3 s, and the answer took no time");
+        exchange(&mut offsets, 4000, 1001, 0, 0);
+        assert_eq!(off_ms(&offsets, 5001), None, "501 ms either way");
+        exchange(&mut offsets, 6000, 900, 0, 0);
+        assert_eq!(off_ms(&offsets, 6900), Some(450), "450 ms either way, within the bound");
+        assert_eq!(off_ms(&offsets, 16_900), Some(450), "drift has added 10 ms");
+        exchange(&mut offsets, 20_000, 998, 0, 0);
+        assert_eq!(off_ms(&offsets, 20_998), Some(499));
+        assert_eq!(off_ms(&offsets, 22_998), None, "drift has carried it beyond");
+        exchange(&mut offsets, 23_000, 1, 1, 0);
+        assert_eq!(off_ms(&offsets, 23_002), Some(0));
+    }
+
     #[test]
     fn a_clock_that_was_set_is_believed_at_once() {
-        let mut offsets = ClockOffsets::default();
+        let mut offsets = ClockOffsets::new(Duration::from_secs(1));
         (0..8).for_each(|n| exchange(&mut offsets, n * 1000, 1, 1, 0));
         exchange(&mut offsets, 9000, 20, 20, 3600 * 1000 * MS);
         assert_eq!(off_ms(&offsets, 9100), Some(3_600_000), "however slow the first answer after it is");
@@ -178,7 +208,7 @@ mod tests {
 
     #[test]
     fn drift_makes_an_old_reading_worse_than_a_young_one() {
-        let mut offsets = ClockOffsets::default();
+        let mut offsets = ClockOffsets::new(Duration::from_secs(1));
         exchange(&mut offsets, 0, 1, 1, 0);
         exchange(&mut offsets, 7000, 4, 4, 0);
         exchange(&mut offsets, 9000, 3, 5, 0);
@@ -204,7 +234,7 @@ mod tests {
 
     #[test]
     fn nothing_a_peer_says_breaks_the_arithmetic() {
-        let mut offsets = ClockOffsets::default();
+        let mut offsets = ClockOffsets::new(Duration::from_secs(1));
         for reading in [u64::MAX, i64::MAX as u64, 0, 1, BASE as u64] {
             offsets.read(2, ms(5), ms(4), reading);
             offsets.read(2, Duration::MAX, Duration::ZERO, reading);

@@ -38,6 +38,7 @@ impl ErrorCode for ProposeError {
         match self {
             ProposeError::NotLeader { .. } => "not_leader",
             ProposeError::Unavailable { reason, .. } => reason.name(),
+            ProposeError::DeadlineExceeded { .. } => "deadline_exceeded",
             ProposeError::Busy { .. } => "busy",
             ProposeError::LowSpace { .. } => "low_space",
             ProposeError::TooLarge { .. } => "too_large",
@@ -54,6 +55,7 @@ impl ErrorCode for ProposeError {
             ProposeError::Unknown { .. } => 504,
             ProposeError::NotLeader { .. }
             | ProposeError::Unavailable { .. }
+            | ProposeError::DeadlineExceeded { .. }
             | ProposeError::Busy { .. }
             | ProposeError::LowSpace { .. }
             | ProposeError::Stopped { .. } => 503,
@@ -72,12 +74,13 @@ impl ErrorCode for ReadError {
             ReadError::NotLeader { .. } => "not_leader",
             ReadError::DeadlineExceeded { .. } => "deadline_exceeded",
             ReadError::Busy { .. } => "busy",
+            ReadError::Panicked { .. } => "panicked",
             ReadError::Stopped { .. } => "stopped",
         }
     }
 
     fn http_status(&self) -> u16 {
-        503
+        if let ReadError::Panicked { .. } = self { 500 } else { 503 }
     }
 
     fn leader(&self) -> Option<NodeId> {
@@ -94,6 +97,7 @@ impl ErrorCode for ChangeError {
             ChangeError::WouldLoseMajority(_) => "would_lose_majority",
             ChangeError::Invalid { .. } => "bad_request",
             ChangeError::NotLeader { .. } => "not_leader",
+            ChangeError::DeadlineExceeded { .. } => "deadline_exceeded",
             ChangeError::Busy { .. } => "busy",
             ChangeError::Unknown { .. } => "unknown",
             ChangeError::Stopped { .. } => "stopped",
@@ -107,6 +111,7 @@ impl ErrorCode for ChangeError {
             ChangeError::Unknown { .. } => 504,
             ChangeError::Unavailable { .. }
             | ChangeError::NotLeader { .. }
+            | ChangeError::DeadlineExceeded { .. }
             | ChangeError::Busy { .. }
             | ChangeError::Stopped { .. } => 503,
         }
@@ -195,7 +200,10 @@ pub mod response {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{condition::Reason, outcome::Outcome};
+    use crate::{
+        condition::Reason,
+        outcome::{BusyBound, Outcome},
+    };
 
     fn facts(error: &dyn ErrorCode) -> (u16, &'static str, Option<NodeId>) {
         (error.http_status(), error.code(), error.leader())
@@ -207,7 +215,8 @@ mod tests {
         for (error, expected) in [
             (ProposeError::NotLeader { leader: Some(2) }, (503, "not_leader", Some(2))),
             (ProposeError::Unavailable { reason, message: why() }, (503, "no_majority", None)),
-            (ProposeError::Busy { in_flight: 1, bytes: 1 }, (503, "busy", None)),
+            (ProposeError::Busy { bound: BusyBound::OfLeader }, (503, "busy", None)),
+            (ProposeError::DeadlineExceeded { cause: why() }, (503, "deadline_exceeded", None)),
             (ProposeError::TooLarge { size: 2, limit: 1 }, (413, "too_large", None)),
             (ProposeError::Invalid { cause: why() }, (400, "bad_request", None)),
             (ProposeError::Unknown { cause: why() }, (504, "unknown", None)),
@@ -221,12 +230,28 @@ mod tests {
             (ChangeError::Unavailable { reason, message: why() }, (503, "no_majority", None)),
             (ChangeError::Invalid { cause: why() }, (400, "bad_request", None)),
             (ChangeError::NotLeader { leader: Some(2) }, (503, "not_leader", Some(2))),
-            (ChangeError::Busy { in_flight: 1 }, (503, "busy", None)),
+            (ChangeError::Busy { bound: BusyBound::OfLeader }, (503, "busy", None)),
+            (ChangeError::DeadlineExceeded { cause: why() }, (503, "deadline_exceeded", None)),
             (ChangeError::Unknown { cause: why() }, (504, "unknown", None)),
             (ChangeError::Stopped { cause: why() }, (503, "stopped", None)),
         ] {
             assert_eq!(facts(&error), expected);
             assert_eq!(error.outcome() == Outcome::Unknown, error.http_status() == 504, "{error}");
+        }
+    }
+
+    #[test]
+    fn a_read_that_panicked_is_a_fault_of_the_server_and_nothing_else_is() {
+        let (why, reason) = (|| "why".to_owned(), Reason::NoMajority);
+        for (error, expected) in [
+            (ReadError::NotLeader { leader: Some(2) }, (503, "not_leader", Some(2))),
+            (ReadError::Unavailable { reason, message: why() }, (503, "no_majority", None)),
+            (ReadError::DeadlineExceeded { cause: why() }, (503, "deadline_exceeded", None)),
+            (ReadError::Busy { bound: BusyBound::OfLeader }, (503, "busy", None)),
+            (ReadError::Panicked { message: why() }, (500, "panicked", None)),
+            (ReadError::Stopped { cause: why() }, (503, "stopped", None)),
+        ] {
+            assert_eq!(facts(&error), expected);
         }
     }
 

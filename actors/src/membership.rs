@@ -95,6 +95,8 @@ pub struct Links<T: Ticket> {
     pub core: watch::Receiver<CoreStatus>,
     /// This node's clocks.
     pub clock: Arc<dyn Clock>,
+    /// A reading of a peer's calendar that may be off by more than this says nothing.
+    pub max_clock_skew: Duration,
     /// How long this node goes on once it has applied its own removal, if no member shows that it has, too.
     pub farewell: Duration,
 }
@@ -165,6 +167,7 @@ impl<T: Ticket> MembershipManager<T> {
             id,
             group,
             incarnation,
+            clocks: ClockOffsets::new(links.max_clock_skew),
             links,
             founding: None,
             forming: false,
@@ -180,7 +183,6 @@ impl<T: Ticket> MembershipManager<T> {
             refused: None,
             refused_by: BTreeMap::new(),
             leaving: false,
-            clocks: ClockOffsets::default(),
             clocks_asked: BTreeMap::new(),
             refuses_writes: BTreeMap::new(),
             failed: false,

@@ -37,6 +37,7 @@ use crate::{
     log::store::{StoreError, Write},
     machine::Frozen,
     members::ChangeRequest,
+    outcome::BusyBound,
     status::Role,
     system_state::SystemState,
 };
@@ -75,6 +76,13 @@ pub enum Answer {
     },
     /// Surely not in the log.
     Refused(Refusal),
+    /// The deadline passed, for the reason given. Surely not in the log.
+    Late {
+        /// What it waited for.
+        cause: String,
+    },
+    /// This node leads, and has reached this bound. Surely not in the log.
+    Busy(BusyBound),
     /// Nobody can tell.
     Unknown {
         /// Why.

@@ -3,6 +3,8 @@
 //! The fourth promise lives here. A request is *applied* (`Ok`), *rejected* (surely not in the log: every
 //! variant but `Unknown`), or *unknown* (it may or may not apply). [`Outcome`] tells which.
 
+use std::fmt;
+
 use actix::MailboxError;
 use actorum_transport::wire::NodeId;
 pub use actorum_transport::wire::{LearnerReading, MajorityReading};
@@ -29,6 +31,66 @@ pub enum Outcome {
     Unknown,
 }
 
+/// The bound that a request found reached, and what was there at that moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum BusyBound {
+    /// How many requests of this node's clients wait for their answers, or how many bytes they hold.
+    InFlight {
+        /// Requests in flight.
+        requests: usize,
+        /// Bytes that they hold.
+        bytes: usize,
+        /// The setting `max_in_flight`.
+        max_requests: usize,
+        /// The setting `max_in_flight_bytes`.
+        max_bytes: usize,
+    },
+    /// How many bytes of entries this leader has taken up and not applied.
+    Unapplied {
+        /// Bytes of those entries.
+        bytes: usize,
+        /// The setting `max_unapplied_bytes`.
+        max: usize,
+    },
+    /// How many bytes this leader has handed to its disk that are not durable.
+    Unpersisted {
+        /// Bytes of those writes.
+        bytes: usize,
+        /// The setting `max_unpersisted_bytes`.
+        max: usize,
+    },
+    /// How long this leader's disk takes for a write: until it has caught up nothing new is handed to it.
+    DiskSlow {
+        /// Milliseconds for which the oldest write has waited.
+        waiting_ms: u64,
+    },
+    /// A bound of the leader, which is another node and does not say which one.
+    OfLeader,
+}
+
+impl fmt::Display for BusyBound {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            BusyBound::InFlight { requests, bytes, max_requests, max_bytes } => write!(
+                f,
+                "{requests} requests of {bytes} bytes are in flight on this node (max_in_flight {max_requests}, \
+                 max_in_flight_bytes {max_bytes})"
+            ),
+            BusyBound::Unapplied { bytes, max } => {
+                write!(f, "{bytes} bytes in the leader's log are not applied yet (max_unapplied_bytes {max})")
+            }
+            BusyBound::Unpersisted { bytes, max } => {
+                write!(f, "{bytes} bytes wait for the leader's disk (max_unpersisted_bytes {max})")
+            }
+            BusyBound::DiskSlow { waiting_ms } => {
+                write!(f, "the leader's disk is slow: a write waits for {waiting_ms} ms")
+            }
+            BusyBound::OfLeader => f.write_str("the leader has reached one of its bounds"),
+        }
+    }
+}
+
 /// Why a proposal was not answered with a response.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -41,19 +103,25 @@ pub enum ProposeError {
         /// What is wrong and the way out, for people.
         message: String,
     },
-    /// No leader took it within the deadline. Surely not in the log; ask again.
+    /// No leader took it within the deadline: none is known, or the one that is cannot be reached. Surely not in the
+    /// log; ask again.
     #[error("no leader took the proposal in time{}", leader_hint(.leader))]
     NotLeader {
         /// Who leads, as far as this node knows.
         leader: Option<NodeId>,
     },
-    /// Too much is in flight already. Surely not in the log; slow down and ask again.
-    #[error("busy: {in_flight} proposals of {bytes} bytes are in flight; slow down and propose again")]
+    /// There is a leader, and the deadline passed before it took the proposal up. Surely not in the log; ask again,
+    /// with a longer deadline.
+    #[error("{cause}; it is surely not in the log: propose it again, with a longer deadline")]
+    DeadlineExceeded {
+        /// What it waited for.
+        cause: String,
+    },
+    /// A bound is reached. Surely not in the log; slow down and ask again.
+    #[error("busy: {bound}; slow down and propose again")]
     Busy {
-        /// How many requests held admission at that moment.
-        in_flight: usize,
-        /// How many bytes they held.
-        bytes: usize,
+        /// Which one.
+        bound: BusyBound,
     },
     /// The leader's disk is nearly full, although the log was cut and rewritten as far as that frees room. Surely not
     /// in the log. Ask again once there is room: enlarge the disk, or remove what else fills it.
@@ -127,17 +195,24 @@ pub enum ReadError {
         /// Who leads, as far as this node knows.
         leader: Option<NodeId>,
     },
-    /// The state was not read within the deadline: the state machine is busy, or being restored.
+    /// The state was not read within the deadline: the state machine is busy, or being restored; or this node leads,
+    /// and no majority of the voters confirmed that in time.
     #[error("{cause}")]
     DeadlineExceeded {
         /// What it waited for.
         cause: String,
     },
-    /// Too much is in flight already.
-    #[error("busy: {in_flight} requests are in flight; slow down and read again")]
+    /// A bound is reached.
+    #[error("busy: {bound}; slow down and read again")]
     Busy {
-        /// How many requests held admission at that moment.
-        in_flight: usize,
+        /// Which one.
+        bound: BusyBound,
+    },
+    /// The closure of the read panicked. The node runs on: the state was only looked at.
+    #[error("the closure of the read panicked: {message}")]
+    Panicked {
+        /// What the panic said.
+        message: String,
     },
     /// The system has stopped.
     #[error("stopped: {cause}")]
@@ -183,17 +258,24 @@ pub enum ChangeError {
     /// ([`ChangeRequest::force`](crate::members::ChangeRequest::force)).
     #[error("{0}")]
     WouldLoseMajority(MajorityReading),
-    /// No leader took it within the deadline.
+    /// No leader took it within the deadline: none is known, or the one that is cannot be reached. Surely not made.
     #[error("no leader took the change in time{}", leader_hint(.leader))]
     NotLeader {
         /// Who leads, as far as this node knows.
         leader: Option<NodeId>,
     },
-    /// Too much is in flight already.
-    #[error("busy: {in_flight} requests are in flight; slow down and ask again")]
+    /// There is a leader, and the deadline passed before it could make the change. Surely not made; ask again, with a
+    /// longer deadline.
+    #[error("{cause}; the change was surely not made: ask again, with a longer deadline")]
+    DeadlineExceeded {
+        /// What it waited for.
+        cause: String,
+    },
+    /// A bound is reached.
+    #[error("busy: {bound}; slow down and ask again")]
     Busy {
-        /// How many requests held admission at that moment.
-        in_flight: usize,
+        /// Which one.
+        bound: BusyBound,
     },
     /// It may or may not be applied: look at the membership.
     #[error("outcome unknown: {cause}")]

@@ -24,7 +24,7 @@ use crate::{
     machine::{self, StateMachine},
     members::Membership,
     message::{Answer, Ticket},
-    outcome::{Applied, ChangeError, ProposeError, ReadError},
+    outcome::{Applied, BusyBound, ChangeError, ProposeError, ReadError},
     subscribers::View,
 };
 
@@ -163,13 +163,15 @@ impl<S: StateMachine> Client<S> {
                 look(Err(error));
             }
             Client::Change(reply, permit) => {
-                let result = change_result(answer, &permit);
+                let result = change_result(answer);
                 finish(reply, permit, result);
             }
             Client::Remote(responder, _permit) => responder.answer(match answer {
                 Answer::Applied { index, term, response } => Response::Applied { index, term, response },
                 Answer::Changed { membership } => Response::Changed { membership },
                 Answer::Refused(refusal) => Response::Refused(refusal),
+                Answer::Late { .. } => Response::Refused(Refusal::Late),
+                Answer::Busy(_) => Response::Refused(Refusal::Busy),
                 Answer::Unknown { cause } => Response::Unknown { cause },
             }),
         }
@@ -200,7 +202,8 @@ fn mismatched(what: &str) -> Answer {
 /// Everything a refusal says to any kind of request, before each operation puts it into its own words.
 enum Refused {
     NoLeader(Option<NodeId>),
-    Busy,
+    Late(String),
+    Busy(BusyBound),
     LowSpace { free: u64, needed: u64 },
     TooLarge(usize),
     Stopped(String),
@@ -213,11 +216,17 @@ impl From<Refusal> for Refused {
     fn from(refusal: Refusal) -> Self {
         match refusal {
             Refusal::NotLeader { leader } => Refused::NoLeader(leader),
-            // The core asks again until the deadline; what is left of these then is that no leader took it in time.
-            Refusal::Dropped { .. } | Refusal::Late | Refusal::Change(ChangeRefusal::NotReady) => {
-                Refused::NoLeader(None)
+            // The core asks again until the deadline; what is left of the next two then is that it passed.
+            Refusal::Dropped { cause } => {
+                Refused::Late(format!("the leader did not take it up within the deadline: {cause}"))
             }
-            Refusal::Busy => Refused::Busy,
+            Refusal::Change(ChangeRefusal::NotReady) => Refused::Late(
+                "the leader was not ready for a change within the deadline: it was elected lately, and has to apply \
+                 what it found in its log and to hear from the voters first"
+                    .to_owned(),
+            ),
+            Refusal::Late => Refused::Late("the deadline passed before the leader took it up".to_owned()),
+            Refusal::Busy => Refused::Busy(BusyBound::OfLeader),
             Refusal::LowSpace { free, needed } => Refused::LowSpace { free, needed },
             Refusal::TooLarge { limit } => Refused::TooLarge(usize::try_from(limit).unwrap_or(usize::MAX)),
             Refusal::Stopped { cause } => Refused::Stopped(cause),
@@ -231,20 +240,20 @@ impl From<Refusal> for Refused {
 }
 
 fn proposal_result<S: StateMachine>(answer: Answer, permit: &Permit) -> Result<Applied<S::Response>, ProposeError> {
-    let refusal = match answer {
+    let refused = match answer {
         Answer::Applied { index, term, response } => return decoded(index, term, &response),
         Answer::Unknown { cause } => return Err(ProposeError::Unknown { cause }),
         Answer::Changed { .. } => {
             return Err(ProposeError::Unknown { cause: "the leader answered with a membership".into() });
         }
-        Answer::Refused(refusal) => refusal,
+        Answer::Refused(refusal) => Refused::from(refusal),
+        Answer::Late { cause } => Refused::Late(cause),
+        Answer::Busy(bound) => Refused::Busy(bound),
     };
-    Err(match Refused::from(refusal) {
+    Err(match refused {
         Refused::NoLeader(leader) => ProposeError::NotLeader { leader },
-        Refused::Busy => {
-            let (in_flight, bytes) = permit.admission().in_flight();
-            ProposeError::Busy { in_flight, bytes }
-        }
+        Refused::Late(cause) => ProposeError::DeadlineExceeded { cause },
+        Refused::Busy(bound) => ProposeError::Busy { bound },
         Refused::LowSpace { free, needed } => ProposeError::LowSpace { free, needed },
         Refused::TooLarge(limit) => ProposeError::TooLarge { size: permit.bytes(), limit },
         Refused::Stopped(cause) => ProposeError::Stopped { cause },
@@ -272,12 +281,15 @@ fn decoded<R: serde::de::DeserializeOwned>(
 fn read_error(answer: Answer, permit: &Permit) -> ReadError {
     let refused = match answer {
         Answer::Refused(refusal) => Refused::from(refusal),
+        Answer::Late { cause } => Refused::Late(cause),
+        Answer::Busy(bound) => Refused::Busy(bound),
         Answer::Unknown { cause } if permit.admission().closed().is_some() => Refused::Stopped(cause),
         Answer::Unknown { .. } | Answer::Applied { .. } | Answer::Changed { .. } => Refused::NoLeader(None),
     };
     match refused {
         Refused::NoLeader(leader) => ReadError::NotLeader { leader },
-        Refused::Busy => ReadError::Busy { in_flight: permit.admission().in_flight().0 },
+        Refused::Late(cause) => ReadError::DeadlineExceeded { cause },
+        Refused::Busy(bound) => ReadError::Busy { bound },
         Refused::Stopped(cause) => ReadError::Stopped { cause },
         Refused::TooLarge(_)
         | Refused::LowSpace { .. }
@@ -287,8 +299,8 @@ fn read_error(answer: Answer, permit: &Permit) -> ReadError {
     }
 }
 
-fn change_result(answer: Answer, permit: &Permit) -> Result<Arc<Membership>, ChangeError> {
-    let refusal = match answer {
+fn change_result(answer: Answer) -> Result<Arc<Membership>, ChangeError> {
+    let refused = match answer {
         Answer::Changed { membership } => {
             return machine::decode(&membership).map(Arc::new).map_err(|error| ChangeError::Unknown {
                 cause: format!("changed, but the leader's membership cannot be decoded: {error}"),
@@ -298,12 +310,16 @@ fn change_result(answer: Answer, permit: &Permit) -> Result<Arc<Membership>, Cha
         Answer::Applied { .. } => {
             return Err(ChangeError::Unknown { cause: "the leader answered with a response".into() });
         }
-        Answer::Refused(refusal) => refusal,
+        Answer::Refused(refusal) => Refused::from(refusal),
+        Answer::Late { cause } => Refused::Late(cause),
+        Answer::Busy(bound) => Refused::Busy(bound),
     };
-    Err(match Refused::from(refusal) {
+    Err(match refused {
         Refused::NoLeader(leader) => ChangeError::NotLeader { leader },
+        Refused::Late(cause) => ChangeError::DeadlineExceeded { cause },
+        Refused::Busy(bound) => ChangeError::Busy { bound },
         // No leader says so of a change, which is small and may be what ends the want of space.
-        Refused::Busy | Refused::LowSpace { .. } => ChangeError::Busy { in_flight: permit.admission().in_flight().0 },
+        Refused::LowSpace { .. } => ChangeError::Busy { bound: BusyBound::OfLeader },
         Refused::TooLarge(limit) => {
             ChangeError::Invalid { cause: format!("the change is larger than an entry may be ({limit} bytes)") }
         }
@@ -360,9 +376,7 @@ mod tests {
         let cause = || "why".to_owned();
         let cases = [
             (Refusal::NotLeader { leader: Some(3) }, ProposeError::NotLeader { leader: Some(3) }),
-            (Refusal::Dropped { cause: cause() }, ProposeError::NotLeader { leader: None }),
-            (Refusal::Late, ProposeError::NotLeader { leader: None }),
-            (Refusal::Busy, ProposeError::Busy { in_flight: 1, bytes: 10 }),
+            (Refusal::Busy, ProposeError::Busy { bound: BusyBound::OfLeader }),
             (Refusal::LowSpace { free: 3, needed: 4 }, ProposeError::LowSpace { free: 3, needed: 4 }),
             (Refusal::TooLarge { limit: 5 }, ProposeError::TooLarge { size: 10, limit: 5 }),
             (Refusal::Stopped { cause: cause() }, ProposeError::Stopped { cause: cause() }),
@@ -373,6 +387,37 @@ mod tests {
             slot.answer(Answer::Refused(refusal));
             assert_eq!(answer.try_recv().unwrap(), Err(expected));
         }
+    }
+
+    /// A leader that is known is never said to be missing, and a deadline that passed is no want of a majority.
+    #[test]
+    fn what_came_too_late_says_so() {
+        let admission = Admission::new(9, 90);
+        let late = |answer: Answer| {
+            let (slot, mut told) = proposal(&admission);
+            slot.answer(answer.clone());
+            let proposed = told.try_recv().unwrap().unwrap_err();
+            let (reply, mut told) = oneshot::channel();
+            Slot::<Sum>::change(reply, admission.try_admit(0).unwrap()).answer(answer);
+            (proposed, told.try_recv().unwrap().unwrap_err())
+        };
+        let dropped = Refusal::Dropped { cause: "its pipeline is full".into() };
+        for (answer, says) in [
+            (Answer::Refused(Refusal::Late), "the deadline passed before the leader took it up"),
+            (Answer::Refused(dropped), "its pipeline is full"),
+            (Answer::Refused(Refusal::Change(ChangeRefusal::NotReady)), "not ready for a change"),
+            (Answer::Late { cause: "busy elsewhere".into() }, "busy elsewhere"),
+        ] {
+            let (ProposeError::DeadlineExceeded { cause }, ChangeError::DeadlineExceeded { cause: changed }) =
+                late(answer.clone())
+            else {
+                panic!("{answer:?}")
+            };
+            assert!(cause.contains(says) && changed == cause, "{cause}");
+        }
+        let bound = BusyBound::Unapplied { bytes: 7, max: 5 };
+        let busy = (ProposeError::Busy { bound: bound.clone() }, ChangeError::Busy { bound: bound.clone() });
+        assert_eq!(late(Answer::Busy(bound)), busy);
     }
 
     #[test]
@@ -423,7 +468,6 @@ mod tests {
         let because = |learner, majority| ChangeRefusal::because(ChangeReading { learner, majority });
         for (refusal, expected) in [
             (ChangeRefusal::InProgress, ChangeError::InProgress),
-            (ChangeRefusal::NotReady, ChangeError::NotLeader { leader: None }),
             (ChangeRefusal::invalid("no"), ChangeError::Invalid { cause: "no".into() }),
             (because(Some(learner.clone()), None), ChangeError::LearnerNotReady(learner)),
             (because(None, Some(majority.clone())), ChangeError::WouldLoseMajority(majority)),

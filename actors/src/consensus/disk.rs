@@ -26,7 +26,7 @@ use actorum_transport::{
 use raft::{ProgressState, StateRole};
 
 use super::Consensus;
-use crate::message::Room;
+use crate::{message::Room, outcome::BusyBound};
 
 impl Disk {
     /// Whether space is under its mark.
@@ -141,11 +141,24 @@ impl<T> Consensus<T> {
         if self.disk.is_low() && command {
             return 0;
         }
-        // Half way to suspicion new work would only make it certain: the queue regulates itself instead of costing the office.
-        if command && self.waiting() * 2 >= self.settings.disk_slow_ticks {
+        if command && self.half_way_to_suspicion() {
             return 0;
         }
         self.settings.max_unpersisted_bytes.saturating_sub(self.disk.bytes)
+    }
+
+    /// Which bound it is that leaves no room, and how much there is besides so many bytes of the same batch.
+    pub(super) fn full_disk_bound(&self, command: bool, batch_bytes: usize) -> BusyBound {
+        if command && self.half_way_to_suspicion() {
+            return BusyBound::DiskSlow { waiting_ms: self.ms(self.waiting()) };
+        }
+        BusyBound::Unpersisted { bytes: self.disk.bytes + batch_bytes, max: self.settings.max_unpersisted_bytes }
+    }
+
+    /// Half way to suspicion new work would only make it certain: the queue regulates itself, and this node goes on
+    /// leading.
+    fn half_way_to_suspicion(&self) -> bool {
+        self.waiting() * 2 >= self.settings.disk_slow_ticks
     }
 
     /// What a command is told that finds space low; `None` if it does not. A peer of the first version does not know this answer.

@@ -558,8 +558,11 @@ impl<T> Consensus<T> {
 
     /// The same, with what its client hears if nothing changes until its deadline.
     fn again_because(&mut self, mut request: Request<T>, refusal: Refusal) {
-        if matches!(refusal, Refusal::Change(ChangeRefusal::Invalid { .. })) {
-            request.refusal = Some(refusal);
+        match refusal {
+            Refusal::Change(ChangeRefusal::Invalid { .. } | ChangeRefusal::NotReady) | Refusal::Dropped { .. } => {
+                request.refusal = Some(refusal);
+            }
+            _ => {}
         }
         self.again(request);
     }
@@ -671,8 +674,13 @@ impl<T> Consensus<T> {
             match request.ticket {
                 _ if request.deadline > now => kept.push_back(request),
                 Some(ticket) => {
-                    let refusal = request.refusal.unwrap_or(Refusal::NotLeader { leader });
-                    self.effects.answers.push((ticket, Answer::Refused(refusal)));
+                    let tried = request.not_before > 0 && leader != Some(self.settings.id);
+                    let answer = match request.refusal {
+                        Some(refusal) => Answer::Refused(refusal),
+                        None if leader.is_none() || tried => Answer::Refused(Refusal::NotLeader { leader }),
+                        None => Answer::Late { cause: "the deadline passed before the leader took it up".to_owned() },
+                    };
+                    self.effects.answers.push((ticket, answer));
                 }
                 None => {}
             }
@@ -688,8 +696,16 @@ impl<T> Consensus<T> {
                 self.effects.answers.push((ticket, Answer::Unknown { cause }));
             }
         }
-        for late in self.reads.expire(now) {
+        for late in self.reads.expire_unconfirmed(now) {
             self.effects.answers.push((late.ticket, Answer::Refused(Refusal::NotLeader { leader })));
+        }
+        let applied = self.raw.raft.raft_log.applied;
+        for (index, late) in self.reads.expire_confirmed(now) {
+            let cause = format!(
+                "the leader confirmed the read at {index}, and this node's state machine had applied up to {applied} at \
+                 its deadline: it is busy, or what it waits for has not reached this node"
+            );
+            self.effects.answers.push((late.ticket, Answer::Late { cause }));
         }
     }
 

@@ -60,8 +60,8 @@ impl<T> Reads<T> {
         due.into_iter().map(|(index, reader)| (index, reader.ticket))
     }
 
-    /// Removes those whose time is up.
-    pub fn expire(&mut self, now: Duration) -> Vec<Reader<T>> {
+    /// Removes those whose time is up and that no leader confirmed.
+    pub fn expire_unconfirmed(&mut self, now: Duration) -> Vec<Reader<T>> {
         let mut late = Vec::new();
         for readers in std::iter::once(&mut self.waiting)
             .chain(self.round.iter_mut().map(|(_, readers)| readers))
@@ -69,8 +69,12 @@ impl<T> Reads<T> {
         {
             late.extend(readers.extract_if(.., |reader| reader.deadline <= now));
         }
-        late.extend(self.confirmed.extract_if(.., |(_, reader)| reader.deadline <= now).map(|(_, reader)| reader));
         late
+    }
+
+    /// Removes those whose time is up and that were confirmed at an index that is not applied here.
+    pub fn expire_confirmed(&mut self, now: Duration) -> Vec<(u64, Reader<T>)> {
+        self.confirmed.extract_if(.., |(_, reader)| reader.deadline <= now).collect()
     }
 
     /// Takes all of them, for the end.

@@ -18,6 +18,7 @@ use crate::{
     entry::{ChangeId, SystemCommand},
     machine,
     message::{Answer, Refusal},
+    outcome::BusyBound,
 };
 
 impl<T> Consensus<T> {
@@ -59,7 +60,8 @@ impl<T> Consensus<T> {
             return;
         }
         let time = self.stamp(wall);
-        let mut room = self.settings.max_unapplied_bytes.saturating_sub(self.raw.store().unapplied_bytes());
+        let (max, unapplied) = (self.settings.max_unapplied_bytes, self.raw.store().unapplied_bytes());
+        let mut room = max.saturating_sub(unapplied);
         // A disk that does not keep up, or is nearly full, is told of before anything is in the log: surely not applied.
         let mut taken_bytes = 0;
         let mut entries = Vec::with_capacity(batch.len());
@@ -69,19 +71,21 @@ impl<T> Consensus<T> {
             let on_disk = |command| self.room_on_disk(command).saturating_sub(taken_bytes);
             // Small entries cost more than they say.
             let cost = draft.size() + ENTRY_OVERHEAD;
-            let refusal = if draft.size() > self.settings.max_entry_bytes {
-                Some(Refusal::TooLarge { limit: self.settings.max_entry_bytes as u64 })
+            let refused = if draft.size() > self.settings.max_entry_bytes {
+                Some(Answer::Refused(Refusal::TooLarge { limit: self.settings.max_entry_bytes as u64 }))
             } else if let Some(refusal) = self.no_space(request.peer).filter(|_| draft.is_command()) {
-                Some(refusal)
-            } else if cost > room.min(on_disk(draft.is_command())) {
-                Some(Refusal::Busy)
+                Some(Answer::Refused(refusal))
+            } else if cost > room {
+                Some(Answer::Busy(BusyBound::Unapplied { bytes: unapplied + taken_bytes, max }))
+            } else if cost > on_disk(draft.is_command()) {
+                Some(Answer::Busy(self.full_disk_bound(draft.is_command(), taken_bytes)))
             } else if request.deadline <= self.now {
-                Some(Refusal::Late)
+                Some(Answer::Refused(Refusal::Late))
             } else {
                 None
             };
-            if let Some(refusal) = refusal {
-                self.effects.answers.extend(request.ticket.map(|ticket| (ticket, Answer::Refused(refusal))));
+            if let Some(answer) = refused {
+                self.effects.answers.extend(request.ticket.map(|ticket| (ticket, answer)));
                 continue;
             }
             room -= cost;
@@ -132,10 +136,8 @@ impl<T> Consensus<T> {
         let change = &wanted.change;
         // Before the tail inherited from earlier leaders is applied, nobody knows whether it holds a change.
         if !self.raw.raft.apply_to_current_term() {
-            if request.peer {
-                return self.refuse(request, Refusal::Change(ChangeRefusal::NotReady));
-            }
-            return self.again(request);
+            let refusal = Refusal::Change(ChangeRefusal::NotReady);
+            return if request.peer { self.refuse(request, refusal) } else { self.again_because(request, refusal) };
         }
         let joint = !self.raw.raft.prs().conf().to_conf_state().voters_outgoing.is_empty();
         if planted::is(Planted::SecondChange) {

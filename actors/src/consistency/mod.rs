@@ -18,11 +18,7 @@
 //!
 //! Deliberately absent: repairing. A node that differs is replaced by its operator, who is told how.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use actix::{WeakRecipient, prelude::*};
 use actorum_transport::{
@@ -198,7 +194,7 @@ impl ConsistencyChecker {
         let before = self.shown.state.clone().filter(|found| self.comparison.stands(found, is_member));
         let state = self.comparison.state(&voters).or(before);
         // Equal responses in a later interval prove nothing about an earlier one, so what was found once stays shown.
-        let responses = self.comparison.responses(&voters).or(self.shown.responses.take());
+        let responses = self.comparison.responses(&voters).or_else(|| self.shown.responses.clone());
         let found = ConsistencyStatus { mark: self.comparison.newest().copied(), state, responses };
         self.say(&found);
         let wrong = |found: &Option<Divergence>| found.as_ref().filter(|found| found.side == Side::Minority).cloned();
@@ -223,22 +219,17 @@ impl ConsistencyChecker {
         }
     }
 
-    /// Once per change, not once per mark. The figures alone: that it is so is a condition, which the front door says.
+    /// Once when it begins, not once per mark or report. The figures alone: that it is so is a condition, which the
+    /// front door says.
     fn say(&self, found: &ConsistencyStatus) {
-        let who = |found: &Option<Divergence>| {
-            found.as_ref().map(|found| (found.side, found.values.keys().copied().collect::<BTreeSet<_>>()))
-        };
-        let (before, now) = (who(&self.shown.state), who(&found.state));
-        match &found.state {
-            Some(state) if before != now => {
+        match (&self.shown.state, &found.state) {
+            (None, Some(state)) => {
                 tracing::debug!(index = state.index, equal_until = state.equal_until, side = ?state.side, nodes = ?state.values.keys(), "nodes of this cluster have applied different entries");
             }
-            None if before.is_some() => {
-                tracing::debug!("the nodes of this cluster have applied the same entries again")
-            }
+            (Some(_), None) => tracing::debug!("the nodes of this cluster have applied the same entries again"),
             _ => {}
         }
-        if let (Some(responses), true) = (&found.responses, who(&self.shown.responses) != who(&found.responses)) {
+        if let (None, Some(responses)) = (&self.shown.responses, &found.responses) {
             tracing::debug!(index = responses.index, since = responses.equal_until, side = ?responses.side, nodes = ?responses.values.keys(), "state machines of one VERSION responded differently to the same commands: the machine is not deterministic, or its code changed without a new VERSION");
         }
     }

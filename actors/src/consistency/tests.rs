@@ -54,6 +54,13 @@ struct Fixture {
 
 /// Node 1 of the voters 1, 2 and 3.
 fn start(check: ResponseCheck, marks: Vec<Mark>) -> Fixture {
+    let (checker, status, heard, fake) = unstarted(check, marks);
+    Fixture { checker: checker.start(), status, heard, _fake: fake }
+}
+
+type Unstarted = (ConsistencyChecker, watch::Receiver<ConsistencyStatus>, UnboundedReceiver<Heard>, Addr<Fake>);
+
+fn unstarted(check: ResponseCheck, marks: Vec<Mark>) -> Unstarted {
     let (sender, heard) = mpsc::unbounded_channel();
     let fake = Fake(sender).start();
     let (shows, status) = watch::channel(ConsistencyStatus::default());
@@ -67,7 +74,7 @@ fn start(check: ResponseCheck, marks: Vec<Mark>) -> Fixture {
         witness: None,
     };
     let start = Start { id: 1, group: GroupId::FIRST, responses: check, membership, marks };
-    Fixture { checker: ConsistencyChecker::new(start, links).start(), status, heard, _fake: fake }
+    (ConsistencyChecker::new(start, links), status, heard, fake)
 }
 
 fn mark(index: u64, since: u64, value: u128) -> Mark {
@@ -186,4 +193,47 @@ async fn answers_that_differ_are_reported_or_stop_the_node() {
         f.applied(answered(30, 5), false).await;
         assert!(f.status.borrow().responses.is_some(), "what was found stays said");
     }
+}
+
+/// Counts lines of a log.
+#[derive(Clone, Default)]
+struct Lines(Arc<std::sync::atomic::AtomicUsize>);
+
+impl tracing::Subscriber for Lines {
+    fn enabled(&self, _: &tracing::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+
+    fn event(&self, _: &tracing::Event<'_>) {
+        self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    fn enter(&self, _: &tracing::span::Id) {}
+
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+/// Marks and reports go on as before, in whatever order; what they show is one line.
+#[actix::test]
+async fn what_is_found_is_said_when_it_begins_and_not_with_every_mark() {
+    let (mut checker, status, _heard, _fake) = unstarted(ResponseCheck::Report, vec![answered(20, 1)]);
+    let lines = Lines::default();
+    tracing::subscriber::with_default(lines.clone(), || {
+        for index in (20..400).step_by(10) {
+            checker.comparison.applied(answered(index, 1));
+            checker.compare();
+            checker.heard(2, &[answered(index, 2)]);
+            checker.heard(3, &[answered(index, if index % 20 == 0 { 2 } else { 3 })]);
+        }
+    });
+    assert!(status.borrow().responses.is_some(), "the responses differ");
+    assert_eq!(lines.0.load(std::sync::atomic::Ordering::Relaxed), 1);
 }

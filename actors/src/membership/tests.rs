@@ -73,6 +73,7 @@ fn links(fake: &Addr<Fake>, status: &watch::Sender<MembershipStatus>) -> Links<N
         clocks: fake.clone().recipient(),
         core: watch::channel(CoreStatus::default()).1,
         clock: SystemClock::shared(),
+        max_clock_skew: Duration::from_millis(500),
         farewell: Duration::from_secs(60),
     }
 }

@@ -700,7 +700,7 @@ impl ResponseError for Refused {
 #[cfg(test)]
 mod tests {
     use actix_web::{App, test};
-    use actorum::{Address, Bootstrap, ClusterId, MemoryNetwork, Network, RaftSystem, Storage};
+    use actorum::{Address, Bootstrap, BusyBound, ClusterId, MemoryNetwork, Network, RaftSystem, Storage};
 
     use super::*;
 
@@ -725,7 +725,8 @@ mod tests {
         let cause = || "why".to_owned();
         let proposals = [
             (ProposeError::NotLeader { leader: Some(2) }, 503, "not_leader"),
-            (ProposeError::Busy { in_flight: 1, bytes: 1 }, 503, "busy"),
+            (ProposeError::Busy { bound: BusyBound::OfLeader }, 503, "busy"),
+            (ProposeError::DeadlineExceeded { cause: cause() }, 503, "deadline_exceeded"),
             (ProposeError::LowSpace { free: 1, needed: 2 }, 503, "low_space"),
             (ProposeError::Stopped { cause: cause() }, 503, "stopped"),
             (ProposeError::TooLarge { size: 2, limit: 1 }, 413, "too_large"),
@@ -739,20 +740,23 @@ mod tests {
         }
         let reads = [
             (ReadError::NotLeader { leader: None }, "not_leader"),
-            (ReadError::Busy { in_flight: 1 }, "busy"),
+            (ReadError::Busy { bound: BusyBound::OfLeader }, "busy"),
             (ReadError::Stopped { cause: cause() }, "stopped"),
             (ReadError::DeadlineExceeded { cause: cause() }, "deadline_exceeded"),
         ];
         for (error, code) in reads {
             assert_eq!(told(&Refused::read(&node, error)), (503, code));
         }
+        let panicked = ReadError::Panicked { message: cause() };
+        assert_eq!(told(&Refused::read(&node, panicked)), (500, "panicked"));
         let changes = [
             (ChangeError::InProgress, 409, "in_progress"),
             (ChangeError::LearnerNotReady(Default::default()), 409, "learner_not_ready"),
             (ChangeError::WouldLoseMajority(Default::default()), 409, "would_lose_majority"),
             (ChangeError::Invalid { cause: cause() }, 400, "bad_request"),
             (ChangeError::NotLeader { leader: None }, 503, "not_leader"),
-            (ChangeError::Busy { in_flight: 1 }, 503, "busy"),
+            (ChangeError::Busy { bound: BusyBound::OfLeader }, 503, "busy"),
+            (ChangeError::DeadlineExceeded { cause: cause() }, 503, "deadline_exceeded"),
             (ChangeError::Stopped { cause: cause() }, 503, "stopped"),
             (ChangeError::Unknown { cause: cause() }, 504, "unknown"),
         ];

@@ -74,7 +74,9 @@ impl Checks {
             Some(Answer::Changed { .. }) => {
                 self.applied.insert(ticket.to_owned(), 0);
             }
-            Some(Answer::Refused(_)) => drop(self.rejected.insert(ticket.to_owned())),
+            Some(Answer::Refused(_) | Answer::Late { .. } | Answer::Busy(_)) => {
+                self.rejected.insert(ticket.to_owned());
+            }
             Some(Answer::Unknown { .. }) => drop(self.unknown.insert(ticket.to_owned())),
         }
     }

@@ -518,6 +518,8 @@ impl Cluster {
             Answer::Applied { index, term, response } => Response::Applied { index, term, response },
             Answer::Changed { membership } => Response::Changed { membership },
             Answer::Refused(refusal) => Response::Refused(refusal),
+            Answer::Late { .. } => Response::Refused(Refusal::Late),
+            Answer::Busy(_) => Response::Refused(Refusal::Busy),
             Answer::Unknown { cause } => Response::Unknown { cause },
         };
         self.reply(id, asker, response);
