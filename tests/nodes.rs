@@ -126,6 +126,8 @@ async fn a_learner_that_is_down_or_behind_is_not_promoted_and_says_how_far_it_is
     for _ in 0..300 {
         last = leader.propose(1).await.unwrap().index;
     }
+    // It counts as alive for one election timeout, and 300 commands may take less.
+    leader.wait(PATIENCE, |s| !s.peers[&4].recently_active).await.unwrap();
     // Through a follower as at the leader itself: as long as the deadline lasts, and then with how far it is.
     for node in [&leader, &follower] {
         let error = node.change_within(ConfChange::Promote(4), Duration::from_millis(700)).await.unwrap_err();
