@@ -3,11 +3,13 @@
 use std::{ffi::OsString, fmt, path::Path, time::Duration};
 
 use actorum_actors::consistency::ResponseCheck;
-use actorum_transport::wire::{ENTRY_OVERHEAD, MAX_PIECE, MESSAGE_OVERHEAD};
+use actorum_transport::wire::{ENTRY_OVERHEAD, MESSAGE_OVERHEAD};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
-/// The settings of a node. Every field has a default that suits a local network.
+use crate::bounds;
+
+/// The settings of a node. Every field has a default that suits a local network, and bounds ([`Config::bounds`]).
 ///
 /// From a TOML file, from environment variables and from the builder, the later winning. An unknown key
 /// and an impossible combination are errors that name the key.
@@ -206,13 +208,6 @@ impl Default for Config {
 /// with different settings understand each other.
 pub(crate) const MAX_FRAME: usize = 64 << 20;
 
-/// The largest entry, in bytes: it fits a frame together with its framing.
-const MAX_ENTRY: usize = 48 << 20;
-
-/// The most bytes of entries in one message: they fit a frame, for the framing of an entry is at most twice what it
-/// counts for.
-const MAX_APPEND: usize = 16 << 20;
-
 /// A configuration that cannot be used; the message names the key.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{key}: {problem}")]
@@ -238,18 +233,29 @@ impl Config {
     pub fn apply(&mut self, table: Table) -> Result<(), ConfigError> {
         let known = known()?;
         let mut merged = self.as_table()?;
+        let seeded = table.contains_key("seed");
         for (key, value) in table {
             let Some(example) = known.get(&key) else { return Err(unknown(&key, &key, &known)) };
             if !value.same_type(example) {
                 let problem = format!("{} where {} belongs", a(&value), a(example));
                 return Err(ConfigError { key, problem });
             }
+            // Here already, where the key is known by its name: what does not fit the field's type has none later.
+            if let Some(number) = value.as_integer()
+                && let Some(problem) = bounds::problem(&key, number.into())
+            {
+                return Err(ConfigError { key, problem });
+            }
             merged.insert(key, value);
         }
+        let seed = self.seed;
         *self = merged.try_into().map_err(|error: toml::de::Error| ConfigError {
             key: "configuration".into(),
             problem: error.message().to_owned(),
         })?;
+        if !seeded {
+            self.seed = seed;
+        }
         Ok(())
     }
 
@@ -289,6 +295,13 @@ impl Config {
             if text.trim().is_empty() {
                 continue;
             }
+            // A number that TOML has no room for is one all the same, and out of bounds.
+            if example.is_integer()
+                && let Ok(number) = text.trim().parse::<i128>()
+                && let Some(problem) = bounds::problem(&key, number)
+            {
+                return Err(wrong(problem));
+            }
             let value = in_env(text, example).ok_or_else(|| wrong(format!("{text:?} is not {}", a(example))))?;
             table.insert(key, value);
         }
@@ -296,9 +309,11 @@ impl Config {
         Ok(foreign)
     }
 
+    /// Without the seed, which may have 64 bits: TOML's whole numbers have 63.
     fn as_table(&self) -> Result<Table, ConfigError> {
-        // TOML's whole numbers have 63 bits.
-        Table::try_from(self).map_err(|error| ConfigError { key: "configuration".into(), problem: error.to_string() })
+        self.check_bounds()?;
+        let config = Config { seed: None, ..self.clone() };
+        Table::try_from(config).map_err(|error| ConfigError { key: "configuration".into(), problem: error.to_string() })
     }
 
     /// The deadline of a request that names none.
@@ -337,15 +352,10 @@ impl Config {
         self.peer_window_bytes.saturating_add(message).saturating_add(around)
     }
 
-    /// Whether these values can work together.
+    /// Whether each value is within its [bounds](Config::bounds), and whether they can work together. Every start asks this.
     pub fn validate(&self) -> Result<(), ConfigError> {
+        self.check_bounds()?;
         let wrong = |key: &str, problem: String| Err(ConfigError { key: key.into(), problem });
-        if self.heartbeat_ms == 0 {
-            return wrong("heartbeat_ms", "must be at least 1".into());
-        }
-        if self.max_clock_skew_ms == 0 {
-            return wrong("max_clock_skew_ms", "must be at least 1: no two clocks are equal".into());
-        }
         // Saturating: the numbers are somebody's.
         let least = self.heartbeat_ms.saturating_mul(3);
         if self.election_ms < least {
@@ -361,24 +371,6 @@ impl Config {
             let problem = format!("a disk is slow (disk_slow_ms is {}) before it is dead", self.disk_slow_ms);
             return wrong("disk_dead_ms", problem);
         }
-        for (key, value) in [
-            ("deadline_ms", self.deadline_ms as usize),
-            ("snapshot_sends", self.snapshot_sends),
-            ("snapshot_piece_bytes", self.snapshot_piece_bytes as usize),
-            ("snapshot_patience_ms", self.snapshot_patience_ms as usize),
-            ("max_in_flight", self.max_in_flight),
-            ("max_entry_bytes", self.max_entry_bytes),
-            ("peer_window_bytes", self.peer_window_bytes),
-            ("subscriber_buffer", self.subscriber_buffer),
-            ("subscriber_buffer_bytes", self.subscriber_buffer_bytes),
-        ] {
-            if value == 0 {
-                return wrong(key, "must be at least 1".into());
-            }
-        }
-        if self.snapshot_piece_bytes > MAX_PIECE {
-            return wrong("snapshot_piece_bytes", format!("at most {MAX_PIECE}: no peer sends more in one piece"));
-        }
         let in_time = self.snapshot_rate.saturating_mul(self.snapshot_patience_ms) / 1000;
         let pieces = u64::from(self.snapshot_piece_bytes).saturating_mul(self.snapshot_sends as u64);
         if self.snapshot_rate > 0 && in_time < pieces {
@@ -387,18 +379,10 @@ impl Config {
             );
             return wrong("snapshot_rate", problem);
         }
-        // What fits no frame would never reach a follower, and everything behind it would wait for ever.
-        if self.max_entry_bytes > MAX_ENTRY {
-            let problem = format!("{} is too large for a message to a peer; at most {MAX_ENTRY}", self.max_entry_bytes);
-            return wrong("max_entry_bytes", problem);
-        }
         let window = self.peer_window_bytes;
-        if self.append_bytes() > MAX_APPEND.min(window) {
-            let problem = format!(
-                "{} is too large for a message to a peer; at most {}, and at most peer_window_bytes, which is {window}",
-                self.append_bytes(),
-                MAX_APPEND
-            );
+        if self.append_bytes() > window {
+            let problem =
+                format!("{} is more than peer_window_bytes, which is {window}: at most that", self.append_bytes());
             return wrong("max_append_bytes", problem);
         }
         let least = self.least_queue();
@@ -479,7 +463,9 @@ fn is_set_by_a_service_manager(name: &str, value: &str) -> bool {
 
 /// Every key, each with a value of its type.
 fn known() -> Result<Table, ConfigError> {
-    Config { seed: Some(0), ..Config::default() }.as_table()
+    let mut known = Config::default().as_table()?;
+    known.insert("seed".into(), Value::Integer(0));
+    Ok(known)
 }
 
 /// A key that does not exist, and the one that was probably meant. `shown` is how the user wrote it.
@@ -650,7 +636,8 @@ mod tests {
         let error = env(&[("ACTORUM_HEARTBEAT_MS", "fast")]).unwrap_err();
         assert_eq!(error, "ACTORUM_HEARTBEAT_MS: \"fast\" is not a whole number");
         assert!(applied("placement = \"wide\"").unwrap_err().contains("compact"));
-        assert!(applied("heartbeat_ms = -5").is_err());
+        let error = applied("heartbeat_ms = -5").unwrap_err();
+        assert_eq!(error, "heartbeat_ms: -5 is too low: at least 1, at most 60000");
     }
 
     /// Whatever the window, what follows from it fits together: the transport drops nothing that the window lets through.
@@ -690,7 +677,7 @@ mod tests {
         assert_eq!(wrong(|c| (c.max_append_bytes, c.peer_window_bytes) = (2000, 1999)), "max_append_bytes");
         assert_eq!(wrong(|c| c.peer_window_bytes = 0), "peer_window_bytes");
         assert_eq!(wrong(|c| c.peer_queue_bytes = c.peer_window_bytes), "peer_queue_bytes");
-        assert_eq!(wrong(|c| c.snapshot_piece_bytes = MAX_PIECE + 1), "snapshot_piece_bytes");
+        assert_eq!(wrong(|c| c.snapshot_piece_bytes = (1 << 20) + 1), "snapshot_piece_bytes");
         assert_eq!(wrong(|c| c.snapshot_rate = 50_000), "snapshot_rate");
     }
 }

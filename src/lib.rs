@@ -22,6 +22,7 @@ mod stream;
 mod system;
 
 mod boot;
+mod bounds;
 mod volume;
 mod door;
 mod board;
@@ -52,6 +53,7 @@ pub use actorum_transport::{
     wire::{Address, AddressError, ClusterId, Incarnation, MAX_NODE_ID, NodeId},
 };
 
+pub use bounds::Bounds;
 pub use builder::{Bootstrap, Builder, Network, StartError, Storage, Tls};
 pub use config::Config;
 pub use raft::Raft;
