@@ -141,6 +141,7 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
         Storage::Sled(dir) => {
             let dir = dir.clone();
             let volume = blocking(move || space::volume(&dir).ok()).await?;
+            volume.map_or(Ok(()), |volume| volume::too_much(&config, volume))?;
             (volume.map_or(config.clone(), |volume| volume::fitted(&config, volume)), volume)
         }
         Storage::Memory | Storage::MemoryDisk(_) | Storage::Custom(_) => (config, None),

@@ -2,7 +2,8 @@
 //!
 //! The defaults are made for volumes of 16 GiB and more. On a smaller volume the defaults that take room are at most a
 //! share of it, so that the entries that are kept, the log's engine with its waste, the snapshots and the reserve fit
-//! beside each other. A setting that differs from its default is somebody's choice, and is used as it is.
+//! beside each other. A setting that differs from its default is somebody's choice, and is used as it is, unless the
+//! node could not take a single write with it: then the start is refused.
 //!
 //! With *kept* bytes of entries in the log (`log_bytes` in the status) and a newest snapshot of *snapshot* bytes, a
 //! directory whose log is being rewritten takes at most
@@ -19,7 +20,7 @@
 
 use actorum_transport::wire::ENTRY_OVERHEAD;
 
-use crate::config::Config;
+use crate::config::{Config, ConfigError};
 
 /// What the log's engine takes at a time. With less than that free a disk may be full before anybody has looked.
 const SEGMENT: u64 = 16 << 20;
@@ -42,6 +43,42 @@ pub(crate) fn fitted(config: &Config, volume: u64) -> Config {
     let least = (volume / 64).max(config.max_entry_bytes as u64 + ENTRY_OVERHEAD as u64);
     fitted.max_unpersisted_bytes = share(unpersisted, default.max_unpersisted_bytes as u64, least) as usize;
     fitted
+}
+
+/// The room without which no log is written: its engine's first segments, the one after them, and a slice of a copy.
+const LOG: u64 = 64 << 20;
+
+/// A setting with which a node on a volume of so many bytes could never take a write, or would find the disk full before it knew: with
+/// the greatest value that works. Of settings as they were given, before they are [`fitted`]: a default is never too much.
+pub(crate) fn too_much(config: &Config, volume: u64) -> Result<(), ConfigError> {
+    let default = Config::default();
+    let given = fitted(config, volume);
+    let entry = config.max_entry_bytes as u64 + ENTRY_OVERHEAD as u64;
+    let half = volume / 2;
+    // The reserve first: what it leaves is what may count as low.
+    let beside = volume.saturating_sub(given.ballast_bytes).saturating_sub(LOG);
+    let settings = [
+        ("ballast_bytes", config.ballast_bytes, default.ballast_bytes, most_reserve(volume)),
+        ("low_space_bytes", config.low_space_bytes, default.low_space_bytes, beside),
+        ("snapshot_bytes", config.snapshot_bytes, default.snapshot_bytes, half),
+        ("log_keep_bytes", config.log_keep_bytes, default.log_keep_bytes, half),
+        ("log_hold_bytes", config.log_hold_bytes, default.log_hold_bytes, half),
+        (
+            "max_unpersisted_bytes",
+            config.max_unpersisted_bytes as u64,
+            default.max_unpersisted_bytes as u64,
+            (volume / 8).max(entry),
+        ),
+    ];
+    for (key, value, default, most) in settings {
+        if value != default && value > most {
+            let problem = format!(
+                "{value} is too much for the volume of the data directory, which has {volume} bytes: at most {most}, or a larger volume"
+            );
+            return Err(ConfigError { key: key.into(), problem });
+        }
+    }
+    Ok(())
 }
 
 /// How large the reserve may become, the newest snapshot's size included.
@@ -115,6 +152,40 @@ mod tests {
         );
         // Who never looks for space is never refused for lack of it.
         assert_eq!(too_small(&Config { low_space_bytes: 0, ..config }, MIB, 0), None);
+    }
+
+    /// Before, a reserve of 2 GB on a volume of 1 GiB filled it, and every write was refused for good.
+    #[test]
+    fn what_would_refuse_every_write_is_refused_at_the_start() {
+        type Set = fn(&mut Config, u64);
+        let settings: [(&str, Set, u64); 6] = [
+            ("ballast_bytes", |c, bytes| c.ballast_bytes = bytes, 384 * MIB),
+            ("low_space_bytes", |c, bytes| c.low_space_bytes = bytes, (1024 - 48 - 64) * MIB),
+            ("snapshot_bytes", |c, bytes| c.snapshot_bytes = bytes, 512 * MIB),
+            ("log_keep_bytes", |c, bytes| c.log_keep_bytes = bytes, 512 * MIB),
+            ("log_hold_bytes", |c, bytes| c.log_hold_bytes = bytes, 512 * MIB),
+            ("max_unpersisted_bytes", |c, bytes| c.max_unpersisted_bytes = bytes as usize, 128 * MIB),
+        ];
+        let volume = 1024 * MIB;
+        for (key, set, most) in settings {
+            for (bytes, fits) in [(most, true), (most + 1, false), (1 << 40, false)] {
+                let mut config = Config::default();
+                set(&mut config, bytes);
+                let expected = match fits {
+                    true => Ok(()),
+                    false => Err(format!(
+                        "{key}: {bytes} is too much for the volume of the data directory, which has {volume} bytes: at most {most}, \
+                         or a larger volume"
+                    )),
+                };
+                assert_eq!(too_much(&config, volume).map_err(|error| error.to_string()), expected);
+            }
+        }
+        // Together they fit, too: the reserve, what counts as low, and the log.
+        let both = Config { ballast_bytes: 300 * MIB, low_space_bytes: 700 * MIB, ..Config::default() };
+        assert_eq!(too_much(&both, volume).unwrap_err().key, "low_space_bytes");
+        // Nobody is refused for what nobody chose, however small the volume.
+        assert_eq!(too_much(&Config::default(), MIB), Ok(()));
     }
 
     #[test]

@@ -109,6 +109,15 @@ fn serve_refuses_what_cannot_be_right() {
     );
     refused(&serve(&lab, "certs/node-1", &[peer[0], peer[1], "--admin-certs", "x"]), 2, &["without --admin"]);
 
+    // Settings that no volume has room for, from every place: the start says how much it has.
+    let too_much = ["is too much for the volume of the data directory, which has ", " bytes: at most "];
+    for key in ["ballast_bytes", "low_space_bytes", "snapshot_bytes", "log_keep_bytes", "log_hold_bytes"] {
+        let file = lab.path("room.toml");
+        fs::write(&file, format!("[raft]\n{key} = {}\n", 1_u64 << 50)).expect("a file");
+        let refusal = serve(&lab, "certs/node-1", &[peer[0], peer[1], "--config", file.to_str().expect("UTF-8")]);
+        refused(&refusal, 1, &[&format!("configuration: {key}: 1125899906842624 "), too_much[0], too_much[1]]);
+    }
+
     // Certificates of somebody else, of nobody, and the authority's key beside them.
     refused(&serve(&lab, "certs/node-2", &peer), 1, &["node-2.actorum", "not of node 1"]);
     refused(&serve(&lab, "certs/node-9", &peer), 1, &["certs/node-9"]);

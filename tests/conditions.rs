@@ -109,7 +109,18 @@ fn refused_for_space(node: &Node) {
 #[test]
 fn low_on_space() {
     let mut lab = Lab::new(&[1, 2, 3]);
-    lab.set("ACTORUM_LOW_SPACE_BYTES", &(1_u64 << 60).to_string());
+    // As much as the volume is allowed to lack, which is more than any volume that holds a system has free: the refusal names it.
+    let refused = lab::actorum()
+        .args(["serve", "--id", "1", "--wait", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--data"])
+        .arg(lab.path("data"))
+        .arg("--certs")
+        .arg(lab.path("certs/node-1"))
+        .env("ACTORUM_LOW_SPACE_BYTES", (1_u64 << 50).to_string())
+        .output()
+        .unwrap();
+    let words = String::from_utf8_lossy(&refused.stderr).into_owned();
+    let most = words.split("at most ").nth(1).and_then(|rest| rest.split(',').next());
+    lab.set("ACTORUM_LOW_SPACE_BYTES", most.unwrap_or_else(|| panic!("no greatest value in: {words}")));
     lab.found(&[1, 2, 3]);
     let leader = lab.leader();
     says(lab.node(leader), "low_space", "unready", "make room");

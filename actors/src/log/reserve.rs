@@ -105,6 +105,8 @@ impl Reserve {
 
     /// The reserve that this file keeps. Touches nothing.
     pub fn over(ballast: Box<dyn Ballast>, bounds: ReserveBounds) -> Arc<Reserve> {
+        // A setting above the bound counts as the bound: the reserve must not fill the volume.
+        let bounds = ReserveBounds { bytes: bounds.bytes.min(bounds.max_bytes), ..bounds };
         let (wanted, waits) = (AtomicU64::new(bounds.bytes), AtomicBool::new(false));
         Arc::new(Reserve { ballast, bounds, wanted, lent: Mutex::default(), waits })
     }
@@ -114,7 +116,7 @@ impl Reserve {
         let Reserve { bounds, wanted, .. } = self;
         let least = bounds.bytes;
         if least > 0 {
-            wanted.store(least.saturating_add(bytes).min(bounds.max_bytes.max(least)), Ordering::Relaxed);
+            wanted.store(least.saturating_add(bytes).min(bounds.max_bytes), Ordering::Relaxed);
         }
     }
 
@@ -333,6 +335,14 @@ mod tests {
             reserve.keep(free);
             assert_eq!(blocks(dir.path()), (made, true), "with {free} bytes free");
         }
+        // One that was made with a larger bound gives back what is beyond the present one.
+        let found =
+            fs::OpenOptions::new().write(true).create(true).truncate(false).open(dir.path().join(BALLAST)).unwrap();
+        fill(&found, 0, 9 * MIB).unwrap();
+        let bound = Reserve::of(dir.path(), bounds(1 << 60));
+        assert_eq!(bound.space().unwrap().reserve_wanted, 4 * MIB);
+        bound.keep(0);
+        assert_eq!(blocks(dir.path()), (4 * MIB, true), "it gives back, also where nothing is free");
         // A snapshot's room comes on top, up to the bound; and goes again.
         for (snapshot, wanted) in [(MIB, 3 * MIB), (9 * MIB, 4 * MIB), (0, 2 * MIB)] {
             reserve.hold_snapshot(snapshot);

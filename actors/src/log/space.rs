@@ -155,7 +155,7 @@ mod tests {
     #[test]
     fn a_probe_writes_and_says_how_much_room_there_is() {
         let dir = tempfile::tempdir().unwrap();
-        let bounds = ReserveBounds { bytes: 1 << 20, ..ReserveBounds::default() };
+        let bounds = ReserveBounds { bytes: 1 << 20, max_bytes: 1 << 20, ..ReserveBounds::default() };
         let probe = DirectoryProbe::start(dir.path(), Reserve::of(dir.path(), bounds), whole(dir.path())).unwrap();
         assert!(ask(|looked| probe.write(looked)).unwrap().unwrap().free > 0);
         assert_eq!(fs::read(dir.path().join(PROBE)).unwrap(), BLOCK);
