@@ -7,7 +7,13 @@
 //!
 //! Nothing is sent before all of it stands: the transport delivers only once it is attached, which comes last.
 
-use std::{collections::BTreeMap, hash::BuildHasher, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    hash::BuildHasher,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use actix::prelude::*;
 use actorum_actors::{
@@ -226,7 +232,8 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
         floor: replayed.system.as_ref().map_or(0, |system| system.recovered_at),
     };
     let settings = settings(id, identity, &config, &bootstrap);
-    let settings = Settings { features: features.clone(), small_snapshot_bytes, ..settings };
+    let certificate_ends = certificate_ends(&certificates);
+    let settings = Settings { features: features.clone(), small_snapshot_bytes, certificate_ends, ..settings };
     let consensus = Consensus::new(settings, core_start)?;
 
     let bounds =
@@ -558,7 +565,14 @@ fn settings(id: NodeId, identity: StoreIdentity, config: &Config, bootstrap: &Bo
         max_clock_skew: Duration::from_millis(config.max_clock_skew_ms),
         waits: *bootstrap == Bootstrap::Wait,
         features: Features::all(),
+        certificate_ends: None,
     }
+}
+
+/// When this node's own certificate ends. What its authority's end costs is the same for all nodes: no leader would be better.
+fn certificate_ends(certificates: &[(String, i64)]) -> Option<SystemTime> {
+    let (_, end) = certificates.iter().find(|(file, _)| file == "cert.pem")?;
+    SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs((*end).try_into().unwrap_or(0)))
 }
 
 /// The size of the newest snapshot's file.

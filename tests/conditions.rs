@@ -209,6 +209,57 @@ fn admin_certificates_near_their_end() {
     }
 }
 
+/// A certificate of the lab's own authority that ends in so many seconds, in place of a node's.
+fn certificate_for(lab: &Lab, id: u64, seconds: u64) {
+    use std::time::{Duration, SystemTime};
+
+    use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, Issuer, KeyPair};
+    let read = |name: &str| fs::read_to_string(lab.path("certs").join("ca").join(name)).unwrap();
+    let issuer = Issuer::from_ca_cert_pem(&read("ca.pem"), KeyPair::from_pem(&read("ca.key")).unwrap()).unwrap();
+    let key = KeyPair::generate().unwrap();
+    let mut node = CertificateParams::new(vec![format!("node-{id}.actorum")]).unwrap();
+    node.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    node.use_authority_key_identifier_extension = true;
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+    node.not_after = rcgen::date_time_ymd(1970, 1, 1) + now + Duration::from_secs(seconds);
+    let cert_pem = node.signed_by(&key, &issuer).unwrap().pem();
+    let dir = lab.path("certs").join(format!("node-{id}"));
+    for (name, text) in [("cert.pem", cert_pem), ("key.pem", key.serialize_pem())] {
+        fs::write(dir.join(name), text).unwrap();
+    }
+}
+
+/// A leader whose certificate ends hands leadership over while its connections last, so that a follower that starts again finds a leader;
+/// the node itself says what is wrong, and once it is started again that it is why it stays away. Before, it led on, and the follower
+/// stayed out and said that an election was under way.
+#[test]
+fn a_leader_whose_certificate_ends() {
+    let mut lab = Lab::new(&[1, 2, 3]);
+    certificate_for(&lab, 1, 30);
+    // The first of them leads, for it is the only one at first.
+    lab.found(&[1]);
+    lab.leader();
+    for id in [2, 3] {
+        lab.start_waiting(id);
+        let member = json!({ "id": id, "address": lab.node(id).listen.to_string(), "role": "learner" });
+        let added = call("POST", &lab.node(1).admin_url("/members?timeout_ms=20000"), member.to_string());
+        assert_eq!(added.status, 200, "{}", added.text);
+        let promoted = call("POST", &lab.node(1).admin_url(&format!("/members/{id}/promote?timeout_ms=20000")), "");
+        assert_eq!(promoted.status, 200, "{}", promoted.text);
+    }
+    assert_eq!(lab.leader(), 1, "its certificate is good still");
+    says(lab.node(1), "certificate_expiring", "warning", "cert.pem expires in 0 hours");
+
+    wait("another node to lead", || (lab.node(2).status()["leader"] != 1).then_some(()));
+    says(lab.node(1), "certificate_expired", "warning", "cert.pem has expired");
+    // Whom it is connected to it still serves, and who starts again is served by the others.
+    assert_eq!(lab.node(1).put("k", "through its old connections").status, 200);
+    lab.node_mut(2).kill();
+    lab.start(2);
+    wait("node 2 to be ready", || (call("GET", &lab.node(2).url("/readyz"), "").status == 200).then_some(()));
+    assert_eq!(lab.node(2).put("k", "v").status, 200);
+}
+
 /// A node that others remove stops when it learns of it, with an exit code of its own, and does so again at each start.
 #[test]
 fn a_removed_node_ends_with_a_code_of_its_own() {

@@ -108,6 +108,9 @@ reasons! {
     NotAMember "not_a_member" not_a_member;
     /// It founds a cluster and has not yet heard from every founder.
     Forming "forming" forming;
+    /// A certificate that this node serves with, or of its authority, has ended. One that peers see makes the node unready once it
+    /// hears no leader and cannot reach every voter.
+    CertificateExpired "certificate_expired" one_for_each_directory;
     /// Fewer than a majority of the voters can be reached.
     NoMajority "no_majority" no_majority;
     /// There is too little room on a disk.
@@ -126,8 +129,6 @@ reasons! {
     ResponsesDiverged "responses_diverged" responses_diverged;
     /// Another member says that it committed what contradicts this node's log.
     CommitConflict "commit_conflict" commit_conflict;
-    /// A certificate that this node serves with, or of its authority, has expired.
-    CertificateExpired "certificate_expired" one_for_each_directory;
     /// A certificate that this node serves with, or of its authority, expires within 30 days.
     CertificateExpiring "certificate_expiring" one_for_each_directory;
 }
@@ -170,7 +171,7 @@ pub fn conditions(status: &Status) -> Vec<Condition> {
         // Nor does it matter to whom it speaks any more.
         found.retain(|condition| condition.reason == Reason::Removed || condition.severity == Severity::Warning);
     }
-    found.sort_by_key(|condition| condition.severity);
+    found.sort_by_key(|condition| (condition.severity, condition.reason));
     found
 }
 
@@ -352,12 +353,25 @@ fn no_leader(status: &Status) -> Found {
     if voters == 0 || hears_a_leader(status) || voters - out_of_reach(status).len() < majority(status) {
         return None;
     }
+    // One of these may lead the others: all that is known of why it is not heard here.
+    let missing = out_of_reach(status);
+    let away = match missing.is_empty() {
+        true => String::new(),
+        false => format!(
+            ". Node {} cannot speak with voters {}: one of them may lead the others",
+            status.id,
+            missing.join(", ")
+        ),
+    };
     unready(match status.leader {
         Some(leader) if leader != status.id => format!(
-            "node {leader} led, and was not heard for an election timeout: an election follows. Look at node {leader}"
+            "node {leader} led, and was not heard for an election timeout: an election follows. Look at node {leader}{away}"
         ),
-        _ => "no leader is known: an election is under way. If it lasts, look whether the voters reach each other"
-            .to_owned(),
+        _ if missing.is_empty() => {
+            "no leader is known: an election is under way. If it lasts, look whether the voters reach each other"
+                .to_owned()
+        }
+        _ => format!("no leader is known to node {}{away}", status.id),
     })
 }
 
@@ -461,9 +475,12 @@ fn certificates(status: &Status) -> Vec<Condition> {
         let directory = file.rsplit_once('/').map(|(directory, _)| directory.to_owned());
         said.entry((reason, directory)).or_default().push(format!("{file} {what}"));
     }
-    let condition = |((reason, subject), said): (_, Vec<String>)| {
+    let keeps_away = !hears_a_leader(status) && !out_of_reach(status).is_empty();
+    let condition = |((reason, subject), said): ((Reason, Option<String>), Vec<String>)| {
         let message = format!("{}: replace it and start the node again", said.join("; "));
-        Condition { reason, severity: Severity::Warning, subject, message }
+        let unready = keeps_away && reason == Reason::CertificateExpired && subject.is_none();
+        let severity = if unready { Severity::Unready } else { Severity::Warning };
+        Condition { reason, severity, subject, message }
     };
     said.into_iter().map(condition).collect()
 }
@@ -627,6 +644,26 @@ mod tests {
             ),
             ("connected, and no leader", |s| s.leader = None, &[(Reason::NoLeader, Unready, "election")]),
             (
+                "one that cannot speak with it leads the others",
+                |s| {
+                    lost(s, &[2]);
+                    s.leader = None
+                },
+                &[(Reason::NoLeader, Unready, "cannot speak with voters 2 (no route): one of them may lead")],
+            ),
+            (
+                "its own certificate keeps it away from the leader",
+                |s| {
+                    lost(s, &[2]);
+                    s.leader = None;
+                    ends(s, "cert.pem", -1)
+                },
+                &[
+                    (Reason::CertificateExpired, Unready, "cert.pem has expired"),
+                    (Reason::NoLeader, Unready, "voters 2 (no route)"),
+                ],
+            ),
+            (
                 "a leader that is silent",
                 |s| s.peers.get_mut(&2).unwrap().recently_active = false,
                 &[(Reason::NoLeader, Unready, "node 2")],
@@ -764,7 +801,7 @@ mod tests {
                     s.leader = None
                 },
                 &[
-                    (Reason::LowSpace, Unready, "nobody leads, and writes are refused until then"),
+                    (Reason::LowSpace, Unready, "for no node leads"),
                     (Reason::NoLeader, Unready, ""),
                     (Reason::CertificateExpiring, Warning, ""),
                 ],

@@ -113,6 +113,7 @@ fn consensus<T>(id: NodeId) -> Consensus<T> {
         snapshot_patience_ticks: 30,
         max_clock_skew: Duration::from_millis(500),
         waits: false,
+        certificate_ends: None,
         features: Features::all(),
     };
     let recovered = Recovered {

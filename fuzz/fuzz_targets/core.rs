@@ -247,6 +247,7 @@ impl Node {
             hold_bytes: 0,
             snapshot_patience_ticks: 30,
             waits,
+            certificate_ends: None,
             features: Features::all(),
         };
         let membership = system.as_ref().map(|s: &SystemState| s.membership.clone()).unwrap_or_default();

@@ -1,4 +1,5 @@
-//! What a disk costs this node: its office, while it is slow; new work, while it is nearly full.
+//! What costs this node its office: a disk that is slow, and one that is nearly full, which costs it new work, too. And a
+//! certificate that has ended.
 //!
 //! ```text
 //!               oldest write too old                          the probe passed, and all that waited then is durable
@@ -10,6 +11,9 @@
 //!  space short: a snapshot early, the log cut behind the newest one, whoever might still want the rest
 //!  space low:   besides, a leader hands over if somebody takes it, and answers `LowSpace`, until there is space again
 //! ```
+//!
+//! A leader whose certificate has ended keeps the connections that it has, and gets no new ones: a follower that starts again could
+//! never hear it. So it hands over, too, while it can, and keeps the office if nobody takes it.
 //!
 //! A leader whose disk hangs would otherwise keep its office for as long as its heartbeats arrive, and apply nothing.
 //! Age is counted in ticks that passed, so a process that was paused does not take its own sleep for the disk's.
@@ -47,6 +51,9 @@ pub(super) const MAX_HELD: usize = 4096;
 /// After so many election timeouts a leader low on space asks those again that did not take its office.
 const PATIENCE_WITH_PEERS: u64 = 10;
 
+/// The same of one whose certificate has ended, which goes on taking writes: each offer holds them up for as long as nobody takes it.
+const PATIENCE_WITHOUT_CERTIFICATE: u64 = 600;
+
 /// What this core knows and thinks of its disk.
 #[derive(Debug, Default)]
 pub(super) struct Disk {
@@ -60,7 +67,7 @@ pub(super) struct Disk {
     room: Room,
     /// Since which tick the office is being handed over.
     handing_over: Option<u64>,
-    /// Who was offered the office for lack of space and did not take it; asked again from this tick on.
+    /// Who was offered the office, for lack of space or of a certificate, and did not take it; asked again from this tick on.
     declined: (BTreeSet<NodeId>, u64),
 }
 
@@ -119,7 +126,7 @@ impl<T> Consensus<T> {
             return;
         }
         self.disk.declined = Default::default();
-        if !room.low && self.disk.suspicion.is_none() {
+        if !room.low && self.disk.suspicion.is_none() && !self.certificate_ended {
             self.keep_office();
         }
     }
@@ -130,9 +137,9 @@ impl<T> Consensus<T> {
         self.disk.suspicion.is_none() && self.snapshots.restoring.is_none()
     }
 
-    /// Whether an office may be handed to it. Low on space it would only hand it on.
+    /// Whether an office may be handed to it. Low on space, or without a certificate, it would only hand it on.
     pub(super) fn may_be_handed_office(&self) -> bool {
-        self.may_lead() && !self.disk.is_low()
+        self.may_lead() && !self.disk.is_low() && !self.certificate_ended
     }
 
     /// Bytes that a leader may still append before its own disk has caught up; none while that is slow or low on space.
@@ -192,7 +199,7 @@ impl<T> Consensus<T> {
         }
         match self.raw.raft.state {
             StateRole::Leader if self.disk.suspicion.is_some() => self.give_up_office(),
-            StateRole::Leader if self.disk.is_low() => self.offer_office(),
+            StateRole::Leader if self.disk.is_low() || self.certificate_ended => self.offer_office(),
             StateRole::Leader => {}
             // Nor does it go on asking for votes that it could not use.
             StateRole::Candidate | StateRole::PreCandidate if self.disk.suspicion.is_some() => self.resign(),
@@ -214,7 +221,8 @@ impl<T> Consensus<T> {
         }
     }
 
-    /// For lack of space. Where nobody takes it the office is kept: such a leader can still serve reads.
+    /// For lack of space, or of a certificate. Where nobody takes it the office is kept: such a leader can still serve reads, and one
+    /// without a certificate whoever is connected.
     fn offer_office(&mut self) {
         let patience = self.settings.election_ticks as u64;
         match self.disk.handing_over {
@@ -222,7 +230,8 @@ impl<T> Consensus<T> {
             Some(_) => self.keep_office(),
             None => {
                 if self.disk.declined.1 <= self.ticks {
-                    self.disk.declined = (BTreeSet::new(), self.ticks + PATIENCE_WITH_PEERS * patience);
+                    let rest = if self.disk.is_low() { PATIENCE_WITH_PEERS } else { PATIENCE_WITHOUT_CERTIFICATE };
+                    self.disk.declined = (BTreeSet::new(), self.ticks + rest * patience);
                 }
                 if let Some(successor) = self.successor(&self.disk.declined.0) {
                     self.disk.declined.0.insert(successor);
@@ -245,7 +254,9 @@ impl<T> Consensus<T> {
     }
 
     fn hand_over(&mut self, successor: NodeId) {
-        tracing::debug!(successor, "handing over the office because of this node's disk");
+        let ended = self.certificate_ended && self.disk.suspicion.is_none() && !self.disk.is_low();
+        let because = if ended { "its certificate has ended" } else { "of its disk" };
+        tracing::debug!(successor, because, "this node hands leadership over");
         self.disk.handing_over = Some(self.ticks);
         self.raw.transfer_leader(successor);
     }

@@ -139,6 +139,8 @@ pub struct Settings {
     pub waits: bool,
     /// What this build understands.
     pub features: Features,
+    /// When this node's certificate ends, if it has one: peers refuse new connections of a node from then on.
+    pub certificate_ends: Option<SystemTime>,
 }
 
 /// What a core starts from.
@@ -229,6 +231,7 @@ pub struct Consensus<T> {
     commit_conflicts: BTreeMap<NodeId, CommitConflict>,
     contradicted: bool,
     clocks: Estimates,
+    certificate_ended: bool,
     effects: Effects<T>,
 }
 
@@ -298,6 +301,7 @@ impl<T> Consensus<T> {
             commit_conflicts: BTreeMap::new(),
             contradicted: false,
             clocks: Estimates::default(),
+            certificate_ended: false,
             effects: Effects::default(),
         };
         core.draw_election_timeout();
@@ -573,6 +577,7 @@ impl<T> Consensus<T> {
     /// that waited for it: time passes here.
     pub fn drain(&mut self, moment: Moment) -> Effects<T> {
         self.now = moment.now;
+        self.certificate_ended = self.settings.certificate_ends.is_some_and(|end| moment.wall >= end);
         self.tick_if_due();
         self.work_off(moment.wall)
     }

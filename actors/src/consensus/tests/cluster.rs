@@ -53,6 +53,8 @@ pub struct Node {
     pub now: Duration,
     /// What its calendar shows when its clock stands at zero.
     pub calendar: SystemTime,
+    /// When its certificate ends.
+    pub certificate_ends: Option<SystemTime>,
     pub disk_auto: bool,
     pub apply_auto: bool,
     /// Whether the core waits for the end of a probe.
@@ -149,6 +151,7 @@ impl Cluster {
             boot: 0,
             now: Duration::ZERO,
             calendar: SystemTime::UNIX_EPOCH + Duration::from_secs(1),
+            certificate_ends: None,
             disk_auto: true,
             apply_auto: true,
             probing: false,
@@ -243,6 +246,7 @@ impl Cluster {
             max_clock_skew: Duration::from_millis(500),
             waits: node.waits,
             features: Features::all(),
+            certificate_ends: node.certificate_ends,
         };
         let start = Start {
             recovered: node.disk.recovered(),

@@ -67,6 +67,8 @@ stories! {
     low_space_everywhere
     low_space_single
     low_space_forwarded
+    certificate_ended
+    certificates_ended
     compaction
     compaction_fails
     snapshot_sent

@@ -15,6 +15,7 @@
 //!  cut 1 2   isolate 1   heal   unreachable 1 2
 //!  disk 1 manual|auto   persist 1 [NUMBER]      the log writer
 //!  probe 1 passes|fails   space 1 low|enough    the end of a probe; what the log writer says of space
+//!  certificate 1 TICKS                          restarts node 1 with a certificate that ends so many ticks from now
 //!  order 2 1                                    node 2 tells node 1 to campaign at once
 //!  knows 1 2 [nothing]                          node 1 hears the features of node 2, or that it is of the first version
 //!  mark 1                                       propose a mark
@@ -413,6 +414,13 @@ impl Runner for Script {
                 let shows = Duration::from_millis(number(1)?);
                 let node = self.cluster.nodes.get_mut(&number(0)?).ok_or("no such node")?;
                 node.calendar = (SystemTime::UNIX_EPOCH + shows).checked_sub(node.now).ok_or("before 1970")?;
+            }
+            "certificate" => {
+                let (id, ticks) = (number(0)?, u32::try_from(number(1)?)?);
+                let node = self.cluster.nodes.get_mut(&id).ok_or("no such node")?;
+                node.certificate_ends = Some(node.calendar + node.now + TICK * ticks);
+                self.cluster.crash(id);
+                self.cluster.start(id, None);
             }
             "clocks" => {
                 let id = number(0)?;
