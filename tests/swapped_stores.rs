@@ -216,3 +216,126 @@ fn the_others_go_on_without_it() {
     wait("the others to go on", || (lab.node(leader).put("on", "x").status == 200).then_some(()));
     assert_eq!(lab.node(leader).get("late").body["value"], "x");
 }
+
+/// What becomes of a directory in which one file is not what it was. Words that are part of the refusal; `None`: it starts with all
+/// that was acknowledged.
+type Fate = Option<&'static [&'static str]>;
+
+/// Every file and folder of a directory by itself: missing, of an earlier day, empty, and another node's.
+///
+/// Each is refused by a sentence that names it, or does not matter. Before, a lives file that was missing or older let the node start,
+/// and its peers refused it without end.
+#[test]
+fn one_file_at_a_time() {
+    const STARTS: Fate = None;
+    let table: [(&str, [Fate; 4]); 8] = [
+        // what                 missing                              older              empty                               another node's
+        (
+            "node",
+            [
+                Some(&["node file is damaged: it is missing, but there is a watermark"]),
+                Some(&["node file is damaged: it counts 1 openings", "the lives file knows opening 3"]),
+                Some(&["node file is damaged"]),
+                Some(&["belongs to node 2, not to node 1"]),
+            ],
+        ),
+        (
+            "watermark",
+            [
+                Some(&["watermark is damaged: it is missing"]),
+                STARTS,
+                Some(&["watermark is damaged: it has 0 bytes"]),
+                Some(&["watermark is damaged: it belongs to incarnation"]),
+            ],
+        ),
+        (
+            "lives",
+            [
+                Some(&["lives file is damaged: it is missing, and the node file says that it knew opening 3"]),
+                Some(&[
+                    "was rolled back: ",
+                    "a lives file up to opening 1",
+                    "the record of opening 3",
+                    "add the node again",
+                ]),
+                Some(&["lives file is damaged: it is too short"]),
+                Some(&["lives file is damaged: it belongs to incarnation"]),
+            ],
+        ),
+        (
+            "log",
+            [
+                Some(&["was rolled back", "no log at all"]),
+                Some(&["was rolled back", "It may not vote"]),
+                Some(&["was rolled back", "no log at all"]),
+                Some(&["owner of the store is damaged: it says node 2"]),
+            ],
+        ),
+        // The engine's own files by themselves.
+        (
+            "log/db",
+            [Some(&["was rolled back", "no log at all"]), Some(&["error: "]), Some(&["error: "]), Some(&["error: "])],
+        ),
+        // Who holds it, for people; room that is made again; the block that says whether the disk answers.
+        ("lock", [STARTS; 4]),
+        ("ballast", [STARTS; 4]),
+        ("probe", [STARTS; 4]),
+    ];
+    let mut node = Alone::new();
+    node.put("first");
+    let older = node.stop_and_copy("older");
+    node.serves(&["first"]);
+    node.put("second");
+    node.stop_and_copy("between");
+    node.serves(&["first", "second"]);
+    node.put("third");
+    let mine = node.stop_and_copy("mine");
+    let mut other = Lab::new(&[2]);
+    other.found(&[2]);
+    other.leader();
+    assert_eq!(other.node_mut(2).terminate().code(), Some(0));
+    let others = other.node(2).data.clone();
+
+    for (part, fates) in table {
+        for (change, fate) in ["missing", "older", "empty", "another node's"].into_iter().zip(fates) {
+            let dir = node.dir();
+            fs::remove_dir_all(&dir).expect("a directory");
+            copy(&mine, &dir);
+            let path = dir.join(part);
+            match change {
+                "older" => node.swap(part, &older),
+                "another node's" => node.swap(part, &others),
+                _ if path.is_dir() => {
+                    fs::remove_dir_all(&path).expect("a directory");
+                    if change == "empty" {
+                        fs::create_dir(&path).expect("a directory");
+                    }
+                }
+                "missing" => fs::remove_file(&path).expect("a file"),
+                _ => fs::write(&path, "").expect("a file"),
+            }
+            node.lab.launch(1);
+            let Some(words) = fate else {
+                node.lab.serves(1);
+                node.lab.leader();
+                for key in ["first", "second", "third"] {
+                    assert_eq!(node.lab.node(1).get(key).body["value"], key, "{part} {change}");
+                }
+                node.put("fourth");
+                assert_eq!(node.lab.node_mut(1).terminate().code(), Some(0), "{part} {change}");
+                continue;
+            };
+            let ended = node.lab.node_mut(1).wait_until_it_ends();
+            let said = node.lab.node(1).last_words(1);
+            assert_eq!(ended.code(), Some(1), "{part} {change}: {said}");
+            assert!(
+                said.starts_with("error: ") && words.iter().all(|words| said.contains(words)),
+                "{part} {change}: {said}"
+            );
+        }
+    }
+    // And all of it back in its place.
+    fs::remove_dir_all(node.dir()).expect("a directory");
+    copy(&mine, &node.dir());
+    node.serves(&["first", "second", "third"]);
+}

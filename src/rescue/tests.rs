@@ -107,7 +107,7 @@ fn a_backup_becomes_a_cluster_of_one_node() {
     let rescued = restored(&file, &dir).unwrap();
     assert_eq!((rescued.id, rescued.index, rescued.term, rescued.dir.as_path()), (5, 10, 5, dir.as_path()));
     assert_ne!(rescued.cluster, OLD);
-    assert_eq!(names(&dir), ["lock", "log", "node", "snapshots", "watermark"]);
+    assert_eq!(names(&dir), ["lives", "lock", "log", "node", "snapshots", "watermark"]);
 
     let (system, sum, applied) = started(&dir, 5);
     assert_eq!((system.cluster, system.recovered_at, sum, applied), (rescued.cluster, 10, 41, 10));
@@ -200,13 +200,14 @@ fn a_restore_that_is_cut_short_is_started_from_scratch() {
     let whole = temp.path().join("whole");
     restored(&file, &whole).unwrap();
     // What is in place after each step, as `Restoring` takes them; the last is a node with a rest.
-    let steps: [(&[&str], &[&str]); 6] = [
+    let steps: [(&[&str], &[&str]); 7] = [
         (&[], &[]),
         (&["snapshots"], &[]),
         (&["snapshots"], &["log", "creating"]),
-        (&["snapshots"], &["log", "watermark", "node"]),
-        (&["snapshots", "log"], &["watermark", "node"]),
-        (&["snapshots", "log", "watermark"], &["node"]),
+        (&["snapshots"], &["log", "watermark", "lives", "node"]),
+        (&["snapshots", "log"], &["watermark", "lives", "node"]),
+        (&["snapshots", "log", "watermark"], &["lives", "node"]),
+        (&["snapshots", "log", "watermark", "lives"], &["node"]),
     ];
     let copy = |from: &Path, to: &Path| {
         assert!(std::process::Command::new("cp").arg("-r").args([from, to]).status().unwrap().success());
@@ -226,7 +227,7 @@ fn a_restore_that_is_cut_short_is_started_from_scratch() {
         assert!(matches!(error, OpenError::Unfinished { .. }), "step {n}: {error}");
         assert!(error.to_string().contains("restore into it again"), "{error}");
         let rescued = restored(&file, &dir).unwrap();
-        assert_eq!(names(&dir), ["lock", "log", "node", "snapshots", "watermark"], "step {n}");
+        assert_eq!(names(&dir), ["lives", "lock", "log", "node", "snapshots", "watermark"], "step {n}");
         let (system, sum, _) = started(&dir, 5);
         assert_eq!((system.cluster, sum), (rescued.cluster, 41), "step {n}");
     }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  DIR/          0700
-//!    node        id, incarnation, boot, format, checksum: text, replaced as a whole at every open
+//!    node        id, incarnation, boot, the newest life, format, checksum: text, replaced as a whole at every open
 //!    lock        held with an OS lock while open; says who holds it
 //!    creating    only while the directory is being made
 //!    watermark   see super::watermark
@@ -31,7 +31,10 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use actorum_transport::wire::{Incarnation, NodeId};
+use actorum_transport::{
+    lives::LifeKey,
+    wire::{Incarnation, NodeId},
+};
 
 use super::store::{OpenError, StoreIdentity};
 
@@ -56,6 +59,7 @@ const LOST_AND_FOUND: &str = "lost+found";
 pub struct Directory {
     path: PathBuf,
     node: StoreIdentity,
+    life: Option<LifeKey>,
     // Holds the OS lock until dropped.
     _lock: File,
 }
@@ -89,25 +93,39 @@ impl Directory {
                 // The same: what was in it has been moved here.
                 fs::remove_dir_all(path.join(RESTORING)).map_err(|e| io("cannot remove restoring", e))?;
             }
-            return Ok(Directory { path: path.to_owned(), node, _lock: lock });
+            let life = read_life(path)?;
+            return Ok(Directory { path: path.to_owned(), node, life, _lock: lock });
         }
         let node = StoreIdentity { id, incarnation: new_incarnation, boot: 0 };
         File::create(path.join(CREATING)).and_then(|_| sync_dir(path)).map_err(|e| io("cannot write creating", e))?;
         wipe(path).map_err(|e| io("cannot start again what a crash left half made", e))?;
         create(&node)?;
         // Promise 6: from here on the directory exists with this incarnation. All that it stands for is durable already.
-        write_node(path, &node).map_err(|e| io("cannot write node", e))?;
+        write_node(path, &node, None).map_err(|e| io("cannot write node", e))?;
         fs::remove_file(path.join(CREATING)).map_err(|e| io("cannot remove creating", e))?;
-        Ok(Directory { path: path.to_owned(), node, _lock: lock })
+        Ok(Directory { path: path.to_owned(), node, life: None, _lock: lock })
     }
 
     /// Counts this open. Called last, when nothing was found wrong: a directory that is refused is left as it was.
     pub fn count_boot(&mut self) -> Result<(), OpenError> {
         let node = StoreIdentity { boot: self.node.boot + 1, ..self.node };
         // Promise 6: a later boot supersedes the connections of an earlier one, so no boot number may come twice.
-        write_node(&self.path, &node).map_err(|e| io_error(&self.path, "cannot write node", e))?;
+        write_node(&self.path, &node, self.life).map_err(|e| io_error(&self.path, "cannot write node", e))?;
         self.node = node;
         Ok(())
+    }
+
+    /// The life that is durable in the file of lives: one that does not know it is missing or an older copy, at any later open. After
+    /// that file, so that a crash finds it at or ahead of this.
+    pub fn record_life(&mut self, life: LifeKey) -> Result<(), OpenError> {
+        write_node(&self.path, &self.node, Some(life)).map_err(|e| io_error(&self.path, "cannot write node", e))?;
+        self.life = Some(life);
+        Ok(())
+    }
+
+    /// The newest life that was recorded; `None` in a directory of the first version, and in a new one.
+    pub fn life(&self) -> Option<LifeKey> {
+        self.life
     }
 
     /// Whose it is.
@@ -252,7 +270,7 @@ pub fn watermark_path(dir: &Path) -> PathBuf {
 /// A directory that a backup is being restored into.
 ///
 /// ```text
-///  lock ─▶ restoring/ ─▶ snapshots/ and restoring/{log, watermark, node}, as the caller makes them ─▶ moved up, node last
+///  lock ─▶ restoring/ ─▶ snapshots/ and restoring/{log, watermark, lives, node}, as the caller makes them ─▶ moved up, node last
 /// ```
 ///
 /// No node opens a directory that has `restoring` and no `node`, so one that was cut short is never half a node: the next
@@ -278,8 +296,8 @@ impl Restoring {
         let inner = path.join(RESTORING);
         make_durably(&inner).map_err(|e| io("cannot make restoring", e))?;
         let again = |e| io("cannot start again what was cut short", e);
-        remove_all(path, &[LOG, WATERMARK, SNAPSHOTS]).map_err(again)?;
-        remove_all(&inner, &[NODE, CREATING, LOCK, WATERMARK, SNAPSHOTS]).map_err(again)?;
+        remove_all(path, &[LOG, WATERMARK, LIVES, SNAPSHOTS]).map_err(again)?;
+        remove_all(&inner, &[NODE, CREATING, LOCK, WATERMARK, LIVES, SNAPSHOTS]).map_err(again)?;
         for generation in generations(&inner).map_err(again)? {
             remove_generation(&inner, generation).map_err(again)?;
         }
@@ -299,7 +317,7 @@ impl Restoring {
         // Whichever of its logs counts, here it is the first, which needs no mark.
         let counting = generation(&inner).map(|generation| log_path(&inner, generation));
         let done = counting.and_then(|log| fs::rename(log, self.path.join(LOG)));
-        let done = done.and_then(|()| moved(WATERMARK)).and_then(|()| sync_dir(&self.path));
+        let done = done.and_then(|()| moved(WATERMARK)).and_then(|()| moved(LIVES)).and_then(|()| sync_dir(&self.path));
         // `node` last: with it the directory is a node's, and all that it stands for is durable already.
         let done = done.and_then(|()| moved(NODE)).and_then(|()| sync_dir(&self.path));
         done.map_err(|e| io_error(&self.path, "cannot move the restored node into place", e))?;
@@ -332,6 +350,22 @@ pub fn read_node(dir: &Path) -> Result<StoreIdentity, OpenError> {
     parse_node(dir, bytes)
 }
 
+/// Which life of a directory its `node` file knows, if any.
+pub fn read_life(dir: &Path) -> Result<Option<LifeKey>, OpenError> {
+    let bytes = fs::read(dir.join(NODE)).map_err(|error| io_error(dir, "cannot read node", error))?;
+    // Judged before it is looked into.
+    parse_node(dir, bytes.clone())?;
+    let text = String::from_utf8_lossy(&bytes);
+    let Some(life) = text.lines().find_map(|line| line.strip_prefix("life ")) else { return Ok(None) };
+    let numbers = life.split_once(' ');
+    let life = numbers.and_then(|(boot, nonce)| {
+        Some(LifeKey { boot: boot.parse().ok()?, nonce: u64::from_str_radix(nonce, 16).ok()? })
+    });
+    let detail = "it names no life where one belongs".to_owned();
+    let damaged = || OpenError::Damaged { dir: dir.to_owned(), what: "node file".to_owned(), detail };
+    life.map(Some).ok_or_else(damaged)
+}
+
 /// What a `node` file of these bytes says.
 pub(crate) fn parse_node(dir: &Path, bytes: Vec<u8>) -> Result<StoreIdentity, OpenError> {
     let damaged = |detail: String| OpenError::Damaged { dir: dir.to_owned(), what: "node file".to_owned(), detail };
@@ -361,9 +395,11 @@ pub(crate) fn parse_node(dir: &Path, bytes: Vec<u8>) -> Result<StoreIdentity, Op
     })
 }
 
-fn write_node(dir: &Path, node: &StoreIdentity) -> io::Result<()> {
+fn write_node(dir: &Path, node: &StoreIdentity, life: Option<LifeKey>) -> io::Result<()> {
     let StoreIdentity { id, incarnation, boot } = node;
-    let body = format!("actorum node, format {FORMAT}\nid {id}\nincarnation {incarnation}\nboot {boot}\n");
+    // A line that a node of the first version passes over.
+    let life = life.map_or_else(String::new, |LifeKey { boot, nonce }| format!("life {boot} {nonce:016x}\n"));
+    let body = format!("actorum node, format {FORMAT}\nid {id}\nincarnation {incarnation}\nboot {boot}\n{life}");
     let sum = crc32fast::hash(body.as_bytes());
     replace(&dir.join(NODE), format!("{body}checksum {sum:08x}\n").as_bytes())
 }
@@ -430,7 +466,7 @@ impl Content {
     fn judge_vacant(&self, dir: &Path) -> Result<(), OpenError> {
         let mut ours = vec![LOCK, LOST_AND_FOUND];
         if self.has(RESTORING) && !self.has(NODE) {
-            ours.extend([RESTORING, LOG, WATERMARK, SNAPSHOTS]);
+            ours.extend([RESTORING, LOG, WATERMARK, LIVES, SNAPSHOTS]);
         }
         match self.0.iter().find(|name| !ours.contains(&name.as_str())) {
             None => Ok(()),

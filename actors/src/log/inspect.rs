@@ -102,9 +102,12 @@ impl Inspection {
         let mut note = |what: &str, detail: String| problems.push(Problem { what: what.to_owned(), detail });
         match &identity {
             // A node that cannot show its lives does not open.
-            Ok(node) => match lives::read(dir, node.incarnation) {
-                Ok(_) => {}
+            Ok(node) => match directory::read_life(dir).and_then(|known| lives::judge(dir, node, known)) {
+                Ok(()) => {}
                 Err(OpenError::Damaged { what, detail, .. }) => note(&what, detail),
+                Err(OpenError::RolledBack { found, promised, .. }) => {
+                    note("lives file", format!("it was rolled back: it holds {found}, and {promised} was durable"));
+                }
                 Err(other) => note("lives file", other.to_string()),
             },
             Err(OpenError::Damaged { what, detail, .. }) => note(what, detail.clone()),

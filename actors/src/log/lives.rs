@@ -6,7 +6,8 @@
 //! ```
 //!
 //! Replaced as a whole, so a crash leaves the one before. A directory without it is of the first version, or new: it begins one. A
-//! damaged one is refused: without it the node could not show what its peers have on record.
+//! damaged one is refused: without it the node could not show what its peers have on record. So is one that is missing or older than
+//! the life that the `node` file names, which is written after it; and a `node` file that is older than the last life.
 //!
 //! Deliberately absent: what a life is, and when it counts.
 
@@ -18,7 +19,7 @@ use std::{
 };
 
 use actorum_transport::{
-    lives::{Content, Life, LifeBook, LifeFile},
+    lives::{Content, Life, LifeBook, LifeFile, LifeKey},
     wire::Incarnation,
 };
 
@@ -112,6 +113,35 @@ pub(super) fn begin(
         doing: "cannot write lives".to_owned(),
         error,
     })
+}
+
+/// What the file of a directory says, if that is no less than what its `node` file knows of it.
+pub(super) fn judge(dir: &Path, node: &StoreIdentity, known: Option<LifeKey>) -> Result<(), OpenError> {
+    let damaged =
+        |what: &str, detail: String| Err(OpenError::Damaged { dir: dir.to_owned(), what: what.to_owned(), detail });
+    let content = read(dir, node.incarnation)?;
+    // The opening is counted before its life begins.
+    let newest = content.own.last().map_or(0, |life| life.boot);
+    if newest > node.boot {
+        let detail =
+            format!("it counts {} openings of the directory, and the lives file knows opening {newest}", node.boot);
+        return damaged("node file", detail);
+    }
+    let Some(known) = known else { return Ok(()) };
+    if !lives_path(dir).exists() {
+        return damaged(
+            "lives file",
+            format!("it is missing, and the node file says that it knew opening {}", known.boot),
+        );
+    }
+    if !content.own.iter().any(|life| life.key() == known) {
+        return Err(OpenError::RolledBack {
+            dir: dir.to_owned(),
+            found: format!("a lives file up to opening {newest}"),
+            promised: format!("the record of opening {}", known.boot),
+        });
+    }
+    Ok(())
 }
 
 /// What the file of a directory says; where there is none, that of a directory that has no lives yet.

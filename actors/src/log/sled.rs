@@ -233,7 +233,7 @@ impl SledStore {
         })?;
         let identity = directory.identity();
         // What is refused is left as it was: looked at before the engine opens and the boot is counted.
-        lives::read(dir, identity.incarnation)?;
+        lives::judge(dir, &identity, directory.life())?;
         let opened = Watermark::open(&directory::watermark_path(dir));
         let mut watermark = recovery::of_this_life(dir, &identity, opened)?;
         let generation = directory::generation(dir).map_err(|error| {
@@ -275,6 +275,8 @@ impl SledStore {
         // Promise 6: the nonce of this opening is durable before anybody can send a frame.
         let recovered = found.groups.get(&GroupId::FIRST).map(|found| &found.recovered);
         let lives = lives::begin(dir, &identity, recovered)?;
+        let newest = lives.shown().last().map(|life| life.key());
+        newest.map_or(Ok(()), |life| directory.record_life(life))?;
         let lock = lives::Held { book: lives.clone(), _directory: directory };
         let shared = Shared::new(engine, &found, Box::new(lock));
         let reserve = Reserve::of(dir, options.reserve_bounds());
