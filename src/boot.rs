@@ -457,7 +457,13 @@ fn check_new(id: NodeId, bootstrap: &Bootstrap, dials: bool) -> Result<(), Start
             return Err(StartError::Founders(format!("the address of founder {founder}: {error}")));
         }
     }
-    Ok(())
+    let mut pairs = founders.iter().flat_map(|one| founders.range(one.0 + 1..).map(move |other| (one, other)));
+    match pairs.find(|((_, one), (_, other))| one.is_same_place(other)) {
+        Some(((one, address), (other, _))) => Err(StartError::Founders(format!(
+            "the founders {one} and {other} have one address, {address}: each has its own"
+        ))),
+        None => Ok(()),
+    }
 }
 
 fn missing(key: &str, problem: &str) -> StartError {

@@ -103,6 +103,14 @@ fn serve_refuses_what_cannot_be_right() {
         &["node 1 is named twice"],
     );
     refused(
+        &serve(&lab, "certs/node-1", &[peer[0], peer[1], "--peer", "2=127.0.0.1:07001"]),
+        2,
+        &["the peers 1 and 2 have one address, 127.0.0.1:07001"],
+    );
+    for (wrong, words) in [("0.0.0.0:7001", "no address that a peer"), ("h..h:1", "nothing between two dots")] {
+        refused(&serve(&lab, "certs/node-1", &["--peer", &format!("1={wrong}")]), 2, &["ID=HOST:PORT", words]);
+    }
+    refused(
         &serve(&lab, "certs/node-1", &[peer[0], peer[1], "--admin", "0.0.0.0:9001"]),
         2,
         &["0.0.0.0:9001", "127.0.0.1:9001", "--admin-certs"],

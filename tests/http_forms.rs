@@ -277,6 +277,10 @@ fn members() {
         (2, "::1:7001", "[::1]:7001"),
         (2, "host", "the port is missing"),
         (2, "host:0", "between 1 and 65535"),
+        (2, "0.0.0.0:7001", "no address that a peer could reach it at"),
+        (2, "[ff02::1]:7001", "a multicast address"),
+        (2, "-h:1", "begins or ends with a dash"),
+        (2, &lab.node(1).listen.to_string(), "is the address of node 1"),
         ((1 << 53), "host:7001", "2^53 - 1"),
         (u64::MAX, "host:7001", "2^53 - 1"),
     ] {

@@ -48,12 +48,48 @@ fn addresses() {
         (" host:7001", "a host name cannot contain ' '"),
         ("10.0.0.256:7001", "10.0.0.256 is not an IPv4 address"),
         ("10.0.1:7001", "10.0.1 is not an IPv4 address"),
+        ("0x0:7001", "0x0 is not an IPv4 address"),
+        ("0x7f.1:7001", "0x7f.1 is not an IPv4 address"),
+        ("host.7:7001", "host.7 is not an IPv4 address"),
+        ("0.0.0.0:7001", "no address that a peer could reach it at"),
+        ("0.1.2.3:7001", "no address that a peer could reach it at"),
+        ("[::]:7001", "no address that a peer could reach it at"),
+        ("[::ffff:0.0.0.0]:7001", "no address that a peer could reach it at"),
+        ("224.0.0.1:7001", "a multicast address"),
+        ("239.255.255.255:7001", "a multicast address"),
+        ("[ff02::1]:7001", "a multicast address"),
+        ("[::ffff:224.0.0.1]:7001", "a multicast address"),
+        ("255.255.255.255:7001", "the broadcast address"),
+        ("-h:1", "begins or ends with a dash"),
+        ("h-:1", "begins or ends with a dash"),
+        ("a.-b.c:1", "begins or ends with a dash"),
+        ("h..h:1", "nothing between two dots"),
+        (".h:1", "nothing between two dots"),
+        ("h..:1", "nothing between two dots"),
+        (".:1", "nothing between two dots"),
+        (&format!("{}:1", "h".repeat(300)), "at most 253 letters"),
+        (&format!("{}:1", "h".repeat(64)), "at most 63 letters between two dots"),
+        (&format!("{}h:1", "h.".repeat(127)), "at most 253 letters"),
     ] {
         let error = wrong.parse::<Address>().expect_err(wrong).to_string();
         assert!(
             error.contains("HOST:PORT") && error.contains("[2001:db8::1]:7001") && error.contains(words),
             "{error}"
         );
+    }
+    let longest = format!("{}.{}:1", "h".repeat(63), "h.".repeat(94) + "h");
+    assert_eq!(longest.parse(), Ok(Address::from(longest.as_str())), "253 letters");
+    for (one, other, same) in [
+        ("host:7001", "HOST.:7001", true),
+        ("host:7001", "host:07001", true),
+        ("host:7001", "host:7002", false),
+        ("host:7001", "tsoh:7001", false),
+        ("[2001:db8::1]:7001", "[2001:0DB8:0:0:0:0:0:1]:7001", true),
+        ("[::ffff:10.0.0.1]:7001", "10.0.0.1:7001", true),
+        ("n1", "N1", true),
+        ("n1", "n2", false),
+    ] {
+        assert_eq!(Address::from(one).is_same_place(&other.into()), same, "{one} and {other}");
     }
     // What a log of the first version holds is read as it is.
     assert_eq!(from_value::<Address>(json!("::1:7001")).unwrap(), Address::from("::1:7001"));

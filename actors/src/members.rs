@@ -160,6 +160,17 @@ impl Change {
 }
 
 impl Membership {
+    /// Whether nobody else is where a new member shall be: each would be dialled as the other, and refused.
+    ///
+    /// For who proposes a change. A committed one is made whatever this says.
+    pub fn has_room_for(&self, change: &Change) -> Result<(), String> {
+        let Change::AddLearner(_, address) = change else { return Ok(()) };
+        match self.members.iter().find(|(_, member)| member.address.is_same_place(address)) {
+            Some((other, _)) => Err(format!("{address} is the address of node {other}: each node has one of its own")),
+            None => Ok(()),
+        }
+    }
+
     /// The membership after a change, or why the change makes no sense.
     pub fn after(&self, change: &Change) -> Result<Membership, String> {
         let id = change.node();

@@ -4,7 +4,7 @@
 //! payload is one `bin` and not an array of numbers. These structs are the project's own: what raft-rs uses
 //! inside never touches a socket, and nothing here is trusted until the consensus core has validated it.
 
-use std::{collections::BTreeMap, fmt, net::Ipv4Addr, net::SocketAddrV6, str::FromStr};
+use std::{collections::BTreeMap, fmt, net::SocketAddrV6, str::FromStr};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -14,6 +14,7 @@ use crate::{
     marks::{MAX_MARKS, Mark},
 };
 
+mod address;
 mod readings;
 
 pub use readings::{ChangeReading, LearnerReading, MajorityReading};
@@ -126,6 +127,13 @@ impl From<&str> for Address {
     }
 }
 
+impl Address {
+    /// Whether both are the same place, however they are written. A name and the address it has now are not compared.
+    pub fn is_same_place(&self, other: &Address) -> bool {
+        address::canonical(&self.0) == address::canonical(&other.0)
+    }
+}
+
 /// A text that is no address of a peer, and the form that one has.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
@@ -149,8 +157,11 @@ impl FromStr for Address {
         }
         if text.starts_with('[') {
             return match text.parse::<SocketAddrV6>() {
-                Ok(address) if address.port() != 0 => Ok(Address(text.to_owned())),
-                Ok(_) => wrong("port 0 cannot be reached".to_owned()),
+                Ok(address) if address.port() == 0 => wrong("port 0 cannot be reached".to_owned()),
+                Ok(address) => match address::ip_problem((*address.ip()).into()) {
+                    Some(problem) => wrong(problem),
+                    None => Ok(Address(text.to_owned())),
+                },
                 Err(_) => wrong("this is not an IPv6 address in brackets with a port behind it".to_owned()),
             };
         }
@@ -158,14 +169,8 @@ impl FromStr for Address {
         if host.contains(':') {
             return wrong(format!("put an IPv6 address in brackets, as in [{host}]:{port}"));
         }
-        if host.is_empty() {
-            return wrong("the host is missing".to_owned());
-        }
-        if let Some(stray) = host.chars().find(|c| !c.is_ascii_alphanumeric() && !"-._".contains(*c)) {
-            return wrong(format!("a host name cannot contain {stray:?}"));
-        }
-        if host.chars().all(|c| c.is_ascii_digit() || c == '.') && host.parse::<Ipv4Addr>().is_err() {
-            return wrong(format!("{host} is not an IPv4 address"));
+        if let Some(problem) = address::host_problem(host) {
+            return wrong(problem);
         }
         // `parse` would take a sign.
         match port.parse::<u16>() {

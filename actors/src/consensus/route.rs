@@ -146,10 +146,12 @@ impl<T> Consensus<T> {
         if self.raw.raft.has_pending_conf() || joint {
             return self.refuse(request, Refusal::Change(ChangeRefusal::InProgress));
         }
-        let next = match self.membership.after(change) {
-            Ok(next) => next,
-            Err(cause) => return self.refuse(request, Refusal::Change(ChangeRefusal::invalid(cause))),
-        };
+        // The second is asked here alone: what an older leader has let in is applied by all alike.
+        let next =
+            match self.membership.after(change).and_then(|next| self.membership.has_room_for(change).map(|()| next)) {
+                Ok(next) => next,
+                Err(cause) => return self.refuse(request, Refusal::Change(ChangeRefusal::invalid(cause))),
+            };
         let Some(request) = self.check_change(request, &wanted, &next) else { return };
         let id = ChangeId { node: self.settings.id, boot: self.settings.boot, number: self.next_id() };
         let command = SystemCommand::Change { id, change: change.clone(), forced: wanted.force };

@@ -351,6 +351,12 @@ impl FromStr for Peers {
 fn founders(peers: Vec<(NodeId, Address)>) -> Result<Bootstrap, Failure> {
     let mut founders = BTreeMap::new();
     for (id, address) in peers {
+        let mut others = founders.iter().filter(|(other, _)| **other != id);
+        if let Some((other, _)) = others.find(|(_, place): &(&NodeId, &Address)| place.is_same_place(&address)) {
+            return Err(Failure::usage(format!(
+                "the peers {other} and {id} have one address, {address}: each node has one of its own"
+            )));
+        }
         if let Some(other) = founders.insert(id, address.clone()) {
             return Err(Failure::usage(format!(
                 "node {id} is named twice among the peers: at {other} and at {address}"
