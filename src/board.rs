@@ -27,6 +27,7 @@ use actorum_actors::{
 };
 use actorum_transport::{
     message::TransportStatus,
+    tls::EARLIEST_S,
     wire::{Incarnation, NodeId},
 };
 use tokio::sync::watch;
@@ -114,6 +115,7 @@ impl Board {
         }
         let median = members.clocks.median_us(&applier.membership.voters(), self.id, own_us, now);
         status.clock = ClockStatus {
+            unset: own_us < i64::try_from(EARLIEST_S * 1_000_000).unwrap_or(0),
             offset_ms: median.map(|median| own_us.saturating_sub(median) / 1000),
             max_skew_ms: self.max_clock_skew_ms,
         };

@@ -121,6 +121,8 @@ reasons! {
     LeaderUnready "leader_unready" leader_unready;
     /// The disk answers slowly.
     DiskSlow "disk_slow" disk_slow;
+    /// The calendar clock of this node shows a time that cannot be: it was never set.
+    ClockUnset "clock_unset" clock_unset;
     /// The calendar clock of a member is too far from the median of the voters'.
     ClockSkew "clock_skew" clock_skew;
     /// This node leads, does not know the clocks of a majority, and takes the time of new entries from its own.
@@ -418,6 +420,17 @@ fn disk_slow(status: &Status) -> Found {
     ))
 }
 
+fn clock_unset(status: &Status) -> Found {
+    if !status.clock.unset {
+        return None;
+    }
+    warning(format!(
+        "the clock of node {} shows a time before 2000: set it, and keep it with NTP; until then no certificate is valid by it, and peers \
+         cannot be connected anew",
+        status.id
+    ))
+}
+
 fn clock_skew(status: &Status) -> Found {
     let own = status.clock.offset_ms?;
     let peers = status.peers.iter().filter(|(id, _)| status.membership.members.contains_key(id));
@@ -509,7 +522,7 @@ mod tests {
             leader: Some(2),
             membership: Arc::new(Membership { members: (1..=3).map(member).collect(), ..Membership::default() }),
             peers: BTreeMap::from([peer(2), peer(3)]),
-            clock: ClockStatus { offset_ms: Some(-2), max_skew_ms: 500 },
+            clock: ClockStatus { unset: false, offset_ms: Some(-2), max_skew_ms: 500 },
             ..Status::default()
         }
     }
@@ -738,6 +751,11 @@ mod tests {
                 "its clock is a year ahead",
                 |s| s.clock.offset_ms = Some(365 * DAY_S * 1000),
                 &[(Reason::ClockSkew, Warning, "node 1 is 365 days ahead")],
+            ),
+            (
+                "its clock was never set",
+                |s| s.clock.unset = true,
+                &[(Reason::ClockUnset, Warning, "node 1 shows a time before 2000")],
             ),
             (
                 "a peer's clock is behind, and another's within bounds",

@@ -84,6 +84,9 @@ pub struct PeerProgress {
 /// A node's clock, compared with those of the voters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClockStatus {
+    /// Whether it shows a time before 2000: it was never set.
+    #[serde(default)]
+    pub unset: bool,
     /// How far it is ahead of the median of the voters' clocks, in milliseconds; negative if it is behind, `None` if
     /// the clocks of a majority are not known.
     pub offset_ms: Option<i64>,

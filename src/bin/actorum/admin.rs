@@ -164,7 +164,7 @@ pub fn require_certificates(dir: &Path) -> Result<(ServerConfig, Vec<(String, i6
     let clients = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
         .build()
         .map_err(|e| wrong("ca.pem", &e))?;
-    let config = ServerConfig::builder_with_provider(provider)
+    let config = ServerConfig::builder_with_details(provider, actorum_transport::tls::time_provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(clients)
         .with_single_cert(chain, key)

@@ -58,6 +58,7 @@ pub fn make_certificates_for(dir: &Path, nodes: &[NodeId], days: Option<u32>) ->
     if let Some(days) = days.filter(|days| !(1..=MAX_DAYS).contains(days)) {
         return Err(CertError::Generate(format!("a certificate is valid for 1 to {MAX_DAYS} days, not for {days}")));
     }
+    super::calendar::checked_now()?;
     for (at, id) in nodes.iter().enumerate() {
         if *id == 0 {
             return Err(CertError::ZeroId);

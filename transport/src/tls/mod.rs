@@ -16,6 +16,7 @@
 //! a process-wide crypto provider, which belongs to the application.
 
 mod authority;
+mod calendar;
 
 use std::{
     fs, io,
@@ -24,6 +25,7 @@ use std::{
 };
 
 pub use authority::{Authority, Made, make_certificates, make_certificates_for};
+pub use calendar::{EARLIEST_S, time_provider};
 use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, RootCertStore, SignatureScheme,
     client::{
@@ -96,6 +98,14 @@ pub enum CertError {
         path: PathBuf,
         /// From when, until when.
         cause: String,
+    },
+    /// The calendar of this machine shows a time that cannot be.
+    #[error(
+        "the calendar of this machine shows {shows}, and certificates cannot be made or checked by it: set the clock, and keep it with NTP"
+    )]
+    Calendar {
+        /// What it shows.
+        shows: String,
     },
     /// A file does not hold what it should.
     #[error("{path}: {cause}")]
@@ -185,6 +195,7 @@ impl TlsIdentity {
         if id == 0 {
             return Err(CertError::ZeroId);
         }
+        calendar::checked_now()?;
         let node = dir.join(format!("node-{id}"));
         if !node.exists() {
             match Authority::load_or_create(dir)?.issue(dir, id) {
@@ -243,7 +254,7 @@ impl TlsIdentity {
         let verifier = client_verifier(&self.authorities)
             .map_err(|e| CertError::Malformed { path: path.with_file_name("ca.pem"), cause: e.to_string() })?;
         use CertificateError::*;
-        match verifier.verify_client_cert(self.certificate(), &self.chain[1..], UnixTime::now()) {
+        match verifier.verify_client_cert(self.certificate(), &self.chain[1..], calendar::checked_now()?) {
             Ok(_) => Ok(()),
             Err(rustls::Error::InvalidCertificate(
                 e @ (Expired | ExpiredContext { .. } | NotValidYet | NotValidYetContext { .. }),
@@ -255,7 +266,7 @@ impl TlsIdentity {
     /// The listening side: every client shows a certificate of one of these authorities.
     pub(crate) fn server_config(&self) -> Result<rustls::ServerConfig, rustls::Error> {
         let verifier = client_verifier(&self.authorities)?;
-        let mut config = rustls::ServerConfig::builder_with_provider(provider())
+        let mut config = rustls::ServerConfig::builder_with_details(provider(), time_provider())
             .with_protocol_versions(&[&TLS13])?
             .with_client_cert_verifier(verifier)
             .with_single_cert(self.chain.clone(), self.key.clone_key())?;
@@ -276,7 +287,7 @@ impl TlsIdentity {
             .map_err(|e| rustls::Error::General(e.to_string()))?;
         let stranger = Stranger::default();
         let verifier = ExactNode { inner, peer, stranger: stranger.clone() };
-        let mut config = rustls::ClientConfig::builder_with_provider(provider())
+        let mut config = rustls::ClientConfig::builder_with_details(provider(), time_provider())
             .with_protocol_versions(&[&TLS13])?
             .dangerous() // the name of the method; the verifier below is stricter than the stock one it calls
             .with_custom_certificate_verifier(Arc::new(verifier))
@@ -295,7 +306,7 @@ pub fn ends(authorities: &[CertificateDer<'static>], chain: &[CertificateDer<'st
     let signs = |authority: &&CertificateDer<'static>| {
         let verifier = client_verifier(std::slice::from_ref(*authority));
         let (Some((certificate, others)), Ok(verifier)) = (chain.split_first(), verifier) else { return false };
-        verifier.verify_client_cert(certificate, others, UnixTime::now()).is_ok()
+        calendar::checked_now().is_ok_and(|now| verifier.verify_client_cert(certificate, others, now).is_ok())
     };
     let first = chain.iter().filter_map(not_after).min();
     let last = authorities.iter().filter(signs).filter_map(not_after).max();
