@@ -116,7 +116,7 @@ impl<S: StateMachine> Applier<S> {
     /// An applier of what [`replay`](crate::replica::replay) rebuilt.
     pub fn new(config: ApplierConfig, links: ApplierLinks, start: Replayed<S>) -> Applier<S> {
         let ApplierConfig { group, reader, shelf, subscriber_bounds, hash_check_entries, admission, status } = config;
-        let mut subscribers = Subscribers::new(group, reader, subscriber_bounds);
+        let mut subscribers = Subscribers::new(group, reader, start.replica.times(), subscriber_bounds);
         subscribers.set_cluster(start.replica.system().map(|system| system.cluster));
         let marked = start.marks.last().map_or(start.snapshot_index, |mark| mark.index);
         let applier = Applier {
@@ -843,7 +843,7 @@ mod tests {
     async fn a_log_cut_off_while_its_past_is_told_skips_no_command_and_repeats_none() {
         let store = TestStore::with_entries((2..=5).map(|index| command(index, 1, 1)));
         let bounds = BufferBounds { events: 8, bytes: usize::MAX };
-        let mut subscribers = Subscribers::<Sum>::new(GroupId::FIRST, Arc::new(store.clone()), bounds);
+        let mut subscribers = Subscribers::<Sum>::new(GroupId::FIRST, Arc::new(store.clone()), Arc::default(), bounds);
         subscribers.set_cluster(Some(founded().cluster));
         let (listener, mut told) = Listener::open();
         subscribers.subscribe(subscribe(&listener, Some(1)), 5).unwrap();

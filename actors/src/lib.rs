@@ -39,6 +39,7 @@ pub mod slot;
 pub mod core;
 pub mod log_writer;
 pub mod replica;
+pub mod times;
 pub mod applier;
 pub mod subscribers;
 pub mod formation;

@@ -26,6 +26,7 @@ use crate::{
     machine::{self, ApplyContext, Frozen, StateMachine},
     snapshot::{Shelf, SnapshotError},
     system_state::{GENESIS_INDEX, SystemState},
+    times::Times,
 };
 
 /// How much of the log is read at once.
@@ -45,6 +46,7 @@ pub struct Replica<S> {
     /// The hash over the machine's responses since the last mark, if it gave all of them.
     responses: Option<ResponseHash>,
     hashes: Hashes,
+    times: Arc<Times>,
 }
 
 /// What is hashed.
@@ -159,8 +161,8 @@ impl<S: StateMachine> Replica<S> {
     /// A replica of a node that holds nothing yet.
     pub fn new(machine: S) -> Replica<S> {
         let holds = machine.applied().map_or(0, |(index, _)| index);
-        let (hasher, hashes) = (Hasher::default(), Hashes::ALL);
-        Replica { machine, system: None, applied: 0, applied_term: 0, holds, hasher, responses: None, hashes }
+        let (hasher, hashes, times) = (Hasher::default(), Hashes::ALL, Arc::default());
+        Replica { machine, system: None, applied: 0, applied_term: 0, holds, hasher, responses: None, hashes, times }
     }
 
     /// The same, hashing only this.
@@ -189,6 +191,11 @@ impl<S: StateMachine> Replica<S> {
         self.applied_term
     }
 
+    /// The times as of some of the indexes applied.
+    pub fn times(&self) -> Arc<Times> {
+        self.times.clone()
+    }
+
     /// Everything as it is now, for a snapshot: index, term, our state, and the machine's, to be written elsewhere.
     ///
     /// Unlike a [`Broken`], an error here, also a panic of the machine, is final for that snapshot only: the machine was only
@@ -207,6 +214,8 @@ impl<S: StateMachine> Replica<S> {
         let frozen = frozen.map_err(|broken| SnapshotError(broken.to_string()))?;
         let frozen = frozen
             .map_err(|error| SnapshotError(format!("the state machine cannot freeze its state at {at}: {error}")));
+        // The log may be cut off right behind it.
+        self.times.note(self.applied, system.time());
         Ok((self.applied, self.applied_term, system.clone(), frozen?))
     }
 
@@ -280,6 +289,7 @@ impl<S: StateMachine> Replica<S> {
             }
         };
         (self.applied, self.applied_term) = (entry.index, entry.term);
+        self.times.applied(entry.index, system.time(), entry.size());
         Ok(done)
     }
 
@@ -314,6 +324,7 @@ impl<S: StateMachine> Replica<S> {
             *hash = begin(hash.since);
         }
         self.responses = None;
+        self.times.begin(snapshot.index, system.time());
         self.system = Some(system);
         (self.applied, self.applied_term) = (snapshot.index, snapshot.term);
         Ok(())
@@ -401,6 +412,12 @@ pub fn replay_hashing<S: StateMachine>(
         in_this_log(recovered, snapshot, index, term)?;
     }
     replica.restore(snapshot, shelf)?;
+    for snapshot in &recovered.snapshots {
+        // The log may begin before the one that was restored, at an older one. Its file does not matter here.
+        if let Ok((system, _)) = SystemState::of(snapshot) {
+            replica.times.note(snapshot.index, system.time());
+        }
+    }
     // What the newest snapshot covers was committed, also if it is damaged and another is the start.
     let commit = recovered.hard_state.commit.max(replica.holds).max(newest.index);
     while replica.applied < commit {

@@ -488,7 +488,7 @@ mod tests {
         });
         let slot = Slot::read(look, admission.try_admit(0).unwrap()).confirmed(5).expect("a local read is given back");
         let bounds = BufferBounds { events: 1, bytes: 1 };
-        let subscribers = &mut Subscribers::new(GroupId::FIRST, Arc::new(TestStore::default()), bounds);
+        let subscribers = &mut Subscribers::new(GroupId::FIRST, Arc::new(TestStore::default()), Arc::default(), bounds);
         slot.serve(View { applied: 6, machine: &Sum { total: 40, ..Sum::default() }, subscribers });
         assert_eq!(answer.try_recv().unwrap(), Ok((6, 40)));
     }

@@ -10,10 +10,11 @@
 //! task of its own that sends one message, awaits it, then sends the next. At either bound the subscriber is unsubscribed: it gets
 //! what is in its buffer and then `Lagged`. The applier never waits, and one subscriber never slows another.
 //!
-//! What was applied before the subscription is read back from the log by the pump, in chunks, where blocking
-//! is allowed; what is applied meanwhile gathers in the buffer. The two meet at the index that was
-//! applied when the subscription began, so there is neither gap nor repeat. Where the log begins later than that, or is cut
-//! off while it is read, `SnapshotInstalled` takes the place of what is missing.
+//! What was applied before the subscription is read back from the log by the pump, in chunks, where blocking is
+//! allowed; what is applied meanwhile gathers in the buffer. The two meet at the index that was applied when the
+//! subscription began, so there is neither gap nor repeat. Where the log begins later than that, or is cut off while it
+//! is read, `SnapshotInstalled` takes the place of what is missing. Every command is told with the time that `apply`
+//! saw: reading begins where it is known ([`Times`]), which may be before the first command that is told.
 //!
 //! A subscription may begin inside a read ([`View`]): then both are of one index, nothing is read back, and every command that is
 //! told has its response.
@@ -43,6 +44,7 @@ use crate::{
     machine::{self, StateMachine},
     position::{After, Position},
     system_state::GENESIS_INDEX,
+    times::{SPACING_BYTES, Times},
 };
 
 /// How much of the log is read back at once, and how much of a buffer travels in one message of the batched form.
@@ -192,6 +194,7 @@ pub struct BufferBounds {
 pub struct Subscribers<S: StateMachine> {
     group: GroupId,
     reader: Arc<dyn LogReader>,
+    times: Arc<Times>,
     bounds: BufferBounds,
     next: u64,
     feeds: BTreeMap<u64, Feed<S>>,
@@ -216,10 +219,10 @@ struct Feed<S: StateMachine> {
 }
 
 impl<S: StateMachine> Subscribers<S> {
-    /// Nobody yet.
-    pub fn new(group: GroupId, reader: Arc<dyn LogReader>, bounds: BufferBounds) -> Self {
+    /// Nobody yet. The times are those of whoever applies that log.
+    pub fn new(group: GroupId, reader: Arc<dyn LogReader>, times: Arc<Times>, bounds: BufferBounds) -> Self {
         let bounds = BufferBounds { events: bounds.events.max(1), ..bounds };
-        Subscribers { group, reader, bounds, next: 1, feeds: BTreeMap::new(), cluster: None, leader: (None, 0) }
+        Subscribers { group, reader, times, bounds, next: 1, feeds: BTreeMap::new(), cluster: None, leader: (None, 0) }
     }
 
     /// Nobody is told anything.
@@ -282,10 +285,12 @@ impl<S: StateMachine> Subscribers<S> {
         let backlog = Backlog {
             group: self.group,
             reader: self.reader.clone(),
+            times: self.times.clone(),
             cluster: self.cluster,
             announced: after,
             applied,
-            time: SystemTime::UNIX_EPOCH,
+            reached: None,
+            unnoted: 0,
         };
         let pump = Pump { subscriber: subscriber.clone(), events, waiting: waiting.clone() };
         let pump = actix_rt::spawn(pump.run(backlog, lagged_after));
@@ -381,13 +386,17 @@ impl<S: StateMachine> Subscribers<S> {
 struct Backlog {
     group: GroupId,
     reader: Arc<dyn LogReader>,
+    times: Arc<Times>,
     /// The last index that was told, or was asked not to be.
     announced: u64,
     /// The last index of it; later ones come through the buffer.
     applied: u64,
     cluster: Option<ClusterId>,
-    /// Of the last command that was told.
-    time: SystemTime,
+    /// The last index that was read, or the one before the first that will be, and the time as of it; `None` until it
+    /// is known where reading begins. Not past `announced`.
+    reached: Option<(u64, SystemTime)>,
+    /// Bytes read on the way to `announced` since a time was noted.
+    unnoted: usize,
 }
 
 /// The recipient's actor is gone.
@@ -447,53 +456,75 @@ impl<S: StateMachine> Pump<S> {
 }
 
 impl Backlog {
-    /// The commands of the next chunk, read where blocking is allowed if it may block.
+    /// The commands of the next chunk, read where blocking is allowed if it may block. None of them while what is read
+    /// is only on the way to the first.
     #[allow(clippy::disallowed_methods, reason = "only for a store that blocks")]
     async fn read<S: StateMachine>(&mut self) -> Result<Vec<Event<S>>, String> {
         let Some(cluster) = self.cluster else { return Err("this node belongs to no cluster".into()) };
         // Never past the log: `subscribe` looked at both.
-        let (group, reader, from, to) = (self.group, self.reader.clone(), self.announced + 1, self.applied + 1);
+        let (group, reader, to) = (self.group, self.reader.clone(), self.applied + 1);
+        let (reached, known) = (self.reached, self.times.up_to(self.announced));
         let blocks = reader.blocks();
-        // The log may be cut off under it at any time: what it holds now is asked for after what it gave.
-        let read = move || match reader.entries(group, from, to, CHUNK_BYTES) {
-            Err(_) if reader.first_index(group) > from => Ok(Err(reader.first_index(group))),
-            read => read.map(Ok),
+        let read = move || {
+            let first = reader.first_index(group);
+            let Some((at, time)) = reached.or(known).filter(|(at, _)| at + 1 >= first) else { return Ok(Err(first)) };
+            match reader.entries(group, at + 1, to, CHUNK_BYTES) {
+                // The log may be cut off under it at any time: what it holds now is asked for after what it gave.
+                Err(_) if reader.first_index(group) > at + 1 => Ok(Err(reader.first_index(group))),
+                read => read.map(|entries| Ok((at, time, entries))),
+            }
         };
         let read = match blocks {
             true => tokio::task::spawn_blocking(read).await.map_err(|error| error.to_string())?,
             false => read(),
         };
-        let entries = match read.map_err(|error| error.to_string())? {
-            Ok(entries) => entries,
-            Err(first) => {
-                // Neither a silent gap nor an end: what is missing is in the state.
-                // But only up to what was applied then: what was applied since is on its way through the buffer.
-                self.announced = first - 1;
-                return Ok(vec![Event::SnapshotInstalled { cluster, index: self.applied.min(first - 1) }]);
-            }
+        let (mut at, mut time, entries) = match read.map_err(|error| error.to_string())? {
+            Ok(read) => read,
+            Err(first) => return Ok(vec![Event::SnapshotInstalled { cluster, index: self.skip(first) }]),
         };
-        let mut events = Vec::with_capacity(entries.len());
+        if entries.is_empty() {
+            return Err(format!("the log does not hold {}", at + 1));
+        }
+        let mut events = Vec::new();
         for entry in &entries {
-            if entry.index != self.announced + 1 {
-                return Err(format!("the log has {} in the place of {}", entry.index, self.announced + 1));
+            if entry.index != at + 1 {
+                return Err(format!("the log has {} in the place of {}", entry.index, at + 1));
             }
-            self.announced += 1;
-            if entry.kind != EntryKind::Normal || entry.data.is_empty() {
+            at += 1;
+            let stamped = match entry.kind == EntryKind::Normal && !entry.data.is_empty() {
+                true => Some(Stamped::parse(&entry.data).map_err(|error| error.to_string())?),
+                false => None,
+            };
+            time = stamped.map_or(time, |stamped| time.max(stamped.time));
+            if at <= self.announced {
+                self.unnoted += entry.size();
                 continue;
             }
-            let stamped = Stamped::parse(&entry.data).map_err(|error| error.to_string())?;
-            self.time = self.time.max(stamped.time);
-            if stamped.kind == Kind::Command {
+            self.announced = at;
+            if let Some(stamped) = stamped.filter(|stamped| stamped.kind == Kind::Command) {
                 let command = machine::decode::<S::Command>(stamped.payload).map_err(|error| error.to_string())?;
-                let command = Arc::new(command);
-                let (index, term, time) = (entry.index, entry.term, self.time);
+                let (index, term, command) = (at, entry.term, Arc::new(command));
                 events.push(Event::Applied { cluster, index, term, time, command, response: None });
             }
         }
-        if entries.is_empty() {
-            return Err(format!("the log does not hold {from}"));
+        self.reached = Some((at, time));
+        // Whoever resumes near here later reads less. Only on the way: what is known lies apart by that much already.
+        if at < self.announced && self.unnoted >= SPACING_BYTES {
+            self.unnoted = 0;
+            self.times.note(at, time);
         }
         Ok(events)
+    }
+
+    /// What comes first cannot be read, or not with its time: the log begins at `first`. Goes on at the first index
+    /// from which both are there, and says up to where the state takes the place of what is missing.
+    fn skip(&mut self, first: u64) -> u64 {
+        // Neither a silent gap nor an end. But only up to what was applied then: what was applied since comes through
+        // the buffer.
+        let next = self.times.from((self.announced + 1).max(first.saturating_sub(1)));
+        let next = next.filter(|(index, _)| *index < self.applied);
+        (self.reached, self.announced) = (next, next.map_or(self.applied, |(index, _)| index));
+        self.announced
     }
 }
 

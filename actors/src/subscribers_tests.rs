@@ -5,8 +5,11 @@ use std::time::Duration;
 use super::*;
 use crate::{
     entry::Draft,
+    log::store::{HardState, Recovered},
     machine::ApplyContext,
-    testkit::{Sum, TestStore, empty},
+    replica::{Replica, replay},
+    snapshot::{Shelf, shelf::Content},
+    testkit::{Sum, TestStore, change, empty, genesis},
 };
 use actorum_transport::wire::Entry;
 use bytes::Bytes;
@@ -25,7 +28,9 @@ fn stamped(index: u64, second: u64) -> Entry {
 }
 
 fn subscribers(entries: impl IntoIterator<Item = Entry>, bounds: BufferBounds) -> Subscribers<Sum> {
-    let mut subscribers = Subscribers::new(GroupId::FIRST, Arc::new(TestStore::with_entries(entries)), bounds);
+    let times = Arc::<Times>::default();
+    times.begin(GENESIS_INDEX, SystemTime::UNIX_EPOCH);
+    let mut subscribers = Subscribers::new(GroupId::FIRST, Arc::new(TestStore::with_entries(entries)), times, bounds);
     subscribers.set_cluster(Some(CLUSTER));
     subscribers
 }
@@ -66,7 +71,8 @@ async fn a_position_of_another_cluster_or_of_the_future_is_answered() {
 
 #[actix_rt::test]
 async fn a_node_of_no_cluster_takes_no_position_for_its_own() {
-    let mut subscribers = Subscribers::<Sum>::new(GroupId::FIRST, Arc::new(TestStore::default()), AMPLE);
+    let mut subscribers =
+        Subscribers::<Sum>::new(GroupId::FIRST, Arc::new(TestStore::default()), Arc::default(), AMPLE);
     let position = Position { cluster: CLUSTER, index: 0 };
     let refused = subscribers.subscribe(from(channel().0, position), 0);
     assert_eq!(refused, Err(SubscribeError::FuturePosition { index: 0, applied: 0 }));
@@ -110,6 +116,132 @@ async fn the_time_is_told_and_never_runs_backwards() {
     for expected in [(2, 50), (3, 50), (4, 60), (5, 61)] {
         let Some(Event::Applied { index, time, .. }) = told.recv().await else { panic!("a command") };
         assert_eq!((index, time), (expected.0, at(expected.1)));
+    }
+}
+
+/// A machine that writes down which time it saw with which index.
+#[derive(Debug, Default, serde::Serialize, serde::Deserialize)]
+struct Diary(BTreeMap<u64, SystemTime>);
+
+impl StateMachine for Diary {
+    type Command = String;
+    type Response = ();
+    fn apply(&mut self, ctx: &ApplyContext, _: &String) {
+        self.0.insert(ctx.index, ctx.time);
+    }
+    crate::serde_snapshot!();
+}
+
+/// Everything a subscriber hears that resumes there, up to the last one: index and time of each command, and the index
+/// of what took the place of others.
+async fn resumed(subscribers: &mut Subscribers<Diary>, after: u64, last: u64) -> (Vec<(u64, SystemTime)>, Option<u64>) {
+    let (sender, mut told) = mpsc::channel(1);
+    let subscribe =
+        SubscribeFrom { subscriber: Subscriber::Channel(sender), after: After::Index(after), wants: Wants::Everything };
+    subscribers.subscribe(subscribe, last).unwrap();
+    subscribers.event(&Event::LeadershipChanged { leader: Some(9), term: 9 });
+    let (mut commands, mut instead) = (Vec::new(), None);
+    loop {
+        match told.recv().await.unwrap() {
+            Event::Applied { index, time, .. } => commands.push((index, time)),
+            Event::SnapshotInstalled { index, .. } => assert!(instead.replace(index).is_none() && commands.is_empty()),
+            Event::LeadershipChanged { .. } => return (commands, instead),
+            _ => panic!("neither a command nor what takes the place of some"),
+        }
+    }
+}
+
+/// Whatever the stamps, wherever somebody resumes, behind snapshots and after starts: the same event has the same time.
+#[actix_rt::test]
+async fn an_event_has_the_time_that_apply_saw_wherever_reading_begins() {
+    let seed = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok());
+    let seeds = seed.map_or(1..=24u64, |seed: u64| seed..=seed);
+    let (mut backwards, mut on_the_way, mut replaced) = (0, 0, 0);
+    for seed in seeds {
+        println!("SEED={seed}");
+        let mut dice = seed;
+        let mut roll = |sides: u64| {
+            dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (dice >> 33) % sides
+        };
+        let shelf = Shelf::memory();
+        let mut replica = Replica::new(Diary::default());
+        replica.restore(&genesis(), &shelf).unwrap();
+        let mut log: Vec<Entry> = Vec::new();
+        let mut snapshots = vec![genesis()];
+        let last = 20 + roll(60);
+        for index in 2..=last {
+            let bytes = [0, 10, 1 << 16, 1 << 19, 2 << 20][roll(5) as usize];
+            let draft = Draft::command(&"x".repeat(bytes)).unwrap();
+            let stamp = at(1 + [roll(10), 1000 - index, 1000 + index][roll(3) as usize]);
+            let id = crate::entry::ChangeId { node: 1, boot: 1, number: index };
+            let entry = match roll(12) {
+                0 => empty(index, 1),
+                1 => change(
+                    index,
+                    1,
+                    &crate::entry::SystemCommand::Change {
+                        id,
+                        change: crate::members::Change::Remove(9),
+                        forced: false,
+                    },
+                ),
+                2 => {
+                    let data = Draft::system(&crate::entry::SystemCommand::Mark { restart: false })
+                        .unwrap()
+                        .stamp(stamp)
+                        .into();
+                    Entry { data, ..empty(index, 1) }
+                }
+                _ => Entry { data: draft.stamp(stamp).into(), ..empty(index, 1) },
+            };
+            replica.apply(&entry).unwrap();
+            log.push(entry);
+            if roll(40) == 0 {
+                let (index, term, system, state) = replica.freeze().unwrap();
+                let content = Content { index, term, system, formed_with: BTreeMap::new(), state };
+                snapshots.push(shelf.build(content, &mut |_| {}).unwrap());
+                snapshots.drain(..snapshots.len().saturating_sub(2));
+            }
+        }
+        let oldest = snapshots[0].index;
+        // A store lets go of whole blocks only, so some of what the older snapshot covers may be there.
+        let base = oldest - roll(4).min(oldest - 1);
+        let store = TestStore::with_entries(log.into_iter().filter(|entry| entry.index > base));
+        let saw = replica.machine().0.clone();
+        let hard_state = HardState { term: 1, vote: 1, commit: last };
+        let terms = vec![(base, 1)];
+        let recovered = Recovered { snapshots, hard_state, last_index: last, terms, sizes: Vec::new() };
+        let again = replay(GroupId::FIRST, &store, &recovered, &shelf, Diary::default()).unwrap().replica;
+        assert_eq!(again.machine().0, saw);
+        for times in [replica.times(), again.times()] {
+            let mut subscribers = Subscribers::new(GroupId::FIRST, Arc::new(store.clone()), times, AMPLE);
+            subscribers.set_cluster(Some(CLUSTER));
+            for _ in 0..12 {
+                let after = roll(last + 1);
+                let (commands, instead) = resumed(&mut subscribers, after, last).await;
+                assert!(instead.is_none() || after < oldest, "all after {oldest} is there, and {after} was asked for");
+                let begins = instead.unwrap_or(after);
+                assert!(
+                    begins >= after && begins <= oldest.max(after),
+                    "no more is left out than the older snapshot covers"
+                );
+                let expected = saw.range(begins + 1..).map(|(&index, &time)| (index, time));
+                assert_eq!(commands, expected.collect::<Vec<_>>(), "after {after} of {last}");
+                replaced += usize::from(instead.is_some());
+                on_the_way += usize::from(subscribers.times.up_to(begins).is_some_and(|(index, _)| index < begins));
+                backwards += commands
+                    .iter()
+                    .filter(|(index, time)| {
+                        let entry = subscribers.reader.entries(GroupId::FIRST, *index, index + 1, 1).unwrap().remove(0);
+                        Stamped::parse(&entry.data).unwrap().time < *time
+                    })
+                    .count();
+            }
+        }
+    }
+    if seed.is_none() {
+        assert!(backwards > 1000 && on_the_way > 100 && replaced > 10, "{backwards} {on_the_way} {replaced}");
     }
 }
 
