@@ -5,7 +5,7 @@ mod lab;
 
 use std::{
     fs,
-    io::Read as _,
+    io::{Read as _, Write as _},
     os::unix::fs::FileTypeExt,
     path::Path,
     process::{Command, Output, Stdio},
@@ -110,6 +110,67 @@ fn a_backup_goes_where_it_is_sent() {
     assert!(fs::symlink_metadata(&link).expect("it is there").is_symlink());
     makes_a_node(&lab, &fs::read(&file).expect("a backup"), "from-link");
     refused(&to(text(&lab.path("certs"))), 2, &["is a directory"]);
+}
+
+/// Read once, from wherever it can be written to: the same words as of a file, and the same node.
+#[test]
+fn a_backup_is_read_from_where_it_can_be_sent() {
+    let lab = one();
+    let file = lab.path("backup");
+    done(&run(&["backup", &lab.node(1).admin_url(""), text(&file)]));
+    let backup = fs::read(&file).expect("a backup");
+    let restore = |from: &str, name: &str, content: &[u8]| {
+        let data = lab.path(name);
+        let mut child = actorum()
+            .args(["restore", from, "--data", text(&data), "--id", "9", "--address", "h:1", "--who", "ada"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("it starts");
+        let mut stdin = child.stdin.take().expect("a pipe");
+        // Who refuses early need not read it all.
+        let _ = stdin.write_all(content);
+        drop(stdin);
+        (child.wait_with_output().expect("it ends"), data)
+    };
+    for (from, name) in [("-", "of-stdin"), ("/dev/stdin", "of-dev-stdin")] {
+        let (output, data) = restore(from, name, &backup);
+        assert!(done(&output).contains("begins with node 9"), "{from}");
+        assert!(done(&run(&["inspect", text(&data), "--verify"])).contains("restored from backup by ada"));
+    }
+    let fifo = lab.path("fifo");
+    assert!(Command::new("mkfifo").arg(&fifo).status().expect("mkfifo runs").success());
+    let (writing, content) = (fifo.clone(), backup.clone());
+    let writer = thread::spawn(move || fs::write(writing, content));
+    assert!(done(&restore(text(&fifo), "of-fifo", b"").0).contains("begins with node 9"));
+    writer.join().expect("no panic").expect("all of it was read");
+
+    let (output, data) = restore("-", "of-half", &backup[..backup.len() / 2]);
+    refused(&output, 1, &["standard input cannot be restored from"]);
+    let (output, _) = restore("/dev/null", "of-half", b"");
+    refused(&output, 1, &["/dev/null cannot be restored from"]);
+    assert!(!data.exists(), "nothing was made");
+    let (output, _) = restore("-", "of-stdin", &backup);
+    refused(&output, 1, &["of-stdin is not empty"]);
+}
+
+/// What is wrong with the place is wrong whoever asks, and nobody is asked who they are for it.
+#[test]
+fn who_restores_is_asked_last() {
+    let lab = Lab::new(&[1]);
+    let (full, new) = (lab.path("full"), lab.path("new"));
+    fs::create_dir(&full).and_then(|()| fs::write(full.join("something"), "else")).expect("a directory");
+    let nobody = |data: &Path, id: &str, address: &str| {
+        let mut command = actorum();
+        command.env_remove("USER").env_remove("LOGNAME");
+        command.args(["restore", "no-backup", "--data", text(data), "--id", id, "--address", address]);
+        command.output().expect("it runs")
+    };
+    refused(&nobody(&full, "9", "h:1"), 1, &["full is not empty (it holds something)"]);
+    refused(&nobody(&new, "0", "h:1"), 1, &["0"]);
+    refused(&nobody(&new, "9", "nowhere"), 1, &["HOST:PORT"]);
+    refused(&nobody(&new, "9", "h:1"), 1, &["no-backup"]);
 }
 
 /// Who looks need not say who looks: a container has no `USER`.

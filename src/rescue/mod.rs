@@ -215,14 +215,18 @@ fn new_cluster() -> ClusterId {
 
 /// `HOST:PORT`, and a name for the record.
 fn check(address: Option<&Address>, who: &str) -> Result<(), RescueError> {
-    let invalid = |problem: String| Err(RescueError::Invalid(problem));
-    if let Some(Err(error)) = address.map(|address| address.0.parse::<Address>()) {
-        return invalid(format!("the address {error}"));
-    }
+    check_address(address)?;
     if who.trim().is_empty() {
-        return invalid("say who does this: it goes into the audit record".into());
+        return Err(RescueError::Invalid("say who does this: it goes into the audit record".into()));
     }
     Ok(())
+}
+
+fn check_address(address: Option<&Address>) -> Result<(), RescueError> {
+    match address.map(|address| address.0.parse::<Address>()) {
+        Some(Err(error)) => Err(RescueError::Invalid(format!("the address {error}"))),
+        _ => Ok(()),
+    }
 }
 
 fn seconds(when: SystemTime) -> u64 {

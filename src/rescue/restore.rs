@@ -3,14 +3,17 @@
 use std::{
     collections::BTreeMap,
     fs::File,
-    io::{BufReader, Read},
+    io::{self, BufReader, Read, Seek},
+    os::unix::fs::FileExt,
     path::{Path, PathBuf},
+    sync::Arc,
     time::SystemTime,
 };
 
 use actorum_actors::{
     log::{
         directory::{Restoring, snapshots_path},
+        inspect,
         sled::SledStore,
     },
     snapshot::{
@@ -21,34 +24,73 @@ use actorum_actors::{
 };
 use actorum_transport::wire::{Address, ClusterId, NodeId, Snapshot, SnapshotFile};
 
-use super::{Beginning, Position, RescueError, Rescued, check, io_error, options, seconds};
-use crate::{Membership, door::check_id};
+use super::{Beginning, Position, RescueError, Rescued, check, check_address, io_error, options, seconds};
+use crate::{Membership, boot, door::check_id};
 
 /// How much of a backup is held in memory while it is copied.
 const COPY_BYTES: usize = 1 << 20;
 
-/// A backup's file, read and verified whole: what it holds.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A backup, read and verified whole: what it holds. The file stays open: what is restored is what was verified,
+/// whatever its name means by then.
+#[derive(Clone, Debug)]
 pub struct BackupFile {
     path: PathBuf,
+    content: Arc<File>,
     header: Header,
     file: SnapshotFile,
 }
 
+impl PartialEq for BackupFile {
+    fn eq(&self, other: &BackupFile) -> bool {
+        (&self.path, &self.header, &self.file) == (&other.path, &other.header, &other.file)
+    }
+}
+
+impl Eq for BackupFile {}
+
 impl BackupFile {
     /// Reads the whole file and checks every byte of it: its form, its chunks, its hash.
     ///
-    /// Holds one chunk in memory, however large the file is.
+    /// Holds one chunk in memory, however large the file is. What is no file, a pipe or a device, is read once, and
+    /// copied as by [`BackupFile::read_from`].
     pub fn read(path: &Path) -> Result<BackupFile, RescueError> {
-        let unusable = |cause: String| RescueError::Backup { file: path.to_owned(), cause };
         let opened = File::open(path).map_err(|error| io_error(path, "cannot open", error))?;
-        if opened.metadata().is_ok_and(|metadata| metadata.is_dir()) {
-            return Err(unusable("it is a directory".into()));
+        match opened.metadata().map_err(|error| io_error(path, "cannot look at", error))? {
+            found if found.is_dir() => Err(unusable(path, "it is a directory")),
+            found if found.is_file() => BackupFile::verified(path, opened),
+            _ => BackupFile::read_from(path, opened),
         }
-        let reader = Reader::begin(BufReader::new(opened)).map_err(|error| unusable(error.to_string()))?;
+    }
+
+    /// Reads a backup to its end and checks every byte of it. `name` is what errors call it.
+    ///
+    /// Only once all of it was read it is known to be good, so it is kept in a file without a name in the temporary
+    /// directory (`TMPDIR`), which takes as much room for as long as this value lives.
+    pub fn read_from(name: &Path, mut from: impl Read) -> Result<BackupFile, RescueError> {
+        let temporary = inspect::temporary();
+        let kept = tempfile_in(&temporary);
+        let mut kept = kept.map_err(|error| io_error(&temporary, "cannot keep what is read in", error))?;
+        let mut buffer = vec![0; COPY_BYTES];
+        loop {
+            let got = match from.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(got) => got,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(io_error(name, "cannot read", error)),
+            };
+            let written = io::Write::write_all(&mut kept, &buffer[..got]);
+            written.map_err(|error| io_error(&temporary, "cannot keep what is read in", error))?;
+        }
+        kept.rewind().map_err(|error| io_error(&temporary, "cannot read again in", error))?;
+        BackupFile::verified(name, kept)
+    }
+
+    fn verified(path: &Path, content: File) -> Result<BackupFile, RescueError> {
+        let unusable = |error: &dyn std::fmt::Display| unusable(path, error);
+        let reader = Reader::begin(BufReader::new(&content)).map_err(|error| unusable(&error))?;
         let header = reader.header().clone();
-        let file = reader.verify().map_err(|error| unusable(error.to_string()))?;
-        Ok(BackupFile { path: path.to_owned(), header, file })
+        let file = reader.verify().map_err(|error| unusable(&error))?;
+        Ok(BackupFile { path: path.to_owned(), content: Arc::new(content), header, file })
     }
 
     /// The cluster it was taken from.
@@ -89,7 +131,7 @@ impl BackupFile {
         let restoring = Restoring::begin(dir)?;
         let path = snapshots_path(dir);
         let shelf = Shelf::in_directory(&path).map_err(|error| io_error(&path, "cannot make", error))?;
-        copy(&self.path, &shelf, &snapshot)?;
+        copy(&self.path, &self.content, &shelf, &snapshot)?;
         let store = SledStore::open(&restoring.store(), options(id))?;
         let (index, term, cluster) = (self.index(), self.term(), self.cluster());
         let audit = Audit {
@@ -136,6 +178,14 @@ impl Restore {
         Restore { id, address, who: who.into(), when }
     }
 
+    /// Whether a restore into that directory could begin: looks at the id, the address and the directory, and changes
+    /// nothing. Saves reading a backup, or asking a person who they are, for nothing.
+    pub fn judge(&self, dir: &Path) -> Result<(), RescueError> {
+        check_id(self.id).map_err(RescueError::Invalid)?;
+        check_address(Some(&self.address))?;
+        Ok(Restoring::judge(dir)?)
+    }
+
     fn check(&self) -> Result<(), RescueError> {
         check_id(self.id).map_err(RescueError::Invalid)?;
         check(Some(&self.address), &self.who)
@@ -169,13 +219,27 @@ pub fn restore(file: &Path, dir: &Path, restore: Restore) -> Result<Rescued, Res
     BackupFile::read(file)?.restore(dir, restore)
 }
 
+/// A file that nobody can open by a name, and that is gone with the last handle of it.
+fn tempfile_in(dir: &Path) -> io::Result<File> {
+    let name = dir.join(format!("actorum-{}-{:016x}.backup", std::process::id(), boot::roll()));
+    let mut options = File::options();
+    options.read(true).write(true).create_new(true);
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    let file = options.open(&name)?;
+    std::fs::remove_file(&name)?;
+    Ok(file)
+}
+
+fn unusable(path: &Path, cause: impl std::fmt::Display) -> RescueError {
+    RescueError::Backup { file: path.to_owned(), cause: cause.to_string() }
+}
+
 /// Onto the shelf, which verifies it whole and makes it durable.
-fn copy(file: &Path, shelf: &Shelf, snapshot: &Snapshot) -> Result<(), RescueError> {
-    let mut from = File::open(file).map_err(|error| io_error(file, "cannot open", error))?;
+fn copy(path: &Path, from: &File, shelf: &Shelf, snapshot: &Snapshot) -> Result<(), RescueError> {
     let mut receiving = shelf.receive(snapshot)?;
     let (mut buffer, mut offset) = (vec![0; COPY_BYTES], 0);
     loop {
-        let got = from.read(&mut buffer).map_err(|error| io_error(file, "cannot read", error))?;
+        let got = from.read_at(&mut buffer, offset).map_err(|error| io_error(path, "cannot read", error))?;
         if got == 0 {
             break;
         }

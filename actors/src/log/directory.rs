@@ -283,12 +283,18 @@ pub struct Restoring {
 }
 
 impl Restoring {
+    /// Whether [`Restoring::begin`] would take it; changes nothing.
+    pub fn judge(path: &Path) -> Result<(), OpenError> {
+        match path.exists() {
+            true => Content::of(path)?.judge_vacant(path),
+            false => Ok(()),
+        }
+    }
+
     /// Takes a directory that is empty, does not exist, or holds a restore that was cut short. Any other is left as it is.
     pub fn begin(path: &Path) -> Result<Restoring, OpenError> {
         let io = |doing: &str, error| io_error(path, doing, error);
-        if path.exists() {
-            Content::of(path)?.judge_vacant(path)?;
-        }
+        Restoring::judge(path)?;
         make_durably(path).map_err(|e| io("cannot make it", e))?;
         let lock = take_lock(path)?;
         // Again, for whoever held the lock may have made a node of it.

@@ -14,9 +14,9 @@ use std::{
     io::{self, BufReader, IsTerminal, Read, Write},
     os::fd::AsFd,
     path::{Path, PathBuf},
-    sync::mpsc::{self, RecvTimeoutError},
+    sync::mpsc::{self, Receiver, RecvTimeoutError},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use actorum::rescue::BackupFile;
@@ -35,6 +35,9 @@ use crate::{
 
 /// How long a node may send nothing of what it was asked for.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a node may answer nothing at all while it takes a snapshot, and how long that may grow by nothing while it
+/// does answer.
+const PATIENT: Patience = Patience { silent: Duration::from_secs(30), still: Duration::from_secs(600) };
 /// How often the node is asked how far its snapshot is.
 const LOOK: Duration = Duration::from_millis(200);
 /// How long one such question may take.
@@ -99,18 +102,8 @@ pub fn snapshot(SnapshotArgs { url, timeout }: SnapshotArgs) -> Result<(), Failu
     // The node answers at the deadline by itself; a little later this end gives up on it.
     let within = Duration::from_secs(timeout) + LOOK_WITHIN;
     thread::spawn(move || done.send(Client::new(within).post(&asking)));
-    let looking = Client::new(LOOK_WITHIN);
-    let answer = loop {
-        match taken.recv_timeout(LOOK) {
-            Ok(answer) => break answer.map_err(|error| Failure::new(format!("{url}: {error}")))?,
-            Err(RecvTimeoutError::Timeout) => {
-                if let Ok(Answer { status: 200, body }) = looking.get(&format!("{base}/status")) {
-                    show(&bar, &body);
-                }
-            }
-            Err(RecvTimeoutError::Disconnected) => return Err(Failure::new(format!("{url}: the request was lost"))),
-        }
-    };
+    let answer = while_it_gets_on(&base, &url, &taken, &PATIENT, |status| show(&bar, status))?;
+    let answer = answer.map_err(|error| Failure::new(format!("{url}: {error}")))?;
     bar.finish_and_clear();
     if answer.status != 200 {
         return Err(refused(&url, &answer));
@@ -125,6 +118,60 @@ pub fn snapshot(SnapshotArgs { url, timeout }: SnapshotArgs) -> Result<(), Failu
         number("took_ms") as f64 / 1e3
     );
     Ok(())
+}
+
+/// How long somebody waits for a node that takes a snapshot.
+struct Patience {
+    silent: Duration,
+    still: Duration,
+}
+
+/// Waits for what a node was asked for, for as long as it takes, while the node shows that it gets on: it answers
+/// questions about its status, which go to `look`, and its snapshots are not for ever as they were.
+fn while_it_gets_on<T>(
+    base: &str,
+    url: &str,
+    answer: &Receiver<T>,
+    patience: &Patience,
+    mut look: impl FnMut(&Value),
+) -> Result<T, Failure> {
+    let looking = Client::new(LOOK_WITHIN.min(patience.silent));
+    let (mut heard, mut grown, mut last) = (Instant::now(), Instant::now(), Value::Null);
+    let mut node = "the node".to_owned();
+    loop {
+        match answer.recv_timeout(LOOK) {
+            Ok(answer) => return Ok(answer),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return Err(Failure::new(format!("{url}: the request was lost"))),
+        }
+        // Whatever it answers, it lives.
+        if let Ok(Answer { status, body }) = looking.get(&format!("{base}/status")) {
+            heard = Instant::now();
+            if status == 200 {
+                look(&body);
+                if let Some(id) = body["id"].as_u64() {
+                    node = format!("node {id}");
+                }
+                if body["snapshots"] != last {
+                    (grown, last) = (Instant::now(), body["snapshots"].clone());
+                }
+            }
+        }
+        if heard.elapsed() >= patience.silent {
+            return Err(Failure::new(format!(
+                "{url}: {node} has answered nothing for {} s, not even how it is: it is stopped or hangs, or the \
+                 network between does. Ask another node, or this one again once `actorum status` shows it",
+                patience.silent.as_secs_f32()
+            )));
+        }
+        if grown.elapsed() >= patience.still {
+            return Err(Failure::new(format!(
+                "{url}: {node} answers, but its snapshot has not got on for {} s: see its log and `actorum status`, \
+                 or ask another node",
+                patience.still.as_secs_f32()
+            )));
+        }
+    }
 }
 
 /// How far the node's snapshot is, by its status.
@@ -392,8 +439,8 @@ impl Source {
                 }
             }
         });
-        // The node may take a snapshot first, however long that takes; it lives as long as the connection does.
-        let head = head.recv().map_err(|_| failed(&"the request was lost"))?.map_err(|error| failed(&error))?;
+        // The node may take a snapshot first, however long that takes.
+        let head = while_it_gets_on(base, url, &head, &PATIENT, |_| {})?.map_err(|error| failed(&error))?;
         if head.status != 200 {
             return Err(refused(url, &Answer { status: head.status, body: head.refusal }));
         }
@@ -463,5 +510,74 @@ fn bar(total: Option<u64>) -> ProgressBar {
             bar.enable_steady_tick(LOOK);
             bar
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{io::BufRead, net::TcpListener};
+
+    use super::*;
+
+    /// Connections are made, as the system does for a process that is stopped; to each question `answer` says what is
+    /// answered.
+    fn node(mut answer: impl FnMut() -> Option<String> + Send + 'static) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        thread::spawn(move || {
+            let mut open = Vec::new();
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                let asked: Vec<String> =
+                    BufReader::new(&stream).lines().map_while(Result::ok).take_while(|l| !l.is_empty()).collect();
+                let status = asked.first().is_some_and(|line| line.starts_with("GET /status"));
+                if let Some(body) = answer().filter(|_| status) {
+                    let length = body.len();
+                    write!(stream, "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}")
+                        .unwrap();
+                } else {
+                    open.push(stream);
+                }
+            }
+        });
+        url
+    }
+
+    fn waited(url: &str, patience: &Patience) -> String {
+        // Kept: the request is under way for as long as somebody waits.
+        let (_sender, answer) = mpsc::channel::<()>();
+        while_it_gets_on(url, url, &answer, patience, |_| {}).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_node_that_is_silent_and_one_that_stands_still_are_not_waited_for_without_end() {
+        let (soon, never) = (Duration::from_millis(500), Duration::from_secs(3600));
+        let silent = node(|| None);
+        let error = waited(&silent, &Patience { silent: soon, still: never });
+        assert!(error.starts_with(&silent) && error.contains("has answered nothing for 0.5 s"), "{error}");
+        let still = node(|| Some(r#"{"id":3,"snapshots":{"building":{"bytes":7}}}"#.into()));
+        let error = waited(&still, &Patience { silent: never, still: soon });
+        assert!(error.contains("node 3 answers, but its snapshot has not got on for 0.5 s"), "{error}");
+    }
+
+    #[test]
+    fn a_node_that_gets_on_is_waited_for_past_either_bound() {
+        let mut bytes = 0;
+        let url = node(move || {
+            bytes += 1;
+            Some(format!(r#"{{"id":3,"snapshots":{{"building":{{"bytes":{bytes}}}}}}}"#))
+        });
+        let bound = Duration::from_secs(2);
+        let (sender, answer) = mpsc::channel();
+        let (since, mut looks) = (Instant::now(), 0);
+        let look = |_: &Value| {
+            looks += 1;
+            if since.elapsed() > 2 * bound {
+                sender.send("done").unwrap();
+            }
+        };
+        let got = while_it_gets_on(&url, &url, &answer, &Patience { silent: bound, still: bound }, look);
+        assert_eq!(got.unwrap(), "done");
+        assert!(looks > 5, "{looks}");
     }
 }

@@ -5,6 +5,7 @@
 
 use std::{
     fmt::Write as _,
+    io::IsTerminal,
     path::{Path, PathBuf},
     time::SystemTime,
 };
@@ -34,7 +35,8 @@ use crate::{
 /// with what was applied up to the backup's index; then add nodes and promote them.
 #[derive(clap::Args)]
 pub struct RestoreArgs {
-    /// The backup, as `actorum backup` wrote it
+    /// The backup, as `actorum backup` wrote it; - for standard input. What comes through a pipe is kept in $TMPDIR
+    /// meanwhile
     file: PathBuf,
     /// The node's directory: empty, or not there yet
     #[arg(long, value_name = "DIR")]
@@ -78,8 +80,24 @@ pub struct RecoverArgs {
 
 /// Restores and says what comes next.
 pub fn restore(RestoreArgs { file, data, id, address, who }: RestoreArgs) -> Result<(), Failure> {
-    let backup = BackupFile::read(&file)?;
-    let restored = backup.restore(&data, Restore::new(id, address.clone(), name(who)?, SystemTime::now()))?;
+    // What is wrong with the directory, the id, the address or the backup stays wrong whoever does it.
+    let mut wish = Restore::new(id, address.clone(), String::new(), SystemTime::now());
+    wish.judge(&data)?;
+    let (file, backup) = if file == Path::new("-") {
+        let (name, stdin) = (PathBuf::from("standard input"), std::io::stdin());
+        if stdin.is_terminal() {
+            return Err(Failure::usage(
+                "- is standard input, and that is a terminal: send a backup into it, or name a file",
+            ));
+        }
+        let backup = BackupFile::read_from(&name, stdin.lock())?;
+        (name, backup)
+    } else {
+        let backup = BackupFile::read(&file)?;
+        (file, backup)
+    };
+    wish.who = name(who)?;
+    let restored = backup.restore(&data, wish)?;
     output::done(format_args!("{} holds node {id} of the new cluster {}", data.display(), restored.cluster));
     say!("{} holds node {id} with the state of {}", data.display(), file.display());
     say!("  {}", describe(&backup));
