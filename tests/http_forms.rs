@@ -94,6 +94,13 @@ fn head() {
     }
     assert!(call("GET", &node.url("/metrics"), "").text.contains("\nactorum_event_streams 0\n"));
     assert_eq!(node.status()["snapshots"]["built"], 0, "and no snapshot was taken");
+    // Of one that is there already it says the same as GET.
+    let taken = call("POST", &node.admin_url("/snapshot"), "").body["index"].to_string();
+    let (head, get) = (ask(admin, "HEAD", "/backup"), ask(admin, "GET", "/backup"));
+    assert_eq!(head.header("actorum-index"), Some(&*taken), "{}", head.head);
+    for name in ["actorum-index", "actorum-term", "content-disposition", "content-type"] {
+        assert_eq!(head.header(name), get.header(name), "{name}");
+    }
 }
 
 /// 405 says what is possible, and that is possible.
@@ -247,6 +254,59 @@ fn large_expectations() {
     }
     assert_eq!(call("PUT", &node.url("/kv/k?format=xml"), "x").status, 400);
     assert_eq!(node.get("k").body["value"], "plain", "nothing of that was applied");
+}
+
+/// One thing has one form: what could be taken for it is refused, and named.
+#[test]
+fn strict_forms() {
+    let lab = one();
+    let node = lab.node(1);
+    let (public, admin) = (address(&node.url("")), node.admin_address());
+    let put =
+        |more: &str, body: &str| format!("PUT /kv/k HTTP/1.1\r\nhost: n\r\nconnection: close\r\n{more}\r\n\r\n{body}");
+    let post = |path: &str, body: &str| {
+        let length = body.len();
+        format!("POST {path} HTTP/1.1\r\nhost: n\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}")
+    };
+    let json = |body: &str| put("content-length: 5", body).replace("/kv/k", "/kv/k?format=json");
+    let twice = "GET /events HTTP/1.1\r\nhost: n\r\nlast-event-id: 1\r\nlast-event-id: 2\r\n\r\n".to_owned();
+    for (server, request, status, code, words) in [
+        // A sign or a zero before a number would make two texts one number.
+        (admin, post("/members/+44/promote", ""), 400, "bad_request", "+44 is not a node id"),
+        (admin, post("/members/01/promote", ""), 400, "bad_request", "01 is not a node id"),
+        (admin, post("/members/1/promote?timeout_ms=+5", ""), 400, "bad_request", "a whole number is needed"),
+        (
+            public,
+            put("content-length: 1", "v").replace("/kv/k", "/kv/k?timeout_ms=%2B5000"),
+            400,
+            "bad_request",
+            "a whole number",
+        ),
+        // A list is no object, though its elements could be taken for the fields in their order.
+        (public, json("[\"v\"]"), 400, "bad_request", "it is no object"),
+        (admin, post("/members", "[44,\"h:1\",\"learner\"]"), 400, "bad_request", "it is no object"),
+        (public, twice, 400, "bad_request", "Last-Event-ID is given twice"),
+        (public, put("content-encoding: gzip\r\ncontent-length: 1", "v"), 415, "unsupported_encoding", "gzip"),
+        (public, put("content-encoding: nonsense\r\ncontent-length: 1", "v"), 415, "unsupported_encoding", "nonsense"),
+        // What is wrong with a body is said of its form.
+        (public, put("transfer-encoding: chunked", "ZZ\r\nv\r\n0\r\n\r\n"), 400, "bad_request", "hexadecimal digits"),
+    ] {
+        let answer = send(server, request.as_bytes());
+        let body = answer.json();
+        assert_eq!((answer.status, body["error"].as_str()), (status, Some(code)), "{request:?}: {body}");
+        assert!(body["message"].as_str().is_some_and(|message| message.contains(words)), "{request:?}: {body}");
+    }
+    assert_eq!(node.get("k").status, 404, "nothing of that was applied");
+    let plain = send(public, put("content-encoding: identity\r\ncontent-length: 1", "v").as_bytes());
+    assert_eq!(plain.status, 200);
+    // Which of the two bounds of a body it was.
+    let mut late = TcpStream::connect(public).expect("a connection");
+    late.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+    late.write_all(b"PUT /kv/k?timeout_ms=300 HTTP/1.1\r\nhost: n\r\ncontent-length: 9\r\n\r\nhalf")
+        .expect("half a request");
+    let mut said = String::new();
+    let _ = late.read_to_string(&mut said);
+    assert!(said.contains("within the deadline of the request (timeout_ms)") && !said.contains("10 s"), "{said}");
 }
 
 /// Addresses and ids of new members are looked at, and random numbers are strings wherever they stand.

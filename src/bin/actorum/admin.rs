@@ -29,7 +29,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::{
     Failure,
-    http::{LOOK, Node, Query, Refused, at, json_response, look, status, text, unknown_path},
+    http::{LOOK, Node, Query, Refused, at, json_response, look, object, status, text, unknown_path},
     settings::{node_id, read_id},
     snapshots,
 };
@@ -65,7 +65,7 @@ struct NewMember {
 async fn add(node: Data<Node>, request: HttpRequest, body: Payload) -> Result<HttpResponse, Refused> {
     let wish = Wish::of(&request)?;
     let body = text(&request, body, MAX_BODY, wish.deadline).await?;
-    let NewMember { id, address, role } = serde_json::from_str(&body).map_err(|e| {
+    let NewMember { id, address, role } = object(&body).map_err(|e| {
         Refused::bad_request(format!(
             "the body must be like {{\"id\":4,\"address\":\"127.0.0.1:7004\",\"role\":\"learner\"}}: {e}"
         ))
@@ -92,7 +92,11 @@ async fn demote(node: Data<Node>, request: HttpRequest) -> Result<HttpResponse, 
 
 fn member(request: &HttpRequest) -> Result<NodeId, Refused> {
     let id = request.match_info().query("id");
-    node_id(id).map_err(Refused::bad_request)
+    // Spaces around a number are for flags and lists.
+    match id.contains(char::is_whitespace) {
+        true => Err(Refused::bad_request(format!("{id:?} is not a node id: leave out the spaces"))),
+        false => node_id(id).map_err(Refused::bad_request),
+    }
 }
 
 /// What the query says: `timeout_ms`, and `force=true` to skip the leader's checks of who is connected.

@@ -55,6 +55,9 @@ pub async fn get(node: Data<Node>, request: HttpRequest) -> Result<HttpResponse,
     });
     let after = after.transpose()?;
     query.finish()?;
+    if request.headers().get_all("last-event-id").count() > 1 {
+        return Err(Refused::bad_request("Last-Event-ID is given twice"));
+    }
     // An empty one says that no event was received.
     let after: Option<After> = match request.headers().get("last-event-id").filter(|id| !id.is_empty()) {
         // Sent by a client that reconnects: newer than the `after` it began with.

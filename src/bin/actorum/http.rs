@@ -49,6 +49,7 @@ use crate::{
     events,
     kv::{Command, Expect, Kv, Response},
     metrics,
+    settings::whole,
 };
 
 /// How long a key may be, in bytes.
@@ -202,7 +203,7 @@ impl Change {
             return Err(Refused::bad_request("with format=json what is expected stands in the body"));
         }
         let body = text(request, body, MAX_CHANGE, deadline).await?;
-        let Body { value, expect, expect_absent } = serde_json::from_str(&body).map_err(|e| {
+        let Body { value, expect, expect_absent } = object(&body).map_err(|e| {
             Refused::bad_request(format!(
                 "the body must be like {{\"value\":\"new\",\"expect\":\"old\"}} or {{\"value\":\"new\",\"expect_absent\":true}}: {e}"
             ))
@@ -309,9 +310,9 @@ fn describe(status: &Status) -> Value {
     })
 }
 
-/// `GET /livez`: is it worth keeping this process? Not while its system has stopped or does not answer.
-async fn livez(node: Data<Node>, request: HttpRequest) -> Result<HttpResponse, Refused> {
-    Query::parse(&request)?.finish()?;
+/// `GET /livez`: is it worth keeping this process? Not while its system has stopped or does not answer. Probers add
+/// parameters of their own, so any are taken, here and by the other two that are asked by machines.
+async fn livez(node: Data<Node>) -> Result<HttpResponse, Refused> {
     // Through the mailbox: a status that could be read from memory would not show that the system's thread hangs.
     let status = match timeout(PROBE, node.raft.addr().send(GetStatus)).await {
         Ok(Ok(status)) => status,
@@ -328,8 +329,7 @@ async fn livez(node: Data<Node>, request: HttpRequest) -> Result<HttpResponse, R
 /// read of nothing shows that its leader is there, has a majority now, and that the node has caught up.
 ///
 /// What does not keep writes from succeeding (a certificate's end, a clock's offset) is a warning beside the yes.
-async fn readyz(node: Data<Node>, request: HttpRequest) -> Result<HttpResponse, Refused> {
-    Query::parse(&request)?.finish()?;
+async fn readyz(node: Data<Node>) -> Result<HttpResponse, Refused> {
     let conditions = node.raft.status().conditions();
     if let Some(first) = conditions.first().filter(|first| first.severity == Severity::Unready) {
         let refused = Refused::unready(&node, first.reason, first.message.clone());
@@ -384,22 +384,25 @@ fn key(request: &HttpRequest) -> Result<String, Refused> {
     }
 }
 
-/// The body as text, never keeping more than `limit` bytes of it nor waiting beyond the deadline.
+/// The body as text, never keeping more than `limit` bytes of it nor waiting beyond the deadline, or for a node that is
+/// shutting down.
 pub async fn text(
     request: &HttpRequest,
     mut body: Payload,
     limit: usize,
     deadline: Instant,
 ) -> Result<String, Refused> {
+    unencoded(request)?;
     let announced = request.headers().get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
     if announced.is_some_and(|length| length > limit as u64) {
         return Err(Refused::too_large(limit));
     }
+    let chunked = announced.is_none();
     let read = async {
         // Grows with what arrives: an announcement costs nothing.
         let mut bytes = Vec::new();
         while let Some(chunk) = body.next().await {
-            let chunk = chunk.map_err(|e| Refused::bad_request(format!("the body broke off: {e}")))?;
+            let chunk = chunk.map_err(|error| broken_off(&error, chunked))?;
             if bytes.len() + chunk.len() > limit {
                 return Err(Refused::too_large(limit));
             }
@@ -407,13 +410,28 @@ pub async fn text(
         }
         String::from_utf8(bytes).map_err(|e| Refused::bad_request(format!("the body is not UTF-8: {e}")))
     };
-    let text = match timeout_at(deadline.min(Instant::now() + BODY_PATIENCE), read).await {
-        Ok(text) => text,
-        Err(_) => {
-            let most = BODY_PATIENCE.as_secs();
-            let message = format!("the body did not arrive within the deadline (timeout_ms) and {most} s");
-            Err(Refused::bad_request(message).hang_up())
+    let node = request.app_data::<Data<Node>>();
+    let stopping = async {
+        match node.map(|node| node.stopping.clone()) {
+            // The far end goes with the process alone.
+            Some(mut stopping) => drop(stopping.wait_for(|stopping| *stopping).await),
+            None => std::future::pending().await,
         }
+    };
+    let patience = Instant::now() + BODY_PATIENCE;
+    let text = tokio::select! {
+        biased;
+        text = timeout_at(deadline.min(patience), read) => text.unwrap_or_else(|_| {
+            let message = match deadline < patience {
+                true => "the body did not arrive within the deadline of the request (timeout_ms)".to_owned(),
+                false => format!("the body did not arrive within the {} s that it may take", BODY_PATIENCE.as_secs()),
+            };
+            Err(Refused::bad_request(message).hang_up())
+        }),
+        () = stopping => Err(match node {
+            Some(node) => Refused::unready(node, Reason::Stopped, "it is being shut down, and the body is not here".into()),
+            None => Refused::bad_request("the body has not arrived"),
+        }.hang_up()),
     };
     if text.as_ref().is_err_and(|refused| refused.hang_up) {
         // A chunked body that is dropped would be read to its end, which may never come; one that is held
@@ -424,6 +442,42 @@ pub async fn text(
         });
     }
     text
+}
+
+/// A body is taken as it is: what is compressed would be stored compressed, and be no text.
+fn unencoded(request: &HttpRequest) -> Result<(), Refused> {
+    for encoding in request.headers().get_all(header::CONTENT_ENCODING) {
+        if !encoding.as_bytes().eq_ignore_ascii_case(b"identity") {
+            let message = format!(
+                "the body has the content-encoding {}, and none is understood here: send it as it is",
+                String::from_utf8_lossy(encoding.as_bytes())
+            );
+            return Err(Refused::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_encoding", message));
+        }
+    }
+    Ok(())
+}
+
+/// Why a body did not come to its end. Of one in chunks the parser does not tell a malformed one from one that ended.
+fn broken_off(error: &actix_web::error::PayloadError, chunked: bool) -> Refused {
+    use actix_web::error::PayloadError;
+    Refused::bad_request(match error {
+        PayloadError::Incomplete(None) | PayloadError::EncodingCorrupted if chunked => {
+            "the body in chunks ended too early or is malformed: each chunk is its length in hexadecimal digits, CRLF, so \
+             many bytes, CRLF; the last has length 0"
+                .to_owned()
+        }
+        PayloadError::Incomplete(None) => "the body is shorter than content-length announced".to_owned(),
+        error => format!("the body broke off: {error}"),
+    })
+}
+
+/// JSON that has to be an object: in the place of one, a list would be taken for its fields in order.
+pub fn object<T: serde::de::DeserializeOwned>(json: &str) -> Result<T, String> {
+    match json.trim_start().starts_with('{') || serde_json::from_str::<serde::de::IgnoredAny>(json).is_err() {
+        true => serde_json::from_str(json).map_err(|error| error.to_string()),
+        false => Err("it is no object".to_owned()),
+    }
 }
 
 /// The query of a request, strictly: every parameter at most once, and none that nobody asked for.
@@ -458,7 +512,7 @@ impl Query {
     /// Takes a number out.
     pub fn number(&mut self, name: &str) -> Result<Option<u64>, Refused> {
         let parse = |text: String| {
-            text.parse().map_err(|_| Refused::bad_request(format!("{name}={text}: a whole number is needed")))
+            whole(&text).ok_or_else(|| Refused::bad_request(format!("{name}={text}: a whole number is needed")))
         };
         self.take(name).map(parse).transpose()
     }
@@ -525,7 +579,7 @@ impl Query {
 /// | status | code | applied? |
 /// |---|---|---|
 /// | 400, 404, 405 | `bad_request`, `not_found`, `method_not_allowed` | no |
-/// | 413, 414, 431; 408 | `too_large`; `timeout` | no |
+/// | 413, 414, 431; 408; 415 | `too_large`; `timeout`; `unsupported_encoding` | no |
 /// | 409 | `conflict`, `in_progress`, `learner_not_ready`, `would_lose_majority` | no |
 /// | 409 | `foreign_position`, `future_position`: events after a position that this cluster does not have | it is no command |
 /// | 500 | `failed`: a snapshot could not be taken | it is no command |

@@ -27,6 +27,7 @@ use crate::{
     backup::hex,
     msgpack,
     output::{self, say},
+    settings::whole,
     status::bytes,
 };
 
@@ -233,8 +234,12 @@ fn system_words(command: &SystemCommand) -> String {
 fn parse_range(text: &str) -> Result<Range<u64>, String> {
     let wrong = || format!("`{text}` is not of the form A..B, A.. or ..B");
     let (from, to) = text.split_once("..").ok_or_else(wrong)?;
-    let number = |text: &str, empty: u64| if text.is_empty() { Ok(empty) } else { text.parse().map_err(|_| wrong()) };
-    Ok(number(from, 0)?..number(to, u64::MAX)?)
+    let number = |text: &str, empty: u64| if text.is_empty() { Ok(empty) } else { whole(text).ok_or_else(wrong) };
+    let range = number(from, 0)?..number(to, u64::MAX)?;
+    match range.is_empty() {
+        true => Err(format!("`{text}` holds no entry: A..B is without B, so B is more than A")),
+        false => Ok(range),
+    }
 }
 
 #[cfg(test)]
@@ -247,7 +252,7 @@ mod tests {
         assert_eq!(parse_range("2..5"), Ok(2..5));
         assert_eq!(parse_range("2.."), Ok(2..u64::MAX));
         assert_eq!(parse_range("..5"), Ok(0..5));
-        for wrong in ["", "5", "a..b", "5..=6"] {
+        for wrong in ["", "5", "a..b", "5..=6", "5..1", "5..5", "+1..5", "01..5", "..0"] {
             assert!(parse_range(wrong).is_err(), "{wrong}");
         }
     }

@@ -7,17 +7,16 @@ use std::{
     sync::atomic::Ordering,
 };
 
-use actix_web::{HttpRequest, HttpResponse, web::Data};
+use actix_web::{HttpResponse, web::Data};
 use actorum::{DiskState, Reason, Role, Severity, Snapshots, Status, Transfer};
 
 use crate::{
-    http::{Node, Query, Refused},
+    http::{Node, Refused},
     logs,
 };
 
 /// Answers a scrape.
-pub async fn get(node: Data<Node>, request: HttpRequest) -> Result<HttpResponse, Refused> {
-    Query::parse(&request)?.finish()?;
+pub async fn get(node: Data<Node>) -> Result<HttpResponse, Refused> {
     let mut page = Page::default();
     page.status(&node.raft.status());
     page.http(&node);

@@ -24,7 +24,7 @@ use actorum_transport::wire::SnapshotFile;
 use crate::{
     Failure, backup,
     output::{self, say},
-    settings::{new_node_id, node_id},
+    settings::{new_node_id, node_id, whole},
     status::bytes,
 };
 
@@ -68,7 +68,7 @@ pub struct RecoverArgs {
     #[arg(long, value_name = "ID", value_parser = node_id, allow_negative_numbers = true)]
     choose: Option<NodeId>,
     /// Do it: what is beyond this index, the last one of the directory taken, may be lost
-    #[arg(long, value_name = "INDEX")]
+    #[arg(long, value_name = "INDEX", value_parser = index)]
     accept_loss: Option<u64>,
     /// Where peers will reach the node; where they did until now if not given
     #[arg(long, value_name = "HOST:PORT")]
@@ -76,6 +76,10 @@ pub struct RecoverArgs {
     /// Who does this, for the audit record; $USER if not given
     #[arg(long, value_name = "NAME")]
     who: Option<String>,
+}
+
+fn index(text: &str) -> Result<u64, String> {
+    whole(text).ok_or_else(|| format!("`{text}` is no index: a whole number is needed"))
 }
 
 /// Restores and says what comes next.

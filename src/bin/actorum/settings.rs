@@ -278,10 +278,14 @@ fn needed<T>(value: Option<T>, name: &str) -> Result<T, Failure> {
 
 /// What can be the id of a node. The highest is looked at where a node is new: see [`new_node_id`].
 pub fn node_id(text: &str) -> Result<NodeId, String> {
-    match text.trim().parse() {
-        Ok(0) | Err(_) => Err(no_node_id(text.trim())),
-        Ok(id) => Ok(id),
-    }
+    whole(text.trim()).filter(|id| *id > 0).ok_or_else(|| no_node_id(text.trim()))
+}
+
+/// A whole number as it is written by itself: without a sign, a zero before it, or anything else that would make two
+/// texts one number.
+pub fn whole(text: &str) -> Option<u64> {
+    let strict = text.bytes().all(|b| b.is_ascii_digit()) && (text == "0" || !text.starts_with('0'));
+    text.parse().ok().filter(|_| strict)
 }
 
 /// What can be the id of a node that is made now: programs that read JSON round what is above the highest.

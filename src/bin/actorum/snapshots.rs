@@ -19,11 +19,11 @@ use std::{
 };
 
 use actix_web::{
-    HttpRequest, HttpResponse,
+    HttpRequest, HttpResponse, HttpResponseBuilder,
     http::Method,
     web::{self, Bytes, Data},
 };
-use actorum::Backup;
+use actorum::{Backup, SnapshotTaken};
 use futures_util::stream;
 use serde_json::json;
 use tokio::{
@@ -69,8 +69,11 @@ fn within(request: &HttpRequest) -> Result<Duration, Refused> {
 pub async fn backup(node: Data<Node>, request: HttpRequest) -> Result<HttpResponse, Refused> {
     let within = within(&request)?;
     if request.method() == Method::HEAD {
-        // What can be said without taking one: a length and a hash there are only once it is taken.
-        return Ok(HttpResponse::Ok().content_type("application/octet-stream").finish());
+        // What can be said without taking one: whether it would be the newest snapshot. Length and hash there are once
+        // it is read.
+        let status = node.raft.status();
+        let newest = status.snapshots.newest.filter(|newest| newest.index == status.applied_index);
+        return Ok(newest.map_or_else(HttpResponse::Ok, |newest| named(&newest)).content_type(KIND).finish());
     }
     carries_anything(&request);
     let place = Place::take(&node).ok_or_else(|| {
@@ -81,15 +84,20 @@ pub async fn backup(node: Data<Node>, request: HttpRequest) -> Result<HttpRespon
     let (pieces, body) = mpsc::channel(PIECES);
     actix_web::rt::spawn(send(backup, pieces, node.stopping.clone(), place));
     let body = stream::unfold(body, |mut body| async { body.recv().await.map(|piece| (piece, body)) });
-    let name = format!("attachment; filename=\"actorum-{}.backup\"", taken.index);
-    Ok(HttpResponse::Ok()
-        .content_type("application/octet-stream")
-        .insert_header(("content-disposition", name))
+    Ok(named(&taken).content_type(KIND).insert_header((HASH, hex(&file.hash))).no_chunking(file.bytes).streaming(body))
+}
+
+/// What a backup is.
+const KIND: &str = "application/octet-stream";
+
+/// A response that says which snapshot it is.
+fn named(taken: &SnapshotTaken) -> HttpResponseBuilder {
+    let mut response = HttpResponse::Ok();
+    response
+        .insert_header(("content-disposition", format!("attachment; filename=\"actorum-{}.backup\"", taken.index)))
         .insert_header(("actorum-index", taken.index.to_string()))
-        .insert_header(("actorum-term", taken.term.to_string()))
-        .insert_header((HASH, hex(&file.hash)))
-        .no_chunking(file.bytes)
-        .streaming(body))
+        .insert_header(("actorum-term", taken.term.to_string()));
+    response
 }
 
 /// One of the [`MAX_BACKUPS`].
