@@ -28,7 +28,7 @@ use actorum_actors::{
     message::{Failed, LeaderChanged},
     outcome::{ChangeError, ProposeError, ReadError},
     slot::Slot,
-    snapshot::keeper::{SnapshotKeeper, TakeSnapshot, TakeSnapshotError},
+    snapshot::keeper::{SnapshotKeeper, StopKeeper, TakeSnapshot, TakeSnapshotError},
     status::SnapshotTaken,
 };
 use actorum_transport::{
@@ -171,6 +171,8 @@ impl<S: StateMachine> Children<S> {
         if timeout(CLOSE_WITHIN, self.log.send(CloseLog)).await.is_err() {
             tracing::error!("the log could not be closed in {} s: its disk hangs", CLOSE_WITHIN.as_secs());
         }
+        // Promise 4: who waits for a snapshot is told before the end that there will be none.
+        let _ = self.keeper.send(StopKeeper).await;
         // A state that is being restored from a snapshot is restored again at the next start.
         let _ = timeout(CLOSE_WITHIN, self.applier.send(StopApplier)).await;
         let _ = self.transport.close.send(Close).await;

@@ -252,6 +252,33 @@ fn a_state_machine_that_holds_up_the_thread_of_all_actors_keeps_nobody_past_a_de
     assert!(matches!(waited, Err(WaitError::TimedOut(_))), "{waited:?}");
 }
 
+/// Whoever waits for a snapshot hears that there will be none as soon as that is so, whatever holds the end up.
+#[test]
+fn a_shutdown_answers_who_waits_for_a_snapshot() {
+    let node = node(&MemoryNetwork::new(), 1, 1, |config| {
+        spread(config);
+        config.deadline_ms = 300;
+    });
+    lead(&node);
+    let raft = node.raft.clone();
+    assert_eq!(done("a proposal", async move { raft.propose_within(40, PATIENCE).await.unwrap().response }), 40);
+    node.snapshots.shut();
+    let raft = node.raft.clone();
+    let (sender, answer) = mpsc::channel();
+    thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let _ = sender.send(runtime.block_on(raft.take_snapshot()));
+    });
+    node.snapshots.wait_for_somebody(0);
+    let raft = node.raft.clone();
+    let ending = thread::spawn(move || done("the end", async move { raft.shutdown().await }));
+    let answer = answer.recv_timeout(PATIENCE).expect("an answer");
+    assert!(matches!(&answer, Err(TakeSnapshotError::Stopped { .. })), "{answer:?}");
+    assert!(!ending.is_finished(), "the machine is still asked, and holds the end up");
+    node.snapshots.open();
+    ending.join().unwrap();
+}
+
 /// A node that restores a snapshot answers its own clients, though nothing is applied before that has ended.
 #[test]
 fn a_node_that_restores_keeps_nobody_past_a_deadline() {

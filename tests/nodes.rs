@@ -454,6 +454,40 @@ async fn a_shutdown_finishes_what_is_in_flight() {
     assert_eq!(raft.stopped().await, "it was shut down");
 }
 
+/// What a shutdown cannot finish it answers, before it has ended: nobody needs to be there any longer to hear it.
+#[actix::test]
+async fn a_shutdown_answers_what_it_cannot_finish() {
+    let network = MemoryNetwork::new();
+    let one = start(&network, 1, &MemoryDisk::new(), founders(2)).await;
+    let two = start(&network, 2, &MemoryDisk::new(), founders(2)).await;
+    let leads = one.wait_for_leader(PATIENCE).await.unwrap().leader;
+    let (leader, other) = if leads == Some(1) { (one, two) } else { (two, one) };
+    assert_eq!(leader.propose_within(1, PATIENCE).await.unwrap().response, 1);
+    other.shutdown().await;
+    let long = Duration::from_secs(600);
+    let spawn = |future: std::pin::Pin<Box<dyn Future<Output = String>>>| actix::spawn(future);
+    let mut waiting = Vec::new();
+    for _ in 0..5 {
+        let raft = leader.clone();
+        waiting.push(spawn(Box::pin(async move { format!("{:?}", raft.propose_within(1, long).await.map(|_| ())) })));
+        let raft = leader.clone();
+        let read = Read::linearizable(|sum: &Sum| sum.total).deadline(long);
+        waiting.push(spawn(Box::pin(async move { format!("{:?}", raft.read_with(read).await) })));
+    }
+    let raft = leader.clone();
+    let change = ConfChange::AddLearner(3, Address::from("n3"));
+    waiting.push(spawn(Box::pin(async move { format!("{:?}", raft.change_within(change, long).await) })));
+    leader.wait(PATIENCE, |status| status.queues.in_flight == 11).await.unwrap();
+    leader.shutdown().await;
+    // One turn for the tasks to take what is there.
+    tokio::task::yield_now().await;
+    for answered in waiting {
+        assert!(answered.is_finished(), "it was answered before the end");
+        let answer = answered.await.unwrap();
+        assert!(answer.starts_with("Err(") && answer.contains("shut down"), "{answer}");
+    }
+}
+
 #[actix::test]
 async fn admission_is_bounded_and_says_so() {
     let builder =

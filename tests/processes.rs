@@ -4,10 +4,17 @@ mod dice;
 mod lab;
 mod load;
 
-use std::{collections::BTreeMap, fs, thread, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{Read as _, Write as _},
+    net::TcpStream,
+    thread,
+    time::Duration,
+};
 
 use dice::Dice;
-use lab::{Lab, call, free_port, try_call, wait};
+use lab::{Lab, PATIENCE, call, free_port, try_call, wait};
 use load::{Acknowledged, History, Load, judge};
 use serde_json::{Value, json};
 
@@ -235,7 +242,66 @@ fn sigterm_ends_in_order() {
     assert_eq!(lab.node(3).get("k").body["value"], "v");
 }
 
-/// Ctrl-C does the same.
+/// Ctrl-C does the same. Whoever waits when a node is told to end has an answer before it ends (the fourth promise):
+/// the cause, and whether it may have been done. Streams end in order.
+#[test]
+fn who_waits_is_answered_before_the_end() {
+    let mut lab = Lab::three();
+    let leader = lab.leader();
+    assert_eq!(lab.node(leader).put("first", "v").status, 200);
+    let connect = |request: &str| {
+        let address = lab.node(leader).url("").trim_start_matches("http://").to_owned();
+        let mut stream = TcpStream::connect(address).expect("a connection");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        stream.write_all(request.as_bytes()).expect("a request");
+        stream
+    };
+    let mut events = connect("GET /events?after=0 HTTP/1.1\r\nhost: n\r\n\r\n");
+    let mut told = [0; 4096];
+    assert!(events.read(&mut told).expect("its head") > 0);
+    let mut half = connect("PUT /kv/half?timeout_ms=60000 HTTP/1.1\r\nhost: n\r\ncontent-length: 10\r\n\r\nhalf");
+    let others: Vec<u64> = [1, 2, 3].into_iter().filter(|id| *id != leader).collect();
+    others.iter().for_each(|id| lab.node(*id).freeze());
+    let mut asked = Vec::new();
+    for n in 0..5 {
+        // Some have a deadline far beyond the end, and some one that comes about with it.
+        for within in [60_000, 5_000] {
+            let url = lab.node(leader).url(&format!("/kv/{n}-{within}?timeout_ms={within}"));
+            asked.push(("PUT", url, "v".to_owned()));
+        }
+        asked.push(("GET", lab.node(leader).url("/kv/first?timeout_ms=60000"), String::new()));
+    }
+    let member = json!({ "id": 4, "address": free_port().to_string(), "role": "learner" }).to_string();
+    asked.push(("POST", lab.node(leader).admin_url("/members?timeout_ms=60000"), member));
+    let count = asked.len();
+    let waiting: Vec<_> = asked
+        .into_iter()
+        .map(|(method, url, body)| thread::spawn(move || (method, try_call(method, &url, body.as_bytes()), url)))
+        .collect();
+    wait("all of them to wait", || {
+        (lab.node(leader).status()["queues"]["in_flight"].as_u64() >= Some(count as u64)).then_some(())
+    });
+    assert!(lab.node_mut(leader).terminate().success(), "{}", lab.node(leader).last_words(5));
+    for (method, answer, url) in waiting.into_iter().map(|waiting| waiting.join().expect("no panic")) {
+        let answer = answer.unwrap_or_else(|error| panic!("{method} {url} had no answer: {error}"));
+        let message = answer.body["message"].as_str().unwrap_or_default();
+        let expected = if method == "GET" { 503 } else { 504 };
+        // A change that no leader has taken up is surely not made.
+        assert!(answer.status == expected || method == "POST" && answer.status == 503, "{method} {url}: {answer:?}");
+        assert!(!message.is_empty(), "{answer:?}");
+        if method != "GET" && url.ends_with("60000") {
+            assert!(message.contains("shut down"), "{method} {url}: {message}");
+        }
+    }
+    let mut rest = String::new();
+    half.read_to_string(&mut rest).expect("an answer, and the end");
+    assert!(rest.starts_with("HTTP/1.1 503 ") && rest.contains("shut down"), "{rest}");
+    let mut rest = String::new();
+    events.read_to_string(&mut rest).expect("its end");
+    assert!(rest.ends_with("0\r\n\r\n"), "the stream ended in order: {rest}");
+    others.iter().for_each(|id| lab.node(*id).send("CONT"));
+}
+
 #[test]
 fn sigint_ends_in_order() {
     let mut lab = Lab::new(&[1]);

@@ -479,6 +479,22 @@ impl Handler<TakeSnapshot> for SnapshotKeeper {
     }
 }
 
+/// The log is closed, so that nothing becomes durable any more: whoever waits for a snapshot is told so.
+#[derive(Message, Clone, Copy, Debug)]
+#[rtype(result = "()")]
+pub struct StopKeeper;
+
+impl Handler<StopKeeper> for SnapshotKeeper {
+    type Result = ();
+
+    fn handle(&mut self, StopKeeper: StopKeeper, ctx: &mut Context<Self>) {
+        // Their slots are dropped, which answers them.
+        self.waiting.clear();
+        self.waiting_next.clear();
+        ctx.stop();
+    }
+}
+
 impl Handler<WriteSnapshot> for SnapshotKeeper {
     type Result = ();
 

@@ -13,12 +13,13 @@ use std::{
     io::Read as _,
     net::{SocketAddr, TcpListener},
     path::{Path, PathBuf},
+    pin::pin,
 };
 
 use actix_web::web;
 use actorum::{NodeId, Raft, RaftSystem, Reason, Storage, Tls};
 use actorum_transport::tls::TlsIdentity;
-use tokio::sync::watch;
+use tokio::{sync::watch, time::timeout};
 use tracing::{info, warn};
 
 use crate::{
@@ -26,7 +27,7 @@ use crate::{
     http::{self, Node},
     kv::Kv,
     logs,
-    server::Service,
+    server::{LAST_CALL, Service},
     settings::{LogFormat, Peers, Settings, node_id},
     signals,
 };
@@ -167,8 +168,14 @@ async fn serve(settings: Settings, storage: Storage, report: Option<&Path>, watc
     };
     // At once: the servers take nothing new, and what is in flight is answered by the node's own shutdown.
     stopping.send_replace(true);
-    let servers = futures_util::future::join_all(servers.iter().map(|server| server.stop(true)));
-    futures_util::future::join(raft.shutdown(), servers).await;
+    let mut served = pin!(futures_util::future::join_all(servers.iter().map(|server| server.stop(true))));
+    let mut closed = pin!(raft.shutdown());
+    // Promise 4: the servers stay until the node has answered everything, which may take as long as its requests may.
+    // What is left then has its answer, and somebody who does not take it.
+    tokio::select! {
+        () = &mut closed => drop(timeout(LAST_CALL, served).await),
+        _ = &mut served => closed.await,
+    }
     match cause {
         None => {
             info!("node {} is closed", settings.id);

@@ -45,8 +45,12 @@ use crate::{
     http::{self, Node, Refused},
 };
 
-/// How long connections that do not end by themselves are waited for at the end, in seconds.
-const LAST_CALL_S: u64 = 3;
+/// How long connections that do not end by themselves are waited for at the end, once the node has answered all that it
+/// will.
+pub const LAST_CALL: Duration = Duration::from_secs(3);
+/// A server that is stopped waits for what is in flight, however long the node takes to answer it; it is this process
+/// that ends.
+const NEVER_S: u64 = 365 * 24 * 3600;
 /// How long the head of a request may take to arrive, from the first byte or from the connection on. Then 408.
 const HEAD_PATIENCE: Duration = Duration::from_secs(5);
 /// How long what a refused client still sends is read, so that it hears why it was refused.
@@ -99,7 +103,7 @@ impl Service {
             .workers(self.workers)
             .max_concurrent_connections(self.clients)
             .disable_signals()
-            .shutdown_timeout(LAST_CALL_S);
+            .shutdown_timeout(NEVER_S);
         let node = node.clone();
         let builder = match tls {
             None => builder.listen(self.name, listener, move || {
