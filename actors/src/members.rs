@@ -100,8 +100,9 @@ pub enum Change {
 /// A leader refuses to promote a learner that is not connected or far behind
 /// ([`LearnerNotReady`](ChangeError::LearnerNotReady)). It also refuses a change after which the voters that answered
 /// it lately were no majority ([`WouldLoseMajority`](ChangeError::WouldLoseMajority)): such a change could not be
-/// undone before others are back. [`ChangeRequest::force`] skips both checks. As a message it is answered as a
-/// [`Change`] is.
+/// undone before others are back. [`ChangeRequest::force`] skips both checks, but never promotes a learner that holds
+/// nothing of the log, or whose directory the cluster has not recorded: that is refused at once, with
+/// `LearnerNotReady`. As a message it is answered as a [`Change`] is.
 #[derive(actix::Message, Clone, Debug, PartialEq, Eq)]
 #[rtype(result = "Result<Arc<Membership>, ChangeError>")]
 pub struct ChangeRequest {

@@ -249,8 +249,9 @@ pub enum ChangeError {
         /// Why.
         cause: String,
     },
-    /// Until the deadline the learner to be promoted was not connected, or not close to the leader's commit index.
-    /// Surely not made; let it catch up, and ask again.
+    /// Until the deadline the learner to be promoted was not connected, or not close to the leader's commit index; or
+    /// the promotion was forced and cannot be ([`LearnerReading::forced`]), which is said at once. Surely not made; let
+    /// it catch up, and ask again.
     #[error("{0}")]
     LearnerNotReady(LearnerReading),
     /// After the change the voters that answered the leader lately would be no majority, so nothing could be committed.

@@ -462,8 +462,15 @@ mod tests {
     #[test]
     fn a_change_in_progress_and_one_that_makes_no_sense_are_told_apart() {
         let admission = Admission::new(9, 90);
-        let learner =
-            LearnerReading { node: 4, matched: 7, needed: 3000, commit: 3007, heard_ms: None, recorded: true };
+        let learner = LearnerReading {
+            node: 4,
+            matched: 7,
+            needed: 3000,
+            commit: 3007,
+            heard_ms: None,
+            recorded: true,
+            forced: false,
+        };
         let majority = MajorityReading { needed: 2, heard: 1, voters: [(1, Some(0)), (3, Some(4000))].into() };
         let because = |learner, majority| ChangeRefusal::because(ChangeReading { learner, majority });
         for (refusal, expected) in [

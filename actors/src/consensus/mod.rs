@@ -879,7 +879,9 @@ fn may_retry(refusal: &Refusal) -> bool {
         Refusal::NotLeader { .. } | Refusal::Dropped { .. } | Refusal::Stopped { .. } => true,
         Refusal::Change(ChangeRefusal::NotReady) => true,
         // It may catch up inside the deadline.
-        Refusal::Change(ChangeRefusal::Invalid { reading: Some(reading), .. }) => reading.learner.is_some(),
+        Refusal::Change(ChangeRefusal::Invalid { reading: Some(reading), .. }) => {
+            reading.learner.as_ref().is_some_and(|learner| !learner.forced)
+        }
         Refusal::Busy
         | Refusal::LowSpace { .. }
         | Refusal::TooLarge { .. }

@@ -13,7 +13,7 @@
 //! What a leader knows of its followers is how far they have acknowledged, and when they answered last in its own term.
 //!
 //! `force` passes over both, and over nothing else: a learner whose life is not recorded, or that holds nothing, is never promoted
-//! (the sixth promise).
+//! (the sixth promise). Who forces does not want to wait, so that is refused at once, and says what cannot be forced.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -100,7 +100,9 @@ impl<T> Consensus<T> {
             return None;
         }
         let commit = self.raw.raft.raft_log.committed;
-        Some(LearnerReading { node: id, matched, needed, commit, heard_ms: self.heard_ms(id), recorded })
+        // A new leader does not know yet what its followers hold; whose directory is recorded it knows.
+        let forced = force && (!recorded || !self.contact_is_new());
+        Some(LearnerReading { node: id, matched, needed, commit, heard_ms: self.heard_ms(id), recorded, forced })
     }
 
     /// Looks at what a change would do. If something speaks against it the request waits on, or is refused, and is gone from here.
@@ -113,7 +115,7 @@ impl<T> Consensus<T> {
         self.note_commit();
         let Some(reading) = self.objection(change, next) else { return Some(request) };
         let new = self.contact_is_new();
-        let waits = reading.learner.is_some() || new;
+        let waits = reading.learner.as_ref().map_or(new, |learner| !learner.forced);
         let refusal = match &reading {
             // Its node asks again by itself, and must not take the first word of a new leader for the last.
             ChangeReading { learner: None, .. } if new && request.peer => Refusal::Change(ChangeRefusal::NotReady),

@@ -44,11 +44,23 @@ pub struct LearnerReading {
     pub heard_ms: Option<u64>,
     /// Whether the cluster has recorded the incarnation of its directory.
     pub recorded: bool,
+    /// The promotion was forced and cannot be: the learner holds nothing, or its incarnation is not recorded. Such a
+    /// request is refused at once. A peer that does not know this field retries it until its deadline.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub forced: bool,
 }
 
 impl fmt::Display for LearnerReading {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let LearnerReading { node, matched, needed, commit, heard_ms, recorded } = self;
+        let LearnerReading { node, matched, needed, commit, heard_ms, recorded, forced } = self;
+        if *forced {
+            let lacks = match recorded {
+                true => "it holds nothing of the log yet",
+                false => "the cluster has not recorded the incarnation of its directory yet",
+            };
+            write!(f, "learner {node} cannot be promoted, not even by force: {lacks}. It {}. ", answered(*heard_ms))?;
+            return f.write_str("Start it and let it connect to the leader, then promote it again");
+        }
         write!(f, "learner {node} is not ready to be promoted: ")?;
         if !recorded {
             f.write_str("the cluster has not recorded the incarnation of its directory yet. ")?;

@@ -42,6 +42,7 @@ stories! {
     change_refused
     change_keeps_majority
     change_forced
+    change_force_refused
     change_after_pause
     change_new_leader
     learner_not_ready
