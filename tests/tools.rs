@@ -168,7 +168,7 @@ fn who_restores_is_asked_last() {
         command.output().expect("it runs")
     };
     refused(&nobody(&full, "9", "h:1"), 1, &["full is not empty (it holds something)"]);
-    refused(&nobody(&new, "0", "h:1"), 1, &["0"]);
+    refused(&nobody(&new, "0", "h:1"), 2, &["0 is not a node id"]);
     refused(&nobody(&new, "9", "nowhere"), 1, &["HOST:PORT"]);
     refused(&nobody(&new, "9", "h:1"), 1, &["no-backup"]);
 }
@@ -291,5 +291,37 @@ async fn commands_of_any_application_are_shown() {
         r#" "Close""#,
     ] {
         assert!(said.lines().any(|line| line.ends_with(words)), "`{words}` is not in: {said}");
+    }
+}
+
+/// What is named in the place of a node's directory is told from a directory that cannot be looked at, by each tool
+/// that takes one.
+#[test]
+fn what_is_no_directory_of_a_node_is_named_for_what_it_is() {
+    let lab = Lab::new(&[1]);
+    let (file, other, cycle) = (lab.path("a-file"), lab.path("other"), lab.path("cycle"));
+    fs::write(&file, "text").expect("a file");
+    fs::create_dir(&other).and_then(|()| fs::write(other.join("letter.txt"), "dear")).expect("a directory");
+    // Like a directory without permission, which root does not know: it is there, and cannot be looked at.
+    std::os::unix::fs::symlink(&cycle, &cycle).expect("a link");
+    let nowhere = lab.path("nowhere");
+    let (no_node, advice) = ("is not a node's data directory", "give the directory that `serve --data` has");
+    for (dir, words) in [
+        (&file, [no_node, "it is a file", advice]),
+        (&other, [no_node, "it has no file named node", advice]),
+        (&nowhere, [no_node, "there is nothing of that name", advice]),
+        (&cycle, ["cannot look at it", "symbolic links", "cycle"]),
+    ] {
+        for tool in ["inspect", "compact"] {
+            refused(&run(&[tool, text(dir)]), 1, &words);
+        }
+        let survey = run(&["recover", "--data", text(dir)]);
+        let cause = if *dir == cycle { "symbolic links" } else { "none of these directories can be recovered from" };
+        refused(&survey, 1, &[cause]);
+        let table = String::from_utf8_lossy(&survey.stdout).into_owned();
+        assert!(words.iter().all(|word| table.contains(word)), "{table}");
+        let args = ["restore", "no-backup", "--data", text(dir), "--id", "9", "--address", "h:1", "--who", "ada"];
+        let restored = run(&args);
+        assert_eq!(restored.status.code(), Some(1), "{}", stderr(&restored));
     }
 }

@@ -110,7 +110,7 @@ pub enum FormationError {
     /// Another founder was told another name.
     #[error(
         "node {peer} founds a cluster with the name {theirs:?}, node {id} one with the name {ours:?}: give all founders the same \
-         cluster_name (--cluster-name). Nothing was written yet"
+         cluster_name (--cluster-name). No cluster was formed: their directories are used as they are"
     )]
     OtherName {
         /// The other.
@@ -125,7 +125,8 @@ pub enum FormationError {
     /// The cluster that the other is part of is not the one that this node's list and name make.
     #[error(
         "node {peer} belongs to the cluster {theirs}, and the founders, the cluster_name and the certificate authority of node {id} make \
-         the cluster {ours}: start it with those that the others were formed with. Nothing was written yet"
+         the cluster {ours}: start it with those that the others were formed with. \
+         This node is in no cluster yet: its directory is used as it is"
     )]
     OtherCluster {
         /// The other.

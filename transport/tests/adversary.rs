@@ -8,7 +8,11 @@
 
 mod support;
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use actorum_transport::{
     frame::{self, Hello, Kind, Lane, Question, Welcome},
@@ -827,4 +831,67 @@ async fn of_two_dials_that_crossed_the_smaller_ids_stays() {
     lane.write_all(&batch(&[append(8, 10)])).await.unwrap();
     assert_eq!(victim.messages(3, 1).await[0].term, 8);
     assert!(victim.is_connected(3).await);
+}
+
+/// The warnings of the transports on one thread.
+#[derive(Clone, Default)]
+struct Warnings(Arc<Mutex<Vec<String>>>);
+
+struct Message<'a>(&'a mut Vec<String>);
+
+impl tracing::field::Visit for Message<'_> {
+    fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
+        if field.name() == "message" {
+            self.0.push(format!("{value:?}"));
+        }
+    }
+}
+
+impl tracing::Subscriber for Warnings {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        metadata.target().starts_with("actorum_transport") && *metadata.level() <= tracing::Level::WARN
+    }
+
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+    fn enter(&self, _: &tracing::span::Id) {}
+    fn exit(&self, _: &tracing::span::Id) {}
+
+    fn event(&self, event: &tracing::Event<'_>) {
+        event.record(&mut Message(&mut self.0.lock().unwrap()));
+    }
+}
+
+/// A process that is killed while it sends a large frame leaves half of one, and is lost: it has not sent what makes no
+/// sense.
+#[actix::test]
+async fn a_peer_that_dies_within_a_frame_is_not_blamed() {
+    let warnings = Warnings::default();
+    let _heard = tracing::subscriber::set_default(warnings.clone());
+    let mut honest = Honest::with(impatient).await;
+    let (crypto, address) = (client_crypto(&honest.certs, Some(honest.certs.of(5))), honest.victim.address);
+    // On a thread that stops in the middle, as a process does: nothing that would say so leaves it any more.
+    std::thread::spawn(move || {
+        actix::System::new().block_on(async move {
+            let adversary = Adversary::with(crypto, 1, |_| {});
+            let joined = adversary.join(address, hello(5)).await;
+            let mut lane = joined.lane(Lane::Log).await;
+            let half = [&(64u32 << 20).to_be_bytes()[..], &[frame::VERSION, 5], &[0; 5000]].concat();
+            let sent = || joined.connection.stats().udp_tx.bytes;
+            let before = sent();
+            lane.write_all(&half).await.unwrap();
+            eventually("half a frame is on its way", async || sent() > before + 5000).await;
+            loop {
+                std::thread::park();
+            }
+        });
+    });
+    honest.victim.until("it is lost", |heard| matches!(heard, Heard::Unreachable(5)).then_some(())).await;
+    let warned = warnings.0.lock().unwrap().clone();
+    assert!(!warned.iter().any(|line| line.contains("makes no sense")), "{warned:?}");
+    honest.flows().await;
 }

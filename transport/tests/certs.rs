@@ -185,6 +185,50 @@ fn several_authorities() {
     assert!(matches!(refused, Err(CertError::Malformed { path, .. }) if path.ends_with("ca.pem")));
 }
 
+/// What is wrong with a file is said of the very part that is wrong, in words for whoever has to mend it.
+#[test]
+fn files_that_are_damaged_say_where() {
+    let (certs, other) = (Certs::new(), Certs::new());
+    let node = install(&certs, 1, certs.of(1));
+    let good = |file: &str| fs::read_to_string(node.join(file)).unwrap();
+    let (ca, cert, key) = (good("ca.pem"), good("cert.pem"), good("key.pem"));
+    let second = fs::read_to_string(other.path().join("ca/ca.pem")).unwrap();
+    let broken = pem("CERTIFICATE", b"no certificate at all");
+    let half = &ca[..ca.len() / 2];
+    let encrypted = pem("ENCRYPTED PRIVATE KEY", b"sealed");
+    let old_encrypted = key.replace("KEY-----\n", "KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-128-CBC,00\n\n");
+    let no_base64 = "-----BEGIN CERTIFICATE-----\n!!!!\n-----END CERTIFICATE-----\n".to_owned();
+    for (file, content, words) in [
+        ("ca.pem", half.to_owned(), "its certificate 1: it is cut off, there is no -----END CERTIFICATE-----"),
+        ("ca.pem", ca.clone() + &second[..second.len() / 2], "its certificate 2: it is cut off"),
+        ("ca.pem", ca.clone() + &broken, "its certificate 2 cannot be read: it is no X.509 certificate"),
+        ("ca.pem", broken.clone() + &ca, "its certificate 1 cannot be read"),
+        (
+            "ca.pem",
+            ca.clone() + &no_base64,
+            "its certificate 2: what stands between its BEGIN and END lines is not base64",
+        ),
+        ("cert.pem", cert.clone() + &broken, "its certificate 2 cannot be read"),
+        ("cert.pem", "text".to_owned(), "it holds no certificate in PEM"),
+        ("key.pem", encrypted, "it is encrypted"),
+        ("key.pem", old_encrypted, "it is encrypted"),
+        ("key.pem", key[..key.len() / 2].to_owned(), "it is cut off, there is no -----END"),
+        ("key.pem", cert.clone(), "it holds no private key in PEM: there is no BEGIN line of one"),
+    ] {
+        let before = good(file);
+        fs::write(node.join(file), &content).unwrap();
+        match TlsIdentity::load(&node, 1) {
+            Err(CertError::Malformed { path, cause }) => {
+                assert!(path.ends_with(file) && cause.contains(words), "{file}: {cause}, and not {words}");
+                assert!(!cause.contains('['), "bytes as numbers are nobody's words: {cause}");
+            }
+            other => panic!("{other:?} of {file}: {content}"),
+        }
+        fs::write(node.join(file), before).unwrap();
+    }
+    TlsIdentity::load(&node, 1).unwrap();
+}
+
 /// `cert.pem` may bring the certificates of intermediate authorities, behind the node's own.
 #[test]
 fn a_chain() {

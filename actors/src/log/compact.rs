@@ -46,12 +46,6 @@ pub struct Compacted {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CompactError {
-    /// There is no node in it.
-    #[error("{dir} is not a node's data directory (it has no file named node): give the directory that `serve --data` has", dir = .dir.display())]
-    NotANode {
-        /// The directory.
-        dir: std::path::PathBuf,
-    },
     /// It is in use, damaged, or cannot be read.
     #[error(transparent)]
     Open(#[from] OpenError),
@@ -94,8 +88,9 @@ pub fn compact(dir: &Path) -> Result<Compacted, CompactError> {
 
 /// The same, opened with other options.
 pub(super) fn compact_with(dir: &Path, change: impl FnOnce(&mut OpenOptions)) -> Result<Compacted, CompactError> {
-    if !dir.join("node").is_file() {
-        return Err(CompactError::NotANode { dir: dir.to_owned() });
+    if !directory::is_nodes(dir)? {
+        let found = "it has no file named node".to_owned();
+        return Err(OpenError::NoNode { dir: dir.to_owned(), found }.into());
     }
     let id = directory::read_node(dir)?.id;
     let vanished = |_: &_| Err(OpenError::Unfinished { dir: dir.to_owned() });

@@ -135,7 +135,7 @@ fn what_is_no_stopped_node_is_refused() {
     let error = compact(&dir.join("nowhere")).unwrap_err().to_string();
     assert!(error.contains("not a node's data directory") && error.contains("serve --data"), "{error}");
     fs::write(dir.join("something"), "else").unwrap();
-    assert!(matches!(compact(dir), Err(CompactError::NotANode { .. })));
+    assert!(matches!(compact(dir), Err(CompactError::Open(OpenError::NoNode { .. }))));
     let data = dir.join("data");
     node(&data);
     let running = SledStore::open(&data, options()).unwrap();

@@ -345,6 +345,19 @@ fn remove_all(dir: &Path, names: &[&str]) -> io::Result<()> {
     Ok(())
 }
 
+/// Whether a node's directory was named, for whoever looks at one without making it: it is a directory that can be
+/// listed. Whether it has a `node` file.
+pub fn is_nodes(dir: &Path) -> Result<bool, OpenError> {
+    let found = |found: &str| OpenError::NoNode { dir: dir.to_owned(), found: found.to_owned() };
+    match fs::metadata(dir) {
+        Ok(metadata) if !metadata.is_dir() => return Err(found("it is a file")),
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(found("there is nothing of that name")),
+        Err(error) => return Err(io_error(dir, "cannot look at it", error)),
+    }
+    Ok(Content::of(dir)?.has(NODE))
+}
+
 /// Whose directory it is, by its `node` file.
 pub fn read_node(dir: &Path) -> Result<StoreIdentity, OpenError> {
     let damaged = |detail: String| OpenError::Damaged { dir: dir.to_owned(), what: "node file".to_owned(), detail };
@@ -414,7 +427,10 @@ fn write_node(dir: &Path, node: &StoreIdentity, life: Option<LifeKey>) -> io::Re
 pub fn holder(dir: &Path) -> Result<Option<String>, OpenError> {
     let file = match File::open(dir.join(LOCK)) {
         Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        // In what is no directory nobody holds anything; that it is none is said by whoever looks into it.
+        Err(error) if [io::ErrorKind::NotFound, io::ErrorKind::NotADirectory].contains(&error.kind()) => {
+            return Ok(None);
+        }
         Err(error) => return Err(io_error(dir, "cannot open lock", error)),
     };
     match file.try_lock_shared() {

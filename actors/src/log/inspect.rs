@@ -87,7 +87,7 @@ impl Inspection {
     /// is held, a filesystem that refuses.
     pub fn open(dir: &Path) -> Result<Inspection, OpenError> {
         let io = |doing: &str, error| OpenError::Io { dir: dir.to_owned(), doing: doing.to_owned(), error };
-        fs::read_dir(dir).map_err(|error| io("cannot list it", error))?;
+        directory::is_nodes(dir)?;
         if let Some(holder) = directory::holder(dir)? {
             return Err(OpenError::Locked { dir: dir.to_owned(), holder });
         }
@@ -95,8 +95,8 @@ impl Inspection {
         let (log, watermark_path) = (directory::log_path(dir, generation), directory::watermark_path(dir));
         let identity = directory::read_node(dir);
         if identity.is_err() && !log.exists() && !watermark_path.exists() {
-            let found = "no node file".to_owned();
-            return Err(OpenError::NotANode { dir: dir.to_owned(), found });
+            let found = "it has no file named node, and no log".to_owned();
+            return Err(OpenError::NoNode { dir: dir.to_owned(), found });
         }
         let mut problems = Vec::new();
         let mut note = |what: &str, detail: String| problems.push(Problem { what: what.to_owned(), detail });

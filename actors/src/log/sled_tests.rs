@@ -428,7 +428,7 @@ fn another_id_a_newer_format_and_a_foreign_directory_are_refused() {
     let refusal = SledStore::open(dir.path(), options()).unwrap_err().to_string();
     assert!(refusal.contains("holds letter.txt"), "{refusal}");
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing was put beside it");
-    assert!(matches!(Inspection::open(dir.path()), Err(OpenError::NotANode { .. })));
+    assert!(matches!(Inspection::open(dir.path()), Err(OpenError::NoNode { .. })));
 }
 
 #[test]

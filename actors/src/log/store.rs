@@ -355,6 +355,14 @@ pub enum OpenError {
         /// One thing found in it.
         found: String,
     },
+    /// A stopped node's directory was to be looked at, and there is no node in this one.
+    #[error("{dir} is not a node's data directory ({found}): give the directory that `serve --data` has", dir = .dir.display())]
+    NoNode {
+        /// The directory.
+        dir: PathBuf,
+        /// What it is instead, or what it lacks.
+        found: String,
+    },
     /// A backup was to be restored into it, and there is something in it already.
     #[error("{dir} is not empty (it holds {found}): restore into an empty or a new directory", dir = .dir.display())]
     NotEmpty {

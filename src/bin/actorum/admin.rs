@@ -17,12 +17,8 @@ use actix_web::{
     web::{self, Data, Payload, ServiceConfig},
 };
 use actorum::{Address, ChangeRequest, ConfChange, MemberRole, NodeId};
-use actorum_transport::tls;
-use rustls::{
-    RootCertStore, ServerConfig,
-    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
-    server::WebPkiClientVerifier,
-};
+use actorum_transport::tls::{self, CertError, read_certificates, read_key};
+use rustls::{RootCertStore, ServerConfig, server::WebPkiClientVerifier};
 use serde::Deserialize;
 use serde_json::json;
 use tokio::time::{Instant, timeout};
@@ -147,14 +143,9 @@ pub fn require_certificates(dir: &Path) -> Result<(ServerConfig, Vec<(String, i6
         return Err(wrong("ca.key", &"the authority's key does not belong on a machine that serves: move it away"));
     }
     // Each may hold several: authorities of which any is good for a client, and a chain.
-    let certificates = |file: &str| {
-        let found = CertificateDer::pem_file_iter(dir.join(file)).and_then(Iterator::collect::<Result<Vec<_>, _>>);
-        match found {
-            Ok(found) if found.is_empty() => Err(wrong(file, &"it holds no certificate in PEM")),
-            found => found.map_err(|e| wrong(file, &e)),
-        }
-    };
-    let key = PrivateKeyDer::from_pem_file(dir.join("key.pem")).map_err(|e| wrong("key.pem", &e))?;
+    let named = |e: CertError| Failure::new(format!("--admin-certs {e}"));
+    let certificates = |file: &str| read_certificates(&dir.join(file)).map_err(named);
+    let key = read_key(&dir.join("key.pem")).map_err(named)?;
     let (authorities, chain) = (certificates("ca.pem")?, certificates("cert.pem")?);
     let ends = tls::ends(&authorities, &chain).into_iter().map(|(file, end)| (format!("admin-certs/{file}"), end));
     let ends = ends.collect();

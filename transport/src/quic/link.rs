@@ -407,10 +407,12 @@ impl Wire {
                     (_, other) => return Err(format!("a {other:?} frame on a lane")),
                 }
             }
-            // Half a frame and then silence: what has come of it may not be held for ever.
+            // Half a frame and then silence: what has come of it may not be held for ever. A peer that is gone leaves
+            // the same behind, and its connection ends of that after the idle timeout; only one that lives is to blame
+            // for what it does not send.
             let silence = async {
                 match splitter.is_partial() {
-                    true => tokio::time::sleep(self.config.idle_timeout).await,
+                    true => tokio::time::sleep(2 * self.config.idle_timeout).await,
                     false => pending().await,
                 }
             };

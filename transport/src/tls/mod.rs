@@ -33,7 +33,10 @@ use rustls::{
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     },
     crypto::CryptoProvider,
-    pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject},
+    pki_types::{
+        CertificateDer, PrivateKeyDer, ServerName, UnixTime,
+        pem::{self, PemObject},
+    },
     server::{NoServerSessionStorage, WebPkiClientVerifier, danger::ClientCertVerifier},
     version::TLS13,
 };
@@ -443,10 +446,19 @@ fn client_verifier(authorities: &[CertificateDer<'static>]) -> Result<Arc<dyn Cl
 /// How many certificates one file may hold: more than anyone has, and little to read.
 const MAX_CERTIFICATES: usize = 64;
 
-/// All certificates of a file, at least one. A key among them is refused: files of certificates are handed around.
+/// All certificates of a file, at least one; each of them can be read. A key among them is refused: files of
+/// certificates are handed around.
 fn certificates(path: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, CertError> {
-    let found = CertificateDer::pem_slice_iter(pem).take(MAX_CERTIFICATES + 1).collect::<Result<Vec<_>, _>>();
-    let found = found.map_err(|e| malformed(path, &format!("it is not PEM: {e}")))?;
+    let mut found = Vec::new();
+    for certificate in CertificateDer::pem_slice_iter(pem).take(MAX_CERTIFICATES + 1) {
+        let nth = found.len() + 1;
+        let certificate =
+            certificate.map_err(|e| malformed(path, &format!("its certificate {nth}: {}", pem_words(&e))))?;
+        if let Err(e) = readable(&certificate) {
+            return Err(malformed(path, &format!("its certificate {nth} cannot be read: {e}")));
+        }
+        found.push(certificate);
+    }
     if found.is_empty() {
         return Err(malformed(path, "it holds no certificate in PEM"));
     }
@@ -459,8 +471,51 @@ fn certificates(path: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>,
     Ok(found)
 }
 
+/// Whether a certificate is one.
+fn readable(certificate: &CertificateDer<'_>) -> Result<(), String> {
+    use x509_parser::prelude::{FromDer, X509Certificate};
+    match X509Certificate::from_der(certificate) {
+        Ok(([], _)) => Ok(()),
+        Ok((rest, _)) => Err(format!("{} bytes follow it", rest.len())),
+        Err(_) => Err("it is no X.509 certificate, or a damaged one".to_owned()),
+    }
+}
+
 fn one_key(path: &Path, pem: &[u8]) -> Result<PrivateKeyDer<'static>, CertError> {
-    PrivateKeyDer::from_pem_slice(pem).map_err(|e| malformed(path, &format!("it holds no private key in PEM: {e}")))
+    let text = String::from_utf8_lossy(pem);
+    if text.contains("ENCRYPTED") {
+        let cause = "it is encrypted, and nobody is asked for a passphrase when a node starts: store it decrypted, readable by \
+                     the node's user alone (openssl pkey -in key.pem -out decrypted.pem)";
+        return Err(malformed(path, cause));
+    }
+    PrivateKeyDer::from_pem_slice(pem)
+        .map_err(|e| malformed(path, &format!("it holds no private key in PEM: {}", pem_words(&e))))
+}
+
+/// What is wrong with a file in PEM, in words.
+fn pem_words(error: &pem::Error) -> String {
+    match error {
+        pem::Error::MissingSectionEnd { end_marker } => {
+            format!("it is cut off, there is no -----END {}-----", String::from_utf8_lossy(end_marker).trim())
+        }
+        pem::Error::IllegalSectionStart { line } => {
+            let line: String = String::from_utf8_lossy(line).trim().chars().take(80).collect();
+            format!("it begins with a line that is none of PEM's: {line}")
+        }
+        pem::Error::Base64Decode(_) => "what stands between its BEGIN and END lines is not base64".to_owned(),
+        pem::Error::NoItemsFound => "there is no BEGIN line of one".to_owned(),
+        other => other.to_string(),
+    }
+}
+
+/// Certificates of a file in PEM, at least one, with the file and what is wrong with it as the error.
+pub fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, CertError> {
+    certificates(path, &read(path)?)
+}
+
+/// The private key of a file in PEM, likewise.
+pub fn read_key(path: &Path) -> Result<PrivateKeyDer<'static>, CertError> {
+    one_key(path, &read(path)?)
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, CertError> {
