@@ -61,7 +61,7 @@ pub enum Kind {
     Raft = 5,
     /// [`Question`]: the only frame of the asking half of a two-way stream.
     Request = 6,
-    /// [`Response`](crate::wire::Response): the only frame of its answering half.
+    /// [`Response`]: the only frame of its answering half.
     Response = 7,
 }
 

@@ -172,7 +172,7 @@ pub struct Moment {
 /// A write that is not durable yet, and what waits for it.
 #[derive(Debug)]
 struct Unpersisted {
-    /// The number in [`Append`].
+    /// The number in [`Append`](crate::message::Append).
     write: u64,
     /// The highest Ready of raft-rs that is durable with it.
     ready: u64,

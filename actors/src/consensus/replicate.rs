@@ -7,10 +7,10 @@
 //!                                                                └─ behind it: ReadEntries ─▶ entries_read
 //! ```
 //!
-//! raft-rs counts messages, not bytes, and on one acknowledgement sends until its count is reached. So its own sending is
-//! limited to what needs no entries of the log: `LogView::entries` gives it none unless this file asks for a message
-//! (see [`LogView::serve`]), and while a leader proposes every window is closed. A peer that is being probed gets at most one message by
-//! raft-rs's own measure; it is split as it leaves.
+//! raft-rs counts messages, not bytes, and on one acknowledgement sends until its count is reached. So its own sending
+//! is limited to what needs no entries of the log: `LogView::entries` gives it none unless this file asks for a message
+//! (see [`LogView::serve`](crate::log::view::LogView::serve)), and while a leader proposes every window is closed. A
+//! peer that is being probed gets at most one message by raft-rs's own measure; it is split as it leaves.
 //!
 //! Queues: per peer the messages in flight, bounded by the window; one read of the log under way; what it brought, at most
 //! [`READ_AHEAD`] messages' worth. At the bound the peer waits for its acknowledgements, and nothing is dropped.
