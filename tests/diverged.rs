@@ -25,7 +25,7 @@ const MARK: u64 = 10;
 /// Three nodes with a mark every [`MARK`] entries.
 fn three() -> Lab {
     let mut lab = Lab::new(&[1, 2, 3, 4]);
-    lab.set("ACTORUM_MARK_ENTRIES", &MARK.to_string());
+    lab.set("ACTORUM_HASH_CHECK_ENTRIES", &MARK.to_string());
     lab.found(&[1, 2, 3]);
     lab.leader();
     lab
@@ -116,8 +116,11 @@ fn stops(lab: &mut Lab, id: u64, index: u64) {
         let rest = said.split_once(after).unwrap_or_else(|| panic!("no `{after}`: {said}")).1;
         rest.split(|c: char| !c.is_ascii_digit()).next().and_then(|digits| digits.parse().ok()).expect("a number")
     };
-    let (from, to) =
-        if said.contains(" up to ") { (0, number(" up to ")) } else { (number(" between "), number(" and ")) };
+    let (from, to) = if said.contains(" up to index ") {
+        (0, number(" up to index "))
+    } else {
+        (number(" between the indexes "), number(" and "))
+    };
     assert!(from < index && index <= to, "entry {index} was changed: {said}");
     assert!(to - from <= 3 * MARK, "the marks around it are told: {said}");
 }
@@ -205,8 +208,10 @@ fn without_a_majority_nobody_stops_and_everybody_says_so() {
         let ready = call("GET", &lab.node(id).url("/readyz"), "");
         assert_eq!((ready.status, ready.code()), (503, "diverged"), "{}", ready.text);
         assert!(ready.text.contains("no majority of the voters agrees"), "{}", ready.text);
-        let log = lab.node(id).last_words(usize::MAX);
-        assert!(log.contains("what was applied differs on nodes"), "node {id} says so in its log");
+        wait(&format!("node {id} to say so in its log"), || {
+            let log = lab.node(id).last_words(usize::MAX);
+            log.contains("different entries were applied on nodes").then_some(())
+        });
     }
     // Nobody stopped, and marks that follow change nothing of that.
     let leader = lab.leader();

@@ -5,7 +5,11 @@
 
 mod lab;
 
-use std::{path::PathBuf, process::Stdio};
+use std::{
+    fs,
+    path::PathBuf,
+    process::{Child, Stdio},
+};
 
 use actorum_transport::lives::Record;
 use lab::{
@@ -157,6 +161,16 @@ fn a_copy_taken_while_it_ran_is_refused_by_the_end_of_its_log() {
     assert!(words.contains(&format!("its opening {boot}")) && words.contains("acknowledged index"), "{words}");
 }
 
+/// A process that ends with the test.
+struct Twin(Child);
+
+impl Drop for Twin {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// A directory that runs twice: the second process is refused and ends, with the reason; the first one and the cluster go on.
 #[test]
 fn a_directory_that_runs_twice_is_named() {
@@ -181,9 +195,13 @@ fn a_directory_that_runs_twice_is_named() {
     for founder in lab.founders() {
         command.args(["--peer", &founder]);
     }
-    let twin = command.stdin(Stdio::null()).output().expect("the binary runs");
-    let words = String::from_utf8_lossy(&twin.stderr).into_owned() + &String::from_utf8_lossy(&twin.stdout);
-    assert!(!twin.status.success() && words.contains(REFUSED) && words.contains(WAY_OUT), "{words}");
+    let log = lab.path("log-twin");
+    let output = fs::File::create(&log).expect("a file");
+    command.stdin(Stdio::null()).stdout(output.try_clone().expect("a file")).stderr(output);
+    let mut twin = Twin(command.spawn().expect("the binary runs"));
+    let ended = wait("the twin to end", || twin.0.try_wait().expect("a child"));
+    let words = fs::read_to_string(log).expect("a log");
+    assert!(!ended.success() && words.contains(REFUSED) && words.contains(WAY_OUT), "{words}");
     let by: Vec<u64> = [1, 2]
         .into_iter()
         .filter(|id| {

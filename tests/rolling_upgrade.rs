@@ -45,7 +45,7 @@ fn all_met(lab: &Lab, ids: &[u64]) {
 /// From its next start on a node is of this build, and would use at once what the first version does not know.
 fn upgrade(lab: &mut Lab, id: u64) {
     lab.node_mut(id).is_of_this_build();
-    lab.node_mut(id).set("ACTORUM_MARK_ENTRIES", "10");
+    lab.node_mut(id).set("ACTORUM_HASH_CHECK_ENTRIES", "10");
 }
 
 /// Node by node, the leader last: ended in order, or killed, and started from this build, while clients write. At every step the
