@@ -69,3 +69,44 @@ fn a_client_that_does_nothing_but_ask_ends_too() {
     let simulation = Simulation::<Word>::new(11).workload(|client| async move { while client.goes_on() {} });
     assert_eq!(end_of("a client that does nothing", simulation).invariant, "time passes");
 }
+
+/// Each turn takes real time, and many of them take none of the virtual: their number alone would not end the run for
+/// minutes. Real time does.
+#[test]
+fn turns_that_cost_real_time_and_no_virtual_time_end_too() {
+    let simulation = refusing().standstill(Duration::from_secs(2)).workload(|mut client| async move {
+        while client.goes_on() {
+            std::thread::sleep(Duration::from_millis(5));
+            assert!(client.propose(too_long()).await.is_err());
+        }
+    });
+    let violation = end_of("a client whose turns are expensive", simulation);
+    assert_eq!(violation.invariant, "virtual time moves");
+    assert!(violation.detail.contains("2s of real time") && violation.detail.contains("turns"), "{}", violation.detail);
+}
+
+/// It takes no turn at all, and no task of the run is ever woken by the time.
+#[test]
+fn one_that_yields_for_ever_and_never_asks_ends_too() {
+    let simulation = Simulation::<Word>::new(11).standstill(Duration::from_secs(2)).workload(|_| async move {
+        loop {
+            tokio::task::yield_now().await;
+        }
+    });
+    let violation = end_of("a client that yields for ever", simulation);
+    assert_eq!(violation.invariant, "virtual time moves");
+    assert!(violation.detail.contains("without waiting"), "{}", violation.detail);
+}
+
+/// A deadline that has passed on arrival: the node answers, and no virtual time has passed.
+#[test]
+fn requests_with_no_time_left_end_with_the_cause() {
+    let simulation = Simulation::<Word>::new(11).standstill(Duration::from_secs(5)).workload(|mut client| async move {
+        client.set_deadline(Duration::ZERO);
+        while client.goes_on() {
+            let _ = client.propose("late".into()).await;
+        }
+    });
+    let violation = end_of("a client without a deadline", simulation);
+    assert!(["virtual time moves", "time passes"].contains(&violation.invariant), "{violation:?}");
+}

@@ -33,6 +33,7 @@ mod clock;
 mod agenda;
 pub mod dice;
 mod world;
+mod watchdog;
 mod invariants;
 
 pub use client::{Client, Unanswered};

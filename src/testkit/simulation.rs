@@ -27,8 +27,9 @@ use super::{
     machine::state_of,
     nemesis::Nemesis,
     report::Report,
+    watchdog::Watchdog,
     wire::Links,
-    world::{Durable, Event, World},
+    world::{Durable, Event, STANDSTILL, World},
 };
 use crate::{Bootstrap, Config, config::Placement};
 
@@ -92,6 +93,7 @@ pub struct Simulation<S: StateMachine> {
     script: Arc<dyn Fn() -> Script<S> + Send + Sync>,
     tell: bool,
     least_progress: u64,
+    patience: Duration,
 }
 
 impl<S: StateMachine + Default> Simulation<S> {
@@ -146,6 +148,7 @@ impl<S: StateMachine> Simulation<S> {
             script: Arc::new(|| Script { client: Box::new(|_| Box::pin(async {})), verdict: Box::new(|| Ok(())) }),
             tell: false,
             least_progress: 0,
+            patience: Duration::from_secs(30),
         }
     }
 
@@ -213,6 +216,13 @@ impl<S: StateMachine> Simulation<S> {
         self
     }
 
+    /// The run fails if virtual time stands still for so long in real time, because a client never waits for anything, or
+    /// does too much at one moment. Default 30 s.
+    pub fn standstill(mut self, real: Duration) -> Self {
+        self.patience = real;
+        self
+    }
+
     /// Tells the whole story, which costs time. A run that breaks is run again and told anyway.
     pub fn tell(mut self) -> Self {
         self.tell = true;
@@ -223,7 +233,9 @@ impl<S: StateMachine> Simulation<S> {
     /// some thousandths of the virtual.
     pub fn run(self, span: Duration) -> Report {
         let report = self.once(span, self.tell);
-        if report.is_ok() || self.tell {
+        // A standstill takes as long again the second time, and has no story.
+        let standstill = report.violation.as_ref().is_some_and(|violation| violation.invariant == STANDSTILL);
+        if report.is_ok() || self.tell || standstill {
             return report;
         }
         let told = self.once(span, true);
@@ -250,6 +262,7 @@ impl<S: StateMachine> Simulation<S> {
             make: self.make.clone(),
             script: self.script.clone(),
             least_progress: self.least_progress,
+            patience: self.patience,
             dice: Dice::new(self.seed).fork("heal", 0),
         };
         let name = format!("seed {}", self.seed);
@@ -283,6 +296,7 @@ struct Run<S: StateMachine> {
     make: Arc<dyn Fn() -> S + Send + Sync>,
     script: Arc<dyn Fn() -> Script<S> + Send + Sync>,
     least_progress: u64,
+    patience: Duration,
     dice: Dice,
 }
 
@@ -300,6 +314,8 @@ impl<S: StateMachine> Run<S> {
         fleet.let_power_be_cut();
         let script = (self.script)();
         let clients = self.begin(&fleet, &script, &dice).await;
+        let aborts = clients.iter().map(tokio::task::JoinHandle::abort_handle).collect();
+        let watchdog = Watchdog::watch(world.clone(), aborts, self.patience);
         let nemesis = Nemesis::new(&fleet, &self.faults, dice.fork("nemesis", 0), self.nodes);
         nemesis.work(span.as_millis() as u64).await;
         let succeeded = world.counts().succeeded;
@@ -316,6 +332,7 @@ impl<S: StateMachine> Run<S> {
             }
         }
         self.compare(&fleet, &script).await;
+        drop(watchdog);
         world.saw(Event::End);
         fleet.end();
         keeper.abort();

@@ -11,7 +11,10 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -243,6 +246,9 @@ pub(crate) struct Facts {
 /// So many turns of clients at one moment of virtual time are not work but a loop in which nothing takes time.
 const MOST_TURNS: u64 = 50_000;
 
+/// What is broken when virtual time stands still for too long in real time. It shows in no second run of the seed.
+pub(crate) const STANDSTILL: &str = "virtual time moves";
+
 /// Shared by everything in a simulation. Clones are the same world.
 #[derive(Clone)]
 pub(crate) struct World(Arc<Inner>);
@@ -252,6 +258,8 @@ struct Inner {
     /// Whether the story is told, which costs time.
     telling: bool,
     decided: Notify,
+    /// The virtual moment, in milliseconds, when something was last seen: for whoever looks from outside the runtime.
+    seen_ms: AtomicU64,
     state: Mutex<State>,
 }
 
@@ -284,7 +292,13 @@ impl World {
             turns: (0, 0),
             led: BTreeSet::new(),
         };
-        World(Arc::new(Inner { agenda: agenda.clone(), telling, decided: Notify::new(), state: Mutex::new(state) }))
+        World(Arc::new(Inner {
+            agenda: agenda.clone(),
+            telling,
+            decided: Notify::new(),
+            seen_ms: AtomicU64::new(0),
+            state: Mutex::new(state),
+        }))
     }
 
     /// Adds a line to the story.
@@ -313,7 +327,7 @@ impl World {
         if state.over {
             return;
         }
-        let now = self.0.agenda.now_ms();
+        let now = self.seen_now();
         state.facts.now_ms = now;
         let digest = digest(&event);
         state.hash = mix(state.hash ^ digest ^ now.rotate_left(20));
@@ -352,10 +366,40 @@ impl World {
         self.lock().facts.nodes.get(&node).is_some_and(|facts| facts.glance == Some(glance))
     }
 
+    /// The virtual moment, which is noted for whoever looks from another thread.
+    fn seen_now(&self) -> u64 {
+        let now = self.0.agenda.now_ms();
+        self.0.seen_ms.store(now, Ordering::Relaxed);
+        now
+    }
+
+    /// The virtual moment when something was last seen. May be asked on any thread.
+    pub fn last_seen_ms(&self) -> u64 {
+        self.0.seen_ms.load(Ordering::Relaxed)
+    }
+
+    /// Virtual time has stood still at this moment for so long in real time. May be said on any thread.
+    pub fn stood_still(&self, at_ms: u64, real: Duration) {
+        let (moment, turns) = self.lock().turns;
+        let why = match moment == at_ms && turns > 1 {
+            true => format!("clients took {turns} turns at that moment: what they do there takes no virtual time"),
+            false => {
+                "a client is ready again and again without waiting for anything that takes virtual time".to_owned()
+            }
+        };
+        let detail = format!(
+            "virtual time stood still for {real:?} of real time: {why}. Let a client think (`Client::think`) where nothing else takes time"
+        );
+        self.broken_at(at_ms, STANDSTILL, detail);
+    }
+
     /// Somebody outside the invariants found something broken.
     pub fn broken(&self, invariant: &'static str, detail: String) {
+        self.broken_at(self.0.agenda.now_ms(), invariant, detail);
+    }
+
+    fn broken_at(&self, at_ms: u64, invariant: &'static str, detail: String) {
         let mut state = self.lock();
-        let at_ms = self.0.agenda.now_ms();
         if !state.over {
             if self.0.telling {
                 state.story.push(format!("{at_ms:>7} ms  BROKEN {invariant}: {detail}"));
@@ -382,7 +426,7 @@ impl World {
     /// A client takes another turn. Virtual time passes only while everybody waits for something: clients that never do stop it, and
     /// the run would never end.
     pub fn turn(&self, doing: impl FnOnce() -> String) {
-        let now = self.0.agenda.now_ms();
+        let now = self.seen_now();
         let mut state = self.lock();
         state.turns = if state.turns.0 == now { (now, state.turns.1 + 1) } else { (now, 1) };
         if state.turns.1 < MOST_TURNS || state.over {
