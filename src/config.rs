@@ -246,6 +246,11 @@ impl Config {
             {
                 return Err(ConfigError { key, problem });
             }
+            // By itself, so that the error names it.
+            let one = Table::from_iter([(key.clone(), value.clone())]);
+            if let Err(error) = one.try_into::<Config>() {
+                return Err(ConfigError { key, problem: error.message().to_owned() });
+            }
             merged.insert(key, value);
         }
         let seed = self.seed;

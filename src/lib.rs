@@ -55,7 +55,7 @@ pub use actorum_transport::{
 
 pub use bounds::Bounds;
 pub use builder::{Bootstrap, Builder, Network, StartError, Storage, Tls};
-pub use config::Config;
+pub use config::{Config, Placement};
 pub use raft::Raft;
 pub use raft::{NotReady, WaitError};
 pub use request::{
@@ -68,12 +68,12 @@ pub use system::RaftSystem;
 /// Everything an application usually names.
 pub mod prelude {
     pub use crate::{
-        Address, After, Applied, ApplyContext, Bootstrap, ChangeError, Condition, ConfChange, Config, ErrorCode, Event,
-        EventStream, Events, Follow, Followed, Formed, Frozen, GetStatus, MachineError, Member, MemberRole, Membership,
-        MemoryDisk, MemoryNetwork, Network, NodeId, NotReady, Outcome, Position, Propose, ProposeError, Raft,
-        RaftSystem, Read, ReadError, Reason, Role, Severity, Shutdown, StartError, StateMachine, Status, StatusStream,
-        Storage, Subscribe, SubscribeError, Subscription, TakeSnapshot, TakeSnapshotError, Tls, Unsubscribe, WaitError,
-        serde_snapshot,
+        Address, After, Applied, ApplyContext, Bootstrap, Builder, BusyBound, ChangeError, ChangeRequest, ClusterId,
+        Condition, ConfChange, Config, ErrorCode, Event, EventStream, Events, Follow, Followed, Formed, Frozen,
+        GetStatus, MachineError, Member, MemberRole, Membership, MemoryDisk, MemoryNetwork, Network, NodeId, NotReady,
+        Outcome, Placement, Position, Propose, ProposeError, Raft, RaftSystem, Read, ReadError, Reason, ResponseCheck,
+        Role, Severity, Shutdown, StartError, StateMachine, Status, StatusStream, Storage, Subscribe, SubscribeError,
+        Subscription, TakeSnapshot, TakeSnapshotError, Tls, Unsubscribe, WaitError, serde_snapshot,
     };
 }
 

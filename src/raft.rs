@@ -1,6 +1,6 @@
 //! The handle: what an application holds, on any thread and under any runtime.
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{fmt, future::Future, sync::Arc, time::Duration};
 
 use actix::{Addr, Recipient};
 use actorum_actors::{
@@ -34,6 +34,12 @@ pub struct Raft<S: StateMachine> {
     pub(crate) door: Arc<Door<S>>,
 }
 
+impl<S: StateMachine> fmt::Debug for Raft<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Raft").field("id", &self.id()).finish_non_exhaustive()
+    }
+}
+
 impl<S: StateMachine> Clone for Raft<S> {
     fn clone(&self) -> Self {
         Raft { system: self.system.clone(), door: self.door.clone() }
@@ -56,7 +62,7 @@ pub enum WaitError {
 #[non_exhaustive]
 pub enum NotReady {
     /// The node knows what is wrong with it.
-    #[error("{0}")]
+    #[error("{}", .0.message)]
     Condition(Condition),
     /// The node finds nothing wrong, but a linearizable read was not answered.
     #[error("a linearizable read was not answered: {0}")]

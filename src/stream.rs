@@ -1,6 +1,7 @@
 //! Streams of events and of the status, for callers that are no actors.
 
 use std::{
+    fmt,
     pin::Pin,
     task::{Context, Poll},
 };
@@ -17,6 +18,12 @@ use crate::board::Board;
 /// A slow reader slows nobody: events wait in a bounded buffer, and at its bound the last event is [`Event::Lagged`],
 /// after which the stream ends. It also ends when the node stops. Dropping it ends the subscription.
 pub struct EventStream<S: StateMachine>(pub(crate) mpsc::Receiver<Event<S>>);
+
+impl<S: StateMachine> fmt::Debug for EventStream<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EventStream").finish_non_exhaustive()
+    }
+}
 
 impl<S: StateMachine> EventStream<S> {
     /// The next event; `None` after [`Event::Lagged`], or when the node has stopped.
@@ -35,6 +42,12 @@ impl<S: StateMachine> Stream for EventStream<S> {
 
 /// A node's status and each later one, from [`Raft::watch_status`](crate::Raft::watch_status).
 pub struct StatusStream(Pin<Box<dyn Stream<Item = Status> + Send>>);
+
+impl fmt::Debug for StatusStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StatusStream").finish_non_exhaustive()
+    }
+}
 
 impl StatusStream {
     pub(crate) fn of(board: Board) -> StatusStream {

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use actorum::{BusyBound, Network, config::Placement, prelude::*};
+use actorum::prelude::*;
 use serde::{Deserialize, Serialize};
 use support::{MemoryDisk, MemoryNetwork, PATIENCE, Sum, founders, is_open, on, quick, start, three};
 
@@ -161,4 +161,28 @@ fn a_node_starts_on_a_thread_whose_system_has_ended() {
     });
     thread.join().unwrap();
     assert!(!is_open(&disk, 1));
+}
+
+/// What a caller shows of a node that is not ready is a sentence; the code stands beside it.
+#[test]
+fn the_message_of_a_node_that_is_not_ready_leaves_its_code_to_the_code() {
+    let mut status = Status::default();
+    status.stopped = Some("it was shut down".into());
+    let condition = status.unready().expect("it has stopped");
+    let error = NotReady::Condition(condition.clone());
+    assert_eq!((error.to_string(), error.code()), ("it was shut down".to_owned(), condition.reason.name()));
+}
+
+/// A value of the right kind that its setting does not know: the error names the setting.
+#[test]
+fn a_value_that_a_setting_refuses_is_named_with_its_key() {
+    for (text, key) in [
+        ("heartbeat_ms = -1", "heartbeat_ms"),
+        ("placement = \"Spread\"", "placement"),
+        ("response_check = \"maybe\"", "response_check"),
+        ("max_entry_bytes = -5", "max_entry_bytes"),
+    ] {
+        let error = Config::default().apply(text.parse().unwrap()).unwrap_err();
+        assert_eq!(error.key, key, "{error}");
+    }
 }

@@ -573,7 +573,7 @@ fn block_on<F: std::future::Future>(future: F) -> F::Output {
 
 #[actix::test]
 async fn what_cannot_start_says_why() {
-    let error = |result: Result<Raft<Sum>, StartError>| result.err().expect("it must not start").to_string();
+    let error = |result: Result<Raft<Sum>, StartError>| result.expect_err("it must not start").to_string();
     let builder = |id| RaftSystem::<Sum>::builder(id).network(Network::Memory(MemoryNetwork::new()));
     let refused = error(builder(4).storage(on(&MemoryDisk::new(), 4)).bootstrap(founders(3)).start().await);
     assert!(refused.starts_with("node 4 is not in its own list of founders (1, 2, 3): "), "{refused}");

@@ -184,7 +184,7 @@ fn what_belongs_to_another_is_refused() {
     let ended = node.lab.node_mut(1).wait_until_it_ends();
     let words = node.lab.node(1).last_words(1);
     assert_eq!(ended.code(), Some(1), "{words}");
-    contains(&words, &["belongs to node 2, not to node 1: check --id and --data"]);
+    contains(&words, &["belongs to node 2, not to node 1: check the node's id and its data directory"]);
 
     // And all of it back in its place.
     fs::remove_dir_all(node.dir()).expect("a directory");

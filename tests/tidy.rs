@@ -218,7 +218,7 @@ fn the_world_cannot_reach_an_unwrap() {
 fn the_readme_prints_the_examples_as_they_are() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let readme = fs::read_to_string(root.join("README.md")).unwrap();
-    for example in ["examples/counter.rs", "examples/kv/main.rs", "examples/kv/trio.rs"] {
+    for example in ["examples/counter.rs", "examples/kv/main.rs", "examples/kv/trio.rs", "examples/follow.rs"] {
         let code = fs::read_to_string(root.join(example)).unwrap();
         let printed = format!("<!-- {example} -->\n```rust\n{code}```");
         assert!(readme.contains(&printed), "README.md does not print {example} as it is");

@@ -15,6 +15,7 @@ use actorum_transport::wire::NodeId;
 
 use crate::{
     outcome::{ChangeError, ProposeError, ReadError},
+    position::PositionError,
     snapshot::keeper::TakeSnapshotError,
     subscribers::SubscribeError,
 };
@@ -143,6 +144,16 @@ impl ErrorCode for SubscribeError {
     }
 }
 
+impl ErrorCode for PositionError {
+    fn code(&self) -> &'static str {
+        "bad_request"
+    }
+
+    fn http_status(&self) -> u16 {
+        400
+    }
+}
+
 impl ErrorCode for TakeSnapshotError {
     fn code(&self) -> &'static str {
         match self {
@@ -194,7 +205,7 @@ pub mod response {
         };
     }
 
-    crate::response_errors!(ProposeError, ReadError, ChangeError, SubscribeError, TakeSnapshotError);
+    crate::response_errors!(ProposeError, ReadError, ChangeError, SubscribeError, TakeSnapshotError, PositionError);
 }
 
 #[cfg(test)]
@@ -253,6 +264,8 @@ mod tests {
         ] {
             assert_eq!(facts(&error), expected);
         }
+        let no_position = "7:7".parse::<crate::position::Position>().unwrap_err();
+        assert_eq!(facts(&no_position), (400, "bad_request", None));
     }
 
     #[cfg(feature = "actix-web")]

@@ -1,6 +1,6 @@
 //! What subscribers hear.
 
-use std::{sync::Arc, time::SystemTime};
+use std::{fmt, sync::Arc, time::SystemTime};
 
 use actix::Message;
 use actorum_transport::wire::{ClusterId, NodeId};
@@ -80,6 +80,31 @@ impl<S: StateMachine> Event<S> {
     }
 }
 
+/// Commands and responses are left out: a state machine need not be able to show them.
+impl<S: StateMachine> fmt::Debug for Event<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Event::Applied { cluster, index, term, time, .. } => {
+                let mut applied = f.debug_struct("Applied");
+                applied.field("cluster", cluster).field("index", index).field("term", term).field("time", time);
+                applied.finish_non_exhaustive()
+            }
+            Event::LeadershipChanged { leader, term } => {
+                f.debug_struct("LeadershipChanged").field("leader", leader).field("term", term).finish()
+            }
+            Event::MembershipChanged { index, membership } => {
+                f.debug_struct("MembershipChanged").field("index", index).field("membership", membership).finish()
+            }
+            Event::SnapshotInstalled { cluster, index } => {
+                f.debug_struct("SnapshotInstalled").field("cluster", cluster).field("index", index).finish()
+            }
+            Event::Lagged { cluster, resume_after } => {
+                f.debug_struct("Lagged").field("cluster", cluster).field("resume_after", resume_after).finish()
+            }
+        }
+    }
+}
+
 impl<S: StateMachine> Clone for Event<S> {
     fn clone(&self) -> Self {
         match *self {
@@ -101,3 +126,9 @@ impl<S: StateMachine> Clone for Event<S> {
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct Events<S: StateMachine>(pub Vec<Event<S>>);
+
+impl<S: StateMachine> fmt::Debug for Events<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Events").field(&self.0).finish()
+    }
+}

@@ -11,6 +11,13 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
 /// An index in the log of one cluster: everything up to it is known to whoever keeps it.
 ///
+/// What is not detected: a cluster that was founded anew, with all directories deleted, by the same founders with the
+/// same name and the same certificate authority. It has the same id, so positions of the cluster before it are taken
+/// for its own as soon as it has as many commands. Found it with another [`cluster_name`], which is part of the id. The
+/// same holds of clusters of equal founders and names without certificates, such as two over networks in memory.
+///
+/// [`cluster_name`]: https://docs.rs/actorum/latest/actorum/struct.Config.html#structfield.cluster_name
+///
 /// Its text form, also in JSON, is `CLUSTER:INDEX`: 32 hexadecimal digits, a colon, and a decimal number.
 ///
 /// ```

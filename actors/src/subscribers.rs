@@ -100,7 +100,9 @@ pub enum SubscribeError {
         /// What it waited for.
         cause: String,
     },
-    /// The position is one of another cluster, whose indexes mean nothing here. Read the state and begin with what follows it.
+    /// The position is one of another cluster, whose indexes mean nothing here. What [`Position`] cannot tell apart is
+    /// not refused: a cluster founded anew with the same founders, name and authority. Read the state and begin with
+    /// what follows it.
     #[error(
         "the position {position} belongs to another cluster; this is cluster {cluster}, perhaps restored from a backup. \
          Read the state anew and follow it from there"
@@ -341,6 +343,10 @@ impl<S: StateMachine> Subscribers<S> {
 
     /// Tells who leads.
     pub fn leads(&mut self, leader: Option<NodeId>, term: u64) {
+        // A node that becomes a candidate is another kind of nobody's follower: who leads is the same.
+        if self.leader == (leader, term) {
+            return;
+        }
         self.leader = (leader, term);
         self.tell(PLAIN_BYTES, |_, feed| Some((feed.announced, Event::LeadershipChanged { leader, term })));
     }

@@ -287,3 +287,25 @@ async fn who_has_gone_is_forgotten_by_the_next_subscription() {
     }
     assert_eq!(subscribers.len(), 1);
 }
+
+#[actix::test]
+async fn who_leads_is_told_once_however_often_this_node_changes_its_role() {
+    let (sender, mut told) = mpsc::channel(8);
+    let mut subscribers = Subscribers::<Sum>::new(
+        GroupId::FIRST,
+        Arc::new(TestStore::default()),
+        Arc::default(),
+        BufferBounds { events: 8, bytes: usize::MAX },
+    );
+    subscribers.leads(None, 1);
+    let after = After::Now;
+    let subscribe = SubscribeFrom { subscriber: Subscriber::Channel(sender), after, wants: Wants::Leadership };
+    subscribers.subscribe(subscribe, 0).unwrap();
+    [(None, 1), (None, 1), (Some(2), 1), (Some(2), 1), (None, 2)]
+        .into_iter()
+        .for_each(|(leader, term)| subscribers.leads(leader, term));
+    for expected in [(None, 1), (Some(2), 1), (None, 2)] {
+        let Some(Event::LeadershipChanged { leader, term }) = told.recv().await else { panic!("something else") };
+        assert_eq!((leader, term), expected);
+    }
+}

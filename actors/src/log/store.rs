@@ -300,7 +300,7 @@ pub enum OpenError {
         holder: String,
     },
     /// It belongs to another node.
-    #[error("{dir} belongs to node {found}, not to node {expected}: check --id and --data", dir = .dir.display())]
+    #[error("{dir} belongs to node {found}, not to node {expected}: check the node's id and its data directory", dir = .dir.display())]
     Foreign {
         /// The directory.
         dir: PathBuf,
@@ -348,7 +348,7 @@ pub enum OpenError {
         detail: String,
     },
     /// There is something in it that is not a node's.
-    #[error("{dir} is not a node's directory and is not empty (it holds {found}): give --data an empty or a new directory", dir = .dir.display())]
+    #[error("{dir} is not a node's directory and is not empty (it holds {found}): start the node with an empty or a new directory", dir = .dir.display())]
     NotANode {
         /// The directory.
         dir: PathBuf,

@@ -30,7 +30,7 @@ use std::{
 
 use actix::WeakAddr;
 use bytes::Bytes;
-use quinn::{Connection, ReadError, RecvStream, SendStream, VarInt};
+use quinn::{Connection, ConnectionError, ReadError, RecvStream, SendStream, VarInt};
 use tokio::{
     sync::{Notify, Semaphore, watch},
     time::{Instant, timeout, timeout_at},
@@ -293,9 +293,17 @@ impl Wire {
     }
 
     async fn watch_end(self) {
-        let cause = self.connection.closed().await.to_string();
+        let ended = self.connection.closed().await;
+        let lanes = &self.link.lanes;
+        let orderly = match &ended {
+            // Everything was said and heard: whoever closes it then is not the one who ended it.
+            ConnectionError::LocallyClosed => lanes.unread.get() == 0 && lanes.unwritten.get() == 0,
+            ConnectionError::ApplicationClosed(close) => close.error_code == VarInt::from_u32(0),
+            _ => false,
+        };
+        let cause = if orderly { "the node stopped".to_owned() } else { ended.to_string() };
         if let Some(transport) = self.transport.upgrade() {
-            transport.do_send(Ended { peer: self.peer, generation: self.link.generation, cause });
+            transport.do_send(Ended { peer: self.peer, generation: self.link.generation, cause, orderly });
         }
     }
 

@@ -734,12 +734,14 @@ struct Ended {
     peer: NodeId,
     generation: u64,
     cause: String,
+    /// Whether the peer ended it in order, as it does when it is shut down.
+    orderly: bool,
 }
 
 impl Handler<Ended> for QuicTransport {
     type Result = ();
 
-    fn handle(&mut self, Ended { peer, generation, cause }: Ended, _: &mut Context<Self>) {
+    fn handle(&mut self, Ended { peer, generation, cause, orderly }: Ended, _: &mut Context<Self>) {
         if !self.is_present(peer, generation) {
             return;
         }
@@ -748,7 +750,10 @@ impl Handler<Ended> for QuicTransport {
         state.link = None;
         state.up.send_replace(None);
         state.last_error = Some(cause.clone());
-        tracing::warn!(peer, "the connection with node {peer} ended: {cause}");
+        match orderly {
+            true => tracing::info!(peer, "node {peer} has closed its connection: {cause}"),
+            false => tracing::warn!(peer, "the connection with node {peer} ended: {cause}"),
+        }
         self.unreachable(GroupId::FIRST, peer);
     }
 }

@@ -1,0 +1,70 @@
+//! More than proposals: events and their positions, the status as it changes, and a store in memory that survives restarts.
+
+use std::{error::Error, time::Duration};
+
+use actorum::prelude::*;
+use serde::{Deserialize, Serialize};
+
+#[derive(Default, Serialize, Deserialize)]
+struct Counter(u64);
+
+impl StateMachine for Counter {
+    type Command = u64;
+    type Response = u64;
+
+    fn apply(&mut self, _: &ApplyContext, add: &u64) -> u64 {
+        self.0 += add;
+        self.0
+    }
+
+    serde_snapshot!();
+}
+
+/// What a node has stored is in `disk`, and outlives the node: a test restarts it without touching a file.
+async fn start(disk: &MemoryDisk) -> Result<Raft<Counter>, Box<dyn Error>> {
+    let founders = [(1, Address::from("n1"))].into();
+    let builder = RaftSystem::<Counter>::builder(1).storage(Storage::MemoryDisk(disk.clone()));
+    let builder = builder.network(Network::Memory(MemoryNetwork::new())).bootstrap(Bootstrap::Form(founders));
+    let raft = builder.start().await?;
+    raft.wait_for_leader(Duration::from_secs(20)).await?;
+    Ok(raft)
+}
+
+#[actix::main]
+async fn main() -> Result<(), Box<dyn Error>> {
+    let disk = MemoryDisk::new();
+    let raft = start(&disk).await?;
+
+    // Reads the state and hears everything after it: no command lies in between, and each comes with its response.
+    let (followed, mut events) = raft.follow_events(|counter| counter.0).await?;
+    raft.propose(5).await?;
+    let mut position = followed.position;
+    while let Some(event) = events.next().await {
+        position = event.position().unwrap_or(position);
+        if let Event::Applied { command, response: Some(response), .. } = event {
+            println!("{} and {command} make {response}", followed.value);
+            break;
+        }
+    }
+
+    // Whether a write would succeed now, and if not, why; and the status, now and whenever it changes.
+    let applied = raft.ready().await?;
+    if let Some(status) = raft.watch_status().next().await {
+        println!("node {} is {} and has applied {applied}", status.id, status.role);
+    }
+    raft.shutdown().await;
+    drop(raft);
+
+    // After a restart of the node it goes on where it was, and so does who kept a position.
+    let raft = start(&disk).await?;
+    let mut events = raft.events(position).await?;
+    let counter = raft.propose(2).await?.response;
+    while let Some(event) = events.next().await {
+        if let Event::Applied { index, .. } = event {
+            println!("the counter is {counter} with the command at {index}, after {position}");
+            break;
+        }
+    }
+    raft.shutdown().await;
+    Ok(())
+}
