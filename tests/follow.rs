@@ -215,7 +215,7 @@ async fn a_follow_that_is_not_answered_begins_nothing() {
     let gone = Arc::new(());
     let held = gone.clone();
     let look = move |_: &Sum| -> u64 { panic!("a test's careless look, {}", Arc::strong_count(&held)) };
-    assert!(matches!(raft.follow(look, recipient.clone()).await, Err(ReadError::Stopped { .. })));
+    assert!(matches!(raft.follow(look, recipient.clone()).await, Err(ReadError::Panicked { .. })));
     // Handed over, and not waited for.
     tokio::select! {
         biased;
