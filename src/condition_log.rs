@@ -2,6 +2,9 @@
 //!
 //! Of several things that can be wrong in the same way (certificates for peers, and for others) each has its own two lines.
 //!
+//! A third line comes in between only when it gets worse: a warning that becomes the reason why the node is not ready.
+//! Severities are ordered from the worst.
+//!
 //! What passes within a second (an election, mostly) is no line: a condition is logged once it was found in [`LOOKS`] looks in a
 //! row, and logged as over once it was missing in as many.
 
@@ -22,9 +25,9 @@ type Key = (Reason, Option<String>);
 
 #[derive(Debug, Default)]
 struct Seen {
-    /// The severity in the last line about it; none if the last line said that it is over, or there was none.
+    /// The worst severity that the log shows since it began; none if the last line said that it is over, or there was none.
     logged: Option<Severity>,
-    /// How many looks in a row found something else than the last line says.
+    /// How many looks in a row found what the log does not show.
     differs: u32,
 }
 
@@ -62,11 +65,12 @@ impl ConditionLog {
         for key in keys {
             let now = found.remove(&key);
             let seen = self.0.entry(key.clone()).or_default();
-            if now.as_ref().map(|condition| condition.severity) == seen.logged {
-                seen.differs = 0;
-            } else {
-                seen.differs += 1;
-            }
+            // What gets better without being over is no news, and neither is its getting as bad as it was.
+            let shown = match &now {
+                Some(condition) => seen.logged.is_some_and(|worst| worst <= condition.severity),
+                None => seen.logged.is_none(),
+            };
+            seen.differs = if shown { 0 } else { seen.differs + 1 };
             if seen.differs < LOOKS {
                 continue;
             }
@@ -97,7 +101,9 @@ mod tests {
         assert_eq!(looks(1, &[]), [], "it has passed");
         assert_eq!(looks(5 * LOOKS, std::slice::from_ref(&warning)), [Line::Began(warning.clone())]);
         assert_eq!(looks(1, &[]), [], "it flickers");
-        assert_eq!(looks(5 * LOOKS, std::slice::from_ref(&unready)), [Line::Began(unready)], "it became worse");
+        assert_eq!(looks(5 * LOOKS, std::slice::from_ref(&unready)), [Line::Began(unready.clone())], "it became worse");
+        assert_eq!(looks(5 * LOOKS, std::slice::from_ref(&warning)), [], "it became better");
+        assert_eq!(looks(5 * LOOKS, &[unready]), [], "it is as bad as it was");
         assert_eq!(looks(5 * LOOKS, &[]), [Line::Ended((Reason::LowSpace, None))]);
     }
 
