@@ -137,7 +137,8 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
     let storage = storage.ok_or_else(|| missing("storage", "say where the log lives: builder.storage(..)"))?;
     let dials = matches!(network, Network::Quic);
     check_settings(id, &config, &bootstrap)?;
-    if is_new(&storage, id) {
+    let new = is_new(&storage, id);
+    if new {
         check_new(id, &bootstrap, dials)?;
     }
     // A bound that somebody chose is taken as it is.
@@ -147,7 +148,7 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
         Storage::Sled(dir) => {
             let dir = dir.clone();
             let volume = blocking(move || space::volume(&dir).ok()).await?;
-            volume.map_or(Ok(()), |volume| volume::too_much(&config, volume))?;
+            volume.map_or(Ok(()), |volume| volume::too_much(&config, volume, new))?;
             (volume.map_or(config.clone(), |volume| volume::fitted(&config, volume)), volume)
         }
         Storage::Memory | Storage::MemoryDisk(_) | Storage::Custom(_) => (config, None),
@@ -563,7 +564,7 @@ fn settings(id: NodeId, identity: StoreIdentity, config: &Config, bootstrap: &Bo
         snapshot_entries: never_if_zero(config.snapshot_entries),
         snapshot_bytes: never_if_zero(config.snapshot_bytes),
         small_snapshot_bytes: u64::MAX,
-        short_bytes: SHORT_BYTES.min(config.low_space_bytes / 4),
+        short_bytes: SHORT_BYTES.min((config.low_space_bytes / 4).max(1 << 20)),
         keep_entries: config.log_keep_entries,
         keep_bytes: config.log_keep_bytes,
         hold_bytes: config.log_hold_bytes,

@@ -319,6 +319,10 @@ impl LogWriter {
     /// A disk that hangs costs a leader its office by the core's own watch; past a far longer bound it counts as dead, and
     /// this node stops: whoever supervises it shall know.
     fn look_at_the_disk(&mut self, ctx: &mut Context<Self>) {
+        if self.looking {
+            // The last look hangs, so what was seen before it is no excuse any more.
+            self.waits_for_room = false;
+        }
         self.look_for_space(ctx);
         // What waits for room is held up by somebody else's files, not by the disk.
         let now = self.in_flight.as_ref().map(|batch| batch.ticket).filter(|_| !self.waits_for_room);
@@ -501,7 +505,8 @@ impl Handler<Looked> for LogWriter {
         match &found {
             Ok(space) => self.space(*space),
             Err(error @ StoreError::Gone { .. }) if !self.has_failed() => self.fail(error),
-            Err(_) => {}
+            // What cannot be looked at has no excuse for its silence.
+            Err(_) => self.waits_for_room = false,
         }
         if probe {
             self.tell(&DiskReport::Probed(found.map(|_| ()).map_err(|error| error.to_string())));

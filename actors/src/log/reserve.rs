@@ -43,7 +43,7 @@ pub const SLED_OPENS_WITH: u64 = 32 << 20;
 
 /// What must be free when an engine opens: it begins a new segment of 16 MiB. One that finds the disk full in the middle of that may
 /// be damaged for good.
-const OPENING: u64 = 17 << 20;
+pub(super) const OPENING: u64 = 17 << 20;
 
 /// The file that keeps the room, and the volume it lies on.
 pub trait Ballast: Send + Sync {

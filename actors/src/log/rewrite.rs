@@ -36,6 +36,7 @@ use super::{
     engine::{Engine, EngineError, caught},
     plan::{Log, TRIM_MAX, end_of},
     record::{self, Key, Kind},
+    reserve::OPENING,
     store::StoreError,
     watermark::Slots,
 };
@@ -354,9 +355,10 @@ impl<E: Engine> Rewriter<E> {
     }
 
     /// Whether there is room to write so many bytes: an engine that finds none is dead. What nobody watches or can tell is no reason to
-    /// wait.
+    /// wait. Entries leave the room that the next start needs, if the reserve does not keep it.
     pub(super) fn has_room(&self, bytes: usize) -> bool {
-        let besides = self.pace.reserve_bytes.clamp(ROOM_FOR_STATE, ROOM_TO_WRITE);
+        let opening = OPENING.saturating_sub(self.renew.reserve());
+        let besides = self.pace.reserve_bytes.clamp(ROOM_FOR_STATE, ROOM_TO_WRITE).max(opening);
         let needed = match bytes {
             0 => ROOM_FOR_STATE,
             bytes => (bytes as u64).saturating_mul(TAKEN_BY_LIVE).saturating_add(besides),

@@ -239,6 +239,10 @@ impl<E: Engine, S: Slots + 'static> Worker<E, S> {
         tracing::debug!(bytes, "the disk is full: what is to be written waits until there is room");
         self.rewriter.log_waits(true);
         let found = loop {
+            // Nothing is rewritten before what is cut off has gone.
+            if self.committer.is_trimming() && self.rewriter.has_room(0) {
+                caught(|| self.trim())?;
+            }
             self.rewrite(0)?;
             if self.rewriter.has_room(bytes) {
                 break true;
