@@ -103,6 +103,7 @@ fn fresh_seeds() {
         (10, "filled volume"),
         (20, "twin with an older opening"),
         (100, "twin of a running node"),
+        (20, "twin that was found out"),
     ] {
         once_in(seeds, &total.disk, kind);
     }

@@ -146,13 +146,11 @@ async fn ids_have_a_highest() {
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("data");
     let over = MAX_NODE_ID + 1;
-    let refused =
-        start(over, Storage::Sled(data.clone()), founders(over, "n")).await.err().expect("refused").to_string();
+    let refused = start(over, Storage::Sled(data.clone()), founders(over, "n")).await.expect_err("refused").to_string();
     assert!(refused.contains("9007199254740992 is not a node id") && refused.contains("2^53 - 1"), "{refused}");
     let mut pair = BTreeMap::from([(1, Address::from("n1"))]);
     pair.insert(over, Address::from("n2"));
-    let refused =
-        start(1, Storage::Sled(data.clone()), Bootstrap::Form(pair)).await.err().expect("refused").to_string();
+    let refused = start(1, Storage::Sled(data.clone()), Bootstrap::Form(pair)).await.expect_err("refused").to_string();
     assert!(refused.contains("9007199254740992 is not a node id"), "{refused}");
     assert!(!data.exists(), "nothing was made");
 
@@ -187,7 +185,7 @@ async fn addresses_are_checked_where_they_are_dialled() {
             .tls(Tls::DevSelfSigned(dir.path().join("certificates")))
             .bootstrap(founders(1, address))
     };
-    let refused = node("http://127.0.0.1:7001").start().await.err().expect("refused").to_string();
+    let refused = node("http://127.0.0.1:7001").start().await.expect_err("refused").to_string();
     assert!(refused.contains("the address of founder 1") && refused.contains("HOST:PORT"), "{refused}");
     assert!(!dir.path().join("data").exists(), "nothing was made");
     let raft = node("127.0.0.1:7001").start().await.unwrap();

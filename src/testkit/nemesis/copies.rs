@@ -196,11 +196,15 @@ impl<S: StateMachine> Culprit<S> {
         let life = twin.life();
         let ended = twin.ends_within(NAMED_WITHIN).await;
         self.is_let_in_by_none(node, life, &knowing);
-        if !ended.as_ref().is_some_and(|cause| cause.contains("is an older copy, or runs twice")) {
-            let detail = format!("n{node} runs twice, and after {NAMED_WITHIN:?} its copy has ended of {ended:?}");
-            self.world().broken("a directory that runs twice is named", detail);
+        // One whose configuration is older than its node's may meet nobody in so long: then nothing was shown, and nothing broken.
+        let Some(ended) = ended else {
+            return self.world().tell(|| format!("the twin of n{node} has met nobody"));
+        };
+        if !ended.contains("is an older copy, or runs twice") {
+            let detail = format!("n{node} runs twice, and its copy has ended of {ended}");
+            return self.world().broken("a directory that runs twice is named", detail);
         }
-        let ended = ended.unwrap_or_default();
+        self.disk("twin that was found out", node);
         self.world().tell(|| format!("the twin of n{node} has ended: {ended}"));
     }
 
