@@ -1,20 +1,34 @@
-//! More than proposals: events and their positions, the status as it changes, and a store in memory that survives restarts.
+//! More than proposals: events and their positions, the status as it changes, and a store in memory that survives
+//! restarts.
 
-use std::{error::Error, time::Duration};
+use std::{
+    error::Error,
+    io::{self, Write},
+    process::ExitCode,
+    time::Duration,
+};
 
 use actorum::prelude::*;
 use serde::{Deserialize, Serialize};
 
 #[derive(Default, Serialize, Deserialize)]
-struct Counter(u64);
+struct Counter {
+    value: u64,
+}
+
+/// Named fields: a later version can add another, and still read these from the log.
+#[derive(Serialize, Deserialize)]
+struct Add {
+    amount: u64,
+}
 
 impl StateMachine for Counter {
-    type Command = u64;
+    type Command = Add;
     type Response = u64;
 
-    fn apply(&mut self, _: &ApplyContext, add: &u64) -> u64 {
-        self.0 += add;
-        self.0
+    fn apply(&mut self, _: &ApplyContext, Add { amount }: &Add) -> u64 {
+        self.value += amount;
+        self.value
     }
 
     serde_snapshot!();
@@ -31,18 +45,29 @@ async fn start(disk: &MemoryDisk) -> Result<Raft<Counter>, Box<dyn Error>> {
 }
 
 #[actix::main]
-async fn main() -> Result<(), Box<dyn Error>> {
+async fn main() -> ExitCode {
+    match follow().await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            let _ = writeln!(io::stderr(), "error: {e}"); // closed: the exit code still says it
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn follow() -> Result<(), Box<dyn Error>> {
+    let mut out = io::stdout();
     let disk = MemoryDisk::new();
     let raft = start(&disk).await?;
 
     // Reads the state and hears everything after it: no command lies in between, and each comes with its response.
-    let (followed, mut events) = raft.follow_events(|counter| counter.0).await?;
-    raft.propose(5).await?;
+    let (followed, mut events) = raft.follow_events(|counter| counter.value).await?;
+    raft.propose(Add { amount: 5 }).await?;
     let mut position = followed.position;
     while let Some(event) = events.next().await {
         position = event.position().unwrap_or(position);
         if let Event::Applied { command, response: Some(response), .. } = event {
-            println!("{} and {command} make {response}", followed.value);
+            writeln!(out, "{} and {} make {response}", followed.value, command.amount)?;
             break;
         }
     }
@@ -50,7 +75,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     // Whether a write would succeed now, and if not, why; and the status, now and whenever it changes.
     let applied = raft.ready().await?;
     if let Some(status) = raft.watch_status().next().await {
-        println!("node {} is {} and has applied {applied}", status.id, status.role);
+        writeln!(out, "node {} is {} and has applied {applied}", status.id, status.role)?;
     }
     raft.shutdown().await;
     drop(raft);
@@ -58,10 +83,10 @@ async fn main() -> Result<(), Box<dyn Error>> {
     // After a restart of the node it goes on where it was, and so does who kept a position.
     let raft = start(&disk).await?;
     let mut events = raft.events(position).await?;
-    let counter = raft.propose(2).await?.response;
+    let counter = raft.propose(Add { amount: 2 }).await?.response;
     while let Some(event) = events.next().await {
         if let Event::Applied { index, .. } = event {
-            println!("the counter is {counter} with the command at {index}, after {position}");
+            writeln!(out, "the counter is {counter} with the command at {index}, after {position}")?;
             break;
         }
     }
