@@ -306,6 +306,10 @@ fn events() {
     let cluster = follower.status()["cluster"].as_str().expect("a cluster").to_owned();
     let mut resumed = Stream::open(&follower.url(&format!("/events?after={cluster}:{}", later[3])));
     assert_eq!(resumed.next().0, later[4]);
+    let position = format!("{cluster}:{}", later[3]);
+    let response = agent.get(follower.url("/events?after=0")).header("last-event-id", position).call();
+    let mut resumed = Stream(BufReader::new(Box::new(response.expect("a stream").into_body().into_reader())));
+    assert_eq!(resumed.next().0, later[4]);
     let foreign = "0".repeat(32);
     for after in ["18446744073709551615", "18446744073709551614", &format!("{cluster}:18446744073709551615")] {
         let answer = call("GET", &follower.url(&format!("/events?after={after}")), "");
