@@ -105,7 +105,7 @@ fn refused_for_space(node: &Node) {
     assert_eq!((write.status, write.code()), (503, "low_space"), "{}", write.text);
 }
 
-/// A leader low on space takes no writes, and its follower says so too; there nobody else could take the office.
+/// A leader low on space takes no writes, and its follower says so too; there no other node could take leadership.
 #[test]
 fn low_on_space() {
     let mut lab = Lab::new(&[1, 2, 3]);

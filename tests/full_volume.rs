@@ -1,8 +1,9 @@
-//! A node on a small volume: its state is overwritten again and again, for more than the volume holds, and it never ends in refusing
-//! writes for good; nor does it after somebody else has filled the volume and made room again.
+//! A node on a small volume: its state is overwritten again and again, by 700 MiB on a volume of 1 GiB and by 400 MiB
+//! on one of 256 MiB, and it never ends in refusing writes for good; nor does it after somebody else has filled the
+//! volume and made room again.
 //!
-//! Each node has an ext4 of its own on a loop mount, and the settings are the defaults: see `lab::volume` for what that needs.
-//! `ACTORUM_FULL_VOLUME_MB` is how many megabytes are written to each volume instead of the few of a usual run.
+//! Each node has an ext4 of its own on a loop mount, and the settings are the defaults: see `lab::volume` for what that
+//! needs. `ACTORUM_FULL_VOLUME_MB` is how many MiB are written to each volume instead of the few of a usual run.
 
 mod lab;
 

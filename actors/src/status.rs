@@ -130,7 +130,7 @@ pub enum DiskState {
     /// It answers, and there is room.
     #[default]
     Ok,
-    /// A write waits longer than it should; the office is not in danger yet.
+    /// A write waits longer than it should; the node may still lead.
     Slow,
     /// There is little room: the node leads only where nobody else does, and answers `LowSpace` then.
     Low,

@@ -59,7 +59,7 @@ impl Strings {
         self.0.panic.store(true, Relaxed);
     }
 
-    /// From now on it answers wrongly, where nobody but the hash of answers looks.
+    /// From now on it answers wrongly, where nobody but the hash of responses looks.
     pub fn lie(&self, lies: bool) {
         self.0.lies.store(lies, Relaxed);
     }
