@@ -246,6 +246,12 @@ pub(crate) struct Facts {
 /// So many turns of clients at one moment of virtual time are not work but a loop in which nothing takes time.
 const MOST_TURNS: u64 = 50_000;
 
+/// So many within [`WINDOW_MS`] are none either: requests that take a moment each, and hardly that.
+const MOST_TURNS_IN_WINDOW: u64 = 40_000;
+
+/// Virtual milliseconds.
+const WINDOW_MS: u64 = 100;
+
 /// What is broken when virtual time stands still for too long in real time. It shows in no second run of the seed.
 pub(crate) const STANDSTILL: &str = "virtual time moves";
 
@@ -274,6 +280,8 @@ struct State {
     next_request: RequestId,
     /// How often clients were heard of at this virtual moment, in milliseconds.
     turns: (u64, u64),
+    /// The moment when the window of turns began, and how many clients have taken in it.
+    window: (u64, u64),
     /// Terms in which somebody led.
     led: BTreeSet<u64>,
 }
@@ -290,6 +298,7 @@ impl World {
             over: false,
             next_request: 1,
             turns: (0, 0),
+            window: (0, 0),
             led: BTreeSet::new(),
         };
         World(Arc::new(Inner {
@@ -429,13 +438,21 @@ impl World {
         let now = self.seen_now();
         let mut state = self.lock();
         state.turns = if state.turns.0 == now { (now, state.turns.1 + 1) } else { (now, 1) };
-        if state.turns.1 < MOST_TURNS || state.over {
+        state.window = if now < state.window.0 + WINDOW_MS { (state.window.0, state.window.1 + 1) } else { (now, 1) };
+        let too_many = match (state.turns.1, state.window.1) {
+            (MOST_TURNS.., _) => format!("{MOST_TURNS} turns at one moment of virtual time"),
+            (_, MOST_TURNS_IN_WINDOW..) => {
+                format!("{MOST_TURNS_IN_WINDOW} turns within {WINDOW_MS} ms of virtual time")
+            }
+            _ => return,
+        };
+        if state.over {
             return;
         }
         drop(state);
         let doing = doing();
         let detail = format!(
-            "clients took {MOST_TURNS} turns at one moment of virtual time: {doing}. Let a client think (`Client::think`) where nothing else takes time"
+            "clients took {too_many}: {doing}. Let a client think (`Client::think`) where nothing else takes time"
         );
         self.broken("time passes", detail);
     }
