@@ -564,7 +564,7 @@ fn settings(id: NodeId, identity: StoreIdentity, config: &Config, bootstrap: &Bo
         snapshot_entries: never_if_zero(config.snapshot_entries),
         snapshot_bytes: never_if_zero(config.snapshot_bytes),
         small_snapshot_bytes: u64::MAX,
-        short_bytes: SHORT_BYTES.min((config.low_space_bytes / 4).max(1 << 20)),
+        short_bytes: SHORT_BYTES.min(config.low_space_bytes / 4),
         keep_entries: config.log_keep_entries,
         keep_bytes: config.log_keep_bytes,
         hold_bytes: config.log_hold_bytes,
