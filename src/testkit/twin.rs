@@ -80,9 +80,11 @@ impl<S: StateMachine> Twin<S> {
         self.disk.lives()?.shown().last().map(|life| life.key())
     }
 
-    /// Whether it has a vote, as far as it knows.
+    /// Whether it has a vote among others, as far as it knows. A lone voter asks nobody, and what promoted a second one may be in
+    /// its log without being committed there.
     pub fn votes(&self, id: NodeId) -> bool {
-        self.raft.status().membership.voters().contains(&id)
+        let voters = self.raft.status().membership.voters();
+        voters.contains(&id) && voters.len() > 1
     }
 
     /// What it ends of, if it does so in time.
