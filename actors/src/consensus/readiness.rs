@@ -30,7 +30,8 @@ use crate::{
     message::Refusal,
 };
 
-/// A leader's commit index over time, oldest first: one moment of an election timeout ago or before, and those since.
+/// A leader's commit index over time, oldest first: one moment of an election timeout ago or before, and those since. In a new term
+/// it begins with the last index of the log, which is no less than what was committed before.
 /// Bound: one per tick of an election timeout.
 pub(super) type Commits = VecDeque<(Duration, u64)>;
 
@@ -53,10 +54,13 @@ impl<T> Consensus<T> {
         if self.raw.raft.state != StateRole::Leader {
             return;
         }
-        if self.renew_contact() {
-            self.commits.clear();
-        }
         let (commit, now) = (self.raw.raft.raft_log.committed, self.now);
+        if self.renew_contact() {
+            // What a new leader knew to be committed as a follower is not all that its predecessor had committed. All of that is in its
+            // log (the paper's section 5.4, leader completeness).
+            self.commits.clear();
+            self.commits.push_back((now, self.raw.raft.raft_log.last_index()));
+        }
         let lately = now.saturating_sub(self.election_timeout());
         // Not more often than a tick: in between the newest moment would only be repeated.
         if self.commits.back().is_none_or(|(at, _)| *at + self.settings.tick <= now) {

@@ -45,6 +45,7 @@ stories! {
     change_force_refused
     change_after_pause
     change_new_leader
+    learner_new_leader
     learner_not_ready
     check_quorum
     formation
