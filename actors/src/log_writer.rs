@@ -121,7 +121,9 @@ pub struct LogWriter {
     probe: Option<Arc<dyn Probe>>,
     /// Whether a look for space is under way: one at a time, however long the disk takes.
     looking: bool,
-    /// Whether the store holds up a write until there is room, at the last look.
+    /// How often the store had found too little room for a write, at the last look.
+    lacked: u64,
+    /// Whether it found too little between the last two looks: it holds up a write until there is room.
     waits_for_room: bool,
     /// Bytes written since the last look for space began.
     unlooked: u64,
@@ -176,6 +178,7 @@ impl LogWriter {
                 bounds,
                 probe,
                 looking: false,
+                lacked: 0,
                 waits_for_room: false,
                 unlooked: 0,
                 waiting: VecDeque::new(),
@@ -298,6 +301,13 @@ impl LogWriter {
         }
     }
 
+    /// Who closes does not wait for room that may never come: what waits for it was promised to nobody.
+    fn close_if_stuck(&mut self) {
+        if self.waits_for_room && !self.closing.is_empty() {
+            self.close();
+        }
+    }
+
     /// Closes the store, where blocking is allowed if it may block, then tells who waits for it.
     fn close(&mut self) {
         let waiting: Vec<_> = self.closing.drain(..).collect();
@@ -347,7 +357,6 @@ impl LogWriter {
 
     /// Few bytes are few before the first write fails: what follows can still be written.
     fn space(&mut self, space: Space) {
-        self.waits_for_room = space.waits;
         let (was_low, was_short) = {
             let status = self.status.borrow();
             (status.low, status.short)
@@ -442,6 +451,8 @@ impl Handler<Done> for LogWriter {
     fn handle(&mut self, Done(Completed { ticket, result }): Done, ctx: &mut Context<Self>) {
         match result {
             _ if self.has_failed() => {}
+            // The store was closed before there was room for it, and nothing of it was promised.
+            Err(_) if self.appender.is_none() => {}
             Ok(written) => self.persisted(ticket, written, ctx),
             Err(error) => self.fail(&error),
         }
@@ -503,7 +514,14 @@ impl Handler<Looked> for LogWriter {
             false => self.looking = false,
         }
         match &found {
-            Ok(space) => self.space(*space),
+            Ok(space) => {
+                self.space(*space);
+                if !probe {
+                    self.waits_for_room = space.lacked > self.lacked;
+                    self.lacked = space.lacked;
+                    self.close_if_stuck();
+                }
+            }
             Err(error @ StoreError::Gone { .. }) if !self.has_failed() => self.fail(error),
             // What cannot be looked at has no excuse for its silence.
             Err(_) => self.waits_for_room = false,
@@ -529,6 +547,7 @@ impl Handler<CloseLog> for LogWriter {
             self.close();
         } else {
             self.pump();
+            self.close_if_stuck();
         }
         self.publish();
         Box::pin(async move {
@@ -692,9 +711,11 @@ mod tests {
             let mut f = start();
             f.writer.send(entry(1, 2)).await.unwrap();
             let began = tokio::time::Instant::now();
+            let mut lacked = 0;
             while began.elapsed() < 3 * DEAD {
                 if f.store.looks() {
-                    f.store.look(false, Ok(Space { waits: true, ..Space::default() }));
+                    lacked += 1;
+                    f.store.look(false, Ok(Space { lacked, ..Space::default() }));
                 }
                 tokio::time::sleep(LOOK / 4).await;
             }
@@ -808,6 +829,41 @@ mod tests {
         f.complete();
         closed.await.unwrap().unwrap();
         assert!(f.store.closed());
+    }
+
+    /// In virtual time: what waits for room is given up, before the look that says so and after it.
+    #[test]
+    fn closing_does_not_wait_for_room() {
+        let paused = || tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+        for known_before in [true, false] {
+            System::with_tokio_rt(paused).block_on(async {
+                let mut f = start();
+                f.writer.send(entry(1, 2)).await.unwrap();
+                let look = async |lacked| {
+                    while !f.store.looks() {
+                        tokio::time::sleep(LOOK / 4).await;
+                    }
+                    f.store.look(false, Ok(Space { free: 1 << 40, lacked, ..Space::default() }));
+                    f.status().await;
+                };
+                look(0).await;
+                if known_before {
+                    look(1).await;
+                }
+                let closed = actix::spawn(f.writer.send(CloseLog));
+                if !known_before {
+                    f.status().await;
+                    look(0).await;
+                    assert!(!f.store.closed(), "a batch in flight on a disk with room is waited for");
+                    look(1).await;
+                }
+                closed.await.unwrap().unwrap();
+                assert!(f.store.closed());
+                f.store.complete(Err(StoreError::Closed("it was closed before there was room on the disk".into())));
+                assert_eq!(f.status().await.failed, None);
+                assert!(f.heard.try_recv().is_err(), "nothing is promised, and closing in order is no failure");
+            });
+        }
     }
 
     #[actix::test]

@@ -25,7 +25,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
 };
 
@@ -84,8 +84,8 @@ pub struct Reserve {
     wanted: AtomicU64,
     /// How many have borrowed it.
     lent: Mutex<u32>,
-    /// Whether the log waits for room.
-    waits: AtomicBool,
+    /// How often the log has found too little room for a write.
+    lacked: AtomicU64,
 }
 
 /// Keeps the reserve from being made again until whoever borrowed it is done.
@@ -107,8 +107,8 @@ impl Reserve {
     pub fn over(ballast: Box<dyn Ballast>, bounds: ReserveBounds) -> Arc<Reserve> {
         // A setting above the bound counts as the bound: the reserve must not fill the volume.
         let bounds = ReserveBounds { bytes: bounds.bytes.min(bounds.max_bytes), ..bounds };
-        let (wanted, waits) = (AtomicU64::new(bounds.bytes), AtomicBool::new(false));
-        Arc::new(Reserve { ballast, bounds, wanted, lent: Mutex::default(), waits })
+        let (wanted, lacked) = (AtomicU64::new(bounds.bytes), AtomicU64::new(0));
+        Arc::new(Reserve { ballast, bounds, wanted, lent: Mutex::default(), lacked })
     }
 
     /// It is to hold a snapshot of so many bytes, too: the next one is about as large as the last.
@@ -127,14 +127,13 @@ impl Reserve {
         // reason to refuse writes.
         let possible = reserve.saturating_add(free.saturating_sub(self.left_free()));
         let counted = possible.max(self.bounds.bytes.saturating_add(2 * self.bounds.engine));
-        let (reserve_wanted, waits) =
-            (self.wanted.load(Ordering::Relaxed).min(counted), self.waits.load(Ordering::Relaxed));
-        Ok(Space { free, reserve, reserve_wanted, waits })
+        let reserve_wanted = self.wanted.load(Ordering::Relaxed).min(counted);
+        Ok(Space { free, reserve, reserve_wanted, lacked: self.lacked.load(Ordering::Relaxed) })
     }
 
-    /// Whether the log waits for room, from now on.
-    pub fn log_waits(&self, waits: bool) {
-        self.waits.store(waits, Ordering::Relaxed);
+    /// The log has found too little room for a write, once more.
+    pub fn log_lacks_room(&self) {
+        self.lacked.fetch_add(1, Ordering::Relaxed);
     }
 
     /// What the reserve leaves to the log: below it the node would be short of room by the reserve's own making.

@@ -151,8 +151,8 @@ pub(super) trait Renew<E>: Send {
         false
     }
 
-    /// The log waits for room, or does no longer.
-    fn log_waits(&self, _waits: bool) {}
+    /// The log has found too little room for a write, once more.
+    fn log_lacks_room(&self) {}
 
     /// Bytes that [`Renew::lend`] would make free.
     fn reserve(&self) -> u64 {
@@ -355,20 +355,25 @@ impl<E: Engine> Rewriter<E> {
     }
 
     /// Whether there is room to write so many bytes: an engine that finds none is dead. What nobody watches or can tell is no reason to
-    /// wait. Entries leave the room that the next start needs, if the reserve does not keep it.
+    /// wait.
     pub(super) fn has_room(&self, bytes: usize) -> bool {
-        let opening = OPENING.saturating_sub(self.renew.reserve());
-        let besides = self.pace.reserve_bytes.clamp(ROOM_FOR_STATE, ROOM_TO_WRITE).max(opening);
-        let needed = match bytes {
-            0 => ROOM_FOR_STATE,
-            bytes => (bytes as u64).saturating_mul(TAKEN_BY_LIVE).saturating_add(besides),
-        };
-        !self.renew.watches() || self.find_room(needed).is_ok()
+        !self.renew.watches() || self.find_room(self.needed_for(bytes)).is_ok()
     }
 
-    /// The log waits for room, or does no longer.
-    pub(super) fn log_waits(&self, waits: bool) {
-        self.renew.log_waits(waits);
+    /// How many bytes must be free before so many bytes of entries are written; none for a commit without entries.
+    fn needed_for(&self, bytes: usize) -> u64 {
+        if bytes == 0 {
+            return ROOM_FOR_STATE;
+        }
+        // Entries leave the room that the next start needs, if the reserve does not keep it.
+        let opening = OPENING.saturating_sub(self.renew.reserve());
+        let besides = self.pace.reserve_bytes.clamp(ROOM_FOR_STATE, ROOM_TO_WRITE).max(opening);
+        (bytes as u64).saturating_mul(TAKEN_BY_LIVE).saturating_add(besides)
+    }
+
+    /// There was too little room for a write, once more.
+    pub(super) fn log_lacks_room(&self) {
+        self.renew.log_lacks_room();
     }
 
     /// Whether room is short, at the last look.

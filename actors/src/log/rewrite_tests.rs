@@ -25,6 +25,7 @@ use crate::log::{
     sled::{OpenOptions, RewriteFaults, SledStore},
     store::*,
     watermark::{self, Watermark, WatermarkError},
+    worker,
 };
 
 const GROUP: GroupId = GroupId::FIRST;
@@ -757,6 +758,10 @@ struct Reserve {
     short: AtomicBool,
     bytes: AtomicU64,
     lent: Arc<AtomicU64>,
+    /// How often the log lacked it.
+    lacked: AtomicU64,
+    /// Whether nobody knows after the next rewriting which engine is the log.
+    fatal: AtomicBool,
 }
 
 struct Borrowed(Arc<AtomicU64>);
@@ -774,6 +779,15 @@ impl Room {
 }
 
 impl Renew<Values> for Told {
+    fn ask(&mut self, step: RewriteStep) -> Result<(), EngineError> {
+        match step == RewriteStep::Switch && self.room.1.fatal.load(Ordering::SeqCst) {
+            true => {
+                Err(EngineError::Io { doing: "switching".to_owned(), error: io::Error::other("as the test wants it") })
+            }
+            false => Ok(()),
+        }
+    }
+
     fn make(&mut self) -> Result<Values, EngineError> {
         let made = Values::default();
         self.story.0.lock().unwrap().1 = made.clone();
@@ -819,6 +833,10 @@ impl Renew<Values> for Told {
         true
     }
 
+    fn log_lacks_room(&self) {
+        self.room.1.lacked.fetch_add(1, Ordering::SeqCst);
+    }
+
     fn reserve(&self) -> u64 {
         self.room.1.bytes.load(Ordering::SeqCst)
     }
@@ -839,14 +857,21 @@ struct ByHand {
     room: Room,
 }
 
+/// An empty log in memory, and its watermark.
+fn empty() -> (Values, Arc<Shared<Values>>, Watermark<Memory>) {
+    let engine = Values::default();
+    let node = StoreIdentity { id: 1, incarnation: Incarnation(7), boot: 1 };
+    recovery::claim(&engine, Path::new("data"), &node).unwrap();
+    let watermark = Watermark::over(Memory(watermark::blank(node.incarnation))).unwrap();
+    let found = engine::scan(&engine).unwrap();
+    (engine.clone(), Shared::new(engine, &found, Box::new(())), watermark)
+}
+
 impl ByHand {
     fn new(slice_bytes: usize, fails: bool) -> ByHand {
-        let (old, story, room) = (Values::default(), Story::default(), Room::default());
-        let node = StoreIdentity { id: 1, incarnation: Incarnation(7), boot: 1 };
-        recovery::claim(&old, Path::new("data"), &node).unwrap();
-        let watermark = Watermark::over(Memory(watermark::blank(node.incarnation))).unwrap();
-        let found = engine::scan(&old).unwrap();
-        let committer = Committer::new(Shared::new(old.clone(), &found, Box::new(())), watermark);
+        let (story, room) = (Story::default(), Room::default());
+        let (old, shared, watermark) = empty();
+        let committer = Committer::new(shared, watermark);
         let (retry, reserve_bytes, aside_bytes) = (Duration::ZERO, 10_000, 1000);
         let pace = Pace { min_bytes: 0, ratio: 0, slice_bytes, retry, reserve_bytes, aside_bytes };
         let told = Told { story: story.clone(), fails, room: room.clone() };
@@ -1332,4 +1357,82 @@ fn want_of_room_hides_no_failure_and_damage_is_said_each_time() {
         let Said { failed, no_room } = store.rewriter.said;
         assert_eq!((store.rewriter.failures, failed, no_room), (0, false, false));
     });
+}
+
+/// The thread of a store whose log is in memory, on a volume as the test says it.
+fn threaded(room: &Room) -> (Box<dyn LogAppender>, Receiver<Completed>) {
+    let (_, shared, watermark) = empty();
+    let (retry, reserve_bytes, aside_bytes, slice_bytes) = (Duration::ZERO, 10_000, 1000, 200_000);
+    let pace = Pace { min_bytes: 0, ratio: 0, slice_bytes, retry, reserve_bytes, aside_bytes };
+    let told = Told { story: Story::default(), fails: false, room: room.clone() };
+    let (heard, completed) = channel();
+    let at_work = worker::Pace {
+        max_waiting: 8,
+        max_commit_bytes: 1 << 20,
+        watermark_bytes: 1 << 20,
+        watermark_commits: 100,
+        watermark_quiet: PATIENCE,
+        close_within: PATIENCE,
+    };
+    let completed_by = Arc::new(move |completion| drop(heard.send(completion)));
+    let rewriter = Rewriter::new(Box::new(told), pace);
+    (worker::Worker::start(shared, watermark, rewriter, at_work, completed_by), completed)
+}
+
+#[test]
+fn who_waits_for_room_is_answered_when_the_store_dies_or_closes() {
+    let plenty = 1 << 40;
+    // Enough for a copy, and not for a write of entries; the reserve keeps the room of the next opening.
+    let little = 500_000;
+    for dies in [true, false] {
+        let room = Room::default();
+        room.is([plenty]);
+        room.1.bytes.store(OPENING, Ordering::SeqCst);
+        let (mut appender, completed) = threaded(&room);
+        let submit = |appender: &mut Box<dyn LogAppender>, write| {
+            appender.submit(Batch { writes: vec![write], sync: true });
+        };
+        submit(&mut appender, genesis());
+        completed.recv_timeout(PATIENCE).unwrap().result.unwrap();
+        room.is([little]);
+        submit(&mut appender, append(2..=9, 1));
+        submit(&mut appender, append(10..=19, 1));
+        wait_for("it waits for room", || room.1.lacked.load(Ordering::SeqCst) > 0);
+        assert!(completed.try_recv().is_err());
+        let cause = match dies {
+            true => {
+                room.1.fatal.store(true, Ordering::SeqCst);
+                room.1.short.store(true, Ordering::SeqCst);
+                "as the test wants it"
+            }
+            false => {
+                drop(appender);
+                "closed before there was room"
+            }
+        };
+        for _ in 0..2 {
+            let error = completed.recv_timeout(PATIENCE).expect("an answer").result.unwrap_err().to_string();
+            assert!(error.contains(cause), "{error}");
+        }
+    }
+}
+
+#[test]
+fn a_write_waits_for_room_and_no_longer() {
+    let room = Room::default();
+    room.is([1 << 40]);
+    room.1.bytes.store(OPENING, Ordering::SeqCst);
+    let (mut appender, completed) = threaded(&room);
+    appender.submit(Batch { writes: vec![genesis()], sync: true });
+    completed.recv_timeout(PATIENCE).unwrap().result.unwrap();
+    room.is([ROOM_FOR_STATE]);
+    // A vote needs less than entries.
+    let vote = Some(HardState { term: 2, vote: 3, commit: 1 });
+    appender.submit(Batch { writes: vec![Write { hard_state: vote, ..Write::default() }], sync: true });
+    completed.recv_timeout(PATIENCE).unwrap().result.unwrap();
+    appender.submit(Batch { writes: vec![append(2..=9, 2)], sync: true });
+    wait_for("it waits for room", || room.1.lacked.load(Ordering::SeqCst) > 0);
+    assert!(completed.try_recv().is_err());
+    room.is([2 * ROOM_FOR_STATE]);
+    completed.recv_timeout(PATIENCE).unwrap().result.unwrap();
 }

@@ -388,8 +388,8 @@ impl Renew<SledEngine> for Generations {
         self.reserve.watches()
     }
 
-    fn log_waits(&self, waits: bool) {
-        self.reserve.log_waits(waits);
+    fn log_lacks_room(&self) {
+        self.reserve.log_lacks_room();
     }
 
     fn reserve(&self) -> u64 {

@@ -230,9 +230,9 @@ pub struct Space {
     pub reserve: u64,
     /// How many there are to be.
     pub reserve_wanted: u64,
-    /// Whether a write waits until there is room for it: it takes as long as somebody else fills the disk, which says nothing of the
-    /// disk itself.
-    pub waits: bool,
+    /// How often the log has found too little room for a write. It grows as long as a write waits for room: that takes as long as somebody
+    /// else fills the disk, and says nothing of the disk itself.
+    pub lacked: u64,
 }
 
 impl Space {

@@ -202,16 +202,12 @@ impl<E: Engine, S: Slots + 'static> Worker<E, S> {
             bytes += next.bytes();
             taken.push(next);
         }
-        if !self.wait_for_room(bytes, submitted)? {
-            for Submitted { ticket, .. } in taken {
-                let closed = StoreError::Closed("it was closed before there was room on the disk".to_owned());
-                self.report(Completed { ticket, result: Err(closed) });
-            }
-            return Ok(());
-        }
-        let started = Instant::now();
         let sizes: Vec<(Ticket, u64)> = taken.iter().map(|s| (s.ticket, s.bytes() as u64)).collect();
-        let result = caught(|| self.commit(taken.into_iter().map(|submitted| submitted.batch).collect()));
+        let room = self.wait_for_room(bytes, submitted);
+        let started = Instant::now();
+        // Whatever kept them from being written, each is answered.
+        let result =
+            room.and_then(|()| caught(|| self.commit(taken.into_iter().map(|submitted| submitted.batch).collect())));
         for (ticket, bytes) in sizes {
             let result = match &result {
                 Ok(sync) => Ok(Written { bytes, took: started.elapsed(), sync: *sync }),
@@ -230,32 +226,28 @@ impl<E: Engine, S: Slots + 'static> Worker<E, S> {
     }
 
     /// Begins no write for which there is no room, and waits for that as long as it takes: an engine that met a full disk is dead, and
-    /// whoever fills the disk may make room again. Meanwhile it frees what it can by itself. Returns false when the store is closed
-    /// before.
-    fn wait_for_room(&mut self, bytes: usize, submitted: &mut Submissions) -> Result<bool, StoreError> {
+    /// whoever fills the disk may make room again. Meanwhile it frees what it can by itself.
+    fn wait_for_room(&mut self, bytes: usize, submitted: &mut Submissions) -> Result<(), StoreError> {
         if self.rewriter.has_room(bytes) {
-            return Ok(true);
+            return Ok(());
         }
         tracing::debug!(bytes, "the disk is full: what is to be written waits until there is room");
-        self.rewriter.log_waits(true);
-        let found = loop {
+        loop {
+            // In each round: whoever sees it go on does not take the log's silence for a disk that hangs.
+            self.rewriter.log_lacks_room();
             // Nothing is rewritten before what is cut off has gone.
             if self.committer.is_trimming() && self.rewriter.has_room(0) {
                 caught(|| self.trim())?;
             }
             self.rewrite(0)?;
             if self.rewriter.has_room(bytes) {
-                break true;
+                tracing::debug!("there is room again for what was to be written");
+                return Ok(());
             }
             if submitted.wait(ROOM_LOOK) {
-                break false;
+                return Err(StoreError::Closed("it was closed before there was room on the disk".to_owned()));
             }
-        };
-        self.rewriter.log_waits(false);
-        if found {
-            tracing::debug!("there is room again for what was to be written");
         }
-        Ok(found)
     }
 
     /// After the completions: nothing that was submitted before waits for it.
