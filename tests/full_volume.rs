@@ -26,6 +26,7 @@ use lab::{
     volume::{Disk, machine},
     wait,
 };
+use rustix::fs::{FallocateFlags, fallocate, statvfs};
 use serde_json::Value;
 
 const MIB: u64 = 1 << 20;
@@ -276,8 +277,11 @@ fn a_small_state_on_a_large_volume_takes_what_the_formula_says() {
     rests("after half a gigabyte more");
 }
 
-/// The volumes of all nodes are filled to the last byte while they run, for longer than a disk may hang: nobody ends, everybody
-/// says why it takes no writes, and all go on by themselves once there is room.
+/// The volumes of all nodes are filled while they run, for longer than a disk may hang: nobody ends, and all go on by themselves once
+/// there is room.
+///
+/// First so much is left that the leader goes on taking writes, which no log has the room to write: they wait, at the leader and at its
+/// followers. That takes a setting far below the default, with which the leader refuses writes before. Then the rest is filled, too.
 #[test]
 fn nodes_outlive_volumes_that_are_full_to_the_last_byte() {
     let Some(_alone) = machine("nodes_outlive_volumes_that_are_full_to_the_last_byte") else { return };
@@ -288,42 +292,38 @@ fn nodes_outlive_volumes_that_are_full_to_the_last_byte() {
         lab.place(*id, disk.data());
     }
     lab.set("ACTORUM_DISK_DEAD_MS", "3000");
+    lab.set("ACTORUM_LOW_SPACE_BYTES", &(MIB / 4).to_string());
     let mut lab = AllEnded(lab, &disks);
     lab.0.found(&ids);
     let leader = lab.0.leader();
     overwrite(lab.0.node(leader), &disks[leader as usize - 1].data(), 24 * MIB);
     let pids = ids.map(|id| lab.0.node(id).pid());
-    let filled = AtomicBool::new(true);
+    // Below the least that a log wants to be free before it writes entries (1 MiB), and far above what counts as low.
+    let left = AtomicU64::new(3 * MIB / 4);
+    let over = AtomicBool::new(false);
     let acknowledged = thread::scope(|scope| {
-        // What the nodes free is taken as well.
+        let (left, over) = (&left, &over);
         for disk in &disks {
-            scope.spawn(|| {
-                let mut file = File::create(disk.mount.join("filler")).unwrap();
-                let chunks = [vec![1; MIB as usize], vec![1; 4096]];
-                while filled.load(Relaxed) {
-                    for chunk in &chunks {
-                        while file.write_all(chunk).and_then(|()| file.sync_all()).is_ok() {}
-                    }
-                    thread::sleep(Duration::from_millis(20));
-                }
-            });
+            scope.spawn(move || keep_filled(disk, left, over));
         }
-        let stops = Stops(&filled);
+        let stops = Stops(over);
         let mut acknowledged = Vec::new();
+        wait("a majority to wait for room, for longer than a disk may hang", || {
+            let n = acknowledged.len();
+            let url = lab.0.node(ids[n % 3]).url(&format!("/kv/while-{n}?timeout_ms=200"));
+            if try_call("PUT", &url, &vec![b'x'; 20_000]).is_ok_and(|put| put.status == 200) {
+                acknowledged.push(n);
+            }
+            let statuses = ids.map(|id| lab.0.node(id).try_status());
+            let waits = |status: &&Value| number(status, "disk", "waiting_ms") > 5000;
+            (statuses.iter().flatten().filter(waits).count() > 1).then_some(())
+        });
+        left.store(0, Relaxed);
         for id in ids {
-            wait(&format!("node {id} to wait for room, for longer than a disk may hang"), || {
-                let n = acknowledged.len();
-                let url = lab.0.node(ids[n % 3]).url(&format!("/kv/while-{n}?timeout_ms=200"));
-                if try_call("PUT", &url, &vec![b'x'; 20_000]).is_ok_and(|put| put.status == 200) {
-                    acknowledged.push(n);
-                }
-                let status = lab.0.node(id).try_status()?;
-                (number(&status, "disk", "waiting_ms") > 5000).then_some(())
+            wait(&format!("node {id} to say that its volume is full"), || {
+                let ready = try_call("GET", &lab.0.node(id).url("/readyz"), b"").ok()?;
+                (ready.status == 503 && ready.code() == "low_space").then_some(())
             });
-        }
-        for id in ids {
-            let ready = try_call("GET", &lab.0.node(id).url("/readyz"), b"").expect("it runs");
-            assert_eq!((ready.status, ready.code()), (503, "low_space"), "{}", ready.text);
             let refused = try_call("PUT", &lab.0.node(id).url("/kv/full?timeout_ms=300"), b"x").expect("it runs");
             assert_ne!(refused.status, 200, "{}", refused.text);
             let stale = try_call("GET", &lab.0.node(id).url("/kv/key-1?consistency=stale"), b"").expect("it runs");
@@ -350,12 +350,34 @@ fn nodes_outlive_volumes_that_are_full_to_the_last_byte() {
     }
 }
 
+/// Leaves so many bytes free on a volume, whatever its node takes and gives back meanwhile. The blocks are set aside at once: writing them
+/// takes so long that one volume would be full long before another.
+fn keep_filled(disk: &Disk, left: &AtomicU64, over: &AtomicBool) {
+    let file = File::create(disk.mount.join("filler")).unwrap();
+    let mut length = 0;
+    while !over.load(Relaxed) {
+        let volume = statvfs(&disk.mount).unwrap();
+        let (free, block) = (volume.f_bavail * volume.f_frsize, volume.f_frsize);
+        let left = left.load(Relaxed);
+        if free > left {
+            let more = (free - left).div_ceil(block) * block;
+            // Some blocks are needed for what says where the others are.
+            let took = |bytes: &u64| fallocate(&file, FallocateFlags::empty(), length, *bytes).is_ok();
+            length += [more, block].into_iter().find(took).unwrap_or(0);
+        } else if free < left - left / 8 {
+            length -= (left - free).min(length);
+            file.set_len(length).unwrap();
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
 /// Ends a thread that fills, also when the test fails.
 struct Stops<'a>(&'a AtomicBool);
 
 impl Drop for Stops<'_> {
     fn drop(&mut self) {
-        self.0.store(false, Relaxed);
+        self.0.store(true, Relaxed);
     }
 }
 
