@@ -24,7 +24,6 @@ pub mod lives;
 pub mod marks;
 pub mod hello;
 pub mod memory;
-#[cfg(feature = "quic")]
 pub mod frame;
 #[cfg(feature = "quic")]
 pub mod quic;
