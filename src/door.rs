@@ -114,7 +114,8 @@ impl<S: StateMachine> Door<S> {
         let (reply, answer) = oneshot::channel();
         let look: Look<S> = Box::new(move |state: Result<View<'_, S>, ReadError>| {
             let looked = state.and_then(|view| Ok((view.applied, looking(|| look(view.machine))?)));
-            answer_read(reply, looked);
+            // A client that no longer waits is not told.
+            let _ = reply.send(looked);
         });
         self.looked(self.begin_read(look, linearizable, deadline), answer, deadline)
     }
@@ -136,7 +137,7 @@ impl<S: StateMachine> Door<S> {
             }
             let value = match looking(|| look(view.machine)) {
                 Ok(value) => value,
-                Err(panicked) => return answer_read(reply, Err(panicked)),
+                Err(panicked) => return drop(reply.send(Err(panicked))),
             };
             let position = view.position().expect("a leader confirmed this read, so there is a cluster");
             let subscription = view.follow(recipient);
@@ -393,11 +394,6 @@ fn looking<T>(look: impl FnOnce() -> T) -> Result<T, ReadError> {
         tracing::warn!(%message, "the closure of a read panicked");
         ReadError::Panicked { message }
     })
-}
-
-/// Answers a read. A client that no longer waits is not told.
-fn answer_read<T>(reply: oneshot::Sender<Result<T, ReadError>>, answer: Result<T, ReadError>) {
-    let _ = reply.send(answer);
 }
 
 /// That this node leads is no reason why no leader was found: what is missing is the word of a majority.

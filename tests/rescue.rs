@@ -172,6 +172,12 @@ fn a_backup_becomes_a_new_cluster_that_the_old_nodes_cannot_join() {
     let (old, new) = (lab.node(1).status(), lab.node(4).status());
     assert_ne!(old["cluster"], new["cluster"]);
     assert_eq!((&new["voters"], &new["learners"]), (&json!([4]), &json!([])));
+    // Who follows the events of the old cluster is told that this is another one, also by an index that both have.
+    let seen = format!("{}:{}", old["cluster"].as_str().expect("a cluster"), old["applied_index"]);
+    let foreign = call("GET", &lab.node(4).url(&format!("/events?after={seen}")), "");
+    assert_eq!((foreign.status, foreign.code()), (409, "foreign_position"), "{}", foreign.text);
+    let here = format!("{}:{}", new["cluster"].as_str().expect("a cluster"), new["applied_index"]);
+    assert_eq!(foreign.body["position"], json!(here), "where to begin again");
     refuse_each_other(&lab, 4, 1);
     assert_eq!(lab.node(1).put("old", "goes on").status, 200);
     grow(&mut lab, 4, [5, 6]);
