@@ -48,7 +48,7 @@ impl<S: StateMachine> Propose<S> {
 /// Look at the state machine, on this node.
 ///
 /// Linearizable (the default) sees everything that was answered before the read began, on any node, by
-/// asking the leader to confirm its office with a quorum (Raft dissertation section 6.4). Stale looks at once.
+/// asking the leader to confirm with a quorum that it still leads (Raft dissertation section 6.4). Stale looks at once.
 #[derive(Message)]
 #[rtype(result = "Result<T, ReadError>")]
 pub struct Read<S: StateMachine, T: Send + 'static> {

@@ -136,7 +136,7 @@ fn writes_flow_again_when_the_disk_of_the_leader_freezes() {
 
     assert!(cluster.disk(old).thaw());
     wait("the thawed disk to be trusted again", || (disk_state(lab.node(old))? == "ok").then_some(()));
-    assert_eq!(lab.leader(), new, "an office is not taken back");
+    assert_eq!(lab.leader(), new, "leadership is not taken back");
     let newest = lab.node(new).status()["commit_index"].as_u64().unwrap();
     lab.node(old).wait_applied(newest);
     has_all(lab.node(old), &acked);

@@ -48,7 +48,7 @@ const LOOK: Duration = Duration::from_secs(1);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DiskBounds {
     /// A batch in flight for so long has hung for good: the disk does not answer, or a thread of the store has died. The
-    /// node stops. Looked at once a second. Far longer than what costs a leader its office.
+    /// node stops. Looked at once a second. Far longer than what costs a leader its leadership.
     pub dead_after: Duration,
     /// Fewer free bytes than this, besides what is missing of the reserve, are few. Enough again is a quarter more, lest the answer
     /// flicker. With fewer than [`SHORT`] times as many room is short: what can be freed is. Zero: never few.
@@ -326,7 +326,7 @@ impl LogWriter {
         }
     }
 
-    /// A disk that hangs costs a leader its office by the core's own watch; past a far longer bound it counts as dead, and
+    /// A disk that hangs costs a leader its leadership by the core's own watch; past a far longer bound it counts as dead, and
     /// this node stops: whoever supervises it shall know.
     fn look_at_the_disk(&mut self, ctx: &mut Context<Self>) {
         if self.looking {

@@ -1,4 +1,4 @@
-//! A flood of proposals must not cost a leader its office.
+//! A flood of proposals must not cost a leader its leadership.
 //!
 //! The leader is a real `RaftCore` on a thread of its own, whose clock moves 20 us with every message that it
 //! handles: 200,000 proposals are four seconds to it, four election timeouts. Its two followers live on the same
@@ -224,7 +224,7 @@ fn run(node: &mut Consensus<Nobody>, moment: Moment) -> Vec<(NodeId, RaftMessage
 }
 
 #[test]
-fn a_flood_of_proposals_costs_no_leader_its_office() {
+fn a_flood_of_proposals_costs_no_leader_its_leadership() {
     let clock = Arc::new(BusyClock::default());
     let (wire, from_leader) = mpsc::channel();
     let (up, started) = mpsc::channel();
@@ -308,7 +308,7 @@ fn a_flood_of_proposals_costs_no_leader_its_office() {
         turn();
     }
     let end = status.borrow().clone();
-    assert_eq!((end.role, end.term), (Role::Leader, term), "the leader lost its office in the flood");
+    assert_eq!((end.role, end.term), (Role::Leader, term), "the leader lost its leadership in the flood");
     assert_eq!(end.commit_index, all);
     assert!(clock.peek() - before >= PER_MESSAGE * PROPOSALS as u32, "the flood took less time than it should");
 }

@@ -454,7 +454,7 @@ impl Node {
         flying.or(image.term_at(index))
     }
 
-    /// The answer that brings the node further: to office, to a commit.
+    /// The answer that brings the node further: to leadership, to a commit.
     fn sensible_answer(&mut self, draw: &mut Draw<'_>) {
         use MessageKind::*;
         if self.said.is_empty() {

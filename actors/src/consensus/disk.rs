@@ -1,4 +1,4 @@
-//! What costs this node its office: a disk that is slow, and one that is nearly full, which costs it new work, too. And a
+//! What costs this node its leadership: a disk that is slow, and one that is nearly full, which costs it new work, too. And a
 //! certificate that has ended.
 //!
 //! ```text
@@ -6,16 +6,16 @@
 //!  trusted ────────────────────────▶ suspect ─────────────────────────────────────────────────────▶ trusted
 //!                                      │ leader: hands over; no candidate, or none took it within an election
 //!                                      │         timeout: steps down
-//!                                      └ anyone: seeks no vote, takes no office, goes on hearing and following
+//!                                      └ anyone: seeks no vote, takes no leadership, goes on hearing and following
 //!
 //!  space short: a snapshot early, the log cut behind the newest one, whoever might still want the rest
 //!  space low:   besides, a leader hands over if somebody takes it, and answers `LowSpace`, until there is space again
 //! ```
 //!
 //! A leader whose certificate has ended keeps the connections that it has, and gets no new ones: a follower that starts again could
-//! never hear it. So it hands over, too, while it can, and keeps the office if nobody takes it.
+//! never hear it. So it hands over, too, while it can, and keeps the leadership if nobody takes it.
 //!
-//! A leader whose disk hangs would otherwise keep its office for as long as its heartbeats arrive, and apply nothing.
+//! A leader whose disk hangs would otherwise keep its leadership for as long as its heartbeats arrive, and apply nothing.
 //! Age is counted in ticks that passed, so a process that was paused does not take its own sleep for the disk's.
 //!
 //! Deliberately absent: judging by one slow write. A disk is slow when the *oldest* write waits past the bound.
@@ -48,7 +48,7 @@ impl Disk {
 /// asks again with each heartbeat, a candidate with its next campaign, and a snapshot's fate has a deadline.
 pub(super) const MAX_HELD: usize = 4096;
 
-/// After so many election timeouts a leader low on space asks those again that did not take its office.
+/// After so many election timeouts a leader low on space asks those again that did not take its leadership.
 const PATIENCE_WITH_PEERS: u64 = 10;
 
 /// The same of one whose certificate has ended, which goes on taking writes: each offer holds them up for as long as nobody takes it.
@@ -65,9 +65,9 @@ pub(super) struct Disk {
     pub dropped: u64,
     suspicion: Option<Suspicion>,
     room: Room,
-    /// Since which tick the office is being handed over.
+    /// Since which tick leadership is being handed over.
     handing_over: Option<u64>,
-    /// Who was offered the office, for lack of space or of a certificate, and did not take it; asked again from this tick on.
+    /// Who was offered leadership, for lack of space or of a certificate, and did not take it; asked again from this tick on.
     declined: (BTreeSet<NodeId>, u64),
 }
 
@@ -127,7 +127,7 @@ impl<T> Consensus<T> {
         }
         self.disk.declined = Default::default();
         if !room.low && self.disk.suspicion.is_none() && !self.certificate_ended {
-            self.keep_office();
+            self.keep_leadership();
         }
     }
 
@@ -137,8 +137,8 @@ impl<T> Consensus<T> {
         self.disk.suspicion.is_none() && self.snapshots.restoring.is_none()
     }
 
-    /// Whether an office may be handed to it. Low on space, or without a certificate, it would only hand it on.
-    pub(super) fn may_be_handed_office(&self) -> bool {
+    /// Whether leadership may be handed to it. Low on space, or without a certificate, it would only hand it on.
+    pub(super) fn may_be_handed_leadership(&self) -> bool {
         self.may_lead() && !self.disk.is_low() && !self.certificate_ended
     }
 
@@ -198,8 +198,8 @@ impl<T> Consensus<T> {
             _ => {}
         }
         match self.raw.raft.state {
-            StateRole::Leader if self.disk.suspicion.is_some() => self.give_up_office(),
-            StateRole::Leader if self.disk.is_low() || self.certificate_ended => self.offer_office(),
+            StateRole::Leader if self.disk.suspicion.is_some() => self.give_up_leadership(),
+            StateRole::Leader if self.disk.is_low() || self.certificate_ended => self.offer_leadership(),
             StateRole::Leader => {}
             // Nor does it go on asking for votes that it could not use.
             StateRole::Candidate | StateRole::PreCandidate if self.disk.suspicion.is_some() => self.resign(),
@@ -213,7 +213,7 @@ impl<T> Consensus<T> {
         self.raw.raft.election_elapsed += 1;
     }
 
-    fn give_up_office(&mut self) {
+    fn give_up_leadership(&mut self) {
         match (self.disk.handing_over, self.successor(&BTreeSet::new())) {
             (None, Some(successor)) => self.hand_over(successor),
             (Some(since), _) if self.ticks - since < self.settings.election_ticks as u64 => {}
@@ -221,13 +221,13 @@ impl<T> Consensus<T> {
         }
     }
 
-    /// For lack of space, or of a certificate. Where nobody takes it the office is kept: such a leader can still serve reads, and one
+    /// For lack of space, or of a certificate. Where nobody takes it leadership is kept: such a leader can still serve reads, and one
     /// without a certificate whoever is connected.
-    fn offer_office(&mut self) {
+    fn offer_leadership(&mut self) {
         let patience = self.settings.election_ticks as u64;
         match self.disk.handing_over {
             Some(since) if self.ticks - since < patience => {}
-            Some(_) => self.keep_office(),
+            Some(_) => self.keep_leadership(),
             None => {
                 if self.disk.declined.1 <= self.ticks {
                     let rest = if self.disk.is_low() { PATIENCE_WITH_PEERS } else { PATIENCE_WITHOUT_CERTIFICATE };
@@ -270,7 +270,7 @@ impl<T> Consensus<T> {
         self.draw_election_timeout();
     }
 
-    fn keep_office(&mut self) {
+    fn keep_leadership(&mut self) {
         if self.disk.handing_over.take().is_some() && self.raw.raft.state == StateRole::Leader {
             self.raw.raft.abort_leader_transfer();
         }
@@ -286,7 +286,7 @@ impl<T> Consensus<T> {
         self.disk.suspicion = None;
         // What passed meanwhile is no reason to campaign at once.
         self.raw.raft.election_elapsed = 0;
-        self.keep_office();
+        self.keep_leadership();
     }
 
     /// Keeps what is held for the disk within its bound.

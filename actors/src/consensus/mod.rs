@@ -110,7 +110,7 @@ pub struct Settings {
     pub max_unapplied_bytes: usize,
     /// Bytes handed to this node's disk and not durable. At the bound a leader answers `Busy`.
     pub max_unpersisted_bytes: usize,
-    /// How many ticks a write may wait for the disk before this node gives up its office and seeks none.
+    /// How many ticks a write may wait for the disk before this node gives up its leadership and seeks none.
     pub disk_slow_ticks: u64,
     /// Bytes of applied entries kept in memory.
     pub log_tail_bytes: usize,
@@ -386,7 +386,7 @@ impl<T> Consensus<T> {
             return waits && matches!(message.kind, Append | Heartbeat | Snapshot);
         }
         // Being told to campaign at once is a campaign; a leader that is told so in a later term has stepped down by then.
-        if message.kind == TimeoutNow && (self.could_not_be_elected() || !self.may_be_handed_office()) {
+        if message.kind == TimeoutNow && (self.could_not_be_elected() || !self.may_be_handed_leadership()) {
             return false;
         }
         // The bound on what is committed and not applied: the leader sends again what is dropped here. What is not committed does

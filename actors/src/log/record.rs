@@ -13,7 +13,7 @@
 //! The CRC covers the key and everything in the value after itself, so a value under another's key is seen.
 //! `previous` is the CRC of the piece before; for the first block of a log it is the anchor. The record of kind `Snapshot`
 //! is the log's [`Foundation`]: it says where the log begins, what the first block names, and which snapshots a node can start from. So a missing, reordered or foreign block is seen even when it is intact in
-//! itself. What the chain cannot see is that its end is missing: that is the watermark's office.
+//! itself. What the chain cannot see is that its end is missing: that is what the watermark is for.
 //!
 //! Deliberately absent: files, sled, and any decision. Everything here is a function of bytes, and no bytes
 //! can make it panic.
