@@ -38,3 +38,85 @@ pub fn read_entries(reader: Arc<dyn LogReader>, read: ReadEntries, reply_to: Wea
         false => work(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        sync::{
+            Mutex,
+            mpsc::{Receiver, Sender, channel},
+        },
+        time::Duration,
+    };
+
+    use actix::prelude::*;
+    use actorum_transport::wire::{Entry, GroupId, NodeId};
+    use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
+
+    use super::*;
+    use crate::testkit::command;
+
+    /// A log on a disk that hangs until it is let go of; a panic once nobody can let go of it any more.
+    struct Hanging {
+        asked: Sender<()>,
+        go_on: Mutex<Receiver<Vec<Entry>>>,
+    }
+
+    impl LogReader for Hanging {
+        fn entries(&self, _: GroupId, _: u64, _: u64, _: usize) -> Result<Vec<Entry>, StoreError> {
+            self.asked.send(()).unwrap();
+            let patience = Duration::from_secs(20);
+            Ok(self.go_on.lock().unwrap().recv_timeout(patience).expect("whoever asked is not held up by the disk"))
+        }
+
+        fn first_index(&self, _: GroupId) -> u64 {
+            1
+        }
+
+        fn disk_bytes(&self) -> u64 {
+            0
+        }
+    }
+
+    /// Stands for the core.
+    struct Core(UnboundedSender<EntriesRead>);
+
+    impl Actor for Core {
+        type Context = Context<Self>;
+    }
+
+    impl Handler<EntriesRead> for Core {
+        type Result = ();
+
+        fn handle(&mut self, read: EntriesRead, _: &mut Context<Self>) {
+            let _ = self.0.send(read);
+        }
+    }
+
+    const PEER: NodeId = 3;
+
+    #[actix::test]
+    async fn whoever_asks_is_not_held_up_by_a_disk_that_hangs() {
+        let (heard, mut read) = unbounded_channel();
+        let core = Core(heard).start();
+        let reply_to = core.downgrade().recipient();
+        let ((asked, was_asked), (go_on, goes_on)) = (channel(), channel());
+        let reader = Arc::new(Hanging { asked, go_on: Mutex::new(goes_on) });
+        let ask = |from| ReadEntries { group: GroupId::FIRST, peer: PEER, from, to: 9, max_bytes: 100 };
+        for (found, whole) in [(vec![command(5, 1, 1), command(6, 1, 2)], true), (vec![command(6, 1, 2)], false)] {
+            // Comes back while the disk hangs.
+            read_entries(reader.clone(), ask(5), reply_to.clone());
+            was_asked.recv().unwrap();
+            assert!(read.try_recv().is_err());
+            go_on.send(found.clone()).unwrap();
+            let EntriesRead { peer, from, result } = read.recv().await.unwrap();
+            assert_eq!((peer, from, result.is_ok()), (PEER, 5, whole), "{result:?}");
+            assert!(result.is_err() || result.unwrap() == found);
+        }
+        // A store that panics is one that could not be read.
+        drop(go_on);
+        read_entries(reader, ask(5), reply_to);
+        let EntriesRead { result, .. } = read.recv().await.unwrap();
+        assert!(matches!(result, Err(StoreError::Panicked(_))), "{result:?}");
+    }
+}
