@@ -94,10 +94,10 @@ impl Authority {
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         valid(&mut params, None);
-        if days.is_some() {
-            // Certificates that it will sign are valid no longer than it is.
+        if let Some(days) = days {
+            // Certificates that it will sign are valid no longer than it is. A day more, for they are signed after it.
             let default = params.not_after;
-            valid(&mut params, days);
+            valid(&mut params, Some(days + 1));
             params.not_after = params.not_after.max(default);
         }
         let certificate = params.self_signed(&key).map_err(generate)?.pem();
