@@ -115,12 +115,12 @@ reasons! {
     NoMajority "no_majority" no_majority;
     /// There is too little room on a disk.
     LowSpace "low_space" low_space;
+    /// A disk answers slowly: a leader takes no writes until it has answered.
+    DiskSlow "disk_slow" disk_slow;
     /// A majority can be reached, and no leader is known: an election is under way.
     NoLeader "no_leader" no_leader;
     /// The node that leads says that it takes no writes, for a reason that this version does not know.
     LeaderUnready "leader_unready" leader_unready;
-    /// The disk answers slowly.
-    DiskSlow "disk_slow" disk_slow;
     /// The calendar clock of this node shows a time that cannot be: it was never set.
     ClockUnset "clock_unset" clock_unset;
     /// The calendar clock of a member is too far from the median of the voters'.
@@ -398,26 +398,36 @@ fn low_space(status: &Status) -> Found {
     let needed = disk.needed_bytes;
     let free = disk.free_bytes.map_or(String::new(), |free| format!(" ({free} bytes are free, {needed} are needed)"));
     let message = format!("the disk of node {} is nearly full{free}: make room on it or enlarge it", status.id);
+    refused_for_a_disk(status, Reason::LowSpace, message)
+}
+
+/// What the state of this node's disk means for writes. A follower's keeps none from succeeding, as long as another node leads.
+fn refused_for_a_disk(status: &Status, reason: Reason, message: String) -> Found {
     match status.role {
         Role::Leader => unready(format!("{message}. Until then writes are refused, for no other node leads")),
-        // A node whose disk is full cannot even vote for another one.
+        // Such a node cannot even vote for another one.
         _ if no_leader(status).is_some() => {
             unready(format!("{message}. Until then writes are refused, for no node leads"))
         }
-        _ => leader_refusal(status, Reason::LowSpace).or(warning(message)),
+        _ => leader_refusal(status, reason).or(warning(message)),
     }
 }
 
 fn disk_slow(status: &Status) -> Found {
     let disk = &status.disk;
     if !matches!(disk.state, DiskState::Slow | DiskState::Suspect) {
-        return None;
+        return leader_refusal(status, Reason::DiskSlow);
     }
     let gone = if disk.state == DiskState::Suspect { "; this node does not lead until it is done" } else { "" };
-    warning(format!(
-        "the disk of node {} is slow: a write has been waiting for {} ms{gone}. Look for what else uses that disk, or replace it",
+    let look = match disk.low {
+        true => "It is nearly full, too: make room on it first",
+        false => "Look for what else uses that disk, or replace it",
+    };
+    let message = format!(
+        "the disk of node {} is slow: a write has been waiting for {} ms{gone}. {look}",
         status.id, disk.waiting_ms
-    ))
+    );
+    refused_for_a_disk(status, Reason::DiskSlow, message)
 }
 
 fn clock_unset(status: &Status) -> Found {
@@ -747,6 +757,37 @@ mod tests {
                 &[(Reason::CommitConflict, Warning, "node 3 says that it committed entry 9")],
             ),
             ("a slow disk", |s| s.disk.state = DiskState::Suspect, &[(Reason::DiskSlow, Warning, "does not lead")]),
+            (
+                "a slow disk that is nearly full",
+                |s| {
+                    s.disk.state = DiskState::Suspect;
+                    s.disk.low = true;
+                },
+                &[(Reason::LowSpace, Warning, "make room"), (Reason::DiskSlow, Warning, "nearly full, too: make room")],
+            ),
+            (
+                "a leader with a slow disk, which refuses writes already",
+                |s| {
+                    leads(s);
+                    s.disk.state = DiskState::Slow
+                },
+                &[(Reason::DiskSlow, Unready, "refused")],
+            ),
+            (
+                "its leader's disk is slow",
+                |s| {
+                    s.peers.get_mut(&2).unwrap().refuses_writes = Some("disk_slow".into());
+                },
+                &[(Reason::DiskSlow, Unready, "node 2 leads")],
+            ),
+            (
+                "a slow disk, and nobody leads",
+                |s| {
+                    s.disk.state = DiskState::Suspect;
+                    s.leader = None
+                },
+                &[(Reason::DiskSlow, Unready, "no node leads"), (Reason::NoLeader, Unready, "no leader is known")],
+            ),
             (
                 "its clock is a year ahead",
                 |s| s.clock.offset_ms = Some(365 * DAY_S * 1000),

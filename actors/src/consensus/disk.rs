@@ -164,7 +164,7 @@ impl<T> Consensus<T> {
 
     /// Half way to suspicion new work would only make it certain: the queue regulates itself, and this node goes on
     /// leading.
-    fn half_way_to_suspicion(&self) -> bool {
+    pub(super) fn half_way_to_suspicion(&self) -> bool {
         self.waiting() * 2 >= self.settings.disk_slow_ticks
     }
 

@@ -46,7 +46,11 @@ impl<T> Consensus<T> {
         if with_us < voters.len() / 2 + 1 {
             return Some(Reason::NoMajority);
         }
-        self.disk.is_low().then_some(Reason::LowSpace)
+        match () {
+            () if self.disk.is_low() => Some(Reason::LowSpace),
+            () if self.half_way_to_suspicion() => Some(Reason::DiskSlow),
+            () => None,
+        }
     }
 
     /// At each tick of a leader, and before it is asked what it knows.
