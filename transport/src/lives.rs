@@ -213,6 +213,8 @@ struct State {
     /// Whether the content says more than the file.
     ahead: bool,
     flushing: bool,
+    /// Whether it was said that it cannot be written.
+    failed: bool,
 }
 
 impl LifeBook {
@@ -232,7 +234,7 @@ impl LifeBook {
 
     fn with(file: Option<Box<dyn LifeFile>>, content: Content) -> Arc<LifeBook> {
         let shown = content.own.clone().into();
-        let state = State { content, shown, ahead: false, flushing: false };
+        let state = State { content, shown, ahead: false, flushing: false, failed: false };
         Arc::new(LifeBook { state: Mutex::new(state), file: Mutex::new(file) })
     }
 
@@ -341,13 +343,21 @@ impl LifeBook {
             state.ahead = false;
             state.content.clone()
         };
-        if let Some(file) = file.as_mut()
-            && let Err(error) = file.write(&content).and_then(|()| file.sync())
-        {
-            tracing::warn!(%error, "how far peers' logs were acknowledged cannot be recorded");
-            self.state().ahead = true;
+        let written = file.as_mut().map_or(Ok(()), |file| file.write(&content).and_then(|()| file.sync()));
+        let mut state = self.state();
+        let said = std::mem::replace(&mut state.failed, written.is_err());
+        match written {
+            Ok(()) => {}
+            // Once for as long as it lasts: it is tried again with every second.
+            Err(error) if said => {
+                tracing::debug!(%error, "how far peers' logs were acknowledged still cannot be recorded")
+            }
+            Err(error) => {
+                tracing::warn!(%error, "how far peers' logs were acknowledged cannot be recorded: it is tried again")
+            }
         }
-        self.state().flushing = false;
+        state.ahead |= state.failed;
+        state.flushing = false;
     }
 
     /// The directory is closed: nothing is written to it any more.
