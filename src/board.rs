@@ -221,6 +221,7 @@ impl Board {
             changed = self.core.changed() => changed.is_ok() || self.life.changed().await.is_ok(),
             changed = self.applier.changed() => changed.is_ok() || self.life.changed().await.is_ok(),
             changed = self.members.changed() => changed.is_ok() || self.life.changed().await.is_ok(),
+            changed = self.log.changed() => changed.is_ok() || self.life.changed().await.is_ok(),
             changed = self.snapshots.changed() => changed.is_ok() || self.life.changed().await.is_ok(),
             changed = self.network.changed() => changed.is_ok() || self.life.changed().await.is_ok(),
             changed = self.consistency.changed() => changed.is_ok() || self.life.changed().await.is_ok(),
@@ -233,6 +234,7 @@ impl Board {
         self.core.mark_unchanged();
         self.applier.mark_unchanged();
         self.members.mark_unchanged();
+        self.log.mark_unchanged();
         self.snapshots.mark_unchanged();
         self.network.mark_unchanged();
         self.consistency.mark_unchanged();

@@ -411,6 +411,14 @@ fn a_directory_on_a_full_volume_is_refused_unharmed_or_opens_by_its_reserve() {
     // With the reserve: it starts, and makes room by itself.
     disk.fill();
     assert!(disk.data().join("ballast").exists() && disk.available() == 0);
+    // Not a second process on the directory of one that runs, which would take its reserve.
+    let running = File::open(disk.data().join("lock")).unwrap();
+    running.try_lock().unwrap();
+    lab.0.launch(1);
+    assert_eq!(lab.0.node_mut(1).wait_until_it_ends().code(), Some(1));
+    assert!(lab.0.node(1).last_words(1).contains("in use"), "{}", lab.0.node(1).last_words(1));
+    assert!(disk.data().join("ballast").exists(), "the reserve of a node that runs is its own");
+    drop(running);
     lab.0.start(1);
     lab.0.leader();
     assert_eq!(lab.0.node(1).get("small").body["value"], "x");

@@ -8,7 +8,8 @@
 //!
 //! Batching comes from load, never from a timer: a lone append is submitted at once, and everything that
 //! arrives while the disk works becomes the next batch, with one sync. An append that no promise waits for
-//! (a moved commit index) rides with the next one that is synced, in its order.
+//! (a moved commit index) rides with the next one that is synced, in its order. A second batch is submitted only while the first
+//! waits for room on the disk, and holds a compaction that may make it.
 //!
 //! The store blocks a thread of its own, never this actor: while a sync hangs, status is still answered.
 //! A failed write or sync is final: nothing is written after it, and what waits is never promised.
@@ -128,8 +129,9 @@ pub struct LogWriter {
     /// Bytes written since the last look for space began.
     unlooked: u64,
     waiting: VecDeque<Append>,
-    in_flight: Option<InFlight>,
-    /// The batch in flight at the last looks, and at how many of them.
+    /// Bound: one, and one for each compaction that came while a write waits for room.
+    in_flight: VecDeque<InFlight>,
+    /// The oldest batch in flight at the last looks, and at how many of them.
     watched: (Option<Ticket>, u32),
     /// Who waits for everything to be durable and the store to be closed.
     closing: Vec<oneshot::Sender<()>>,
@@ -182,7 +184,7 @@ impl LogWriter {
                 waits_for_room: false,
                 unlooked: 0,
                 waiting: VecDeque::new(),
-                in_flight: None,
+                in_flight: VecDeque::new(),
                 watched: (None, 0),
                 closing: Vec::new(),
                 status,
@@ -192,17 +194,23 @@ impl LogWriter {
 
     /// Submits what waits, if the store is free and a promise depends on it.
     fn pump(&mut self) {
-        if self.in_flight.is_some() || self.has_failed() {
+        if self.has_failed() || !self.in_flight.is_empty() && !self.could_make_room() {
             return;
         }
-        if self.waiting.iter().any(|append| append.sync) || !self.closing.is_empty() {
+        let behind_another = !self.in_flight.is_empty();
+        if behind_another || self.waiting.iter().any(|append| append.sync) || !self.closing.is_empty() {
             self.submit();
         } else {
             self.let_wait();
         }
-        if self.in_flight.is_none() && !self.closing.is_empty() {
+        if self.in_flight.is_empty() && !self.closing.is_empty() {
             self.close();
         }
+    }
+
+    /// Whether the store should hear of a compaction although a write is in flight: it waits for the room that this makes.
+    fn could_make_room(&self) -> bool {
+        self.waits_for_room && self.waiting.iter().any(|append| append.write.compact.is_some())
     }
 
     fn submit(&mut self) {
@@ -224,7 +232,7 @@ impl LogWriter {
         }
         // Synced even if nobody waits for these very writes: only then may an entry count for anything (promise 2).
         let ticket = appender.submit(Batch { writes, sync: true });
-        self.in_flight = Some(InFlight { ticket, appends, entries, numbers });
+        self.in_flight.push_back(InFlight { ticket, appends, entries, numbers });
     }
 
     /// Everything before these is durable and no promise depends on them: they count as persisted, so that no
@@ -249,9 +257,9 @@ impl LogWriter {
         if self.bounds.low_space > 0 && self.unlooked > self.bounds.low_space / LOOK_AFTER {
             self.look_for_space(ctx);
         }
-        let Some(batch) = self.in_flight.take() else { return };
+        let Some(batch) = self.in_flight.pop_front() else { return };
         assert_eq!(ticket, batch.ticket, "the store completes batches in the order of submission, each once");
-        self.status.send_modify(|status| {
+        self.count(|status| {
             status.entries += batch.entries;
             status.syncs += 1;
             status.sync_us += micros(written.sync);
@@ -279,7 +287,7 @@ impl LogWriter {
         tracing::debug!(%error, "the log cannot be written; this node stops promising");
         self.status.send_modify(|status| status.failed = Some(cause.clone()));
         self.waiting.clear();
-        self.in_flight = None;
+        self.in_flight.clear();
         if let Some(front_door) = self.links.failed.upgrade() {
             let reason = match error {
                 StoreError::Gone { .. } => Reason::DataDirectoryMissing,
@@ -335,7 +343,7 @@ impl LogWriter {
         }
         self.look_for_space(ctx);
         // What waits for room is held up by somebody else's files, not by the disk.
-        let now = self.in_flight.as_ref().map(|batch| batch.ticket).filter(|_| !self.waits_for_room);
+        let now = self.in_flight.front().map(|batch| batch.ticket).filter(|_| !self.waits_for_room);
         self.watched = if now.is_some() && now == self.watched.0 { (now, self.watched.1 + 1) } else { (now, 0) };
         let waited = LOOK * self.watched.1;
         if self.watched.1 > 0 && waited >= self.bounds.dead_after && !self.has_failed() {
@@ -364,11 +372,13 @@ impl LogWriter {
         let (low_space, spare) = (self.bounds.low_space, space.spare());
         let mark = |was: bool, least: u64| if was { least.saturating_add(least / 4) } else { least };
         let low_mark = mark(was_low, low_space);
-        let low = spare < low_mark;
-        let short = spare < mark(was_short, low_space.saturating_mul(SHORT));
+        // However much is free: it is too little for a write that waits for more.
+        let low = spare < low_mark || self.waits_for_room;
+        let short = spare < mark(was_short, low_space.saturating_mul(SHORT)) || self.waits_for_room;
         // What is missing of the reserve is made first.
         let missing = space.reserve_wanted.saturating_sub(space.reserve);
-        let needed = mark(low, low_space).saturating_add(missing);
+        let waits_for = if self.waits_for_room { space.lacks } else { 0 };
+        let needed = mark(low, low_space).saturating_add(missing).max(waits_for);
         let free = space.free;
         let changed = self.status.send_if_modified(|status| {
             let found = (Some(free), space.reserve, needed, low, short);
@@ -398,11 +408,15 @@ impl LogWriter {
 
     fn publish(&mut self) {
         let waiting = self.waiting.len();
-        let in_flight = self.in_flight.as_ref().map_or(0, |batch| batch.appends);
+        let in_flight = self.in_flight.iter().map(|batch| batch.appends).sum();
+        self.count(|status| (status.waiting, status.in_flight) = (waiting, in_flight));
+    }
+
+    /// Changes numbers that move with every batch. They wake nobody: who looks sees them.
+    fn count(&self, change: impl FnOnce(&mut LogWriterStatus)) {
         self.status.send_if_modified(|status| {
-            let changed = (status.waiting, status.in_flight) != (waiting, in_flight);
-            (status.waiting, status.in_flight) = (waiting, in_flight);
-            changed
+            change(status);
+            false
         });
     }
 }
@@ -515,10 +529,13 @@ impl Handler<Looked> for LogWriter {
         }
         match &found {
             Ok(space) => {
-                self.space(*space);
                 if !probe {
                     self.waits_for_room = space.lacked > self.lacked;
                     self.lacked = space.lacked;
+                }
+                self.space(*space);
+                if self.waits_for_room {
+                    self.pump();
                     self.close_if_stuck();
                 }
             }
@@ -583,7 +600,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        log::store::{HardState, Write},
+        log::store::{Compact, HardState, Write},
         testkit::{FakeCore, Heard, TestStore, command},
     };
 
@@ -831,6 +848,49 @@ mod tests {
         assert!(f.store.closed());
     }
 
+    /// In virtual time: a write that waits for room is what "low" means, however much is free, and a compaction is not held up by it.
+    #[test]
+    fn a_write_that_waits_for_room_is_low_space() {
+        let paused = || tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+        System::with_tokio_rt(paused).block_on(async {
+            let mut f = start();
+            f.writer.send(entry(1, 2)).await.unwrap();
+            assert_eq!(f.store.submitted().len(), 1);
+            let compact = |number| {
+                let compact = Some(Compact { snapshots: Vec::new(), up_to: 1 });
+                Append { number, write: Write { compact, ..Write::default() }, sync: true }
+            };
+            f.writer.send(entry(2, 3)).await.unwrap();
+            f.writer.send(compact(3)).await.unwrap();
+            let mut free = 0;
+            let mut look = async |f: &Fixture, lacked| {
+                while !f.store.looks() {
+                    tokio::time::sleep(LOOK / 4).await;
+                }
+                free += 5000;
+                f.store.look(false, Ok(Space { free, lacked, lacks: 70_000, ..Space::default() }));
+                f.status().await
+            };
+            assert!(!look(&f, 0).await.low);
+            assert_eq!(f.store.submitted().len(), 1, "one batch at a time");
+            let status = look(&f, 1).await;
+            assert_eq!((status.low, status.short, status.needed_bytes), (true, true, 70_000));
+            let room = Room { low: true, short: true, free: 10_000, needed: 70_000 };
+            assert_eq!(f.heard.try_recv().ok(), Some(Heard::Disk(DiskReport::Space(room))));
+            let batches = f.store.submitted();
+            assert_eq!((batches.len(), batches[1].writes.len()), (2, 2), "the compaction, and what comes before it");
+            f.writer.send(entry(4, 4)).await.unwrap();
+            assert_eq!((f.store.submitted().len(), f.status().await.in_flight), (2, 3), "no compaction, so it waits");
+            f.complete();
+            assert_eq!(f.heard.recv().await, Some(Heard::Persisted(1)));
+            f.complete();
+            assert_eq!(f.heard.recv().await, Some(Heard::Persisted(3)));
+            assert_eq!(f.store.submitted().len(), 1);
+            let status = look(&f, 1).await;
+            assert_eq!((status.low, status.short, status.needed_bytes), (false, false, 1000));
+        });
+    }
+
     /// In virtual time: what waits for room is given up, before the look that says so and after it.
     #[test]
     fn closing_does_not_wait_for_room() {
@@ -861,7 +921,10 @@ mod tests {
                 assert!(f.store.closed());
                 f.store.complete(Err(StoreError::Closed("it was closed before there was room on the disk".into())));
                 assert_eq!(f.status().await.failed, None);
-                assert!(f.heard.try_recv().is_err(), "nothing is promised, and closing in order is no failure");
+                while let Ok(heard) = f.heard.try_recv() {
+                    let low = matches!(heard, Heard::Disk(DiskReport::Space(_)));
+                    assert!(low, "nothing is promised, and closing in order is no failure: {heard:?}");
+                }
             });
         }
     }

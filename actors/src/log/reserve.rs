@@ -84,8 +84,9 @@ pub struct Reserve {
     wanted: AtomicU64,
     /// How many have borrowed it.
     lent: Mutex<u32>,
-    /// How often the log has found too little room for a write.
+    /// How often the log has found too little room for a write, and how much it needed the last time.
     lacked: AtomicU64,
+    lacks: AtomicU64,
 }
 
 /// Keeps the reserve from being made again until whoever borrowed it is done.
@@ -107,8 +108,9 @@ impl Reserve {
     pub fn over(ballast: Box<dyn Ballast>, bounds: ReserveBounds) -> Arc<Reserve> {
         // A setting above the bound counts as the bound: the reserve must not fill the volume.
         let bounds = ReserveBounds { bytes: bounds.bytes.min(bounds.max_bytes), ..bounds };
-        let (wanted, lacked) = (AtomicU64::new(bounds.bytes), AtomicU64::new(0));
-        Arc::new(Reserve { ballast, bounds, wanted, lent: Mutex::default(), lacked })
+        let wanted = AtomicU64::new(bounds.bytes);
+        let (lacked, lacks) = (AtomicU64::new(0), AtomicU64::new(0));
+        Arc::new(Reserve { ballast, bounds, wanted, lent: Mutex::default(), lacked, lacks })
     }
 
     /// It is to hold a snapshot of so many bytes, too: the next one is about as large as the last.
@@ -128,11 +130,13 @@ impl Reserve {
         let possible = reserve.saturating_add(free.saturating_sub(self.left_free()));
         let counted = possible.max(self.bounds.bytes.saturating_add(2 * self.bounds.engine));
         let reserve_wanted = self.wanted.load(Ordering::Relaxed).min(counted);
-        Ok(Space { free, reserve, reserve_wanted, lacked: self.lacked.load(Ordering::Relaxed) })
+        let (lacked, lacks) = (self.lacked.load(Ordering::Relaxed), self.lacks.load(Ordering::Relaxed));
+        Ok(Space { free, reserve, reserve_wanted, lacked, lacks })
     }
 
-    /// The log has found too little room for a write, once more.
-    pub fn log_lacks_room(&self) {
+    /// The log has found too little room for a write, once more: so many bytes must be free.
+    pub fn log_lacks_room(&self, needed: u64) {
+        self.lacks.store(needed, Ordering::Relaxed);
         self.lacked.fetch_add(1, Ordering::Relaxed);
     }
 

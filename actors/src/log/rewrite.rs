@@ -151,8 +151,8 @@ pub(super) trait Renew<E>: Send {
         false
     }
 
-    /// The log has found too little room for a write, once more.
-    fn log_lacks_room(&self) {}
+    /// The log has found too little room for a write, once more: so many bytes must be free.
+    fn log_lacks_room(&self, _needed: u64) {}
 
     /// Bytes that [`Renew::lend`] would make free.
     fn reserve(&self) -> u64 {
@@ -309,6 +309,8 @@ pub(super) struct Rewriter<E> {
     left: u64,
     /// When room was last looked at, and whether it was short.
     looked: Option<(Instant, bool)>,
+    /// Whether a write waits for room.
+    log_waits: bool,
     /// Holds the reserve for what is under way.
     lent: Option<Box<dyn Send>>,
     not_before: Option<Instant>,
@@ -338,6 +340,7 @@ impl<E: Engine> Rewriter<E> {
             begun,
             left,
             looked,
+            log_waits: false,
             lent,
             not_before,
             not_before_if_short,
@@ -371,13 +374,20 @@ impl<E: Engine> Rewriter<E> {
         (bytes as u64).saturating_mul(TAKEN_BY_LIVE).saturating_add(besides)
     }
 
-    /// There was too little room for a write, once more.
-    pub(super) fn log_lacks_room(&self) {
-        self.renew.log_lacks_room();
+    /// The same for a write, which waits if there is none: as long as it does, room is short, however much is free.
+    pub(super) fn has_room_for_write(&mut self, bytes: usize) -> bool {
+        self.log_waits = !self.has_room(bytes);
+        if self.log_waits {
+            self.renew.log_lacks_room(self.needed_for(bytes));
+        }
+        !self.log_waits
     }
 
     /// Whether room is short, at the last look.
     pub(super) fn is_short(&mut self) -> bool {
+        if self.log_waits {
+            return true;
+        }
         if let Some((when, short)) = self.looked
             && when.elapsed() < SHORT_FOR
         {

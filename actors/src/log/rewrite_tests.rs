@@ -758,8 +758,9 @@ struct Reserve {
     short: AtomicBool,
     bytes: AtomicU64,
     lent: Arc<AtomicU64>,
-    /// How often the log lacked it.
+    /// How often the log lacked it, and how much it needed.
     lacked: AtomicU64,
+    needed: AtomicU64,
     /// Whether nobody knows after the next rewriting which engine is the log.
     fatal: AtomicBool,
 }
@@ -833,8 +834,9 @@ impl Renew<Values> for Told {
         true
     }
 
-    fn log_lacks_room(&self) {
+    fn log_lacks_room(&self, needed: u64) {
         self.room.1.lacked.fetch_add(1, Ordering::SeqCst);
+        self.room.1.needed.store(needed, Ordering::SeqCst);
     }
 
     fn reserve(&self) -> u64 {
@@ -1360,58 +1362,78 @@ fn want_of_room_hides_no_failure_and_damage_is_said_each_time() {
 }
 
 /// The thread of a store whose log is in memory, on a volume as the test says it.
-fn threaded(room: &Room) -> (Box<dyn LogAppender>, Receiver<Completed>) {
-    let (_, shared, watermark) = empty();
-    let (retry, reserve_bytes, aside_bytes, slice_bytes) = (Duration::ZERO, 10_000, 1000, 200_000);
-    let pace = Pace { min_bytes: 0, ratio: 0, slice_bytes, retry, reserve_bytes, aside_bytes };
-    let told = Told { story: Story::default(), fails: false, room: room.clone() };
-    let (heard, completed) = channel();
-    let at_work = worker::Pace {
-        max_waiting: 8,
-        max_commit_bytes: 1 << 20,
-        watermark_bytes: 1 << 20,
-        watermark_commits: 100,
-        watermark_quiet: PATIENCE,
-        close_within: PATIENCE,
-    };
-    let completed_by = Arc::new(move |completion| drop(heard.send(completion)));
-    let rewriter = Rewriter::new(Box::new(told), pace);
-    (worker::Worker::start(shared, watermark, rewriter, at_work, completed_by), completed)
+struct Threaded {
+    appender: Option<Box<dyn LogAppender>>,
+    completed: Receiver<Completed>,
+    shared: Arc<Shared<Values>>,
+    story: Story,
+    room: Room,
+}
+
+/// Room for a copy of a small log, and not for a write of entries.
+const LITTLE: u64 = 500_000;
+
+impl Threaded {
+    /// With a log of one snapshot, on a volume with room, whose reserve keeps that of the next opening.
+    fn start(min_bytes: u64) -> Threaded {
+        let room = Room::default();
+        room.is([1 << 40]);
+        room.1.bytes.store(OPENING, Ordering::SeqCst);
+        let ((_, shared, watermark), story) = (empty(), Story::default());
+        let (retry, reserve_bytes, aside_bytes, slice_bytes) = (Duration::ZERO, 10_000, 1000, 200_000);
+        let pace = Pace { min_bytes, ratio: 0, slice_bytes, retry, reserve_bytes, aside_bytes };
+        let told = Told { story: story.clone(), fails: false, room: room.clone() };
+        let at_work = worker::Pace {
+            max_waiting: 8,
+            max_commit_bytes: 1 << 20,
+            watermark_bytes: 1 << 20,
+            watermark_commits: 100,
+            watermark_quiet: PATIENCE,
+            close_within: PATIENCE,
+        };
+        let (heard, completed) = channel();
+        let heard = Arc::new(move |completion| drop(heard.send(completion)));
+        let rewriter = Rewriter::new(Box::new(told), pace);
+        let appender = Some(worker::Worker::start(shared.clone(), watermark, rewriter, at_work, heard));
+        let mut store = Threaded { appender, completed, shared, story, room };
+        store.submit(genesis());
+        store.completed(1).unwrap();
+        store
+    }
+
+    fn submit(&mut self, write: Write) {
+        self.appender.as_mut().unwrap().submit(Batch { writes: vec![write], sync: true });
+    }
+
+    /// The end of that batch, which is the next one to end.
+    fn completed(&self, ticket: u64) -> Result<Written, StoreError> {
+        let Completed { ticket: ended, result } = self.completed.recv_timeout(PATIENCE).expect("an answer");
+        assert_eq!(ended, Ticket(ticket));
+        result
+    }
+
+    fn waits_for_room(&self) {
+        wait_for("it waits for room", || self.room.1.lacked.load(Ordering::SeqCst) > 0);
+        assert!(self.completed.try_recv().is_err());
+    }
 }
 
 #[test]
 fn who_waits_for_room_is_answered_when_the_store_dies_or_closes() {
-    let plenty = 1 << 40;
-    // Enough for a copy, and not for a write of entries; the reserve keeps the room of the next opening.
-    let little = 500_000;
     for dies in [true, false] {
-        let room = Room::default();
-        room.is([plenty]);
-        room.1.bytes.store(OPENING, Ordering::SeqCst);
-        let (mut appender, completed) = threaded(&room);
-        let submit = |appender: &mut Box<dyn LogAppender>, write| {
-            appender.submit(Batch { writes: vec![write], sync: true });
-        };
-        submit(&mut appender, genesis());
-        completed.recv_timeout(PATIENCE).unwrap().result.unwrap();
-        room.is([little]);
-        submit(&mut appender, append(2..=9, 1));
-        submit(&mut appender, append(10..=19, 1));
-        wait_for("it waits for room", || room.1.lacked.load(Ordering::SeqCst) > 0);
-        assert!(completed.try_recv().is_err());
-        let cause = match dies {
-            true => {
-                room.1.fatal.store(true, Ordering::SeqCst);
-                room.1.short.store(true, Ordering::SeqCst);
-                "as the test wants it"
-            }
-            false => {
-                drop(appender);
-                "closed before there was room"
-            }
-        };
-        for _ in 0..2 {
-            let error = completed.recv_timeout(PATIENCE).expect("an answer").result.unwrap_err().to_string();
+        let mut store = Threaded::start(0);
+        store.room.is([LITTLE]);
+        // A rewriting that may make room is what it dies of.
+        store.room.1.fatal.store(dies, Ordering::SeqCst);
+        store.submit(append(2..=9, 1));
+        store.submit(append(10..=19, 1));
+        wait_for("it waits for room", || store.room.1.lacked.load(Ordering::SeqCst) > 0);
+        if !dies {
+            store.appender = None;
+        }
+        let cause = if dies { "as the test wants it" } else { "closed before there was room" };
+        for ticket in [2, 3] {
+            let error = store.completed(ticket).unwrap_err().to_string();
             assert!(error.contains(cause), "{error}");
         }
     }
@@ -1419,20 +1441,64 @@ fn who_waits_for_room_is_answered_when_the_store_dies_or_closes() {
 
 #[test]
 fn a_write_waits_for_room_and_no_longer() {
-    let room = Room::default();
-    room.is([1 << 40]);
-    room.1.bytes.store(OPENING, Ordering::SeqCst);
-    let (mut appender, completed) = threaded(&room);
-    appender.submit(Batch { writes: vec![genesis()], sync: true });
-    completed.recv_timeout(PATIENCE).unwrap().result.unwrap();
-    room.is([ROOM_FOR_STATE]);
+    let mut store = Threaded::start(u64::MAX);
+    store.room.is([ROOM_FOR_STATE]);
     // A vote needs less than entries.
-    let vote = Some(HardState { term: 2, vote: 3, commit: 1 });
-    appender.submit(Batch { writes: vec![Write { hard_state: vote, ..Write::default() }], sync: true });
-    completed.recv_timeout(PATIENCE).unwrap().result.unwrap();
-    appender.submit(Batch { writes: vec![append(2..=9, 2)], sync: true });
-    wait_for("it waits for room", || room.1.lacked.load(Ordering::SeqCst) > 0);
-    assert!(completed.try_recv().is_err());
-    room.is([2 * ROOM_FOR_STATE]);
-    completed.recv_timeout(PATIENCE).unwrap().result.unwrap();
+    store.submit(Write { hard_state: Some(HardState { term: 2, vote: 3, commit: 1 }), ..Write::default() });
+    store.completed(2).unwrap();
+    store.submit(append(2..=9, 2));
+    store.waits_for_room();
+    let needed = store.room.1.needed.load(Ordering::SeqCst);
+    assert!((ROOM_FOR_STATE + 8 * 3 * 300..2 * ROOM_FOR_STATE).contains(&needed), "{needed}");
+    store.room.is([needed - 1]);
+    let rounds = store.room.1.lacked.load(Ordering::SeqCst);
+    wait_for("two more looks", || store.room.1.lacked.load(Ordering::SeqCst) > rounds + 2);
+    assert!(store.completed.try_recv().is_err());
+    store.room.is([needed]);
+    store.completed(3).unwrap();
+}
+
+/// Room is short for a write that waits for it, however much counts as short: the reserve is lent and the log rewritten.
+#[test]
+fn a_write_that_waits_has_room_made_for_it() {
+    let mut store = Threaded::start(u64::MAX);
+    for first in (2..500).step_by(10) {
+        store.submit(append(first..=first + 9, 1));
+    }
+    (2..=51).for_each(|ticket| assert!(store.completed(ticket).is_ok()));
+    store.submit(compact(490, 1));
+    store.completed(52).unwrap();
+    assert_eq!(store.story.told(), Vec::<String>::new(), "nothing is rewritten while there is room");
+    store.room.is([LITTLE]);
+    store.submit(append(502..=509, 1));
+    store.waits_for_room();
+    wait_for("the log is rewritten", || store.story.told().iter().any(|step| step.starts_with("remove")));
+    assert_eq!(store.room.1.lent.load(Ordering::SeqCst), 0, "the reserve is given back");
+    store.room.is([1 << 40]);
+    store.completed(53).unwrap();
+}
+
+/// A compaction makes room for the write that waits before it, and is reported behind it.
+#[test]
+fn a_compaction_does_not_wait_for_room() {
+    let mut store = Threaded::start(u64::MAX);
+    for (first, ticket) in (2..100).step_by(10).zip(2..) {
+        store.submit(append(first..=first + 9, 1));
+        store.completed(ticket).unwrap();
+    }
+    store.room.is([2 * ROOM_FOR_STATE - 1]);
+    // One in the write that waits, one behind it, and one of what is still to be written.
+    store.submit(Write { entries: entries(102..=130, 1, 20_000), ..compact(50, 1) });
+    store.waits_for_room();
+    store.submit(compact(90, 1));
+    store.submit(compact(120, 1));
+    let base = || store.shared.with_engine(|_, logs| Ok((logs[&GROUP].base.0, logs[&GROUP].newest))).unwrap();
+    // Blocks of ten entries go as a whole.
+    wait_for("the log is cut", || base() == (81, 90));
+    assert!(store.completed.try_recv().is_err(), "in the order of their submission");
+    store.room.is([1 << 40]);
+    for ticket in [12, 13, 14] {
+        store.completed(ticket).unwrap();
+    }
+    assert_eq!(base().1, 120);
 }

@@ -225,7 +225,6 @@ impl SledStore {
 
     fn open_here(dir: &Path, options: OpenOptions) -> Result<SledStore, OpenError> {
         let OpenOptions { id, new_incarnation, .. } = options;
-        reserve::give_up_if_full(dir);
         let mut made = None;
         let mut directory = Directory::open(dir, id, new_incarnation, |node| {
             made = Some(create(dir, node, &options)?);
@@ -247,6 +246,8 @@ impl SledStore {
                 return Err(recovery::rolled_back(dir, "no log at all", &watermark));
             }
             None => {
+                // Under the lock: the reserve of a node that runs is its own.
+                reserve::give_up_if_full(dir);
                 directory::settle(dir, generation).map_err(|error| {
                     let doing = "cannot make durable which of its logs counts".to_owned();
                     OpenError::Io { dir: dir.to_owned(), doing, error }
@@ -388,8 +389,8 @@ impl Renew<SledEngine> for Generations {
         self.reserve.watches()
     }
 
-    fn log_lacks_room(&self) {
-        self.reserve.log_lacks_room();
+    fn log_lacks_room(&self, needed: u64) {
+        self.reserve.log_lacks_room(needed);
     }
 
     fn reserve(&self) -> u64 {

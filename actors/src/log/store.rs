@@ -233,6 +233,8 @@ pub struct Space {
     /// How often the log has found too little room for a write. It grows as long as a write waits for room: that takes as long as somebody
     /// else fills the disk, and says nothing of the disk itself.
     pub lacked: u64,
+    /// How many bytes must be free for the write that found too little room last.
+    pub lacks: u64,
 }
 
 impl Space {

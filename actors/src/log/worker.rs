@@ -203,7 +203,7 @@ impl<E: Engine, S: Slots + 'static> Worker<E, S> {
             taken.push(next);
         }
         let sizes: Vec<(Ticket, u64)> = taken.iter().map(|s| (s.ticket, s.bytes() as u64)).collect();
-        let room = self.wait_for_room(bytes, submitted);
+        let room = self.wait_for_room(bytes, &mut taken, submitted);
         let started = Instant::now();
         // Whatever kept them from being written, each is answered.
         let result =
@@ -227,20 +227,28 @@ impl<E: Engine, S: Slots + 'static> Worker<E, S> {
 
     /// Begins no write for which there is no room, and waits for that as long as it takes: an engine that met a full disk is dead, and
     /// whoever fills the disk may make room again. Meanwhile it frees what it can by itself.
-    fn wait_for_room(&mut self, bytes: usize, submitted: &mut Submissions) -> Result<(), StoreError> {
-        if self.rewriter.has_room(bytes) {
+    fn wait_for_room(
+        &mut self,
+        bytes: usize,
+        taken: &mut [Submitted],
+        submitted: &mut Submissions,
+    ) -> Result<(), StoreError> {
+        if self.rewriter.has_room_for_write(bytes) {
             return Ok(());
         }
         tracing::debug!(bytes, "the disk is full: what is to be written waits until there is room");
         loop {
-            // In each round: whoever sees it go on does not take the log's silence for a disk that hangs.
-            self.rewriter.log_lacks_room();
-            // Nothing is rewritten before what is cut off has gone.
-            if self.committer.is_trimming() && self.rewriter.has_room(0) {
-                caught(|| self.trim())?;
+            // What frees room does not wait for it.
+            if self.rewriter.has_room(0) {
+                self.compact_early(taken, submitted)?;
+                // Nothing is rewritten before what is cut off has gone.
+                if self.committer.is_trimming() {
+                    caught(|| self.trim())?;
+                }
             }
             self.rewrite(0)?;
-            if self.rewriter.has_room(bytes) {
+            // In each round: whoever sees it go on does not take the log's silence for a disk that hangs.
+            if self.rewriter.has_room_for_write(bytes) {
                 tracing::debug!("there is room again for what was to be written");
                 return Ok(());
             }
@@ -248,6 +256,24 @@ impl<E: Engine, S: Slots + 'static> Worker<E, S> {
                 return Err(StoreError::Closed("it was closed before there was room on the disk".to_owned()));
             }
         }
+    }
+
+    /// Commits the compactions in what waits, before all the rest of it: they cut off only what is durable, and applied by the state
+    /// machine. They are reported with the batches that they came in.
+    fn compact_early(&mut self, taken: &mut [Submitted], submitted: &mut Submissions) -> Result<(), StoreError> {
+        // In their order: one that a later one has overtaken would be a fault.
+        let waiting = taken.iter_mut().chain(&mut submitted.early);
+        for write in waiting.flat_map(|submitted| &mut submitted.batch.writes) {
+            let cut = Write { group: write.group, compact: write.compact.clone(), ..Write::default() };
+            // One of a log that is still to be written follows that.
+            if write.snapshot.is_some() || !self.committer.can_compact(&cut) {
+                break;
+            }
+            if write.compact.take().is_some() {
+                caught(|| self.commit(vec![Batch { writes: vec![cut], sync: true }]))?;
+            }
+        }
+        Ok(())
     }
 
     /// After the completions: nothing that was submitted before waits for it.
