@@ -277,7 +277,7 @@ impl Config {
         vars: impl IntoIterator<Item = (K, V)>,
     ) -> Result<Vec<String>, ConfigError> {
         let known = known()?;
-        let (mut table, mut foreign) = (Table::new(), Vec::new());
+        let (mut table, mut foreign, mut seed) = (Table::new(), Vec::new(), None);
         for (variable, value) in vars {
             let (variable, value) = (variable.into(), value.into());
             let variable = variable.to_string_lossy();
@@ -307,10 +307,18 @@ impl Config {
             {
                 return Err(wrong(problem));
             }
+            // TOML's whole numbers have 63 bits, and a seed all of 64.
+            if key == "seed"
+                && let Ok(number) = text.trim().parse()
+            {
+                seed = Some(number);
+                continue;
+            }
             let value = in_env(text, example).ok_or_else(|| wrong(format!("{text:?} is not {}", a(example))))?;
             table.insert(key, value);
         }
         self.apply(table)?;
+        self.seed = seed.or(self.seed);
         Ok(foreign)
     }
 

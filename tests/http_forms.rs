@@ -78,6 +78,8 @@ fn head() {
         (public, "/metrics"),
         (public, "/status?x=1"),
         (public, "/nothing"),
+        (public, "/events?after=00000000000000000000000000000000:1"),
+        (public, "/events?after=18446744073709551615"),
         (admin, "/status"),
     ] {
         let (get, head) = (ask(server, "GET", path), ask(server, "HEAD", path));

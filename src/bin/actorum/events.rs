@@ -66,9 +66,6 @@ pub async fn get(node: Data<Node>, request: HttpRequest) -> Result<HttpResponse,
         })?),
         None => after,
     };
-    if request.method() == Method::HEAD {
-        return Ok(HttpResponse::Ok().content_type("text/event-stream").finish());
-    }
     let place = Place::take(&node).ok_or_else(|| Refused::busy(&node, "too many event streams are open"))?;
 
     let (frames, receiver) = mpsc::channel(CHANNEL);
@@ -77,6 +74,12 @@ pub async fn get(node: Data<Node>, request: HttpRequest) -> Result<HttpResponse,
     let subscribe = subscribe.after(after.unwrap_or_default());
     node.raft.subscribe(subscribe).await.map_err(|e| Refused::subscription(&node, e))?;
 
+    if request.method() == Method::HEAD {
+        return Ok(HttpResponse::Ok()
+            .content_type("text/event-stream")
+            .insert_header((header::CACHE_CONTROL, "no-store"))
+            .finish());
+    }
     let body = Body { receiver, stopping: node.stopping.clone(), greeted: false, _place: place };
     Ok(HttpResponse::Ok()
         .content_type("text/event-stream")
