@@ -69,8 +69,9 @@ pub struct Config {
     ///
     /// Waiting costs no client an answer, since a node with a slow disk does not lead; stopping lets a supervisor act.
     pub disk_dead_ms: u64,
-    /// With fewer free bytes on the disk than this a node is low on space: a leader transfers leadership, and answers
-    /// `LowSpace` while no other node takes it; a follower goes on. This ends by itself when a quarter more is free.
+    /// With fewer free bytes on the disk than this a node is low on space: a leader answers `LowSpace`, cuts its log,
+    /// and transfers leadership if that does not help and another node takes it; a follower goes on. This ends by
+    /// itself when a quarter more is free.
     /// With fewer than twice as many, room is short: the log is cut behind the newest snapshot and rewritten, if need
     /// be with the room of the reserve. Otherwise snapshots and the rewriting of the log always leave a quarter of this
     /// free. Default 256 MiB; on a volume below 4 GiB a sixteenth of the volume, but at least 16 MiB. With 0 the node

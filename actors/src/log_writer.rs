@@ -143,6 +143,8 @@ struct InFlight {
     ticket: Ticket,
     appends: usize,
     entries: u64,
+    /// Whether some log is cut in it.
+    cuts: bool,
     /// The highest number per group.
     numbers: BTreeMap<GroupId, u64>,
 }
@@ -216,12 +218,13 @@ impl LogWriter {
     fn submit(&mut self) {
         let Some(appender) = self.appender.as_mut() else { return };
         let (mut writes, mut numbers) = (Vec::new(), BTreeMap::new());
-        let (mut appends, mut entries, mut bytes) = (0, 0, 0);
+        let (mut appends, mut entries, mut bytes, mut cuts) = (0, 0, 0, false);
         while let Some(append) = self.waiting.pop_front() {
             appends += 1;
             entries += append.write.entries.len() as u64;
             bytes += append.write.entries.iter().map(|e| e.size()).sum::<usize>();
             numbers.insert(append.write.group, append.number);
+            cuts |= append.write.compact.is_some();
             writes.push(append.write);
             if bytes >= MAX_BATCH_BYTES {
                 break;
@@ -232,7 +235,7 @@ impl LogWriter {
         }
         // Synced even if nobody waits for these very writes: only then may an entry count for anything (promise 2).
         let ticket = appender.submit(Batch { writes, sync: true });
-        self.in_flight.push_back(InFlight { ticket, appends, entries, numbers });
+        self.in_flight.push_back(InFlight { ticket, appends, entries, cuts, numbers });
     }
 
     /// Everything before these is durable and no promise depends on them: they count as persisted, so that no
@@ -253,11 +256,12 @@ impl LogWriter {
     }
 
     fn persisted(&mut self, ticket: Ticket, written: Written, ctx: &mut Context<Self>) {
+        let Some(batch) = self.in_flight.pop_front() else { return };
         self.unlooked = self.unlooked.saturating_add(written.bytes);
-        if self.bounds.low_space > 0 && self.unlooked > self.bounds.low_space / LOOK_AFTER {
+        // Of a log that was cut the core waits to hear what that has given back.
+        if self.bounds.low_space > 0 && (batch.cuts || self.unlooked > self.bounds.low_space / LOOK_AFTER) {
             self.look_for_space(ctx);
         }
-        let Some(batch) = self.in_flight.pop_front() else { return };
         assert_eq!(ticket, batch.ticket, "the store completes batches in the order of submission, each once");
         self.count(|status| {
             status.entries += batch.entries;
@@ -811,6 +815,24 @@ mod tests {
             f.status().await;
             assert!(!f.store.looks(), "one at a time");
         });
+    }
+
+    /// No time passes: the core waits to hear what a cut has given back.
+    #[actix::test]
+    async fn a_log_that_was_cut_is_looked_at_at_once() {
+        let mut f = start();
+        f.status().await;
+        f.store.look(false, Ok(Space { free: 1 << 40, ..Space::default() }));
+        f.writer.send(entry(1, 2)).await.unwrap();
+        f.complete();
+        assert_eq!(f.heard.recv().await, Some(Heard::Persisted(1)));
+        assert!(!f.store.looks(), "a few bytes can wait for the next look");
+        let compact = Some(Compact { snapshots: Vec::new(), up_to: 1 });
+        f.writer.send(Append { number: 2, write: Write { compact, ..Write::default() }, sync: true }).await.unwrap();
+        assert!(!f.store.looks(), "it is not durable yet");
+        f.complete();
+        assert_eq!(f.heard.recv().await, Some(Heard::Persisted(2)));
+        assert!(f.store.looks());
     }
 
     #[actix::test]

@@ -9,8 +9,13 @@
 //!                                      └ anyone: seeks no vote, takes no leadership, goes on hearing and following
 //!
 //!  space short: a snapshot early, the log cut behind the newest one, whoever might still want the rest
-//!  space low:   besides, a leader hands over if somebody takes it, and answers `LowSpace`, until there is space again
+//!  space low:   besides, what was held for a snapshot that is being sent goes; a leader answers `LowSpace` until
+//!               there is space again, and hands over if somebody takes it, unless it has just cut its log
 //! ```
+//!
+//! A leader may be low on space for nothing but the log that it holds for peers that are behind. Its followers hold
+//! nothing, so each of them has room, and would be just as low soon after it took leadership; and each of them would
+//! send those peers another snapshot from its beginning. So a leader first waits for what its cut gives back.
 //!
 //! A leader whose certificate has ended keeps the connections that it has, and gets no new ones: a follower that starts again could
 //! never hear it. So it hands over, too, while it can, and keeps the leadership if nobody takes it.
@@ -65,6 +70,8 @@ pub(super) struct Disk {
     pub dropped: u64,
     suspicion: Option<Suspicion>,
     room: Room,
+    /// The tick in which the log was first cut in this want of space.
+    cut_since: Option<u64>,
     /// Since which tick leadership is being handed over.
     handing_over: Option<u64>,
     /// Who was offered leadership, for lack of space or of a certificate, and did not take it; asked again from this tick on.
@@ -125,9 +132,16 @@ impl<T> Consensus<T> {
         if was_low == room.low {
             return;
         }
-        self.disk.declined = Default::default();
+        (self.disk.declined, self.disk.cut_since) = Default::default();
         if !room.low && self.disk.suspicion.is_none() && !self.certificate_ended {
             self.keep_leadership();
+        }
+    }
+
+    /// The log is being cut.
+    pub(super) fn note_cut(&mut self) {
+        if self.disk.is_low() {
+            self.disk.cut_since.get_or_insert(self.ticks);
         }
     }
 
@@ -199,7 +213,9 @@ impl<T> Consensus<T> {
         }
         match self.raw.raft.state {
             StateRole::Leader if self.disk.suspicion.is_some() => self.give_up_leadership(),
-            StateRole::Leader if self.disk.is_low() || self.certificate_ended => self.offer_leadership(),
+            StateRole::Leader if self.certificate_ended || self.disk.is_low() && !self.room_may_come_back() => {
+                self.offer_leadership();
+            }
             StateRole::Leader => {}
             // Nor does it go on asking for votes that it could not use.
             StateRole::Candidate | StateRole::PreCandidate if self.disk.suspicion.is_some() => self.resign(),
@@ -219,6 +235,13 @@ impl<T> Consensus<T> {
             (Some(since), _) if self.ticks - since < self.settings.election_ticks as u64 => {}
             _ => self.resign(),
         }
+    }
+
+    /// Whether the log is being cut, or was cut for the first time in this want of space and its room may not have been
+    /// counted yet: the log writer looks as soon as a cut is durable. A disk that stays low costs the leadership in the end.
+    fn room_may_come_back(&self) -> bool {
+        let patience = self.settings.election_ticks as u64;
+        self.is_recording() || self.disk.cut_since.is_some_and(|since| self.ticks - since < patience)
     }
 
     /// For lack of space, or of a certificate. Where nobody takes it leadership is kept: such a leader can still serve reads, and one

@@ -624,11 +624,12 @@ impl<T> Consensus<T> {
         }
         self.ticks += 1;
         self.note_commit();
-        self.look_at_disk();
-        let leads = self.raw.raft.state == StateRole::Leader;
+        // Before the look at the disk: a leader that cuts its log now does not hand over now.
         if self.disk.is_short() {
             self.let_go_of_log();
         }
+        self.look_at_disk();
+        let leads = self.raw.raft.state == StateRole::Leader;
         if !leads && !self.may_lead() {
             self.let_time_pass();
         } else if !self.must_wait_for_disk() {

@@ -14,8 +14,9 @@
 //! longer one (`log_hold_bytes`, while the disk has room) for those that live and for what follows a snapshot that is being sent:
 //! its receiver needs the log from there.
 //!
-//! Where the disk is short of room a snapshot is built sooner, stands alone, and the log is cut right behind it; where space is low even
-//! what is being sent is let go: its receiver is offered the newest.
+//! Where the disk is short of room a snapshot is built sooner, stands alone, and the log is cut right behind it, except
+//! for what follows a snapshot that is being sent, until its receiver has that, too. Where space is low even that is
+//! let go: the receiver is offered the newest.
 //!
 //! Deliberately absent: files and pieces (see the keeper), and any measure of progress but signs of life.
 
@@ -25,7 +26,7 @@ use actorum_transport::{
     planted::{self, Planted},
     wire::{NodeId, RaftMessage, Snapshot},
 };
-use raft::{ProgressState, SnapshotStatus, StateRole};
+use raft::{Progress, ProgressState, SnapshotStatus, StateRole};
 
 use super::{Consensus, convert::message_to_raft};
 use crate::{
@@ -58,6 +59,8 @@ pub(super) struct Snapshots {
     pub restoring: Option<(u64, VecDeque<(NodeId, RaftMessage)>)>,
     /// To whom snapshots are on their way.
     sending: BTreeMap<NodeId, Sending>,
+    /// Who has installed one, and up to which entry it still has to follow.
+    following: BTreeMap<NodeId, u64>,
 }
 
 /// A leader's word that its log begins later than this node needs.
@@ -150,7 +153,7 @@ impl<T> Consensus<T> {
         }
         // At most two: the newest, and one that stands in for it. That is the one before, unless an earlier one is being
         // sent, which its receiver would have to begin anew without.
-        let sent = self.oldest_held().unwrap_or(newest);
+        let sent = self.oldest_sent().unwrap_or(newest);
         let stands_in = view.snapshots().iter().find(|kept| kept.index >= sent).or(view.newest()).cloned();
         // Where room is short the newest stands alone, and the log is cut behind it.
         let stands_in = stands_in.filter(|older| !self.disk.is_short() || self.is_sent(older.index));
@@ -170,10 +173,16 @@ impl<T> Consensus<T> {
         let write = Write { group: self.settings.group, compact, ..Write::default() };
         self.effects.append.push(Append { number, write, sync: true });
         self.snapshots.recording.push_back((number, snapshots));
+        self.note_cut();
+    }
+
+    /// Whether a cut, or a record of what this node starts from, is on its way to the disk.
+    pub(super) fn is_recording(&self) -> bool {
+        !self.snapshots.recording.is_empty()
     }
 
     /// There is no space any more for a longer window than was asked for. Looked at with every tick for as long as that lasts: what
-    /// is still being recorded or sent now will not be then.
+    /// is still being recorded, sent or followed now will not be then.
     pub(super) fn let_go_of_log(&mut self) {
         if !self.snapshots.recording.is_empty() {
             return;
@@ -191,7 +200,7 @@ impl<T> Consensus<T> {
 
     /// Whether a snapshot is on its way to a peer, and there is room for that.
     fn is_sent(&self, index: u64) -> bool {
-        self.oldest_held() == Some(index)
+        self.oldest_sent() == Some(index)
     }
 
     /// The last entry that nobody needs. See the file's head for who may.
@@ -201,9 +210,11 @@ impl<T> Consensus<T> {
         let by_count = newest.index.saturating_sub(self.settings.keep_entries);
         // The window is bounded by both: by many small entries as well as by a few large ones.
         let window = by_count.max(view.index_within(self.settings.keep_bytes));
-        // What is short of room keeps nothing for anybody; what is low on it lets a transfer begin anew.
+        // What is short of room keeps nothing but what follows a snapshot that was sent; what is low on it lets a
+        // transfer begin anew.
         let window = if self.disk.is_short() { u64::MAX } else { window };
-        let mut up_to = window.min(older.index).min(self.oldest_held().unwrap_or(u64::MAX));
+        let held = self.oldest_sent().into_iter().chain(self.oldest_following()).min();
+        let mut up_to = window.min(older.index).min(held.unwrap_or(u64::MAX));
         if let Some(behind) = self.furthest_behind_alive()
             && !self.disk.is_short()
             && view.bytes_after(behind) <= self.settings.hold_bytes
@@ -213,13 +224,25 @@ impl<T> Consensus<T> {
         up_to.clamp(view.base(), self.raw.raft.raft_log.applied.max(view.base()))
     }
 
-    /// The oldest snapshot on its way to a peer that holds the log: only while what follows it is within the bound for followers that
-    /// are behind, and the disk has room. Without it the peer is sent another one after it.
-    fn oldest_held(&self) -> Option<u64> {
-        let (view, bound) = (self.raw.store(), self.settings.hold_bytes);
+    /// The oldest snapshot on its way to a peer that holds the log. Without it the peer is sent another one after it.
+    fn oldest_sent(&self) -> Option<u64> {
         let sent = self.snapshots.sending.values().map(|sending| sending.index);
-        let held = sent.filter(|index| !self.disk.is_low() && view.bytes_after(*index) <= bound).min();
+        let held = sent.filter(|index| self.may_hold(*index)).min();
         held.filter(|_| !planted::is(Planted::CompactedPastTransfer))
+    }
+
+    /// How far the last of those is that have installed a snapshot and do not have yet what followed it. Without that
+    /// it would need another snapshot as soon as it has this one.
+    fn oldest_following(&self) -> Option<u64> {
+        let prs = self.raw.raft.prs();
+        let matched = self.snapshots.following.keys().filter_map(|id| Some(prs.get(*id)?.matched));
+        matched.filter(|index| self.may_hold(*index)).min()
+    }
+
+    /// Whether the log after this index may be held for peers that are behind: only while that is within the bound for
+    /// them, and the disk has room.
+    fn may_hold(&self, index: u64) -> bool {
+        !self.disk.is_low() && self.raw.store().bytes_after(index) <= self.settings.hold_bytes
     }
 
     /// How far the live follower is that is furthest behind; only its leader knows.
@@ -341,12 +364,25 @@ impl<T> Consensus<T> {
         }
     }
 
-    /// Which peers raft-rs is sending a snapshot to. Looked at in each drain: what is sent in this one must not be cut off in
-    /// the next.
+    /// Which peers raft-rs is sending a snapshot to, and which have installed theirs. Looked at in each drain: what is
+    /// sent in this one must not be cut off in the next, nor what follows it before its receiver has that.
     pub(super) fn note_sent(&mut self) {
-        let sending = self.sends().into_iter().map(|(id, index)| {
+        let sends: BTreeMap<NodeId, u64> = self.sends().into_iter().collect();
+        let (raft, Snapshots { sending, following, .. }) = (&self.raw.raft, &mut self.snapshots);
+        let progress = |id: &NodeId| raft.prs().get(*id).filter(|_| raft.state == StateRole::Leader);
+        let installed = sending.iter().filter(|(id, sent)| {
+            !sends.contains_key(id) && progress(id).is_some_and(|progress| progress.matched >= sent.index)
+        });
+        following.extend(installed.map(|(id, _)| (*id, raft.raft_log.last_index())));
+        // Who falls silent is not waited for, nor is anybody for what is appended from now on: that might have no end.
+        following.retain(|id, up_to| {
+            let follows = |progress: &Progress| progress.recent_active && progress.matched < *up_to;
+            !sends.contains_key(id) && progress(id).is_some_and(follows)
+        });
+        let now = self.ticks;
+        let sending = sends.into_iter().map(|(id, index)| {
             let known = self.snapshots.sending.get(&id).filter(|sending| sending.index == index);
-            (id, known.copied().unwrap_or(Sending { index, heard: self.ticks, fetches: false }))
+            (id, known.copied().unwrap_or(Sending { index, heard: now, fetches: false }))
         });
         self.snapshots.sending = sending.collect();
     }

@@ -67,6 +67,8 @@ stories! {
     unpersisted_full
     low_space
     low_space_everywhere
+    low_space_held
+    short_space_held
     low_space_single
     low_space_forwarded
     certificate_ended
