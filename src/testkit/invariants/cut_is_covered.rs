@@ -41,8 +41,10 @@ impl Invariant for CutIsCovered {
                 return broken(format!("it has applied {} at most", mine.handed));
             }
             // Within the bound for followers that are behind, which no run of seconds comes near unless it is set to zero.
+            // What was cut off while space was low is gone: a record that cuts off no more takes nothing from anybody.
             if self.holds
                 && !drained.low_space
+                && mine.disk.as_ref().is_none_or(|disk| up_to > disk.base())
                 && let Some((to, sent)) = drained.sends.iter().find(|(_, sent)| up_to > *sent)
             {
                 return broken(format!("n{to} is being sent the snapshot at {sent}, and needs what follows it"));
