@@ -1374,14 +1374,15 @@ struct Threaded {
 const LITTLE: u64 = 500_000;
 
 impl Threaded {
-    /// With a log of one snapshot, on a volume with room, whose reserve keeps that of the next opening.
-    fn start(min_bytes: u64) -> Threaded {
+    /// With a log of one snapshot, on a volume with room, whose reserve keeps that of the next opening. It is never rewritten but for
+    /// want of room.
+    fn start() -> Threaded {
         let room = Room::default();
         room.is([1 << 40]);
         room.1.bytes.store(OPENING, Ordering::SeqCst);
         let ((_, shared, watermark), story) = (empty(), Story::default());
         let (retry, reserve_bytes, aside_bytes, slice_bytes) = (Duration::ZERO, 10_000, 1000, 200_000);
-        let pace = Pace { min_bytes, ratio: 0, slice_bytes, retry, reserve_bytes, aside_bytes };
+        let pace = Pace { min_bytes: u64::MAX, ratio: 0, slice_bytes, retry, reserve_bytes, aside_bytes };
         let told = Told { story: story.clone(), fails: false, room: room.clone() };
         let at_work = worker::Pace {
             max_waiting: 8,
@@ -1412,6 +1413,18 @@ impl Threaded {
         result
     }
 
+    /// Entries up to 501, most of which are cut off again. Returns the ticket of what is submitted next.
+    fn make_worth_rewriting(&mut self) -> u64 {
+        let firsts = (2..500).step_by(10).zip(2..);
+        for (first, ticket) in firsts {
+            self.submit(append(first..=first + 9, 1));
+            self.completed(ticket).unwrap();
+        }
+        self.submit(compact(490, 1));
+        self.completed(52).unwrap();
+        53
+    }
+
     fn waits_for_room(&self) {
         wait_for("it waits for room", || self.room.1.lacked.load(Ordering::SeqCst) > 0);
         assert!(self.completed.try_recv().is_err());
@@ -1421,18 +1434,19 @@ impl Threaded {
 #[test]
 fn who_waits_for_room_is_answered_when_the_store_dies_or_closes() {
     for dies in [true, false] {
-        let mut store = Threaded::start(0);
+        let mut store = Threaded::start();
+        let next = store.make_worth_rewriting();
         store.room.is([LITTLE]);
-        // A rewriting that may make room is what it dies of.
+        // The rewriting that is to make room is what it dies of.
         store.room.1.fatal.store(dies, Ordering::SeqCst);
-        store.submit(append(2..=9, 1));
-        store.submit(append(10..=19, 1));
+        store.submit(append(502..=509, 1));
+        store.submit(append(510..=519, 1));
         wait_for("it waits for room", || store.room.1.lacked.load(Ordering::SeqCst) > 0);
         if !dies {
             store.appender = None;
         }
         let cause = if dies { "as the test wants it" } else { "closed before there was room" };
-        for ticket in [2, 3] {
+        for ticket in [next, next + 1] {
             let error = store.completed(ticket).unwrap_err().to_string();
             assert!(error.contains(cause), "{error}");
         }
@@ -1441,7 +1455,7 @@ fn who_waits_for_room_is_answered_when_the_store_dies_or_closes() {
 
 #[test]
 fn a_write_waits_for_room_and_no_longer() {
-    let mut store = Threaded::start(u64::MAX);
+    let mut store = Threaded::start();
     store.room.is([ROOM_FOR_STATE]);
     // A vote needs less than entries.
     store.submit(Write { hard_state: Some(HardState { term: 2, vote: 3, commit: 1 }), ..Write::default() });
@@ -1461,27 +1475,22 @@ fn a_write_waits_for_room_and_no_longer() {
 /// Room is short for a write that waits for it, however much counts as short: the reserve is lent and the log rewritten.
 #[test]
 fn a_write_that_waits_has_room_made_for_it() {
-    let mut store = Threaded::start(u64::MAX);
-    for first in (2..500).step_by(10) {
-        store.submit(append(first..=first + 9, 1));
-    }
-    (2..=51).for_each(|ticket| assert!(store.completed(ticket).is_ok()));
-    store.submit(compact(490, 1));
-    store.completed(52).unwrap();
+    let mut store = Threaded::start();
+    let next = store.make_worth_rewriting();
     assert_eq!(store.story.told(), Vec::<String>::new(), "nothing is rewritten while there is room");
     store.room.is([LITTLE]);
     store.submit(append(502..=509, 1));
     store.waits_for_room();
     wait_for("the log is rewritten", || store.story.told().iter().any(|step| step.starts_with("remove")));
-    assert_eq!(store.room.1.lent.load(Ordering::SeqCst), 0, "the reserve is given back");
     store.room.is([1 << 40]);
-    store.completed(53).unwrap();
+    store.completed(next).unwrap();
+    wait_for("the reserve is given back", || store.room.1.lent.load(Ordering::SeqCst) == 0);
 }
 
 /// A compaction makes room for the write that waits before it, and is reported behind it.
 #[test]
 fn a_compaction_does_not_wait_for_room() {
-    let mut store = Threaded::start(u64::MAX);
+    let mut store = Threaded::start();
     for (first, ticket) in (2..100).step_by(10).zip(2..) {
         store.submit(append(first..=first + 9, 1));
         store.completed(ticket).unwrap();
