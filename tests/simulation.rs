@@ -29,6 +29,11 @@ const KEPT: &[(u64, &str)] = &[
          its snapshot, and handed over, so that no snapshot ever arrived",
     ),
     (
+        888_685_063_884,
+        "a new leader judged its learners by the commit index that it had heard as a follower, and promoted one that \
+         lacked committed entries",
+    ),
+    (
         2_013_002,
         "nothing wrong with a node: the simulator blamed a record for what had been cut off while space was low",
     ),
