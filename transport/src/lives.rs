@@ -42,8 +42,9 @@ pub const SHOWN_AT_LEAST: usize = 16;
 /// The most lives that a hello shows.
 pub const SHOWN_AT_MOST: usize = 128;
 
-/// How often acknowledged indexes are recorded at most. What was acknowledged since is not compared after a crash.
-pub const FLUSH_EVERY: Duration = Duration::from_secs(1);
+/// How often acknowledged indexes are recorded at most. What was acknowledged since is not compared after a crash. Not more often: each
+/// time the filesystem commits its journal, and the syncs of the log wait for that.
+pub const FLUSH_EVERY: Duration = Duration::from_secs(5);
 
 /// The nodes that are kept on record. Bound: one per id for which this authority issued a certificate, and this many.
 const MAX_RECORDS: usize = 4096;
@@ -348,7 +349,7 @@ impl LifeBook {
         let said = std::mem::replace(&mut state.failed, written.is_err());
         match written {
             Ok(()) => {}
-            // Once for as long as it lasts: it is tried again with every second.
+            // Once for as long as it lasts: it is tried again.
             Err(error) if said => {
                 tracing::debug!(%error, "how far peers' logs were acknowledged still cannot be recorded")
             }
