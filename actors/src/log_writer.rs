@@ -42,6 +42,12 @@ use crate::{
 /// One batch is closed once it holds this much: larger ones gain nothing and delay the first answers in them.
 const MAX_BATCH_BYTES: usize = 8 << 20;
 
+/// Where room is short a batch is closed once it holds this part of what counts as low on space.
+const LOW_SPACE_BATCHES: u64 = 16;
+
+/// For so many looks a write counts as waiting for room after the store said so last: freeing room may take that long.
+const ROOM_LOOKS: u32 = 3;
+
 /// How often the batch in flight is looked at.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -122,14 +128,14 @@ pub struct LogWriter {
     probe: Option<Arc<dyn Probe>>,
     /// Whether a look for space is under way: one at a time, however long the disk takes.
     looking: bool,
-    /// How often the store had found too little room for a write, at the last look.
-    lacked: u64,
-    /// Whether it found too little between the last two looks: it holds up a write until there is room.
+    /// How often the store had found too little room for a write, at the last look, and at how many looks it has been so often.
+    waited_rounds: (u64, u32),
+    /// Whether it holds up a write until there is room, at the last looks.
     waits_for_room: bool,
     /// Bytes written since the last look for space began.
     unlooked: u64,
     waiting: VecDeque<Append>,
-    /// Bound: one, and one for each compaction that came while a write waits for room.
+    /// One, or all up to the last compaction while the first of them waits for room. Bound: that of `waiting`.
     in_flight: VecDeque<InFlight>,
     /// The oldest batch in flight at the last looks, and at how many of them.
     watched: (Option<Ticket>, u32),
@@ -182,7 +188,7 @@ impl LogWriter {
                 bounds,
                 probe,
                 looking: false,
-                lacked: 0,
+                waited_rounds: (0, 0),
                 waits_for_room: false,
                 unlooked: 0,
                 waiting: VecDeque::new(),
@@ -196,11 +202,14 @@ impl LogWriter {
 
     /// Submits what waits, if the store is free and a promise depends on it.
     fn pump(&mut self) {
-        if self.has_failed() || !self.in_flight.is_empty() && !self.could_make_room() {
+        if self.has_failed() {
             return;
         }
-        let behind_another = !self.in_flight.is_empty();
-        if behind_another || self.waiting.iter().any(|append| append.sync) || !self.closing.is_empty() {
+        if !self.in_flight.is_empty() {
+            while self.could_make_room() {
+                self.submit();
+            }
+        } else if self.waiting.iter().any(|append| append.sync) || !self.closing.is_empty() {
             self.submit();
         } else {
             self.let_wait();
@@ -212,10 +221,13 @@ impl LogWriter {
 
     /// Whether the store should hear of a compaction although a write is in flight: it waits for the room that this makes.
     fn could_make_room(&self) -> bool {
-        self.waits_for_room && self.waiting.iter().any(|append| append.write.compact.is_some())
+        self.appender.is_some()
+            && self.waits_for_room
+            && self.waiting.iter().any(|append| append.write.compact.is_some())
     }
 
     fn submit(&mut self) {
+        let most = self.batch_bytes();
         let Some(appender) = self.appender.as_mut() else { return };
         let (mut writes, mut numbers) = (Vec::new(), BTreeMap::new());
         let (mut appends, mut entries, mut bytes, mut cuts) = (0, 0, 0, false);
@@ -226,7 +238,7 @@ impl LogWriter {
             numbers.insert(append.write.group, append.number);
             cuts |= append.write.compact.is_some();
             writes.push(append.write);
-            if bytes >= MAX_BATCH_BYTES {
+            if bytes >= most {
                 break;
             }
         }
@@ -236,6 +248,15 @@ impl LogWriter {
         // Synced even if nobody waits for these very writes: only then may an entry count for anything (promise 2).
         let ticket = appender.submit(Batch { writes, sync: true });
         self.in_flight.push_back(InFlight { ticket, appends, entries, cuts, numbers });
+    }
+
+    /// When a batch is closed. A batch waits for room as a whole, so where room is short it is a small one.
+    fn batch_bytes(&self) -> usize {
+        match self.status.borrow().short {
+            true => usize::try_from(self.bounds.low_space / LOW_SPACE_BATCHES)
+                .map_or(MAX_BATCH_BYTES, |bytes| bytes.min(MAX_BATCH_BYTES)),
+            false => MAX_BATCH_BYTES,
+        }
     }
 
     /// Everything before these is durable and no promise depends on them: they count as persisted, so that no
@@ -257,6 +278,7 @@ impl LogWriter {
 
     fn persisted(&mut self, ticket: Ticket, written: Written, ctx: &mut Context<Self>) {
         let Some(batch) = self.in_flight.pop_front() else { return };
+        self.waits_for_room = false;
         self.unlooked = self.unlooked.saturating_add(written.bytes);
         // Of a log that was cut the core waits to hear what that has given back.
         if self.bounds.low_space > 0 && (batch.cuts || self.unlooked > self.bounds.low_space / LOOK_AFTER) {
@@ -367,6 +389,15 @@ impl LogWriter {
         }));
     }
 
+    /// A write in flight waits for room if the store said so anew within the last looks, and no batch has ended since.
+    fn note_waiting(&mut self, rounds: u64) {
+        let (before, looks) = self.waited_rounds;
+        let looks = if rounds == before { looks.saturating_add(1) } else { 0 };
+        self.waited_rounds = (rounds, looks);
+        let said = rounds > before || self.waits_for_room && looks < ROOM_LOOKS;
+        self.waits_for_room = said && !self.in_flight.is_empty();
+    }
+
     /// Few bytes are few before the first write fails: what follows can still be written.
     fn space(&mut self, space: Space) {
         let (was_low, was_short) = {
@@ -381,7 +412,7 @@ impl LogWriter {
         let short = spare < mark(was_short, low_space.saturating_mul(SHORT)) || self.waits_for_room;
         // What is missing of the reserve is made first.
         let missing = space.reserve_wanted.saturating_sub(space.reserve);
-        let waits_for = if self.waits_for_room { space.lacks } else { 0 };
+        let waits_for = if self.waits_for_room { space.needed } else { 0 };
         let needed = mark(low, low_space).saturating_add(missing).max(waits_for);
         let free = space.free;
         let changed = self.status.send_if_modified(|status| {
@@ -470,7 +501,7 @@ impl Handler<Done> for LogWriter {
         match result {
             _ if self.has_failed() => {}
             // The store was closed before there was room for it, and nothing of it was promised.
-            Err(_) if self.appender.is_none() => {}
+            Err(StoreError::Closed(_)) if self.appender.is_none() => {}
             Ok(written) => self.persisted(ticket, written, ctx),
             Err(error) => self.fail(&error),
         }
@@ -534,8 +565,7 @@ impl Handler<Looked> for LogWriter {
         match &found {
             Ok(space) => {
                 if !probe {
-                    self.waits_for_room = space.lacked > self.lacked;
-                    self.lacked = space.lacked;
+                    self.note_waiting(space.waited_rounds);
                 }
                 self.space(*space);
                 if self.waits_for_room {
@@ -564,7 +594,7 @@ impl Handler<CloseLog> for LogWriter {
     fn handle(&mut self, CloseLog: CloseLog, _: &mut Context<Self>) -> ResponseFuture<()> {
         let (sender, closed) = oneshot::channel();
         self.closing.push(sender);
-        if self.has_failed() {
+        if self.has_failed() || self.appender.is_none() {
             self.close();
         } else {
             self.pump();
@@ -732,11 +762,11 @@ mod tests {
             let mut f = start();
             f.writer.send(entry(1, 2)).await.unwrap();
             let began = tokio::time::Instant::now();
-            let mut lacked = 0;
+            let mut waited_rounds = 0;
             while began.elapsed() < 3 * DEAD {
                 if f.store.looks() {
-                    lacked += 1;
-                    f.store.look(false, Ok(Space { lacked, ..Space::default() }));
+                    waited_rounds += 1;
+                    f.store.look(false, Ok(Space { waited_rounds, ..Space::default() }));
                 }
                 tokio::time::sleep(LOOK / 4).await;
             }
@@ -885,12 +915,12 @@ mod tests {
             f.writer.send(entry(2, 3)).await.unwrap();
             f.writer.send(compact(3)).await.unwrap();
             let mut free = 0;
-            let mut look = async |f: &Fixture, lacked| {
+            let mut look = async |f: &Fixture, waited_rounds| {
                 while !f.store.looks() {
                     tokio::time::sleep(LOOK / 4).await;
                 }
                 free += 5000;
-                f.store.look(false, Ok(Space { free, lacked, lacks: 70_000, ..Space::default() }));
+                f.store.look(false, Ok(Space { free, waited_rounds, needed: 70_000, ..Space::default() }));
                 f.status().await
             };
             assert!(!look(&f, 0).await.low);
@@ -921,11 +951,11 @@ mod tests {
             System::with_tokio_rt(paused).block_on(async {
                 let mut f = start();
                 f.writer.send(entry(1, 2)).await.unwrap();
-                let look = async |lacked| {
+                let look = async |waited_rounds| {
                     while !f.store.looks() {
                         tokio::time::sleep(LOOK / 4).await;
                     }
-                    f.store.look(false, Ok(Space { free: 1 << 40, lacked, ..Space::default() }));
+                    f.store.look(false, Ok(Space { free: 1 << 40, waited_rounds, ..Space::default() }));
                     f.status().await;
                 };
                 look(0).await;

@@ -132,7 +132,9 @@ impl<T> Consensus<T> {
         if was_low == room.low {
             return;
         }
-        (self.disk.declined, self.disk.cut_since) = Default::default();
+        self.disk.declined = Default::default();
+        // A cut that is on its way to the disk already counts as well.
+        self.disk.cut_since = (room.low && self.is_recording()).then_some(self.ticks);
         if !room.low && self.disk.suspicion.is_none() && !self.certificate_ended {
             self.keep_leadership();
         }
@@ -196,6 +198,10 @@ impl<T> Consensus<T> {
 
     /// At each tick, before time passes for raft-rs.
     pub(super) fn look_at_disk(&mut self) {
+        // First: a leader that cuts its log now does not hand over now.
+        if self.disk.is_short() {
+            self.let_go_of_log();
+        }
         let now = self.ticks;
         let slow = self.waiting() >= self.settings.disk_slow_ticks;
         match &mut self.disk.suspicion {
@@ -237,11 +243,11 @@ impl<T> Consensus<T> {
         }
     }
 
-    /// Whether the log is being cut, or was cut for the first time in this want of space and its room may not have been
-    /// counted yet: the log writer looks as soon as a cut is durable. A disk that stays low costs the leadership in the end.
+    /// Whether the log was cut for the first time in this want of space, and what that gives back may not have been counted yet. A disk
+    /// that stays low costs the leadership in the end, also where the cut itself finds no room.
     fn room_may_come_back(&self) -> bool {
         let patience = self.settings.election_ticks as u64;
-        self.is_recording() || self.disk.cut_since.is_some_and(|since| self.ticks - since < patience)
+        self.disk.cut_since.is_some_and(|since| self.ticks - since < patience)
     }
 
     /// For lack of space, or of a certificate. Where nobody takes it leadership is kept: such a leader can still serve reads, and one

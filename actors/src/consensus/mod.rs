@@ -624,10 +624,6 @@ impl<T> Consensus<T> {
         }
         self.ticks += 1;
         self.note_commit();
-        // Before the look at the disk: a leader that cuts its log now does not hand over now.
-        if self.disk.is_short() {
-            self.let_go_of_log();
-        }
         self.look_at_disk();
         let leads = self.raw.raft.state == StateRole::Leader;
         if !leads && !self.may_lead() {

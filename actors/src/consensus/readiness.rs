@@ -68,7 +68,9 @@ impl<T> Consensus<T> {
         let lately = now.saturating_sub(self.election_timeout());
         // Not more often than a tick: in between the newest moment would only be repeated.
         if self.commits.back().is_none_or(|(at, _)| *at + self.settings.tick <= now) {
-            self.commits.push_back((now, commit));
+            // What was known to be committed at the election is so before the first commit of this term says it.
+            let known = self.commits.back().map_or(0, |(_, known)| *known);
+            self.commits.push_back((now, commit.max(known)));
         }
         while self.commits.get(1).is_some_and(|(at, _)| *at <= lately) {
             self.commits.pop_front();

@@ -368,6 +368,8 @@ impl<T> Consensus<T> {
     /// sent in this one must not be cut off in the next, nor what follows it before its receiver has that.
     pub(super) fn note_sent(&mut self) {
         let sends: BTreeMap<NodeId, u64> = self.sends().into_iter().collect();
+        // By this core's own count: raft-rs forgets whom it heard whenever it looks for its majority.
+        let heard = self.heard_lately();
         let (raft, Snapshots { sending, following, .. }) = (&self.raw.raft, &mut self.snapshots);
         let progress = |id: &NodeId| raft.prs().get(*id).filter(|_| raft.state == StateRole::Leader);
         let installed = sending.iter().filter(|(id, sent)| {
@@ -376,7 +378,7 @@ impl<T> Consensus<T> {
         following.extend(installed.map(|(id, _)| (*id, raft.raft_log.last_index())));
         // Who falls silent is not waited for, nor is anybody for what is appended from now on: that might have no end.
         following.retain(|id, up_to| {
-            let follows = |progress: &Progress| progress.recent_active && progress.matched < *up_to;
+            let follows = |progress: &Progress| heard.contains(id) && progress.matched < *up_to;
             !sends.contains_key(id) && progress(id).is_some_and(follows)
         });
         let now = self.ticks;

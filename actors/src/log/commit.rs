@@ -321,11 +321,12 @@ impl<E: Engine, S: Slots> Committer<E, S> {
         self.shared.read().as_ref().map_or(Vec::new(), |open| open.logs.iter().filter_map(trims).collect())
     }
 
-    /// Whether this write, of a compaction alone, can be committed now.
-    pub(super) fn can_compact(&self, write: &Write) -> bool {
+    /// Whether this compaction can be committed now, before anything else.
+    pub(super) fn can_compact(&self, group: GroupId, compact: &Compact) -> bool {
+        let write = Write { group, compact: Some(compact.clone()), ..Write::default() };
         let state = self.shared.read();
-        let log = state.as_ref().ok().and_then(|open| open.logs.get(&write.group));
-        log.is_some_and(|log| Staged::default().add(log, write.clone()).is_ok())
+        let log = state.as_ref().ok().and_then(|open| open.logs.get(&group));
+        log.is_some_and(|log| Staged::default().add(log, write).is_ok())
     }
 
     /// Reads the engine and what is known of its logs.

@@ -85,8 +85,8 @@ pub struct Reserve {
     /// How many have borrowed it.
     lent: Mutex<u32>,
     /// How often the log has found too little room for a write, and how much it needed the last time.
-    lacked: AtomicU64,
-    lacks: AtomicU64,
+    waited_rounds: AtomicU64,
+    needed: AtomicU64,
 }
 
 /// Keeps the reserve from being made again until whoever borrowed it is done.
@@ -109,8 +109,8 @@ impl Reserve {
         // A setting above the bound counts as the bound: the reserve must not fill the volume.
         let bounds = ReserveBounds { bytes: bounds.bytes.min(bounds.max_bytes), ..bounds };
         let wanted = AtomicU64::new(bounds.bytes);
-        let (lacked, lacks) = (AtomicU64::new(0), AtomicU64::new(0));
-        Arc::new(Reserve { ballast, bounds, wanted, lent: Mutex::default(), lacked, lacks })
+        let (waited_rounds, needed) = (AtomicU64::new(0), AtomicU64::new(0));
+        Arc::new(Reserve { ballast, bounds, wanted, lent: Mutex::default(), waited_rounds, needed })
     }
 
     /// It is to hold a snapshot of so many bytes, too: the next one is about as large as the last.
@@ -130,14 +130,14 @@ impl Reserve {
         let possible = reserve.saturating_add(free.saturating_sub(self.left_free()));
         let counted = possible.max(self.bounds.bytes.saturating_add(2 * self.bounds.engine));
         let reserve_wanted = self.wanted.load(Ordering::Relaxed).min(counted);
-        let (lacked, lacks) = (self.lacked.load(Ordering::Relaxed), self.lacks.load(Ordering::Relaxed));
-        Ok(Space { free, reserve, reserve_wanted, lacked, lacks })
+        let (waited_rounds, needed) = (self.waited_rounds.load(Ordering::Relaxed), self.needed.load(Ordering::Relaxed));
+        Ok(Space { free, reserve, reserve_wanted, waited_rounds, needed })
     }
 
     /// The log has found too little room for a write, once more: so many bytes must be free.
-    pub fn log_lacks_room(&self, needed: u64) {
-        self.lacks.store(needed, Ordering::Relaxed);
-        self.lacked.fetch_add(1, Ordering::Relaxed);
+    pub fn log_waits_for(&self, needed: u64) {
+        self.needed.store(needed, Ordering::Relaxed);
+        self.waited_rounds.fetch_add(1, Ordering::Relaxed);
     }
 
     /// What the reserve leaves to the log: below it the node would be short of room by the reserve's own making.

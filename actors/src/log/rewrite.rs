@@ -152,7 +152,7 @@ pub(super) trait Renew<E>: Send {
     }
 
     /// The log has found too little room for a write, once more: so many bytes must be free.
-    fn log_lacks_room(&self, _needed: u64) {}
+    fn log_waits_for(&self, _needed: u64) {}
 
     /// Bytes that [`Renew::lend`] would make free.
     fn reserve(&self) -> u64 {
@@ -374,13 +374,13 @@ impl<E: Engine> Rewriter<E> {
         (bytes as u64).saturating_mul(TAKEN_BY_LIVE).saturating_add(besides)
     }
 
-    /// The same for a write, which waits if there is none: as long as it does, room is short, however much is free.
-    pub(super) fn has_room_for_write(&mut self, bytes: usize) -> bool {
-        self.log_waits = !self.has_room(bytes);
-        if self.log_waits {
-            self.renew.log_lacks_room(self.needed_for(bytes));
+    /// A write of so many bytes waits for room, for one more round; `None`: it waits no longer. As long as one waits room is short,
+    /// however much is free.
+    pub(super) fn log_waits_for(&mut self, bytes: Option<usize>) {
+        self.log_waits = bytes.is_some();
+        if let Some(bytes) = bytes {
+            self.renew.log_waits_for(self.needed_for(bytes));
         }
-        !self.log_waits
     }
 
     /// Whether room is short, at the last look.

@@ -834,7 +834,7 @@ impl Renew<Values> for Told {
         true
     }
 
-    fn log_lacks_room(&self, needed: u64) {
+    fn log_waits_for(&self, needed: u64) {
         self.room.1.lacked.fetch_add(1, Ordering::SeqCst);
         self.room.1.needed.store(needed, Ordering::SeqCst);
     }

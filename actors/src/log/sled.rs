@@ -389,8 +389,8 @@ impl Renew<SledEngine> for Generations {
         self.reserve.watches()
     }
 
-    fn log_lacks_room(&self, needed: u64) {
-        self.reserve.log_lacks_room(needed);
+    fn log_waits_for(&self, needed: u64) {
+        self.reserve.log_waits_for(needed);
     }
 
     fn reserve(&self) -> u64 {

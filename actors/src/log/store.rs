@@ -207,7 +207,8 @@ pub trait LogReader: Send + Sync {
     }
 }
 
-/// The half that writes. Dropping it closes the store after the batches already submitted.
+/// The half that writes. Dropping it closes the store after the batches already submitted; one that waits for room on the disk is
+/// given up.
 pub trait LogAppender: Send {
     /// Hands over a batch and returns at once. The caller bounds what is submitted and not completed.
     fn submit(&mut self, batch: Batch) -> Ticket;
@@ -232,9 +233,9 @@ pub struct Space {
     pub reserve_wanted: u64,
     /// How often the log has found too little room for a write. It grows as long as a write waits for room: that takes as long as somebody
     /// else fills the disk, and says nothing of the disk itself.
-    pub lacked: u64,
+    pub waited_rounds: u64,
     /// How many bytes must be free for the write that found too little room last.
-    pub lacks: u64,
+    pub needed: u64,
 }
 
 impl Space {

@@ -233,11 +233,15 @@ impl<E: Engine, S: Slots + 'static> Worker<E, S> {
         taken: &mut [Submitted],
         submitted: &mut Submissions,
     ) -> Result<(), StoreError> {
-        if self.rewriter.has_room_for_write(bytes) {
+        if self.rewriter.has_room(bytes) {
             return Ok(());
         }
         tracing::debug!(bytes, "the disk is full: what is to be written waits until there is room");
-        loop {
+        // What was promised until now is covered by the watermark, however long this takes. That needs no room.
+        caught(|| self.committer.raise_index())?;
+        while !self.rewriter.has_room(bytes) {
+            // In each round: whoever sees it go on does not take the log's silence for a disk that hangs.
+            self.rewriter.log_waits_for(Some(bytes));
             // What frees room does not wait for it.
             if self.rewriter.has_room(0) {
                 self.compact_early(taken, submitted)?;
@@ -247,31 +251,31 @@ impl<E: Engine, S: Slots + 'static> Worker<E, S> {
                 }
             }
             self.rewrite(0)?;
-            // In each round: whoever sees it go on does not take the log's silence for a disk that hangs.
-            if self.rewriter.has_room_for_write(bytes) {
-                tracing::debug!("there is room again for what was to be written");
-                return Ok(());
-            }
             if submitted.wait(ROOM_LOOK) {
                 return Err(StoreError::Closed("it was closed before there was room on the disk".to_owned()));
             }
         }
+        tracing::debug!("there is room again for what was to be written");
+        self.rewriter.log_waits_for(None);
+        Ok(())
     }
 
     /// Commits the compactions in what waits, before all the rest of it: they cut off only what is durable, and applied by the state
     /// machine. They are reported with the batches that they came in.
     fn compact_early(&mut self, taken: &mut [Submitted], submitted: &mut Submissions) -> Result<(), StoreError> {
-        // In their order: one that a later one has overtaken would be a fault.
+        // In their order: the log refuses one that a later one has overtaken.
         let waiting = taken.iter_mut().chain(&mut submitted.early);
         for write in waiting.flat_map(|submitted| &mut submitted.batch.writes) {
-            let cut = Write { group: write.group, compact: write.compact.clone(), ..Write::default() };
-            // One of a log that is still to be written follows that.
-            if write.snapshot.is_some() || !self.committer.can_compact(&cut) {
+            // What follows a snapshot that is still to be installed, or cuts a log that is still to be written, has to wait.
+            if write.snapshot.is_some() {
                 break;
             }
-            if write.compact.take().is_some() {
-                caught(|| self.commit(vec![Batch { writes: vec![cut], sync: true }]))?;
+            let Some(compact) = &write.compact else { continue };
+            if !self.committer.can_compact(write.group, compact) {
+                break;
             }
+            let cut = Write { group: write.group, compact: write.compact.take(), ..Write::default() };
+            caught(|| self.commit(vec![Batch { writes: vec![cut], sync: true }]))?;
         }
         Ok(())
     }
