@@ -132,6 +132,8 @@ pub struct LogWriter {
     waited_rounds: (u64, u32),
     /// Whether it holds up a write until there is room, at the last looks.
     waits_for_room: bool,
+    /// What the cores were told of that.
+    told_waits: bool,
     /// Bytes written since the last look for space began.
     unlooked: u64,
     waiting: VecDeque<Append>,
@@ -190,6 +192,7 @@ impl LogWriter {
                 looking: false,
                 waited_rounds: (0, 0),
                 waits_for_room: false,
+                told_waits: false,
                 unlooked: 0,
                 waiting: VecDeque::new(),
                 in_flight: VecDeque::new(),
@@ -426,8 +429,9 @@ impl LogWriter {
             tracing::debug!(free, needed, reserve = space.reserve, low, "what is free on the disk passed its mark");
         }
         // While it is low the figures are part of what clients are told.
-        if (low, short) != (was_low, was_short) || (low && changed) {
-            self.tell(&DiskReport::Space(Room { low, short, free, needed }));
+        if (low, short, self.waits_for_room) != (was_low, was_short, self.told_waits) || (low && changed) {
+            self.told_waits = self.waits_for_room;
+            self.tell(&DiskReport::Space(Room { low, short, free, needed, waits: self.told_waits }));
         }
     }
 
@@ -833,7 +837,9 @@ mod tests {
                 let status = f.status().await;
                 assert_eq!((status.free_bytes, status.reserve_bytes), (Some(free), reserve));
                 let heard = f.heard.try_recv().ok();
-                let room = |(low, short, needed)| Heard::Disk(DiskReport::Space(Room { low, short, free, needed }));
+                let room = |(low, short, needed)| {
+                    Heard::Disk(DiskReport::Space(Room { low, short, free, needed, waits: false }))
+                };
                 assert_eq!(heard, said.map(room), "at {free} bytes");
             }
             // A look that hangs is not followed by another.
@@ -927,7 +933,7 @@ mod tests {
             assert_eq!(f.store.submitted().len(), 1, "one batch at a time");
             let status = look(&f, 1).await;
             assert_eq!((status.low, status.short, status.needed_bytes), (true, true, 70_000));
-            let room = Room { low: true, short: true, free: 10_000, needed: 70_000 };
+            let room = Room { low: true, short: true, free: 10_000, needed: 70_000, waits: true };
             assert_eq!(f.heard.try_recv().ok(), Some(Heard::Disk(DiskReport::Space(room))));
             let batches = f.store.submitted();
             assert_eq!((batches.len(), batches[1].writes.len()), (2, 2), "the compaction, and what comes before it");

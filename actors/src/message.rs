@@ -206,12 +206,14 @@ pub struct Room {
     pub free: u64,
     /// How many there must be for new work to be taken.
     pub needed: u64,
+    /// Whether a write waits for that: it is not the disk that lets it wait.
+    pub waits: bool,
 }
 
 impl Room {
     /// Low on space and short of it, or neither, without figures.
     pub const fn low(low: bool) -> Room {
-        Room { low, short: low, free: 0, needed: 0 }
+        Room { low, short: low, free: 0, needed: 0, waits: false }
     }
 }
 

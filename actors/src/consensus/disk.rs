@@ -128,7 +128,12 @@ impl<T> Consensus<T> {
 
     /// Space on the disk fell under its mark, or is enough again.
     pub fn disk_space(&mut self, room: Room) {
-        let was_low = std::mem::replace(&mut self.disk.room, room).low;
+        let Room { low: was_low, waits, .. } = std::mem::replace(&mut self.disk.room, room);
+        if waits && !room.waits {
+            // Only from now on it is the disk that lets them wait.
+            let now = self.ticks;
+            self.unpersisted.iter_mut().for_each(|write| write.since = now);
+        }
         if was_low == room.low {
             return;
         }
@@ -181,7 +186,7 @@ impl<T> Consensus<T> {
     /// Half way to suspicion new work would only make it certain: the queue regulates itself, and this node goes on
     /// leading.
     pub(super) fn half_way_to_suspicion(&self) -> bool {
-        self.waiting() * 2 >= self.settings.disk_slow_ticks
+        self.slow_for() * 2 >= self.settings.disk_slow_ticks
     }
 
     /// What a command is told that finds space low; `None` if it does not. A peer of the first version does not know this answer.
@@ -196,6 +201,12 @@ impl<T> Consensus<T> {
         self.unpersisted.front().map_or(0, |oldest| self.ticks - oldest.since)
     }
 
+    /// How many ticks of that count against the disk. What waits for room says nothing of how the disk answers: a leader keeps its
+    /// leadership, if nobody with room takes it, and goes on serving reads.
+    fn slow_for(&self) -> u64 {
+        if self.disk.room.waits { 0 } else { self.waiting() }
+    }
+
     /// At each tick, before time passes for raft-rs.
     pub(super) fn look_at_disk(&mut self) {
         // First: a leader that cuts its log now does not hand over now.
@@ -203,7 +214,7 @@ impl<T> Consensus<T> {
             self.let_go_of_log();
         }
         let now = self.ticks;
-        let slow = self.waiting() >= self.settings.disk_slow_ticks;
+        let slow = self.slow_for() >= self.settings.disk_slow_ticks;
         match &mut self.disk.suspicion {
             None if slow => {
                 let waiting_ms = self.ms(self.waiting());
@@ -336,7 +347,7 @@ impl<T> Consensus<T> {
     pub(super) fn disk_status(&self) -> DiskStatus {
         DiskStatus {
             waiting_ms: self.ms(self.waiting()),
-            slow: self.waiting() > 0 && self.waiting() * 2 >= self.settings.disk_slow_ticks,
+            slow: self.slow_for() > 0 && self.half_way_to_suspicion(),
             suspect_ms: self.disk.suspicion.as_ref().map(|suspicion| self.ms(self.ticks - suspicion.since)),
             low: self.disk.is_low(),
             unpersisted_bytes: self.disk.bytes,

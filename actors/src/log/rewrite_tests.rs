@@ -758,8 +758,8 @@ struct Reserve {
     short: AtomicBool,
     bytes: AtomicU64,
     lent: Arc<AtomicU64>,
-    /// How often the log lacked it, and how much it needed.
-    lacked: AtomicU64,
+    /// For how many rounds a write waited for it, and how much it needed.
+    waited_rounds: AtomicU64,
     needed: AtomicU64,
     /// Whether nobody knows after the next rewriting which engine is the log.
     fatal: AtomicBool,
@@ -835,8 +835,8 @@ impl Renew<Values> for Told {
     }
 
     fn log_waits_for(&self, needed: u64) {
-        self.room.1.lacked.fetch_add(1, Ordering::SeqCst);
         self.room.1.needed.store(needed, Ordering::SeqCst);
+        self.room.1.waited_rounds.fetch_add(1, Ordering::SeqCst);
     }
 
     fn reserve(&self) -> u64 {
@@ -1426,7 +1426,7 @@ impl Threaded {
     }
 
     fn waits_for_room(&self) {
-        wait_for("it waits for room", || self.room.1.lacked.load(Ordering::SeqCst) > 0);
+        wait_for("it waits for room", || self.room.1.waited_rounds.load(Ordering::SeqCst) > 0);
         assert!(self.completed.try_recv().is_err());
     }
 }
@@ -1441,7 +1441,7 @@ fn who_waits_for_room_is_answered_when_the_store_dies_or_closes() {
         store.room.1.fatal.store(dies, Ordering::SeqCst);
         store.submit(append(502..=509, 1));
         store.submit(append(510..=519, 1));
-        wait_for("it waits for room", || store.room.1.lacked.load(Ordering::SeqCst) > 0);
+        wait_for("it waits for room", || store.room.1.waited_rounds.load(Ordering::SeqCst) > 0);
         if !dies {
             store.appender = None;
         }
@@ -1465,8 +1465,8 @@ fn a_write_waits_for_room_and_no_longer() {
     let needed = store.room.1.needed.load(Ordering::SeqCst);
     assert!((ROOM_FOR_STATE + 8 * 3 * 300..2 * ROOM_FOR_STATE).contains(&needed), "{needed}");
     store.room.is([needed - 1]);
-    let rounds = store.room.1.lacked.load(Ordering::SeqCst);
-    wait_for("two more looks", || store.room.1.lacked.load(Ordering::SeqCst) > rounds + 2);
+    let rounds = store.room.1.waited_rounds.load(Ordering::SeqCst);
+    wait_for("two more looks", || store.room.1.waited_rounds.load(Ordering::SeqCst) > rounds + 2);
     assert!(store.completed.try_recv().is_err());
     store.room.is([needed]);
     store.completed(3).unwrap();

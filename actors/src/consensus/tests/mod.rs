@@ -69,6 +69,7 @@ stories! {
     low_space_everywhere
     low_space_held
     short_space_held
+    space_waits
     short_space_held_long
     low_space_single
     low_space_forwarded
