@@ -34,6 +34,10 @@ const KEPT: &[(u64, &str)] = &[
          lacked committed entries",
     ),
     (
+        9_101_593,
+        "nothing wrong with a node: one that had started again after it was found out was asked before its snapshot had arrived",
+    ),
+    (
         2_013_002,
         "nothing wrong with a node: the simulator blamed a record for what had been cut off while space was low",
     ),

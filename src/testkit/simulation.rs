@@ -447,6 +447,8 @@ impl<S: StateMachine> Run<S> {
             self.a_liar_is_found(fleet).await;
         }
         let Some(leader) = self.leader_after(fleet, false).await else { return };
+        // Who has just started again may be behind a log that was cut meanwhile.
+        self.everyone_catches_up(fleet).await;
         self.dismiss_strangers(fleet, leader);
         world.saw(Event::Calm);
         let first = self.cut_logs(fleet).await;
@@ -489,7 +491,9 @@ impl<S: StateMachine> Run<S> {
                     if status.snapshots.sending.contains_key(id) {
                         return true;
                     }
-                    fleet.raft(*id).is_none_or(|(raft, _)| raft.status().applied_index + CLOSE < status.applied_index)
+                    // Who is behind a snapshot may need it, though its index is close.
+                    let needed = status.snapshot_index.max(status.applied_index.saturating_sub(CLOSE));
+                    fleet.raft(*id).is_none_or(|(raft, _)| raft.status().applied_index < needed)
                 };
                 status.membership.members.keys().copied().filter(behind).collect::<Vec<_>>()
             });
