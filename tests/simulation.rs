@@ -34,6 +34,10 @@ const KEPT: &[(u64, &str)] = &[
          lacked committed entries",
     ),
     (
+        94_645_634_823,
+        "nothing wrong with a node: the directory that it was given in place of its own was its own, swapped twice",
+    ),
+    (
         9_101_593,
         "nothing wrong with a node: one that had started again after it was found out was asked before its snapshot had arrived",
     ),

@@ -229,6 +229,10 @@ impl<S: StateMachine> Culprit<S> {
         let Some(hold) = self.hold_running() else { return };
         let others: Vec<NodeId> = self.fleet.nodes(|nodes| nodes.keys().copied().filter(|id| *id != hold.0).collect());
         let Some(other) = self.dice.pick(&others).copied() else { return };
+        // One that is swapped itself may be this node's own.
+        if self.world().facts(|facts| facts.nodes.get(&other).is_some_and(|facts| facts.tampered)) {
+            return;
+        }
         // One that is empty belongs to nobody.
         let theirs = |node: &mut Node<S>| node.disk.kept().map(|_| node.disk.backup());
         let Some(theirs) = self.fleet.node(other, theirs).flatten() else { return };
