@@ -177,7 +177,7 @@ impl LogWriter {
         let probe = store.probe();
         LogWriter::create(move |ctx| {
             let this = ctx.address().downgrade();
-            // Called on the store's thread. The mailbox gets one message per batch, and one batch is in flight.
+            // Called on the store's thread. The mailbox gets one message per batch in flight.
             let completed = move |completed: Completed| {
                 if let Some(this) = this.upgrade() {
                     this.do_send(Done(completed));

@@ -368,6 +368,9 @@ impl<T> Consensus<T> {
     /// sent in this one must not be cut off in the next, nor what follows it before its receiver has that.
     pub(super) fn note_sent(&mut self) {
         let sends: BTreeMap<NodeId, u64> = self.sends().into_iter().collect();
+        if sends.is_empty() && self.snapshots.sending.is_empty() && self.snapshots.following.is_empty() {
+            return;
+        }
         // By this core's own count: raft-rs forgets whom it heard whenever it looks for its majority.
         let heard = self.heard_lately();
         let (raft, Snapshots { sending, following, .. }) = (&self.raw.raft, &mut self.snapshots);

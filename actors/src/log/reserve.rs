@@ -122,6 +122,11 @@ impl Reserve {
         }
     }
 
+    /// How many bytes are free, and nothing else: cheaper than [`Reserve::space`].
+    pub fn free(&self) -> io::Result<u64> {
+        self.ballast.free()
+    }
+
     /// How much room there is.
     pub fn space(&self) -> io::Result<Space> {
         let (free, (reserve, _)) = (self.ballast.free()?, self.ballast.held());

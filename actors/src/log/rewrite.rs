@@ -360,16 +360,22 @@ impl<E: Engine> Rewriter<E> {
     /// Whether there is room to write so many bytes: an engine that finds none is dead. What nobody watches or can tell is no reason to
     /// wait.
     pub(super) fn has_room(&self, bytes: usize) -> bool {
-        !self.renew.watches() || self.find_room(self.needed_for(bytes)).is_ok()
+        if !self.renew.watches() {
+            return true;
+        }
+        let Some(room) = self.renew.room() else { return true };
+        // Asked with every commit: the reserve is looked at only where it makes the difference.
+        room >= self.needed_beside(bytes, 0) || room >= self.needed_beside(bytes, self.renew.reserve())
     }
 
-    /// How many bytes must be free before so many bytes of entries are written; none for a commit without entries.
-    fn needed_for(&self, bytes: usize) -> u64 {
+    /// How many bytes must be free, beside such a reserve, before so many bytes of entries are written. Zero bytes: a commit without
+    /// entries.
+    fn needed_beside(&self, bytes: usize, reserve: u64) -> u64 {
         if bytes == 0 {
             return ROOM_FOR_STATE;
         }
         // Entries leave the room that the next start needs, if the reserve does not keep it.
-        let opening = OPENING.saturating_sub(self.renew.reserve());
+        let opening = OPENING.saturating_sub(reserve);
         let besides = self.pace.reserve_bytes.clamp(ROOM_FOR_STATE, ROOM_TO_WRITE).max(opening);
         (bytes as u64).saturating_mul(TAKEN_BY_LIVE).saturating_add(besides)
     }
@@ -379,7 +385,7 @@ impl<E: Engine> Rewriter<E> {
     pub(super) fn log_waits_for(&mut self, bytes: Option<usize>) {
         self.log_waits = bytes.is_some();
         if let Some(bytes) = bytes {
-            self.renew.log_waits_for(self.needed_for(bytes));
+            self.renew.log_waits_for(self.needed_beside(bytes, self.renew.reserve()));
         }
     }
 

@@ -378,7 +378,7 @@ impl Renew<SledEngine> for Generations {
     }
 
     fn room(&self) -> Option<u64> {
-        self.reserve.space().ok().map(|space| space.free)
+        self.reserve.free().ok()
     }
 
     fn is_short(&self) -> bool {
