@@ -102,45 +102,47 @@ fn fresh_seeds() {
     average(total.elections.saturating_sub(count), 3, "changes of leader");
     average(total.disk_faults(), 5, "faults of disks");
     average(total.network_faults(), 10, "faults of the network");
-    // What is rarer than that happens at least once in so many seeds.
+    // What is rarer happens once in so many seeds, as thousands of them have shown. These runs are few, so a fifth of that is enough,
+    // and nothing is said of what they can be expected to meet less than fifteen times.
     let once_in = |seeds: u64, kinds: &BTreeMap<&'static str, u64>, kind: &str| {
         let happened = kinds.get(kind).copied().unwrap_or(0);
-        assert!(happened >= (count / seeds).max(1), "{kind}: {happened} in {count} seeds");
+        let expected = count / seeds;
+        assert!(expected < 15 || happened >= expected / 5, "{kind}: {happened} in {count} seeds, expected {expected}");
     };
     for (seeds, kind) in [
         (1, "built"),
         (1, "recorded"),
         (1, "installed"),
         (1, "fetched"),
-        (50, "resumed"),
+        (13, "resumed"),
         (1, "started from one"),
-        (10, "started from the older one"),
-        (10, "joined behind the log's beginning"),
+        (6, "started from the older one"),
+        (2, "joined behind the log's beginning"),
     ] {
         once_in(seeds, &total.snapshots, kind);
     }
     for (seeds, kind) in [
-        (3, "power cut at a file"),
-        (5, "error of a file"),
-        (5, "rotten snapshot"),
-        (10, "filled volume"),
-        (20, "twin with an older opening"),
-        (100, "twin of a running node"),
-        (20, "twin that was found out"),
+        (2, "power cut at a file"),
+        (2, "error of a file"),
+        (2, "rotten snapshot"),
+        (5, "filled volume"),
+        (6, "twin with an older opening"),
+        (60, "twin of a running node"),
+        (6, "twin that was found out"),
     ] {
         once_in(seeds, &total.disk, kind);
     }
     for (seeds, kind) in [
-        (20, "message of half a frame"),
-        (4, "low on space"),
-        (5, "snapshot while room was short"),
-        (50, "reserve lent"),
-        (50, "write without room"),
-        (50, "stopped without room"),
+        (5, "message of half a frame"),
+        (2, "low on space"),
+        (1, "snapshot while room was short"),
+        (30, "reserve lent"),
+        (20, "write without room"),
+        (24, "stopped without room"),
     ] {
         once_in(seeds, &total.room, kind);
     }
-    for (seeds, kind) in [(20, "failing snapshot of the state machine"), (50, "failing restore of the state machine")] {
+    for (seeds, kind) in [(5, "failing snapshot of the state machine"), (40, "failing restore of the state machine")] {
         once_in(seeds, &total.process, kind);
     }
 }
