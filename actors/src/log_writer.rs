@@ -133,7 +133,8 @@ pub struct LogWriter {
     /// Whether it holds up a write until there is room, at the last looks.
     waits_for_room: bool,
     /// What the cores were told of that.
-    told_waits: bool,
+    /// What the cores were told last besides the figures: whether a write waits for room, and whether room is being made.
+    told: (bool, bool),
     /// Bytes written since the last look for space began.
     unlooked: u64,
     waiting: VecDeque<Append>,
@@ -192,7 +193,7 @@ impl LogWriter {
                 looking: false,
                 waited_rounds: (0, 0),
                 waits_for_room: false,
-                told_waits: false,
+                told: (false, false),
                 unlooked: 0,
                 waiting: VecDeque::new(),
                 in_flight: VecDeque::new(),
@@ -429,9 +430,10 @@ impl LogWriter {
             tracing::debug!(free, needed, reserve = space.reserve, low, "what is free on the disk passed its mark");
         }
         // While it is low the figures are part of what clients are told.
-        if (low, short, self.waits_for_room) != (was_low, was_short, self.told_waits) || (low && changed) {
-            self.told_waits = self.waits_for_room;
-            self.tell(&DiskReport::Space(Room { low, short, free, needed, waits: self.told_waits }));
+        let (waits, being_made) = (self.waits_for_room, low && space.being_made);
+        if (low, short, (waits, being_made)) != (was_low, was_short, self.told) || (low && changed) {
+            self.told = (waits, being_made);
+            self.tell(&DiskReport::Space(Room { low, short, free, needed, waits, being_made }));
         }
     }
 
@@ -838,9 +840,20 @@ mod tests {
                 assert_eq!((status.free_bytes, status.reserve_bytes), (Some(free), reserve));
                 let heard = f.heard.try_recv().ok();
                 let room = |(low, short, needed)| {
-                    Heard::Disk(DiskReport::Space(Room { low, short, free, needed, waits: false }))
+                    Heard::Disk(DiskReport::Space(Room { low, short, free, needed, ..Room::low(low) }))
                 };
                 assert_eq!(heard, said.map(room), "at {free} bytes");
+            }
+            // The core waits for room that is being made, and hears when that has ended.
+            for being_made in [true, false] {
+                while !f.store.looks() {
+                    tokio::time::sleep(LOOK / 2).await;
+                }
+                let (free, needed) = (1299, 1550);
+                f.store.look(false, Ok(Space { free, reserve_wanted: 300, being_made, ..Space::default() }));
+                f.status().await;
+                let room = Room { free, needed, being_made, ..Room::low(true) };
+                assert_eq!(f.heard.try_recv().ok(), Some(Heard::Disk(DiskReport::Space(room))));
             }
             // A look that hangs is not followed by another.
             while !f.store.looks() {
@@ -933,7 +946,7 @@ mod tests {
             assert_eq!(f.store.submitted().len(), 1, "one batch at a time");
             let status = look(&f, 1).await;
             assert_eq!((status.low, status.short, status.needed_bytes), (true, true, 70_000));
-            let room = Room { low: true, short: true, free: 10_000, needed: 70_000, waits: true };
+            let room = Room { low: true, short: true, free: 10_000, needed: 70_000, waits: true, being_made: false };
             assert_eq!(f.heard.try_recv().ok(), Some(Heard::Disk(DiskReport::Space(room))));
             let batches = f.store.submitted();
             assert_eq!((batches.len(), batches[1].writes.len()), (2, 2), "the compaction, and what comes before it");

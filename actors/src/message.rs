@@ -208,12 +208,14 @@ pub struct Room {
     pub needed: u64,
     /// Whether a write waits for that: it is not the disk that lets it wait.
     pub waits: bool,
+    /// Whether room is being made, so that more may be free soon.
+    pub being_made: bool,
 }
 
 impl Room {
     /// Low on space and short of it, or neither, without figures.
     pub const fn low(low: bool) -> Room {
-        Room { low, short: low, free: 0, needed: 0, waits: false }
+        Room { low, short: low, free: 0, needed: 0, waits: false, being_made: false }
     }
 }
 

@@ -15,7 +15,8 @@
 //!
 //! A leader may be low on space for nothing but the log that it holds for peers that are behind. Its followers hold
 //! nothing, so each of them has room, and would be just as low soon after it took leadership; and each of them would
-//! send those peers another snapshot from its beginning. So a leader first waits for what its cut gives back.
+//! send those peers another snapshot from its beginning. So a leader first waits for what its cut gives back, longer while
+//! the log writer says that room is being made.
 //!
 //! A leader whose certificate has ended keeps the connections that it has, and gets no new ones: a follower that starts again could
 //! never hear it. So it hands over, too, while it can, and keeps the leadership if nobody takes it.
@@ -48,6 +49,9 @@ impl Disk {
         (self.room.short || self.room.low) && !planted::is(Planted::ShortOfRoomUnseen)
     }
 }
+
+/// For so many election timeouts a leader low on space waits for room that is being made: a log of gigabytes is not rewritten within one.
+const PATIENCE_WHILE_ROOM_IS_MADE: u64 = 10;
 
 /// Answers that may wait for the disk. At the bound the oldest goes, whatever it is: Raft's messages may be lost. A leader
 /// asks again with each heartbeat, a candidate with its next campaign, and a snapshot's fate has a deadline.
@@ -257,7 +261,8 @@ impl<T> Consensus<T> {
     /// Whether the log was cut for the first time in this want of space, and what that gives back may not have been counted yet. A disk
     /// that stays low costs the leadership in the end, also where the cut itself finds no room.
     fn room_may_come_back(&self) -> bool {
-        let patience = self.settings.election_ticks as u64;
+        let timeouts = if self.disk.room.being_made { PATIENCE_WHILE_ROOM_IS_MADE } else { 1 };
+        let patience = timeouts * self.settings.election_ticks as u64;
         self.disk.cut_since.is_some_and(|since| self.ticks - since < patience)
     }
 

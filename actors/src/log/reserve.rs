@@ -87,6 +87,8 @@ pub struct Reserve {
     /// How often the log has found too little room for a write, and how much it needed the last time.
     waited_rounds: AtomicU64,
     needed: AtomicU64,
+    /// How many are making room.
+    making: AtomicU64,
 }
 
 /// Keeps the reserve from being made again until whoever borrowed it is done.
@@ -95,6 +97,15 @@ pub struct Lent(Arc<Reserve>);
 impl Drop for Lent {
     fn drop(&mut self) {
         *self.0.lent() -= 1;
+    }
+}
+
+/// Says that room is being made.
+pub struct MakingRoom(Arc<Reserve>);
+
+impl Drop for MakingRoom {
+    fn drop(&mut self) {
+        self.0.making.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -109,8 +120,8 @@ impl Reserve {
         // A setting above the bound counts as the bound: the reserve must not fill the volume.
         let bounds = ReserveBounds { bytes: bounds.bytes.min(bounds.max_bytes), ..bounds };
         let wanted = AtomicU64::new(bounds.bytes);
-        let (waited_rounds, needed) = (AtomicU64::new(0), AtomicU64::new(0));
-        Arc::new(Reserve { ballast, bounds, wanted, lent: Mutex::default(), waited_rounds, needed })
+        let (waited_rounds, needed, making) = Default::default();
+        Arc::new(Reserve { ballast, bounds, wanted, lent: Mutex::default(), waited_rounds, needed, making })
     }
 
     /// It is to hold a snapshot of so many bytes, too: the next one is about as large as the last.
@@ -136,7 +147,8 @@ impl Reserve {
         let counted = possible.max(self.bounds.bytes.saturating_add(2 * self.bounds.engine));
         let reserve_wanted = self.wanted.load(Ordering::Relaxed).min(counted);
         let (waited_rounds, needed) = (self.waited_rounds.load(Ordering::Relaxed), self.needed.load(Ordering::Relaxed));
-        Ok(Space { free, reserve, reserve_wanted, waited_rounds, needed })
+        let being_made = self.making.load(Ordering::Relaxed) > 0;
+        Ok(Space { free, reserve, reserve_wanted, waited_rounds, needed, being_made })
     }
 
     /// The log has found too little room for a write, once more: so many bytes must be free.
@@ -158,6 +170,12 @@ impl Reserve {
     /// Whether it can ever be short.
     pub fn watches(&self) -> bool {
         self.bounds.short_below > 0
+    }
+
+    /// Says that room is being made until the guard is dropped: more may be free soon.
+    pub fn make_room(self: &Arc<Reserve>) -> MakingRoom {
+        self.making.fetch_add(1, Ordering::Relaxed);
+        MakingRoom(self.clone())
     }
 
     /// Gives its room to the caller until the guard is dropped; `None` where there is nothing to give.
@@ -397,6 +415,18 @@ mod tests {
         drop(second);
         reserve.keep(PLENTY);
         assert_eq!(blocks(dir.path()), (2 * MIB, true));
+    }
+
+    #[test]
+    fn who_makes_room_says_so_until_it_is_done() {
+        let dir = tempfile::tempdir().unwrap();
+        let reserve = Reserve::of(dir.path(), bounds(MIB));
+        let is_made = || reserve.space().unwrap().being_made;
+        let (first, second) = (reserve.make_room(), reserve.make_room());
+        drop(first);
+        assert!(is_made());
+        drop(second);
+        assert!(!is_made());
     }
 
     #[test]

@@ -163,6 +163,11 @@ pub(super) trait Renew<E>: Send {
     fn lend(&self) -> Option<Box<dyn Send>> {
         None
     }
+
+    /// Says that room is being made, until what is returned is dropped.
+    fn make_room(&self) -> Option<Box<dyn Send>> {
+        None
+    }
 }
 
 /// How far one log was copied.
@@ -313,6 +318,9 @@ pub(super) struct Rewriter<E> {
     log_waits: bool,
     /// Holds the reserve for what is under way.
     lent: Option<Box<dyn Send>>,
+    /// Says that room is being made: by cutting the log, and by rewriting it until the old engine is gone.
+    cutting: Option<Box<dyn Send>>,
+    rewriting: Option<Box<dyn Send>>,
     not_before: Option<Instant>,
     /// The same while room is short.
     not_before_if_short: Option<Instant>,
@@ -330,7 +338,7 @@ impl<E: Engine> Rewriter<E> {
     pub(super) fn new(renew: Box<dyn Renew<E>>, pace: Pace) -> Rewriter<E> {
         let (copy, begun, not_before, not_before_if_short, removing) = (None, None, None, None, None);
         let (said, parked) = (Said::default(), Vec::new());
-        let (looked, lent) = (None, None);
+        let (looked, lent, cutting, rewriting) = (None, None, None, None);
         let (best, left, failures) = (0, 0, 0);
         Rewriter {
             renew,
@@ -342,6 +350,8 @@ impl<E: Engine> Rewriter<E> {
             looked,
             log_waits: false,
             lent,
+            cutting,
+            rewriting,
             not_before,
             not_before_if_short,
             failures,
@@ -366,6 +376,15 @@ impl<E: Engine> Rewriter<E> {
         let Some(room) = self.renew.room() else { return true };
         // Asked with every commit: the reserve is looked at only where it makes the difference.
         room >= self.needed_beside(bytes, 0) || room >= self.needed_beside(bytes, self.renew.reserve())
+    }
+
+    /// Between two commits: whether the beginning of a log is still to go.
+    pub(super) fn note_cutting(&mut self, cutting: bool) {
+        match cutting {
+            true if self.cutting.is_none() => self.cutting = self.renew.make_room(),
+            true => {}
+            false => self.cutting = None,
+        }
     }
 
     /// How many bytes must be free, beside such a reserve, before so many bytes of entries are written. Zero bytes: a commit without
@@ -488,8 +507,8 @@ impl<E: Engine> Rewriter<E> {
         if !(self.is_wasteful(committer) || short && self.would_free(committer)) {
             return false;
         }
-        // What is on its way out would be copied.
-        if committer.is_trimming() {
+        // What is on its way out would be copied. Where there is no room for the commits that it goes with it is, and goes afterwards.
+        if committer.is_trimming() && self.has_room(0) {
             return false;
         }
         // One removal at a time: where it hangs, a second would only hang beside it.
@@ -612,6 +631,7 @@ impl<E: Engine> Rewriter<E> {
 
     fn make(&mut self) -> Result<(), Stopped> {
         self.begun = Some(Instant::now());
+        self.rewriting = self.renew.make_room();
         let made = guarded(|| {
             self.renew.ask(RewriteStep::Make)?;
             self.renew.make()
@@ -724,13 +744,13 @@ impl<E: Engine> Rewriter<E> {
 
     /// Closes what there is of an engine, and then removes its files if it is told how. Only then the reserve may be made again.
     fn close_aside<T: Send + 'static>(&mut self, left: T, remove: Option<Box<dyn FnOnce() + Send>>) {
-        let lent = self.lent.take();
+        let (lent, rewriting) = (self.lent.take(), self.rewriting.take());
         self.parked.push(Box::new(move || {
             let closed = catch_unwind(AssertUnwindSafe(|| drop(left)));
             if let Some(remove) = remove.filter(|_| closed.is_ok()) {
                 remove();
             }
-            drop(lent);
+            drop((lent, rewriting));
         }));
         if let Err(error) = self.sweep() {
             tracing::warn!(%error, "no thread to remove what a rewriting left: it stays on the disk for now");

@@ -761,6 +761,9 @@ struct Reserve {
     /// For how many rounds a write waited for it, and how much it needed.
     waited_rounds: AtomicU64,
     needed: AtomicU64,
+    /// How many are making room, and how many ever were.
+    making: Arc<AtomicU64>,
+    made: AtomicU64,
     /// Whether nobody knows after the next rewriting which engine is the log.
     fatal: AtomicBool,
 }
@@ -847,6 +850,12 @@ impl Renew<Values> for Told {
         let lent = self.room.1.lent.clone();
         lent.fetch_add(1, Ordering::SeqCst);
         (self.reserve() > 0).then(|| Box::new(Borrowed(lent)) as Box<dyn Send>)
+    }
+
+    fn make_room(&self) -> Option<Box<dyn Send>> {
+        self.room.1.making.fetch_add(1, Ordering::SeqCst);
+        self.room.1.made.fetch_add(1, Ordering::SeqCst);
+        Some(Box::new(Borrowed(self.room.1.making.clone())))
     }
 }
 
@@ -1149,6 +1158,10 @@ impl ByHand {
     fn lent(&self) -> u64 {
         self.room.1.lent.load(Ordering::SeqCst)
     }
+
+    fn making(&self) -> u64 {
+        self.room.1.making.load(Ordering::SeqCst)
+    }
 }
 
 #[test]
@@ -1171,11 +1184,11 @@ fn where_room_is_short_the_reserve_is_borrowed_until_the_old_engine_is_gone() {
     // It is free now, and gets less with each slice.
     store.room.is((0..20).map(|slice| needed - slice * (3 * live / 20)).chain([6500]));
     while store.rewriter.is_under_way() {
-        assert_eq!(store.lent(), 1, "nobody makes it again under the copy");
+        assert_eq!((store.lent(), store.making()), (1, 1), "nobody makes it again under the copy");
         store.go_on();
     }
     store.rewriter.removing.take().unwrap().join().unwrap();
-    assert_eq!(store.lent(), 0);
+    assert_eq!((store.lent(), store.making()), (0, 0));
     assert_eq!(store.story.told()[2..], ["complete: durable", "switched: durable", "remove: durable"]);
     // Another one would free nothing.
     store.room_is(true, 0, 10 * needed);
@@ -1389,7 +1402,7 @@ impl Threaded {
             max_commit_bytes: 1 << 20,
             watermark_bytes: 1 << 20,
             watermark_commits: 100,
-            watermark_quiet: PATIENCE,
+            watermark_quiet: Duration::from_millis(50),
             close_within: PATIENCE,
         };
         let (heard, completed) = channel();
@@ -1504,10 +1517,35 @@ fn a_compaction_does_not_wait_for_room() {
     let base = || store.shared.with_engine(|_, logs| Ok((logs[&GROUP].base.0, logs[&GROUP].newest))).unwrap();
     // Blocks of ten entries go as a whole.
     wait_for("the log is cut", || base() == (81, 90));
+    assert!(store.room.1.made.load(Ordering::SeqCst) > 0);
+    wait_for("no more room is made", || store.room.1.making.load(Ordering::SeqCst) == 0);
     assert!(store.completed.try_recv().is_err(), "in the order of their submission");
     store.room.is([1 << 40]);
     for ticket in [12, 13, 14] {
         store.completed(ticket).unwrap();
     }
     assert_eq!(base().1, 120);
+}
+
+/// A log whose beginning cannot go for want of room is rewritten with the reserve, and its beginning goes afterwards.
+#[test]
+fn a_cut_that_finds_no_room_does_not_keep_the_log_from_being_rewritten() {
+    let mut store = Threaded::start();
+    let (last, mut ticket) = (TRIM_MAX as u64 * 4 + 1, 1);
+    for first in (2..=last).step_by(2) {
+        ticket += 1;
+        store.submit(append(first..=first + 1, 1));
+        store.completed(ticket).unwrap();
+    }
+    store.room.1.short.store(true, Ordering::SeqCst);
+    // Only the compaction itself finds room.
+    store.room.is([1 << 40, ROOM_FOR_STATE - 1]);
+    store.submit(compact(last - 8, 1));
+    store.completed(ticket + 1).unwrap();
+    wait_for("the log is rewritten", || store.story.told().iter().any(|step| step.starts_with("remove")));
+    let base = || store.shared.with_engine(|_, logs| Ok(logs[&GROUP].base.0)).unwrap();
+    assert!(base() < last - 8, "a part of its beginning was still there");
+    store.room.is([1 << 40]);
+    wait_for("the rest of its beginning goes", || base() == last - 8);
+    wait_for("the reserve is given back", || store.room.1.lent.load(Ordering::SeqCst) == 0);
 }

@@ -400,6 +400,10 @@ impl Renew<SledEngine> for Generations {
     fn lend(&self) -> Option<Box<dyn Send>> {
         Some(Box::new(self.reserve.lend()?))
     }
+
+    fn make_room(&self) -> Option<Box<dyn Send>> {
+        Some(Box::new(self.reserve.make_room()))
+    }
 }
 
 impl LogStore for SledStore {

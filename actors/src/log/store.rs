@@ -236,6 +236,8 @@ pub struct Space {
     pub waited_rounds: u64,
     /// How many bytes must be free for the write that found too little room last.
     pub needed: u64,
+    /// Whether room is being made: the log is being cut or rewritten, or what that has left is being removed.
+    pub being_made: bool,
 }
 
 impl Space {

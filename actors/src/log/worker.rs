@@ -160,11 +160,13 @@ impl<E: Engine, S: Slots + 'static> Worker<E, S> {
     }
 
     fn next(&mut self, submitted: &mut Submissions) -> Next {
+        let trimming = self.committer.is_trimming();
+        self.rewriter.note_cutting(trimming);
         let idle = match self.rewriter.is_under_way() {
             true => Some(Next::Rewrite),
             // A node that takes no new work makes no commits that the rest of the beginning could go with, and nothing is rewritten
             // before that has gone.
-            false => (self.committer.is_trimming() && self.rewriter.has_room(0)).then_some(Next::Trim),
+            false => (trimming && self.rewriter.has_room(0)).then_some(Next::Trim),
         };
         if let Some(idle) = idle {
             return match submitted.try_recv() {
@@ -242,7 +244,8 @@ impl<E: Engine, S: Slots + 'static> Worker<E, S> {
         while !self.rewriter.has_room(bytes) {
             // In each round: whoever sees it go on does not take the log's silence for a disk that hangs.
             self.rewriter.log_waits_for(Some(bytes));
-            // What frees room does not wait for it.
+            // What frees room does not wait for it. The reserve is not lent for this: a commit for which somebody else leaves no room
+            // is the node's end, while a rewriting is only given up.
             if self.rewriter.has_room(0) {
                 self.compact_early(taken, submitted)?;
                 // Nothing is rewritten before what is cut off has gone.
@@ -250,6 +253,7 @@ impl<E: Engine, S: Slots + 'static> Worker<E, S> {
                     caught(|| self.trim())?;
                 }
             }
+            self.rewriter.note_cutting(self.committer.is_trimming());
             self.rewrite(0)?;
             if submitted.wait(ROOM_LOOK) {
                 return Err(StoreError::Closed("it was closed before there was room on the disk".to_owned()));

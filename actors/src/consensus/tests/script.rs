@@ -14,7 +14,7 @@
 //!  hand [COUNT]                                 carry into the mailbox: decided at the receiver's next move
 //!  cut 1 2   isolate 1   heal   unreachable 1 2
 //!  disk 1 manual|auto   persist 1 [NUMBER]      the log writer
-//!  probe 1 passes|fails   space 1 low|short|waits|enough  the end of a probe; what the log writer says of space
+//!  probe 1 passes|fails   space 1 low|short|waits|making|enough  the end of a probe; what the log writer says of space
 //!  certificate 1 TICKS                          restarts node 1 with a certificate that ends so many ticks from now
 //!  order 2 1                                    node 2 tells node 1 to campaign at once
 //!  knows 1 2 [nothing]                          node 1 hears the features of node 2, or that it is of the first version
@@ -365,8 +365,10 @@ impl Runner for Script {
             }
             "space" => {
                 let (waits, short) = (word(1)? == "waits", word(1)? == "short");
-                let low = waits || word(1)? == "low";
-                self.cluster.core(number(0)?).disk_space(Room { short: low || short, waits, ..Room::low(low) });
+                let being_made = word(1)? == "making";
+                let low = waits || being_made || word(1)? == "low";
+                let room = Room { short: low || short, waits, being_made, ..Room::low(low) };
+                self.cluster.core(number(0)?).disk_space(room);
                 self.cluster.drain(number(0)?);
             }
             // What a peer's hello names: all that this build understands, or nothing, as the first version's.
