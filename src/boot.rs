@@ -46,7 +46,7 @@ use actorum_actors::{
 use actorum_transport::{
     features::{Feature, Features},
     lives::LifeBook,
-    message::{Attach, Identity, Responder, TransportHandle, TransportStatus, Upward},
+    message::{Attach, Handlers, Identity, Responder, TransportHandle, TransportStatus},
     quic::{QuicConfig, QuicTransport, TransportError},
     tls::TlsIdentity,
     wire::{Address, ClusterId, GroupId, Incarnation, NodeId, Snapshot},
@@ -354,7 +354,7 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
         .map_err(|error| StartError::Founders(error.to_string()))?;
     membership_context.run(manager);
     transport.attach.do_send(Attach {
-        upward: Upward {
+        handlers: Handlers {
             received: core.clone().recipient(),
             asked: core.clone().recipient(),
             formation: membership_address.downgrade().recipient(),

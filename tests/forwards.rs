@@ -9,7 +9,7 @@ use actorum::Incarnation;
 use actorum_actors::entry::{Draft, Kind, SystemCommand};
 use actorum_transport::{
     features::Features,
-    message::{Answered, Ask, Attach, Identity, Upward},
+    message::{Answered, Ask, Attach, Handlers, Identity},
     wire::{GroupId, NodeId, Refusal, Request, Response},
 };
 use support::{MemoryDisk, MemoryNetwork, founders, start};
@@ -64,7 +64,7 @@ async fn only_commands_of_the_application_are_taken_from_a_peer() {
         lives: Default::default(),
     });
     let deaf = stranger.downgrade();
-    let upward = Upward {
+    let handlers = Handlers {
         received: deaf.clone().recipient(),
         asked: deaf.clone().recipient(),
         formation: deaf.clone().recipient(),
@@ -74,7 +74,7 @@ async fn only_commands_of_the_application_are_taken_from_a_peer() {
         peer_up: deaf.clone().recipient(),
         peer_refused: deaf.clone().recipient(),
     };
-    transport.attach.send(Attach { upward }).await.unwrap();
+    transport.attach.send(Attach { handlers }).await.unwrap();
     let propose = |to: NodeId, data| {
         let request = Request::Propose { data, remaining_ms: 5000 };
         let reply_to = stranger.downgrade().recipient();

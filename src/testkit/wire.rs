@@ -14,7 +14,7 @@ use std::{
 };
 
 use actorum_transport::{
-    memory::{Deliver, Endpoint, Frames, Parcel, Wire},
+    memory::{Deliver, Endpoint, Frames, LinkModel, Parcel},
     wire::NodeId,
 };
 
@@ -231,7 +231,7 @@ impl State {
     }
 }
 
-impl Wire for Links {
+impl LinkModel for Links {
     fn stands(&self, Endpoint(from): Endpoint, Endpoint(to): Endpoint) -> bool {
         let state = self.lock();
         let runs = |state: &State, id| state.processes.get(&id).is_some_and(|process| process.running);

@@ -1,6 +1,6 @@
 //! Who is let in: the rules by which a hello is judged, shared by every transport.
 //!
-//! `Rules` is a function of what it was told: no socket, no clock. A peer is judged by its certificate (which
+//! `PeerPolicy` is a function of what it was told: no socket, no clock. A peer is judged by its certificate (which
 //! the transport has checked), its cluster, the retired ids, what is known of its incarnation and what is on record of
 //! its lives, never by whether this node's own membership lists it, which may be far behind.
 
@@ -24,7 +24,7 @@ pub const FORMATS: &[u32] = &[1];
 
 /// What a node knows about who may speak to it.
 #[derive(Debug)]
-pub(crate) struct Rules {
+pub(crate) struct PeerPolicy {
     own: Identity,
     peers: BTreeMap<NodeId, Peer>,
     retired: BTreeSet<NodeId>,
@@ -33,12 +33,12 @@ pub(crate) struct Rules {
     book: Arc<LifeBook>,
 }
 
-impl Rules {
+impl PeerPolicy {
     /// Of a node that keeps its lives there, or none.
-    pub(crate) fn new(mut own: Identity, book: Option<Arc<LifeBook>>) -> Rules {
+    pub(crate) fn new(mut own: Identity, book: Option<Arc<LifeBook>>) -> PeerPolicy {
         let book = book.unwrap_or_else(|| LifeBook::volatile(own.incarnation));
         own.lives = book.shown();
-        Rules { own, peers: BTreeMap::new(), retired: BTreeSet::new(), seen: BTreeMap::new(), book }
+        PeerPolicy { own, peers: BTreeMap::new(), retired: BTreeSet::new(), seen: BTreeMap::new(), book }
     }
 
     /// What is on record of lives.
@@ -66,7 +66,7 @@ impl Rules {
     }
 
     /// Whether a node that says this of itself may speak to this one, and this one to it.
-    pub(crate) fn judge(&self, theirs: &Identity) -> Result<(), RefusedBecause> {
+    pub(crate) fn check(&self, theirs: &Identity) -> Result<(), RefusedBecause> {
         let id = theirs.id;
         if id == self.own.id {
             return Err(RefusedBecause::Myself { id });
@@ -120,79 +120,79 @@ mod tests {
         Identity { id, incarnation: Incarnation(id * 10), boot: 1, cluster, features, lives }
     }
 
-    fn rules(peers: &[(NodeId, Option<Incarnation>)], retired: &[NodeId]) -> Rules {
+    fn policy(peers: &[(NodeId, Option<Incarnation>)], retired: &[NodeId]) -> PeerPolicy {
         let peer = |incarnation| Peer { address: "n:1".into(), incarnation };
-        let mut rules = Rules::new(identity(1), None);
-        rules.set_peers(SetPeers {
+        let mut policy = PeerPolicy::new(identity(1), None);
+        policy.set_peers(SetPeers {
             peers: peers.iter().map(|(id, incarnation)| (*id, peer(*incarnation))).collect(),
             retired: retired.iter().copied().collect(),
         });
-        rules
+        policy
     }
 
     #[test]
     fn presence_in_the_list_is_not_asked_for() {
-        assert_eq!(rules(&[], &[]).judge(&identity(9)), Ok(()));
+        assert_eq!(policy(&[], &[]).check(&identity(9)), Ok(()));
     }
 
     #[test]
     fn another_cluster_is_refused_and_none_is_not() {
         let (ours, theirs) = (ClusterId(5), ClusterId(6));
         let stranger = Identity { cluster: Some(theirs), ..identity(2) };
-        assert_eq!(rules(&[], &[]).judge(&stranger), Err(RefusedBecause::Cluster { theirs, ours }));
-        assert_eq!(rules(&[], &[]).judge(&Identity { cluster: None, ..identity(2) }), Ok(()));
+        assert_eq!(policy(&[], &[]).check(&stranger), Err(RefusedBecause::Cluster { theirs, ours }));
+        assert_eq!(policy(&[], &[]).check(&Identity { cluster: None, ..identity(2) }), Ok(()));
     }
 
     #[test]
     fn retired_ids_stay_out() {
-        assert_eq!(rules(&[(2, None)], &[2]).judge(&identity(2)), Err(RefusedBecause::Retired { id: 2 }));
+        assert_eq!(policy(&[(2, None)], &[2]).check(&identity(2)), Err(RefusedBecause::Retired { id: 2 }));
     }
 
     #[test]
     fn nobody_else_is_this_node() {
-        assert_eq!(rules(&[], &[]).judge(&identity(1)), Err(RefusedBecause::Myself { id: 1 }));
+        assert_eq!(policy(&[], &[]).check(&identity(1)), Err(RefusedBecause::Myself { id: 1 }));
     }
 
     #[test]
     fn the_incarnation_is_the_recorded_one() {
         let known = Incarnation(7);
         let refused = Err(RefusedBecause::Incarnation { id: 2, known, theirs: Incarnation(20) });
-        assert_eq!(rules(&[(2, Some(known))], &[]).judge(&identity(2)), refused);
-        assert_eq!(rules(&[(2, Some(Incarnation(20)))], &[]).judge(&identity(2)), Ok(()));
+        assert_eq!(policy(&[(2, Some(known))], &[]).check(&identity(2)), refused);
+        assert_eq!(policy(&[(2, Some(Incarnation(20)))], &[]).check(&identity(2)), Ok(()));
     }
 
     #[test]
     fn or_else_the_first_one_seen() {
-        let mut rules = rules(&[(2, None)], &[]);
-        rules.let_in(&identity(2));
-        assert_eq!(rules.judge(&identity(2)), Ok(()));
+        let mut policy = policy(&[(2, None)], &[]);
+        policy.let_in(&identity(2));
+        assert_eq!(policy.check(&identity(2)), Ok(()));
         let (known, theirs) = (Incarnation(20), Incarnation(21));
         let wiped = Identity { incarnation: theirs, ..identity(2) };
-        assert_eq!(rules.judge(&wiped), Err(RefusedBecause::Incarnation { id: 2, known, theirs }));
+        assert_eq!(policy.check(&wiped), Err(RefusedBecause::Incarnation { id: 2, known, theirs }));
     }
 
     #[test]
     fn an_earlier_boot_stays_out_once_a_later_one_was_in() {
-        let mut rules = rules(&[], &[]);
-        rules.let_in(&Identity { boot: 3, ..identity(2) });
+        let mut policy = policy(&[], &[]);
+        policy.let_in(&Identity { boot: 3, ..identity(2) });
         let earlier = Identity { boot: 2, ..identity(2) };
-        assert_eq!(rules.judge(&earlier), Err(RefusedBecause::Boot { id: 2, known: 3, theirs: 2 }));
-        assert_eq!(rules.judge(&Identity { boot: 3, ..identity(2) }), Ok(()));
+        assert_eq!(policy.check(&earlier), Err(RefusedBecause::Boot { id: 2, known: 3, theirs: 2 }));
+        assert_eq!(policy.check(&Identity { boot: 3, ..identity(2) }), Ok(()));
     }
     #[test]
     fn an_older_directory_stays_out_and_the_process_before_is_told_what_it_is() {
         let life = |boot, nonce| Life { boot, nonce, term: 1, index: 5 };
         let two = |lives: &[Life]| Identity { boot: lives.last().unwrap().boot, lives: lives.into(), ..identity(2) };
-        let mut rules = rules(&[(2, None)], &[]);
+        let mut policy = policy(&[(2, None)], &[]);
         let (a, b) = (life(1, 10), life(2, 11));
-        rules.book().record(&two(&[a, b])).unwrap();
-        rules.let_in(&two(&[a, b]));
-        let recorded = rules.book().record_of(2).unwrap();
-        assert_eq!(rules.judge(&two(&[a, b])), Ok(()));
-        assert_eq!(rules.judge(&two(&[a, b, life(3, 12)])), Ok(()));
-        assert_eq!(rules.judge(&two(&[a])), Err(RefusedBecause::Boot { id: 2, known: 2, theirs: 1 }));
+        policy.book().record(&two(&[a, b])).unwrap();
+        policy.let_in(&two(&[a, b]));
+        let recorded = policy.book().record_of(2).unwrap();
+        assert_eq!(policy.check(&two(&[a, b])), Ok(()));
+        assert_eq!(policy.check(&two(&[a, b, life(3, 12)])), Ok(()));
+        assert_eq!(policy.check(&two(&[a])), Err(RefusedBecause::Boot { id: 2, known: 2, theirs: 1 }));
         for older in [vec![life(1, 99)], vec![a, life(2, 99)], vec![a, life(2, 99), life(3, 98)]] {
-            let refused = rules.judge(&two(&older)).unwrap_err();
+            let refused = policy.check(&two(&older)).unwrap_err();
             assert_eq!(refused, RefusedBecause::OlderDirectory { id: 2, recorded });
             let said = refused.to_string();
             assert!(said.contains("bring back the newer directory, or remove node 2 and add it again"), "{said}");

@@ -14,7 +14,7 @@
 //! A node has one [`Endpoint`], whose number is its id. A directory that runs twice has two, and what a peer sends to that id goes to
 //! the one that it let in last.
 //!
-//! Deliberately absent: delay, loss and reordering. A simulation brings a [`Wire`] that has them.
+//! Deliberately absent: delay, loss and reordering. A simulation brings a [`LinkModel`] that has them.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -33,12 +33,12 @@ use tokio::{
 use crate::{
     features::Features,
     frame,
-    hello::Rules,
+    hello::PeerPolicy,
     lives::{FLUSH_EVERY, LifeBook, LifeKey},
     message::{
-        Answered, Ask, AskError, Asked, Attach, Close, GetTransportStatus, Identity, PeerRefused, PeerStatus, PeerUp,
-        Received, RefusedBecause, Responder, SetCluster, SetPeers, Transmit, TransportHandle, TransportStatus,
-        Unreachable, Upward,
+        Answered, Ask, AskError, Asked, Attach, Close, GetTransportStatus, Handlers, Identity, PeerRefused, PeerStatus,
+        PeerUp, Received, RefusedBecause, Responder, SetCluster, SetPeers, Transmit, TransportHandle, TransportStatus,
+        Unreachable,
     },
     wire::{GroupId, NodeId, RaftMessage, Request, Response},
 };
@@ -76,7 +76,7 @@ impl Default for Frames {
 }
 
 /// What a simulation puts between two nodes, in place of a link that carries everything at once.
-pub trait Wire: Send + Sync {
+pub trait LinkModel: Send + Sync {
     /// Whether a connection between the two stands, or could be made now.
     fn stands(&self, from: Endpoint, to: Endpoint) -> bool;
 
@@ -120,10 +120,10 @@ fn once(deliver: impl FnOnce() + Send + 'static) -> Deliver {
 
 /// Joins the transports of any number of nodes. Clones are the same network.
 #[derive(Clone, Default)]
-pub struct MemoryNetwork(Arc<Mutex<Wires>>, Option<Arc<dyn Wire>>);
+pub struct MemoryNetwork(Arc<Mutex<Topology>>, Option<Arc<dyn LinkModel>>);
 
 #[derive(Default)]
-struct Wires {
+struct Topology {
     nodes: BTreeMap<Endpoint, (Identity, WeakAddr<MemoryTransport>)>,
     cut: BTreeSet<(Endpoint, Endpoint)>,
     /// How much is on its way, by direction.
@@ -136,9 +136,9 @@ impl MemoryNetwork {
         MemoryNetwork::default()
     }
 
-    /// A network whose links are what `wire` makes of them.
-    pub fn over(wire: Arc<dyn Wire>) -> Self {
-        MemoryNetwork(Arc::default(), Some(wire))
+    /// A network whose links are what `model` makes of them.
+    pub fn over(model: Arc<dyn LinkModel>) -> Self {
+        MemoryNetwork(Arc::default(), Some(model))
     }
 
     /// Starts the transport of a node on the current arbiter. A node started again under the same id takes the
@@ -155,11 +155,12 @@ impl MemoryNetwork {
     /// The same at another endpoint than that of its id, beside the process that is there.
     pub fn start_at(&self, endpoint: Endpoint, identity: Identity, lives: Option<Arc<LifeBook>>) -> TransportHandle {
         let network = self.clone();
-        let rules = Rules::new(identity, lives);
-        let (identity, now) = (rules.own().clone(), Instant::now());
+        let policy = PeerPolicy::new(identity, lives);
+        let (identity, now) = (policy.own().clone(), Instant::now());
         let (up, refused, ends) = Default::default();
-        let addr = MemoryTransport { network, endpoint, rules, upward: None, up, ends, refused, flushed: now }.start();
-        self.wires().nodes.insert(endpoint, (identity, addr.downgrade()));
+        let addr =
+            MemoryTransport { network, endpoint, policy, handlers: None, up, ends, refused, flushed: now }.start();
+        self.topology().nodes.insert(endpoint, (identity, addr.downgrade()));
         TransportHandle {
             transmit: addr.clone().recipient(),
             ask: addr.clone().recipient(),
@@ -173,47 +174,47 @@ impl MemoryNetwork {
 
     /// From now on nothing that `from` sends reaches `to`; the other direction is untouched.
     pub fn cut(&self, from: NodeId, to: NodeId) {
-        self.wires().cut.insert((Endpoint(from), Endpoint(to)));
+        self.topology().cut.insert((Endpoint(from), Endpoint(to)));
     }
 
     /// Undoes [`cut`](Self::cut).
     pub fn heal(&self, from: NodeId, to: NodeId) {
-        self.wires().cut.remove(&(Endpoint(from), Endpoint(to)));
+        self.topology().cut.remove(&(Endpoint(from), Endpoint(to)));
     }
 
     /// Undoes every cut.
     pub fn heal_all(&self) {
-        self.wires().cut.clear();
+        self.topology().cut.clear();
     }
 
     /// Cuts a node off from all others that were started so far, in both directions.
     pub fn isolate(&self, id: NodeId) {
-        let mut wires = self.wires();
+        let mut topology = self.topology();
         let id = Endpoint::of(id);
-        let others: Vec<Endpoint> = wires.nodes.keys().copied().filter(|other| *other != id).collect();
-        wires.cut.extend(others.into_iter().flat_map(|other| [(id, other), (other, id)]));
+        let others: Vec<Endpoint> = topology.nodes.keys().copied().filter(|other| *other != id).collect();
+        topology.cut.extend(others.into_iter().flat_map(|other| [(id, other), (other, id)]));
     }
 
     fn is_cut(&self, from: Endpoint, to: Endpoint) -> bool {
-        self.wires().cut.contains(&(from, to))
+        self.topology().cut.contains(&(from, to))
     }
 
     /// The other end of a link that carries, or why it does not.
     fn reach(&self, from: Endpoint, to: Endpoint) -> Result<(Identity, Addr<MemoryTransport>), &'static str> {
-        if self.1.as_ref().is_some_and(|wire| !wire.stands(from, to)) {
+        if self.1.as_ref().is_some_and(|model| !model.stands(from, to)) {
             return Err("there is no connection");
         }
-        let wires = self.wires();
-        if wires.cut.contains(&(from, to)) {
+        let topology = self.topology();
+        if topology.cut.contains(&(from, to)) {
             return Err("the link is cut");
         }
-        let (identity, node) = wires.nodes.get(&to).ok_or("no such node is running")?;
+        let (identity, node) = topology.nodes.get(&to).ok_or("no such node is running")?;
         node.upgrade().map(|node| (identity.clone(), node)).ok_or("the node has stopped")
     }
 
     /// One more delivery on its way, unless the link is full.
     fn load(&self, from: Endpoint, to: Endpoint) -> Option<Load> {
-        let counter = self.wires().under_way.entry((from, to)).or_default().clone();
+        let counter = self.topology().under_way.entry((from, to)).or_default().clone();
         (counter.fetch_add(1, Relaxed) < LINK_BOUND).then_some(()).or_else(|| {
             counter.fetch_sub(1, Relaxed);
             None
@@ -222,21 +223,21 @@ impl MemoryNetwork {
     }
 
     fn frames(&self) -> Frames {
-        self.1.as_ref().map_or_else(Frames::default, |wire| wire.frames())
+        self.1.as_ref().map_or_else(Frames::default, |model| model.frames())
     }
 
-    /// Whether what may take so many bytes fits a frame of at most `max`; the wire hears of what does not.
+    /// Whether what may take so many bytes fits a frame of at most `max`; the model hears of what does not.
     fn fits(&self, from: Endpoint, to: Endpoint, parcel: Parcel<'_>, bytes: usize, max: usize) -> bool {
         if bytes > max
-            && let Some(wire) = &self.1
+            && let Some(model) = &self.1
         {
-            wire.fits_no_frame(from, to, parcel, bytes);
+            model.fits_no_frame(from, to, parcel, bytes);
         }
         bytes <= max
     }
 
     /// The map is always whole, also after a panic elsewhere.
-    fn wires(&self) -> MutexGuard<'_, Wires> {
+    fn topology(&self) -> MutexGuard<'_, Topology> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -254,8 +255,8 @@ impl Drop for Load {
 pub struct MemoryTransport {
     network: MemoryNetwork,
     endpoint: Endpoint,
-    rules: Rules,
-    upward: Option<Upward>,
+    policy: PeerPolicy,
+    handlers: Option<Handlers>,
     /// Peers that were let in, as they were then.
     up: BTreeMap<NodeId, Identity>,
     /// Where those are that were heard last from elsewhere than the endpoint of their id.
@@ -272,30 +273,30 @@ impl Actor for MemoryTransport {
 
 impl MemoryTransport {
     fn id(&self) -> NodeId {
-        self.rules.own().id
+        self.policy.own().id
     }
 
     fn unreachable(&self, group: GroupId, peer: NodeId) {
-        if let Some(above) = self.upward.as_ref().and_then(|upward| upward.unreachable.upgrade()) {
+        if let Some(above) = self.handlers.as_ref().and_then(|handlers| handlers.unreachable.upgrade()) {
             above.do_send(Unreachable { group, peer });
         }
     }
 
     /// Judges a peer; tells above of the first time it is let in or refused. Without a reason it may try again.
     fn admit(&mut self, theirs: &Identity) -> Result<(), Option<RefusedBecause>> {
-        if let Err(reason) = self.rules.judge(theirs) {
+        if let Err(reason) = self.policy.check(theirs) {
             self.refuse(theirs.id, false, reason.clone());
             return Err(Some(reason));
         }
         // Before anything of this life counts. There are no threads here, and no disk that takes its time.
-        if let Err(error) = self.rules.book().record(theirs) {
+        if let Err(error) = self.policy.book().record(theirs) {
             tracing::debug!(peer = theirs.id, %error, "a life cannot be recorded");
             return Err(None);
         }
-        self.rules.let_in(theirs);
+        self.policy.let_in(theirs);
         self.refused.remove(&theirs.id);
         if self.up.insert(theirs.id, theirs.clone()).as_ref() != Some(theirs)
-            && let Some(above) = self.upward.as_ref().and_then(|upward| upward.peer_up.upgrade())
+            && let Some(above) = self.handlers.as_ref().and_then(|handlers| handlers.peer_up.upgrade())
         {
             above.do_send(PeerUp { identity: theirs.clone() });
         }
@@ -307,20 +308,20 @@ impl MemoryTransport {
         if self.refused.insert(peer, (by_peer, reason.clone())) == Some((by_peer, reason.clone())) {
             return;
         }
-        if let Some(above) = self.upward.as_ref().and_then(|upward| upward.peer_refused.upgrade()) {
+        if let Some(above) = self.handlers.as_ref().and_then(|handlers| handlers.peer_refused.upgrade()) {
             above.do_send(PeerRefused { peer, by_peer, reason });
         }
     }
 
     /// Which life of a node is on record here.
     fn recorded(&self, of: NodeId) -> Option<LifeKey> {
-        self.rules.book().record_of(of).map(|record| record.life.key())
+        self.policy.book().record_of(of).map(|record| record.life.key())
     }
 
     fn flush_if_due(&mut self) {
-        if self.flushed.elapsed() >= FLUSH_EVERY && self.rules.book().wants_flush() {
+        if self.flushed.elapsed() >= FLUSH_EVERY && self.policy.book().wants_flush() {
             self.flushed = Instant::now();
-            self.rules.book().flush();
+            self.policy.book().flush();
         }
     }
 
@@ -345,7 +346,7 @@ impl MemoryTransport {
 
     /// Which process this is.
     fn sender(&self) -> (Endpoint, u64) {
-        (self.endpoint, self.rules.own().boot)
+        (self.endpoint, self.policy.own().boot)
     }
 }
 
@@ -372,7 +373,7 @@ struct Delivery {
     recorded: Option<LifeKey>,
     group: GroupId,
     messages: Vec<RaftMessage>,
-    /// `None` where a [`Wire`] holds it.
+    /// `None` where a [`LinkModel`] holds it.
     load: Option<Load>,
 }
 
@@ -424,8 +425,8 @@ impl Handler<Transmit> for MemoryTransport {
             if messages.len() < count {
                 self.unreachable(group, to);
             }
-            let from = self.rules.own().clone();
-            let Some(wire) = self.network.1.clone() else {
+            let from = self.policy.own().clone();
+            let Some(model) = self.network.1.clone() else {
                 node.do_send(Delivery { from, end: own, recorded, group, messages, load: Some(load) });
                 continue;
             };
@@ -437,7 +438,7 @@ impl Handler<Transmit> for MemoryTransport {
                     let (from, messages) = (from.clone(), vec![copy.clone()]);
                     node.do_send(Delivery { from, end: own, recorded, group, messages, load: None });
                 };
-                wire.carry(self.sender(), end, Parcel::Message(&message), Arc::new(deliver));
+                model.carry(self.sender(), end, Parcel::Message(&message), Arc::new(deliver));
             }
         }
     }
@@ -449,12 +450,12 @@ impl Handler<Delivery> for MemoryTransport {
     fn handle(&mut self, delivery: Delivery, ctx: &mut Context<Self>) {
         let Delivery { from, end, recorded, group, messages, load } = delivery;
         drop(load);
-        let Some(received) = self.upward.as_ref().map(|upward| upward.received.clone()) else { return };
+        let Some(received) = self.handlers.as_ref().map(|handlers| handlers.received.clone()) else { return };
         match self.admit(&from) {
             Ok(()) => {
                 self.heard_from(from.id, end);
-                recorded.into_iter().for_each(|life| self.rules.book().confirmed(from.id, life));
-                self.rules.book().note_acknowledged(from.id, &messages);
+                recorded.into_iter().for_each(|life| self.policy.book().confirmed(from.id, life));
+                self.policy.book().note_acknowledged(from.id, &messages);
                 self.flush_if_due();
                 if let Some(above) = received.upgrade() {
                     above.do_send(Received { group, from: from.id, messages });
@@ -472,9 +473,9 @@ impl MemoryTransport {
         let (by, told) = (self.id(), reason.clone());
         match &self.network.1 {
             None => node.do_send(Refused { by, group, reason }),
-            Some(wire) => {
+            Some(model) => {
                 let deliver = once(move || node.do_send(Refused { by, group, reason: told }));
-                wire.carry(self.sender(), to, Parcel::Refusal(&reason), deliver);
+                model.carry(self.sender(), to, Parcel::Refusal(&reason), deliver);
             }
         }
     }
@@ -513,18 +514,18 @@ impl Handler<Ask> for MemoryTransport {
             return answer(Err(AskError::NotSent(error.to_string())));
         }
         let (sender, receiver) = oneshot::channel();
-        let (from, recorded) = (self.rules.own().clone(), self.recorded(to));
+        let (from, recorded) = (self.policy.own().clone(), self.recorded(to));
         match &self.network.1 {
             None => {
                 node.do_send(Question { from, end: own, recorded, group, request, answer: sender, load: Some(load) })
             }
-            Some(wire) => {
+            Some(model) => {
                 let asked = request.clone();
                 let deliver = once(move || {
                     drop(load);
                     node.do_send(Question { from, end: own, recorded, group, request, answer: sender, load: None });
                 });
-                wire.carry(self.sender(), end, Parcel::Question(&asked), deliver);
+                model.carry(self.sender(), end, Parcel::Question(&asked), deliver);
             }
         }
         let network = self.network.clone();
@@ -547,17 +548,17 @@ impl Handler<Question> for MemoryTransport {
     fn handle(&mut self, question: Question, ctx: &mut Context<Self>) {
         let Question { from, end, recorded, group, request, answer, load } = question;
         drop(load);
-        if self.upward.is_none() {
+        if self.handlers.is_none() {
             return;
         }
         match self.admit(&from) {
-            Ok(()) => recorded.into_iter().for_each(|life| self.rules.book().confirmed(from.id, life)),
+            Ok(()) => recorded.into_iter().for_each(|life| self.policy.book().confirmed(from.id, life)),
             Err(Some(reason)) => return self.send_refusal(end, group, reason, ctx),
             Err(None) => return,
         }
-        let Some(upward) = &self.upward else { return };
+        let Some(handlers) = &self.handlers else { return };
         let request = request.bounded();
-        let above = upward.answers(&request);
+        let above = handlers.answers(&request);
         let (responder, answered) = Responder::new();
         if let Some(above) = above {
             above.do_send(Asked { group, from: from.id, request, responder });
@@ -572,10 +573,10 @@ impl Handler<Question> for MemoryTransport {
             }
             match &network.1 {
                 None => drop(answer.send(response)),
-                Some(wire) => {
+                Some(model) => {
                     let copy = response.clone();
                     let deliver = once(move || drop(answer.send(copy)));
-                    wire.carry(own, end, Parcel::Answer(&response), deliver);
+                    model.carry(own, end, Parcel::Answer(&response), deliver);
                 }
             }
         };
@@ -587,7 +588,7 @@ impl Handler<SetPeers> for MemoryTransport {
     type Result = ();
 
     fn handle(&mut self, peers: SetPeers, _: &mut Context<Self>) {
-        self.rules.set_peers(peers);
+        self.policy.set_peers(peers);
     }
 }
 
@@ -595,9 +596,9 @@ impl Handler<SetCluster> for MemoryTransport {
     type Result = ();
 
     fn handle(&mut self, SetCluster(cluster): SetCluster, _: &mut Context<Self>) {
-        self.rules.set_cluster(cluster);
-        let own = self.rules.own().clone();
-        if let Some((identity, _)) = self.network.wires().nodes.get_mut(&self.endpoint)
+        self.policy.set_cluster(cluster);
+        let own = self.policy.own().clone();
+        if let Some((identity, _)) = self.network.topology().nodes.get_mut(&self.endpoint)
             && identity.boot == own.boot
         {
             *identity = own;
@@ -608,8 +609,8 @@ impl Handler<SetCluster> for MemoryTransport {
 impl Handler<Attach> for MemoryTransport {
     type Result = ();
 
-    fn handle(&mut self, Attach { upward }: Attach, _: &mut Context<Self>) {
-        self.upward = Some(upward);
+    fn handle(&mut self, Attach { handlers }: Attach, _: &mut Context<Self>) {
+        self.handlers = Some(handlers);
     }
 }
 
@@ -623,7 +624,7 @@ impl Handler<GetTransportStatus> for MemoryTransport {
             features: self.up.get(id).map_or_else(Features::none, |identity| identity.features.clone()),
             ..PeerStatus::default()
         };
-        let peers = self.rules.peers().keys().map(|id| (*id, peer(id))).collect();
+        let peers = self.policy.peers().keys().map(|id| (*id, peer(id))).collect();
         TransportStatus { peers, ..TransportStatus::default() }
     }
 }

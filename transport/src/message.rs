@@ -291,7 +291,7 @@ fn behind(Record { life, index, term, .. }: &Record) -> String {
 
 /// Where a transport delivers. All weak: the transport is nobody's owner.
 #[derive(Clone)]
-pub struct Upward {
+pub struct Handlers {
     /// Raft messages.
     pub received: WeakRecipient<Received>,
     /// Questions about proposals, reads and changes.
@@ -310,7 +310,7 @@ pub struct Upward {
     pub peer_refused: WeakRecipient<PeerRefused>,
 }
 
-impl Upward {
+impl Handlers {
     /// Who answers a question, if that actor still lives.
     pub(crate) fn answers(&self, request: &Request) -> Option<Recipient<Asked>> {
         let above = match request {
@@ -383,7 +383,7 @@ pub struct TransportHandle {
 #[rtype(result = "()")]
 pub struct Attach {
     /// The receivers.
-    pub upward: Upward,
+    pub handlers: Handlers,
 }
 
 /// Sends what is queued, closes the connections and stops. Answered when it is done.

@@ -7,8 +7,8 @@ use actorum_transport::{
     features::Features,
     memory::MemoryNetwork,
     message::{
-        Answered, Ask, AskError, Asked, Attach, Identity, Peer, PeerRefused, PeerUp, Received, RefusedBecause,
-        SetPeers, Transmit, TransportHandle, Unreachable, Upward,
+        Answered, Ask, AskError, Asked, Attach, Handlers, Identity, Peer, PeerRefused, PeerUp, Received,
+        RefusedBecause, SetPeers, Transmit, TransportHandle, Unreachable,
     },
     wire::{
         ClusterId, GroupId, Incarnation, MAX_PIECE, MessageKind, NodeId, RaftMessage, Request, Response, SnapshotFile,
@@ -135,7 +135,7 @@ fn node(network: &MemoryNetwork, identity: Identity, answers: bool) -> Node {
     let keeper = Keeper.start();
     let above = Above { heard: sender, answers }.start();
     let down = above.downgrade();
-    let upward = Upward {
+    let handlers = Handlers {
         received: down.clone().recipient(),
         asked: down.clone().recipient(),
         formation: down.clone().recipient(),
@@ -145,7 +145,7 @@ fn node(network: &MemoryNetwork, identity: Identity, answers: bool) -> Node {
         peer_up: down.clone().recipient(),
         peer_refused: down.recipient(),
     };
-    handle.attach.do_send(Attach { upward });
+    handle.attach.do_send(Attach { handlers });
     Node { handle, above, _keeper: keeper, heard }
 }
 
@@ -242,7 +242,7 @@ async fn a_full_link_drops_the_newest_and_says_so() {
     two.heard = heard;
     let above = Above { heard: sender, answers: true }.start();
     let down = above.downgrade();
-    let upward = Upward {
+    let handlers = Handlers {
         received: down.clone().recipient(),
         asked: down.clone().recipient(),
         formation: down.clone().recipient(),
@@ -252,7 +252,7 @@ async fn a_full_link_drops_the_newest_and_says_so() {
         peer_up: down.clone().recipient(),
         peer_refused: down.recipient(),
     };
-    two.handle.attach.send(Attach { upward }).await.unwrap();
+    two.handle.attach.send(Attach { handlers }).await.unwrap();
     // One transmit after the other without giving the receiver a turn.
     (1..=bound + 5).for_each(|term| one.send(2, term));
     for _ in 0..5 {

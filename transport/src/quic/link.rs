@@ -37,7 +37,7 @@ use tokio::{
 };
 
 use super::{
-    Ended, Inbound, InboundQuestion, LeftOut, QuicConfig, QuicTransport, SNAPSHOT_PLACES, handshake::Established,
+    Ended, Inbound, InboundQuestion, Oversized, QuicConfig, QuicTransport, SNAPSHOT_PLACES, handshake::Established,
 };
 use crate::{
     frame::{self, Batch, Kind, Lane, Question, Splitter},
@@ -236,19 +236,19 @@ pub(super) fn begin(
     let link = Link { generation, dialled, identity, connection, log, urgent, lanes, queue_bytes, asking };
     let (peer, connection) = (link.identity.id, link.connection.clone());
     let answering = Rc::new(Answering { open: Cell::new(0), places: Semaphore::new(SNAPSHOT_PLACES) });
-    let wire = Wire { connection, link: link.clone(), transport, config, counters, peer, answering };
+    let tasks = ConnectionTasks { connection, link: link.clone(), transport, config, counters, peer, answering };
     for (lane, queue) in [(Lane::Log, link.log.clone()), (Lane::Urgent, link.urgent.clone())] {
-        actix_rt::spawn(wire.clone().write_lane(lane, queue));
+        actix_rt::spawn(tasks.clone().write_lane(lane, queue));
     }
-    actix_rt::spawn(wire.clone().accept_lanes());
-    actix_rt::spawn(wire.clone().accept_questions());
-    actix_rt::spawn(wire.watch_end());
+    actix_rt::spawn(tasks.clone().accept_lanes());
+    actix_rt::spawn(tasks.clone().accept_questions());
+    actix_rt::spawn(tasks.watch_end());
     link
 }
 
 /// What every task of a link needs. Each ends with the connection, whoever ends that.
 #[derive(Clone)]
-struct Wire {
+struct ConnectionTasks {
     connection: Connection,
     link: Link,
     transport: WeakAddr<QuicTransport>,
@@ -285,7 +285,7 @@ impl Drop for Entered {
     }
 }
 
-impl Wire {
+impl ConnectionTasks {
     /// A peer that breaks the protocol loses its connection; the reason goes to both logs.
     fn give_up(&self, cause: &str) {
         tracing::warn!(peer = self.peer, "node {} sent what makes no sense: {cause}", self.peer);
@@ -345,7 +345,7 @@ impl Wire {
                     if count > 0
                         && let Some(transport) = self.transport.upgrade()
                     {
-                        transport.do_send(LeftOut { peer: self.peer, group, count });
+                        transport.do_send(Oversized { peer: self.peer, group, count });
                     }
                 }
                 None if self.link.lanes.ending.get() => {
@@ -448,13 +448,13 @@ impl Wire {
         // behind its first bytes until an earlier one is complete or out of time, and QUIC makes the peer wait.
         let unfinished = Rc::new(Semaphore::new(self.config.max_frame + 4));
         while let Ok((mut send, receive)) = self.connection.accept_bi().await {
-            let (wire, unfinished) = (self.clone(), unfinished.clone());
+            let (tasks, unfinished) = (self.clone(), unfinished.clone());
             actix_rt::spawn(async move {
                 // Half a question and then silence: it may not hold its place for ever.
-                let patience = wire.config.handshake_timeout;
+                let patience = tasks.config.handshake_timeout;
                 match timeout(
                     patience,
-                    read_frame(receive, Kind::Request, wire.config.max_frame, &wire.counters, Some(&unfinished)),
+                    read_frame(receive, Kind::Request, tasks.config.max_frame, &tasks.counters, Some(&unfinished)),
                 )
                 .await
                 {
@@ -462,14 +462,14 @@ impl Wire {
                         Ok(Question { group, request }) => {
                             let _ = send.set_priority(priority(&request));
                             match request {
-                                Request::Snapshot(_) => wire.answer_about_snapshot(group, request, send).await,
-                                _ => drop(wire.answer(group, request, wire.config.max_frame, &mut send).await),
+                                Request::Snapshot(_) => tasks.answer_about_snapshot(group, request, send).await,
+                                _ => drop(tasks.answer(group, request, tasks.config.max_frame, &mut send).await),
                             }
                         }
-                        Err(error) => wire.give_up(&error.to_string()),
+                        Err(error) => tasks.give_up(&error.to_string()),
                     },
                     Ok(Err(ReadFrame::Gone)) | Err(_) => {}
-                    Ok(Err(ReadFrame::Nonsense(cause))) => wire.give_up(&cause),
+                    Ok(Err(ReadFrame::Nonsense(cause))) => tasks.give_up(&cause),
                 }
             });
         }

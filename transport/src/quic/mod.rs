@@ -37,12 +37,12 @@ use tokio::{sync::watch, time::Instant};
 use crate::{
     features::Features,
     frame::Hello,
-    hello::{FORMATS, PROTOCOL, Rules},
+    hello::{FORMATS, PROTOCOL, PeerPolicy},
     lives::{FLUSH_EVERY, LifeBook, LifeKey},
     message::{
-        Answered, Ask, AskError, Asked, Attach, Close, GetTransportStatus, Identity, PeerRefused, PeerStatus, PeerUp,
-        Received, RefusedBecause, SetCluster, SetPeers, Transmit, TransportHandle, TransportStatus, Unreachable,
-        Upward,
+        Answered, Ask, AskError, Asked, Attach, Close, GetTransportStatus, Handlers, Identity, PeerRefused, PeerStatus,
+        PeerUp, Received, RefusedBecause, SetCluster, SetPeers, Transmit, TransportHandle, TransportStatus,
+        Unreachable,
     },
     tls::TlsIdentity,
     wire::{GroupId, Incarnation, NodeId, RaftMessage},
@@ -203,8 +203,8 @@ pub enum TransportError {
 pub struct QuicTransport {
     config: Rc<QuicConfig>,
     endpoint: Endpoint,
-    rules: Rules,
-    upward: Option<Upward>,
+    policy: PeerPolicy,
+    handlers: Option<Handlers>,
     peers: BTreeMap<NodeId, PeerState>,
     accepting: Option<JoinHandle<()>>,
     gate: Rc<RefCell<Gate>>,
@@ -261,11 +261,11 @@ impl QuicTransport {
         let endpoint = endpoint.map_err(listen)?;
         let address = endpoint.local_addr().map_err(listen)?;
         let transport = QuicTransport {
-            rules: Rules::new(config.identity.clone(), config.lives.clone()),
+            policy: PeerPolicy::new(config.identity.clone(), config.lives.clone()),
             gate: Rc::new(RefCell::new(Gate::new(config.limits(), Instant::now()))),
             config: Rc::new(config),
             endpoint,
-            upward: None,
+            handlers: None,
             peers: BTreeMap::new(),
             accepting: None,
             counters: Rc::default(),
@@ -291,7 +291,7 @@ impl QuicTransport {
     }
 
     fn hello(&self, dial: u64, to: NodeId) -> Hello {
-        let own = self.rules.own();
+        let own = self.policy.own();
         Hello {
             protocol: PROTOCOL,
             formats: FORMATS.to_vec(),
@@ -302,19 +302,19 @@ impl QuicTransport {
             dial,
             features: own.features.clone(),
             lives: own.lives.to_vec(),
-            recorded: self.rules.book().record_of(to).map(|record| record.life.key()),
+            recorded: self.policy.book().record_of(to).map(|record| record.life.key()),
         }
     }
 
     fn unreachable(&self, group: GroupId, peer: NodeId) {
-        if let Some(above) = self.upward.as_ref().and_then(|upward| upward.unreachable.upgrade()) {
+        if let Some(above) = self.handlers.as_ref().and_then(|handlers| handlers.unreachable.upgrade()) {
             above.do_send(Unreachable { group, peer });
         }
     }
 
     /// Remembers a refusal and tells of it, in the log and above, once per change of reason.
     fn refused(&mut self, id: NodeId, by_peer: bool, text: String, reason: Option<RefusedBecause>) {
-        let told = reason.is_some() && self.upward.is_some();
+        let told = reason.is_some() && self.handlers.is_some();
         let peer = self.peer(id);
         let text = readable(&text);
         peer.last_error = Some(text.clone());
@@ -330,7 +330,7 @@ impl QuicTransport {
             tracing::warn!(peer = id, "refused node {id}: {text}");
         }
         peer.refused.insert(by_peer, text);
-        let above = self.upward.as_ref().and_then(|upward| upward.peer_refused.upgrade());
+        let above = self.handlers.as_ref().and_then(|handlers| handlers.peer_refused.upgrade());
         if let (Some(above), Some(reason)) = (above, reason) {
             above.do_send(PeerRefused { peer: id, by_peer, reason });
         }
@@ -356,7 +356,7 @@ impl QuicTransport {
 
     /// Dials whoever is listed, and nobody else.
     fn dial_listed(&mut self, ctx: &mut Context<Self>) {
-        let listed: BTreeSet<NodeId> = self.rules.peers().keys().copied().collect();
+        let listed: BTreeSet<NodeId> = self.policy.peers().keys().copied().collect();
         for (id, peer) in &mut self.peers {
             if !listed.contains(id)
                 && let Some(task) = peer.dialling.take()
@@ -383,7 +383,7 @@ impl QuicTransport {
         let judged: Vec<_> = self
             .peers
             .iter()
-            .filter_map(|(id, peer)| Some((*id, self.rules.judge(&peer.link.as_ref()?.identity).err()?)))
+            .filter_map(|(id, peer)| Some((*id, self.policy.check(&peer.link.as_ref()?.identity).err()?)))
             .filter(|(_, reason)| last_words_said || !matches!(reason, RefusedBecause::Retired { .. }))
             .collect();
         for (id, reason) in judged {
@@ -438,8 +438,8 @@ impl Actor for QuicTransport {
 impl Handler<Attach> for QuicTransport {
     type Result = ();
 
-    fn handle(&mut self, Attach { upward }: Attach, _: &mut Context<Self>) {
-        self.upward = Some(upward);
+    fn handle(&mut self, Attach { handlers }: Attach, _: &mut Context<Self>) {
+        self.handlers = Some(handlers);
     }
 }
 
@@ -447,7 +447,7 @@ impl Handler<SetPeers> for QuicTransport {
     type Result = ();
 
     fn handle(&mut self, peers: SetPeers, ctx: &mut Context<Self>) {
-        self.rules.set_peers(peers);
+        self.policy.set_peers(peers);
         self.judge_links_again(false);
         ctx.run_later(LAST_WORDS, |transport, _| transport.judge_links_again(true));
         self.dial_listed(ctx);
@@ -458,7 +458,7 @@ impl Handler<SetCluster> for QuicTransport {
     type Result = ();
 
     fn handle(&mut self, SetCluster(cluster): SetCluster, _: &mut Context<Self>) {
-        self.rules.set_cluster(cluster);
+        self.policy.set_cluster(cluster);
         self.judge_links_again(false);
     }
 }
@@ -566,7 +566,7 @@ impl Handler<DialHello> for QuicTransport {
     type Result = MessageResult<DialHello>;
 
     fn handle(&mut self, DialHello(peer): DialHello, _: &mut Context<Self>) -> Self::Result {
-        let address = self.rules.peers().get(&peer).map(|peer| peer.address.clone());
+        let address = self.policy.peers().get(&peer).map(|peer| peer.address.clone());
         self.dials += 1;
         MessageResult(address.map(|address| (self.hello(self.dials, peer), address)))
     }
@@ -581,7 +581,7 @@ impl QuicTransport {
         } else if !hello.formats.iter().any(|format| FORMATS.contains(format)) {
             Err(RefusedBecause::Format { theirs: hello.formats.clone(), ours: FORMATS.to_vec() })
         } else {
-            self.rules.judge(&hello.identity())
+            self.policy.check(&hello.identity())
         };
         if let Err(reason) = &judged {
             self.refused(hello.node, false, reason.to_string(), Some(reason.clone()));
@@ -591,15 +591,15 @@ impl QuicTransport {
 
     /// The peer says which life of this directory it has on record.
     fn confirmed(&self, by: NodeId, life: Option<LifeKey>) {
-        life.into_iter().for_each(|life| self.rules.book().confirmed(by, life));
+        life.into_iter().for_each(|life| self.policy.book().confirmed(by, life));
     }
 
     /// Records how far the peers' logs are, from time to time, where waiting for a disk is allowed.
     #[allow(clippy::disallowed_methods, reason = "a real disk: a simulation has another transport")]
     fn flush_if_due(&mut self) {
-        if self.flushed.elapsed() >= FLUSH_EVERY && self.rules.book().wants_flush() {
+        if self.flushed.elapsed() >= FLUSH_EVERY && self.policy.book().wants_flush() {
             self.flushed = Instant::now();
-            let book = self.rules.book().clone();
+            let book = self.policy.book().clone();
             tokio::task::spawn_blocking(move || book.flush());
         }
     }
@@ -614,7 +614,7 @@ impl Handler<CheckHello> for QuicTransport {
             return Box::pin(fut::ready(Ok(Err(reason))));
         }
         self.confirmed(id, hello.recorded);
-        let book = self.rules.book().clone();
+        let book = self.policy.book().clone();
         if book.is_on_record(&identity) {
             return Box::pin(fut::ready(Ok(Ok(self.hello(0, id)))));
         }
@@ -645,7 +645,7 @@ impl Handler<Established> for QuicTransport {
         let id = identity.id;
         self.confirmed(id, established.recorded);
         // Judged again: between the hello and now this node may have learnt more.
-        if let Err(reason) = self.rules.judge(&identity) {
+        if let Err(reason) = self.policy.check(&identity) {
             self.refused(id, false, reason.to_string(), Some(reason));
             return MessageResult(false);
         }
@@ -655,7 +655,7 @@ impl Handler<Established> for QuicTransport {
         if !dialled && self.peer(id).latest.is_some_and(overtaken) {
             return MessageResult(false);
         }
-        let own = self.rules.own().id;
+        let own = self.policy.own().id;
         let stays = |old: &Link| {
             let dialler = |dialled: bool| if dialled { own } else { id };
             let alive = old.is_alive();
@@ -665,7 +665,7 @@ impl Handler<Established> for QuicTransport {
         if self.peer(id).link.as_ref().is_some_and(stays) {
             return MessageResult(false);
         }
-        self.rules.let_in(&identity);
+        self.policy.let_in(&identity);
         self.gate.borrow_mut().met(id, established.connection.remote_address().ip());
         self.generations += 1;
         let generation = self.generations;
@@ -686,7 +686,7 @@ impl Handler<Established> for QuicTransport {
             // What was on its way over the old one may be lost.
             self.unreachable(GroupId::FIRST, id);
         }
-        if let Some(above) = self.upward.as_ref().and_then(|upward| upward.peer_up.upgrade()) {
+        if let Some(above) = self.handlers.as_ref().and_then(|handlers| handlers.peer_up.upgrade()) {
             above.do_send(PeerUp { identity });
         }
         MessageResult(true)
@@ -761,16 +761,16 @@ impl Handler<Ended> for QuicTransport {
 /// Messages that no frame may hold.
 #[derive(Message)]
 #[rtype(result = "()")]
-struct LeftOut {
+struct Oversized {
     peer: NodeId,
     group: GroupId,
     count: usize,
 }
 
-impl Handler<LeftOut> for QuicTransport {
+impl Handler<Oversized> for QuicTransport {
     type Result = ();
 
-    fn handle(&mut self, LeftOut { peer, group, count }: LeftOut, _: &mut Context<Self>) {
+    fn handle(&mut self, Oversized { peer, group, count }: Oversized, _: &mut Context<Self>) {
         self.peer(peer).dropped += count as u64;
         tracing::error!(peer, count, "messages over the bound of a frame were dropped");
         self.unreachable(group, peer);
@@ -795,9 +795,9 @@ impl Handler<Inbound> for QuicTransport {
         if !self.is_present(from, generation) {
             return;
         }
-        self.rules.book().note_acknowledged(from, &messages);
+        self.policy.book().note_acknowledged(from, &messages);
         self.flush_if_due();
-        if let Some(above) = self.upward.as_ref().and_then(|upward| upward.received.upgrade()) {
+        if let Some(above) = self.handlers.as_ref().and_then(|handlers| handlers.received.upgrade()) {
             above.do_send(Received { group, from, messages });
         }
     }
@@ -818,8 +818,8 @@ impl Handler<InboundQuestion> for QuicTransport {
         if !self.is_present(asked.from, generation) {
             return;
         }
-        let Some(upward) = &self.upward else { return };
-        if let Some(above) = upward.answers(&asked.request) {
+        let Some(handlers) = &self.handlers else { return };
+        if let Some(above) = handlers.answers(&asked.request) {
             above.do_send(asked);
         }
     }

@@ -17,8 +17,8 @@ use actorum_transport::{
     frame::{self, Hello, Kind, Lane, Question, Refused, Splitter, Welcome},
     hello::{FORMATS, PROTOCOL},
     message::{
-        Answered, Ask, AskError, Asked, Attach, GetTransportStatus, Identity, Peer, PeerRefused, PeerUp, Received,
-        RefusedBecause, Responder, SetPeers, Transmit, TransportHandle, TransportStatus, Unreachable, Upward,
+        Answered, Ask, AskError, Asked, Attach, GetTransportStatus, Handlers, Identity, Peer, PeerRefused, PeerUp,
+        Received, RefusedBecause, Responder, SetPeers, Transmit, TransportHandle, TransportStatus, Unreachable,
     },
     quic::{QuicConfig, QuicTransport},
     tls::{ALPN, Authority, TlsIdentity, node_name},
@@ -265,7 +265,7 @@ pub fn node_serving(
     let keeper = Keeper { heard: sender.clone(), serve, kept: Vec::new() }.start();
     let above = Above { heard: sender, questions, kept: Vec::new() }.start();
     let down = above.downgrade();
-    let upward = Upward {
+    let handlers = Handlers {
         received: down.clone().recipient(),
         asked: down.clone().recipient(),
         formation: down.clone().recipient(),
@@ -275,7 +275,7 @@ pub fn node_serving(
         peer_up: down.clone().recipient(),
         peer_refused: down.recipient(),
     };
-    handle.attach.do_send(Attach { upward });
+    handle.attach.do_send(Attach { handlers });
     Node { id, address, handle, above, keeper, heard, token: 0 }
 }
 
