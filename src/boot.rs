@@ -34,7 +34,7 @@ use actorum_actors::{
     membership::{self, Beginning, MembershipManager, MembershipStatus},
     message::Refusal,
     replica::{Hashes, Replayed, replay_hashing},
-    slot::Slot,
+    reply_slot::ReplySlot,
     snapshot::{
         Shelf,
         keeper::{KeeperBounds, KeeperLinks, SnapshotKeeper},
@@ -131,7 +131,7 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
         config,
         certificates,
         clock,
-        witness,
+        observer,
         features,
     } = builder;
     let storage = storage.ok_or_else(|| missing("storage", "say where the log lives: builder.storage(..)"))?;
@@ -174,8 +174,8 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
     };
     let Opened { store, shelf, reader, identity, recovered, replayed } = opened;
     let lives = store.lives();
-    if let Some(witness) = &witness {
-        witness.replayed(replayed.snapshot_index);
+    if let Some(observer) = &observer {
+        observer.replayed(replayed.snapshot_index);
     }
 
     let cluster = replayed.system.as_ref().map(|system| system.cluster);
@@ -193,12 +193,12 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
     };
 
     // The addresses first, then the actors: everyone can be told of everyone.
-    let (core_context, system_context) = (Context::<RaftCore<Slot<S>>>::new(), Context::<RaftSystem<S>>::new());
+    let (core_context, system_context) = (Context::<RaftCore<ReplySlot<S>>>::new(), Context::<RaftSystem<S>>::new());
     let (core_address, system_address) = (core_context.address(), system_context.address());
     let (core, system) = (core_address.downgrade(), system_address.downgrade());
     let keeper_context = Context::<SnapshotKeeper>::new();
     let keeper_address = keeper_context.address();
-    let membership_context = Context::<MembershipManager<Slot<S>>>::new();
+    let membership_context = Context::<MembershipManager<ReplySlot<S>>>::new();
     let membership_address = membership_context.address();
 
     let (core_shows, core_status) = watch::channel(CoreStatus::default());
@@ -281,7 +281,7 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
         propose: core_address.clone().recipient(),
         failed: system.clone().recipient(),
         status: consistency_shows,
-        witness: witness.clone(),
+        observer: observer.clone(),
     };
     checker_context.run(ConsistencyChecker::new(checker_start, checker_links));
     let applier = Applier::new(applier_config, applier_links, replayed);
@@ -330,7 +330,7 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
         status: core_shows,
         admit: admit(admission.clone()),
         check: check::<S>,
-        witness,
+        observer,
     };
     let tick = Duration::from_millis(config.heartbeat_ms);
     core_context.run(RaftCore::new(GROUP, tick, consensus, clock.clone(), core_links));
@@ -593,9 +593,9 @@ fn never_if_zero(bound: u64) -> u64 {
 }
 
 /// Tickets for what peers ask: their requests hold admission here as those of clients do, in a share of their own.
-fn admit<S: StateMachine>(admission: Arc<Admission>) -> core::Admit<Slot<S>> {
+fn admit<S: StateMachine>(admission: Arc<Admission>) -> core::Admit<ReplySlot<S>> {
     Box::new(move |responder: Responder, bytes| match admission.try_admit_forwarded(bytes) {
-        Ok(permit) => Ok(Slot::remote(responder, permit)),
+        Ok(permit) => Ok(ReplySlot::remote(responder, permit)),
         Err(Denied::Busy(_)) => Err((responder, Refusal::Busy)),
         Err(Denied::Closed { cause }) => Err((responder, Refusal::Stopped { cause })),
     })

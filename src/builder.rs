@@ -14,8 +14,8 @@ use actorum_actors::{
         store::{LogStore, OpenError, StoreError},
     },
     machine::StateMachine,
+    observer::MaybeObserver,
     replica::Broken,
-    witness::MaybeWitness,
 };
 use actorum_transport::{
     features::Features,
@@ -158,7 +158,7 @@ pub struct Builder<S: StateMachine> {
     pub(crate) config: Config,
     pub(crate) certificates: Vec<(String, i64)>,
     pub(crate) clock: Arc<dyn Clock>,
-    pub(crate) witness: MaybeWitness,
+    pub(crate) observer: MaybeObserver,
     /// The features that its hello names; fewer only where a simulation has nodes of an older version.
     pub(crate) features: Features,
 }
@@ -177,7 +177,7 @@ impl<S: StateMachine> Builder<S> {
             config: Config::default(),
             certificates: Vec::new(),
             clock: SystemClock::shared(),
-            witness: None,
+            observer: None,
             features: Features::all(),
         }
     }

@@ -23,13 +23,13 @@ use actorum_actors::{
     clock::{Alarm, Clock},
     condition::Condition,
     core::{RaftCore, panic_message},
-    entry::Draft,
+    entry::EncodedCommand,
     machine::{self, StateMachine},
     members::{Change, ChangeRequest, Membership},
     message::{ServeReads, Submit, SubmitChange, SubmitRead},
     outcome::{Applied, ChangeError, ProposeError, ReadError},
     position::After,
-    slot::{Look, Slot},
+    reply_slot::{Look, ReplySlot},
     snapshot::keeper::{Backup, OpenNewest, SnapshotKeeper, TakeSnapshot, TakeSnapshotError},
     status::SnapshotTaken,
     subscribers::{SubscribeError, SubscribeFrom, Subscriber, Subscription, Unsubscribe, View, Wants},
@@ -55,7 +55,7 @@ pub(crate) struct Door<S: StateMachine> {
     pub max_entry_bytes: usize,
     /// Whether peers are dialled at addresses of the form `HOST:PORT`: a network in memory has names of its own.
     pub dials: bool,
-    pub core: WeakAddr<RaftCore<Slot<S>>>,
+    pub core: WeakAddr<RaftCore<ReplySlot<S>>>,
     pub applier: WeakAddr<Applier<S>>,
     pub keeper: WeakAddr<SnapshotKeeper>,
     pub board: Arc<Board>,
@@ -91,18 +91,18 @@ impl<S: StateMachine> Door<S> {
         deadline: Option<Duration>,
     ) -> Result<Answer<Applied<S::Response>, ProposeError>, ProposeError> {
         let invalid = |error: machine::MachineError| ProposeError::Invalid { cause: error.to_string() };
-        let draft = Draft::command(command).map_err(invalid)?;
-        let (size, limit) = (draft.size(), self.max_entry_bytes);
+        let encoded = EncodedCommand::command(command).map_err(invalid)?;
+        let (size, limit) = (encoded.size(), self.max_entry_bytes);
         if size > limit {
             return Err(ProposeError::TooLarge { size, limit });
         }
-        check::<S>(&draft).map_err(|cause| ProposeError::Invalid { cause })?;
+        check::<S>(&encoded).map_err(|cause| ProposeError::Invalid { cause })?;
         let permit = self.admit(size)?;
         let core = self.core.upgrade().ok_or_else(|| ProposeError::Stopped { cause: self.cause() })?;
         let (reply, answer) = oneshot::channel();
-        let (ticket, deadline) = (Some(Slot::propose(reply, permit)), self.until(deadline));
+        let (reply, deadline) = (Some(ReplySlot::propose(reply, permit)), self.until(deadline));
         // Past the mailbox's bound, but never past admission's, which counts everything on its way to an answer.
-        core.do_send(Submit { draft, ticket, deadline });
+        core.do_send(Submit { encoded, reply, deadline });
         Ok(answer)
     }
 
@@ -176,10 +176,10 @@ impl<S: StateMachine> Door<S> {
         let stopped = || ReadError::Stopped { cause: self.cause() };
         if linearizable {
             let core = self.core.upgrade().ok_or_else(stopped)?;
-            core.do_send(SubmitRead { ticket: Slot::read(look, permit), deadline: self.until(deadline) });
+            core.do_send(SubmitRead { reply: ReplySlot::read(look, permit), deadline: self.until(deadline) });
         } else {
             let applier = self.applier.upgrade().ok_or_else(stopped)?;
-            applier.do_send(ServeReads(vec![(0, Slot::read(look, permit))]));
+            applier.do_send(ServeReads(vec![(0, ReplySlot::read(look, permit))]));
         }
         Ok(())
     }
@@ -216,7 +216,7 @@ impl<S: StateMachine> Door<S> {
         let permit = self.admit(0)?;
         let core = self.core.upgrade().ok_or_else(|| ChangeError::Stopped { cause: self.cause() })?;
         let (reply, answer) = oneshot::channel();
-        core.do_send(SubmitChange { change, ticket: Slot::change(reply, permit), deadline: self.until(deadline) });
+        core.do_send(SubmitChange { change, reply: ReplySlot::change(reply, permit), deadline: self.until(deadline) });
         Ok(answer)
     }
 
@@ -435,8 +435,8 @@ fn change_end(error: &ChangeError) -> End {
 /// What is proposed must be applicable: a command that does not survive its own encoding would stop every node.
 ///
 /// The core asks this of what peers forward, so a panic of the application's code must not reach it.
-pub(crate) fn check<S: StateMachine>(draft: &Draft) -> Result<(), String> {
-    let decode = AssertUnwindSafe(|| machine::decode::<S::Command>(draft.payload()).map(drop));
+pub(crate) fn check<S: StateMachine>(encoded: &EncodedCommand) -> Result<(), String> {
+    let decode = AssertUnwindSafe(|| machine::decode::<S::Command>(encoded.payload()).map(drop));
     let decoded = catch_unwind(decode).map_err(|_| "decoding it panics".to_owned())?;
     decoded.map_err(|error| error.to_string())
 }

@@ -27,7 +27,7 @@ use actorum_actors::{
     membership::MembershipManager,
     message::{Failed, LeaderChanged},
     outcome::{ChangeError, ProposeError, ReadError},
-    slot::Slot,
+    reply_slot::ReplySlot,
     snapshot::keeper::{SnapshotKeeper, StopKeeper, TakeSnapshot, TakeSnapshotError},
     status::SnapshotTaken,
 };
@@ -74,11 +74,11 @@ pub struct RaftSystem<S: StateMachine> {
 
 /// The actors below. Dropping them ends them.
 pub(crate) struct Children<S: StateMachine> {
-    pub core: Addr<RaftCore<Slot<S>>>,
+    pub core: Addr<RaftCore<ReplySlot<S>>>,
     pub applier: Addr<Applier<S>>,
     pub keeper: Addr<SnapshotKeeper>,
     pub log: Addr<LogWriter>,
-    pub membership: Addr<MembershipManager<Slot<S>>>,
+    pub membership: Addr<MembershipManager<ReplySlot<S>>>,
     pub checker: Addr<ConsistencyChecker>,
     pub transport: TransportHandle,
     /// The applier's thread, if it has one of its own.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use actix::prelude::*;
 use actorum::Incarnation;
-use actorum_actors::entry::{Draft, Kind, SystemCommand};
+use actorum_actors::entry::{EncodedCommand, Kind, SystemCommand};
 use actorum_transport::{
     features::Features,
     message::{Answered, Ask, Attach, Handlers, Identity},
@@ -89,21 +89,21 @@ async fn only_commands_of_the_application_are_taken_from_a_peer() {
     };
 
     // A command in the dress of a system command: no node could decode it there, and every node would stop.
-    let mut disguised = Draft::command(&41_u64).unwrap().bytes().to_vec();
+    let mut disguised = EncodedCommand::command(&41_u64).unwrap().bytes().to_vec();
     disguised[1] = Kind::System as u8;
     propose(1, disguised.into());
     let refused = |answer| matches!(answer, Some(Response::Refused(Refusal::Invalid { .. })));
     assert!(refused(answers.recv().await), "a command disguised");
     let own_ends = SystemCommand::Incarnation { node: 1, incarnation: Incarnation(666) };
-    propose(1, Draft::system(&own_ends).unwrap().bytes());
+    propose(1, EncodedCommand::system(&own_ends).unwrap().bytes());
     assert!(refused(answers.recv().await), "a system command");
-    propose(1, Draft::command(&"not a number").unwrap().bytes());
+    propose(1, EncodedCommand::command(&"not a number").unwrap().bytes());
     assert!(refused(answers.recv().await), "a command that cannot be decoded");
     propose(1, b"garbage".as_slice().into());
     assert!(refused(answers.recv().await), "no entry at all");
 
     // The same way works for what may be forwarded, and nothing else has reached the log.
-    propose(1, Draft::command(&41_u64).unwrap().bytes());
+    propose(1, EncodedCommand::command(&41_u64).unwrap().bytes());
     assert!(matches!(answers.recv().await, Some(Response::Applied { .. })));
     assert_eq!(leader.read(|sum| sum.seen.clone()).await.unwrap(), [1, 41]);
     leader.shutdown().await;

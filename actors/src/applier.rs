@@ -34,11 +34,11 @@ use crate::{
     machine::{self, StateMachine},
     members::Membership,
     message::{
-        Answer, AppliedTo, Apply, Committed, Failed, Freeze, FrozenState, LeaderChanged, MarkEvent, Refusal, Restore,
-        ServeReads, SystemChanged, Ticket, WriteSnapshot,
+        Answer, AppliedTo, Apply, Committed, Failed, Freeze, FrozenState, LeaderChanged, MarkEvent, Refusal,
+        ReplyHandle, Restore, ServeReads, SystemChanged, WriteSnapshot,
     },
     replica::{Broken, Done, Replayed, Replica, caught},
-    slot::Slot,
+    reply_slot::ReplySlot,
     snapshot::Shelf,
     subscribers::{BufferBounds, SubscribeError, SubscribeFrom, Subscribers, Subscription, Unsubscribe, View},
 };
@@ -97,10 +97,10 @@ pub struct ApplierStatus {
 
 /// The actor; see the module.
 pub struct Applier<S: StateMachine> {
-    replica: Present<Replica<S>>,
+    replica: Lent<Replica<S>>,
     shelf: Arc<Shelf>,
     /// Confirmed reads by the index they wait for; each holds admission, which is their bound.
-    reads: BTreeMap<u64, Vec<Slot<S>>>,
+    reads: BTreeMap<u64, Vec<ReplySlot<S>>>,
     subscribers: Subscribers<S>,
     commands: u64,
     hash_check_entries: u64,
@@ -120,7 +120,7 @@ impl<S: StateMachine> Applier<S> {
         subscribers.set_cluster(start.replica.system().map(|system| system.cluster));
         let marked = start.marks.last().map_or(start.snapshot_index, |mark| mark.index);
         let applier = Applier {
-            replica: Present(Some(start.replica)),
+            replica: Lent(Some(start.replica)),
             shelf,
             reads: BTreeMap::new(),
             subscribers,
@@ -138,11 +138,11 @@ impl<S: StateMachine> Applier<S> {
 
     /// Applies one entry and answers who waits for it. On an error the slot stays where it is, for the caller to
     /// drop once the cause is known.
-    fn apply(&mut self, Committed { entry, ticket }: &mut Committed<Slot<S>>) -> Result<(), Broken> {
+    fn apply(&mut self, Committed { entry, reply }: &mut Committed<ReplySlot<S>>) -> Result<(), Broken> {
         let (index, term) = (entry.index, entry.term);
         match self.replica.apply(entry)? {
-            // A ticket here waits for something else than what this entry says: its drop says "unknown".
-            Done::Nothing => drop(ticket.take()),
+            // A reply here waits for something else than what this entry says: its drop says "unknown".
+            Done::Nothing => drop(reply.take()),
             Done::Command { command, response } => {
                 self.commands += 1;
                 if !self.subscribers.is_empty()
@@ -152,25 +152,25 @@ impl<S: StateMachine> Applier<S> {
                     let (command, told) = (Arc::new(command), Arc::new(response.clone()));
                     self.subscribers.command((index, term, system.time()), bytes, &command, &told);
                 }
-                if let Some(slot) = ticket.take() {
+                if let Some(slot) = reply.take() {
                     slot.applied(index, term, response);
                 }
             }
             Done::Mark { mark, restart } => {
-                drop(ticket.take());
+                drop(reply.take());
                 self.marked = index;
                 self.tell_mark(MarkEvent::Applied { mark, restart });
             }
-            Done::System { changed } => self.system_applied(index, changed, ticket.take()),
+            Done::System { changed } => self.system_applied(index, changed, reply.take()),
         }
         Ok(())
     }
 
-    fn system_applied(&mut self, index: u64, changed: bool, ticket: Option<Slot<S>>) {
+    fn system_applied(&mut self, index: u64, changed: bool, reply: Option<ReplySlot<S>>) {
         if changed {
             self.tell_system(index);
         }
-        let (Some(slot), Some(system)) = (ticket, self.replica.system()) else { return };
+        let (Some(slot), Some(system)) = (reply, self.replica.system()) else { return };
         if changed {
             slot.changed(&system.membership);
         } else {
@@ -235,7 +235,7 @@ impl<S: StateMachine> Applier<S> {
     }
 
     /// A panic in the closure of a read is its client's: the state was only looked at.
-    fn serve(&mut self, slot: Slot<S>) {
+    fn serve(&mut self, slot: ReplySlot<S>) {
         let Applier { replica, subscribers, .. } = self;
         if let Err(panic) = replica.look(|applied, machine| slot.serve(View { applied, machine, subscribers })) {
             tracing::error!(%panic, "a read ended without an answer");
@@ -277,10 +277,10 @@ impl<S: StateMachine> Actor for Applier<S> {
     type Context = Context<Self>;
 }
 
-impl<S: StateMachine> Handler<Apply<Slot<S>>> for Applier<S> {
+impl<S: StateMachine> Handler<Apply<ReplySlot<S>>> for Applier<S> {
     type Result = ();
 
-    fn handle(&mut self, Apply(batch): Apply<Slot<S>>, _: &mut Context<Self>) {
+    fn handle(&mut self, Apply(batch): Apply<ReplySlot<S>>, _: &mut Context<Self>) {
         if self.broken {
             return;
         }
@@ -297,10 +297,10 @@ impl<S: StateMachine> Handler<Apply<Slot<S>>> for Applier<S> {
     }
 }
 
-impl<S: StateMachine> Handler<ServeReads<Slot<S>>> for Applier<S> {
+impl<S: StateMachine> Handler<ServeReads<ReplySlot<S>>> for Applier<S> {
     type Result = ();
 
-    fn handle(&mut self, ServeReads(reads): ServeReads<Slot<S>>, _: &mut Context<Self>) {
+    fn handle(&mut self, ServeReads(reads): ServeReads<ReplySlot<S>>, _: &mut Context<Self>) {
         if self.broken {
             return;
         }
@@ -339,7 +339,7 @@ impl<S: StateMachine> Handler<Restore> for Applier<S> {
         });
         ctx.wait(thread.into_actor(self).map(move |ended, applier, ctx| match ended {
             Ok((replica, restored)) => {
-                applier.replica = Present(Some(replica));
+                applier.replica = Lent(Some(replica));
                 applier.restored(index, restored);
             }
             // The application's code is caught where it runs, so the runtime itself is going down.
@@ -385,15 +385,15 @@ fn encoded_len<T: Serialize>(value: &T) -> usize {
 }
 
 /// Something that is always here, but for the time in which a thread works on it and nobody else can ask.
-struct Present<T>(Option<T>);
+struct Lent<T>(Option<T>);
 
-impl<T> Present<T> {
+impl<T> Lent<T> {
     fn take(&mut self) -> T {
         self.0.take().expect(AWAY)
     }
 }
 
-impl<T> Deref for Present<T> {
+impl<T> Deref for Lent<T> {
     type Target = T;
 
     fn deref(&self) -> &T {
@@ -401,7 +401,7 @@ impl<T> Deref for Present<T> {
     }
 }
 
-impl<T> DerefMut for Present<T> {
+impl<T> DerefMut for Lent<T> {
     fn deref_mut(&mut self) -> &mut T {
         self.0.as_mut().expect(AWAY)
     }
@@ -471,7 +471,7 @@ mod tests {
         outcome::{Applied, ProposeError, ReadError},
         position::After,
         replica::replay,
-        slot::Look,
+        reply_slot::Look,
         snapshot::shelf::Content,
         status::Role,
         subscribers::{Subscriber, Wants},
@@ -525,21 +525,21 @@ mod tests {
     type Answered<T, E> = oneshot::Receiver<Result<T, E>>;
 
     impl Fixture {
-        fn proposal(&self) -> (Slot<Sum>, Answered<Applied<u64>, ProposeError>) {
+        fn proposal(&self) -> (ReplySlot<Sum>, Answered<Applied<u64>, ProposeError>) {
             let (reply, answer) = oneshot::channel();
-            (Slot::propose(reply, self.admission.try_admit(1).unwrap()), answer)
+            (ReplySlot::propose(reply, self.admission.try_admit(1).unwrap()), answer)
         }
 
-        fn read(&self) -> (Slot<Sum>, Answered<(u64, u64), ReadError>) {
+        fn read(&self) -> (ReplySlot<Sum>, Answered<(u64, u64), ReadError>) {
             let (sender, answer) = oneshot::channel();
             let look: Look<Sum> = Box::new(move |state| {
                 let _ = sender.send(state.map(|view| (view.applied, view.machine.total)));
             });
-            (Slot::read(look, self.admission.try_admit(0).unwrap()), answer)
+            (ReplySlot::read(look, self.admission.try_admit(0).unwrap()), answer)
         }
 
         async fn apply(&self, entries: Vec<Entry>) {
-            let batch = entries.into_iter().map(|entry| Committed { entry, ticket: None }).collect();
+            let batch = entries.into_iter().map(|entry| Committed { entry, reply: None }).collect();
             self.applier.send(Apply(batch)).await.unwrap();
         }
     }
@@ -613,9 +613,9 @@ mod tests {
         let mut f = start(vec![empty(2, 1)], 8);
         let (slot, answer) = f.proposal();
         let batch = vec![
-            Committed { entry: command(3, 1, 10), ticket: None },
-            Committed { entry: command(4, 1, 30), ticket: Some(slot) },
-            Committed { entry: empty(5, 2), ticket: None },
+            Committed { entry: command(3, 1, 10), reply: None },
+            Committed { entry: command(4, 1, 30), reply: Some(slot) },
+            Committed { entry: empty(5, 2), reply: None },
         ];
         f.applier.send(Apply(batch)).await.unwrap();
         assert_eq!(answer.await.unwrap(), Ok(Applied { index: 4, term: 1, response: 40 }));
@@ -640,10 +640,10 @@ mod tests {
         let (listener, mut told) = Listener::open();
         f.applier.send(subscribe(&listener, None)).await.unwrap().unwrap();
         let (reply, answer) = oneshot::channel();
-        let slot = Slot::change(reply, f.admission.try_admit(0).unwrap());
+        let slot = ReplySlot::change(reply, f.admission.try_admit(0).unwrap());
         let id = ChangeId { node: 1, boot: 1, number: 1 };
         let add = SystemCommand::Change { id, change: Change::AddLearner(4, Address::from("n4")), forced: false };
-        let committed = Committed { entry: change(2, 1, &add), ticket: Some(slot) };
+        let committed = Committed { entry: change(2, 1, &add), reply: Some(slot) };
         f.applier.send(Apply(vec![committed])).await.unwrap();
         assert_eq!(answer.await.unwrap().unwrap().learners(), [4]);
         assert_eq!(f.heard.recv().await, Some(Heard::Changed(2, "voters 1, learners 4".into())));
@@ -658,9 +658,9 @@ mod tests {
             (f.proposal(), f.proposal(), f.proposal(), f.read());
         f.applier.send(ServeReads(vec![(9, read)])).await.unwrap();
         let batch = vec![
-            Committed { entry: command(2, 1, 10), ticket: Some(first) },
-            Committed { entry: command(3, 1, 666), ticket: Some(second) },
-            Committed { entry: command(4, 1, 10), ticket: Some(third) },
+            Committed { entry: command(2, 1, 10), reply: Some(first) },
+            Committed { entry: command(3, 1, 666), reply: Some(second) },
+            Committed { entry: command(4, 1, 10), reply: Some(third) },
         ];
         f.applier.send(Apply(batch)).await.unwrap();
         assert_eq!(one.await.unwrap().unwrap().response, 10);
@@ -682,7 +682,7 @@ mod tests {
     async fn a_panicking_read_hurts_nobody_else() {
         let f = start(vec![command(2, 1, 10)], 8);
         let look: Look<Sum> = Box::new(|_| panic!("a client's error"));
-        let (bad, (good, answer)) = (Slot::read(look, f.admission.try_admit(0).unwrap()), f.read());
+        let (bad, (good, answer)) = (ReplySlot::read(look, f.admission.try_admit(0).unwrap()), f.read());
         f.applier.send(ServeReads(vec![(2, bad), (2, good)])).await.unwrap();
         assert_eq!(answer.await.unwrap(), Ok((2, 10)));
         assert_eq!(f.admission.in_flight(), (0, 0));
@@ -714,7 +714,7 @@ mod tests {
         applier.send(Restore(genesis())).await.unwrap();
         assert_eq!(heard.recv().await, Some(Heard::Changed(1, "voters 1".into())));
         assert_eq!(heard.recv().await, Some(Heard::AppliedTo(1)));
-        applier.send(Apply(vec![Committed { entry: command(2, 1, 5), ticket: None }])).await.unwrap();
+        applier.send(Apply(vec![Committed { entry: command(2, 1, 5), reply: None }])).await.unwrap();
         assert_eq!(heard.recv().await, Some(Heard::AppliedTo(2)));
     }
 

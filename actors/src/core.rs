@@ -33,17 +33,17 @@ use crate::{
     clock::Clock,
     condition::Reason,
     consensus::{Consensus, CoreStatus, Effects, Moment},
-    entry::Draft,
+    entry::EncodedCommand,
     features::PeerFeatures,
     log::{read::read_entries, store::LogReader},
     machine,
     members::{Change, ChangeRequest},
     message::{
         Answer, Append, AppliedTo, Apply, BuildSnapshot, Campaign, ClocksRead, DiskReport, EntriesRead, Failed,
-        FetchSnapshot, LeaderChanged, PeerFetches, Persisted, ProbeDisk, ProposeMark, Refusal, Restore, ServeReads,
-        SnapshotBuilt, SnapshotFetched, SnapshotsKept, Submit, SubmitChange, SubmitRead, SystemChanged, Ticket,
+        FetchSnapshot, LeaderChanged, PeerFetches, Persisted, ProbeDisk, ProposeMark, Refusal, ReplyHandle, Restore,
+        ServeReads, SnapshotBuilt, SnapshotFetched, SnapshotsKept, Submit, SubmitChange, SubmitRead, SystemChanged,
     },
-    witness::{Drained, MaybeWitness},
+    observer::{Drained, MaybeObserver},
 };
 
 /// A batch this large is drained without waiting for the mailbox to be empty.
@@ -53,14 +53,14 @@ const STALE_BATCH: Duration = Duration::from_millis(1);
 /// At least this often per tick the clock is looked at.
 const LOOKS_PER_TICK: u32 = 4;
 
-/// Makes a ticket for a peer's request of so many bytes; gives the slot back, with the reason, when it is not admitted.
+/// Makes a reply handle for a peer's request of so many bytes; gives the slot back, with the reason, when it is not admitted.
 pub type Admit<T> = Box<dyn Fn(Responder, usize) -> Result<T, (Responder, Refusal)> + Send>;
 
 /// Checks that a command a peer forwards can be decoded here: what is proposed must be applicable.
-pub type Check = fn(&Draft) -> Result<(), String>;
+pub type Check = fn(&EncodedCommand) -> Result<(), String>;
 
 /// Whom the core talks to. It holds those below it; those above it hear through weak recipients.
-pub struct Links<T: Ticket> {
+pub struct Links<T: ReplyHandle> {
     /// The log writer.
     pub append: Recipient<Append>,
     /// The log writer.
@@ -89,16 +89,16 @@ pub struct Links<T: Ticket> {
     pub failed: WeakRecipient<Failed>,
     /// Where the latest numbers are shown.
     pub status: watch::Sender<CoreStatus>,
-    /// Makes tickets for peers' requests.
+    /// Makes reply handles for peers' requests.
     pub admit: Admit<T>,
     /// Checks forwarded commands.
     pub check: Check,
     /// Watches every drain; only in simulations.
-    pub witness: MaybeWitness,
+    pub observer: MaybeObserver,
 }
 
 /// The Raft core of one group, as an actor.
-pub struct RaftCore<T: Ticket> {
+pub struct RaftCore<T: ReplyHandle> {
     group: GroupId,
     tick: Duration,
     consensus: Consensus<T>,
@@ -112,7 +112,7 @@ pub struct RaftCore<T: Ticket> {
     stopped: Option<String>,
 }
 
-impl<T: Ticket> RaftCore<T> {
+impl<T: ReplyHandle> RaftCore<T> {
     /// A core that begins to tick when it is started.
     pub fn new(
         group: GroupId,
@@ -189,15 +189,15 @@ impl<T: Ticket> RaftCore<T> {
 
     /// The effects in the order that the promises need: the disk and the peers first, in parallel.
     fn carry_out(&mut self, effects: Effects<T>, ctx: &mut Context<Self>) {
-        if let Some(witness) = &self.links.witness {
+        if let Some(observer) = &self.links.observer {
             let Effects { append, transmit, apply, restore, .. } = &effects;
-            let (glance, voters) = (self.consensus.glance(), || self.consensus.voters());
+            let (raft_state, voters) = (self.consensus.raft_state(), || self.consensus.voters());
             let apply = &mut apply.iter().map(|committed| &committed.entry);
             let restore = restore.as_ref().map(|snapshot| (snapshot.index, snapshot.term));
             let sends = || self.consensus.sends();
             let low_space = self.consensus.is_low_on_space();
             let (voters, sends) = (&voters, &sends);
-            witness.drained(Drained { glance, append, transmit, apply, restore, voters, sends, low_space });
+            observer.drained(Drained { raft_state, append, transmit, apply, restore, voters, sends, low_space });
         }
         let Effects {
             append,
@@ -240,11 +240,11 @@ impl<T: Ticket> RaftCore<T> {
         if !apply.is_empty() {
             self.links.apply.do_send(Apply(apply));
         }
-        let served: Vec<_> = reads.into_iter().filter_map(|(at, ticket)| Some((at, ticket.confirmed(at)?))).collect();
+        let served: Vec<_> = reads.into_iter().filter_map(|(at, reply)| Some((at, reply.confirmed(at)?))).collect();
         if !served.is_empty() {
             self.links.reads.do_send(ServeReads(served));
         }
-        answers.into_iter().for_each(|(ticket, answer)| ticket.answer(answer));
+        answers.into_iter().for_each(|(reply, answer)| reply.answer(answer));
         if let Some(changed) = leader {
             self.links.leader_changed.iter().filter_map(WeakRecipient::upgrade).for_each(|who| who.do_send(changed));
         }
@@ -283,14 +283,14 @@ impl<T: Ticket> RaftCore<T> {
         }
         self.stopped = Some(cause.to_owned());
         let answers = catch_unwind(AssertUnwindSafe(|| self.consensus.abandon(cause))).unwrap_or_default();
-        answers.into_iter().for_each(|(ticket, answer)| ticket.answer(answer));
+        answers.into_iter().for_each(|(reply, answer)| reply.answer(answer));
         true
     }
 
     /// What came after the end: it was admitted, so only "unknown" is honest.
-    fn turn_away(&self, ticket: T) {
+    fn turn_away(&self, reply: T) {
         let cause = self.stopped.clone().unwrap_or_default();
-        ticket.answer(Answer::Unknown { cause });
+        reply.answer(Answer::Unknown { cause });
     }
 
     /// A peer's request, as if it were a client's of this node; but it is told at once who leads instead of being passed on.
@@ -301,29 +301,29 @@ impl<T: Ticket> RaftCore<T> {
         let invalid = |cause: String| Refusal::Invalid { cause };
         match request {
             Request::Propose { data, remaining_ms } => {
-                let draft = Draft::received(&data).map_err(|e| e.to_string());
+                let encoded = EncodedCommand::received(&data).map_err(|e| e.to_string());
                 // A system command of a peer's making would be believed by every node, or stop every node.
-                let draft = draft.and_then(|draft| match draft.is_command() {
-                    true => (self.links.check)(&draft).map(|()| draft),
+                let encoded = encoded.and_then(|encoded| match encoded.is_command() {
+                    true => (self.links.check)(&encoded).map(|()| encoded),
                     false => Err("only commands of the application are forwarded".into()),
                 });
-                match (draft, (self.links.admit)(responder, data.len())) {
-                    (Ok(draft), Ok(ticket)) => self.consensus.submit_for_peer(draft, ticket, within(remaining_ms)),
-                    (Err(cause), Ok(ticket)) => ticket.answer(Answer::Refused(invalid(cause))),
+                match (encoded, (self.links.admit)(responder, data.len())) {
+                    (Ok(encoded), Ok(reply)) => self.consensus.submit_for_peer(encoded, reply, within(remaining_ms)),
+                    (Err(cause), Ok(reply)) => reply.answer(Answer::Refused(invalid(cause))),
                     (_, Err((responder, refusal))) => refuse(responder, refusal),
                 }
             }
             Request::ReadIndex { remaining_ms } => match (self.links.admit)(responder, 0) {
-                Ok(ticket) => self.consensus.read_for_peer(ticket, within(remaining_ms)),
+                Ok(reply) => self.consensus.read_for_peer(reply, within(remaining_ms)),
                 Err((responder, refusal)) => refuse(responder, refusal),
             },
             Request::Change { data, remaining_ms, force } => {
                 match (machine::decode::<Change>(&data), (self.links.admit)(responder, data.len())) {
-                    (Ok(change), Ok(ticket)) => {
+                    (Ok(change), Ok(reply)) => {
                         let change = ChangeRequest { change, force };
-                        self.consensus.change_for_peer(change, ticket, within(remaining_ms));
+                        self.consensus.change_for_peer(change, reply, within(remaining_ms));
                     }
-                    (Err(error), Ok(ticket)) => ticket.answer(Answer::Refused(invalid(error.to_string()))),
+                    (Err(error), Ok(reply)) => reply.answer(Answer::Refused(invalid(error.to_string()))),
                     (_, Err((responder, refusal))) => refuse(responder, refusal),
                 }
             }
@@ -340,7 +340,7 @@ pub fn panic_message(panic: &(dyn Any + Send)) -> String {
     text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "without a message".into())
 }
 
-impl<T: Ticket> Actor for RaftCore<T> {
+impl<T: ReplyHandle> Actor for RaftCore<T> {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
@@ -358,7 +358,7 @@ impl<T: Ticket> Actor for RaftCore<T> {
 #[rtype(result = "()")]
 struct Drain;
 
-impl<T: Ticket> Handler<Drain> for RaftCore<T> {
+impl<T: ReplyHandle> Handler<Drain> for RaftCore<T> {
     type Result = ();
 
     fn handle(&mut self, Drain: Drain, ctx: &mut Context<Self>) {
@@ -367,43 +367,43 @@ impl<T: Ticket> Handler<Drain> for RaftCore<T> {
     }
 }
 
-impl<T: Ticket> Handler<Submit<T>> for RaftCore<T> {
+impl<T: ReplyHandle> Handler<Submit<T>> for RaftCore<T> {
     type Result = ();
 
-    fn handle(&mut self, Submit { draft, ticket, deadline }: Submit<T>, ctx: &mut Context<Self>) {
+    fn handle(&mut self, Submit { encoded, reply, deadline }: Submit<T>, ctx: &mut Context<Self>) {
         if self.stopped.is_some() {
-            return ticket.into_iter().for_each(|ticket| self.turn_away(ticket));
+            return reply.into_iter().for_each(|reply| self.turn_away(reply));
         }
-        self.guarded(|core| core.consensus.submit(draft, ticket, deadline));
+        self.guarded(|core| core.consensus.submit(encoded, reply, deadline));
         self.drain_soon(ctx);
     }
 }
 
-impl<T: Ticket> Handler<SubmitRead<T>> for RaftCore<T> {
+impl<T: ReplyHandle> Handler<SubmitRead<T>> for RaftCore<T> {
     type Result = ();
 
-    fn handle(&mut self, SubmitRead { ticket, deadline }: SubmitRead<T>, ctx: &mut Context<Self>) {
+    fn handle(&mut self, SubmitRead { reply, deadline }: SubmitRead<T>, ctx: &mut Context<Self>) {
         if self.stopped.is_some() {
-            return self.turn_away(ticket);
+            return self.turn_away(reply);
         }
-        self.guarded(|core| core.consensus.read(ticket, deadline));
+        self.guarded(|core| core.consensus.read(reply, deadline));
         self.drain_soon(ctx);
     }
 }
 
-impl<T: Ticket> Handler<SubmitChange<T>> for RaftCore<T> {
+impl<T: ReplyHandle> Handler<SubmitChange<T>> for RaftCore<T> {
     type Result = ();
 
-    fn handle(&mut self, SubmitChange { change, ticket, deadline }: SubmitChange<T>, ctx: &mut Context<Self>) {
+    fn handle(&mut self, SubmitChange { change, reply, deadline }: SubmitChange<T>, ctx: &mut Context<Self>) {
         if self.stopped.is_some() {
-            return self.turn_away(ticket);
+            return self.turn_away(reply);
         }
-        self.guarded(|core| core.consensus.change(change, ticket, deadline));
+        self.guarded(|core| core.consensus.change(change, reply, deadline));
         self.drain_soon(ctx);
     }
 }
 
-impl<T: Ticket> Handler<ProposeMark> for RaftCore<T> {
+impl<T: ReplyHandle> Handler<ProposeMark> for RaftCore<T> {
     type Result = ();
 
     fn handle(&mut self, ProposeMark { restart }: ProposeMark, ctx: &mut Context<Self>) {
@@ -412,7 +412,7 @@ impl<T: Ticket> Handler<ProposeMark> for RaftCore<T> {
     }
 }
 
-impl<T: Ticket> Handler<Campaign> for RaftCore<T> {
+impl<T: ReplyHandle> Handler<Campaign> for RaftCore<T> {
     type Result = ();
 
     fn handle(&mut self, Campaign: Campaign, ctx: &mut Context<Self>) {
@@ -421,7 +421,7 @@ impl<T: Ticket> Handler<Campaign> for RaftCore<T> {
     }
 }
 
-impl<T: Ticket> Handler<Persisted> for RaftCore<T> {
+impl<T: ReplyHandle> Handler<Persisted> for RaftCore<T> {
     type Result = ();
 
     fn handle(&mut self, Persisted { number, .. }: Persisted, ctx: &mut Context<Self>) {
@@ -430,7 +430,7 @@ impl<T: Ticket> Handler<Persisted> for RaftCore<T> {
     }
 }
 
-impl<T: Ticket> Handler<EntriesRead> for RaftCore<T> {
+impl<T: ReplyHandle> Handler<EntriesRead> for RaftCore<T> {
     type Result = ();
 
     fn handle(&mut self, EntriesRead { peer, from, result }: EntriesRead, ctx: &mut Context<Self>) {
@@ -439,7 +439,7 @@ impl<T: Ticket> Handler<EntriesRead> for RaftCore<T> {
     }
 }
 
-impl<T: Ticket> Handler<DiskReport> for RaftCore<T> {
+impl<T: ReplyHandle> Handler<DiskReport> for RaftCore<T> {
     type Result = ();
 
     fn handle(&mut self, report: DiskReport, ctx: &mut Context<Self>) {
@@ -451,7 +451,7 @@ impl<T: Ticket> Handler<DiskReport> for RaftCore<T> {
     }
 }
 
-impl<T: Ticket> Handler<AppliedTo> for RaftCore<T> {
+impl<T: ReplyHandle> Handler<AppliedTo> for RaftCore<T> {
     type Result = ();
 
     fn handle(&mut self, AppliedTo { index }: AppliedTo, ctx: &mut Context<Self>) {
@@ -460,7 +460,7 @@ impl<T: Ticket> Handler<AppliedTo> for RaftCore<T> {
     }
 }
 
-impl<T: Ticket> Handler<SnapshotBuilt> for RaftCore<T> {
+impl<T: ReplyHandle> Handler<SnapshotBuilt> for RaftCore<T> {
     type Result = ();
 
     fn handle(&mut self, SnapshotBuilt(result): SnapshotBuilt, ctx: &mut Context<Self>) {
@@ -469,7 +469,7 @@ impl<T: Ticket> Handler<SnapshotBuilt> for RaftCore<T> {
     }
 }
 
-impl<T: Ticket> Handler<SnapshotFetched> for RaftCore<T> {
+impl<T: ReplyHandle> Handler<SnapshotFetched> for RaftCore<T> {
     type Result = ();
 
     fn handle(&mut self, SnapshotFetched { snapshot, result }: SnapshotFetched, ctx: &mut Context<Self>) {
@@ -478,7 +478,7 @@ impl<T: Ticket> Handler<SnapshotFetched> for RaftCore<T> {
     }
 }
 
-impl<T: Ticket> Handler<PeerFetches> for RaftCore<T> {
+impl<T: ReplyHandle> Handler<PeerFetches> for RaftCore<T> {
     type Result = ();
 
     fn handle(&mut self, PeerFetches { peer, index, gave_up }: PeerFetches, ctx: &mut Context<Self>) {
@@ -487,7 +487,7 @@ impl<T: Ticket> Handler<PeerFetches> for RaftCore<T> {
     }
 }
 
-impl<T: Ticket> Handler<SystemChanged> for RaftCore<T> {
+impl<T: ReplyHandle> Handler<SystemChanged> for RaftCore<T> {
     type Result = ();
 
     fn handle(&mut self, SystemChanged { state, .. }: SystemChanged, _: &mut Context<Self>) {
@@ -495,7 +495,7 @@ impl<T: Ticket> Handler<SystemChanged> for RaftCore<T> {
     }
 }
 
-impl<T: Ticket> Handler<PeerFeatures> for RaftCore<T> {
+impl<T: ReplyHandle> Handler<PeerFeatures> for RaftCore<T> {
     type Result = ();
 
     fn handle(&mut self, PeerFeatures { peer, features }: PeerFeatures, _: &mut Context<Self>) {
@@ -503,7 +503,7 @@ impl<T: Ticket> Handler<PeerFeatures> for RaftCore<T> {
     }
 }
 
-impl<T: Ticket> Handler<ClocksRead> for RaftCore<T> {
+impl<T: ReplyHandle> Handler<ClocksRead> for RaftCore<T> {
     type Result = ();
 
     fn handle(&mut self, ClocksRead(clocks): ClocksRead, _: &mut Context<Self>) {
@@ -511,7 +511,7 @@ impl<T: Ticket> Handler<ClocksRead> for RaftCore<T> {
     }
 }
 
-impl<T: Ticket> Handler<Received> for RaftCore<T> {
+impl<T: ReplyHandle> Handler<Received> for RaftCore<T> {
     type Result = ();
 
     fn handle(&mut self, Received { from, messages, .. }: Received, ctx: &mut Context<Self>) {
@@ -522,7 +522,7 @@ impl<T: Ticket> Handler<Received> for RaftCore<T> {
     }
 }
 
-impl<T: Ticket> Handler<Asked> for RaftCore<T> {
+impl<T: ReplyHandle> Handler<Asked> for RaftCore<T> {
     type Result = ();
 
     fn handle(&mut self, Asked { request, responder, .. }: Asked, ctx: &mut Context<Self>) {
@@ -534,7 +534,7 @@ impl<T: Ticket> Handler<Asked> for RaftCore<T> {
     }
 }
 
-impl<T: Ticket> Handler<Answered> for RaftCore<T> {
+impl<T: ReplyHandle> Handler<Answered> for RaftCore<T> {
     type Result = ();
 
     fn handle(&mut self, Answered { id, result, .. }: Answered, ctx: &mut Context<Self>) {
@@ -543,7 +543,7 @@ impl<T: Ticket> Handler<Answered> for RaftCore<T> {
     }
 }
 
-impl<T: Ticket> Handler<Unreachable> for RaftCore<T> {
+impl<T: ReplyHandle> Handler<Unreachable> for RaftCore<T> {
     type Result = ();
 
     fn handle(&mut self, Unreachable { peer, .. }: Unreachable, ctx: &mut Context<Self>) {
@@ -557,7 +557,7 @@ impl<T: Ticket> Handler<Unreachable> for RaftCore<T> {
 #[rtype(result = "()")]
 pub struct Form(pub Snapshot);
 
-impl<T: Ticket> Handler<Form> for RaftCore<T> {
+impl<T: ReplyHandle> Handler<Form> for RaftCore<T> {
     type Result = ();
 
     fn handle(&mut self, Form(genesis): Form, ctx: &mut Context<Self>) {
@@ -574,7 +574,7 @@ pub struct Stop {
     pub cause: String,
 }
 
-impl<T: Ticket> Handler<Stop> for RaftCore<T> {
+impl<T: ReplyHandle> Handler<Stop> for RaftCore<T> {
     type Result = ();
 
     /// The parent asked for it, so it is no failure that the parent has to hear of.
@@ -588,7 +588,7 @@ impl<T: Ticket> Handler<Stop> for RaftCore<T> {
 #[rtype(result = "Option<CoreStatus>")]
 pub struct GetCoreStatus;
 
-impl<T: Ticket> Handler<GetCoreStatus> for RaftCore<T> {
+impl<T: ReplyHandle> Handler<GetCoreStatus> for RaftCore<T> {
     type Result = Option<CoreStatus>;
 
     fn handle(&mut self, GetCoreStatus: GetCoreStatus, _: &mut Context<Self>) -> Option<CoreStatus> {

@@ -37,31 +37,31 @@ pub enum Kind {
 
 /// An encoded command whose time is not stamped yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Draft(Vec<u8>);
+pub struct EncodedCommand(Vec<u8>);
 
-impl Draft {
+impl EncodedCommand {
     /// Encodes a command of the application.
-    pub fn command<C: Serialize>(command: &C) -> Result<Draft, MachineError> {
-        Draft::encode(Kind::Command, command)
+    pub fn command<C: Serialize>(command: &C) -> Result<EncodedCommand, MachineError> {
+        EncodedCommand::encode(Kind::Command, command)
     }
 
     /// Encodes a command of ours.
-    pub fn system(command: &SystemCommand) -> Result<Draft, MachineError> {
-        Draft::encode(Kind::System, command)
+    pub fn system(command: &SystemCommand) -> Result<EncodedCommand, MachineError> {
+        EncodedCommand::encode(Kind::System, command)
     }
 
-    fn encode<T: Serialize>(kind: Kind, payload: &T) -> Result<Draft, MachineError> {
+    fn encode<T: Serialize>(kind: Kind, payload: &T) -> Result<EncodedCommand, MachineError> {
         let mut bytes = Vec::with_capacity(128);
         bytes.extend_from_slice(&[VERSION, kind as u8]);
         bytes.extend_from_slice(&[0; 8]);
         rmp_serde::encode::write_named(&mut bytes, payload).map_err(MachineError::new)?;
-        Ok(Draft(bytes))
+        Ok(EncodedCommand(bytes))
     }
 
     /// What another node encoded; its header is checked here, its payload by whoever can decode it.
-    pub fn received(data: &[u8]) -> Result<Draft, EntryError> {
+    pub fn received(data: &[u8]) -> Result<EncodedCommand, EntryError> {
         Stamped::parse(data)?;
-        Ok(Draft(data.to_vec()))
+        Ok(EncodedCommand(data.to_vec()))
     }
 
     /// The encoded bytes, for sending them to the leader.

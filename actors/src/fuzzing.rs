@@ -7,7 +7,7 @@ use crate::{
     snapshot::file,
 };
 
-/// A watermark file of these bytes; and one whose slots begin with them and are sealed.
+/// A watermark file of these bytes; and one whose pages begin with them and are sealed.
 pub fn watermark(bytes: &[u8]) {
     watermark::check(bytes);
     watermark::check(&watermark::sealed(bytes));

@@ -28,14 +28,14 @@ pub mod clock_offsets;
 pub mod entry;
 pub mod message;
 pub mod system_state;
-pub mod witness;
+pub mod observer;
 
 pub mod consensus;
 pub mod log;
 pub mod snapshot;
 
 pub mod admission;
-pub mod slot;
+pub mod reply_slot;
 pub mod core;
 pub mod log_writer;
 pub mod replica;

@@ -35,7 +35,7 @@ use tokio::sync::{oneshot, watch};
 
 use crate::{
     condition::Reason,
-    log::store::{Batch, Completed, LogAppender, LogStore, Probe, Space, StoreError, Ticket, Written},
+    log::store::{Batch, BatchNumber, Completed, LogAppender, LogStore, Probe, Space, StoreError, Written},
     message::{Append, DiskReport, Failed, Persisted, ProbeDisk, Room},
 };
 
@@ -141,7 +141,7 @@ pub struct LogWriter {
     /// One, or all up to the last compaction while the first of them waits for room. Bound: that of `waiting`.
     in_flight: VecDeque<InFlight>,
     /// The oldest batch in flight at the last looks, and at how many of them.
-    watched: (Option<Ticket>, u32),
+    watched: (Option<BatchNumber>, u32),
     /// Who waits for everything to be durable and the store to be closed.
     closing: Vec<oneshot::Sender<()>>,
     status: watch::Sender<LogWriterStatus>,
@@ -149,7 +149,7 @@ pub struct LogWriter {
 
 /// What a submitted batch will mean once it is durable.
 struct InFlight {
-    ticket: Ticket,
+    batch_number: BatchNumber,
     appends: usize,
     entries: u64,
     /// Whether some log is cut in it.
@@ -250,8 +250,8 @@ impl LogWriter {
             return;
         }
         // Synced even if nobody waits for these very writes: only then may an entry count for anything (promise 2).
-        let ticket = appender.submit(Batch { writes, sync: true });
-        self.in_flight.push_back(InFlight { ticket, appends, entries, cuts, numbers });
+        let batch_number = appender.submit(Batch { writes, sync: true });
+        self.in_flight.push_back(InFlight { batch_number, appends, entries, cuts, numbers });
     }
 
     /// When a batch is closed. A batch waits for room as a whole, so where room is short it is a small one.
@@ -280,7 +280,7 @@ impl LogWriter {
         self.report(&numbers);
     }
 
-    fn persisted(&mut self, ticket: Ticket, written: Written, ctx: &mut Context<Self>) {
+    fn persisted(&mut self, batch_number: BatchNumber, written: Written, ctx: &mut Context<Self>) {
         let Some(batch) = self.in_flight.pop_front() else { return };
         self.waits_for_room = false;
         self.unlooked = self.unlooked.saturating_add(written.bytes);
@@ -288,7 +288,10 @@ impl LogWriter {
         if self.bounds.low_space > 0 && (batch.cuts || self.unlooked > self.bounds.low_space / LOOK_AFTER) {
             self.look_for_space(ctx);
         }
-        assert_eq!(ticket, batch.ticket, "the store completes batches in the order of submission, each once");
+        assert_eq!(
+            batch_number, batch.batch_number,
+            "the store completes batches in the order of submission, each once"
+        );
         self.count(|status| {
             status.entries += batch.entries;
             status.syncs += 1;
@@ -373,7 +376,7 @@ impl LogWriter {
         }
         self.look_for_space(ctx);
         // What waits for room is held up by somebody else's files, not by the disk.
-        let now = self.in_flight.front().map(|batch| batch.ticket).filter(|_| !self.waits_for_room);
+        let now = self.in_flight.front().map(|batch| batch.batch_number).filter(|_| !self.waits_for_room);
         self.watched = if now.is_some() && now == self.watched.0 { (now, self.watched.1 + 1) } else { (now, 0) };
         let waited = LOOK * self.watched.1;
         if self.watched.1 > 0 && waited >= self.bounds.dead_after && !self.has_failed() {
@@ -503,12 +506,12 @@ struct Done(Completed);
 impl Handler<Done> for LogWriter {
     type Result = ();
 
-    fn handle(&mut self, Done(Completed { ticket, result }): Done, ctx: &mut Context<Self>) {
+    fn handle(&mut self, Done(Completed { batch_number, result }): Done, ctx: &mut Context<Self>) {
         match result {
             _ if self.has_failed() => {}
             // The store was closed before there was room for it, and nothing of it was promised.
             Err(StoreError::Closed(_)) if self.appender.is_none() => {}
-            Ok(written) => self.persisted(ticket, written, ctx),
+            Ok(written) => self.persisted(batch_number, written, ctx),
             Err(error) => self.fail(&error),
         }
         self.publish();

@@ -31,10 +31,10 @@ use crate::{
     condition::Reason,
     consensus::CoreStatus,
     core::Form,
-    entry::{Draft, SystemCommand},
+    entry::{EncodedCommand, SystemCommand},
     features::{PeerFeatures, Understanding},
     formation::{FormationError, Founding, Verdict},
-    message::{ClocksRead, Failed, LeaderChanged, Refusal, Submit, SystemChanged, Ticket},
+    message::{ClocksRead, Failed, LeaderChanged, Refusal, ReplyHandle, Submit, SystemChanged},
     status::{Formed, Role},
     system_state::SystemState,
 };
@@ -72,7 +72,7 @@ pub enum Beginning {
 }
 
 /// Whom the membership manager talks to.
-pub struct Links<T: Ticket> {
+pub struct Links<T: ReplyHandle> {
     /// The transport.
     pub ask: Recipient<Ask>,
     /// The transport.
@@ -119,7 +119,7 @@ pub struct MembershipStatus {
 }
 
 /// Knows the members, makes clusters, and tells the transport.
-pub struct MembershipManager<T: Ticket> {
+pub struct MembershipManager<T: ReplyHandle> {
     id: NodeId,
     group: GroupId,
     incarnation: Incarnation,
@@ -153,7 +153,7 @@ pub struct MembershipManager<T: Ticket> {
     failed: bool,
 }
 
-impl<T: Ticket> MembershipManager<T> {
+impl<T: ReplyHandle> MembershipManager<T> {
     /// A manager that acts when it is started.
     pub fn new(
         id: NodeId,
@@ -333,8 +333,8 @@ impl<T: Ticket> MembershipManager<T> {
             let known = own.or(self.formed_with.get(id).copied()).or(self.seen.get(id).copied());
             let (None, Some(incarnation)) = (member.incarnation, known) else { continue };
             let command = SystemCommand::Incarnation { node: *id, incarnation };
-            match Draft::system(&command) {
-                Ok(draft) => self.links.submit.do_send(Submit { draft, ticket: None, deadline: Duration::MAX }),
+            match EncodedCommand::system(&command) {
+                Ok(encoded) => self.links.submit.do_send(Submit { encoded, reply: None, deadline: Duration::MAX }),
                 Err(error) => tracing::error!(%error, "an incarnation cannot be encoded"),
             }
         }
@@ -370,7 +370,7 @@ impl<T: Ticket> MembershipManager<T> {
     }
 }
 
-impl<T: Ticket> Actor for MembershipManager<T> {
+impl<T: ReplyHandle> Actor for MembershipManager<T> {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
@@ -394,7 +394,7 @@ impl<T: Ticket> Actor for MembershipManager<T> {
     }
 }
 
-impl<T: Ticket> Handler<Asked> for MembershipManager<T> {
+impl<T: ReplyHandle> Handler<Asked> for MembershipManager<T> {
     type Result = ();
 
     fn handle(&mut self, Asked { from, request, responder, .. }: Asked, ctx: &mut Context<Self>) {
@@ -411,7 +411,7 @@ impl<T: Ticket> Handler<Asked> for MembershipManager<T> {
     }
 }
 
-impl<T: Ticket> Handler<Answered> for MembershipManager<T> {
+impl<T: ReplyHandle> Handler<Answered> for MembershipManager<T> {
     type Result = ();
 
     fn handle(&mut self, Answered { id, from, result }: Answered, ctx: &mut Context<Self>) {
@@ -428,7 +428,7 @@ impl<T: Ticket> Handler<Answered> for MembershipManager<T> {
     }
 }
 
-impl<T: Ticket> Handler<SystemChanged> for MembershipManager<T> {
+impl<T: ReplyHandle> Handler<SystemChanged> for MembershipManager<T> {
     type Result = ();
 
     fn handle(&mut self, SystemChanged { state, .. }: SystemChanged, ctx: &mut Context<Self>) {
@@ -445,7 +445,7 @@ impl<T: Ticket> Handler<SystemChanged> for MembershipManager<T> {
     }
 }
 
-impl<T: Ticket> Handler<LeaderChanged> for MembershipManager<T> {
+impl<T: ReplyHandle> Handler<LeaderChanged> for MembershipManager<T> {
     type Result = ();
 
     fn handle(&mut self, LeaderChanged { role, .. }: LeaderChanged, _: &mut Context<Self>) {
@@ -456,7 +456,7 @@ impl<T: Ticket> Handler<LeaderChanged> for MembershipManager<T> {
     }
 }
 
-impl<T: Ticket> Handler<PeerUp> for MembershipManager<T> {
+impl<T: ReplyHandle> Handler<PeerUp> for MembershipManager<T> {
     type Result = ();
 
     fn handle(&mut self, PeerUp { identity }: PeerUp, ctx: &mut Context<Self>) {

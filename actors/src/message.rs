@@ -2,7 +2,7 @@
 //!
 //! | request | from → to | report |
 //! |---|---|---|
-//! | [`Submit`], [`SubmitRead`], [`SubmitChange`], [`Campaign`] | front door → core | through the ticket |
+//! | [`Submit`], [`SubmitRead`], [`SubmitChange`], [`Campaign`] | front door → core | through the reply handle |
 //! | [`Append`] | core → log writer | [`Persisted`], or [`Failed`] to the front door |
 //! | [`ProbeDisk`] | core → log writer | [`DiskReport`], which also comes unasked |
 //! | [`ReadEntries`] | core → a thread of the log's reader | [`EntriesRead`] |
@@ -33,7 +33,7 @@ use bytes::Bytes;
 use crate::{
     clock_offsets::Estimates,
     condition::Reason,
-    entry::Draft,
+    entry::EncodedCommand,
     log::store::{StoreError, Write},
     machine::Frozen,
     members::ChangeRequest,
@@ -45,12 +45,12 @@ pub use actorum_transport::wire::Refusal;
 
 /// Where the answer to a request goes: opaque to the core, which only carries it and hands it back.
 ///
-/// Dropping a ticket must answer its client with "unknown": nothing may be lost in silence.
-pub trait Ticket: Send + Unpin + 'static {
+/// Dropping a reply handle must answer its client with "unknown": nothing may be lost in silence.
+pub trait ReplyHandle: Send + Unpin + 'static {
     /// Answers without the applier.
     fn answer(self, answer: Answer);
 
-    /// A read was confirmed at this index. Gives the ticket back if the applier must serve it;
+    /// A read was confirmed at this index. Gives the reply handle back if the applier must serve it;
     /// `None` if it only wanted the index (a peer's read) and is answered.
     fn confirmed(self, index: u64) -> Option<Self>
     where
@@ -93,11 +93,11 @@ pub enum Answer {
 /// Propose this entry. The deadline is a moment of the node's [`Clock`](crate::clock::Clock).
 #[derive(Message)]
 #[rtype(result = "()")]
-pub struct Submit<T: Ticket> {
+pub struct Submit<T: ReplyHandle> {
     /// The encoded command.
-    pub draft: Draft,
+    pub encoded: EncodedCommand,
     /// Whom to answer; `None` for proposals of our own that nobody waits for.
-    pub ticket: Option<T>,
+    pub reply: Option<T>,
     /// When to give up.
     pub deadline: Duration,
 }
@@ -105,9 +105,9 @@ pub struct Submit<T: Ticket> {
 /// Confirm an index at which this read may be served.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub struct SubmitRead<T: Ticket> {
+pub struct SubmitRead<T: ReplyHandle> {
     /// Whom to answer.
-    pub ticket: T,
+    pub reply: T,
     /// When to give up.
     pub deadline: Duration,
 }
@@ -115,11 +115,11 @@ pub struct SubmitRead<T: Ticket> {
 /// Change the membership.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub struct SubmitChange<T: Ticket> {
+pub struct SubmitChange<T: ReplyHandle> {
     /// How.
     pub change: ChangeRequest,
     /// Whom to answer.
-    pub ticket: T,
+    pub reply: T,
     /// When to give up.
     pub deadline: Duration,
 }
@@ -225,18 +225,18 @@ pub struct Committed<T> {
     /// The entry.
     pub entry: Entry,
     /// The waiting client's slot, if the proposal came through this node and is this very entry.
-    pub ticket: Option<T>,
+    pub reply: Option<T>,
 }
 
 /// Apply these, in order; they follow what was given before without a gap.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub struct Apply<T: Ticket>(pub Vec<Committed<T>>);
+pub struct Apply<T: ReplyHandle>(pub Vec<Committed<T>>);
 
 /// Serve these reads, each as soon as its index is applied.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub struct ServeReads<T: Ticket>(pub Vec<(u64, T)>);
+pub struct ServeReads<T: ReplyHandle>(pub Vec<(u64, T)>);
 
 /// Replace the state by this snapshot, which is durable.
 #[derive(Message, Clone, Debug)]

@@ -498,7 +498,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        entry::{ChangeId, Draft},
+        entry::{ChangeId, EncodedCommand},
         log::store::HardState,
         machine::MachineError,
         members::Change,
@@ -581,7 +581,7 @@ mod tests {
         replica.restore(&genesis(), &Shelf::memory()).unwrap();
         for (index, second) in [(2, 100), (3, 90), (4, 110)] {
             let time = SystemTime::UNIX_EPOCH + Duration::from_secs(second);
-            let data = Draft::command(&0u64).unwrap().stamp(time).into();
+            let data = EncodedCommand::command(&0u64).unwrap().stamp(time).into();
             replica.apply(&Entry { data, ..empty(index, 1) }).unwrap();
         }
         assert_eq!(replica.machine().0, [100, 100, 110].map(Duration::from_secs));
@@ -591,7 +591,7 @@ mod tests {
     fn a_command_that_cannot_be_decoded_is_named_and_never_skipped() {
         let mut replica = Replica::new(Sum::default());
         replica.restore(&genesis(), &Shelf::memory()).unwrap();
-        let data = Draft::command(&"not a number").unwrap().stamp(SystemTime::UNIX_EPOCH).into();
+        let data = EncodedCommand::command(&"not a number").unwrap().stamp(SystemTime::UNIX_EPOCH).into();
         let error = replica.apply(&Entry { data, ..empty(2, 3) }).err().unwrap();
         assert!(error.to_string().starts_with("cannot decode the committed command at 2@3: "), "{error}");
         let error = replica.apply(&Entry { data: Bytes::from_static(b"\x09"), ..empty(2, 3) }).err().unwrap();
@@ -621,7 +621,7 @@ mod tests {
         assert!(matches!(replica.apply(&change(3, 1, &add)).unwrap(), Done::System { changed: false }));
         // Outside a change's entry raft-rs knows nothing of it, so nobody makes it.
         let remove = SystemCommand::Change { id, change: Change::Remove(4), forced: false };
-        let data = Draft::system(&remove).unwrap().stamp(SystemTime::UNIX_EPOCH).into();
+        let data = EncodedCommand::system(&remove).unwrap().stamp(SystemTime::UNIX_EPOCH).into();
         let stray = Entry { kind: EntryKind::Normal, data, ..command(4, 1, 1) };
         assert!(matches!(replica.apply(&stray).unwrap(), Done::Nothing));
         assert_eq!(replica.system().unwrap().membership.learners(), [4]);
@@ -814,7 +814,7 @@ mod tests {
         // In the context of a change it is nobody's: there it would pass by the check of what peers send.
         assert!(matches!(replica.apply(&change(2, 1, &recovered)).unwrap(), Done::Nothing));
         assert_eq!(replica.system().unwrap().recovered_at, 0);
-        let data = Draft::system(&recovered).unwrap().stamp(SystemTime::UNIX_EPOCH).into();
+        let data = EncodedCommand::system(&recovered).unwrap().stamp(SystemTime::UNIX_EPOCH).into();
         let entry = Entry { kind: EntryKind::Normal, data, ..command(3, 2, 1) };
         assert!(matches!(replica.apply(&entry).unwrap(), Done::System { changed: true }));
         let system = replica.system().unwrap();

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::{
-    entry::Draft,
+    entry::EncodedCommand,
     log::store::{HardState, Recovered},
     machine::ApplyContext,
     replica::{Replica, replay},
@@ -23,7 +23,7 @@ fn at(seconds: u64) -> SystemTime {
 
 /// A command of one, proposed at that second.
 fn stamped(index: u64, second: u64) -> Entry {
-    let data = Draft::command(&1u64).unwrap().stamp(at(second)).into();
+    let data = EncodedCommand::command(&1u64).unwrap().stamp(at(second)).into();
     Entry { kind: EntryKind::Normal, term: 1, index, data, context: Bytes::new() }
 }
 
@@ -172,7 +172,7 @@ async fn an_event_has_the_time_that_apply_saw_wherever_reading_begins() {
         let last = 20 + roll(60);
         for index in 2..=last {
             let bytes = [0, 10, 1 << 16, 1 << 19, 2 << 20][roll(5) as usize];
-            let draft = Draft::command(&"x".repeat(bytes)).unwrap();
+            let encoded = EncodedCommand::command(&"x".repeat(bytes)).unwrap();
             let stamp = at(1 + [roll(10), 1000 - index, 1000 + index][roll(3) as usize]);
             let id = crate::entry::ChangeId { node: 1, boot: 1, number: index };
             let entry = match roll(12) {
@@ -187,13 +187,13 @@ async fn an_event_has_the_time_that_apply_saw_wherever_reading_begins() {
                     },
                 ),
                 2 => {
-                    let data = Draft::system(&crate::entry::SystemCommand::Mark { restart: false })
+                    let data = EncodedCommand::system(&crate::entry::SystemCommand::Mark { restart: false })
                         .unwrap()
                         .stamp(stamp)
                         .into();
                     Entry { data, ..empty(index, 1) }
                 }
-                _ => Entry { data: draft.stamp(stamp).into(), ..empty(index, 1) },
+                _ => Entry { data: encoded.stamp(stamp).into(), ..empty(index, 1) },
             };
             replica.apply(&entry).unwrap();
             log.push(entry);

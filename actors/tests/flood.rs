@@ -19,11 +19,11 @@ use actorum_actors::{
     clock::Clock,
     consensus::{Consensus, CoreStatus, Effects, Moment, Settings, Start},
     core::{Links, RaftCore},
-    entry::Draft,
+    entry::EncodedCommand,
     log::store::{HardState, LogReader, Recovered, StoreError},
     message::{
         Answer, Append, AppliedTo, Apply, BuildSnapshot, Campaign, Failed, FetchSnapshot, Persisted, ProbeDisk,
-        Restore, ServeReads, SnapshotsKept, Submit, Ticket,
+        ReplyHandle, Restore, ServeReads, SnapshotsKept, Submit,
     },
     status::Role,
     system_state::SystemState,
@@ -60,7 +60,7 @@ impl Clock for BusyClock {
 
 struct Nobody;
 
-impl Ticket for Nobody {
+impl ReplyHandle for Nobody {
     fn answer(self, _: Answer) {}
 
     fn confirmed(self, _: u64) -> Option<Self> {
@@ -254,7 +254,7 @@ fn a_flood_of_proposals_costs_no_leader_its_leadership() {
                 status: status_in,
                 admit: Box::new(|_, _| Ok(Nobody)),
                 check: |_| Ok(()),
-                witness: None,
+                observer: None,
             };
             let tick = Duration::from_millis(100);
             let core = RaftCore::new(GroupId::FIRST, tick, consensus(1), leader_clock, links).start();
@@ -296,9 +296,9 @@ fn a_flood_of_proposals_costs_no_leader_its_leadership() {
     // Fill the mailbox while the leader's thread is held, then let go.
     let (release, held) = mpsc::channel::<()>();
     leader_arbiter.spawn_fn(move || held.recv().unwrap());
-    let draft = Draft::command(&"x".repeat(100)).unwrap();
+    let encoded = EncodedCommand::command(&"x".repeat(100)).unwrap();
     for _ in 0..PROPOSALS {
-        core.do_send(Submit { draft: draft.clone(), ticket: None, deadline: Duration::MAX });
+        core.do_send(Submit { encoded: encoded.clone(), reply: None, deadline: Duration::MAX });
     }
     let before = clock.peek();
     release.send(()).unwrap();

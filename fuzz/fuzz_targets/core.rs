@@ -15,7 +15,7 @@ use std::{
 
 use actorum_actors::{
     consensus::{Consensus, Effects, Moment, Settings, Start},
-    entry::{ChangeId, Draft, Stamped, SystemCommand},
+    entry::{ChangeId, EncodedCommand, Stamped, SystemCommand},
     log::store::{Compact, HardState, LogReader, Recovered, StoreError},
     machine,
     members::Change,
@@ -165,7 +165,7 @@ struct Node {
     /// What was offered to it and is being fetched.
     fetches: Option<Snapshot>,
     questions: Vec<u64>,
-    tickets: u32,
+    replies: u32,
     now: Duration,
     boot: u64,
     /// Whether it waits to be added instead of being a founder.
@@ -270,7 +270,7 @@ impl Node {
             builds: false,
             fetches: None,
             questions: Vec::new(),
-            tickets: 0,
+            replies: 0,
             now,
             boot,
             waits,
@@ -285,8 +285,8 @@ impl Node {
             return;
         }
         let deadline = self.now + TICK * 20;
-        self.tickets += 1;
-        let ticket = self.tickets;
+        self.replies += 1;
+        let reply = self.replies;
         match draw.below(36) {
             0..=11 => {
                 let from = self.peer(draw);
@@ -306,28 +306,28 @@ impl Node {
             21..=22 => self.persist(1 + draw.below(4) as usize),
             23 => self.apply(1 + draw.below(4) as usize),
             24 => match draw.below(4) {
-                0 => self.core.submit(draft(draw), Some(ticket), deadline),
-                1 => self.core.submit_for_peer(draft(draw), ticket, deadline),
-                2 => self.core.read(ticket, deadline),
-                _ => self.core.read_for_peer(ticket, deadline),
+                0 => self.core.submit(encoded(draw), Some(reply), deadline),
+                1 => self.core.submit_for_peer(encoded(draw), reply, deadline),
+                2 => self.core.read(reply, deadline),
+                _ => self.core.read_for_peer(reply, deadline),
             },
             25 => {
                 let change = change(draw);
                 match draw.below(2) {
-                    0 => self.core.change(change, ticket, deadline),
-                    _ => self.core.change_for_peer(change, ticket, deadline),
+                    0 => self.core.change(change, reply, deadline),
+                    _ => self.core.change_for_peer(change, reply, deadline),
                 }
             }
             // A peer's request as it stands on the wire.
             26 => {
                 let count = usize::from(draw.byte());
                 let bytes = draw.bytes(count);
-                if let Ok(draft) = Draft::received(bytes)
-                    && draft.is_command()
+                if let Ok(encoded) = EncodedCommand::received(bytes)
+                    && encoded.is_command()
                 {
-                    self.core.submit_for_peer(draft, ticket, deadline);
+                    self.core.submit_for_peer(encoded, reply, deadline);
                 } else if let Ok(change) = machine::decode::<Change>(bytes) {
-                    self.core.change_for_peer(change, ticket, deadline);
+                    self.core.change_for_peer(change, reply, deadline);
                 }
             }
             27 => {
@@ -636,7 +636,7 @@ fn entry(draw: &mut Draw<'_>, term: u64, index: u64) -> Entry {
         Entry { kind: EntryKind::Normal, term, index, data: Default::default(), context: Default::default() };
     match draw.below(8) {
         0..=1 => {}
-        2..=4 => entry.data = draft(draw).stamp(SystemTime::UNIX_EPOCH).into(),
+        2..=4 => entry.data = encoded(draw).stamp(SystemTime::UNIX_EPOCH).into(),
         5..=6 => {
             let id = ChangeId { node: 2, boot: 1, number: draw.below(4) };
             let command = SystemCommand::Change { id, change: change(draw), forced: draw.below(2) == 0 };
@@ -653,13 +653,13 @@ fn entry(draw: &mut Draw<'_>, term: u64, index: u64) -> Entry {
     entry
 }
 
-fn draft(draw: &mut Draw<'_>) -> Draft {
+fn encoded(draw: &mut Draw<'_>) -> EncodedCommand {
     match draw.below(4) {
         0 => {
             let incarnation = Incarnation(draw.below(4));
-            Draft::system(&SystemCommand::Incarnation { node: draw.below(6), incarnation }).expect("a draft")
+            EncodedCommand::system(&SystemCommand::Incarnation { node: draw.below(6), incarnation }).expect("it can be encoded")
         }
-        _ => Draft::command(&"x".repeat(usize::from(draw.byte()))).expect("a draft"),
+        _ => EncodedCommand::command(&"x".repeat(usize::from(draw.byte()))).expect("it can be encoded"),
     }
 }
 

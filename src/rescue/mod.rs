@@ -34,7 +34,7 @@ use std::{
 
 pub use actorum_actors::system_state::{Audit, RecoveredBecause};
 use actorum_actors::{
-    entry::{Draft, SystemCommand},
+    entry::{EncodedCommand, SystemCommand},
     log::{
         sled::{OpenOptions, SledStore},
         store::{At, Batch, Completed, HardState, LogStore, OpenError, StoreError, Write},
@@ -258,7 +258,7 @@ impl Beginning {
             incarnation: Some(identity.incarnation),
             audit: audit.clone(),
         };
-        let encoded = Draft::system(&command).map_err(|error| RescueError::Invalid(error.to_string()))?;
+        let encoded = EncodedCommand::system(&command).map_err(|error| RescueError::Invalid(error.to_string()))?;
         let data = Bytes::from(encoded.stamp(self.when));
         let entry = Entry { kind: EntryKind::Normal, term, index, data, context: Bytes::new() };
         // Nobody was voted for in a term that begins here.

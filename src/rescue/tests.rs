@@ -8,7 +8,7 @@ use std::{
 };
 
 use actorum_actors::{
-    entry::Draft,
+    entry::EncodedCommand,
     log::{
         directory::{self, Restoring},
         sled::{OpenOptions, SledStore},
@@ -53,7 +53,7 @@ fn when() -> SystemTime {
 }
 
 fn add(index: u64, term: u64, number: u64) -> Entry {
-    let data = Draft::command(&number).unwrap().stamp(when()).into();
+    let data = EncodedCommand::command(&number).unwrap().stamp(when()).into();
     Entry { kind: EntryKind::Normal, term, index, data, context: Bytes::new() }
 }
 

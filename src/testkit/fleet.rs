@@ -24,7 +24,7 @@ use actorum_actors::{
     },
     machine::StateMachine,
     message::Failed,
-    witness::{Drained, Witness},
+    observer::{Drained, Observer},
 };
 use actorum_transport::{
     features::Features,
@@ -277,7 +277,7 @@ impl<S: StateMachine> Fleet<S> {
             .config(config)
             .clock(Arc::new(clock));
         builder.features = features;
-        builder.witness = Some(Arc::new(Watcher { node: id, world: world.clone(), strings: strings.clone() }));
+        builder.observer = Some(Arc::new(Watcher { node: id, world: world.clone(), strings: strings.clone() }));
         let raft = builder.start().await?;
         if strings.is_cut() {
             // It lost its power on the way up.
@@ -469,7 +469,7 @@ struct Watcher {
     strings: Strings,
 }
 
-impl Witness for Watcher {
+impl Observer for Watcher {
     fn replayed(&self, snapshot: u64) {
         if !self.strings.is_cut() {
             self.world.saw(Event::Replayed { node: self.node, snapshot });
@@ -486,14 +486,14 @@ impl Witness for Watcher {
         if self.strings.is_cut() {
             return;
         }
-        let Drained { glance, append, transmit, apply, restore, voters, sends, low_space } = drained;
+        let Drained { raft_state, append, transmit, apply, restore, voters, sends, low_space } = drained;
         let apply: Vec<_> = apply.collect();
         let idle = append.is_empty() && transmit.is_empty() && apply.is_empty() && restore.is_none();
-        if idle && self.world.stands(self.node, glance) {
+        if idle && self.world.stands(self.node, raft_state) {
             return;
         }
         let (voters, sends) = (voters(), sends());
-        let decided = Decided { glance, append, transmit, apply, restore, voters, sends, low_space };
+        let decided = Decided { raft_state, append, transmit, apply, restore, voters, sends, low_space };
         self.world.saw(Event::Drained { node: self.node, drained: &decided });
     }
 }

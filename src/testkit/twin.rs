@@ -11,8 +11,8 @@ use std::{
 use actorum_actors::{
     machine::StateMachine,
     message::Failed,
+    observer::{Drained, Observer},
     status::Role,
-    witness::{Drained, Witness},
 };
 use actorum_transport::{
     lives::LifeKey,
@@ -70,7 +70,7 @@ impl<S: StateMachine> Twin<S> {
             .bootstrap(Bootstrap::Wait)
             .config(config)
             .clock(Arc::new(NodeClock::new(world.agenda(), 1000, 0)));
-        builder.witness = Some(Arc::new(Watcher { of, world: world.clone(), began_with: OnceLock::new() }));
+        builder.observer = Some(Arc::new(Watcher { of, world: world.clone(), began_with: OnceLock::new() }));
         let raft = builder.start().await?;
         Ok(Twin { fleet: fleet.clone(), end, raft, disk })
     }
@@ -109,12 +109,14 @@ struct Watcher {
     began_with: OnceLock<u64>,
 }
 
-impl Witness for Watcher {
-    fn drained(&self, Drained { glance, .. }: Drained<'_>) {
-        if glance.role == Role::Leader || glance.commit > *self.began_with.get_or_init(|| glance.commit) {
-            let (of, term, commit) = (self.of, glance.term, glance.commit);
-            let detail =
-                format!("a copy of n{of} that runs beside it is {} in term {term}, with commit {commit}", glance.role);
+impl Observer for Watcher {
+    fn drained(&self, Drained { raft_state, .. }: Drained<'_>) {
+        if raft_state.role == Role::Leader || raft_state.commit > *self.began_with.get_or_init(|| raft_state.commit) {
+            let (of, term, commit) = (self.of, raft_state.term, raft_state.commit);
+            let detail = format!(
+                "a copy of n{of} that runs beside it is {} in term {term}, with commit {commit}",
+                raft_state.role
+            );
             self.world.broken("a copy that runs beside its node decides nothing", detail);
         }
     }

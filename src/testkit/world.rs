@@ -1,7 +1,7 @@
 //! What really happened: every event of a simulation goes through here, once, in order.
 //!
 //! ```text
-//!  cores (witness), machines, wire, disks, clients ──Event──▶ World ─▶ trace hash, story
+//!  cores (observer), machines, wire, disks, clients ──Event──▶ World ─▶ trace hash, story
 //!                                                               ├─▶ Facts: what an all-knowing observer knows
 //!                                                               └─▶ every invariant, which may say "broken"
 //! ```
@@ -19,8 +19,8 @@ use std::{
 };
 
 use actorum_actors::{
-    log::store::Recovered, members::Membership, message::Append, status::Role, system_state::GENESIS_INDEX,
-    witness::Glance,
+    log::store::Recovered, members::Membership, message::Append, observer::RaftState, status::Role,
+    system_state::GENESIS_INDEX,
 };
 use actorum_transport::wire::{
     Entry, EntryKind, Incarnation, MessageKind, NodeId, RaftMessage, Snapshot, SnapshotFile,
@@ -116,7 +116,7 @@ pub(crate) enum Heard {
 
 /// A drain, as invariants want to see it.
 pub(crate) struct Decided<'a> {
-    pub glance: Glance,
+    pub raft_state: RaftState,
     pub append: &'a [Append],
     pub transmit: &'a [(NodeId, RaftMessage)],
     pub apply: Vec<&'a Entry>,
@@ -202,7 +202,7 @@ pub(crate) struct NodeFacts {
     pub known_as: Incarnation,
     pub incarnation: Incarnation,
     pub log: ModelLog,
-    pub glance: Option<Glance>,
+    pub raft_state: Option<RaftState>,
     /// The highest index handed to the applier in this life, by earlier drains.
     pub handed: u64,
     /// How many bytes may be in its log and not applied, as it leads.
@@ -348,8 +348,8 @@ impl World {
         }
         let state = &mut *state;
         if let Event::Drained { drained, .. } = &event
-            && drained.glance.role == Role::Leader
-            && state.led.insert(drained.glance.term)
+            && drained.raft_state.role == Role::Leader
+            && state.led.insert(drained.raft_state.term)
         {
             state.counts.elections += 1;
         }
@@ -371,8 +371,8 @@ impl World {
     }
 
     /// Whether a node stands where it stood after its last drain.
-    pub fn stands(&self, node: NodeId, glance: Glance) -> bool {
-        self.lock().facts.nodes.get(&node).is_some_and(|facts| facts.glance == Some(glance))
+    pub fn stands(&self, node: NodeId, raft_state: RaftState) -> bool {
+        self.lock().facts.nodes.get(&node).is_some_and(|facts| facts.raft_state == Some(raft_state))
     }
 
     /// The virtual moment, which is noted for whoever looks from another thread.
@@ -481,7 +481,7 @@ impl World {
     pub fn close(&self) -> (u64, Counts, Option<Violation>, Vec<String>) {
         let mut state = self.lock();
         state.over = true;
-        // Breaks the circle of machines, witnesses and facts.
+        // Breaks the circle of machines, observers and facts.
         state.facts.nodes.clear();
         (state.hash, state.counts.clone(), state.violation.clone(), std::mem::take(&mut state.story))
     }
@@ -525,7 +525,7 @@ impl Facts {
                     known_as: *incarnation,
                     incarnation: *incarnation,
                     log: ModelLog::default(),
-                    glance: None,
+                    raft_state: None,
                     handed: 0,
                     room: usize::MAX,
                     newest: 0,
@@ -544,7 +544,7 @@ impl Facts {
                 facts.life += 1;
                 facts.incarnation = *incarnation;
                 facts.log = ModelLog { base, entries: entries.iter().map(facts_of).collect() };
-                facts.glance = None;
+                facts.raft_state = None;
                 // So far the log is applied again.
                 let newest = recovered.newest().map_or(0, |snapshot| snapshot.index);
                 (facts.newest, facts.handed) = (newest, newest.max(recovered.hard_state.commit));
@@ -557,7 +557,7 @@ impl Facts {
                 }
             }
             Event::Drained { node, drained } => {
-                if drained.glance.role == Role::Leader {
+                if drained.raft_state.role == Role::Leader {
                     self.voters.clone_from(&drained.voters);
                 }
                 if let Some(facts) = self.nodes.get_mut(node) {
@@ -587,16 +587,16 @@ impl Facts {
     fn after(&mut self, event: &Event<'_>) {
         let Event::Drained { node, drained } = event else { return };
         let Some(facts) = self.nodes.get_mut(node) else { return };
-        let Glance { commit, term, .. } = drained.glance;
-        let known = facts.glance.map_or(0, |glance| glance.commit).max(facts.log.base.0);
+        let RaftState { commit, term, .. } = drained.raft_state;
+        let known = facts.raft_state.map_or(0, |raft_state| raft_state.commit).max(facts.log.base.0);
         for index in known + 1..=commit {
             if let Some(entry) = facts.log.get(index) {
                 let least = &mut self.committed.entry(index).or_insert((*entry, term)).1;
                 *least = term.min(*least);
             }
         }
-        facts.glance = Some(drained.glance);
-        facts.has_led |= drained.glance.role == Role::Leader;
+        facts.raft_state = Some(drained.raft_state);
+        facts.has_led |= drained.raft_state.role == Role::Leader;
         let applied = drained.apply.last().map(|entry| entry.index).max(drained.restore.map(|(index, _)| index));
         facts.handed = facts.handed.max(applied.unwrap_or(0));
     }
@@ -621,8 +621,8 @@ impl Facts {
     /// Who leads in the highest term, as far as running nodes say.
     pub fn leader(&self) -> Option<NodeId> {
         let leads = |(id, facts): (&NodeId, &NodeFacts)| {
-            let glance = facts.glance.filter(|glance| facts.running && glance.role == Role::Leader)?;
-            Some((glance.term, *id))
+            let raft_state = facts.raft_state.filter(|raft_state| facts.running && raft_state.role == Role::Leader)?;
+            Some((raft_state.term, *id))
         };
         self.nodes.iter().filter_map(leads).max().map(|(_, id)| id)
     }
@@ -638,7 +638,7 @@ fn digest(event: &Event<'_>) -> u64 {
         }
         Event::Ended { node, how } => add(&[2, *node, fingerprint(how.as_bytes())]),
         Event::Drained { node, drained } => {
-            let Glance { term, commit, last, role, leader, .. } = drained.glance;
+            let RaftState { term, commit, last, role, leader, .. } = drained.raft_state;
             add(&[3, *node, term, commit, last, role as u64, leader.unwrap_or(0)]);
             drained.append.iter().for_each(|append| add(&[append.number]));
             for (to, message) in drained.transmit {
@@ -736,7 +736,7 @@ fn line(event: &Event<'_>) -> Option<String> {
             for (to, index) in &drained.sends {
                 let _ = write!(parts, "; n{to} gets snapshot {index}");
             }
-            let Glance { role, term, commit, .. } = drained.glance;
+            let RaftState { role, term, commit, .. } = drained.raft_state;
             format!("n{node} {role} t{term} c{commit}{parts}")
         }
         Event::FitsNoFrame { from, to, parcel, bytes } => {

@@ -95,7 +95,7 @@ async fn a_question_without_an_answer_is_lost_at_its_deadline() {
     assert!(matches!(asker.answer(1).await, Err(AskError::Lost(_))));
 }
 
-/// Slots of questions that the asker has given up come free, although nobody ever answers them.
+/// Pages of questions that the asker has given up come free, although nobody ever answers them.
 #[actix::test]
 async fn questions_given_up_do_not_use_up_the_bound() {
     let certs = Certs::new();

@@ -136,7 +136,7 @@ impl<T> Consensus<T> {
         if waits && !room.waits {
             // Only from now on it is the disk that lets them wait.
             let now = self.ticks;
-            self.unpersisted.iter_mut().for_each(|write| write.since = now);
+            self.pending_writes.iter_mut().for_each(|write| write.since = now);
         }
         if was_low == room.low {
             return;
@@ -202,7 +202,7 @@ impl<T> Consensus<T> {
 
     /// How many ticks the oldest write has waited.
     fn waiting(&self) -> u64 {
-        self.unpersisted.front().map_or(0, |oldest| self.ticks - oldest.since)
+        self.pending_writes.front().map_or(0, |oldest| self.ticks - oldest.since)
     }
 
     /// How many ticks of that count against the disk. What waits for room says nothing of how the disk answers: a leader keeps its
@@ -324,7 +324,7 @@ impl<T> Consensus<T> {
     /// Trust needs both: the probe, and that all that waited when it passed is durable.
     pub(super) fn trust_disk_again(&mut self) {
         let Some(Suspicion { passed: Some(newest), .. }) = self.disk.suspicion else { return };
-        if self.unpersisted.front().is_some_and(|oldest| oldest.write <= newest) {
+        if self.pending_writes.front().is_some_and(|oldest| oldest.write <= newest) {
             return;
         }
         tracing::debug!("the disk answers again");
@@ -337,7 +337,7 @@ impl<T> Consensus<T> {
     /// Keeps what is held for the disk within its bound.
     pub(super) fn bound_held(&mut self) {
         let Disk { held, dropped, .. } = &mut self.disk;
-        for oldest in &mut self.unpersisted {
+        for oldest in &mut self.pending_writes {
             while *held > MAX_HELD && oldest.held.pop_front().is_some() {
                 *held -= 1;
                 *dropped += 1;

@@ -138,23 +138,23 @@ impl<T: fmt::Display> fmt::Display for Effects<T> {
             kept.iter().try_for_each(|snapshot| write!(f, " {}@{}", snapshot.index, snapshot.term))?;
             writeln!(f)?;
         }
-        for Committed { entry, ticket } in &self.apply {
+        for Committed { entry, reply } in &self.apply {
             write!(f, "apply {}@{}", entry.index, entry.term)?;
             if entry.kind == actorum_transport::wire::EntryKind::ConfChange {
                 write!(f, " conf change")?;
             } else if entry.data.is_empty() {
                 write!(f, " empty")?;
             }
-            match ticket {
-                Some(ticket) => writeln!(f, " for {ticket}")?,
+            match reply {
+                Some(reply) => writeln!(f, " for {reply}")?,
                 None => writeln!(f)?,
             }
         }
-        for (index, ticket) in &self.reads {
-            writeln!(f, "read {ticket} at {index}")?;
+        for (index, reply) in &self.reads {
+            writeln!(f, "read {reply} at {index}")?;
         }
-        for (ticket, answer) in &self.answers {
-            writeln!(f, "answer {ticket}: {answer:?}")?;
+        for (reply, answer) in &self.answers {
+            writeln!(f, "answer {reply}: {answer:?}")?;
         }
         if let Some(fault) = &self.fault {
             writeln!(f, "fault: {fault}")?;

@@ -39,7 +39,7 @@ use raft::{RawNode, StateRole};
 
 use crate::{
     clock_offsets::Estimates,
-    entry::{Draft, SystemCommand},
+    entry::{EncodedCommand, SystemCommand},
     features::Understanding,
     log::{
         store::{HardState, LogReader, Recovered, StoreError},
@@ -171,7 +171,7 @@ pub struct Moment {
 
 /// A write that is not durable yet, and what waits for it.
 #[derive(Debug)]
-struct Unpersisted {
+struct PendingWrite {
     /// The number in [`Append`](crate::message::Append).
     write: u64,
     /// The highest Ready of raft-rs that is durable with it.
@@ -194,7 +194,7 @@ struct Forwarded<T> {
     request: Request<T>,
 }
 
-/// The Raft core of one group. `T` is a client's ticket: carried, handed back, never looked into.
+/// The Raft core of one group. `T` is a client's reply handle: carried, handed back, never looked into.
 pub struct Consensus<T> {
     settings: Settings,
     logger: slog::Logger,
@@ -205,7 +205,7 @@ pub struct Consensus<T> {
     floor: u64,
     /// Writes on their way to the disk, oldest first, and what is held for them. Entries are bounded by
     /// `max_unapplied_bytes`, answers by `disk::MAX_HELD`.
-    unpersisted: VecDeque<Unpersisted>,
+    pending_writes: VecDeque<PendingWrite>,
     disk: disk::Disk,
     next_write: u64,
     /// The term that is on the disk.
@@ -279,7 +279,7 @@ impl<T> Consensus<T> {
             understanding,
             cluster,
             floor,
-            unpersisted: VecDeque::new(),
+            pending_writes: VecDeque::new(),
             disk: disk::Disk::default(),
             next_write: 1,
             durable_term,
@@ -340,7 +340,7 @@ impl<T> Consensus<T> {
                 self.contradicted = true;
                 return self.fail(proof.to_string());
             }
-            Err(Rejected::Implausible(implausible)) => {
+            Err(Rejected::InvalidMessage(implausible)) => {
                 self.implausible += 1;
                 if self.implausible.is_power_of_two() {
                     tracing::warn!(dropped = self.implausible, "dropped an implausible message: {implausible}");
@@ -395,14 +395,14 @@ impl<T> Consensus<T> {
         !(full && message.kind == Append && !message.entries.is_empty())
     }
 
-    /// Propose a command. Without a ticket nobody waits for the answer.
-    pub fn submit(&mut self, draft: Draft, ticket: Option<T>, deadline: Duration) {
-        self.hold(Wanted::Command(draft), ticket, deadline, false);
+    /// Propose a command. Without a reply handle nobody waits for the answer.
+    pub fn submit(&mut self, encoded: EncodedCommand, reply: Option<T>, deadline: Duration) {
+        self.hold(Wanted::Command(encoded), reply, deadline, false);
     }
 
     /// Propose a command for a peer, which is told at once if this node does not lead.
-    pub fn submit_for_peer(&mut self, draft: Draft, ticket: T, deadline: Duration) {
-        self.hold(Wanted::Command(draft), Some(ticket), deadline, true);
+    pub fn submit_for_peer(&mut self, encoded: EncodedCommand, reply: T, deadline: Duration) {
+        self.hold(Wanted::Command(encoded), Some(reply), deadline, true);
     }
 
     /// Propose a mark, at which nodes compare what they applied. Nobody waits for it, and only a leader whose every member
@@ -411,34 +411,34 @@ impl<T> Consensus<T> {
         if self.raw.raft.state != StateRole::Leader || !self.every_member_understands(Feature::StateHashes) {
             return;
         }
-        match Draft::system(&SystemCommand::Mark { restart }) {
-            Ok(draft) => self.submit(draft, None, Duration::MAX),
+        match EncodedCommand::system(&SystemCommand::Mark { restart }) {
+            Ok(encoded) => self.submit(encoded, None, Duration::MAX),
             Err(error) => tracing::error!(%error, "a mark cannot be encoded"),
         }
     }
 
     /// Change the membership.
-    pub fn change(&mut self, change: impl Into<ChangeRequest>, ticket: T, deadline: Duration) {
-        self.hold(Wanted::Change(change.into()), Some(ticket), deadline, false);
+    pub fn change(&mut self, change: impl Into<ChangeRequest>, reply: T, deadline: Duration) {
+        self.hold(Wanted::Change(change.into()), Some(reply), deadline, false);
     }
 
     /// Change the membership for a peer.
-    pub fn change_for_peer(&mut self, change: impl Into<ChangeRequest>, ticket: T, deadline: Duration) {
-        self.hold(Wanted::Change(change.into()), Some(ticket), deadline, true);
+    pub fn change_for_peer(&mut self, change: impl Into<ChangeRequest>, reply: T, deadline: Duration) {
+        self.hold(Wanted::Change(change.into()), Some(reply), deadline, true);
     }
 
-    fn hold(&mut self, wanted: Wanted, ticket: Option<T>, deadline: Duration, peer: bool) {
-        self.held.push_back(Request { wanted, ticket, deadline, peer, not_before: 0, refusal: None });
+    fn hold(&mut self, wanted: Wanted, reply: Option<T>, deadline: Duration, peer: bool) {
+        self.held.push_back(Request { wanted, reply, deadline, peer, not_before: 0, refusal: None });
     }
 
     /// Find an index at which a linearizable read may be served.
-    pub fn read(&mut self, ticket: T, deadline: Duration) {
-        self.reads.waiting.push(Reader { ticket, deadline, peer: false });
+    pub fn read(&mut self, reply: T, deadline: Duration) {
+        self.reads.waiting.push(Reader { reply, deadline, peer: false });
     }
 
     /// The same for a peer.
-    pub fn read_for_peer(&mut self, ticket: T, deadline: Duration) {
-        self.reads.waiting.push(Reader { ticket, deadline, peer: true });
+    pub fn read_for_peer(&mut self, reply: T, deadline: Duration) {
+        self.reads.waiting.push(Reader { reply, deadline, peer: true });
     }
 
     /// Ask for votes now.
@@ -455,8 +455,8 @@ impl<T> Consensus<T> {
         if let Some((_, genesis)) = self.forming.take_if(|(write, _)| *write <= number) {
             self.begin_with(genesis);
         }
-        while self.unpersisted.front().is_some_and(|oldest| oldest.write <= number) {
-            let Some(mut done) = self.unpersisted.pop_front() else { break };
+        while self.pending_writes.front().is_some_and(|oldest| oldest.write <= number) {
+            let Some(mut done) = self.pending_writes.pop_front() else { break };
             // First raft-rs, then the messages: the other order lets an answer race ahead of what raft-rs knows.
             self.raw.on_persist_ready(done.ready);
             self.durable_term = done.term;
@@ -530,8 +530,8 @@ impl<T> Consensus<T> {
             Err(AskError::Lost(_)) if planted::is(Planted::ForwardRetried) => return self.again(request),
             Err(AskError::Lost(cause)) => Answer::Unknown { cause: format!("the leader's answer was lost: {cause}") },
         };
-        if let Some(ticket) = request.ticket {
-            self.effects.answers.push((ticket, answer));
+        if let Some(reply) = request.reply {
+            self.effects.answers.push((reply, answer));
         }
     }
 
@@ -659,13 +659,13 @@ impl<T> Consensus<T> {
 
     fn is_alone_and_behind(&self) -> bool {
         let raft = &self.raw.raft;
-        let behind = raft.raft_log.persisted < raft.raft_log.last_index() || !self.unpersisted.is_empty();
+        let behind = raft.raft_log.persisted < raft.raft_log.last_index() || !self.pending_writes.is_empty();
         behind && raft.prs().is_singleton() && raft.promotable()
     }
 
     /// Whether a snapshot is on its way to this node's disk. Once it is there it is being restored.
     fn is_installing(&self) -> bool {
-        self.unpersisted.iter().any(|write| write.restore.is_some())
+        self.pending_writes.iter().any(|write| write.restore.is_some())
     }
 
     /// Answers those whose time is up: rejected if they never reached a log, unknown if they may have.
@@ -673,16 +673,16 @@ impl<T> Consensus<T> {
         let (now, leader) = (self.now, self.leader());
         let mut kept = VecDeque::with_capacity(self.held.len());
         for request in mem::take(&mut self.held) {
-            match request.ticket {
+            match request.reply {
                 _ if request.deadline > now => kept.push_back(request),
-                Some(ticket) => {
+                Some(reply) => {
                     let tried = request.not_before > 0 && leader != Some(self.settings.id);
                     let answer = match request.refusal {
                         Some(refusal) => Answer::Refused(refusal),
                         None if leader.is_none() || tried => Answer::Refused(Refusal::NotLeader { leader }),
                         None => Answer::Late { cause: "the deadline passed before the leader took it up".to_owned() },
                     };
-                    self.effects.answers.push((ticket, answer));
+                    self.effects.answers.push((reply, answer));
                 }
                 None => {}
             }
@@ -690,16 +690,16 @@ impl<T> Consensus<T> {
         self.held = kept;
         for ((index, term), late) in self.pending.extract_if(.., |_, pending| pending.deadline <= now) {
             let cause = format!("entry {index}@{term} was not committed within the deadline; it still may be");
-            self.effects.answers.push((late.ticket, Answer::Unknown { cause }));
+            self.effects.answers.push((late.reply, Answer::Unknown { cause }));
         }
         for (_, late) in self.forwarded.extract_if(.., |_, forwarded| forwarded.request.deadline <= now) {
             let cause = "the leader did not answer within the deadline; it still may carry it out".to_owned();
-            if let Some(ticket) = late.request.ticket {
-                self.effects.answers.push((ticket, Answer::Unknown { cause }));
+            if let Some(reply) = late.request.reply {
+                self.effects.answers.push((reply, Answer::Unknown { cause }));
             }
         }
         for late in self.reads.expire_unconfirmed(now) {
-            self.effects.answers.push((late.ticket, Answer::Refused(Refusal::NotLeader { leader })));
+            self.effects.answers.push((late.reply, Answer::Refused(Refusal::NotLeader { leader })));
         }
         let applied = self.raw.raft.raft_log.applied;
         for (index, late) in self.reads.expire_confirmed(now) {
@@ -707,7 +707,7 @@ impl<T> Consensus<T> {
                 "the leader confirmed the read at {index}, and this node's state machine had applied up to {applied} at \
                  its deadline: it is busy, or what it waits for has not reached this node"
             );
-            self.effects.answers.push((late.ticket, Answer::Late { cause }));
+            self.effects.answers.push((late.reply, Answer::Late { cause }));
         }
     }
 
@@ -822,21 +822,21 @@ impl<T> Consensus<T> {
 
     /// What is held until a write is durable: the write's number, the receiver, the message.
     pub fn held_messages(&self) -> impl Iterator<Item = (u64, NodeId, &RaftMessage)> {
-        self.unpersisted.iter().flat_map(|u| u.held.iter().map(move |(to, message)| (u.write, *to, message)))
+        self.pending_writes.iter().flat_map(|u| u.held.iter().map(move |(to, message)| (u.write, *to, message)))
     }
 
     /// Ends every request with this cause, as unknown.
     pub fn abandon(&mut self, cause: &str) -> Vec<(T, Answer)> {
         let unknown = || Answer::Unknown { cause: cause.to_owned() };
         let mut answers = mem::take(&mut self.effects.answers);
-        answers.extend(mem::take(&mut self.held).into_iter().filter_map(|r| Some((r.ticket?, unknown()))));
-        answers.extend(mem::take(&mut self.pending).into_values().map(|p| (p.ticket, unknown())));
+        answers.extend(mem::take(&mut self.held).into_iter().filter_map(|r| Some((r.reply?, unknown()))));
+        answers.extend(mem::take(&mut self.pending).into_values().map(|p| (p.reply, unknown())));
         answers
-            .extend(mem::take(&mut self.forwarded).into_values().filter_map(|f| Some((f.request.ticket?, unknown()))));
-        answers.extend(self.reads.drain().into_iter().map(|r| (r.ticket, unknown())));
-        answers.extend(mem::take(&mut self.effects.reads).into_iter().map(|(_, ticket)| (ticket, unknown())));
+            .extend(mem::take(&mut self.forwarded).into_values().filter_map(|f| Some((f.request.reply?, unknown()))));
+        answers.extend(self.reads.drain().into_iter().map(|r| (r.reply, unknown())));
+        answers.extend(mem::take(&mut self.effects.reads).into_iter().map(|(_, reply)| (reply, unknown())));
         let committed = mem::take(&mut self.effects.apply).into_iter();
-        answers.extend(committed.filter_map(|c| Some((c.ticket?, unknown()))));
+        answers.extend(committed.filter_map(|c| Some((c.reply?, unknown()))));
         answers
     }
 }

@@ -12,7 +12,7 @@ use std::time::Duration;
 /// One waiting read.
 #[derive(Debug)]
 pub struct Reader<T> {
-    pub ticket: T,
+    pub reply: T,
     pub deadline: Duration,
     /// A peer asked: it is told at once if this node does not lead, instead of being passed on.
     pub peer: bool,
@@ -57,7 +57,7 @@ impl<T> Reads<T> {
     /// the index itself.
     pub fn due(&mut self, applied: u64) -> impl Iterator<Item = (u64, T)> {
         let due: Vec<_> = self.confirmed.extract_if(.., |(index, reader)| reader.peer || *index <= applied).collect();
-        due.into_iter().map(|(index, reader)| (index, reader.ticket))
+        due.into_iter().map(|(index, reader)| (index, reader.reply))
     }
 
     /// Removes those whose time is up and that no leader confirmed.

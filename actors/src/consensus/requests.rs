@@ -10,19 +10,19 @@
 //!
 //! What is held past its deadline was surely never in a log; what is pending or forwarded past its deadline is
 //! unknown. A retry happens only on the way marked at the bottom: after proof that nothing was done.
-//! How much can be here is bounded by admission: every ticket holds a permit.
+//! How much can be here is bounded by admission: every reply handle holds a permit.
 
 use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::{entry::Draft, members::ChangeRequest, message::Refusal};
+use crate::{entry::EncodedCommand, members::ChangeRequest, message::Refusal};
 
 /// What a request wants in the log.
 #[derive(Clone, Debug)]
 pub enum Wanted {
     /// A command, the application's or ours.
-    Command(Draft),
+    Command(EncodedCommand),
     /// A change of the membership.
     Change(ChangeRequest),
 }
@@ -31,7 +31,7 @@ pub enum Wanted {
 #[derive(Debug)]
 pub struct Request<T> {
     pub wanted: Wanted,
-    pub ticket: Option<T>,
+    pub reply: Option<T>,
     pub deadline: Duration,
     /// A peer asked: it is told at once if this node does not lead, instead of being passed on.
     pub peer: bool,
@@ -44,15 +44,15 @@ pub struct Request<T> {
 /// A request whose entry is in this node's log.
 #[derive(Debug)]
 pub struct Pending<T> {
-    pub kept: Kept,
-    pub ticket: T,
+    pub kept: Retained,
+    pub reply: T,
     pub deadline: Duration,
     pub peer: bool,
 }
 
 /// What is kept of a proposed entry, to propose it again should another take its place.
 #[derive(Debug)]
-pub enum Kept {
+pub enum Retained {
     /// The entry's bytes, shared with the log.
     Command(Bytes),
     /// The change.
@@ -63,12 +63,12 @@ impl<T> Pending<T> {
     /// Its entry is surely not in the log: back to the start.
     pub fn again(self, not_before: u64) -> Request<T> {
         let wanted = match self.kept {
-            Kept::Command(bytes) => {
-                Wanted::Command(Draft::received(&bytes).expect("it was a draft before it was proposed"))
+            Retained::Command(bytes) => {
+                Wanted::Command(EncodedCommand::received(&bytes).expect("it was encoded before it was proposed"))
             }
-            Kept::Change(change) => Wanted::Change(change),
+            Retained::Change(change) => Wanted::Change(change),
         };
-        let (ticket, deadline, peer) = (Some(self.ticket), self.deadline, self.peer);
-        Request { wanted, ticket, deadline, peer, not_before, refusal: None }
+        let (reply, deadline, peer) = (Some(self.reply), self.deadline, self.peer);
+        Request { wanted, reply, deadline, peer, not_before, refusal: None }
     }
 }

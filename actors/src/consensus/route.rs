@@ -12,7 +12,7 @@ use raft::{StateRole, eraftpb};
 use super::{
     Consensus, Forwarded, Question,
     convert::encode_conf_change,
-    requests::{Kept, Pending, Request, Wanted},
+    requests::{Pending, Request, Retained, Wanted},
 };
 use crate::{
     entry::{ChangeId, SystemCommand},
@@ -45,7 +45,7 @@ impl<T> Consensus<T> {
                     }
                 },
                 // What this node proposes for itself is a leader's business: the next one proposes its own.
-                _ if !leads && request.ticket.is_none() => {}
+                _ if !leads && request.reply.is_none() => {}
                 _ if !leads && request.peer => self.refuse(request, Refusal::NotLeader { leader }),
                 (_, Some(leader)) if !leads && due && !too_late => self.forward(leader, request),
                 _ => self.held.push_back(request),
@@ -67,40 +67,40 @@ impl<T> Consensus<T> {
         let mut entries = Vec::with_capacity(batch.len());
         let mut proposed = Vec::with_capacity(batch.len());
         for request in batch {
-            let Wanted::Command(draft) = request.wanted else { continue };
+            let Wanted::Command(encoded) = request.wanted else { continue };
             let on_disk = |command| self.room_on_disk(command).saturating_sub(taken_bytes);
             // Small entries cost more than they say.
-            let cost = draft.size() + ENTRY_OVERHEAD;
-            let refused = if draft.size() > self.settings.max_entry_bytes {
+            let cost = encoded.size() + ENTRY_OVERHEAD;
+            let refused = if encoded.size() > self.settings.max_entry_bytes {
                 Some(Answer::Refused(Refusal::TooLarge { limit: self.settings.max_entry_bytes as u64 }))
-            } else if let Some(refusal) = self.no_space(request.peer).filter(|_| draft.is_command()) {
+            } else if let Some(refusal) = self.no_space(request.peer).filter(|_| encoded.is_command()) {
                 Some(Answer::Refused(refusal))
             } else if cost > room {
                 Some(Answer::Busy(BusyBound::Unapplied { bytes: unapplied + taken_bytes, max }))
-            } else if cost > on_disk(draft.is_command()) {
-                Some(Answer::Busy(self.full_disk_bound(draft.is_command(), taken_bytes)))
+            } else if cost > on_disk(encoded.is_command()) {
+                Some(Answer::Busy(self.full_disk_bound(encoded.is_command(), taken_bytes)))
             } else if request.deadline <= self.now {
                 Some(Answer::Refused(Refusal::Late))
             } else {
                 None
             };
             if let Some(answer) = refused {
-                self.effects.answers.extend(request.ticket.map(|ticket| (ticket, answer)));
+                self.effects.answers.extend(request.reply.map(|reply| (reply, answer)));
                 continue;
             }
             room -= cost;
             taken_bytes += cost;
-            let data = Bytes::from(draft.stamp(time));
+            let data = Bytes::from(encoded.stamp(time));
             entries.push(eraftpb::Entry { data: data.clone(), ..Default::default() });
-            proposed.push((data, request.ticket, request.deadline, request.peer));
+            proposed.push((data, request.reply, request.deadline, request.peer));
         }
         if entries.is_empty() {
             return;
         }
         let taken = self.append_as_leader(entries);
-        for (n, (data, ticket, deadline, peer)) in proposed.into_iter().enumerate() {
-            let Some(ticket) = ticket else { continue };
-            let pending = Pending { kept: Kept::Command(data), ticket, deadline, peer };
+        for (n, (data, reply, deadline, peer)) in proposed.into_iter().enumerate() {
+            let Some(reply) = reply else { continue };
+            let pending = Pending { kept: Retained::Command(data), reply, deadline, peer };
             match taken {
                 Some(first) => drop(self.pending.insert((first + n as u64, self.raw.raft.term), pending)),
                 None => self.dropped(pending),
@@ -167,9 +167,9 @@ impl<T> Consensus<T> {
         entry.data = encode_conf_change(change).into();
         entry.context = context.into();
         let taken = self.append_as_leader(vec![entry]);
-        let Request { wanted, ticket, deadline, peer, .. } = request;
-        let (Wanted::Change(change), Some(ticket)) = (wanted, ticket) else { return };
-        let pending = Pending { kept: Kept::Change(change), ticket, deadline, peer };
+        let Request { wanted, reply, deadline, peer, .. } = request;
+        let (Wanted::Change(change), Some(reply)) = (wanted, reply) else { return };
+        let pending = Pending { kept: Retained::Change(change), reply, deadline, peer };
         match taken {
             Some(index) => drop(self.pending.insert((index, self.raw.raft.term), pending)),
             None => self.dropped(pending),
@@ -180,7 +180,7 @@ impl<T> Consensus<T> {
         let remaining = request.deadline.saturating_sub(self.now);
         let remaining_ms = u64::try_from(remaining.as_millis()).unwrap_or(u64::MAX);
         let question = match &request.wanted {
-            Wanted::Command(draft) => Asked::Propose { data: draft.bytes(), remaining_ms },
+            Wanted::Command(encoded) => Asked::Propose { data: encoded.bytes(), remaining_ms },
             Wanted::Change(wanted) => match machine::encode(&wanted.change) {
                 Ok(data) => Asked::Change { data: data.into(), remaining_ms, force: wanted.force },
                 Err(error) => return self.refuse(request, Refusal::Invalid { cause: error.to_string() }),
@@ -192,7 +192,7 @@ impl<T> Consensus<T> {
     }
 
     pub(super) fn refuse(&mut self, request: Request<T>, refusal: Refusal) {
-        self.effects.answers.extend(request.ticket.map(|ticket| (ticket, Answer::Refused(refusal))));
+        self.effects.answers.extend(request.reply.map(|reply| (reply, Answer::Refused(refusal))));
     }
 
     pub(super) fn route_reads(&mut self) {
@@ -216,7 +216,7 @@ impl<T> Consensus<T> {
         }
         let leader = self.leader();
         for reader in self.reads.waiting.extract_if(.., |reader| reader.peer) {
-            self.effects.answers.push((reader.ticket, Answer::Refused(Refusal::NotLeader { leader })));
+            self.effects.answers.push((reader.reply, Answer::Refused(Refusal::NotLeader { leader })));
         }
         let Some(leader) = leader else { return };
         if self.reads.waiting.is_empty() || self.reads.asked.is_some() || self.reads.not_before > self.ticks {

@@ -4,7 +4,7 @@
 //!            ┌─ messages ───────────▶ transmit      (a leader's: ahead of its own disk)
 //!  Ready ────┼─ entries, hard state ▶ append #n ──┐
 //!            ├─ persisted messages ─▶ held until ─┴─ persisted(n)
-//!            └─ committed entries ──▶ apply, each with the ticket of the proposal that it really is
+//!            └─ committed entries ──▶ apply, each with the reply handle of the proposal that it really is
 //! ```
 
 use std::sync::Arc;
@@ -16,10 +16,10 @@ use actorum_transport::{
 use raft::{Storage, eraftpb};
 
 use super::{
-    Consensus, Unpersisted,
+    Consensus, PendingWrite,
     convert::{conf_change, conf_from_raft, entry_from_raft, hard_from_raft, message_from_raft, snapshot_from_raft},
     replicate::split,
-    requests::{Kept, Pending},
+    requests::{Pending, Retained},
 };
 use crate::{
     entry::SystemCommand,
@@ -72,7 +72,7 @@ impl<T> Consensus<T> {
                 self.forget_pending_under(snapshot.index);
                 self.adopt_membership(snapshot);
             }
-            if overwrites && !self.unpersisted.is_empty() {
+            if overwrites && !self.pending_writes.is_empty() {
                 // What was overwritten counts for what took its place.
                 self.write(number, false, None, Vec::new(), None, held);
                 self.push_append(None, entries.iter().map(entry_from_raft).collect(), hard_state, true);
@@ -109,7 +109,7 @@ impl<T> Consensus<T> {
             self.disk.bytes += bytes;
             self.disk.held += held.len();
             let (since, held) = (self.ticks, held.into());
-            self.unpersisted.push_back(Unpersisted { write, ready, restore: snapshot, term, since, bytes, held });
+            self.pending_writes.push_back(PendingWrite { write, ready, restore: snapshot, term, since, bytes, held });
             return self.bound_held();
         }
         if hard_state.is_some() {
@@ -117,7 +117,7 @@ impl<T> Consensus<T> {
             self.push_append(None, Vec::new(), hard_state, false);
         }
         // Without a write of its own a Ready can still speak of an earlier one that is under way.
-        match self.unpersisted.back_mut() {
+        match self.pending_writes.back_mut() {
             Some(newest) => {
                 newest.ready = ready;
                 self.disk.held += held.len();
@@ -145,16 +145,16 @@ impl<T> Consensus<T> {
         number
     }
 
-    /// Committed entries go to the applier, each with the ticket of the proposal that it really is.
+    /// Committed entries go to the applier, each with the reply handle of the proposal that it really is.
     fn commit(&mut self, entries: Vec<eraftpb::Entry>) {
         for entry in entries {
-            let ticket = match self.pending.remove(&(entry.index, entry.term)) {
+            let reply = match self.pending.remove(&(entry.index, entry.term)) {
                 None => None,
-                Some(pending) if is_its_entry(&pending, &entry) => Some(pending.ticket),
+                Some(pending) if is_its_entry(&pending, &entry) => Some(pending.reply),
                 Some(pending) => {
                     // raft-rs put an empty entry in the place of a change.
                     let refusal = Refusal::Change(ChangeRefusal::InProgress);
-                    self.effects.answers.push((pending.ticket, Answer::Refused(refusal)));
+                    self.effects.answers.push((pending.reply, Answer::Refused(refusal)));
                     None
                 }
             };
@@ -165,7 +165,7 @@ impl<T> Consensus<T> {
             if entry.get_entry_type() == eraftpb::EntryType::EntryConfChangeV2 {
                 self.reconfigure(&entry);
             }
-            self.effects.apply.push(Committed { entry: entry_from_raft(&entry), ticket });
+            self.effects.apply.push(Committed { entry: entry_from_raft(&entry), reply });
         }
     }
 
@@ -182,7 +182,7 @@ impl<T> Consensus<T> {
     fn forget_pending_under(&mut self, index: u64) {
         for ((at, term), pending) in self.pending.extract_if(..=(index, u64::MAX), |_, _| true) {
             let cause = format!("a snapshot up to {index} replaced the log over entry {at}@{term}");
-            self.effects.answers.push((pending.ticket, Answer::Unknown { cause }));
+            self.effects.answers.push((pending.reply, Answer::Unknown { cause }));
         }
     }
 
@@ -239,7 +239,7 @@ fn outgoing(messages: &[eraftpb::Message], bound: usize) -> Vec<(NodeId, RaftMes
 /// Whether the entry with the right index and term is the one proposed, and not raft-rs's empty substitute for a change.
 fn is_its_entry<T>(pending: &Pending<T>, entry: &eraftpb::Entry) -> bool {
     match pending.kept {
-        Kept::Command(_) => true,
-        Kept::Change(_) => entry.get_entry_type() == eraftpb::EntryType::EntryConfChangeV2,
+        Retained::Command(_) => true,
+        Retained::Change(_) => entry.get_entry_type() == eraftpb::EntryType::EntryConfChangeV2,
     }
 }

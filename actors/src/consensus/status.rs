@@ -6,7 +6,7 @@ use actorum_transport::wire::NodeId;
 use raft::StateRole;
 
 use super::{CommitConflict, Consensus, DiskStatus};
-use crate::{condition::Reason, status::Role, witness::Glance};
+use crate::{condition::Reason, observer::RaftState, status::Role};
 
 /// The numbers of a core at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -63,9 +63,9 @@ pub struct CoreStatus {
 
 impl<T> Consensus<T> {
     /// Where this core stands.
-    pub fn glance(&self) -> Glance {
+    pub fn raft_state(&self) -> RaftState {
         let raft = &self.raw.raft;
-        Glance {
+        RaftState {
             role: self.role(),
             term: raft.term,
             leader: self.leader(),
@@ -116,7 +116,7 @@ impl<T> Consensus<T> {
             snapshots_sent: self.snapshots_sent(),
             snapshot_wanted: self.snapshot_wanted(),
             held: self.held.len() + self.forwarded.len() + self.reads.len(),
-            unpersisted: self.unpersisted.len(),
+            unpersisted: self.pending_writes.len(),
             disk: self.disk_status(),
             tail_bytes: view.tail_bytes(),
             implausible: self.implausible,

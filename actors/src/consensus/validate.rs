@@ -31,9 +31,9 @@ pub(super) const TERM_LIMIT: u64 = 1 << 63;
 
 /// A message that raft-rs can be given. Only [`validate`] makes one.
 #[derive(Debug)]
-pub struct Valid(RaftMessage);
+pub struct ValidatedMessage(RaftMessage);
 
-impl Valid {
+impl ValidatedMessage {
     /// The message.
     pub fn into_inner(self) -> RaftMessage {
         self.0
@@ -43,7 +43,7 @@ impl Valid {
 /// Why a message was dropped.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{kind:?} of node {from}: {problem}")]
-pub struct Implausible {
+pub struct InvalidMessage {
     kind: MessageKind,
     from: NodeId,
     problem: &'static str,
@@ -53,7 +53,7 @@ pub struct Implausible {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Rejected {
     /// It makes no sense: dropped and counted.
-    Implausible(Implausible),
+    InvalidMessage(InvalidMessage),
     /// It proves that this node's state cannot be trusted.
     Contradiction(Contradiction),
 }
@@ -66,8 +66,8 @@ pub fn validate(
     message: RaftMessage,
     raft: &Raft<LogView>,
     cluster: Option<ClusterId>,
-) -> Result<Valid, Rejected> {
-    let implausible = |problem| Err(Rejected::Implausible(Implausible { kind: message.kind, from, problem }));
+) -> Result<ValidatedMessage, Rejected> {
+    let implausible = |problem| Err(Rejected::InvalidMessage(InvalidMessage { kind: message.kind, from, problem }));
     if let Some(problem) = problem(from, &message, raft, cluster) {
         return implausible(problem);
     }
@@ -75,7 +75,7 @@ pub fn validate(
         Some(proof) if contradiction::is_member(from, raft) => Err(Rejected::Contradiction(proof)),
         // raft-rs would die of it, or believe it.
         Some(claim) => implausible(claim.problem()),
-        None => Ok(Valid(message)),
+        None => Ok(ValidatedMessage(message)),
     }
 }
 

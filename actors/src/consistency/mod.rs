@@ -33,8 +33,8 @@ use crate::{
     condition::Reason,
     members::Membership,
     message::{Failed, LeaderChanged, MarkEvent, ProposeMark, Refusal, SystemChanged},
+    observer::MaybeObserver,
     status::Role,
-    witness::MaybeWitness,
 };
 
 pub mod compare;
@@ -75,7 +75,7 @@ pub struct Links {
     /// Where the latest is shown.
     pub status: watch::Sender<ConsistencyStatus>,
     /// Watches marks; only in simulations.
-    pub witness: MaybeWitness,
+    pub observer: MaybeObserver,
 }
 
 /// What a checker starts with.
@@ -129,8 +129,8 @@ impl ConsistencyChecker {
     /// A checker that begins when it is started.
     pub fn new(start: Start, links: Links) -> ConsistencyChecker {
         let Start { id, group, responses, membership, marks } = start;
-        if let Some(witness) = &links.witness {
-            marks.iter().for_each(|mark| witness.marked(mark));
+        if let Some(observer) = &links.observer {
+            marks.iter().for_each(|mark| observer.marked(mark));
         }
         ConsistencyChecker {
             id,
@@ -289,8 +289,8 @@ impl Handler<MarkEvent> for ConsistencyChecker {
                 self.propose_if_due();
             }
             MarkEvent::Applied { mark, restart } => {
-                if let Some(witness) = &self.links.witness {
-                    witness.marked(&mark);
+                if let Some(observer) = &self.links.observer {
+                    observer.marked(&mark);
                 }
                 (self.due, self.proposed) = (false, false);
                 self.restarted = restart;

@@ -13,7 +13,7 @@ use actorum_transport::{
 };
 
 use crate::{
-    entry::{Draft, SystemCommand},
+    entry::{EncodedCommand, SystemCommand},
     log::store::{HardState, Recovered},
     machine::{ApplyContext, Frozen, MachineError, StateMachine},
     replica::{Done, Hashes, Replica, replay, replay_hashing},
@@ -23,7 +23,7 @@ use crate::{
 };
 
 fn system(index: u64, command: &SystemCommand) -> Entry {
-    Entry { data: Draft::system(command).unwrap().stamp(SystemTime::UNIX_EPOCH).into(), ..empty(index, 1) }
+    Entry { data: EncodedCommand::system(command).unwrap().stamp(SystemTime::UNIX_EPOCH).into(), ..empty(index, 1) }
 }
 
 fn mark(index: u64, restart: bool) -> Entry {
@@ -32,7 +32,7 @@ fn mark(index: u64, restart: bool) -> Entry {
 
 /// A command of a time that is the same in every run.
 fn add(index: u64, number: u64) -> Entry {
-    let data = Draft::command(&number).unwrap().stamp(SystemTime::UNIX_EPOCH).into();
+    let data = EncodedCommand::command(&number).unwrap().stamp(SystemTime::UNIX_EPOCH).into();
     Entry { data, ..command(index, 1, number) }
 }
 

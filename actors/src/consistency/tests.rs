@@ -71,7 +71,7 @@ fn unstarted(check: ResponseCheck, marks: Vec<Mark>) -> Unstarted {
         propose: fake.clone().recipient(),
         failed: fake.downgrade().recipient(),
         status: shows,
-        witness: None,
+        observer: None,
     };
     let start = Start { id: 1, group: GroupId::FIRST, responses: check, membership, marks };
     (ConsistencyChecker::new(start, links), status, heard, fake)

@@ -28,7 +28,7 @@ use super::{
     record::{Found, Kind},
     sizes::Sizes,
     store::*,
-    watermark::{Mark, Slots, Watermark},
+    watermark::{Mark, Pages, Watermark},
 };
 
 /// What the writing half and the readers share.
@@ -153,7 +153,7 @@ pub(super) struct Committer<E, S> {
     pub(super) stale: Stale,
 }
 
-impl<E: Engine, S: Slots> Committer<E, S> {
+impl<E: Engine, S: Pages> Committer<E, S> {
     pub(super) fn new(shared: Arc<Shared<E>>, watermark: Watermark<S>) -> Committer<E, S> {
         Committer { shared, watermark, unsynced: false, flushed: true, stale: Stale::default() }
     }

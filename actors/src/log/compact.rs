@@ -21,7 +21,7 @@ use super::{
     rewrite::{AtOnce, Rewriter},
     sled::{Generations, OpenOptions, SledEngine},
     store::{Batch, Compact, OpenError, StoreError, Write},
-    watermark::{Slots, Watermark},
+    watermark::{Pages, Watermark},
 };
 use crate::snapshot::{Shelf, SnapshotError};
 
@@ -159,7 +159,7 @@ pub(super) fn compact_with(dir: &Path, change: impl FnOnce(&mut OpenOptions)) ->
 }
 
 /// Commits these cuts, and goes on until all that they name has gone.
-fn cut<E: Engine, S: Slots>(committer: &mut Committer<E, S>, mut writes: Vec<Write>) -> Result<(), StoreError> {
+fn cut<E: Engine, S: Pages>(committer: &mut Committer<E, S>, mut writes: Vec<Write>) -> Result<(), StoreError> {
     while !writes.is_empty() {
         caught(|| {
             let begun = committer.begin(vec![Batch { writes: std::mem::take(&mut writes), sync: true }])?;
@@ -170,7 +170,7 @@ fn cut<E: Engine, S: Slots>(committer: &mut Committer<E, S>, mut writes: Vec<Wri
     caught(|| committer.raise_index())
 }
 
-fn caught_at_once<E: Engine, S: Slots>(
+fn caught_at_once<E: Engine, S: Pages>(
     rewriter: &mut Rewriter<E>,
     committer: &mut Committer<E, S>,
 ) -> Result<(), AtOnce> {

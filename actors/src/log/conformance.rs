@@ -94,9 +94,9 @@ impl Running {
     }
 
     fn batch(&mut self, writes: Vec<Write>, sync: bool) {
-        let ticket = self.appender.submit(Batch { writes, sync });
+        let batch_number = self.appender.submit(Batch { writes, sync });
         let completed = self.completed();
-        assert_eq!(completed.ticket, ticket, "the batch submitted is the batch reported");
+        assert_eq!(completed.batch_number, batch_number, "the batch submitted is the batch reported");
         completed.result.expect("the batch is written");
     }
 
@@ -341,7 +341,7 @@ fn terms_come_back_as_runs(open: Opener) {
 
 fn completions_come_in_order(open: Opener) {
     let mut store = formed(open);
-    let tickets: Vec<Ticket> = (2..=301)
+    let batch_numbers: Vec<BatchNumber> = (2..=301)
         .map(|index| {
             let write = match index % 7 {
                 0 => Write { hard_state: Some(HardState { term: 1, vote: 0, commit: 1 }), ..Write::default() },
@@ -351,15 +351,15 @@ fn completions_come_in_order(open: Opener) {
             store.appender.submit(Batch { writes: vec![write], sync: true })
         })
         .collect();
-    for (nth, ticket) in tickets.iter().enumerate() {
-        assert_eq!(ticket.0, nth as u64 + 2, "tickets count up");
+    for (nth, batch_number) in batch_numbers.iter().enumerate() {
+        assert_eq!(batch_number.0, nth as u64 + 2, "batch_numbers count up");
         let completed = store.completed();
-        assert_eq!(completed.ticket, *ticket);
+        assert_eq!(completed.batch_number, *batch_number);
         completed.result.expect("the batch is written");
     }
     assert_eq!(store.all(GROUP, 2, 302), entries(2..=301, 1));
     // Dropped with work in hand: all of it is done and reported first.
-    let tickets: Vec<_> = (302..=340)
+    let batch_numbers: Vec<_> = (302..=340)
         .map(|index| {
             let write = Write { entries: vec![entry(index, 1)], ..Write::default() };
             store.appender.submit(Batch { writes: vec![write], sync: true })
@@ -367,8 +367,8 @@ fn completions_come_in_order(open: Opener) {
         .collect();
     let Running { appender, completed, reader } = store;
     drop(appender);
-    let heard: Vec<_> = completed.iter().take(tickets.len()).map(|c| c.ticket).collect();
-    assert_eq!(heard, tickets);
+    let heard: Vec<_> = completed.iter().take(batch_numbers.len()).map(|c| c.batch_number).collect();
+    assert_eq!(heard, batch_numbers);
     assert!(matches!(reader.entries(GROUP, 2, 3, 0), Err(StoreError::Closed(_))), "closed for readers too");
     assert_eq!(open().recover(GROUP).expect("the group recovers").last_index, 340);
 }

@@ -114,10 +114,10 @@ impl Inspection {
             Err(other) => note("node file", other.to_string()),
         }
         let watermark = match Watermark::inspect(&watermark_path) {
-            Ok((marks, slot)) => {
-                if let Some(detail) = slot {
-                    // A crash can leave one; a node that opens uses the other slot.
-                    note("watermark", format!("one slot is damaged, which a crash can leave behind: {detail}"));
+            Ok((marks, page)) => {
+                if let Some(detail) = page {
+                    // A crash can leave one; a node that opens uses the other page.
+                    note("watermark", format!("one page is damaged, which a crash can leave behind: {detail}"));
                 }
                 if let Ok(node) = &identity
                     && node.incarnation != marks.incarnation

@@ -147,7 +147,7 @@ struct Disk {
 }
 
 struct Pending {
-    ticket: Ticket,
+    batch_number: BatchNumber,
     batch: Batch,
     report: Completions,
 }
@@ -164,13 +164,13 @@ impl Disk {
         if self.hold && self.released == 0 {
             return None;
         }
-        let Pending { ticket, batch, report } = self.pending.pop_front()?;
+        let Pending { batch_number, batch, report } = self.pending.pop_front()?;
         self.released = self.released.saturating_sub(1);
         let result = self.complete(batch);
         if let Err(error) = &result {
             self.dead.get_or_insert_with(|| error.to_string());
         }
-        Some((Completed { ticket, result }, report))
+        Some((Completed { batch_number, result }, report))
     }
 
     fn complete(&mut self, batch: Batch) -> Result<Written, StoreError> {
@@ -406,16 +406,16 @@ struct MemoryAppender {
 }
 
 impl LogAppender for MemoryAppender {
-    fn submit(&mut self, batch: Batch) -> Ticket {
+    fn submit(&mut self, batch: Batch) -> BatchNumber {
         self.next += 1;
-        let ticket = Ticket(self.next);
+        let batch_number = BatchNumber(self.next);
         let mut disk = self.disk.lock();
         if disk.life == self.life {
-            disk.pending.push_back(Pending { ticket, batch, report: self.completed.clone() });
+            disk.pending.push_back(Pending { batch_number, batch, report: self.completed.clone() });
         }
         drop(disk);
         self.disk.deliver();
-        ticket
+        batch_number
     }
 
     fn blocks(&self) -> bool {
@@ -483,7 +483,7 @@ mod tests {
         }
         assert_eq!((disk.waiting(), completed.try_iter().count()), (5, 0));
         disk.release(2);
-        assert_eq!(completed.try_iter().map(|c| c.ticket.0).collect::<Vec<_>>(), [1, 2]);
+        assert_eq!(completed.try_iter().map(|c| c.batch_number.0).collect::<Vec<_>>(), [1, 2]);
         disk.crash();
         appender.submit(append(6));
         disk.release_all();

@@ -8,7 +8,7 @@ use super::{
     engine::{self, Engine},
     record::{self, Found, Key, Owner},
     store::*,
-    watermark::{Mark, Slots, Watermark, WatermarkError},
+    watermark::{Mark, Pages, Watermark, WatermarkError},
 };
 
 /// Writes into a new engine whose it is, durable when it returns.
@@ -22,7 +22,7 @@ pub(super) fn claim(engine: &impl Engine, dir: &Path, node: &StoreIdentity) -> R
 }
 
 /// Judges a watermark that was opened for `node`.
-pub(super) fn of_this_life<S: Slots>(
+pub(super) fn of_this_life<S: Pages>(
     dir: &Path,
     node: &StoreIdentity,
     opened: Result<Watermark<S>, WatermarkError>,
@@ -38,15 +38,15 @@ pub(super) fn of_this_life<S: Slots>(
     if *promised != node.incarnation {
         return Err(damaged(format!("it belongs to incarnation {promised}, the directory to {}", node.incarnation)));
     }
-    if let Some(detail) = watermark.damaged_slot() {
+    if let Some(detail) = watermark.damaged_page() {
         // Expected once after a crash in the middle of a write to it; what remains is the state before that write.
-        tracing::warn!(dir = %dir.display(), detail, "one slot of the watermark is damaged, the other is used");
+        tracing::warn!(dir = %dir.display(), detail, "one page of the watermark is damaged, the other is used");
     }
     Ok(watermark)
 }
 
 /// Reads and checks everything in the engine, and the whole against the watermark. What passes is durable when it returns.
-pub(super) fn recover<S: Slots>(
+pub(super) fn recover<S: Pages>(
     engine: &impl Engine,
     dir: &Path,
     node: &StoreIdentity,
@@ -70,7 +70,7 @@ pub(super) fn recover<S: Slots>(
 }
 
 /// Whether what the store holds is intact, this node's, and not less than it once made durable.
-fn check<S: Slots>(dir: &Path, node: &StoreIdentity, found: &Found, watermark: &Watermark<S>) -> Result<(), OpenError> {
+fn check<S: Pages>(dir: &Path, node: &StoreIdentity, found: &Found, watermark: &Watermark<S>) -> Result<(), OpenError> {
     if let Some(problem) = found.problems.first() {
         let (what, detail) = (problem.what.clone(), problem.detail.clone());
         return Err(OpenError::Damaged { dir: dir.to_owned(), what, detail });
@@ -93,7 +93,7 @@ fn check<S: Slots>(dir: &Path, node: &StoreIdentity, found: &Found, watermark: &
     Ok(())
 }
 
-pub(super) fn rolled_back<S: Slots>(dir: &Path, found: &str, watermark: &Watermark<S>) -> OpenError {
+pub(super) fn rolled_back<S: Pages>(dir: &Path, found: &str, watermark: &Watermark<S>) -> OpenError {
     let marks: Vec<String> = watermark.marks().groups.values().map(Mark::to_string).collect();
     let promised = if marks.is_empty() { "the log's owner".to_owned() } else { marks.join("; ") };
     OpenError::RolledBack { dir: dir.to_owned(), found: found.to_owned(), promised }

@@ -38,7 +38,7 @@ use super::{
     record::{self, Key, Kind},
     reserve::OPENING,
     store::StoreError,
-    watermark::Slots,
+    watermark::Pages,
 };
 
 /// The longest time after a failure until it is tried again. The time doubles up to there.
@@ -363,7 +363,7 @@ impl<E: Engine> Rewriter<E> {
     }
 
     /// Whether an idle store should look now and then whether room is short: there may be something to free.
-    pub(super) fn watches<S: Slots>(&self, committer: &Committer<E, S>) -> bool {
+    pub(super) fn watches<S: Pages>(&self, committer: &Committer<E, S>) -> bool {
         self.renew.watches() && committer.disk_bytes() > self.pace.aside_bytes
     }
 
@@ -429,7 +429,7 @@ impl<E: Engine> Rewriter<E> {
     }
 
     /// Between two commits, the last one of so many bytes. An error is the store's end.
-    pub(super) fn go_on<S: Slots>(
+    pub(super) fn go_on<S: Pages>(
         &mut self,
         committer: &mut Committer<E, S>,
         committed: usize,
@@ -466,7 +466,7 @@ impl<E: Engine> Rewriter<E> {
     }
 
     /// All of it here and now, for a store that does nothing else.
-    pub(super) fn at_once<S: Slots>(&mut self, committer: &mut Committer<E, S>) -> Result<(), AtOnce> {
+    pub(super) fn at_once<S: Pages>(&mut self, committer: &mut Committer<E, S>) -> Result<(), AtOnce> {
         // Nobody else writes: what is free is for the copy.
         self.lent = Some(self.borrow(committer.live_bytes()).map_err(Stopped::NoRoom)?);
         self.make()?;
@@ -497,7 +497,7 @@ impl<E: Engine> Rewriter<E> {
         mem::take(&mut self.parked).into_iter().for_each(done);
     }
 
-    fn is_due<S: Slots>(&mut self, committer: &Committer<E, S>) -> bool {
+    fn is_due<S: Pages>(&mut self, committer: &Committer<E, S>) -> bool {
         let short = self.is_short();
         // What was put off while there was room is not put off any more once it is short.
         let not_before = if short { self.not_before_if_short } else { self.not_before };
@@ -542,7 +542,7 @@ impl<E: Engine> Rewriter<E> {
     }
 
     /// Whether the engine takes so much more than what lives that rewriting it is worth it for itself.
-    fn is_wasteful<S: Slots>(&self, committer: &Committer<E, S>) -> bool {
+    fn is_wasteful<S: Pages>(&self, committer: &Committer<E, S>) -> bool {
         let disk = committer.disk_bytes();
         // At twice of what is left afterwards at the least: else it would be rewritten without end.
         let bad = self.pace.ratio.saturating_mul(100).max(self.best.saturating_mul(2));
@@ -550,7 +550,7 @@ impl<E: Engine> Rewriter<E> {
     }
 
     /// Whether rewriting it gives back a segment or more, which is worth it where room is short.
-    fn would_free<S: Slots>(&self, committer: &Committer<E, S>) -> bool {
+    fn would_free<S: Pages>(&self, committer: &Committer<E, S>) -> bool {
         let left = self.pace.taken_by(committer.live_bytes()).max(self.left);
         committer.disk_bytes() >= left.saturating_add(self.pace.aside_bytes / 2)
     }
@@ -569,7 +569,7 @@ impl<E: Engine> Rewriter<E> {
     }
 
     /// Bytes of all entries, and not less than what a ratio says something of.
-    fn live<S: Slots>(&self, committer: &Committer<E, S>) -> u64 {
+    fn live<S: Pages>(&self, committer: &Committer<E, S>) -> u64 {
         committer.live_bytes().max(self.pace.min_bytes / 16).max(1)
     }
 
@@ -649,7 +649,7 @@ impl<E: Engine> Rewriter<E> {
     }
 
     /// Copies a slice, and the rest after the last one. Says whether all of the log is durable in the new engine.
-    fn fill<S: Slots>(
+    fn fill<S: Pages>(
         &mut self,
         committer: &Committer<E, S>,
         copy: &mut Copy<E>,
@@ -683,7 +683,7 @@ impl<E: Engine> Rewriter<E> {
         Ok(true)
     }
 
-    fn step<S: Slots>(
+    fn step<S: Pages>(
         &mut self,
         committer: &mut Committer<E, S>,
         mut copy: Copy<E>,

@@ -703,10 +703,10 @@ impl Engine for Values {
     }
 }
 
-/// A watermark's slots in memory.
+/// A watermark's pages in memory.
 struct Memory(Vec<u8>);
 
-impl Slots for Memory {
+impl Pages for Memory {
     fn read(&self) -> Result<Vec<u8>, WatermarkError> {
         Ok(self.0.clone())
     }
@@ -1420,18 +1420,18 @@ impl Threaded {
     }
 
     /// The end of that batch, which is the next one to end.
-    fn completed(&self, ticket: u64) -> Result<Written, StoreError> {
-        let Completed { ticket: ended, result } = self.completed.recv_timeout(PATIENCE).expect("an answer");
-        assert_eq!(ended, Ticket(ticket));
+    fn completed(&self, batch_number: u64) -> Result<Written, StoreError> {
+        let Completed { batch_number: ended, result } = self.completed.recv_timeout(PATIENCE).expect("an answer");
+        assert_eq!(ended, BatchNumber(batch_number));
         result
     }
 
-    /// Entries up to 501, most of which are cut off again. Returns the ticket of what is submitted next.
+    /// Entries up to 501, most of which are cut off again. Returns the batch number of what is submitted next.
     fn make_worth_rewriting(&mut self) -> u64 {
         let firsts = (2..500).step_by(10).zip(2..);
-        for (first, ticket) in firsts {
+        for (first, batch_number) in firsts {
             self.submit(append(first..=first + 9, 1));
-            self.completed(ticket).unwrap();
+            self.completed(batch_number).unwrap();
         }
         self.submit(compact(490, 1));
         self.completed(52).unwrap();
@@ -1459,8 +1459,8 @@ fn who_waits_for_room_is_answered_when_the_store_dies_or_closes() {
             store.appender = None;
         }
         let cause = if dies { "as the test wants it" } else { "closed before there was room" };
-        for ticket in [next, next + 1] {
-            let error = store.completed(ticket).unwrap_err().to_string();
+        for batch_number in [next, next + 1] {
+            let error = store.completed(batch_number).unwrap_err().to_string();
             assert!(error.contains(cause), "{error}");
         }
     }
@@ -1504,9 +1504,9 @@ fn a_write_that_waits_has_room_made_for_it() {
 #[test]
 fn a_compaction_does_not_wait_for_room() {
     let mut store = Threaded::start();
-    for (first, ticket) in (2..100).step_by(10).zip(2..) {
+    for (first, batch_number) in (2..100).step_by(10).zip(2..) {
         store.submit(append(first..=first + 9, 1));
-        store.completed(ticket).unwrap();
+        store.completed(batch_number).unwrap();
     }
     store.room.is([2 * ROOM_FOR_STATE - 1]);
     // One in the write that waits, one behind it, and one of what is still to be written.
@@ -1521,8 +1521,8 @@ fn a_compaction_does_not_wait_for_room() {
     wait_for("no more room is made", || store.room.1.making.load(Ordering::SeqCst) == 0);
     assert!(store.completed.try_recv().is_err(), "in the order of their submission");
     store.room.is([1 << 40]);
-    for ticket in [12, 13, 14] {
-        store.completed(ticket).unwrap();
+    for batch_number in [12, 13, 14] {
+        store.completed(batch_number).unwrap();
     }
     assert_eq!(base().1, 120);
 }
@@ -1531,17 +1531,17 @@ fn a_compaction_does_not_wait_for_room() {
 #[test]
 fn a_cut_that_finds_no_room_does_not_keep_the_log_from_being_rewritten() {
     let mut store = Threaded::start();
-    let (last, mut ticket) = (TRIM_MAX as u64 * 4 + 1, 1);
+    let (last, mut batch_number) = (TRIM_MAX as u64 * 4 + 1, 1);
     for first in (2..=last).step_by(2) {
-        ticket += 1;
+        batch_number += 1;
         store.submit(append(first..=first + 1, 1));
-        store.completed(ticket).unwrap();
+        store.completed(batch_number).unwrap();
     }
     store.room.1.short.store(true, Ordering::SeqCst);
     // Only the compaction itself finds room.
     store.room.is([1 << 40, ROOM_FOR_STATE - 1]);
     store.submit(compact(last - 8, 1));
-    store.completed(ticket + 1).unwrap();
+    store.completed(batch_number + 1).unwrap();
     wait_for("the log is rewritten", || store.story.told().iter().any(|step| step.starts_with("remove")));
     let base = || store.shared.with_engine(|_, logs| Ok(logs[&GROUP].base.0)).unwrap();
     assert!(base() < last - 8, "a part of its beginning was still there");

@@ -1,10 +1,10 @@
-//! A simulated disk: the engine and the watermark's slots of one node in memory, with faults, latency and loss.
+//! A simulated disk: the engine and the watermark's pages of one node in memory, with faults, latency and loss.
 //!
 //! ```text
 //!  SimulatedDisk ── outlives every store opened on it
 //!    values       what reads see            ┐ apply ─▶ unsynced ─▶ flush ─▶ sync ─▶ durable
 //!    unsynced     batches a power cut takes ┘ a kill takes what was not flushed, a power cut what was not synced
-//!    slots        the watermark
+//!    pages        the watermark
 //!  open ─▶ SimulatedStore ─▶ appender: begin, flush ┄┄ latency ┄┄▶ sync, watermark, Completed
 //! ```
 //!
@@ -151,8 +151,8 @@ pub struct Counters {
     /// Batches that were not synced and survived a crash or kill.
     pub kept_batches: u64,
     pub torn_values: u64,
-    /// Slots of the watermark of which a crash left a part.
-    pub torn_slots: u64,
+    /// Pages of the watermark of which a crash left a part.
+    pub torn_pages: u64,
     pub flipped_bits: u64,
     pub swapped: u64,
     pub wiped: u64,
@@ -167,7 +167,7 @@ pub struct Image(BTreeMap<Key, Bytes>);
 pub struct Backup {
     identity: Option<StoreIdentity>,
     values: BTreeMap<Key, Bytes>,
-    slots: Vec<u8>,
+    pages: Vec<u8>,
     lives: Option<Vec<u8>>,
 }
 
@@ -207,7 +207,7 @@ impl SimulatedDisk {
             unsynced: Vec::new(),
             flushed: 0,
             lives: None,
-            slots: Vec::new(),
+            pages: Vec::new(),
             under_way: None,
             hung: None,
             views: BTreeMap::new(),
@@ -239,7 +239,7 @@ impl SimulatedDisk {
             (disk.life, disk.identity)
         };
         let lock = Lock { disk: self.clone(), life };
-        let (engine, slots) =
+        let (engine, pages) =
             (SimulatedEngine { disk: self.clone(), life }, SimulatedSlots { disk: self.clone(), life });
         let identity = match found {
             Some(found) if found.id != id => {
@@ -254,12 +254,12 @@ impl SimulatedDisk {
                 let io = |doing: &str, error| OpenError::Io { dir: dir.clone(), doing: doing.to_owned(), error };
                 self.ask(life, Step::Raise).into_result().map_err(|error| io("cannot write watermark", error))?;
                 let mut disk = self.lock();
-                disk.slots = watermark::blank(new_incarnation);
+                disk.pages = watermark::blank(new_incarnation);
                 disk.identity = Some(node);
                 node
             }
         };
-        let mut watermark = recovery::of_this_life(&dir, &identity, Watermark::over(slots))?;
+        let mut watermark = recovery::of_this_life(&dir, &identity, Watermark::over(pages))?;
         let found = recovery::recover(&engine, &dir, &identity, &mut watermark)?;
         let identity = StoreIdentity { boot: identity.boot + 1, ..identity };
         let mut disk = self.lock();
@@ -332,7 +332,7 @@ impl SimulatedDisk {
     pub fn flip_bit(&self, dice: u64) -> Option<String> {
         let mut disk = self.at_rest("flip a bit");
         let (which, bit) = (mix(dice), mix(dice.wrapping_add(1)));
-        let targets = disk.values.len() + usize::from(!disk.slots.is_empty());
+        let targets = disk.values.len() + usize::from(!disk.pages.is_empty());
         let nth = (which as usize).checked_rem(targets)?;
         let key = disk.values.keys().nth(nth).copied();
         let name = match key {
@@ -344,10 +344,10 @@ impl SimulatedDisk {
                 format!("bit {bit} of {key}")
             }
             None => {
-                // In what is used of either slot: the rest of the page says nothing.
-                let (slot, used) = (bit as usize & 1, 8 * 128);
-                let bit = slot * disk.slots.len() / 2 * 8 + (bit >> 1) as usize % used;
-                disk.slots[bit / 8] ^= 1 << (bit % 8);
+                // In what is used of either page: the rest of the page says nothing.
+                let (page, used) = (bit as usize & 1, 8 * 128);
+                let bit = page * disk.pages.len() / 2 * 8 + (bit >> 1) as usize % used;
+                disk.pages[bit / 8] ^= 1 << (bit % 8);
                 format!("bit {bit} of the watermark")
             }
         };
@@ -387,8 +387,8 @@ impl SimulatedDisk {
                 None => drop(values.remove(key)),
             }
         }
-        let (slots, lives) = (disk.slots.clone(), disk.lives.clone());
-        Backup { identity: disk.identity, values, slots, lives }
+        let (pages, lives) = (disk.pages.clone(), disk.lives.clone());
+        Backup { identity: disk.identity, values, pages, lives }
     }
 
     /// Brings a copy back: engine, watermark and identity. For a closed store.
@@ -397,7 +397,7 @@ impl SimulatedDisk {
         let boot = disk.identity.map_or(0, |identity| identity.boot);
         // The boot number counts on: peers would refuse an earlier one.
         disk.identity = backup.identity.map(|identity| StoreIdentity { boot: identity.boot.max(boot), ..identity });
-        (disk.values, disk.slots, disk.lives) = (backup.values, backup.slots, backup.lives);
+        (disk.values, disk.pages, disk.lives) = (backup.values, backup.pages, backup.lives);
         disk.rebuild();
     }
 
@@ -405,7 +405,7 @@ impl SimulatedDisk {
     pub fn put_back(&self, backup: Backup) {
         let mut disk = self.at_rest("put a copy back");
         disk.identity = backup.identity;
-        (disk.values, disk.slots, disk.lives) = (backup.values, backup.slots, backup.lives);
+        (disk.values, disk.pages, disk.lives) = (backup.values, backup.pages, backup.lives);
         disk.rebuild();
     }
 

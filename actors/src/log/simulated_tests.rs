@@ -216,14 +216,14 @@ fn run() -> Vec<(Write, bool)> {
 }
 
 impl SimulatedDisk {
-    /// The watermark's slots, and as they will be if the write under way is done in full.
-    fn slots(&self) -> (Vec<u8>, Vec<u8>) {
+    /// The watermark's pages, and as they will be if the write under way is done in full.
+    fn pages(&self) -> (Vec<u8>, Vec<u8>) {
         let disk = self.lock();
-        let mut after = disk.slots.clone();
-        if let Some((at, slot)) = &disk.under_way {
-            after[*at..at + slot.len()].copy_from_slice(slot);
+        let mut after = disk.pages.clone();
+        if let Some((at, page)) = &disk.under_way {
+            after[*at..at + page.len()].copy_from_slice(page);
         }
-        (disk.slots.clone(), after)
+        (disk.pages.clone(), after)
     }
 }
 
@@ -338,7 +338,7 @@ fn whenever_the_power_goes_what_was_reported_is_there() {
         let mut whole = Node::new();
         whole.carry_out().await;
         let count = whole.script.steps().len() as u64;
-        let (mut cuts, mut torn_slots, mut lost, mut kept) = (0, 0, 0, 0);
+        let (mut cuts, mut torn_pages, mut lost, mut kept) = (0, 0, 0, 0);
         for nth in 0..count {
             for (dice, loss) in [Loss::All, Loss::Prefix, Loss::Subset, Loss::Subset].into_iter().enumerate() {
                 let mut node = Node::new();
@@ -346,11 +346,11 @@ fn whenever_the_power_goes_what_was_reported_is_there() {
                 let (models, reported) = node.carry_out().await;
                 let at = format!("before step {nth}, {:?}, {loss:?}", node.script.steps().last());
                 assert_eq!(node.script.gone.load(Ordering::SeqCst), 1, "{at}");
-                let slots = node.disk.slots();
+                let pages = node.disk.pages();
                 node.disk.crash(loss, nth.wrapping_mul(31) + dice as u64);
                 // Whatever is left of the write to the watermark that was under way: the marks before it, or after it.
-                let marks = watermark::inspect(&node.disk.slots().0).ok();
-                let before_or_after = [&slots.0, &slots.1].map(|slots| watermark::inspect(slots).ok());
+                let marks = watermark::inspect(&node.disk.pages().0).ok();
+                let before_or_after = [&pages.0, &pages.1].map(|pages| watermark::inspect(pages).ok());
                 let same = |left: &Option<(_, _)>| left.as_ref().map(|l| &l.0) == marks.as_ref().map(|m| &m.0);
                 assert!(before_or_after.iter().any(same), "{at}: {marks:?} instead of {before_or_after:?}");
                 let store = node.open().unwrap_or_else(|error| panic!("{at}: {error}"));
@@ -367,13 +367,13 @@ fn whenever_the_power_goes_what_was_reported_is_there() {
                 node.write(vote(9, 1, found.state.commit));
                 let counters = node.disk.counters();
                 cuts += counters.power_cuts;
-                torn_slots += counters.torn_slots;
+                torn_pages += counters.torn_pages;
                 lost += counters.lost_batches;
                 kept += counters.kept_batches;
             }
         }
-        println!("{count} steps, {cuts} cuts, {torn_slots} torn slots, {lost} batches lost, {kept} kept");
-        assert!(cuts == 4 * count && torn_slots > 20 && lost > 20 && kept > 20);
+        println!("{count} steps, {cuts} cuts, {torn_pages} torn pages, {lost} batches lost, {kept} kept");
+        assert!(cuts == 4 * count && torn_pages > 20 && lost > 20 && kept > 20);
     });
 }
 

@@ -448,12 +448,12 @@ impl LogStore for SledStore {
         let rewriter = Rewriter::new(Box::new(generations), when);
         // What failed may have failed because the directory is not there any more: then that is the cause.
         let presence = self.presence.clone();
-        let completed = Arc::new(move |Completed { ticket, result }: Completed| {
+        let completed = Arc::new(move |Completed { batch_number, result }: Completed| {
             let missed = |error| match error {
                 StoreError::Io { .. } => presence.check().err().unwrap_or(error),
                 other => other,
             };
-            completed(Completed { ticket, result: result.map_err(missed) });
+            completed(Completed { batch_number, result: result.map_err(missed) });
         });
         Worker::start(self.shared.clone(), watermark, rewriter, pace, completed)
     }

@@ -336,7 +336,7 @@ fn a_truncation_lowers_the_watermark_before_it_cuts() {
 }
 
 #[test]
-fn either_slot_of_the_watermark_may_be_torn() {
+fn either_page_of_the_watermark_may_be_torn() {
     let mut node = Node::new();
     for round in 0..4 {
         node.write(Write { hard_state: Some(HardState { term: 3 + round, vote: 1, commit: 1 }), ..Write::default() });
@@ -344,10 +344,10 @@ fn either_slot_of_the_watermark_may_be_torn() {
         let path = node.path().join("watermark");
         let whole = fs::read(&path).unwrap();
         let marks = Watermark::inspect(&path).unwrap().0;
-        for slot in 0..2 {
+        for page in 0..2 {
             for at in [0, 9, 13, 17, 33, 50] {
                 let mut torn = whole.clone();
-                torn[slot * whole.len() / 2 + at] ^= 0x10;
+                torn[page * whole.len() / 2 + at] ^= 0x10;
                 fs::write(&path, &torn).unwrap();
                 let (found, damaged) = Watermark::inspect(&path).unwrap();
                 assert!(damaged.is_some());
@@ -359,11 +359,11 @@ fn either_slot_of_the_watermark_may_be_torn() {
             }
         }
         let mut torn = whole.clone();
-        for slot in 0..2 {
-            torn[slot * whole.len() / 2 + 40] ^= 1;
+        for page in 0..2 {
+            torn[page * whole.len() / 2 + 40] ^= 1;
         }
         fs::write(&path, &torn).unwrap();
-        assert!(node.refused().contains("watermark is damaged: both slots are"));
+        assert!(node.refused().contains("watermark is damaged: both pages are"));
         fs::write(&path, &whole[..100]).unwrap();
         assert!(node.refused().contains("watermark is damaged: it has 100 bytes"));
         fs::remove_file(&path).unwrap();
@@ -373,22 +373,22 @@ fn either_slot_of_the_watermark_may_be_torn() {
 }
 
 #[test]
-fn a_torn_slot_is_the_next_one_written() {
+fn a_torn_page_is_the_next_one_written() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("watermark");
     Watermark::create(&path, Incarnation(5)).unwrap();
     let mark = |term| [(GROUP, Mark { term, vote: 1, index: term, index_term: term })];
     Watermark::open(&path).unwrap().write(mark(1)).unwrap();
     for term in 2..10 {
-        // The newest slot is torn: what is left is one step older, and must survive the next write.
+        // The newest page is torn: what is left is one step older, and must survive the next write.
         let mut bytes = fs::read(&path).unwrap();
-        let at = (0..2).max_by_key(|slot| bytes[slot * 4096 + 16]).unwrap() * 4096;
+        let at = (0..2).max_by_key(|page| bytes[page * 4096 + 16]).unwrap() * 4096;
         bytes[at + 30] ^= 1;
         fs::write(&path, &bytes).unwrap();
         let mut watermark = Watermark::open(&path).unwrap();
         watermark.write(mark(term)).unwrap();
         let reopened = Watermark::open(&path).unwrap();
-        assert_eq!((reopened.mark(GROUP).term, reopened.damaged_slot()), (term, None));
+        assert_eq!((reopened.mark(GROUP).term, reopened.damaged_page()), (term, None));
     }
 }
 
@@ -562,7 +562,7 @@ fn what_waits_is_made_durable_as_one() {
     let (go, wait) = channel::<()>();
     let wait = std::sync::Mutex::new(wait);
     let mut appender = store.start(Arc::new(move |c: Completed| {
-        if c.ticket == Ticket(1) {
+        if c.batch_number == BatchNumber(1) {
             wait.lock().unwrap().recv().unwrap(); // the store's thread is held up while more is submitted
         }
         heard.send(c).unwrap();

@@ -72,13 +72,13 @@ pub struct Batch {
 
 /// The number of a submitted batch: 1, 2, 3, ...
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Ticket(pub u64);
+pub struct BatchNumber(pub u64);
 
 /// How a batch ended.
 #[derive(Debug)]
 pub struct Completed {
     /// Which.
-    pub ticket: Ticket,
+    pub batch_number: BatchNumber,
     /// What it cost, or why the store is dead.
     pub result: Result<Written, StoreError>,
 }
@@ -211,7 +211,7 @@ pub trait LogReader: Send + Sync {
 /// given up.
 pub trait LogAppender: Send {
     /// Hands over a batch and returns at once. The caller bounds what is submitted and not completed.
-    fn submit(&mut self, batch: Batch) -> Ticket;
+    fn submit(&mut self, batch: Batch) -> BatchNumber;
 
     /// Whether dropping it may wait for a device: then it is dropped where waiting is allowed.
     fn blocks(&self) -> bool {

@@ -16,13 +16,13 @@
 //! with no vote between. (It is the most that a single lying disk can take from the log unnoticed; a copy
 //! put back by hand is nearly always older than that.)
 //!
-//! The file has two slots. A write goes to the slot that does not hold the newest state, so a write
+//! The file has two pages. A write goes to the page that does not hold the newest state, so a write
 //! torn by a crash leaves the state before it, which is behind the store and therefore safe.
 //!
-//! What holds the two slots is behind a seam, [`Slots`]: a file here, a simulated disk in tests. Which slot is written, what
+//! What holds the two pages is behind a seam, [`Pages`]: a file here, a simulated disk in tests. Which page is written, what
 //! it says, and which of the two is believed is decided here for both.
 //!
-//! Deliberately absent: any comparison with a store (see `recovery`), and repair: two damaged slots, or a
+//! Deliberately absent: any comparison with a store (see `recovery`), and repair: two damaged pages, or a
 //! missing file, are for a person to judge.
 
 use std::{
@@ -38,10 +38,10 @@ use bytes::{Buf, BufMut};
 
 use super::{directory, store::At};
 
-/// The first bytes of a slot; the last one is the version.
+/// The first bytes of a page; the last one is the version.
 const MAGIC: [u8; 8] = *b"actormk\x01";
 
-/// The smallest slot: one page, so that no write touches a sector of the other slot.
+/// The smallest page: one page, so that no write touches a sector of the other page.
 const SLOT_MIN: usize = 4096;
 
 /// What stands before the marks: magic, crc, length, sequence, incarnation, count.
@@ -76,7 +76,7 @@ pub enum WatermarkError {
     /// There is no such file.
     #[error("it is missing")]
     Missing,
-    /// Neither slot can be trusted.
+    /// Neither page can be trusted.
     #[error("{0}")]
     Damaged(String),
     /// The filesystem refused.
@@ -84,7 +84,7 @@ pub enum WatermarkError {
     Io(#[from] io::Error),
 }
 
-/// What the newest intact slot says.
+/// What the newest intact page says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Marks {
     /// The life of the directory it belongs to.
@@ -101,8 +101,8 @@ impl Marks {
     }
 }
 
-/// What holds the two slots, open for writing.
-pub trait Slots: Send {
+/// What holds the two pages, open for writing.
+pub trait Pages: Send {
     /// All bytes of both.
     fn read(&self) -> Result<Vec<u8>, WatermarkError>;
 
@@ -113,7 +113,7 @@ pub trait Slots: Send {
     fn replace(&mut self, bytes: &[u8]) -> io::Result<()>;
 }
 
-/// The slots of a real file.
+/// The pages of a real file.
 #[derive(Debug)]
 pub struct SlotFile {
     path: PathBuf,
@@ -131,7 +131,7 @@ impl SlotFile {
     }
 }
 
-impl Slots for SlotFile {
+impl Pages for SlotFile {
     fn read(&self) -> Result<Vec<u8>, WatermarkError> {
         read(&self.path)
     }
@@ -139,7 +139,7 @@ impl Slots for SlotFile {
     fn write(&mut self, at: usize, bytes: &[u8]) -> io::Result<()> {
         self.file.seek(SeekFrom::Start(at as u64))?;
         self.file.write_all(bytes)?;
-        // Promises 1 and 2: the vote or term that this speaks of leaves the node only after this line. The slot was
+        // Promises 1 and 2: the vote or term that this speaks of leaves the node only after this line. The page was
         // written in full when the file was made, so fdatasync (no less than O_DSYNC) has no metadata to write.
         self.file.sync_data()
     }
@@ -154,16 +154,16 @@ impl Slots for SlotFile {
 /// The open watermark.
 #[derive(Debug)]
 pub struct Watermark<S = SlotFile> {
-    slots: S,
+    pages: S,
     slot_len: usize,
     newest: usize,
     sequence: u64,
     marks: Marks,
-    damaged_slot: Option<String>,
+    damaged_page: Option<String>,
 }
 
 impl Watermark {
-    /// Makes the file of a new directory: both slots intact, nothing marked. Durable when it returns.
+    /// Makes the file of a new directory: both pages intact, nothing marked. Durable when it returns.
     pub fn create(path: &Path, incarnation: Incarnation) -> io::Result<()> {
         directory::replace(path, &blank(incarnation))
     }
@@ -173,31 +173,31 @@ impl Watermark {
         Watermark::over(SlotFile::open(path)?)
     }
 
-    /// What the file says, without opening it for writing; and what is wrong with the slot that was not used, if anything.
+    /// What the file says, without opening it for writing; and what is wrong with the page that was not used, if anything.
     pub fn inspect(path: &Path) -> Result<(Marks, Option<String>), WatermarkError> {
         inspect(&read(path)?)
     }
 }
 
-/// What the two slots say, and what is wrong with the one that was not used, if anything.
+/// What the two pages say, and what is wrong with the one that was not used, if anything.
 pub fn inspect(bytes: &[u8]) -> Result<(Marks, Option<String>), WatermarkError> {
-    let (_, slots) = decode(bytes)?;
-    let (_, _, marks) = newest(&slots)?;
-    Ok((marks, slots.into_iter().find_map(Result::err)))
+    let (_, pages) = decode(bytes)?;
+    let (_, _, marks) = newest(&pages)?;
+    Ok((marks, pages.into_iter().find_map(Result::err)))
 }
 
-/// Both slots of a new directory: intact, nothing marked.
+/// Both pages of a new directory: intact, nothing marked.
 pub fn blank(incarnation: Incarnation) -> Vec<u8> {
     both(&Marks { incarnation, groups: BTreeMap::new() }, 1, SLOT_MIN)
 }
 
-impl<S: Slots> Watermark<S> {
-    /// Reads the slots and judges them.
-    pub fn over(slots: S) -> Result<Watermark<S>, WatermarkError> {
-        let (slot_len, found) = decode(&slots.read()?)?;
+impl<S: Pages> Watermark<S> {
+    /// Reads the pages and judges them.
+    pub fn over(pages: S) -> Result<Watermark<S>, WatermarkError> {
+        let (slot_len, found) = decode(&pages.read()?)?;
         let (newest, sequence, marks) = newest(&found)?;
-        let damaged_slot = found.into_iter().find_map(Result::err);
-        Ok(Watermark { slots, slot_len, newest, sequence, marks, damaged_slot })
+        let damaged_page = found.into_iter().find_map(Result::err);
+        Ok(Watermark { pages, slot_len, newest, sequence, marks, damaged_page })
     }
 
     /// What it says.
@@ -210,9 +210,9 @@ impl<S: Slots> Watermark<S> {
         self.marks.groups.get(&group).copied().unwrap_or_default()
     }
 
-    /// What was wrong with the slot that was not used, if anything: a write torn by a crash, or worse.
-    pub fn damaged_slot(&self) -> Option<&str> {
-        self.damaged_slot.as_deref()
+    /// What was wrong with the page that was not used, if anything: a write torn by a crash, or worse.
+    pub fn damaged_page(&self) -> Option<&str> {
+        self.damaged_page.as_deref()
     }
 
     /// Moves some groups' marks and makes that durable before it returns.
@@ -225,26 +225,26 @@ impl<S: Slots> Watermark<S> {
         let mut marks = self.marks.clone();
         marks.groups.extend(moved);
         let sequence = self.sequence + 1;
-        let slot = encode(&marks, sequence);
-        if slot.len() > self.slot_len {
-            return self.grow(marks, sequence, slot.len());
+        let page = encode(&marks, sequence);
+        if page.len() > self.slot_len {
+            return self.grow(marks, sequence, page.len());
         }
         let older = 1 - self.newest;
-        self.slots.write(older * self.slot_len, &slot)?;
+        self.pages.write(older * self.slot_len, &page)?;
         (self.newest, self.sequence, self.marks) = (older, sequence, marks);
         Ok(())
     }
 
-    /// More groups than fit: larger slots take the place of these.
+    /// More groups than fit: larger pages take the place of these.
     fn grow(&mut self, marks: Marks, sequence: u64, needed: usize) -> io::Result<()> {
         let slot_len = needed.next_power_of_two();
-        self.slots.replace(&both(&marks, sequence, slot_len))?;
+        self.pages.replace(&both(&marks, sequence, slot_len))?;
         (self.slot_len, self.newest, self.sequence, self.marks) = (slot_len, 1, sequence, marks);
         Ok(())
     }
 }
 
-/// Both slots in full, the second the newer.
+/// Both pages in full, the second the newer.
 fn both(marks: &Marks, sequence: u64, slot_len: usize) -> Vec<u8> {
     let mut bytes = encode(marks, sequence.saturating_sub(1));
     bytes.resize(slot_len, 0);
@@ -265,54 +265,54 @@ fn read(path: &Path) -> Result<Vec<u8>, WatermarkError> {
 }
 
 fn encode(marks: &Marks, sequence: u64) -> Vec<u8> {
-    let mut slot = Vec::with_capacity(HEAD + marks.groups.len() * MARK);
-    slot.put_slice(&MAGIC);
-    slot.put_u32_le(0);
-    slot.put_u32_le((HEAD + marks.groups.len() * MARK) as u32);
-    slot.put_u64_le(sequence);
-    slot.put_u64_le(marks.incarnation.0);
-    slot.put_u32_le(marks.groups.len() as u32);
+    let mut page = Vec::with_capacity(HEAD + marks.groups.len() * MARK);
+    page.put_slice(&MAGIC);
+    page.put_u32_le(0);
+    page.put_u32_le((HEAD + marks.groups.len() * MARK) as u32);
+    page.put_u64_le(sequence);
+    page.put_u64_le(marks.incarnation.0);
+    page.put_u32_le(marks.groups.len() as u32);
     for (group, mark) in &marks.groups {
-        slot.put_u32_le(group.0);
-        slot.put_u64_le(mark.term);
-        slot.put_u64_le(mark.vote);
-        slot.put_u64_le(mark.index);
-        slot.put_u64_le(mark.index_term);
+        page.put_u32_le(group.0);
+        page.put_u64_le(mark.term);
+        page.put_u64_le(mark.vote);
+        page.put_u64_le(mark.index);
+        page.put_u64_le(mark.index_term);
     }
-    let crc = crc32fast::hash(&slot[12..]);
-    slot[8..12].copy_from_slice(&crc.to_le_bytes());
-    slot
+    let crc = crc32fast::hash(&page[12..]);
+    page[8..12].copy_from_slice(&crc.to_le_bytes());
+    page
 }
 
-type Slot = Result<(u64, Marks), String>;
+type Page = Result<(u64, Marks), String>;
 
-fn decode(bytes: &[u8]) -> Result<(usize, [Slot; 2]), WatermarkError> {
+fn decode(bytes: &[u8]) -> Result<(usize, [Page; 2]), WatermarkError> {
     let slot_len = bytes.len() / 2;
     if slot_len < SLOT_MIN || !slot_len.is_power_of_two() || bytes.len() != 2 * slot_len {
-        return Err(WatermarkError::Damaged(format!("it has {} bytes, not two slots", bytes.len())));
+        return Err(WatermarkError::Damaged(format!("it has {} bytes, not two pages", bytes.len())));
     }
     let (first, second) = bytes.split_at(slot_len);
-    Ok((slot_len, [slot(first), slot(second)]))
+    Ok((slot_len, [page(first), page(second)]))
 }
 
-fn slot(slot: &[u8]) -> Slot {
-    let mut head = &slot[..HEAD];
+fn page(page: &[u8]) -> Page {
+    let mut head = &page[..HEAD];
     let mut magic = [0; 8];
     head.copy_to_slice(&mut magic);
     let (crc, length) = (head.get_u32_le(), head.get_u32_le() as usize);
     if magic != MAGIC {
         return Err("it does not begin as a watermark of this version".to_owned());
     }
-    if length < HEAD || length > slot.len() {
+    if length < HEAD || length > page.len() {
         return Err(format!("its length {length} is impossible"));
     }
-    let found = crc32fast::hash(&slot[12..length]);
+    let found = crc32fast::hash(&page[12..length]);
     if found != crc {
         return Err(format!("checksum {found:08x} instead of {crc:08x}"));
     }
     let (sequence, incarnation, count) =
         (head.get_u64_le(), Incarnation(head.get_u64_le()), head.get_u32_le() as usize);
-    let mut rest = &slot[HEAD..length];
+    let mut rest = &page[HEAD..length];
     if rest.len() != count.saturating_mul(MARK) {
         return Err(format!("{count} groups in {} bytes", rest.len()));
     }
@@ -328,8 +328,8 @@ fn slot(slot: &[u8]) -> Slot {
 /// Reads a file of these bytes, as an open does.
 #[cfg(feature = "fuzzing")]
 pub(crate) fn check(bytes: &[u8]) {
-    if let Ok((slot_len, slots)) = decode(bytes)
-        && let Ok((_, sequence, marks)) = newest(&slots)
+    if let Ok((slot_len, pages)) = decode(bytes)
+        && let Ok((_, sequence, marks)) = newest(&pages)
     {
         assert!(slot_len >= SLOT_MIN);
         // The next write stands on what was read.
@@ -337,27 +337,27 @@ pub(crate) fn check(bytes: &[u8]) {
     }
 }
 
-/// A file of two slots that begin with the halves of these bytes, each with the magic and the right checksum.
+/// A file of two pages that begin with the halves of these bytes, each with the magic and the right checksum.
 #[cfg(feature = "fuzzing")]
 pub(crate) fn sealed(bytes: &[u8]) -> Vec<u8> {
     let mut file = vec![0; 2 * SLOT_MIN];
     let (first, second) = bytes.split_at(bytes.len() / 2);
-    for (slot, half) in file.chunks_exact_mut(SLOT_MIN).zip([first, second]) {
+    for (page, half) in file.chunks_exact_mut(SLOT_MIN).zip([first, second]) {
         let length = half.len().min(SLOT_MIN);
-        slot[..length].copy_from_slice(&half[..length]);
-        slot[..8].copy_from_slice(&MAGIC);
-        let length = u32::from_le_bytes([slot[12], slot[13], slot[14], slot[15]]) as usize;
-        let crc = crc32fast::hash(&slot[12..length.clamp(12, slot.len())]);
-        slot[8..12].copy_from_slice(&crc.to_le_bytes());
+        page[..length].copy_from_slice(&half[..length]);
+        page[..8].copy_from_slice(&MAGIC);
+        let length = u32::from_le_bytes([page[12], page[13], page[14], page[15]]) as usize;
+        let crc = crc32fast::hash(&page[12..length.clamp(12, page.len())]);
+        page[8..12].copy_from_slice(&crc.to_le_bytes());
     }
     file
 }
 
-fn newest(slots: &[Slot; 2]) -> Result<(usize, u64, Marks), WatermarkError> {
-    match slots {
+fn newest(pages: &[Page; 2]) -> Result<(usize, u64, Marks), WatermarkError> {
+    match pages {
         [Ok((a, first)), Ok((b, second))] => Ok(if a > b { (0, *a, first.clone()) } else { (1, *b, second.clone()) }),
         [Ok((a, first)), Err(_)] => Ok((0, *a, first.clone())),
         [Err(_), Ok((b, second))] => Ok((1, *b, second.clone())),
-        [Err(a), Err(b)] => Err(WatermarkError::Damaged(format!("both slots are: first: {a}; second: {b}"))),
+        [Err(a), Err(b)] => Err(WatermarkError::Damaged(format!("both pages are: first: {a}; second: {b}"))),
     }
 }

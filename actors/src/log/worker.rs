@@ -29,7 +29,7 @@ use super::{
     record,
     rewrite::Rewriter,
     store::*,
-    watermark::{Slots, Watermark},
+    watermark::{Pages, Watermark},
 };
 
 /// How often an idle store looks whether room is short, if there is something that could be freed.
@@ -104,7 +104,7 @@ impl Submissions {
 
 /// A batch on its way.
 struct Submitted {
-    ticket: Ticket,
+    batch_number: BatchNumber,
     batch: Batch,
 }
 
@@ -114,7 +114,7 @@ impl Submitted {
     }
 }
 
-impl<E: Engine, S: Slots + 'static> Worker<E, S> {
+impl<E: Engine, S: Pages + 'static> Worker<E, S> {
     /// Starts the thread of a store.
     pub(super) fn start(
         shared: Arc<Shared<E>>,
@@ -204,18 +204,18 @@ impl<E: Engine, S: Slots + 'static> Worker<E, S> {
             bytes += next.bytes();
             taken.push(next);
         }
-        let sizes: Vec<(Ticket, u64)> = taken.iter().map(|s| (s.ticket, s.bytes() as u64)).collect();
+        let sizes: Vec<(BatchNumber, u64)> = taken.iter().map(|s| (s.batch_number, s.bytes() as u64)).collect();
         let room = self.wait_for_room(bytes, &mut taken, submitted);
         let started = Instant::now();
         // Whatever kept them from being written, each is answered.
         let result =
             room.and_then(|()| caught(|| self.commit(taken.into_iter().map(|submitted| submitted.batch).collect())));
-        for (ticket, bytes) in sizes {
+        for (batch_number, bytes) in sizes {
             let result = match &result {
                 Ok(sync) => Ok(Written { bytes, took: started.elapsed(), sync: *sync }),
                 Err(error) => Err(error.clone()),
             };
-            self.report(Completed { ticket, result });
+            self.report(Completed { batch_number, result });
         }
         result?;
         let committed = bytes;
@@ -316,17 +316,17 @@ impl<E: Engine, S: Slots + 'static> Worker<E, S> {
         // Held until the appender goes: dropping sled now could hang this thread, and nobody would be answered.
         let open = self.committer.take(cause);
         let Submissions { channel, early } = submitted;
-        for Submitted { ticket, .. } in early.into_iter().chain(channel) {
-            self.report(Completed { ticket, result: Err(StoreError::Closed(cause.to_owned())) });
+        for Submitted { batch_number, .. } in early.into_iter().chain(channel) {
+            self.report(Completed { batch_number, result: Err(StoreError::Closed(cause.to_owned())) });
         }
         self.rewriter.close();
         let _ = catch_unwind(AssertUnwindSafe(|| drop(open)));
     }
 
     fn report(&self, completed: Completed) {
-        let ticket = completed.ticket;
+        let batch_number = completed.batch_number;
         if catch_unwind(AssertUnwindSafe(|| (self.completed)(completed))).is_err() {
-            tracing::error!(?ticket, "whoever hears completions panicked");
+            tracing::error!(?batch_number, "whoever hears completions panicked");
         }
     }
 }
@@ -341,16 +341,19 @@ struct Appender {
 }
 
 impl LogAppender for Appender {
-    fn submit(&mut self, batch: Batch) -> Ticket {
+    fn submit(&mut self, batch: Batch) -> BatchNumber {
         self.next += 1;
-        let ticket = Ticket(self.next);
+        let batch_number = BatchNumber(self.next);
         let submit = self.submit.as_ref().expect("taken only by drop");
         // The store's thread receives until this sender is dropped, dead or alive. It is gone only if it never began, and then
         // nothing is reported by it that this could overtake.
-        if submit.send(Submitted { ticket, batch }).is_err() {
-            (self.completed)(Completed { ticket, result: Err(StoreError::Closed("it has no thread".to_owned())) });
+        if submit.send(Submitted { batch_number, batch }).is_err() {
+            (self.completed)(Completed {
+                batch_number,
+                result: Err(StoreError::Closed("it has no thread".to_owned())),
+            });
         }
-        ticket
+        batch_number
     }
 }
 

@@ -15,7 +15,7 @@ use actorum_transport::{
 use super::{ASK_TIMEOUT, MembershipManager};
 use crate::{
     clock_offsets::calendar_us,
-    message::{ClocksRead, Ticket},
+    message::{ClocksRead, ReplyHandle},
 };
 
 /// How often peers are asked what their calendars show.
@@ -25,7 +25,7 @@ const REFUSAL_VALID: Duration = Duration::from_secs(3);
 /// The longest reason that a peer may give for taking none, in bytes.
 const MAX_REASON: usize = 64;
 
-impl<T: Ticket> MembershipManager<T> {
+impl<T: ReplyHandle> MembershipManager<T> {
     /// What this node answers to that question. One reading, for there is nothing to do between hearing it and answering it.
     pub(super) fn own_clock(&self) -> ClockReading {
         let calendar_us = u64::try_from(calendar_us(self.links.clock.wall())).unwrap_or(0);

@@ -9,10 +9,10 @@ use actorum_transport::{
 use super::MembershipManager;
 use crate::{
     condition::{Reason, removed_message},
-    message::Ticket,
+    message::ReplyHandle,
 };
 
-impl<T: Ticket> MembershipManager<T> {
+impl<T: ReplyHandle> MembershipManager<T> {
     /// Whether this peer's word, that the cluster knows another directory of this id, is enough to stop.
     ///
     /// It is for a node that belongs to no cluster yet: it may have lost its disk, and must not take part. But a
@@ -87,7 +87,7 @@ impl<T: Ticket> MembershipManager<T> {
     }
 }
 
-impl<T: Ticket> Handler<PeerRefused> for MembershipManager<T> {
+impl<T: ReplyHandle> Handler<PeerRefused> for MembershipManager<T> {
     type Result = ();
 
     fn handle(&mut self, PeerRefused { peer, by_peer, reason }: PeerRefused, _: &mut Context<Self>) {

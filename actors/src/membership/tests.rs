@@ -8,7 +8,7 @@ use crate::{clock::SystemClock, entry::ChangeId, members::Change, message::Answe
 
 struct NoTicket;
 
-impl Ticket for NoTicket {
+impl ReplyHandle for NoTicket {
     fn answer(self, _: Answer) {}
 
     fn confirmed(self, _: u64) -> Option<Self> {

@@ -13,10 +13,10 @@ use tokio::sync::mpsc;
 
 use crate::{
     clock::SystemClock,
-    entry::{Draft, SystemCommand},
+    entry::{EncodedCommand, SystemCommand},
     log::store::{
-        Batch, Completed, Completions, LogAppender, LogReader, LogStore, Looked, Probe, Recovered, Space, StoreError,
-        StoreIdentity, Ticket, Written,
+        Batch, BatchNumber, Completed, Completions, LogAppender, LogReader, LogStore, Looked, Probe, Recovered, Space,
+        StoreError, StoreIdentity, Written,
     },
     machine::{self, ApplyContext, StateMachine},
     message::{AppliedTo, DiskReport, Failed, FrozenState, MarkEvent, Persisted, SystemChanged, WriteSnapshot},
@@ -54,7 +54,7 @@ impl StateMachine for Sum {
 
 /// A committed command.
 pub fn command(index: u64, term: u64, number: u64) -> Entry {
-    let data = Draft::command(&number).unwrap().stamp(SystemClock::shared().wall()).into();
+    let data = EncodedCommand::command(&number).unwrap().stamp(SystemClock::shared().wall()).into();
     Entry { kind: EntryKind::Normal, term, index, data, context: Bytes::new() }
 }
 
@@ -86,8 +86,8 @@ pub struct TestStore(Arc<Mutex<Inner>>);
 #[derive(Default)]
 struct Inner {
     entries: BTreeMap<u64, Entry>,
-    submitted: VecDeque<(Ticket, Batch)>,
-    tickets: u64,
+    submitted: VecDeque<(BatchNumber, Batch)>,
+    batch_numbers: u64,
     completions: Option<Completions>,
     dropped: bool,
     probes: VecDeque<Looked>,
@@ -138,10 +138,10 @@ impl TestStore {
     /// Completes the oldest batch, from a thread of the store's own as sled would.
     pub fn complete(&self, result: Result<Written, StoreError>) {
         let mut inner = self.0.lock().unwrap();
-        let (ticket, _) = inner.submitted.pop_front().expect("a batch was submitted");
+        let (batch_number, _) = inner.submitted.pop_front().expect("a batch was submitted");
         let completions = inner.completions.clone().expect("the store was started");
         drop(inner);
-        std::thread::spawn(move || completions(Completed { ticket, result })).join().unwrap();
+        std::thread::spawn(move || completions(Completed { batch_number, result })).join().unwrap();
     }
 }
 
@@ -214,12 +214,12 @@ impl LogReader for TestStore {
 struct TestAppender(TestStore);
 
 impl LogAppender for TestAppender {
-    fn submit(&mut self, batch: Batch) -> Ticket {
+    fn submit(&mut self, batch: Batch) -> BatchNumber {
         let mut inner = self.0.0.lock().unwrap();
-        inner.tickets += 1;
-        let ticket = Ticket(inner.tickets);
-        inner.submitted.push_back((ticket, batch));
-        ticket
+        inner.batch_numbers += 1;
+        let batch_number = BatchNumber(inner.batch_numbers);
+        inner.submitted.push_back((batch_number, batch));
+        batch_number
     }
 }
 

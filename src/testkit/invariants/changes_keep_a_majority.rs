@@ -36,16 +36,16 @@ impl Invariant for ChangesKeepAMajority {
                 self.fell.insert(*node, facts.now_ms);
             }
             Event::Drained { node, drained } => {
-                if self.commits.back().is_none_or(|(_, commit)| *commit < drained.glance.commit) {
-                    self.commits.push_back((facts.now_ms, drained.glance.commit));
+                if self.commits.back().is_none_or(|(_, commit)| *commit < drained.raft_state.commit) {
+                    self.commits.push_back((facts.now_ms, drained.raft_state.commit));
                 }
                 while self.commits.get(1).is_some_and(|(at, _)| *at + GRACE_MS <= facts.now_ms) {
                     self.commits.pop_front();
                 }
-                if drained.glance.role == Role::Leader {
+                if drained.raft_state.role == Role::Leader {
                     let entries = drained.append.iter().flat_map(|append| &append.write.entries);
                     let mut changes =
-                        entries.filter(|e| e.kind == EntryKind::ConfChange && e.term == drained.glance.term);
+                        entries.filter(|e| e.kind == EntryKind::ConfChange && e.term == drained.raft_state.term);
                     return changes.try_for_each(|entry| self.judge(*node, entry, &drained.voters, facts));
                 }
             }

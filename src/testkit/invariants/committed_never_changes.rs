@@ -15,8 +15,8 @@ impl Invariant for CommittedNeverChanges {
     fn check(&mut self, event: &Event<'_>, facts: &Facts) -> Result<(), String> {
         let Event::Drained { node, drained } = event else { return Ok(()) };
         let Some(mine) = facts.nodes.get(node) else { return Ok(()) };
-        let known = mine.glance.map_or(0, |glance| glance.commit).max(mine.log.base.0);
-        for index in known + 1..=drained.glance.commit {
+        let known = mine.raft_state.map_or(0, |raft_state| raft_state.commit).max(mine.log.base.0);
+        for index in known + 1..=drained.raft_state.commit {
             let Some(entry) = mine.log.get(index) else {
                 return Err(format!("n{node} commits {index}, which its log (to {}) lacks", mine.log.last()));
             };
@@ -35,7 +35,7 @@ impl Invariant for CommittedNeverChanges {
         }
         for append in drained.append {
             let Some(first) = append.write.entries.first() else { continue };
-            let commit = mine.glance.map_or(0, |glance| glance.commit);
+            let commit = mine.raft_state.map_or(0, |raft_state| raft_state.commit);
             if first.index <= commit && first.index > mine.log.base.0 {
                 return Err(format!("n{node} overwrites {} although it knows {commit} to be committed", first.index));
             }

@@ -36,7 +36,7 @@ impl Invariant for DurableBeforeSaid {
                 VoteResponse if !message.reject && message.term == term && vote != *to => {
                     return said("the vote is not durable");
                 }
-                AppendResponse if !message.reject && message.term == drained.glance.term => {
+                AppendResponse if !message.reject && message.term == drained.raft_state.term => {
                     let (index, on_disk) = (message.index, disk.term_at(message.index));
                     // What is cut off is in a snapshot, once that is durable.
                     let covered = index <= disk.base() || on_disk.is_some();

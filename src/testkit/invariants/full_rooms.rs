@@ -33,13 +33,14 @@ impl FullRooms {
             }
             Event::Applied { node, index, .. } => drop(self.applied.insert(*node, *index)),
             Event::Restored { node, at, .. } => drop(self.applied.insert(*node, *at)),
-            Event::Drained { node, drained } if facts.calm && drained.glance.role == Role::Leader => {
+            Event::Drained { node, drained } if facts.calm && drained.raft_state.role == Role::Leader => {
                 if let Some(leader) = facts.nodes.get(node) {
                     self.seen.push((facts.now_ms, self.room(*node, leader)));
                 }
             }
             Event::Asked { .. } if facts.calm => {
-                let leads = |facts: &&NodeFacts| facts.glance.is_some_and(|glance| glance.role == Role::Leader);
+                let leads =
+                    |facts: &&NodeFacts| facts.raft_state.is_some_and(|raft_state| raft_state.role == Role::Leader);
                 let leaders = facts.nodes.iter().filter(|(_, facts)| facts.running && leads(facts));
                 let rooms: Vec<_> = leaders.map(|(id, leader)| (facts.now_ms, self.room(*id, leader))).collect();
                 self.seen.extend(rooms);

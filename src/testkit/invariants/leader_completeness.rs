@@ -18,8 +18,8 @@ impl Invariant for LeaderCompleteness {
 
     fn check(&mut self, event: &Event<'_>, facts: &Facts) -> Result<(), String> {
         let Event::Drained { node, drained } = event else { return Ok(()) };
-        let term = drained.glance.term;
-        if drained.glance.role != Role::Leader || !self.judged.insert((*node, term)) {
+        let term = drained.raft_state.term;
+        if drained.raft_state.role != Role::Leader || !self.judged.insert((*node, term)) {
             return Ok(());
         }
         let Some(log) = facts.nodes.get(node).map(|facts| &facts.log) else { return Ok(()) };

@@ -34,14 +34,14 @@ impl Invariant for NothingGoesBack {
                 if facts.nodes.get(node).is_some_and(|facts| facts.older) => {}
             Event::Drained { node, drained } => {
                 let Some(mine) = facts.nodes.get(node) else { return Ok(()) };
-                let glance = drained.glance;
-                if let Some(before) = mine.glance
-                    && (glance.term < before.term || glance.commit < before.commit)
+                let raft_state = drained.raft_state;
+                if let Some(before) = mine.raft_state
+                    && (raft_state.term < before.term || raft_state.commit < before.commit)
                 {
                     let (term, commit) = (before.term, before.commit);
                     return Err(format!(
                         "n{node} goes from term {term}, commit {commit} to term {}, commit {}",
-                        glance.term, glance.commit
+                        raft_state.term, raft_state.commit
                     ));
                 }
                 let promised = self.promised.entry((*node, mine.incarnation)).or_default();
@@ -66,7 +66,7 @@ impl Invariant for NothingGoesBack {
                     match message.kind {
                         Vote => promised.vote = (message.term, *node),
                         VoteResponse if !message.reject => promised.vote = (message.term, *to),
-                        AppendResponse if !message.reject && message.term == glance.term => {
+                        AppendResponse if !message.reject && message.term == raft_state.term => {
                             if let Some(term) = mine.log.term_at(message.index)
                                 && message.index >= promised.acknowledged.0
                             {

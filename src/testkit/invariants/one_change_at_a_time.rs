@@ -21,9 +21,9 @@ impl Invariant for OneChangeAtATime {
     fn check(&mut self, event: &Event<'_>, facts: &Facts) -> Result<(), String> {
         let Event::Drained { node, drained } = event else { return Ok(()) };
         let Some(mine) = facts.nodes.get(node) else { return Ok(()) };
-        if drained.glance.role == Role::Leader {
+        if drained.raft_state.role == Role::Leader {
             let changes = drained.append.iter().flat_map(|append| &append.write.entries);
-            for change in changes.filter(|e| e.kind == EntryKind::ConfChange && e.term == drained.glance.term) {
+            for change in changes.filter(|e| e.kind == EntryKind::ConfChange && e.term == drained.raft_state.term) {
                 let earlier = (mine.handed + 1..change.index)
                     .find(|index| mine.log.get(*index).is_some_and(|entry| entry.kind == EntryKind::ConfChange));
                 if let Some(earlier) = earlier {
@@ -35,7 +35,7 @@ impl Invariant for OneChangeAtATime {
             }
         }
         let before = self.voters.insert(*node, drained.voters.clone()).unwrap_or_default();
-        if before.is_empty() || mine.glance.is_none() || before == drained.voters {
+        if before.is_empty() || mine.raft_state.is_none() || before == drained.voters {
             return Ok(());
         }
         // A snapshot may contain any number of changes.

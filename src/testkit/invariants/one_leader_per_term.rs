@@ -19,10 +19,10 @@ impl Invariant for OneLeaderPerTerm {
 
     fn check(&mut self, event: &Event<'_>, _: &Facts) -> Result<(), String> {
         let Event::Drained { node, drained } = event else { return Ok(()) };
-        if drained.glance.role != Role::Leader {
+        if drained.raft_state.role != Role::Leader {
             return Ok(());
         }
-        let term = drained.glance.term;
+        let term = drained.raft_state.term;
         let leader = *self.leaders.entry(term).or_insert(*node);
         if leader == *node { Ok(()) } else { Err(format!("n{leader} and n{node} both lead in term {term}")) }
     }

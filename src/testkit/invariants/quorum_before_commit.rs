@@ -17,9 +17,9 @@ impl Invariant for QuorumBeforeCommit {
     fn check(&mut self, event: &Event<'_>, facts: &Facts) -> Result<(), String> {
         let Event::Drained { node, drained } = event else { return Ok(()) };
         let Some(mine) = facts.nodes.get(node) else { return Ok(()) };
-        let commit = drained.glance.commit;
-        let moved = mine.glance.is_some_and(|before| before.role == Role::Leader && before.commit < commit);
-        if drained.glance.role != Role::Leader || !moved {
+        let commit = drained.raft_state.commit;
+        let moved = mine.raft_state.is_some_and(|before| before.role == Role::Leader && before.commit < commit);
+        if drained.raft_state.role != Role::Leader || !moved {
             return Ok(());
         }
         let Some(term) = mine.log.term_at(commit) else { return Ok(()) };

@@ -24,8 +24,8 @@ impl Invariant for TimeFollowsTheMedian {
 
     fn check(&mut self, event: &Event<'_>, facts: &Facts) -> Result<(), String> {
         let Event::Drained { node, drained } = event else { return Ok(()) };
-        let glance = drained.glance;
-        if glance.role != Role::Leader || !glance.median_known {
+        let raft_state = drained.raft_state;
+        if raft_state.role != Role::Leader || !raft_state.median_known {
             return Ok(());
         }
         let clocks = drained.voters.iter().map(|voter| facts.nodes.get(voter)?.clock.as_ref());
@@ -38,7 +38,7 @@ impl Invariant for TimeFollowsTheMedian {
         let latest = median + (MARGIN.as_millis() as i64 + self.bound_ms as i64) * 1000;
         let entries = drained.append.iter().flat_map(|append| &append.write.entries);
         // What it took over from earlier leaders has their terms.
-        let own = entries.filter(|entry| entry.term == glance.term && entry.kind == EntryKind::Normal);
+        let own = entries.filter(|entry| entry.term == raft_state.term && entry.kind == EntryKind::Normal);
         for entry in own.filter(|entry| !entry.data.is_empty()) {
             let Ok(stamped) = Stamped::parse(&entry.data) else { continue };
             let time = calendar_us(stamped.time);

@@ -14,7 +14,7 @@ use crate::{
     status::Role,
 };
 
-/// Where a ticket came in, and the highest index that anybody had been answered by then.
+/// Where a reply handle came in, and the highest index that anybody had been answered by then.
 struct Open {
     node: NodeId,
     floor: u64,
@@ -41,17 +41,17 @@ pub struct Checks {
 }
 
 impl Checks {
-    pub fn asked(&mut self, node: NodeId, ticket: &str) {
+    pub fn asked(&mut self, node: NodeId, reply: &str) {
         let open = Open { node, floor: self.answered_up_to };
-        assert!(self.open.insert(ticket.to_owned(), open).is_none(), "ticket {ticket} is used twice");
+        assert!(self.open.insert(reply.to_owned(), open).is_none(), "reply {reply} is used twice");
     }
 
     /// Clients of a node that died hear nothing more of it.
     pub fn crashed(&mut self, node: NodeId) {
         let gone: Vec<_> = self.open.iter().filter(|(_, open)| open.node == node).map(|(t, _)| t.clone()).collect();
-        for ticket in gone {
-            self.open.remove(&ticket);
-            self.unknown.insert(ticket);
+        for reply in gone {
+            self.open.remove(&reply);
+            self.unknown.insert(reply);
         }
         self.known_commit.remove(&node);
     }
@@ -60,31 +60,31 @@ impl Checks {
         self.open.keys().collect()
     }
 
-    pub fn answered(&mut self, ticket: &str, answer: Option<&Answer>) {
-        let Some(_) = self.open.remove(ticket) else { panic!("{ticket} is answered twice: {answer:?}") };
+    pub fn answered(&mut self, reply: &str, answer: Option<&Answer>) {
+        let Some(_) = self.open.remove(reply) else { panic!("{reply} is answered twice: {answer:?}") };
         match answer {
             None => self.served += 1,
             Some(Answer::Applied { index, term, .. }) => {
                 let entry = self.committed.get(index).expect("an answer speaks of an entry that nobody committed");
-                assert_eq!(entry.term, *term, "{ticket} is answered with another term than its entry has");
-                assert_eq!(command(entry).as_deref(), Some(ticket), "{ticket} is answered for another's entry");
+                assert_eq!(entry.term, *term, "{reply} is answered with another term than its entry has");
+                assert_eq!(command(entry).as_deref(), Some(reply), "{reply} is answered for another's entry");
                 self.answered_up_to = self.answered_up_to.max(*index);
-                self.applied.insert(ticket.to_owned(), *index);
+                self.applied.insert(reply.to_owned(), *index);
             }
             Some(Answer::Changed { .. }) => {
-                self.applied.insert(ticket.to_owned(), 0);
+                self.applied.insert(reply.to_owned(), 0);
             }
             Some(Answer::Refused(_) | Answer::Late { .. } | Answer::Busy(_)) => {
-                self.rejected.insert(ticket.to_owned());
+                self.rejected.insert(reply.to_owned());
             }
-            Some(Answer::Unknown { .. }) => drop(self.unknown.insert(ticket.to_owned())),
+            Some(Answer::Unknown { .. }) => drop(self.unknown.insert(reply.to_owned())),
         }
     }
 
     /// Linearizability: a read sees all that was answered before it began.
-    pub fn read_at(&self, ticket: &str, index: u64) {
-        let floor = self.open.get(ticket).expect("a read is confirmed after its end").floor;
-        assert!(index >= floor, "{ticket} may be served at {index}, but {floor} had been answered before it began");
+    pub fn read_at(&self, reply: &str, index: u64) {
+        let floor = self.open.get(reply).expect("a read is confirmed after its end").floor;
+        assert!(index >= floor, "{reply} may be served at {index}, but {floor} had been answered before it began");
     }
 
     pub fn effects(&mut self, node: &Node, effects: &Effects<String>) {
@@ -167,13 +167,13 @@ impl Checks {
     pub fn at_the_end(&self) {
         let mut count = BTreeMap::<String, usize>::new();
         self.committed.values().filter_map(command).for_each(|command| *count.entry(command).or_default() += 1);
-        for (ticket, times) in &count {
-            assert_eq!(*times, 1, "{ticket} is in the log {times} times");
-            assert!(!self.rejected.contains(ticket), "{ticket} was rejected and is in the log");
+        for (reply, times) in &count {
+            assert_eq!(*times, 1, "{reply} is in the log {times} times");
+            assert!(!self.rejected.contains(reply), "{reply} was rejected and is in the log");
         }
-        for (ticket, index) in self.applied.iter().filter(|(_, index)| **index > 0) {
+        for (reply, index) in self.applied.iter().filter(|(_, index)| **index > 0) {
             let entry = self.committed.get(index).expect("an answered entry is lost");
-            assert_eq!(command(entry).as_ref(), Some(ticket), "an answered entry was replaced");
+            assert_eq!(command(entry).as_ref(), Some(reply), "an answered entry was replaced");
         }
         assert!(self.open.is_empty(), "these were never answered: {:?}", self.open());
     }

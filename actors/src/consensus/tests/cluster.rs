@@ -23,7 +23,7 @@ use bytes::Bytes;
 use super::{checks::Checks, disk::Disk};
 use crate::{
     consensus::{Consensus, Effects, Moment, Settings, Start},
-    entry::{Draft, Kind, Stamped, SystemCommand},
+    entry::{EncodedCommand, Kind, Stamped, SystemCommand},
     machine,
     members::{Change, ChangeRequest, Membership},
     message::{Answer, Committed, ReadEntries, Refusal},
@@ -380,15 +380,15 @@ impl Cluster {
                 self.errands.push_back(Errand::Question { from: id, id: number, to, request });
             }
         }
-        for (ticket, answer) in answers {
-            self.answer(id, ticket, answer);
+        for (reply, answer) in answers {
+            self.answer(id, reply, answer);
         }
-        for (index, ticket) in reads {
-            match peer_ticket(&ticket) {
+        for (index, reply) in reads {
+            match peer_reply(&reply) {
                 Some(asker) => self.reply(id, asker, Response::ReadAt { index }),
                 None => {
-                    self.checks.read_at(&ticket, index);
-                    self.node(id).applier.reads.push((index, ticket));
+                    self.checks.read_at(&reply, index);
+                    self.node(id).applier.reads.push((index, reply));
                 }
             }
         }
@@ -477,7 +477,7 @@ impl Cluster {
                 (applier.applied, applier.term) = (snapshot.index, snapshot.term);
             }
         }
-        while let Some(Committed { entry, ticket }) = self.node(id).applier.waiting.pop_front() {
+        while let Some(Committed { entry, reply }) = self.node(id).applier.waiting.pop_front() {
             let applier = &mut self.node(id).applier;
             assert_eq!(entry.index, applier.applied + 1, "entries are applied in order without gaps");
             (applier.applied, applier.term) = (entry.index, entry.term);
@@ -485,12 +485,12 @@ impl Cluster {
             let said = apply(system, &entry);
             let membership = system.membership.clone();
             let at = format!("{}@{}", entry.index, entry.term);
-            let whom = ticket.as_ref().map_or(String::new(), |ticket| format!(", answers {ticket}"));
+            let whom = reply.as_ref().map_or(String::new(), |reply| format!(", answers {reply}"));
             writeln!(self.out, "n{id} applied {at} {said}{whom}").unwrap();
             if entry.kind == EntryKind::ConfChange || said.starts_with("Incarnation") {
                 self.core(id).membership_changed(membership.clone());
             }
-            let Some(ticket) = ticket else { continue };
+            let Some(reply) = reply else { continue };
             let answer = match entry.kind {
                 EntryKind::Normal => {
                     let (index, term) = (entry.index, entry.term);
@@ -498,7 +498,7 @@ impl Cluster {
                 }
                 EntryKind::ConfChange => Answer::Changed { membership: machine::encode(&*membership).unwrap().into() },
             };
-            self.answer(id, ticket, answer);
+            self.answer(id, reply, answer);
         }
         let applied = self.node(id).applier.applied;
         if applied > before {
@@ -507,16 +507,16 @@ impl Cluster {
         let (ready, waiting): (Vec<_>, Vec<_>) =
             self.node(id).applier.reads.drain(..).partition(|(index, _)| *index <= applied);
         self.node(id).applier.reads = waiting;
-        for (_, ticket) in ready {
-            writeln!(self.out, "n{id} serves {ticket} at {applied}").unwrap();
-            self.checks.answered(&ticket, None);
+        for (_, reply) in ready {
+            writeln!(self.out, "n{id} serves {reply} at {applied}").unwrap();
+            self.checks.answered(&reply, None);
         }
         applied > before
     }
 
-    fn answer(&mut self, id: NodeId, ticket: String, answer: Answer) {
-        let Some(asker) = peer_ticket(&ticket) else {
-            return self.checks.answered(&ticket, Some(&answer));
+    fn answer(&mut self, id: NodeId, reply: String, answer: Answer) {
+        let Some(asker) = peer_reply(&reply) else {
+            return self.checks.answered(&reply, Some(&answer));
         };
         let response = match answer {
             Answer::Applied { index, term, response } => Response::Applied { index, term, response },
@@ -559,18 +559,18 @@ impl Cluster {
     fn serve(&mut self, from: NodeId, id: u64, to: NodeId, request: Request) {
         // A question belongs to one life of the asker; its next life numbers its own from one again.
         let boot = self.node(from).boot;
-        let ticket = if boot == 1 { format!("n{from}/q{id}") } else { format!("n{from}/q{id}/boot{boot}") };
+        let reply = if boot == 1 { format!("n{from}/q{id}") } else { format!("n{from}/q{id}/boot{boot}") };
         let within = |now: Duration, ms: u64| now + Duration::from_millis(ms);
         let now = self.node(to).now;
         let core = self.core(to);
         match request {
             Request::Propose { data, remaining_ms } => {
-                core.submit_for_peer(Draft::received(&data).unwrap(), ticket, within(now, remaining_ms));
+                core.submit_for_peer(EncodedCommand::received(&data).unwrap(), reply, within(now, remaining_ms));
             }
-            Request::ReadIndex { remaining_ms } => core.read_for_peer(ticket, within(now, remaining_ms)),
+            Request::ReadIndex { remaining_ms } => core.read_for_peer(reply, within(now, remaining_ms)),
             Request::Change { data, remaining_ms, force } => {
                 let change = ChangeRequest { change: machine::decode::<Change>(&data).unwrap(), force };
-                core.change_for_peer(change, ticket, within(now, remaining_ms));
+                core.change_for_peer(change, reply, within(now, remaining_ms));
             }
             Request::Formation(_) | Request::Snapshot(_) | Request::Clock | Request::Marks { .. } => {
                 unreachable!("no core asks that")
@@ -601,25 +601,25 @@ impl Cluster {
     pub fn record(&mut self, id: NodeId, member: NodeId) {
         let command = SystemCommand::Incarnation { node: member, incarnation: Incarnation(member) };
         let deadline = self.node(id).now + Duration::from_secs(5);
-        self.core(id).submit(Draft::system(&command).unwrap(), None, deadline);
+        self.core(id).submit(EncodedCommand::system(&command).unwrap(), None, deadline);
     }
 
-    pub fn propose(&mut self, id: NodeId, ticket: &str, wait: Duration) {
+    pub fn propose(&mut self, id: NodeId, reply: &str, wait: Duration) {
         let deadline = self.node(id).now + wait;
-        self.checks.asked(id, ticket);
-        self.core(id).submit(Draft::command(&ticket).unwrap(), Some(ticket.to_owned()), deadline);
+        self.checks.asked(id, reply);
+        self.core(id).submit(EncodedCommand::command(&reply).unwrap(), Some(reply.to_owned()), deadline);
     }
 
-    pub fn read(&mut self, id: NodeId, ticket: &str, wait: Duration) {
+    pub fn read(&mut self, id: NodeId, reply: &str, wait: Duration) {
         let deadline = self.node(id).now + wait;
-        self.checks.asked(id, ticket);
-        self.core(id).read(ticket.to_owned(), deadline);
+        self.checks.asked(id, reply);
+        self.core(id).read(reply.to_owned(), deadline);
     }
 
-    pub fn change(&mut self, id: NodeId, ticket: &str, change: impl Into<ChangeRequest>, wait: Duration) {
+    pub fn change(&mut self, id: NodeId, reply: &str, change: impl Into<ChangeRequest>, wait: Duration) {
         let deadline = self.node(id).now + wait;
-        self.checks.asked(id, ticket);
-        self.core(id).change(change, ticket.to_owned(), deadline);
+        self.checks.asked(id, reply);
+        self.core(id).change(change, reply.to_owned(), deadline);
     }
 }
 
@@ -645,8 +645,8 @@ fn apply(system: &mut SystemState, entry: &Entry) -> String {
 }
 
 /// `n2/q1`: a question of node 2, its number 1, of its first boot.
-fn peer_ticket(ticket: &str) -> Option<(NodeId, u64, u64)> {
-    let (node, question) = ticket.strip_prefix('n')?.split_once("/q")?;
+fn peer_reply(reply: &str) -> Option<(NodeId, u64, u64)> {
+    let (node, question) = reply.strip_prefix('n')?.split_once("/q")?;
     let (question, boot) = question.split_once("/boot").unwrap_or((question, "1"));
     Some((node.parse().ok()?, question.parse().ok()?, boot.parse().ok()?))
 }

@@ -61,11 +61,11 @@ fn a_follower_far_behind_catches_up_within_its_window() {
     elect(&mut cluster, 1);
     cluster.crash(3);
     for n in 0..200 {
-        let ticket = of_size(&format!("{n:03}"), MIB);
-        cluster.propose(1, &ticket, HOUR);
+        let reply = of_size(&format!("{n:03}"), MIB);
+        cluster.propose(1, &reply, HOUR);
         cluster.drain(1);
         settle(&mut cluster);
-        assert!(cluster.checks.applied.contains_key(&ticket));
+        assert!(cluster.checks.applied.contains_key(&reply));
     }
     let last = cluster.core(1).status().last_index;
     cluster.start(3, None);

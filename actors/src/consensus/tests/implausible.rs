@@ -13,7 +13,7 @@ use bytes::Bytes;
 use super::cluster::{Cluster, TICK};
 use crate::{
     consensus::{CommitConflict, Moment},
-    entry::{Draft, SystemCommand},
+    entry::{EncodedCommand, SystemCommand},
     status::Role,
     system_state::{Audit, RecoveredBecause, SystemState},
 };
@@ -158,7 +158,7 @@ fn the_beginning_of_another_cluster() {
     };
     let (cluster, address) = (ClusterId(666), Address::from("n3"));
     let command = SystemCommand::Recovered { cluster, node: 3, address, incarnation: None, audit };
-    let data = Draft::system(&command).unwrap().stamp(SystemTime::UNIX_EPOCH).into();
+    let data = EncodedCommand::system(&command).unwrap().stamp(SystemTime::UNIX_EPOCH).into();
     let entries = vec![entry(4, 2), Entry { data, ..entry(5, 2) }];
     dropped(1, &RaftMessage { entries, ..message(MessageKind::Append) }, &[2]);
 }

@@ -37,7 +37,7 @@ struct Run {
     seed: u64,
     dice: Dice,
     cluster: Cluster,
-    tickets: usize,
+    replies: usize,
     /// Whether members come and go in this run.
     changes: bool,
     /// Probes that ended.
@@ -89,7 +89,7 @@ impl Run {
             cluster.start(id, None);
         }
         let away = dice.pick(&founders).filter(|_| founders.len() > 2 && dice.one_in(2));
-        Run { seed, dice, cluster, tickets: 0, changes, suspected: 0, fetched: 0, away }
+        Run { seed, dice, cluster, replies: 0, changes, suspected: 0, fetched: 0, away }
     }
 
     fn up(&self) -> Vec<NodeId> {
@@ -101,9 +101,9 @@ impl Run {
         self.dice.pick(&up)
     }
 
-    fn ticket(&mut self, kind: &str) -> String {
-        self.tickets += 1;
-        format!("{kind}{}", self.tickets)
+    fn reply(&mut self, kind: &str) -> String {
+        self.replies += 1;
+        format!("{kind}{}", self.replies)
     }
 
     /// After an input: mostly a drain at once, sometimes more inputs first.
@@ -127,13 +127,13 @@ impl Run {
             }
             68..78 => self.carry(),
             78..88 => {
-                let (Some(id), ticket) = (self.any_up(), self.ticket("p")) else { return };
-                self.cluster.propose(id, &ticket, wait);
+                let (Some(id), reply) = (self.any_up(), self.reply("p")) else { return };
+                self.cluster.propose(id, &reply, wait);
                 self.drain_soon(id);
             }
             88..92 => {
-                let (Some(id), ticket) = (self.any_up(), self.ticket("r")) else { return };
-                self.cluster.read(id, &ticket, wait);
+                let (Some(id), reply) = (self.any_up(), self.reply("r")) else { return };
+                self.cluster.read(id, &reply, wait);
                 self.drain_soon(id);
             }
             92 if self.changes => self.change(wait),
@@ -259,8 +259,8 @@ impl Run {
             6 => Change::Demote(node),
             _ => Change::Remove(node),
         };
-        let ticket = self.ticket("c");
-        self.cluster.change(id, &ticket, change, wait);
+        let reply = self.reply("c");
+        self.cluster.change(id, &reply, change, wait);
         self.drain_soon(id);
     }
 
@@ -342,12 +342,12 @@ impl Run {
             let leader = self.up().into_iter().find(|id| self.cluster.core(*id).leader() == Some(*id));
             match (&last, leader) {
                 (None, Some(leader)) if round > 60 => {
-                    let ticket = self.ticket("last");
-                    self.cluster.propose(leader, &ticket, Duration::from_secs(10));
+                    let reply = self.reply("last");
+                    self.cluster.propose(leader, &reply, Duration::from_secs(10));
                     self.cluster.drain(leader);
-                    last = Some(ticket);
+                    last = Some(reply);
                 }
-                (Some(ticket), _) if self.cluster.checks.applied.contains_key(ticket) && round > 100 => return,
+                (Some(reply), _) if self.cluster.checks.applied.contains_key(reply) && round > 100 => return,
                 _ => {}
             }
         }

@@ -295,8 +295,8 @@ impl Runner for Script {
                 self.cluster.drain(number(0)?);
             }
             "propose" => {
-                for ticket in &words[1..] {
-                    self.cluster.propose(number(0)?, ticket, wait);
+                for reply in &words[1..] {
+                    self.cluster.propose(number(0)?, reply, wait);
                 }
                 self.cluster.drain(number(0)?);
             }

@@ -20,7 +20,7 @@ use crate::log::{
     lives,
     record::{self, Assembled, Assembly, Key, Kind},
     store::{HardState, StoreIdentity},
-    watermark::{self, Slots, WatermarkError},
+    watermark::{self, Pages, WatermarkError},
 };
 
 /// What came of asking.
@@ -69,9 +69,9 @@ pub(super) struct Disk {
     pub(super) flushed: usize,
     /// The file of lives.
     pub(super) lives: Option<Vec<u8>>,
-    /// Both slots of the watermark.
-    pub(super) slots: Vec<u8>,
-    /// A write to a slot in the place of which the power went.
+    /// Both pages of the watermark.
+    pub(super) pages: Vec<u8>,
+    /// A write to a page in the place of which the power went.
     pub(super) under_way: Option<(usize, Vec<u8>)>,
     pub(super) hung: Option<Arc<Running>>,
     /// What is durable, group by group.
@@ -116,10 +116,10 @@ impl Disk {
     /// What a power cut leaves.
     pub(super) fn settle(&mut self, loss: Loss, dice: u64) {
         self.cut = false;
-        if let Some((at, slot)) = self.under_way.take() {
-            let written = mix(dice ^ 0x7062) as usize % (slot.len() + 1);
-            self.slots[at..at + written].copy_from_slice(&slot[..written]);
-            self.counters.torn_slots += 1;
+        if let Some((at, page)) = self.under_way.take() {
+            let written = mix(dice ^ 0x7062) as usize % (page.len() + 1);
+            self.pages[at..at + written].copy_from_slice(&page[..written]);
+            self.counters.torn_pages += 1;
         }
         let count = self.unsynced.len();
         let keeps = |nth: usize| match loss {
@@ -215,7 +215,7 @@ impl Disk {
     pub(super) fn clear(&mut self) {
         self.values.clear();
         self.unsynced.clear();
-        self.slots.clear();
+        self.pages.clear();
         self.lives = None;
         self.views.clear();
         (self.flushed, self.bytes, self.under_way) = (0, 0, None);
@@ -381,17 +381,17 @@ pub(super) struct SimulatedSlots {
     pub(super) life: u64,
 }
 
-impl Slots for SimulatedSlots {
+impl Pages for SimulatedSlots {
     fn read(&self) -> Result<Vec<u8>, WatermarkError> {
-        Ok(self.disk.lock().slots.clone())
+        Ok(self.disk.lock().pages.clone())
     }
 
     fn write(&mut self, at: usize, bytes: &[u8]) -> io::Result<()> {
         let step = {
             let disk = self.disk.lock();
-            let mut after = disk.slots.clone();
+            let mut after = disk.pages.clone();
             after[at..at + bytes.len()].copy_from_slice(bytes);
-            match (watermark::inspect(&disk.slots), watermark::inspect(&after)) {
+            match (watermark::inspect(&disk.pages), watermark::inspect(&after)) {
                 (Ok((before, _)), Ok((after, _))) if after.lowers(&before) => Step::Lower,
                 _ => Step::Raise,
             }
@@ -399,7 +399,7 @@ impl Slots for SimulatedSlots {
         let asked = self.disk.ask(self.life, step);
         let mut disk = self.disk.lock();
         match asked {
-            Asked::Go => disk.slots[at..at + bytes.len()].copy_from_slice(bytes),
+            Asked::Go => disk.pages[at..at + bytes.len()].copy_from_slice(bytes),
             Asked::Cut => disk.under_way = Some((at, bytes.to_vec())),
             Asked::Failed(_) | Asked::Gone => {}
         }
@@ -408,7 +408,7 @@ impl Slots for SimulatedSlots {
 
     fn replace(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.disk.ask(self.life, Step::Raise).into_result()?;
-        self.disk.lock().slots = bytes.to_vec();
+        self.disk.lock().pages = bytes.to_vec();
         Ok(())
     }
 }

@@ -133,12 +133,12 @@ struct SimulatedAppender {
 }
 
 impl LogAppender for SimulatedAppender {
-    fn submit(&mut self, batch: Batch) -> Ticket {
+    fn submit(&mut self, batch: Batch) -> BatchNumber {
         self.next += 1;
-        let ticket = Ticket(self.next);
-        self.running.lock().waiting.push_back((ticket, batch));
+        let batch_number = BatchNumber(self.next);
+        self.running.lock().waiting.push_back((batch_number, batch));
         self.running.advance();
-        ticket
+        batch_number
     }
 
     fn blocks(&self) -> bool {
@@ -170,7 +170,7 @@ pub(super) struct Running {
 struct Work {
     committer: Committer<SimulatedEngine, SimulatedSlots>,
     /// Bounded by whoever submits, as [`LogAppender::submit`] says.
-    waiting: VecDeque<(Ticket, Batch)>,
+    waiting: VecDeque<(BatchNumber, Batch)>,
     in_flight: Option<InFlight>,
     /// Ended and not reported yet.
     due: VecDeque<Completed>,
@@ -189,7 +189,7 @@ struct Work {
 /// A commit that is with the kernel.
 struct InFlight {
     begun: Begun,
-    batches: Vec<(Ticket, u64)>,
+    batches: Vec<(BatchNumber, u64)>,
     latency: Duration,
     ready: bool,
     hangs: bool,
@@ -239,8 +239,8 @@ impl Running {
             return false;
         }
         if let Some(cause) = &work.dead {
-            let closed = |ticket| Completed { ticket, result: Err(StoreError::Closed(cause.clone())) };
-            work.due.extend(work.waiting.drain(..).map(|(ticket, _)| closed(ticket)));
+            let closed = |batch_number| Completed { batch_number, result: Err(StoreError::Closed(cause.clone())) };
+            work.due.extend(work.waiting.drain(..).map(|(batch_number, _)| closed(batch_number)));
             if !work.due.is_empty() {
                 return true;
             }
@@ -263,11 +263,11 @@ impl Running {
     fn begin(self: &Arc<Self>, work: &mut Work) {
         let (mut taken, mut batches, mut bytes) = (Vec::new(), Vec::new(), 0);
         while bytes < MAX_COMMIT_BYTES
-            && let Some((ticket, batch)) = work.waiting.pop_front()
+            && let Some((batch_number, batch)) = work.waiting.pop_front()
         {
             let size: usize = batch.writes.iter().flat_map(|write| &write.entries).map(record::entry_len).sum();
             bytes += size;
-            batches.push((ticket, size as u64));
+            batches.push((batch_number, size as u64));
             taken.push(batch);
         }
         let begun = caught(|| {
@@ -312,7 +312,7 @@ impl Running {
     }
 
     /// The commit in flight, if it is the one that begins with `first`, may end.
-    pub(super) fn go_on(self: &Arc<Self>, first: Option<Ticket>) {
+    pub(super) fn go_on(self: &Arc<Self>, first: Option<BatchNumber>) {
         let mut work = self.lock();
         let due = |in_flight: &&mut InFlight| first.is_none_or(|first| in_flight.batches[0].0 == first);
         if let Some(in_flight) = work.in_flight.as_mut().filter(due) {
@@ -380,10 +380,10 @@ fn quiet_until(running: &Weak<Running>) -> Option<Instant> {
 
 impl Work {
     /// How a commit ended, for everyone in it.
-    fn end(&mut self, batches: &[(Ticket, u64)], result: Result<(), StoreError>, latency: Duration) {
-        for &(ticket, bytes) in batches {
+    fn end(&mut self, batches: &[(BatchNumber, u64)], result: Result<(), StoreError>, latency: Duration) {
+        for &(batch_number, bytes) in batches {
             let written = Written { bytes, took: latency, sync: latency };
-            self.due.push_back(Completed { ticket, result: result.clone().map(|()| written) });
+            self.due.push_back(Completed { batch_number, result: result.clone().map(|()| written) });
         }
         if let Err(error) = result {
             self.die(&error);

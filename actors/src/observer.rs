@@ -1,6 +1,6 @@
 //! The seam for whoever watches a core at work: a simulation that checks its invariants.
 //!
-//! A witness sees what every drain decided, before any of it happens. It can change nothing. In a normal node there
+//! A observer sees what every drain decided, before any of it happens. It can change nothing. In a normal node there
 //! is none, which costs one look at an `Option` per drain.
 
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use crate::{message::Append, status::Role};
 
 /// Where a core stands after a drain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Glance {
+pub struct RaftState {
     /// Its role.
     pub role: Role,
     /// Its term.
@@ -32,7 +32,7 @@ pub struct Glance {
 /// What one drain decided.
 pub struct Drained<'a> {
     /// Where the core stands.
-    pub glance: Glance,
+    pub raft_state: RaftState,
     /// What is to be made durable.
     pub append: &'a [Append],
     /// What leaves this node now.
@@ -50,7 +50,7 @@ pub struct Drained<'a> {
 }
 
 /// Watches a core.
-pub trait Witness: Send + Sync {
+pub trait Observer: Send + Sync {
     /// Before the first drain: the state was rebuilt from the snapshot of this index, and what the log has after it. Zero on a
     /// node that holds nothing.
     fn replayed(&self, _snapshot_index: u64) {}
@@ -62,5 +62,5 @@ pub trait Witness: Send + Sync {
     fn drained(&self, drained: Drained<'_>);
 }
 
-/// Perhaps a witness.
-pub type MaybeWitness = Option<Arc<dyn Witness>>;
+/// Perhaps a observer.
+pub type MaybeObserver = Option<Arc<dyn Observer>>;

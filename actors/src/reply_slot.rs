@@ -1,7 +1,7 @@
-//! Slots: where the answer to one request goes, carried through the core to the applier.
+//! Pages: where the answer to one request goes, carried through the core to the applier.
 //!
 //! ```text
-//!  Raft::propose ── Slot ──▶ core ──┬─ answer(Refused | Unknown | Applied by the leader)
+//!  Raft::propose ── ReplySlot ──▶ core ──┬─ answer(Refused | Unknown | Applied by the leader)
 //!                                   └─▶ applier ─ applied(response) │ changed(membership) │ serve(&state)
 //!  dropped anywhere: the client hears that the outcome is unknown, and why the system stopped
 //! ```
@@ -23,7 +23,7 @@ use crate::{
     admission::Permit,
     machine::{self, StateMachine},
     members::Membership,
-    message::{Answer, Ticket},
+    message::{Answer, ReplyHandle},
     outcome::{Applied, BusyBound, ChangeError, ProposeError, ReadError},
     subscribers::View,
 };
@@ -38,7 +38,7 @@ pub type ChangeReply = oneshot::Sender<Result<Arc<Membership>, ChangeError>>;
 pub type Look<S> = Box<dyn FnOnce(Result<View<'_, S>, ReadError>) + Send>;
 
 /// The place for one answer.
-pub struct Slot<S: StateMachine>(Option<Client<S>>);
+pub struct ReplySlot<S: StateMachine>(Option<Client<S>>);
 
 enum Client<S: StateMachine> {
     Propose(ProposeReply<S>, Permit),
@@ -48,25 +48,25 @@ enum Client<S: StateMachine> {
     Remote(Responder, Permit),
 }
 
-impl<S: StateMachine> Slot<S> {
+impl<S: StateMachine> ReplySlot<S> {
     /// For a proposal of this node's client.
     pub fn propose(reply: ProposeReply<S>, permit: Permit) -> Self {
-        Slot(Some(Client::Propose(reply, permit)))
+        ReplySlot(Some(Client::Propose(reply, permit)))
     }
 
     /// For a read of this node's client.
     pub fn read(look: Look<S>, permit: Permit) -> Self {
-        Slot(Some(Client::Read(look, permit)))
+        ReplySlot(Some(Client::Read(look, permit)))
     }
 
     /// For a membership change asked for on this node.
     pub fn change(reply: ChangeReply, permit: Permit) -> Self {
-        Slot(Some(Client::Change(reply, permit)))
+        ReplySlot(Some(Client::Change(reply, permit)))
     }
 
     /// For a peer's request, whatever it is about.
     pub fn remote(responder: Responder, permit: Permit) -> Self {
-        Slot(Some(Client::Remote(responder, permit)))
+        ReplySlot(Some(Client::Remote(responder, permit)))
     }
 
     /// The proposal was applied here.
@@ -115,7 +115,7 @@ impl<S: StateMachine> Slot<S> {
     }
 }
 
-impl<S: StateMachine> Ticket for Slot<S> {
+impl<S: StateMachine> ReplyHandle for ReplySlot<S> {
     fn answer(mut self, answer: Answer) {
         self.take().answer(answer);
     }
@@ -126,13 +126,13 @@ impl<S: StateMachine> Ticket for Slot<S> {
                 responder.answer(Response::ReadAt { index });
                 None
             }
-            local => Some(Slot(Some(local))),
+            local => Some(ReplySlot(Some(local))),
         }
     }
 }
 
 /// Nothing is lost in silence: a slot that goes away unanswered tells its client so.
-impl<S: StateMachine> Drop for Slot<S> {
+impl<S: StateMachine> Drop for ReplySlot<S> {
     fn drop(&mut self) {
         let Some(client) = self.0.take() else { return };
         let stopped = client.permit().admission().closed();
@@ -344,9 +344,9 @@ mod tests {
         testkit::{Sum, TestStore},
     };
 
-    fn proposal(admission: &Arc<Admission>) -> (Slot<Sum>, oneshot::Receiver<Result<Applied<u64>, ProposeError>>) {
+    fn proposal(admission: &Arc<Admission>) -> (ReplySlot<Sum>, oneshot::Receiver<Result<Applied<u64>, ProposeError>>) {
         let (reply, receiver) = oneshot::channel();
-        (Slot::propose(reply, admission.try_admit(10).unwrap()), receiver)
+        (ReplySlot::propose(reply, admission.try_admit(10).unwrap()), receiver)
     }
 
     #[test]
@@ -398,7 +398,7 @@ mod tests {
             slot.answer(answer.clone());
             let proposed = told.try_recv().unwrap().unwrap_err();
             let (reply, mut told) = oneshot::channel();
-            Slot::<Sum>::change(reply, admission.try_admit(0).unwrap()).answer(answer);
+            ReplySlot::<Sum>::change(reply, admission.try_admit(0).unwrap()).answer(answer);
             (proposed, told.try_recv().unwrap().unwrap_err())
         };
         let dropped = Refusal::Dropped { cause: "its pipeline is full".into() };
@@ -442,7 +442,7 @@ mod tests {
         let admission = Admission::new(9, 90);
         let ask = || {
             let (responder, answer) = Responder::new();
-            (Slot::<Sum>::remote(responder, admission.try_admit(1).unwrap()), answer)
+            (ReplySlot::<Sum>::remote(responder, admission.try_admit(1).unwrap()), answer)
         };
         let (slot, mut answer) = ask();
         slot.applied(7, 2, 40);
@@ -480,7 +480,7 @@ mod tests {
             (because(None, Some(majority.clone())), ChangeError::WouldLoseMajority(majority)),
         ] {
             let (reply, mut answer) = oneshot::channel();
-            let slot = Slot::<Sum>::change(reply, admission.try_admit(0).unwrap());
+            let slot = ReplySlot::<Sum>::change(reply, admission.try_admit(0).unwrap());
             slot.answer(Answer::Refused(Refusal::Change(refusal)));
             assert_eq!(answer.try_recv().unwrap(), Err(expected));
         }
@@ -493,7 +493,8 @@ mod tests {
         let look: Look<Sum> = Box::new(move |state| {
             let _ = sender.send(state.map(|view| (view.applied, view.machine.total)));
         });
-        let slot = Slot::read(look, admission.try_admit(0).unwrap()).confirmed(5).expect("a local read is given back");
+        let slot =
+            ReplySlot::read(look, admission.try_admit(0).unwrap()).confirmed(5).expect("a local read is given back");
         let bounds = BufferBounds { events: 1, bytes: 1 };
         let subscribers = &mut Subscribers::new(GroupId::FIRST, Arc::new(TestStore::default()), Arc::default(), bounds);
         slot.serve(View { applied: 6, machine: &Sum { total: 40, ..Sum::default() }, subscribers });
