@@ -124,7 +124,7 @@ impl Board {
         status.queues = Queues {
             in_flight,
             in_flight_bytes,
-            held: core.held,
+            queued: core.queued,
             unpersisted: core.unpersisted,
             unapplied: status.commit_index - applier.applied,
             log_tail_bytes: core.tail_bytes,
@@ -272,7 +272,7 @@ fn disk(core: &CoreStatus, log: &LogWriterStatus) -> Disk {
         reserve_bytes: log.reserve_bytes,
         needed_bytes: log.needed_bytes,
         low: log.low,
-        held_dropped: seen.held_dropped,
+        deferred_dropped: seen.deferred_dropped,
         cause: log.failed.clone(),
     }
 }

@@ -262,7 +262,7 @@ fn metrics(node: &Node, leads: bool, index: u64) {
     for id in [1, 2, 3].into_iter().filter(|id| Some(*id) != node.status()["id"].as_u64()) {
         assert!(value(&format!("peer_round_trip_seconds{{peer=\"{id}\"}}")) >= 0.0);
     }
-    for queue in ["in_flight", "held", "unpersisted", "unapplied"] {
+    for queue in ["in_flight", "queued", "unpersisted", "unapplied"] {
         assert!(value(&format!("queue_depth{{queue=\"{queue}\"}}")) >= 0.0);
     }
 }

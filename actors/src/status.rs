@@ -114,7 +114,7 @@ pub struct Queues {
     /// Bytes they hold.
     pub in_flight_bytes: usize,
     /// Requests that wait for a leader.
-    pub held: usize,
+    pub queued: usize,
     /// Batches handed to the log writer and not yet durable.
     pub unpersisted: usize,
     /// Entries committed and not yet applied.
@@ -175,7 +175,7 @@ pub struct Disk {
     /// Whether fewer are free.
     pub low: bool,
     /// Messages that waited for the disk and were dropped at their bound.
-    pub held_dropped: u64,
+    pub deferred_dropped: u64,
     /// Why it is dead.
     pub cause: Option<String>,
 }

@@ -55,7 +55,7 @@ const PATIENCE_WHILE_ROOM_IS_MADE: u64 = 10;
 
 /// Answers that may wait for the disk. At the bound the oldest goes, whatever it is: Raft's messages may be lost. A leader
 /// asks again with each heartbeat, a candidate with its next campaign, and a snapshot's fate has a deadline.
-pub(super) const MAX_HELD: usize = 4096;
+pub(super) const MAX_DEFERRED: usize = 4096;
 
 /// After so many election timeouts a leader low on space asks those again that did not take its leadership.
 const PATIENCE_WITH_PEERS: u64 = 10;
@@ -69,7 +69,7 @@ pub(super) struct Disk {
     /// Bytes of entries and snapshots that are not durable yet.
     pub bytes: usize,
     /// Messages that wait for the disk.
-    pub held: usize,
+    pub deferred: usize,
     /// Messages that waited and had to go.
     pub dropped: u64,
     suspicion: Option<Suspicion>,
@@ -107,7 +107,7 @@ pub struct DiskStatus {
     /// Bytes that are not durable yet.
     pub unpersisted_bytes: usize,
     /// Messages that waited for the disk and were dropped at their bound.
-    pub held_dropped: u64,
+    pub deferred_dropped: u64,
 }
 
 impl<T> Consensus<T> {
@@ -334,12 +334,12 @@ impl<T> Consensus<T> {
         self.keep_leadership();
     }
 
-    /// Keeps what is held for the disk within its bound.
-    pub(super) fn bound_held(&mut self) {
-        let Disk { held, dropped, .. } = &mut self.disk;
+    /// Keeps the messages that wait for the disk within their bound.
+    pub(super) fn bound_deferred(&mut self) {
+        let Disk { deferred, dropped, .. } = &mut self.disk;
         for oldest in &mut self.pending_writes {
-            while *held > MAX_HELD && oldest.held.pop_front().is_some() {
-                *held -= 1;
+            while *deferred > MAX_DEFERRED && oldest.deferred.pop_front().is_some() {
+                *deferred -= 1;
                 *dropped += 1;
             }
         }
@@ -356,7 +356,7 @@ impl<T> Consensus<T> {
             suspect_ms: self.disk.suspicion.as_ref().map(|suspicion| self.ms(self.ticks - suspicion.since)),
             low: self.disk.is_low(),
             unpersisted_bytes: self.disk.bytes,
-            held_dropped: self.disk.dropped,
+            deferred_dropped: self.disk.dropped,
         }
     }
 }

@@ -25,7 +25,7 @@ pub struct Question {
 /// Everything one drain asks for. Nothing in it has happened yet.
 ///
 /// `transmit` may leave at once: it contains either what a leader may say before its own disk has answered (Raft
-/// dissertation section 10.2.1), or what was held until the write it speaks of was durable.
+/// dissertation section 10.2.1), or what was deferred until the write it speaks of was durable.
 #[derive(Debug)]
 pub struct Effects<T> {
     /// To make durable.

@@ -16,7 +16,7 @@
 //! what came in; [`Consensus::drain`] turns all of it into one set of [`Effects`]. The same inputs and
 //! seed give the same effects, which is what the transcripts in `testscripts/` and the simulation stand on.
 //!
-//! The rule it keeps above all (the second promise): a message that speaks of a write is *held* until
+//! The rule it keeps above all (the second promise): a message that speaks of a write is *deferred* until
 //! [`Consensus::persisted`] has reported that write, except those a leader may send ahead of its own disk
 //! (Raft dissertation section 10.2.1).
 //!
@@ -185,7 +185,7 @@ struct PendingWrite {
     /// Bytes in it.
     bytes: usize,
     /// What speaks of it.
-    held: VecDeque<(NodeId, RaftMessage)>,
+    deferred: VecDeque<(NodeId, RaftMessage)>,
 }
 
 /// A question that another node has not answered yet.
@@ -203,8 +203,8 @@ pub struct Consensus<T> {
     understanding: Understanding,
     cluster: Option<ClusterId>,
     floor: u64,
-    /// Writes on their way to the disk, oldest first, and what is held for them. Entries are bounded by
-    /// `max_unapplied_bytes`, answers by `disk::MAX_HELD`.
+    /// Writes on their way to the disk, oldest first, and the messages that wait for them. Entries are bounded by
+    /// `max_unapplied_bytes`, answers by `disk::MAX_DEFERRED`.
     pending_writes: VecDeque<PendingWrite>,
     disk: disk::Disk,
     next_write: u64,
@@ -212,7 +212,7 @@ pub struct Consensus<T> {
     durable_term: u64,
     /// The genesis snapshot on its way to the disk.
     forming: Option<(u64, Snapshot)>,
-    held: VecDeque<Request<T>>,
+    queued: VecDeque<Request<T>>,
     /// By index and term: after a change of leaders two proposals can stand at one index, undecided both.
     pending: BTreeMap<(u64, u64), Pending<T>>,
     forwarded: BTreeMap<u64, Forwarded<T>>,
@@ -284,7 +284,7 @@ impl<T> Consensus<T> {
             next_write: 1,
             durable_term,
             forming: None,
-            held: VecDeque::new(),
+            queued: VecDeque::new(),
             pending: BTreeMap::new(),
             forwarded: BTreeMap::new(),
             reads: Reads::default(),
@@ -428,7 +428,7 @@ impl<T> Consensus<T> {
     }
 
     fn hold(&mut self, wanted: Wanted, reply: Option<T>, deadline: Duration, peer: bool) {
-        self.held.push_back(Request { wanted, reply, deadline, peer, not_before: 0, refusal: None });
+        self.queued.push_back(Request { wanted, reply, deadline, peer, not_before: 0, refusal: None });
     }
 
     /// Find an index at which a linearizable read may be served.
@@ -461,7 +461,7 @@ impl<T> Consensus<T> {
             self.raw.on_persist_ready(done.ready);
             self.durable_term = done.term;
             self.disk.bytes -= done.bytes;
-            self.disk.held -= done.held.len();
+            self.disk.deferred -= done.deferred.len();
             if let Some(snapshot) = done.restore {
                 // For raft-rs it is applied by being durable: a campaign looks at all that follows the applied
                 // index, and below the snapshot there is nothing left to look at.
@@ -469,12 +469,12 @@ impl<T> Consensus<T> {
                     self.raw.advance_apply_to(snapshot.index);
                 }
                 // The answer leaves once the state is there, too.
-                let (_, held) = self.snapshots.restoring.get_or_insert_default();
-                held.extend(done.held.drain(..));
-                self.snapshots.restoring = Some((snapshot.index, mem::take(held)));
+                let (_, deferred) = self.snapshots.restoring.get_or_insert_default();
+                deferred.extend(done.deferred.drain(..));
+                self.snapshots.restoring = Some((snapshot.index, mem::take(deferred)));
                 self.effects.restore = Some(snapshot);
             }
-            self.transmit(done.held.into());
+            self.transmit(done.deferred.into());
         }
         self.recorded(number);
         self.trust_disk_again();
@@ -554,10 +554,10 @@ impl<T> Consensus<T> {
         self.effects.reads.extend(self.reads.due(self.raw.raft.raft_log.applied));
     }
 
-    /// Back among the held: nothing was done, and there may be time for another try.
+    /// Back into the queue: nothing was done, and there may be time for another try.
     fn again(&mut self, mut request: Request<T>) {
         request.not_before = self.ticks + 1;
-        self.held.push_back(request);
+        self.queued.push_back(request);
     }
 
     /// The same, with what its client hears if nothing changes until its deadline.
@@ -671,8 +671,8 @@ impl<T> Consensus<T> {
     /// Answers those whose time is up: rejected if they never reached a log, unknown if they may have.
     fn expire(&mut self) {
         let (now, leader) = (self.now, self.leader());
-        let mut kept = VecDeque::with_capacity(self.held.len());
-        for request in mem::take(&mut self.held) {
+        let mut kept = VecDeque::with_capacity(self.queued.len());
+        for request in mem::take(&mut self.queued) {
             match request.reply {
                 _ if request.deadline > now => kept.push_back(request),
                 Some(reply) => {
@@ -687,7 +687,7 @@ impl<T> Consensus<T> {
                 None => {}
             }
         }
-        self.held = kept;
+        self.queued = kept;
         for ((index, term), late) in self.pending.extract_if(.., |_, pending| pending.deadline <= now) {
             let cause = format!("entry {index}@{term} was not committed within the deadline; it still may be");
             self.effects.answers.push((late.reply, Answer::Unknown { cause }));
@@ -733,7 +733,7 @@ impl<T> Consensus<T> {
         if moved {
             self.reads.restart();
             self.reads.not_before = 0;
-            self.held.iter_mut().for_each(|request| request.not_before = 0);
+            self.queued.iter_mut().for_each(|request| request.not_before = 0);
         }
         self.told = Some(now);
         self.effects.leader = Some(now);
@@ -820,16 +820,16 @@ impl<T> Consensus<T> {
         self.next_tick
     }
 
-    /// What is held until a write is durable: the write's number, the receiver, the message.
-    pub fn held_messages(&self) -> impl Iterator<Item = (u64, NodeId, &RaftMessage)> {
-        self.pending_writes.iter().flat_map(|u| u.held.iter().map(move |(to, message)| (u.write, *to, message)))
+    /// The messages that are deferred until a write is durable: the write's number, the receiver, the message.
+    pub fn deferred_messages(&self) -> impl Iterator<Item = (u64, NodeId, &RaftMessage)> {
+        self.pending_writes.iter().flat_map(|u| u.deferred.iter().map(move |(to, message)| (u.write, *to, message)))
     }
 
     /// Ends every request with this cause, as unknown.
     pub fn abandon(&mut self, cause: &str) -> Vec<(T, Answer)> {
         let unknown = || Answer::Unknown { cause: cause.to_owned() };
         let mut answers = mem::take(&mut self.effects.answers);
-        answers.extend(mem::take(&mut self.held).into_iter().filter_map(|r| Some((r.reply?, unknown()))));
+        answers.extend(mem::take(&mut self.queued).into_iter().filter_map(|r| Some((r.reply?, unknown()))));
         answers.extend(mem::take(&mut self.pending).into_values().map(|p| (p.reply, unknown())));
         answers
             .extend(mem::take(&mut self.forwarded).into_values().filter_map(|f| Some((f.request.reply?, unknown()))));

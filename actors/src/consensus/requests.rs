@@ -1,14 +1,14 @@
 //! Proposals and membership changes between their arrival and their end.
 //!
 //! ```text
-//!  arrived ─▶ held ──┬─ this node leads ──▶ pending (index, term) ─┬─ committed with that term ─▶ applier
+//!  arrived ─▶ queued ┬─ this node leads ──▶ pending (index, term) ─┬─ committed with that term ─▶ applier
 //!              ▲     │                                             ├─ another term there ─▶ surely not in the log
 //!              │     └─ another leads ────▶ forwarded (question) ──┤                          │
 //!              │                                                   ├─ answered ─▶ client      │
 //!              └──────────── refused, not sent, replaced ──────────┴──────────────────────────┘
 //! ```
 //!
-//! What is held past its deadline was surely never in a log; what is pending or forwarded past its deadline is
+//! A request that is queued past its deadline was surely never in a log; what is pending or forwarded past its deadline is
 //! unknown. A retry happens only on the way marked at the bottom: after proof that nothing was done.
 //! How much can be here is bounded by admission: every reply handle holds a permit.
 

@@ -22,16 +22,16 @@ use crate::{
 };
 
 impl<T> Consensus<T> {
-    /// Every held request: into this leader's log, to another leader, back to a peer that should ask
+    /// Every queued request: into this leader's log, to another leader, back to a peer that should ask
     /// elsewhere, or to wait on.
     pub(super) fn route(&mut self, wall: SystemTime) {
-        if self.held.is_empty() {
+        if self.queued.is_empty() {
             return;
         }
         let leads = self.raw.raft.state == StateRole::Leader;
         let leader = self.leader().filter(|id| *id != self.settings.id);
         let mut batch = Vec::new();
-        for request in mem::take(&mut self.held) {
+        for request in mem::take(&mut self.queued) {
             let due = request.not_before <= self.ticks;
             // A question that its client cannot wait for would turn what is known into "unknown".
             let too_late = request.refusal.is_some() && request.deadline <= self.now + self.settings.tick;
@@ -48,7 +48,7 @@ impl<T> Consensus<T> {
                 _ if !leads && request.reply.is_none() => {}
                 _ if !leads && request.peer => self.refuse(request, Refusal::NotLeader { leader }),
                 (_, Some(leader)) if !leads && due && !too_late => self.forward(leader, request),
-                _ => self.held.push_back(request),
+                _ => self.queued.push_back(request),
             }
         }
         self.propose(batch, wall);
@@ -125,7 +125,7 @@ impl<T> Consensus<T> {
         if request.peer {
             self.refuse(request, Refusal::Dropped { cause: "the leader's pipeline is full".into() });
         } else {
-            self.held.push_back(request);
+            self.queued.push_back(request);
         }
     }
 

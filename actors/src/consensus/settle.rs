@@ -1,9 +1,9 @@
-//! Readies of raft-rs, taken apart: what to write, what may leave now, what is held, what is committed.
+//! Readies of raft-rs, taken apart: what to write, what may leave now, what is deferred, what is committed.
 //!
 //! ```text
 //!            ┌─ messages ───────────▶ transmit      (a leader's: ahead of its own disk)
 //!  Ready ────┼─ entries, hard state ▶ append #n ──┐
-//!            ├─ persisted messages ─▶ held until ─┴─ persisted(n)
+//!            ├─ persisted messages ─▶ deferred  ──┴─ persisted(n)
 //!            └─ committed entries ──▶ apply, each with the reply handle of the proposal that it really is
 //! ```
 
@@ -40,13 +40,13 @@ impl<T> Consensus<T> {
             let mut ready = self.raw.ready();
             // A leader speaks ahead of its own disk: its own vote for these entries counts when the disk has answered.
             let now = outgoing(&ready.take_messages(), bound);
-            let mut held = outgoing(ready.persisted_messages(), bound);
+            let mut deferred = outgoing(ready.persisted_messages(), bound);
             if self.raw.raft.term == self.durable_term {
                 self.transmit(now);
             } else {
                 // A single voter leads without having asked anybody, before its term is durable. Should it die
                 // now, it would use the same term again, for other entries at the same indexes.
-                held.extend(now);
+                deferred.extend(now);
             }
             let entries = ready.take_entries();
             let committed = ready.take_committed_entries();
@@ -74,10 +74,10 @@ impl<T> Consensus<T> {
             }
             if overwrites && !self.pending_writes.is_empty() {
                 // What was overwritten counts for what took its place.
-                self.write(number, false, None, Vec::new(), None, held);
+                self.write(number, false, None, Vec::new(), None, deferred);
                 self.push_append(None, entries.iter().map(entry_from_raft).collect(), hard_state, true);
             } else {
-                self.write(number, must_sync, snapshot, entries, hard_state, held);
+                self.write(number, must_sync, snapshot, entries, hard_state, deferred);
             }
             self.commit(committed);
             self.step_down_if_removed();
@@ -95,7 +95,7 @@ impl<T> Consensus<T> {
         snapshot: Option<Snapshot>,
         entries: Vec<eraftpb::Entry>,
         hard_state: Option<HardState>,
-        held: Vec<(NodeId, RaftMessage)>,
+        deferred: Vec<(NodeId, RaftMessage)>,
     ) {
         if must_sync {
             let entries: Vec<Entry> = entries.iter().map(entry_from_raft).collect();
@@ -104,13 +104,21 @@ impl<T> Consensus<T> {
             let term = self.raw.raft.term;
             if planted::is(Planted::AppliedBeforePersisted) && self.raw.raft.prs().conf().voters().ids().len() == 1 {
                 self.raw.on_persist_ready(ready);
-                return self.transmit(held);
+                return self.transmit(deferred);
             }
             self.disk.bytes += bytes;
-            self.disk.held += held.len();
-            let (since, held) = (self.ticks, held.into());
-            self.pending_writes.push_back(PendingWrite { write, ready, restore: snapshot, term, since, bytes, held });
-            return self.bound_held();
+            self.disk.deferred += deferred.len();
+            let (since, deferred) = (self.ticks, deferred.into());
+            self.pending_writes.push_back(PendingWrite {
+                write,
+                ready,
+                restore: snapshot,
+                term,
+                since,
+                bytes,
+                deferred,
+            });
+            return self.bound_deferred();
         }
         if hard_state.is_some() {
             // Only the commit index moved: no promise depends on it.
@@ -120,13 +128,13 @@ impl<T> Consensus<T> {
         match self.pending_writes.back_mut() {
             Some(newest) => {
                 newest.ready = ready;
-                self.disk.held += held.len();
-                newest.held.extend(held);
-                self.bound_held();
+                self.disk.deferred += deferred.len();
+                newest.deferred.extend(deferred);
+                self.bound_deferred();
             }
             None => {
                 self.raw.on_persist_ready(ready);
-                self.transmit(held);
+                self.transmit(deferred);
             }
         }
     }
@@ -174,7 +182,7 @@ impl<T> Consensus<T> {
         if request.peer {
             self.refuse(request, Refusal::Dropped { cause: "another leader's entry took its place".into() });
         } else {
-            self.held.push_back(request);
+            self.queued.push_back(request);
         }
     }
 

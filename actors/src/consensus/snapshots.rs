@@ -314,8 +314,8 @@ impl<T> Consensus<T> {
 
     /// What speaks of a snapshot that is durable waits until it is restored, too.
     pub(super) fn restored(&mut self, index: u64) {
-        if let Some((_, held)) = self.snapshots.restoring.take_if(|(at, _)| *at <= index) {
-            self.transmit(held.into());
+        if let Some((_, deferred)) = self.snapshots.restoring.take_if(|(at, _)| *at <= index) {
+            self.transmit(deferred.into());
             // The time it took is no reason to campaign at once.
             self.raw.raft.election_elapsed = 0;
             // Not before: until the state is there, too, whoever sent it is told that this goes on.

@@ -38,7 +38,7 @@ pub struct CoreStatus {
     /// The snapshot that is being fetched: from whom, and its index.
     pub snapshot_wanted: Option<(NodeId, u64)>,
     /// Requests that wait for a leader or its answer.
-    pub held: usize,
+    pub queued: usize,
     /// Writes that are not durable yet.
     pub unpersisted: usize,
     /// The disk as the core sees it.
@@ -115,7 +115,7 @@ impl<T> Consensus<T> {
             log_bytes: view.log_bytes(),
             snapshots_sent: self.snapshots_sent(),
             snapshot_wanted: self.snapshot_wanted(),
-            held: self.held.len() + self.forwarded.len() + self.reads.len(),
+            queued: self.queued.len() + self.forwarded.len() + self.reads.len(),
             unpersisted: self.pending_writes.len(),
             disk: self.disk_status(),
             tail_bytes: view.tail_bytes(),

@@ -84,7 +84,7 @@ impl Page {
             disk.reserve_bytes,
         );
         self.gauge("disk_needed_bytes", "Bytes that must be free for the node to take writes.", disk.needed_bytes);
-        self.counter("disk_held_dropped_total", "Answers dropped that waited for the disk.", disk.held_dropped);
+        self.counter("disk_deferred_dropped_total", "Answers dropped that waited for the disk.", disk.deferred_dropped);
 
         self.summary("fsync_seconds", "Making batches durable, the sync alone.", totals.sync_us, totals.syncs);
         self.summary("append_seconds", "Writing batches, the sync included.", totals.append_us, totals.syncs);
@@ -136,7 +136,7 @@ impl Page {
         self.family("queue_depth", "gauge", "What waits, and where.");
         let depths = [
             ("in_flight", queues.in_flight as u64),
-            ("held", queues.held as u64),
+            ("queued", queues.queued as u64),
             ("unpersisted", queues.unpersisted as u64),
             ("unapplied", queues.unapplied),
         ];

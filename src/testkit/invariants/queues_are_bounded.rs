@@ -30,7 +30,7 @@ impl Invariant for QueuesAreBounded {
         let found = [
             ("requests in flight", queues.in_flight, bounds.max_in_flight),
             ("bytes in flight", queues.in_flight_bytes, bounds.max_in_flight_bytes),
-            ("requests held", queues.held, bounds.max_in_flight * 2),
+            ("requests queued", queues.queued, bounds.max_in_flight * 2),
             ("writes not yet durable", queues.unpersisted, UNPERSISTED),
             ("bytes not yet durable", status.disk.unpersisted_bytes, unpersisted),
             ("bytes of the log in memory", queues.log_tail_bytes, tail),

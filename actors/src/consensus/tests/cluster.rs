@@ -65,7 +65,7 @@ pub struct Node {
     pub building: bool,
     /// Reads of the log that the core asked for.
     pub reading: VecDeque<ReadEntries>,
-    /// How many messages of each write the transcript has shown as held.
+    /// How many messages of each write the transcript has shown as deferred.
     shown: BTreeMap<u64, usize>,
     /// Questions asked and not answered: whom.
     pub asking: BTreeMap<u64, NodeId>,
@@ -326,15 +326,15 @@ impl Cluster {
         let Some(core) = node.core.as_mut() else { return };
         let effects = core.drain(Moment { now, wall });
         let mut text = effects.to_string();
-        let mut held = BTreeMap::<u64, usize>::new();
-        for (write, to, message) in core.held_messages() {
-            let count = held.entry(write).or_default();
+        let mut deferred = BTreeMap::<u64, usize>::new();
+        for (write, to, message) in core.deferred_messages() {
+            let count = deferred.entry(write).or_default();
             *count += 1;
             if *count > node.shown.get(&write).copied().unwrap_or(0) {
                 writeln!(text, "hold until #{write} -> n{to} {message}").unwrap();
             }
         }
-        node.shown = held;
+        node.shown = deferred;
         for line in text.lines() {
             writeln!(self.out, "n{id} {line}").unwrap();
         }

@@ -123,26 +123,27 @@ fn nonsense_that_is_committed_changes_nothing() {
 /// Answers that wait for a disk that hangs are bounded in number, and the newest stay.
 #[test]
 fn answers_behind_a_disk_that_hangs_have_a_bound() {
-    use super::disk::MAX_HELD;
+    use super::disk::MAX_DEFERRED;
     use actorum_transport::wire::{MessageKind, RaftMessage};
 
     let mut cluster = cluster::Cluster::new(1);
     cluster.found(&[1, 2, 3]);
     cluster.nodes.get_mut(&2).unwrap().disk_auto = false;
     cluster.start(2, None);
-    for n in 1..=MAX_HELD as u64 + 50 {
+    for n in 1..=MAX_DEFERRED as u64 + 50 {
         let mut heartbeat = RaftMessage::new(MessageKind::Heartbeat, 2);
         heartbeat.context = n.to_be_bytes().to_vec().into();
         cluster.core(2).step(1, heartbeat);
         cluster.drain(2);
     }
-    let held: Vec<_> = cluster.core(2).held_messages().map(|(_, _, message)| message.context.to_vec()).collect();
-    assert_eq!(held.len(), MAX_HELD);
-    assert_eq!(held.last().unwrap(), &(MAX_HELD as u64 + 50).to_be_bytes());
-    assert_eq!(cluster.core(2).status().disk.held_dropped, 50);
-    // What is left leaves when the disk answers, and what is held next is counted from there.
+    let deferred: Vec<_> =
+        cluster.core(2).deferred_messages().map(|(_, _, message)| message.context.to_vec()).collect();
+    assert_eq!(deferred.len(), MAX_DEFERRED);
+    assert_eq!(deferred.last().unwrap(), &(MAX_DEFERRED as u64 + 50).to_be_bytes());
+    assert_eq!(cluster.core(2).status().disk.deferred_dropped, 50);
+    // What is left leaves when the disk answers, and what is deferred next is counted from there.
     cluster.persist(2, 1);
     let effects = cluster.core(2).drain(super::Moment { now: cluster::TICK, wall: std::time::UNIX_EPOCH });
-    assert_eq!(effects.transmit.len(), MAX_HELD);
-    assert_eq!(cluster.core(2).held_messages().count(), 0);
+    assert_eq!(effects.transmit.len(), MAX_DEFERRED);
+    assert_eq!(cluster.core(2).deferred_messages().count(), 0);
 }
