@@ -229,7 +229,7 @@ fn certificate_for(lab: &Lab, id: u64, seconds: u64) {
     }
 }
 
-/// A leader whose certificate ends hands leadership over while its connections last, so that a follower that starts again finds a leader;
+/// A leader whose certificate ends transfers leadership while its connections last, so that a follower that starts again finds a leader;
 /// the node itself says what is wrong, and once it is started again that it is why it stays away. Before, it led on, and the follower
 /// stayed out and said that an election was under way.
 #[test]

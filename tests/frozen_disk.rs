@@ -156,7 +156,7 @@ fn a_leader_low_on_space_hands_over_and_recovers_in_the_same_run() {
     let filler = cluster.disk(old).mount.join("filler");
     File::create(&filler).unwrap().write_all(&vec![1; (free - 10_000_000) as usize]).unwrap();
 
-    wait("the leader to hand over", || {
+    wait("the leader to transfer leadership", || {
         let status = lab.node(old).try_status()?;
         (status["disk"]["state"] == "low" && status["role"] == "follower" && status["leader"].is_u64()).then_some(())
     });

@@ -144,7 +144,7 @@ impl<T: ReplyHandle> RaftCore<T> {
         }
         self.waiting += 1;
         if self.waiting >= FULL_BATCH || now.saturating_sub(self.waiting_since) >= STALE_BATCH {
-            self.drain_amid(ctx);
+            self.drain_without_tick(ctx);
         } else if !self.notified {
             self.notified = true;
             ctx.notify(Drain);
@@ -161,10 +161,10 @@ impl<T: ReplyHandle> RaftCore<T> {
     }
 
     /// The same in the midst of a flood, with messages still in the mailbox.
-    fn drain_amid(&mut self, ctx: &mut Context<Self>) {
+    fn drain_without_tick(&mut self, ctx: &mut Context<Self>) {
         self.waiting = 0;
         let moment = self.moment();
-        if let Some(effects) = self.guarded(|core| core.consensus.drain_amid(moment)) {
+        if let Some(effects) = self.guarded(|core| core.consensus.drain_without_tick(moment)) {
             self.carry_out(effects, ctx);
         }
     }

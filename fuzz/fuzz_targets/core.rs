@@ -495,7 +495,7 @@ impl Node {
             return;
         }
         let moment = Moment { now: self.now, wall: SystemTime::UNIX_EPOCH + self.now };
-        let effects = if amid { self.core.drain_amid(moment) } else { self.core.drain(moment) };
+        let effects = if amid { self.core.drain_without_tick(moment) } else { self.core.drain(moment) };
         let _ = effects.to_string();
         let Effects { append, transmit, asks, restore, build, fetch, read, apply, fault, .. } = effects;
         // What a quorum has committed and nobody can read stops a node by name, and so does proof of another history from a

@@ -4,13 +4,13 @@
 //! ```text
 //!               oldest write too old                          the probe passed, and all that waited then is durable
 //!  trusted ────────────────────────▶ suspect ─────────────────────────────────────────────────────▶ trusted
-//!                                      │ leader: hands over; no candidate, or none took it within an election
+//!                                      │ leader: transfers leadership; no candidate, or none took it within an election
 //!                                      │         timeout: steps down
 //!                                      └ anyone: seeks no vote, takes no leadership, goes on hearing and following
 //!
 //!  space short: a snapshot early, the log cut behind the newest one, whoever might still want the rest
 //!  space low:   besides, what was held for a snapshot that is being sent goes; a leader answers `LowSpace` until
-//!               there is space again, and hands over if somebody takes it, unless it has just cut its log
+//!               there is space again, and transfers leadership if somebody takes it, unless it has just cut its log
 //! ```
 //!
 //! A leader may be low on space for nothing but the log that it holds for peers that are behind. Its followers hold
@@ -19,7 +19,7 @@
 //! the log writer says that room is being made.
 //!
 //! A leader whose certificate has ended keeps the connections that it has, and gets no new ones: a follower that starts again could
-//! never hear it. So it hands over, too, while it can, and keeps the leadership if nobody takes it.
+//! never hear it. So it transfers leadership, too, while it can, and keeps the leadership if nobody takes it.
 //!
 //! A leader whose disk hangs would otherwise keep its leadership for as long as its heartbeats arrive, and apply nothing.
 //! Age is counted in ticks that passed, so a process that was paused does not take its own sleep for the disk's.
@@ -76,8 +76,8 @@ pub(super) struct Disk {
     room: Room,
     /// The tick in which the log was first cut in this want of space.
     cut_since: Option<u64>,
-    /// Since which tick leadership is being handed over.
-    handing_over: Option<u64>,
+    /// Since which tick leadership is being transferred.
+    transferring: Option<u64>,
     /// Who was offered leadership, for lack of space or of a certificate, and did not take it; asked again from this tick on.
     declined: (BTreeSet<NodeId>, u64),
 }
@@ -156,14 +156,14 @@ impl<T> Consensus<T> {
         }
     }
 
-    /// Whether this node may campaign or be given leadership. A node that restores a snapshot could serve nobody until its state is
+    /// Whether this node may campaign or take leadership by transfer. A node that restores a snapshot could serve nobody until its state is
     /// there; it votes all the same.
     pub(super) fn may_lead(&self) -> bool {
         self.disk.suspicion.is_none() && self.snapshots.restoring.is_none()
     }
 
-    /// Whether leadership may be handed to it. Low on space, or without a certificate, it would only hand it on.
-    pub(super) fn may_be_handed_leadership(&self) -> bool {
+    /// Whether leadership may be transferred to it. Low on space, or without a certificate, it would only transfer it again.
+    pub(super) fn may_take_leadership(&self) -> bool {
         self.may_lead() && !self.disk.is_low() && !self.certificate_ended
     }
 
@@ -213,7 +213,7 @@ impl<T> Consensus<T> {
 
     /// At each tick, before time passes for raft-rs.
     pub(super) fn look_at_disk(&mut self) {
-        // First: a leader that cuts its log now does not hand over now.
+        // First: a leader that cuts its log now does not transfer leadership now.
         if self.disk.is_short() {
             self.let_go_of_log();
         }
@@ -233,14 +233,14 @@ impl<T> Consensus<T> {
             _ => {}
         }
         match self.raw.raft.state {
-            StateRole::Leader if self.disk.suspicion.is_some() => self.give_up_leadership(),
+            StateRole::Leader if self.disk.suspicion.is_some() => self.transfer_or_step_down(),
             StateRole::Leader if self.certificate_ended || self.disk.is_low() && !self.room_may_come_back() => {
                 self.offer_leadership();
             }
             StateRole::Leader => {}
             // Nor does it go on asking for votes that it could not use.
-            StateRole::Candidate | StateRole::PreCandidate if self.disk.suspicion.is_some() => self.resign(),
-            _ => self.disk.handing_over = None,
+            StateRole::Candidate | StateRole::PreCandidate if self.disk.suspicion.is_some() => self.step_down(),
+            _ => self.disk.transferring = None,
         }
     }
 
@@ -250,11 +250,11 @@ impl<T> Consensus<T> {
         self.raw.raft.election_elapsed += 1;
     }
 
-    fn give_up_leadership(&mut self) {
-        match (self.disk.handing_over, self.successor(&BTreeSet::new())) {
-            (None, Some(successor)) => self.hand_over(successor),
+    fn transfer_or_step_down(&mut self) {
+        match (self.disk.transferring, self.successor(&BTreeSet::new())) {
+            (None, Some(successor)) => self.transfer_leadership(successor),
             (Some(since), _) if self.ticks - since < self.settings.election_ticks as u64 => {}
-            _ => self.resign(),
+            _ => self.step_down(),
         }
     }
 
@@ -270,7 +270,7 @@ impl<T> Consensus<T> {
     /// without a certificate whoever is connected.
     fn offer_leadership(&mut self) {
         let patience = self.settings.election_ticks as u64;
-        match self.disk.handing_over {
+        match self.disk.transferring {
             Some(since) if self.ticks - since < patience => {}
             Some(_) => self.keep_leadership(),
             None => {
@@ -280,7 +280,7 @@ impl<T> Consensus<T> {
                 }
                 if let Some(successor) = self.successor(&self.disk.declined.0) {
                     self.disk.declined.0.insert(successor);
-                    self.hand_over(successor);
+                    self.transfer_leadership(successor);
                 }
             }
         }
@@ -298,25 +298,25 @@ impl<T> Consensus<T> {
         others.filter_map(healthy).max().map(|(_, std::cmp::Reverse(id))| id)
     }
 
-    fn hand_over(&mut self, successor: NodeId) {
+    fn transfer_leadership(&mut self, successor: NodeId) {
         let ended = self.certificate_ended && self.disk.suspicion.is_none() && !self.disk.is_low();
         let because = if ended { "its certificate has ended" } else { "of its disk" };
-        tracing::debug!(successor, because, "this node hands leadership over");
-        self.disk.handing_over = Some(self.ticks);
+        tracing::debug!(successor, because, "this node transfers leadership");
+        self.disk.transferring = Some(self.ticks);
         self.raw.transfer_leader(successor);
     }
 
     /// Raft lets a leader or candidate become a follower of its own term at any time.
-    fn resign(&mut self) {
+    fn step_down(&mut self) {
         tracing::debug!("stepping down because of this node's disk");
-        self.disk.handing_over = None;
+        self.disk.transferring = None;
         let term = self.raw.raft.term;
         self.raw.raft.become_follower(term, raft::INVALID_ID);
         self.draw_election_timeout();
     }
 
     fn keep_leadership(&mut self) {
-        if self.disk.handing_over.take().is_some() && self.raw.raft.state == StateRole::Leader {
+        if self.disk.transferring.take().is_some() && self.raw.raft.state == StateRole::Leader {
             self.raw.raft.abort_leader_transfer();
         }
     }

@@ -58,9 +58,9 @@ pub mod contradiction;
 mod requests;
 mod contact;
 mod readiness;
-mod route;
+mod dispatch;
 mod replicate;
-mod settle;
+mod ready;
 mod reads;
 mod disk;
 mod snapshots;
@@ -386,7 +386,7 @@ impl<T> Consensus<T> {
             return waits && matches!(message.kind, Append | Heartbeat | Snapshot);
         }
         // Being told to campaign at once is a campaign; a leader that is told so in a later term has stepped down by then.
-        if message.kind == TimeoutNow && (self.could_not_be_elected() || !self.may_be_handed_leadership()) {
+        if message.kind == TimeoutNow && (self.could_not_be_elected() || !self.may_take_leadership()) {
             return false;
         }
         // The bound on what is committed and not applied: the leader sends again what is dropped here. What is not committed does
@@ -579,22 +579,22 @@ impl<T> Consensus<T> {
         self.now = moment.now;
         self.certificate_ended = self.settings.certificate_ends.is_some_and(|end| moment.wall >= end);
         self.tick_if_due();
-        self.work_off(moment.wall)
+        self.process(moment.wall)
     }
 
-    /// The same in the midst of a flood, with messages still unread. A leader shows that it lives, but nobody's
-    /// patience runs out: what would renew it may be among the unread.
-    pub fn drain_amid(&mut self, moment: Moment) -> Effects<T> {
+    /// The same while the mailbox still holds messages that were not read. A leader sends its heartbeats, but no
+    /// timeout ends: a message that would have renewed it may be among the unread ones.
+    pub fn drain_without_tick(&mut self, moment: Moment) -> Effects<T> {
         self.now = moment.now;
         self.heartbeat_if_due();
-        self.work_off(moment.wall)
+        self.process(moment.wall)
     }
 
-    fn work_off(&mut self, wall: SystemTime) -> Effects<T> {
+    fn process(&mut self, wall: SystemTime) -> Effects<T> {
         self.note_leader();
-        self.route(wall);
-        self.route_reads();
-        self.settle();
+        self.dispatch(wall);
+        self.dispatch_reads();
+        self.process_ready();
         self.note_sent();
         self.build_if_due();
         self.note_leader();

@@ -125,7 +125,7 @@ fn problem(from: NodeId, m: &RaftMessage, raft: &Raft<LogView>, cluster: Option<
         // Only the leader that this node follows may make it campaign at once, past pre-vote and lease. What comes from an earlier
         // term is old, and raft-rs ignores it.
         TimeoutNow if m.term > raft.term || m.term == raft.term && from != raft.leader_id => {
-            Some("it hands over leadership, and is not from the leader that this node follows in its own term")
+            Some("it transfers leadership, and is not from the leader that this node follows in its own term")
         }
         Snapshot => match &m.snapshot {
             None => Some("it carries no snapshot"),

@@ -30,7 +30,7 @@ use crate::{
 
 impl<T> Consensus<T> {
     /// Takes Readies until raft-rs has no more.
-    pub(super) fn settle(&mut self) {
+    pub(super) fn process_ready(&mut self) {
         let bound = self.settings.max_append_bytes;
         loop {
             self.replicate();
@@ -234,7 +234,7 @@ impl<T> Consensus<T> {
             self.confirmed(index, readers);
         }
         // What arrived during the round need not wait for the next input.
-        self.route_reads();
+        self.dispatch_reads();
     }
 }
 

@@ -24,7 +24,7 @@ use crate::{
 impl<T> Consensus<T> {
     /// Every queued request: into this leader's log, to another leader, back to a peer that should ask
     /// elsewhere, or to wait on.
-    pub(super) fn route(&mut self, wall: SystemTime) {
+    pub(super) fn dispatch(&mut self, wall: SystemTime) {
         if self.queued.is_empty() {
             return;
         }
@@ -119,7 +119,7 @@ impl<T> Consensus<T> {
         self.raw.raft.step(message).ok().map(|()| first)
     }
 
-    /// raft-rs did not take it (its pipeline is full, or it hands over): surely not in the log.
+    /// raft-rs did not take it (its pipeline is full, or it transfers leadership): surely not in the log.
     fn dropped(&mut self, pending: Pending<T>) {
         let request = pending.again(self.ticks + 1);
         if request.peer {
@@ -195,7 +195,7 @@ impl<T> Consensus<T> {
         self.effects.answers.extend(request.reply.map(|reply| (reply, Answer::Refused(refusal))));
     }
 
-    pub(super) fn route_reads(&mut self) {
+    pub(super) fn dispatch_reads(&mut self) {
         if self.reads.waiting.is_empty() {
             return;
         }
