@@ -36,8 +36,8 @@ use actorum_actors::{
     replica::{Hashes, Replayed, replay_hashing},
     reply_slot::ReplySlot,
     snapshot::{
-        Shelf,
-        keeper::{KeeperBounds, KeeperLinks, SnapshotKeeper},
+        SnapshotStore,
+        manager::{ManagerBounds, ManagerLinks, SnapshotManager},
     },
     status::Snapshots,
     subscribers::BufferBounds,
@@ -111,7 +111,7 @@ pub(crate) async fn start<S: StateMachine>(builder: Builder<S>) -> Result<Raft<S
 /// What the directory gave.
 struct Opened<S> {
     store: Box<dyn LogStore>,
-    shelf: Arc<Shelf>,
+    snapshot_store: Arc<SnapshotStore>,
     reader: Arc<dyn LogReader>,
     identity: StoreIdentity,
     recovered: Recovered,
@@ -172,7 +172,7 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
             blocking(move || open(id, storage, &config, volume, hashes, machine)).await??
         }
     };
-    let Opened { store, shelf, reader, identity, recovered, replayed } = opened;
+    let Opened { store, snapshot_store, reader, identity, recovered, replayed } = opened;
     let lives = store.lives();
     if let Some(observer) = &observer {
         observer.replayed(replayed.snapshot_index);
@@ -196,8 +196,8 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
     let (core_context, system_context) = (Context::<RaftCore<ReplySlot<S>>>::new(), Context::<RaftSystem<S>>::new());
     let (core_address, system_address) = (core_context.address(), system_context.address());
     let (core, system) = (core_address.downgrade(), system_address.downgrade());
-    let keeper_context = Context::<SnapshotKeeper>::new();
-    let keeper_address = keeper_context.address();
+    let snapshot_manager_context = Context::<SnapshotManager>::new();
+    let snapshot_manager_address = snapshot_manager_context.address();
     let membership_context = Context::<MembershipManager<ReplySlot<S>>>::new();
     let membership_address = membership_context.address();
 
@@ -207,7 +207,7 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
     let checker_context = Context::<ConsistencyChecker>::new();
     let checker_address = checker_context.address();
     let (members_show, members_status) = watch::channel(MembershipStatus::default());
-    let (keeper_shows, keeper_status) = watch::channel(Snapshots::default());
+    let (snapshot_manager_shows, snapshot_manager_status) = watch::channel(Snapshots::default());
     let (consistency_shows, consistency_status) = watch::channel(ConsistencyStatus::default());
     let (network_shows, network_status) = watch::channel(TransportStatus::default());
     let (life_shows, life) = watch::channel(Life::default());
@@ -222,7 +222,7 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
         tracing::warn!(volume, "{problem}");
     }
     if let Some(reserve) = store.reserve() {
-        shelf.may_borrow(reserve);
+        snapshot_store.may_borrow(reserve);
     }
     let core_start = Start {
         recovered,
@@ -251,7 +251,7 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
     );
     let applier_links = ApplierLinks {
         applied_to: core.clone().recipient(),
-        frozen: keeper_address.downgrade().recipient(),
+        frozen: snapshot_manager_address.downgrade().recipient(),
         system_changed: vec![
             core.clone().recipient(),
             membership_address.downgrade().recipient(),
@@ -263,7 +263,7 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
     let applier_config = ApplierConfig {
         group: GROUP,
         reader: reader.clone(),
-        shelf: shelf.clone(),
+        snapshot_store: snapshot_store.clone(),
         subscriber_bounds: BufferBounds { events: config.subscriber_buffer, bytes: config.subscriber_buffer_bytes },
         hash_check_entries: config.hash_check_entries,
         admission: admission.clone(),
@@ -290,7 +290,7 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
         Some(thread) => Applier::start_in_arbiter(&thread.handle(), |_| applier),
         None => applier.start(),
     };
-    let keeper_links = KeeperLinks {
+    let snapshot_manager_links = ManagerLinks {
         freeze: applier.downgrade().recipient(),
         built: core.clone().recipient(),
         fetched: core.clone().recipient(),
@@ -299,15 +299,23 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
     };
     // A log that finds no room is the end of its node; a snapshot that finds none is taken later. Not all that counts as low: what
     // ends the want of space may be the log that a snapshot lets go of.
-    shelf.leave_free(config.low_space_bytes / 4);
-    let keeper_bounds = KeeperBounds {
+    snapshot_store.leave_free(config.low_space_bytes / 4);
+    let snapshot_manager_bounds = ManagerBounds {
         max_sends: config.snapshot_sends,
         rate: config.snapshot_rate,
         piece: config.snapshot_piece_bytes,
         patience: Duration::from_millis(config.snapshot_patience_ms),
     };
-    let keeper = SnapshotKeeper::new(GROUP, shelf, kept, keeper_bounds, clock.clone(), keeper_links, keeper_shows);
-    keeper_context.run(keeper);
+    let snapshot_manager = SnapshotManager::new(
+        GROUP,
+        snapshot_store,
+        kept,
+        snapshot_manager_bounds,
+        clock.clone(),
+        snapshot_manager_links,
+        snapshot_manager_shows,
+    );
+    snapshot_manager_context.run(snapshot_manager);
     let core_links = core::Links {
         append: log.clone().recipient(),
         probe: log.clone().recipient(),
@@ -315,9 +323,9 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
         apply: applier.clone().recipient(),
         reads: applier.clone().recipient(),
         restore: applier.clone().recipient(),
-        build: keeper_address.clone().recipient(),
-        fetch: keeper_address.clone().recipient(),
-        kept: keeper_address.clone().recipient(),
+        build: snapshot_manager_address.clone().recipient(),
+        fetch: snapshot_manager_address.clone().recipient(),
+        kept: snapshot_manager_address.clone().recipient(),
         transmit: transport.transmit.clone(),
         ask: transport.ask.clone(),
         leader_changed: vec![
@@ -349,16 +357,16 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
         max_clock_skew: Duration::from_millis(config.max_clock_skew_ms),
         farewell: Duration::from_millis(config.election_ms) * 10,
     };
-    let manager = MembershipManager::new(id, GROUP, identity.incarnation, features, beginning, membership_links)
+    let membership = MembershipManager::new(id, GROUP, identity.incarnation, features, beginning, membership_links)
         .map(|manager| manager.in_life(identity.boot, lives))
         .map_err(|error| StartError::Founders(error.to_string()))?;
-    membership_context.run(manager);
+    membership_context.run(membership);
     transport.attach.do_send(Attach {
         handlers: Handlers {
             received: core.clone().recipient(),
             asked: core.clone().recipient(),
             formation: membership_address.downgrade().recipient(),
-            snapshots: keeper_address.downgrade().recipient(),
+            snapshots: snapshot_manager_address.downgrade().recipient(),
             marks: checker_address.downgrade().recipient(),
             unreachable: core.clone().recipient(),
             peer_up: membership_address.downgrade().recipient(),
@@ -374,7 +382,7 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
         dials,
         core,
         applier: applier.downgrade(),
-        keeper: keeper_address.downgrade(),
+        snapshot_manager: snapshot_manager_address.downgrade(),
         // A core that is only late because the machine is busy still answers first.
         grace: (2 * tick).max(Duration::from_millis(200)),
         board: Arc::new(Board {
@@ -387,7 +395,7 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
             log: log_status,
             network: network_status,
             members: members_status,
-            snapshots: keeper_status,
+            snapshots: snapshot_manager_status,
             consistency: consistency_status,
             life,
             clock,
@@ -398,7 +406,7 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
     let children = Children {
         core: core_address,
         applier,
-        keeper: keeper_address,
+        snapshot_manager: snapshot_manager_address,
         log,
         membership: membership_address,
         checker: checker_address,
@@ -506,15 +514,15 @@ fn open<S: StateMachine>(
         return Err(missing("storage", &problem));
     }
     let mut recovered = store.recover(GROUP)?;
-    let shelf = store.shelf();
-    let replayed = replay_hashing(GROUP, &*reader, &recovered, &shelf, machine, hashes)?;
+    let snapshot_store = store.snapshot_store();
+    let replayed = replay_hashing(GROUP, &*reader, &recovered, &snapshot_store, machine, hashes)?;
     // A damaged one counts for nothing from here on; its file goes with the next one that is built.
     recovered.snapshots = replayed.snapshots.clone();
-    let swept = shelf.keep(&recovered.snapshots);
+    let swept = snapshot_store.keep(&recovered.snapshots);
     swept.map_err(|error| StartError::Machine(format!("what a crash left of snapshots cannot be removed: {error}")))?;
     // What was applied was committed: raft-rs refuses to start with a commit index below it.
     recovered.hard_state.commit = recovered.hard_state.commit.max(replayed.applied);
-    Ok(Opened { store, shelf, reader, identity, recovered, replayed })
+    Ok(Opened { store, snapshot_store, reader, identity, recovered, replayed })
 }
 
 fn begin<S>(

@@ -30,7 +30,7 @@ use actorum_actors::{
     outcome::{Applied, ChangeError, ProposeError, ReadError},
     position::After,
     reply_slot::{Look, ReplySlot},
-    snapshot::keeper::{Backup, OpenNewest, SnapshotKeeper, TakeSnapshot, TakeSnapshotError},
+    snapshot::manager::{Backup, OpenNewest, SnapshotManager, TakeSnapshot, TakeSnapshotError},
     status::SnapshotTaken,
     subscribers::{SubscribeError, SubscribeFrom, Subscriber, Subscription, Unsubscribe, View, Wants},
 };
@@ -57,7 +57,7 @@ pub(crate) struct Door<S: StateMachine> {
     pub dials: bool,
     pub core: WeakAddr<RaftCore<ReplySlot<S>>>,
     pub applier: WeakAddr<Applier<S>>,
-    pub keeper: WeakAddr<SnapshotKeeper>,
+    pub snapshot_manager: WeakAddr<SnapshotManager>,
     pub board: Arc<Board>,
     /// How long after its deadline a request is answered here, if nobody else has: a core that runs tells more exactly how it ended,
     /// and does so at its next tick.
@@ -271,8 +271,8 @@ impl<S: StateMachine> Door<S> {
 
     /// Has a snapshot taken.
     pub fn take_snapshot(&self) -> impl Future<Output = Result<SnapshotTaken, TakeSnapshotError>> + use<S> {
-        let keeper = self.keeper.upgrade().filter(|_| self.admission.closed().is_none());
-        let begun = keeper.map(|keeper| keeper.send(TakeSnapshot));
+        let snapshot_manager = self.snapshot_manager.upgrade().filter(|_| self.admission.closed().is_none());
+        let begun = snapshot_manager.map(|snapshot_manager| snapshot_manager.send(TakeSnapshot));
         let admission = self.admission.clone();
         async move {
             let stopped = || TakeSnapshotError::Stopped { cause: cause(&admission) };
@@ -303,12 +303,12 @@ impl<S: StateMachine> Door<S> {
             Some(deadline) => Either::Left(self.take_snapshot_within(deadline)),
             None => Either::Right(self.take_snapshot()),
         };
-        let (keeper, admission) = (self.keeper.clone(), self.admission.clone());
+        let (snapshot_manager, admission) = (self.snapshot_manager.clone(), self.admission.clone());
         async move {
             let stopped = || TakeSnapshotError::Stopped { cause: cause(&admission) };
             let taken = taken.await?;
-            let keeper = keeper.upgrade().ok_or_else(stopped)?;
-            let file = keeper.send(OpenNewest).await.map_err(|_| stopped())??;
+            let snapshot_manager = snapshot_manager.upgrade().ok_or_else(stopped)?;
+            let file = snapshot_manager.send(OpenNewest).await.map_err(|_| stopped())??;
             // Another one may have been taken meanwhile: it holds more.
             debug_assert!(file.taken.index >= taken.index, "snapshots grow");
             Ok(file)

@@ -42,7 +42,7 @@ pub use actorum_actors::{
     outcome::{Applied, BusyBound, ChangeError, LearnerReading, MajorityReading, Outcome, ProposeError, ReadError},
     position::{After, Position, PositionError},
     serde_snapshot,
-    snapshot::keeper::Backup,
+    snapshot::manager::Backup,
     status::{
         CertificateExpiry, ClockStatus, CommitConflict, Disk, DiskState, Divergence, DivergenceSide, Formed,
         PeerProgress, Queues, Role, SnapshotTaken, Snapshots, StateHash, Status, Totals, Transfer,

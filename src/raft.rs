@@ -11,7 +11,7 @@ use actorum_actors::{
     members::{ChangeRequest, Membership},
     outcome::{Applied, ChangeError, ProposeError, ReadError},
     position::After,
-    snapshot::keeper::{Backup, TakeSnapshotError},
+    snapshot::manager::{Backup, TakeSnapshotError},
     status::{Role, SnapshotTaken, Status},
     subscribers::Subscriber,
 };

@@ -173,7 +173,7 @@ pub struct Followed<T> {
     pub subscription: Subscription,
 }
 
-pub use actorum_actors::snapshot::keeper::{TakeSnapshot, TakeSnapshotError};
+pub use actorum_actors::snapshot::manager::{TakeSnapshot, TakeSnapshotError};
 
 /// The latest status.
 #[derive(Message, Clone, Copy, Debug)]

@@ -28,7 +28,7 @@ use actorum_actors::{
     message::{Failed, LeaderChanged},
     outcome::{ChangeError, ProposeError, ReadError},
     reply_slot::ReplySlot,
-    snapshot::keeper::{SnapshotKeeper, StopKeeper, TakeSnapshot, TakeSnapshotError},
+    snapshot::manager::{SnapshotManager, StopSnapshotManager, TakeSnapshot, TakeSnapshotError},
     status::SnapshotTaken,
 };
 use actorum_transport::{
@@ -76,7 +76,7 @@ pub struct RaftSystem<S: StateMachine> {
 pub(crate) struct Children<S: StateMachine> {
     pub core: Addr<RaftCore<ReplySlot<S>>>,
     pub applier: Addr<Applier<S>>,
-    pub keeper: Addr<SnapshotKeeper>,
+    pub snapshot_manager: Addr<SnapshotManager>,
     pub log: Addr<LogWriter>,
     pub membership: Addr<MembershipManager<ReplySlot<S>>>,
     pub checker: Addr<ConsistencyChecker>,
@@ -119,7 +119,7 @@ impl<S: StateMachine> RaftSystem<S> {
         let gone = [
             ("core", children.core.connected()),
             ("applier", children.applier.connected()),
-            ("keeper of snapshots", children.keeper.connected()),
+            ("snapshot manager", children.snapshot_manager.connected()),
             ("log writer", children.log.connected()),
             ("membership manager", children.membership.connected()),
             ("consistency checker", children.checker.connected()),
@@ -172,7 +172,7 @@ impl<S: StateMachine> Children<S> {
             tracing::error!("the log could not be closed in {} s: its disk hangs", CLOSE_WITHIN.as_secs());
         }
         // Promise 4: who waits for a snapshot is told before the end that there will be none.
-        let _ = self.keeper.send(StopKeeper).await;
+        let _ = self.snapshot_manager.send(StopSnapshotManager).await;
         // A state that is being restored from a snapshot is restored again at the next start.
         let _ = timeout(CLOSE_WITHIN, self.applier.send(StopApplier)).await;
         let _ = self.transport.close.send(Close).await;

@@ -13,7 +13,7 @@ use std::{
 
 use actix::prelude::*;
 use actorum::{config::Placement, prelude::*};
-use actorum_actors::snapshot::keeper::TakeSnapshotError;
+use actorum_actors::snapshot::manager::TakeSnapshotError;
 use serde::{Deserialize, Serialize};
 use support::{MemoryDisk, MemoryNetwork, PATIENCE, founders, on, quick};
 

@@ -232,8 +232,8 @@ impl LogStore for Haunted {
         Arc::new(HauntedReader(self.0.reader(), self.1.clone()))
     }
 
-    fn shelf(&self) -> Arc<actorum_actors::snapshot::Shelf> {
-        self.0.shelf()
+    fn snapshot_store(&self) -> Arc<actorum_actors::snapshot::SnapshotStore> {
+        self.0.snapshot_store()
     }
 
     fn start(self: Box<Self>, completed: Completions) -> Box<dyn LogAppender> {

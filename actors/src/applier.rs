@@ -39,7 +39,7 @@ use crate::{
     },
     replica::{Broken, Done, Replayed, Replica, caught},
     reply_slot::ReplySlot,
-    snapshot::Shelf,
+    snapshot::SnapshotStore,
     subscribers::{BufferBounds, SubscribeError, SubscribeFrom, Subscribers, Subscription, Unsubscribe, View},
 };
 
@@ -48,7 +48,7 @@ use crate::{
 pub struct ApplierLinks {
     /// The core.
     pub applied_to: WeakRecipient<AppliedTo>,
-    /// The keeper of snapshots.
+    /// The snapshot manager.
     pub frozen: WeakRecipient<WriteSnapshot>,
     /// Whoever needs to know the members.
     pub system_changed: Vec<WeakRecipient<SystemChanged>>,
@@ -65,7 +65,7 @@ pub struct ApplierConfig {
     /// For subscribers that ask for the past.
     pub reader: Arc<dyn LogReader>,
     /// Where the files of snapshots are.
-    pub shelf: Arc<Shelf>,
+    pub snapshot_store: Arc<SnapshotStore>,
     /// How much may wait for one subscriber.
     pub subscriber_bounds: BufferBounds,
     /// A mark is due when so many entries were applied since the last one.
@@ -98,7 +98,7 @@ pub struct ApplierStatus {
 /// The actor; see the module.
 pub struct Applier<S: StateMachine> {
     replica: Lent<Replica<S>>,
-    shelf: Arc<Shelf>,
+    snapshot_store: Arc<SnapshotStore>,
     /// Confirmed reads by the index they wait for; each holds admission, which is their bound.
     reads: BTreeMap<u64, Vec<ReplySlot<S>>>,
     subscribers: Subscribers<S>,
@@ -115,13 +115,14 @@ pub struct Applier<S: StateMachine> {
 impl<S: StateMachine> Applier<S> {
     /// An applier of what [`replay`](crate::replica::replay) rebuilt.
     pub fn new(config: ApplierConfig, links: ApplierLinks, start: Replayed<S>) -> Applier<S> {
-        let ApplierConfig { group, reader, shelf, subscriber_bounds, hash_check_entries, admission, status } = config;
+        let ApplierConfig { group, reader, snapshot_store, subscriber_bounds, hash_check_entries, admission, status } =
+            config;
         let mut subscribers = Subscribers::new(group, reader, start.replica.times(), subscriber_bounds);
         subscribers.set_cluster(start.replica.system().map(|system| system.cluster));
         let marked = start.marks.last().map_or(start.snapshot_index, |mark| mark.index);
         let applier = Applier {
             replica: Lent(Some(start.replica)),
-            shelf,
+            snapshot_store,
             reads: BTreeMap::new(),
             subscribers,
             commands: 0,
@@ -320,21 +321,21 @@ impl<S: StateMachine> Handler<ServeReads<ReplySlot<S>>> for Applier<S> {
 impl<S: StateMachine> Handler<Restore> for Applier<S> {
     type Result = ();
 
-    /// Where the shelf may block, a thread restores, and nothing else is handled before it has ended: this actor waits, its
+    /// Where the snapshot store may block, a thread restores, and nothing else is handled before it has ended: this actor waits, its
     /// arbiter does not.
     fn handle(&mut self, Restore(snapshot): Restore, ctx: &mut Context<Self>) {
         if self.broken {
             return;
         }
-        let (index, shelf) = (snapshot.index, self.shelf.clone());
-        if !shelf.blocks() {
-            let restored = self.replica.restore(&snapshot, &shelf);
+        let (index, snapshot_store) = (snapshot.index, self.snapshot_store.clone());
+        if !snapshot_store.blocks() {
+            let restored = self.replica.restore(&snapshot, &snapshot_store);
             return self.restored(index, restored);
         }
         let mut replica = self.replica.take();
-        #[allow(clippy::disallowed_methods, reason = "only for a shelf that blocks")]
+        #[allow(clippy::disallowed_methods, reason = "only for a snapshot_store that blocks")]
         let thread = tokio::task::spawn_blocking(move || {
-            let restored = replica.restore(&snapshot, &shelf);
+            let restored = replica.restore(&snapshot, &snapshot_store);
             (replica, restored)
         });
         ctx.wait(thread.into_actor(self).map(move |ended, applier, ctx| match ended {
@@ -360,8 +361,8 @@ impl<S: StateMachine> Handler<Freeze> for Applier<S> {
                 FrozenState { index, term, system, machine }
             }),
         };
-        if let Some(keeper) = self.links.frozen.upgrade() {
-            keeper.do_send(WriteSnapshot(frozen));
+        if let Some(manager) = self.links.frozen.upgrade() {
+            manager.do_send(WriteSnapshot(frozen));
         }
     }
 }
@@ -472,7 +473,7 @@ mod tests {
         position::After,
         replica::replay,
         reply_slot::Look,
-        snapshot::shelf::Content,
+        snapshot::store::Content,
         status::Role,
         subscribers::{Subscriber, Wants},
         testkit::{FakeCore, Heard, Sum, TestStore, change, command, empty, founded, genesis},
@@ -481,7 +482,7 @@ mod tests {
     struct Fixture {
         applier: Addr<Applier<Sum>>,
         admission: Arc<Admission>,
-        shelf: Arc<Shelf>,
+        snapshot_store: Arc<SnapshotStore>,
         store: TestStore,
         _core: Addr<FakeCore>,
         heard: UnboundedReceiver<Heard>,
@@ -499,8 +500,8 @@ mod tests {
         let store = TestStore::with_entries(entries);
         let snapshots = Vec::from_iter(snapshot);
         let recovered = Recovered { snapshots, hard_state, last_index, terms: vec![(1, 1)], sizes: Vec::new() };
-        let shelf = Arc::new(Shelf::memory());
-        let replayed = replay(GroupId::FIRST, &store, &recovered, &shelf, Sum::default()).unwrap();
+        let snapshot_store = Arc::new(SnapshotStore::memory());
+        let replayed = replay(GroupId::FIRST, &store, &recovered, &snapshot_store, Sum::default()).unwrap();
         let (core, heard) = FakeCore::start_one();
         let links = ApplierLinks {
             applied_to: core.downgrade().recipient(),
@@ -513,13 +514,20 @@ mod tests {
         let config = ApplierConfig {
             group: GroupId::FIRST,
             reader: Arc::new(store.clone()),
-            shelf: shelf.clone(),
+            snapshot_store: snapshot_store.clone(),
             subscriber_bounds,
             hash_check_entries: 0,
             admission: admission.clone(),
             status: watch::Sender::default(),
         };
-        Fixture { applier: Applier::new(config, links, replayed).start(), admission, shelf, store, _core: core, heard }
+        Fixture {
+            applier: Applier::new(config, links, replayed).start(),
+            admission,
+            snapshot_store,
+            store,
+            _core: core,
+            heard,
+        }
     }
 
     type Answered<T, E> = oneshot::Receiver<Result<T, E>>;
@@ -700,11 +708,11 @@ mod tests {
         };
         let reader = Arc::new(TestStore::default());
         let replayed =
-            replay(GroupId::FIRST, &*reader, &Recovered::default(), &Shelf::memory(), Sum::default()).unwrap();
+            replay(GroupId::FIRST, &*reader, &Recovered::default(), &SnapshotStore::memory(), Sum::default()).unwrap();
         let config = ApplierConfig {
             group: GroupId::FIRST,
             reader,
-            shelf: Arc::new(Shelf::memory()),
+            snapshot_store: Arc::new(SnapshotStore::memory()),
             subscriber_bounds: BufferBounds { events: 8, bytes: usize::MAX },
             hash_check_entries: 0,
             admission: Admission::new(1, 1),
@@ -824,7 +832,7 @@ mod tests {
         let state = founded();
         let machine = Sum { total: 9, ..Sum::default() }.snapshot().unwrap();
         let content = Content { index: 10, term: 1, system: state, formed_with: BTreeMap::new(), state: machine };
-        let snapshot = f.shelf.build(content, &mut |_| {}).unwrap();
+        let snapshot = f.snapshot_store.build(content, &mut |_| {}).unwrap();
         f.applier.send(Restore(snapshot)).await.unwrap();
         let (listener, mut told) = Listener::open();
         f.store.hold([command(11, 1, 1), command(12, 1, 1)]);

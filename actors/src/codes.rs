@@ -16,7 +16,7 @@ use actorum_transport::wire::NodeId;
 use crate::{
     outcome::{ChangeError, ProposeError, ReadError},
     position::PositionError,
-    snapshot::keeper::TakeSnapshotError,
+    snapshot::manager::TakeSnapshotError,
     subscribers::SubscribeError,
 };
 

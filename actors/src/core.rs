@@ -73,11 +73,11 @@ pub struct Links<T: ReplyHandle> {
     pub reads: Recipient<ServeReads<T>>,
     /// The applier.
     pub restore: Recipient<Restore>,
-    /// The keeper of snapshots.
+    /// The snapshot manager.
     pub build: Recipient<BuildSnapshot>,
-    /// The keeper of snapshots.
+    /// The snapshot manager.
     pub fetch: Recipient<FetchSnapshot>,
-    /// The keeper of snapshots.
+    /// The snapshot manager.
     pub kept: Recipient<SnapshotsKept>,
     /// The transport.
     pub transmit: Recipient<Transmit>,

@@ -7,11 +7,11 @@
 //! | [`ProbeDisk`] | core → log writer | [`DiskReport`], which also comes unasked |
 //! | [`ReadEntries`] | core → a thread of the log's reader | [`EntriesRead`] |
 //! | [`Apply`], [`ServeReads`], [`Restore`] | core → applier | [`AppliedTo`] |
-//! | [`BuildSnapshot`] | core → keeper | [`SnapshotBuilt`] |
-//! | [`Freeze`] | keeper → applier | [`WriteSnapshot`] |
-//! | [`FetchSnapshot`] | core → keeper | [`SnapshotFetched`] |
-//! | | core → keeper | [`SnapshotsKept`] |
-//! | | keeper → core | [`PeerFetches`] |
+//! | [`BuildSnapshot`] | core → snapshot manager | [`SnapshotBuilt`] |
+//! | [`Freeze`] | snapshot manager → applier | [`WriteSnapshot`] |
+//! | [`FetchSnapshot`] | core → snapshot manager | [`SnapshotFetched`] |
+//! | | core → snapshot manager | [`SnapshotsKept`] |
+//! | | snapshot manager → core | [`PeerFetches`] |
 //! | | applier → core, membership, checker | [`SystemChanged`] |
 //! | | membership → core | [`ClocksRead`], [`PeerFeatures`](crate::features::PeerFeatures) |
 //! | | core → applier, membership, checker, front door | [`LeaderChanged`] |
@@ -271,7 +271,7 @@ pub struct FrozenState {
     pub machine: Frozen,
 }
 
-/// A snapshot's file is durable on this node's shelf, or could not be built.
+/// A snapshot's file is durable on this node's snapshot store, or could not be built.
 #[derive(Message, Clone, Debug, PartialEq, Eq)]
 #[rtype(result = "()")]
 pub struct SnapshotBuilt(pub Result<Snapshot, String>);

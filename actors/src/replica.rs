@@ -24,7 +24,7 @@ use crate::{
     entry::{Kind, Stamped, SystemCommand},
     log::store::{At, LogReader, Recovered, StoreError},
     machine::{self, ApplyContext, Frozen, StateMachine},
-    snapshot::{Shelf, SnapshotError},
+    snapshot::{SnapshotError, SnapshotStore},
     system_state::{GENESIS_INDEX, SystemState},
     times::Times,
 };
@@ -293,15 +293,15 @@ impl<S: StateMachine> Replica<S> {
         Ok(done)
     }
 
-    /// Replaces everything by a snapshot, whose file is on that shelf.
-    pub fn restore(&mut self, snapshot: &Snapshot, shelf: &Shelf) -> Result<(), Broken> {
+    /// Replaces everything by a snapshot, whose file is in that snapshot store.
+    pub fn restore(&mut self, snapshot: &Snapshot, snapshot_store: &SnapshotStore) -> Result<(), Broken> {
         let broken = |cause: String| Broken::Snapshot { index: snapshot.index, term: snapshot.term, cause };
         let (mut system, machine) = SystemState::of(snapshot).map_err(|e| broken(e.to_string()))?;
         match machine {
             // What the machine's own storage holds is newer: it keeps it.
             Some(_) if snapshot.index <= self.holds => {}
             Some(_) => {
-                let mut state = shelf.open(snapshot).map_err(|e| broken(e.to_string()))?;
+                let mut state = snapshot_store.open(snapshot).map_err(|e| broken(e.to_string()))?;
                 caught(|| format!("restoring the snapshot at {}", snapshot.index), || self.machine.restore(&mut state))?
                     .map_err(|e| broken(e.to_string()))?
             }
@@ -381,10 +381,10 @@ pub fn replay<S: StateMachine>(
     group: GroupId,
     reader: &dyn LogReader,
     recovered: &Recovered,
-    shelf: &Shelf,
+    snapshot_store: &SnapshotStore,
     machine: S,
 ) -> Result<Replayed<S>, Broken> {
-    replay_hashing(group, reader, recovered, shelf, machine, Hashes::ALL)
+    replay_hashing(group, reader, recovered, snapshot_store, machine, Hashes::ALL)
 }
 
 /// The same, hashing only this.
@@ -392,7 +392,7 @@ pub fn replay_hashing<S: StateMachine>(
     group: GroupId,
     reader: &dyn LogReader,
     recovered: &Recovered,
-    shelf: &Shelf,
+    snapshot_store: &SnapshotStore,
     machine: S,
     hashes: Hashes,
 ) -> Result<Replayed<S>, Broken> {
@@ -406,12 +406,12 @@ pub fn replay_hashing<S: StateMachine>(
         let (snapshots, system, marks) = (Vec::new(), None, Vec::new());
         return Ok(Replayed { replica, system, applied: 0, applied_term: 0, snapshot_index: 0, snapshots, marks });
     };
-    let snapshots = usable(recovered, shelf)?;
+    let snapshots = usable(recovered, snapshot_store)?;
     let snapshot = snapshots.last().unwrap_or(newest);
     if let Some((index, term)) = holds {
         in_this_log(recovered, snapshot, index, term)?;
     }
-    replica.restore(snapshot, shelf)?;
+    replica.restore(snapshot, snapshot_store)?;
     for snapshot in &recovered.snapshots {
         // The log may begin before the one that was restored, at an older one. Its file does not matter here.
         if let Ok((system, _)) = SystemState::of(snapshot) {
@@ -443,10 +443,10 @@ pub fn replay_hashing<S: StateMachine>(
 }
 
 /// The snapshots that can be started from, ascending; never none.
-fn usable(recovered: &Recovered, shelf: &Shelf) -> Result<Vec<Snapshot>, Broken> {
+fn usable(recovered: &Recovered, snapshot_store: &SnapshotStore) -> Result<Vec<Snapshot>, Broken> {
     let (mut usable, mut problems) = (Vec::new(), Vec::new());
     for snapshot in recovered.snapshots.iter().rev() {
-        let wrong = match shelf.verify(snapshot) {
+        let wrong = match snapshot_store.verify(snapshot) {
             // The entries between it and the log are gone.
             Ok(()) if snapshot.index < recovered.base() => {
                 let first = recovered.base() + 1;
@@ -503,8 +503,8 @@ mod tests {
         machine::MachineError,
         members::Change,
         snapshot::{
-            shelf::{Content, complete_name},
             simulated::SimulatedFiles,
+            store::{Content, complete_name},
         },
         system_state::{Audit, RecoveredBecause},
         testkit::{Sum, TestStore, change, command, empty, genesis},
@@ -525,7 +525,7 @@ mod tests {
     }
 
     fn run(recovered: &Recovered, machine: Sum) -> Result<Replayed<Sum>, Broken> {
-        replay(GroupId::FIRST, &log(), recovered, &Shelf::memory(), machine)
+        replay(GroupId::FIRST, &log(), recovered, &SnapshotStore::memory(), machine)
     }
 
     #[test]
@@ -578,7 +578,7 @@ mod tests {
             crate::serde_snapshot!();
         }
         let mut replica = Replica::new(Times::default());
-        replica.restore(&genesis(), &Shelf::memory()).unwrap();
+        replica.restore(&genesis(), &SnapshotStore::memory()).unwrap();
         for (index, second) in [(2, 100), (3, 90), (4, 110)] {
             let time = SystemTime::UNIX_EPOCH + Duration::from_secs(second);
             let data = EncodedCommand::command(&0u64).unwrap().stamp(time).into();
@@ -590,7 +590,7 @@ mod tests {
     #[test]
     fn a_command_that_cannot_be_decoded_is_named_and_never_skipped() {
         let mut replica = Replica::new(Sum::default());
-        replica.restore(&genesis(), &Shelf::memory()).unwrap();
+        replica.restore(&genesis(), &SnapshotStore::memory()).unwrap();
         let data = EncodedCommand::command(&"not a number").unwrap().stamp(SystemTime::UNIX_EPOCH).into();
         let error = replica.apply(&Entry { data, ..empty(2, 3) }).err().unwrap();
         assert!(error.to_string().starts_with("cannot decode the committed command at 2@3: "), "{error}");
@@ -603,7 +603,7 @@ mod tests {
     fn a_hole_in_the_log_is_refused() {
         let mut replica = Replica::new(Sum::default());
         assert!(matches!(replica.apply(&command(2, 1, 1)), Err(Broken::Hole { applied: 0, found: 2 })));
-        replica.restore(&genesis(), &Shelf::memory()).unwrap();
+        replica.restore(&genesis(), &SnapshotStore::memory()).unwrap();
         assert!(matches!(replica.apply(&command(3, 1, 1)), Err(Broken::Hole { applied: 1, found: 3 })));
         replica.apply(&command(2, 1, 1)).unwrap();
         assert!(matches!(replica.apply(&command(2, 1, 1)), Err(Broken::Hole { applied: 2, found: 2 })));
@@ -612,7 +612,7 @@ mod tests {
     #[test]
     fn a_membership_change_rides_in_the_context() {
         let mut replica = Replica::new(Sum::default());
-        replica.restore(&genesis(), &Shelf::memory()).unwrap();
+        replica.restore(&genesis(), &SnapshotStore::memory()).unwrap();
         let id = ChangeId { node: 1, boot: 1, number: 1 };
         let add = SystemCommand::Change { id, change: Change::AddLearner(4, Address::from("n4")), forced: false };
         assert!(matches!(replica.apply(&change(2, 1, &add)).unwrap(), Done::System { changed: true }));
@@ -627,14 +627,16 @@ mod tests {
         assert_eq!(replica.system().unwrap().membership.learners(), [4]);
     }
 
-    /// Snapshots of the log at 3 and 4 on a shelf, and what names them.
+    /// Snapshots of the log at 3 and 4 in a snapshot store, and what names them.
     fn two_snapshots() -> (SimulatedFiles, Vec<Snapshot>, Recovered) {
         let files = SimulatedFiles::new(Arc::new(()));
-        let shelf = Shelf::over(files.open());
+        let snapshot_store = SnapshotStore::over(files.open());
         let replay_to = |commit| run(&recovered(5, commit), Sum::default()).unwrap().replica;
         let build = |commit| {
             let (index, term, system, state) = replay_to(commit).freeze().unwrap();
-            shelf.build(Content { index, term, system, formed_with: BTreeMap::new(), state }, &mut |_| {}).unwrap()
+            snapshot_store
+                .build(Content { index, term, system, formed_with: BTreeMap::new(), state }, &mut |_| {})
+                .unwrap()
         };
         let snapshots = vec![build(3), build(4)];
         let found = Recovered { snapshots: snapshots.clone(), ..recovered(5, 5) };
@@ -647,7 +649,7 @@ mod tests {
     }
 
     fn start(files: &SimulatedFiles, recovered: &Recovered, machine: Sum) -> Result<Replayed<Sum>, Broken> {
-        replay(GroupId::FIRST, &log(), recovered, &Shelf::over(files.open()), machine)
+        replay(GroupId::FIRST, &log(), recovered, &SnapshotStore::over(files.open()), machine)
     }
 
     #[test]
@@ -722,24 +724,24 @@ mod tests {
         }
         let restored = Arc::new(AtomicBool::new(false));
         let watched = || Watched(restored.clone());
-        let shelf = Shelf::memory();
+        let snapshot_store = SnapshotStore::memory();
         let mut replica = Replica::new(watched());
-        replica.restore(&genesis(), &shelf).unwrap();
+        replica.restore(&genesis(), &snapshot_store).unwrap();
         let (_, term, system, state) = replica.freeze().unwrap();
         let content = Content { index: 4, term, system, formed_with: BTreeMap::new(), state };
-        let snapshot = shelf.build(content, &mut |_| {}).unwrap();
+        let snapshot = snapshot_store.build(content, &mut |_| {}).unwrap();
         let only = Recovered { snapshots: vec![snapshot.clone()], terms: vec![(4, 1)], ..recovered(5, 4) };
-        replay(GroupId::FIRST, &log(), &only, &shelf, watched()).unwrap();
+        replay(GroupId::FIRST, &log(), &only, &snapshot_store, watched()).unwrap();
         assert!(restored.swap(false, Ordering::Relaxed));
 
         let file = SystemState::of(&snapshot).unwrap().1.unwrap();
-        let mut bytes = shelf.read(4, &file, 0, u32::MAX).unwrap().unwrap().to_vec();
+        let mut bytes = snapshot_store.read(4, &file, 0, u32::MAX).unwrap().unwrap().to_vec();
         // In the last chunk: a restore would have got the three before it.
         let at = bytes.len() - 80;
         bytes[at] ^= 1;
         let files = SimulatedFiles::new(Arc::new(()));
         files.open().create(&complete_name(4, &file)).unwrap().write_all(&bytes).unwrap();
-        let error = replay(GroupId::FIRST, &log(), &only, &Shelf::over(files.open()), watched()).err().unwrap();
+        let error = replay(GroupId::FIRST, &log(), &only, &SnapshotStore::over(files.open()), watched()).err().unwrap();
         assert!(error.to_string().contains("chunk 3 is damaged: "), "{error}");
         assert!(!restored.load(Ordering::Relaxed));
     }
@@ -784,7 +786,7 @@ mod tests {
             }
         }
         let mut replica = Replica::new(Cold::default());
-        replica.restore(&genesis(), &Shelf::memory()).unwrap();
+        replica.restore(&genesis(), &SnapshotStore::memory()).unwrap();
         replica.apply(&command(2, 1, 1)).unwrap();
         let error = replica.freeze().unwrap_err().to_string();
         assert_eq!(error, "the state machine cannot freeze its state at 2@1: not today");
@@ -810,7 +812,7 @@ mod tests {
         let (cluster, address) = (ClusterId(77), Address::from("n5"));
         let recovered = SystemCommand::Recovered { cluster, node: 5, address, incarnation: None, audit };
         let mut replica = Replica::new(Sum::default());
-        replica.restore(&genesis(), &Shelf::memory()).unwrap();
+        replica.restore(&genesis(), &SnapshotStore::memory()).unwrap();
         // In the context of a change it is nobody's: there it would pass by the check of what peers send.
         assert!(matches!(replica.apply(&change(2, 1, &recovered)).unwrap(), Done::Nothing));
         assert_eq!(replica.system().unwrap().recovered_at, 0);
@@ -825,7 +827,7 @@ mod tests {
     #[test]
     fn a_panic_is_a_sentence() {
         let mut replica = Replica::new(Sum::default());
-        replica.restore(&genesis(), &Shelf::memory()).unwrap();
+        replica.restore(&genesis(), &SnapshotStore::memory()).unwrap();
         let error = replica.apply(&command(2, 1, 666)).err().unwrap().to_string();
         assert!(error.starts_with("the state machine panicked applying 2@1: "), "{error}");
         assert!(error.contains("the number of the beast"), "{error}");

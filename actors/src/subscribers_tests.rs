@@ -8,7 +8,7 @@ use crate::{
     log::store::{HardState, Recovered},
     machine::ApplyContext,
     replica::{Replica, replay},
-    snapshot::{Shelf, shelf::Content},
+    snapshot::{SnapshotStore, store::Content},
     testkit::{Sum, TestStore, change, empty, genesis},
 };
 use actorum_transport::wire::Entry;
@@ -164,9 +164,9 @@ async fn an_event_has_the_time_that_apply_saw_wherever_reading_begins() {
             dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             (dice >> 33) % sides
         };
-        let shelf = Shelf::memory();
+        let snapshot_store = SnapshotStore::memory();
         let mut replica = Replica::new(Diary::default());
-        replica.restore(&genesis(), &shelf).unwrap();
+        replica.restore(&genesis(), &snapshot_store).unwrap();
         let mut log: Vec<Entry> = Vec::new();
         let mut snapshots = vec![genesis()];
         let last = 20 + roll(60);
@@ -200,7 +200,7 @@ async fn an_event_has_the_time_that_apply_saw_wherever_reading_begins() {
             if roll(40) == 0 {
                 let (index, term, system, state) = replica.freeze().unwrap();
                 let content = Content { index, term, system, formed_with: BTreeMap::new(), state };
-                snapshots.push(shelf.build(content, &mut |_| {}).unwrap());
+                snapshots.push(snapshot_store.build(content, &mut |_| {}).unwrap());
                 snapshots.drain(..snapshots.len().saturating_sub(2));
             }
         }
@@ -212,7 +212,7 @@ async fn an_event_has_the_time_that_apply_saw_wherever_reading_begins() {
         let hard_state = HardState { term: 1, vote: 1, commit: last };
         let terms = vec![(base, 1)];
         let recovered = Recovered { snapshots, hard_state, last_index: last, terms, sizes: Vec::new() };
-        let again = replay(GroupId::FIRST, &store, &recovered, &shelf, Diary::default()).unwrap().replica;
+        let again = replay(GroupId::FIRST, &store, &recovered, &snapshot_store, Diary::default()).unwrap().replica;
         assert_eq!(again.machine().0, saw);
         for times in [replica.times(), again.times()] {
             let mut subscribers = Subscribers::new(GroupId::FIRST, Arc::new(store.clone()), times, AMPLE);

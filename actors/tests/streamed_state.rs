@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, fs, io::Read};
 
 use actorum_actors::{
     machine::Frozen,
-    snapshot::{Shelf, shelf::Content},
+    snapshot::{SnapshotStore, store::Content},
     system_state::SystemState,
 };
 use actorum_transport::wire::{Address, ClusterId};
@@ -40,7 +40,7 @@ impl Pieces {
 #[test]
 fn a_state_larger_than_the_memory_it_takes() {
     let dir = tempfile::tempdir().unwrap();
-    let [here, there] = ["here", "there"].map(|name| Shelf::in_directory(&dir.path().join(name)).unwrap());
+    let [here, there] = ["here", "there"].map(|name| SnapshotStore::in_directory(&dir.path().join(name)).unwrap());
     let before = peak();
 
     let state = Frozen::new(|out| {

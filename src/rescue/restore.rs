@@ -17,7 +17,7 @@ use actorum_actors::{
         sled::SledStore,
     },
     snapshot::{
-        Shelf,
+        SnapshotStore,
         file::{Header, Reader},
     },
     system_state::{Audit, RecoveredBecause},
@@ -130,8 +130,9 @@ impl BackupFile {
         let snapshot = self.snapshot()?;
         let restoring = Restoring::begin(dir)?;
         let path = snapshots_path(dir);
-        let shelf = Shelf::in_directory(&path).map_err(|error| io_error(&path, "cannot make", error))?;
-        copy(&self.path, &self.content, &shelf, &snapshot)?;
+        let snapshot_store =
+            SnapshotStore::in_directory(&path).map_err(|error| io_error(&path, "cannot make", error))?;
+        copy(&self.path, &self.content, &snapshot_store, &snapshot)?;
         let store = SledStore::open(&restoring.store(), options(id))?;
         let (index, term, cluster) = (self.index(), self.term(), self.cluster());
         let audit = Audit {
@@ -234,9 +235,9 @@ fn unusable(path: &Path, cause: impl std::fmt::Display) -> RescueError {
     RescueError::Backup { file: path.to_owned(), cause: cause.to_string() }
 }
 
-/// Onto the shelf, which verifies it whole and makes it durable.
-fn copy(path: &Path, from: &File, shelf: &Shelf, snapshot: &Snapshot) -> Result<(), RescueError> {
-    let mut receiving = shelf.receive(snapshot)?;
+/// Into the snapshot store, which verifies it whole and makes it durable.
+fn copy(path: &Path, from: &File, snapshot_store: &SnapshotStore, snapshot: &Snapshot) -> Result<(), RescueError> {
+    let mut receiving = snapshot_store.receive(snapshot)?;
     let (mut buffer, mut offset) = (vec![0; COPY_BYTES], 0);
     loop {
         let got = from.read_at(&mut buffer, offset).map_err(|error| io_error(path, "cannot read", error))?;

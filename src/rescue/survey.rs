@@ -8,7 +8,7 @@ use actorum_actors::{
         directory::snapshots_path,
         inspect::{GroupReport, Inspection},
     },
-    snapshot::Shelf,
+    snapshot::SnapshotStore,
     system_state::{Audit, SystemState},
 };
 use actorum_transport::wire::{ClusterId, Incarnation, NodeId, Snapshot};
@@ -170,10 +170,10 @@ fn look_at(dir: &Path, snapshot: &Snapshot) -> SurvivingSnapshot {
 
 fn verify(dir: &Path, snapshot: &Snapshot) -> Result<(), String> {
     let path = snapshots_path(dir);
-    // Opening a shelf would make it.
+    // Opening a snapshot store would make it.
     if !path.is_dir() {
         return Err(format!("{} is missing, and the snapshot at {} with it", path.display(), snapshot.index));
     }
-    let shelf = Shelf::in_directory(&path).map_err(|error| format!("{}: {error}", path.display()))?;
-    shelf.verify(snapshot).map_err(|error| error.to_string())
+    let snapshot_store = SnapshotStore::in_directory(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+    snapshot_store.verify(snapshot).map_err(|error| error.to_string())
 }

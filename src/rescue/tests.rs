@@ -16,7 +16,7 @@ use actorum_actors::{
     },
     machine::{ApplyContext, StateMachine},
     replica::replay,
-    snapshot::{Shelf, shelf::Content},
+    snapshot::{SnapshotStore, store::Content},
     system_state::SystemState,
 };
 use actorum_transport::wire::{Address, ClusterId, Entry, EntryKind, Incarnation, NodeId};
@@ -75,7 +75,7 @@ fn commit_of(store: SledStore, write: Write) {
 fn backup(dir: &Path) -> PathBuf {
     let (system, state) = (founded(), Sum(41).snapshot().unwrap());
     let content = Content { index: 9, term: 4, system, formed_with: BTreeMap::new(), state };
-    Shelf::in_directory(dir).unwrap().build(content, &mut |_| {}).unwrap();
+    SnapshotStore::in_directory(dir).unwrap().build(content, &mut |_| {}).unwrap();
     fs::read_dir(dir).unwrap().next().unwrap().unwrap().path()
 }
 
@@ -83,8 +83,8 @@ fn backup(dir: &Path) -> PathBuf {
 fn started(dir: &Path, id: NodeId) -> (SystemState, u64, u64) {
     let store = SledStore::open(dir, OpenOptions::new(id, Incarnation(99))).unwrap();
     let recovered = store.recover(boot::GROUP).unwrap();
-    let shelf = Shelf::in_directory(&directory::snapshots_path(dir)).unwrap();
-    let replayed = replay(boot::GROUP, &*store.reader(), &recovered, &shelf, Sum(0)).unwrap();
+    let snapshot_store = SnapshotStore::in_directory(&directory::snapshots_path(dir)).unwrap();
+    let replayed = replay(boot::GROUP, &*store.reader(), &recovered, &snapshot_store, Sum(0)).unwrap();
     let system = (*replayed.system.unwrap()).clone();
     (system, replayed.replica.machine().0, replayed.applied)
 }
@@ -370,8 +370,8 @@ fn a_damaged_snapshot_is_found_before_anything_is_changed() {
     let temp = TempDir::new().unwrap();
     let dir = temp.path().join("node");
     restored(&backup(&temp.path().join("backups")), &dir).unwrap();
-    let shelf = directory::snapshots_path(&dir);
-    let file = shelf.join(&names(&shelf)[0]);
+    let snapshot_store = directory::snapshots_path(&dir);
+    let file = snapshot_store.join(&names(&snapshot_store)[0]);
     let mut content = fs::read(&file).unwrap();
     let middle = content.len() / 2;
     content[middle] ^= 1;
@@ -380,8 +380,8 @@ fn a_damaged_snapshot_is_found_before_anything_is_changed() {
     assert!(survivor.log.as_ref().unwrap().snapshots[0].damaged.is_some(), "{survivor:?}");
     let error = recover(&dir, &[] as &[&Path], Recover::new("ada", when())).unwrap_err();
     assert!(matches!(error, RescueError::Unusable { .. }) && error.to_string().contains("damaged"), "{error}");
-    fs::remove_dir_all(&shelf).unwrap();
+    fs::remove_dir_all(&snapshot_store).unwrap();
     let survivor = &survey(&[&dir])[0];
     assert!(survivor.problems[0].contains("is missing"), "{survivor:?}");
-    assert!(!shelf.exists(), "a survey makes nothing");
+    assert!(!snapshot_store.exists(), "a survey makes nothing");
 }

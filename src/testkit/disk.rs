@@ -20,10 +20,10 @@ use actorum_actors::log::{
 };
 use actorum_actors::log_writer::SHORT;
 use actorum_actors::snapshot::{
-    Shelf,
+    SnapshotStore,
     files::{Appending, Files, Reading},
-    shelf::complete_name,
     simulated::{self, SimulatedFiles},
+    store::complete_name,
 };
 use actorum_transport::lives::{Content, LifeBook};
 use actorum_transport::wire::{GroupId, Incarnation, NodeId, Snapshot, SnapshotFile};
@@ -203,9 +203,9 @@ impl Disk {
         let store = self.disk.open(self.id, incarnation)?;
         *self.lives.lock().unwrap_or_else(PoisonError::into_inner) = store.lives();
         let files = Counted { files: self.files.open(), room: self.room.clone(), tally: self.tally.clone() };
-        let shelf = Arc::new(Shelf::over(Arc::new(files)));
+        let snapshot_store = Arc::new(SnapshotStore::over(Arc::new(files)));
         let probe = Arc::new(DiskProbe { moods: self.moods.clone(), room: self.room.clone() });
-        Ok(Box::new(Probed { store, shelf, probe, reserve }))
+        Ok(Box::new(Probed { store, snapshot_store, probe, reserve }))
     }
 
     pub fn crash(&self, loss: Loss) {
@@ -371,7 +371,7 @@ impl Durable for Disk {
 /// A store on the disk, with the way around it that probes take.
 struct Probed {
     store: Box<dyn LogStore>,
-    shelf: Arc<Shelf>,
+    snapshot_store: Arc<SnapshotStore>,
     probe: Arc<DiskProbe>,
     reserve: Option<Arc<Reserve>>,
 }
@@ -389,8 +389,8 @@ impl LogStore for Probed {
         self.store.reader()
     }
 
-    fn shelf(&self) -> Arc<Shelf> {
-        self.shelf.clone()
+    fn snapshot_store(&self) -> Arc<SnapshotStore> {
+        self.snapshot_store.clone()
     }
 
     fn lives(&self) -> Option<Arc<LifeBook>> {

@@ -10,7 +10,7 @@ use actix::System;
 use actorum_actors::{
     consistency::ResponseCheck,
     machine::StateMachine,
-    snapshot::keeper::TakeSnapshotError,
+    snapshot::manager::TakeSnapshotError,
     status::{Formed, Role},
 };
 use actorum_transport::{memory::Frames, wire::NodeId};

@@ -18,7 +18,7 @@
 //! for what follows a snapshot that is being sent, until its receiver has that, too. Where space is low even that is
 //! let go: the receiver is offered the newest.
 //!
-//! Deliberately absent: files and pieces (see the keeper), and any measure of progress but signs of life.
+//! Deliberately absent: files and pieces (see the snapshot manager), and any measure of progress but signs of life.
 
 use std::collections::{BTreeMap, VecDeque};
 

@@ -17,7 +17,7 @@ use crate::{
     log::store::{HardState, Recovered},
     machine::{ApplyContext, Frozen, MachineError, StateMachine},
     replica::{Done, Hashes, Replica, replay, replay_hashing},
-    snapshot::{Shelf, shelf::Content},
+    snapshot::{SnapshotStore, store::Content},
     system_state::{Audit, RecoveredBecause},
     testkit::{Sum, TestStore, command, empty, genesis},
 };
@@ -48,13 +48,13 @@ fn apply<S: StateMachine>(replica: &mut Replica<S>, entries: &[Entry]) -> Vec<Ma
 
 fn begun<S: StateMachine>(machine: S) -> Replica<S> {
     let mut replica = Replica::new(machine);
-    replica.restore(&genesis(), &Shelf::memory()).unwrap();
+    replica.restore(&genesis(), &SnapshotStore::memory()).unwrap();
     replica
 }
 
-fn snapshot(replica: &Replica<Sum>, shelf: &Shelf) -> Snapshot {
+fn snapshot(replica: &Replica<Sum>, snapshot_store: &SnapshotStore) -> Snapshot {
     let (index, term, system, state) = replica.freeze().unwrap();
-    shelf.build(Content { index, term, system, formed_with: BTreeMap::new(), state }, &mut |_| {}).unwrap()
+    snapshot_store.build(Content { index, term, system, formed_with: BTreeMap::new(), state }, &mut |_| {}).unwrap()
 }
 
 fn found(snapshot: &Snapshot, last_index: u64) -> Recovered {
@@ -75,20 +75,20 @@ fn every_node_comes_to_the_same_at_a_mark() {
 /// The hash goes on where a snapshot ended it: on the node that built it, at its restart, and on one that was sent it.
 #[test]
 fn the_hash_is_part_of_snapshots() {
-    let (shelf, log) = (Shelf::memory(), log());
+    let (snapshot_store, log) = (SnapshotStore::memory(), log());
     let mut through = begun(Sum::default());
     let marks = apply(&mut through, &log);
     let mut half = begun(Sum::default());
     apply(&mut half, &log[..5]);
-    let snapshot = snapshot(&half, &shelf);
+    let snapshot = snapshot(&half, &snapshot_store);
     assert_eq!(snapshot.index, 6);
     let mut sent = Replica::new(Sum::default());
-    sent.restore(&snapshot, &shelf).unwrap();
+    sent.restore(&snapshot, &snapshot_store).unwrap();
     let after = apply(&mut sent, &log[5..]);
     assert_eq!(after[0].state, marks[1].state);
     assert_eq!(after[0].responses, None, "it has not given all responses since the last mark");
     let store = TestStore::with_entries(log[5..].to_vec());
-    let restarted = replay(GroupId::FIRST, &store, &found(&snapshot, 10), &shelf, Sum::default()).unwrap();
+    let restarted = replay(GroupId::FIRST, &store, &found(&snapshot, 10), &snapshot_store, Sum::default()).unwrap();
     assert_eq!(restarted.marks, after, "marks that are applied again are reported again");
     assert_eq!(restarted.replica.system(), through.system());
 }
@@ -96,14 +96,14 @@ fn the_hash_is_part_of_snapshots() {
 /// A snapshot of the first version has no hash: it begins at the next mark, or all begin anew where a mark says so.
 #[test]
 fn a_node_without_a_hash_begins_at_a_mark() {
-    let (shelf, log) = (Shelf::memory(), log());
+    let (snapshot_store, log) = (SnapshotStore::memory(), log());
     let first_version = Hashes { state: false, responses: false };
     let mut older = Replica::new(Sum::default()).hashing(first_version);
-    older.restore(&genesis(), &shelf).unwrap();
+    older.restore(&genesis(), &snapshot_store).unwrap();
     apply(&mut older, &log[..2]);
-    let snapshot = snapshot(&older, &shelf);
+    let snapshot = snapshot(&older, &snapshot_store);
     let mut later = Replica::new(Sum::default());
-    later.restore(&snapshot, &shelf).unwrap();
+    later.restore(&snapshot, &snapshot_store).unwrap();
     let marks = apply(&mut later, &log[2..]);
     assert_eq!((marks[0].state, marks[1].state.unwrap().since), (None, 5));
     let mut other = begun(Sum::default());
@@ -114,7 +114,7 @@ fn a_node_without_a_hash_begins_at_a_mark() {
     assert_eq!(one[1].state, two[1].state);
     assert_eq!(one[1].state.unwrap().since, 11);
     let (store, found) = (TestStore::with_entries(log[..3].to_vec()), found(&genesis(), 4));
-    let replayed = replay_hashing(GroupId::FIRST, &store, &found, &shelf, Sum::default(), first_version);
+    let replayed = replay_hashing(GroupId::FIRST, &store, &found, &snapshot_store, Sum::default(), first_version);
     assert_eq!(replayed.unwrap().replica.system().unwrap().state_hash, None);
 }
 
@@ -166,7 +166,7 @@ fn a_machine_that_is_not_deterministic_comes_to_other_answers() {
     assert_ne!(one[1].responses, other[1].responses);
     assert_eq!(one[1].responses.unwrap().version, 7);
     let mut off = Replica::new(Moody(1)).hashing(Hashes { state: true, responses: false });
-    off.restore(&genesis(), &Shelf::memory()).unwrap();
+    off.restore(&genesis(), &SnapshotStore::memory()).unwrap();
     assert_eq!(apply(&mut off, &log())[1].responses, None);
 }
 

@@ -23,7 +23,7 @@ use super::{
     store::{Batch, Compact, OpenError, StoreError, Write},
     watermark::{Pages, Watermark},
 };
-use crate::snapshot::{Shelf, SnapshotError};
+use crate::snapshot::{SnapshotError, SnapshotStore};
 
 /// How many bytes are copied at once: nobody waits for a commit meanwhile.
 const SLICE_BYTES: usize = 8 << 20;
@@ -121,7 +121,8 @@ pub(super) fn compact_with(dir: &Path, change: impl FnOnce(&mut OpenOptions)) ->
     let engine = SledEngine::open(&path, &options).map_err(|error| error.on_open(dir))?;
     let found = recovery::recover(&engine, dir, &identity, &mut watermark)?;
     directory::sweep(dir, generation);
-    let shelf = Shelf::in_directory(&directory::snapshots_path(dir)).map_err(failed("cannot open snapshots"))?;
+    let snapshot_store =
+        SnapshotStore::in_directory(&directory::snapshots_path(dir)).map_err(failed("cannot open snapshots"))?;
 
     let shared = Shared::new(engine, &found, Box::new(directory));
     let mut committer = Committer::new(shared, watermark);
@@ -130,7 +131,7 @@ pub(super) fn compact_with(dir: &Path, change: impl FnOnce(&mut OpenOptions)) ->
     for (group, found) in &found.groups {
         let snapshots = &found.recovered.snapshots;
         let Some(newest) = snapshots.last() else { continue };
-        if let Err(error) = shelf.verify(newest) {
+        if let Err(error) = snapshot_store.verify(newest) {
             not_cut = Some(error.to_string());
             kept.extend(snapshots.iter().cloned());
             continue;
@@ -142,11 +143,11 @@ pub(super) fn compact_with(dir: &Path, change: impl FnOnce(&mut OpenOptions)) ->
     let stored = |error| CompactError::Store { dir: dir.to_owned(), error };
     cut(&mut committer, writes).map_err(stored)?;
     // Only now: the log says no more that it may start from the others.
-    shelf.keep(&kept).map_err(|error| CompactError::Snapshots { dir: dir.to_owned(), error })?;
+    snapshot_store.keep(&kept).map_err(|error| CompactError::Snapshots { dir: dir.to_owned(), error })?;
 
-    let pace = options.rewrite_pace();
+    let policy = options.rewrite_policy();
     let reserve = reserve::Reserve::of(dir, Default::default());
-    let mut rewriter = Rewriter::new(Box::new(Generations::new(dir.to_owned(), options, generation, reserve)), pace);
+    let mut rewriter = Rewriter::new(Box::new(Generations::new(dir.to_owned(), options, generation, reserve)), policy);
     let rewritten = caught_at_once(&mut rewriter, &mut committer);
     rewriter.close();
     let kept = committer.live_bytes();

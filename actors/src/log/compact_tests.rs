@@ -16,7 +16,7 @@ use crate::{
         store::{HardState, LogStore},
     },
     machine::Frozen,
-    snapshot::shelf::Content,
+    snapshot::store::Content,
     system_state::SystemState,
 };
 
@@ -46,12 +46,12 @@ fn write(store: SledStore, writes: Vec<Write>) {
 /// A node with entries up to 100 and snapshots of 40 and 90, the log reaching back to the first entry.
 fn node(dir: &Path) -> [Snapshot; 2] {
     let store = SledStore::open(dir, options()).unwrap();
-    let shelf = store.shelf();
+    let snapshot_store = store.snapshot_store();
     let snapshots = [40, 90].map(|index| {
         let state = Frozen::bytes(vec![index as u8; 100_000]);
         let founders = std::collections::BTreeMap::from([(1, "127.0.0.1:1".into())]);
         let (system, formed_with) = (SystemState::founded(ClusterId(1), &founders), Default::default());
-        let snapshot = shelf.build(Content { index, term: 1, system, formed_with, state }, &mut |_| {});
+        let snapshot = snapshot_store.build(Content { index, term: 1, system, formed_with, state }, &mut |_| {});
         snapshot.unwrap()
     });
     let hard_state = Some(HardState { term: 1, vote: 1, commit: 100 });
@@ -70,7 +70,7 @@ fn content(dir: &Path) -> (u64, u64, u64, Vec<u64>) {
     let store = SledStore::open(dir, options()).unwrap();
     let found = store.recover(GROUP).unwrap();
     if let Some(snapshot) = found.snapshots.last() {
-        store.shelf().verify(snapshot).unwrap();
+        store.snapshot_store().verify(snapshot).unwrap();
     }
     let first = store.reader().first_index(GROUP);
     let read = store.reader().entries(GROUP, first, found.last_index + 1, usize::MAX).unwrap();

@@ -18,7 +18,7 @@ use actorum_transport::wire::{Entry, GroupId, Incarnation, NodeId, Snapshot};
 
 use super::{lives, plan, sizes::Sizes, store::*};
 
-use crate::snapshot::Shelf;
+use crate::snapshot::SnapshotStore;
 
 /// The disk of one node. Clones are the same disk.
 #[derive(Clone, Default)]
@@ -131,7 +131,7 @@ struct Disk {
     identity: Option<StoreIdentity>,
     lives: Option<Content>,
     /// Its files outlive a process, and everything on them is durable at once.
-    shelf: Arc<Shelf>,
+    snapshot_store: Arc<SnapshotStore>,
     open: bool,
     /// Which opening of the disk is the present one: handles of an earlier one do nothing.
     life: u64,
@@ -327,8 +327,8 @@ impl LogStore for MemoryStore {
         Arc::new(MemoryReader { disk: self.disk.clone(), life: self.life })
     }
 
-    fn shelf(&self) -> Arc<Shelf> {
-        self.disk.lock().shelf.clone()
+    fn snapshot_store(&self) -> Arc<SnapshotStore> {
+        self.disk.lock().snapshot_store.clone()
     }
 
     fn lives(&self) -> Option<Arc<LifeBook>> {

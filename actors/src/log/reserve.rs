@@ -14,7 +14,7 @@
 //! Nothing depends on what is in the file. A crash at any step leaves it whole, in part, or not at all, and the next look makes it
 //! again.
 //!
-//! Deliberately absent: who borrows when (see `rewrite` and the shelf), what low space means (see the log writer), and the file itself,
+//! Deliberately absent: who borrows when (see `rewrite` and the snapshot store), what low space means (see the log writer), and the file itself,
 //! which a simulated volume has another of ([`Ballast`]).
 
 use std::{

@@ -95,7 +95,7 @@ pub enum RewriteStep {
 
 /// When it is worth it, and how much at once.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Pace {
+pub(super) struct RewritePolicy {
     pub(super) min_bytes: u64,
     pub(super) ratio: u64,
     pub(super) slice_bytes: usize,
@@ -106,7 +106,7 @@ pub(super) struct Pace {
     pub(super) aside_bytes: u64,
 }
 
-impl Pace {
+impl RewritePolicy {
     /// What an engine of so many live bytes takes, roughly.
     fn taken_by(&self, live: u64) -> u64 {
         live.saturating_mul(TAKEN_BY_LIVE).saturating_add(self.aside_bytes)
@@ -304,7 +304,7 @@ struct Said {
 /// Rewrites the engine of one store when it is due.
 pub(super) struct Rewriter<E> {
     renew: Box<dyn Renew<E>>,
-    pace: Pace,
+    policy: RewritePolicy,
     copy: Option<Copy<E>>,
     /// What the engine took on disk right after the last rewriting, in percent of what was copied: no rewriting makes it better.
     /// sled takes about 270 of a new one, and 300 to 400 of one that is at work.
@@ -335,14 +335,14 @@ pub(super) struct Rewriter<E> {
 }
 
 impl<E: Engine> Rewriter<E> {
-    pub(super) fn new(renew: Box<dyn Renew<E>>, pace: Pace) -> Rewriter<E> {
+    pub(super) fn new(renew: Box<dyn Renew<E>>, policy: RewritePolicy) -> Rewriter<E> {
         let (copy, begun, not_before, not_before_if_short, removing) = (None, None, None, None, None);
         let (said, parked) = (Said::default(), Vec::new());
         let (looked, lent, cutting, rewriting) = (None, None, None, None);
         let (best, left, failures) = (0, 0, 0);
         Rewriter {
             renew,
-            pace,
+            policy,
             copy,
             best,
             begun,
@@ -364,7 +364,7 @@ impl<E: Engine> Rewriter<E> {
 
     /// Whether an idle store should look now and then whether room is short: there may be something to free.
     pub(super) fn watches<S: Pages>(&self, committer: &Committer<E, S>) -> bool {
-        self.renew.watches() && committer.disk_bytes() > self.pace.aside_bytes
+        self.renew.watches() && committer.disk_bytes() > self.policy.aside_bytes
     }
 
     /// Whether there is room to write so many bytes: an engine that finds none is dead. What nobody watches or can tell is no reason to
@@ -395,7 +395,7 @@ impl<E: Engine> Rewriter<E> {
         }
         // Entries leave the room that the next start needs, if the reserve does not keep it.
         let opening = OPENING.saturating_sub(reserve);
-        let besides = self.pace.reserve_bytes.clamp(ROOM_FOR_STATE, ROOM_TO_WRITE).max(opening);
+        let besides = self.policy.reserve_bytes.clamp(ROOM_FOR_STATE, ROOM_TO_WRITE).max(opening);
         (bytes as u64).saturating_mul(TAKEN_BY_LIVE).saturating_add(besides)
     }
 
@@ -438,7 +438,7 @@ impl<E: Engine> Rewriter<E> {
             None if !self.is_due(committer) => return Ok(()),
             None => self.make(),
             // At least twice what comes in: else the end would never be reached.
-            Some(copy) => self.step(committer, copy, self.pace.slice_bytes.max(2 * committed)),
+            Some(copy) => self.step(committer, copy, self.policy.slice_bytes.max(2 * committed)),
         };
         match outcome {
             Ok(()) => Ok(()),
@@ -471,7 +471,7 @@ impl<E: Engine> Rewriter<E> {
         self.lent = Some(self.borrow(committer.live_bytes()).map_err(Stopped::NoRoom)?);
         self.make()?;
         while let Some(copy) = self.copy.take() {
-            self.step(committer, copy, self.pace.slice_bytes)?;
+            self.step(committer, copy, self.policy.slice_bytes)?;
         }
         Ok(())
     }
@@ -517,12 +517,13 @@ impl<E: Engine> Rewriter<E> {
         }
         if !self.parked.is_empty() {
             if self.sweep().is_err() {
-                self.put_off(self.pace.retry, self.pace.retry / SOONER);
+                self.put_off(self.policy.retry, self.policy.retry / SOONER);
             }
             return false;
         }
         // What fills the disk kills the log that works.
-        let reserve = self.pace.reserve_bytes.saturating_mul(RESERVES_AT_START).max(self.floor(self.pace.slice_bytes));
+        let reserve =
+            self.policy.reserve_bytes.saturating_mul(RESERVES_AT_START).max(self.floor(self.policy.slice_bytes));
         let needed = self.live(committer).saturating_mul(ROOM_FOR_LIVE).saturating_add(reserve);
         let Err(mut want) = self.find_room(needed) else { return true };
         if short {
@@ -537,7 +538,7 @@ impl<E: Engine> Rewriter<E> {
         self.say_no_room(want);
         // Looking costs nothing, and room may be there again at any time.
         // Where it is short what lives gets less as well, with the next snapshot.
-        self.put_off(self.pace.retry, self.pace.retry / LOOKS);
+        self.put_off(self.policy.retry, self.policy.retry / LOOKS);
         false
     }
 
@@ -545,21 +546,21 @@ impl<E: Engine> Rewriter<E> {
     fn is_wasteful<S: Pages>(&self, committer: &Committer<E, S>) -> bool {
         let disk = committer.disk_bytes();
         // At twice of what is left afterwards at the least: else it would be rewritten without end.
-        let bad = self.pace.ratio.saturating_mul(100).max(self.best.saturating_mul(2));
-        disk > self.pace.min_bytes && (self.pace.ratio == 0 || percent(disk, self.live(committer)) >= bad)
+        let bad = self.policy.ratio.saturating_mul(100).max(self.best.saturating_mul(2));
+        disk > self.policy.min_bytes && (self.policy.ratio == 0 || percent(disk, self.live(committer)) >= bad)
     }
 
     /// Whether rewriting it gives back a segment or more, which is worth it where room is short.
     fn would_free<S: Pages>(&self, committer: &Committer<E, S>) -> bool {
-        let left = self.pace.taken_by(committer.live_bytes()).max(self.left);
-        committer.disk_bytes() >= left.saturating_add(self.pace.aside_bytes / 2)
+        let left = self.policy.taken_by(committer.live_bytes()).max(self.left);
+        committer.disk_bytes() >= left.saturating_add(self.policy.aside_bytes / 2)
     }
 
     /// The reserve, if it and what is free are enough for a copy of so many bytes.
     fn borrow(&self, live: u64) -> Result<Box<dyn Send>, Want> {
         let room = self.renew.room().unwrap_or(0).saturating_add(self.renew.reserve());
         // Where less lives than a slice holds, that is all there is to copy.
-        let slice = self.pace.slice_bytes.min(usize::try_from(live).unwrap_or(usize::MAX));
+        let slice = self.policy.slice_bytes.min(usize::try_from(live).unwrap_or(usize::MAX));
         let needed = live.saturating_mul(TAKEN_BY_LIVE).saturating_add(self.floor_of_reserve(slice));
         if room < needed {
             return Err(Want { room, needed });
@@ -570,17 +571,17 @@ impl<E: Engine> Rewriter<E> {
 
     /// Bytes of all entries, and not less than what a ratio says something of.
     fn live<S: Pages>(&self, committer: &Committer<E, S>) -> u64 {
-        committer.live_bytes().max(self.pace.min_bytes / 16).max(1)
+        committer.live_bytes().max(self.policy.min_bytes / 16).max(1)
     }
 
     /// What must be free before so much is copied: the log goes on beside it, and others may be filling the disk as well.
     fn floor(&self, slice_bytes: usize) -> u64 {
-        self.pace.reserve_bytes.max(self.pace.taken_by(slice_bytes as u64))
+        self.policy.reserve_bytes.max(self.policy.taken_by(slice_bytes as u64))
     }
 
     /// The same while the reserve is lent: the slice, and one segment for the log that works.
     fn floor_of_reserve(&self, slice_bytes: usize) -> u64 {
-        self.pace.taken_by(slice_bytes as u64).saturating_sub(self.pace.aside_bytes / 2)
+        self.policy.taken_by(slice_bytes as u64).saturating_sub(self.policy.aside_bytes / 2)
     }
 
     /// What must be free before the next slice; the reserve is borrowed for it where room has become short.
@@ -615,7 +616,7 @@ impl<E: Engine> Rewriter<E> {
     }
 
     fn postpone(&mut self) {
-        self.put_off(self.wait(), self.pace.retry / SOONER);
+        self.put_off(self.wait(), self.policy.retry / SOONER);
         self.failures += 1;
     }
 
@@ -626,7 +627,7 @@ impl<E: Engine> Rewriter<E> {
 
     /// How long to wait after one more failure.
     fn wait(&self) -> Duration {
-        self.pace.retry.saturating_mul(1 << self.failures.min(16)).min(RETRY_MAX)
+        self.policy.retry.saturating_mul(1 << self.failures.min(16)).min(RETRY_MAX)
     }
 
     fn make(&mut self) -> Result<(), Stopped> {
@@ -799,7 +800,7 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl<E> fmt::Debug for Rewriter<E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Rewriter").field("pace", &self.pace).finish_non_exhaustive()
+        f.debug_struct("Rewriter").field("policy", &self.policy).finish_non_exhaustive()
     }
 }
 

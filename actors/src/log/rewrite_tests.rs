@@ -884,9 +884,9 @@ impl ByHand {
         let (old, shared, watermark) = empty();
         let committer = Committer::new(shared, watermark);
         let (retry, reserve_bytes, aside_bytes) = (Duration::ZERO, 10_000, 1000);
-        let pace = Pace { min_bytes: 0, ratio: 0, slice_bytes, retry, reserve_bytes, aside_bytes };
+        let policy = RewritePolicy { min_bytes: 0, ratio: 0, slice_bytes, retry, reserve_bytes, aside_bytes };
         let told = Told { story: story.clone(), fails, room: room.clone() };
-        let rewriter = Rewriter::new(Box::new(told), pace);
+        let rewriter = Rewriter::new(Box::new(told), policy);
         let mut by_hand = ByHand { old, committer, rewriter, story, room };
         by_hand.write(genesis());
         by_hand
@@ -1030,7 +1030,7 @@ fn what_is_compacted_while_it_is_copied_does_not_put_off_the_next_rewriting() {
         store.go_on();
     }
     // From here on as in a node: four times what lives is too much.
-    store.rewriter.pace.ratio = 4;
+    store.rewriter.policy.ratio = 4;
     store.write(compact(395, 1));
     let mut index = 400;
     while store.rewriter.is_under_way() {
@@ -1138,7 +1138,7 @@ fn the_last_room_is_left_to_the_log() {
 /// A store that takes much more than what lives, none of which is worth a rewriting as long as there is room.
 fn wasteful() -> ByHand {
     let mut store = ByHand::new(2000, false);
-    store.rewriter.pace.ratio = 1000;
+    store.rewriter.policy.ratio = 1000;
     for index in 2..200 {
         store.write(append(index..=index, 1));
     }
@@ -1221,7 +1221,7 @@ fn what_was_put_off_while_there_was_room_is_not_once_it_is_short() {
     let mut store = ByHand::new(2000, true);
     store.write(append(2..=9, 1));
     // It failed often, and so the next attempt is a minute away.
-    (store.rewriter.failures, store.rewriter.pace.retry) = (16, Duration::from_millis(1));
+    (store.rewriter.failures, store.rewriter.policy.retry) = (16, Duration::from_millis(1));
     let enough = 4 * store.committer.live_bytes() + 5 * 10_000;
     let tries = |store: &ByHand| store.story.told().iter().filter(|told| *told == "make: durable").count();
     store.room_is(false, enough, 1);
@@ -1241,7 +1241,7 @@ fn what_was_put_off_while_there_was_room_is_not_once_it_is_short() {
 #[test]
 fn a_rewriting_under_way_borrows_the_reserve_when_room_becomes_short() {
     let mut store = wasteful();
-    store.rewriter.pace.ratio = 0;
+    store.rewriter.policy.ratio = 0;
     let enough = 4 * store.committer.live_bytes() + 5 * 10_000;
     store.room_is(false, enough, 1);
     store.go_on();
@@ -1309,7 +1309,7 @@ fn a_failure_is_said_once_and_tried_again_later_and_later() {
         store.write(append(10..=19, 1));
         assert!(store.old.all().contains_key(&Key::block(GROUP, 10)));
         // Not before its time.
-        store.rewriter.pace.retry = Duration::from_secs(60);
+        store.rewriter.policy.retry = Duration::from_secs(60);
         store.go_on();
         store.rewriter.removing.take().unwrap().join().unwrap();
         store.story.told();
@@ -1319,7 +1319,7 @@ fn a_failure_is_said_once_and_tried_again_later_and_later() {
         assert_eq!(store.story.told(), [""; 0]);
     });
     let mut rewriter = ByHand::new(2000, true).rewriter;
-    rewriter.pace.retry = Duration::from_secs(60);
+    rewriter.policy.retry = Duration::from_secs(60);
     let waits = [0, 1, 2, 5, 6, 40].map(|failures| {
         rewriter.failures = failures;
         rewriter.wait().as_secs() / 60
@@ -1395,9 +1395,9 @@ impl Threaded {
         room.1.bytes.store(OPENING, Ordering::SeqCst);
         let ((_, shared, watermark), story) = (empty(), Story::default());
         let (retry, reserve_bytes, aside_bytes, slice_bytes) = (Duration::ZERO, 10_000, 1000, 200_000);
-        let pace = Pace { min_bytes: u64::MAX, ratio: 0, slice_bytes, retry, reserve_bytes, aside_bytes };
+        let policy = RewritePolicy { min_bytes: u64::MAX, ratio: 0, slice_bytes, retry, reserve_bytes, aside_bytes };
         let told = Told { story: story.clone(), fails: false, room: room.clone() };
-        let at_work = worker::Pace {
+        let at_work = worker::CommitPolicy {
             max_waiting: 8,
             max_commit_bytes: 1 << 20,
             watermark_bytes: 1 << 20,
@@ -1407,7 +1407,7 @@ impl Threaded {
         };
         let (heard, completed) = channel();
         let heard = Arc::new(move |completion| drop(heard.send(completion)));
-        let rewriter = Rewriter::new(Box::new(told), pace);
+        let rewriter = Rewriter::new(Box::new(told), policy);
         let appender = Some(worker::Worker::start(shared.clone(), watermark, rewriter, at_work, heard));
         let mut store = Threaded { appender, completed, shared, story, room };
         store.submit(genesis());

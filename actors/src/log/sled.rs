@@ -59,9 +59,9 @@ use super::{
     rewrite::{self, Renew, Rewriter},
     store::*,
     watermark::Watermark,
-    worker::{Pace, Worker},
+    worker::{CommitPolicy, Worker},
 };
-use crate::snapshot::Shelf;
+use crate::snapshot::SnapshotStore;
 
 /// How much of the file sled takes at a time. The largest there is: see above.
 const SEGMENT_BYTES: usize = 16 << 20;
@@ -185,12 +185,12 @@ impl OpenOptions {
     }
 
     /// When a rewriting is worth it, and how much at once.
-    pub(super) fn rewrite_pace(&self) -> rewrite::Pace {
+    pub(super) fn rewrite_policy(&self) -> rewrite::RewritePolicy {
         let OpenOptions { rewrite_min_bytes: min_bytes, rewrite_ratio: ratio, .. } = *self;
         let OpenOptions { rewrite_slice_bytes: slice_bytes, rewrite_retry: retry, .. } = *self;
         // One that is being written, and the next.
         let (reserve_bytes, aside_bytes) = (self.rewrite_reserve_bytes, 2 * SEGMENT_BYTES as u64);
-        rewrite::Pace { min_bytes, ratio, slice_bytes, retry, reserve_bytes, aside_bytes }
+        rewrite::RewritePolicy { min_bytes, ratio, slice_bytes, retry, reserve_bytes, aside_bytes }
     }
 }
 
@@ -199,7 +199,7 @@ pub struct SledStore {
     dir: PathBuf,
     presence: Arc<Presence>,
     reserve: Arc<Reserve>,
-    shelf: Arc<Shelf>,
+    snapshot_store: Arc<SnapshotStore>,
     shared: Arc<Shared<SledEngine>>,
     lives: Arc<LifeBook>,
     identity: StoreIdentity,
@@ -267,8 +267,9 @@ impl SledStore {
         directory::sweep(dir, generation);
         let identity = directory.identity();
         let doing = "cannot open snapshots".to_owned();
-        let shelf = Shelf::in_directory(&directory::snapshots_path(dir));
-        let shelf = Arc::new(shelf.map_err(|error| OpenError::Io { dir: dir.to_owned(), doing, error })?);
+        let snapshot_store = SnapshotStore::in_directory(&directory::snapshots_path(dir));
+        let snapshot_store =
+            Arc::new(snapshot_store.map_err(|error| OpenError::Io { dir: dir.to_owned(), doing, error })?);
         let presence = Presence::of(dir).map_err(|error| {
             let doing = "cannot look at what was opened".to_owned();
             OpenError::Io { dir: dir.to_owned(), doing, error }
@@ -282,7 +283,18 @@ impl SledStore {
         let shared = Shared::new(engine, &found, Box::new(lock));
         let reserve = Reserve::of(dir, options.reserve_bounds());
         let (dir, presence, work) = (dir.to_owned(), Arc::new(presence), Some((watermark, options)));
-        Ok(SledStore { dir, presence, reserve, shelf, shared, lives, identity, found: found.groups, generation, work })
+        Ok(SledStore {
+            dir,
+            presence,
+            reserve,
+            snapshot_store,
+            shared,
+            lives,
+            identity,
+            found: found.groups,
+            generation,
+            work,
+        })
     }
 }
 
@@ -419,8 +431,8 @@ impl LogStore for SledStore {
         self.shared.clone()
     }
 
-    fn shelf(&self) -> Arc<Shelf> {
-        self.shelf.clone()
+    fn snapshot_store(&self) -> Arc<SnapshotStore> {
+        self.snapshot_store.clone()
     }
 
     fn lives(&self) -> Option<Arc<LifeBook>> {
@@ -441,9 +453,15 @@ impl LogStore for SledStore {
         let (watermark, options) = self.work.take().expect("start consumes the store, so it runs once");
         let OpenOptions { max_waiting, max_commit_bytes, close_within, .. } = options;
         let OpenOptions { watermark_bytes, watermark_commits, watermark_quiet, .. } = options;
-        let pace =
-            Pace { max_waiting, max_commit_bytes, watermark_bytes, watermark_commits, watermark_quiet, close_within };
-        let when = options.rewrite_pace();
+        let policy = CommitPolicy {
+            max_waiting,
+            max_commit_bytes,
+            watermark_bytes,
+            watermark_commits,
+            watermark_quiet,
+            close_within,
+        };
+        let when = options.rewrite_policy();
         let generations = Generations::new(self.dir.clone(), options, self.generation, self.reserve.clone());
         let rewriter = Rewriter::new(Box::new(generations), when);
         // What failed may have failed because the directory is not there any more: then that is the cause.
@@ -455,7 +473,7 @@ impl LogStore for SledStore {
             };
             completed(Completed { batch_number, result: result.map_err(missed) });
         });
-        Worker::start(self.shared.clone(), watermark, rewriter, pace, completed)
+        Worker::start(self.shared.clone(), watermark, rewriter, policy, completed)
     }
 }
 

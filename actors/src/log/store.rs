@@ -19,7 +19,7 @@ use actorum_transport::wire::{Entry, GroupId, Incarnation, NodeId, Snapshot};
 use serde::{Deserialize, Serialize};
 
 use super::reserve::Reserve;
-use crate::snapshot::Shelf;
+use crate::snapshot::SnapshotStore;
 
 /// What Raft must remember besides the log (Raft figure 2: currentTerm, votedFor), and the commit index,
 /// which is only a hint that saves work at restart.
@@ -166,7 +166,7 @@ pub trait LogStore: Send {
     fn reader(&self) -> Arc<dyn LogReader>;
 
     /// Where the files of snapshots are that belong to this store: they outlive a process exactly as the log does.
-    fn shelf(&self) -> Arc<Shelf>;
+    fn snapshot_store(&self) -> Arc<SnapshotStore>;
 
     /// The lives of the directory, and what is on record of the peers' (see `actorum_transport::lives`): this opening is one of
     /// them, durable already. `None` of a store that keeps none: a copy of it that is put back goes unnoticed.

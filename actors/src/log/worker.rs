@@ -40,7 +40,7 @@ const ROOM_LOOK: Duration = Duration::from_millis(50);
 
 /// How much it takes up at once, how the watermark's index follows, and how long it is waited for.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Pace {
+pub(super) struct CommitPolicy {
     pub(super) max_waiting: usize,
     pub(super) max_commit_bytes: usize,
     pub(super) watermark_bytes: u64,
@@ -53,7 +53,7 @@ pub(super) struct Pace {
 pub(super) struct Worker<E, S> {
     committer: Committer<E, S>,
     rewriter: Rewriter<E>,
-    pace: Pace,
+    policy: CommitPolicy,
     completed: Completions,
 }
 
@@ -120,14 +120,14 @@ impl<E: Engine, S: Pages + 'static> Worker<E, S> {
         shared: Arc<Shared<E>>,
         watermark: Watermark<S>,
         rewriter: Rewriter<E>,
-        pace: Pace,
+        policy: CommitPolicy,
         completed: Completions,
     ) -> Box<dyn LogAppender> {
-        let (submit, submitted) = sync_channel(pace.max_waiting.max(1));
+        let (submit, submitted) = sync_channel(policy.max_waiting.max(1));
         let (done, closed) = sync_channel(1);
-        let close_within = pace.close_within;
+        let close_within = policy.close_within;
         let committer = Committer::new(shared.clone(), watermark);
-        let worker = Worker { committer, rewriter, pace, completed: completed.clone() };
+        let worker = Worker { committer, rewriter, policy, completed: completed.clone() };
         let spawned = thread::Builder::new().name("actorum-store".to_owned()).spawn(move || {
             worker.run(submitted);
             let _ = done.send(());
@@ -177,7 +177,7 @@ impl<E: Engine, S: Pages + 'static> Worker<E, S> {
         }
         let stale = self.committer.stale.commits > 0;
         let first = match stale {
-            true => submitted.recv_timeout(self.pace.watermark_quiet),
+            true => submitted.recv_timeout(self.policy.watermark_quiet),
             false if self.rewriter.watches(&self.committer) => submitted.recv_timeout(LOOK),
             false => submitted.recv(),
         };
@@ -199,7 +199,7 @@ impl<E: Engine, S: Pages + 'static> Worker<E, S> {
     fn commit_all(&mut self, first: Submitted, submitted: &mut Submissions) -> Result<(), StoreError> {
         let mut bytes = first.bytes();
         let mut taken = vec![first];
-        while bytes < self.pace.max_commit_bytes {
+        while bytes < self.policy.max_commit_bytes {
             let Ok(next) = submitted.try_recv() else { break };
             bytes += next.bytes();
             taken.push(next);
@@ -220,7 +220,7 @@ impl<E: Engine, S: Pages + 'static> Worker<E, S> {
         result?;
         let committed = bytes;
         let Stale { bytes, commits } = self.committer.stale;
-        if bytes >= self.pace.watermark_bytes || commits >= self.pace.watermark_commits {
+        if bytes >= self.policy.watermark_bytes || commits >= self.policy.watermark_commits {
             // After the completions: no proposal waits for it.
             caught(|| self.committer.raise_index())?;
         }

@@ -1,4 +1,4 @@
-//! What refusals do to a manager, and what it knows of features.
+//! What refusals do to a membership manager, and what it knows of features.
 
 use actorum_transport::message::{Identity, PeerRefused};
 use tokio::sync::mpsc;

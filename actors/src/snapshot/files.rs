@@ -1,6 +1,6 @@
-//! The seam under the shelf: a flat folder of files, in a directory, in memory, or simulated.
+//! The seam under the snapshot store: a flat folder of files, in a directory, in memory, or simulated.
 //!
-//! As little as the shelf needs, and each of it a step at which the power may go: what is written is durable once the file
+//! As little as the snapshot store needs, and each of it a step at which the power may go: what is written is durable once the file
 //! was synced, and what it is called once the folder was.
 
 use std::{

@@ -2,14 +2,14 @@
 //!
 //! A [`Snapshot`](actorum_transport::wire::Snapshot) as raft-rs, the log's store and the peers see it is a descriptor of a
 //! few hundred bytes: index, term, configuration, our own system state, and which file holds the state machine's. The file
-//! lies on the [`shelf`]; [`mod@file`] is its form, and [`files`] what the shelf is made of.
+//! lies in the [`store`]; [`mod@file`] is its form, and [`files`] is the folder under the store.
 
-pub mod shelf;
+pub mod store;
 pub mod file;
 pub mod files;
 #[cfg(any(test, feature = "testkit"))]
 pub mod simulated;
-pub mod keeper;
-mod pace;
+pub mod manager;
+mod rate_limiter;
 
-pub use shelf::{Receiving, Shelf, SnapshotError};
+pub use store::{Receiving, SnapshotError, SnapshotStore};

@@ -1,7 +1,7 @@
 //! Simulated files: a folder in memory that loses power as a filesystem does.
 //!
 //! ```text
-//!  SimulatedFiles ── outlives every shelf opened on it
+//!  SimulatedFiles ── outlives every snapshot store opened on it
 //!    names      what is seen            ┐ create, rename, remove ─▶ unsynced ─▶ sync of the names ─▶ durable
 //!    unsynced   what a power cut takes  ┘
 //!    files      content ─▶ sync ─▶ durable; of what was not synced some may survive, and some may be torn
@@ -141,7 +141,7 @@ impl SimulatedFiles {
         self.lock().decide = decide;
     }
 
-    /// Begins a new life of it, for a [`Shelf::over`](super::Shelf::over) it: what was opened before is inert from here on.
+    /// Begins a new life of it, for a [`SnapshotStore::over`](super::SnapshotStore::over) it: what was opened before is inert from here on.
     pub fn open(&self) -> Arc<dyn Files> {
         let mut folder = self.lock();
         if folder.cut {

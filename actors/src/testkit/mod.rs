@@ -20,7 +20,7 @@ use crate::{
     },
     machine::{self, ApplyContext, StateMachine},
     message::{AppliedTo, DiskReport, Failed, FrozenState, MarkEvent, Persisted, SystemChanged, WriteSnapshot},
-    snapshot::Shelf,
+    snapshot::SnapshotStore,
     system_state::SystemState,
 };
 
@@ -158,8 +158,8 @@ impl LogStore for TestStore {
         Arc::new(self.clone())
     }
 
-    fn shelf(&self) -> Arc<Shelf> {
-        Arc::new(Shelf::memory())
+    fn snapshot_store(&self) -> Arc<SnapshotStore> {
+        Arc::new(SnapshotStore::memory())
     }
 
     fn probe(&self) -> Option<Arc<dyn Probe>> {

@@ -17,7 +17,7 @@ use actorum_actors::{
         inspect::{GroupReport, Inspection},
         store::At,
     },
-    snapshot::Shelf,
+    snapshot::SnapshotStore,
     system_state::{Audit, SystemState},
 };
 use actorum_transport::wire::{Entry, EntryKind, NodeId};
@@ -140,20 +140,20 @@ fn configuration(inspection: &Inspection, report: &GroupReport) -> (String, Vec<
 /// The snapshots that the log names; how many of their files are damaged. Only a verification reads them to their end.
 fn snapshots(dir: &Path, report: &GroupReport, verify: bool) -> usize {
     let path = snapshots_path(dir);
-    // Opening a shelf would make it.
-    let shelf = path.is_dir().then(|| Shelf::in_directory(&path));
+    // Opening a snapshot store would make it.
+    let snapshot_store = path.is_dir().then(|| SnapshotStore::in_directory(&path));
     let mut damaged = 0;
     for snapshot in &report.snapshots {
-        let file = match (SystemState::of(snapshot), &shelf) {
+        let file = match (SystemState::of(snapshot), &snapshot_store) {
             (Err(e), _) => Err(format!("unreadable: {e}")),
             (Ok((_, None)), _) => Ok("the genesis, which has no file".to_owned()),
             (Ok((_, Some(_))), None) => Err(format!("its file is missing, and so is {}", path.display())),
             (Ok((_, Some(_))), Some(Err(e))) => Err(format!("{}: {e}", path.display())),
-            (Ok((_, Some(file))), Some(Ok(shelf))) if verify => match shelf.verify(snapshot) {
+            (Ok((_, Some(file))), Some(Ok(snapshot_store))) if verify => match snapshot_store.verify(snapshot) {
                 Ok(()) => Ok(format!("{}, BLAKE3 {}, verified", bytes(file.bytes), hex(&file.hash))),
                 Err(e) => Err(e.to_string()),
             },
-            (Ok((_, Some(file))), Some(Ok(shelf))) if shelf.has(snapshot.index, &file) => {
+            (Ok((_, Some(file))), Some(Ok(snapshot_store))) if snapshot_store.has(snapshot.index, &file) => {
                 Ok(format!("{}, BLAKE3 {}", bytes(file.bytes), hex(&file.hash)))
             }
             (Ok((_, Some(file))), Some(Ok(_))) => {

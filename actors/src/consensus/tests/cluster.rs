@@ -419,7 +419,7 @@ impl Cluster {
         self.nodes[&id].fetching.clone().ok_or(format!("n{id} fetches nothing"))
     }
 
-    /// Builds a snapshot of what is applied, as the keeper does, and tells the core; without a drain.
+    /// Builds a snapshot of what is applied, as the snapshot manager does, and tells the core; without a drain.
     pub fn built(&mut self, id: NodeId) {
         self.node(id).building = false;
         let Applier { system, applied, term, .. } = &self.node(id).applier;

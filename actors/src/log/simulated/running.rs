@@ -26,10 +26,10 @@ use crate::{
         store::*,
         watermark::Watermark,
     },
-    snapshot::Shelf,
+    snapshot::SnapshotStore,
 };
 
-/// The pace of [`crate::log::sled::OpenOptions`], which nothing here changes.
+/// The policy of [`crate::log::sled::OpenOptions`], which nothing here changes.
 const MAX_COMMIT_BYTES: usize = 16 << 20;
 const WATERMARK_BYTES: u64 = 4 << 20;
 const WATERMARK_COMMITS: u32 = 1024;
@@ -61,8 +61,8 @@ impl LogStore for SimulatedStore {
     }
 
     /// Lost with the process: whoever simulates a whole node has a simulated folder for it.
-    fn shelf(&self) -> Arc<Shelf> {
-        Arc::new(Shelf::memory())
+    fn snapshot_store(&self) -> Arc<SnapshotStore> {
+        Arc::new(SnapshotStore::memory())
     }
 
     fn lives(&self) -> Option<Arc<LifeBook>> {

@@ -1,13 +1,13 @@
-//! The keeper of snapshots: has them built, fetches what this node is offered, serves what it offers to others.
+//! The snapshot manager: has them built, fetches what this node is offered, serves what it offers to others.
 //!
 //! ```text
-//!  core ──BuildSnapshot─┐                          ┌─ on a thread ─▶ Shelf::build ──SnapshotBuilt──▶ core
+//!  core ──BuildSnapshot─┐                          ┌─ on a thread ─▶ SnapshotStore::build ──SnapshotBuilt──▶ core
 //!  TakeSnapshot ────────┴──Freeze──▶ applier ──WriteSnapshot─┘
 //!
-//!  core ──FetchSnapshot──▶ Read, Read, Read, Read ══▶ the peer's keeper      at most a window of them under way
+//!  core ──FetchSnapshot──▶ Read, Read, Read, Read ══▶ the peer's manager      at most a window of them under way
 //!                          pieces ─▶ Receiving ─▶ verified, durable ──SnapshotFetched──▶ core
 //!
-//!  a peer's Read ──▶ [place? rate?] ─▶ Shelf::read ─▶ Piece                  PeerFetches ─▶ core: a sign of life
+//!  a peer's Read ──▶ [place? rate?] ─▶ SnapshotStore::read ─▶ Piece                  PeerFetches ─▶ core: a sign of life
 //!  core ──SnapshotsKept──▶ other files go; who asked for a snapshot hears that it is durable
 //! ```
 //!
@@ -41,7 +41,7 @@ use actorum_transport::{
 };
 use tokio::sync::{oneshot, watch};
 
-use super::{Shelf, SnapshotError, pace::Pace, shelf::Content};
+use super::{SnapshotError, SnapshotStore, rate_limiter::RateLimiter, store::Content};
 use crate::{
     clock::Clock,
     message::{
@@ -67,7 +67,7 @@ const SHOWN_EVERY: Duration = Duration::from_millis(250);
 
 /// Its bounds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct KeeperBounds {
+pub struct ManagerBounds {
     /// To how many peers snapshots are sent at once. Others are told to ask again.
     pub max_sends: usize,
     /// Bytes per second that are sent to all of them together; zero for no bound.
@@ -78,9 +78,9 @@ pub struct KeeperBounds {
     pub patience: Duration,
 }
 
-/// Whom the keeper talks to. It holds nobody that is above it.
+/// Whom the snapshot manager talks to. It holds nobody that is above it.
 #[derive(Clone)]
-pub struct KeeperLinks {
+pub struct ManagerLinks {
     /// The applier.
     pub freeze: WeakRecipient<Freeze>,
     /// The core.
@@ -121,12 +121,12 @@ pub enum TakeSnapshotError {
 }
 
 /// The actor; see the module.
-pub struct SnapshotKeeper {
+pub struct SnapshotManager {
     group: GroupId,
-    shelf: Arc<Shelf>,
-    bounds: KeeperBounds,
+    snapshot_store: Arc<SnapshotStore>,
+    bounds: ManagerBounds,
     clock: Arc<dyn Clock>,
-    links: KeeperLinks,
+    links: ManagerLinks,
     /// What this node starts from, as its disk knows.
     kept: Vec<Snapshot>,
     building: Option<Building>,
@@ -153,7 +153,7 @@ pub struct SnapshotKeeper {
     serving: BTreeMap<NodeId, Serving>,
     /// How far peers are that work on what they were sent; one for each peer that ever did.
     working: BTreeMap<NodeId, Worked>,
-    pace: Pace,
+    rate_limiter: RateLimiter,
     status: watch::Sender<Snapshots>,
 }
 
@@ -168,20 +168,20 @@ struct Building {
     done: Option<SnapshotTaken>,
 }
 
-impl SnapshotKeeper {
-    /// A keeper of what lies on this shelf, of which the node starts from `kept`.
+impl SnapshotManager {
+    /// A manager of what lies in this snapshot store, of which the node starts from `kept`.
     pub fn new(
         group: GroupId,
-        shelf: Arc<Shelf>,
+        snapshot_store: Arc<SnapshotStore>,
         kept: Vec<Snapshot>,
-        bounds: KeeperBounds,
+        bounds: ManagerBounds,
         clock: Arc<dyn Clock>,
-        links: KeeperLinks,
+        links: ManagerLinks,
         status: watch::Sender<Snapshots>,
-    ) -> SnapshotKeeper {
-        let keeper = SnapshotKeeper {
+    ) -> SnapshotManager {
+        let manager = SnapshotManager {
             group,
-            shelf,
+            snapshot_store,
             bounds,
             clock,
             links,
@@ -200,36 +200,36 @@ impl SnapshotKeeper {
             next_question: 1,
             serving: BTreeMap::new(),
             working: BTreeMap::new(),
-            pace: Pace::default(),
+            rate_limiter: RateLimiter::default(),
             status,
         };
-        keeper.hold_room();
-        keeper.publish();
-        keeper
+        manager.hold_room();
+        manager.publish();
+        manager
     }
 
     /// The reserve is to hold the next snapshot, too, which will be about as large as the newest.
     fn hold_room(&self) {
-        self.shelf.hold_snapshot(self.kept.last().map_or(0, |newest| taken(newest).bytes));
+        self.snapshot_store.hold_snapshot(self.kept.last().map_or(0, |newest| taken(newest).bytes));
     }
 
     /// Runs what may wait for a disk where that is allowed, and goes on with its result here.
     fn off_thread<T: Send + 'static>(
         &mut self,
         ctx: &mut Context<Self>,
-        work: impl FnOnce(&Shelf) -> Result<T, SnapshotError> + Send + 'static,
+        work: impl FnOnce(&SnapshotStore) -> Result<T, SnapshotError> + Send + 'static,
         then: impl FnOnce(&mut Self, Result<T, SnapshotError>, &mut Context<Self>) + 'static,
     ) {
-        let shelf = self.shelf.clone();
-        if !shelf.blocks() {
-            let result = work(&shelf);
+        let snapshot_store = self.snapshot_store.clone();
+        if !snapshot_store.blocks() {
+            let result = work(&snapshot_store);
             return then(self, result, ctx);
         }
-        #[allow(clippy::disallowed_methods, reason = "only for a shelf that blocks")]
-        let task = tokio::task::spawn_blocking(move || work(&shelf));
-        ctx.spawn(task.into_actor(self).map(move |ended, keeper, ctx| {
+        #[allow(clippy::disallowed_methods, reason = "only for a snapshot_store that blocks")]
+        let task = tokio::task::spawn_blocking(move || work(&snapshot_store));
+        ctx.spawn(task.into_actor(self).map(move |ended, manager, ctx| {
             let panicked = |error| SnapshotError(format!("the thread that did it ended: {error}"));
-            then(keeper, ended.unwrap_or_else(|error| Err(panicked(error))), ctx);
+            then(manager, ended.unwrap_or_else(|error| Err(panicked(error))), ctx);
         }));
     }
 
@@ -264,14 +264,16 @@ impl SnapshotKeeper {
         let expected = self.kept.last().map_or(0, |newest| taken(newest).bytes);
         self.off_thread(
             ctx,
-            move |shelf| shelf.build_of(expected, content, &mut |bytes| written.store(bytes, Ordering::Relaxed)),
-            move |keeper, result, _| match result {
+            move |snapshot_store| {
+                snapshot_store.build_of(expected, content, &mut |bytes| written.store(bytes, Ordering::Relaxed))
+            },
+            move |manager, result, _| match result {
                 Ok(snapshot) => {
-                    keeper.status.send_modify(|status| status.built += 1);
-                    keeper.damaged.take_if(|damaged| *damaged <= index);
-                    keeper.is_built(snapshot);
+                    manager.status.send_modify(|status| status.built += 1);
+                    manager.damaged.take_if(|damaged| *damaged <= index);
+                    manager.is_built(snapshot);
                 }
-                Err(error) => keeper.not_built(error.to_string()),
+                Err(error) => manager.not_built(error.to_string()),
             },
         );
     }
@@ -337,14 +339,14 @@ impl SnapshotKeeper {
         let kept = self.kept.clone();
         self.off_thread(
             ctx,
-            move |shelf| shelf.keep(&kept),
-            |keeper, result, ctx| {
-                keeper.sweeping = false;
+            move |snapshot_store| snapshot_store.keep(&kept),
+            |manager, result, ctx| {
+                manager.sweeping = false;
                 if let Err(error) = result {
-                    keeper.say(format!("old snapshots could not be removed: {error}"));
+                    manager.say(format!("old snapshots could not be removed: {error}"));
                 }
-                if mem::take(&mut keeper.sweep_again) {
-                    keeper.sweep(ctx);
+                if mem::take(&mut manager.sweep_again) {
+                    manager.sweep(ctx);
                 }
             },
         );
@@ -362,17 +364,17 @@ impl SnapshotKeeper {
         }
         self.off_thread(
             ctx,
-            move |shelf| shelf.verify(&snapshot),
-            move |keeper, result, _| {
-                let now = keeper.clock.now();
-                keeper.checks = Some(now + patience);
+            move |snapshot_store| snapshot_store.verify(&snapshot),
+            move |manager, result, _| {
+                let now = manager.clock.now();
+                manager.checks = Some(now + patience);
                 match result {
-                    Ok(()) => keeper.sound = Some((index, now + SOUND_FOR)),
+                    Ok(()) => manager.sound = Some((index, now + SOUND_FOR)),
                     Err(error) => {
                         let problem = "is damaged here, and another one is taken";
-                        keeper.say(format!("the snapshot at {index} {problem}: {error}"));
-                        keeper.damaged = Some(index);
-                        keeper.begin();
+                        manager.say(format!("the snapshot at {index} {problem}: {error}"));
+                        manager.damaged = Some(index);
+                        manager.begin();
                     }
                 }
             },
@@ -432,19 +434,19 @@ fn taken(snapshot: &Snapshot) -> SnapshotTaken {
     SnapshotTaken { index: snapshot.index, term: snapshot.term, bytes }
 }
 
-impl Actor for SnapshotKeeper {
+impl Actor for SnapshotManager {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Context<Self>) {
-        ctx.run_interval(SHOWN_EVERY, |keeper, ctx| match ctx.connected() {
-            true => keeper.look(ctx),
+        ctx.run_interval(SHOWN_EVERY, |manager, ctx| match ctx.connected() {
+            true => manager.look(ctx),
             // An interval would keep the actor alive after its last address.
             false => ctx.stop(),
         });
     }
 }
 
-impl Handler<BuildSnapshot> for SnapshotKeeper {
+impl Handler<BuildSnapshot> for SnapshotManager {
     type Result = ();
 
     fn handle(&mut self, BuildSnapshot: BuildSnapshot, _: &mut Context<Self>) {
@@ -457,7 +459,7 @@ impl Handler<BuildSnapshot> for SnapshotKeeper {
 #[rtype(result = "Result<SnapshotTaken, TakeSnapshotError>")]
 pub struct TakeSnapshot;
 
-impl Handler<TakeSnapshot> for SnapshotKeeper {
+impl Handler<TakeSnapshot> for SnapshotManager {
     type Result = ResponseFuture<Result<SnapshotTaken, TakeSnapshotError>>;
 
     fn handle(&mut self, TakeSnapshot: TakeSnapshot, _: &mut Context<Self>) -> Self::Result {
@@ -482,12 +484,12 @@ impl Handler<TakeSnapshot> for SnapshotKeeper {
 /// The log is closed, so that nothing becomes durable any more: whoever waits for a snapshot is told so.
 #[derive(Message, Clone, Copy, Debug)]
 #[rtype(result = "()")]
-pub struct StopKeeper;
+pub struct StopSnapshotManager;
 
-impl Handler<StopKeeper> for SnapshotKeeper {
+impl Handler<StopSnapshotManager> for SnapshotManager {
     type Result = ();
 
-    fn handle(&mut self, StopKeeper: StopKeeper, ctx: &mut Context<Self>) {
+    fn handle(&mut self, StopSnapshotManager: StopSnapshotManager, ctx: &mut Context<Self>) {
         // Their slots are dropped, which answers them.
         self.waiting.clear();
         self.waiting_next.clear();
@@ -495,7 +497,7 @@ impl Handler<StopKeeper> for SnapshotKeeper {
     }
 }
 
-impl Handler<WriteSnapshot> for SnapshotKeeper {
+impl Handler<WriteSnapshot> for SnapshotManager {
     type Result = ();
 
     fn handle(&mut self, WriteSnapshot(frozen): WriteSnapshot, ctx: &mut Context<Self>) {
@@ -506,7 +508,7 @@ impl Handler<WriteSnapshot> for SnapshotKeeper {
     }
 }
 
-impl Handler<SnapshotsKept> for SnapshotKeeper {
+impl Handler<SnapshotsKept> for SnapshotManager {
     type Result = ();
 
     fn handle(&mut self, SnapshotsKept(kept): SnapshotsKept, ctx: &mut Context<Self>) {
@@ -536,7 +538,7 @@ impl Read for Backup {
     }
 }
 
-impl Handler<OpenNewest> for SnapshotKeeper {
+impl Handler<OpenNewest> for SnapshotManager {
     type Result = Result<Backup, TakeSnapshotError>;
 
     fn handle(&mut self, OpenNewest: OpenNewest, _: &mut Context<Self>) -> Self::Result {
@@ -544,7 +546,7 @@ impl Handler<OpenNewest> for SnapshotKeeper {
         let newest = self.kept.last().and_then(|newest| Some((newest, SystemState::of(newest).ok()?.1?)));
         let Some((newest, file)) = newest else { return Err(TakeSnapshotError::Nothing) };
         let failed = |error: SnapshotError| TakeSnapshotError::Failed { cause: error.to_string() };
-        let bytes = self.shelf.raw(newest.index, &file).map_err(failed)?;
+        let bytes = self.snapshot_store.raw(newest.index, &file).map_err(failed)?;
         Ok(Backup { taken: taken(newest), file, bytes })
     }
 }

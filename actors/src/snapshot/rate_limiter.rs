@@ -4,12 +4,12 @@ use std::time::Duration;
 
 /// Keeps what is sent to a rate.
 #[derive(Debug, Default)]
-pub struct Pace {
+pub struct RateLimiter {
     /// When the next piece may leave.
     next: Duration,
 }
 
-impl Pace {
+impl RateLimiter {
     /// How long so many bytes have to wait for a rate in bytes per second, zero for none. `None`, and no place is taken, if that
     /// is longer than they may.
     pub fn wait(&mut self, now: Duration, bytes: u32, rate: u64, at_most: Duration) -> Option<Duration> {
@@ -31,7 +31,7 @@ const SMALLEST: u32 = 16 << 10;
 /// How large a piece to ask for, and how many at once, so that each comes well within its time on the slowest of links: what
 /// is not all there by then was sent for nothing.
 #[derive(Debug)]
-pub struct Stride {
+pub struct FetchWindow {
     /// Bytes of a piece.
     pub piece: u32,
     /// Pieces asked for at once.
@@ -39,10 +39,10 @@ pub struct Stride {
     largest: (u32, usize),
 }
 
-impl Stride {
+impl FetchWindow {
     /// Begins with the largest: most links are fast.
-    pub fn new(piece: u32, window: usize) -> Stride {
-        Stride { piece, window, largest: (piece, window) }
+    pub fn new(piece: u32, window: usize) -> FetchWindow {
+        FetchWindow { piece, window, largest: (piece, window) }
     }
 
     /// A piece came, or did not, after so long of the time that it may take.
@@ -70,8 +70,8 @@ mod tests {
 
     #[test]
     fn pieces_that_would_wait_too_long_take_nobodys_place() {
-        let (mut pace, at_most) = (Pace::default(), MS(1000));
-        let mut ask = |now| pace.wait(MS(now), 200, 250, at_most).map(|wait| wait.as_millis());
+        let (mut rate_limiter, at_most) = (RateLimiter::default(), MS(1000));
+        let mut ask = |now| rate_limiter.wait(MS(now), 200, 250, at_most).map(|wait| wait.as_millis());
         // Each takes 800 ms. Of four asked for at once two find a place, however often the others are asked for again.
         assert_eq!([ask(0), ask(0), ask(0), ask(0)], [Some(0), Some(800), None, None]);
         assert_eq!([ask(100), ask(500)], [None, None]);
@@ -81,21 +81,21 @@ mod tests {
 
     #[test]
     fn without_a_rate_nothing_waits() {
-        let mut pace = Pace::default();
-        assert!((0..1000).all(|_| pace.wait(MS(0), 1 << 20, 0, MS(0)) == Some(MS(0))));
+        let mut rate_limiter = RateLimiter::default();
+        assert!((0..1000).all(|_| rate_limiter.wait(MS(0), 1 << 20, 0, MS(0)) == Some(MS(0))));
     }
 
     /// A link that carries so many bytes a second: what has come of a file after a minute, of pieces that count only as a whole.
     fn after_a_minute(bytes_per_second: u64) -> u64 {
-        let (mut stride, within, mut time, mut came) = (Stride::new(256 << 10, 4), MS(5000), MS(0), 0);
+        let (mut fetch_window, within, mut time, mut came) = (FetchWindow::new(256 << 10, 4), MS(5000), MS(0), 0);
         while time < MS(60_000) {
             // All that were asked for at once share the link, and come or fail together.
-            let (bytes, pieces) = (u64::from(stride.piece) * stride.window as u64, stride.window);
+            let (bytes, pieces) = (u64::from(fetch_window.piece) * fetch_window.window as u64, fetch_window.window);
             let takes = MS(bytes * 1000 / bytes_per_second);
             let whole = takes <= within;
             came += if whole { bytes } else { 0 };
             time += takes.min(within);
-            (0..pieces).for_each(|_| stride.took(takes.min(within), within, whole));
+            (0..pieces).for_each(|_| fetch_window.took(takes.min(within), within, whole));
         }
         came
     }
@@ -110,20 +110,20 @@ mod tests {
 
     #[test]
     fn what_became_slow_becomes_fast_again() {
-        let mut stride = Stride::new(256 << 10, 4);
-        (0..20).for_each(|_| stride.took(MS(5000), MS(5000), false));
-        assert_eq!((stride.piece, stride.window), (16 << 10, 1));
+        let mut fetch_window = FetchWindow::new(256 << 10, 4);
+        (0..20).for_each(|_| fetch_window.took(MS(5000), MS(5000), false));
+        assert_eq!((fetch_window.piece, fetch_window.window), (16 << 10, 1));
         // A connection that is cut at once says nothing of its speed.
-        stride.took(MS(0), MS(5000), false);
-        assert_eq!((stride.piece, stride.window), (16 << 10, 1));
-        (0..7).for_each(|_| stride.took(MS(10), MS(5000), true));
-        assert_eq!((stride.piece, stride.window), (256 << 10, 4));
+        fetch_window.took(MS(0), MS(5000), false);
+        assert_eq!((fetch_window.piece, fetch_window.window), (16 << 10, 1));
+        (0..7).for_each(|_| fetch_window.took(MS(10), MS(5000), true));
+        assert_eq!((fetch_window.piece, fetch_window.window), (256 << 10, 4));
     }
 
     #[test]
     fn small_pieces_that_are_asked_for_stay_small() {
-        let mut stride = Stride::new(100, 4);
-        (0..20).for_each(|_| stride.took(MS(5000), MS(5000), false));
-        assert_eq!((stride.piece, stride.window), (100, 1));
+        let mut fetch_window = FetchWindow::new(100, 4);
+        (0..20).for_each(|_| fetch_window.took(MS(5000), MS(5000), false));
+        assert_eq!((fetch_window.piece, fetch_window.window), (100, 1));
     }
 }

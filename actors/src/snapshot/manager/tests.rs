@@ -1,4 +1,4 @@
-//! The keeper between a core, an applier and a transport that do what the test says.
+//! The snapshot manager between a core, an applier and a transport that do what the test says.
 
 use std::sync::{Condvar, Mutex, atomic::AtomicBool};
 
@@ -19,7 +19,7 @@ use crate::{
 
 const PATIENCE: Duration = Duration::from_millis(200);
 
-/// What the keeper says to those around it.
+/// What the snapshot manager says to those around it.
 #[derive(Debug)]
 enum Heard {
     Freeze,
@@ -149,8 +149,8 @@ impl Files for Gated {
 }
 
 struct Fixture {
-    keeper: Addr<SnapshotKeeper>,
-    shelf: Arc<Shelf>,
+    manager: Addr<SnapshotManager>,
+    snapshot_store: Arc<SnapshotStore>,
     files: Arc<Gated>,
     heard: mpsc::Receiver<Heard>,
     status: watch::Receiver<Snapshots>,
@@ -161,19 +161,20 @@ fn start() -> Fixture {
     let (sender, heard) = mpsc::channel(1024);
     let around = Around(sender).start();
     let files = Arc::new(Gated::default());
-    let shelf = Arc::new(Shelf::over(files.clone()));
+    let snapshot_store = Arc::new(SnapshotStore::over(files.clone()));
     let (shows, status) = watch::channel(Snapshots::default());
-    let links = KeeperLinks {
+    let links = ManagerLinks {
         freeze: around.downgrade().recipient(),
         built: around.downgrade().recipient(),
         fetched: around.downgrade().recipient(),
         peer_fetches: around.downgrade().recipient(),
         ask: around.clone().recipient(),
     };
-    let bounds = KeeperBounds { max_sends: 1, rate: 0, piece: 256 << 10, patience: PATIENCE };
+    let bounds = ManagerBounds { max_sends: 1, rate: 0, piece: 256 << 10, patience: PATIENCE };
     let clock = SystemClock::shared();
-    let keeper = SnapshotKeeper::new(GroupId::FIRST, shelf.clone(), Vec::new(), bounds, clock, links, shows).start();
-    Fixture { keeper, shelf, files, heard, status, _around: around }
+    let manager =
+        SnapshotManager::new(GroupId::FIRST, snapshot_store.clone(), Vec::new(), bounds, clock, links, shows).start();
+    Fixture { manager, snapshot_store, files, heard, status, _around: around }
 }
 
 fn frozen(index: u64) -> WriteSnapshot {
@@ -190,7 +191,7 @@ impl Fixture {
     /// The next thing that is heard of that kind; what else is heard meanwhile is no matter here.
     async fn hear<T>(&mut self, mut kind: impl FnMut(Heard) -> Option<T>) -> T {
         loop {
-            let heard = self.heard.recv().await.expect("the keeper lives");
+            let heard = self.heard.recv().await.expect("the manager lives");
             if let Some(found) = kind(heard) {
                 return found;
             }
@@ -212,11 +213,11 @@ impl Fixture {
 
     /// A snapshot is built and recorded.
     async fn take(&mut self, index: u64) -> Snapshot {
-        self.keeper.do_send(BuildSnapshot);
+        self.manager.do_send(BuildSnapshot);
         self.freezes().await;
-        self.keeper.do_send(frozen(index));
+        self.manager.do_send(frozen(index));
         let snapshot = self.built().await.unwrap();
-        self.keeper.send(SnapshotsKept(vec![snapshot.clone()])).await.unwrap();
+        self.manager.send(SnapshotsKept(vec![snapshot.clone()])).await.unwrap();
         snapshot
     }
 }
@@ -224,16 +225,16 @@ impl Fixture {
 #[actix::test]
 async fn checking_what_came_may_take_longer_than_the_patience_and_the_sender_hears_of_it() {
     let mut f = start();
-    let elsewhere = Shelf::memory();
+    let elsewhere = SnapshotStore::memory();
     let snapshot = elsewhere.build(content(9), &mut |_| {}).unwrap();
     let file = SystemState::of(&snapshot).unwrap().1.unwrap();
-    f.keeper.do_send(FetchSnapshot { from: 2, snapshot: snapshot.clone() });
+    f.manager.do_send(FetchSnapshot { from: 2, snapshot: snapshot.clone() });
     let (id, to, request) = f.is_asked().await;
     let SnapshotRequest::Read { offset, max, .. } = request else { panic!("{request:?}") };
     assert_eq!((to, offset), (2, 0));
     f.files.close("receiving-");
     let data = elsewhere.read(9, &file, offset, max).unwrap().unwrap();
-    f.keeper.do_send(Answered { id, from: 2, result: Ok(Response::Piece { offset, data }) });
+    f.manager.do_send(Answered { id, from: 2, result: Ok(Response::Piece { offset, data }) });
     // Many times its patience, and it never gives up.
     for _ in 0..8 {
         let (_, to, request) = f.is_asked().await;
@@ -247,7 +248,7 @@ async fn checking_what_came_may_take_longer_than_the_patience_and_the_sender_hea
         let SnapshotRequest::Working { progress, .. } = f.is_asked().await.2 else { panic!("it does not work") };
         assert!(progress.is_some_and(|bytes| bytes >= file.bytes), "it read all of it: {progress:?}");
     }
-    f.keeper.send(SnapshotsKept(vec![snapshot])).await.unwrap();
+    f.manager.send(SnapshotsKept(vec![snapshot])).await.unwrap();
     while f.heard.try_recv().is_ok() {}
     let quiet = tokio::time::timeout(PATIENCE * 3, f.heard.recv()).await;
     assert!(quiet.is_err(), "{quiet:?}");
@@ -259,7 +260,7 @@ async fn the_core_hears_of_a_peer_that_works_on_what_it_was_sent() {
     let file = SnapshotFile { bytes: 10, hash: [1; 32] };
     let (responder, answer) = Responder::new();
     let request = Request::Snapshot(SnapshotRequest::Working { file, index: 5, progress: None });
-    f.keeper.do_send(Asked { group: GroupId::FIRST, from: 2, request, responder });
+    f.manager.do_send(Asked { group: GroupId::FIRST, from: 2, request, responder });
     assert_eq!(answer.await.unwrap(), Response::Noted);
     let told = f.hear(|heard| if let Heard::PeerFetches(told) = heard { Some(told) } else { None }).await;
     assert_eq!(told, PeerFetches { peer: 2, index: 5, gave_up: None });
@@ -268,10 +269,10 @@ async fn the_core_hears_of_a_peer_that_works_on_what_it_was_sent() {
 #[actix::test]
 async fn a_sender_that_falls_silent_is_given_up_on_and_hears_why() {
     let mut f = start();
-    let snapshot = Shelf::memory().build(content(9), &mut |_| {}).unwrap();
-    f.keeper.do_send(FetchSnapshot { from: 2, snapshot });
+    let snapshot = SnapshotStore::memory().build(content(9), &mut |_| {}).unwrap();
+    f.manager.do_send(FetchSnapshot { from: 2, snapshot });
     let (id, ..) = f.is_asked().await;
-    f.keeper.do_send(Answered { id, from: 2, result: Err(AskError::Lost("cut".into())) });
+    f.manager.do_send(Answered { id, from: 2, result: Err(AskError::Lost("cut".into())) });
     let gave_up = |heard| match heard {
         Heard::Asked(_, 2, SnapshotRequest::GaveUp { cause, .. }) => Some(cause),
         _ => None,
@@ -284,32 +285,32 @@ async fn a_sender_that_falls_silent_is_given_up_on_and_hears_why() {
 #[actix::test]
 async fn who_asks_after_a_snapshot_began_gets_the_next_one() {
     let mut f = start();
-    let first = f.keeper.send(TakeSnapshot);
+    let first = f.manager.send(TakeSnapshot);
     let first = actix_rt::spawn(first);
     f.freezes().await;
     // The state is out of the applier's hands; what is applied from here on is not in it.
-    let late = actix_rt::spawn(f.keeper.send(TakeSnapshot));
-    f.keeper.send(frozen(5)).await.unwrap();
+    let late = actix_rt::spawn(f.manager.send(TakeSnapshot));
+    f.manager.send(frozen(5)).await.unwrap();
     let five = f.built().await.unwrap();
-    f.keeper.do_send(SnapshotsKept(vec![five]));
+    f.manager.do_send(SnapshotsKept(vec![five]));
     assert_eq!(first.await.unwrap().unwrap().unwrap().index, 5);
     f.freezes().await;
-    f.keeper.do_send(frozen(8));
+    f.manager.do_send(frozen(8));
     let eight = f.built().await.unwrap();
-    f.keeper.do_send(SnapshotsKept(vec![eight]));
+    f.manager.do_send(SnapshotsKept(vec![eight]));
     assert_eq!(late.await.unwrap().unwrap().unwrap().index, 8);
 }
 
 #[actix::test]
 async fn only_so_many_wait_for_a_snapshot() {
     let mut f = start();
-    let waiting: Vec<_> = (0..MAX_WAITING).map(|_| actix_rt::spawn(f.keeper.send(TakeSnapshot))).collect();
+    let waiting: Vec<_> = (0..MAX_WAITING).map(|_| actix_rt::spawn(f.manager.send(TakeSnapshot))).collect();
     f.freezes().await;
-    let refused = f.keeper.send(TakeSnapshot).await.unwrap();
+    let refused = f.manager.send(TakeSnapshot).await.unwrap();
     assert!(matches!(&refused, Err(TakeSnapshotError::Failed { cause }) if cause.contains("ask again")), "{refused:?}");
-    f.keeper.do_send(WriteSnapshot(Err("not today".to_owned())));
+    f.manager.do_send(WriteSnapshot(Err("not today".to_owned())));
     f.freezes().await;
-    f.keeper.do_send(WriteSnapshot(Err("not today".to_owned())));
+    f.manager.do_send(WriteSnapshot(Err("not today".to_owned())));
     for answer in waiting {
         assert!(answer.await.unwrap().unwrap().is_err());
     }
@@ -320,24 +321,24 @@ async fn a_damaged_file_is_found_out_when_a_peer_cannot_use_it_and_taken_anew() 
     let mut f = start();
     let snapshot = f.take(5).await;
     let file = SystemState::of(&snapshot).unwrap().1.unwrap();
-    let name = super::super::shelf::complete_name(5, &file);
+    let name = super::super::store::complete_name(5, &file);
     let mut bytes = Vec::new();
     f.files.files.open(&name).unwrap().read_to_end(&mut bytes).unwrap();
     bytes[40] ^= 1;
     let mut content = f.files.files.append(&name).unwrap();
     content.cut(0).unwrap();
     io::Write::write_all(&mut content, &bytes).unwrap();
-    assert!(f.shelf.verify(&snapshot).is_err());
+    assert!(f.snapshot_store.verify(&snapshot).is_err());
 
     let (responder, _answer) = Responder::new();
     let gave_up = SnapshotRequest::GaveUp { file, index: 5, cause: "a bit is wrong".into() };
     let request = Request::Snapshot(gave_up);
-    f.keeper.do_send(Asked { group: GroupId::FIRST, from: 2, request, responder });
+    f.manager.do_send(Asked { group: GroupId::FIRST, from: 2, request, responder });
     f.freezes().await;
-    f.keeper.do_send(frozen(5));
+    f.manager.do_send(frozen(5));
     let again = f.built().await.unwrap();
     assert_eq!(again, snapshot, "the same state, the same file");
-    f.shelf.verify(&snapshot).unwrap();
+    f.snapshot_store.verify(&snapshot).unwrap();
     assert!(f.status.borrow().last_error.as_ref().unwrap().contains("is damaged here"));
 }
 
@@ -345,16 +346,16 @@ async fn a_damaged_file_is_found_out_when_a_peer_cannot_use_it_and_taken_anew() 
 async fn what_is_no_longer_kept_is_removed_by_the_latest_word_only() {
     let mut f = start();
     let older = f.take(5).await;
-    let newer = [9, 12].map(|index| f.shelf.build(content(index), &mut |_| {}).unwrap());
+    let newer = [9, 12].map(|index| f.snapshot_store.build(content(index), &mut |_| {}).unwrap());
     // A first sweep has looked at what is there, and is slow to go on.
     f.files.close("list");
-    f.keeper.do_send(SnapshotsKept(vec![older]));
+    f.manager.do_send(SnapshotsKept(vec![older]));
     while !f.files.waits.load(Ordering::SeqCst) {
         tokio::task::yield_now().await;
     }
     // Meanwhile newer ones are recorded. A sweep that overtook the first would call them known, and the first remove one.
     for _ in 0..2 {
-        f.keeper.send(SnapshotsKept(newer.to_vec())).await.unwrap();
+        f.manager.send(SnapshotsKept(newer.to_vec())).await.unwrap();
     }
     let quiet = tokio::time::timeout(PATIENCE, f.heard.recv()).await;
     assert!(quiet.is_err(), "{quiet:?}");
@@ -364,7 +365,7 @@ async fn what_is_no_longer_kept_is_removed_by_the_latest_word_only() {
     }
     let quiet = tokio::time::timeout(PATIENCE, f.heard.recv()).await;
     assert!(quiet.is_err(), "{quiet:?}");
-    newer.iter().for_each(|newer| f.shelf.verify(newer).unwrap());
+    newer.iter().for_each(|newer| f.snapshot_store.verify(newer).unwrap());
 }
 
 #[actix::test]
@@ -375,7 +376,7 @@ async fn absurd_questions_are_refused_and_take_no_place() {
     let ask = |from, file, index, offset, max| {
         let (responder, answer) = Responder::new();
         let request = Request::Snapshot(SnapshotRequest::Read { file, index, offset, max });
-        f.keeper.do_send(Asked { group: GroupId::FIRST, from, request, responder });
+        f.manager.do_send(Asked { group: GroupId::FIRST, from, request, responder });
         answer
     };
     let past = ask(2, file, 5, u64::MAX, 10).await.unwrap();

@@ -9,10 +9,10 @@ use actorum_transport::{
 };
 use bytes::Bytes;
 
-use super::{PIECE_WITHIN, SnapshotKeeper, rate};
+use super::{PIECE_WITHIN, SnapshotManager, rate};
 use crate::{
     message::{FetchSnapshot, SnapshotFetched},
-    snapshot::{Receiving, pace::Stride},
+    snapshot::{Receiving, rate_limiter::FetchWindow},
     status::Transfer,
     system_state::SystemState,
 };
@@ -40,7 +40,7 @@ pub(super) struct Fetching {
     asked: u64,
     /// Questions under way.
     questions: BTreeMap<u64, Question>,
-    stride: Stride,
+    fetch_window: FetchWindow,
     /// Pieces not written yet, by where they begin.
     pieces: BTreeMap<u64, Bytes>,
     /// Where bytes were asked for in vain, and how many.
@@ -67,7 +67,7 @@ impl Fetching {
     }
 }
 
-impl SnapshotKeeper {
+impl SnapshotManager {
     /// Gives up on what stands still, and tells its sender of what does not.
     pub(super) fn look_at_fetching(&mut self, now: Duration, ctx: &mut Context<Self>) {
         let patience = self.bounds.patience;
@@ -106,7 +106,7 @@ impl SnapshotKeeper {
             written: 0,
             asked: 0,
             questions: BTreeMap::new(),
-            stride: Stride::new(self.bounds.piece, WINDOW),
+            fetch_window: FetchWindow::new(self.bounds.piece, WINDOW),
             pieces: BTreeMap::new(),
             again: Vec::new(),
             began: (now, 0),
@@ -114,18 +114,18 @@ impl SnapshotKeeper {
         });
         self.off_thread(
             ctx,
-            move |shelf| {
-                let receiving = shelf.receive(&snapshot)?;
+            move |snapshot_store| {
+                let receiving = snapshot_store.receive(&snapshot)?;
                 match receiving.offset() == receiving.bytes() {
                     true => receiving.finish().map(|()| None),
                     false => Ok(Some(receiving)),
                 }
             },
-            move |keeper, result, ctx| match result {
-                _ if !keeper.is_fetching(number) => {}
-                Ok(None) => keeper.is_fetched(),
-                Ok(Some(receiving)) => keeper.receive(receiving, ctx),
-                Err(error) => keeper.not_fetched(error.to_string(), ctx),
+            move |manager, result, ctx| match result {
+                _ if !manager.is_fetching(number) => {}
+                Ok(None) => manager.is_fetched(),
+                Ok(Some(receiving)) => manager.receive(receiving, ctx),
+                Err(error) => manager.not_fetched(error.to_string(), ctx),
             },
         );
     }
@@ -157,11 +157,11 @@ impl SnapshotKeeper {
         let Some(fetching) = &mut self.fetching else { return };
         // Counted from what is written: a piece that is missing is asked for again however many wait behind it.
         let window = fetching.written + WINDOW as u64 * u64::from(piece);
-        while fetching.questions.len() < fetching.stride.window {
+        while fetching.questions.len() < fetching.fetch_window.window {
             let (offset, bytes) = match fetching.again.pop() {
                 Some((offset, bytes)) => {
                     // It may have been too much at once.
-                    let first = bytes.min(fetching.stride.piece);
+                    let first = bytes.min(fetching.fetch_window.piece);
                     if first < bytes {
                         fetching.again.push((offset + u64::from(first), bytes - first));
                     }
@@ -169,7 +169,7 @@ impl SnapshotKeeper {
                 }
                 None if fetching.open && fetching.asked < fetching.file.bytes.min(window) => {
                     let (offset, rest) = (fetching.asked, fetching.file.bytes - fetching.asked);
-                    let bytes = u64::from(fetching.stride.piece).min(rest) as u32;
+                    let bytes = u64::from(fetching.fetch_window.piece).min(rest) as u32;
                     fetching.asked += u64::from(bytes);
                     (offset, bytes)
                 }
@@ -228,16 +228,16 @@ impl SnapshotKeeper {
                     false => Ok(Some(receiving)),
                 }
             },
-            move |keeper, result, ctx| match result {
-                _ if !keeper.is_fetching(number) => {}
-                Ok(None) => keeper.is_fetched(),
+            move |manager, result, ctx| match result {
+                _ if !manager.is_fetching(number) => {}
+                Ok(None) => manager.is_fetched(),
                 Ok(Some(receiving)) => {
-                    if let Some(fetching) = &mut keeper.fetching {
+                    if let Some(fetching) = &mut manager.fetching {
                         fetching.receiving = Some(receiving);
                     }
-                    keeper.write_pieces(ctx);
+                    manager.write_pieces(ctx);
                 }
-                Err(error) => keeper.not_fetched(error.to_string(), ctx),
+                Err(error) => manager.not_fetched(error.to_string(), ctx),
             },
         );
     }
@@ -286,7 +286,11 @@ impl SnapshotKeeper {
             id: 0,
             group: self.group,
             to,
-            request: Request::Snapshot(SnapshotRequest::Working { file, index, progress: Some(self.shelf.progress()) }),
+            request: Request::Snapshot(SnapshotRequest::Working {
+                file,
+                index,
+                progress: Some(self.snapshot_store.progress()),
+            }),
             timeout: PIECE_WITHIN,
             reply_to: ctx.address().downgrade().recipient(),
         });
@@ -295,16 +299,16 @@ impl SnapshotKeeper {
     /// A piece did not come. Whatever the reason, it is asked for again until nothing has come for too long.
     fn ask_again(&mut self, Question { offset, bytes, .. }: Question, ctx: &mut Context<Self>) {
         let Some(number) = self.fetching.as_ref().map(|fetching| fetching.number) else { return };
-        ctx.run_later(PAUSE, move |keeper, ctx| {
-            if let Some(fetching) = keeper.fetching.as_mut().filter(|fetching| fetching.number == number) {
+        ctx.run_later(PAUSE, move |manager, ctx| {
+            if let Some(fetching) = manager.fetching.as_mut().filter(|fetching| fetching.number == number) {
                 fetching.again.push((offset, bytes));
-                keeper.ask_on(ctx);
+                manager.ask_on(ctx);
             }
         });
     }
 }
 
-impl Handler<FetchSnapshot> for SnapshotKeeper {
+impl Handler<FetchSnapshot> for SnapshotManager {
     type Result = ();
 
     fn handle(&mut self, FetchSnapshot { from, snapshot }: FetchSnapshot, ctx: &mut Context<Self>) {
@@ -312,7 +316,7 @@ impl Handler<FetchSnapshot> for SnapshotKeeper {
     }
 }
 
-impl Handler<Answered> for SnapshotKeeper {
+impl Handler<Answered> for SnapshotManager {
     type Result = ();
 
     fn handle(&mut self, Answered { id, from, result }: Answered, ctx: &mut Context<Self>) {
@@ -320,7 +324,7 @@ impl Handler<Answered> for SnapshotKeeper {
         let Some(fetching) = &mut self.fetching else { return };
         let Some(question) = fetching.questions.remove(&id) else { return };
         let (offset, came) = (question.offset, matches!(result, Ok(Response::Piece { .. })));
-        fetching.stride.took(now.saturating_sub(question.asked), within, came);
+        fetching.fetch_window.took(now.saturating_sub(question.asked), within, came);
         match result {
             Ok(Response::Piece { offset: at, data }) if at == offset => self.piece(question, data, ctx),
             Ok(Response::Gone) if from == fetching.from => {

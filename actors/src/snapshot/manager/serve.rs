@@ -8,7 +8,7 @@ use actorum_transport::{
     wire::{MAX_PIECE, NodeId, Refusal, Request, Response, SnapshotFile, SnapshotRequest},
 };
 
-use super::{SnapshotKeeper, rate};
+use super::{SnapshotManager, rate};
 use crate::{message::PeerFetches, status::Transfer};
 
 /// A peer that fetches a snapshot from this node.
@@ -60,7 +60,7 @@ impl Serving {
     }
 }
 
-impl SnapshotKeeper {
+impl SnapshotManager {
     fn serve(&mut self, peer: NodeId, request: SnapshotRequest, responder: Responder, ctx: &mut Context<Self>) {
         let now = self.clock.now();
         match request {
@@ -98,14 +98,14 @@ impl SnapshotKeeper {
                 // Who asked is told to come again before it stops waiting: pieces that nobody waits for any more would take
                 // the place of those that somebody does.
                 let (rate, at_most) = (self.bounds.rate, self.piece_within() / 2);
-                let Some(wait) = self.pace.wait(now, max, rate, at_most) else {
+                let Some(wait) = self.rate_limiter.wait(now, max, rate, at_most) else {
                     return responder.answer(Response::Refused(Refusal::Busy));
                 };
                 let wanted = Wanted { peer, file, index, offset, max };
                 if wait.is_zero() {
                     return self.send(wanted, responder, ctx);
                 }
-                ctx.run_later(wait, move |keeper, ctx| keeper.send(wanted, responder, ctx));
+                ctx.run_later(wait, move |manager, ctx| manager.send(wanted, responder, ctx));
             }
         }
     }
@@ -127,19 +127,19 @@ impl SnapshotKeeper {
         let Wanted { peer, file, index, offset, max } = wanted;
         self.off_thread(
             ctx,
-            move |shelf| shelf.read(index, &file, offset, max),
-            move |keeper, result, ctx| match result {
+            move |snapshot_store| snapshot_store.read(index, &file, offset, max),
+            move |manager, result, ctx| match result {
                 Ok(Some(data)) => {
-                    keeper.status.send_modify(|status| status.bytes_sent += data.len() as u64);
+                    manager.status.send_modify(|status| status.bytes_sent += data.len() as u64);
                     responder.answer(Response::Piece { offset, data });
                 }
                 gone => {
                     if let Err(error) = gone {
-                        keeper.say(format!("the snapshot at {index} could not be read for a peer: {error}"));
+                        manager.say(format!("the snapshot at {index} could not be read for a peer: {error}"));
                     }
-                    keeper.serving.remove(&peer);
+                    manager.serving.remove(&peer);
                     responder.answer(Response::Gone);
-                    keeper.check(index, ctx);
+                    manager.check(index, ctx);
                 }
             },
         );
@@ -152,7 +152,7 @@ impl SnapshotKeeper {
     }
 }
 
-impl Handler<Asked> for SnapshotKeeper {
+impl Handler<Asked> for SnapshotManager {
     type Result = ();
 
     fn handle(&mut self, Asked { from, request, responder, .. }: Asked, ctx: &mut Context<Self>) {

@@ -1,4 +1,4 @@
-//! The shelf: where the files of snapshots are built, received, kept and read.
+//! The snapshot store: where the files of snapshots are built, received, kept and read.
 //!
 //! ```text
 //!  build    building-<index>.tmp            write ─▶ sync ─┐
@@ -7,11 +7,11 @@
 //! ```
 //!
 //! A file has its final name only once it is whole and durable, so a crash at any step leaves either no such file or a good
-//! one. What has another name is never read as a snapshot, only gone on with ([`Shelf::receive`]) or swept
-//! ([`Shelf::keep`]).
+//! one. What has another name is never read as a snapshot, only gone on with ([`SnapshotStore::receive`]) or swept
+//! ([`SnapshotStore::keep`]).
 //!
 //! Deliberately absent: which snapshots are wanted, threads, and the wish to wait: a call returns when it is done, and says by
-//! [`Shelf::blocks`] whether that may wait for a device.
+//! [`SnapshotStore::blocks`] whether that may wait for a device.
 
 use std::{
     cmp::Reverse,
@@ -46,7 +46,7 @@ use crate::{
     system_state::SystemState,
 };
 
-/// How many files that nobody has asked to keep yet are left alone; see [`Shelf::keep`].
+/// How many files that nobody has asked to keep yet are left alone; see [`SnapshotStore::keep`].
 const MAX_FRESH: usize = 2;
 
 /// No more than this is written without a sync. On many filesystems the sync of one file waits for what was written to
@@ -68,7 +68,7 @@ pub struct Content {
 }
 
 /// Where the files of snapshots are. Cheap to share; every method may be called from any thread.
-pub struct Shelf {
+pub struct SnapshotStore {
     files: Arc<dyn Files>,
     marks: Arc<Mutex<Marks>>,
     /// How many bytes are left to others on the same disk.
@@ -90,27 +90,27 @@ struct Marks {
     known: BTreeSet<String>,
 }
 
-impl Default for Shelf {
-    fn default() -> Shelf {
-        Shelf::memory()
+impl Default for SnapshotStore {
+    fn default() -> SnapshotStore {
+        SnapshotStore::memory()
     }
 }
 
-impl Shelf {
-    /// A shelf that is lost with the process.
-    pub fn memory() -> Shelf {
-        Shelf::over(Arc::new(InMemory::default()))
+impl SnapshotStore {
+    /// A snapshot store that is lost with the process.
+    pub fn memory() -> SnapshotStore {
+        SnapshotStore::over(Arc::new(InMemory::default()))
     }
 
-    /// The shelf in a directory, which is made if there is none.
-    pub fn in_directory(dir: &Path) -> io::Result<Shelf> {
-        Ok(Shelf::over(Arc::new(InDirectory::open(dir)?)))
+    /// The snapshot store in a directory, which is made if there is none.
+    pub fn in_directory(dir: &Path) -> io::Result<SnapshotStore> {
+        Ok(SnapshotStore::over(Arc::new(InDirectory::open(dir)?)))
     }
 
-    /// The shelf over any folder of files.
-    pub fn over(files: Arc<dyn Files>) -> Shelf {
+    /// The snapshot store over any folder of files.
+    pub fn over(files: Arc<dyn Files>) -> SnapshotStore {
         let (marks, left, reserve, progress) = (Arc::default(), Arc::default(), Arc::default(), Arc::default());
-        Shelf { files, marks, left, reserve, progress }
+        SnapshotStore { files, marks, left, reserve, progress }
     }
 
     /// Leaves so many bytes of the disk to the log, which cannot go on without: what would not fit beside them is not begun, and
@@ -153,10 +153,10 @@ impl Shelf {
         room_for(&*self.files, bytes, room.left)
     }
 
-    fn again(&self) -> Shelf {
+    fn again(&self) -> SnapshotStore {
         let (files, marks) = (self.files.clone(), self.marks.clone());
         let (left, reserve, progress) = (self.left.clone(), self.reserve.clone(), self.progress.clone());
-        Shelf { files, marks, left, reserve, progress }
+        SnapshotStore { files, marks, left, reserve, progress }
     }
 
     /// Bytes of snapshots that were received, or read to be checked or restored, since the start: it grows while any of that goes on.
@@ -257,7 +257,7 @@ impl Shelf {
         self.remove(name)?;
         let file = self.files.create(name).map_err(|error| failed(&format!("creating {name}"), error))?;
         let writing = |error: FileError| SnapshotError(format!("writing {name}: {error}"));
-        let file = Paced { file, unsynced: 0, shelf: self.again(), room };
+        let file = Paced { file, unsynced: 0, snapshot_store: self.again(), room };
         let mut told = Told { writer: Writer::begin(file, header).map_err(writing)?, progress, said: 0 };
         let at = At(header.index, header.term);
         // What a panic leaves half done is a file that is removed, and a state that nobody looks at again.
@@ -403,12 +403,12 @@ impl Shelf {
         };
         let name = receiving_name(snapshot.index, &expected);
         let busy = self.busy(&name)?;
-        let shelf = self.again();
+        let snapshot_store = self.again();
         let snapshot = snapshot.clone();
         // It may be here already, from an earlier leader or from before a restart. If it is damaged it is replaced.
         if self.has(snapshot.index, &expected) && self.verify(&snapshot).is_ok() {
             return Ok(Receiving {
-                shelf,
+                snapshot_store,
                 snapshot,
                 expected,
                 name,
@@ -445,7 +445,7 @@ impl Shelf {
         self.marks().known.insert(name.clone());
         let room = self.make_room(expected.bytes - offset).map_err(|error| failed("looking for room", error))?;
         let (file, unsynced, stopped) = (Some(file), 0, false);
-        Ok(Receiving { shelf, snapshot, expected, name, file, offset, unsynced, stopped, room, busy })
+        Ok(Receiving { snapshot_store, snapshot, expected, name, file, offset, unsynced, stopped, room, busy })
     }
 
     /// Each leader may offer another one: of the partial files of others the longest stays, should that come to be offered again.
@@ -489,7 +489,7 @@ type FileReader = Reader<BufReader<Counted>>;
 
 /// A file that is being received. Dropped, it leaves what it has for the next attempt.
 pub struct Receiving {
-    shelf: Shelf,
+    snapshot_store: SnapshotStore,
     snapshot: Snapshot,
     expected: SnapshotFile,
     name: String,
@@ -536,18 +536,18 @@ impl Receiving {
         }
         self.offset += piece.len() as u64;
         self.unsynced += piece.len() as u64;
-        self.shelf.progress.fetch_add(piece.len() as u64, Ordering::Relaxed);
+        self.snapshot_store.progress.fetch_add(piece.len() as u64, Ordering::Relaxed);
         if self.unsynced >= UNSYNCED_BYTES {
             self.unsynced = 0;
             if let Err(error) = file.sync() {
                 // Nobody knows what the disk has of it now.
                 self.stopped = true;
-                let _ = self.shelf.remove(&self.name);
+                let _ = self.snapshot_store.remove(&self.name);
                 return Err(failed(&format!("syncing {}", self.name), error));
             }
             // What came stays: it is gone on with when there is room.
             let rest = self.expected.bytes - self.offset;
-            let fits = self.shelf.must_still_fit(rest, &mut self.room);
+            let fits = self.snapshot_store.must_still_fit(rest, &mut self.room);
             fits.map_err(|error| failed("looking for room", error))?;
         }
         Ok(())
@@ -557,27 +557,27 @@ impl Receiving {
     /// is removed, so that the next attempt starts anew.
     pub fn finish(self) -> Result<(), SnapshotError> {
         self.usable()?;
-        let Receiving { shelf, snapshot, expected, name, file, offset, busy, room, .. } = self;
+        let Receiving { snapshot_store, snapshot, expected, name, file, offset, busy, room, .. } = self;
         if offset != expected.bytes {
             let wants = expected.bytes;
             return Err(SnapshotError(format!("{name}: only {offset} of {wants} bytes are here")));
         }
         let last = complete_name(snapshot.index, &expected);
-        shelf.marks().known.remove(&name);
+        snapshot_store.marks().known.remove(&name);
         let Some(mut file) = file else {
             // An earlier attempt completed it. Whether its name is durable is not known: it may have been killed before.
-            return shelf.files.sync_names().map_err(|error| failed(&format!("making {last} durable"), error));
+            return snapshot_store.files.sync_names().map_err(|error| failed(&format!("making {last} durable"), error));
         };
-        let good = shelf.verify_named(&name, &snapshot).and_then(|()| {
+        let good = snapshot_store.verify_named(&name, &snapshot).and_then(|()| {
             // Before the name, as in a build. After a sync that failed nobody knows what the disk has: it goes, too.
             file.sync().map_err(|error| failed(&format!("syncing {name}"), error))
         });
         if good.is_err() {
-            let _ = shelf.remove(&name);
+            let _ = snapshot_store.remove(&name);
         }
         good?;
         let synced = !planted::is(Planted::InstalledWithoutDirectorySync);
-        let published = shelf.publish(&name, snapshot.index, &expected, synced);
+        let published = snapshot_store.publish(&name, snapshot.index, &expected, synced);
         drop((busy, room));
         published
     }
@@ -631,7 +631,7 @@ struct Room {
 struct Paced {
     file: Box<dyn Appending>,
     unsynced: u64,
-    shelf: Shelf,
+    snapshot_store: SnapshotStore,
     room: Room,
 }
 
@@ -640,7 +640,7 @@ impl Write for Paced {
         if self.unsynced >= UNSYNCED_BYTES {
             self.file.sync()?;
             self.unsynced = 0;
-            self.shelf.must_still_fit(UNSYNCED_BYTES, &mut self.room)?;
+            self.snapshot_store.must_still_fit(UNSYNCED_BYTES, &mut self.room)?;
         }
         let written = self.file.write(bytes)?;
         self.unsynced += written as u64;
@@ -750,5 +750,5 @@ fn failed(doing: &str, error: io::Error) -> SnapshotError {
 pub struct SnapshotError(pub String);
 
 #[cfg(test)]
-#[path = "shelf_tests.rs"]
+#[path = "store_tests.rs"]
 mod tests;
