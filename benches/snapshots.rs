@@ -69,9 +69,9 @@ impl StateMachine for Large {
         }
     }
 
-    fn snapshot(&self) -> Result<Frozen, MachineError> {
+    fn snapshot(&self) -> Result<StateView, MachineError> {
         let mebibytes = self.mebibytes;
-        Ok(Frozen::new(move |out| {
+        Ok(StateView::new(move |out| {
             out.write_all(&mebibytes.to_be_bytes())?;
             let (mut word, mut block) = (0x9e37_79b9_7f4a_7c15_u64, vec![0; 1 << 20]);
             for _ in 0..mebibytes {

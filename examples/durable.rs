@@ -87,10 +87,10 @@ impl StateMachine for Ledger {
         Some((number(&pair[..8]), number(&pair[8..])))
     }
 
-    fn snapshot(&self) -> Result<Frozen, MachineError> {
+    fn snapshot(&self) -> Result<StateView, MachineError> {
         let pairs = self.tree.iter().map(|pair| pair.map(|(key, value)| (key.to_vec(), value.to_vec())));
         let pairs = pairs.collect::<Result<Vec<_>, _>>().map_err(MachineError::new)?;
-        actorum::machine::encode(&pairs).map(Frozen::bytes)
+        actorum::machine::encode(&pairs).map(StateView::bytes)
     }
 
     fn restore(&mut self, from: &mut dyn Read) -> Result<(), MachineError> {

@@ -251,7 +251,7 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
     );
     let applier_links = ApplierLinks {
         applied_to: core.clone().recipient(),
-        frozen: snapshot_manager_address.downgrade().recipient(),
+        captured: snapshot_manager_address.downgrade().recipient(),
         system_changed: vec![
             core.clone().recipient(),
             membership_address.downgrade().recipient(),
@@ -291,7 +291,7 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
         None => applier.start(),
     };
     let snapshot_manager_links = ManagerLinks {
-        freeze: applier.downgrade().recipient(),
+        capture: applier.downgrade().recipient(),
         built: core.clone().recipient(),
         fetched: core.clone().recipient(),
         peer_fetches: core.clone().recipient(),

@@ -15,7 +15,7 @@ use actorum_actors::{
     },
     machine::StateMachine,
     observer::MaybeObserver,
-    replica::Broken,
+    replica::ApplyError,
 };
 use actorum_transport::{
     features::Features,
@@ -137,11 +137,11 @@ pub enum StartError {
     Thread(String),
 }
 
-impl From<Broken> for StartError {
-    fn from(broken: Broken) -> Self {
-        match broken {
-            Broken::NoSnapshot { .. } => StartError::NoSnapshot(broken.to_string()),
-            broken => StartError::Machine(broken.to_string()),
+impl From<ApplyError> for StartError {
+    fn from(error: ApplyError) -> Self {
+        match error {
+            ApplyError::NoSnapshot { .. } => StartError::NoSnapshot(error.to_string()),
+            error => StartError::Machine(error.to_string()),
         }
     }
 }

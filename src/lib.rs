@@ -37,7 +37,7 @@ pub use actorum_actors::{
     consistency::ResponseCheck,
     event::{Event, Events},
     log::memory::MemoryDisk,
-    machine::{self, ApplyContext, Frozen, MachineError, StateMachine},
+    machine::{self, ApplyContext, MachineError, StateMachine, StateView},
     members::{Change as ConfChange, ChangeRequest, Member, MemberRole, Membership},
     outcome::{Applied, BusyBound, ChangeError, LearnerReading, MajorityReading, Outcome, ProposeError, ReadError},
     position::{After, Position, PositionError},
@@ -69,11 +69,11 @@ pub use system::RaftSystem;
 pub mod prelude {
     pub use crate::{
         Address, After, Applied, ApplyContext, Bootstrap, Builder, BusyBound, ChangeError, ChangeRequest, ClusterId,
-        Condition, ConfChange, Config, ErrorCode, Event, EventStream, Events, Follow, Followed, Formed, Frozen,
-        GetStatus, MachineError, Member, MemberRole, Membership, MemoryDisk, MemoryNetwork, Network, NodeId, NotReady,
-        Outcome, Placement, Position, Propose, ProposeError, Raft, RaftSystem, Read, ReadError, Reason, ResponseCheck,
-        Role, Severity, Shutdown, StartError, StateMachine, Status, StatusStream, Storage, Subscribe, SubscribeError,
-        Subscription, TakeSnapshot, TakeSnapshotError, Tls, Unsubscribe, WaitError, serde_snapshot,
+        Condition, ConfChange, Config, ErrorCode, Event, EventStream, Events, Follow, Followed, Formed, GetStatus,
+        MachineError, Member, MemberRole, Membership, MemoryDisk, MemoryNetwork, Network, NodeId, NotReady, Outcome,
+        Placement, Position, Propose, ProposeError, Raft, RaftSystem, Read, ReadError, Reason, ResponseCheck, Role,
+        Severity, Shutdown, StartError, StateMachine, StateView, Status, StatusStream, Storage, Subscribe,
+        SubscribeError, Subscription, TakeSnapshot, TakeSnapshotError, Tls, Unsubscribe, WaitError, serde_snapshot,
     };
 }
 

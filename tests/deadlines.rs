@@ -72,10 +72,10 @@ impl StateMachine for Slow {
         self.total
     }
 
-    fn snapshot(&self) -> Result<Frozen, MachineError> {
+    fn snapshot(&self) -> Result<StateView, MachineError> {
         let (gate, bytes) = (self.snapshots.clone(), actorum::machine::encode(&self.total)?);
         gate.pass();
-        Ok(Frozen::bytes(bytes))
+        Ok(StateView::bytes(bytes))
     }
 
     fn restore(&mut self, from: &mut dyn Source) -> Result<(), MachineError> {

@@ -32,7 +32,7 @@ impl StateMachine for OwnDisk {
         held.numbers.len()
     }
 
-    fn snapshot(&self) -> Result<Frozen, MachineError> {
+    fn snapshot(&self) -> Result<StateView, MachineError> {
         Err(MachineError::new("not needed here"))
     }
 

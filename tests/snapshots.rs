@@ -310,14 +310,14 @@ impl StateMachine for Shy {
         self.0
     }
 
-    fn snapshot(&self) -> Result<Frozen, MachineError> {
+    fn snapshot(&self) -> Result<StateView, MachineError> {
         let total = self.0;
         match MOOD.load(Ordering::SeqCst) {
             1 => Err(MachineError::new("not today")),
             2 => panic!("out of my mind"),
-            3 => Ok(Frozen::new(|_| Err(MachineError::new("lost for words")))),
-            4 => Ok(Frozen::new(|_| panic!("in the middle of a word"))),
-            _ => Ok(Frozen::bytes(total.to_le_bytes().to_vec())),
+            3 => Ok(StateView::new(|_| Err(MachineError::new("lost for words")))),
+            4 => Ok(StateView::new(|_| panic!("in the middle of a word"))),
+            _ => Ok(StateView::bytes(total.to_le_bytes().to_vec())),
         }
     }
 

@@ -34,10 +34,10 @@ use crate::{
     machine::{self, StateMachine},
     members::Membership,
     message::{
-        Answer, AppliedTo, Apply, Committed, Failed, Freeze, FrozenState, LeaderChanged, MarkEvent, Refusal,
+        Answer, AppliedTo, Apply, CaptureState, CapturedState, Committed, Failed, LeaderChanged, MarkEvent, Refusal,
         ReplyHandle, Restore, ServeReads, SystemChanged, WriteSnapshot,
     },
-    replica::{Broken, Done, Replayed, Replica, caught},
+    replica::{ApplyError, ApplyResult, Replayed, Replica, caught},
     reply_slot::ReplySlot,
     snapshot::SnapshotStore,
     subscribers::{BufferBounds, SubscribeError, SubscribeFrom, Subscribers, Subscription, Unsubscribe, View},
@@ -49,7 +49,7 @@ pub struct ApplierLinks {
     /// The core.
     pub applied_to: WeakRecipient<AppliedTo>,
     /// The snapshot manager.
-    pub frozen: WeakRecipient<WriteSnapshot>,
+    pub captured: WeakRecipient<WriteSnapshot>,
     /// Whoever needs to know the members.
     pub system_changed: Vec<WeakRecipient<SystemChanged>>,
     /// The consistency checker.
@@ -139,12 +139,12 @@ impl<S: StateMachine> Applier<S> {
 
     /// Applies one entry and answers who waits for it. On an error the slot stays where it is, for the caller to
     /// drop once the cause is known.
-    fn apply(&mut self, Committed { entry, reply }: &mut Committed<ReplySlot<S>>) -> Result<(), Broken> {
+    fn apply(&mut self, Committed { entry, reply }: &mut Committed<ReplySlot<S>>) -> Result<(), ApplyError> {
         let (index, term) = (entry.index, entry.term);
         match self.replica.apply(entry)? {
             // A reply here waits for something else than what this entry says: its drop says "unknown".
-            Done::Nothing => drop(reply.take()),
-            Done::Command { command, response } => {
+            ApplyResult::Nothing => drop(reply.take()),
+            ApplyResult::Command { command, response } => {
                 self.commands += 1;
                 if !self.subscribers.is_empty()
                     && let Some(system) = self.replica.system()
@@ -157,12 +157,12 @@ impl<S: StateMachine> Applier<S> {
                     slot.applied(index, term, response);
                 }
             }
-            Done::Mark { mark, restart } => {
+            ApplyResult::Mark { mark, restart } => {
                 drop(reply.take());
                 self.marked = index;
                 self.tell_mark(MarkEvent::Applied { mark, restart });
             }
-            Done::System { changed } => self.system_applied(index, changed, reply.take()),
+            ApplyResult::System { changed } => self.system_applied(index, changed, reply.take()),
         }
         Ok(())
     }
@@ -181,9 +181,9 @@ impl<S: StateMachine> Applier<S> {
         }
     }
 
-    fn restored(&mut self, index: u64, restored: Result<(), Broken>) {
-        if let Err(broken) = restored {
-            return self.fail(&broken);
+    fn restored(&mut self, index: u64, restored: Result<(), ApplyError>) {
+        if let Err(error) = restored {
+            return self.fail(&error);
         }
         self.subscribers.set_cluster(self.replica.system().map(|system| system.cluster));
         self.subscribers.installed(index);
@@ -245,10 +245,10 @@ impl<S: StateMachine> Applier<S> {
     }
 
     /// The state cannot be trusted any more.
-    fn fail(&mut self, broken: &Broken) {
-        let cause = format!("the applier: {broken}");
+    fn fail(&mut self, error: &ApplyError) {
+        let cause = format!("the applier: {error}");
         // What is to be said of it the front door says, which stops for it.
-        tracing::debug!(%broken, "this node stops applying");
+        tracing::debug!(%error, "this node stops applying");
         self.broken = true;
         // Closed before the slots are dropped, so that each of them tells its client this cause.
         self.admission.close(cause.clone());
@@ -289,9 +289,9 @@ impl<S: StateMachine> Handler<Apply<ReplySlot<S>>> for Applier<S> {
             let index = committed.entry.index;
             // Cloning and encoding a response is the application's code, too.
             let answering = || format!("answering {index}");
-            if let Err(broken) = caught(answering, || self.apply(&mut committed)).flatten() {
+            if let Err(error) = caught(answering, || self.apply(&mut committed)).flatten() {
                 // Before this slot and those behind it are dropped.
-                return self.fail(&broken);
+                return self.fail(&error);
             }
         }
         self.report_applied();
@@ -349,20 +349,20 @@ impl<S: StateMachine> Handler<Restore> for Applier<S> {
     }
 }
 
-impl<S: StateMachine> Handler<Freeze> for Applier<S> {
+impl<S: StateMachine> Handler<CaptureState> for Applier<S> {
     type Result = ();
 
     /// Nothing is applied while the machine hands out its state; what it hands out is written elsewhere.
-    fn handle(&mut self, Freeze: Freeze, _: &mut Context<Self>) {
-        let frozen = match self.broken {
+    fn handle(&mut self, CaptureState: CaptureState, _: &mut Context<Self>) {
+        let captured = match self.broken {
             true => Err("the applier has stopped".to_owned()),
-            false => self.replica.freeze().map_err(|error| error.to_string()).map(|(index, term, system, machine)| {
+            false => self.replica.capture().map_err(|error| error.to_string()).map(|(index, term, system, machine)| {
                 // As at every index: what the machine holds is what was applied up to it.
-                FrozenState { index, term, system, machine }
+                CapturedState { index, term, system, machine }
             }),
         };
-        if let Some(manager) = self.links.frozen.upgrade() {
-            manager.do_send(WriteSnapshot(frozen));
+        if let Some(manager) = self.links.captured.upgrade() {
+            manager.do_send(WriteSnapshot(captured));
         }
     }
 }
@@ -505,7 +505,7 @@ mod tests {
         let (core, heard) = FakeCore::start_one();
         let links = ApplierLinks {
             applied_to: core.downgrade().recipient(),
-            frozen: core.downgrade().recipient(),
+            captured: core.downgrade().recipient(),
             system_changed: vec![core.downgrade().recipient()],
             marks: core.downgrade().recipient(),
             failed: core.downgrade().recipient(),
@@ -701,7 +701,7 @@ mod tests {
         let (core, mut heard) = FakeCore::start_one();
         let links = ApplierLinks {
             applied_to: core.downgrade().recipient(),
-            frozen: core.downgrade().recipient(),
+            captured: core.downgrade().recipient(),
             system_changed: vec![core.downgrade().recipient()],
             marks: core.downgrade().recipient(),
             failed: core.downgrade().recipient(),
@@ -866,18 +866,18 @@ mod tests {
     }
 
     #[actix::test]
-    async fn a_frozen_state_is_that_of_its_index_whatever_follows() {
+    async fn a_captured_state_is_that_of_its_index_whatever_follows() {
         let mut f = start(vec![command(2, 1, 5)], 8);
-        f.applier.send(Freeze).await.unwrap();
-        let frozen = async |f: &mut Fixture| loop {
-            if let Some(Heard::Frozen(frozen)) = f.heard.recv().await {
-                return frozen
+        f.applier.send(CaptureState).await.unwrap();
+        let captured = async |f: &mut Fixture| loop {
+            if let Some(Heard::Captured(captured)) = f.heard.recv().await {
+                return captured
                     .map(|(index, term, bytes)| (index, term, crate::machine::decode::<Sum>(&bytes).unwrap().total));
             }
         };
         f.apply(vec![command(3, 2, 7)]).await;
-        assert_eq!(frozen(&mut f).await, Ok((2, 1, 5)));
-        f.applier.send(Freeze).await.unwrap();
-        assert_eq!(frozen(&mut f).await, Ok((3, 2, 12)));
+        assert_eq!(captured(&mut f).await, Ok((2, 1, 5)));
+        f.applier.send(CaptureState).await.unwrap();
+        assert_eq!(captured(&mut f).await, Ok((3, 2, 12)));
     }
 }

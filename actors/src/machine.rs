@@ -47,10 +47,10 @@ pub trait StateMachine: Send + Unpin + 'static {
     ///
     /// No command is applied while this runs, and only while this runs: what it returns is written on another thread,
     /// while the machine moves on. So it should be cheap, and must not see what is applied after it: a clone of an `Arc`,
-    /// a persistent map, a read transaction of the machine's own storage. See [`Frozen`].
-    fn snapshot(&self) -> Result<Frozen, MachineError>;
+    /// a persistent map, a read transaction of the machine's own storage. See [`StateView`].
+    fn snapshot(&self) -> Result<StateView, MachineError>;
 
-    /// Replaces the whole state by what a [`Frozen`] wrote, possibly on another node.
+    /// Replaces the whole state by what a [`StateView`] wrote, possibly on another node.
     ///
     /// `from` ends where that writing ended. It is called once the whole file has been verified. It must replace
     /// everything, also what an earlier `restore` left behind that failed or was cut short by a crash: a machine with its
@@ -113,12 +113,12 @@ impl From<std::io::Error> for MachineError {
 ///
 /// ```
 /// use std::{collections::BTreeMap, io::Write, sync::Arc};
-/// use actorum_actors::machine::{Frozen, MachineError};
+/// use actorum_actors::machine::{StateView, MachineError};
 ///
-/// // A map behind an `Arc`: freezing it is one clone of the pointer. The next `apply` calls `Arc::make_mut`.
-/// fn freeze(state: &Arc<BTreeMap<u64, u64>>) -> Frozen {
+/// // A map behind an `Arc`: capturing it is one clone of the pointer. The next `apply` calls `Arc::make_mut`.
+/// fn capture(state: &Arc<BTreeMap<u64, u64>>) -> StateView {
 ///     let state = state.clone();
-///     Frozen::new(move |out| {
+///     StateView::new(move |out| {
 ///         for (key, value) in state.iter() {
 ///             out.write_all(&key.to_be_bytes())?;
 ///             out.write_all(&value.to_be_bytes())?;
@@ -127,23 +127,23 @@ impl From<std::io::Error> for MachineError {
 ///     })
 /// }
 /// # let mut out = Vec::new();
-/// # freeze(&Arc::new(BTreeMap::from([(1, 2)]))).write_to(&mut out)?;
+/// # capture(&Arc::new(BTreeMap::from([(1, 2)]))).write_to(&mut out)?;
 /// # assert_eq!(out.len(), 16);
 /// # Ok::<(), MachineError>(())
 /// ```
-pub struct Frozen(WriteState);
+pub struct StateView(WriteState);
 
 type WriteState = Box<dyn FnOnce(&mut dyn Write) -> Result<(), MachineError> + Send>;
 
-impl Frozen {
+impl StateView {
     /// A state that is written by this closure, on another thread. Its errors, and those of `out`, end this snapshot only.
-    pub fn new(write: impl FnOnce(&mut dyn Write) -> Result<(), MachineError> + Send + 'static) -> Frozen {
-        Frozen(Box::new(write))
+    pub fn new(write: impl FnOnce(&mut dyn Write) -> Result<(), MachineError> + Send + 'static) -> StateView {
+        StateView(Box::new(write))
     }
 
     /// A state that is bytes already.
-    pub fn bytes(bytes: Vec<u8>) -> Frozen {
-        Frozen::new(move |out| Ok(out.write_all(&bytes)?))
+    pub fn bytes(bytes: Vec<u8>) -> StateView {
+        StateView::new(move |out| Ok(out.write_all(&bytes)?))
     }
 
     /// Writes it.
@@ -152,16 +152,16 @@ impl Frozen {
     }
 }
 
-impl fmt::Debug for Frozen {
+impl fmt::Debug for StateView {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Frozen")
+        f.write_str("StateView")
     }
 }
 
 /// Writes [`StateMachine::snapshot`] and [`StateMachine::restore`] for a machine that is itself a serde type, as
 /// MessagePack with named fields.
 ///
-/// - `serde_snapshot!()` encodes the whole state while it freezes it: nothing is applied for as long as that takes (about a
+/// - `serde_snapshot!()` encodes the whole state while it captures it: nothing is applied for as long as that takes (about a
 ///   second per few hundred megabytes), and the encoded state is in memory until it is written. Where the state machine shares its
 ///   thread with everything else, as it does by default, heartbeats wait, too: beyond some ten megabytes take the other form.
 /// - `serde_snapshot!(clone)` clones the state and encodes it on another thread: nothing is applied for as long as a clone
@@ -172,17 +172,17 @@ impl fmt::Debug for Frozen {
 #[macro_export]
 macro_rules! serde_snapshot {
     () => {
-        fn snapshot(&self) -> ::std::result::Result<$crate::machine::Frozen, $crate::machine::MachineError> {
-            $crate::machine::encode(self).map($crate::machine::Frozen::bytes)
+        fn snapshot(&self) -> ::std::result::Result<$crate::machine::StateView, $crate::machine::MachineError> {
+            $crate::machine::encode(self).map($crate::machine::StateView::bytes)
         }
 
         $crate::serde_snapshot!(@restore);
     };
     (clone) => {
-        fn snapshot(&self) -> ::std::result::Result<$crate::machine::Frozen, $crate::machine::MachineError> {
+        fn snapshot(&self) -> ::std::result::Result<$crate::machine::StateView, $crate::machine::MachineError> {
             let state = ::std::clone::Clone::clone(self);
             let write = move |out: &mut dyn ::std::io::Write| $crate::machine::encode_to(&state, out);
-            ::std::result::Result::Ok($crate::machine::Frozen::new(write))
+            ::std::result::Result::Ok($crate::machine::StateView::new(write))
         }
 
         $crate::serde_snapshot!(@restore);

@@ -8,7 +8,7 @@
 //! | [`ReadEntries`] | core → a thread of the log's reader | [`EntriesRead`] |
 //! | [`Apply`], [`ServeReads`], [`Restore`] | core → applier | [`AppliedTo`] |
 //! | [`BuildSnapshot`] | core → snapshot manager | [`SnapshotBuilt`] |
-//! | [`Freeze`] | snapshot manager → applier | [`WriteSnapshot`] |
+//! | [`CaptureState`] | snapshot manager → applier | [`WriteSnapshot`] |
 //! | [`FetchSnapshot`] | core → snapshot manager | [`SnapshotFetched`] |
 //! | | core → snapshot manager | [`SnapshotsKept`] |
 //! | | snapshot manager → core | [`PeerFetches`] |
@@ -35,7 +35,7 @@ use crate::{
     condition::Reason,
     entry::EncodedCommand,
     log::store::{StoreError, Write},
-    machine::Frozen,
+    machine::StateView,
     members::ChangeRequest,
     outcome::BusyBound,
     status::Role,
@@ -251,16 +251,16 @@ pub struct BuildSnapshot;
 /// Hand out the state as it is now, to be written.
 #[derive(Message, Clone, Copy, Debug, PartialEq, Eq)]
 #[rtype(result = "()")]
-pub struct Freeze;
+pub struct CaptureState;
 
 /// The state at some index, or why there is none; from the applier.
 #[derive(Message, Debug)]
 #[rtype(result = "()")]
-pub struct WriteSnapshot(pub Result<FrozenState, String>);
+pub struct WriteSnapshot(pub Result<CapturedState, String>);
 
 /// The whole replicated state at one index.
 #[derive(Debug)]
-pub struct FrozenState {
+pub struct CapturedState {
     /// The last index applied.
     pub index: u64,
     /// Its term.
@@ -268,7 +268,7 @@ pub struct FrozenState {
     /// Our own state.
     pub system: SystemState,
     /// The machine's.
-    pub machine: Frozen,
+    pub machine: StateView,
 }
 
 /// A snapshot's file is durable on this node's snapshot store, or could not be built.

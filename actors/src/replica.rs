@@ -4,7 +4,7 @@
 //! [`replay`] runs it over the log at start, so a command is applied by the same lines in both cases.
 //!
 //! The application's code runs under `catch_unwind`. A state after a panic cannot be
-//! trusted, so every [`Broken`] is final: whoever gets one stops the system with it.
+//! trusted, so every [`ApplyError`] is final: whoever gets one stops the system with it.
 
 use std::{
     collections::VecDeque,
@@ -23,7 +23,7 @@ use crate::{
     core::panic_message,
     entry::{Kind, Stamped, SystemCommand},
     log::store::{At, LogReader, Recovered, StoreError},
-    machine::{self, ApplyContext, Frozen, StateMachine},
+    machine::{self, ApplyContext, StateMachine, StateView},
     snapshot::{SnapshotError, SnapshotStore},
     system_state::{GENESIS_INDEX, SystemState},
     times::Times,
@@ -64,7 +64,7 @@ impl Hashes {
 }
 
 /// What an entry did.
-pub enum Done<S: StateMachine> {
+pub enum ApplyResult<S: StateMachine> {
     /// Nothing: the empty entry of a new leader, or a command that a durable machine holds already.
     Nothing,
     /// A command of the application was applied.
@@ -90,7 +90,7 @@ pub enum Done<S: StateMachine> {
 
 /// The replica cannot go on. Every message names the index.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Broken {
+pub enum ApplyError {
     /// A committed command that this program cannot read: it is never skipped.
     #[error("cannot decode the committed {kind} at {}: {cause}", At(*.index, *.term))]
     Undecodable {
@@ -198,9 +198,9 @@ impl<S: StateMachine> Replica<S> {
 
     /// Everything as it is now, for a snapshot: index, term, our state, and the machine's, to be written elsewhere.
     ///
-    /// Unlike a [`Broken`], an error here, also a panic of the machine, is final for that snapshot only: the machine was only
+    /// Unlike a [`ApplyError`], an error here, also a panic of the machine, is final for that snapshot only: the machine was only
     /// looked at.
-    pub fn freeze(&self) -> Result<(u64, u64, SystemState, Frozen), SnapshotError> {
+    pub fn capture(&self) -> Result<(u64, u64, SystemState, StateView), SnapshotError> {
         let at = At(self.applied, self.applied_term);
         let Some(system) = &self.system else {
             return Err(SnapshotError("there is nothing to take a snapshot of: this node holds nothing yet".into()));
@@ -210,39 +210,41 @@ impl<S: StateMachine> Replica<S> {
             let holds = self.holds;
             return Err(SnapshotError(format!("the state machine holds {holds} already, and the log is at {at}")));
         }
-        let frozen = caught(|| format!("freezing its state at {at}"), || self.machine.snapshot());
-        let frozen = frozen.map_err(|broken| SnapshotError(broken.to_string()))?;
-        let frozen = frozen
-            .map_err(|error| SnapshotError(format!("the state machine cannot freeze its state at {at}: {error}")));
+        let captured = caught(|| format!("capturing its state at {at}"), || self.machine.snapshot());
+        let captured = captured.map_err(|error| SnapshotError(error.to_string()))?;
+        let captured = captured
+            .map_err(|error| SnapshotError(format!("the state machine cannot capture its state at {at}: {error}")));
         // The log may be cut off right behind it.
         self.times.note(self.applied, system.time());
-        Ok((self.applied, self.applied_term, system.clone(), frozen?))
+        Ok((self.applied, self.applied_term, system.clone(), captured?))
     }
 
     /// Applies the next committed entry.
-    pub fn apply(&mut self, entry: &Entry) -> Result<Done<S>, Broken> {
+    pub fn apply(&mut self, entry: &Entry) -> Result<ApplyResult<S>, ApplyError> {
         let Some(system) = self.system.as_mut() else {
-            return Err(Broken::Hole { applied: 0, found: entry.index });
+            return Err(ApplyError::Hole { applied: 0, found: entry.index });
         };
         if entry.index != self.applied + 1 {
-            return Err(Broken::Hole { applied: self.applied, found: entry.index });
+            return Err(ApplyError::Hole { applied: self.applied, found: entry.index });
         }
         if let Some(hash) = &mut system.state_hash {
             self.hasher.entry(hash, entry);
         }
         let undecodable =
-            |kind, cause: String| Broken::Undecodable { index: entry.index, term: entry.term, kind, cause };
+            |kind, cause: String| ApplyError::Undecodable { index: entry.index, term: entry.term, kind, cause };
         let done = match entry.kind {
             // What a new leader appends, and what raft-rs puts in the place of a change that came too early.
-            EntryKind::Normal if entry.data.is_empty() => Done::Nothing,
-            EntryKind::ConfChange if entry.context.is_empty() => Done::Nothing,
+            EntryKind::Normal if entry.data.is_empty() => ApplyResult::Nothing,
+            EntryKind::ConfChange if entry.context.is_empty() => ApplyResult::Nothing,
             EntryKind::ConfChange => {
                 let command = SystemCommand::decode(&entry.context)
                     .map_err(|e| undecodable("membership change", e.to_string()))?;
                 match command {
-                    SystemCommand::Change { .. } => Done::System { changed: system.apply(entry.index, &command) },
+                    SystemCommand::Change { .. } => {
+                        ApplyResult::System { changed: system.apply(entry.index, &command) }
+                    }
                     // Everything else has entries of its own.
-                    _ => Done::Nothing,
+                    _ => ApplyResult::Nothing,
                 }
             }
             EntryKind::Normal => {
@@ -252,12 +254,12 @@ impl<S: StateMachine> Replica<S> {
                 match stamped.kind {
                     Kind::Command if entry.index <= self.holds => {
                         self.responses = None;
-                        Done::Nothing
+                        ApplyResult::Nothing
                     }
                     Kind::Command => {
                         let context = ApplyContext::new(entry.index, entry.term, time);
                         let done = apply_command(&mut self.machine, &context, stamped.payload)?;
-                        if let (Some(hash), Done::Command { response, .. }) = (&mut self.responses, &done) {
+                        if let (Some(hash), ApplyResult::Command { response, .. }) = (&mut self.responses, &done) {
                             let answer = || self.hasher.answer(hash, entry.index, response);
                             if caught(|| format!("encoding the answer at {}", At(entry.index, entry.term)), answer)?
                                 .is_err()
@@ -273,16 +275,16 @@ impl<S: StateMachine> Replica<S> {
                             .map_err(|e| undecodable("system command", e.to_string()))?;
                         match command {
                             // raft-rs knows nothing of a change outside a change's entry: no node makes it.
-                            SystemCommand::Change { .. } => Done::Nothing,
+                            SystemCommand::Change { .. } => ApplyResult::Nothing,
                             SystemCommand::Mark { restart } => {
                                 let mark =
                                     Mark { index: entry.index, state: system.state_hash, responses: self.responses };
                                 system.apply(entry.index, &command);
                                 let begins = || begin_responses(entry.index, S::VERSION);
                                 self.responses = self.hashes.responses.then(begins);
-                                Done::Mark { mark, restart }
+                                ApplyResult::Mark { mark, restart }
                             }
-                            command => Done::System { changed: system.apply(entry.index, &command) },
+                            command => ApplyResult::System { changed: system.apply(entry.index, &command) },
                         }
                     }
                 }
@@ -294,20 +296,20 @@ impl<S: StateMachine> Replica<S> {
     }
 
     /// Replaces everything by a snapshot, whose file is in that snapshot store.
-    pub fn restore(&mut self, snapshot: &Snapshot, snapshot_store: &SnapshotStore) -> Result<(), Broken> {
-        let broken = |cause: String| Broken::Snapshot { index: snapshot.index, term: snapshot.term, cause };
-        let (mut system, machine) = SystemState::of(snapshot).map_err(|e| broken(e.to_string()))?;
+    pub fn restore(&mut self, snapshot: &Snapshot, snapshot_store: &SnapshotStore) -> Result<(), ApplyError> {
+        let failed = |cause: String| ApplyError::Snapshot { index: snapshot.index, term: snapshot.term, cause };
+        let (mut system, machine) = SystemState::of(snapshot).map_err(|e| failed(e.to_string()))?;
         match machine {
             // What the machine's own storage holds is newer: it keeps it.
             Some(_) if snapshot.index <= self.holds => {}
             Some(_) => {
-                let mut state = snapshot_store.open(snapshot).map_err(|e| broken(e.to_string()))?;
+                let mut state = snapshot_store.open(snapshot).map_err(|e| failed(e.to_string()))?;
                 caught(|| format!("restoring the snapshot at {}", snapshot.index), || self.machine.restore(&mut state))?
-                    .map_err(|e| broken(e.to_string()))?
+                    .map_err(|e| failed(e.to_string()))?
             }
             // The genesis is the machine as it was built, so it must not have moved since.
             None if self.applied > snapshot.index => {
-                return Err(broken(format!("it is a genesis, and entries up to {} were applied", self.applied)));
+                return Err(failed(format!("it is a genesis, and entries up to {} were applied", self.applied)));
             }
             None => {}
         }
@@ -331,25 +333,29 @@ impl<S: StateMachine> Replica<S> {
     }
 
     /// A look at the state by a client's closure; `Err` if that panicked, which breaks nothing but the look.
-    pub fn look<T>(&self, look: impl FnOnce(u64, &S) -> T) -> Result<T, Broken> {
+    pub fn look<T>(&self, look: impl FnOnce(u64, &S) -> T) -> Result<T, ApplyError> {
         caught(|| "in the closure of a read".into(), || look(self.applied, &self.machine))
     }
 }
 
-fn apply_command<S: StateMachine>(machine: &mut S, context: &ApplyContext, payload: &[u8]) -> Result<Done<S>, Broken> {
+fn apply_command<S: StateMachine>(
+    machine: &mut S,
+    context: &ApplyContext,
+    payload: &[u8],
+) -> Result<ApplyResult<S>, ApplyError> {
     let (index, term) = (context.index, context.term);
     let at = At(index, term);
     let command = caught(|| format!("decoding the command at {at}"), || machine::decode::<S::Command>(payload))?
-        .map_err(|error| Broken::Undecodable { index, term, kind: "command", cause: error.to_string() })?;
+        .map_err(|error| ApplyError::Undecodable { index, term, kind: "command", cause: error.to_string() })?;
     let response = caught(|| format!("applying {at}"), || machine.apply(context, &command))?;
-    Ok(Done::Command { command, response })
+    Ok(ApplyResult::Command { command, response })
 }
 
 /// Runs the application's code; its panic becomes a sentence.
-pub(crate) fn caught<T>(doing: impl FnOnce() -> String, run: impl FnOnce() -> T) -> Result<T, Broken> {
+pub(crate) fn caught<T>(doing: impl FnOnce() -> String, run: impl FnOnce() -> T) -> Result<T, ApplyError> {
     // What the panic left half done is never looked at again: every caller stops with the error.
     catch_unwind(AssertUnwindSafe(run))
-        .map_err(|panic| Broken::Panicked { doing: doing(), message: panic_message(&*panic) })
+        .map_err(|panic| ApplyError::Panicked { doing: doing(), message: panic_message(&*panic) })
 }
 
 /// The state of a node that starts again.
@@ -383,7 +389,7 @@ pub fn replay<S: StateMachine>(
     recovered: &Recovered,
     snapshot_store: &SnapshotStore,
     machine: S,
-) -> Result<Replayed<S>, Broken> {
+) -> Result<Replayed<S>, ApplyError> {
     replay_hashing(group, reader, recovered, snapshot_store, machine, Hashes::ALL)
 }
 
@@ -395,13 +401,13 @@ pub fn replay_hashing<S: StateMachine>(
     snapshot_store: &SnapshotStore,
     machine: S,
     hashes: Hashes,
-) -> Result<Replayed<S>, Broken> {
+) -> Result<Replayed<S>, ApplyError> {
     let holds = machine.applied().filter(|(index, _)| *index > 0);
     let mut replica = Replica::new(machine).hashing(hashes);
     let mut marks = VecDeque::new();
     let Some(newest) = recovered.newest() else {
         if let Some((index, term)) = holds {
-            return Err(Broken::NotThisLog { index, term, because: "the log is empty".into() });
+            return Err(ApplyError::NotThisLog { index, term, because: "the log is empty".into() });
         }
         let (snapshots, system, marks) = (Vec::new(), None, Vec::new());
         return Ok(Replayed { replica, system, applied: 0, applied_term: 0, snapshot_index: 0, snapshots, marks });
@@ -422,13 +428,13 @@ pub fn replay_hashing<S: StateMachine>(
     let commit = recovered.hard_state.commit.max(replica.holds).max(newest.index);
     while replica.applied < commit {
         let next = replica.applied + 1;
-        let unreadable = |error: StoreError| Broken::Log(error.to_string());
+        let unreadable = |error: StoreError| ApplyError::Log(error.to_string());
         let entries = reader.entries(group, next, commit + 1, CHUNK_BYTES).map_err(unreadable)?;
         if entries.is_empty() {
-            return Err(Broken::Log(format!("entry {next} is missing, and {commit} was committed")));
+            return Err(ApplyError::Log(format!("entry {next} is missing, and {commit} was committed")));
         }
         for entry in &entries {
-            if let Done::Mark { mark, .. } = replica.apply(entry)? {
+            if let ApplyResult::Mark { mark, .. } = replica.apply(entry)? {
                 marks.push_back(mark);
                 if marks.len() > MAX_MARKS {
                     marks.pop_front();
@@ -443,7 +449,7 @@ pub fn replay_hashing<S: StateMachine>(
 }
 
 /// The snapshots that can be started from, ascending; never none.
-fn usable(recovered: &Recovered, snapshot_store: &SnapshotStore) -> Result<Vec<Snapshot>, Broken> {
+fn usable(recovered: &Recovered, snapshot_store: &SnapshotStore) -> Result<Vec<Snapshot>, ApplyError> {
     let (mut usable, mut problems) = (Vec::new(), Vec::new());
     for snapshot in recovered.snapshots.iter().rev() {
         let wrong = match snapshot_store.verify(snapshot) {
@@ -462,14 +468,14 @@ fn usable(recovered: &Recovered, snapshot_store: &SnapshotStore) -> Result<Vec<S
         problems.push(wrong);
     }
     match usable.is_empty() {
-        true => Err(Broken::NoSnapshot { problems: problems.join("; ") }),
+        true => Err(ApplyError::NoSnapshot { problems: problems.join("; ") }),
         false => Ok(usable),
     }
 }
 
 /// A durable machine must hold a prefix of this very log.
-fn in_this_log(recovered: &Recovered, snapshot: &Snapshot, index: u64, term: u64) -> Result<(), Broken> {
-    let because = |because: String| Err(Broken::NotThisLog { index, term, because });
+fn in_this_log(recovered: &Recovered, snapshot: &Snapshot, index: u64, term: u64) -> Result<(), ApplyError> {
+    let because = |because: String| Err(ApplyError::NotThisLog { index, term, because });
     // The genesis brings no state that could make up for what the machine misses; a later snapshot does.
     if index < snapshot.index && snapshot.index > GENESIS_INDEX {
         return Ok(());
@@ -524,7 +530,7 @@ mod tests {
         TestStore::with_entries([empty(2, 1), command(3, 1, 10), command(4, 1, 20), command(5, 1, 30)])
     }
 
-    fn run(recovered: &Recovered, machine: Sum) -> Result<Replayed<Sum>, Broken> {
+    fn run(recovered: &Recovered, machine: Sum) -> Result<Replayed<Sum>, ApplyError> {
         replay(GroupId::FIRST, &log(), recovered, &SnapshotStore::memory(), machine)
     }
 
@@ -602,11 +608,11 @@ mod tests {
     #[test]
     fn a_hole_in_the_log_is_refused() {
         let mut replica = Replica::new(Sum::default());
-        assert!(matches!(replica.apply(&command(2, 1, 1)), Err(Broken::Hole { applied: 0, found: 2 })));
+        assert!(matches!(replica.apply(&command(2, 1, 1)), Err(ApplyError::Hole { applied: 0, found: 2 })));
         replica.restore(&genesis(), &SnapshotStore::memory()).unwrap();
-        assert!(matches!(replica.apply(&command(3, 1, 1)), Err(Broken::Hole { applied: 1, found: 3 })));
+        assert!(matches!(replica.apply(&command(3, 1, 1)), Err(ApplyError::Hole { applied: 1, found: 3 })));
         replica.apply(&command(2, 1, 1)).unwrap();
-        assert!(matches!(replica.apply(&command(2, 1, 1)), Err(Broken::Hole { applied: 2, found: 2 })));
+        assert!(matches!(replica.apply(&command(2, 1, 1)), Err(ApplyError::Hole { applied: 2, found: 2 })));
     }
 
     #[test]
@@ -615,15 +621,15 @@ mod tests {
         replica.restore(&genesis(), &SnapshotStore::memory()).unwrap();
         let id = ChangeId { node: 1, boot: 1, number: 1 };
         let add = SystemCommand::Change { id, change: Change::AddLearner(4, Address::from("n4")), forced: false };
-        assert!(matches!(replica.apply(&change(2, 1, &add)).unwrap(), Done::System { changed: true }));
+        assert!(matches!(replica.apply(&change(2, 1, &add)).unwrap(), ApplyResult::System { changed: true }));
         assert_eq!(replica.system().unwrap().membership.learners(), [4]);
         // Again makes no sense any more, and changes nothing.
-        assert!(matches!(replica.apply(&change(3, 1, &add)).unwrap(), Done::System { changed: false }));
+        assert!(matches!(replica.apply(&change(3, 1, &add)).unwrap(), ApplyResult::System { changed: false }));
         // Outside a change's entry raft-rs knows nothing of it, so nobody makes it.
         let remove = SystemCommand::Change { id, change: Change::Remove(4), forced: false };
         let data = EncodedCommand::system(&remove).unwrap().stamp(SystemTime::UNIX_EPOCH).into();
         let stray = Entry { kind: EntryKind::Normal, data, ..command(4, 1, 1) };
-        assert!(matches!(replica.apply(&stray).unwrap(), Done::Nothing));
+        assert!(matches!(replica.apply(&stray).unwrap(), ApplyResult::Nothing));
         assert_eq!(replica.system().unwrap().membership.learners(), [4]);
     }
 
@@ -633,7 +639,7 @@ mod tests {
         let snapshot_store = SnapshotStore::over(files.open());
         let replay_to = |commit| run(&recovered(5, commit), Sum::default()).unwrap().replica;
         let build = |commit| {
-            let (index, term, system, state) = replay_to(commit).freeze().unwrap();
+            let (index, term, system, state) = replay_to(commit).capture().unwrap();
             snapshot_store
                 .build(Content { index, term, system, formed_with: BTreeMap::new(), state }, &mut |_| {})
                 .unwrap()
@@ -648,7 +654,7 @@ mod tests {
         files.open().append(&name).unwrap().write_all(b"one too many").unwrap();
     }
 
-    fn start(files: &SimulatedFiles, recovered: &Recovered, machine: Sum) -> Result<Replayed<Sum>, Broken> {
+    fn start(files: &SimulatedFiles, recovered: &Recovered, machine: Sum) -> Result<Replayed<Sum>, ApplyError> {
         replay(GroupId::FIRST, &log(), recovered, &SnapshotStore::over(files.open()), machine)
     }
 
@@ -713,8 +719,8 @@ mod tests {
             type Command = u64;
             type Response = ();
             fn apply(&mut self, _: &ApplyContext, _: &u64) {}
-            fn snapshot(&self) -> Result<Frozen, MachineError> {
-                Ok(Frozen::bytes(vec![7; 1 << 20]))
+            fn snapshot(&self) -> Result<StateView, MachineError> {
+                Ok(StateView::bytes(vec![7; 1 << 20]))
             }
             fn restore(&mut self, from: &mut dyn Read) -> Result<(), MachineError> {
                 self.0.store(true, Ordering::Relaxed);
@@ -727,7 +733,7 @@ mod tests {
         let snapshot_store = SnapshotStore::memory();
         let mut replica = Replica::new(watched());
         replica.restore(&genesis(), &snapshot_store).unwrap();
-        let (_, term, system, state) = replica.freeze().unwrap();
+        let (_, term, system, state) = replica.capture().unwrap();
         let content = Content { index: 4, term, system, formed_with: BTreeMap::new(), state };
         let snapshot = snapshot_store.build(content, &mut |_| {}).unwrap();
         let only = Recovered { snapshots: vec![snapshot.clone()], terms: vec![(4, 1)], ..recovered(5, 4) };
@@ -765,7 +771,7 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_that_cannot_freeze_goes_on() {
+    fn a_machine_that_cannot_be_captured_goes_on() {
         #[derive(Default)]
         struct Cold(u64);
         impl StateMachine for Cold {
@@ -774,11 +780,11 @@ mod tests {
             fn apply(&mut self, _: &ApplyContext, command: &u64) {
                 self.0 = *command;
             }
-            fn snapshot(&self) -> Result<Frozen, MachineError> {
+            fn snapshot(&self) -> Result<StateView, MachineError> {
                 match self.0 {
                     1 => Err(MachineError::new("not today")),
                     2 => panic!("too cold"),
-                    _ => Ok(Frozen::bytes(vec![])),
+                    _ => Ok(StateView::bytes(vec![])),
                 }
             }
             fn restore(&mut self, _: &mut dyn Read) -> Result<(), MachineError> {
@@ -788,13 +794,13 @@ mod tests {
         let mut replica = Replica::new(Cold::default());
         replica.restore(&genesis(), &SnapshotStore::memory()).unwrap();
         replica.apply(&command(2, 1, 1)).unwrap();
-        let error = replica.freeze().unwrap_err().to_string();
-        assert_eq!(error, "the state machine cannot freeze its state at 2@1: not today");
+        let error = replica.capture().unwrap_err().to_string();
+        assert_eq!(error, "the state machine cannot capture its state at 2@1: not today");
         replica.apply(&command(3, 1, 2)).unwrap();
-        let error = replica.freeze().unwrap_err().to_string();
-        assert_eq!(error, "the state machine panicked freezing its state at 3@1: too cold");
+        let error = replica.capture().unwrap_err().to_string();
+        assert_eq!(error, "the state machine panicked capturing its state at 3@1: too cold");
         replica.apply(&command(4, 2, 3)).unwrap();
-        let (index, term, ..) = replica.freeze().unwrap();
+        let (index, term, ..) = replica.capture().unwrap();
         assert_eq!((index, term), (4, 2));
     }
 
@@ -814,11 +820,11 @@ mod tests {
         let mut replica = Replica::new(Sum::default());
         replica.restore(&genesis(), &SnapshotStore::memory()).unwrap();
         // In the context of a change it is nobody's: there it would pass by the check of what peers send.
-        assert!(matches!(replica.apply(&change(2, 1, &recovered)).unwrap(), Done::Nothing));
+        assert!(matches!(replica.apply(&change(2, 1, &recovered)).unwrap(), ApplyResult::Nothing));
         assert_eq!(replica.system().unwrap().recovered_at, 0);
         let data = EncodedCommand::system(&recovered).unwrap().stamp(SystemTime::UNIX_EPOCH).into();
         let entry = Entry { kind: EntryKind::Normal, data, ..command(3, 2, 1) };
-        assert!(matches!(replica.apply(&entry).unwrap(), Done::System { changed: true }));
+        assert!(matches!(replica.apply(&entry).unwrap(), ApplyResult::System { changed: true }));
         let system = replica.system().unwrap();
         assert_eq!((system.cluster, system.recovered_at, system.audit[0].index), (ClusterId(77), 3, 3));
         assert_eq!(system.membership.voters(), [5]);

@@ -198,7 +198,7 @@ async fn an_event_has_the_time_that_apply_saw_wherever_reading_begins() {
             replica.apply(&entry).unwrap();
             log.push(entry);
             if roll(40) == 0 {
-                let (index, term, system, state) = replica.freeze().unwrap();
+                let (index, term, system, state) = replica.capture().unwrap();
                 let content = Content { index, term, system, formed_with: BTreeMap::new(), state };
                 snapshots.push(snapshot_store.build(content, &mut |_| {}).unwrap());
                 snapshots.drain(..snapshots.len().saturating_sub(2));

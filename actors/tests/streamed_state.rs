@@ -5,7 +5,7 @@
 use std::{collections::BTreeMap, fs, io::Read};
 
 use actorum_actors::{
-    machine::Frozen,
+    machine::StateView,
     snapshot::{SnapshotStore, store::Content},
     system_state::SystemState,
 };
@@ -43,7 +43,7 @@ fn a_state_larger_than_the_memory_it_takes() {
     let [here, there] = ["here", "there"].map(|name| SnapshotStore::in_directory(&dir.path().join(name)).unwrap());
     let before = peak();
 
-    let state = Frozen::new(|out| {
+    let state = StateView::new(|out| {
         let mut pieces = Pieces(1);
         for _ in 0..STATE_BYTES / 4096 {
             out.write_all(&pieces.next())?;

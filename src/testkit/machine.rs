@@ -9,7 +9,7 @@ use std::{
     },
 };
 
-use actorum_actors::machine::{self, ApplyContext, Frozen, MachineError, StateMachine};
+use actorum_actors::machine::{self, ApplyContext, MachineError, StateMachine, StateView};
 use actorum_transport::wire::NodeId;
 
 use super::{
@@ -193,20 +193,20 @@ impl<S: StateMachine> StateMachine for Watched<S> {
         }
     }
 
-    fn snapshot(&self) -> Result<Frozen, MachineError> {
+    fn snapshot(&self) -> Result<StateView, MachineError> {
         self.pulled(&self.strings.0.snapshot_fails, "failing snapshot of the state machine", false)?;
-        let (frozen, at, padding) = (self.inner.snapshot()?, self.at, self.padding);
+        let (captured, at, padding) = (self.inner.snapshot()?, self.at, self.padding);
         if !self.strings.is_cut() {
-            self.world.saw(Event::Frozen { node: self.node, at });
+            self.world.saw(Event::Captured { node: self.node, at });
         }
-        Ok(Frozen::new(move |out| {
+        Ok(StateView::new(move |out| {
             out.write_all(&at.to_le_bytes())?;
             // Dice, so that compression finds nothing.
             let mut dice = Dice::new(at);
             let bytes: Vec<u8> = (0..padding).map(|_| dice.roll() as u8).collect();
             out.write_all(&(padding as u64).to_le_bytes())?;
             out.write_all(&bytes)?;
-            frozen.write_to(out)
+            captured.write_to(out)
         }))
     }
 

@@ -78,7 +78,7 @@ pub(crate) enum Event<'a> {
     /// A node applied a mark, now or again at its start, and has come to this.
     Marked { node: NodeId, mark: Mark },
     /// A state machine handed out its state, whose last command is that at `at`.
-    Frozen { node: NodeId, at: u64 },
+    Captured { node: NodeId, at: u64 },
     /// A state machine was given a state, whose last command is that at `at`.
     Restored { node: NodeId, at: u64, state: u64 },
     /// A subscriber of this number begins to listen: it has heard everything up to `after`.
@@ -659,7 +659,7 @@ fn digest(event: &Event<'_>) -> u64 {
             mark.state.iter().for_each(|hash| add(&[hash.since, hash.value.0 as u64]));
             mark.responses.iter().for_each(|hash| add(&[hash.since, hash.value.0 as u64]));
         }
-        Event::Frozen { node, at } => add(&[14, *node, *at]),
+        Event::Captured { node, at } => add(&[14, *node, *at]),
         Event::Restored { node, at, state } => add(&[15, *node, *at, *state]),
         Event::Listens { listener, node, after } => add(&[16, *listener, *node, *after]),
         Event::Heard { listener, heard } => match heard {
@@ -745,7 +745,7 @@ fn line(event: &Event<'_>) -> Option<String> {
         Event::Replayed { snapshot: 0, .. } => return None,
         Event::Replayed { node, snapshot } => format!("n{node} has started from snapshot {snapshot}"),
         Event::Restored { node, at, .. } => format!("n{node} is given a state with the commands up to {at}"),
-        Event::Frozen { node, at } => format!("n{node} hands out its state with the commands up to {at}"),
+        Event::Captured { node, at } => format!("n{node} hands out its state with the commands up to {at}"),
         Event::Marked { node, mark } => {
             let Mark { index, state, responses: answers } = mark;
             let state = state.map_or("nothing".to_owned(), |hash| format!("{} since {}", hash.value, hash.since));

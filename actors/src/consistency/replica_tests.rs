@@ -15,8 +15,8 @@ use actorum_transport::{
 use crate::{
     entry::{EncodedCommand, SystemCommand},
     log::store::{HardState, Recovered},
-    machine::{ApplyContext, Frozen, MachineError, StateMachine},
-    replica::{Done, Hashes, Replica, replay, replay_hashing},
+    machine::{ApplyContext, MachineError, StateMachine, StateView},
+    replica::{ApplyResult, Hashes, Replica, replay, replay_hashing},
     snapshot::{SnapshotStore, store::Content},
     system_state::{Audit, RecoveredBecause},
     testkit::{Sum, TestStore, command, empty, genesis},
@@ -42,7 +42,7 @@ fn log() -> Vec<Entry> {
 }
 
 fn apply<S: StateMachine>(replica: &mut Replica<S>, entries: &[Entry]) -> Vec<Mark> {
-    let marked = |done| if let Done::Mark { mark, .. } = done { Some(mark) } else { None };
+    let marked = |done| if let ApplyResult::Mark { mark, .. } = done { Some(mark) } else { None };
     entries.iter().filter_map(|entry| marked(replica.apply(entry).unwrap())).collect()
 }
 
@@ -53,7 +53,7 @@ fn begun<S: StateMachine>(machine: S) -> Replica<S> {
 }
 
 fn snapshot(replica: &Replica<Sum>, snapshot_store: &SnapshotStore) -> Snapshot {
-    let (index, term, system, state) = replica.freeze().unwrap();
+    let (index, term, system, state) = replica.capture().unwrap();
     snapshot_store.build(Content { index, term, system, formed_with: BTreeMap::new(), state }, &mut |_| {}).unwrap()
 }
 
@@ -149,8 +149,8 @@ impl StateMachine for Moody {
     fn apply(&mut self, _: &ApplyContext, number: &u64) -> u64 {
         number + self.0
     }
-    fn snapshot(&self) -> Result<Frozen, MachineError> {
-        Ok(Frozen::bytes(Vec::new()))
+    fn snapshot(&self) -> Result<StateView, MachineError> {
+        Ok(StateView::bytes(Vec::new()))
     }
     fn restore(&mut self, _: &mut dyn Read) -> Result<(), MachineError> {
         Ok(())
@@ -197,8 +197,8 @@ fn an_answer_that_cannot_be_encoded_is_not_compared() {
         fn apply(&mut self, _: &ApplyContext, _: &u64) -> Mute {
             Mute
         }
-        fn snapshot(&self) -> Result<Frozen, MachineError> {
-            Ok(Frozen::bytes(Vec::new()))
+        fn snapshot(&self) -> Result<StateView, MachineError> {
+            Ok(StateView::bytes(Vec::new()))
         }
         fn restore(&mut self, _: &mut dyn Read) -> Result<(), MachineError> {
             Ok(())

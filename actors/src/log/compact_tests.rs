@@ -15,7 +15,7 @@ use crate::{
         sled::{RewriteFaults, SledStore},
         store::{HardState, LogStore},
     },
-    machine::Frozen,
+    machine::StateView,
     snapshot::store::Content,
     system_state::SystemState,
 };
@@ -48,7 +48,7 @@ fn node(dir: &Path) -> [Snapshot; 2] {
     let store = SledStore::open(dir, options()).unwrap();
     let snapshot_store = store.snapshot_store();
     let snapshots = [40, 90].map(|index| {
-        let state = Frozen::bytes(vec![index as u8; 100_000]);
+        let state = StateView::bytes(vec![index as u8; 100_000]);
         let founders = std::collections::BTreeMap::from([(1, "127.0.0.1:1".into())]);
         let (system, formed_with) = (SystemState::founded(ClusterId(1), &founders), Default::default());
         let snapshot = snapshot_store.build(Content { index, term: 1, system, formed_with, state }, &mut |_| {});

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  core ──BuildSnapshot─┐                          ┌─ on a thread ─▶ SnapshotStore::build ──SnapshotBuilt──▶ core
-//!  TakeSnapshot ────────┴──Freeze──▶ applier ──WriteSnapshot─┘
+//!  TakeSnapshot ────────┴──CaptureState──▶ applier ──WriteSnapshot─┘
 //!
 //!  core ──FetchSnapshot──▶ Read, Read, Read, Read ══▶ the peer's manager      at most a window of them under way
 //!                          pieces ─▶ Receiving ─▶ verified, durable ──SnapshotFetched──▶ core
@@ -45,7 +45,8 @@ use super::{SnapshotError, SnapshotStore, rate_limiter::RateLimiter, store::Cont
 use crate::{
     clock::Clock,
     message::{
-        BuildSnapshot, Freeze, FrozenState, PeerFetches, SnapshotBuilt, SnapshotFetched, SnapshotsKept, WriteSnapshot,
+        BuildSnapshot, CaptureState, CapturedState, PeerFetches, SnapshotBuilt, SnapshotFetched, SnapshotsKept,
+        WriteSnapshot,
     },
     status::{SnapshotTaken, Snapshots, Transfer},
     system_state::SystemState,
@@ -82,7 +83,7 @@ pub struct ManagerBounds {
 #[derive(Clone)]
 pub struct ManagerLinks {
     /// The applier.
-    pub freeze: WeakRecipient<Freeze>,
+    pub capture: WeakRecipient<CaptureState>,
     /// The core.
     pub built: WeakRecipient<SnapshotBuilt>,
     /// The core.
@@ -241,13 +242,13 @@ impl SnapshotManager {
         }
         let since = self.clock.now();
         self.building = Some(Building { index: 0, since, written: Arc::default(), done: None });
-        match self.links.freeze.upgrade() {
-            Some(applier) => applier.do_send(Freeze),
+        match self.links.capture.upgrade() {
+            Some(applier) => applier.do_send(CaptureState),
             None => self.not_built("the applier is gone".to_owned()),
         }
     }
 
-    fn write(&mut self, FrozenState { index, term, system, machine }: FrozenState, ctx: &mut Context<Self>) {
+    fn write(&mut self, CapturedState { index, term, system, machine }: CapturedState, ctx: &mut Context<Self>) {
         let Some(building) = &mut self.building else { return };
         let holds = |newest: &&Snapshot| newest.index >= index && self.damaged != Some(newest.index);
         if let Some(newest) = self.kept.last().filter(holds).cloned() {
@@ -500,9 +501,9 @@ impl Handler<StopSnapshotManager> for SnapshotManager {
 impl Handler<WriteSnapshot> for SnapshotManager {
     type Result = ();
 
-    fn handle(&mut self, WriteSnapshot(frozen): WriteSnapshot, ctx: &mut Context<Self>) {
-        match frozen {
-            Ok(frozen) => self.write(frozen, ctx),
+    fn handle(&mut self, WriteSnapshot(captured): WriteSnapshot, ctx: &mut Context<Self>) {
+        match captured {
+            Ok(captured) => self.write(captured, ctx),
             Err(cause) => self.not_built(cause),
         }
     }

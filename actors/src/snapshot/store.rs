@@ -42,7 +42,7 @@ use crate::{
         reserve::{Lent, Reserve},
         store::At,
     },
-    machine::Frozen,
+    machine::StateView,
     system_state::SystemState,
 };
 
@@ -64,7 +64,7 @@ pub struct Content {
     /// Whom the node formed with; goes on from the snapshot before.
     pub formed_with: BTreeMap<NodeId, Incarnation>,
     /// The machine's state at that index.
-    pub state: Frozen,
+    pub state: StateView,
 }
 
 /// Where the files of snapshots are. Cheap to share; every method may be called from any thread.
@@ -250,7 +250,7 @@ impl SnapshotStore {
         &self,
         name: &str,
         header: &Header,
-        state: Frozen,
+        state: StateView,
         room: Room,
         progress: &mut dyn FnMut(u64),
     ) -> Result<SnapshotFile, SnapshotError> {

@@ -7,13 +7,13 @@ use super::{
     *,
 };
 use crate::{
-    machine::{Frozen, MachineError},
+    machine::{MachineError, StateView},
     testkit::{founded, genesis},
 };
 
 fn content(index: u64, state: Vec<u8>) -> Content {
     let formed_with = BTreeMap::from([(1, Incarnation(1))]);
-    Content { index, term: 3, system: founded(), formed_with, state: Frozen::bytes(state) }
+    Content { index, term: 3, system: founded(), formed_with, state: StateView::bytes(state) }
 }
 
 fn state_of(snapshot_store: &SnapshotStore, snapshot: &Snapshot) -> Vec<u8> {
@@ -88,17 +88,17 @@ fn a_real_snapshot_store_is_its_owners_only() {
 #[test]
 fn what_the_machine_does_wrong_ends_this_snapshot_only() {
     let snapshot_store = SnapshotStore::memory();
-    let build = |state: Frozen| {
+    let build = |state: StateView| {
         let error = snapshot_store.build(Content { state, ..content(9, vec![]) }, &mut |_| {}).unwrap_err().to_string();
         assert_eq!(names(&*snapshot_store.files), [""; 0], "nothing of it stays");
         error
     };
-    let refuses = Frozen::new(|out| {
+    let refuses = StateView::new(|out| {
         out.write_all(&[1; 300_000])?;
         Err(MachineError::new("not today"))
     });
     assert_eq!(build(refuses), "the state machine could not write its state at 9@3: not today");
-    let panics = Frozen::new(|out| {
+    let panics = StateView::new(|out| {
         out.write_all(&[1; 300_000])?;
         panic!("the number of the beast")
     });
@@ -335,7 +335,7 @@ fn only_what_is_kept_stays_and_what_is_under_way() {
 fn a_sweep_in_the_middle_of_a_build_leaves_it_alone() {
     let snapshot_store = Arc::new(SnapshotStore::memory());
     let swept = snapshot_store.clone();
-    let state = Frozen::new(move |out| {
+    let state = StateView::new(move |out| {
         out.write_all(&noise(1, 300_000))?;
         swept.keep(&[]).map_err(MachineError::new)?;
         Ok(out.write_all(&noise(2, 300_000))?)
@@ -695,7 +695,7 @@ fn a_large_file_is_synced_as_it_grows() {
 }
 
 #[test]
-fn both_forms_of_a_serde_snapshot_freeze_what_was_and_not_what_comes() {
+fn both_forms_of_a_serde_snapshot_capture_what_was_and_not_what_comes() {
     use crate::{
         machine::{ApplyContext, StateMachine},
         replica::Replica,
@@ -726,12 +726,12 @@ fn both_forms_of_a_serde_snapshot_freeze_what_was_and_not_what_comes() {
     fn story<S: StateMachine<Command = u64, Response = ()> + Default>(numbers: impl Fn(&S) -> Vec<u64>) {
         let snapshot_store = SnapshotStore::memory();
         let mut replica = Replica::new(S::default());
-        replica.freeze().expect_err("a node that holds nothing has no snapshot");
+        replica.capture().expect_err("a node that holds nothing has no snapshot");
         replica.restore(&genesis(), &snapshot_store).unwrap();
         for index in 2..=100 {
             replica.apply(&command(index, 4, index)).unwrap();
         }
-        let (index, term, system, state) = replica.freeze().unwrap();
+        let (index, term, system, state) = replica.capture().unwrap();
         assert_eq!((index, term), (100, 4));
         assert_eq!(Some(&system), replica.system());
         replica.apply(&command(101, 4, 101)).unwrap();

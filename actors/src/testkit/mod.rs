@@ -19,7 +19,7 @@ use crate::{
         StoreError, StoreIdentity, Written,
     },
     machine::{self, ApplyContext, StateMachine},
-    message::{AppliedTo, DiskReport, Failed, FrozenState, MarkEvent, Persisted, SystemChanged, WriteSnapshot},
+    message::{AppliedTo, CapturedState, DiskReport, Failed, MarkEvent, Persisted, SystemChanged, WriteSnapshot},
     snapshot::SnapshotStore,
     system_state::SystemState,
 };
@@ -238,7 +238,7 @@ pub enum Heard {
     Disk(DiskReport),
     Mark(MarkEvent),
     Failed(String),
-    Frozen(Result<(u64, u64, Vec<u8>), String>),
+    Captured(Result<(u64, u64, Vec<u8>), String>),
 }
 
 /// Hears what the core and the front door would.
@@ -295,12 +295,12 @@ impl Handler<MarkEvent> for FakeCore {
 
 impl Handler<WriteSnapshot> for FakeCore {
     type Result = ();
-    fn handle(&mut self, WriteSnapshot(frozen): WriteSnapshot, _: &mut Context<Self>) {
-        let frozen = frozen.map(|FrozenState { index, term, machine, .. }| {
+    fn handle(&mut self, WriteSnapshot(captured): WriteSnapshot, _: &mut Context<Self>) {
+        let captured = captured.map(|CapturedState { index, term, machine, .. }| {
             let mut bytes = Vec::new();
             machine.write_to(&mut bytes).map(|()| (index, term, bytes)).map_err(|error| error.to_string())
         });
-        let _ = self.0.send(Heard::Frozen(frozen.flatten()));
+        let _ = self.0.send(Heard::Captured(captured.flatten()));
     }
 }
 

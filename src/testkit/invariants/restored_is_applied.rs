@@ -16,7 +16,7 @@ pub(crate) struct RestoredIsApplied {
     /// What states were after the command at an index.
     states: BTreeMap<u64, u64>,
     /// Per node, the last command in the state it handed out last.
-    frozen: BTreeMap<NodeId, u64>,
+    captured: BTreeMap<NodeId, u64>,
     /// Per node, the newest snapshot it has recorded.
     newest: BTreeMap<NodeId, u64>,
     /// Per node, the index of the snapshot its state machine is about to be given.
@@ -54,7 +54,7 @@ impl Invariant for RestoredIsApplied {
     fn check(&mut self, event: &Event<'_>, _: &Facts) -> Result<(), String> {
         match event {
             Event::Started { node, recovered, .. } => {
-                for map in [&mut self.announced, &mut self.begun, &mut self.frozen] {
+                for map in [&mut self.announced, &mut self.begun, &mut self.captured] {
                     map.remove(node);
                 }
                 self.newest.insert(*node, recovered.newest().map_or(0, |newest| newest.index));
@@ -63,7 +63,7 @@ impl Invariant for RestoredIsApplied {
                 self.commands.insert(*index);
                 return state.map_or(Ok(()), |state| self.state(*node, *index, state));
             }
-            Event::Frozen { node, at } => drop(self.frozen.insert(*node, *at)),
+            Event::Captured { node, at } => drop(self.captured.insert(*node, *at)),
             Event::Drained { node, drained } => {
                 for write in drained.append.iter().map(|append| &append.write) {
                     let compact = write.compact.as_ref().and_then(|compact| compact.snapshots.last());
@@ -71,7 +71,7 @@ impl Invariant for RestoredIsApplied {
                     let before = self.newest.insert(*node, newest.index).unwrap_or(0);
                     if write.snapshot.is_none()
                         && newest.index > before
-                        && let Some(at) = self.frozen.get(node)
+                        && let Some(at) = self.captured.get(node)
                     {
                         self.labelled(*node, newest.index, *at)?;
                     }

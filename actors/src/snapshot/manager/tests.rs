@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use super::*;
 use crate::{
     clock::SystemClock,
-    machine::Frozen,
+    machine::StateView,
     message::{FetchSnapshot, PeerFetches, SnapshotFetched},
     snapshot::files::{Appending, Files, InMemory, Reading},
     testkit::founded,
@@ -22,7 +22,7 @@ const PATIENCE: Duration = Duration::from_millis(200);
 /// What the snapshot manager says to those around it.
 #[derive(Debug)]
 enum Heard {
-    Freeze,
+    CaptureState,
     Built(Result<Snapshot, String>),
     Fetched(Result<(), String>),
     PeerFetches(PeerFetches),
@@ -42,11 +42,11 @@ impl Around {
     }
 }
 
-impl Handler<Freeze> for Around {
+impl Handler<CaptureState> for Around {
     type Result = ();
 
-    fn handle(&mut self, _: Freeze, _: &mut Context<Self>) {
-        self.hear(Heard::Freeze);
+    fn handle(&mut self, _: CaptureState, _: &mut Context<Self>) {
+        self.hear(Heard::CaptureState);
     }
 }
 
@@ -164,7 +164,7 @@ fn start() -> Fixture {
     let snapshot_store = Arc::new(SnapshotStore::over(files.clone()));
     let (shows, status) = watch::channel(Snapshots::default());
     let links = ManagerLinks {
-        freeze: around.downgrade().recipient(),
+        capture: around.downgrade().recipient(),
         built: around.downgrade().recipient(),
         fetched: around.downgrade().recipient(),
         peer_fetches: around.downgrade().recipient(),
@@ -177,13 +177,13 @@ fn start() -> Fixture {
     Fixture { manager, snapshot_store, files, heard, status, _around: around }
 }
 
-fn frozen(index: u64) -> WriteSnapshot {
-    let machine = Frozen::bytes(vec![index as u8; 1000]);
-    WriteSnapshot(Ok(FrozenState { index, term: 1, system: founded(), machine }))
+fn captured(index: u64) -> WriteSnapshot {
+    let machine = StateView::bytes(vec![index as u8; 1000]);
+    WriteSnapshot(Ok(CapturedState { index, term: 1, system: founded(), machine }))
 }
 
 fn content(index: u64) -> Content {
-    let state = Frozen::bytes(vec![7; 1000]);
+    let state = StateView::bytes(vec![7; 1000]);
     Content { index, term: 1, system: founded(), formed_with: BTreeMap::new(), state }
 }
 
@@ -198,8 +198,8 @@ impl Fixture {
         }
     }
 
-    async fn freezes(&mut self) {
-        self.hear(|heard| matches!(heard, Heard::Freeze).then_some(())).await;
+    async fn captures(&mut self) {
+        self.hear(|heard| matches!(heard, Heard::CaptureState).then_some(())).await;
     }
 
     async fn built(&mut self) -> Result<Snapshot, String> {
@@ -214,8 +214,8 @@ impl Fixture {
     /// A snapshot is built and recorded.
     async fn take(&mut self, index: u64) -> Snapshot {
         self.manager.do_send(BuildSnapshot);
-        self.freezes().await;
-        self.manager.do_send(frozen(index));
+        self.captures().await;
+        self.manager.do_send(captured(index));
         let snapshot = self.built().await.unwrap();
         self.manager.send(SnapshotsKept(vec![snapshot.clone()])).await.unwrap();
         snapshot
@@ -287,15 +287,15 @@ async fn who_asks_after_a_snapshot_began_gets_the_next_one() {
     let mut f = start();
     let first = f.manager.send(TakeSnapshot);
     let first = actix_rt::spawn(first);
-    f.freezes().await;
+    f.captures().await;
     // The state is out of the applier's hands; what is applied from here on is not in it.
     let late = actix_rt::spawn(f.manager.send(TakeSnapshot));
-    f.manager.send(frozen(5)).await.unwrap();
+    f.manager.send(captured(5)).await.unwrap();
     let five = f.built().await.unwrap();
     f.manager.do_send(SnapshotsKept(vec![five]));
     assert_eq!(first.await.unwrap().unwrap().unwrap().index, 5);
-    f.freezes().await;
-    f.manager.do_send(frozen(8));
+    f.captures().await;
+    f.manager.do_send(captured(8));
     let eight = f.built().await.unwrap();
     f.manager.do_send(SnapshotsKept(vec![eight]));
     assert_eq!(late.await.unwrap().unwrap().unwrap().index, 8);
@@ -305,11 +305,11 @@ async fn who_asks_after_a_snapshot_began_gets_the_next_one() {
 async fn only_so_many_wait_for_a_snapshot() {
     let mut f = start();
     let waiting: Vec<_> = (0..MAX_WAITING).map(|_| actix_rt::spawn(f.manager.send(TakeSnapshot))).collect();
-    f.freezes().await;
+    f.captures().await;
     let refused = f.manager.send(TakeSnapshot).await.unwrap();
     assert!(matches!(&refused, Err(TakeSnapshotError::Failed { cause }) if cause.contains("ask again")), "{refused:?}");
     f.manager.do_send(WriteSnapshot(Err("not today".to_owned())));
-    f.freezes().await;
+    f.captures().await;
     f.manager.do_send(WriteSnapshot(Err("not today".to_owned())));
     for answer in waiting {
         assert!(answer.await.unwrap().unwrap().is_err());
@@ -334,8 +334,8 @@ async fn a_damaged_file_is_found_out_when_a_peer_cannot_use_it_and_taken_anew() 
     let gave_up = SnapshotRequest::GaveUp { file, index: 5, cause: "a bit is wrong".into() };
     let request = Request::Snapshot(gave_up);
     f.manager.do_send(Asked { group: GroupId::FIRST, from: 2, request, responder });
-    f.freezes().await;
-    f.manager.do_send(frozen(5));
+    f.captures().await;
+    f.manager.do_send(captured(5));
     let again = f.built().await.unwrap();
     assert_eq!(again, snapshot, "the same state, the same file");
     f.snapshot_store.verify(&snapshot).unwrap();
