@@ -31,7 +31,7 @@ use actorum_actors::{
     },
     log_writer::{DiskBounds, LogWriter, LogWriterLinks, LogWriterStatus, SHORT},
     machine::StateMachine,
-    membership::{self, Beginning, MembershipManager, MembershipStatus},
+    membership::{self, MembershipManager, MembershipStatus, StartMode},
     message::Refusal,
     replica::{Hashes, Replayed, replay_hashing},
     reply_slot::ReplySlot,
@@ -214,7 +214,7 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
     let admission = Admission::new(config.max_in_flight, config.max_in_flight_bytes);
 
     let (cluster_made, name) = (cluster_id(&authority, &bootstrap, &config), config.cluster_name.clone());
-    let beginning = begin(&recovered, &replayed, bootstrap.clone(), cluster_made, name)?;
+    let start_mode = begin(&recovered, &replayed, bootstrap.clone(), cluster_made, name)?;
     let kept = recovered.snapshots.clone();
     if let Some(volume) = volume
         && let Some(problem) = volume::too_small(&config, volume, newest_bytes(&kept))
@@ -357,7 +357,7 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
         max_clock_skew: Duration::from_millis(config.max_clock_skew_ms),
         farewell: Duration::from_millis(config.election_ms) * 10,
     };
-    let membership = MembershipManager::new(id, GROUP, identity.incarnation, features, beginning, membership_links)
+    let membership = MembershipManager::new(id, GROUP, identity.incarnation, features, start_mode, membership_links)
         .map(|manager| manager.in_life(identity.boot, lives))
         .map_err(|error| StartError::Founders(error.to_string()))?;
     membership_context.run(membership);
@@ -531,7 +531,7 @@ fn begin<S>(
     bootstrap: Bootstrap,
     cluster: ClusterId,
     name: String,
-) -> Result<Beginning, StartError> {
+) -> Result<StartMode, StartError> {
     Ok(match (&replayed.system, recovered.newest(), bootstrap) {
         // A node that has begun before ignores how it was to begin.
         (Some(state), Some(snapshot), _) => {
@@ -540,10 +540,10 @@ fn begin<S>(
                 // Those were of another cluster: here their ids are as good as new.
                 _ => BTreeMap::new(),
             };
-            Beginning::Formed { state: state.clone(), formed_with }
+            StartMode::Formed { state: state.clone(), formed_with }
         }
-        (_, _, Bootstrap::Form(founders)) => Beginning::Founding { founders, cluster, name },
-        (_, _, Bootstrap::Wait) => Beginning::Waiting,
+        (_, _, Bootstrap::Form(founders)) => StartMode::Founding { founders, cluster, name },
+        (_, _, Bootstrap::Wait) => StartMode::Waiting,
     })
 }
 

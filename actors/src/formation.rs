@@ -24,7 +24,7 @@
 //! was made*, and was unformed then: "formed" is said once the genesis is durable, and is never taken back. Say that k/a once won a
 //! vote of q, another founder that kept its directory. Then q formed with some V in which k is a, and it did not before it
 //! stated W. After that it cannot either: for V it must hear, in one boot, k/a itself or a founder that formed with V.
-//! In a boot in which it has heard b it does not listen to a (`Founding::gone`); in a later boot a speaks no more, because it was
+//! In a boot in which it has heard b it does not listen to a (`FormationState::gone`); in a later boot a speaks no more, because it was
 //! lost before b was made. And a founder r that formed with V and kept its directory is in the same case as q; take the first of
 //! them. If r lost its directory as well, W names its new one, and the same holds for r's old one as for k/a. So no
 //! founder that kept its directory ever formed with V: whoever voted together with k/a lost its directory, too, and those are a
@@ -43,11 +43,11 @@
 //! stopped, `actorum inspect DIR --entries 1..` shows no entry of an application in any directory; then all of the directories are
 //! deleted, and the cluster is formed anew.
 //!
-//! Pure: statements in, a verdict out.
+//! Pure: statements in, progress out.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use actorum_transport::wire::{Address, ClusterId, Formation as Statement, Incarnation, NodeId};
+use actorum_transport::wire::{Address, ClusterId, Formation as BootstrapInfo, Incarnation, NodeId};
 
 /// In a map of the incarnations that a founder formed with: all of them had agreed on it. No node has this id, so the mark passes
 /// through every format that holds the map, and through the hands of nodes that do not know it.
@@ -55,7 +55,7 @@ pub const AGREED: NodeId = 0;
 
 /// A founder on its way to a cluster.
 #[derive(Clone, Debug)]
-pub struct Founding {
+pub struct FormationState {
     id: NodeId,
     incarnation: Incarnation,
     founders: BTreeMap<NodeId, Address>,
@@ -75,7 +75,7 @@ pub struct Founding {
 
 /// What the statements so far amount to.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum FormationProgress {
     /// These founders have not answered yet, or have not heard the same as this one.
     Waiting(Vec<NodeId>),
     /// The cluster is formed by these directories; with [`AGREED`] among the keys if all have agreed on them.
@@ -166,7 +166,7 @@ pub enum FormationError {
     },
 }
 
-impl Founding {
+impl FormationState {
     /// A founder that has heard nobody yet, of the cluster that these founders make under this name.
     pub fn new(
         id: NodeId,
@@ -178,7 +178,7 @@ impl Founding {
         if !founders.contains_key(&id) {
             return Err(FormationError::NotAFounder { id, list: list(&founders) });
         }
-        Ok(Founding {
+        Ok(FormationState {
             id,
             incarnation,
             founders,
@@ -198,8 +198,8 @@ impl Founding {
     }
 
     /// What this node says of itself.
-    pub fn statement(&self) -> Statement {
-        Statement {
+    pub fn info(&self) -> BootstrapInfo {
+        BootstrapInfo {
             incarnation: self.incarnation,
             founders: self.founders.clone(),
             formed_with: None,
@@ -225,66 +225,64 @@ impl Founding {
 
     /// Whose word is missing.
     pub fn waiting_for(&self) -> Vec<NodeId> {
-        match self.verdict() {
-            Verdict::Waiting(missing) => missing,
-            Verdict::Formed(_) => Vec::new(),
+        match self.progress() {
+            FormationProgress::Waiting(missing) => missing,
+            FormationProgress::Formed(_) => Vec::new(),
         }
     }
 
     /// What is known so far.
-    pub fn verdict(&self) -> Verdict {
+    pub fn progress(&self) -> FormationProgress {
         if let Some(decided) = &self.decided {
-            return Verdict::Formed(decided.clone());
+            return FormationProgress::Formed(decided.clone());
         }
         let unheard = self.unheard();
         if !unheard.is_empty() {
-            return Verdict::Waiting(unheard);
+            return FormationProgress::Waiting(unheard);
         }
         // The first version's rule, where somebody knows no other: all were heard. A founder that lost its directory meanwhile was
         // heard with the new one; the cluster has the old one.
         if let Some(formed) = &self.formed {
-            return Verdict::Formed(formed.clone());
+            return FormationProgress::Formed(formed.clone());
         }
         if self.theirs.values().any(Option::is_none) {
-            return Verdict::Formed(self.heard.clone());
+            return FormationProgress::Formed(self.heard.clone());
         }
         let agrees = |theirs: &Option<BTreeMap<_, _>>| theirs.as_ref() == Some(&self.heard);
         let others: Vec<NodeId> = self.theirs.iter().filter(|(_, t)| !agrees(t)).map(|(id, _)| *id).collect();
         if !others.is_empty() {
-            return Verdict::Waiting(others);
+            return FormationProgress::Waiting(others);
         }
         let mut agreed = self.heard.clone();
         agreed.insert(AGREED, self.incarnation);
-        Verdict::Formed(agreed)
+        FormationProgress::Formed(agreed)
     }
 
     /// Another founder's word.
-    pub fn hear(&mut self, peer: NodeId, statement: Statement) -> Result<Verdict, FormationError> {
+    pub fn receive(&mut self, peer: NodeId, info: BootstrapInfo) -> Result<FormationProgress, FormationError> {
         // Whoever holds a certificate may speak; only a founder's word counts here, for this node or against it. And what is decided
         // is on its way to the disk.
         let counts = peer != self.id && self.founders.contains_key(&peer) && self.decided.is_none();
-        if !counts || self.gone.contains(&(peer, statement.incarnation)) {
-            return Ok(self.verdict());
+        if !counts || self.gone.contains(&(peer, info.incarnation)) {
+            return Ok(self.progress());
         }
-        self.refute(peer, &statement)?;
-        if let Some(replaced) =
-            self.heard.insert(peer, statement.incarnation).filter(|old| *old != statement.incarnation)
-        {
+        self.refute(peer, &info)?;
+        if let Some(replaced) = self.heard.insert(peer, info.incarnation).filter(|old| *old != info.incarnation) {
             self.gone.insert((peer, replaced));
             self.formed = None;
         }
-        self.theirs.insert(peer, (!statement.heard.is_empty()).then_some(statement.heard));
-        if let Some(formed_with) = statement.formed_with {
+        self.theirs.insert(peer, (!info.heard.is_empty()).then_some(info.heard));
+        if let Some(formed_with) = info.formed_with {
             self.theirs.insert(peer, None);
             self.take_word(formed_with);
         }
-        let verdict = self.verdict();
-        if let Verdict::Formed(with) = &verdict {
+        let progress = self.progress();
+        if let FormationProgress::Formed(with) = &progress {
             self.decided = Some(with.clone());
             // From here on it states what it forms with.
             self.heard = with.iter().filter(|(id, _)| **id != AGREED).map(|(id, life)| (*id, *life)).collect();
         }
-        Ok(verdict)
+        Ok(progress)
     }
 
     /// It formed with this very directory.
@@ -299,8 +297,8 @@ impl Founding {
     }
 
     /// What speaks against ever forming a cluster with that founder.
-    fn refute(&self, peer: NodeId, statement: &Statement) -> Result<(), FormationError> {
-        let Statement { founders, formed_with, cluster_name, cluster, .. } = statement;
+    fn refute(&self, peer: NodeId, info: &BootstrapInfo) -> Result<(), FormationError> {
+        let BootstrapInfo { founders, formed_with, cluster_name, cluster, .. } = info;
         let (id, ours) = (self.id, list(&self.founders));
         let other_founders = || FormationError::OtherFounders { peer, theirs: list(founders), ours: ours.clone() };
         if let Some(formed_with) = formed_with {

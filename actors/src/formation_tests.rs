@@ -6,19 +6,19 @@ fn founders(ids: &[NodeId]) -> BTreeMap<NodeId, Address> {
     ids.iter().map(|id| (*id, Address(format!("host-{id}:7000")))).collect()
 }
 
-fn named(id: NodeId, incarnation: u64, ids: &[NodeId], name: &str) -> Founding {
+fn named(id: NodeId, incarnation: u64, ids: &[NodeId], name: &str) -> FormationState {
     let cluster = ClusterId(name.len() as u128);
-    Founding::new(id, Incarnation(incarnation), founders(ids), cluster, name.into()).unwrap()
+    FormationState::new(id, Incarnation(incarnation), founders(ids), cluster, name.into()).unwrap()
 }
 
-fn founder(id: NodeId, incarnation: u64) -> Founding {
+fn founder(id: NodeId, incarnation: u64) -> FormationState {
     named(id, incarnation, &[1, 2, 3], "")
 }
 
 /// What founder 1 says in the first version, unformed.
-fn first_version(id: NodeId, incarnation: u64) -> Statement {
-    let statement = founder(id, incarnation).statement();
-    Statement { heard: BTreeMap::new(), cluster_name: None, cluster: None, ..statement }
+fn first_version(id: NodeId, incarnation: u64) -> BootstrapInfo {
+    let info = founder(id, incarnation).info();
+    BootstrapInfo { heard: BTreeMap::new(), cluster_name: None, cluster: None, ..info }
 }
 
 fn lives(lives: &[(NodeId, u64)]) -> BTreeMap<NodeId, Incarnation> {
@@ -26,45 +26,45 @@ fn lives(lives: &[(NodeId, u64)]) -> BTreeMap<NodeId, Incarnation> {
 }
 
 /// What a founder says that formed with these.
-fn formed(id: NodeId, with: &[(NodeId, u64)]) -> Statement {
+fn formed(id: NodeId, with: &[(NodeId, u64)]) -> BootstrapInfo {
     let own = with.iter().find(|(other, _)| *other == id).unwrap().1;
-    Statement { formed_with: Some(lives(with)), ..first_version(id, own) }
+    BootstrapInfo { formed_with: Some(lives(with)), ..first_version(id, own) }
 }
 
 /// One asks, the other hears and answers.
-fn exchange(asks: &mut Founding, answers: &mut Founding) {
-    answers.hear(asks.id, asks.statement()).unwrap();
-    asks.hear(answers.id, answers.statement()).unwrap();
+fn exchange(asks: &mut FormationState, answers: &mut FormationState) {
+    answers.receive(asks.id, asks.info()).unwrap();
+    asks.receive(answers.id, answers.info()).unwrap();
 }
 
 const ALL: [(NodeId, u64); 3] = [(1, 11), (2, 22), (3, 33)];
 
-fn agreed(by: u64) -> Verdict {
+fn agreed(by: u64) -> FormationProgress {
     let mut with = lives(&ALL);
     with.insert(AGREED, Incarnation(by));
-    Verdict::Formed(with)
+    FormationProgress::Formed(with)
 }
 
 #[test]
 fn a_founder_forms_once_all_have_heard_the_same() {
     let (mut one, mut two, mut three) = (founder(1, 11), founder(2, 22), founder(3, 33));
     exchange(&mut one, &mut two);
-    assert_eq!(one.verdict(), Verdict::Waiting(vec![3]));
+    assert_eq!(one.progress(), FormationProgress::Waiting(vec![3]));
     exchange(&mut one, &mut three);
-    assert_eq!(one.verdict(), Verdict::Waiting(vec![2, 3]), "all are heard, and have not heard all");
+    assert_eq!(one.progress(), FormationProgress::Waiting(vec![2, 3]), "all are heard, and have not heard all");
     exchange(&mut two, &mut three);
     exchange(&mut one, &mut two);
     exchange(&mut one, &mut three);
     exchange(&mut three, &mut two);
-    assert_eq!((one.verdict(), three.verdict()), (agreed(11), agreed(33)));
+    assert_eq!((one.progress(), three.progress()), (agreed(11), agreed(33)));
     exchange(&mut two, &mut one);
-    assert_eq!(two.verdict(), agreed(22), "what is decided is stated until it is durable");
+    assert_eq!(two.progress(), agreed(22), "what is decided is stated until it is durable");
 }
 
 #[test]
 fn a_single_founder_needs_nobody() {
     let alone = named(1, 11, &[1], "");
-    assert_eq!(alone.verdict(), Verdict::Formed(lives(&[(1, 11), (AGREED, 11)])));
+    assert_eq!(alone.progress(), FormationProgress::Formed(lives(&[(1, 11), (AGREED, 11)])));
 }
 
 /// Seen: a follower killed right after the first election, and the third, which had not formed yet, waited for it.
@@ -72,23 +72,23 @@ fn a_single_founder_needs_nobody() {
 fn the_word_of_one_that_formed_with_the_agreement_of_all_is_enough() {
     let mut two = founder(2, 22);
     let word = formed(1, &[(AGREED, 11), (1, 11), (2, 22), (3, 33), (4, 44)]);
-    assert_eq!(two.hear(1, word), Ok(agreed(11)), "learners added since are none of the founders");
-    assert_eq!(two.statement().heard, lives(&ALL));
+    assert_eq!(two.receive(1, word), Ok(agreed(11)), "learners added since are none of the founders");
+    assert_eq!(two.info().heard, lives(&ALL));
 }
 
 #[test]
 fn the_word_of_the_first_version_is_enough_once_all_are_heard() {
     let mut two = founder(2, 22);
-    assert_eq!(two.hear(1, formed(1, &ALL)), Ok(Verdict::Waiting(vec![3])));
-    assert_eq!(two.hear(3, founder(3, 33).statement()), Ok(Verdict::Formed(lives(&ALL))));
+    assert_eq!(two.receive(1, formed(1, &ALL)), Ok(FormationProgress::Waiting(vec![3])));
+    assert_eq!(two.receive(3, founder(3, 33).info()), Ok(FormationProgress::Formed(lives(&ALL))));
 }
 
 /// With a founder of the first version, which does not say whom it has heard, the rule is that of the first version.
 #[test]
 fn founders_of_the_first_version_are_formed_with_as_before() {
     let mut one = founder(1, 11);
-    one.hear(2, first_version(2, 22)).unwrap();
-    assert_eq!(one.hear(3, founder(3, 33).statement()), Ok(Verdict::Formed(lives(&ALL))));
+    one.receive(2, first_version(2, 22)).unwrap();
+    assert_eq!(one.receive(3, founder(3, 33).info()), Ok(FormationProgress::Formed(lives(&ALL))));
 }
 
 /// 3 formed with the new directory of 2, not knowing better; 1 formed with the old one, and may hold what the old
@@ -96,8 +96,8 @@ fn founders_of_the_first_version_are_formed_with_as_before() {
 #[test]
 fn one_founder_s_word_does_not_replace_another_s() {
     let mut wiped = founder(2, 23);
-    assert_eq!(wiped.hear(3, formed(3, &[(1, 11), (2, 23), (3, 33)])), Ok(Verdict::Waiting(vec![1])));
-    let refused = wiped.hear(1, formed(1, &ALL));
+    assert_eq!(wiped.receive(3, formed(3, &[(1, 11), (2, 23), (3, 33)])), Ok(FormationProgress::Waiting(vec![1])));
+    let refused = wiped.receive(1, formed(1, &ALL));
     assert!(matches!(refused, Err(FormationError::Replaced { peer: 1, id: 2, .. })));
 }
 
@@ -110,15 +110,15 @@ fn what_a_founder_heard_early_is_not_believed_for_ever() {
     exchange(&mut one, &mut two);
     let mut wiped = founder(2, 23);
     exchange(&mut three, &mut wiped);
-    assert_eq!(three.verdict(), Verdict::Waiting(vec![1, 2]));
-    assert_eq!(three.hear(1, formed(1, &[(AGREED, 11), (1, 11), (2, 22), (3, 33)])), Ok(agreed(11)));
+    assert_eq!(three.progress(), FormationProgress::Waiting(vec![1, 2]));
+    assert_eq!(three.receive(1, formed(1, &[(AGREED, 11), (1, 11), (2, 22), (3, 33)])), Ok(agreed(11)));
     drop(two);
 }
 
 #[test]
 fn a_wiped_founder_is_refused_by_name() {
     for with in [&ALL[..], &[(AGREED, 33), (1, 11), (2, 22), (3, 33)]] {
-        let refused = founder(2, 99).hear(3, formed(3, with)).unwrap_err();
+        let refused = founder(2, 99).receive(3, formed(3, with)).unwrap_err();
         assert!(matches!(refused, FormationError::Replaced { peer: 3, id: 2, .. }), "{refused}");
         assert!(refused.to_string().contains("0000000000000016"), "names the known incarnation: {refused}");
     }
@@ -128,11 +128,11 @@ fn a_wiped_founder_is_refused_by_name() {
 fn the_word_of_one_that_is_no_founder_counts_in_neither_direction() {
     let mut two = founder(2, 22);
     let known = |incarnation| lives(&[(AGREED, 1), (2, incarnation)]);
-    let waiting = Ok(Verdict::Waiting(vec![1, 3]));
+    let waiting = Ok(FormationProgress::Waiting(vec![1, 3]));
     for formed_with in [None, Some(BTreeMap::new()), Some(known(99)), Some(known(22))] {
-        let word = Statement { formed_with, ..founder(3, 33).statement() };
-        assert_eq!(two.hear(4, word.clone()), waiting);
-        assert_eq!(two.hear(2, word), waiting, "nor does its own");
+        let word = BootstrapInfo { formed_with, ..founder(3, 33).info() };
+        assert_eq!(two.receive(4, word.clone()), waiting);
+        assert_eq!(two.receive(2, word), waiting, "nor does its own");
     }
 }
 
@@ -140,7 +140,7 @@ fn the_word_of_one_that_is_no_founder_counts_in_neither_direction() {
 fn different_lists_are_an_error_that_names_both() {
     let mut one = founder(1, 11);
     let other = named(2, 22, &[1, 2], "");
-    let refused = one.hear(2, other.statement()).unwrap_err().to_string();
+    let refused = one.receive(2, other.info()).unwrap_err().to_string();
     assert!(refused.contains("1=host-1:7000, 2=host-2:7000,") && refused.contains("3=host-3:7000"), "{refused}");
 }
 
@@ -148,47 +148,48 @@ fn different_lists_are_an_error_that_names_both() {
 #[test]
 fn a_cluster_of_another_list_is_not_formed_with() {
     let with = [(AGREED, 11), (1, 11), (2, 22), (3, 33)];
-    let list = |founders| Statement { founders, ..formed(1, &with) };
+    let list = |founders| BootstrapInfo { founders, ..formed(1, &with) };
     let elsewhere = [(1, Address("elsewhere:7000".into()))].into();
-    assert!(matches!(founder(2, 22).hear(1, list(elsewhere)), Err(FormationError::OtherFounders { peer: 1, .. })));
-    assert_eq!(founder(2, 22).hear(1, list(founders(&[1, 3]))), Ok(agreed(11)));
-    let other = Statement { cluster: Some(ClusterId(77)), ..formed(1, &with) };
-    assert!(matches!(founder(2, 22).hear(1, other), Err(FormationError::OtherCluster { peer: 1, .. })));
+    assert!(matches!(founder(2, 22).receive(1, list(elsewhere)), Err(FormationError::OtherFounders { peer: 1, .. })));
+    assert_eq!(founder(2, 22).receive(1, list(founders(&[1, 3]))), Ok(agreed(11)));
+    let other = BootstrapInfo { cluster: Some(ClusterId(77)), ..formed(1, &with) };
+    assert!(matches!(founder(2, 22).receive(1, other), Err(FormationError::OtherCluster { peer: 1, .. })));
 }
 
 #[test]
 fn different_names_are_an_error_on_both_sides() {
     let (mut one, mut two) = (named(1, 11, &[1, 2], "blue"), named(2, 22, &[1, 2], "green"));
-    let refused = [one.hear(2, two.statement()).unwrap_err(), two.hear(1, one.statement()).unwrap_err()];
+    let refused = [one.receive(2, two.info()).unwrap_err(), two.receive(1, one.info()).unwrap_err()];
     for error in refused.map(|error| error.to_string()) {
         assert!(
             error.contains("\"blue\"") && error.contains("\"green\"") && error.contains("--cluster-name"),
             "{error}"
         );
     }
-    assert_eq!(one.verdict(), Verdict::Waiting(vec![2]));
+    assert_eq!(one.progress(), FormationProgress::Waiting(vec![2]));
     // One of the first version says no name; what it forms with another one is refused by its cluster later.
-    let silent = Statement { founders: founders(&[1, 2]), ..first_version(2, 22) };
-    assert!(one.hear(2, silent).is_ok());
+    let silent = BootstrapInfo { founders: founders(&[1, 2]), ..first_version(2, 22) };
+    assert!(one.receive(2, silent).is_ok());
 }
 
 #[test]
 fn an_id_missing_from_its_own_list_is_an_error() {
-    let refused = Founding::new(4, Incarnation(44), founders(&[1, 2, 3]), ClusterId(1), String::new()).unwrap_err();
+    let refused =
+        FormationState::new(4, Incarnation(44), founders(&[1, 2, 3]), ClusterId(1), String::new()).unwrap_err();
     assert!(refused.to_string().starts_with("node 4 is not in its own list of founders"), "{refused}");
 }
 
 #[test]
 fn a_founder_wiped_while_forming_is_heard_anew_and_its_old_directory_no_more() {
     let mut one = founder(1, 11);
-    let old = founder(2, 22).statement();
-    one.hear(2, old.clone()).unwrap();
-    one.hear(2, founder(2, 23).statement()).unwrap();
-    one.hear(2, old).unwrap();
-    one.hear(3, founder(3, 33).statement()).unwrap();
-    assert_eq!(one.statement().heard, lives(&[(1, 11), (2, 23), (3, 33)]));
+    let old = founder(2, 22).info();
+    one.receive(2, old.clone()).unwrap();
+    one.receive(2, founder(2, 23).info()).unwrap();
+    one.receive(2, old).unwrap();
+    one.receive(3, founder(3, 33).info()).unwrap();
+    assert_eq!(one.info().heard, lives(&[(1, 11), (2, 23), (3, 33)]));
     let late = formed(2, &[(AGREED, 22), (1, 11), (2, 22), (3, 33)]);
-    assert_eq!(one.hear(2, late), Ok(Verdict::Waiting(vec![2, 3])), "its word goes with it");
+    assert_eq!(one.receive(2, late), Ok(FormationProgress::Waiting(vec![2, 3])), "its word goes with it");
 }
 
 // ---- whole formations ----------------------------------------------------------------------------------------------
@@ -204,13 +205,13 @@ struct Directory {
 struct Process {
     boot: u64,
     /// Until the genesis is durable.
-    founding: Option<Founding>,
+    founding: Option<FormationState>,
 }
 
 /// A statement on its way to one boot of its receiver. Those of a directory never follow those of a later one.
 struct Letter {
     to_boot: u64,
-    statement: Statement,
+    info: BootstrapInfo,
     /// Whether the receiver is to answer.
     question: bool,
 }
@@ -255,11 +256,11 @@ impl Model {
         self.processes.insert(id, Process { boot: self.made, founding });
     }
 
-    fn statement(&self, id: NodeId) -> Statement {
+    fn info(&self, id: NodeId) -> BootstrapInfo {
         let directory = &self.directories[&id];
         match &self.processes[&id].founding {
-            Some(founding) => founding.statement(),
-            None => Statement {
+            Some(founding) => founding.info(),
+            None => BootstrapInfo {
                 incarnation: directory.incarnation,
                 founders: founders(&self.ids),
                 formed_with: directory.formed.clone(),
@@ -271,8 +272,8 @@ impl Model {
     }
 
     fn send(&mut self, from: NodeId, to: NodeId, question: bool) {
-        let (Some(receiver), statement) = (self.processes.get(&to), self.statement(from)) else { return };
-        let letter = Letter { to_boot: receiver.boot, statement, question };
+        let (Some(receiver), info) = (self.processes.get(&to), self.info(from)) else { return };
+        let letter = Letter { to_boot: receiver.boot, info, question };
         self.letters.entry((from, to)).or_default().push(letter);
     }
 
@@ -284,10 +285,10 @@ impl Model {
 
     fn deliver(&mut self, from: NodeId, to: NodeId) {
         let Some(letters) = self.letters.get_mut(&(from, to)).filter(|letters| !letters.is_empty()) else { return };
-        let Letter { to_boot, statement, question } = letters.remove(0);
+        let Letter { to_boot, info, question } = letters.remove(0);
         let Some(receiver) = self.processes.get_mut(&to).filter(|receiver| receiver.boot == to_boot) else { return };
         if let Some(founding) = &mut receiver.founding
-            && founding.hear(from, statement).is_err()
+            && founding.receive(from, info).is_err()
         {
             // It stops, and is gone until somebody starts it.
             self.processes.remove(&to);
@@ -301,7 +302,9 @@ impl Model {
     /// The genesis becomes durable.
     fn persist(&mut self, id: NodeId) {
         let Some(process) = self.processes.get_mut(&id) else { return };
-        let Some(Verdict::Formed(with)) = process.founding.as_ref().map(Founding::verdict) else { return };
+        let Some(FormationProgress::Formed(with)) = process.founding.as_ref().map(FormationState::progress) else {
+            return;
+        };
         process.founding = None;
         let directory = self.directories.get_mut(&id).unwrap();
         directory.formed = Some(with);

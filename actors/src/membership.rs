@@ -21,7 +21,7 @@ use actorum_transport::{
     features::Features,
     lives::LifeBook,
     message::{Answered, Ask, Asked, Peer, PeerUp, RefusedBecause, SetCluster, SetPeers},
-    wire::{Address, ClusterId, Formation as Statement, GroupId, Incarnation, NodeId, Request, Response},
+    wire::{Address, ClusterId, Formation as BootstrapInfo, GroupId, Incarnation, NodeId, Request, Response},
 };
 use tokio::sync::watch;
 
@@ -33,7 +33,7 @@ use crate::{
     core::Form,
     entry::{EncodedCommand, SystemCommand},
     features::{PeerFeatures, Understanding},
-    formation::{FormationError, Founding, Verdict},
+    formation::{FormationError, FormationProgress, FormationState},
     message::{ClocksRead, Failed, LeaderChanged, Refusal, ReplyHandle, Submit, SystemChanged},
     status::{Formed, Role},
     system_state::SystemState,
@@ -50,7 +50,7 @@ const ASK_AGAIN: Duration = Duration::from_millis(100);
 const ASK_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How a node begins, or how it began.
-pub enum Beginning {
+pub enum StartMode {
     /// It founds a cluster together with these.
     Founding {
         /// The founders.
@@ -125,7 +125,7 @@ pub struct MembershipManager<T: ReplyHandle> {
     incarnation: Incarnation,
     links: Links<T>,
     /// Until the genesis is durable and applied, also when it is decided that the cluster is formed.
-    founding: Option<Founding>,
+    formation_state: Option<FormationState>,
     /// Whether the genesis is on its way to the disk.
     forming: bool,
     /// Ours, or empty for a node that waited.
@@ -160,7 +160,7 @@ impl<T: ReplyHandle> MembershipManager<T> {
         group: GroupId,
         incarnation: Incarnation,
         features: Features,
-        beginning: Beginning,
+        start_mode: StartMode,
         links: Links<T>,
     ) -> Result<Self, FormationError> {
         let mut manager = MembershipManager {
@@ -169,7 +169,7 @@ impl<T: ReplyHandle> MembershipManager<T> {
             incarnation,
             clocks: ClockOffsets::new(links.max_clock_skew),
             links,
-            founding: None,
+            formation_state: None,
             forming: false,
             founders: BTreeMap::new(),
             formed_with: BTreeMap::new(),
@@ -187,13 +187,13 @@ impl<T: ReplyHandle> MembershipManager<T> {
             refuses_writes: BTreeMap::new(),
             failed: false,
         };
-        match beginning {
-            Beginning::Founding { founders, cluster, name } => {
+        match start_mode {
+            StartMode::Founding { founders, cluster, name } => {
                 manager.founders = founders.clone();
-                manager.founding = Some(Founding::new(id, incarnation, founders, cluster, name)?);
+                manager.formation_state = Some(FormationState::new(id, incarnation, founders, cluster, name)?);
             }
-            Beginning::Waiting => {}
-            Beginning::Formed { state, formed_with } => {
+            StartMode::Waiting => {}
+            StartMode::Formed { state, formed_with } => {
                 manager.state = Some(state);
                 manager.formed_with = formed_with;
             }
@@ -230,15 +230,15 @@ impl<T: ReplyHandle> MembershipManager<T> {
     }
 
     fn ask_founders(&mut self, ctx: &mut Context<Self>, whom: Vec<NodeId>) {
-        let (Some(founding), false) = (&self.founding, self.failed) else { return };
-        let statement = founding.statement();
+        let (Some(formation_state), false) = (&self.formation_state, self.failed) else { return };
+        let info = formation_state.info();
         for peer in whom {
             self.next_id += 1;
             self.links.ask.do_send(Ask {
                 id: self.next_id,
                 group: self.group,
                 to: peer,
-                request: Request::Formation(statement.clone()),
+                request: Request::Formation(info.clone()),
                 timeout: ASK_TIMEOUT,
                 reply_to: ctx.address().downgrade().recipient(),
             });
@@ -247,16 +247,16 @@ impl<T: ReplyHandle> MembershipManager<T> {
 
     fn ask_again(&mut self, ctx: &mut Context<Self>) {
         // Everyone, also who agreed when it was asked last: by now it may have formed, and then its word is enough.
-        let waits = self.founding.as_ref().filter(|founding| !founding.waiting_for().is_empty());
-        let whom = waits.map(Founding::others).unwrap_or_default();
+        let waits = self.formation_state.as_ref().filter(|formation_state| !formation_state.waiting_for().is_empty());
+        let whom = waits.map(FormationState::others).unwrap_or_default();
         self.ask_founders(ctx, whom);
     }
 
     /// What this node says of itself to whoever asks.
-    fn statement(&self) -> Statement {
-        match &self.founding {
-            Some(founding) => founding.statement(),
-            None => Statement {
+    fn info(&self) -> BootstrapInfo {
+        match &self.formation_state {
+            Some(formation_state) => formation_state.info(),
+            None => BootstrapInfo {
                 incarnation: self.incarnation,
                 founders: self.known_founders(),
                 formed_with: self.state.as_ref().map(|_| self.known_incarnations()),
@@ -285,15 +285,15 @@ impl<T: ReplyHandle> MembershipManager<T> {
         members.map(|(id, member)| (*id, member.address.clone())).collect()
     }
 
-    fn hear(&mut self, peer: NodeId, statement: Statement, ctx: &mut Context<Self>) {
-        let (Some(founding), false) = (&mut self.founding, self.failed) else { return };
-        let heard_all = founding.has_heard_all();
-        match founding.hear(peer, statement) {
-            Ok(verdict) => {
+    fn receive(&mut self, peer: NodeId, info: BootstrapInfo, ctx: &mut Context<Self>) {
+        let (Some(formation_state), false) = (&mut self.formation_state, self.failed) else { return };
+        let heard_all = formation_state.has_heard_all();
+        match formation_state.receive(peer, info) {
+            Ok(progress) => {
                 // Whoever completes the list says so at once: the others wait for it.
-                let completes = !heard_all && founding.has_heard_all();
-                let others = founding.others();
-                self.judge(verdict);
+                let completes = !heard_all && formation_state.has_heard_all();
+                let others = formation_state.others();
+                self.judge(progress);
                 if completes {
                     self.ask_founders(ctx, others);
                 }
@@ -307,12 +307,14 @@ impl<T: ReplyHandle> MembershipManager<T> {
         self.show();
     }
 
-    fn judge(&mut self, verdict: Verdict) {
-        let (Verdict::Formed(formed_with), Some(founding), false) = (verdict, &self.founding, self.forming) else {
+    fn judge(&mut self, progress: FormationProgress) {
+        let (FormationProgress::Formed(formed_with), Some(formation_state), false) =
+            (progress, &self.formation_state, self.forming)
+        else {
             return;
         };
         self.forming = true;
-        let cluster = founding.cluster();
+        let cluster = formation_state.cluster();
         let state = SystemState::founded(cluster, &self.founders);
         tracing::info!(%cluster, founders = self.founders.len(), "the founders agree: the cluster is formed");
         match state.genesis(formed_with.clone()) {
@@ -350,9 +352,9 @@ impl<T: ReplyHandle> MembershipManager<T> {
     }
 
     fn show(&self) {
-        let formed = match (&self.state, &self.founding) {
+        let formed = match (&self.state, &self.formation_state) {
             (Some(_), _) => Formed::Yes,
-            (None, Some(founding)) => Formed::Forming { waiting_for: founding.waiting_for() },
+            (None, Some(formation_state)) => Formed::Forming { waiting_for: formation_state.waiting_for() },
             (None, None) => Formed::Waiting,
         };
         let features =
@@ -375,9 +377,9 @@ impl<T: ReplyHandle> Actor for MembershipManager<T> {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         self.tell_transport();
-        if let Some(founding) = &self.founding {
-            let whom = founding.waiting_for();
-            self.judge(founding.verdict());
+        if let Some(formation_state) = &self.formation_state {
+            let whom = formation_state.waiting_for();
+            self.judge(formation_state.progress());
             self.ask_founders(ctx, whom);
             ctx.run_interval(ASK_AGAIN, |manager, ctx| match ctx.connected() {
                 true => manager.ask_again(ctx),
@@ -406,8 +408,8 @@ impl<T: ReplyHandle> Handler<Asked> for MembershipManager<T> {
             return responder.answer(Response::Refused(Refusal::Invalid { cause }));
         };
         // Heard first: the answer then shows it, which is what the other waits for.
-        self.hear(from, theirs, ctx);
-        responder.answer(Response::Formation(self.statement()));
+        self.receive(from, theirs, ctx);
+        responder.answer(Response::Formation(self.info()));
     }
 }
 
@@ -423,7 +425,7 @@ impl<T: ReplyHandle> Handler<Answered> for MembershipManager<T> {
         }
         // Without an answer the founder stays among the missing and is asked again.
         if let Ok(Response::Formation(theirs)) = result {
-            self.hear(from, theirs, ctx);
+            self.receive(from, theirs, ctx);
         }
     }
 }
@@ -437,7 +439,7 @@ impl<T: ReplyHandle> Handler<SystemChanged> for MembershipManager<T> {
         self.refused_by.retain(|peer, _| is_member(peer));
         self.refused.take_if(|(of, _)| of.is_some_and(|of| !is_member(&of)));
         self.state = Some(state);
-        self.founding = None;
+        self.formation_state = None;
         self.tell_transport();
         self.take_leave(ctx);
         self.record_incarnations();

@@ -6,9 +6,9 @@ use tokio::sync::mpsc;
 use super::*;
 use crate::{clock::SystemClock, entry::ChangeId, members::Change, message::Answer, testkit::founded};
 
-struct NoTicket;
+struct NoReply;
 
-impl ReplyHandle for NoTicket {
+impl ReplyHandle for NoReply {
     fn answer(self, _: Answer) {}
 
     fn confirmed(self, _: u64) -> Option<Self> {
@@ -33,7 +33,7 @@ macro_rules! ignores {
     };
 }
 
-ignores! { Ask SetPeers SetCluster Form Submit<NoTicket> PeerFeatures ClocksRead }
+ignores! { Ask SetPeers SetCluster Form Submit<NoReply> PeerFeatures ClocksRead }
 
 impl Handler<Failed> for Fake {
     type Result = ();
@@ -48,7 +48,7 @@ impl Handler<Failed> for Fake {
 #[rtype(result = "()")]
 struct Flush;
 
-impl Handler<Flush> for MembershipManager<NoTicket> {
+impl Handler<Flush> for MembershipManager<NoReply> {
     type Result = ();
 
     fn handle(&mut self, Flush: Flush, _: &mut Context<Self>) {}
@@ -60,7 +60,7 @@ impl Handler<Flush> for Fake {
     fn handle(&mut self, Flush: Flush, _: &mut Context<Self>) {}
 }
 
-fn links(fake: &Addr<Fake>, status: &watch::Sender<MembershipStatus>) -> Links<NoTicket> {
+fn links(fake: &Addr<Fake>, status: &watch::Sender<MembershipStatus>) -> Links<NoReply> {
     Links {
         ask: fake.clone().recipient(),
         set_peers: fake.clone().recipient(),
@@ -79,13 +79,13 @@ fn links(fake: &Addr<Fake>, status: &watch::Sender<MembershipStatus>) -> Links<N
 }
 
 /// Node 1 with incarnation 11 hears this refusal: what its parent heard, and what it shows.
-async fn refused(beginning: Beginning, by: NodeId, known: u64) -> (Option<String>, MembershipStatus) {
+async fn refused(start_mode: StartMode, by: NodeId, known: u64) -> (Option<String>, MembershipStatus) {
     let (told, mut heard) = mpsc::unbounded_channel();
     let fake = Fake(told).start();
     let status = watch::Sender::new(MembershipStatus::default());
     let links = links(&fake, &status);
     let manager =
-        MembershipManager::<NoTicket>::new(1, GroupId::FIRST, Incarnation(11), Features::all(), beginning, links);
+        MembershipManager::<NoReply>::new(1, GroupId::FIRST, Incarnation(11), Features::all(), start_mode, links);
     let manager = manager.unwrap().start();
     let (known, theirs) = (Incarnation(known), Incarnation(11));
     let reason = RefusedBecause::Incarnation { id: 1, known, theirs };
@@ -95,18 +95,18 @@ async fn refused(beginning: Beginning, by: NodeId, known: u64) -> (Option<String
     (heard.try_recv().ok(), status.borrow().clone())
 }
 
-fn founding(ids: &[NodeId]) -> Beginning {
+fn founding(ids: &[NodeId]) -> StartMode {
     let founders = ids.iter().map(|id| (*id, Address(format!("n{id}")))).collect();
-    Beginning::Founding { founders, cluster: ClusterId(7), name: String::new() }
+    StartMode::Founding { founders, cluster: ClusterId(7), name: String::new() }
 }
 
 /// A member, as which its own copy of the membership records this incarnation.
-fn member(recorded: Option<u64>) -> Beginning {
+fn member(recorded: Option<u64>) -> StartMode {
     let mut state = founded();
     if let Some(incarnation) = recorded {
         state.apply(2, &SystemCommand::Incarnation { node: 1, incarnation: Incarnation(incarnation) });
     }
-    Beginning::Formed { state: Arc::new(state), formed_with: BTreeMap::new() }
+    StartMode::Formed { state: Arc::new(state), formed_with: BTreeMap::new() }
 }
 
 #[actix::test]
@@ -133,9 +133,9 @@ async fn met(hellos: &[(NodeId, Features)]) -> Vec<Features> {
     let links = links(&fake, &status);
     let founders = [1, 2, 3].map(|id| (id, Address(format!("n{id}"))));
     let state = Arc::new(SystemState::founded(ClusterId(7), &founders.into()));
-    let beginning = Beginning::Formed { state, formed_with: BTreeMap::new() };
+    let start_mode = StartMode::Formed { state, formed_with: BTreeMap::new() };
     let (incarnation, features) = (Incarnation(11), Features::all());
-    let manager = MembershipManager::<NoTicket>::new(1, GroupId::FIRST, incarnation, features, beginning, links);
+    let manager = MembershipManager::<NoReply>::new(1, GroupId::FIRST, incarnation, features, start_mode, links);
     let manager = manager.unwrap().start();
     let mut understood = Vec::new();
     for (id, features) in hellos {
@@ -178,9 +178,9 @@ async fn removed_by(voters: u64, applied: bool, refusals: &[(NodeId, bool)]) -> 
     }
     let (told, mut heard) = mpsc::unbounded_channel();
     let (fake, status) = (Fake(told).start(), watch::Sender::new(MembershipStatus::default()));
-    let beginning = Beginning::Formed { state: Arc::new(state), formed_with: BTreeMap::new() };
+    let start_mode = StartMode::Formed { state: Arc::new(state), formed_with: BTreeMap::new() };
     let (group, me, links) = (GroupId::FIRST, Incarnation(11), links(&fake, &status));
-    let manager = MembershipManager::<NoTicket>::new(1, group, me, Features::all(), beginning, links).unwrap().start();
+    let manager = MembershipManager::<NoReply>::new(1, group, me, Features::all(), start_mode, links).unwrap().start();
     for (peer, refuses) in refusals.iter().copied() {
         let identity = Identity {
             id: peer,
@@ -232,7 +232,7 @@ async fn a_member_that_has_applied_its_removal_stops_once_another_member_shows_t
 
 #[actix::test]
 async fn a_wiped_node_under_a_used_id_stops_by_name() {
-    let (failed, status) = refused(Beginning::Waiting, 2, 99).await;
+    let (failed, status) = refused(StartMode::Waiting, 2, 99).await;
     let cause = failed.unwrap();
     assert!(cause.contains("node 1 is known here as incarnation 0000000000000063"), "{cause}");
     assert_eq!(status.refused, Some(cause));
