@@ -54,12 +54,12 @@ use actorum_transport::{
 use tokio::sync::{oneshot, watch};
 
 use crate::{
-    board::{Board, Life},
     builder::{Bootstrap, Builder, Network, StartError, Storage, Tls},
     condition_log::ConditionLog,
     config::{Config, ConfigError, MAX_FRAME, Placement},
-    door::{Door, check, check_id},
+    ingress::{Ingress, check, check_id},
     raft::Raft,
+    status_hub::{Life, StatusHub},
     system::{Children, RaftSystem},
     volume,
 };
@@ -374,7 +374,7 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
         },
     });
 
-    let door = Arc::new(Door {
+    let ingress = Arc::new(Ingress {
         admission: admission.clone(),
         clock: clock.clone(),
         deadline: config.deadline(),
@@ -385,7 +385,7 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
         snapshot_manager: snapshot_manager_address.downgrade(),
         // A core that is only late because the machine is busy still answers first.
         grace: (2 * tick).max(Duration::from_millis(200)),
-        board: Arc::new(Board {
+        status_hub: Arc::new(StatusHub {
             id,
             incarnation: identity.incarnation,
             admission,
@@ -414,7 +414,7 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
         thread,
     };
     let system = system_context.run(RaftSystem {
-        door: door.clone(),
+        ingress: ingress.clone(),
         life: life_shows,
         network: network_shows,
         children: Some(children),
@@ -424,7 +424,7 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
         conditions: ConditionLog::default(),
         own_thread,
     });
-    Ok(Raft { system, door })
+    Ok(Raft { system, ingress })
 }
 
 fn check_settings(id: NodeId, config: &Config, bootstrap: &Bootstrap) -> Result<(), StartError> {

@@ -24,10 +24,10 @@ mod system;
 mod boot;
 mod bounds;
 mod volume;
-mod door;
-mod board;
+mod ingress;
+mod status_hub;
 mod condition_log;
-pub mod rescue;
+pub mod disaster_recovery;
 #[cfg(feature = "testkit")]
 pub mod testkit;
 

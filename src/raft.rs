@@ -19,7 +19,7 @@ use actorum_transport::wire::NodeId;
 use tokio::sync::mpsc;
 
 use crate::{
-    door::Door,
+    ingress::Ingress,
     request::{Follow, Followed, Propose, Read, Shutdown, Subscribe, SubscribeError, Subscription},
     stream::{EventStream, StatusStream},
     system::RaftSystem,
@@ -31,7 +31,7 @@ use crate::{
 /// order, without anyone waiting for it. [`Raft::shutdown`] waits.
 pub struct Raft<S: StateMachine> {
     pub(crate) system: Addr<RaftSystem<S>>,
-    pub(crate) door: Arc<Door<S>>,
+    pub(crate) ingress: Arc<Ingress<S>>,
 }
 
 impl<S: StateMachine> fmt::Debug for Raft<S> {
@@ -42,7 +42,7 @@ impl<S: StateMachine> fmt::Debug for Raft<S> {
 
 impl<S: StateMachine> Clone for Raft<S> {
     fn clone(&self) -> Self {
-        Raft { system: self.system.clone(), door: self.door.clone() }
+        Raft { system: self.system.clone(), ingress: self.ingress.clone() }
     }
 }
 
@@ -119,7 +119,7 @@ impl<S: StateMachine> Raft<S> {
 
     /// Replicates a command; see [`Propose`].
     pub async fn propose(&self, command: S::Command) -> Result<Applied<S::Response>, ProposeError> {
-        self.door.propose(Propose::new(command)).await
+        self.ingress.propose(Propose::new(command)).await
     }
 
     /// Replicates a command with a deadline of its own.
@@ -128,7 +128,7 @@ impl<S: StateMachine> Raft<S> {
         command: S::Command,
         deadline: Duration,
     ) -> Result<Applied<S::Response>, ProposeError> {
-        self.door.propose(Propose::new(command).deadline(deadline)).await
+        self.ingress.propose(Propose::new(command).deadline(deadline)).await
     }
 
     /// Hands a command over at once and gives its answer to be awaited later: for many in flight from one task.
@@ -138,7 +138,7 @@ impl<S: StateMachine> Raft<S> {
         &self,
         command: S::Command,
     ) -> impl Future<Output = Result<Applied<S::Response>, ProposeError>> + use<S> {
-        self.door.propose(Propose::new(command))
+        self.ingress.propose(Propose::new(command))
     }
 
     /// [`Raft::submit`] with a deadline of its own.
@@ -147,7 +147,7 @@ impl<S: StateMachine> Raft<S> {
         command: S::Command,
         deadline: Duration,
     ) -> impl Future<Output = Result<Applied<S::Response>, ProposeError>> + use<S> {
-        self.door.propose(Propose::new(command).deadline(deadline))
+        self.ingress.propose(Propose::new(command).deadline(deadline))
     }
 
     /// A linearizable read.
@@ -165,14 +165,14 @@ impl<S: StateMachine> Raft<S> {
 
     /// Any read; see [`Read`]. Returns the index applied at the read along with the value.
     pub async fn read_with<T: Send + 'static>(&self, read: Read<S, T>) -> Result<(u64, T), ReadError> {
-        self.door.read(read).await
+        self.ingress.read(read).await
     }
 
     /// Changes the membership; answered when applied. Takes a [`ConfChange`](crate::ConfChange), or a [`ChangeRequest`] that is forced.
     ///
     /// A promotion waits within the deadline until the learner is connected and close to the leader's commit.
     pub async fn change(&self, change: impl Into<ChangeRequest>) -> Result<Arc<Membership>, ChangeError> {
-        self.door.change(change.into(), None).await
+        self.ingress.change(change.into(), None).await
     }
 
     /// Changes the membership with a deadline of its own.
@@ -181,12 +181,12 @@ impl<S: StateMachine> Raft<S> {
         change: impl Into<ChangeRequest>,
         deadline: Duration,
     ) -> Result<Arc<Membership>, ChangeError> {
-        self.door.change(change.into(), Some(deadline)).await
+        self.ingress.change(change.into(), Some(deadline)).await
     }
 
     /// Subscribes; see [`Subscribe`].
     pub async fn subscribe(&self, subscribe: Subscribe<S>) -> Result<Subscription, SubscribeError> {
-        self.door.subscribe(subscribe).await
+        self.ingress.subscribe(subscribe).await
     }
 
     /// A stream of what is applied after a point, for callers without an actor. See [`Subscribe::after`].
@@ -205,7 +205,7 @@ impl<S: StateMachine> Raft<S> {
     /// ```
     pub async fn events(&self, after: impl Into<After>) -> Result<EventStream<S>, SubscribeError> {
         let (sender, events) = mpsc::channel(1);
-        self.door.subscribe(Subscribe::of(Subscriber::Channel(sender)).after(after)).await?;
+        self.ingress.subscribe(Subscribe::of(Subscriber::Channel(sender)).after(after)).await?;
         Ok(EventStream(events))
     }
 
@@ -220,7 +220,7 @@ impl<S: StateMachine> Raft<S> {
 
     /// [`Raft::follow`] with all its settings.
     pub async fn follow_with<T: Send + 'static>(&self, follow: Follow<S, T>) -> Result<Followed<T>, ReadError> {
-        self.door.follow(follow).await
+        self.ingress.follow(follow).await
     }
 
     /// Reads the state and returns a stream of everything applied after it, in one step: [`Raft::follow`] for callers
@@ -233,13 +233,13 @@ impl<S: StateMachine> Raft<S> {
     ) -> Result<(Followed<T>, EventStream<S>), ReadError> {
         let (sender, events) = mpsc::channel(1);
         let recipient = Subscriber::Channel(sender);
-        let followed = self.door.follow(Follow { look: Box::new(look), recipient, deadline: None }).await?;
+        let followed = self.ingress.follow(Follow { look: Box::new(look), recipient, deadline: None }).await?;
         Ok((followed, EventStream(events)))
     }
 
     /// Ends a subscription.
     pub fn unsubscribe(&self, subscription: Subscription) {
-        self.door.unsubscribe(subscription);
+        self.ingress.unsubscribe(subscription);
     }
 
     /// Takes a snapshot of this node's state now, and waits until it is durable. What the log holds before the one before it can go.
@@ -247,13 +247,13 @@ impl<S: StateMachine> Raft<S> {
     /// What was applied before the call is in it: if one is under way already this waits for the one after it. If nothing was applied
     /// since the last one, that is the answer.
     pub async fn take_snapshot(&self) -> Result<SnapshotTaken, TakeSnapshotError> {
-        self.door.take_snapshot().await
+        self.ingress.take_snapshot().await
     }
 
     /// [`Raft::take_snapshot`] with a deadline: a large state takes its time, and a state machine that is busy hands out no
     /// snapshot. A snapshot that was begun goes on behind the deadline, and the error says so.
     pub async fn take_snapshot_within(&self, deadline: Duration) -> Result<SnapshotTaken, TakeSnapshotError> {
-        self.door.take_snapshot_within(deadline).await
+        self.ingress.take_snapshot_within(deadline).await
     }
 
     /// A backup of this node's state as of now: takes a snapshot, and gives its file to be read.
@@ -261,17 +261,17 @@ impl<S: StateMachine> Raft<S> {
     /// Any node will do: what it has applied is in it, and its index says how much that is. A follower may be behind; wait for
     /// an index first ([`Raft::wait_applied`]) where that matters.
     pub async fn backup(&self) -> Result<Backup, TakeSnapshotError> {
-        self.door.backup(None).await
+        self.ingress.backup(None).await
     }
 
     /// [`Raft::backup`] whose snapshot is not waited for longer than this.
     pub async fn backup_within(&self, deadline: Duration) -> Result<Backup, TakeSnapshotError> {
-        self.door.backup(Some(deadline)).await
+        self.ingress.backup(Some(deadline)).await
     }
 
     /// This node's id.
     pub fn id(&self) -> NodeId {
-        self.door.board.id
+        self.ingress.status_hub.id
     }
 
     /// Whether this node leads, as far as it knows. Another node may have been elected already, so propose a command
@@ -282,14 +282,14 @@ impl<S: StateMachine> Raft<S> {
 
     /// The latest status: a clone, complete in itself.
     pub fn status(&self) -> Status {
-        self.door.board.status()
+        self.ingress.status_hub.status()
     }
 
     /// A stream of the status: the present one, and a new one each time that something in it has changed.
     ///
     /// A slow reader misses some in between, but never the latest. The last one says why the node has stopped.
     pub fn watch_status(&self) -> StatusStream {
-        StatusStream::of((*self.door.board).clone())
+        StatusStream::of((*self.ingress.status_hub).clone())
     }
 
     /// Whether a write sent to this node now could succeed, and if not, why: what `GET /readyz` of the binary answers.
@@ -311,14 +311,14 @@ impl<S: StateMachine> Raft<S> {
     /// Waits until the status satisfies a condition. When the system stops, or has begun to, every wait ends with
     /// [`WaitError::Stopped`]. To wait for the stop itself use [`Raft::stopped`].
     pub async fn wait(&self, timeout: Duration, until: impl Fn(&Status) -> bool) -> Result<Status, WaitError> {
-        let mut board = (*self.door.board).clone();
+        let mut status_hub = (*self.ingress.status_hub).clone();
         // The clock keeps the time: the caller's runtime may have no timer, and the thread of the actors may be busy.
-        let clock = &self.door.clock;
+        let clock = &self.ingress.clock;
         let mut alarm = clock.alarm(clock.now().saturating_add(timeout));
         loop {
-            board.mark_seen();
-            let status = board.status();
-            if let Some(cause) = status.stopped.clone().or_else(|| board.admission.closed()) {
+            status_hub.mark_seen();
+            let status = status_hub.status();
+            if let Some(cause) = status.stopped.clone().or_else(|| status_hub.admission.closed()) {
                 return Err(WaitError::Stopped(cause));
             }
             if until(&status) {
@@ -326,13 +326,13 @@ impl<S: StateMachine> Raft<S> {
             }
             tokio::select! {
                 biased;
-                goes_on = board.changed() => {
+                goes_on = status_hub.changed() => {
                     if !goes_on {
                         return Err(WaitError::Stopped("the system has ended".into()));
                     }
                 }
                 () = &mut alarm => {
-                    let status = board.status();
+                    let status = status_hub.status();
                     return match status.stopped.clone() {
                         Some(cause) => Err(WaitError::Stopped(cause)),
                         None if until(&status) => Ok(status),
@@ -355,7 +355,7 @@ impl<S: StateMachine> Raft<S> {
 
     /// Waits until the system has stopped, however it came to that, and says why.
     pub async fn stopped(&self) -> String {
-        let mut life = self.door.board.life.clone();
+        let mut life = self.ingress.status_hub.life.clone();
         let closed = life.wait_for(|life| life.closed).await.map(|life| life.stopped.clone());
         closed.ok().flatten().unwrap_or_else(|| "the system has ended".into())
     }

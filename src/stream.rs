@@ -10,7 +10,7 @@ use actorum_actors::{event::Event, machine::StateMachine, status::Status};
 use futures_util::{Stream, StreamExt, stream};
 use tokio::sync::mpsc;
 
-use crate::board::Board;
+use crate::status_hub::StatusHub;
 
 /// Events in order, one after the other, from [`Raft::events`](crate::Raft::events) or
 /// [`Raft::follow_events`](crate::Raft::follow_events).
@@ -50,18 +50,18 @@ impl fmt::Debug for StatusStream {
 }
 
 impl StatusStream {
-    pub(crate) fn of(board: Board) -> StatusStream {
-        StatusStream(Box::pin(stream::unfold((board, Shows::First), |(mut board, shows)| async move {
+    pub(crate) fn of(status_hub: StatusHub) -> StatusStream {
+        StatusStream(Box::pin(stream::unfold((status_hub, Shows::First), |(mut status_hub, shows)| async move {
             let goes_on = match shows {
                 Shows::First => true,
-                Shows::Changes => board.changed().await,
+                Shows::Changes => status_hub.changed().await,
                 Shows::Nothing => return None,
             };
-            board.mark_seen();
+            status_hub.mark_seen();
             // Asked before the status is read: if the node stops in between, the next status says so.
-            let ended = !goes_on || board.life.borrow().closed;
+            let ended = !goes_on || status_hub.life.borrow().closed;
             let next = if ended { Shows::Nothing } else { Shows::Changes };
-            Some((board.status(), (board, next)))
+            Some((status_hub.status(), (status_hub, next)))
         })))
     }
 

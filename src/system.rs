@@ -38,13 +38,13 @@ use actorum_transport::{
 use tokio::{sync::watch, time::timeout};
 
 use crate::{
-    board::Life,
     builder::Builder,
     condition_log::ConditionLog,
-    door::Door,
+    ingress::Ingress,
     request::{
         Follow, Followed, GetStatus, Propose, Read, Shutdown, Subscribe, SubscribeError, Subscription, Unsubscribe,
     },
+    status_hub::Life,
 };
 
 /// How often the children are looked after and the transport's numbers are fetched.
@@ -55,7 +55,7 @@ const CLOSE_WITHIN: Duration = Duration::from_secs(10);
 
 /// The one actor an application spawns. Started by [`RaftSystem::builder`].
 pub struct RaftSystem<S: StateMachine> {
-    pub(crate) door: Arc<Door<S>>,
+    pub(crate) ingress: Arc<Ingress<S>>,
     pub(crate) life: watch::Sender<Life>,
     pub(crate) network: watch::Sender<TransportStatus>,
     /// `None` once they are being closed.
@@ -96,16 +96,16 @@ impl<S: StateMachine> RaftSystem<S> {
     /// Begins the end; the first cause stands.
     fn end(&mut self, cause: String, grace: Duration, ctx: &mut Context<Self>) {
         let Some(children) = self.children.take() else { return };
-        self.door.admission.close(cause.clone());
+        self.ingress.admission.close(cause.clone());
         // Whoever waits for a status looks again, and sees that the system stops.
         self.life.send_modify(|_| {});
-        let admission = self.door.admission.clone();
+        let admission = self.ingress.admission.clone();
         let ended = async move {
             admission.drained(grace).await;
             children.close(cause).await;
         };
         ctx.spawn(ended.into_actor(self).map(|(), system, _| {
-            let cause = system.door.admission.closed();
+            let cause = system.ingress.admission.closed();
             system.life.send_modify(|life| {
                 life.stopped = cause;
                 life.closed = true;
@@ -147,7 +147,7 @@ impl<S: StateMachine> RaftSystem<S> {
     }
 
     fn fail(&mut self, reason: Reason, cause: String, ctx: &mut Context<Self>) {
-        let node = self.door.board.id;
+        let node = self.ingress.status_hub.id;
         match self.children.is_some() {
             true => tracing::error!(node, %reason, cause, "the system stops"),
             // The first cause stands; what one part tells after another is its consequence.
@@ -191,7 +191,9 @@ impl<S: StateMachine> Actor for RaftSystem<S> {
                 system.look_after_children(ctx);
                 // Why it stops is said when it does.
                 if system.children.is_some() {
-                    system.conditions.look(system.door.board.id, system.door.board.status().conditions());
+                    system
+                        .conditions
+                        .look(system.ingress.status_hub.id, system.ingress.status_hub.status().conditions());
                 }
             } else {
                 // The last handle is gone: nobody can ask anything more, but somebody may still wait for an answer.
@@ -227,7 +229,7 @@ impl<S: StateMachine> Handler<LeaderChanged> for RaftSystem<S> {
         let Some(leader) = leader.filter(|leader| self.leadership != Some((*leader, term))) else { return };
         self.leadership = Some((leader, term));
         self.life.send_modify(|life| life.leader_changes += 1);
-        let node = self.door.board.id;
+        let node = self.ingress.status_hub.id;
         match leader == node {
             true => tracing::info!(node, term, "this node leads in term {term}"),
             false => tracing::info!(node, leader, term, "node {leader} leads in term {term}"),
@@ -239,7 +241,7 @@ impl<S: StateMachine> Handler<Propose<S>> for RaftSystem<S> {
     type Result = ResponseFuture<Result<actorum_actors::outcome::Applied<S::Response>, ProposeError>>;
 
     fn handle(&mut self, propose: Propose<S>, _: &mut Context<Self>) -> Self::Result {
-        Box::pin(self.door.propose(propose))
+        Box::pin(self.ingress.propose(propose))
     }
 }
 
@@ -247,7 +249,7 @@ impl<S: StateMachine, T: Send + 'static> Handler<Read<S, T>> for RaftSystem<S> {
     type Result = ResponseFuture<Result<T, ReadError>>;
 
     fn handle(&mut self, read: Read<S, T>, _: &mut Context<Self>) -> Self::Result {
-        let value = self.door.read(read);
+        let value = self.ingress.read(read);
         Box::pin(async move { value.await.map(|(_, value)| value) })
     }
 }
@@ -256,7 +258,7 @@ impl<S: StateMachine, T: Send + 'static> Handler<Follow<S, T>> for RaftSystem<S>
     type Result = ResponseFuture<Result<Followed<T>, ReadError>>;
 
     fn handle(&mut self, follow: Follow<S, T>, _: &mut Context<Self>) -> Self::Result {
-        Box::pin(self.door.follow(follow))
+        Box::pin(self.ingress.follow(follow))
     }
 }
 
@@ -264,7 +266,7 @@ impl<S: StateMachine> Handler<ConfChange> for RaftSystem<S> {
     type Result = ResponseFuture<Result<Arc<Membership>, ChangeError>>;
 
     fn handle(&mut self, change: ConfChange, _: &mut Context<Self>) -> Self::Result {
-        Box::pin(self.door.change(change.into(), None))
+        Box::pin(self.ingress.change(change.into(), None))
     }
 }
 
@@ -272,7 +274,7 @@ impl<S: StateMachine> Handler<ChangeRequest> for RaftSystem<S> {
     type Result = ResponseFuture<Result<Arc<Membership>, ChangeError>>;
 
     fn handle(&mut self, change: ChangeRequest, _: &mut Context<Self>) -> Self::Result {
-        Box::pin(self.door.change(change, None))
+        Box::pin(self.ingress.change(change, None))
     }
 }
 
@@ -280,7 +282,7 @@ impl<S: StateMachine> Handler<Subscribe<S>> for RaftSystem<S> {
     type Result = ResponseFuture<Result<Subscription, SubscribeError>>;
 
     fn handle(&mut self, subscribe: Subscribe<S>, _: &mut Context<Self>) -> Self::Result {
-        Box::pin(self.door.subscribe(subscribe))
+        Box::pin(self.ingress.subscribe(subscribe))
     }
 }
 
@@ -288,7 +290,7 @@ impl<S: StateMachine> Handler<TakeSnapshot> for RaftSystem<S> {
     type Result = ResponseFuture<Result<SnapshotTaken, TakeSnapshotError>>;
 
     fn handle(&mut self, TakeSnapshot: TakeSnapshot, _: &mut Context<Self>) -> Self::Result {
-        Box::pin(self.door.take_snapshot())
+        Box::pin(self.ingress.take_snapshot())
     }
 }
 
@@ -296,7 +298,7 @@ impl<S: StateMachine> Handler<Unsubscribe> for RaftSystem<S> {
     type Result = ();
 
     fn handle(&mut self, Unsubscribe(subscription): Unsubscribe, _: &mut Context<Self>) {
-        self.door.unsubscribe(subscription);
+        self.ingress.unsubscribe(subscription);
     }
 }
 
@@ -304,7 +306,7 @@ impl<S: StateMachine> Handler<GetStatus> for RaftSystem<S> {
     type Result = MessageResult<GetStatus>;
 
     fn handle(&mut self, GetStatus: GetStatus, _: &mut Context<Self>) -> Self::Result {
-        MessageResult(self.door.board.status())
+        MessageResult(self.ingress.status_hub.status())
     }
 }
 

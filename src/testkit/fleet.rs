@@ -284,10 +284,10 @@ impl<S: StateMachine> Fleet<S> {
             raft.system.do_send(Failed::broken("the simulation took its power"));
             return Ok(());
         }
-        let board = raft.door.board.clone();
+        let status_hub = raft.ingress.status_hub.clone();
         world.facts(|facts| {
             if let Some(facts) = facts.nodes.get_mut(&id) {
-                facts.membership = Some(Box::new(move || board.status().membership));
+                facts.membership = Some(Box::new(move || status_hub.status().membership));
             }
         });
         self.node(id, |node| node.raft = Some(raft.clone()));

@@ -19,7 +19,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use actorum::rescue::BackupFile;
+use actorum::disaster_recovery::BackupFile;
 use actorum_actors::snapshot::file::Reader;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
@@ -27,9 +27,9 @@ use serde_json::Value;
 use crate::{
     Failure,
     client::{Answer, Client},
+    disaster_recovery::{describe, describe_sent},
     http::MAX_TIMEOUT,
     output::{self, say},
-    rescue::{describe, describe_sent},
     status::bytes,
 };
 

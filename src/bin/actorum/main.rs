@@ -36,7 +36,7 @@ mod backup;
 mod inspect;
 mod msgpack;
 mod compact;
-mod rescue;
+mod disaster_recovery;
 mod demo;
 mod signals;
 
@@ -63,8 +63,8 @@ enum Command {
     Backup(backup::BackupArgs),
     Inspect(inspect::Args),
     Compact(compact::Args),
-    Restore(rescue::RestoreArgs),
-    Recover(rescue::RecoverArgs),
+    Restore(disaster_recovery::RestoreArgs),
+    Recover(disaster_recovery::RecoverArgs),
     Demo(demo::Args),
 }
 
@@ -81,8 +81,8 @@ fn main() -> ExitCode {
         Command::Backup(args) => backup::backup(args),
         Command::Inspect(args) => inspect::run(args),
         Command::Compact(args) => compact::run(args),
-        Command::Restore(args) => rescue::restore(args),
-        Command::Recover(args) => rescue::recover(args),
+        Command::Restore(args) => disaster_recovery::restore(args),
+        Command::Recover(args) => disaster_recovery::recover(args),
         Command::Demo(args) => demo::run(args),
     };
     ended(done)

@@ -12,7 +12,7 @@ impl<S: StateMachine> Culprit<S> {
 
     pub(super) fn campaign(&mut self) {
         let Some((raft, _)) = self.some_running().and_then(|id| self.fleet.raft(id)) else { return };
-        if let Some(core) = raft.door.core.upgrade() {
+        if let Some(core) = raft.ingress.core.upgrade() {
             self.churn("campaign");
             core.do_send(Campaign);
         }

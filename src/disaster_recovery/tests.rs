@@ -96,7 +96,7 @@ fn names(dir: &Path) -> Vec<String> {
     names
 }
 
-fn restored(file: &Path, dir: &Path) -> Result<Rescued, RescueError> {
+fn restored(file: &Path, dir: &Path) -> Result<RecoveredNode, RecoveryError> {
     restore(file, dir, Restore::new(5, "10.0.1.5:7001".into(), "ada", when()))
 }
 
@@ -104,24 +104,27 @@ fn restored(file: &Path, dir: &Path) -> Result<Rescued, RescueError> {
 fn a_backup_becomes_a_cluster_of_one_node() {
     let temp = TempDir::new().unwrap();
     let (file, dir) = (backup(&temp.path().join("backups")), temp.path().join("node"));
-    let rescued = restored(&file, &dir).unwrap();
-    assert_eq!((rescued.id, rescued.index, rescued.term, rescued.dir.as_path()), (5, 10, 5, dir.as_path()));
-    assert_ne!(rescued.cluster, OLD);
+    let recovered_node = restored(&file, &dir).unwrap();
+    assert_eq!(
+        (recovered_node.id, recovered_node.index, recovered_node.term, recovered_node.dir.as_path()),
+        (5, 10, 5, dir.as_path())
+    );
+    assert_ne!(recovered_node.cluster, OLD);
     assert_eq!(names(&dir), ["lives", "lock", "log", "node", "snapshots", "watermark"]);
 
     let (system, sum, applied) = started(&dir, 5);
-    assert_eq!((system.cluster, system.recovered_at, sum, applied), (rescued.cluster, 10, 41, 10));
+    assert_eq!((system.cluster, system.recovered_at, sum, applied), (recovered_node.cluster, 10, 41, 10));
     assert_eq!(system.membership.conf_state().voters, [5]);
     let member = &system.membership.members[&5];
-    assert_eq!((member.incarnation, &member.address.0[..]), (Some(rescued.incarnation), "10.0.1.5:7001"));
+    assert_eq!((member.incarnation, &member.address.0[..]), (Some(recovered_node.incarnation), "10.0.1.5:7001"));
     let audit = &system.audit[0];
     assert_eq!((audit.who.as_str(), audit.when, audit.why), ("ada", 1_795_000_000, RecoveredBecause::Backup));
     assert_eq!((audit.cluster, audit.members.len(), audit.index), (OLD, 3, 10));
     assert!(audit.may_be_lost.contains("after index 9"), "{}", audit.may_be_lost);
 
     let again = restored(&file, &temp.path().join("another")).unwrap();
-    assert_ne!(again.cluster, rescued.cluster, "each is a cluster of its own");
-    assert_ne!(again.incarnation, rescued.incarnation);
+    assert_ne!(again.cluster, recovered_node.cluster, "each is a cluster of its own");
+    assert_ne!(again.incarnation, recovered_node.incarnation);
 }
 
 /// Every bad file is refused with what is wrong, before anything is made.
@@ -134,7 +137,7 @@ fn a_file_that_is_no_backup_is_refused_by_name() {
         fs::write(&file, content).unwrap();
         let error = restored(&file, &dir).unwrap_err();
         let message = error.to_string();
-        assert!(matches!(error, RescueError::Backup { .. }), "{message}");
+        assert!(matches!(error, RecoveryError::Backup { .. }), "{message}");
         assert!(message.starts_with(file.to_str().unwrap()) && message.contains(words), "{message}");
         assert!(!dir.exists(), "nothing was made");
     };
@@ -169,7 +172,7 @@ fn a_directory_that_holds_something_is_refused_and_left_as_it_was() {
     let other = temp.path().join("other");
     node(&other, 1, &founded(), &[2], 2);
     let error = restored(&file, &other).unwrap_err();
-    assert!(matches!(error, RescueError::Open(OpenError::NotEmpty { .. })), "{error}");
+    assert!(matches!(error, RecoveryError::Open(OpenError::NotEmpty { .. })), "{error}");
     assert_eq!(started(&other, 1).1, 1, "it is the node that it was");
     // What a filesystem puts there is nothing.
     let mount = temp.path().join("mount");
@@ -226,10 +229,10 @@ fn a_restore_that_is_cut_short_is_started_from_scratch() {
         let error = SledStore::open(&dir, OpenOptions::new(5, Incarnation(1))).unwrap_err();
         assert!(matches!(error, OpenError::Unfinished { .. }), "step {n}: {error}");
         assert!(error.to_string().contains("restore into it again"), "{error}");
-        let rescued = restored(&file, &dir).unwrap();
+        let recovered_node = restored(&file, &dir).unwrap();
         assert_eq!(names(&dir), ["lives", "lock", "log", "node", "snapshots", "watermark"], "step {n}");
         let (system, sum, _) = started(&dir, 5);
-        assert_eq!((system.cluster, sum), (rescued.cluster, 41), "step {n}");
+        assert_eq!((system.cluster, sum), (recovered_node.cluster, 41), "step {n}");
     }
     // With `node` in place it is whole; what is left over goes when it starts.
     fs::create_dir(whole.join("restoring")).unwrap();
@@ -243,7 +246,7 @@ fn two_restores_into_one_directory_do_not_meet() {
     let (file, dir) = (backup(&temp.path().join("backups")), temp.path().join("node"));
     let first = Restoring::begin(&dir).unwrap();
     let error = restored(&file, &dir).unwrap_err();
-    assert!(matches!(error, RescueError::Open(OpenError::Locked { .. })), "{error}");
+    assert!(matches!(error, RecoveryError::Open(OpenError::Locked { .. })), "{error}");
     drop(first);
     restored(&file, &dir).unwrap();
 }
@@ -258,7 +261,7 @@ fn three(temp: &TempDir) -> [PathBuf; 3] {
 }
 
 #[test]
-fn no_log_is_rewritten_by_a_rescue() {
+fn no_log_is_rewritten_by_a_recovery() {
     assert_eq!((options(4).id, options(4).rewrite_min_bytes), (4, u64::MAX));
 }
 
@@ -293,16 +296,19 @@ fn the_most_advanced_directory_becomes_a_cluster_of_one_node() {
     let dirs = three(&temp);
     // The longest log, and not the one that would win an election.
     let error = recover(&dirs[1], &[&dirs[0], &dirs[2]], Recover::new("ada", when())).unwrap_err();
-    assert!(matches!(error, RescueError::LessAdvanced { .. }), "{error}");
+    assert!(matches!(error, RecoveryError::LessAdvanced { .. }), "{error}");
     let message = error.to_string();
     for words in ["ends at 7@2", "at 4@3", "node-3 instead", "the index it ends at: 7"] {
         assert!(message.contains(words), "{message}");
     }
-    let rescued = recover(&dirs[2], &[&dirs[0], &dirs[1]], Recover::new("ada", when())).unwrap();
-    assert_eq!((rescued.id, rescued.index, rescued.term, rescued.incarnation), (3, 5, 4, Incarnation(30)));
+    let recovered_node = recover(&dirs[2], &[&dirs[0], &dirs[1]], Recover::new("ada", when())).unwrap();
+    assert_eq!(
+        (recovered_node.id, recovered_node.index, recovered_node.term, recovered_node.incarnation),
+        (3, 5, 4, Incarnation(30))
+    );
     let (system, sum, applied) = started(&dirs[2], 3);
     // Committed was 4; the whole log counts now.
-    assert_eq!((system.cluster, system.recovered_at, sum, applied), (rescued.cluster, 5, 3, 5));
+    assert_eq!((system.cluster, system.recovered_at, sum, applied), (recovered_node.cluster, 5, 3, 5));
     let member = &system.membership.members[&3];
     assert_eq!((system.membership.voters(), &member.address.0[..]), (vec![3], "10.0.0.3:7001"));
     assert_eq!(member.incarnation, Some(Incarnation(30)));
@@ -313,7 +319,7 @@ fn the_most_advanced_directory_becomes_a_cluster_of_one_node() {
 
     // The recovered one is of another cluster than the rest now.
     let error = recover(&dirs[2], &[&dirs[1]], Recover::new("ada", when())).unwrap_err();
-    assert!(matches!(error, RescueError::OtherCluster { .. }), "{error}");
+    assert!(matches!(error, RecoveryError::OtherCluster { .. }), "{error}");
     // And may be recovered once more, with both in its audit.
     recover(&dirs[2], &[] as &[&Path], Recover::new("bob", when())).unwrap();
     let (system, ..) = started(&dirs[2], 3);
@@ -329,10 +335,10 @@ fn a_loss_is_accepted_by_the_index_it_begins_at() {
         recover(&dirs[1], &[&dirs[0], &dirs[2]], wish)
     };
     let error = accept(4).unwrap_err();
-    assert!(matches!(error, RescueError::OtherLoss { last: 7, accepted: 4, .. }), "{error}");
-    let rescued = accept(7).unwrap();
-    assert_eq!((rescued.index, rescued.term), (8, 3));
-    let sentence = &rescued.audit.may_be_lost;
+    assert!(matches!(error, RecoveryError::OtherLoss { last: 7, accepted: 4, .. }), "{error}");
+    let recovered_node = accept(7).unwrap();
+    assert_eq!((recovered_node.index, recovered_node.term), (8, 3));
+    let sentence = &recovered_node.audit.may_be_lost;
     assert!(sentence.contains("node-3 holds more, up to 4@3"), "{sentence}");
 }
 
@@ -343,10 +349,10 @@ fn a_directory_that_may_hold_more_and_cannot_be_read_stands_in_the_way() {
     fs::write(dirs[0].join("log/db"), b"rubbish").unwrap();
     let wish = Recover::new("ada", when());
     let error = recover(&dirs[2], &[&dirs[0], &dirs[1]], wish.clone()).unwrap_err();
-    assert!(matches!(error, RescueError::Unreadable { .. }), "{error}");
+    assert!(matches!(error, RecoveryError::Unreadable { .. }), "{error}");
     assert!(error.to_string().contains("the index it ends at: 4"), "{error}");
     let error = recover(&dirs[0], &[&dirs[1]], wish.clone()).unwrap_err();
-    assert!(matches!(error, RescueError::Unusable { .. }), "{error}");
+    assert!(matches!(error, RecoveryError::Unusable { .. }), "{error}");
     let error = recover(&dirs[2], &[&dirs[2]], wish.clone()).unwrap_err();
     assert!(error.to_string().contains("is named twice"), "{error}");
     {
@@ -360,8 +366,12 @@ fn a_directory_that_may_hold_more_and_cannot_be_read_stands_in_the_way() {
         let error = recover(&dirs[2], &[&dirs[0], &dirs[1]], accepted.clone()).unwrap_err().to_string();
         assert!(error.contains("node-2 is in use by process"), "what runs is not lost: {error}");
     }
-    let rescued = recover(&dirs[2], &[&dirs[0], &dirs[1]], accepted).unwrap();
-    assert!(rescued.audit.may_be_lost.contains("node-1 could not be read"), "{}", rescued.audit.may_be_lost);
+    let recovered_node = recover(&dirs[2], &[&dirs[0], &dirs[1]], accepted).unwrap();
+    assert!(
+        recovered_node.audit.may_be_lost.contains("node-1 could not be read"),
+        "{}",
+        recovered_node.audit.may_be_lost
+    );
 }
 
 /// A directory whose snapshot cannot be started from is not one to recover.
@@ -379,7 +389,7 @@ fn a_damaged_snapshot_is_found_before_anything_is_changed() {
     let survivor = &survey(&[&dir])[0];
     assert!(survivor.log.as_ref().unwrap().snapshots[0].damaged.is_some(), "{survivor:?}");
     let error = recover(&dir, &[] as &[&Path], Recover::new("ada", when())).unwrap_err();
-    assert!(matches!(error, RescueError::Unusable { .. }) && error.to_string().contains("damaged"), "{error}");
+    assert!(matches!(error, RecoveryError::Unusable { .. }) && error.to_string().contains("damaged"), "{error}");
     fs::remove_dir_all(&snapshot_store).unwrap();
     let survivor = &survey(&[&dir])[0];
     assert!(survivor.problems[0].contains("is missing"), "{survivor:?}");

@@ -13,7 +13,8 @@ use actorum_actors::{
 use actorum_transport::wire::Address;
 
 use super::{
-    Beginning, Position, RescueError, Rescued, SurvivingLog, Survivor, check, options, seconds, survey, survey::look,
+    Beginning, Position, RecoveredNode, RecoveryError, SurvivingLog, Survivor, check, options, seconds, survey,
+    survey::look,
 };
 use crate::boot;
 
@@ -57,7 +58,7 @@ impl Recover {
 /// ```no_run
 /// use std::{path::Path, time::SystemTime};
 ///
-/// use actorum::rescue::{Recover, recover, survey};
+/// use actorum::disaster_recovery::{Recover, recover, survey};
 ///
 /// let dirs = ["/mnt/disk-1", "/mnt/disk-2"];
 /// let survivors = survey(&dirs);
@@ -66,15 +67,15 @@ impl Recover {
 /// let others: Vec<_> = survivors.iter().filter(|s| s.dir != best.dir).map(|s| &s.dir).collect();
 /// let recovered = recover(&best.dir, &others, Recover::new("ada", SystemTime::now()))?;
 /// println!("cluster {} begins at index {}: {}", recovered.cluster, recovered.index, recovered.audit.may_be_lost);
-/// # Ok::<(), actorum::rescue::RescueError>(())
+/// # Ok::<(), actorum::disaster_recovery::RecoveryError>(())
 /// ```
-pub fn recover<P: AsRef<Path>>(dir: &Path, others: &[P], recover: Recover) -> Result<Rescued, RescueError> {
+pub fn recover<P: AsRef<Path>>(dir: &Path, others: &[P], recover: Recover) -> Result<RecoveredNode, RecoveryError> {
     let Recover { address, who, when, accept_loss } = recover;
     check(address.as_ref(), &who)?;
     let canonical = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
     let others: Vec<&Path> = others.iter().map(AsRef::as_ref).collect();
     if let Some(same) = others.iter().find(|other| canonical(other) == canonical(dir)) {
-        return Err(RescueError::Invalid(format!("{} is named twice", same.display())));
+        return Err(RecoveryError::Invalid(format!("{} is named twice", same.display())));
     }
     // A node that runs is not lost, whatever loss is accepted.
     for other in &others {
@@ -83,13 +84,13 @@ pub fn recover<P: AsRef<Path>>(dir: &Path, others: &[P], recover: Recover) -> Re
         }
     }
     let chosen = look(dir);
-    let unusable = |cause: String| RescueError::Unusable { dir: dir.to_owned(), cause };
+    let unusable = |cause: String| RecoveryError::Unusable { dir: dir.to_owned(), cause };
     let (Some(id), Some(log)) = (chosen.id, &chosen.log) else { return Err(unusable(chosen.problems.join("; "))) };
     if !chosen.problems.is_empty() {
         return Err(unusable(chosen.problems.join("; ")));
     }
     if let Some(accepted) = accept_loss.filter(|accepted| *accepted != log.last.0) {
-        return Err(RescueError::OtherLoss { dir: dir.to_owned(), last: log.last.0, accepted });
+        return Err(RecoveryError::OtherLoss { dir: dir.to_owned(), last: log.last.0, accepted });
     }
     let survivors = survey(&others);
     for other in &survivors {
@@ -117,23 +118,26 @@ pub fn recover<P: AsRef<Path>>(dir: &Path, others: &[P], recover: Recover) -> Re
         members: log.membership.members.clone(),
     };
     let beginning = Beginning { last, term: recovered.hard_state.term, address, when, audit };
-    let rescued = beginning.write(store, None)?;
-    Ok(Rescued { dir: dir.to_owned(), ..rescued })
+    let recovered_node = beginning.write(store, None)?;
+    Ok(RecoveredNode { dir: dir.to_owned(), ..recovered_node })
 }
 
 /// Whether a directory may be taken although there is this other one.
-fn compare(dir: &Path, log: &SurvivingLog, other: &Survivor, accepted: bool) -> Result<(), RescueError> {
+fn compare(dir: &Path, log: &SurvivingLog, other: &Survivor, accepted: bool) -> Result<(), RecoveryError> {
     let (dir, at) = (dir.to_owned(), log.last);
     match &other.log {
-        Some(theirs) if theirs.cluster != log.cluster => {
-            Err(RescueError::OtherCluster { dir, ours: log.cluster, other: other.dir.clone(), theirs: theirs.cluster })
-        }
+        Some(theirs) if theirs.cluster != log.cluster => Err(RecoveryError::OtherCluster {
+            dir,
+            ours: log.cluster,
+            other: other.dir.clone(),
+            theirs: theirs.cluster,
+        }),
         Some(theirs) if theirs.last > at && !accepted => {
-            Err(RescueError::LessAdvanced { dir, at, other: other.dir.clone(), other_at: theirs.last })
+            Err(RecoveryError::LessAdvanced { dir, at, other: other.dir.clone(), other_at: theirs.last })
         }
         // A damaged one may have held more than can be read of it.
         _ if !other.problems.is_empty() && !accepted => {
-            Err(RescueError::Unreadable { dir, at, other: other.dir.clone(), cause: other.problems.join("; ") })
+            Err(RecoveryError::Unreadable { dir, at, other: other.dir.clone(), cause: other.problems.join("; ") })
         }
         _ => Ok(()),
     }

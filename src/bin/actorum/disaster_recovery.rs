@@ -1,6 +1,6 @@
 //! `actorum restore` and `actorum recover`: a new cluster out of a backup, or out of what a lost majority left.
 //!
-//! Both go through `actorum::rescue`; this file shows what there is, asks for what must be said, and says what was done and
+//! Both go through `actorum::disaster_recovery`; this file shows what there is, asks for what must be said, and says what was done and
 //! what comes next.
 
 use std::{
@@ -12,7 +12,7 @@ use std::{
 
 use actorum::{
     Address, ClusterId, Membership, NodeId,
-    rescue::{self, BackupFile, Recover, Rescued, Restore, Survivor},
+    disaster_recovery::{self, BackupFile, Recover, RecoveredNode, Restore, Survivor},
 };
 
 use actorum_actors::{
@@ -133,10 +133,10 @@ fn words(index: u64, term: u64, cluster: ClusterId, membership: &Membership, len
     format!("index {index}, term {term}, {length} of cluster {cluster}, {membership}, BLAKE3 {hash}")
 }
 
-fn begun(rescued: &Rescued, address: &str) {
-    let (id, cluster, data) = (rescued.id, rescued.cluster, rescued.dir.display());
-    say!("cluster {cluster} begins with node {id} at {address}; the old one was {}", rescued.audit.cluster);
-    say!("what may be lost: {}", rescued.audit.may_be_lost);
+fn begun(recovered_node: &RecoveredNode, address: &str) {
+    let (id, cluster, data) = (recovered_node.id, recovered_node.cluster, recovered_node.dir.display());
+    say!("cluster {cluster} begins with node {id} at {address}; the old one was {}", recovered_node.audit.cluster);
+    say!("what may be lost: {}", recovered_node.audit.may_be_lost);
     say!("next: start it with `actorum serve --id {id} --data {data} --listen {address} --wait ...`,");
     say!("      then add empty nodes with POST /members on its --admin address, and promote them");
 }
@@ -144,7 +144,7 @@ fn begun(rescued: &Rescued, address: &str) {
 /// Shows the survivors; with the loss accepted, recovers one of them.
 pub fn recover(args: RecoverArgs) -> Result<(), Failure> {
     let RecoverArgs { data, choose, accept_loss, address, who } = args;
-    let survivors = rescue::survey(&data);
+    let survivors = disaster_recovery::survey(&data);
     output::text(&table(&survivors));
     // A node that runs is not lost: before anything is said of loss.
     for dir in &data {
@@ -177,7 +177,7 @@ pub fn recover(args: RecoverArgs) -> Result<(), Failure> {
     };
     let mut wish = Recover::new(name(who)?, SystemTime::now());
     (wish.accept_loss, wish.address) = (Some(accepted), address.clone());
-    let recovered = rescue::recover(&chosen.dir, &others, wish)?;
+    let recovered = disaster_recovery::recover(&chosen.dir, &others, wish)?;
     output::done(format_args!("{} is the directory of the new cluster {}", recovered.dir.display(), recovered.cluster));
     say!("{} is recovered", recovered.dir.display());
     let known = chosen.log.as_ref().and_then(|log| log.membership.members.get(&recovered.id));

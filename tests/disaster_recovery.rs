@@ -1,4 +1,4 @@
-//! Snapshots, backups and the worst day, with real processes: what a person types, what is said, and that the clusters that
+//! Snapshots, backups and disaster recovery, with real processes: what a person types, what is said, and that the clusters that
 //! come of it are whole ones.
 
 mod lab;

@@ -56,7 +56,7 @@ const WRITE_WITHIN: Duration = Duration::from_secs(60);
 /// The cluster that was begun.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Rescued {
+pub struct RecoveredNode {
     /// The directory.
     pub dir: PathBuf,
     /// Its node, the one voter.
@@ -76,7 +76,7 @@ pub struct Rescued {
 /// Why no cluster was begun. Unless the message says otherwise nothing was changed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum RescueError {
+pub enum RecoveryError {
     /// The backup cannot be used: foreign, truncated, damaged, or of a newer format.
     #[error("{file} cannot be restored from: {cause}", file = .file.display())]
     Backup {
@@ -214,17 +214,17 @@ fn new_cluster() -> ClusterId {
 }
 
 /// `HOST:PORT`, and a name for the record.
-fn check(address: Option<&Address>, who: &str) -> Result<(), RescueError> {
+fn check(address: Option<&Address>, who: &str) -> Result<(), RecoveryError> {
     check_address(address)?;
     if who.trim().is_empty() {
-        return Err(RescueError::Invalid("say who does this: it goes into the audit record".into()));
+        return Err(RecoveryError::Invalid("say who does this: it goes into the audit record".into()));
     }
     Ok(())
 }
 
-fn check_address(address: Option<&Address>) -> Result<(), RescueError> {
+fn check_address(address: Option<&Address>) -> Result<(), RecoveryError> {
     match address.map(|address| address.0.parse::<Address>()) {
-        Some(Err(error)) => Err(RescueError::Invalid(format!("the address {error}"))),
+        Some(Err(error)) => Err(RecoveryError::Invalid(format!("the address {error}"))),
         _ => Ok(()),
     }
 }
@@ -246,7 +246,7 @@ struct Beginning {
 
 impl Beginning {
     /// Writes it in one batch and closes the store: done wholly or not at all. `snapshot` replaces the log before it.
-    fn write(self, store: SledStore, snapshot: Option<Snapshot>) -> Result<Rescued, RescueError> {
+    fn write(self, store: SledStore, snapshot: Option<Snapshot>) -> Result<RecoveredNode, RecoveryError> {
         let identity = store.identity();
         let (index, term) = (self.last.0 + 1, self.term.max(self.last.1) + 1);
         let audit = Audit { index, ..self.audit };
@@ -258,7 +258,7 @@ impl Beginning {
             incarnation: Some(identity.incarnation),
             audit: audit.clone(),
         };
-        let encoded = EncodedCommand::system(&command).map_err(|error| RescueError::Invalid(error.to_string()))?;
+        let encoded = EncodedCommand::system(&command).map_err(|error| RecoveryError::Invalid(error.to_string()))?;
         let data = Bytes::from(encoded.stamp(self.when));
         let entry = Entry { kind: EntryKind::Normal, term, index, data, context: Bytes::new() };
         // Nobody was voted for in a term that begins here.
@@ -266,7 +266,7 @@ impl Beginning {
         let write = Write { group: boot::GROUP, snapshot, entries: vec![entry], hard_state, compact: None };
         commit(store, Batch { writes: vec![write], sync: true })?;
         let dir = PathBuf::new();
-        Ok(Rescued { dir, id: identity.id, incarnation: identity.incarnation, cluster, index, term, audit })
+        Ok(RecoveredNode { dir, id: identity.id, incarnation: identity.incarnation, cluster, index, term, audit })
     }
 }
 
@@ -280,6 +280,6 @@ fn commit(store: SledStore, batch: Batch) -> Result<(), StoreError> {
     result.map_err(|_| StoreError::Closed("the disk did not answer in time".into()))?.map(drop)
 }
 
-fn io_error(path: &Path, doing: &str, error: io::Error) -> RescueError {
-    RescueError::Io { doing: format!("{doing} {}", path.display()), error }
+fn io_error(path: &Path, doing: &str, error: io::Error) -> RecoveryError {
+    RecoveryError::Io { doing: format!("{doing} {}", path.display()), error }
 }

@@ -1,4 +1,4 @@
-//! The board: where every actor shows its latest numbers, and where a status is put together from them.
+//! The hub of the status: where every actor shows its latest numbers, and where a status is put together from them.
 //!
 //! Each number has one owner, who shows it through a `watch`; reading them clones and blocks nobody. A status is
 //! therefore not one instant of all actors, but each of its parts is the latest.
@@ -59,7 +59,7 @@ pub(crate) enum End {
 
 /// The reading ends.
 #[derive(Clone)]
-pub(crate) struct Board {
+pub(crate) struct StatusHub {
     pub id: NodeId,
     pub incarnation: Incarnation,
     pub admission: Arc<Admission>,
@@ -78,7 +78,7 @@ pub(crate) struct Board {
     pub max_clock_skew_ms: u64,
 }
 
-impl Board {
+impl StatusHub {
     /// The latest of everything.
     pub fn status(&self) -> Status {
         let core = self.core.borrow().clone();

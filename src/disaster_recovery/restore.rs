@@ -24,8 +24,8 @@ use actorum_actors::{
 };
 use actorum_transport::wire::{Address, ClusterId, NodeId, Snapshot, SnapshotFile};
 
-use super::{Beginning, Position, RescueError, Rescued, check, check_address, io_error, options, seconds};
-use crate::{Membership, boot, door::check_id};
+use super::{Beginning, Position, RecoveredNode, RecoveryError, check, check_address, io_error, options, seconds};
+use crate::{Membership, boot, ingress::check_id};
 
 /// How much of a backup is held in memory while it is copied.
 const COPY_BYTES: usize = 1 << 20;
@@ -53,7 +53,7 @@ impl BackupFile {
     ///
     /// Holds one chunk in memory, however large the file is. What is no file, a pipe or a device, is read once, and
     /// copied as by [`BackupFile::read_from`].
-    pub fn read(path: &Path) -> Result<BackupFile, RescueError> {
+    pub fn read(path: &Path) -> Result<BackupFile, RecoveryError> {
         let opened = File::open(path).map_err(|error| io_error(path, "cannot open", error))?;
         match opened.metadata().map_err(|error| io_error(path, "cannot look at", error))? {
             found if found.is_dir() => Err(unusable(path, "it is a directory")),
@@ -66,7 +66,7 @@ impl BackupFile {
     ///
     /// Only once all of it was read it is known to be good, so it is kept in a file without a name in the temporary
     /// directory (`TMPDIR`), which takes as much room for as long as this value lives.
-    pub fn read_from(name: &Path, mut from: impl Read) -> Result<BackupFile, RescueError> {
+    pub fn read_from(name: &Path, mut from: impl Read) -> Result<BackupFile, RecoveryError> {
         let temporary = inspect::temporary();
         let kept = tempfile_in(&temporary);
         let mut kept = kept.map_err(|error| io_error(&temporary, "cannot keep what is read in", error))?;
@@ -85,7 +85,7 @@ impl BackupFile {
         BackupFile::verified(name, kept)
     }
 
-    fn verified(path: &Path, content: File) -> Result<BackupFile, RescueError> {
+    fn verified(path: &Path, content: File) -> Result<BackupFile, RecoveryError> {
         let unusable = |error: &dyn std::fmt::Display| unusable(path, error);
         let reader = Reader::begin(BufReader::new(&content)).map_err(|error| unusable(&error))?;
         let header = reader.header().clone();
@@ -124,7 +124,7 @@ impl BackupFile {
     }
 
     /// Makes a node of it: see [`restore`].
-    pub fn restore(&self, dir: &Path, restore: Restore) -> Result<Rescued, RescueError> {
+    pub fn restore(&self, dir: &Path, restore: Restore) -> Result<RecoveredNode, RecoveryError> {
         restore.check()?;
         let Restore { id, address, who, when } = restore;
         let snapshot = self.snapshot()?;
@@ -145,17 +145,17 @@ impl BackupFile {
             members: self.membership().members.clone(),
         };
         let beginning = Beginning { last: Position(index, term), term, address, when, audit };
-        let rescued = beginning.write(store, Some(snapshot))?;
+        let recovered_node = beginning.write(store, Some(snapshot))?;
         restoring.finish()?;
-        Ok(Rescued { dir: dir.to_owned(), ..rescued })
+        Ok(RecoveredNode { dir: dir.to_owned(), ..recovered_node })
     }
 
     /// As a node's log names it.
-    fn snapshot(&self) -> Result<Snapshot, RescueError> {
+    fn snapshot(&self) -> Result<Snapshot, RecoveryError> {
         let Header { index, term, system, .. } = &self.header;
         // Whom its node had formed with were nodes of another cluster.
         let snapshot = system.snapshot(*index, *term, self.file, BTreeMap::new());
-        snapshot.map_err(|error| RescueError::Backup { file: self.path.clone(), cause: error.to_string() })
+        snapshot.map_err(|error| RecoveryError::Backup { file: self.path.clone(), cause: error.to_string() })
     }
 }
 
@@ -181,14 +181,14 @@ impl Restore {
 
     /// Whether a restore into that directory could begin: looks at the id, the address and the directory, and changes
     /// nothing. Saves reading a backup, or asking a person who they are, for nothing.
-    pub fn judge(&self, dir: &Path) -> Result<(), RescueError> {
-        check_id(self.id).map_err(RescueError::Invalid)?;
+    pub fn judge(&self, dir: &Path) -> Result<(), RecoveryError> {
+        check_id(self.id).map_err(RecoveryError::Invalid)?;
         check_address(Some(&self.address))?;
         Ok(Restoring::judge(dir)?)
     }
 
-    fn check(&self) -> Result<(), RescueError> {
-        check_id(self.id).map_err(RescueError::Invalid)?;
+    fn check(&self) -> Result<(), RecoveryError> {
+        check_id(self.id).map_err(RecoveryError::Invalid)?;
         check(Some(&self.address), &self.who)
     }
 }
@@ -205,7 +205,7 @@ impl Restore {
 /// ```no_run
 /// use std::{path::Path, time::SystemTime};
 ///
-/// use actorum::rescue::{Restore, restore};
+/// use actorum::disaster_recovery::{Restore, restore};
 ///
 /// let restored = restore(
 ///     Path::new("/backups/monday.actorum"),
@@ -213,9 +213,9 @@ impl Restore {
 ///     Restore::new(1, "10.0.0.1:7001".into(), "ada", SystemTime::now()),
 /// )?;
 /// println!("cluster {} begins at index {}", restored.cluster, restored.index);
-/// # Ok::<(), actorum::rescue::RescueError>(())
+/// # Ok::<(), actorum::disaster_recovery::RecoveryError>(())
 /// ```
-pub fn restore(file: &Path, dir: &Path, restore: Restore) -> Result<Rescued, RescueError> {
+pub fn restore(file: &Path, dir: &Path, restore: Restore) -> Result<RecoveredNode, RecoveryError> {
     restore.check()?;
     BackupFile::read(file)?.restore(dir, restore)
 }
@@ -231,12 +231,12 @@ fn tempfile_in(dir: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-fn unusable(path: &Path, cause: impl std::fmt::Display) -> RescueError {
-    RescueError::Backup { file: path.to_owned(), cause: cause.to_string() }
+fn unusable(path: &Path, cause: impl std::fmt::Display) -> RecoveryError {
+    RecoveryError::Backup { file: path.to_owned(), cause: cause.to_string() }
 }
 
 /// Into the snapshot store, which verifies it whole and makes it durable.
-fn copy(path: &Path, from: &File, snapshot_store: &SnapshotStore, snapshot: &Snapshot) -> Result<(), RescueError> {
+fn copy(path: &Path, from: &File, snapshot_store: &SnapshotStore, snapshot: &Snapshot) -> Result<(), RecoveryError> {
     let mut receiving = snapshot_store.receive(snapshot)?;
     let (mut buffer, mut offset) = (vec![0; COPY_BYTES], 0);
     loop {

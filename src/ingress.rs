@@ -39,15 +39,15 @@ use futures_util::future::Either;
 use tokio::sync::oneshot;
 
 use crate::{
-    board::{Board, End},
     request::{Follow, Followed, Propose, Read, Subscribe},
+    status_hub::{End, StatusHub},
 };
 
 /// The far end of a slot.
 type Answer<T, E> = oneshot::Receiver<Result<T, E>>;
 
 /// The way in.
-pub(crate) struct Door<S: StateMachine> {
+pub(crate) struct Ingress<S: StateMachine> {
     pub admission: Arc<Admission>,
     pub clock: Arc<dyn Clock>,
     /// Of requests that name none.
@@ -58,19 +58,20 @@ pub(crate) struct Door<S: StateMachine> {
     pub core: WeakAddr<RaftCore<ReplySlot<S>>>,
     pub applier: WeakAddr<Applier<S>>,
     pub snapshot_manager: WeakAddr<SnapshotManager>,
-    pub board: Arc<Board>,
+    pub status_hub: Arc<StatusHub>,
     /// How long after its deadline a request is answered here, if nobody else has: a core that runs tells more exactly how it ended,
     /// and does so at its next tick.
     pub grace: Duration,
 }
 
-impl<S: StateMachine> Door<S> {
+impl<S: StateMachine> Ingress<S> {
     /// Begins a proposal; the future only waits for its answer.
     pub fn propose(
         &self,
         Propose { command, deadline }: Propose<S>,
     ) -> impl Future<Output = Result<Applied<S::Response>, ProposeError>> + use<S> {
-        let (begun, limit, board) = (self.begin_proposal(&command, deadline), self.limit(deadline), self.board.clone());
+        let (begun, limit, status_hub) =
+            (self.begin_proposal(&command, deadline), self.limit(deadline), self.status_hub.clone());
         async move {
             let lost = || ProposeError::Unknown { cause: "its slot was lost".into() };
             let late = |cause| ProposeError::Unknown { cause };
@@ -78,7 +79,7 @@ impl<S: StateMachine> Door<S> {
                 Ok(answer) => limit.of(answer, lost, late).await,
                 Err(error) => Err(error),
             };
-            answered.map_err(|error| match board.explain(proposal_end(&error)) {
+            answered.map_err(|error| match status_hub.explain(proposal_end(&error)) {
                 Some(Condition { reason, message, .. }) => ProposeError::Unavailable { reason, message },
                 None => error,
             })
@@ -155,7 +156,7 @@ impl<S: StateMachine> Door<S> {
         answer: Answer<T, ReadError>,
         deadline: Option<Duration>,
     ) -> impl Future<Output = Result<T, ReadError>> + use<S, T> {
-        let (limit, board) = (self.limit(deadline), self.board.clone());
+        let (limit, status_hub) = (self.limit(deadline), self.status_hub.clone());
         async move {
             // A slot tells its client whatever happens to it, and a panic of the closure is told, too.
             let lost = || ReadError::Panicked { message: "without a word".into() };
@@ -164,9 +165,9 @@ impl<S: StateMachine> Door<S> {
                 Ok(()) => limit.of(answer, lost, late).await,
                 Err(error) => Err(error),
             };
-            answered.map_err(|error| match board.explain(read_end(&error)) {
+            answered.map_err(|error| match status_hub.explain(read_end(&error)) {
                 Some(Condition { reason, message, .. }) => ReadError::Unavailable { reason, message },
-                None => of_this_node(error, board.id),
+                None => of_this_node(error, status_hub.id),
             })
         }
     }
@@ -190,7 +191,8 @@ impl<S: StateMachine> Door<S> {
         change: ChangeRequest,
         deadline: Option<Duration>,
     ) -> impl Future<Output = Result<Arc<Membership>, ChangeError>> + use<S> {
-        let (begun, limit, board) = (self.begin_change(change, deadline), self.limit(deadline), self.board.clone());
+        let (begun, limit, status_hub) =
+            (self.begin_change(change, deadline), self.limit(deadline), self.status_hub.clone());
         async move {
             let lost = || ChangeError::Unknown { cause: "its slot was lost".into() };
             let late = |cause| ChangeError::Unknown { cause };
@@ -198,7 +200,7 @@ impl<S: StateMachine> Door<S> {
                 Ok(answer) => limit.of(answer, lost, late).await,
                 Err(error) => Err(error),
             };
-            answered.map_err(|error| match board.explain(change_end(&error)) {
+            answered.map_err(|error| match status_hub.explain(change_end(&error)) {
                 Some(Condition { reason, message, .. }) => ChangeError::Unavailable { reason, message },
                 None => error,
             })
@@ -238,12 +240,12 @@ impl<S: StateMachine> Door<S> {
         Subscribe { recipient, after, wants }: Subscribe<S>,
     ) -> impl Future<Output = Result<Subscription, SubscribeError>> + use<S> {
         let begun = self.begin_subscription(recipient.clone(), after, wants);
-        let door = self.clone();
+        let ingress = self.clone();
         async move {
             let answer = begun.await;
             let Err(SubscribeError::FuturePosition { .. }) = answer else { return answer };
-            let confirmed = door.read(Read::linearizable(|_: &S| ())).await;
-            let answer = door.begin_subscription(recipient, after, wants).await;
+            let confirmed = ingress.read(Read::linearizable(|_: &S| ())).await;
+            let answer = ingress.begin_subscription(recipient, after, wants).await;
             match (answer, confirmed) {
                 (Err(SubscribeError::FuturePosition { index, applied }), Err(error)) => {
                     Err(SubscribeError::Behind { index, applied, cause: error.to_string() })
@@ -285,11 +287,12 @@ impl<S: StateMachine> Door<S> {
         &self,
         deadline: Duration,
     ) -> impl Future<Output = Result<SnapshotTaken, TakeSnapshotError>> + use<S> {
-        let (limit, taken, board) = (self.limit(Some(deadline)), self.take_snapshot(), self.board.clone());
+        let (limit, taken, status_hub) = (self.limit(Some(deadline)), self.take_snapshot(), self.status_hub.clone());
         async move {
             let taken = async move { Ok::<_, ()>(taken.await) };
             let gone = || TakeSnapshotError::Stopped { cause: "the system has ended".into() };
-            let late = |cause| TakeSnapshotError::DeadlineExceeded { cause: board.why_no_snapshot(deadline, cause) };
+            let late =
+                |cause| TakeSnapshotError::DeadlineExceeded { cause: status_hub.why_no_snapshot(deadline, cause) };
             limit.of(taken, gone, late).await
         }
     }
@@ -333,7 +336,7 @@ impl<S: StateMachine> Door<S> {
     fn limit(&self, deadline: Option<Duration>) -> Limit {
         let deadline = deadline.unwrap_or(self.deadline);
         let at = self.clock.now().saturating_add(deadline).saturating_add(self.grace);
-        Limit { alarm: self.clock.alarm(at), deadline, board: self.board.clone() }
+        Limit { alarm: self.clock.alarm(at), deadline, status_hub: self.status_hub.clone() }
     }
 
     /// Why nothing is taken any more.
@@ -360,7 +363,7 @@ pub(crate) fn check_id(id: NodeId) -> Result<(), String> {
 struct Limit {
     alarm: Alarm,
     deadline: Duration,
-    board: Arc<Board>,
+    status_hub: Arc<StatusHub>,
 }
 
 impl Limit {
@@ -371,12 +374,12 @@ impl Limit {
         lost: impl FnOnce() -> E,
         late: impl FnOnce(String) -> E,
     ) -> Result<T, E> {
-        let Limit { alarm, deadline, board } = self;
+        let Limit { alarm, deadline, status_hub } = self;
         tokio::select! {
             // An answer that is here counts, however late it is looked at.
             biased;
             answer = answer => answer.unwrap_or_else(|_| Err(lost())),
-            () = alarm => Err(late(board.why_late(deadline))),
+            () = alarm => Err(late(status_hub.why_late(deadline))),
         }
     }
 }
