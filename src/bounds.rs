@@ -80,7 +80,7 @@ const BOUNDS: [Bounds; 31] = [
     of("subscriber_buffer", 1, 1 << 24),
     of("subscriber_buffer_bytes", 1, TIB),
     of("hash_check_entries", 0, ENTRIES),
-    // It is mixed into the dice, and counts nothing.
+    // It is mixed into the seeds, and counts nothing.
     of("seed", 0, u64::MAX),
 ];
 

@@ -222,10 +222,10 @@ fn a_file_that_is_no_backup_is_refused() {
 fn backups_that_nobody_reads() {
     let lab = Lab::three();
     // Larger than what sockets hold, and not to be compressed.
-    let mut dice = 7u64;
+    let mut rng = 7u64;
     let mut noise = || {
-        dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        format!("{dice:016x}")
+        rng = rng.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        format!("{rng:016x}")
     };
     for n in 0..48 {
         let value: String = (0..65_000).map(|_| noise()).collect();
@@ -263,10 +263,10 @@ fn a_snapshot_within_a_deadline() {
         assert_eq!(call("GET", &node.admin_url(&format!("/backup{query}")), "").code(), "bad_request", "{query}");
     }
     // As large a state as takes a while on this machine: what is asked for below takes a fifth of that at most.
-    let mut dice = 7u64;
+    let mut rng = 7u64;
     let mut noise = || {
-        dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        format!("{dice:016x}")
+        rng = rng.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        format!("{rng:016x}")
     };
     for round in 0.. {
         for n in 0..32 {

@@ -8,7 +8,7 @@
 #[allow(dead_code)]
 mod durable;
 #[allow(dead_code)]
-mod dice;
+mod rng;
 
 use std::{
     collections::BTreeSet,
@@ -21,8 +21,8 @@ use std::{
     time::Duration,
 };
 
-use dice::Dice;
 use durable::Book;
+use rng::Rng;
 
 /// How often it is killed.
 const KILLS: u64 = 50;
@@ -73,12 +73,12 @@ fn lives(settings: &[(&str, &str)]) {
     if env::var_os(VARIABLE).is_some() {
         return;
     }
-    let mut dice = Dice::new();
+    let mut rng = Rng::new();
     let dir = tempfile::tempdir().expect("a directory");
     let mut acknowledged = BTreeSet::new();
     for kill in 0..KILLS {
         // A range of ids for each life: an id whose outcome is unknown is never proposed again.
-        acknowledged.extend(one_life(dir.path(), kill * 1_000_000, dice.below(100), settings));
+        acknowledged.extend(one_life(dir.path(), kill * 1_000_000, rng.below(100), settings));
     }
     println!("{} bookings acknowledged in {KILLS} lives", acknowledged.len());
     assert!(acknowledged.len() as u64 > KILLS * AT_ONCE / 2, "there was something to lose");

@@ -10,7 +10,7 @@
 //!
 //! What may be flipped without harm is listed by [`harmless`], and nothing else may.
 
-mod dice;
+mod rng;
 mod lab;
 
 use std::{
@@ -30,8 +30,8 @@ use actorum_actors::log::{
 use actorum_actors::system_state::SystemState;
 use actorum_transport::wire::{ClusterId, Entry, EntryKind, GroupId, Incarnation};
 use bytes::Bytes;
-use dice::Dice;
 use lab::directory::copy;
+use rng::Rng;
 
 const GROUP: GroupId = GroupId::FIRST;
 /// The engine's segments are of 16 MiB each.
@@ -43,8 +43,8 @@ fn options() -> OpenOptions {
     options
 }
 
-fn entry(index: u64, term: u64, bytes: usize, dice: &mut Dice) -> Entry {
-    let data: Vec<u8> = (0..bytes.div_ceil(8)).flat_map(|_| dice.below(u64::MAX).to_le_bytes()).collect();
+fn entry(index: u64, term: u64, bytes: usize, rng: &mut Rng) -> Entry {
+    let data: Vec<u8> = (0..bytes.div_ceil(8)).flat_map(|_| rng.below(u64::MAX).to_le_bytes()).collect();
     Entry { kind: EntryKind::Normal, term, index, data: Bytes::from(data), context: Bytes::new() }
 }
 
@@ -57,7 +57,7 @@ struct Held {
 }
 
 /// Makes the directory of a node that has lived, and another as a kill would have left it.
-fn make(dir: &Path, killed: &Path, dice: &mut Dice) -> Held {
+fn make(dir: &Path, killed: &Path, rng: &mut Rng) -> Held {
     let store = Box::new(SledStore::open(dir, options()).expect("a new directory"));
     let (heard, completed) = channel();
     let mut appender = store.start(Arc::new(move |completion| heard.send(completion).expect("the test listens")));
@@ -77,21 +77,21 @@ fn make(dir: &Path, killed: &Path, dice: &mut Dice) -> Held {
     while written < LOG_BYTES {
         let mut from = last + 1;
         let mut vote = 0;
-        if dice.below(8) == 0 {
+        if rng.below(8) == 0 {
             // A new term, with a vote, and often a new leader's entries in the place of the uncommitted.
-            (term, vote) = (term + 1, dice.below(4));
-            from = commit + 1 + dice.below(last - commit + 1);
+            (term, vote) = (term + 1, rng.below(4));
+            from = commit + 1 + rng.below(last - commit + 1);
         }
-        let count = [1, 2, 16, 64][dice.below(4) as usize];
-        let bytes = |dice: &mut Dice| match dice.below(60) {
-            0 => 100_000 + dice.below(400_000) as usize,
-            1..=9 => dice.below(30_000) as usize,
-            _ => dice.below(300) as usize,
+        let count = [1, 2, 16, 64][rng.below(4) as usize];
+        let bytes = |rng: &mut Rng| match rng.below(60) {
+            0 => 100_000 + rng.below(400_000) as usize,
+            1..=9 => rng.below(30_000) as usize,
+            _ => rng.below(300) as usize,
         };
-        let entries: Vec<Entry> = (from..from + count).map(|index| entry(index, term, bytes(dice), dice)).collect();
+        let entries: Vec<Entry> = (from..from + count).map(|index| entry(index, term, bytes(rng), rng)).collect();
         written += entries.iter().map(|entry| entry.data.len() as u64).sum::<u64>();
         last = from + count - 1;
-        commit += dice.below(last - commit + 1);
+        commit += rng.below(last - commit + 1);
         write(Write { entries, hard_state: Some(HardState { term, vote, commit }), ..Write::default() });
     }
     // What a kill leaves is what the system has: and the watermark follows after a short quiet.
@@ -175,14 +175,14 @@ impl Directory {
     }
 
     /// A bit of some file: half of the time of the engine's, which is nearly everything.
-    fn somewhere(&self, dice: &mut Dice) -> (&PathBuf, usize) {
-        if dice.below(2) == 0 {
-            let at = self.used[dice.below(self.used.len() as u64) as usize];
-            return (&self.db, at * 8 + dice.below(512) as usize);
+    fn somewhere(&self, rng: &mut Rng) -> (&PathBuf, usize) {
+        if rng.below(2) == 0 {
+            let at = self.used[rng.below(self.used.len() as u64) as usize];
+            return (&self.db, at * 8 + rng.below(512) as usize);
         }
         let others: Vec<_> = self.whole.iter().filter(|(path, bytes)| **path != self.db && !bytes.is_empty()).collect();
-        let (path, bytes) = others[dice.below(others.len() as u64) as usize];
-        (path, dice.below(bytes.len() as u64 * 8) as usize)
+        let (path, bytes) = others[rng.below(others.len() as u64) as usize];
+        (path, rng.below(bytes.len() as u64 * 8) as usize)
     }
 }
 
@@ -212,19 +212,19 @@ fn words(name: &str) -> &'static [&'static str] {
 #[test]
 fn two_hundred_flipped_bits() {
     let cycles: u64 = std::env::var("CYCLES").map_or(200, |cycles| cycles.parse().expect("CYCLES is a number"));
-    let mut dice = Dice::new();
+    let mut rng = Rng::new();
     let home = tempfile::tempdir().expect("a directory");
     let (closed, killed) = (home.path().join("closed"), home.path().join("killed"));
-    let held = make(&closed, &killed, &mut dice);
+    let held = make(&closed, &killed, &mut rng);
     assert!(held.recovered.terms.len() > 5, "truncations and votes: {:?}", held.recovered.terms);
     let directories = [Directory::new(closed), Directory::new(killed)];
     let started = Instant::now();
     // By file: how many flips were refused, and how many did no harm.
     let mut counts = BTreeMap::<String, (u32, u32)>::new();
     for cycle in 1..=cycles {
-        let directory = &directories[dice.below(2) as usize];
+        let directory = &directories[rng.below(2) as usize];
         let Directory { dir, whole, .. } = directory;
-        let (path, bit) = directory.somewhere(&mut dice);
+        let (path, bit) = directory.somewhere(&mut rng);
         let name = path.strip_prefix(dir).expect("inside").display().to_string();
         let kind = if name.starts_with("log/snap.") { "log/snap" } else { &name };
         let flipped = format!("cycle {cycle}, bit {bit} of {name} in {}", dir.display());
@@ -245,7 +245,7 @@ fn two_hundred_flipped_bits() {
                 if kind == "log/db" {
                     // What does no harm now does none to a node that goes on with it.
                     let HardState { term, .. } = held.recovered.hard_state;
-                    let more = entry(held.recovered.last_index + 1, term, 5000, &mut dice);
+                    let more = entry(held.recovered.last_index + 1, term, 5000, &mut rng);
                     let write = Write { entries: vec![more.clone()], ..Write::default() };
                     append(SledStore::open(dir, options()).expect("it has opened before"), write);
                     let mut after = look(SledStore::open(dir, options()).expect("after one more entry"));

@@ -272,10 +272,10 @@ fn malformed_requests() {
     let http = http_address(node);
     let close = "host: x\r\nconnection: close\r\n";
     let mut noise = Vec::new();
-    let mut dice = 7u64;
+    let mut rng = 7u64;
     for _ in 0..4096 {
-        dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-        noise.push((dice >> 56) as u8);
+        rng = rng.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        noise.push((rng >> 56) as u8);
     }
     noise.extend_from_slice(b"\r\n\r\n");
     let requests: Vec<Vec<u8>> = vec![

@@ -4,15 +4,15 @@
 //! on time), kills one drawn node or all, starts them again, and compares what all nodes have applied. `CYCLES`
 //! sets how many, `SEED` repeats the draws.
 
-mod dice;
+mod rng;
 mod lab;
 mod load;
 
 use std::time::Instant;
 
-use dice::Dice;
 use lab::Lab;
 use load::{History, Load, judge};
+use rng::Rng;
 
 /// How many commands before its kill a node's history is read again from; every tenth time it is read as a whole.
 const AGAIN: u64 = 500;
@@ -20,7 +20,7 @@ const AGAIN: u64 = 500;
 #[test]
 fn a_hundred_kills_under_load() {
     let cycles: u64 = std::env::var("CYCLES").map_or(100, |cycles| cycles.parse().expect("CYCLES is a number"));
-    let mut dice = Dice::new();
+    let mut rng = Rng::new();
     let mut lab = Lab::new(&[1, 2, 3]);
     lab.set("ACTORUM_HEARTBEAT_MS", "50");
     lab.set("ACTORUM_ELECTION_MS", "400");
@@ -31,8 +31,8 @@ fn a_hundred_kills_under_load() {
     let (mut history, mut kills, mut leaders, mut all) = (History::default(), 0, 0, 0);
     for cycle in 1..=cycles {
         // Also at once after a start: then the node may still be replaying, or voting.
-        load.wait_for(dice.below(150));
-        let victims = if dice.below(4) == 0 { vec![1, 2, 3] } else { vec![1 + dice.below(3)] };
+        load.wait_for(rng.below(150));
+        let victims = if rng.below(4) == 0 { vec![1, 2, 3] } else { vec![1 + rng.below(3)] };
         let leads = |id: &u64| lab.node(*id).try_status().is_some_and(|status| status["role"] == "leader");
         leaders += victims.iter().filter(|id| leads(id)).count();
         all += u64::from(victims.len() == 3);
@@ -61,7 +61,7 @@ fn a_hundred_kills_under_load() {
         history.len()
     );
     assert!(acknowledged.len() as u64 > cycles * 10, "there was load");
-    assert!(cycles < 20 || (leaders > 0 && all > 0), "the dice have hit a leader, and all three");
+    assert!(cycles < 20 || (leaders > 0 && all > 0), "the rng have hit a leader, and all three");
 }
 
 /// A history of two nodes, as they would show it; and whether the judge takes it.

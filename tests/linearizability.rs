@@ -1,6 +1,6 @@
 //! The judge of histories, judged: told stories whose verdict is known, and compared with all permutations.
 
-mod dice;
+mod rng;
 
 use std::{collections::BTreeMap, time::Instant};
 
@@ -8,7 +8,7 @@ use actorum::testkit::{
     history::{Answer, Call, Operation, Outcome},
     linearizability::{Verdict, check, check_within},
 };
-use dice::Dice;
+use rng::Rng;
 
 type Op = Operation<u64, &'static str>;
 
@@ -281,35 +281,35 @@ type Happening = (usize, Option<Answer<u64>>);
 
 /// Clients of a true store: every operation takes effect between its call and its answer, or, if its answer is lost, at any
 /// time or never. Then some answers are replaced.
-fn random(dice: &mut Dice, shape: &Shape) -> Vec<Operation<u64, u64>> {
+fn random(rng: &mut Rng, shape: &Shape) -> Vec<Operation<u64, u64>> {
     let mut operations: Vec<Operation<u64, u64>> = Vec::new();
     let mut map: BTreeMap<u64, u64> = BTreeMap::new();
     // By instant and name.
     let mut events: BTreeMap<(u64, u64), Happening> = BTreeMap::new();
     let (mut now, mut number, mut fresh) = (0, 0, 0);
     let mut idle: Vec<u64> = (1..=shape.clients).collect();
-    let any = |dice: &mut Dice, fresh: &mut u64| {
+    let any = |rng: &mut Rng, fresh: &mut u64| {
         *fresh += 1;
-        if shape.values == 0 { *fresh } else { dice.below(shape.values) }
+        if shape.values == 0 { *fresh } else { rng.below(shape.values) }
     };
     while number < shape.operations || !events.is_empty() {
-        now += dice.below(2);
-        if number < shape.operations && !idle.is_empty() && dice.below(2) == 0 {
-            let client = idle.swap_remove(dice.below(idle.len() as u64) as usize);
-            let key = dice.below(shape.keys);
-            let call = match dice.below(8) {
+        now += rng.below(2);
+        if number < shape.operations && !idle.is_empty() && rng.below(2) == 0 {
+            let client = idle.swap_remove(rng.below(idle.len() as u64) as usize);
+            let key = rng.below(shape.keys);
+            let call = match rng.below(8) {
                 0..3 => Call::Get,
-                3..5 => Call::Put(any(dice, &mut fresh)),
+                3..5 => Call::Put(any(rng, &mut fresh)),
                 5 => Call::Delete,
                 _ => {
                     let known = map.get(&key).copied();
-                    let expect = if dice.below(3) == 0 && fresh > 0 { Some(dice.below(fresh)) } else { known };
-                    let value = (dice.below(5) != 0).then(|| any(dice, &mut fresh));
+                    let expect = if rng.below(3) == 0 && fresh > 0 { Some(rng.below(fresh)) } else { known };
+                    let value = (rng.below(5) != 0).then(|| any(rng, &mut fresh));
                     Call::CompareAndSet { expect, value }
                 }
             };
             operations.push(Operation { client, key, call, invoked: now, outcome: Outcome::Unknown });
-            let wait = 1 + dice.below(3 * shape.clients);
+            let wait = 1 + rng.below(3 * shape.clients);
             events.insert((now + wait, number), (number as usize, None));
             number += 1;
             continue;
@@ -323,15 +323,15 @@ fn random(dice: &mut Dice, shape: &Shape) -> Vec<Operation<u64, u64>> {
             continue;
         }
         // It takes effect; what was lost may do so any time later, or never.
-        let lost = dice.below(1000) < shape.unknown;
+        let lost = rng.below(1000) < shape.unknown;
         if lost && !idle.contains(&operation.client) {
             idle.push(operation.client);
-            match dice.below(4) {
+            match rng.below(4) {
                 0 => continue,
                 1 => {}
                 _ => {
                     // Marked as lost by its name, so that it is not answered then.
-                    events.insert((now + dice.below(100 * shape.clients), name | 1 << 60), (i, None));
+                    events.insert((now + rng.below(100 * shape.clients), name | 1 << 60), (i, None));
                     continue;
                 }
             }
@@ -353,33 +353,33 @@ fn random(dice: &mut Dice, shape: &Shape) -> Vec<Operation<u64, u64>> {
         if lost {
             continue;
         }
-        let told = |dice: &mut Dice, true_value| match dice.below(1000) < shape.lies {
-            true => (dice.below(4) > 0).then(|| dice.below(fresh.max(1).min(shape.values.max(3)))),
+        let told = |rng: &mut Rng, true_value| match rng.below(1000) < shape.lies {
+            true => (rng.below(4) > 0).then(|| rng.below(fresh.max(1).min(shape.values.max(3)))),
             false => true_value,
         };
         let answer = match (&operation.call, applies) {
-            (Call::Get, _) => Answer::Value(told(dice, current)),
-            (_, true) if dice.below(2) < shape.tells => Answer::Replaced(told(dice, current)),
+            (Call::Get, _) => Answer::Value(told(rng, current)),
+            (_, true) if rng.below(2) < shape.tells => Answer::Replaced(told(rng, current)),
             (_, true) => Answer::Done,
-            (_, false) => Answer::Conflict(told(dice, current)),
+            (_, false) => Answer::Conflict(told(rng, current)),
         };
         // Sometimes an answer that belongs to another question.
         let answer = match answer {
             Answer::Value(value) | Answer::Replaced(value) | Answer::Conflict(value)
-                if dice.below(8000) < shape.lies =>
+                if rng.below(8000) < shape.lies =>
             {
                 [Answer::Value(value), Answer::Replaced(value), Answer::Conflict(value), Answer::Done]
-                    [dice.below(4) as usize]
+                    [rng.below(4) as usize]
                     .clone()
             }
             answer => answer,
         };
-        events.insert((now + dice.below(2 * shape.clients), name), (i, Some(answer)));
+        events.insert((now + rng.below(2 * shape.clients), name), (i, Some(answer)));
     }
     // Some of what was lost surely failed, or is said to.
     for operation in operations.iter_mut().filter(|operation| operation.outcome == Outcome::Unknown) {
         let had_no_effect = matches!(operation.call, Call::Get);
-        if dice.below(2000) < if had_no_effect { 1000 } else { shape.lies } {
+        if rng.below(2000) < if had_no_effect { 1000 } else { shape.lies } {
             operation.outcome = Outcome::Failed;
         }
     }
@@ -389,19 +389,19 @@ fn random(dice: &mut Dice, shape: &Shape) -> Vec<Operation<u64, u64>> {
 /// Thousands of small histories, legal and not: the same verdict as from trying all permutations.
 #[test]
 fn it_agrees_with_all_permutations() {
-    let mut dice = Dice::new();
+    let mut rng = Rng::new();
     let (mut legal, mut illegal, mut with_unknown) = (0, 0, 0);
     for round in 0..10_000 {
         let shape = Shape {
-            operations: 3 + dice.below(6),
-            clients: 1 + dice.below(5),
-            keys: 1 + dice.below(2),
-            values: dice.below(4),
-            unknown: [0, 200, 500][dice.below(3) as usize],
-            lies: [0, 300, 600, 1000][dice.below(4) as usize],
-            tells: dice.below(3),
+            operations: 3 + rng.below(6),
+            clients: 1 + rng.below(5),
+            keys: 1 + rng.below(2),
+            values: rng.below(4),
+            unknown: [0, 200, 500][rng.below(3) as usize],
+            lies: [0, 300, 600, 1000][rng.below(4) as usize],
+            tells: rng.below(3),
         };
-        let history = random(&mut dice, &shape);
+        let history = random(&mut rng, &shape);
         let verdict = check(&history);
         let truth = all_orders(&history);
         let shown = || history.iter().map(|o| format!("key {} {o}\n", o.key)).collect::<String>();
@@ -431,12 +431,12 @@ fn it_agrees_with_all_permutations() {
 /// As much as a long run of a cluster leaves behind: decided, and in a moment where the code is optimised.
 #[test]
 fn a_long_history() {
-    let mut dice = Dice::new();
+    let mut rng = Rng::new();
     let size = if cfg!(debug_assertions) { 20_000 } else { 100_000 };
     // (writes that tell what they replaced, keys, values, answers lost)
     for (tells, keys, values, unknown) in [(2, 50, 0, 4), (0, 50, 0, 4), (1, 50, 4, 4), (2, 50, 0, 40), (1, 5, 0, 4)] {
         let shape = Shape { operations: size, clients: 20, keys, values, unknown, lies: 0, tells };
-        let mut history = random(&mut dice, &shape);
+        let mut history = random(&mut rng, &shape);
         let lost = history.iter().filter(|o| o.outcome == Outcome::Unknown).count();
         let begun = Instant::now();
         let verdict = check(&history);

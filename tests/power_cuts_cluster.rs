@@ -12,17 +12,17 @@
 //! Needs root, loop devices, mkfs.ext4, mkfs.xfs and python3. `CYCLES` sets how many cycles on each filesystem, `SEED`
 //! repeats the draws. The last test takes the sync call out, and the loss must be seen.
 
-mod dice;
+mod rng;
 mod lab;
 mod load;
 mod mounts;
 
 use std::time::{Duration, Instant};
 
-use dice::Dice;
 use lab::Lab;
 use load::{History, Load, judge};
 use mounts::Disk;
+use rng::Rng;
 use tempfile::TempDir;
 
 const NODES: [u64; 3] = [1, 2, 3];
@@ -122,15 +122,15 @@ fn cycles(default: u64) -> u64 {
 }
 
 fn lose_nothing_on(filesystem: &str) {
-    let (cycles, mut dice) = (cycles(40), Dice::new());
+    let (cycles, mut rng) = (cycles(40), Rng::new());
     let mut cluster = Cluster::new(filesystem, &[], &[]);
     let started = Instant::now();
     let (mut history, mut cuts, mut all, mut cutting) = (History::default(), 0, 0, Duration::ZERO);
     for cycle in 1..=cycles {
         // Also at once after a start.
-        cluster.load.wait_for(dice.below(150));
-        let victims = if dice.below(3) == 0 { NODES.to_vec() } else { vec![1 + dice.below(3)] };
-        let frozen = dice.below(2) == 0;
+        cluster.load.wait_for(rng.below(150));
+        let victims = if rng.below(3) == 0 { NODES.to_vec() } else { vec![1 + rng.below(3)] };
+        let frozen = rng.below(2) == 0;
         let began = Instant::now();
         if let Err(lost) = cluster.cut_power(&victims, frozen) {
             panic!("{filesystem}, cycle {cycle}, nodes {victims:?}, frozen {frozen}: {lost}");
@@ -161,7 +161,7 @@ fn lose_nothing_on(filesystem: &str) {
         history.len()
     );
     assert!(acknowledged.len() as u64 > cycles * 20, "there was load");
-    assert!(cycles < 20 || all > 0, "the dice have cut all three");
+    assert!(cycles < 20 || all > 0, "the rng have cut all three");
 }
 
 #[test]
@@ -186,18 +186,18 @@ fn power_cuts_between_snapshots() {
     }
     let settings =
         [("ACTORUM_SNAPSHOT_ENTRIES", "30"), ("ACTORUM_LOG_KEEP_ENTRIES", "5"), ("ACTORUM_LOG_HOLD_BYTES", "0")];
-    let (cycles, mut dice) = (cycles(16), Dice::new());
+    let (cycles, mut rng) = (cycles(16), Rng::new());
     let mut cluster = Cluster::new("ext4", &settings, &[]);
     let (mut written, mut cuts, mut installed) = (0, 0, 0);
     for cycle in 1..=cycles {
-        cluster.load.wait_for(dice.below(100));
-        let victims = if dice.below(4) == 0 { NODES.to_vec() } else { vec![1 + dice.below(3)] };
-        let frozen = dice.below(2) == 0;
+        cluster.load.wait_for(rng.below(100));
+        let victims = if rng.below(4) == 0 { NODES.to_vec() } else { vec![1 + rng.below(3)] };
+        let frozen = rng.below(2) == 0;
         if let Err(lost) = cluster.cut_power(&victims, frozen) {
             panic!("cycle {cycle}, nodes {victims:?}, frozen {frozen}: {lost}");
         }
         cuts += victims.len();
-        if victims.len() == 1 && dice.below(2) == 0 {
+        if victims.len() == 1 && rng.below(2) == 0 {
             // Away until the log it would need has gone.
             cluster.load.wait_for(120);
         }

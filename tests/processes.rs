@@ -1,6 +1,6 @@
 //! Whole clusters of real processes: killed, wiped, misconfigured, grown and shrunk.
 
-mod dice;
+mod rng;
 mod lab;
 mod load;
 
@@ -13,9 +13,9 @@ use std::{
     time::Duration,
 };
 
-use dice::Dice;
 use lab::{Lab, PATIENCE, call, free_port, try_call, wait};
 use load::{Acknowledged, History, Load, judge};
+use rng::Rng;
 use serde_json::{Value, json};
 
 /// Every acknowledged write is in the node's own state.
@@ -37,11 +37,11 @@ fn applied_exactly_once(lab: &Lab, acknowledged: &Acknowledged) {
 /// two acknowledged writes share an index, and nothing is applied twice, answered or not.
 #[test]
 fn leaders_die_under_load() {
-    let mut dice = Dice::new();
+    let mut rng = Rng::new();
     let mut lab = Lab::three();
     let load = Load::start(&lab, &[1, 2, 3], 3);
     for _ in 0..3 {
-        load.wait_for(20 + dice.below(100));
+        load.wait_for(20 + rng.below(100));
         let leader = lab.leader();
         lab.node_mut(leader).kill();
         let survivors: Vec<u64> = lab.running().map(|node| node.id).collect();
@@ -65,10 +65,10 @@ fn leaders_die_under_load() {
 /// All three die at once, and come back with all that was acknowledged.
 #[test]
 fn all_die_at_once() {
-    let mut dice = Dice::new();
+    let mut rng = Rng::new();
     let mut lab = Lab::three();
     let load = Load::start(&lab, &[1, 2, 3], 3);
-    load.wait_for(20 + dice.below(100));
+    load.wait_for(20 + rng.below(100));
     for id in [1, 2, 3] {
         lab.node_mut(id).kill();
     }

@@ -99,7 +99,7 @@ fn sled_is_used_in_one_file() {
 }
 
 #[test]
-fn the_simulated_disk_has_no_thread_no_clock_and_no_dice() {
+fn the_simulated_disk_has_no_thread_no_clock_and_no_random_numbers() {
     let disk = |path: &Path| {
         let files = ["log/simulated.rs", "snapshot/simulated.rs"].iter().any(|file| path.ends_with(file));
         files || path.starts_with("actors/src/log/simulated")
@@ -118,7 +118,7 @@ fn the_simulated_disk_has_no_thread_no_clock_and_no_dice() {
     none("a simulated run repeats exactly", lines_with(disk, &words));
 }
 
-/// An unbiased select asks tokio's own dice whom to look at first: no seed repeats that.
+/// An unbiased select asks tokio's own generator whom to look at first: no seed repeats that.
 #[test]
 fn every_select_says_in_which_order_it_looks() {
     let libraries = |path: &Path| {

@@ -231,9 +231,9 @@ fn compare(store: &SledStore, raft: &Recovered, model: &Model) -> Result<(), Str
 }
 
 /// splitmix64: enough chance for a load, and the same everywhere.
-struct Dice(u64);
+struct Rng(u64);
 
-impl Dice {
+impl Rng {
     fn below(&mut self, bound: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;
@@ -255,10 +255,10 @@ struct Planned {
 impl Planned {
     fn entry(&self) -> Entry {
         let Planned { index, term, step, bytes } = *self;
-        let mut dice = Dice(step << 20 ^ index);
+        let mut rng = Rng(step << 20 ^ index);
         let mut data = Vec::with_capacity(bytes + 8);
         while data.len() < bytes {
-            data.extend(dice.below(u64::MAX).to_le_bytes());
+            data.extend(rng.below(u64::MAX).to_le_bytes());
         }
         data.truncate(bytes);
         Entry { kind: EntryKind::Normal, term, index, data: Bytes::from(data), context: Bytes::new() }
@@ -332,7 +332,7 @@ impl Model {
     fn plan(&mut self) -> (bool, Vec<Planned>, bool) {
         self.step += 1;
         let step = self.step;
-        let mut dice = Dice(self.seed.wrapping_mul(0x1000_0000_01b3) ^ step);
+        let mut rng = Rng(self.seed.wrapping_mul(0x1000_0000_01b3) ^ step);
         if step == 1 {
             self.snapshot = (1, 1);
             self.commit = 1;
@@ -340,22 +340,22 @@ impl Model {
         }
         let mut from = self.last() + 1;
         let mut appends = true;
-        match dice.below(100) {
+        match rng.below(100) {
             // A vote, or a new term, alone.
             0..=4 => {
                 self.term += 1;
-                self.vote = dice.below(4);
+                self.vote = rng.below(4);
                 appends = false;
             }
             // A new leader's entries replace the end of the log, down to some uncommitted index.
             5..=14 if self.last() > self.commit => {
                 self.term += 1;
                 self.vote = 0;
-                from = self.commit + 1 + dice.below(self.last() - self.commit);
+                from = self.commit + 1 + rng.below(self.last() - self.commit);
             }
             // A snapshot takes the log's place, within it or beyond.
             15 if self.entries.len() > 400 => {
-                self.snapshot = (self.last() + dice.below(10), self.term);
+                self.snapshot = (self.last() + rng.below(10), self.term);
                 self.commit = self.snapshot.0;
                 self.entries.clear();
                 self.hinted = 0;
@@ -365,12 +365,12 @@ impl Model {
         }
         let mut planned = Vec::new();
         if appends {
-            let count = [1, 1, 1, 2, 5, 16, 64][dice.below(7) as usize];
+            let count = [1, 1, 1, 2, 5, 16, 64][rng.below(7) as usize];
             for index in from..from + count {
-                let bytes = match dice.below(400) {
-                    0 => 150_000 + dice.below(300_000) as usize,
-                    1..=9 => dice.below(20_000) as usize,
-                    _ => dice.below(256) as usize,
+                let bytes = match rng.below(400) {
+                    0 => 150_000 + rng.below(300_000) as usize,
+                    1..=9 => rng.below(20_000) as usize,
+                    _ => rng.below(256) as usize,
                 };
                 planned.push(Planned { index, term: self.term, step, bytes });
             }
@@ -378,8 +378,8 @@ impl Model {
             self.entries.extend(&planned);
         }
         // Half of the time the commit index follows, sometimes all the way.
-        if dice.below(2) == 0 {
-            self.commit += dice.below(self.last() - self.commit + 1);
+        if rng.below(2) == 0 {
+            self.commit += rng.below(self.last() - self.commit + 1);
         }
         (false, planned, true)
     }

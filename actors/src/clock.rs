@@ -1,4 +1,4 @@
-//! Time and dice come in from outside: the seam that lets a whole node run in a simulation.
+//! Time and random numbers come in from outside: the seam that lets a whole node run in a simulation.
 
 #![allow(clippy::disallowed_methods, reason = "this is the seam: the one place that asks the machine")]
 

@@ -159,10 +159,10 @@ async fn an_event_has_the_time_that_apply_saw_wherever_reading_begins() {
     let (mut backwards, mut on_the_way, mut replaced) = (0, 0, 0);
     for seed in seeds {
         println!("SEED={seed}");
-        let mut dice = seed;
+        let mut rng = seed;
         let mut roll = |sides: u64| {
-            dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            (dice >> 33) % sides
+            rng = rng.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (rng >> 33) % sides
         };
         let snapshot_store = SnapshotStore::memory();
         let mut replica = Replica::new(Diary::default());

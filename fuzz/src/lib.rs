@@ -1,4 +1,4 @@
-//! What the fuzz targets share: bytes that are drawn from like dice.
+//! What the fuzz targets share: bytes that stand in for random numbers.
 //!
 //! libFuzzer changes bytes; a target that only decoded them would seldom get past the first check. So the targets
 //! that need plausible input take one decision after the other from them. When they are used up every draw is

@@ -10,9 +10,9 @@ use actorum_actors::{
 use actorum_transport::wire::NodeId;
 
 use super::{
-    dice::Dice,
     fleet::{Fleet, Life, State},
     machine::{Watched, print_of},
+    rng::Rng,
     world::{Ended, Event, Print},
 };
 use crate::Raft;
@@ -28,17 +28,17 @@ pub enum Unanswered {
     Unknown(String),
 }
 
-/// A client in a simulation. It has its own dice, and gives up when the simulation does.
+/// A client in a simulation. It has its own random numbers, and gives up when the simulation does.
 pub struct Client<S: StateMachine> {
     number: u64,
     fleet: Fleet<S>,
-    dice: Dice,
+    rng: Rng,
     deadline: Duration,
 }
 
 impl<S: StateMachine> Client<S> {
-    pub(crate) fn new(number: u64, fleet: &Fleet<S>, dice: Dice) -> Client<S> {
-        Client { number, fleet: fleet.clone(), dice, deadline: Duration::from_secs(2) }
+    pub(crate) fn new(number: u64, fleet: &Fleet<S>, rng: Rng) -> Client<S> {
+        Client { number, fleet: fleet.clone(), rng, deadline: Duration::from_secs(2) }
     }
 
     /// Its number, from 0.
@@ -47,8 +47,8 @@ impl<S: StateMachine> Client<S> {
     }
 
     /// Its own chance: the same seed gives the same numbers.
-    pub fn dice(&mut self) -> &mut Dice {
-        &mut self.dice
+    pub fn rng(&mut self) -> &mut Rng {
+        &mut self.rng
     }
 
     /// Whether the simulation goes on. A client's loop asks this.
@@ -64,7 +64,7 @@ impl<S: StateMachine> Client<S> {
 
     /// Lets up to so much virtual time pass.
     pub async fn think(&mut self, at_most: Duration) {
-        let ms = self.dice.below(at_most.as_millis() as u64 + 1);
+        let ms = self.rng.below(at_most.as_millis() as u64 + 1);
         tokio::time::sleep(Duration::from_millis(ms)).await;
     }
 
@@ -75,7 +75,7 @@ impl<S: StateMachine> Client<S> {
 
     /// Virtual milliseconds since the beginning.
     pub fn now_ms(&self) -> u64 {
-        self.fleet.world().agenda().now_ms()
+        self.fleet.world().scheduler().now_ms()
     }
 
     /// Proposes a command through some node.
@@ -190,7 +190,7 @@ impl<S: StateMachine> Client<S> {
             let with_handle: BTreeMap<NodeId, _> =
                 running.into_iter().filter_map(|id| Some((id, self.fleet.raft(id)?))).collect();
             let ids: Vec<NodeId> = with_handle.keys().copied().collect();
-            if let Some(id) = self.dice.pick(&ids).copied() {
+            if let Some(id) = self.rng.pick(&ids).copied() {
                 let (raft, life) = with_handle[&id].clone();
                 return Some((id, raft, life));
             }

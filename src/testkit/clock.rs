@@ -8,7 +8,7 @@ use std::{
 use actorum_actors::clock::{Alarm, Clock};
 use tokio::time::sleep;
 
-use super::agenda::Agenda;
+use super::scheduler::Scheduler;
 
 /// Calendar time at the beginning of every simulation.
 const BEGINNING: Duration = Duration::from_secs(1_800_000_000);
@@ -16,7 +16,7 @@ const BEGINNING: Duration = Duration::from_secs(1_800_000_000);
 /// One node's clocks. Clones are the same clocks.
 #[derive(Clone)]
 pub(crate) struct NodeClock {
-    agenda: Agenda,
+    scheduler: Scheduler,
     state: Arc<Mutex<State>>,
 }
 
@@ -32,9 +32,9 @@ struct State {
 }
 
 impl NodeClock {
-    pub fn new(agenda: &Agenda, rate: u64, skew_ms: i64) -> NodeClock {
-        let state = State { rate, shown: Duration::ZERO, since: agenda.now(), paused: false, skew_ms };
-        NodeClock { agenda: agenda.clone(), state: Arc::new(Mutex::new(state)) }
+    pub fn new(scheduler: &Scheduler, rate: u64, skew_ms: i64) -> NodeClock {
+        let state = State { rate, shown: Duration::ZERO, since: scheduler.now(), paused: false, skew_ms };
+        NodeClock { scheduler: scheduler.clone(), state: Arc::new(Mutex::new(state)) }
     }
 
     /// The process stands still, and what it sees of the clock with it.
@@ -44,7 +44,7 @@ impl NodeClock {
 
     /// It goes on: the clock never stood still, it only was not looked at.
     pub fn resume(&self) {
-        let now = self.agenda.now();
+        let now = self.scheduler.now();
         let mut state = self.lock();
         if state.paused {
             state.paused = false;
@@ -60,7 +60,7 @@ impl NodeClock {
     }
 
     fn change(&self, change: impl FnOnce(&mut State)) {
-        let now = self.agenda.now();
+        let now = self.scheduler.now();
         let mut state = self.lock();
         state.shown = state.at(now);
         state.since = now;
@@ -83,12 +83,12 @@ impl State {
 
 impl Clock for NodeClock {
     fn now(&self) -> Duration {
-        self.lock().at(self.agenda.now())
+        self.lock().at(self.scheduler.now())
     }
 
     fn wall(&self) -> SystemTime {
         let state = self.lock();
-        let shown = state.at(self.agenda.now()).as_millis() as i64 + state.skew_ms;
+        let shown = state.at(self.scheduler.now()).as_millis() as i64 + state.skew_ms;
         SystemTime::UNIX_EPOCH + BEGINNING + Duration::from_millis(shown.max(0) as u64)
     }
 

@@ -28,7 +28,7 @@ use actorum_actors::snapshot::{
 use actorum_transport::lives::{Content, LifeBook};
 use actorum_transport::wire::{GroupId, Incarnation, NodeId, Snapshot, SnapshotFile};
 
-use super::{dice::Dice, world::Durable};
+use super::{rng::Rng, world::Durable};
 use crate::{Config, volume};
 
 /// How a disk fails.
@@ -144,7 +144,7 @@ pub(crate) enum Part {
 struct Moods(Arc<Mutex<Mood>>);
 
 struct Mood {
-    dice: Dice,
+    rng: Rng,
     /// How long a batch takes at most, in milliseconds.
     latency_ms: u64,
     hangs: bool,
@@ -171,9 +171,9 @@ const GOOD_MS: u64 = 3;
 const ROOM: u64 = 1 << 40;
 
 impl Disk {
-    pub fn new(id: NodeId, room: Room, dice: Dice) -> Disk {
+    pub fn new(id: NodeId, room: Room, rng: Rng) -> Disk {
         let mood = Mood {
-            dice,
+            rng,
             latency_ms: GOOD_MS,
             hangs: false,
             armed: None,
@@ -215,7 +215,7 @@ impl Disk {
         }
         self.forget_probes();
         self.calm();
-        let roll = self.moods.lock().dice.roll();
+        let roll = self.moods.lock().rng.roll();
         self.disk.crash(loss, roll);
         self.files.crash(loss, roll);
     }
@@ -486,7 +486,7 @@ impl Decide for Moods {
             return Latency::Hang;
         }
         let at_most = mood.latency_ms;
-        Latency::After(Duration::from_millis(mood.dice.below(at_most + 1)))
+        Latency::After(Duration::from_millis(mood.rng.below(at_most + 1)))
     }
 
     fn power_is_gone(&self) {

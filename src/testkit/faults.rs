@@ -91,7 +91,7 @@ pub struct Faults {
 }
 
 impl Faults {
-    /// Fair weather and good disks: the start of a choice of one's own.
+    /// No faults of the network and good disks: the start of a choice of one's own.
     ///
     /// ```
     /// # use actorum::testkit::Faults;

@@ -36,9 +36,9 @@ use tokio::sync::Notify;
 
 use super::{
     clock::NodeClock,
-    dice::Dice,
     disk::{Disk, Loss, Room, Tally},
-    machine::{Strings, Watched},
+    machine::{Hooks, Watched},
+    rng::Rng,
     wire::Links,
     world::{Decided, Event, World},
 };
@@ -88,7 +88,7 @@ pub(crate) struct Node<S: StateMachine> {
     pub raft: Option<Raft<Watched<S>>>,
     pub disk: Disk,
     pub clock: NodeClock,
-    pub strings: Strings,
+    pub hooks: Hooks,
     pub life: Life,
     boot: u64,
     bootstrap: Bootstrap,
@@ -117,7 +117,7 @@ struct Inner<S: StateMachine> {
     padding: usize,
     /// Whether the cluster begins with nodes of the first version, which are exchanged at their restarts.
     rolled: bool,
-    state: Mutex<(Dice, BTreeMap<NodeId, Node<S>>)>,
+    state: Mutex<(Rng, BTreeMap<NodeId, Node<S>>)>,
 }
 
 impl<S: StateMachine> Fleet<S> {
@@ -127,12 +127,12 @@ impl<S: StateMachine> Fleet<S> {
         make: Arc<dyn Fn() -> S + Send + Sync>,
         config: Config,
         capacity: Option<u64>,
-        dice: Dice,
+        rng: Rng,
     ) -> Self {
         let network = MemoryNetwork::over(Arc::new(links.clone()));
-        let padding = [0, 0, 1000, 3000][dice.fork("padding", 0).below(4) as usize];
-        let rolled = dice.fork("rolled", 0).below(4) == 0;
-        let state = Mutex::new((dice, BTreeMap::new()));
+        let padding = [0, 0, 1000, 3000][rng.fork("padding", 0).below(4) as usize];
+        let rolled = rng.fork("rolled", 0).below(4) == 0;
+        let state = Mutex::new((rng, BTreeMap::new()));
         let (world, links) = (world.clone(), links.clone());
         Fleet(Arc::new(Inner { world, links, network, make, config, capacity, padding, rolled, state }))
     }
@@ -150,7 +150,7 @@ impl<S: StateMachine> Fleet<S> {
         let mut state = self.lock();
         let rate = state.0.between(900, 1100);
         let skew = state.0.between(0, 4000) as i64 - 2000;
-        let clock = NodeClock::new(self.0.world.agenda(), rate, skew);
+        let clock = NodeClock::new(self.0.world.scheduler(), rate, skew);
         let first_version = self.0.rolled && state.0.fork("first version", id).below(3) > 0;
         let room = Room::new(self.0.capacity, &self.0.config);
         let disk = Disk::new(id, room, state.0.fork("disk", id));
@@ -161,7 +161,7 @@ impl<S: StateMachine> Fleet<S> {
             raft: None,
             disk,
             clock,
-            strings: Strings::default(),
+            hooks: Hooks::default(),
             life: Life::default(),
             boot: 0,
             bootstrap,
@@ -236,7 +236,7 @@ impl<S: StateMachine> Fleet<S> {
         let recovered = store.recover(GroupId::FIRST)?;
         let base = recovered.base();
         let entries = store.reader().entries(GroupId::FIRST, base + 1, recovered.last_index + 1, usize::MAX)?;
-        let (identity, strings, life) = (store.identity(), Strings::default(), Life::default());
+        let (identity, hooks, life) = (store.identity(), Hooks::default(), Life::default());
         let world = self.0.world.clone();
         let new_version = self.lock().0.fork("version", identity.boot << 16 | id).below(2);
         let (clock, disk, bootstrap, features) = self
@@ -244,7 +244,7 @@ impl<S: StateMachine> Fleet<S> {
                 // Exchanged at some restart, never at the first start.
                 node.first_version &= identity.boot < 2 || new_version > 0;
                 let features = if node.first_version { Features::none() } else { Features::all() };
-                (node.strings, node.life, node.boot) = (strings.clone(), life.clone(), identity.boot);
+                (node.hooks, node.life, node.boot) = (hooks.clone(), life.clone(), identity.boot);
                 (node.clock.clone(), node.disk.clone(), node.bootstrap.clone(), features)
             })
             .expect("a node of this fleet");
@@ -258,7 +258,7 @@ impl<S: StateMachine> Fleet<S> {
                 facts.clock = Some(clock.clone());
             }
         });
-        let machine = Watched::new((self.0.make)(), id, world.clone(), strings.clone(), self.0.padding);
+        let machine = Watched::new((self.0.make)(), id, world.clone(), hooks.clone(), self.0.padding);
         let network = self.0.network.clone();
         let mut config = self.0.config.clone();
         // Where bounds are tiny, an operator sets one lower at some starts: below what is in the log already.
@@ -277,9 +277,9 @@ impl<S: StateMachine> Fleet<S> {
             .config(config)
             .clock(Arc::new(clock));
         builder.features = features;
-        builder.observer = Some(Arc::new(Watcher { node: id, world: world.clone(), strings: strings.clone() }));
+        builder.observer = Some(Arc::new(Watcher { node: id, world: world.clone(), hooks: hooks.clone() }));
         let raft = builder.start().await?;
-        if strings.is_cut() {
+        if hooks.is_over() {
             // It lost its power on the way up.
             raft.system.do_send(Failed::broken("the simulation took its power"));
             return Ok(());
@@ -337,7 +337,7 @@ impl<S: StateMachine> Fleet<S> {
     /// The end of a life, in one instant.
     fn bury(&self, id: NodeId, how: &str) {
         let buried = self.node(id, |node| {
-            node.strings.cut();
+            node.hooks.end();
             node.life.end();
             node.clock.resume();
             if node.state != State::Gone {
@@ -452,7 +452,7 @@ impl<S: StateMachine> Fleet<S> {
         });
     }
 
-    fn lock(&self) -> MutexGuard<'_, (Dice, BTreeMap<NodeId, Node<S>>)> {
+    fn lock(&self) -> MutexGuard<'_, (Rng, BTreeMap<NodeId, Node<S>>)> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -466,24 +466,24 @@ pub(crate) fn address(id: NodeId) -> Address {
 struct Watcher {
     node: NodeId,
     world: World,
-    strings: Strings,
+    hooks: Hooks,
 }
 
 impl Observer for Watcher {
     fn replayed(&self, snapshot: u64) {
-        if !self.strings.is_cut() {
+        if !self.hooks.is_over() {
             self.world.saw(Event::Replayed { node: self.node, snapshot });
         }
     }
 
     fn marked(&self, mark: &Mark) {
-        if !self.strings.is_cut() {
+        if !self.hooks.is_over() {
             self.world.saw(Event::Marked { node: self.node, mark: *mark });
         }
     }
 
     fn drained(&self, drained: Drained<'_>) {
-        if self.strings.is_cut() {
+        if self.hooks.is_over() {
             return;
         }
         let Drained { raft_state, append, transmit, apply, restore, voters, sends, low_space } = drained;

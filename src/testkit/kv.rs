@@ -107,9 +107,9 @@ impl Recorder {
         let mut count = 0;
         while client.goes_on() {
             count += 1;
-            let key = client.dice().below(KEYS);
+            let key = client.rng().below(KEYS);
             let fresh = number << 32 | count;
-            let call = match client.dice().below(10) {
+            let call = match client.rng().below(10) {
                 0..4 => Call::Get,
                 4..7 => Call::Put(fresh),
                 7 => Call::Delete,

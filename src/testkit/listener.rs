@@ -11,9 +11,9 @@ use actorum_transport::wire::NodeId;
 use tokio::time::sleep;
 
 use super::{
-    dice::Dice,
     fleet::{Fleet, Life, State},
     machine::Watched,
+    rng::Rng,
     world::{Event, Heard, World},
 };
 use crate::{After, Position, Raft, SubscribeError, Subscription};
@@ -112,18 +112,18 @@ impl<S: StateMachine> Handler<Events<Watched<S>>> for Listener {
 }
 
 /// A client that follows everything from the beginning, now on this node, now on that, and goes on where it was.
-pub(crate) async fn follow<S: StateMachine>(fleet: Fleet<S>, mut dice: Dice) {
+pub(crate) async fn follow<S: StateMachine>(fleet: Fleet<S>, mut rng: Rng) {
     let world = fleet.world().clone();
     let mut last = 0;
     while !world.over() && !world.facts(|facts| facts.closing) {
         let nodes = fleet.in_state(State::Running);
-        let chosen = dice.pick(&nodes).copied().and_then(|id| Some((id, fleet.raft(id)?)));
+        let chosen = rng.pick(&nodes).copied().and_then(|id| Some((id, fleet.raft(id)?)));
         if let Some((node, (raft, life))) = chosen {
-            let (number, pause) = (world.next_request(), dice.below(150));
+            let (number, pause) = (world.next_request(), rng.below(150));
             if let Some((subscription, heed)) =
                 Listener::subscribe(&world, (node, &raft, &life), number, Some(last), pause).await
             {
-                let most = Duration::from_millis(dice.between(300, 6000));
+                let most = Duration::from_millis(rng.between(300, 6000));
                 let lagged = async {
                     while !heed.0.1.get() {
                         sleep(Duration::from_millis(50)).await;
@@ -140,6 +140,6 @@ pub(crate) async fn follow<S: StateMachine>(fleet: Fleet<S>, mut dice: Dice) {
                 heed.0.1.set(true);
             }
         }
-        sleep(Duration::from_millis(dice.between(10, 300))).await;
+        sleep(Duration::from_millis(rng.between(10, 300))).await;
     }
 }

@@ -13,16 +13,16 @@ use actorum_actors::machine::{self, ApplyContext, MachineError, StateMachine, St
 use actorum_transport::wire::NodeId;
 
 use super::{
-    dice::{Dice, fingerprint},
+    rng::{Rng, fingerprint},
     world::{Event, Print, World},
 };
 
 /// What can be done to the machine of one life of a node.
 #[derive(Clone, Default)]
-pub(crate) struct Strings(Arc<Pulled>);
+pub(crate) struct Hooks(Arc<HookState>);
 
 #[derive(Default)]
-struct Pulled {
+struct HookState {
     /// The next `apply` panics.
     panic: AtomicBool,
     /// Every `apply` answers with what the one before answered, but on a node that has led in this life: there somebody
@@ -46,7 +46,7 @@ pub(crate) enum Mishap {
     Panic,
 }
 
-impl Strings {
+impl Hooks {
     pub fn fail_next_snapshot(&self, mishap: Mishap) {
         *locked(&self.0.snapshot_fails) = Some(mishap);
     }
@@ -77,11 +77,11 @@ impl Strings {
         *locked(&self.0.restore_fails) = None;
     }
 
-    pub fn cut(&self) {
+    pub fn end(&self) {
         self.0.over.store(true, Relaxed);
     }
 
-    pub fn is_cut(&self) -> bool {
+    pub fn is_over(&self) -> bool {
         self.0.over.load(Relaxed)
     }
 }
@@ -99,7 +99,7 @@ pub(crate) struct Watched<S: StateMachine> {
     pub inner: S,
     pub node: NodeId,
     pub world: World,
-    pub strings: Strings,
+    pub hooks: Hooks,
     /// The index of the last command that its state contains.
     at: u64,
     small: bool,
@@ -110,14 +110,14 @@ pub(crate) struct Watched<S: StateMachine> {
 }
 
 impl<S: StateMachine> Watched<S> {
-    pub fn new(inner: S, node: NodeId, world: World, strings: Strings, padding: usize) -> Watched<S> {
+    pub fn new(inner: S, node: NodeId, world: World, hooks: Hooks, padding: usize) -> Watched<S> {
         let at = inner.applied().map_or(0, |(index, _)| index);
-        Watched { inner, node, world, strings, at, small: true, last: None, padding }
+        Watched { inner, node, world, hooks, at, small: true, last: None, padding }
     }
 
     /// Whether it answers wrongly now.
     fn lies(&self) -> bool {
-        if self.strings.is_cut() || !self.strings.0.lies.load(Relaxed) {
+        if self.hooks.is_over() || !self.hooks.0.lies.load(Relaxed) {
             return false;
         }
         self.world.facts(|facts| {
@@ -128,12 +128,12 @@ impl<S: StateMachine> Watched<S> {
         })
     }
 
-    /// The application's code fails here if somebody pulled that string.
-    fn pulled(&self, string: &Mutex<Option<Mishap>>, kind: &'static str, stops: bool) -> Result<(), MachineError> {
-        if self.strings.is_cut() {
+    /// The application's code fails here if somebody set that hook.
+    fn fail_if_set(&self, hook: &Mutex<Option<Mishap>>, kind: &'static str, stops: bool) -> Result<(), MachineError> {
+        if self.hooks.is_over() {
             return Ok(());
         }
-        let Some(mishap) = locked(string).take() else { return Ok(()) };
+        let Some(mishap) = locked(hook).take() else { return Ok(()) };
         self.world.count(|counts| *counts.process.entry(kind).or_default() += 1);
         if stops {
             self.world.facts(|facts| {
@@ -162,7 +162,7 @@ impl<S: StateMachine> StateMachine for Watched<S> {
     type Response = S::Response;
 
     fn apply(&mut self, ctx: &ApplyContext, command: &S::Command) -> S::Response {
-        if self.strings.0.panic.swap(false, Relaxed) && !self.strings.is_cut() {
+        if self.hooks.0.panic.swap(false, Relaxed) && !self.hooks.is_over() {
             self.world.count(|counts| *counts.process.entry("panic of the state machine").or_default() += 1);
             self.world.facts(|facts| {
                 if let Some(facts) = facts.nodes.get_mut(&self.node) {
@@ -172,13 +172,13 @@ impl<S: StateMachine> StateMachine for Watched<S> {
             // Without the hook that would print it: this panic is part of the plan.
             resume_unwind(Box::new("the simulation pulled a string"));
         }
-        let slow = locked(&self.strings.0.slow).take();
-        if !self.strings.is_cut() {
+        let slow = locked(&self.hooks.0.slow).take();
+        if !self.hooks.is_over() {
             slow.into_iter().for_each(|stand_still| stand_still());
         }
         let response = self.inner.apply(ctx, command);
         self.at = ctx.index;
-        if !self.strings.is_cut() {
+        if !self.hooks.is_over() {
             let (index, term) = (ctx.index, ctx.term);
             let (command, response) = (print_of(command).hash, print_of(&response).hash);
             // A large one is looked at only where it is written anyway.
@@ -194,16 +194,16 @@ impl<S: StateMachine> StateMachine for Watched<S> {
     }
 
     fn snapshot(&self) -> Result<StateView, MachineError> {
-        self.pulled(&self.strings.0.snapshot_fails, "failing snapshot of the state machine", false)?;
+        self.fail_if_set(&self.hooks.0.snapshot_fails, "failing snapshot of the state machine", false)?;
         let (captured, at, padding) = (self.inner.snapshot()?, self.at, self.padding);
-        if !self.strings.is_cut() {
+        if !self.hooks.is_over() {
             self.world.saw(Event::Captured { node: self.node, at });
         }
         Ok(StateView::new(move |out| {
             out.write_all(&at.to_le_bytes())?;
-            // Dice, so that compression finds nothing.
-            let mut dice = Dice::new(at);
-            let bytes: Vec<u8> = (0..padding).map(|_| dice.roll() as u8).collect();
+            // Random, so that compression finds nothing.
+            let mut rng = Rng::new(at);
+            let bytes: Vec<u8> = (0..padding).map(|_| rng.roll() as u8).collect();
             out.write_all(&(padding as u64).to_le_bytes())?;
             out.write_all(&bytes)?;
             captured.write_to(out)
@@ -211,7 +211,7 @@ impl<S: StateMachine> StateMachine for Watched<S> {
     }
 
     fn restore(&mut self, from: &mut dyn Read) -> Result<(), MachineError> {
-        self.pulled(&self.strings.0.restore_fails, "failing restore of the state machine", true)?;
+        self.fail_if_set(&self.hooks.0.restore_fails, "failing restore of the state machine", true)?;
         let (mut at, mut padding) = ([0; 8], [0; 8]);
         from.read_exact(&mut at)?;
         from.read_exact(&mut padding)?;
@@ -220,7 +220,7 @@ impl<S: StateMachine> StateMachine for Watched<S> {
         // To the end: only there the last checksum is looked at.
         io::copy(from, &mut io::sink())?;
         self.at = u64::from_le_bytes(at);
-        if !self.strings.is_cut() {
+        if !self.hooks.is_over() {
             let state = fingerprint(&state_of(&self.inner)?);
             self.world.saw(Event::Restored { node: self.node, at: self.at, state });
         }

@@ -30,15 +30,15 @@ mod disk;
 mod machine;
 mod listener;
 mod clock;
-mod agenda;
-pub mod dice;
+mod scheduler;
+pub mod rng;
 mod world;
 mod watchdog;
 mod invariants;
 
 pub use client::{Client, Unanswered};
-pub use dice::Dice;
 pub use faults::Faults;
 pub use kv::Kv;
 pub use report::{Counts, Report, Violation};
+pub use rng::Rng;
 pub use simulation::{ClientOf, LEADER_WITHIN, Script, Simulation};

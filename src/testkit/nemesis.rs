@@ -14,14 +14,14 @@ use actorum_transport::wire::NodeId;
 use tokio::{task::JoinHandle, time::sleep};
 
 use super::{
-    dice::Dice,
     disk::Mishap,
     faults::Faults,
     fleet::{Fleet, State},
+    rng::Rng,
     world::World,
 };
 
-mod culprit;
+mod fault_task;
 mod network;
 mod processes;
 mod clocks;
@@ -32,7 +32,7 @@ mod machines;
 mod membership;
 mod churn;
 
-use culprit::{Culprit, Hold, Reserved};
+use fault_task::{FaultTask, Hold, Reserved};
 
 /// One kind of fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,7 +123,7 @@ fn weights(faults: &Faults) -> [(Kind, u32); 37] {
 pub(crate) struct Nemesis<S: StateMachine> {
     fleet: Fleet<S>,
     faults: Faults,
-    dice: Dice,
+    rng: Rng,
     reserved: Reserved,
     changing: Rc<RefCell<u32>>,
     /// Whether a calendar is wrong by a year, or was lately.
@@ -134,11 +134,11 @@ pub(crate) struct Nemesis<S: StateMachine> {
 }
 
 impl<S: StateMachine> Nemesis<S> {
-    pub fn new(fleet: &Fleet<S>, faults: &Faults, dice: Dice, founders: NodeId) -> Nemesis<S> {
+    pub fn new(fleet: &Fleet<S>, faults: &Faults, rng: Rng, founders: NodeId) -> Nemesis<S> {
         Nemesis {
             fleet: fleet.clone(),
             faults: faults.clone(),
-            dice,
+            rng,
             reserved: Rc::default(),
             changing: Rc::default(),
             wrong_year: Rc::default(),
@@ -155,12 +155,12 @@ impl<S: StateMachine> Nemesis<S> {
         let every = (self.faults.every.as_millis() as u64).max(4);
         let mut under_way: Vec<JoinHandle<()>> = Vec::new();
         while total > 0 && !self.world().over() {
-            let pause = self.dice.between(every / 4, every * 7 / 4);
-            if self.world().agenda().now_ms() + pause >= until_ms {
+            let pause = self.rng.between(every / 4, every * 7 / 4);
+            if self.world().scheduler().now_ms() + pause >= until_ms {
                 break;
             }
             sleep(Duration::from_millis(pause)).await;
-            let mut roll = self.dice.below(total);
+            let mut roll = self.rng.below(total);
             let chosen = weights.iter().find(|(_, weight)| {
                 let hit = roll < u64::from(*weight);
                 roll = roll.saturating_sub(if hit { 0 } else { u64::from(*weight) });
@@ -169,19 +169,19 @@ impl<S: StateMachine> Nemesis<S> {
             under_way.retain(|task| !task.is_finished());
             if let Some((kind, _)) = chosen {
                 self.count += 1;
-                let culprit = Culprit {
+                let fault_task = FaultTask {
                     fleet: self.fleet.clone(),
-                    dice: self.dice.fork("fault", self.count),
+                    rng: self.rng.fork("fault", self.count),
                     reserved: self.reserved.clone(),
                     changing: self.changing.clone(),
                     wrong_year: self.wrong_year.clone(),
                     next_id: self.next_id.clone(),
                     founders: self.founders,
                 };
-                under_way.push(actix_rt::spawn(culprit.commit(*kind)));
+                under_way.push(actix_rt::spawn(fault_task.commit(*kind)));
             }
         }
-        let rest = until_ms.saturating_sub(self.world().agenda().now_ms());
+        let rest = until_ms.saturating_sub(self.world().scheduler().now_ms());
         sleep(Duration::from_millis(rest)).await;
         for task in under_way {
             match tokio::time::timeout(Duration::from_secs(60), task).await {
@@ -198,20 +198,20 @@ impl<S: StateMachine> Nemesis<S> {
     }
 }
 
-impl<S: StateMachine> Culprit<S> {
+impl<S: StateMachine> FaultTask<S> {
     async fn commit(mut self, kind: Kind) {
         match kind {
             Kind::Loss => {
-                let loss = self.dice.between(1_000, 30_000) as u32;
-                self.weather("loss", |weather| weather.loss = loss).await;
+                let loss = self.rng.between(1_000, 30_000) as u32;
+                self.link_faults("loss", |link_faults| link_faults.loss = loss).await;
             }
             Kind::Duplication => {
-                let often = self.dice.between(1_000, 10_000) as u32;
-                self.weather("duplication", |weather| weather.duplication = often).await;
+                let often = self.rng.between(1_000, 10_000) as u32;
+                self.link_faults("duplication", |link_faults| link_faults.duplication = often).await;
             }
             Kind::Delay => {
-                let jitter = self.dice.between(10, 500);
-                self.weather("delay and reordering", |weather| weather.jitter_ms = jitter).await;
+                let jitter = self.rng.between(10, 500);
+                self.link_faults("delay and reordering", |link_faults| link_faults.jitter_ms = jitter).await;
             }
             Kind::OneWayCut => self.one_way_cut().await,
             Kind::SlowPeer => self.slow_peer().await,

@@ -50,7 +50,7 @@ impl Counts {
         }
     }
 
-    /// Faults of the network that fired. Each epoch of bad weather counts once, however many messages it took.
+    /// Faults of the network that fired. Each period of bad links counts once, however many messages it took.
     pub fn network_faults(&self) -> u64 {
         self.network.values().sum()
     }

@@ -17,9 +17,7 @@ use actorum_transport::{memory::Frames, wire::NodeId};
 use tokio::time::sleep;
 
 use super::{
-    agenda::Agenda,
     client::Client,
-    dice::{Dice, fingerprint},
     faults::Faults,
     fleet::{Fleet, State, address},
     kv::{Kv, Recorder},
@@ -27,6 +25,8 @@ use super::{
     machine::state_of,
     nemesis::Nemesis,
     report::Report,
+    rng::{Rng, fingerprint},
+    scheduler::Scheduler,
     watchdog::Watchdog,
     wire::Links,
     world::{Durable, Event, STANDSTILL, World},
@@ -50,7 +50,7 @@ const CLIENTS_END_WITHIN: Duration = Duration::from_secs(60);
 /// Who is at most so many entries behind counts as up to date.
 const CLOSE: u64 = 16;
 
-/// In calm weather a node finds out within so many virtual milliseconds that it differs from a majority: a question that was
+/// While no fault is under way a node finds out within so many virtual milliseconds that it differs from a majority: a question that was
 /// lost is asked again within less.
 const FOUND_WITHIN_MS: u64 = 6_000;
 
@@ -263,7 +263,7 @@ impl<S: StateMachine> Simulation<S> {
             script: self.script.clone(),
             least_progress: self.least_progress,
             patience: self.patience,
-            dice: Dice::new(self.seed).fork("heal", 0),
+            rng: Rng::new(self.seed).fork("heal", 0),
         };
         let name = format!("seed {}", self.seed);
         let thread = std::thread::Builder::new().name(name).spawn(move || {
@@ -297,26 +297,26 @@ struct Run<S: StateMachine> {
     script: Arc<dyn Fn() -> Script<S> + Send + Sync>,
     least_progress: u64,
     patience: Duration,
-    dice: Dice,
+    rng: Rng,
 }
 
 impl<S: StateMachine> Run<S> {
     async fn play(mut self, span: Duration, tell: bool) -> Report {
-        let dice = Dice::new(self.seed);
-        let agenda = Agenda::new();
-        let keeper = actix_rt::spawn(agenda.clone().keep());
+        let rng = Rng::new(self.seed);
+        let scheduler = Scheduler::new();
+        let keeper = actix_rt::spawn(scheduler.clone().keep());
         self.config.placement = Placement::Compact; // one thread is the point
-        let world = World::new(&agenda, tell, &self.config);
-        let links = Links::new(&world, self.frames, dice.fork("links", 0));
-        self.config.seed = Some(dice.fork("elections", 0).roll());
+        let world = World::new(&scheduler, tell, &self.config);
+        let links = Links::new(&world, self.frames, rng.fork("links", 0));
+        self.config.seed = Some(rng.fork("elections", 0).roll());
         let fleet =
-            Fleet::new(&world, &links, self.make.clone(), self.config.clone(), self.volume, dice.fork("fleet", 0));
+            Fleet::new(&world, &links, self.make.clone(), self.config.clone(), self.volume, rng.fork("fleet", 0));
         fleet.let_power_be_cut();
         let script = (self.script)();
-        let clients = self.begin(&fleet, &script, &dice).await;
+        let clients = self.begin(&fleet, &script, &rng).await;
         let aborts = clients.iter().map(tokio::task::JoinHandle::abort_handle).collect();
         let watchdog = Watchdog::watch(world.clone(), aborts, self.patience);
-        let nemesis = Nemesis::new(&fleet, &self.faults, dice.fork("nemesis", 0), self.nodes);
+        let nemesis = Nemesis::new(&fleet, &self.faults, rng.fork("nemesis", 0), self.nodes);
         nemesis.work(span.as_millis() as u64).await;
         let succeeded = world.counts().succeeded;
         if succeeded < self.least_progress {
@@ -336,26 +336,26 @@ impl<S: StateMachine> Run<S> {
         world.saw(Event::End);
         fleet.end();
         keeper.abort();
-        agenda.clear();
+        scheduler.clear();
         let (trace, counts, violation, story) = world.close();
         // Whatever was told to end does so before the thread goes.
         sleep(Duration::from_secs(1)).await;
         Report { seed: self.seed, trace, counts, violation, story }
     }
 
-    async fn begin(&self, fleet: &Fleet<S>, script: &Script<S>, dice: &Dice) -> Vec<tokio::task::JoinHandle<()>> {
+    async fn begin(&self, fleet: &Fleet<S>, script: &Script<S>, rng: &Rng) -> Vec<tokio::task::JoinHandle<()>> {
         let founders: BTreeMap<_, _> = (1..=self.nodes).map(|id| (id, address(id))).collect();
         for id in 1..=self.nodes {
             fleet.add(id, Bootstrap::Form(founders.clone()));
             self.start(fleet, id).await;
         }
-        let mut formation = dice.fork("formation", 0);
+        let mut formation = rng.fork("formation", 0);
         if self.nodes >= 3 && self.faults.kill > 0 && formation.below(2) == 0 {
             self.kill_while_forming(fleet, formation).await;
         }
-        let client = |number| Client::new(number, fleet, dice.fork("client", number));
+        let client = |number| Client::new(number, fleet, rng.fork("client", number));
         let clients = (0..self.clients).map(|number| actix_rt::spawn((script.client)(client(number))));
-        clients.chain([actix_rt::spawn(follow(fleet.clone(), dice.fork("follower", 0)))]).collect()
+        clients.chain([actix_rt::spawn(follow(fleet.clone(), rng.fork("follower", 0)))]).collect()
     }
 
     async fn start(&self, fleet: &Fleet<S>, id: NodeId) {
@@ -366,26 +366,26 @@ impl<S: StateMachine> Run<S> {
 
     /// A founder dies at any step of the forming, and another one no longer hears it before that. Once one of the others has formed,
     /// they need nobody else: a majority of founders of which one is formed has a leader, for as long as the dead one is away.
-    async fn kill_while_forming(&self, fleet: &Fleet<S>, mut dice: Dice) {
+    async fn kill_while_forming(&self, fleet: &Fleet<S>, mut rng: Rng) {
         let world = fleet.world();
-        let victim = dice.between(1, self.nodes);
-        let deaf = 1 + (victim - 1 + dice.between(1, self.nodes - 1)) % self.nodes;
-        let cut = dice.between(0, 60);
+        let victim = rng.between(1, self.nodes);
+        let deaf = 1 + (victim - 1 + rng.between(1, self.nodes - 1)) % self.nodes;
+        let cut = rng.between(0, 60);
         sleep(Duration::from_millis(cut)).await;
         world.tell(|| format!("while the cluster forms n{victim} and n{deaf} are cut off from each other"));
         for (from, to) in [(victim, deaf), (deaf, victim)] {
             fleet.links().cut(from, to);
         }
         // Mostly soon; sometimes the first leader leads by then.
-        let most = if dice.below(4) == 0 { 2000 } else { 100 };
-        sleep(Duration::from_millis(dice.between(0, most))).await;
+        let most = if rng.below(4) == 0 { 2000 } else { 100 };
+        sleep(Duration::from_millis(rng.between(0, most))).await;
         let others: Vec<NodeId> = (1..=self.nodes).filter(|id| *id != victim).collect();
         let status = |id: &NodeId| fleet.raft(*id).map(|(raft, _)| raft.status());
         let formed = || others.iter().filter_map(status).filter(|status| status.formed == Formed::Yes).count();
         if (1..others.len()).contains(&formed()) {
             world.count(|counts| *counts.process.entry("death while some have formed").or_default() += 1);
         }
-        match dice.below(2) {
+        match rng.below(2) {
             0 => fleet.kill(victim),
             _ => fleet.crash(victim, super::disk::Loss::All),
         }
@@ -395,13 +395,14 @@ impl<S: StateMachine> Run<S> {
         // What is decided by now becomes durable within this.
         sleep(Duration::from_millis(500)).await;
         let formed = formed();
-        let (begun, patience) = (world.agenda().now_ms(), LEADER_WITHIN * 2 * ELECTION_MS.max(self.config.election_ms));
+        let (begun, patience) =
+            (world.scheduler().now_ms(), LEADER_WITHIN * 2 * ELECTION_MS.max(self.config.election_ms));
         while formed > 0 && !world.over() {
             let leads = |id: &NodeId| status(id).is_some_and(|status| status.role == Role::Leader);
             if others.iter().any(leads) {
                 break;
             }
-            if world.agenda().now_ms() - begun > patience {
+            if world.scheduler().now_ms() - begun > patience {
                 let detail = format!(
                     "{formed} of {others:?} were formed when n{victim} died, and nobody leads after {patience} ms"
                 );
@@ -443,7 +444,7 @@ impl<S: StateMachine> Run<S> {
         // What somebody asked for in the last moment, a change of the membership perhaps, has had its time after this.
         sleep(self.config.deadline() + Duration::from_millis(200)).await;
         self.everyone_catches_up(fleet).await;
-        if self.faults.wrong_answers > 0 && self.dice.below(4) == 0 {
+        if self.faults.wrong_answers > 0 && self.rng.below(4) == 0 {
             self.a_liar_is_found(fleet).await;
         }
         let Some(leader) = self.leader_after(fleet, false).await else { return };
@@ -460,10 +461,10 @@ impl<S: StateMachine> Run<S> {
     /// Waits for a leader that everyone follows; without one in time the run is broken.
     async fn leader_after(&self, fleet: &Fleet<S>, sends: bool) -> Option<NodeId> {
         let world = fleet.world();
-        let begun = world.agenda().now_ms();
+        let begun = world.scheduler().now_ms();
         let patience = LEADER_WITHIN * 2 * ELECTION_MS.max(self.config.election_ms);
         while !world.over() {
-            let waited = world.agenda().now_ms() - begun;
+            let waited = world.scheduler().now_ms() - begun;
             if let Some(leader) = self.settled_leader(fleet, sends) {
                 world.tell(|| format!("n{leader} leads, and everyone follows, after {waited} ms"));
                 return Some(leader);
@@ -481,9 +482,9 @@ impl<S: StateMachine> Run<S> {
     /// has a pause.
     async fn everyone_catches_up(&self, fleet: &Fleet<S>) {
         let world = fleet.world();
-        let begun = world.agenda().now_ms();
+        let begun = world.scheduler().now_ms();
         while !world.over() {
-            let waited = world.agenda().now_ms() - begun;
+            let waited = world.scheduler().now_ms() - begun;
             let leader = world.facts(|facts| facts.leader()).and_then(|leader| fleet.raft(leader));
             let behind = leader.map(|(raft, _)| {
                 let status = raft.status();
@@ -516,7 +517,7 @@ impl<S: StateMachine> Run<S> {
         let world = fleet.world();
         let (leader, voters) = world.facts(|facts| (facts.leader(), facts.voters.clone()));
         let others: Vec<NodeId> = voters.into_iter().filter(|id| Some(*id) != leader).collect();
-        let Some(node) = self.dice.pick(&others).copied().filter(|_| others.len() > 1) else { return };
+        let Some(node) = self.rng.pick(&others).copied().filter(|_| others.len() > 1) else { return };
         // A life in which it has not led: nobody waits for its answers.
         fleet.kill(node);
         let runs = || fleet.node(node, |node| node.state) == Some(State::Running);
@@ -528,9 +529,9 @@ impl<S: StateMachine> Run<S> {
             if self.leader_after(fleet, true).await.is_none() || !lies {
                 return;
             }
-            fleet.node(node, |node| node.strings.lie(true));
-            let begun = world.agenda().now_ms();
-            while runs() && world.agenda().now_ms() < begun + 10_000 && !world.over() {
+            fleet.node(node, |node| node.hooks.lie(true));
+            let begun = world.scheduler().now_ms();
+            while runs() && world.scheduler().now_ms() < begun + 10_000 && !world.over() {
                 sleep(Duration::from_millis(50)).await;
                 let marks = world.facts(|facts| facts.differs(node, FOUND_WITHIN_MS));
                 if runs() && marks > 0 {
@@ -541,7 +542,9 @@ impl<S: StateMachine> Run<S> {
             match runs() {
                 // A node of the first version, or nothing was proposed.
                 true => fleet.kill(node),
-                false => world.count(|counts| *counts.process.entry("liar found in calm weather").or_default() += 1),
+                false => {
+                    world.count(|counts| *counts.process.entry("liar found in calm link_faults").or_default() += 1)
+                }
             }
         }
     }

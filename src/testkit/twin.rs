@@ -23,10 +23,10 @@ use tokio::time::timeout;
 
 use super::{
     clock::NodeClock,
-    dice::Dice,
     disk::{Backup, Disk, Room},
     fleet::Fleet,
-    machine::{Strings, Watched},
+    machine::{Hooks, Watched},
+    rng::Rng,
     world::World,
 };
 use crate::{Bootstrap, Builder, Config, Network, Raft, StartError, Storage};
@@ -45,31 +45,31 @@ impl<S: StateMachine> Twin<S> {
         fleet: &Fleet<S>,
         of: NodeId,
         copy: Backup,
-        mut dice: Dice,
+        mut rng: Rng,
         without: &[NodeId],
     ) -> Result<Twin<S>, StartError> {
         let (world, links) = (fleet.world(), fleet.links());
         let end = Endpoint(1 << 32 | of);
-        let disk = Disk::new(of, Room::new(None, &fleet.config()), dice.fork("disk", 0));
+        let disk = Disk::new(of, Room::new(None, &fleet.config()), rng.fork("disk", 0));
         disk.put_back(copy);
-        let store = disk.open(Incarnation(dice.roll()))?;
+        let store = disk.open(Incarnation(rng.roll()))?;
         let boot = store.identity().boot;
         links.up(end.0, boot);
         for other in without {
             links.cut(end.0, *other);
             links.cut(*other, end.0);
         }
-        let strings = Strings::default();
+        let hooks = Hooks::default();
         // Its machine is nobody's business.
-        strings.cut();
-        let (network, config) = (fleet.network(), Config { seed: Some(dice.roll()), ..fleet.config() });
-        let machine = Watched::new(fleet.machine(), of, world.clone(), strings, 0);
+        hooks.end();
+        let (network, config) = (fleet.network(), Config { seed: Some(rng.roll()), ..fleet.config() });
+        let machine = Watched::new(fleet.machine(), of, world.clone(), hooks, 0);
         let mut builder = Builder::new(of, machine)
             .storage(Storage::Custom(store))
             .network(Network::Custom(Box::new(move |identity, lives| network.start_at(end, identity, lives))))
             .bootstrap(Bootstrap::Wait)
             .config(config)
-            .clock(Arc::new(NodeClock::new(world.agenda(), 1000, 0)));
+            .clock(Arc::new(NodeClock::new(world.scheduler(), 1000, 0)));
         builder.observer = Some(Arc::new(Watcher { of, world: world.clone(), began_with: OnceLock::new() }));
         let raft = builder.start().await?;
         Ok(Twin { fleet: fleet.clone(), end, raft, disk })

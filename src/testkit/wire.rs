@@ -1,7 +1,7 @@
-//! The links between the nodes: two ordered lanes each way, and weather.
+//! The links between the nodes: two ordered lanes each way, with faults.
 //!
 //! ```text
-//!  carry ─▶ cut? lost? ─▶ lane: due = max(now + delay, the last due) ─▶ agenda ─▶ same connection? running? ─▶ deliver
+//!  carry ─▶ cut? lost? ─▶ lane: due = max(now + delay, the last due) ─▶ scheduler ─▶ same connection? running? ─▶ deliver
 //! ```
 //!
 //! Within one connection a lane keeps its order, as a QUIC stream does; the urgent lane overtakes the other; questions
@@ -19,14 +19,14 @@ use actorum_transport::{
 };
 
 use super::{
-    dice::Dice,
     disk::Loss,
+    rng::Rng,
     world::{Event, World},
 };
 
 /// The state of one direction of a link.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Weather {
+pub(crate) struct LinkFaults {
     /// Parcels lost, of a hundred thousand.
     pub loss: u32,
     /// Raft messages delivered twice, of a hundred thousand.
@@ -37,13 +37,13 @@ pub(crate) struct Weather {
     pub jitter_ms: u64,
 }
 
-impl Weather {
-    pub const FAIR: Weather = Weather { loss: 0, duplication: 0, delay_ms: 1, jitter_ms: 2 };
+impl LinkFaults {
+    pub const FAIR: LinkFaults = LinkFaults { loss: 0, duplication: 0, delay_ms: 1, jitter_ms: 2 };
 }
 
 #[derive(Clone, Copy)]
 struct Link {
-    weather: Weather,
+    link_faults: LinkFaults,
     /// How many faults cut it now.
     cuts: u32,
     /// Which connection this is.
@@ -69,7 +69,7 @@ pub(crate) struct Links {
 }
 
 struct State {
-    dice: Dice,
+    rng: Rng,
     links: BTreeMap<(NodeId, NodeId), Link>,
     processes: BTreeMap<NodeId, Process>,
     /// What waits for a paused process, in order; it or what it sends.
@@ -93,9 +93,9 @@ struct Held {
 }
 
 impl Links {
-    pub fn new(world: &World, frames: Frames, dice: Dice) -> Links {
+    pub fn new(world: &World, frames: Frames, rng: Rng) -> Links {
         let state = State {
-            dice,
+            rng,
             links: BTreeMap::new(),
             processes: BTreeMap::new(),
             held: Vec::new(),
@@ -148,17 +148,17 @@ impl Links {
         let (mine, others) = std::mem::take(&mut state.held).into_iter().partition(|(whom, _)| *whom == node);
         state.held = others;
         drop(state);
-        let (mine, now): (Vec<(NodeId, Held)>, u64) = (mine, self.world.agenda().now_ms());
+        let (mine, now): (Vec<(NodeId, Held)>, u64) = (mine, self.world.scheduler().now_ms());
         for (_, held) in mine {
             let links = self.clone();
-            // Through the agenda, which keeps the order of what is due together.
-            self.world.agenda().after_ms(held.not_before.saturating_sub(now), move || links.arrive(held));
+            // Through the scheduler, which keeps the order of what is due together.
+            self.world.scheduler().after_ms(held.not_before.saturating_sub(now), move || links.arrive(held));
         }
     }
 
-    /// The weather of one direction from now on.
-    pub fn set(&self, from: NodeId, to: NodeId, change: impl FnOnce(&mut Weather)) {
-        change(&mut self.lock().link(from, to).weather);
+    /// The faults of one direction from now on.
+    pub fn set(&self, from: NodeId, to: NodeId, change: impl FnOnce(&mut LinkFaults)) {
+        change(&mut self.lock().link(from, to).link_faults);
     }
 
     /// One more fault cuts this direction.
@@ -180,10 +180,10 @@ impl Links {
         state.link(b, a).connection += 1;
     }
 
-    /// Fair weather everywhere.
+    /// No faults anywhere.
     pub fn calm(&self) {
         let mut state = self.lock();
-        state.links.values_mut().for_each(|link| (link.weather, link.cuts) = (Weather::FAIR, 0));
+        state.links.values_mut().for_each(|link| (link.link_faults, link.cuts) = (LinkFaults::FAIR, 0));
         state.armed.clear();
     }
 
@@ -226,7 +226,7 @@ impl Links {
 
 impl State {
     fn link(&mut self, from: NodeId, to: NodeId) -> &mut Link {
-        let fair = Link { weather: Weather::FAIR, cuts: 0, connection: 0, due: [0; 2] };
+        let fair = Link { link_faults: LinkFaults::FAIR, cuts: 0, connection: 0, due: [0; 2] };
         self.links.entry((from, to)).or_insert(fair)
     }
 }
@@ -249,7 +249,7 @@ impl LinkModel for Links {
 
     fn carry(&self, from: (Endpoint, u64), Endpoint(to): Endpoint, parcel: Parcel<'_>, deliver: Deliver) {
         let (Endpoint(from), boot) = from;
-        let now = self.world.agenda().now_ms();
+        let now = self.world.scheduler().now_ms();
         let mut state = self.lock();
         let process = |id| state.processes.get(&id).copied().unwrap_or_default();
         let (sender, receiver) = (process(from), process(to));
@@ -267,11 +267,11 @@ impl LinkModel for Links {
                 return power.into_iter().for_each(|power| power(from, loss));
             }
         }
-        let Link { weather, cuts, connection, mut due } = *state.link(from, to);
-        if cuts > 0 || state.dice.happens(weather.loss) {
+        let Link { link_faults, cuts, connection, mut due } = *state.link(from, to);
+        if cuts > 0 || state.rng.happens(link_faults.loss) {
             return;
         }
-        let delay = weather.delay_ms + state.dice.below(weather.jitter_ms + 1);
+        let delay = link_faults.delay_ms + state.rng.below(link_faults.jitter_ms + 1);
         let moment = match parcel {
             Parcel::Message(message) => {
                 state.large += u64::from(2 * message.encoded_bound() >= self.frames.messages);
@@ -288,15 +288,15 @@ impl LinkModel for Links {
             state.held.push((from, held(deliver)));
             return;
         }
-        let twice = matches!(parcel, Parcel::Message(_)) && state.dice.happens(weather.duplication);
-        let again = twice.then(|| moment + state.dice.below(20));
+        let twice = matches!(parcel, Parcel::Message(_)) && state.rng.happens(link_faults.duplication);
+        let again = twice.then(|| moment + state.rng.below(20));
         drop(state);
         let links = self.clone();
         if let Some(again) = again {
             let (links, held) = (links.clone(), held(deliver.clone()));
-            self.world.agenda().after_ms(again - now, move || links.arrive(held));
+            self.world.scheduler().after_ms(again - now, move || links.arrive(held));
         }
         let held = held(deliver);
-        self.world.agenda().after_ms(moment - now, move || links.arrive(held));
+        self.world.scheduler().after_ms(moment - now, move || links.arrive(held));
     }
 }

@@ -30,11 +30,11 @@ use actorum_transport::{marks::Mark, memory::Parcel};
 use tokio::sync::Notify;
 
 use super::{
-    agenda::Agenda,
     clock::NodeClock,
-    dice::{fingerprint, mix},
     invariants::{self, Invariant},
     report::{Counts, Violation},
+    rng::{fingerprint, mix},
+    scheduler::Scheduler,
 };
 use crate::Config;
 
@@ -260,7 +260,7 @@ pub(crate) const STANDSTILL: &str = "virtual time moves";
 pub(crate) struct World(Arc<Inner>);
 
 struct Inner {
-    agenda: Agenda,
+    scheduler: Scheduler,
     /// Whether the story is told, which costs time.
     telling: bool,
     decided: Notify,
@@ -287,7 +287,7 @@ struct State {
 }
 
 impl World {
-    pub fn new(agenda: &Agenda, telling: bool, bounds: &Config) -> World {
+    pub fn new(scheduler: &Scheduler, telling: bool, bounds: &Config) -> World {
         let state = State {
             facts: Facts::default(),
             invariants: invariants::all(bounds),
@@ -302,7 +302,7 @@ impl World {
             led: BTreeSet::new(),
         };
         World(Arc::new(Inner {
-            agenda: agenda.clone(),
+            scheduler: scheduler.clone(),
             telling,
             decided: Notify::new(),
             seen_ms: AtomicU64::new(0),
@@ -317,7 +317,7 @@ impl World {
             if state.over {
                 return;
             }
-            let line = format!("{:>7} ms  {}", self.0.agenda.now_ms(), line());
+            let line = format!("{:>7} ms  {}", self.0.scheduler.now_ms(), line());
             state.story.push(line);
         }
     }
@@ -326,7 +326,7 @@ impl World {
     pub fn count(&self, count: impl FnOnce(&mut Counts)) {
         let mut state = self.lock();
         count(&mut state.counts);
-        let now = self.0.agenda.now_ms();
+        let now = self.0.scheduler.now_ms();
         state.hash = mix(state.hash ^ now ^ 0xc0);
     }
 
@@ -377,7 +377,7 @@ impl World {
 
     /// The virtual moment, which is noted for whoever looks from another thread.
     fn seen_now(&self) -> u64 {
-        let now = self.0.agenda.now_ms();
+        let now = self.0.scheduler.now_ms();
         self.0.seen_ms.store(now, Ordering::Relaxed);
         now
     }
@@ -404,7 +404,7 @@ impl World {
 
     /// Somebody outside the invariants found something broken.
     pub fn broken(&self, invariant: &'static str, detail: String) {
-        self.broken_at(self.0.agenda.now_ms(), invariant, detail);
+        self.broken_at(self.0.scheduler.now_ms(), invariant, detail);
     }
 
     fn broken_at(&self, at_ms: u64, invariant: &'static str, detail: String) {
@@ -473,8 +473,8 @@ impl World {
         self.lock().counts.clone()
     }
 
-    pub fn agenda(&self) -> &Agenda {
-        &self.0.agenda
+    pub fn scheduler(&self) -> &Scheduler {
+        &self.0.scheduler
     }
 
     /// What is left at the end: the trace's hash, the violation, the story.

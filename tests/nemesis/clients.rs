@@ -17,7 +17,7 @@ use std::{
 use actorum::testkit::history::{Answer, Call, History, Operation, Outcome};
 use serde_json::Value;
 
-use crate::dice::Dice;
+use crate::rng::Rng;
 
 /// How many keys there are: few enough that clients meet on them.
 pub const KEYS: u64 = 24;
@@ -182,11 +182,11 @@ pub struct Clients {
 
 impl Clients {
     /// So many, each with chance of its own, on these nodes.
-    pub fn start(count: u64, dice: &mut Dice, book: &Arc<Book>, nodes: &[(u64, String)]) -> Clients {
+    pub fn start(count: u64, rng: &mut Rng, book: &Arc<Book>, nodes: &[(u64, String)]) -> Clients {
         let stop = Arc::new(AtomicBool::new(false));
         let client = |name| {
-            let (dice, book, nodes, stop) = (dice.fork(), book.clone(), nodes.to_vec(), stop.clone());
-            thread::spawn(move || work(name, dice, &book, &nodes, &stop))
+            let (rng, book, nodes, stop) = (rng.fork(), book.clone(), nodes.to_vec(), stop.clone());
+            thread::spawn(move || work(name, rng, &book, &nodes, &stop))
         };
         Clients { threads: (1..=count).map(client).collect(), stop }
     }
@@ -210,22 +210,22 @@ impl Drop for Clients {
     }
 }
 
-fn work(name: u64, mut dice: Dice, book: &Book, nodes: &[(u64, String)], stop: &AtomicBool) {
+fn work(name: u64, mut rng: Rng, book: &Book, nodes: &[(u64, String)], stop: &AtomicBool) {
     let http = Http::new(Duration::from_millis(DEADLINE_MS + 700));
     let mut known: BTreeMap<String, Option<String>> = BTreeMap::new();
-    let (mut at, mut number) = (dice.below(nodes.len() as u64) as usize, 0);
+    let (mut at, mut number) = (rng.below(nodes.len() as u64) as usize, 0);
     while !stop.load(Ordering::Relaxed) {
-        let key = format!("k{}", dice.below(KEYS));
+        let key = format!("k{}", rng.below(KEYS));
         number += 1;
         // Of all values ever written, each is written by one operation.
         let fresh = format!("{name}-{number}");
-        let call = match dice.below(20) {
+        let call = match rng.below(20) {
             0..7 => Call::Get,
             7..12 => Call::Put(fresh),
             12..14 => Call::Delete,
             _ => {
                 let expect = known.get(&key).cloned().flatten();
-                let value = (dice.below(6) > 0).then_some(fresh);
+                let value = (rng.below(6) > 0).then_some(fresh);
                 Call::CompareAndSet { expect, value }
             }
         };
@@ -234,13 +234,13 @@ fn work(name: u64, mut dice: Dice, book: &Book, nodes: &[(u64, String)], stop: &
             Some(value) => {
                 known.insert(key, value);
                 // A user thinks; and goes to another node now and then.
-                thread::sleep(Duration::from_millis(dice.below(20)));
-                if dice.below(30) == 0 {
-                    at = dice.below(nodes.len() as u64) as usize;
+                thread::sleep(Duration::from_millis(rng.below(20)));
+                if rng.below(30) == 0 {
+                    at = rng.below(nodes.len() as u64) as usize;
                 }
             }
             None => {
-                thread::sleep(Duration::from_millis(5 + dice.below(30)));
+                thread::sleep(Duration::from_millis(5 + rng.below(30)));
                 at = (at + 1) % nodes.len();
             }
         }

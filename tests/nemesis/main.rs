@@ -19,8 +19,8 @@
 //! `NODES` sets their number. The plan of faults follows from the seed; when they meet whom depends on the machine. A run that
 //! fails, and with `KEEP` set any, keeps its plan, its history, its logs and its data directories, and prints where.
 
-#[path = "../dice/mod.rs"]
-mod dice;
+#[path = "../rng/mod.rs"]
+mod rng;
 #[path = "../lab/mod.rs"]
 mod lab;
 
@@ -43,8 +43,8 @@ use std::{
 
 use actorum::testkit::history::Call;
 use clients::{Book, Clients, Http, KEYS, Watchers, outcomes};
-use dice::Dice;
 use plan::{Nemesis, Planned, Target};
+use rng::Rng;
 use world::World;
 
 /// One run at a time: they share two cores and their names.
@@ -103,14 +103,14 @@ fn everything_goes_wrong() {
         return;
     }
     let _alone = ALONE.lock().unwrap_or_else(|e| e.into_inner());
-    let mut dice = Dice::new();
+    let mut rng = Rng::new();
     let minutes = number("MINUTES").unwrap_or(2).max(1);
-    let nodes = 3 + dice.below(3);
+    let nodes = 3 + rng.below(3);
     let nodes = number("NODES").unwrap_or(nodes);
     assert!((3..=9).contains(&nodes), "NODES={nodes}: three to nine");
     let length = Duration::from_secs(60 * minutes);
-    let run = Run { nodes, length, plan: plan::draw(&mut dice, nodes, length), sabotage: Sabotage::None };
-    let report = go(&run, &mut dice).unwrap_or_else(|failure| panic!("{failure}"));
+    let run = Run { nodes, length, plan: plan::draw(&mut rng, nodes, length), sabotage: Sabotage::None };
+    let report = go(&run, &mut rng).unwrap_or_else(|failure| panic!("{failure}"));
     println!("{}", report.text);
     for (kind, times) in &report.fired {
         assert!(*times >= 8 * minutes, "{kind} happened {times} times only:\n{}", report.text);
@@ -126,9 +126,9 @@ fn stale_reads_are_found() {
         return;
     }
     let _alone = ALONE.lock().unwrap_or_else(|e| e.into_inner());
-    let (mut dice, length) = (Dice::new(), Duration::from_secs(10));
-    let run = Run { nodes: 3, length, plan: plan::draw(&mut dice, 3, length), sabotage: Sabotage::StaleReads };
-    let failure = go(&run, &mut dice).map(|report| report.text).expect_err("stale reads were not found");
+    let (mut rng, length) = (Rng::new(), Duration::from_secs(10));
+    let run = Run { nodes: 3, length, plan: plan::draw(&mut rng, 3, length), sabotage: Sabotage::StaleReads };
+    let failure = go(&run, &mut rng).map(|report| report.text).expect_err("stale reads were not found");
     println!("{failure}");
     assert!(failure.contains("not linearizable"), "{failure}");
     assert!(!failure.contains("lost") && !failure.contains("twice"), "writes are not to blame: {failure}");
@@ -147,7 +147,7 @@ fn forgotten_writes_are_found() {
     };
     let (length, plan) = (Duration::from_secs(8), vec![kill(3), kill(8)]);
     let run = Run { nodes: 3, length, plan, sabotage: Sabotage::ForgetfulDisks };
-    let failure = go(&run, &mut Dice::new()).map(|report| report.text).expect_err("lost writes were not found");
+    let failure = go(&run, &mut Rng::new()).map(|report| report.text).expect_err("lost writes were not found");
     println!("{failure}");
     assert!(failure.contains("lost: ") || failure.contains("acknowledged twice"), "{failure}");
     assert!(failure.contains("not linearizable"), "{failure}");
@@ -160,19 +160,19 @@ fn the_switch_does_what_it_says() {
         return;
     }
     let _alone = ALONE.lock().unwrap_or_else(|e| e.into_inner());
-    switch::try_all(&mut World::new(2, Dice::new().below(1 << 32)));
+    switch::try_all(&mut World::new(2, Rng::new().below(1 << 32)));
 }
 
 /// One run. An error tells what was wrong; the evidence is kept, unless it was to be expected.
-fn go(run: &Run, dice: &mut Dice) -> Result<Report, String> {
-    let mut world = World::new(run.nodes, dice.below(1 << 32));
+fn go(run: &Run, rng: &mut Rng) -> Result<Report, String> {
+    let mut world = World::new(run.nodes, rng.below(1 << 32));
     world.forgetful_disks = run.sabotage == Sabotage::ForgetfulDisks;
     let planned: String = run.plan.iter().map(|planned| format!("{planned}\n")).collect();
     fs::write(world.dir.join("plan.txt"), planned).expect("a file");
 
     let book = Book::new(run.sabotage == Sabotage::StaleReads);
     let mut nemesis = Nemesis::new(run.plan.clone());
-    let result = watch(run, dice, &mut world, &book, &mut nemesis);
+    let result = watch(run, rng, &mut world, &book, &mut nemesis);
     let failed = result.is_err() && run.sabotage == Sabotage::None;
     if failed || env::var_os("KEEP").is_some() {
         write_evidence(&world, &book, &nemesis, result.as_ref().err());
@@ -183,7 +183,7 @@ fn go(run: &Run, dice: &mut Dice) -> Result<Report, String> {
 
 fn watch(
     run: &Run,
-    dice: &mut Dice,
+    rng: &mut Rng,
     world: &mut World,
     book: &Arc<Book>,
     nemesis: &mut Nemesis,
@@ -194,7 +194,7 @@ fn watch(
     println!("{} nodes, {} clients on {KEYS} keys, {:?}", run.nodes, CLIENTS, run.length);
 
     let watchers = Watchers::start(&urls);
-    let clients = Clients::start(CLIENTS, dice, book, &urls);
+    let clients = Clients::start(CLIENTS, rng, book, &urls);
     let (begun, mut said) = (Instant::now(), Duration::ZERO);
     while nemesis.step(world, begun.elapsed(), watchers.leader()) {
         if let Some(deserter) = world.deserter() {

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use crate::{dice::Dice, world::World};
+use crate::{rng::Rng, world::World};
 
 /// Every kind of fault, as it is printed.
 pub const KINDS: [&str; 9] = ["kill", "pause", "power cut", "cut", "loss", "delay", "reorder", "duplicate", "corrupt"];
@@ -58,37 +58,37 @@ pub enum Whom {
 }
 
 /// Draws a plan for so many nodes and so long.
-pub fn draw(dice: &mut Dice, nodes: u64, length: Duration) -> Vec<Planned> {
+pub fn draw(rng: &mut Rng, nodes: u64, length: Duration) -> Vec<Planned> {
     let mut plan = Vec::new();
-    let millis = |dice: &mut Dice, least: u64, most: u64| Duration::from_millis(least + dice.below(most - least));
+    let millis = |rng: &mut Rng, least: u64, most: u64| Duration::from_millis(least + rng.below(most - least));
     let length = length.saturating_sub(Duration::from_secs(1));
 
-    let (mut at, mut bag) = (millis(dice, 500, 1500), Vec::new());
+    let (mut at, mut bag) = (millis(rng, 500, 1500), Vec::new());
     while at < length {
-        let kind = take(dice, &mut bag, &KINDS[..3]);
-        let target = match (dice.below(10), kind) {
+        let kind = take(rng, &mut bag, &KINDS[..3]);
+        let target = match (rng.below(10), kind) {
             // The whole cluster at once: what one node alone loses, the others still have.
             (0..4, "power cut") | (0, "kill") => Target::All,
             (0..6, _) => Target::Leader,
-            _ => Target::Node(1 + dice.below(nodes)),
+            _ => Target::Node(1 + rng.below(nodes)),
         };
-        let lasts = millis(dice, 100, 1800);
+        let lasts = millis(rng, 100, 1800);
         plan.push(Planned { at, lasts, kind, value: 0.0, target });
-        at += millis(dice, 700, 2300);
+        at += millis(rng, 700, 2300);
     }
-    let (mut at, mut bag) = (millis(dice, 500, 1500), Vec::new());
+    let (mut at, mut bag) = (millis(rng, 500, 1500), Vec::new());
     while at < length {
-        let kind = take(dice, &mut bag, &KINDS[3..]);
-        let hundredths = |dice: &mut Dice, least, most| (least + dice.below(most - least)) as f64 / 100.0;
+        let kind = take(rng, &mut bag, &KINDS[3..]);
+        let hundredths = |rng: &mut Rng, least, most| (least + rng.below(most - least)) as f64 / 100.0;
         let value = match kind {
             "cut" => 1.0,
-            "delay" => hundredths(dice, 1, 15),
-            "reorder" | "duplicate" => hundredths(dice, 10, 60),
-            _ => hundredths(dice, 2, 40),
+            "delay" => hundredths(rng, 1, 15),
+            "reorder" | "duplicate" => hundredths(rng, 10, 60),
+            _ => hundredths(rng, 2, 40),
         };
-        let node = 1 + dice.below(nodes);
-        let other = 1 + (node + dice.below(nodes - 1)) % nodes;
-        let target = match dice.below(8) {
+        let node = 1 + rng.below(nodes);
+        let other = 1 + (node + rng.below(nodes - 1)) % nodes;
+        let target = match rng.below(8) {
             0 => Target::From(Whom::Leader),
             1 => Target::To(Whom::Leader),
             2 => Target::From(Whom::Node(node)),
@@ -97,19 +97,19 @@ pub fn draw(dice: &mut Dice, nodes: u64, length: Duration) -> Vec<Planned> {
             4 | 5 if kind != "cut" => Target::Everywhere,
             _ => Target::Link(node, other),
         };
-        plan.push(Planned { at, lasts: millis(dice, 300, 2200), kind, value, target });
-        at += millis(dice, 150, 850);
+        plan.push(Planned { at, lasts: millis(rng, 300, 2200), kind, value, target });
+        at += millis(rng, 150, 850);
     }
     plan.sort_by_key(|planned| planned.at);
     plan
 }
 
 /// In turns of all kinds, each turn in an order of its own: so each occurs as often as any other.
-fn take(dice: &mut Dice, bag: &mut Vec<&'static str>, kinds: &[&'static str]) -> &'static str {
+fn take(rng: &mut Rng, bag: &mut Vec<&'static str>, kinds: &[&'static str]) -> &'static str {
     if bag.is_empty() {
         bag.extend(kinds);
     }
-    bag.swap_remove(dice.below(bag.len() as u64) as usize)
+    bag.swap_remove(rng.below(bag.len() as u64) as usize)
 }
 
 impl Display for Planned {

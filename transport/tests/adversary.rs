@@ -613,12 +613,12 @@ async fn peers_connect_while_the_victim_asks_for_proof_of_addresses() {
 async fn garbage_datagrams() {
     let mut honest = Honest::new().await;
     let socket = std::net::UdpSocket::bind(local()).unwrap();
-    let mut dice = 7u64;
+    let mut rng = 7u64;
     for length in (0..1200).step_by(7) {
         let bytes: Vec<u8> = (0..length)
             .map(|_| {
-                dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-                (dice >> 56) as u8
+                rng = rng.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                (rng >> 56) as u8
             })
             .collect();
         socket.send_to(&bytes, honest.victim.address).unwrap();

@@ -182,10 +182,10 @@ async fn forged_datagrams() {
         let sent = sent.clone();
         move |over| {
             let sockets: Vec<_> = (0..500).map(|n| UdpSocket::bind(elsewhere(n % 20)).unwrap()).collect();
-            let mut dice = 7u64;
+            let mut rng = 7u64;
             let mut roll = || {
-                dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-                dice >> 33
+                rng = rng.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                rng >> 33
             };
             let noise: Vec<u8> = (0..1 << 16).map(|_| roll() as u8).collect();
             let mut stray = noise[..1200].to_vec();

@@ -12,7 +12,7 @@
 //!            Effects: append, transmit, ask, apply, reads, answers
 //! ```
 //!
-//! A function of its inputs: no clock, no dice, no actor, no file, no await. Inputs only note
+//! A function of its inputs: no clock, no random numbers, no actor, no file, no await. Inputs only note
 //! what came in; [`Consensus::drain`] turns all of it into one set of [`Effects`]. The same inputs and
 //! seed give the same effects, which is what the transcripts in `testscripts/` and the simulation stand on.
 //!
@@ -89,11 +89,11 @@ pub struct Settings {
     pub id: NodeId,
     /// This group.
     pub group: GroupId,
-    /// The life of this node's directory; part of the dice.
+    /// The life of this node's directory; part of the seed.
     pub incarnation: Incarnation,
     /// How often the directory was opened; part of the names of membership changes.
     pub boot: u64,
-    /// Where the dice start.
+    /// Where the random numbers start.
     pub seed: u64,
     /// The length of a tick; a leader sends a heartbeat at each.
     pub tick: Duration,
@@ -739,7 +739,7 @@ impl<T> Consensus<T> {
         self.effects.leader = Some(now);
     }
 
-    /// The randomized election timeout (Raft section 5.2), drawn from our own dice so that a run can be repeated.
+    /// The randomized election timeout (Raft section 5.2), drawn from our own generator so that a run can be repeated.
     ///
     /// raft-rs draws its own at each change of term or role; ours replaces it before the next tick looks.
     fn draw_election_timeout(&mut self) {

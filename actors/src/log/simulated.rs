@@ -17,7 +17,7 @@
 //! Time is the runtime's: a latency is a sleep on the current arbiter, so with a paused clock it costs nothing and repeats
 //! exactly. Without latency a batch completes on the caller's stack, and no runtime is needed at all.
 //!
-//! Deliberately absent: threads, clocks and dice of its own. A failed sync leaves its batches unsynced: that a kernel may
+//! Deliberately absent: threads, clocks and random numbers of its own. A failed sync leaves its batches unsynced: that a kernel may
 //! forget them later, and say nothing, is not simulated.
 
 use std::{
@@ -290,12 +290,12 @@ impl SimulatedDisk {
     }
 
     /// The power goes. Every handle on the open store is inert from here on: nothing is completed and nothing read. What was
-    /// not synced is lost as `loss` says, with `dice` where there is a choice; a write to the watermark that was under way is torn.
-    pub fn crash(&self, loss: Loss, dice: u64) {
+    /// not synced is lost as `loss` says, with `rng` where there is a choice; a write to the watermark that was under way is torn.
+    pub fn crash(&self, loss: Loss, rng: u64) {
         let mut disk = self.lock();
         disk.counters.crashes += 1;
         disk.end();
-        disk.settle(loss, dice);
+        disk.settle(loss, rng);
         let hung = disk.hung.take();
         drop(disk);
         drop(hung);
@@ -329,9 +329,9 @@ impl SimulatedDisk {
     }
 
     /// Flips one bit at rest, of a value or of the watermark, and says where; `None` on an empty disk. For a closed store.
-    pub fn flip_bit(&self, dice: u64) -> Option<String> {
+    pub fn flip_bit(&self, rng: u64) -> Option<String> {
         let mut disk = self.at_rest("flip a bit");
-        let (which, bit) = (mix(dice), mix(dice.wrapping_add(1)));
+        let (which, bit) = (mix(rng), mix(rng.wrapping_add(1)));
         let targets = disk.values.len() + usize::from(!disk.pages.is_empty());
         let nth = (which as usize).checked_rem(targets)?;
         let key = disk.values.keys().nth(nth).copied();

@@ -340,14 +340,14 @@ fn whenever_the_power_goes_what_was_reported_is_there() {
         let count = whole.script.steps().len() as u64;
         let (mut cuts, mut torn_pages, mut lost, mut kept) = (0, 0, 0, 0);
         for nth in 0..count {
-            for (dice, loss) in [Loss::All, Loss::Prefix, Loss::Subset, Loss::Subset].into_iter().enumerate() {
+            for (rng, loss) in [Loss::All, Loss::Prefix, Loss::Subset, Loss::Subset].into_iter().enumerate() {
                 let mut node = Node::new();
                 node.script.at(nth, None, Answer::CutPower);
                 let (models, reported) = node.carry_out().await;
                 let at = format!("before step {nth}, {:?}, {loss:?}", node.script.steps().last());
                 assert_eq!(node.script.gone.load(Ordering::SeqCst), 1, "{at}");
                 let pages = node.disk.pages();
-                node.disk.crash(loss, nth.wrapping_mul(31) + dice as u64);
+                node.disk.crash(loss, nth.wrapping_mul(31) + rng as u64);
                 // Whatever is left of the write to the watermark that was under way: the marks before it, or after it.
                 let marks = watermark::inspect(&node.disk.pages().0).ok();
                 let before_or_after = [&pages.0, &pages.1].map(|pages| watermark::inspect(pages).ok());
@@ -424,14 +424,14 @@ fn a_vote_found_after_a_kill_is_not_forgotten_in_silence() {
 #[test]
 fn a_torn_batch_is_refused_by_name() {
     let mut torn = 0;
-    for dice in 0..40 {
+    for rng in 0..40 {
         let mut node = Node::new();
         node.start().unwrap();
         node.write(append(1..=3, 1));
         node.script.at(0, Some(Step::Sync), Answer::CutPower);
         node.submit(Write { entries: entries(3..=6, 2), ..vote(2, 1, 2) });
         node.close();
-        node.disk.crash(Loss::Torn, dice);
+        node.disk.crash(Loss::Torn, rng);
         torn += node.disk.counters().torn_values;
         let refusal = node.open().err().expect("a torn value").to_string();
         assert!(refusal.contains("is damaged") && refusal.contains("group 0"), "{refusal}");
@@ -484,10 +484,10 @@ fn a_wiped_disk_is_another_incarnation_and_a_foreign_one_is_refused() {
 fn a_flipped_bit_is_named_or_harmless() {
     paused(async {
         let (mut named, mut intact) = (0, 0);
-        for dice in 0..400 {
+        for rng in 0..400 {
             let mut node = Node::new();
             let (models, _) = node.carry_out().await;
-            let what = node.disk.flip_bit(dice).unwrap();
+            let what = node.disk.flip_bit(rng).unwrap();
             match node.open() {
                 Ok(store) => {
                     assert!(what.contains("watermark"), "{what} went unnoticed");
@@ -650,9 +650,9 @@ fn three_thousand_appends_cost_little() {
 }
 
 /// splitmix64.
-struct Dice(u64);
+struct Rng(u64);
 
-impl Dice {
+impl Rng {
     fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(1);
         mix(self.0)
@@ -664,43 +664,43 @@ impl Dice {
 }
 
 /// A write that Raft could make to what `model` holds.
-fn draw(dice: &mut Dice, model: &Model) -> (Write, bool) {
+fn draw(rng: &mut Rng, model: &Model) -> (Write, bool) {
     let mut state = model.state;
     let last = model.base.0 + model.entries.len() as u64;
     let newest = model.snapshots.last().map_or(0, |newest| newest.0);
-    let commit_alone = dice.below(5) == 0;
+    let commit_alone = rng.below(5) == 0;
     let mut write = Write::default();
-    if newest == 0 || dice.below(25) == 0 {
-        let index = last.max(1) + dice.below(4);
+    if newest == 0 || rng.below(25) == 0 {
+        let index = last.max(1) + rng.below(4);
         (state.term, state.vote, state.commit) = (state.term + 1, 0, index);
         write.snapshot = Some(Snapshot { index, term: state.term, ..Snapshot::default() });
     } else if commit_alone {
-        state.commit += dice.below(last - state.commit + 1);
+        state.commit += rng.below(last - state.commit + 1);
     } else {
-        if dice.below(4) == 0 {
-            (state.term, state.vote) = (state.term + 1, dice.below(4));
+        if rng.below(4) == 0 {
+            (state.term, state.vote) = (state.term + 1, rng.below(4));
         }
-        let first = match dice.below(4) {
+        let first = match rng.below(4) {
             // Raft never cuts what is committed.
-            0 => state.commit.max(newest) + 1 + dice.below(last - state.commit.max(newest) + 1),
+            0 => state.commit.max(newest) + 1 + rng.below(last - state.commit.max(newest) + 1),
             _ => last + 1,
         };
         if first <= last && state.term == model.state.term {
             (state.term, state.vote) = (state.term + 1, 0);
         }
-        write.entries = entries(first..=first + dice.below(4), state.term);
+        write.entries = entries(first..=first + rng.below(4), state.term);
     }
-    if write.snapshot.is_none() && state.commit >= newest && dice.below(6) == 0 {
-        let newest = newest + dice.below(state.commit - newest + 1);
-        let older = model.base.0 + dice.below(newest - model.base.0 + 1);
+    if write.snapshot.is_none() && state.commit >= newest && rng.below(6) == 0 {
+        let newest = newest + rng.below(state.commit - newest + 1);
+        let older = model.base.0 + rng.below(newest - model.base.0 + 1);
         let mut after = model.clone();
         after.apply(&write);
         let kept: BTreeMap<u64, u64> = [older, newest].map(|index| (index, after.term_at(index))).into();
         let kept: Vec<_> = kept.into_iter().collect();
-        let up_to = model.base.0 + dice.below(older - model.base.0 + 1);
+        let up_to = model.base.0 + rng.below(older - model.base.0 + 1);
         write = compact(&kept, up_to, write);
     }
-    write.hard_state = (state != model.state || dice.below(3) == 0).then_some(state);
+    write.hard_state = (state != model.state || rng.below(3) == 0).then_some(state);
     let sync = !commit_alone || state.term != model.state.term || write.compact.is_some();
     (write, sync)
 }
@@ -712,37 +712,37 @@ fn random_lives_end_at_random_moments_and_lose_nothing_reported() {
     let seed = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(now);
     println!("SEED={seed}");
     paused(async move {
-        let mut dice = Dice(seed);
+        let mut rng = Rng(seed);
         let mut node = Node::new();
         let (mut held, mut ends, mut compacted) = (Model::default(), [0; 5], 0);
         for life in 0..600 {
             node.start().unwrap_or_else(|error| panic!("SEED={seed}, life {life}: {error}"));
-            let end = dice.below(5);
+            let end = rng.below(5);
             ends[end as usize] += 1;
             if end == 0 {
-                node.script.at(dice.below(60), None, Answer::CutPower);
+                node.script.at(rng.below(60), None, Answer::CutPower);
             }
             // What was submitted, one state per batch; and how many of them were reported.
             let (mut models, mut synced, mut reported) = (vec![held.clone()], vec![true], 0);
-            for _ in 0..1 + dice.below(20) {
-                node.script.latency(match dice.below(40) {
+            for _ in 0..1 + rng.below(20) {
+                node.script.latency(match rng.below(40) {
                     0 => Latency::Hang,
-                    1..=20 => Latency::After(Duration::from_millis(dice.below(9))),
+                    1..=20 => Latency::After(Duration::from_millis(rng.below(9))),
                     _ => Latency::After(Duration::ZERO),
                 });
-                for _ in 0..1 + dice.below(3) {
+                for _ in 0..1 + rng.below(3) {
                     let mut model = models.last().unwrap().clone();
-                    let (write, sync) = draw(&mut dice, &model);
+                    let (write, sync) = draw(&mut rng, &model);
                     model.apply(&write);
                     models.push(model);
                     synced.push(sync);
                     node.running.as_mut().unwrap().0.submit(Batch { writes: vec![write], sync });
                 }
-                match dice.below(12) {
+                match rng.below(12) {
                     0 => sleep(2 * WATERMARK_QUIET).await,
                     n => sleep(Duration::from_millis(n / 2)).await,
                 }
-                if dice.below(8) == 0 {
+                if rng.below(8) == 0 {
                     node.disk.release();
                 }
             }
@@ -750,7 +750,7 @@ fn random_lives_end_at_random_moments_and_lose_nothing_reported() {
                 node.completed().iter().map(|result| assert!(result.is_ok(), "SEED={seed}: {result:?}")).count();
             match end {
                 1 => node.disk.crash(Loss::All, 0),
-                2 => node.disk.crash(Loss::Subset, dice.next()),
+                2 => node.disk.crash(Loss::Subset, rng.next()),
                 3 => node.disk.kill(),
                 _ if node.disk.is_open() => {
                     node.script.latency(Latency::After(Duration::ZERO));
@@ -764,10 +764,10 @@ fn random_lives_end_at_random_moments_and_lose_nothing_reported() {
             node.close();
             node.script.let_be();
             if !node.disk.is_open() && node.script.gone.swap(0, Ordering::SeqCst) > 0 {
-                match dice.below(4) {
+                match rng.below(4) {
                     0 => node.disk.kill(),
-                    1 => node.disk.crash(Loss::Prefix, dice.next()),
-                    2 => node.disk.crash(Loss::Subset, dice.next()),
+                    1 => node.disk.crash(Loss::Prefix, rng.next()),
+                    2 => node.disk.crash(Loss::Subset, rng.next()),
                     _ => node.disk.crash(Loss::All, 0),
                 }
             }

@@ -72,7 +72,7 @@ const SEGMENT_BYTES: usize = 16 << 20;
 pub struct OpenOptions {
     /// The node that opens it. A directory of another is refused.
     pub id: NodeId,
-    /// The incarnation that a directory gets if it has to be made; drawn by the caller, for this crate rolls no dice.
+    /// The incarnation that a directory gets if it has to be made; drawn by the caller, for this crate draws no random numbers.
     pub new_incarnation: Incarnation,
     /// sled's page cache, in bytes. Default 8 MiB: recent entries are served from the core's memory, not from here.
     pub cache_bytes: u64,

@@ -709,9 +709,9 @@ fn flipped_bits_in_the_files_are_named_or_harmless() {
 }
 
 /// splitmix64.
-struct Dice(u64);
+struct Rng(u64);
 
-impl Dice {
+impl Rng {
     fn below(&mut self, bound: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;
@@ -732,50 +732,50 @@ struct Drawn {
     terms: BTreeMap<u64, u64>,
 }
 
-fn draw(dice: &mut Dice, group: GroupId, drawn: &mut Drawn) -> Write {
+fn draw(rng: &mut Rng, group: GroupId, drawn: &mut Drawn) -> Write {
     let mut write = Write { group, ..Write::default() };
-    if drawn.base == 0 || dice.below(40) == 0 {
+    if drawn.base == 0 || rng.below(40) == 0 {
         // A snapshot: the first one, one ahead of the log, or one inside it.
-        let index = 1 + dice.below(drawn.last + 5).max(drawn.base);
+        let index = 1 + rng.below(drawn.last + 5).max(drawn.base);
         drawn.state.term += 1;
-        let data = Bytes::from(vec![7; dice.below(2) as usize * 250_000]);
+        let data = Bytes::from(vec![7; rng.below(2) as usize * 250_000]);
         write.snapshot = Some(Snapshot { index, term: drawn.state.term, data, ..Snapshot::default() });
         (drawn.base, drawn.last, drawn.newest) = (index, index, index);
         drawn.terms = [(index, drawn.state.term)].into();
         drawn.state.commit = index;
     }
-    if dice.below(10) < 8 {
-        let first = match dice.below(4) {
-            0 => drawn.newest + 1 + dice.below(drawn.last - drawn.newest + 1),
+    if rng.below(10) < 8 {
+        let first = match rng.below(4) {
+            0 => drawn.newest + 1 + rng.below(drawn.last - drawn.newest + 1),
             _ => drawn.last + 1,
         };
         if first <= drawn.last {
             drawn.state.term += 1;
             drawn.state.commit = drawn.state.commit.min(first - 1);
         }
-        let count = 1 + dice.below(20);
+        let count = 1 + rng.below(20);
         // Mostly small, now and then larger than a value may be.
-        let sizes = |dice: &mut Dice| match dice.below(100) {
+        let sizes = |rng: &mut Rng| match rng.below(100) {
             0 => 500_000,
             1..=5 => 60_000,
             n => n as usize * 7,
         };
-        let entries = (first..first + count).map(|index| entry(index, drawn.state.term, sizes(dice)));
+        let entries = (first..first + count).map(|index| entry(index, drawn.state.term, sizes(rng)));
         write.entries = entries.collect();
         drawn.last = first + count - 1;
         drawn.terms.split_off(&first);
         drawn.terms.extend(write.entries.iter().map(|entry| (entry.index, entry.term)));
     }
-    drawn.state.vote = if dice.below(6) == 0 { dice.below(4) } else { drawn.state.vote };
-    drawn.state.commit += dice.below(drawn.last - drawn.state.commit + 1);
+    drawn.state.vote = if rng.below(6) == 0 { rng.below(4) } else { drawn.state.vote };
+    drawn.state.commit += rng.below(drawn.last - drawn.state.commit + 1);
     write.hard_state = Some(drawn.state);
-    if dice.below(8) == 0 && drawn.state.commit >= drawn.newest {
+    if rng.below(8) == 0 && drawn.state.commit >= drawn.newest {
         // One or two snapshots to start from, and what is before the first may go, or some of it.
-        drawn.newest += dice.below(drawn.state.commit - drawn.newest + 1);
-        let older = drawn.base + dice.below(drawn.newest - drawn.base + 1);
+        drawn.newest += rng.below(drawn.state.commit - drawn.newest + 1);
+        let older = drawn.base + rng.below(drawn.newest - drawn.base + 1);
         let kept: BTreeMap<u64, u64> = [older, drawn.newest].map(|index| (index, drawn.terms[&index])).into();
         let snapshot = |(index, term)| Snapshot { index, term, ..Snapshot::default() };
-        let up_to = drawn.base + dice.below(older - drawn.base + 1);
+        let up_to = drawn.base + rng.below(older - drawn.base + 1);
         write.compact = Some(Compact { snapshots: kept.into_iter().map(snapshot).collect(), up_to });
         drawn.terms = drawn.terms.split_off(&up_to);
         drawn.base = up_to;
@@ -789,7 +789,7 @@ fn random_writes_leave_what_a_simple_model_holds() {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos() as u64;
     let seed = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(now);
     println!("SEED={seed}");
-    let mut dice = Dice(seed);
+    let mut rng = Rng(seed);
     let dir = tempfile::tempdir().unwrap();
     let disk = crate::log::memory::MemoryDisk::new();
     let groups = [GROUP, GroupId(3)];
@@ -813,12 +813,12 @@ fn random_writes_leave_what_a_simple_model_holds() {
         let heard = std::sync::Mutex::new(heard);
         let hear: Completions = Arc::new(move |completion| heard.lock().unwrap().send(completion).unwrap());
         let mut appenders = [Box::new(sled).start(hear.clone()), Box::new(memory).start(hear)];
-        for _ in 0..dice.below(12) {
-            let batches: Vec<Batch> = (0..1 + dice.below(4))
+        for _ in 0..rng.below(12) {
+            let batches: Vec<Batch> = (0..1 + rng.below(4))
                 .map(|_| {
-                    let writes = (0..1 + dice.below(3)).map(|_| {
-                        let which = dice.below(2) as usize;
-                        draw(&mut dice, groups[which], &mut drawn[which])
+                    let writes = (0..1 + rng.below(3)).map(|_| {
+                        let which = rng.below(2) as usize;
+                        draw(&mut rng, groups[which], &mut drawn[which])
                     });
                     Batch { writes: writes.collect(), sync: true }
                 })
@@ -832,9 +832,9 @@ fn random_writes_leave_what_a_simple_model_holds() {
                 completed.recv_timeout(Duration::from_secs(30)).unwrap().result.unwrap();
             }
             for (group, drawn) in groups.into_iter().zip(&drawn) {
-                let from = drawn.base + dice.below(drawn.last - drawn.base + 2);
-                let to = from + dice.below(drawn.last + 2 - from + 1);
-                let bytes = dice.below(1 << 20) as usize;
+                let from = drawn.base + rng.below(drawn.last - drawn.base + 2);
+                let to = from + rng.below(drawn.last + 2 - from + 1);
+                let bytes = rng.below(1 << 20) as usize;
                 let [sled, memory] = readers.each_ref().map(|reader| reader.entries(group, from, to, bytes));
                 if from <= drawn.base && from < to {
                     assert!(memory.is_err(), "life {life}: {from} to {to}");

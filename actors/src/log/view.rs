@@ -571,10 +571,10 @@ mod tests {
     #[test]
     fn it_is_a_log() {
         for seed in 0..300u64 {
-            let mut dice = seed;
+            let mut rng = seed;
             let mut roll = |sides: u64| {
-                dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-                (dice >> 33) % sides
+                rng = rng.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                (rng >> 33) % sides
             };
             let disk = Arc::new(Held::default());
             let mut view = view(&disk, 100);
@@ -625,10 +625,10 @@ mod tests {
     #[test]
     fn a_compacted_log_is_a_log() {
         for seed in 0..300u64 {
-            let mut dice = seed;
+            let mut rng = seed;
             let mut roll = |sides: u64| {
-                dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-                (dice >> 33) % sides
+                rng = rng.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                (rng >> 33) % sides
             };
             let disk = Arc::new(Held::default());
             let mut view = view(&disk, 100);

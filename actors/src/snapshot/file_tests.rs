@@ -219,9 +219,9 @@ proptest! {
     }
 
     #[test]
-    fn any_flipped_bit_is_noticed(length in 0usize..2000, dice in any::<u64>()) {
+    fn any_flipped_bit_is_noticed(length in 0usize..2000, rng in any::<u64>()) {
         let (mut bytes, _) = written(&noise(length), 100);
-        let bit = (dice % (bytes.len() as u64 * 8)) as usize;
+        let bit = (rng % (bytes.len() as u64 * 8)) as usize;
         bytes[bit / 8] ^= 1 << (bit % 8);
         prop_assert!(read(&bytes).is_err());
     }

@@ -10,7 +10,7 @@
 //! Before every [`Step`] it asks its [`Decide`] whether that happens, fails, or the power goes instead; the log's
 //! [simulated disk](crate::log::simulated) does the same, with the same words.
 //!
-//! Deliberately absent: threads, clocks, latency, and dice of its own. That cutting a file short is not durable at once is not simulated.
+//! Deliberately absent: threads, clocks, latency, and random numbers of its own. That cutting a file short is not durable at once is not simulated.
 
 use std::{
     collections::BTreeMap,
@@ -151,13 +151,13 @@ impl SimulatedFiles {
         Arc::new(Life { files: self.clone(), life: folder.life })
     }
 
-    /// The power goes. What was not synced is lost as `loss` says, with `dice` where there is a choice; with [`Loss::Torn`]
+    /// The power goes. What was not synced is lost as `loss` says, with `rng` where there is a choice; with [`Loss::Torn`]
     /// all names stay, and of each file something that was never written may stand where its unsynced bytes were.
-    pub fn crash(&self, loss: Loss, dice: u64) {
+    pub fn crash(&self, loss: Loss, rng: u64) {
         let mut folder = self.lock();
         folder.counters.crashes += 1;
         folder.life += 1;
-        folder.settle(loss, dice);
+        folder.settle(loss, rng);
     }
 
     /// The process dies. What it wrote stays, though it may not be durable.
@@ -168,14 +168,14 @@ impl SimulatedFiles {
     }
 
     /// Flips one bit of a file, and says where; `None` if there is no byte.
-    pub fn flip_bit(&self, dice: u64) -> Option<String> {
+    pub fn flip_bit(&self, rng: u64) -> Option<String> {
         let mut folder = self.lock();
         let folder = &mut *folder;
         let named = folder.names.iter().filter(|(_, file)| !folder.files[file].bytes.is_empty());
         let named: Vec<(String, u64)> = named.map(|(name, file)| (name.clone(), *file)).collect();
-        let (name, file) = named.get((mix(dice) as usize).checked_rem(named.len())?)?;
+        let (name, file) = named.get((mix(rng) as usize).checked_rem(named.len())?)?;
         let content = folder.files.get_mut(file)?;
-        let bit = mix(dice.wrapping_add(1)) as usize % (content.bytes.len() * 8);
+        let bit = mix(rng.wrapping_add(1)) as usize % (content.bytes.len() * 8);
         content.bytes[bit / 8] ^= 1 << (bit % 8);
         folder.counters.flipped_bits += 1;
         Some(format!("bit {bit} of {name}"))
@@ -259,15 +259,15 @@ impl Folder {
     }
 
     /// What a power cut leaves.
-    fn settle(&mut self, loss: Loss, dice: u64) {
+    fn settle(&mut self, loss: Loss, rng: u64) {
         self.cut = false;
         let changes = std::mem::take(&mut self.unsynced);
         let count = changes.len();
         for (nth, change) in changes.into_iter().enumerate() {
             let kept = match loss {
                 Loss::All => false,
-                Loss::Prefix => nth < mix(dice) as usize % (count + 1),
-                Loss::Subset => mix(dice.wrapping_add(nth as u64)) & 1 == 0,
+                Loss::Prefix => nth < mix(rng) as usize % (count + 1),
+                Loss::Subset => mix(rng.wrapping_add(nth as u64)) & 1 == 0,
                 Loss::Torn => true,
             };
             if !kept {
@@ -282,18 +282,18 @@ impl Folder {
         let named: Vec<u64> = self.names.values().copied().collect();
         self.files.retain(|file, _| named.contains(file));
         for (file, content) in &mut self.files {
-            let dice = mix(dice ^ mix(*file));
+            let rng = mix(rng ^ mix(*file));
             let loose = content.bytes.len() - content.synced;
             let kept = match loss {
                 Loss::All => 0,
-                Loss::Prefix | Loss::Subset => dice as usize % (loose + 1),
+                Loss::Prefix | Loss::Subset => rng as usize % (loose + 1),
                 Loss::Torn => loose,
             };
             self.counters.lost_bytes += (loose - kept) as u64;
             content.bytes.truncate(content.synced + kept);
             if loss == Loss::Torn && loose > 0 {
                 // The length came through, and not all of the bytes.
-                let from = content.synced + dice as usize % loose;
+                let from = content.synced + rng as usize % loose;
                 content.bytes[from..].fill(0);
                 self.counters.torn_files += 1;
             }
@@ -325,8 +325,8 @@ fn set(names: &mut BTreeMap<String, u64>, name: &str, file: Option<u64>) {
 }
 
 /// splitmix64's mixing: several choices out of one throw.
-fn mix(dice: u64) -> u64 {
-    let mut mixed = dice.wrapping_add(0x9e37_79b9_7f4a_7c15);
+fn mix(rng: u64) -> u64 {
+    let mut mixed = rng.wrapping_add(0x9e37_79b9_7f4a_7c15);
     mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     mixed ^ (mixed >> 31)

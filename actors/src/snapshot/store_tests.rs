@@ -414,13 +414,13 @@ fn check(files: &SimulatedFiles, older: &Snapshot, reported: Option<&Snapshot>, 
 fn cut_everywhere(work: Work<'_>) {
     let losses = [Loss::All, Loss::Prefix, Loss::Subset, Loss::Torn];
     for at in 1.. {
-        for (loss, dice) in losses.into_iter().flat_map(|loss| (0..8).map(move |dice| (loss, dice))) {
+        for (loss, rng) in losses.into_iter().flat_map(|loss| (0..8).map(move |rng| (loss, rng))) {
             let decide = Nth::new(at, Answer::CutPower);
             let (files, older) = with_an_older_one(decide.clone());
             let reported = work(&SnapshotStore::over(files.open())).ok();
-            files.crash(loss, dice);
+            files.crash(loss, rng);
             files.decide_with(Arc::new(()));
-            let when = format!("cut at step {at} of {:?}, {loss:?}, dice {dice}", decide.steps());
+            let when = format!("cut at step {at} of {:?}, {loss:?}, rng {rng}", decide.steps());
             let snapshot_store = check(&files, &older, reported.as_ref(), &when);
             // And it goes on: a sweep, the same work again (twice, if what was received was torn), and the power goes
             // once more.
@@ -428,7 +428,7 @@ fn cut_everywhere(work: Work<'_>) {
             let again = work(&snapshot_store)
                 .or_else(|_| work(&snapshot_store))
                 .unwrap_or_else(|error| panic!("{when}: again: {error}"));
-            files.crash(loss, dice);
+            files.crash(loss, rng);
             let snapshot_store = check(&files, &older, Some(&again), &when);
             snapshot_store.keep(&[older, again.clone()]).unwrap();
             assert_eq!(names(&*snapshot_store.files).len(), 2, "{when}");

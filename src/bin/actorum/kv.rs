@@ -1,6 +1,6 @@
 //! What `serve` replicates: a map from text to text, with compare-and-set.
 //!
-//! Deterministic as the contract of [`StateMachine`] asks: a sorted map, no clock, no dice. A command whose
+//! Deterministic as the contract of [`StateMachine`] asks: a sorted map, no clock, no random numbers. A command whose
 //! expectation fails changes nothing and says what it found. The map is persistent: capturing it for a snapshot is a copy of one
 //! pointer, however large it is, and what changes afterwards is made anew beside it.
 

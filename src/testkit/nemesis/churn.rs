@@ -2,10 +2,10 @@
 
 use actorum_actors::{machine::StateMachine, message::Campaign};
 
-use super::Culprit;
+use super::FaultTask;
 use crate::testkit::listener::Listener;
 
-impl<S: StateMachine> Culprit<S> {
+impl<S: StateMachine> FaultTask<S> {
     pub(super) fn churn(&self, kind: &'static str) {
         self.world().count(|counts| *counts.churn.entry(kind).or_default() += 1);
     }
@@ -23,8 +23,8 @@ impl<S: StateMachine> Culprit<S> {
         let Some((raft, life)) = self.fleet.raft(id) else { return };
         self.churn("subscription");
         // One in three stops reading.
-        let slow = if self.dice.below(3) == 0 { 3_600_000 } else { self.dice.below(400) };
-        let after = (self.dice.below(2) == 0).then(|| self.dice.below(raft.status().applied_index + 1));
+        let slow = if self.rng.below(3) == 0 { 3_600_000 } else { self.rng.below(400) };
+        let after = (self.rng.below(2) == 0).then(|| self.rng.below(raft.status().applied_index + 1));
         let (world, number) = (self.world().clone(), self.world().next_request());
         let subscription = Listener::subscribe(&world, (id, &raft, &life), number, after, slow).await;
         self.a_while(200, 4000).await;

@@ -5,12 +5,12 @@ use std::time::Duration;
 use actorum_actors::{clock_offsets::VALID, machine::StateMachine};
 use tokio::time::sleep;
 
-use super::Culprit;
+use super::FaultTask;
 
-impl<S: StateMachine> Culprit<S> {
+impl<S: StateMachine> FaultTask<S> {
     pub(super) fn clock_jump(&mut self) {
         let Some(node) = self.some_running() else { return };
-        let by = self.dice.between(0, 20_000) as i64 - 10_000;
+        let by = self.rng.between(0, 20_000) as i64 - 10_000;
         self.process("clock jump");
         self.fleet.node(node, |node| node.clock.skew(by));
     }
@@ -25,12 +25,12 @@ impl<S: StateMachine> Culprit<S> {
             return;
         };
         let year_ms = 365 * 24 * 3600 * 1000;
-        let by = if self.dice.below(4) == 0 { -year_ms } else { year_ms };
+        let by = if self.rng.below(4) == 0 { -year_ms } else { year_ms };
         self.process("wrong year");
         self.world().tell(|| format!("the calendar of n{node} is wrong by {by} ms"));
         self.fleet.node(node, |node| node.clock.skew(by));
         self.a_while(1000, 6000).await;
-        let back = self.dice.between(0, 4000) as i64 - 2000;
+        let back = self.rng.between(0, 4000) as i64 - 2000;
         self.fleet.node(node, |node| node.clock.skew(back));
         // What others have read of it is believed for so long where they cannot read it again.
         sleep(VALID + Duration::from_secs(1)).await;

@@ -11,7 +11,7 @@ use actorum_transport::{
     wire::{GroupId, Incarnation, NodeId},
 };
 
-use super::{Culprit, Hold, State};
+use super::{FaultTask, Hold, State};
 use crate::testkit::{
     disk::{Backup, Disk},
     fleet::Node,
@@ -56,7 +56,7 @@ impl Drop for NoChanges {
     }
 }
 
-impl<S: StateMachine> Culprit<S> {
+impl<S: StateMachine> FaultTask<S> {
     fn no_changes(&self) -> Option<NoChanges> {
         if *self.changing.borrow() > 0 {
             return None;
@@ -93,7 +93,7 @@ impl<S: StateMachine> Culprit<S> {
 
     /// A copy of a node's directory, made before its last opening or while it ran, and the node runs on for a while.
     async fn older_copy(&mut self, node: NodeId) -> Option<Copied> {
-        let while_it_ran = self.dice.below(2) == 0;
+        let while_it_ran = self.rng.below(2) == 0;
         if !while_it_ran {
             self.fleet.kill(node);
         }
@@ -135,7 +135,7 @@ impl<S: StateMachine> Culprit<S> {
         let Some(newest) = self.fleet.node(node, |node| node.disk.backup()) else { return };
         away.iter().for_each(|Hold(id, _)| self.fleet.kill(*id));
         for (id, _) in &knowing {
-            if self.dice.below(2) == 0 {
+            if self.rng.below(2) == 0 {
                 self.fleet.kill(*id);
                 self.a_while(10, 200).await;
                 self.come_back(*id).await;
@@ -181,7 +181,7 @@ impl<S: StateMachine> Culprit<S> {
         if near.len() < knowing.len() || !knowing.iter().any(|(id, _)| runs(id)) {
             return;
         }
-        let twin = match Twin::start(&self.fleet, node, copied.backup, self.dice.fork("twin", 0), &others).await {
+        let twin = match Twin::start(&self.fleet, node, copied.backup, self.rng.fork("twin", 0), &others).await {
             Ok(twin) => twin,
             Err(error) => {
                 let detail = format!("a copy of n{node} does not start: {error}");
@@ -228,7 +228,7 @@ impl<S: StateMachine> Culprit<S> {
     pub(super) async fn swapped_directory(&mut self) {
         let Some(hold) = self.hold_running() else { return };
         let others: Vec<NodeId> = self.fleet.nodes(|nodes| nodes.keys().copied().filter(|id| *id != hold.0).collect());
-        let Some(other) = self.dice.pick(&others).copied() else { return };
+        let Some(other) = self.rng.pick(&others).copied() else { return };
         // One that is swapped itself may be this node's own.
         if self.world().facts(|facts| facts.nodes.get(&other).is_some_and(|facts| facts.tampered)) {
             return;
@@ -319,7 +319,7 @@ impl<S: StateMachine> Culprit<S> {
         self.may_stop(hold.0);
         self.a_while(100, 1000).await;
         // Mostly somebody asks it for its vote meanwhile.
-        if self.dice.below(3) > 0 {
+        if self.rng.below(3) > 0 {
             self.campaign();
         }
         self.a_while(400, 1500).await;

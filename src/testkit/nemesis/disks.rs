@@ -3,10 +3,10 @@
 use actorum_actors::machine::StateMachine;
 use actorum_transport::wire::NodeId;
 
-use super::{Culprit, State};
+use super::{FaultTask, State};
 use crate::testkit::disk::{Loss, Mishap, Part, Room};
 
-impl<S: StateMachine> Culprit<S> {
+impl<S: StateMachine> FaultTask<S> {
     pub(super) fn disk(&self, kind: &'static str, node: NodeId) {
         self.world().count(|counts| *counts.disk.entry(kind).or_default() += 1);
         self.world().tell(|| format!("{kind} on n{node}"));
@@ -15,7 +15,7 @@ impl<S: StateMachine> Culprit<S> {
     pub(super) async fn slow_disk(&mut self) {
         let Some(hold) = self.hold_running() else { return };
         self.disk("slow disk", hold.0);
-        let at_most = self.dice.between(10, 200);
+        let at_most = self.rng.between(10, 200);
         self.fleet.node(hold.0, |node| node.disk.slow(at_most));
         self.a_while(300, 2500).await;
         self.fleet.node(hold.0, |node| node.disk.calm());
@@ -27,7 +27,7 @@ impl<S: StateMachine> Culprit<S> {
         self.fleet.node(hold.0, |node| node.disk.hang());
         self.a_while(300, 4000).await;
         // Sometimes a hung disk is ended by a crash, for that is what people do.
-        if self.dice.below(4) == 0 {
+        if self.rng.below(4) == 0 {
             let loss = self.some_loss();
             self.fleet.crash(hold.0, loss);
             self.disk("power cut", hold.0);
@@ -53,7 +53,7 @@ impl<S: StateMachine> Culprit<S> {
         let Some(hold) = self.hold_running() else { return };
         let Some(room) = self.fleet.node(hold.0, |node| node.disk.room().clone()).filter(Room::ends) else { return };
         let low = self.fleet.config().low_space_bytes;
-        let left = [0, low / 2, low, low * 2][self.dice.below(4) as usize];
+        let left = [0, low / 2, low, low * 2][self.rng.below(4) as usize];
         // Above that the log is cut in time, with the reserve's room if need be.
         if left < low * 2 {
             self.may_stop(hold.0);
@@ -65,7 +65,7 @@ impl<S: StateMachine> Culprit<S> {
         if self.fleet.node(hold.0, |node| node.state) == Some(State::Down) {
             self.world().count(|counts| counts.room("stopped without room", 1));
             // A supervisor starts it again, though nothing is better yet. It may stop again, or not start.
-            if self.dice.below(2) == 0 && !self.world().over() {
+            if self.rng.below(2) == 0 && !self.world().over() {
                 let _ = self.fleet.start(hold.0).await;
                 self.may_stop(hold.0);
                 self.a_while(500, 1500).await;
@@ -79,7 +79,7 @@ impl<S: StateMachine> Culprit<S> {
     pub(super) async fn disk_error(&mut self, mishap: Mishap, kind: &'static str) {
         let Some(hold) = self.hold_running() else { return };
         self.may_stop(hold.0);
-        let step = self.dice.between(1, 12);
+        let step = self.rng.between(1, 12);
         self.fleet.node(hold.0, |node| node.disk.fail(Part::Log, mishap, step));
         self.until_down(std::slice::from_ref(&hold)).await;
         let fired = self.fleet.node(hold.0, |node| node.disk.has_failed()) == Some(true);
@@ -100,7 +100,7 @@ impl<S: StateMachine> Culprit<S> {
     pub(super) async fn flipped_bit(&mut self) {
         let Some(hold) = self.hold_running() else { return };
         self.fleet.kill(hold.0);
-        let roll = self.dice.roll();
+        let roll = self.rng.roll();
         self.tampered(hold.0, true);
         let healthy = self.fleet.node(hold.0, |node| {
             let healthy = node.disk.backup();
@@ -119,7 +119,7 @@ impl<S: StateMachine> Culprit<S> {
 
     pub(super) async fn torn_write(&mut self) {
         let Some(hold) = self.hold_running() else { return };
-        let step = self.dice.between(1, 20);
+        let step = self.rng.between(1, 20);
         let torn = self.fleet.node(hold.0, |node| {
             node.disk.arm(Part::Log, step, Loss::Torn);
             node.disk.torn()

@@ -6,21 +6,21 @@ use actorum_actors::machine::StateMachine;
 use actorum_transport::wire::NodeId;
 use tokio::time::sleep;
 
-use super::{Culprit, State};
+use super::{FaultTask, State};
 
 /// How long a machine answers wrongly at the most.
 const LIES_MS: u64 = 10_000;
 
-impl<S: StateMachine> Culprit<S> {
+impl<S: StateMachine> FaultTask<S> {
     pub(super) async fn slow_machine(&mut self) {
         let Some(hold) = self.hold_running() else { return };
         let (fleet, node, world) = (self.fleet.clone(), hold.0, self.world().clone());
         let stood_still = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
         let stands = stood_still.clone();
-        let strings = self.fleet.node(node, |node| node.strings.clone());
-        strings.into_iter().for_each(|strings| {
+        let hooks = self.fleet.node(node, |node| node.hooks.clone());
+        hooks.into_iter().for_each(|hooks| {
             let (fleet, world, stands) = (fleet.clone(), world.clone(), stands.clone());
-            strings.slow_next(Box::new(move || {
+            hooks.slow_next(Box::new(move || {
                 world.count(|counts| *counts.process.entry("slow state machine").or_default() += 1);
                 stands.store(true, std::sync::atomic::Ordering::Relaxed);
                 // Everything but the disk is on one thread, so it all waits for the machine.
@@ -34,15 +34,15 @@ impl<S: StateMachine> Culprit<S> {
             sleep(Duration::from_millis(50)).await;
         }
         self.a_while(50, 1200).await;
-        self.fleet.node(node, |node| node.strings.calm());
+        self.fleet.node(node, |node| node.hooks.calm());
         self.fleet.resume(node);
     }
 
     pub(super) async fn panic(&mut self) {
         let Some(hold) = self.hold_running() else { return };
-        self.fleet.node(hold.0, |node| node.strings.panic_next());
+        self.fleet.node(hold.0, |node| node.hooks.panic_next());
         self.until_down(std::slice::from_ref(&hold)).await;
-        self.fleet.node(hold.0, |node| node.strings.calm());
+        self.fleet.node(hold.0, |node| node.hooks.calm());
         if self.fleet.node(hold.0, |node| node.state) == Some(State::Down) {
             self.a_while(20, 1000).await;
             self.come_back(hold.0).await;
@@ -54,9 +54,9 @@ impl<S: StateMachine> Culprit<S> {
         let leader = self.world().facts(|facts| facts.leader());
         let others: Vec<NodeId> =
             self.fleet.in_state(State::Running).into_iter().filter(|id| Some(*id) != leader).collect();
-        let Some(hold) = self.dice.pick(&others).copied().and_then(|id| self.hold(id)) else { return };
+        let Some(hold) = self.rng.pick(&others).copied().and_then(|id| self.hold(id)) else { return };
         let node = hold.0;
-        self.fleet.node(node, |node| node.strings.lie(true));
+        self.fleet.node(node, |node| node.hooks.lie(true));
         let runs = || self.fleet.node(node, |node| node.state) == Some(State::Running);
         for _ in 0..LIES_MS / 50 {
             if !runs() {

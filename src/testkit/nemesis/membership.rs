@@ -6,13 +6,13 @@ use actorum_actors::{
 };
 use actorum_transport::wire::NodeId;
 
-use super::{Culprit, Hold, State};
+use super::{FaultTask, Hold, State};
 use crate::{
     Bootstrap,
     testkit::{client::Client, fleet::address},
 };
 
-impl<S: StateMachine> Culprit<S> {
+impl<S: StateMachine> FaultTask<S> {
     /// One change, and what belongs to it: a node that joins, or one that leaves.
     pub(super) async fn membership(&mut self) {
         // Two at once, so that one finds the other under way.
@@ -20,21 +20,21 @@ impl<S: StateMachine> Culprit<S> {
             return;
         }
         *self.changing.borrow_mut() += 1;
-        let mut client = Client::new(u64::MAX, &self.fleet, self.dice.fork("changes", 0));
+        let mut client = Client::new(u64::MAX, &self.fleet, self.rng.fork("changes", 0));
         let members = self.members();
         let strangers: Vec<NodeId> = self.fleet.nodes(|nodes| {
             let here = nodes.iter().filter(|(_, node)| node.state != State::Gone).map(|(id, _)| *id);
             here.filter(|id| !members.0.contains(id)).collect()
         });
         let more = members.0.len() + strangers.len() < 5;
-        match self.dice.below(4) {
+        match self.rng.below(4) {
             0 | 1 if more => {
                 let id = self.next_id.replace_with(|id| *id + 1);
                 self.fleet.add(id, Bootstrap::Wait);
                 if self.come_back(id).await {
                     self.churn("add learner");
                     let added = client.change(ConfChange::AddLearner(id, address(id))).await;
-                    if added.is_ok() && self.dice.below(3) > 0 {
+                    if added.is_ok() && self.rng.below(3) > 0 {
                         self.promote_the_absent(&mut client, id).await;
                     }
                     for _ in 0..6 {
@@ -48,7 +48,7 @@ impl<S: StateMachine> Culprit<S> {
             }
             0..3 if members.1.len() > 3 => {
                 // Not one that another fault has in hand.
-                if let Some(id) = self.dice.pick(&members.1).copied()
+                if let Some(id) = self.rng.pick(&members.1).copied()
                     && let Some(_hold) = self.hold(id)
                 {
                     self.churn("remove");
@@ -61,13 +61,13 @@ impl<S: StateMachine> Culprit<S> {
                 }
             }
             _ if members.1.len() > 2 => {
-                if let Some(id) = self.dice.pick(&members.1).copied() {
-                    let absent = match self.dice.below(3) {
+                if let Some(id) = self.rng.pick(&members.1).copied() {
+                    let absent = match self.rng.below(3) {
                         0 => self.take_another_down(&members.1, id).await,
                         _ => None,
                     };
                     self.churn("demote");
-                    let force = self.dice.below(6) == 0;
+                    let force = self.rng.below(6) == 0;
                     let demoted = client.change(ChangeRequest { change: ConfChange::Demote(id), force }).await;
                     if let Some(absent) = &absent {
                         self.come_back(absent.0).await;
@@ -97,7 +97,7 @@ impl<S: StateMachine> Culprit<S> {
         self.a_while(5200, 7000).await;
         self.churn("promote one that is down");
         // Refused unless it is forced; then its coming back is waited for.
-        let force = self.dice.below(6) == 0;
+        let force = self.rng.below(6) == 0;
         let _ = client.change(ChangeRequest { change: ConfChange::Promote(id), force }).await;
         self.come_back(hold.0).await;
     }
@@ -105,7 +105,7 @@ impl<S: StateMachine> Culprit<S> {
     /// Another voter is down for a while before a change, and until somebody lets it come back.
     async fn take_another_down(&mut self, voters: &[NodeId], but: NodeId) -> Option<Hold> {
         let others: Vec<NodeId> = voters.iter().copied().filter(|id| *id != but).collect();
-        let other = self.dice.pick(&others).copied()?;
+        let other = self.rng.pick(&others).copied()?;
         let hold = self.hold(other)?;
         self.fleet.kill(hold.0);
         self.a_while(5200, 7000).await;

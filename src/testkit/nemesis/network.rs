@@ -3,35 +3,35 @@
 use actorum_actors::machine::StateMachine;
 use actorum_transport::wire::NodeId;
 
-use super::{Culprit, State};
-use crate::testkit::wire::Weather;
+use super::{FaultTask, State};
+use crate::testkit::wire::LinkFaults;
 
-impl<S: StateMachine> Culprit<S> {
+impl<S: StateMachine> FaultTask<S> {
     fn network(&self, kind: &'static str, what: impl FnOnce() -> String) {
         self.world().count(|counts| *counts.network.entry(kind).or_default() += 1);
         self.world().tell(|| format!("{kind}: {}", what()));
     }
 
     /// One direction of one link, for a while.
-    pub(super) async fn weather(&mut self, kind: &'static str, change: impl FnOnce(&mut Weather)) {
+    pub(super) async fn link_faults(&mut self, kind: &'static str, change: impl FnOnce(&mut LinkFaults)) {
         let Some(from) = self.some_running() else { return };
         let others: Vec<NodeId> = self.fleet.in_state(State::Running).into_iter().filter(|id| *id != from).collect();
-        let Some(to) = self.dice.pick(&others).copied() else { return };
-        let (from, to) = if self.dice.below(2) == 0 { (from, to) } else { (to, from) };
-        let mut bad = Weather::FAIR;
+        let Some(to) = self.rng.pick(&others).copied() else { return };
+        let (from, to) = if self.rng.below(2) == 0 { (from, to) } else { (to, from) };
+        let mut bad = LinkFaults::FAIR;
         change(&mut bad);
         self.network(kind, || format!("n{from} -> n{to} {bad:?}"));
-        self.fleet.links().set(from, to, |weather| *weather = bad);
+        self.fleet.links().set(from, to, |link_faults| *link_faults = bad);
         self.a_while(300, 2500).await;
-        self.fleet.links().set(from, to, |weather| *weather = Weather::FAIR);
+        self.fleet.links().set(from, to, |link_faults| *link_faults = LinkFaults::FAIR);
     }
 
     pub(super) async fn one_way_cut(&mut self) {
         let Some(from) = self.some_running() else { return };
         let others: Vec<NodeId> = self.fleet.in_state(State::Running).into_iter().filter(|id| *id != from).collect();
-        let Some(to) = self.dice.pick(&others).copied() else { return };
+        let Some(to) = self.rng.pick(&others).copied() else { return };
         // Half of the time what the leader says is lost, half of the time what it is told.
-        let (from, to) = if self.dice.below(2) == 0 { (from, to) } else { (to, from) };
+        let (from, to) = if self.rng.below(2) == 0 { (from, to) } else { (to, from) };
         self.network("one-way cut", || format!("n{from} -> n{to}"));
         self.fleet.links().cut(from, to);
         self.a_while(300, 2500).await;
@@ -43,13 +43,15 @@ impl<S: StateMachine> Culprit<S> {
         if self.both_ways(node).is_empty() {
             return;
         }
-        let delay = self.dice.between(20, 150);
+        let delay = self.rng.between(20, 150);
         self.network("slow peer", || format!("n{node}, {delay} ms each way"));
-        let slow = Weather { delay_ms: delay, jitter_ms: delay / 4, ..Weather::FAIR };
+        let slow = LinkFaults { delay_ms: delay, jitter_ms: delay / 4, ..LinkFaults::FAIR };
         let links = self.both_ways(node);
-        links.iter().for_each(|(from, to)| self.fleet.links().set(*from, *to, |weather| *weather = slow));
+        links.iter().for_each(|(from, to)| self.fleet.links().set(*from, *to, |link_faults| *link_faults = slow));
         self.a_while(500, 3000).await;
-        links.iter().for_each(|(from, to)| self.fleet.links().set(*from, *to, |weather| *weather = Weather::FAIR));
+        links
+            .iter()
+            .for_each(|(from, to)| self.fleet.links().set(*from, *to, |link_faults| *link_faults = LinkFaults::FAIR));
     }
 
     pub(super) async fn partition(&mut self) {
@@ -57,8 +59,8 @@ impl<S: StateMachine> Culprit<S> {
         let leader = self.world().facts(|facts| facts.leader());
         // Mostly the leader is cut off: that is when something is decided.
         let alone = match leader {
-            Some(leader) if self.dice.below(3) > 0 => vec![leader],
-            _ => all.iter().copied().filter(|_| self.dice.below(2) == 0).collect(),
+            Some(leader) if self.rng.below(3) > 0 => vec![leader],
+            _ => all.iter().copied().filter(|_| self.rng.below(2) == 0).collect(),
         };
         let across: Vec<(NodeId, NodeId)> = all
             .iter()
@@ -76,7 +78,7 @@ impl<S: StateMachine> Culprit<S> {
 
     pub(super) fn reset(&mut self) {
         let nodes = self.fleet.in_state(State::Running);
-        let (Some(a), Some(b)) = (self.dice.pick(&nodes).copied(), self.dice.pick(&nodes).copied()) else { return };
+        let (Some(a), Some(b)) = (self.rng.pick(&nodes).copied(), self.rng.pick(&nodes).copied()) else { return };
         if a != b {
             self.network("connection reset", || format!("n{a} and n{b}"));
             self.fleet.links().reset(a, b);

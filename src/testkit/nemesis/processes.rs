@@ -2,16 +2,16 @@
 
 use actorum_actors::machine::StateMachine;
 
-use super::{Culprit, Hold, State};
+use super::{FaultTask, Hold, State};
 use crate::testkit::disk::Part;
 
-impl<S: StateMachine> Culprit<S> {
+impl<S: StateMachine> FaultTask<S> {
     pub(super) fn process(&self, kind: &'static str) {
         self.world().count(|counts| *counts.process.entry(kind).or_default() += 1);
     }
 
     pub(super) async fn power_cut(&mut self) {
-        let victims = match self.dice.below(6) {
+        let victims = match self.rng.below(6) {
             0 => self.fleet.in_state(State::Running),
             _ => self.some_running().into_iter().collect(),
         };
@@ -19,17 +19,17 @@ impl<S: StateMachine> Culprit<S> {
         for Hold(node, _) in &holds {
             let loss = self.some_loss();
             let node = *node;
-            match self.dice.below(5) {
+            match self.rng.below(5) {
                 0 => self.fleet.crash(node, loss),
-                1 => self.fleet.links().arm(node, self.dice.between(1, 40), loss),
+                1 => self.fleet.links().arm(node, self.rng.between(1, 40), loss),
                 2 => {
-                    let step = self.dice.between(1, 20);
+                    let step = self.rng.between(1, 20);
                     self.fleet.node(node, |node| node.disk.arm(Part::Log, step, loss));
                 }
                 _ => {
-                    let step = self.dice.between(1, 40);
+                    let step = self.rng.between(1, 40);
                     self.fleet.node(node, |node| node.disk.arm(Part::Files, step, loss));
-                    if self.dice.below(2) == 0 {
+                    if self.rng.below(2) == 0 {
                         self.ask_for_snapshot(node);
                     }
                 }

@@ -6,13 +6,13 @@ use actorum_actors::machine::StateMachine;
 use actorum_transport::wire::NodeId;
 use tokio::time::sleep;
 
-use super::{Culprit, State};
+use super::{FaultTask, State};
 use crate::testkit::{
     disk::{Mishap, Part},
     machine,
 };
 
-impl<S: StateMachine> Culprit<S> {
+impl<S: StateMachine> FaultTask<S> {
     /// Somebody asks for one, and does not wait.
     pub(super) fn ask_for_snapshot(&self, id: NodeId) {
         let Some((raft, _)) = self.fleet.raft(id) else { return };
@@ -44,10 +44,10 @@ impl<S: StateMachine> Culprit<S> {
     /// The node must survive it, so nothing is forgiven here.
     pub(super) async fn snapshot_error(&mut self) {
         let Some(hold) = self.hold_running() else { return };
-        let mishap = if self.dice.below(2) == 0 { Mishap::Error } else { Mishap::Full };
-        let step = self.dice.between(1, 16);
+        let mishap = if self.rng.below(2) == 0 { Mishap::Error } else { Mishap::Full };
+        let step = self.rng.between(1, 16);
         self.fleet.node(hold.0, |node| node.disk.fail(Part::Files, mishap, step));
-        if self.dice.below(2) == 0 {
+        if self.rng.below(2) == 0 {
             self.ask_for_snapshot(hold.0);
         }
         self.a_while(300, 3000).await;
@@ -56,7 +56,7 @@ impl<S: StateMachine> Culprit<S> {
 
     pub(super) async fn rotten_snapshot(&mut self) {
         let Some(hold) = self.hold_running() else { return };
-        let roll = self.dice.roll();
+        let roll = self.rng.roll();
         let rotten = self.fleet.node(hold.0, |node| node.disk.some_bit(roll).filter(|bit| node.disk.flip_file(bit)));
         let Some(Some(rotten)) = rotten else { return };
         self.disk("rotten snapshot", hold.0);
@@ -81,8 +81,8 @@ impl<S: StateMachine> Culprit<S> {
 
     pub(super) async fn failing_snapshot(&mut self) {
         let Some(hold) = self.hold_running() else { return };
-        let mishap = if self.dice.below(2) == 0 { machine::Mishap::Error } else { machine::Mishap::Panic };
-        let restores = self.dice.below(2) == 0;
+        let mishap = if self.rng.below(2) == 0 { machine::Mishap::Error } else { machine::Mishap::Panic };
+        let restores = self.rng.below(2) == 0;
         if restores {
             // Who comes back after a while is likely to be sent one.
             self.fleet.kill(hold.0);
@@ -92,14 +92,14 @@ impl<S: StateMachine> Culprit<S> {
             }
         }
         self.fleet.node(hold.0, |node| match restores {
-            true => node.strings.fail_next_restore(mishap),
-            false => node.strings.fail_next_snapshot(mishap),
+            true => node.hooks.fail_next_restore(mishap),
+            false => node.hooks.fail_next_snapshot(mishap),
         });
         if !restores {
             self.ask_for_snapshot(hold.0);
         }
         self.a_while(300, 3000).await;
-        self.fleet.node(hold.0, |node| node.strings.calm());
+        self.fleet.node(hold.0, |node| node.hooks.calm());
         if self.fleet.node(hold.0, |node| node.state) == Some(State::Down) {
             self.come_back(hold.0).await;
         }

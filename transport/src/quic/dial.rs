@@ -24,7 +24,7 @@ pub(super) async fn keep_up(
     gate: Rc<RefCell<Gate>>,
 ) {
     let mut backoff = config.min_backoff;
-    let mut dice = config.seed ^ (config.identity.id << 32) ^ peer;
+    let mut rng = config.seed ^ (config.identity.id << 32) ^ peer;
     loop {
         // Whichever side dialled, one link is enough.
         if up.wait_for(Option::is_none).await.is_err() {
@@ -56,9 +56,9 @@ pub(super) async fn keep_up(
                 transport.do_send(Failed { peer, why });
             }
         }
-        dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        rng = rng.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         // Between half and the whole of it, so that two nodes that lost each other do not meet in step.
-        let jitter = backoff.mul_f64(0.5 + (dice >> 33) as f64 / f64::from(u32::MAX));
+        let jitter = backoff.mul_f64(0.5 + (rng >> 33) as f64 / f64::from(u32::MAX));
         tokio::time::sleep(jitter.min(most)).await;
         backoff = (backoff * 2).min(most).max(Duration::from_millis(1));
     }

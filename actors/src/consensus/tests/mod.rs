@@ -1,4 +1,4 @@
-//! The core under test: transcripts that tell one story each, and a cluster driven by dice.
+//! The core under test: transcripts that tell one story each, and a cluster driven by random numbers.
 //!
 //! `UPDATE_GOLDENFILES=1 cargo test -p actorum-actors consensus` writes the transcripts anew; read them before
 //! committing them: they must be right, not merely what came out.

@@ -1,4 +1,4 @@
-//! A cluster driven by dice: everything that may happen happens, in any order, and nothing that may never happen does.
+//! A cluster driven by random numbers: everything that may happen happens, in any order, and nothing that may never happen does.
 //!
 //! Links lose and repeat but never reorder (a stream); heartbeats and votes overtake the log (another stream); disks
 //! answer late and lose what they had not answered for, or not all of it; nodes die, pause and come back; members come and
@@ -12,10 +12,10 @@ use actorum_transport::{message::AskError, wire::NodeId};
 use super::cluster::{Cluster, Errand, TICK};
 use crate::{members::Change, message::Room};
 
-/// splitmix64: enough for dice.
-struct Dice(u64);
+/// splitmix64: enough for tests.
+struct Rng(u64);
 
-impl Dice {
+impl Rng {
     fn roll(&mut self, sides: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
@@ -35,7 +35,7 @@ impl Dice {
 
 struct Run {
     seed: u64,
-    dice: Dice,
+    rng: Rng,
     cluster: Cluster,
     replies: usize,
     /// Whether members come and go in this run.
@@ -62,20 +62,20 @@ impl Drop for Run {
 
 impl Run {
     fn new(seed: u64) -> Self {
-        let mut dice = Dice(seed);
+        let mut rng = Rng(seed);
         let mut cluster = Cluster::new(seed);
         // Writes end at random: in some runs a disk is often too slow, in others never.
-        cluster.disk_slow_ticks = dice.pick(&[3, 10, 1 << 30]).unwrap_or(10);
+        cluster.disk_slow_ticks = rng.pick(&[3, 10, 1 << 30]).unwrap_or(10);
         // In most runs the log is cut off behind those who are away.
-        cluster.snapshot_entries = dice.pick(&[2, 6, 1 << 30]).unwrap_or(6);
-        cluster.keep_entries = dice.roll(4);
-        cluster.hold_bytes = dice.pick(&[0, 0, 1000]).unwrap_or(0);
+        cluster.snapshot_entries = rng.pick(&[2, 6, 1 << 30]).unwrap_or(6);
+        cluster.keep_entries = rng.roll(4);
+        cluster.hold_bytes = rng.pick(&[0, 0, 1000]).unwrap_or(0);
         // In some runs a message holds one entry, and a window two.
-        cluster.max_append_bytes = dice.pick(&[1 << 10, 100, 1]).unwrap_or(1 << 10);
-        cluster.peer_window_bytes = dice.pick(&[1 << 13, 200, 60]).unwrap_or(1 << 13);
-        cluster.max_unapplied_bytes = dice.pick(&[1 << 20, 1 << 20, 500]).unwrap_or(1 << 20);
-        let founders: Vec<NodeId> = (1..=dice.pick(&[1, 2, 3, 3, 3, 5]).unwrap_or(3)).collect();
-        let changes = dice.one_in(2);
+        cluster.max_append_bytes = rng.pick(&[1 << 10, 100, 1]).unwrap_or(1 << 10);
+        cluster.peer_window_bytes = rng.pick(&[1 << 13, 200, 60]).unwrap_or(1 << 13);
+        cluster.max_unapplied_bytes = rng.pick(&[1 << 20, 1 << 20, 500]).unwrap_or(1 << 20);
+        let founders: Vec<NodeId> = (1..=rng.pick(&[1, 2, 3, 3, 3, 5]).unwrap_or(3)).collect();
+        let changes = rng.one_in(2);
         cluster.found(&founders);
         if changes {
             let last = founders.len() as u64;
@@ -88,8 +88,8 @@ impl Run {
             }
             cluster.start(id, None);
         }
-        let away = dice.pick(&founders).filter(|_| founders.len() > 2 && dice.one_in(2));
-        Run { seed, dice, cluster, replies: 0, changes, suspected: 0, fetched: 0, away }
+        let away = rng.pick(&founders).filter(|_| founders.len() > 2 && rng.one_in(2));
+        Run { seed, rng, cluster, replies: 0, changes, suspected: 0, fetched: 0, away }
     }
 
     fn up(&self) -> Vec<NodeId> {
@@ -98,7 +98,7 @@ impl Run {
 
     fn any_up(&mut self) -> Option<NodeId> {
         let up = self.up();
-        self.dice.pick(&up)
+        self.rng.pick(&up)
     }
 
     fn reply(&mut self, kind: &str) -> String {
@@ -108,14 +108,14 @@ impl Run {
 
     /// After an input: mostly a drain at once, sometimes more inputs first.
     fn drain_soon(&mut self, id: NodeId) {
-        if !self.dice.one_in(3) && self.cluster.is_up(id) {
+        if !self.rng.one_in(3) && self.cluster.is_up(id) {
             self.cluster.drain(id);
         }
     }
 
     fn step(&mut self) {
-        let wait = Duration::from_millis(100 + self.dice.roll(4000));
-        match self.dice.roll(100) {
+        let wait = Duration::from_millis(100 + self.rng.roll(4000));
+        match self.rng.roll(100) {
             0..30 => self.deliver(),
             30..45 => self.tick(),
             45..58 => self.persist(),
@@ -142,7 +142,7 @@ impl Run {
             96 => self.lose(),
             97 => {
                 let (Some(a), Some(b)) = (self.any_up(), self.any_up()) else { return };
-                if self.dice.one_in(3) {
+                if self.rng.one_in(3) {
                     self.cluster.cut(a, b);
                     self.cluster.core(a).unreachable(b);
                 }
@@ -150,7 +150,7 @@ impl Run {
             98 => self.cluster.cut.clear(),
             99 => {
                 let Some(id) = self.any_up() else { return };
-                if self.dice.one_in(4) {
+                if self.rng.one_in(4) {
                     self.cluster.core(id).campaign();
                 }
                 self.drain_soon(id);
@@ -161,20 +161,20 @@ impl Run {
 
     fn deliver(&mut self) {
         let busy: Vec<_> = self.cluster.links.iter().filter(|(_, q)| !q.is_empty()).map(|(link, _)| *link).collect();
-        let Some((from, to, urgent)) = self.dice.pick(&busy) else { return };
-        let repeated = self.dice.one_in(20);
+        let Some((from, to, urgent)) = self.rng.pick(&busy) else { return };
+        let repeated = self.rng.one_in(20);
         if let Some(queue) = self.cluster.links.get_mut(&(from, to, urgent)).filter(|_| repeated) {
             let first = queue[0].clone();
             queue.push_front(first);
         }
-        let count = 1 + self.dice.roll(4) as usize;
+        let count = 1 + self.rng.roll(4) as usize;
         self.cluster.deliver(from, to, urgent, count);
         self.drain_soon(to);
     }
 
     fn tick(&mut self) {
         let Some(id) = self.any_up() else { return };
-        let by = if self.dice.one_in(30) { TICK * 20 } else { TICK };
+        let by = if self.rng.one_in(30) { TICK * 20 } else { TICK };
         if let Some(node) = self.cluster.nodes.get_mut(&id) {
             node.now += by;
         }
@@ -184,19 +184,19 @@ impl Run {
     fn persist(&mut self) {
         let Some(id) = self.any_up() else { return };
         let numbers: Vec<u64> = self.cluster.nodes[&id].disk.in_flight.iter().map(|append| append.number).collect();
-        if self.cluster.nodes[&id].probing && self.dice.one_in(2) {
-            let fails = self.dice.one_in(4);
+        if self.cluster.nodes[&id].probing && self.rng.one_in(2) {
+            let fails = self.rng.one_in(4);
             self.suspected += 1;
             self.cluster.probe(id, if fails { Err("it fails".into()) } else { Ok(()) });
         }
-        if self.dice.one_in(40) {
-            let low = self.dice.one_in(2);
+        if self.rng.one_in(40) {
+            let low = self.rng.one_in(2);
             self.cluster.core(id).disk_space(Room::low(low));
         }
-        if self.dice.one_in(2) && self.cluster.read_entries(id) {
+        if self.rng.one_in(2) && self.cluster.read_entries(id) {
             self.drain_soon(id);
         }
-        let Some(number) = self.dice.pick(&numbers) else { return };
+        let Some(number) = self.rng.pick(&numbers) else { return };
         self.cluster.persist(id, number);
         self.drain_soon(id);
     }
@@ -205,20 +205,20 @@ impl Run {
     fn snapshots(&mut self) {
         for id in self.up() {
             let applied = self.cluster.nodes[&id].applier.applied > 1;
-            if self.cluster.nodes[&id].building || (applied && self.dice.one_in(4)) {
-                match self.dice.one_in(10) {
+            if self.cluster.nodes[&id].building || (applied && self.rng.one_in(4)) {
+                match self.rng.one_in(10) {
                     true => self.cluster.core(id).snapshot_built(Err("it fails".into())),
                     false => self.cluster.built(id),
                 }
                 self.drain_soon(id);
             }
             let Ok((from, snapshot)) = self.cluster.wanted(id) else { continue };
-            let gave_up = self.dice.one_in(6).then(|| "it fails".to_owned());
+            let gave_up = self.rng.one_in(6).then(|| "it fails".to_owned());
             if self.cluster.is_up(from) {
                 self.cluster.core(from).peer_fetches(id, snapshot.index, gave_up.clone());
                 self.drain_soon(from);
             }
-            if gave_up.is_some() || self.dice.one_in(2) {
+            if gave_up.is_some() || self.rng.one_in(2) {
                 if let Some(node) = self.cluster.nodes.get_mut(&id) {
                     node.fetching = None;
                 }
@@ -233,13 +233,13 @@ impl Run {
         if self.cluster.errands.is_empty() {
             return;
         }
-        let n = self.dice.roll(self.cluster.errands.len() as u64) as usize;
+        let n = self.rng.roll(self.cluster.errands.len() as u64) as usize;
         let Some(errand) = self.cluster.errands.remove(n) else { return };
         let reached = match errand {
-            Errand::Question { from, id, .. } if self.dice.one_in(10) => {
+            Errand::Question { from, id, .. } if self.rng.one_in(10) => {
                 self.cluster.end_question(from, id, AskError::NotSent("no connection".into()))
             }
-            Errand::Answer { to, id, .. } if self.dice.one_in(10) => {
+            Errand::Answer { to, id, .. } if self.rng.one_in(10) => {
                 self.cluster.end_question(to, id, AskError::Lost("the connection broke".into()))
             }
             errand => self.cluster.carry(errand),
@@ -250,10 +250,10 @@ impl Run {
     fn change(&mut self, wait: Duration) {
         let Some(id) = self.any_up() else { return };
         let all: Vec<_> = self.cluster.nodes.keys().copied().collect();
-        let Some(node) = self.dice.pick(&all) else { return };
+        let Some(node) = self.rng.pick(&all) else { return };
         // Without its incarnation on record a learner is not promoted.
         self.cluster.record(id, node);
-        let change = match self.dice.roll(8) {
+        let change = match self.rng.roll(8) {
             0..3 => Change::AddLearner(node, "somewhere:7000".into()),
             3..6 => Change::Promote(node),
             6 => Change::Demote(node),
@@ -268,7 +268,7 @@ impl Run {
         let Some(id) = self.any_up() else { return };
         // Some of what was in flight may have reached the disk without anybody hearing of it.
         let numbers: Vec<u64> = self.cluster.nodes[&id].disk.in_flight.iter().map(|append| append.number).collect();
-        let reached = self.dice.pick(&numbers).filter(|_| self.dice.one_in(2));
+        let reached = self.rng.pick(&numbers).filter(|_| self.rng.one_in(2));
         self.cluster.crash_after(id, reached.unwrap_or(0));
     }
 
@@ -276,10 +276,10 @@ impl Run {
         let away = |id: &NodeId| Some(*id) == self.away;
         let down: Vec<_> =
             self.cluster.nodes.keys().copied().filter(|id| !self.cluster.is_up(*id) && !away(id)).collect();
-        let Some(id) = self.dice.pick(&down) else { return };
+        let Some(id) = self.rng.pick(&down) else { return };
         // A machine with storage of its own may have come further than its snapshot, and not as far as the commit.
         let commit = self.cluster.nodes[&id].disk.image().hard_state.commit;
-        let applied = 1 + self.dice.roll(commit.max(1));
+        let applied = 1 + self.rng.roll(commit.max(1));
         self.cluster.start(id, Some(applied.min(commit)));
     }
 
@@ -287,7 +287,7 @@ impl Run {
     fn lose(&mut self) {
         let (Some(a), Some(b)) = (self.any_up(), self.any_up()) else { return };
         self.cluster.links.retain(|(from, to, _), _| (*from, *to) != (a, b));
-        if self.dice.one_in(2) {
+        if self.rng.one_in(2) {
             self.cluster.core(a).unreachable(b);
             self.drain_soon(a);
         }
@@ -372,7 +372,7 @@ fn run(seed: u64) -> [usize; 6] {
 }
 
 #[test]
-fn dice() {
+fn rng() {
     let number = |name: &str| std::env::var(name).ok().and_then(|value| value.parse::<u64>().ok());
     if let Some(seed) = number("SEED") {
         println!("SEED={seed}: {:?} applied, rejected, unknown, read, probed, fetched", run(seed));
@@ -388,7 +388,7 @@ fn dice() {
         "{seeds} seeds: {applied} applied, {rejected} rejected, {unknown} unknown, {served} reads, {probed} probes, \
          {fetched} snapshots fetched"
     );
-    // Dice that never get anything done would prove nothing.
+    // Random runs that never get anything done would prove nothing.
     assert!(applied as u64 > seeds * 10 && rejected as u64 > seeds && unknown as u64 > seeds && served as u64 > seeds);
     assert!(probed as u64 > seeds / 10, "only {probed} disks were ever suspected");
     assert!(fetched as u64 > seeds / 20, "only {fetched} snapshots were ever fetched");

@@ -44,8 +44,8 @@ impl Asked {
 }
 
 /// splitmix64's mixing: several choices out of one throw.
-pub(super) fn mix(dice: u64) -> u64 {
-    let mut mixed = dice.wrapping_add(0x9e37_79b9_7f4a_7c15);
+pub(super) fn mix(rng: u64) -> u64 {
+    let mut mixed = rng.wrapping_add(0x9e37_79b9_7f4a_7c15);
     mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     mixed ^ (mixed >> 31)
@@ -114,18 +114,18 @@ impl Disk {
     }
 
     /// What a power cut leaves.
-    pub(super) fn settle(&mut self, loss: Loss, dice: u64) {
+    pub(super) fn settle(&mut self, loss: Loss, rng: u64) {
         self.cut = false;
         if let Some((at, page)) = self.under_way.take() {
-            let written = mix(dice ^ 0x7062) as usize % (page.len() + 1);
+            let written = mix(rng ^ 0x7062) as usize % (page.len() + 1);
             self.pages[at..at + written].copy_from_slice(&page[..written]);
             self.counters.torn_pages += 1;
         }
         let count = self.unsynced.len();
         let keeps = |nth: usize| match loss {
             Loss::All => false,
-            Loss::Prefix => nth < mix(dice) as usize % (count + 1),
-            Loss::Subset => mix(dice.wrapping_add(nth as u64)) & 1 == 0,
+            Loss::Prefix => nth < mix(rng) as usize % (count + 1),
+            Loss::Subset => mix(rng.wrapping_add(nth as u64)) & 1 == 0,
             Loss::Torn => true,
         };
         let mut kept = Vec::new();
@@ -141,9 +141,9 @@ impl Disk {
         if loss == Loss::Torn {
             let last = kept.last().map(|batch| batch.0.as_slice()).unwrap_or_default();
             let put: Vec<(Key, &Bytes)> = last.iter().filter_map(|(key, _, new)| Some((*key, new.as_ref()?))).collect();
-            if let Some(nth) = (mix(dice) as usize).checked_rem(put.len()) {
+            if let Some(nth) = (mix(rng) as usize).checked_rem(put.len()) {
                 let (key, value) = put[nth];
-                let length = mix(dice.wrapping_add(1)) as usize % value.len();
+                let length = mix(rng.wrapping_add(1)) as usize % value.len();
                 let torn = value.slice(..length);
                 self.put(key, Some(torn));
                 self.counters.torn_values += 1;

@@ -29,9 +29,9 @@ struct Due {
     asked: u64,
 }
 
-/// Deeds by the moment they are due. Clones are the same agenda.
+/// Deeds by the moment they are due. Clones are the same scheduler.
 #[derive(Clone)]
-pub(crate) struct Agenda(Arc<Inner>);
+pub(crate) struct Scheduler(Arc<Inner>);
 
 struct Inner {
     origin: Instant,
@@ -39,10 +39,10 @@ struct Inner {
     sooner: Notify,
 }
 
-impl Agenda {
+impl Scheduler {
     /// Must be called inside the simulation's runtime: its now is zero.
-    pub fn new() -> Agenda {
-        Agenda(Arc::new(Inner { origin: Instant::now(), due: Mutex::default(), sooner: Notify::new() }))
+    pub fn new() -> Scheduler {
+        Scheduler(Arc::new(Inner { origin: Instant::now(), due: Mutex::default(), sooner: Notify::new() }))
     }
 
     /// Virtual milliseconds since the beginning.
@@ -71,12 +71,12 @@ impl Agenda {
 
     /// Nothing of it is done any more.
     pub fn clear(&self) {
-        // Dropped outside the lock: a deed may hold what holds this agenda.
+        // Dropped outside the lock: a deed may hold what holds this scheduler.
         let deeds = std::mem::take(&mut self.lock().deeds);
         drop(deeds);
     }
 
-    /// Keeps the agenda; ends never.
+    /// Keeps the scheduler; ends never.
     pub async fn keep(self) {
         loop {
             let next = self.lock().deeds.first_key_value().map(|((moment, _), _)| *moment);

@@ -3,21 +3,21 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// splitmix64.
-pub struct Dice(u64);
+pub struct Rng(u64);
 
-impl Dice {
+impl Rng {
     /// From `SEED`, or from the clock; printed, so that a failure can be repeated.
-    pub fn new() -> Dice {
+    pub fn new() -> Rng {
         let clock = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_nanos() as u64);
         let seed = std::env::var("SEED").ok().and_then(|s| s.parse().ok()).unwrap_or_else(clock);
         println!("seed {seed} (repeat with SEED={seed})");
-        Dice(seed)
+        Rng(seed)
     }
 
     /// Another generator, for a thread of its own.
     #[allow(dead_code)] // not every test has threads
-    pub fn fork(&mut self) -> Dice {
-        Dice(self.below(u64::MAX))
+    pub fn fork(&mut self) -> Rng {
+        Rng(self.below(u64::MAX))
     }
 
     /// A number below `bound`.

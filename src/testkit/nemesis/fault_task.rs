@@ -14,7 +14,7 @@ use tokio::time::sleep;
 use super::State;
 use crate::{
     StartError,
-    testkit::{dice::Dice, disk::Loss, fleet::Fleet, world::World},
+    testkit::{disk::Loss, fleet::Fleet, rng::Rng, world::World},
 };
 
 /// The nodes some fault has in hand.
@@ -30,9 +30,9 @@ impl Drop for Hold {
 }
 
 /// One fault under way.
-pub(super) struct Culprit<S: StateMachine> {
+pub(super) struct FaultTask<S: StateMachine> {
     pub fleet: Fleet<S>,
-    pub dice: Dice,
+    pub rng: Rng,
     pub reserved: Reserved,
     pub changing: Rc<RefCell<u32>>,
     pub wrong_year: Rc<Cell<bool>>,
@@ -40,13 +40,13 @@ pub(super) struct Culprit<S: StateMachine> {
     pub founders: NodeId,
 }
 
-impl<S: StateMachine> Culprit<S> {
+impl<S: StateMachine> FaultTask<S> {
     pub(super) fn world(&self) -> &World {
         self.fleet.world()
     }
 
     pub(super) async fn a_while(&mut self, from_ms: u64, to_ms: u64) {
-        let ms = self.dice.between(from_ms, to_ms);
+        let ms = self.rng.between(from_ms, to_ms);
         sleep(Duration::from_millis(ms)).await;
     }
 
@@ -55,8 +55,8 @@ impl<S: StateMachine> Culprit<S> {
         let leader = self.world().facts(|facts| facts.leader()).filter(|leader| nodes.contains(leader));
         // The leader is the more interesting victim.
         match leader {
-            Some(leader) if self.dice.below(2) == 0 => Some(leader),
-            _ => self.dice.pick(&nodes).copied(),
+            Some(leader) if self.rng.below(2) == 0 => Some(leader),
+            _ => self.rng.pick(&nodes).copied(),
         }
     }
 
@@ -86,7 +86,7 @@ impl<S: StateMachine> Culprit<S> {
     }
 
     pub(super) fn some_loss(&mut self) -> Loss {
-        match self.dice.below(3) {
+        match self.rng.below(3) {
             0 => Loss::All,
             1 => Loss::Prefix,
             _ => Loss::Subset,

@@ -2,18 +2,18 @@
 
 /// A stream of numbers that follow from a seed.
 #[derive(Clone, Debug)]
-pub struct Dice(u64);
+pub struct Rng(u64);
 
-impl Dice {
+impl Rng {
     /// The stream of a seed.
-    pub fn new(seed: u64) -> Dice {
-        Dice(seed ^ 0x6163_746f_7275_6d21)
+    pub fn new(seed: u64) -> Rng {
+        Rng(seed ^ 0x6163_746f_7275_6d21)
     }
 
     /// A stream of its own for somebody with this name and number.
-    pub fn fork(&self, name: &str, number: u64) -> Dice {
+    pub fn fork(&self, name: &str, number: u64) -> Rng {
         let hash = name.bytes().fold(self.0 ^ number.rotate_left(32), |hash, byte| mix(hash ^ u64::from(byte)));
-        Dice(hash)
+        Rng(hash)
     }
 
     /// Any number.
