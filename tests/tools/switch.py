@@ -96,7 +96,7 @@ class Switch:
                 totals[name] += count
         return totals
 
-    def forward(self, link, frame, now):
+    def forward(self, link, frame):
         rule, counts = self.rules.get(link, {}), self.counts.setdefault(link, {})
 
         def fires(fault):
@@ -122,6 +122,8 @@ class Switch:
             late[0] += self.rng.uniform(0.002, 0.03)
         if fires("duplicate"):
             late.append(late[0] + self.rng.uniform(0.0, 0.02))
+        # Now, and not when the first frame of this turn was read: this one may have been sent since then.
+        now = time.monotonic()
         for seconds in late:
             if seconds == 0.0:
                 self.deliver(link[1], frame)
@@ -163,7 +165,7 @@ class Switch:
                         break
                     known = frame[:5] == b"\x02\0\0\0\0" and frame[5] in self.ports
                     for to in [frame[5]] if known else [j for j in self.ports if j != owner[fd]]:
-                        self.forward((owner[fd], to), frame, now)
+                        self.forward((owner[fd], to), frame)
 
 
 def main():
