@@ -230,7 +230,7 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
         applied: replayed.applied,
         membership: replayed.system.as_ref().map(|system| system.membership.clone()).unwrap_or_default(),
         cluster,
-        floor: replayed.system.as_ref().map_or(0, |system| system.recovered_at),
+        min_served_index: replayed.system.as_ref().map_or(0, |system| system.recovered_at),
     };
     let settings = settings(id, identity, &config, &bootstrap);
     let certificate_ends = certificate_ends(&certificates);

@@ -129,7 +129,7 @@ fn consensus<T>(id: NodeId) -> Consensus<T> {
         applied: 1,
         membership: state.membership.clone(),
         cluster: Some(state.cluster),
-        floor: 0,
+        min_served_index: 0,
     };
     Consensus::new(settings, start).unwrap()
 }

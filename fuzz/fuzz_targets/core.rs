@@ -257,7 +257,7 @@ impl Node {
             applied,
             membership,
             cluster: None,
-            floor: 0,
+            min_served_index: 0,
         };
         Node {
             core: Consensus::new(settings, start).expect("what was made durable can be started from"),

@@ -28,7 +28,7 @@ fuzz_target!(|data: &[u8]| {
 /// A store's values in the order of their keys, as an open or an inspection reads them.
 fn scan(draw: &mut Draw<'_>) {
     let mut values: Vec<(Vec<u8>, Bytes)> = Vec::new();
-    let mut previous = record::anchor(GroupId::FIRST, 1, 1);
+    let mut previous = record::prev_checksum(GroupId::FIRST, 1, 1);
     while draw.more() && values.len() < 64 {
         let how = draw.byte();
         let kind = draw.pick(&[Kind::Owner, Kind::HardState, Kind::Snapshot, Kind::Block]);
@@ -81,11 +81,11 @@ fn scan(draw: &mut Draw<'_>) {
 fn payload(payload: Bytes) {
     let _ = record::decode_owner(payload.clone());
     let _ = record::decode_hard_state(payload.clone());
-    if let Ok(foundation) = record::decode_foundation(GroupId::FIRST, &payload) {
+    if let Ok(log_meta) = record::decode_log_meta(GroupId::FIRST, &payload) {
         let again =
-            record::encode_foundation(&foundation).map(|bytes| record::decode_foundation(GroupId::FIRST, &bytes));
-        assert_eq!(again, Ok(Ok(foundation.clone())), "what can be read can be written and read again");
-        foundation.snapshots.iter().for_each(|snapshot| drop(SystemState::of(snapshot)));
+            record::encode_log_meta(&log_meta).map(|bytes| record::decode_log_meta(GroupId::FIRST, &bytes));
+        assert_eq!(again, Ok(Ok(log_meta.clone())), "what can be read can be written and read again");
+        log_meta.snapshots.iter().for_each(|snapshot| drop(SystemState::of(snapshot)));
     }
     for first in [2, u64::MAX - 1] {
         if let Ok(entries) = record::decode_block(first, payload.clone()) {

@@ -157,7 +157,7 @@ pub struct Start {
     pub cluster: Option<ClusterId>,
     /// Where this node was made the only one of a cluster by hand, zero if it was not: what its log holds up to there is
     /// sent to nobody.
-    pub floor: u64,
+    pub min_served_index: u64,
 }
 
 /// A moment, as the caller's clock has it.
@@ -202,7 +202,7 @@ pub struct Consensus<T> {
     membership: Arc<Membership>,
     understanding: Understanding,
     cluster: Option<ClusterId>,
-    floor: u64,
+    min_served_index: u64,
     /// Writes on their way to the disk, oldest first, and the messages that wait for them. Entries are bounded by
     /// `max_unapplied_bytes`, answers by `disk::MAX_DEFERRED`.
     pending_writes: VecDeque<PendingWrite>,
@@ -238,7 +238,7 @@ pub struct Consensus<T> {
 impl<T> Consensus<T> {
     /// A core that goes on where its log ended.
     pub fn new(settings: Settings, start: Start) -> Result<Self, StoreError> {
-        let Start { recovered, reader, applied, membership, cluster, floor } = start;
+        let Start { recovered, reader, applied, membership, cluster, min_served_index } = start;
         let mut view = match recovered.newest() {
             None => {
                 // It holds nothing, but a leader may have spoken to it: its term never runs backwards.
@@ -249,7 +249,10 @@ impl<T> Consensus<T> {
             Some(_) if planted::is(Planted::VoteForgotten) && recovered.hard_state.vote != 0 => {
                 let hard_state = HardState { vote: 0, ..recovered.hard_state };
                 let recovered = Recovered { hard_state, ..recovered };
-                return Consensus::new(settings, Start { recovered, reader, applied, membership, cluster, floor });
+                return Consensus::new(
+                    settings,
+                    Start { recovered, reader, applied, membership, cluster, min_served_index },
+                );
             }
             Some(snapshot) => {
                 // The genesis that a learner was sent names it; the founders' own state does not.
@@ -258,7 +261,7 @@ impl<T> Consensus<T> {
                 LogView::recovered(group, reader, keep, recovered, applied, conf)?
             }
         };
-        view.raise_floor(floor);
+        view.raise_min_served_index(min_served_index);
         // raft-rs refuses to start with a commit index below what was applied.
         let hard = view.hard_state();
         // Its next election would overflow, in every term that follows too.
@@ -278,7 +281,7 @@ impl<T> Consensus<T> {
             membership,
             understanding,
             cluster,
-            floor,
+            min_served_index,
             pending_writes: VecDeque::new(),
             disk: disk::Disk::default(),
             next_write: 1,

@@ -111,7 +111,7 @@ impl<T> Consensus<T> {
         let Some(newest) = self.raw.store().newest().map(|snapshot| snapshot.index) else { return };
         let applied = self.raw.raft.raft_log.applied;
         // A log that was rewritten after a disaster is never sent: until there is a snapshot of what it led to, nobody can join.
-        let must = newest < self.floor && applied >= self.floor;
+        let must = newest < self.min_served_index && applied >= self.min_served_index;
         let bytes = || self.raw.store().bytes_after(newest).saturating_sub(self.raw.store().bytes_after(applied));
         let many = applied.saturating_sub(newest) >= self.settings.snapshot_entries;
         // A log that is many times the state costs more room than the state does, and a snapshot little beside it.

@@ -14,7 +14,7 @@ use actorum_transport::{
 
 use super::{
     engine::{self, Engine},
-    record::{self, Assembled, FoundGroup, Foundation, Key, Kind, Piece},
+    record::{self, Assembled, FoundGroup, Key, Kind, LogMeta, Piece},
     store::*,
 };
 
@@ -24,7 +24,7 @@ pub(super) struct Log {
     /// The index before its first entry and the term there; zero without a snapshot.
     pub(super) base: (u64, u64),
     /// What its first block names as its predecessor.
-    pub(super) anchor: u32,
+    pub(super) prev_checksum: u32,
     /// The index of its newest snapshot: what is up to there is never replaced.
     pub(super) newest: u64,
     /// Up to here its blocks are to go, a slice with every commit; not above the base when none is to.
@@ -38,8 +38,8 @@ pub(super) struct Log {
 
 impl Log {
     pub(super) fn empty(group: GroupId) -> Log {
-        let anchor = record::anchor(group, 0, 0);
-        Log { anchor, tail: anchor, ..Log::default() }
+        let prev_checksum = record::prev_checksum(group, 0, 0);
+        Log { prev_checksum, tail: prev_checksum, ..Log::default() }
     }
 
     pub(super) fn new(group: GroupId, found: &FoundGroup) -> Log {
@@ -49,8 +49,8 @@ impl Log {
         };
         let base = if !recovered.snapshots.is_empty() { *first } else { (0, 0) };
         let (last, newest) = ((recovered.last_index, last.1), recovered.newest().map_or(0, |newest| newest.index));
-        let (&FoundGroup { anchor, tail, .. }, hard_state) = (found, recovered.hard_state);
-        Log { base, anchor, newest, trim_to: 0, last, tail, hard_state }
+        let (&FoundGroup { prev_checksum, tail, .. }, hard_state) = (found, recovered.hard_state);
+        Log { base, prev_checksum, newest, trim_to: 0, last, tail, hard_state }
     }
 
     pub(super) fn first(&self) -> u64 {
@@ -190,13 +190,13 @@ impl Plan {
             plan.remove(blocks);
             plan.after.base = (snapshot.index, snapshot.term);
             plan.after.last = plan.after.base;
-            plan.after.anchor = record::anchor(group, snapshot.index, snapshot.term);
-            plan.after.tail = plan.after.anchor;
+            plan.after.prev_checksum = record::prev_checksum(group, snapshot.index, snapshot.term);
+            plan.after.tail = plan.after.prev_checksum;
             plan.after.newest = snapshot.index;
             plan.after.trim_to = 0;
             plan.kept = None;
         } else if let Some(first) = staged.entries.first().filter(|entry| entry.index <= log.last.0) {
-            plan.cut(engine, group, first.index)?;
+            plan.truncate_suffix(engine, group, first.index)?;
         }
         if let Some(last) = staged.entries.last() {
             plan.after.tail = record::seal_entries(group, plan.after.tail, &staged.entries, &mut pieces);
@@ -212,12 +212,12 @@ impl Plan {
             plan.after.hard_state = *state;
         }
         plan.put(pieces);
-        plan.lay_foundation(engine, group, log, staged, sync)?;
+        plan.write_log_meta(engine, group, log, staged, sync)?;
         Ok(plan)
     }
 
     /// What the log stands on afterwards, if that changes: by a snapshot in its place, other snapshots to start from, or a cut.
-    fn lay_foundation(
+    fn write_log_meta(
         &mut self,
         engine: &impl Engine,
         group: GroupId,
@@ -244,7 +244,7 @@ impl Plan {
             self.after.trim_to = self.after.trim_to.max(*up_to);
         }
         // A log that a snapshot replaced has nothing in the engine yet that could go.
-        let trimmed = sync && snapshot.is_none() && self.trim(engine, group, log)?;
+        let trimmed = sync && snapshot.is_none() && self.truncate_prefix(engine, group, log)?;
         if snapshot.is_none() && compact.is_none() && !trimmed {
             return Ok(());
         }
@@ -255,13 +255,13 @@ impl Plan {
             (None, None) => {
                 let found = engine::record(engine, Key::snapshot(group))?;
                 let found = found.ok_or_else(|| damaged(Key::snapshot(group), "it is missing".to_owned()))?;
-                let found = record::decode_foundation(group, &found.payload);
+                let found = record::decode_log_meta(group, &found.payload);
                 found.map_err(|detail| damaged(Key::snapshot(group), detail))?.snapshots
             }
         };
-        let Log { base: (base, base_term), anchor, .. } = self.after;
-        let foundation = Foundation { base, base_term, anchor, snapshots };
-        let payload = record::encode_foundation(&foundation).map_err(|detail| misuse(group, detail))?;
+        let Log { base: (base, base_term), prev_checksum, .. } = self.after;
+        let log_meta = LogMeta { compacted_index: base, compacted_term: base_term, prev_checksum, snapshots };
+        let payload = record::encode_log_meta(&log_meta).map_err(|detail| misuse(group, detail))?;
         self.remove(recorded);
         let mut pieces = Vec::new();
         record::seal(Key::snapshot(group), 0, &payload, &mut pieces);
@@ -271,7 +271,7 @@ impl Plan {
 
     /// Cuts off the beginning of what was in the engine before (`log`): whole blocks, as far as the log is to be trimmed and as
     /// many as one commit may remove. Says whether any went.
-    fn trim(&mut self, engine: &impl Engine, group: GroupId, log: &Log) -> Result<bool, StoreError> {
+    fn truncate_prefix(&mut self, engine: &impl Engine, group: GroupId, log: &Log) -> Result<bool, StoreError> {
         // What the same commit replaces is its own: that may go with the next one.
         let up_to = self.after.trim_to.min(self.kept.map_or(0, |kept| kept.0));
         if up_to <= self.after.base.0 {
@@ -299,7 +299,7 @@ impl Plan {
             return Err(damaged(last, format!("it does not end at {end}")));
         };
         self.after.base = (entry.index, entry.term);
-        self.after.anchor = block.crc;
+        self.after.prev_checksum = block.crc;
         self.remove(keys);
         Ok(true)
     }
@@ -310,12 +310,12 @@ impl Plan {
 
     /// Removes the entries from `first` on (Raft section 5.3: an existing entry conflicts with a new one). Whole blocks go;
     /// the one that holds both sides is written anew with what stays.
-    fn cut(&mut self, engine: &impl Engine, group: GroupId, first: u64) -> Result<(), StoreError> {
+    fn truncate_suffix(&mut self, engine: &impl Engine, group: GroupId, first: u64) -> Result<(), StoreError> {
         let gone = engine.keys(Key::block(group, first), end_of(group, Kind::Block), usize::MAX)?;
         let stays = planted::is(Planted::CutOneTooFew).then(|| gone.last().copied()).flatten();
         self.changes.extend(gone.into_iter().filter(|key| Some(*key) != stays).map(|key| (key, None)));
         self.after.last = self.after.base;
-        self.after.tail = self.after.anchor;
+        self.after.tail = self.after.prev_checksum;
         if let Some(block) = engine::block_before(engine, group, first)? {
             let mut entries = decoded(&block)?;
             let count = entries.len();

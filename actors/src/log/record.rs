@@ -7,12 +7,12 @@
 //!  key    group u32 │ kind u8 │ first index u64 │ piece u32          big endian, so that keys sort like the log
 //!  value  version u8 │ crc u32 │ previous u32 │ pieces u32 │ length u32 │ payload     little endian
 //!
-//!  anchor ◀─previous── block 2.. ◀─previous── block 66.. ◀─previous── block 67.. (piece 0 ◀─ piece 1 ◀─ piece 2)
+//!  previous checksum ◀─previous── block 2.. ◀─previous── block 66.. ◀─previous── block 67.. (piece 0 ◀─ piece 1 ◀─ piece 2)
 //! ```
 //!
 //! The CRC covers the key and everything in the value after itself, so a value under another's key is seen.
-//! `previous` is the CRC of the piece before; for the first block of a log it is the anchor. The record of kind `Snapshot`
-//! is the log's [`Foundation`]: it says where the log begins, what the first block names, and which snapshots a node can start from. So a missing, reordered or foreign block is seen even when it is intact in
+//! `previous` is the CRC of the piece before; for the first block of a log it is `LogMeta::prev_checksum`. The record of kind `Snapshot`
+//! is the log's [`LogMeta`]: it says where the log begins, what the first block names, and which snapshots a node can start from. So a missing, reordered or foreign block is seen even when it is intact in
 //! itself. What the chain cannot see is that its end is missing: that is what the watermark is for.
 //!
 //! Deliberately absent: files, sled, and any decision. Everything here is a function of bytes, and no bytes
@@ -221,8 +221,9 @@ fn checksum(key: Key, value: &[u8]) -> u32 {
 }
 
 /// What the first block of a log that was cut by nothing but a snapshot names as its predecessor.
-pub fn anchor(group: GroupId, index: u64, term: u64) -> u32 {
+pub fn prev_checksum(group: GroupId, index: u64, term: u64) -> u32 {
     let mut hasher = crc32fast::Hasher::new();
+    // On the disk since the first version.
     hasher.update(b"anchor");
     hasher.update(&group.0.to_be_bytes());
     hasher.update(&index.to_be_bytes());
@@ -263,29 +264,37 @@ pub fn decode_hard_state(mut payload: Bytes) -> Result<HardState, String> {
     Ok(HardState { term: payload.get_u64_le(), vote: payload.get_u64_le(), commit: payload.get_u64_le() })
 }
 
-/// What a log stands on.
+/// Where a log begins, and the snapshots before it. On the disk its fields have the names of the first version.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Foundation {
-    /// The index before the log's first entry.
-    pub base: u64,
+pub struct LogMeta {
+    /// The last index that was compacted: the one before the log's first entry.
+    #[serde(rename = "base")]
+    pub compacted_index: u64,
     /// The term of the entry that was there.
-    pub base_term: u64,
+    #[serde(rename = "base_term")]
+    pub compacted_term: u64,
     /// The CRC that the log's first block names as its predecessor.
-    pub anchor: u32,
+    #[serde(rename = "anchor")]
+    pub prev_checksum: u32,
     /// The snapshots that a node can start from, ascending by index; the first is not below the base. Never empty.
     pub snapshots: Vec<Snapshot>,
 }
 
-impl Foundation {
-    /// What a log stands on whose place a snapshot took.
-    pub fn of(group: GroupId, snapshot: Snapshot) -> Foundation {
+impl LogMeta {
+    /// That of a log whose place a snapshot took.
+    pub fn of(group: GroupId, snapshot: Snapshot) -> LogMeta {
         let Snapshot { index, term, .. } = snapshot;
-        Foundation { base: index, base_term: term, anchor: anchor(group, index, term), snapshots: vec![snapshot] }
+        LogMeta {
+            compacted_index: index,
+            compacted_term: term,
+            prev_checksum: prev_checksum(group, index, term),
+            snapshots: vec![snapshot],
+        }
     }
 
     /// What is wrong with it in itself, if anything is.
     fn flaw(&self) -> Option<String> {
-        let mut before = At(self.base, self.base_term);
+        let mut before = At(self.compacted_index, self.compacted_term);
         if self.snapshots.is_empty() {
             return Some("it names no snapshot".to_owned());
         }
@@ -301,20 +310,20 @@ impl Foundation {
     }
 }
 
-/// The payload of a foundation: MessagePack with named fields, for it crosses versions and is written rarely.
-pub fn encode_foundation(foundation: &Foundation) -> Result<Vec<u8>, String> {
-    rmp_serde::to_vec_named(foundation).map_err(|error| error.to_string())
+/// The payload of a [`LogMeta`]: MessagePack with named fields, for it crosses versions and is written rarely.
+pub fn encode_log_meta(log_meta: &LogMeta) -> Result<Vec<u8>, String> {
+    rmp_serde::to_vec_named(log_meta).map_err(|error| error.to_string())
 }
 
-/// The inverse of [`encode_foundation`]. What versions before compaction wrote, a snapshot alone, is read as the foundation of a
+/// The inverse of [`encode_log_meta`]. What versions before compaction wrote, a snapshot alone, is read as the [`LogMeta`] of a
 /// log that the snapshot began.
-pub fn decode_foundation(group: GroupId, payload: &[u8]) -> Result<Foundation, String> {
+pub fn decode_log_meta(group: GroupId, payload: &[u8]) -> Result<LogMeta, String> {
     // Their fields have different names, all of them needed, so that neither can pass for the other.
-    let foundation = rmp_serde::from_slice(payload).or_else(|error| match rmp_serde::from_slice(payload) {
-        Ok(snapshot) => Ok(Foundation::of(group, snapshot)),
+    let log_meta = rmp_serde::from_slice(payload).or_else(|error| match rmp_serde::from_slice(payload) {
+        Ok(snapshot) => Ok(LogMeta::of(group, snapshot)),
         Err(_) => Err(error.to_string()),
     })?;
-    foundation.flaw().map_or(Ok(foundation), Err)
+    log_meta.flaw().map_or(Ok(log_meta), Err)
 }
 
 /// How many bytes an entry takes in a block.
@@ -497,7 +506,7 @@ pub struct FoundGroup {
     /// The index of the first entry, if there is one.
     pub first_index: Option<u64>,
     /// The CRC that the first block names as its predecessor.
-    pub anchor: u32,
+    pub prev_checksum: u32,
     /// The CRC that the next block names as its predecessor.
     pub tail: u32,
     /// How many blocks.
@@ -642,9 +651,10 @@ impl Scan {
     }
 
     fn snapshot(&mut self, record: Assembled) -> Result<(), String> {
-        let Foundation { base, base_term, anchor, snapshots } = decode_foundation(record.key.group, &record.payload)?;
+        let LogMeta { compacted_index: base, compacted_term: base_term, prev_checksum, snapshots } =
+            decode_log_meta(record.key.group, &record.payload)?;
         let group = self.group(record.key);
-        (group.anchor, group.tail) = (anchor, anchor);
+        (group.prev_checksum, group.tail) = (prev_checksum, prev_checksum);
         group.recovered.last_index = base;
         group.recovered.terms = vec![(base, base_term)];
         group.recovered.snapshots = snapshots;
@@ -658,8 +668,8 @@ impl Scan {
         let entries = decode_block(record.key.index, record.payload).inspect_err(|_| self.broken = Some(id))?;
         let group = self.group(record.key);
         if group.blocks == 0 && group.recovered.snapshots.is_empty() {
-            group.anchor = anchor(id, 0, 0);
-            group.tail = group.anchor;
+            group.prev_checksum = prev_checksum(id, 0, 0);
+            group.tail = group.prev_checksum;
         }
         let (expected, tail) = (group.recovered.last_index.saturating_add(1), group.tail);
         group.blocks += 1;
@@ -709,16 +719,20 @@ mod tests {
     }
 
     #[test]
-    fn a_snapshot_of_an_older_version_is_a_foundation() {
+    fn a_snapshot_of_an_older_version_is_log_meta() {
         let old = rmp_serde::to_vec_named(&snapshot(9, 2)).unwrap();
-        let expected =
-            Foundation { base: 9, base_term: 2, anchor: anchor(GROUP, 9, 2), snapshots: vec![snapshot(9, 2)] };
-        assert_eq!(decode_foundation(GROUP, &old), Ok(expected));
+        let expected = LogMeta {
+            compacted_index: 9,
+            compacted_term: 2,
+            prev_checksum: prev_checksum(GROUP, 9, 2),
+            snapshots: vec![snapshot(9, 2)],
+        };
+        assert_eq!(decode_log_meta(GROUP, &old), Ok(expected));
     }
 
     #[test]
-    fn a_foundation_that_cannot_be_is_refused() {
-        let base = Foundation { base: 5, base_term: 2, anchor: 1, snapshots: Vec::new() };
+    fn log_meta_that_cannot_be_is_refused() {
+        let base = LogMeta { compacted_index: 5, compacted_term: 2, prev_checksum: 1, snapshots: Vec::new() };
         for (snapshots, words) in [
             (vec![], "names no snapshot"),
             (vec![snapshot(4, 2)], "4@2 cannot follow 5@2"),
@@ -727,19 +741,19 @@ mod tests {
             (vec![snapshot(7, 2), snapshot(7, 2)], "7@2 cannot follow 7@2"),
             (vec![snapshot(7, 3), snapshot(8, 2)], "8@2 cannot follow 7@3"),
         ] {
-            let bytes = encode_foundation(&Foundation { snapshots, ..base.clone() }).unwrap();
-            let refusal = decode_foundation(GROUP, &bytes).unwrap_err();
+            let bytes = encode_log_meta(&LogMeta { snapshots, ..base.clone() }).unwrap();
+            let refusal = decode_log_meta(GROUP, &bytes).unwrap_err();
             assert!(refusal.contains(words), "{refusal}");
         }
     }
 
-    /// A log on that foundation, in one block.
-    fn scanned(foundation: &Foundation, entries: &[Entry], commit: u64) -> Found {
+    /// A log with that beginning, in one block.
+    fn scanned(log_meta: &LogMeta, entries: &[Entry], commit: u64) -> Found {
         let mut pieces = Vec::new();
         let hard_state = HardState { term: 9, vote: 0, commit };
         seal(Key::hard_state(GROUP), 0, &encode_hard_state(&hard_state), &mut pieces);
-        seal(Key::snapshot(GROUP), 0, &encode_foundation(foundation).unwrap(), &mut pieces);
-        seal_entries(GROUP, foundation.anchor, entries, &mut pieces);
+        seal(Key::snapshot(GROUP), 0, &encode_log_meta(log_meta).unwrap(), &mut pieces);
+        seal_entries(GROUP, log_meta.prev_checksum, entries, &mut pieces);
         let mut scan = Scan::new();
         for (key, value) in pieces {
             scan.push(&key.encode(), value.into());
@@ -760,30 +774,30 @@ mod tests {
 
     #[test]
     fn a_snapshot_that_does_not_stand_on_its_log_is_named() {
-        let foundation = |snapshots| Foundation { base: 5, base_term: 2, anchor: 77, snapshots };
+        let log_meta = |snapshots| LogMeta { compacted_index: 5, compacted_term: 2, prev_checksum: 77, snapshots };
         let log = entries(6, &[2, 2, 3, 3]);
-        let good = scanned(&foundation(vec![snapshot(5, 2), snapshot(8, 3)]), &log, 9);
+        let good = scanned(&log_meta(vec![snapshot(5, 2), snapshot(8, 3)]), &log, 9);
         assert_eq!(good.problems, []);
         let recovered = &good.groups[&GROUP].recovered;
         assert_eq!((recovered.base(), recovered.last_index, &recovered.terms[..]), (5, 9, &[(5, 2), (8, 3)][..]));
         for wrong in [snapshot(8, 2), snapshot(10, 3)] {
-            let found = scanned(&foundation(vec![snapshot(5, 2), wrong]), &log, 9);
+            let found = scanned(&log_meta(vec![snapshot(5, 2), wrong]), &log, 9);
             assert_eq!(found.problems.len(), 1, "{:?}", found.problems);
             assert!(found.problems[0].to_string().starts_with("group 3: snapshot: there is no entry"));
         }
-        let found = scanned(&Foundation { anchor: 78, ..foundation(vec![snapshot(5, 2)]) }, &[], 9);
+        let found = scanned(&LogMeta { prev_checksum: 78, ..log_meta(vec![snapshot(5, 2)]) }, &[], 9);
         assert!(found.problems[0].to_string().contains("commit 9 lies past the last index 5"));
     }
 
     proptest! {
-        /// Whatever log there is and wherever it begins, it is found as it was written; and any bit of its foundation that is flipped is
+        /// Whatever log there is and wherever it begins, it is found as it was written; and any bit of its meta data that is flipped is
         /// noticed.
         #[test]
         fn what_is_written_is_found(
             base in 1..1_000_000u64,
             steps in prop::collection::vec(0..2u64, 1..50),
             kept in prop::collection::btree_set(0..50usize, 1..3),
-            anchor in any::<u32>(),
+            prev_checksum in any::<u32>(),
             flip in any::<usize>(),
         ) {
             let mut term = 1;
@@ -792,11 +806,11 @@ mod tests {
             let at = |nth: usize| if nth == 0 { (base, 1) } else { (base + nth as u64, terms[nth - 1]) };
             let kept: BTreeMap<u64, u64> = kept.into_iter().map(|nth| at(nth % (log.len() + 1))).collect();
             let snapshots = kept.into_iter().map(|(index, term)| snapshot(index, term)).collect();
-            let foundation = Foundation { base, base_term: 1, anchor, snapshots };
-            let found = scanned(&foundation, &log, base);
+            let log_meta = LogMeta { compacted_index: base, compacted_term: 1, prev_checksum, snapshots };
+            let found = scanned(&log_meta, &log, base);
             prop_assert_eq!(&found.problems, &[]);
             let recovered = &found.groups[&GROUP].recovered;
-            prop_assert_eq!(&recovered.snapshots, &foundation.snapshots);
+            prop_assert_eq!(&recovered.snapshots, &log_meta.snapshots);
             prop_assert_eq!((recovered.base(), recovered.last_index), (base, base + log.len() as u64));
             for entry in &log {
                 prop_assert_eq!(recovered.term_at(entry.index), Some(entry.term));
@@ -804,11 +818,11 @@ mod tests {
             let sizes: u64 = recovered.sizes.iter().map(|(_, bytes)| bytes).sum();
             prop_assert_eq!(sizes, log.iter().map(|entry| entry.size() as u64).sum::<u64>());
             let mut pieces = Vec::new();
-            seal(Key::snapshot(GROUP), 0, &encode_foundation(&foundation).unwrap(), &mut pieces);
-            let (key, mut bytes) = pieces.pop().expect("a foundation");
+            seal(Key::snapshot(GROUP), 0, &encode_log_meta(&log_meta).unwrap(), &mut pieces);
+            let (key, mut bytes) = pieces.pop().expect("a record of its meta data");
             let bit = flip % (bytes.len() * 8);
             bytes[bit / 8] ^= 1 << (bit % 8);
-            prop_assert!(open(key, bytes.into()).is_err(), "bit {} of the foundation", bit);
+            prop_assert!(open(key, bytes.into()).is_err(), "bit {} of the meta data", bit);
         }
     }
 }

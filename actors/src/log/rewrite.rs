@@ -7,7 +7,7 @@
 //!
 //! Blocks are copied in slices between commits, so that no commit waits for more than one. What is appended meanwhile is copied
 //! when its turn comes, what is compacted meanwhile is removed again; a truncation or a snapshot that takes away what was
-//! copied already spoils it, and it begins anew. The last slice is followed by the rest (hard state, foundation, owner) before
+//! copied already spoils it, and it begins anew. The last slice is followed by the rest (hard state, meta data, owner) before
 //! anything else is committed. Until `complete` is durable the old engine is the log, whatever happens to the new one; from then
 //! on the new one. Before that the chain of the copied blocks is compared with the log's: a block left out would be lost for good.
 //!
@@ -194,7 +194,7 @@ impl<E: Engine> Copy<E> {
     fn slice(&mut self, old: &E, logs: &BTreeMap<GroupId, Log>, max_bytes: usize) -> Result<bool, EngineError> {
         let (mut left, mut finished) = (max_bytes, true);
         for (group, log) in logs {
-            let start = Copied { next: Key::block(*group, 0), up_to: 0, tail: log.anchor };
+            let start = Copied { next: Key::block(*group, 0), up_to: 0, tail: log.prev_checksum };
             let copied = self.logs.entry(*group).or_insert(start);
             let end = end_of(*group, Kind::Block);
             while left > 0 {
@@ -206,7 +206,7 @@ impl<E: Engine> Copy<E> {
                     let broken = |detail| EngineError::Broken { what: key.to_string(), detail };
                     let opened = record::open(key, value.clone()).map_err(broken)?;
                     // The first that stays of a log whose beginning went meanwhile follows nothing that was copied.
-                    if opened.previous != copied.tail && opened.previous != log.anchor {
+                    if opened.previous != copied.tail && opened.previous != log.prev_checksum {
                         return Err(broken("it does not follow what was copied before it".to_owned()));
                     }
                     copied.tail = opened.crc;

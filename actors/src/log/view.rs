@@ -41,7 +41,7 @@ pub struct LogView {
     snapshots: Vec<Snapshot>,
     base: u64,
     /// Entries up to here are served to nobody, though they may be in the log.
-    floor: u64,
+    min_served_index: u64,
     /// The configuration at the applied index.
     conf: ConfState,
     hard_state: HardState,
@@ -102,7 +102,7 @@ impl LogView {
             reader,
             snapshots: Vec::new(),
             base: 0,
-            floor: 0,
+            min_served_index: 0,
             conf: ConfState::default(),
             hard_state: HardState::default(),
             runs: Vec::new(),
@@ -376,10 +376,10 @@ impl LogView {
 
     /// From now on entries up to `index` are served to nobody, nor a snapshot below it: what they say was overruled by hand.
     /// Only ever raised, and never past what is applied.
-    pub fn raise_floor(&mut self, index: u64) {
-        // raft-rs applies from the first index on: a floor above would make it skip what is not applied.
-        assert!(index <= self.applied, "a floor is not above what is applied");
-        self.floor = self.floor.max(index);
+    pub fn raise_min_served_index(&mut self, index: u64) {
+        // raft-rs applies from the first index on: a higher index to serve from would make it skip what is not applied.
+        assert!(index <= self.applied, "what is served begins at what is applied or before it");
+        self.min_served_index = self.min_served_index.max(index);
     }
 
     /// Frees what is applied, down to the byte bound. What is applied is on disk: raft-rs hands out
@@ -409,7 +409,7 @@ impl LogView {
 
     /// Up to here nothing is served: it is not there, or not to be seen.
     fn hidden(&self) -> u64 {
-        self.base.max(self.floor)
+        self.base.max(self.min_served_index)
     }
 
     /// The configuration after a change was applied.
@@ -716,15 +716,15 @@ mod tests {
         view.compact(3);
     }
 
-    /// What lies below the floor is in the log and goes to nobody; nor does a snapshot that would lead there.
+    /// What lies below `min_served_index` is in the log and goes to nobody; nor does a snapshot that would lead there.
     #[test]
     fn a_floor_hides_what_is_below_it() {
         let mut view = view(&Arc::new(Held::default()), 1000);
         view.append(&(2..=9).map(|index| entry(index, 1)).collect::<Vec<_>>());
         view.applied_to(7);
         assert!(view.snapshot(0, 1).is_ok());
-        view.raise_floor(6);
-        view.raise_floor(5); // never lowered
+        view.raise_min_served_index(6);
+        view.raise_min_served_index(5); // never lowered
         let compacted = raft::Error::Store(StorageError::Compacted);
         assert_eq!((view.base(), view.first_index().unwrap()), (1, 7));
         assert_eq!(view.entries(6, 8, None, context()).unwrap_err(), compacted);

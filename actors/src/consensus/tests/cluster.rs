@@ -254,7 +254,7 @@ impl Cluster {
             applied: done,
             membership,
             cluster,
-            floor: 0,
+            min_served_index: 0,
         };
         node.core = Some(Consensus::new(settings, start).unwrap());
         node.applier =

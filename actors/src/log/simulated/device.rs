@@ -176,10 +176,10 @@ impl Disk {
             }
             Kind::Snapshot => {
                 let group = first.group;
-                let found = record.and_then(|record| record::decode_foundation(group, &record.payload).ok());
-                let foundation = found.unwrap_or_default();
-                view.base = (foundation.base, foundation.base_term);
-                view.snapshot = foundation.snapshots.last().map_or((0, 0), |newest| (newest.index, newest.term));
+                let found = record.and_then(|record| record::decode_log_meta(group, &record.payload).ok());
+                let log_meta = found.unwrap_or_default();
+                view.base = (log_meta.compacted_index, log_meta.compacted_term);
+                view.snapshot = log_meta.snapshots.last().map_or((0, 0), |newest| (newest.index, newest.term));
             }
             Kind::Block => {
                 match record.and_then(|record| record::decode_block(first.index, record.payload).ok()) {
