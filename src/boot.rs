@@ -304,7 +304,7 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
         max_sends: config.snapshot_sends,
         rate: config.snapshot_rate,
         piece: config.snapshot_piece_bytes,
-        patience: Duration::from_millis(config.snapshot_patience_ms),
+        patience: Duration::from_millis(config.snapshot_timeout_ms),
     };
     let snapshot_manager = SnapshotManager::new(
         GROUP,
@@ -482,10 +482,10 @@ fn missing(key: &str, problem: &str) -> StartError {
 /// How a node opens its log.
 fn sled_options(id: NodeId, config: &Config, volume: Option<u64>) -> OpenOptions {
     let mut options = OpenOptions::new(id, new_incarnation());
-    options.ballast_bytes = config.ballast_bytes;
+    options.reserve_bytes = config.reserve_bytes;
     options.short_space_bytes = config.low_space_bytes.saturating_mul(SHORT);
     if let Some(volume) = volume {
-        options.ballast_max_bytes = volume::most_reserve(volume);
+        options.reserve_max_bytes = volume::most_reserve(volume);
         options.rewrite_min_bytes = volume::rewritten_from(options.rewrite_min_bytes, volume);
     }
     // As with snapshots, and a rewriting begins only with five times as much: it never makes the node low on space.
@@ -576,7 +576,7 @@ fn settings(id: NodeId, identity: StoreIdentity, config: &Config, bootstrap: &Bo
         keep_entries: config.log_keep_entries,
         keep_bytes: config.log_keep_bytes,
         hold_bytes: config.log_hold_bytes,
-        snapshot_patience_ticks: config.snapshot_patience_ms.div_ceil(config.heartbeat_ms).max(2),
+        snapshot_timeout_ticks: config.snapshot_timeout_ms.div_ceil(config.heartbeat_ms).max(2),
         max_clock_skew: Duration::from_millis(config.max_clock_skew_ms),
         waits: *bootstrap == Bootstrap::Wait,
         features: Features::all(),

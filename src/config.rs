@@ -83,7 +83,7 @@ pub struct Config {
     ///
     /// When there is no other room, the reserve's is used for the snapshot behind which the log is cut, for the copy
     /// into which the log is rewritten, and to open a directory on a full disk. Afterwards the reserve is made again.
-    pub ballast_bytes: u64,
+    pub reserve_bytes: u64,
     /// A snapshot is built when so many entries were applied since the last one. Default 100,000; 0 never by number.
     ///
     /// More often means a shorter log and a quicker restart, and costs the writing of the whole state each time.
@@ -105,7 +105,7 @@ pub struct Config {
     /// To how many peers a snapshot may be sent at once; others wait. Default 2.
     pub snapshot_sends: usize,
     /// How many bytes per second of snapshots are sent to all peers together. Default 0: no bound of its own, for snapshots
-    /// give way to all other traffic of their connection. Within `snapshot_patience_ms` it must let a piece through to each of
+    /// give way to all other traffic of their connection. Within `snapshot_timeout_ms` it must let a piece through to each of
     /// `snapshot_sends` peers: 52 kB/s with the defaults of those.
     pub snapshot_rate: u64,
     /// How many bytes of a snapshot this node asks for at once, four times over. Default 256 KiB; at most 1 MiB. A piece that
@@ -115,7 +115,7 @@ pub struct Config {
     /// Default 10,000. The bytes that were received stay, and the transfer goes on from there. The whole transfer has
     /// no bound. A receiver that checks or restores the file may go without reading or writing a byte for six times as
     /// long.
-    pub snapshot_patience_ms: u64,
+    pub snapshot_timeout_ms: u64,
     /// How far a member's clock may be from the median of the voters' clocks, in milliseconds; beyond it the node
     /// warns. Default 500; at least 1.
     ///
@@ -182,7 +182,7 @@ impl Default for Config {
             disk_slow_ms: 1000,
             disk_dead_ms: 60_000,
             low_space_bytes: 256 << 20,
-            ballast_bytes: 48 << 20,
+            reserve_bytes: 48 << 20,
             snapshot_entries: 100_000,
             snapshot_bytes: 256 << 20,
             log_keep_entries: 10_000,
@@ -191,7 +191,7 @@ impl Default for Config {
             snapshot_sends: 2,
             snapshot_rate: 0,
             snapshot_piece_bytes: 256 << 10,
-            snapshot_patience_ms: 10_000,
+            snapshot_timeout_ms: 10_000,
             max_clock_skew_ms: 500,
             subscriber_buffer: 65_536,
             subscriber_buffer_bytes: 64 << 20,
@@ -235,7 +235,7 @@ impl Config {
         let known = known()?;
         let mut merged = self.as_table()?;
         let seeded = table.contains_key("seed");
-        for (key, value) in table {
+        for (key, value) in by_present_name(table)? {
             let Some(example) = known.get(&key) else { return Err(unknown(&key, &key, &known)) };
             if !value.same_type(example) {
                 let problem = format!("{} where {} belongs", a(&value), a(example));
@@ -283,7 +283,7 @@ impl Config {
             let (variable, value) = (variable.into(), value.into());
             let variable = variable.to_string_lossy();
             let Some(name) = variable.strip_prefix(prefix).and_then(|rest| rest.strip_prefix('_')) else { continue };
-            let key = name.to_ascii_lowercase();
+            let key = present_name(&name.to_ascii_lowercase()).to_owned();
             if others.contains(&name) {
                 continue;
             }
@@ -316,7 +316,9 @@ impl Config {
                 continue;
             }
             let value = in_env(text, example).ok_or_else(|| wrong(format!("{text:?} is not {}", a(example))))?;
-            table.insert(key, value);
+            if table.insert(key.clone(), value).is_some() {
+                return Err(wrong(twice(&key)));
+            }
         }
         self.apply(table)?;
         self.seed = seed.or(self.seed);
@@ -385,11 +387,11 @@ impl Config {
             let problem = format!("a disk is slow (disk_slow_ms is {}) before it is dead", self.disk_slow_ms);
             return wrong("disk_dead_ms", problem);
         }
-        let in_time = self.snapshot_rate.saturating_mul(self.snapshot_patience_ms) / 1000;
+        let in_time = self.snapshot_rate.saturating_mul(self.snapshot_timeout_ms) / 1000;
         let pieces = u64::from(self.snapshot_piece_bytes).saturating_mul(self.snapshot_sends as u64);
         if self.snapshot_rate > 0 && in_time < pieces {
             let problem = format!(
-                "in snapshot_patience_ms only {in_time} bytes would be sent, less than a piece (snapshot_piece_bytes) to each of snapshot_sends peers, and every transfer would count as lost; raise either, or take smaller pieces"
+                "in snapshot_timeout_ms only {in_time} bytes would be sent, less than a piece (snapshot_piece_bytes) to each of snapshot_sends peers, and every transfer would count as lost; raise either, or take smaller pieces"
             );
             return wrong("snapshot_rate", problem);
         }
@@ -475,6 +477,30 @@ fn is_set_by_a_service_manager(name: &str, value: &str) -> bool {
         || format!("_{name}").contains("_ENV_")
 }
 
+/// The names that settings had in the first version, which stay understood, and those that they have now.
+const RENAMED: [(&str, &str); 2] =
+    [("ballast_bytes", "reserve_bytes"), ("snapshot_patience_ms", "snapshot_timeout_ms")];
+
+/// The name that this setting has now.
+fn present_name(key: &str) -> &str {
+    RENAMED.iter().find(|(before, _)| *before == key).map_or(key, |(_, now)| now)
+}
+
+fn by_present_name(table: Table) -> Result<Table, ConfigError> {
+    let mut named = Table::new();
+    for (key, value) in table {
+        let now = present_name(&key);
+        if named.insert(now.to_owned(), value).is_some() {
+            return Err(ConfigError { problem: twice(now), key });
+        }
+    }
+    Ok(named)
+}
+
+fn twice(now: &str) -> String {
+    format!("{now} is set twice, also by the name that it had in the first version: leave that one out")
+}
+
 /// Every key, each with a value of its type.
 fn known() -> Result<Table, ConfigError> {
     let mut known = Config::default().as_table()?;
@@ -535,6 +561,25 @@ mod tests {
     }
 
     /// What is set beside ours where a service has our name is left alone, and named; what is nearly ours is an error.
+    /// A configuration of the first version goes on working.
+    #[test]
+    fn settings_have_the_names_that_they_had_in_the_first_version() {
+        let expected = Config { reserve_bytes: 1 << 20, snapshot_timeout_ms: 7000, ..Config::default() };
+        let mut config = Config::default();
+        config.apply("ballast_bytes = 1048576\nsnapshot_patience_ms = 7000".parse().unwrap()).unwrap();
+        assert_eq!(config, expected);
+        let mut config = Config::default();
+        let vars = [("ACTORUM_BALLAST_BYTES", "1048576"), ("ACTORUM_SNAPSHOT_PATIENCE_MS", "7000")];
+        config.apply_env("ACTORUM", &[], vars).unwrap();
+        assert_eq!(config, expected);
+        // Which of two values is meant nobody knows.
+        let both = "ballast_bytes = 1048576\nreserve_bytes = 0".parse().unwrap();
+        assert!(config.apply(both).unwrap_err().problem.starts_with("reserve_bytes is set twice"));
+        let vars = [("ACTORUM_RESERVE_BYTES", "0"), ("ACTORUM_BALLAST_BYTES", "0")];
+        assert!(config.apply_env("ACTORUM", &[], vars).unwrap_err().problem.starts_with("reserve_bytes is set twice"));
+        assert_eq!(config, expected);
+    }
+
     #[test]
     fn variables_of_service_managers_are_left_alone() {
         let theirs = [
@@ -640,7 +685,7 @@ mod tests {
             "ACTORUM_MAX_IN_FLIHGT: there is no such setting; did you mean max_in_flight?"
         );
         let far = applied("color = \"red\"").unwrap_err();
-        assert!(far.starts_with("color: there is no such setting; there are ballast_bytes, cluster_name, "), "{far}");
+        assert!(far.starts_with("color: there is no such setting; there are cluster_name, deadline_ms, "), "{far}");
     }
 
     #[test]

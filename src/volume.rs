@@ -34,7 +34,7 @@ pub(crate) fn fitted(config: &Config, volume: u64) -> Config {
     let share = |value: u64, default: u64, share: u64| if value == default { value.min(share) } else { value };
     let mut fitted = config.clone();
     fitted.low_space_bytes = share(config.low_space_bytes, default.low_space_bytes, (volume / 16).max(SEGMENT));
-    fitted.ballast_bytes = share(config.ballast_bytes, default.ballast_bytes, volume / 4);
+    fitted.reserve_bytes = share(config.reserve_bytes, default.reserve_bytes, volume / 4);
     fitted.snapshot_bytes = share(config.snapshot_bytes, default.snapshot_bytes, (volume / 64).max(1 << 20));
     fitted.log_keep_bytes = share(config.log_keep_bytes, default.log_keep_bytes, volume / 64);
     fitted.log_hold_bytes = share(config.log_hold_bytes, default.log_hold_bytes, volume / 16);
@@ -59,9 +59,9 @@ pub(crate) fn too_much(config: &Config, volume: u64, new: bool) -> Result<(), Co
     let entry = config.max_entry_bytes as u64 + ENTRY_OVERHEAD as u64;
     let half = volume / 2;
     // The reserve first: what it leaves is what may count as low.
-    let beside = volume.saturating_sub(given.ballast_bytes).saturating_sub(LOG);
+    let beside = volume.saturating_sub(given.reserve_bytes).saturating_sub(LOG);
     let settings = [
-        ("ballast_bytes", config.ballast_bytes, default.ballast_bytes, most_reserve(volume)),
+        ("reserve_bytes", config.reserve_bytes, default.reserve_bytes, most_reserve(volume)),
         ("low_space_bytes", config.low_space_bytes, default.low_space_bytes, beside),
         ("snapshot_bytes", config.snapshot_bytes, default.snapshot_bytes, half),
         ("log_keep_bytes", config.log_keep_bytes, default.log_keep_bytes, half),
@@ -98,10 +98,10 @@ pub(crate) fn rewritten_from(default: u64, volume: u64) -> u64 {
 /// How many bytes the volume must have for a node whose newest snapshot has so many bytes: three snapshots, the reserve
 /// with a fourth, the free bytes below which room is short, and the engine with its copy.
 pub(crate) fn needed(config: &Config, snapshot: u64) -> u64 {
-    let Config { low_space_bytes, ballast_bytes, .. } = *config;
+    let Config { low_space_bytes, reserve_bytes, .. } = *config;
     snapshot
         .saturating_mul(4)
-        .saturating_add(ballast_bytes)
+        .saturating_add(reserve_bytes)
         .saturating_add(low_space_bytes.saturating_mul(2))
         .saturating_add(ENGINE_BYTES)
 }
@@ -109,12 +109,12 @@ pub(crate) fn needed(config: &Config, snapshot: u64) -> u64 {
 /// A warning that the volume is too small, and how large it must be.
 pub(crate) fn too_small(config: &Config, volume: u64, snapshot: u64) -> Option<String> {
     let needed = needed(config, snapshot);
-    let Config { low_space_bytes, ballast_bytes, .. } = *config;
+    let Config { low_space_bytes, reserve_bytes, .. } = *config;
     (low_space_bytes > 0 && volume < needed).then(|| {
         format!(
             "the data directory's volume has {volume} bytes, and this node needs {needed}: 4 x the newest snapshot ({snapshot}) \
-             + ballast_bytes ({ballast_bytes}) + 2 x low_space_bytes ({low_space_bytes}) + {ENGINE_BYTES} for the log and its copy. \
-             Use a larger volume, or lower low_space_bytes or ballast_bytes; else writes may be refused for lack of space"
+             + reserve_bytes ({reserve_bytes}) + 2 x low_space_bytes ({low_space_bytes}) + {ENGINE_BYTES} for the log and its copy. \
+             Use a larger volume, or lower low_space_bytes or reserve_bytes; else writes may be refused for lack of space"
         )
     })
 }
@@ -133,7 +133,7 @@ mod tests {
         {
             let config = fitted(&Config::default(), volume);
             config.validate().unwrap();
-            assert_eq!((config.low_space_bytes, config.ballast_bytes), (low, reserve));
+            assert_eq!((config.low_space_bytes, config.reserve_bytes), (low, reserve));
             assert_eq!((config.snapshot_bytes, config.log_keep_bytes), (snapshot, snapshot));
             assert_eq!(too_small(&config, volume, 12 * MIB), None);
         }
@@ -145,10 +145,10 @@ mod tests {
     #[test]
     fn what_somebody_chose_is_taken_as_it_is() {
         let chosen =
-            Config { low_space_bytes: 200 * MIB, snapshot_bytes: 1 << 30, ballast_bytes: 0, ..Config::default() };
+            Config { low_space_bytes: 200 * MIB, snapshot_bytes: 1 << 30, reserve_bytes: 0, ..Config::default() };
         let config = fitted(&chosen, 256 * MIB);
-        let Config { low_space_bytes, snapshot_bytes, ballast_bytes, .. } = config;
-        assert_eq!((low_space_bytes, snapshot_bytes, ballast_bytes), (200 * MIB, 1 << 30, 0));
+        let Config { low_space_bytes, snapshot_bytes, reserve_bytes, .. } = config;
+        assert_eq!((low_space_bytes, snapshot_bytes, reserve_bytes), (200 * MIB, 1 << 30, 0));
         let problem = too_small(&config, 256 * MIB, 0).unwrap();
         assert!(
             problem.contains("2 x low_space_bytes (209715200)") && problem.contains("needs 520093696"),
@@ -163,7 +163,7 @@ mod tests {
     fn what_would_refuse_every_write_is_refused_at_the_start() {
         type Set = fn(&mut Config, u64);
         let settings: [(&str, Set, u64); 6] = [
-            ("ballast_bytes", |c, bytes| c.ballast_bytes = bytes, 384 * MIB),
+            ("reserve_bytes", |c, bytes| c.reserve_bytes = bytes, 384 * MIB),
             ("low_space_bytes", |c, bytes| c.low_space_bytes = bytes, (1024 - 48 - 64) * MIB),
             ("snapshot_bytes", |c, bytes| c.snapshot_bytes = bytes, 512 * MIB),
             ("log_keep_bytes", |c, bytes| c.log_keep_bytes = bytes, 512 * MIB),
@@ -186,7 +186,7 @@ mod tests {
             }
         }
         // Together they fit, too: the reserve, what counts as low, and the log.
-        let both = Config { ballast_bytes: 300 * MIB, low_space_bytes: 700 * MIB, ..Config::default() };
+        let both = Config { reserve_bytes: 300 * MIB, low_space_bytes: 700 * MIB, ..Config::default() };
         assert_eq!(too_much(&both, volume, true).unwrap_err().key, "low_space_bytes");
         // Where a node has run already, only for what stops its writes.
         let never = Config { snapshot_bytes: 1 << 40, log_hold_bytes: 1 << 40, ..Config::default() };

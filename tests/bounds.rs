@@ -59,7 +59,7 @@ fn fitted(key: &str, value: u64) -> Config {
         "max_in_flight_bytes" | "max_unapplied_bytes" | "max_unpersisted_bytes" => {
             config.max_entry_bytes = config.max_entry_bytes.min(value.saturating_sub(4096).max(1) as usize);
         }
-        "snapshot_patience_ms" => config.snapshot_rate = 0,
+        "snapshot_timeout_ms" => config.snapshot_rate = 0,
         _ => {}
     }
     config
@@ -197,7 +197,7 @@ async fn a_node_lives_at_every_bound() {
 /// What follows from several, too: windows, queues, patience.
 #[actix::test]
 async fn three_nodes_live_with_everything_at_its_bound() {
-    let time = ["heartbeat_ms", "election_ms", "deadline_ms", "disk_slow_ms", "disk_dead_ms", "snapshot_patience_ms"];
+    let time = ["heartbeat_ms", "election_ms", "deadline_ms", "disk_slow_ms", "disk_dead_ms", "snapshot_timeout_ms"];
     for (name, most) in [("the most of everything", true), ("the least of everything", false)] {
         let mut config = serde_json::to_value(Config::default()).unwrap();
         for bounds in Config::bounds().iter().filter(|bounds| !time.contains(&bounds.key)) {

@@ -119,7 +119,7 @@ fn serve_refuses_what_cannot_be_right() {
 
     // Settings that no volume has room for, from every place: the start says how much it has.
     let too_much = ["is too much for the volume of the data directory, which has ", " bytes: at most "];
-    for key in ["ballast_bytes", "low_space_bytes", "snapshot_bytes", "log_keep_bytes", "log_hold_bytes"] {
+    for key in ["reserve_bytes", "low_space_bytes", "snapshot_bytes", "log_keep_bytes", "log_hold_bytes"] {
         let file = lab.path("room.toml");
         fs::write(&file, format!("[raft]\n{key} = {}\n", 1_u64 << 50)).expect("a file");
         let refusal = serve(&lab, "certs/node-1", &[peer[0], peer[1], "--config", file.to_str().expect("UTF-8")]);

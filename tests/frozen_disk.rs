@@ -146,7 +146,7 @@ fn writes_flow_again_when_the_disk_of_the_leader_freezes() {
 #[test]
 fn a_leader_low_on_space_hands_over_and_recovers_in_the_same_run() {
     let Some(alone) = machine("a_leader_low_on_space_hands_over_and_recovers_in_the_same_run") else { return };
-    let settings = [("ACTORUM_LOW_SPACE_BYTES", "20000000"), ("ACTORUM_BALLAST_BYTES", "4000000")];
+    let settings = [("ACTORUM_LOW_SPACE_BYTES", "20000000"), ("ACTORUM_RESERVE_BYTES", "4000000")];
     let cluster = Cluster::new(alone, 160, &settings);
     let lab = &cluster.lab;
     let old = lab.leader();
@@ -173,7 +173,7 @@ fn a_leader_low_on_space_hands_over_and_recovers_in_the_same_run() {
 fn dies_and_comes_back(test: &str, fail: impl FnOnce(&Disk), repair: impl FnOnce(&Disk)) -> Option<Cluster> {
     let alone = machine(test)?;
     let mut cluster =
-        Cluster::new(alone, 160, &[("ACTORUM_LOW_SPACE_BYTES", "0"), ("ACTORUM_BALLAST_BYTES", "33554432")]);
+        Cluster::new(alone, 160, &[("ACTORUM_LOW_SPACE_BYTES", "0"), ("ACTORUM_RESERVE_BYTES", "33554432")]);
     let old = cluster.lab.leader();
     let others = cluster.others(old);
     wait("the ballast", || cluster.disk(old).data().join("ballast").exists().then_some(()));

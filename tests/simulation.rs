@@ -182,7 +182,7 @@ fn a_message_that_fits_no_frame_is_found() {
 fn a_volume_that_is_too_small_is_found() {
     let run = |bytes| {
         let simulation = Simulation::<Kv>::recorded(1).volume(bytes).configure(|config| {
-            (config.low_space_bytes, config.ballast_bytes) = (0, 0);
+            (config.low_space_bytes, config.reserve_bytes) = (0, 0);
             config.snapshot_entries = 0;
         });
         simulation.run(Duration::from_secs(10)).violation

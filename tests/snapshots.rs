@@ -108,7 +108,7 @@ impl Lab {
         builder.configure(|config| {
             // Often, and nothing is kept for those who are away.
             (config.snapshot_entries, config.log_keep_entries, config.log_hold_bytes) = (40, 5, 0);
-            (config.heartbeat_ms, config.election_ms, config.snapshot_patience_ms) = (50, 500, 3000);
+            (config.heartbeat_ms, config.election_ms, config.snapshot_timeout_ms) = (50, 500, 3000);
             config.low_space_bytes = 0;
         })
     }

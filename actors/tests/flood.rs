@@ -110,7 +110,7 @@ fn consensus<T>(id: NodeId) -> Consensus<T> {
         keep_entries: 0,
         keep_bytes: u64::MAX,
         hold_bytes: 0,
-        snapshot_patience_ticks: 30,
+        snapshot_timeout_ticks: 30,
         max_clock_skew: Duration::from_millis(500),
         waits: false,
         certificate_ends: None,

@@ -245,7 +245,7 @@ impl Node {
             keep_entries: 0,
             keep_bytes: u64::MAX,
             hold_bytes: 0,
-            snapshot_patience_ticks: 30,
+            snapshot_timeout_ticks: 30,
             waits,
             certificate_ends: None,
             features: Features::all(),

@@ -70,7 +70,7 @@ impl Room {
     pub fn new(capacity: Option<u64>, config: &Config) -> Room {
         let bounds = ReserveBounds {
             engine: ENGINE,
-            bytes: config.ballast_bytes,
+            bytes: config.reserve_bytes,
             max_bytes: volume::most_reserve(capacity.unwrap_or(u64::MAX)),
             short_below: config.low_space_bytes.saturating_mul(SHORT),
         };

@@ -129,7 +129,7 @@ impl<S: StateMachine> Simulation<S> {
             snapshot_entries: 50,
             log_keep_entries: 20,
             log_hold_bytes: 64 << 10,
-            snapshot_patience_ms: 2000,
+            snapshot_timeout_ms: 2000,
             snapshot_piece_bytes: 256,
             // Often, so that what differs is found in a run of seconds; and always an end.
             hash_check_entries: 10,

@@ -42,13 +42,13 @@ pub fn simulation(seed: u64) -> Simulation<Kv> {
     simulation.configure(|config| {
         (config.snapshot_entries, config.log_keep_entries, config.log_hold_bytes) = (entries, keep, hold);
         (config.snapshot_rate, config.snapshot_sends, config.snapshot_piece_bytes) = (rate, sends, piece);
-        config.snapshot_patience_ms = patience;
+        config.snapshot_timeout_ms = patience;
         if tiny {
             (config.max_entry_bytes, config.max_append_bytes, config.peer_window_bytes) = (300, append, window);
             (config.max_unapplied_bytes, config.log_tail_bytes) = (unapplied, tail);
         }
         if ends {
-            (config.low_space_bytes, config.ballast_bytes, config.max_unpersisted_bytes) = (low, ballast, 1000);
+            (config.low_space_bytes, config.reserve_bytes, config.max_unpersisted_bytes) = (low, ballast, 1000);
         }
     })
 }

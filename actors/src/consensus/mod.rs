@@ -132,7 +132,7 @@ pub struct Settings {
     /// Bytes of entries kept at most for a follower that lives and needs them.
     pub hold_bytes: u64,
     /// After so many ticks without a sign of life a snapshot on its way to a peer counts as lost.
-    pub snapshot_patience_ticks: u64,
+    pub snapshot_timeout_ticks: u64,
     /// How far beyond the median of the voters' calendars a leader may stamp.
     pub max_clock_skew: Duration,
     /// Whether a node that holds nothing waits to be added by a leader. If not, it hears nobody until it is formed.

@@ -355,7 +355,7 @@ impl<T> Consensus<T> {
         self.note_sent();
         let (now, settings) = (self.ticks, &self.settings);
         let late = self.snapshots.sending.iter().filter(|(_, Sending { heard, fetches, .. })| {
-            let patience = if *fetches { settings.snapshot_patience_ticks } else { settings.election_ticks as u64 };
+            let patience = if *fetches { settings.snapshot_timeout_ticks } else { settings.election_ticks as u64 };
             now - heard > patience
         });
         for id in late.map(|(id, _)| *id).collect::<Vec<_>>() {

@@ -93,9 +93,9 @@ pub struct OpenOptions {
     pub close_within: Duration,
     /// How many bytes of reserve to keep beside the log; zero, the default, for none. The newest snapshot's come on top. See
     /// [`super::reserve`].
-    pub ballast_bytes: u64,
+    pub reserve_bytes: u64,
     /// At most so many, whatever the snapshot. Default: no bound.
-    pub ballast_max_bytes: u64,
+    pub reserve_max_bytes: u64,
     /// With fewer free bytes than this, not counting the reserve, room is short: the log is rewritten as soon as that frees anything
     /// worth it, and the copy may borrow the reserve. Default 0: never.
     pub short_space_bytes: u64,
@@ -163,8 +163,8 @@ impl OpenOptions {
             watermark_quiet: Duration::from_millis(200),
             open_within: Duration::from_secs(600),
             close_within: Duration::from_secs(10),
-            ballast_bytes: 0,
-            ballast_max_bytes: u64::MAX,
+            reserve_bytes: 0,
+            reserve_max_bytes: u64::MAX,
             short_space_bytes: 0,
             rewrite_min_bytes: 128 << 20,
             rewrite_ratio: 4,
@@ -179,7 +179,7 @@ impl OpenOptions {
     }
 
     fn reserve_bounds(&self) -> ReserveBounds {
-        let OpenOptions { ballast_bytes: bytes, ballast_max_bytes: max_bytes, short_space_bytes: short_below, .. } =
+        let OpenOptions { reserve_bytes: bytes, reserve_max_bytes: max_bytes, short_space_bytes: short_below, .. } =
             *self;
         ReserveBounds { engine: reserve::SLED_OPENS_WITH, bytes, max_bytes, short_below }
     }

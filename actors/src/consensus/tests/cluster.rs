@@ -242,7 +242,7 @@ impl Cluster {
             keep_entries,
             keep_bytes: u64::MAX,
             hold_bytes,
-            snapshot_patience_ticks: 30,
+            snapshot_timeout_ticks: 30,
             max_clock_skew: Duration::from_millis(500),
             waits: node.waits,
             features: Features::all(),

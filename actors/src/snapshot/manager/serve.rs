@@ -18,7 +18,7 @@ pub(super) struct Serving {
     heard: Duration,
 }
 
-/// For how many timeouts (`snapshot_patience_ms`) a peer may work on what it has without a byte of progress: what a state machine does with the last
+/// For how many timeouts (`snapshot_timeout_ms`) a peer may work on what it has without a byte of progress: what a state machine does with the last
 /// of them is not counted.
 const SILENT_TIMEOUTS: u32 = 6;
 
