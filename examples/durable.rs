@@ -20,7 +20,7 @@ use actorum::{Builder, prelude::*};
 use serde::{Deserialize, Serialize};
 
 /// Counts how often each id was booked; the storage is the state.
-pub struct Ledger {
+pub(crate) struct Ledger {
     tree: sled::Tree,
     /// How many commands this process has applied.
     applied_here: u64,
@@ -28,7 +28,7 @@ pub struct Ledger {
 
 /// Book this id.
 #[derive(Serialize, Deserialize)]
-pub struct Book {
+pub(crate) struct Book {
     /// Which.
     pub id: u64,
 }
@@ -37,24 +37,24 @@ const APPLIED: &[u8] = b"applied";
 
 impl Ledger {
     /// Opens it, new or not.
-    pub fn open(dir: &Path) -> Result<Ledger, sled::Error> {
+    pub(crate) fn open(dir: &Path) -> Result<Ledger, sled::Error> {
         Ok(Ledger { tree: sled::open(dir)?.open_tree("ledger")?, applied_here: 0 })
     }
 
     /// How often an id was booked.
-    pub fn booked(&self, id: u64) -> u64 {
+    pub(crate) fn booked(&self, id: u64) -> u64 {
         self.tree.get(id.to_be_bytes()).expect(DISK).map_or(0, |count| number(&count))
     }
 
     /// How often the id was booked that was booked most.
     #[allow(dead_code)] // for the test
-    pub fn most(&self) -> u64 {
+    pub(crate) fn most(&self) -> u64 {
         let bookings = self.tree.iter().map(|pair| pair.expect(DISK));
         bookings.filter(|(key, _)| key.as_ref() != APPLIED).map(|(_, count)| number(&count)).max().unwrap_or(0)
     }
 
     /// How often all ids together were booked.
-    pub fn total(&self) -> u64 {
+    pub(crate) fn total(&self) -> u64 {
         let bookings = self.tree.iter().map(|pair| pair.expect(DISK));
         bookings.filter(|(key, _)| key.as_ref() != APPLIED).map(|(_, count)| number(&count)).sum()
     }
@@ -103,7 +103,7 @@ impl StateMachine for Ledger {
 }
 
 /// A cluster of one, in a directory.
-pub async fn start(dir: &Path) -> Result<Raft<Ledger>, Box<dyn Error>> {
+pub(crate) async fn start(dir: &Path) -> Result<Raft<Ledger>, Box<dyn Error>> {
     let listen = UdpSocket::bind("127.0.0.1:0")?.local_addr()?;
     let raft = Builder::new(1, Ledger::open(&dir.join("ledger"))?)
         .listen(listen)

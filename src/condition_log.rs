@@ -40,7 +40,7 @@ enum Line {
 
 impl ConditionLog {
     /// Another look; writes what has changed for long enough.
-    pub fn look(&mut self, node: NodeId, found: Vec<Condition>) {
+    pub(crate) fn look(&mut self, node: NodeId, found: Vec<Condition>) {
         for line in self.lines(found) {
             match line {
                 Line::Began(Condition { reason, severity: Severity::Unready, message, .. }) => {

@@ -66,7 +66,7 @@ pub(crate) struct Ingress<S: StateMachine> {
 
 impl<S: StateMachine> Ingress<S> {
     /// Begins a proposal; the future only waits for its answer.
-    pub fn propose(
+    pub(crate) fn propose(
         &self,
         Propose { command, deadline }: Propose<S>,
     ) -> impl Future<Output = Result<Applied<S::Response>, ProposeError>> + use<S> {
@@ -108,7 +108,7 @@ impl<S: StateMachine> Ingress<S> {
     }
 
     /// Begins a read.
-    pub fn read<T: Send + 'static>(
+    pub(crate) fn read<T: Send + 'static>(
         &self,
         Read { look, linearizable, deadline }: Read<S, T>,
     ) -> impl Future<Output = Result<(u64, T), ReadError>> + use<S, T> {
@@ -122,7 +122,7 @@ impl<S: StateMachine> Ingress<S> {
     }
 
     /// Begins a read with a subscription inside.
-    pub fn follow<T: Send + 'static>(
+    pub(crate) fn follow<T: Send + 'static>(
         &self,
         Follow { look, recipient, deadline }: Follow<S, T>,
     ) -> impl Future<Output = Result<Followed<T>, ReadError>> + use<S, T> {
@@ -186,7 +186,7 @@ impl<S: StateMachine> Ingress<S> {
     }
 
     /// Begins a membership change.
-    pub fn change(
+    pub(crate) fn change(
         &self,
         change: ChangeRequest,
         deadline: Option<Duration>,
@@ -235,7 +235,7 @@ impl<S: StateMachine> Ingress<S> {
     ///
     /// It knows only what it has applied. A client that asked a node further ahead before is no stranger here: what lies in the future
     /// of this node is looked at again when everything that the cluster had committed by now is applied here, too.
-    pub fn subscribe(
+    pub(crate) fn subscribe(
         self: &Arc<Self>,
         Subscribe { recipient, after, wants }: Subscribe<S>,
     ) -> impl Future<Output = Result<Subscription, SubscribeError>> + use<S> {
@@ -272,7 +272,7 @@ impl<S: StateMachine> Ingress<S> {
     }
 
     /// Has a snapshot taken.
-    pub fn take_snapshot(&self) -> impl Future<Output = Result<SnapshotTaken, TakeSnapshotError>> + use<S> {
+    pub(crate) fn take_snapshot(&self) -> impl Future<Output = Result<SnapshotTaken, TakeSnapshotError>> + use<S> {
         let snapshot_manager = self.snapshot_manager.upgrade().filter(|_| self.admission.closed().is_none());
         let begun = snapshot_manager.map(|snapshot_manager| snapshot_manager.send(TakeSnapshot));
         let admission = self.admission.clone();
@@ -283,7 +283,7 @@ impl<S: StateMachine> Ingress<S> {
     }
 
     /// The same, not waited for longer than this.
-    pub fn take_snapshot_within(
+    pub(crate) fn take_snapshot_within(
         &self,
         deadline: Duration,
     ) -> impl Future<Output = Result<SnapshotTaken, TakeSnapshotError>> + use<S> {
@@ -298,7 +298,7 @@ impl<S: StateMachine> Ingress<S> {
     }
 
     /// Has a snapshot taken, which is not waited for longer than this, and opens its file.
-    pub fn backup(
+    pub(crate) fn backup(
         &self,
         deadline: Option<Duration>,
     ) -> impl Future<Output = Result<Backup, TakeSnapshotError>> + use<S> {
@@ -318,7 +318,7 @@ impl<S: StateMachine> Ingress<S> {
         }
     }
 
-    pub fn unsubscribe(&self, subscription: Subscription) {
+    pub(crate) fn unsubscribe(&self, subscription: Subscription) {
         if let Some(applier) = self.applier.upgrade() {
             applier.do_send(Unsubscribe(subscription));
         }

@@ -80,7 +80,7 @@ pub(crate) struct StatusHub {
 
 impl StatusHub {
     /// The latest of everything.
-    pub fn status(&self) -> Status {
+    pub(crate) fn status(&self) -> Status {
         let core = self.core.borrow().clone();
         let applier = self.applier.borrow().clone();
         let log = self.log.borrow().clone();
@@ -169,7 +169,7 @@ impl StatusHub {
     }
 
     /// Why a request ended so, where the status knows a reason with a name of its own.
-    pub fn explain(&self, end: End) -> Option<Condition> {
+    pub(crate) fn explain(&self, end: End) -> Option<Condition> {
         if end == End::Other {
             return None;
         }
@@ -190,7 +190,7 @@ impl StatusHub {
     }
 
     /// Why a request has no answer at its deadline, as far as one can see from here.
-    pub fn why_late(&self, deadline: Duration) -> String {
+    pub(crate) fn why_late(&self, deadline: Duration) -> String {
         let Status { applied_index: applied, commit_index: commit, snapshot_index: snapshot, .. } = self.status();
         let behind = match () {
             () if applied < snapshot => format!("is being restored from the snapshot at {snapshot}"),
@@ -201,7 +201,7 @@ impl StatusHub {
     }
 
     /// Why a snapshot is not there at its deadline. Of one that is under way that it goes on: whoever gave up has ended nothing.
-    pub fn why_no_snapshot(&self, deadline: Duration, why_late: String) -> String {
+    pub(crate) fn why_no_snapshot(&self, deadline: Duration, why_late: String) -> String {
         let goes_on = "The snapshot goes on and counts once it is durable: see `snapshots` in the status";
         match self.snapshots.borrow().building {
             None => why_late,
@@ -213,7 +213,7 @@ impl StatusHub {
     }
 
     /// Waits until something is shown that a condition may depend on; false once nobody shows anything any more.
-    pub async fn changed(&mut self) -> bool {
+    pub(crate) async fn changed(&mut self) -> bool {
         // Biased: the order decides nothing, and a random one could not be replayed.
         tokio::select! {
             biased;
@@ -229,7 +229,7 @@ impl StatusHub {
     }
 
     /// Marks the present status as seen. Call it before looking, so that no change in between is missed.
-    pub fn mark_seen(&mut self) {
+    pub(crate) fn mark_seen(&mut self) {
         self.life.mark_unchanged();
         self.core.mark_unchanged();
         self.applier.mark_unchanged();

@@ -29,12 +29,12 @@ mod serde_bytes_map {
 
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-    pub fn serialize<S: Serializer>(map: &BTreeMap<u64, Vec<u8>>, out: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<S: Serializer>(map: &BTreeMap<u64, Vec<u8>>, out: S) -> Result<S::Ok, S::Error> {
         let map: BTreeMap<_, _> = map.iter().map(|(key, value)| (key, Bin(value.clone()))).collect();
         map.serialize(out)
     }
 
-    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<BTreeMap<u64, Vec<u8>>, D::Error> {
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<BTreeMap<u64, Vec<u8>>, D::Error> {
         let map = BTreeMap::<u64, Bin>::deserialize(from)?;
         Ok(map.into_iter().map(|(key, Bin(value))| (key, value)).collect())
     }

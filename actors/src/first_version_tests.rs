@@ -26,14 +26,14 @@ mod first {
     use crate::members::Membership;
 
     #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-    pub enum SystemCommand {
+    pub(super) enum SystemCommand {
         Change { id: ChangeId, change: Change },
         Incarnation { node: NodeId, incarnation: Incarnation },
         Recovered { cluster: ClusterId, node: NodeId, address: Address, incarnation: Option<Incarnation>, audit: Audit },
     }
 
     #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-    pub struct SystemState {
+    pub(super) struct SystemState {
         pub cluster: ClusterId,
         pub membership: Arc<Membership>,
         pub last_time_us: u64,
@@ -48,7 +48,7 @@ mod first {
     }
 
     #[derive(Serialize, Deserialize)]
-    pub struct SnapshotData {
+    pub(super) struct SnapshotData {
         pub system: SystemState,
         #[serde(default)]
         pub file: Option<SnapshotFile>,
@@ -57,7 +57,7 @@ mod first {
     }
 
     #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-    pub struct Header {
+    pub(super) struct Header {
         pub cluster: ClusterId,
         pub index: u64,
         pub term: u64,

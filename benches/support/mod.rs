@@ -13,24 +13,24 @@ use actorum::{Address, Builder, Config, NodeId, prelude::*};
 use hdrhistogram::Histogram;
 
 /// How long anything may take that is waited for.
-pub const PATIENCE: Duration = Duration::from_secs(600);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(600);
 
 /// A port that nobody uses now.
-pub fn free_port() -> SocketAddr {
+pub(crate) fn free_port() -> SocketAddr {
     std::net::UdpSocket::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a free port on loopback")
 }
 
 /// Where the nodes of a cluster are, so that they can be started again.
-pub struct Founders(BTreeMap<NodeId, SocketAddr>);
+pub(crate) struct Founders(BTreeMap<NodeId, SocketAddr>);
 
 impl Founders {
     /// So many.
-    pub fn new(count: u64) -> Founders {
+    pub(crate) fn new(count: u64) -> Founders {
         Founders((1..=count).map(|id| (id, free_port())).collect())
     }
 
     /// Starts one of them, for the first time or again.
-    pub async fn start<S: StateMachine + Default>(
+    pub(crate) async fn start<S: StateMachine + Default>(
         &self,
         id: NodeId,
         dir: &Path,
@@ -42,7 +42,7 @@ impl Founders {
     }
 
     /// Starts all of them.
-    pub async fn start_all<S: StateMachine + Default>(
+    pub(crate) async fn start_all<S: StateMachine + Default>(
         &self,
         dir: &Path,
         configure: impl Fn(&mut Config),
@@ -56,7 +56,7 @@ impl Founders {
 }
 
 /// A node with everything but how it begins. Settings in ACTORUM_* count, too.
-pub fn node<S: StateMachine + Default>(
+pub(crate) fn node<S: StateMachine + Default>(
     id: NodeId,
     at: SocketAddr,
     dir: &Path,
@@ -71,7 +71,7 @@ pub fn node<S: StateMachine + Default>(
 }
 
 /// The node that leads, once it knows that it does.
-pub async fn leader<S: StateMachine>(nodes: &[Raft<S>]) -> &Raft<S> {
+pub(crate) async fn leader<S: StateMachine>(nodes: &[Raft<S>]) -> &Raft<S> {
     let id = nodes[0].wait_for_leader(PATIENCE).await.expect("a leader").leader.expect("the wait was for one");
     let leader = &nodes[id as usize - 1];
     leader.wait(PATIENCE, |status| status.role == Role::Leader).await.expect("it knows that it leads");
@@ -79,7 +79,7 @@ pub async fn leader<S: StateMachine>(nodes: &[Raft<S>]) -> &Raft<S> {
 }
 
 /// What a closed loop of clients saw.
-pub struct Figures {
+pub(crate) struct Figures {
     /// How long it went on.
     pub took: Duration,
     /// What each client saw of each command, in microseconds.
@@ -88,18 +88,18 @@ pub struct Figures {
 
 impl Figures {
     /// Commands per second.
-    pub fn rate(&self) -> f64 {
+    pub(crate) fn rate(&self) -> f64 {
         self.latencies.len() as f64 / self.took.as_secs_f64()
     }
 
     /// A quantile of the latencies, in milliseconds.
-    pub fn ms(&self, quantile: f64) -> f64 {
+    pub(crate) fn ms(&self, quantile: f64) -> f64 {
         self.latencies.value_at_quantile(quantile) as f64 / 1e3
     }
 }
 
 /// So many clients on the leader, each proposing, awaiting the answer, proposing again, while there is something to propose.
-pub async fn closed_loop<S: StateMachine>(
+pub(crate) async fn closed_loop<S: StateMachine>(
     leader: &Raft<S>,
     outstanding: usize,
     next: impl Fn() -> Option<S::Command> + Clone + Send + 'static,

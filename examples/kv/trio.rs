@@ -21,7 +21,7 @@ impl Drop for Node {
 }
 
 /// Starts three nodes, writes through one, reads through another, and does it again with one dead.
-pub fn run() -> Result<(), Box<dyn Error>> {
+pub(crate) fn run() -> Result<(), Box<dyn Error>> {
     let mut out = io::stdout();
     let dir = tempfile::tempdir()?;
     let ports = [1, 2, 3].map(|id| (id, UdpSocket::bind("127.0.0.1:0"), TcpListener::bind("127.0.0.1:0")));

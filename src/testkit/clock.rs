@@ -32,18 +32,18 @@ struct State {
 }
 
 impl NodeClock {
-    pub fn new(scheduler: &Scheduler, rate: u64, skew_ms: i64) -> NodeClock {
+    pub(crate) fn new(scheduler: &Scheduler, rate: u64, skew_ms: i64) -> NodeClock {
         let state = State { rate, shown: Duration::ZERO, since: scheduler.now(), paused: false, skew_ms };
         NodeClock { scheduler: scheduler.clone(), state: Arc::new(Mutex::new(state)) }
     }
 
     /// The process stands still, and what it sees of the clock with it.
-    pub fn pause(&self) {
+    pub(crate) fn pause(&self) {
         self.change(|state| state.paused = true);
     }
 
     /// It goes on: the clock never stood still, it only was not looked at.
-    pub fn resume(&self) {
+    pub(crate) fn resume(&self) {
         let now = self.scheduler.now();
         let mut state = self.lock();
         if state.paused {
@@ -55,7 +55,7 @@ impl NodeClock {
     }
 
     /// The calendar jumps.
-    pub fn skew(&self, ms: i64) {
+    pub(crate) fn skew(&self, ms: i64) {
         self.lock().skew_ms = ms;
     }
 

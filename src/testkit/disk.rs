@@ -67,7 +67,7 @@ const ENGINE: u64 = 512;
 
 impl Room {
     /// A volume of so many bytes, or without an end, under a node with these settings.
-    pub fn new(capacity: Option<u64>, config: &Config) -> Room {
+    pub(crate) fn new(capacity: Option<u64>, config: &Config) -> Room {
         let bounds = ReserveBounds {
             engine: ENGINE,
             bytes: config.reserve_bytes,
@@ -82,7 +82,7 @@ impl Room {
     }
 
     /// Whether there is an end to it.
-    pub fn ends(&self) -> bool {
+    pub(crate) fn ends(&self) -> bool {
         self.volume.room().is_some()
     }
 
@@ -171,7 +171,7 @@ const GOOD_MS: u64 = 3;
 const ROOM: u64 = 1 << 40;
 
 impl Disk {
-    pub fn new(id: NodeId, room: Room, rng: Rng) -> Disk {
+    pub(crate) fn new(id: NodeId, room: Room, rng: Rng) -> Disk {
         let mood = Mood {
             rng,
             latency_ms: GOOD_MS,
@@ -194,11 +194,11 @@ impl Disk {
     }
 
     /// Who takes the node's power when the disk says so.
-    pub fn cut_power_with(&self, power: Option<Arc<dyn Fn(Loss) + Send + Sync>>) {
+    pub(crate) fn cut_power_with(&self, power: Option<Arc<dyn Fn(Loss) + Send + Sync>>) {
         self.moods.lock().power = power;
     }
 
-    pub fn open(&self, incarnation: Incarnation) -> Result<Box<dyn LogStore>, OpenError> {
+    pub(crate) fn open(&self, incarnation: Incarnation) -> Result<Box<dyn LogStore>, OpenError> {
         let reserve = self.room.open();
         let store = self.disk.open(self.id, incarnation)?;
         *self.lives.lock().unwrap_or_else(PoisonError::into_inner) = store.lives();
@@ -208,7 +208,7 @@ impl Disk {
         Ok(Box::new(Probed { store, snapshot_store, probe, reserve }))
     }
 
-    pub fn crash(&self, loss: Loss) {
+    pub(crate) fn crash(&self, loss: Loss) {
         if loss == Loss::Torn {
             let healthy = self.backup();
             self.moods.lock().healthy = Some(healthy);
@@ -220,7 +220,7 @@ impl Disk {
         self.files.crash(loss, roll);
     }
 
-    pub fn kill(&self) {
+    pub(crate) fn kill(&self) {
         self.forget_probes();
         self.calm();
         self.disk.kill();
@@ -228,7 +228,7 @@ impl Disk {
     }
 
     /// Good again.
-    pub fn calm(&self) {
+    pub(crate) fn calm(&self) {
         let mut mood = self.moods.lock();
         (mood.latency_ms, mood.hangs, mood.armed, mood.fails, mood.low) = (GOOD_MS, false, None, None, false);
         let probes = std::mem::take(&mut mood.probes);
@@ -243,38 +243,38 @@ impl Disk {
     }
 
     /// Hardly any room is left, though writes still succeed.
-    pub fn low(&self) {
+    pub(crate) fn low(&self) {
         self.moods.lock().low = true;
     }
 
-    pub fn arm(&self, part: Part, steps: u64, loss: Loss) {
+    pub(crate) fn arm(&self, part: Part, steps: u64, loss: Loss) {
         self.moods.lock().armed = Some((part, steps, loss));
     }
 
-    pub fn slow(&self, at_most_ms: u64) {
+    pub(crate) fn slow(&self, at_most_ms: u64) {
         self.moods.lock().latency_ms = at_most_ms;
     }
 
-    pub fn hang(&self) {
+    pub(crate) fn hang(&self) {
         self.moods.lock().hangs = true;
     }
 
-    pub fn fail(&self, part: Part, mishap: Mishap, writes: u64) {
+    pub(crate) fn fail(&self, part: Part, mishap: Mishap, writes: u64) {
         let mut mood = self.moods.lock();
         (mood.fails, mood.failed) = (Some((part, mishap, writes)), false);
     }
 
     /// Whether the failure that was asked for last came.
-    pub fn has_failed(&self) -> bool {
+    pub(crate) fn has_failed(&self) -> bool {
         self.moods.lock().failed
     }
 
-    pub fn flip_bit(&self, roll: u64) -> Option<String> {
+    pub(crate) fn flip_bit(&self, roll: u64) -> Option<String> {
         self.disk.flip_bit(roll)
     }
 
     /// A bit of some file of a snapshot that is complete.
-    pub fn some_bit(&self, roll: u64) -> Option<(String, usize)> {
+    pub(crate) fn some_bit(&self, roll: u64) -> Option<(String, usize)> {
         let complete =
             self.files.durable().into_iter().filter(|(name, length)| name.starts_with("snapshot-") && *length > 0);
         let complete: Vec<_> = complete.collect();
@@ -283,67 +283,67 @@ impl Disk {
     }
 
     /// Flips it; whether it was there.
-    pub fn flip_file(&self, (name, bit): &(String, usize)) -> bool {
+    pub(crate) fn flip_file(&self, (name, bit): &(String, usize)) -> bool {
         self.files.flip(name, *bit)
     }
 
-    pub fn room(&self) -> &Room {
+    pub(crate) fn room(&self) -> &Room {
         &self.room
     }
 
     /// Whether it is made to say that hardly any room is left.
-    pub fn is_low(&self) -> bool {
+    pub(crate) fn is_low(&self) -> bool {
         self.moods.lock().low
     }
 
-    pub fn tally(&self) -> &Tally {
+    pub(crate) fn tally(&self) -> &Tally {
         &self.tally
     }
 
-    pub fn image(&self) -> Image {
+    pub(crate) fn image(&self) -> Image {
         self.disk.image()
     }
 
-    pub fn swap_for(&self, image: Image) {
+    pub(crate) fn swap_for(&self, image: Image) {
         self.disk.swap_for(image);
     }
 
     /// What was durable when the last write was torn.
-    pub fn before_torn(&self) -> Option<Backup> {
+    pub(crate) fn before_torn(&self) -> Option<Backup> {
         self.moods.lock().healthy.take()
     }
 
     /// How many values were torn so far.
-    pub fn torn(&self) -> u64 {
+    pub(crate) fn torn(&self) -> u64 {
         self.disk.counters().torn_values
     }
 
-    pub fn backup(&self) -> Backup {
+    pub(crate) fn backup(&self) -> Backup {
         (self.disk.backup(), self.files.backup())
     }
 
-    pub fn bring_back(&self, (log, files): Backup) {
+    pub(crate) fn bring_back(&self, (log, files): Backup) {
         self.disk.bring_back(log);
         self.files.bring_back(files);
     }
 
     /// As who copies a directory does: the boot counter and the lives, too.
-    pub fn put_back(&self, (log, files): Backup) {
+    pub(crate) fn put_back(&self, (log, files): Backup) {
         self.disk.put_back(log);
         self.files.bring_back(files);
     }
 
     /// What is durable of lives.
-    pub fn kept(&self) -> Option<Content> {
+    pub(crate) fn kept(&self) -> Option<Content> {
         self.disk.lives()
     }
 
     /// What its last opening keeps, or kept, of lives.
-    pub fn lives(&self) -> Option<Arc<LifeBook>> {
+    pub(crate) fn lives(&self) -> Option<Arc<LifeBook>> {
         self.lives.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    pub fn wipe(&self) {
+    pub(crate) fn wipe(&self) {
         self.disk.wipe();
         self.files.wipe();
     }

@@ -57,12 +57,12 @@ impl Life {
         self.0.1.notify_waiters();
     }
 
-    pub fn is_over(&self) -> bool {
+    pub(crate) fn is_over(&self) -> bool {
         self.0.0.load(Relaxed)
     }
 
     /// Waits for its end.
-    pub async fn over(&self) {
+    pub(crate) async fn over(&self) {
         let ended = self.0.1.notified();
         if !self.0.0.load(Relaxed) {
             ended.await;
@@ -121,7 +121,7 @@ struct Inner<S: StateMachine> {
 }
 
 impl<S: StateMachine> Fleet<S> {
-    pub fn new(
+    pub(crate) fn new(
         world: &World,
         links: &Links,
         make: Arc<dyn Fn() -> S + Send + Sync>,
@@ -137,16 +137,16 @@ impl<S: StateMachine> Fleet<S> {
         Fleet(Arc::new(Inner { world, links, network, make, config, capacity, padding, rolled, state }))
     }
 
-    pub fn world(&self) -> &World {
+    pub(crate) fn world(&self) -> &World {
         &self.0.world
     }
 
-    pub fn links(&self) -> &Links {
+    pub(crate) fn links(&self) -> &Links {
         &self.0.links
     }
 
     /// Adds a node that is not running yet.
-    pub fn add(&self, id: NodeId, bootstrap: Bootstrap) {
+    pub(crate) fn add(&self, id: NodeId, bootstrap: Bootstrap) {
         let mut state = self.lock();
         let rate = state.0.between(900, 1100);
         let skew = state.0.between(0, 4000) as i64 - 2000;
@@ -171,44 +171,44 @@ impl<S: StateMachine> Fleet<S> {
     }
 
     /// A node may lose its power at a message or at a step of its disk.
-    pub fn let_power_be_cut(&self) {
+    pub(crate) fn let_power_be_cut(&self) {
         let fleet = self.clone();
         self.0.links.cut_power_with(Some(Arc::new(move |id, loss| fleet.crash(id, loss))));
     }
 
-    pub fn network(&self) -> MemoryNetwork {
+    pub(crate) fn network(&self) -> MemoryNetwork {
         self.0.network.clone()
     }
 
-    pub fn config(&self) -> Config {
+    pub(crate) fn config(&self) -> Config {
         self.0.config.clone()
     }
 
     /// A state machine as it is at first.
-    pub fn machine(&self) -> S {
+    pub(crate) fn machine(&self) -> S {
         (self.0.make)()
     }
 
     /// Looks at the nodes, or changes them.
-    pub fn nodes<R>(&self, look: impl FnOnce(&mut BTreeMap<NodeId, Node<S>>) -> R) -> R {
+    pub(crate) fn nodes<R>(&self, look: impl FnOnce(&mut BTreeMap<NodeId, Node<S>>) -> R) -> R {
         look(&mut self.lock().1)
     }
 
     /// Looks at one node.
-    pub fn node<R>(&self, id: NodeId, look: impl FnOnce(&mut Node<S>) -> R) -> Option<R> {
+    pub(crate) fn node<R>(&self, id: NodeId, look: impl FnOnce(&mut Node<S>) -> R) -> Option<R> {
         self.lock().1.get_mut(&id).map(look)
     }
 
-    pub fn in_state(&self, state: State) -> Vec<NodeId> {
+    pub(crate) fn in_state(&self, state: State) -> Vec<NodeId> {
         self.nodes(|nodes| nodes.iter().filter(|(_, node)| node.state == state).map(|(id, _)| *id).collect())
     }
 
-    pub fn raft(&self, id: NodeId) -> Option<(Raft<Watched<S>>, Life)> {
+    pub(crate) fn raft(&self, id: NodeId) -> Option<(Raft<Watched<S>>, Life)> {
         self.node(id, |node| node.raft.clone().map(|raft| (raft, node.life.clone())))?
     }
 
     /// Opens a node's disk as a start would, without starting. A store that opens is closed again.
-    pub fn try_open(&self, id: NodeId) -> Result<Box<dyn LogStore>, OpenError> {
+    pub(crate) fn try_open(&self, id: NodeId) -> Result<Box<dyn LogStore>, OpenError> {
         let (disk, incarnation) = {
             let mut state = self.lock();
             let incarnation = Incarnation(state.0.roll());
@@ -218,7 +218,7 @@ impl<S: StateMachine> Fleet<S> {
     }
 
     /// Starts a node that is down.
-    pub async fn start(&self, id: NodeId) -> Result<(), StartError> {
+    pub(crate) async fn start(&self, id: NodeId) -> Result<(), StartError> {
         if self.node(id, |node| std::mem::replace(&mut node.state, State::Busy)) != Some(State::Down) {
             panic!("the simulation starts n{id}, which is not down");
         }
@@ -353,7 +353,7 @@ impl<S: StateMachine> Fleet<S> {
     }
 
     /// The power goes.
-    pub fn crash(&self, id: NodeId, loss: Loss) {
+    pub(crate) fn crash(&self, id: NodeId, loss: Loss) {
         if self.node(id, |node| matches!(node.state, State::Down | State::Gone)) != Some(false) {
             return;
         }
@@ -362,7 +362,7 @@ impl<S: StateMachine> Fleet<S> {
     }
 
     /// The process is killed.
-    pub fn kill(&self, id: NodeId) {
+    pub(crate) fn kill(&self, id: NodeId) {
         if self.node(id, |node| matches!(node.state, State::Down | State::Gone)) != Some(false) {
             return;
         }
@@ -371,7 +371,7 @@ impl<S: StateMachine> Fleet<S> {
     }
 
     /// It shuts down in order.
-    pub async fn shut_down(&self, id: NodeId) {
+    pub(crate) async fn shut_down(&self, id: NodeId) {
         let Some((raft, life)) = self.raft(id) else { return };
         if self.node(id, |node| std::mem::replace(&mut node.state, State::Busy)) != Some(State::Running) {
             self.node(id, |node| node.state = State::Running);
@@ -387,7 +387,7 @@ impl<S: StateMachine> Fleet<S> {
         }
     }
 
-    pub fn pause(&self, id: NodeId) {
+    pub(crate) fn pause(&self, id: NodeId) {
         let paused = self.node(id, |node| {
             let runs = node.state == State::Running;
             if runs {
@@ -402,7 +402,7 @@ impl<S: StateMachine> Fleet<S> {
         }
     }
 
-    pub fn resume(&self, id: NodeId) {
+    pub(crate) fn resume(&self, id: NodeId) {
         let resumed = self.node(id, |node| {
             let paused = node.state == State::Paused;
             if paused {
@@ -418,7 +418,7 @@ impl<S: StateMachine> Fleet<S> {
     }
 
     /// Every node ends, and the circle of handles with it.
-    pub fn end(&self) {
+    pub(crate) fn end(&self) {
         let ids = self.nodes(|nodes| nodes.keys().copied().collect::<Vec<_>>());
         ids.into_iter().for_each(|id| self.kill(id));
         self.nodes(|nodes| nodes.values().for_each(|node| self.count_files(&node.disk)));

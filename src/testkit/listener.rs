@@ -33,7 +33,7 @@ pub(crate) struct Listener {
 
 impl Listener {
     /// Subscribes at a node to what follows `after`. `None` if the node is gone, or goes meanwhile.
-    pub async fn subscribe<S: StateMachine>(
+    pub(super) async fn subscribe<S: StateMachine>(
         world: &World,
         (node, raft, life): (NodeId, &Raft<Watched<S>>, &Life),
         number: u64,

@@ -47,29 +47,29 @@ pub(crate) enum Mishap {
 }
 
 impl Hooks {
-    pub fn fail_next_snapshot(&self, mishap: Mishap) {
+    pub(crate) fn fail_next_snapshot(&self, mishap: Mishap) {
         *locked(&self.0.snapshot_fails) = Some(mishap);
     }
 
-    pub fn fail_next_restore(&self, mishap: Mishap) {
+    pub(crate) fn fail_next_restore(&self, mishap: Mishap) {
         *locked(&self.0.restore_fails) = Some(mishap);
     }
 
-    pub fn panic_next(&self) {
+    pub(crate) fn panic_next(&self) {
         self.0.panic.store(true, Relaxed);
     }
 
     /// From now on it answers wrongly, where nobody but the hash of responses looks.
-    pub fn lie(&self, lies: bool) {
+    pub(crate) fn lie(&self, lies: bool) {
         self.0.lies.store(lies, Relaxed);
     }
 
-    pub fn slow_next(&self, stand_still: Box<dyn FnOnce() + Send>) {
+    pub(crate) fn slow_next(&self, stand_still: Box<dyn FnOnce() + Send>) {
         *locked(&self.0.slow) = Some(stand_still);
     }
 
     /// Whatever was to happen to it does not.
-    pub fn calm(&self) {
+    pub(crate) fn calm(&self) {
         self.0.panic.store(false, Relaxed);
         self.0.lies.store(false, Relaxed);
         *locked(&self.0.slow) = None;
@@ -77,11 +77,11 @@ impl Hooks {
         *locked(&self.0.restore_fails) = None;
     }
 
-    pub fn end(&self) {
+    pub(crate) fn end(&self) {
         self.0.over.store(true, Relaxed);
     }
 
-    pub fn is_over(&self) -> bool {
+    pub(crate) fn is_over(&self) -> bool {
         self.0.over.load(Relaxed)
     }
 }
@@ -110,7 +110,7 @@ pub(crate) struct Watched<S: StateMachine> {
 }
 
 impl<S: StateMachine> Watched<S> {
-    pub fn new(inner: S, node: NodeId, world: World, hooks: Hooks, padding: usize) -> Watched<S> {
+    pub(crate) fn new(inner: S, node: NodeId, world: World, hooks: Hooks, padding: usize) -> Watched<S> {
         let at = inner.applied().map_or(0, |(index, _)| index);
         Watched { inner, node, world, hooks, at, small: true, last: None, padding }
     }

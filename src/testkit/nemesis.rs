@@ -134,7 +134,7 @@ pub(crate) struct Nemesis<S: StateMachine> {
 }
 
 impl<S: StateMachine> Nemesis<S> {
-    pub fn new(fleet: &Fleet<S>, faults: &Faults, rng: Rng, founders: NodeId) -> Nemesis<S> {
+    pub(super) fn new(fleet: &Fleet<S>, faults: &Faults, rng: Rng, founders: NodeId) -> Nemesis<S> {
         Nemesis {
             fleet: fleet.clone(),
             faults: faults.clone(),
@@ -149,7 +149,7 @@ impl<S: StateMachine> Nemesis<S> {
     }
 
     /// Does its work until that virtual moment, then waits for everything it began to end.
-    pub async fn work(mut self, until_ms: u64) {
+    pub(super) async fn work(mut self, until_ms: u64) {
         let weights = weights(&self.faults);
         let total: u64 = weights.iter().map(|(_, weight)| u64::from(*weight)).sum();
         let every = (self.faults.every.as_millis() as u64).max(4);

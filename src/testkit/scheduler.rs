@@ -41,22 +41,22 @@ struct Inner {
 
 impl Scheduler {
     /// Must be called inside the simulation's runtime: its now is zero.
-    pub fn new() -> Scheduler {
+    pub(crate) fn new() -> Scheduler {
         Scheduler(Arc::new(Inner { origin: Instant::now(), due: Mutex::default(), sooner: Notify::new() }))
     }
 
     /// Virtual milliseconds since the beginning.
-    pub fn now_ms(&self) -> u64 {
+    pub(crate) fn now_ms(&self) -> u64 {
         self.0.origin.elapsed().as_millis() as u64
     }
 
     /// Virtual time since the beginning.
-    pub fn now(&self) -> Duration {
+    pub(crate) fn now(&self) -> Duration {
         self.0.origin.elapsed()
     }
 
     /// Does this after so long; in the order of asking among those due together.
-    pub fn after_ms(&self, ms: u64, deed: impl FnOnce() + Send + 'static) {
+    pub(crate) fn after_ms(&self, ms: u64, deed: impl FnOnce() + Send + 'static) {
         let moment = self.now_ms() + ms;
         let mut due = self.lock();
         due.asked += 1;
@@ -70,14 +70,14 @@ impl Scheduler {
     }
 
     /// Nothing of it is done any more.
-    pub fn clear(&self) {
+    pub(crate) fn clear(&self) {
         // Dropped outside the lock: a deed may hold what holds this scheduler.
         let deeds = std::mem::take(&mut self.lock().deeds);
         drop(deeds);
     }
 
     /// Keeps the scheduler; ends never.
-    pub async fn keep(self) {
+    pub(crate) async fn keep(self) {
         loop {
             let next = self.lock().deeds.first_key_value().map(|((moment, _), _)| *moment);
             let now = self.now_ms();

@@ -41,7 +41,7 @@ pub(crate) struct Twin<S: StateMachine> {
 
 impl<S: StateMachine> Twin<S> {
     /// Starts a copy of a node's directory, which hears and reaches all but these.
-    pub async fn start(
+    pub(super) async fn start(
         fleet: &Fleet<S>,
         of: NodeId,
         copy: Backup,
@@ -76,19 +76,19 @@ impl<S: StateMachine> Twin<S> {
     }
 
     /// The life that it shows.
-    pub fn life(&self) -> Option<LifeKey> {
+    pub(super) fn life(&self) -> Option<LifeKey> {
         self.disk.lives()?.shown().last().map(|life| life.key())
     }
 
     /// Whether it has a vote among others, as far as it knows. A lone voter asks nobody, and what promoted a second one may be in
     /// its log without being committed there.
-    pub fn votes(&self, id: NodeId) -> bool {
+    pub(super) fn votes(&self, id: NodeId) -> bool {
         let voters = self.raft.status().membership.voters();
         voters.contains(&id) && voters.len() > 1
     }
 
     /// What it ends of, if it does so in time.
-    pub async fn ends_within(&self, patience: Duration) -> Option<String> {
+    pub(super) async fn ends_within(&self, patience: Duration) -> Option<String> {
         timeout(patience, self.raft.stopped()).await.ok()
     }
 }

@@ -30,7 +30,7 @@ pub(crate) struct Watchdog(#[expect(dead_code, reason = "its drop ends the threa
 
 impl Watchdog {
     /// Breaks the run of this world when virtual time stands still for so long in real time, and aborts these clients.
-    pub fn watch(world: World, clients: Vec<AbortHandle>, patience: Duration) -> Watchdog {
+    pub(super) fn watch(world: World, clients: Vec<AbortHandle>, patience: Duration) -> Watchdog {
         let (guard, dropped) = mpsc::channel();
         let bound = patience.as_millis() / LOOKS_EVERY.as_millis();
         let looks = move || {

@@ -38,7 +38,7 @@ pub(crate) struct LinkFaults {
 }
 
 impl LinkFaults {
-    pub const FAIR: LinkFaults = LinkFaults { loss: 0, duplication: 0, delay_ms: 1, jitter_ms: 2 };
+    pub(crate) const FAIR: LinkFaults = LinkFaults { loss: 0, duplication: 0, delay_ms: 1, jitter_ms: 2 };
 }
 
 #[derive(Clone, Copy)]
@@ -93,7 +93,7 @@ struct Held {
 }
 
 impl Links {
-    pub fn new(world: &World, frames: Frames, rng: Rng) -> Links {
+    pub(crate) fn new(world: &World, frames: Frames, rng: Rng) -> Links {
         let state = State {
             rng,
             links: BTreeMap::new(),
@@ -107,12 +107,12 @@ impl Links {
     }
 
     /// A process with this boot number runs from now on.
-    pub fn up(&self, node: NodeId, boot: u64) {
+    pub(crate) fn up(&self, node: NodeId, boot: u64) {
         self.lock().processes.insert(node, Process { boot, running: true, paused: false });
     }
 
     /// It is gone, and its connections with it.
-    pub fn down(&self, node: NodeId) {
+    pub(crate) fn down(&self, node: NodeId) {
         let mut state = self.lock();
         if let Some(process) = state.processes.get_mut(&node) {
             *process = Process { boot: process.boot, ..Process::default() };
@@ -127,20 +127,20 @@ impl Links {
     }
 
     /// There was never such a process.
-    pub fn forget(&self, node: NodeId) {
+    pub(crate) fn forget(&self, node: NodeId) {
         let mut state = self.lock();
         state.processes.remove(&node);
         state.links.retain(|(from, to), _| *from != node && *to != node);
     }
 
-    pub fn pause(&self, node: NodeId) {
+    pub(crate) fn pause(&self, node: NodeId) {
         if let Some(process) = self.lock().processes.get_mut(&node) {
             process.paused = true;
         }
     }
 
     /// It goes on: what waited for it moves, in order.
-    pub fn resume(&self, node: NodeId) {
+    pub(crate) fn resume(&self, node: NodeId) {
         let mut state = self.lock();
         if let Some(process) = state.processes.get_mut(&node) {
             process.paused = false;
@@ -157,48 +157,48 @@ impl Links {
     }
 
     /// The faults of one direction from now on.
-    pub fn set(&self, from: NodeId, to: NodeId, change: impl FnOnce(&mut LinkFaults)) {
+    pub(crate) fn set(&self, from: NodeId, to: NodeId, change: impl FnOnce(&mut LinkFaults)) {
         change(&mut self.lock().link(from, to).link_faults);
     }
 
     /// One more fault cuts this direction.
-    pub fn cut(&self, from: NodeId, to: NodeId) {
+    pub(crate) fn cut(&self, from: NodeId, to: NodeId) {
         self.lock().link(from, to).cuts += 1;
     }
 
     /// One fault less does.
-    pub fn heal(&self, from: NodeId, to: NodeId) {
+    pub(crate) fn heal(&self, from: NodeId, to: NodeId) {
         let mut state = self.lock();
         let link = state.link(from, to);
         link.cuts = link.cuts.saturating_sub(1);
     }
 
     /// The connection between two nodes breaks: what is under way is lost, both ways.
-    pub fn reset(&self, a: NodeId, b: NodeId) {
+    pub(crate) fn reset(&self, a: NodeId, b: NodeId) {
         let mut state = self.lock();
         state.link(a, b).connection += 1;
         state.link(b, a).connection += 1;
     }
 
     /// No faults anywhere.
-    pub fn calm(&self) {
+    pub(crate) fn calm(&self) {
         let mut state = self.lock();
         state.links.values_mut().for_each(|link| (link.link_faults, link.cuts) = (LinkFaults::FAIR, 0));
         state.armed.clear();
     }
 
     /// After so many more parcels of this node its power goes, in the middle of whatever it does.
-    pub fn arm(&self, node: NodeId, parcels: u64, loss: Loss) {
+    pub(crate) fn arm(&self, node: NodeId, parcels: u64, loss: Loss) {
         self.lock().armed.insert(node, (parcels, loss));
     }
 
     /// Who takes the power of a process whose count is over.
-    pub fn cut_power_with(&self, power: Option<Arc<dyn Fn(NodeId, Loss) + Send + Sync>>) {
+    pub(crate) fn cut_power_with(&self, power: Option<Arc<dyn Fn(NodeId, Loss) + Send + Sync>>) {
         self.lock().power = power;
     }
 
     /// How many messages have filled half a frame and more.
-    pub fn large_messages(&self) -> u64 {
+    pub(crate) fn large_messages(&self) -> u64 {
         self.lock().large
     }
 

@@ -149,15 +149,15 @@ pub(crate) struct ModelLog {
 }
 
 impl ModelLog {
-    pub fn last(&self) -> u64 {
+    pub(crate) fn last(&self) -> u64 {
         self.base.0 + self.entries.len() as u64
     }
 
-    pub fn get(&self, index: u64) -> Option<&EntryFacts> {
+    pub(crate) fn get(&self, index: u64) -> Option<&EntryFacts> {
         self.entries.get(index.checked_sub(self.base.0 + 1)? as usize)
     }
 
-    pub fn term_at(&self, index: u64) -> Option<u64> {
+    pub(crate) fn term_at(&self, index: u64) -> Option<u64> {
         if index == self.base.0 { Some(self.base.1) } else { self.get(index).map(|entry| entry.term) }
     }
 
@@ -287,7 +287,7 @@ struct State {
 }
 
 impl World {
-    pub fn new(scheduler: &Scheduler, telling: bool, bounds: &Config) -> World {
+    pub(crate) fn new(scheduler: &Scheduler, telling: bool, bounds: &Config) -> World {
         let state = State {
             facts: Facts::default(),
             invariants: invariants::all(bounds),
@@ -311,7 +311,7 @@ impl World {
     }
 
     /// Adds a line to the story.
-    pub fn tell(&self, line: impl FnOnce() -> String) {
+    pub(crate) fn tell(&self, line: impl FnOnce() -> String) {
         if self.0.telling {
             let mut state = self.lock();
             if state.over {
@@ -323,7 +323,7 @@ impl World {
     }
 
     /// Counts a fault that fired, or whatever else the report counts; part of the trace.
-    pub fn count(&self, count: impl FnOnce(&mut Counts)) {
+    pub(crate) fn count(&self, count: impl FnOnce(&mut Counts)) {
         let mut state = self.lock();
         count(&mut state.counts);
         let now = self.0.scheduler.now_ms();
@@ -331,7 +331,7 @@ impl World {
     }
 
     /// Something happened.
-    pub fn saw(&self, event: Event<'_>) {
+    pub(crate) fn saw(&self, event: Event<'_>) {
         let mut state = self.lock();
         if state.over {
             return;
@@ -371,7 +371,7 @@ impl World {
     }
 
     /// Whether a node stands where it stood after its last drain.
-    pub fn stands(&self, node: NodeId, raft_state: RaftState) -> bool {
+    pub(crate) fn stands(&self, node: NodeId, raft_state: RaftState) -> bool {
         self.lock().facts.nodes.get(&node).is_some_and(|facts| facts.raft_state == Some(raft_state))
     }
 
@@ -383,12 +383,12 @@ impl World {
     }
 
     /// The virtual moment when something was last seen. May be asked on any thread.
-    pub fn last_seen_ms(&self) -> u64 {
+    pub(crate) fn last_seen_ms(&self) -> u64 {
         self.0.seen_ms.load(Ordering::Relaxed)
     }
 
     /// Virtual time has stood still at this moment for so long in real time. May be said on any thread.
-    pub fn stood_still(&self, at_ms: u64, real: Duration) {
+    pub(crate) fn stood_still(&self, at_ms: u64, real: Duration) {
         let (moment, turns) = self.lock().turns;
         let why = match moment == at_ms && turns > 1 {
             true => format!("clients took {turns} turns at that moment: what they do there takes no virtual time"),
@@ -403,7 +403,7 @@ impl World {
     }
 
     /// Somebody outside the invariants found something broken.
-    pub fn broken(&self, invariant: &'static str, detail: String) {
+    pub(crate) fn broken(&self, invariant: &'static str, detail: String) {
         self.broken_at(self.0.scheduler.now_ms(), invariant, detail);
     }
 
@@ -420,7 +420,7 @@ impl World {
     }
 
     /// Waits until the run is decided.
-    pub async fn decided(&self) {
+    pub(crate) async fn decided(&self) {
         let decided = self.0.decided.notified();
         if !self.over() {
             decided.await;
@@ -428,13 +428,13 @@ impl World {
     }
 
     /// Whether the run is decided.
-    pub fn over(&self) -> bool {
+    pub(crate) fn over(&self) -> bool {
         self.lock().over
     }
 
     /// A client takes another turn. Virtual time passes only while everybody waits for something: clients that never do stop it, and
     /// the run would never end.
-    pub fn turn(&self, doing: impl FnOnce() -> String) {
+    pub(crate) fn turn(&self, doing: impl FnOnce() -> String) {
         let now = self.seen_now();
         let mut state = self.lock();
         state.turns = if state.turns.0 == now { (now, state.turns.1 + 1) } else { (now, 1) };
@@ -458,27 +458,27 @@ impl World {
     }
 
     /// A number for a new request.
-    pub fn next_request(&self) -> RequestId {
+    pub(crate) fn next_request(&self) -> RequestId {
         let mut state = self.lock();
         state.next_request += 1;
         state.next_request
     }
 
     /// Looks at what is known.
-    pub fn facts<R>(&self, look: impl FnOnce(&mut Facts) -> R) -> R {
+    pub(crate) fn facts<R>(&self, look: impl FnOnce(&mut Facts) -> R) -> R {
         look(&mut self.lock().facts)
     }
 
-    pub fn counts(&self) -> Counts {
+    pub(crate) fn counts(&self) -> Counts {
         self.lock().counts.clone()
     }
 
-    pub fn scheduler(&self) -> &Scheduler {
+    pub(crate) fn scheduler(&self) -> &Scheduler {
         &self.0.scheduler
     }
 
     /// What is left at the end: the trace's hash, the violation, the story.
-    pub fn close(&self) -> (u64, Counts, Option<Violation>, Vec<String>) {
+    pub(crate) fn close(&self) -> (u64, Counts, Option<Violation>, Vec<String>) {
         let mut state = self.lock();
         state.over = true;
         // Breaks the circle of machines, observers and facts.
@@ -603,7 +603,7 @@ impl Facts {
 
     /// At how many marks this node came to other answers than a majority of the voters, all of them alive since, and so long
     /// ago.
-    pub fn differs(&self, node: NodeId, since_ms: u64) -> usize {
+    pub(crate) fn differs(&self, node: NodeId, since_ms: u64) -> usize {
         let Some(facts) = self.nodes.get(&node) else { return 0 };
         let differs = |(index, (since, value, at)): (&u64, &(u64, u128, u64))| {
             let running = self.voters.iter().filter_map(|id| self.nodes.get(id)).filter(|other| other.running);
@@ -619,7 +619,7 @@ impl Facts {
     }
 
     /// Who leads in the highest term, as far as running nodes say.
-    pub fn leader(&self) -> Option<NodeId> {
+    pub(crate) fn leader(&self) -> Option<NodeId> {
         let leads = |(id, facts): (&NodeId, &NodeFacts)| {
             let raft_state = facts.raft_state.filter(|raft_state| facts.running && raft_state.role == Role::Leader)?;
             Some((raft_state.term, *id))

@@ -6,10 +6,10 @@ use std::{env, time::Duration};
 use actorum::testkit::{Faults, Kv, Report, Rng, Simulation};
 
 /// How long the faults last, in virtual time.
-pub const SPAN: Duration = Duration::from_secs(25);
+pub(crate) const SPAN: Duration = Duration::from_secs(25);
 
 /// The run of a seed.
-pub fn simulation(seed: u64) -> Simulation<Kv> {
+pub(crate) fn simulation(seed: u64) -> Simulation<Kv> {
     let mut rng = Rng::new(seed).fork("shape", 0);
     let nodes = [1, 3, 3, 3, 3, 3, 3, 5][rng.below(8) as usize];
     // A run in which all lose their power three times has little time left; a single voter is down whenever its one
@@ -54,11 +54,11 @@ pub fn simulation(seed: u64) -> Simulation<Kv> {
 }
 
 /// Runs a seed; a broken one is told in full.
-pub fn run(seed: u64) -> Report {
+pub(crate) fn run(seed: u64) -> Report {
     simulation(seed).run(SPAN)
 }
 
 /// A number from the environment.
-pub fn number(name: &str) -> Option<u64> {
+pub(crate) fn number(name: &str) -> Option<u64> {
     env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name}={text} is not a number")))
 }

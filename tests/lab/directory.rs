@@ -7,7 +7,7 @@ use actorum_transport::lives::Content;
 use super::{Lab, wait};
 
 /// Copies a directory and what is below it. What is there already stays, unless it has the same name.
-pub fn copy(from: &Path, to: &Path) {
+pub(crate) fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to).expect("a directory");
     for entry in fs::read_dir(from).expect("a directory") {
         let path = entry.expect("an entry").path();
@@ -20,19 +20,19 @@ pub fn copy(from: &Path, to: &Path) {
 }
 
 /// Puts a copy in the place of a directory.
-pub fn put_back(data: &Path, from: &Path) {
+pub(crate) fn put_back(data: &Path, from: &Path) {
     fs::remove_dir_all(data).expect("a directory");
     copy(from, data);
 }
 
 /// What the file of lives of a node says; nothing of the first version.
-pub fn lives(lab: &Lab, id: u64) -> Option<Content> {
+pub(crate) fn lives(lab: &Lab, id: u64) -> Option<Content> {
     let bytes = fs::read(lab.node(id).data.join("lives")).ok()?;
     rmp_serde::from_slice(bytes.get(16..)?).ok()
 }
 
 /// Waits until a node has the present life of another one on record.
-pub fn met(lab: &Lab, id: u64, other: u64) {
+pub(crate) fn met(lab: &Lab, id: u64, other: u64) {
     wait(&format!("node {id} to meet node {other}"), || {
         let present = lives(lab, other)?.own.last()?.key();
         (lives(lab, id)?.peers.get(&other)?.life.key() == present).then_some(())

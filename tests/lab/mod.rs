@@ -5,9 +5,9 @@
 
 #![allow(dead_code)] // each test uses its part
 
-pub mod directory;
-pub mod pki;
-pub mod volume;
+pub(crate) mod directory;
+pub(crate) mod pki;
+pub(crate) mod volume;
 
 use std::{
     collections::BTreeMap,
@@ -24,10 +24,10 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 /// Long enough for a slow machine that compiles at the same time.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The binary, with nothing in its environment that could steer it.
-pub fn actorum() -> Command {
+pub(crate) fn actorum() -> Command {
     binary(Path::new(env!("CARGO_BIN_EXE_actorum")))
 }
 
@@ -41,17 +41,17 @@ fn binary(path: &Path) -> Command {
 }
 
 /// Runs it to its end.
-pub fn run(args: &[&str]) -> Output {
+pub(crate) fn run(args: &[&str]) -> Output {
     actorum().args(args).stdin(Stdio::null()).output().expect("the binary runs")
 }
 
 /// Looks until there is something; panics with the name of what never came.
-pub fn wait<T>(what: &str, look: impl FnMut() -> Option<T>) -> T {
+pub(crate) fn wait<T>(what: &str, look: impl FnMut() -> Option<T>) -> T {
     wait_for(what, PATIENCE, look)
 }
 
 /// The same with a patience of its own.
-pub fn wait_for<T>(what: &str, patience: Duration, mut look: impl FnMut() -> Option<T>) -> T {
+pub(crate) fn wait_for<T>(what: &str, patience: Duration, mut look: impl FnMut() -> Option<T>) -> T {
     let until = Instant::now() + patience;
     loop {
         if let Some(found) = look() {
@@ -63,13 +63,13 @@ pub fn wait_for<T>(what: &str, patience: Duration, mut look: impl FnMut() -> Opt
 }
 
 /// A free UDP port on loopback.
-pub fn free_port() -> SocketAddr {
+pub(crate) fn free_port() -> SocketAddr {
     UdpSocket::bind("127.0.0.1:0").and_then(|s| s.local_addr()).expect("a free port")
 }
 
 /// What came back: the status, and the body as JSON (`null` if it is none) and as text.
 #[derive(Debug)]
-pub struct Answer {
+pub(crate) struct Answer {
     pub status: u16,
     pub body: Value,
     pub text: String,
@@ -78,13 +78,13 @@ pub struct Answer {
 
 impl Answer {
     /// The code of an error.
-    pub fn code(&self) -> &str {
+    pub(crate) fn code(&self) -> &str {
         self.body["error"].as_str().unwrap_or("")
     }
 }
 
 /// One HTTP request, bounded in time, errors of the transport included.
-pub fn try_call(method: &str, url: &str, body: &[u8]) -> Result<Answer, String> {
+pub(crate) fn try_call(method: &str, url: &str, body: &[u8]) -> Result<Answer, String> {
     let config = ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(PATIENCE)).proxy(None);
     let agent = ureq::Agent::new_with_config(config.build());
     let request = ureq::http::Request::builder().method(method).uri(url);
@@ -101,16 +101,16 @@ pub fn try_call(method: &str, url: &str, body: &[u8]) -> Result<Answer, String> 
 }
 
 /// The same, where the transport must not fail.
-pub fn call(method: &str, url: &str, body: impl AsRef<[u8]>) -> Answer {
+pub(crate) fn call(method: &str, url: &str, body: impl AsRef<[u8]>) -> Answer {
     try_call(method, url, body.as_ref()).unwrap_or_else(|e| panic!("{method} {url}: {e}"))
 }
 
 /// A stream of server-sent events.
-pub struct Stream(pub BufReader<Box<dyn Read + Send>>);
+pub(crate) struct Stream(pub BufReader<Box<dyn Read + Send>>);
 
 impl Stream {
     /// From what `/events` answers.
-    pub fn open(url: &str) -> Stream {
+    pub(crate) fn open(url: &str) -> Stream {
         let agent = ureq::Agent::new_with_config(ureq::Agent::config_builder().timeout_global(Some(PATIENCE)).build());
         let response = agent.get(url).call().expect("a stream");
         assert_eq!(response.headers()["content-type"], "text/event-stream");
@@ -118,7 +118,7 @@ impl Stream {
     }
 
     /// The next event: (id, event, data). Comments are skipped.
-    pub fn next(&mut self) -> (u64, String, Value) {
+    pub(crate) fn next(&mut self) -> (u64, String, Value) {
         let (mut id, mut event, mut data) = (0, String::new(), Value::Null);
         loop {
             let mut line = String::new();
@@ -139,7 +139,7 @@ impl Stream {
 }
 
 /// Nodes and the directory that they share: certificates, data, logs.
-pub struct Lab {
+pub(crate) struct Lab {
     // Dropped in this order: the nodes end before their directory goes.
     nodes: BTreeMap<u64, Node>,
     founders: Vec<String>,
@@ -154,12 +154,12 @@ pub struct Lab {
 
 impl Lab {
     /// Certificates for these nodes; nobody runs.
-    pub fn new(ids: &[u64]) -> Lab {
+    pub(crate) fn new(ids: &[u64]) -> Lab {
         Lab::with_binary(None, ids)
     }
 
     /// The same with another binary than this build's, for every node until it [is of this build](Node::is_of_this_build).
-    pub fn of(binary: PathBuf, ids: &[u64]) -> Lab {
+    pub(crate) fn of(binary: PathBuf, ids: &[u64]) -> Lab {
         Lab::with_binary(Some(binary), ids)
     }
 
@@ -173,7 +173,7 @@ impl Lab {
     }
 
     /// Three founders that have found their leader.
-    pub fn three() -> Lab {
+    pub(crate) fn three() -> Lab {
         let mut lab = Lab::new(&[1, 2, 3]);
         lab.found(&[1, 2, 3]);
         lab.leader();
@@ -181,33 +181,33 @@ impl Lab {
     }
 
     /// An environment variable for every node that is first started from now on.
-    pub fn set(&mut self, variable: &str, value: &str) {
+    pub(crate) fn set(&mut self, variable: &str, value: &str) {
         self.settings.push((variable.to_owned(), value.to_owned()));
     }
 
     /// Further arguments for every node that is first started from now on.
-    pub fn with(&mut self, arguments: &[&str]) {
+    pub(crate) fn with(&mut self, arguments: &[&str]) {
         self.arguments.extend(arguments.iter().map(|argument| (*argument).to_owned()));
     }
 
     /// Where a node that is first started from now on keeps its data, if not in the shared directory.
-    pub fn place(&mut self, id: u64, data: PathBuf) {
+    pub(crate) fn place(&mut self, id: u64, data: PathBuf) {
         self.places.insert(id, data);
     }
 
     /// Starts nodes as a person or a supervisor does: without the flag that ties them to this process, and with nothing
     /// on their standard input.
-    pub fn by_hand(&mut self) {
+    pub(crate) fn by_hand(&mut self) {
         self.by_hand = true;
     }
 
     /// Gives nodes that are first started from now on this standard error, in place of a file.
-    pub fn stderr(&mut self, stderr: fn() -> Stdio) {
+    pub(crate) fn stderr(&mut self, stderr: fn() -> Stdio) {
         self.stderr = Some(stderr);
     }
 
     /// More certificates.
-    pub fn certify(&self, ids: &[u64]) {
+    pub(crate) fn certify(&self, ids: &[u64]) {
         let ids: Vec<String> = ids.iter().map(u64::to_string).collect();
         let certs = self.path("certs");
         let mut command = self.binary.as_deref().map_or_else(actorum, binary);
@@ -217,7 +217,7 @@ impl Lab {
     }
 
     /// Starts these nodes as founders of one cluster.
-    pub fn found(&mut self, ids: &[u64]) {
+    pub(crate) fn found(&mut self, ids: &[u64]) {
         self.founders = ids.iter().map(|id| format!("{id}={}", free_port())).collect();
         for id in ids {
             self.start(*id);
@@ -225,23 +225,23 @@ impl Lab {
     }
 
     /// The founders, as `--peer` takes them.
-    pub fn founders(&self) -> Vec<String> {
+    pub(crate) fn founders(&self) -> Vec<String> {
         self.founders.clone()
     }
 
     /// Starts a founder, or starts a node again by the command it had, and waits until it serves.
-    pub fn start(&mut self, id: u64) {
+    pub(crate) fn start(&mut self, id: u64) {
         self.launch(id);
         self.node_mut(id).wait_until_it_serves();
     }
 
     /// Waits until a node that was launched serves.
-    pub fn serves(&mut self, id: u64) {
+    pub(crate) fn serves(&mut self, id: u64) {
         self.node_mut(id).wait_until_it_serves();
     }
 
     /// The same as [`Lab::start`] without waiting.
-    pub fn launch(&mut self, id: u64) {
+    pub(crate) fn launch(&mut self, id: u64) {
         let founder = self.founders.iter().find_map(|peer| peer.strip_prefix(&format!("{id}=")));
         if !self.nodes.contains_key(&id) {
             let listen = founder.expect("a founder, or started before").parse().expect("an address");
@@ -252,13 +252,13 @@ impl Lab {
     }
 
     /// Starts an empty node that waits to be added.
-    pub fn start_waiting(&mut self, id: u64) {
+    pub(crate) fn start_waiting(&mut self, id: u64) {
         self.define(id, free_port(), vec!["--wait".to_owned()]);
         self.start(id);
     }
 
     /// Says how a node is to be started, without starting it.
-    pub fn define(&mut self, id: u64, listen: SocketAddr, bootstrap: Vec<String>) {
+    pub(crate) fn define(&mut self, id: u64, listen: SocketAddr, bootstrap: Vec<String>) {
         let path = |what: &str| self.path(&format!("{what}-{id}"));
         let node = Node {
             id,
@@ -280,28 +280,28 @@ impl Lab {
     }
 
     /// One of them.
-    pub fn node(&self, id: u64) -> &Node {
+    pub(crate) fn node(&self, id: u64) -> &Node {
         self.nodes.get(&id).unwrap_or_else(|| panic!("node {id} was never started"))
     }
 
     /// One of them, to kill.
-    pub fn node_mut(&mut self, id: u64) -> &mut Node {
+    pub(crate) fn node_mut(&mut self, id: u64) -> &mut Node {
         self.nodes.get_mut(&id).unwrap_or_else(|| panic!("node {id} was never started"))
     }
 
     /// Those that run.
-    pub fn running(&self) -> impl Iterator<Item = &Node> {
+    pub(crate) fn running(&self) -> impl Iterator<Item = &Node> {
         self.nodes.values().filter(|node| node.child.is_some())
     }
 
     /// Waits until every running node follows one leader among them, and returns it.
-    pub fn leader(&self) -> u64 {
+    pub(crate) fn leader(&self) -> u64 {
         let running: Vec<u64> = self.running().map(|node| node.id).collect();
         self.leader_of(&running)
     }
 
     /// The same of these nodes.
-    pub fn leader_of(&self, ids: &[u64]) -> u64 {
+    pub(crate) fn leader_of(&self, ids: &[u64]) -> u64 {
         wait(&format!("one leader that nodes {ids:?} follow"), || {
             let statuses: Vec<Value> = ids.iter().filter_map(|id| self.node(*id).try_status()).collect();
             let leader = statuses.iter().find(|s| s["role"] == "leader")?["id"].as_u64()?;
@@ -311,7 +311,7 @@ impl Lab {
     }
 
     /// Somewhere in the shared directory.
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 }
@@ -328,7 +328,7 @@ impl Drop for Lab {
 }
 
 /// A node: how to start it, and its process while it runs.
-pub struct Node {
+pub(crate) struct Node {
     pub id: u64,
     pub listen: SocketAddr,
     pub data: PathBuf,
@@ -347,64 +347,64 @@ pub struct Node {
 
 impl Node {
     /// `http://ADDRESS/PATH` of the public API.
-    pub fn url(&self, path: &str) -> String {
+    pub(crate) fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.http)
     }
 
     /// The same of the members API.
-    pub fn admin_url(&self, path: &str) -> String {
+    pub(crate) fn admin_url(&self, path: &str) -> String {
         format!("http://{}{path}", self.admin)
     }
 
     /// Its process id.
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.child.as_ref().expect("it runs").id()
     }
 
     /// `ADDRESS` of the members API.
-    pub fn admin_address(&self) -> SocketAddr {
+    pub(crate) fn admin_address(&self) -> SocketAddr {
         self.admin
     }
 
     /// From its next start on.
-    pub fn is_of_this_build(&mut self) {
+    pub(crate) fn is_of_this_build(&mut self) {
         self.binary = None;
     }
 
     /// An environment variable, from its next start on.
-    pub fn set(&mut self, variable: &str, value: &str) {
+    pub(crate) fn set(&mut self, variable: &str, value: &str) {
         self.settings.push((variable.to_owned(), value.to_owned()));
     }
 
     /// What it says of itself.
-    pub fn status(&self) -> Value {
+    pub(crate) fn status(&self) -> Value {
         let answer = call("GET", &self.url("/status"), "");
         assert_eq!(answer.status, 200, "{}", answer.text);
         answer.body
     }
 
     /// The same, unless it does not answer.
-    pub fn try_status(&self) -> Option<Value> {
+    pub(crate) fn try_status(&self) -> Option<Value> {
         Some(try_call("GET", &self.url("/status"), b"").ok()?.body)
     }
 
     /// Sets a key.
-    pub fn put(&self, key: &str, value: &str) -> Answer {
+    pub(crate) fn put(&self, key: &str, value: &str) -> Answer {
         call("PUT", &self.url(&format!("/kv/{key}")), value)
     }
 
     /// Reads a key, linearizably.
-    pub fn get(&self, key: &str) -> Answer {
+    pub(crate) fn get(&self, key: &str) -> Answer {
         call("GET", &self.url(&format!("/kv/{key}")), "")
     }
 
     /// Reads a key from the node's own state.
-    pub fn get_stale(&self, key: &str) -> Answer {
+    pub(crate) fn get_stale(&self, key: &str) -> Answer {
         call("GET", &self.url(&format!("/kv/{key}?consistency=stale")), "")
     }
 
     /// Waits until it has applied an index.
-    pub fn wait_applied(&self, index: u64) {
+    pub(crate) fn wait_applied(&self, index: u64) {
         wait(&format!("node {} to apply entry {index}", self.id), || {
             (self.try_status()?["applied_index"].as_u64()? >= index).then_some(())
         });
@@ -428,7 +428,7 @@ impl Node {
     }
 
     /// What `serve` is told, how to begin excepted.
-    pub fn arguments(&self) -> Vec<String> {
+    pub(crate) fn arguments(&self) -> Vec<String> {
         let path = |path: &Path| path.to_str().expect("UTF-8").to_owned();
         let (id, listen) = (self.id.to_string(), self.listen.to_string());
         let (http, admin) = (self.http.to_string(), self.admin.to_string());
@@ -455,42 +455,42 @@ impl Node {
     }
 
     /// SIGKILL.
-    pub fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         let mut child = self.child.take().expect("it runs");
         child.kill().expect("it can be killed");
         child.wait().expect("it ends");
     }
 
     /// SIGSTOP: it runs no further, as from the moment at which its power goes.
-    pub fn freeze(&self) {
+    pub(crate) fn freeze(&self) {
         let sent = Command::new("kill").args(["-STOP", &self.pid().to_string()]).status().expect("kill runs");
         assert!(sent.success());
     }
 
     /// A signal that it should outlive.
-    pub fn send(&self, name: &str) {
+    pub(crate) fn send(&self, name: &str) {
         let sent = Command::new("kill").args([&format!("-{name}"), &self.pid().to_string()]).status();
         assert!(sent.expect("kill runs").success());
     }
 
     /// SIGTERM, and how it ended.
-    pub fn terminate(&mut self) -> ExitStatus {
+    pub(crate) fn terminate(&mut self) -> ExitStatus {
         self.signal("TERM")
     }
 
     /// Closes its standard input, as the end of this process would.
-    pub fn close_stdin(&mut self) {
+    pub(crate) fn close_stdin(&mut self) {
         drop(self.child.as_mut().expect("it runs").stdin.take().expect("a pipe"));
     }
 
     /// A signal that ends it, and how it ended.
-    pub fn signal(&mut self, name: &str) -> ExitStatus {
+    pub(crate) fn signal(&mut self, name: &str) -> ExitStatus {
         self.send(name);
         self.wait_until_it_ends()
     }
 
     /// Waits until it has ended by itself, and says how.
-    pub fn wait_until_it_ends(&mut self) -> ExitStatus {
+    pub(crate) fn wait_until_it_ends(&mut self) -> ExitStatus {
         let ended = wait(&format!("node {} to end", self.id), || {
             self.child.as_mut().expect("it runs").try_wait().expect("a child")
         });
@@ -499,7 +499,7 @@ impl Node {
     }
 
     /// The last lines of its log.
-    pub fn last_words(&self, lines: usize) -> String {
+    pub(crate) fn last_words(&self, lines: usize) -> String {
         let log = fs::read_to_string(&self.log).unwrap_or_default();
         let all: Vec<&str> = log.lines().collect();
         all[all.len().saturating_sub(lines)..].join("\n")
@@ -516,7 +516,7 @@ impl Drop for Node {
 }
 
 /// The ids of processes whose command line holds this text; what `/proc` shows is what runs.
-pub fn processes_with(text: &str) -> Vec<u32> {
+pub(crate) fn processes_with(text: &str) -> Vec<u32> {
     let ids = fs::read_dir("/proc").expect("proc").filter_map(|e| e.ok()?.file_name().to_str()?.parse::<u32>().ok());
     ids.filter(|id| {
         let line = fs::read(format!("/proc/{id}/cmdline")).unwrap_or_default();

@@ -15,7 +15,7 @@ use rcgen::{
 };
 
 /// Who issues certificates: a root, or one between a root and nodes.
-pub struct Authority {
+pub(crate) struct Authority {
     /// Its own certificate.
     pub pem: String,
     /// What goes behind a certificate that it issues, up to the root and without that.
@@ -24,7 +24,7 @@ pub struct Authority {
 }
 
 /// A certificate with its chain, and its key.
-pub struct Identity {
+pub(crate) struct Identity {
     /// The certificate, and behind it those of the authorities between.
     pub cert: String,
     /// The certificate alone.
@@ -52,7 +52,7 @@ fn authority(name: &str, days: u64) -> CertificateParams {
 
 impl Authority {
     /// A root that is good for so many days.
-    pub fn root(name: &str, days: u64) -> Authority {
+    pub(crate) fn root(name: &str, days: u64) -> Authority {
         let key = KeyPair::generate().expect("a key");
         let pem = authority(name, days).self_signed(&key).expect("a certificate").pem();
         let issuer = Issuer::from_ca_cert_pem(&pem, key).expect("an issuer");
@@ -60,7 +60,7 @@ impl Authority {
     }
 
     /// One below this one.
-    pub fn between(&self, name: &str, days: u64) -> Authority {
+    pub(crate) fn between(&self, name: &str, days: u64) -> Authority {
         let key = KeyPair::generate().expect("a key");
         let pem = authority(name, days).signed_by(&key, &self.issuer).expect("a certificate").pem();
         let issuer = Issuer::from_ca_cert_pem(&pem, key).expect("an issuer");
@@ -68,7 +68,7 @@ impl Authority {
     }
 
     /// A certificate of `node-<id>.actorum`, good for so many days.
-    pub fn issue(&self, id: u64, days: u64) -> Identity {
+    pub(crate) fn issue(&self, id: u64, days: u64) -> Identity {
         let key = KeyPair::generate().expect("a key");
         let named = CertificateParams::new(vec![format!("node-{id}.actorum")]).expect("a name");
         let mut params = in_days(days);
@@ -82,7 +82,7 @@ impl Authority {
 
 impl Identity {
     /// Writes `ca.pem`, `cert.pem` and `key.pem`.
-    pub fn place(&self, dir: &Path, authorities: &[&Authority]) -> PathBuf {
+    pub(crate) fn place(&self, dir: &Path, authorities: &[&Authority]) -> PathBuf {
         fs::create_dir_all(dir).expect("a directory");
         let ca: String = authorities.iter().map(|authority| authority.pem.as_str()).collect();
         for (name, content) in [("ca.pem", &ca), ("cert.pem", &self.cert), ("key.pem", &self.key)] {
@@ -94,7 +94,7 @@ impl Identity {
 
 /// `GET path` over TLS, where the server must show a certificate of `node-1.actorum` by one of these authorities: what came
 /// back, or why nothing did. The client shows this certificate and key, both in PEM, if it has one.
-pub fn tls_get(
+pub(crate) fn tls_get(
     address: SocketAddr,
     path: &str,
     authorities: &str,

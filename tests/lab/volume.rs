@@ -20,14 +20,14 @@ use super::Lab;
 static MACHINE: Mutex<()> = Mutex::new(());
 
 /// Whether a program ran and said that it succeeded.
-pub fn succeeds(program: &str, args: &[&str]) -> bool {
+pub(crate) fn succeeds(program: &str, args: &[&str]) -> bool {
     let mut command = Command::new(program);
     command.args(args).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     command.status().is_ok_and(|status| status.success())
 }
 
 /// The machine for this test alone; `None`, with a line that says so, where a disk cannot be broken.
-pub fn machine(test: &str) -> Option<MutexGuard<'static, ()>> {
+pub(crate) fn machine(test: &str) -> Option<MutexGuard<'static, ()>> {
     let root = Command::new("id").arg("-u").output().is_ok_and(|id| id.stdout == b"0\n");
     let what = match () {
         () if !root => "root",
@@ -43,13 +43,13 @@ pub fn machine(test: &str) -> Option<MutexGuard<'static, ()>> {
 }
 
 /// A filesystem of its own, until dropped: thawed first, since what writes to a frozen one cannot even be killed.
-pub struct Disk {
+pub(crate) struct Disk {
     pub image: PathBuf,
     pub mount: PathBuf,
 }
 
 impl Disk {
-    pub fn new(lab: &Lab, id: u64, mib: u64) -> Disk {
+    pub(crate) fn new(lab: &Lab, id: u64, mib: u64) -> Disk {
         let disk = Disk { image: lab.path(&format!("image-{id}")), mount: lab.path(&format!("mount-{id}")) };
         fs::create_dir(&disk.mount).unwrap();
         File::create(&disk.image).unwrap().set_len(mib << 20).unwrap();
@@ -59,31 +59,31 @@ impl Disk {
         disk
     }
 
-    pub fn is(&self, options: &[&str]) -> bool {
+    pub(crate) fn is(&self, options: &[&str]) -> bool {
         succeeds(options[0], &[&options[1..], &[self.mount.to_str().unwrap()]].concat())
     }
 
-    pub fn freeze(&self) {
+    pub(crate) fn freeze(&self) {
         assert!(self.is(&["fsfreeze", "-f"]), "fsfreeze -f {}", self.mount.display());
     }
 
-    pub fn thaw(&self) -> bool {
+    pub(crate) fn thaw(&self) -> bool {
         self.is(&["fsfreeze", "-u"])
     }
 
-    pub fn data(&self) -> PathBuf {
+    pub(crate) fn data(&self) -> PathBuf {
         self.mount.join("data")
     }
 
     /// How many bytes are free.
-    pub fn available(&self) -> u64 {
+    pub(crate) fn available(&self) -> u64 {
         let said = Command::new("df").args(["--output=avail", "-B1"]).arg(&self.mount).output().expect("df");
         let said = String::from_utf8_lossy(&said.stdout).into_owned();
         said.lines().last().and_then(|line| line.trim().parse().ok()).unwrap_or_else(|| panic!("df says {said}"))
     }
 
     /// Fills it to the last byte; what is in the way.
-    pub fn fill(&self) -> PathBuf {
+    pub(crate) fn fill(&self) -> PathBuf {
         let path = self.mount.join("filler");
         let mut file = File::create(&path).unwrap();
         for chunk in [1 << 20, 4096, 1] {

@@ -27,7 +27,7 @@ use serde_json::json;
 use super::lab::{Lab, Node, PATIENCE, Stream, try_call};
 
 /// What writers were told: each key with the index where it was acknowledged.
-pub type Acknowledged = BTreeMap<String, u64>;
+pub(crate) type Acknowledged = BTreeMap<String, u64>;
 
 /// How long a writer thinks between two writes: keeps a log short enough to be read as a whole, again and again.
 const THINKS: Duration = Duration::from_millis(4);
@@ -51,7 +51,7 @@ impl Shared {
 }
 
 /// Writers at work.
-pub struct Load {
+pub(crate) struct Load {
     shared: Arc<Shared>,
     writers: Vec<thread::JoinHandle<()>>,
 }
@@ -59,7 +59,7 @@ pub struct Load {
 impl Load {
     /// Starts writers, each beginning with another of these nodes. A refusal (503) is tried again through the next
     /// node; after an unknown outcome the key is given up.
-    pub fn start(lab: &Lab, ids: &[u64], writers: usize) -> Load {
+    pub(crate) fn start(lab: &Lab, ids: &[u64], writers: usize) -> Load {
         let shared = Arc::new(Shared::default());
         let urls: Vec<String> = ids.iter().map(|id| lab.node(*id).url("")).collect();
         let writer = |name| {
@@ -71,12 +71,12 @@ impl Load {
     }
 
     /// How many writes were acknowledged so far.
-    pub fn count(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         self.shared.ledger().acknowledged.len()
     }
 
     /// Waits until so many more are acknowledged.
-    pub fn wait_for(&self, more: u64) {
+    pub(crate) fn wait_for(&self, more: u64) {
         let (target, until) = (self.count() + more as usize, Instant::now() + PATIENCE);
         while self.count() < target {
             assert!(Instant::now() < until, "only {} of {target} writes were acknowledged in time", self.count());
@@ -86,23 +86,23 @@ impl Load {
     }
 
     /// What was acknowledged so far.
-    pub fn acknowledged(&self) -> Acknowledged {
+    pub(crate) fn acknowledged(&self) -> Acknowledged {
         self.shared.ledger().acknowledged.clone()
     }
 
     /// The highest index acknowledged so far.
-    pub fn highest(&self) -> u64 {
+    pub(crate) fn highest(&self) -> u64 {
         self.shared.ledger().highest
     }
 
     /// Stops the writers, and waits until each has heard of its last write.
-    pub fn stop(&mut self) {
+    pub(crate) fn stop(&mut self) {
         self.shared.stop.store(true, Ordering::Relaxed);
         self.writers.drain(..).for_each(|writer| writer.join().expect("a writer"));
     }
 
     /// Stops the writers, and returns what they were told.
-    pub fn finish(mut self) -> Acknowledged {
+    pub(crate) fn finish(mut self) -> Acknowledged {
         self.stop();
         self.acknowledged()
     }
@@ -144,7 +144,7 @@ fn write(name: usize, urls: &[String], shared: &Shared) {
 
 /// What the nodes have applied: grows, and never changes.
 #[derive(Default)]
-pub struct History {
+pub(crate) struct History {
     /// By index: the term, and the key that was put.
     applied: BTreeMap<u64, (u64, String)>,
     /// Where each key was put.
@@ -153,23 +153,23 @@ pub struct History {
 
 impl History {
     /// The last index read of any node.
-    pub fn end(&self) -> u64 {
+    pub(crate) fn end(&self) -> u64 {
         self.applied.last_key_value().map_or(0, |(index, _)| *index)
     }
 
     /// How many commands.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.applied.len()
     }
 
     /// Reads what a node has applied in `(after, end]`, where `end` is a command's index, and holds it against all
     /// that was read before: the same commands at the same places, and no command twice.
-    pub fn compare(&mut self, node: &Node, after: u64, end: u64) {
+    pub(crate) fn compare(&mut self, node: &Node, after: u64, end: u64) {
         self.admit(node.id, after, end, applied(node, after, end));
     }
 
     /// The same of what was read.
-    pub fn admit(&mut self, id: u64, after: u64, end: u64, found: Vec<(u64, u64, String)>) {
+    pub(crate) fn admit(&mut self, id: u64, after: u64, end: u64, found: Vec<(u64, u64, String)>) {
         let known = self.end();
         let again: Vec<_> = found.iter().take_while(|(index, ..)| *index <= known).collect();
         let before: Vec<_> = self.applied.range(after + 1..=end.min(known).max(after + 1)).collect();
@@ -186,14 +186,14 @@ impl History {
     }
 
     /// Everything acknowledged was applied, each where it was acknowledged.
-    pub fn holds(&self, acknowledged: &Acknowledged) {
+    pub(crate) fn holds(&self, acknowledged: &Acknowledged) {
         for (key, index) in acknowledged {
             assert_eq!(self.places.get(key), Some(index), "LOST: {key} was acknowledged at {index}");
         }
     }
 
     /// The node's map has the last word of each of some keys: every `step`th.
-    pub fn in_the_map_of(&self, node: &Node, step: usize) {
+    pub(crate) fn in_the_map_of(&self, node: &Node, step: usize) {
         for key in self.places.keys().step_by(step) {
             let read = node.get_stale(key);
             let value = if key.starts_with('w') { key.as_str() } else { "" };
@@ -227,7 +227,13 @@ fn applied(node: &Node, after: u64, end: u64) -> Vec<(u64, u64, String)> {
 
 /// All running nodes have applied everything acknowledged, and the same. `after` says from where each node's history is
 /// read: the commands before it were compared before.
-pub fn judge(lab: &Lab, acknowledged: &Acknowledged, history: &mut History, name: &str, after: impl Fn(&Node) -> u64) {
+pub(crate) fn judge(
+    lab: &Lab,
+    acknowledged: &Acknowledged,
+    history: &mut History,
+    name: &str,
+    after: impl Fn(&Node) -> u64,
+) {
     let mut tries = 0;
     let end = super::lab::wait("a write after all that was acknowledged", || {
         tries += 1;

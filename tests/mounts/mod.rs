@@ -13,14 +13,14 @@ use std::{
 };
 
 /// `tests/tools/powercut.py`, seen from whichever package the test belongs to.
-pub fn harness() -> PathBuf {
+pub(crate) fn harness() -> PathBuf {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     let found = ["tests", "../tests"].map(|tests| here.join(tests).join("tools/powercut.py"));
     found.into_iter().find(|path| path.exists()).expect("the harness")
 }
 
 /// What is missing for a filesystem (`ext4`, `xfs`) of our own.
-pub fn missing(filesystem: &str) -> Option<String> {
+pub(crate) fn missing(filesystem: &str) -> Option<String> {
     let works = |program: &str, argument: &str| {
         let status = Command::new(program).arg(argument).stdout(Stdio::null()).stderr(Stdio::null()).status();
         status.is_ok_and(|status| status.success())
@@ -37,7 +37,7 @@ pub fn missing(filesystem: &str) -> Option<String> {
 }
 
 /// Whether to go on without: says so, or fails where it must run.
-pub fn skipped(test: &str, filesystem: &str) -> bool {
+pub(crate) fn skipped(test: &str, filesystem: &str) -> bool {
     let Some(what) = missing(filesystem) else { return false };
     assert!(env::var_os("ACTORUM_PRIVILEGED").is_none(), "{test} must run here and lacks {what}");
     // Past the capture of the test runner, which would keep the line of a passing test to itself.
@@ -46,7 +46,7 @@ pub fn skipped(test: &str, filesystem: &str) -> bool {
 }
 
 /// A mounted filesystem. Unmounted and gone when dropped: end whoever uses it first.
-pub struct Disk {
+pub(crate) struct Disk {
     helper: Child,
     answers: BufReader<ChildStdout>,
     path: PathBuf,
@@ -54,7 +54,7 @@ pub struct Disk {
 
 impl Disk {
     /// Makes and mounts one at `path`, which must not exist; its image lies beside it.
-    pub fn new(filesystem: &str, path: PathBuf) -> Disk {
+    pub(crate) fn new(filesystem: &str, path: PathBuf) -> Disk {
         let mut command = Command::new("python3");
         command.arg(harness()).args(["--fs", filesystem, "--size", "512M", "--disk"]).arg(&path);
         let mut helper = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("python3 runs");
@@ -65,17 +65,17 @@ impl Disk {
     }
 
     /// Where it is mounted.
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
     /// Cuts its power: what was not made durable is gone, and nothing can be written any more.
-    pub fn cut(&mut self) {
+    pub(crate) fn cut(&mut self) {
         self.tell("cut");
     }
 
     /// Mounts it again, after whoever used it has ended.
-    pub fn remount(&mut self) {
+    pub(crate) fn remount(&mut self) {
         self.tell("remount");
     }
 

@@ -20,12 +20,12 @@ use serde_json::Value;
 use crate::rng::Rng;
 
 /// How many keys there are: few enough that clients meet on them.
-pub const KEYS: u64 = 24;
+pub(crate) const KEYS: u64 = 24;
 /// The deadline of a request.
 const DEADLINE_MS: u64 = 1000;
 
 /// What all clients write into.
-pub struct Book {
+pub(crate) struct Book {
     begun: Instant,
     pages: Mutex<Pages>,
     /// Whether reads are linearizable, as they should be.
@@ -34,7 +34,7 @@ pub struct Book {
 
 /// The history, and beside each operation what the checker does not need.
 #[derive(Default)]
-pub struct Pages {
+pub(crate) struct Pages {
     pub history: History<String, String>,
     pub notes: Vec<Note>,
     /// Answers that the API does not promise. There must be none.
@@ -43,7 +43,7 @@ pub struct Pages {
 
 /// Beside an operation.
 #[derive(Clone, Debug)]
-pub struct Note {
+pub(crate) struct Note {
     /// Which node was asked.
     pub node: u64,
     /// When, since the start of the run.
@@ -56,18 +56,18 @@ pub struct Note {
 
 impl Book {
     /// Empty.
-    pub fn new(stale_reads: bool) -> Arc<Book> {
+    pub(crate) fn new(stale_reads: bool) -> Arc<Book> {
         Arc::new(Book { begun: Instant::now(), pages: Mutex::default(), stale_reads })
     }
 
     /// To look into it.
-    pub fn pages(&self) -> MutexGuard<'_, Pages> {
+    pub(crate) fn pages(&self) -> MutexGuard<'_, Pages> {
         self.pages.lock().expect("no client panics while it writes")
     }
 
     /// Asks one thing of one node and writes down what came of it. Returns the value that is now known to be under
     /// the key, or nothing if the outcome is unknown or the request was refused.
-    pub fn ask(
+    pub(crate) fn ask(
         &self,
         http: &Http,
         client: u64,
@@ -126,25 +126,25 @@ impl Book {
 }
 
 /// Nothing came back.
-pub struct Unanswered {
+pub(crate) struct Unanswered {
     /// Whether anything may have left.
     sent: bool,
     why: String,
 }
 
 /// One HTTP connection per request: nothing can be sent twice.
-pub struct Http(ureq::Agent);
+pub(crate) struct Http(ureq::Agent);
 
 impl Http {
     /// Whose requests end within this time.
-    pub fn new(timeout: Duration) -> Http {
+    pub(crate) fn new(timeout: Duration) -> Http {
         let config =
             ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(timeout)).proxy(None);
         Http(ureq::Agent::new_with_config(config.max_idle_connections(0).max_idle_connections_per_host(0).build()))
     }
 
     /// GET, and JSON.
-    pub fn get(&self, url: &str) -> Result<(u16, Value), Unanswered> {
+    pub(crate) fn get(&self, url: &str) -> Result<(u16, Value), Unanswered> {
         read(self.0.get(url).call())
     }
 
@@ -175,14 +175,14 @@ fn read(response: Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> Resu
 }
 
 /// Clients that work until they are told to stop.
-pub struct Clients {
+pub(crate) struct Clients {
     threads: Vec<JoinHandle<()>>,
     stop: Arc<AtomicBool>,
 }
 
 impl Clients {
     /// So many, each with chance of its own, on these nodes.
-    pub fn start(count: u64, rng: &mut Rng, book: &Arc<Book>, nodes: &[(u64, String)]) -> Clients {
+    pub(crate) fn start(count: u64, rng: &mut Rng, book: &Arc<Book>, nodes: &[(u64, String)]) -> Clients {
         let stop = Arc::new(AtomicBool::new(false));
         let client = |name| {
             let (rng, book, nodes, stop) = (rng.fork(), book.clone(), nodes.to_vec(), stop.clone());
@@ -192,7 +192,7 @@ impl Clients {
     }
 
     /// Waits until each has ended its last operation.
-    pub fn stop(mut self) {
+    pub(crate) fn stop(mut self) {
         self.stop.store(true, Ordering::Relaxed);
         for thread in self.threads.drain(..) {
             thread.join().expect("a client");
@@ -248,7 +248,7 @@ fn work(name: u64, mut rng: Rng, book: &Book, nodes: &[(u64, String)], stop: &At
 }
 
 /// Sees who leads, by asking every node all the time.
-pub struct Watchers {
+pub(crate) struct Watchers {
     threads: Vec<JoinHandle<()>>,
     seen: Arc<Seen>,
 }
@@ -263,7 +263,7 @@ struct Seen {
 
 impl Watchers {
     /// One per node.
-    pub fn start(nodes: &[(u64, String)]) -> Watchers {
+    pub(crate) fn start(nodes: &[(u64, String)]) -> Watchers {
         let seen = Arc::new(Seen::default());
         let watch = |(id, url): &(u64, String)| {
             let (id, url, seen) = (*id, format!("{url}/status"), seen.clone());
@@ -286,13 +286,13 @@ impl Watchers {
     }
 
     /// Whoever led last.
-    pub fn leader(&self) -> Option<u64> {
+    pub(crate) fn leader(&self) -> Option<u64> {
         let leaders = self.seen.leaders.lock().expect("no watcher panics");
         leaders.last_key_value().and_then(|(_, ids)| ids.first().copied())
     }
 
     /// Everyone who was seen leading, by term.
-    pub fn leaders(&self) -> BTreeMap<u64, BTreeSet<u64>> {
+    pub(crate) fn leaders(&self) -> BTreeMap<u64, BTreeSet<u64>> {
         self.seen.leaders.lock().expect("no watcher panics").clone()
     }
 }
@@ -307,7 +307,7 @@ impl Drop for Watchers {
 }
 
 /// Operations by what became of them.
-pub fn outcomes(operations: &[Operation<String, String>]) -> BTreeMap<&'static str, u64> {
+pub(crate) fn outcomes(operations: &[Operation<String, String>]) -> BTreeMap<&'static str, u64> {
     let mut counts = BTreeMap::new();
     for operation in operations {
         let outcome = match &operation.outcome {

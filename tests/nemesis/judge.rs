@@ -16,14 +16,14 @@ use crate::clients::{Http, KEYS, Note, Pages};
 
 /// A command as a node applied it.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Applied {
+pub(crate) struct Applied {
     index: u64,
     term: u64,
     command: Value,
 }
 
 /// Everything that a node has applied up to an index, from its own mouth.
-pub fn applied(url: &str, upto: u64) -> Result<Vec<Applied>, String> {
+pub(crate) fn applied(url: &str, upto: u64) -> Result<Vec<Applied>, String> {
     let (mut commands, mut after) = (Vec::<Applied>::new(), 0);
     let agent = ureq::Agent::new_with_config(
         ureq::Agent::config_builder().timeout_global(Some(Duration::from_secs(120))).proxy(None).build(),
@@ -66,7 +66,7 @@ pub fn applied(url: &str, upto: u64) -> Result<Vec<Applied>, String> {
 }
 
 /// Every node applied the same, and holds what comes of it.
-pub fn same_everywhere(logs: &BTreeMap<u64, Vec<Applied>>, urls: &[(u64, String)]) -> Result<(), String> {
+pub(crate) fn same_everywhere(logs: &BTreeMap<u64, Vec<Applied>>, urls: &[(u64, String)]) -> Result<(), String> {
     let (first, log) = logs.first_key_value().ok_or("no logs")?;
     for (id, other) in logs {
         if let Some((a, b)) = log.iter().zip(other).find(|(a, b)| a != b) {
@@ -128,7 +128,7 @@ fn replay(log: &[Applied]) -> Result<(Vec<Effect>, BTreeMap<String, String>), St
 /// No write was lost, and none was done twice: every write that was acknowledged is the command of the index that was told, and
 /// what it told is true there; what surely failed is nowhere; what is unknown is there once or not at all. Returns how many
 /// acknowledged writes were found.
-pub fn once(log: &[Applied], pages: &Pages) -> Result<u64, String> {
+pub(crate) fn once(log: &[Applied], pages: &Pages) -> Result<u64, String> {
     // What was acknowledged, by index; and what was written, by value.
     let mut acknowledged: BTreeMap<u64, (&Operation<String, String>, &Note)> = BTreeMap::new();
     let mut writers: BTreeMap<&str, &Operation<String, String>> = BTreeMap::new();
@@ -188,7 +188,7 @@ pub fn once(log: &[Applied], pages: &Pages) -> Result<u64, String> {
 }
 
 /// What the clients saw has an order that explains it.
-pub fn linearizable(pages: &Pages) -> Result<(), String> {
+pub(crate) fn linearizable(pages: &Pages) -> Result<(), String> {
     match check(pages.history.operations()) {
         Verdict::Linearizable => Ok(()),
         verdict => Err(verdict.to_string()),

@@ -12,11 +12,12 @@ use std::{
 use crate::{rng::Rng, world::World};
 
 /// Every kind of fault, as it is printed.
-pub const KINDS: [&str; 9] = ["kill", "pause", "power cut", "cut", "loss", "delay", "reorder", "duplicate", "corrupt"];
+pub(crate) const KINDS: [&str; 9] =
+    ["kill", "pause", "power cut", "cut", "loss", "delay", "reorder", "duplicate", "corrupt"];
 
 /// One fault that will be.
 #[derive(Clone, Copy, Debug)]
-pub struct Planned {
+pub(crate) struct Planned {
     /// When it begins.
     pub at: Duration,
     /// How long it lasts.
@@ -31,7 +32,7 @@ pub struct Planned {
 
 /// Whom a fault meets.
 #[derive(Clone, Copy, Debug)]
-pub enum Target {
+pub(crate) enum Target {
     /// Whoever leads.
     Leader,
     /// This node, or the next one if it is down.
@@ -50,7 +51,7 @@ pub enum Target {
 
 /// A node at the end of links.
 #[derive(Clone, Copy, Debug)]
-pub enum Whom {
+pub(crate) enum Whom {
     /// Whoever leads.
     Leader,
     /// This one.
@@ -58,7 +59,7 @@ pub enum Whom {
 }
 
 /// Draws a plan for so many nodes and so long.
-pub fn draw(rng: &mut Rng, nodes: u64, length: Duration) -> Vec<Planned> {
+pub(crate) fn draw(rng: &mut Rng, nodes: u64, length: Duration) -> Vec<Planned> {
     let mut plan = Vec::new();
     let millis = |rng: &mut Rng, least: u64, most: u64| Duration::from_millis(least + rng.below(most - least));
     let length = length.saturating_sub(Duration::from_secs(1));
@@ -120,7 +121,7 @@ impl Display for Planned {
 }
 
 /// Carries a plan out, and counts what really happened.
-pub struct Nemesis {
+pub(crate) struct Nemesis {
     plan: std::vec::IntoIter<Planned>,
     next: Option<Planned>,
     /// What is going on, by its end.
@@ -143,14 +144,14 @@ enum Active {
 
 impl Nemesis {
     /// With this plan.
-    pub fn new(plan: Vec<Planned>) -> Nemesis {
+    pub(crate) fn new(plan: Vec<Planned>) -> Nemesis {
         let mut plan = plan.into_iter();
         let next = plan.next();
         Nemesis { plan, next, active: vec![], fired: KINDS.map(|kind| (kind, 0)).into(), missed: 0, log: vec![] }
     }
 
     /// Does what is due. False when there is nothing more to come.
-    pub fn step(&mut self, world: &mut World, now: Duration, leader: Option<u64>) -> bool {
+    pub(crate) fn step(&mut self, world: &mut World, now: Duration, leader: Option<u64>) -> bool {
         while let Some(i) = self.active.iter().position(|(end, _)| *end <= now) {
             let (_, active) = self.active.swap_remove(i);
             self.end(world, now, active);

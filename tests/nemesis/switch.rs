@@ -72,7 +72,7 @@ fn send(world: &World) -> Arrived {
 }
 
 /// Sends under one fault, in one direction, and then under none, when all must be as before.
-pub fn try_all(world: &mut World) {
+pub(crate) fn try_all(world: &mut World) {
     let in_order = |numbers: &[usize]| numbers.is_sorted();
     let different = |numbers: &[usize]| numbers.iter().collect::<BTreeSet<_>>().len();
     let healthy = |arrived: &Arrived| arrived.numbers == (0..SENT).collect::<Vec<_>>() && arrived.damaged == 0;

@@ -26,7 +26,7 @@ use crate::lab::{self, wait};
 const PREFIX: &str = "anm";
 
 /// What is missing on this machine, if anything.
-pub fn missing() -> Option<&'static str> {
+pub(crate) fn missing() -> Option<&'static str> {
     let works = |program: &str, args: &[&str]| {
         let status = Command::new(program).args(args).stdout(Stdio::null()).stderr(Stdio::null()).status();
         status.is_ok_and(|status| status.success())
@@ -151,7 +151,7 @@ struct Node {
 }
 
 /// Hosts, the network between them, their disks, and the nodes on them.
-pub struct World {
+pub(crate) struct World {
     // Dropped by hand, in the order of `Drop`.
     nodes: BTreeMap<u64, Node>,
     switch: Option<Switch>,
@@ -167,7 +167,7 @@ pub struct World {
 
 impl World {
     /// Hosts with empty disks and certificates; nobody runs.
-    pub fn new(hosts: u64, seed: u64) -> World {
+    pub(crate) fn new(hosts: u64, seed: u64) -> World {
         clean_up();
         let pid = std::process::id();
         let number = (0..).find(|n| !runs().join(format!("{PREFIX}{pid}-{n}")).exists()).expect("a number");
@@ -193,30 +193,30 @@ impl World {
     }
 
     /// The ids of all nodes.
-    pub fn ids(&self) -> Vec<u64> {
+    pub(crate) fn ids(&self) -> Vec<u64> {
         self.nodes.keys().copied().collect()
     }
 
     /// Those that run and are not paused.
-    pub fn awake(&self) -> Vec<u64> {
+    pub(crate) fn awake(&self) -> Vec<u64> {
         let awake = |(id, node): (&u64, &Node)| (node.up && !node.paused).then_some(*id);
         self.nodes.iter().filter_map(awake).collect()
     }
 
     /// Where clients reach a node.
-    pub fn url(&self, id: u64) -> String {
+    pub(crate) fn url(&self, id: u64) -> String {
         format!("http://{}", self.http(id))
     }
 
     /// A program on the network of a host.
-    pub fn on(&self, id: u64, program: &str) -> Command {
+    pub(crate) fn on(&self, id: u64, program: &str) -> Command {
         let mut command = Command::new("nsenter");
         command.arg(format!("--net=/run/netns/{}{id}", self.prefix)).arg(program);
         command
     }
 
     /// Starts a node, by the same command each time.
-    pub fn start(&mut self, id: u64) {
+    pub(crate) fn start(&mut self, id: u64) {
         let log = File::options().create(true).append(true).open(self.dir.join(format!("log-{id}"))).expect("a log");
         let mut command = self.on(id, env!("CARGO_BIN_EXE_actorum"));
         command.arg("serve");
@@ -240,7 +240,7 @@ impl World {
     }
 
     /// SIGKILL.
-    pub fn kill(&mut self, id: u64) {
+    pub(crate) fn kill(&mut self, id: u64) {
         let node = self.node(id);
         (node.up, node.paused) = (false, false);
         let mut child = node.child.take().expect("it runs");
@@ -263,19 +263,19 @@ impl World {
     }
 
     /// SIGSTOP.
-    pub fn pause(&mut self, id: u64) {
+    pub(crate) fn pause(&mut self, id: u64) {
         self.signal(id, "-STOP");
         self.node(id).paused = true;
     }
 
     /// SIGCONT.
-    pub fn resume(&mut self, id: u64) {
+    pub(crate) fn resume(&mut self, id: u64) {
         self.signal(id, "-CONT");
         self.node(id).paused = false;
     }
 
     /// Everything of a node that was not synced is gone, and so is the node.
-    pub fn cut_power(&mut self, id: u64) {
+    pub(crate) fn cut_power(&mut self, id: u64) {
         // StateView first: nothing shall be said to anyone after the disk has gone.
         self.signal(id, "-STOP");
         // EXT4_IOC_SHUTDOWN without a flush of the journal.
@@ -288,23 +288,23 @@ impl World {
     }
 
     /// After a power cut: the disk is there again.
-    pub fn mount_disk(&self, id: u64) {
+    pub(crate) fn mount_disk(&self, id: u64) {
         sh("mount", &["-o", "loop", text(&self.image(id)), text(&self.mount(id))]);
     }
 
     /// A fault in one direction of one link; 0 ends it. Tells how many frames it has met on this link so far.
-    pub fn link(&mut self, from: u64, to: u64, fault: &str, value: f64) -> u64 {
+    pub(crate) fn link(&mut self, from: u64, to: u64, fault: &str, value: f64) -> u64 {
         let order = json!({ "from": from, "to": to, "fault": fault, "value": value });
         self.switch.as_mut().expect("a switch").order(order)[fault].as_u64().unwrap_or(0)
     }
 
     /// Ends all faults of the network, and tells what was done to frames since the start.
-    pub fn heal(&mut self) -> Value {
+    pub(crate) fn heal(&mut self) -> Value {
         self.switch.as_mut().expect("a switch").order(json!({ "heal": true }))
     }
 
     /// A node that ended though nobody ended it, and its last words.
-    pub fn deserter(&mut self) -> Option<String> {
+    pub(crate) fn deserter(&mut self) -> Option<String> {
         let ended = self.nodes.iter_mut().find_map(|(id, node)| {
             let status = node.child.as_mut()?.try_wait().expect("a child")?;
             Some((*id, status))
@@ -317,7 +317,7 @@ impl World {
     }
 
     /// Keeps everything that tells what happened, and ends the rest.
-    pub fn keep_evidence(&mut self) {
+    pub(crate) fn keep_evidence(&mut self) {
         self.keep = true;
     }
 

@@ -4,16 +4,16 @@
 use std::time::Duration;
 
 use actorum::{Network, NodeId, prelude::*};
-pub use actorum_actors::log::memory::MemoryDisk;
-pub use actorum_transport::memory::MemoryNetwork;
+pub(crate) use actorum_actors::log::memory::MemoryDisk;
+pub(crate) use actorum_transport::memory::MemoryNetwork;
 use actorum_transport::wire::{Address, Incarnation};
 use serde::{Deserialize, Serialize};
 
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Adds up what is proposed, and remembers in which order. 666 panics.
 #[derive(Default, Serialize, Deserialize)]
-pub struct Sum {
+pub(crate) struct Sum {
     pub total: u64,
     pub seen: Vec<u64>,
 }
@@ -31,33 +31,33 @@ impl StateMachine for Sum {
 }
 
 /// The storage of a node on a disk that outlives it.
-pub fn on(disk: &MemoryDisk, id: NodeId) -> Storage {
+pub(crate) fn on(disk: &MemoryDisk, id: NodeId) -> Storage {
     Storage::Custom(Box::new(disk.open(id, Incarnation(id * 7)).unwrap()))
 }
 
 /// Whether a node holds this disk open.
-pub fn is_open(disk: &MemoryDisk, id: NodeId) -> bool {
+pub(crate) fn is_open(disk: &MemoryDisk, id: NodeId) -> bool {
     disk.open(id, Incarnation(0)).is_err()
 }
 
 /// The founders 1 to `count`.
-pub fn founders(count: NodeId) -> Bootstrap {
+pub(crate) fn founders(count: NodeId) -> Bootstrap {
     Bootstrap::Form((1..=count).map(|id| (id, Address(format!("n{id}")))).collect())
 }
 
-pub fn quick(config: &mut Config) {
+pub(crate) fn quick(config: &mut Config) {
     config.heartbeat_ms = 20;
     config.election_ms = 200;
 }
 
-pub async fn start(network: &MemoryNetwork, id: NodeId, disk: &MemoryDisk, bootstrap: Bootstrap) -> Raft<Sum> {
+pub(crate) async fn start(network: &MemoryNetwork, id: NodeId, disk: &MemoryDisk, bootstrap: Bootstrap) -> Raft<Sum> {
     let builder =
         RaftSystem::builder(id).network(Network::Memory(network.clone())).storage(on(disk, id)).bootstrap(bootstrap);
     builder.configure(quick).start().await.unwrap()
 }
 
 /// Three founders with a leader; the leader first.
-pub async fn three(network: &MemoryNetwork, disks: &[MemoryDisk; 3]) -> [Raft<Sum>; 3] {
+pub(crate) async fn three(network: &MemoryNetwork, disks: &[MemoryDisk; 3]) -> [Raft<Sum>; 3] {
     let mut nodes = Vec::new();
     for id in 1..=3 {
         nodes.push(start(network, id, &disks[id as usize - 1], founders(3)).await);

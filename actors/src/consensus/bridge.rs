@@ -3,7 +3,7 @@
 use slog::{Drain, Level, Never, OwnedKVList, Record};
 
 /// A logger for raft-rs whose lines become tracing events of the target `raft`.
-pub fn logger() -> slog::Logger {
+pub(super) fn logger() -> slog::Logger {
     slog::Logger::root(Bridge, slog::o!())
 }
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 /// One waiting read.
 #[derive(Debug)]
-pub struct Reader<T> {
+pub(super) struct Reader<T> {
     pub reply: T,
     pub deadline: Duration,
     /// A peer asked: it is told at once if this node does not lead, instead of being passed on.
@@ -20,7 +20,7 @@ pub struct Reader<T> {
 
 /// The reads of one group.
 #[derive(Debug)]
-pub struct Reads<T> {
+pub(super) struct Reads<T> {
     /// Not part of a round yet.
     pub waiting: Vec<Reader<T>>,
     /// A ReadIndex round of this leader: its context, and the readers it serves.
@@ -41,13 +41,13 @@ impl<T> Default for Reads<T> {
 
 impl<T> Reads<T> {
     /// How many reads wait, wherever.
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         let in_round = |round: &Option<(u64, Vec<Reader<T>>)>| round.as_ref().map_or(0, |(_, readers)| readers.len());
         self.waiting.len() + in_round(&self.round) + in_round(&self.asked) + self.confirmed.len()
     }
 
     /// The round can no longer be answered: its readers join the next one.
-    pub fn restart(&mut self) {
+    pub(super) fn restart(&mut self) {
         if let Some((_, readers)) = self.round.take() {
             self.waiting.extend(readers);
         }
@@ -55,13 +55,13 @@ impl<T> Reads<T> {
 
     /// Takes the confirmed ones that may be served: their index is applied, or a peer asked, which waits for
     /// the index itself.
-    pub fn due(&mut self, applied: u64) -> impl Iterator<Item = (u64, T)> {
+    pub(super) fn due(&mut self, applied: u64) -> impl Iterator<Item = (u64, T)> {
         let due: Vec<_> = self.confirmed.extract_if(.., |(index, reader)| reader.peer || *index <= applied).collect();
         due.into_iter().map(|(index, reader)| (index, reader.reply))
     }
 
     /// Removes those whose time is up and that no leader confirmed.
-    pub fn expire_unconfirmed(&mut self, now: Duration) -> Vec<Reader<T>> {
+    pub(super) fn expire_unconfirmed(&mut self, now: Duration) -> Vec<Reader<T>> {
         let mut late = Vec::new();
         for readers in std::iter::once(&mut self.waiting)
             .chain(self.round.iter_mut().map(|(_, readers)| readers))
@@ -73,12 +73,12 @@ impl<T> Reads<T> {
     }
 
     /// Removes those whose time is up and that were confirmed at an index that is not applied here.
-    pub fn expire_confirmed(&mut self, now: Duration) -> Vec<(u64, Reader<T>)> {
+    pub(super) fn expire_confirmed(&mut self, now: Duration) -> Vec<(u64, Reader<T>)> {
         self.confirmed.extract_if(.., |(_, reader)| reader.deadline <= now).collect()
     }
 
     /// Takes all of them, for the end.
-    pub fn drain(&mut self) -> Vec<Reader<T>> {
+    pub(super) fn drain(&mut self) -> Vec<Reader<T>> {
         self.restart();
         if let Some((_, readers)) = self.asked.take() {
             self.waiting.extend(readers);

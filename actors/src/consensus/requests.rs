@@ -20,7 +20,7 @@ use crate::{entry::EncodedCommand, members::ChangeRequest, message::Refusal};
 
 /// What a request wants in the log.
 #[derive(Clone, Debug)]
-pub enum Wanted {
+pub(super) enum Wanted {
     /// A command, the application's or ours.
     Command(EncodedCommand),
     /// A change of the membership.
@@ -29,7 +29,7 @@ pub enum Wanted {
 
 /// A request that waits for a leader.
 #[derive(Debug)]
-pub struct Request<T> {
+pub(super) struct Request<T> {
     pub wanted: Wanted,
     pub reply: Option<T>,
     pub deadline: Duration,
@@ -43,7 +43,7 @@ pub struct Request<T> {
 
 /// A request whose entry is in this node's log.
 #[derive(Debug)]
-pub struct Pending<T> {
+pub(super) struct Pending<T> {
     pub kept: Retained,
     pub reply: T,
     pub deadline: Duration,
@@ -52,7 +52,7 @@ pub struct Pending<T> {
 
 /// What is kept of a proposed entry, to propose it again should another take its place.
 #[derive(Debug)]
-pub enum Retained {
+pub(super) enum Retained {
     /// The entry's bytes, shared with the log.
     Command(Bytes),
     /// The change.
@@ -61,7 +61,7 @@ pub enum Retained {
 
 impl<T> Pending<T> {
     /// Its entry is surely not in the log: back to the start.
-    pub fn again(self, not_before: u64) -> Request<T> {
+    pub(super) fn again(self, not_before: u64) -> Request<T> {
         let wanted = match self.kept {
             Retained::Command(bytes) => {
                 Wanted::Command(EncodedCommand::received(&bytes).expect("it was encoded before it was proposed"))

@@ -70,7 +70,7 @@ pub fn conformance<Open: FnMut() -> Box<dyn LogStore>>(mut make: impl FnMut() ->
 }
 
 type Opener<'a> = &'a mut dyn FnMut() -> Box<dyn LogStore>;
-type Rule = fn(Opener);
+type Rule = fn(Opener<'_>);
 
 /// A store at work.
 struct Running {
@@ -145,7 +145,7 @@ fn compact(kept: &[(u64, u64)], up_to: u64) -> Write {
 
 /// What is recovered after a compaction up to `up_to`: these snapshots, a base that is not above it, all entries that follow, and
 /// the term of each.
-fn check_compacted(open: Opener, kept: &[(u64, u64)], up_to: u64, expected: &[Entry]) {
+fn check_compacted(open: Opener<'_>, kept: &[(u64, u64)], up_to: u64, expected: &[Entry]) {
     let store = open();
     let recovered = store.recover(GROUP).expect("the group recovers");
     let snapshots: Vec<_> = kept.iter().map(|(index, term)| snapshot(*index, *term, 30)).collect();
@@ -166,13 +166,13 @@ fn check_compacted(open: Opener, kept: &[(u64, u64)], up_to: u64, expected: &[En
     }
 }
 
-fn formed(open: Opener) -> Running {
+fn formed(open: Opener<'_>) -> Running {
     let mut store = Running::start(open());
     store.write(genesis());
     store
 }
 
-fn a_new_store_holds_nothing(open: Opener) {
+fn a_new_store_holds_nothing(open: Opener<'_>) {
     let store = open();
     assert!(store.identity().is_new());
     assert_eq!(store.recover(GROUP).expect("an empty group recovers"), Recovered::default());
@@ -180,7 +180,7 @@ fn a_new_store_holds_nothing(open: Opener) {
     assert_eq!(store.reader().entries(GROUP, 1, 1, usize::MAX).expect("an empty range"), []);
 }
 
-fn each_opening_counts_as_a_boot(open: Opener) {
+fn each_opening_counts_as_a_boot(open: Opener<'_>) {
     let first = open().identity();
     let running = Running::start(open());
     drop(running);
@@ -189,7 +189,7 @@ fn each_opening_counts_as_a_boot(open: Opener) {
     assert!(!third.is_new());
 }
 
-fn what_was_appended_is_read_back_in_ranges(open: Opener) {
+fn what_was_appended_is_read_back_in_ranges(open: Opener<'_>) {
     let mut store = formed(open);
     store.append(entries(2..=5, 1));
     store.append(entries(6..=6, 1));
@@ -209,7 +209,7 @@ fn what_was_appended_is_read_back_in_ranges(open: Opener) {
     }
 }
 
-fn a_read_ends_at_its_bytes(open: Opener) {
+fn a_read_ends_at_its_bytes(open: Opener<'_>) {
     let mut store = formed(open);
     store.append(entries(2..=4, 1));
     store.append(entries(5..=9, 1));
@@ -220,7 +220,7 @@ fn a_read_ends_at_its_bytes(open: Opener) {
     }
 }
 
-fn a_read_outside_the_log_is_an_error(open: Opener) {
+fn a_read_outside_the_log_is_an_error(open: Opener<'_>) {
     let mut store = formed(open);
     store.append(entries(2..=4, 1));
     for (from, to) in [(1, 3), (0, 2), (2, 6), (5, 6), (9, 10), (u64::MAX - 1, u64::MAX)] {
@@ -229,7 +229,7 @@ fn a_read_outside_the_log_is_an_error(open: Opener) {
     assert!(store.reader.entries(GroupId(9), 2, 3, usize::MAX).is_err());
 }
 
-fn a_conflict_replaces_the_rest(open: Opener) {
+fn a_conflict_replaces_the_rest(open: Opener<'_>) {
     let mut store = formed(open);
     store.append(entries(2..=4, 1));
     store.append(entries(5..=9, 1));
@@ -244,7 +244,7 @@ fn a_conflict_replaces_the_rest(open: Opener) {
     assert_eq!(store.reader().entries(GROUP, 2, 9, usize::MAX).expect("a read"), expected);
 }
 
-fn a_log_can_be_cut_at_every_index(open: Opener) {
+fn a_log_can_be_cut_at_every_index(open: Opener<'_>) {
     let mut store = formed(open);
     for (round, cut) in (2..=12).enumerate() {
         let term = 2 * round as u64 + 2;
@@ -262,7 +262,7 @@ fn a_log_can_be_cut_at_every_index(open: Opener) {
     }
 }
 
-fn writes_of_one_batch_follow_each_other(open: Opener) {
+fn writes_of_one_batch_follow_each_other(open: Opener<'_>) {
     let mut store = formed(open);
     let write = |entries| Write { entries, ..Write::default() };
     let state = |term, commit| Some(HardState { term, vote: 1, commit });
@@ -292,7 +292,7 @@ fn writes_of_one_batch_follow_each_other(open: Opener) {
     assert_eq!((recovered.last_index, recovered.terms), (22, vec![(20, 3)]));
 }
 
-fn hard_state_and_entries_come_back_together(open: Opener) {
+fn hard_state_and_entries_come_back_together(open: Opener<'_>) {
     let mut store = formed(open);
     let mut states = Vec::new();
     for round in 0..5 {
@@ -308,7 +308,7 @@ fn hard_state_and_entries_come_back_together(open: Opener) {
     assert_eq!(recovered.newest(), Some(&snapshot(1, 1, 50)));
 }
 
-fn a_snapshot_replaces_the_log(open: Opener) {
+fn a_snapshot_replaces_the_log(open: Opener<'_>) {
     let mut store = formed(open);
     store.append(entries(2..=9, 1));
     for (index, term) in [(5, 2), (30, 3), (7, 4)] {
@@ -326,7 +326,7 @@ fn a_snapshot_replaces_the_log(open: Opener) {
     }
 }
 
-fn terms_come_back_as_runs(open: Opener) {
+fn terms_come_back_as_runs(open: Opener<'_>) {
     let mut store = formed(open);
     store.append(vec![entry(2, 1), entry(3, 1), entry(4, 3)]);
     store.append(vec![entry(5, 3)]);
@@ -339,7 +339,7 @@ fn terms_come_back_as_runs(open: Opener) {
     assert_eq!(terms, [&[None][..], &some[..], &[None][..]].concat());
 }
 
-fn completions_come_in_order(open: Opener) {
+fn completions_come_in_order(open: Opener<'_>) {
     let mut store = formed(open);
     let batch_numbers: Vec<BatchNumber> = (2..=301)
         .map(|index| {
@@ -373,7 +373,7 @@ fn completions_come_in_order(open: Opener) {
     assert_eq!(open().recover(GROUP).expect("the group recovers").last_index, 340);
 }
 
-fn groups_do_not_see_each_other(open: Opener) {
+fn groups_do_not_see_each_other(open: Opener<'_>) {
     let mut store = Running::start(open());
     let groups = [GroupId(0), GroupId(1), GroupId(255), GroupId(256), GroupId(70_000)];
     for (nth, group) in groups.into_iter().enumerate() {
@@ -412,7 +412,7 @@ fn groups_do_not_see_each_other(open: Opener) {
     assert_eq!(store.recover(GroupId(2)).expect("an empty group recovers"), Recovered::default());
 }
 
-fn entries_of_every_size(open: Opener) {
+fn entries_of_every_size(open: Opener<'_>) {
     let mut store = formed(open);
     let bound = super::record::PIECE_MAX;
     let sizes = [0, 1, bound - 22, bound - 21, bound - 20, bound, 2 * bound + 7, 8 << 20, 3, 100_000, 100_000, 100_000];
@@ -439,7 +439,7 @@ fn entries_of_every_size(open: Opener) {
     assert_eq!(recovered(2), Some(snapshot(10, 9, bound + 1)));
 }
 
-fn a_commit_index_alone(open: Opener) {
+fn a_commit_index_alone(open: Opener<'_>) {
     let mut store = formed(open);
     store.append(entries(2..=9, 1));
     for commit in 2..=9 {
@@ -450,7 +450,7 @@ fn a_commit_index_alone(open: Opener) {
     assert_eq!(open().recover(GROUP).expect("the group recovers").hard_state.commit, 9);
 }
 
-fn a_gap_is_refused_for_good(open: Opener) {
+fn a_gap_is_refused_for_good(open: Opener<'_>) {
     let mut store = formed(open);
     store.append(entries(2..=3, 1));
     for bad in [entries(5..=5, 1), entries(4..=4, 1)] {
@@ -466,7 +466,7 @@ fn a_gap_is_refused_for_good(open: Opener) {
     assert_eq!(open().recover(GROUP).expect("the group recovers").last_index, 3);
 }
 
-fn a_compaction_keeps_what_follows(open: Opener) {
+fn a_compaction_keeps_what_follows(open: Opener<'_>) {
     let mut store = formed(open);
     store.append(entries(2..=4, 1));
     store.append(entries(5..=9, 2));
@@ -489,7 +489,7 @@ fn a_compaction_keeps_what_follows(open: Opener) {
     check_compacted(open, &[(20, 2)], 20, &entries(21..=23, 3));
 }
 
-fn a_compaction_with_entries_in_one_batch(open: Opener) {
+fn a_compaction_with_entries_in_one_batch(open: Opener<'_>) {
     let mut store = formed(open);
     store.append(entries(2..=9, 1));
     let hard_state = Some(HardState { term: 2, vote: 3, commit: 12 });
@@ -514,7 +514,7 @@ fn a_compaction_with_entries_in_one_batch(open: Opener) {
     check_compacted(open, &[(17, 3)], 17, &entries(18..=18, 3));
 }
 
-fn a_log_cut_at_both_ends(open: Opener) {
+fn a_log_cut_at_both_ends(open: Opener<'_>) {
     let mut store = formed(open);
     store.append(entries(2..=4, 1));
     store.append(entries(5..=9, 1));
@@ -533,7 +533,7 @@ fn a_log_cut_at_both_ends(open: Opener) {
     check_compacted(open, &[(6, 2), (7, 3)], 6, &entries(7..=7, 3));
 }
 
-fn a_snapshot_and_a_compaction(open: Opener) {
+fn a_snapshot_and_a_compaction(open: Opener<'_>) {
     let mut store = formed(open);
     store.append(entries(2..=9, 1));
     store.write(compact(&[(4, 1), (8, 1)], 4));
@@ -562,7 +562,7 @@ fn a_snapshot_and_a_compaction(open: Opener) {
     check_compacted(open, &[(75, 4)], 75, &entries(76..=80, 4));
 }
 
-fn an_overtaken_compaction_changes_nothing(open: Opener) {
+fn an_overtaken_compaction_changes_nothing(open: Opener<'_>) {
     let mut store = formed(open);
     store.append(entries(2..=9, 1));
     store.write(Write { snapshot: Some(snapshot(30, 2, 30)), ..Write::default() });
@@ -572,7 +572,7 @@ fn an_overtaken_compaction_changes_nothing(open: Opener) {
     check_compacted(open, &[(30, 2)], 30, &entries(31..=33, 2));
 }
 
-fn a_wrong_compaction_is_refused(open: Opener) {
+fn a_wrong_compaction_is_refused(open: Opener<'_>) {
     let mut store = formed(open);
     store.append(entries(2..=9, 1));
     store.append(entries(10..=19, 2));
@@ -597,7 +597,7 @@ fn a_wrong_compaction_is_refused(open: Opener) {
     }
 }
 
-fn a_large_compaction_catches_up(open: Opener) {
+fn a_large_compaction_catches_up(open: Opener<'_>) {
     let mut store = formed(open);
     for index in 2..=1500 {
         let write = Write { entries: vec![entry(index, 1)], ..Write::default() };
@@ -622,7 +622,7 @@ fn a_large_compaction_catches_up(open: Opener) {
     check_compacted(open, &[(1461, 2)], 1461, &[]);
 }
 
-fn sizes_come_back(open: Opener) {
+fn sizes_come_back(open: Opener<'_>) {
     let mut store = formed(open);
     let log: Vec<Entry> = (2..=400).map(|index| sized(index, 1, (index as usize * 37) % 3000)).collect();
     for some in log.chunks(23) {

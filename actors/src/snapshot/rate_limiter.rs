@@ -4,7 +4,7 @@ use std::time::Duration;
 
 /// Keeps what is sent to a rate.
 #[derive(Debug, Default)]
-pub struct RateLimiter {
+pub(super) struct RateLimiter {
     /// When the next piece may leave.
     next: Duration,
 }
@@ -12,7 +12,7 @@ pub struct RateLimiter {
 impl RateLimiter {
     /// How long so many bytes have to wait for a rate in bytes per second, zero for none. `None`, and no place is taken, if that
     /// is longer than they may.
-    pub fn wait(&mut self, now: Duration, bytes: u32, rate: u64, at_most: Duration) -> Option<Duration> {
+    pub(super) fn wait(&mut self, now: Duration, bytes: u32, rate: u64, at_most: Duration) -> Option<Duration> {
         if rate == 0 {
             return Some(Duration::ZERO);
         }
@@ -31,7 +31,7 @@ const SMALLEST: u32 = 16 << 10;
 /// How large a piece to ask for, and how many at once, so that each comes well within its time on the slowest of links: what
 /// is not all there by then was sent for nothing.
 #[derive(Debug)]
-pub struct FetchWindow {
+pub(super) struct FetchWindow {
     /// Bytes of a piece.
     pub piece: u32,
     /// Pieces asked for at once.
@@ -41,12 +41,12 @@ pub struct FetchWindow {
 
 impl FetchWindow {
     /// Begins with the largest: most links are fast.
-    pub fn new(piece: u32, window: usize) -> FetchWindow {
+    pub(super) fn new(piece: u32, window: usize) -> FetchWindow {
         FetchWindow { piece, window, largest: (piece, window) }
     }
 
     /// A piece came, or did not, after so long of the time that it may take.
-    pub fn took(&mut self, time: Duration, within: Duration, came: bool) {
+    pub(super) fn took(&mut self, time: Duration, within: Duration, came: bool) {
         if time > within / 4 {
             // The window first: fewer at once are each faster, and nothing is lost by it.
             match self.window {

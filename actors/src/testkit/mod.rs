@@ -26,7 +26,7 @@ use crate::{
 
 /// Adds up what is proposed; answers the total. Panics on 666, as a program with an error would.
 #[derive(Debug, Default, Serialize, Deserialize)]
-pub struct Sum {
+pub(crate) struct Sum {
     pub total: u64,
     pub seen: Vec<u64>,
     /// For tests of durable machines: what `applied` answers.
@@ -53,35 +53,35 @@ impl StateMachine for Sum {
 }
 
 /// A committed command.
-pub fn command(index: u64, term: u64, number: u64) -> Entry {
+pub(crate) fn command(index: u64, term: u64, number: u64) -> Entry {
     let data = EncodedCommand::command(&number).unwrap().stamp(SystemClock::shared().wall()).into();
     Entry { kind: EntryKind::Normal, term, index, data, context: Bytes::new() }
 }
 
 /// What a new leader appends.
-pub fn empty(index: u64, term: u64) -> Entry {
+pub(crate) fn empty(index: u64, term: u64) -> Entry {
     Entry { kind: EntryKind::Normal, term, index, data: Bytes::new(), context: Bytes::new() }
 }
 
 /// A membership change as the core writes it.
-pub fn change(index: u64, term: u64, command: &SystemCommand) -> Entry {
+pub(crate) fn change(index: u64, term: u64, command: &SystemCommand) -> Entry {
     let context = machine::encode(command).unwrap().into();
     Entry { kind: EntryKind::ConfChange, term, index, data: Bytes::from_static(b"raft-rs"), context }
 }
 
 /// A cluster of node 1.
-pub fn founded() -> SystemState {
+pub(crate) fn founded() -> SystemState {
     SystemState::founded(ClusterId(7), &BTreeMap::from([(1, Address::from("n1"))]))
 }
 
 /// Its genesis.
-pub fn genesis() -> Snapshot {
+pub(crate) fn genesis() -> Snapshot {
     founded().genesis(BTreeMap::from([(1, Incarnation(1))])).unwrap()
 }
 
 /// A store in memory whose batches complete when the test says so.
 #[derive(Clone, Default)]
-pub struct TestStore(Arc<Mutex<Inner>>);
+pub(crate) struct TestStore(Arc<Mutex<Inner>>);
 
 #[derive(Default)]
 struct Inner {
@@ -95,34 +95,34 @@ struct Inner {
 }
 
 impl TestStore {
-    pub fn with_entries(entries: impl IntoIterator<Item = Entry>) -> TestStore {
+    pub(crate) fn with_entries(entries: impl IntoIterator<Item = Entry>) -> TestStore {
         let store = TestStore::default();
         store.0.lock().unwrap().entries = entries.into_iter().map(|e| (e.index, e)).collect();
         store
     }
 
     /// These entries and no others.
-    pub fn hold(&self, entries: impl IntoIterator<Item = Entry>) {
+    pub(crate) fn hold(&self, entries: impl IntoIterator<Item = Entry>) {
         self.0.lock().unwrap().entries = entries.into_iter().map(|e| (e.index, e)).collect();
     }
 
     /// Batches handed over and not completed.
-    pub fn submitted(&self) -> Vec<Batch> {
+    pub(crate) fn submitted(&self) -> Vec<Batch> {
         self.0.lock().unwrap().submitted.iter().map(|(_, batch)| batch.clone()).collect()
     }
 
     /// Probes handed over and not ended.
-    pub fn probes(&self) -> usize {
+    pub(crate) fn probes(&self) -> usize {
         self.0.lock().unwrap().probes.len()
     }
 
     /// Whether somebody waits to hear how much room there is.
-    pub fn looks(&self) -> bool {
+    pub(crate) fn looks(&self) -> bool {
         !self.0.lock().unwrap().looks.is_empty()
     }
 
     /// Ends the oldest probe or the oldest look for space, from a thread of its own.
-    pub fn look(&self, probe: bool, found: Result<Space, StoreError>) {
+    pub(crate) fn look(&self, probe: bool, found: Result<Space, StoreError>) {
         let mut inner = self.0.lock().unwrap();
         let queue = if probe { &mut inner.probes } else { &mut inner.looks };
         let looked = queue.pop_front().expect("it was asked");
@@ -131,12 +131,12 @@ impl TestStore {
     }
 
     /// Whether the appender is gone.
-    pub fn closed(&self) -> bool {
+    pub(crate) fn closed(&self) -> bool {
         self.0.lock().unwrap().dropped
     }
 
     /// Completes the oldest batch, from a thread of the store's own as sled would.
-    pub fn complete(&self, result: Result<Written, StoreError>) {
+    pub(crate) fn complete(&self, result: Result<Written, StoreError>) {
         let mut inner = self.0.lock().unwrap();
         let (batch_number, _) = inner.submitted.pop_front().expect("a batch was submitted");
         let completions = inner.completions.clone().expect("the store was started");
@@ -231,7 +231,7 @@ impl Drop for TestAppender {
 
 /// What a fake core heard, in order.
 #[derive(Debug, PartialEq)]
-pub enum Heard {
+pub(crate) enum Heard {
     Persisted(u64),
     AppliedTo(u64),
     Changed(u64, String),
@@ -242,10 +242,10 @@ pub enum Heard {
 }
 
 /// Hears what the core and the front door would.
-pub struct FakeCore(pub mpsc::UnboundedSender<Heard>);
+pub(crate) struct FakeCore(pub mpsc::UnboundedSender<Heard>);
 
 impl FakeCore {
-    pub fn start_one() -> (Addr<FakeCore>, mpsc::UnboundedReceiver<Heard>) {
+    pub(crate) fn start_one() -> (Addr<FakeCore>, mpsc::UnboundedReceiver<Heard>) {
         let (sender, heard) = mpsc::unbounded_channel();
         (FakeCore(sender).start(), heard)
     }

@@ -36,7 +36,7 @@ const MAX_BODY: usize = 16 << 10;
 const GRACE: std::time::Duration = std::time::Duration::from_millis(500);
 
 /// The table of contents.
-pub fn routes(config: &mut ServiceConfig) {
+pub(crate) fn routes(config: &mut ServiceConfig) {
     config
         .service(at("/members", "POST").route(web::post().to(add)))
         .service(at("/members/{id}", "DELETE").route(web::delete().to(remove)))
@@ -135,7 +135,7 @@ async fn change(node: &Node, change: ConfChange, Wish { deadline, force }: Wish)
 ///
 /// Also when these certificates end, each by the name that a person looks for. One that has ended is no reason not to start:
 /// the node is needed, and says what is wrong with it.
-pub fn require_certificates(dir: &Path) -> Result<(ServerConfig, Vec<(String, i64)>), Failure> {
+pub(crate) fn require_certificates(dir: &Path) -> Result<(ServerConfig, Vec<(String, i64)>), Failure> {
     let wrong = |file: &str, e: &dyn std::fmt::Display| {
         Failure::new(format!("--admin-certs {}: {e}", dir.join(file).display()))
     };

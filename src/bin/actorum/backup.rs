@@ -50,7 +50,7 @@ const PIECE: usize = 256 << 10;
 /// Nodes do this by themselves, as their configuration says. It is done when the snapshot is durable on that node;
 /// requests go on meanwhile.
 #[derive(clap::Args)]
-pub struct SnapshotArgs {
+pub(crate) struct SnapshotArgs {
     /// The node's admin address, such as http://127.0.0.1:9001
     url: String,
     /// How long to wait for it, in seconds; it goes on all the same
@@ -67,7 +67,7 @@ const MOST_S: u64 = MAX_TIMEOUT.as_secs();
 /// has its name. `actorum restore` makes a new cluster of it. An admin address that asks for certificates is read with
 /// another client: curl --cert cert.pem --key key.pem --cacert ca.pem -o FILE https://HOST:PORT/backup
 #[derive(clap::Args)]
-pub struct BackupArgs {
+pub(crate) struct BackupArgs {
     /// The node's admin address, such as http://127.0.0.1:9001
     url: String,
     /// Where to write the backup; - for standard output. A device or a pipe is written to, and not replaced
@@ -89,12 +89,12 @@ fn base(url: &str) -> Result<String, Failure> {
 }
 
 /// 64 hexadecimal digits.
-pub fn hex(hash: &[u8]) -> String {
+pub(crate) fn hex(hash: &[u8]) -> String {
     hash.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Takes one, showing how far it is.
-pub fn snapshot(SnapshotArgs { url, timeout }: SnapshotArgs) -> Result<(), Failure> {
+pub(crate) fn snapshot(SnapshotArgs { url, timeout }: SnapshotArgs) -> Result<(), Failure> {
     let base = base(&url)?;
     let bar = bar(None);
     let (done, taken) = mpsc::sync_channel(1);
@@ -261,7 +261,7 @@ fn is_stdout(found: &fs::Metadata) -> io::Result<bool> {
 }
 
 /// Writes a backup to where it is to go.
-pub fn backup(BackupArgs { url, file, force }: BackupArgs) -> Result<(), Failure> {
+pub(crate) fn backup(BackupArgs { url, file, force }: BackupArgs) -> Result<(), Failure> {
     let base = base(&url)?;
     match Goal::of(file, force)? {
         Goal::File(file) => to_file(&base, &url, &file, force),

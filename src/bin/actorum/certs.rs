@@ -32,7 +32,7 @@ use crate::{
 ///
 /// Give DIR/node-N to node N and keep DIR/ca for yourself: whoever has ca.key can be any node.
 #[derive(clap::Args)]
-pub struct Args {
+pub(crate) struct Args {
     /// Where to make them; created if it does not exist
     dir: PathBuf,
     /// The ids of the nodes, such as 1,2,3
@@ -56,7 +56,7 @@ impl std::str::FromStr for Ids {
 }
 
 /// Makes the certificates and says where they are.
-pub fn run(Args { dir, nodes, days }: Args) -> Result<(), Failure> {
+pub(crate) fn run(Args { dir, nodes, days }: Args) -> Result<(), Failure> {
     let nodes: Vec<NodeId> = nodes.into_iter().flat_map(|Ids(ids)| ids).collect();
     let made = make_for(&dir, &nodes, days)?;
     output::done(format_args!("the certificates are in {}", dir.display()));
@@ -80,7 +80,7 @@ fn day(seconds: i64) -> String {
 }
 
 /// Makes the certificates; for the demo. Returns the directory of each node, in order.
-pub fn make(dir: &Path, nodes: &[NodeId]) -> Result<Vec<PathBuf>, Failure> {
+pub(crate) fn make(dir: &Path, nodes: &[NodeId]) -> Result<Vec<PathBuf>, Failure> {
     Ok(make_for(dir, nodes, None)?.into_iter().map(|made| made.path).collect())
 }
 

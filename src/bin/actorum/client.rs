@@ -14,10 +14,10 @@ const CONNECT_WITHIN: Duration = Duration::from_secs(10);
 
 /// Keeps connections alive between requests. Cheap to clone.
 #[derive(Clone)]
-pub struct Client(ureq::Agent);
+pub(crate) struct Client(ureq::Agent);
 
 /// What came back.
-pub struct Answer {
+pub(crate) struct Answer {
     /// The HTTP status.
     pub status: u16,
     /// The body, `null` if it was not JSON.
@@ -25,10 +25,10 @@ pub struct Answer {
 }
 
 /// The header in which a node says what a backup's hash is.
-pub const HASH: &str = "actorum-blake3";
+pub(crate) const HASH: &str = "actorum-blake3";
 
 /// What came back, and goes on.
-pub struct Streamed {
+pub(crate) struct Streamed {
     head: Head,
     /// The rest.
     pub body: Box<dyn Read + Send>,
@@ -36,7 +36,7 @@ pub struct Streamed {
 
 /// What stands before a stream.
 #[derive(Clone)]
-pub struct Head {
+pub(crate) struct Head {
     /// The HTTP status.
     pub status: u16,
     /// How long the stream is, if it was said.
@@ -49,14 +49,14 @@ pub struct Head {
 
 impl Streamed {
     /// What stands before it.
-    pub fn head(&self) -> Head {
+    pub(crate) fn head(&self) -> Head {
         self.head.clone()
     }
 }
 
 /// Why nothing came back.
 #[derive(Debug, thiserror::Error)]
-pub enum CallError {
+pub(crate) enum CallError {
     /// The request never left: there was no connection. Surely nothing was done.
     #[error("{0}")]
     NotSent(String),
@@ -67,7 +67,7 @@ pub enum CallError {
 
 impl Client {
     /// A client whose requests end within this time.
-    pub fn new(timeout: Duration) -> Client {
+    pub(crate) fn new(timeout: Duration) -> Client {
         let config = ureq::Agent::config_builder()
             .http_status_as_error(false)
             .max_redirects(0)
@@ -78,7 +78,7 @@ impl Client {
     }
 
     /// A client that waits for an answer for as long as the connection stands.
-    pub fn patient() -> Client {
+    pub(crate) fn patient() -> Client {
         let config = ureq::Agent::config_builder()
             .http_status_as_error(false)
             .max_redirects(0)
@@ -89,17 +89,17 @@ impl Client {
     }
 
     /// GET.
-    pub fn get(&self, url: &str) -> Result<Answer, CallError> {
+    pub(crate) fn get(&self, url: &str) -> Result<Answer, CallError> {
         read(self.0.get(url).call())
     }
 
     /// POST without a body.
-    pub fn post(&self, url: &str) -> Result<Answer, CallError> {
+    pub(crate) fn post(&self, url: &str) -> Result<Answer, CallError> {
         read(self.0.post(url).send_empty())
     }
 
     /// GET of what may be of any size.
-    pub fn stream(&self, url: &str) -> Result<Streamed, CallError> {
+    pub(crate) fn stream(&self, url: &str) -> Result<Streamed, CallError> {
         let response = self.0.get(url).call().map_err(|e| error(&e))?;
         let text = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
         let (status, length, hash) = (response.status().as_u16(), text("content-length"), text(HASH));
@@ -115,7 +115,7 @@ impl Client {
     }
 
     /// PUT with a text body.
-    pub fn put(&self, url: &str, body: &str) -> Result<Answer, CallError> {
+    pub(crate) fn put(&self, url: &str, body: &str) -> Result<Answer, CallError> {
         read(self.0.put(url).send(body))
     }
 }

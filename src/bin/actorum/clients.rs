@@ -35,10 +35,10 @@ use tokio::time::{Instant, sleep_until};
 
 /// How long a connection may go on without a request under way: it may be kept as long as this, and the head of the
 /// next request and what the client has still to take of the last response are given no more either.
-pub const SILENCE: Duration = Duration::from_secs(15);
+pub(crate) const SILENCE: Duration = Duration::from_secs(15);
 
 /// One connection.
-pub struct Client {
+pub(crate) struct Client {
     socket: TcpStream,
     busy: AtomicUsize,
     /// When it was busy last.
@@ -46,11 +46,11 @@ pub struct Client {
 }
 
 /// A request or its response is under way, as long as this lives.
-pub struct Busy(Arc<Client>);
+pub(crate) struct Busy(Arc<Client>);
 
 impl Client {
     /// For `on_connect`: takes a connection of the public sort into care.
-    pub fn meet(connection: &dyn Any, kept: &mut Extensions) {
+    pub(crate) fn meet(connection: &dyn Any, kept: &mut Extensions) {
         let Some(stream) = connection.downcast_ref::<rt::net::TcpStream>() else { return };
         // Without a descriptor to spare nobody looks after it; it still counts towards the bound.
         let Ok(socket) = again(stream) else { return };
@@ -60,7 +60,7 @@ impl Client {
     }
 
     /// A request begins.
-    pub fn begin(self: &Arc<Client>) -> Busy {
+    pub(crate) fn begin(self: &Arc<Client>) -> Busy {
         self.busy.fetch_add(1, Ordering::Relaxed);
         Busy(self.clone())
     }
@@ -101,14 +101,14 @@ async fn look_after(client: Weak<Client>) {
 }
 
 /// A response that keeps its connection busy until it was handed over whole.
-pub struct Held {
+pub(crate) struct Held {
     body: BoxBody,
     _busy: Option<Busy>,
 }
 
 impl Held {
     /// This body, for as long as it takes.
-    pub fn new(body: impl MessageBody + 'static, busy: Option<Busy>) -> Held {
+    pub(crate) fn new(body: impl MessageBody + 'static, busy: Option<Busy>) -> Held {
         Held { body: body.boxed(), _busy: busy }
     }
 }

@@ -19,13 +19,13 @@ use crate::{
 /// node's reserve, which the next start makes again. If it is interrupted the directory opens as before, and it can be
 /// run again. Refuses a directory in use, and names the process that holds it.
 #[derive(clap::Args)]
-pub struct Args {
+pub(crate) struct Args {
     /// The node's data directory, as given to `serve --data`
     dir: PathBuf,
 }
 
 /// Does it, and says what it has changed.
-pub fn run(Args { dir }: Args) -> Result<(), Failure> {
+pub(crate) fn run(Args { dir }: Args) -> Result<(), Failure> {
     let done = compact(&dir)?;
     output::done(format_args!(
         "the log of {} was copied, and takes {} with the snapshots",

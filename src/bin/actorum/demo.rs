@@ -69,7 +69,7 @@ const LOOK: Duration = Duration::from_millis(10);
 /// by a snapshot. Ends by itself within 40 s, with exit code 0 only if every acknowledged write is on every node.
 /// Leaves nothing behind.
 #[derive(clap::Args)]
-pub struct Args {
+pub(crate) struct Args {
     /// Leave the cluster running at the end, until Ctrl-C
     #[arg(long)]
     stay: bool,
@@ -82,7 +82,7 @@ pub struct Args {
 }
 
 /// Tells the story.
-pub fn run(Args { stay, dir, writes }: Args) -> Result<(), Failure> {
+pub(crate) fn run(Args { stay, dir, writes }: Args) -> Result<(), Failure> {
     let patience = Patience { until: Instant::now() + TIME, interrupted: signals::flag()? };
     let (account, began) = (Account::begin(), Instant::now());
     let home = Home::new(dir)?;
@@ -351,19 +351,19 @@ impl Home {
 }
 
 /// How long to wait for anything, and whether someone has pressed Ctrl-C.
-pub struct Patience {
+pub(crate) struct Patience {
     until: Instant,
     interrupted: Arc<AtomicBool>,
 }
 
 impl Patience {
     /// Whether Ctrl-C was pressed.
-    pub fn interrupted(&self) -> bool {
+    pub(crate) fn interrupted(&self) -> bool {
         self.interrupted.load(Ordering::SeqCst)
     }
 
     /// An error once there is none left, or nobody hears the story any more (`actorum demo | head -1`).
-    pub fn check(&self, waiting_for: &str) -> Result<(), Failure> {
+    pub(crate) fn check(&self, waiting_for: &str) -> Result<(), Failure> {
         if self.interrupted() {
             return Err(Failure::interrupted());
         }
@@ -377,7 +377,11 @@ impl Patience {
     }
 
     /// Looks until there is something.
-    pub fn wait<T>(&self, what: &str, mut look: impl FnMut() -> Result<Option<T>, Failure>) -> Result<T, Failure> {
+    pub(crate) fn wait<T>(
+        &self,
+        what: &str,
+        mut look: impl FnMut() -> Result<Option<T>, Failure>,
+    ) -> Result<T, Failure> {
         loop {
             self.check(what)?;
             if let Some(found) = look()? {

@@ -34,7 +34,7 @@ use crate::{
 /// of the old cluster are refused by it, so none can rejoin by mistake. Cut short, it can be run again. The node starts
 /// with what was applied up to the backup's index; then add nodes and promote them.
 #[derive(clap::Args)]
-pub struct RestoreArgs {
+pub(crate) struct RestoreArgs {
     /// The backup, as `actorum backup` wrote it; - for standard input. What comes through a pipe is kept in $TMPDIR
     /// meanwhile
     file: PathBuf,
@@ -60,7 +60,7 @@ pub struct RestoreArgs {
 /// cluster with an id of its own, which refuses the nodes of the old one; who did it, when, and what may be lost stays
 /// on record. If the majority can come back in any way, bring it back instead.
 #[derive(clap::Args)]
-pub struct RecoverArgs {
+pub(crate) struct RecoverArgs {
     /// A surviving directory; once for each of them. Its node must be stopped
     #[arg(long, required = true, value_name = "DIR")]
     data: Vec<PathBuf>,
@@ -83,7 +83,7 @@ fn index(text: &str) -> Result<u64, String> {
 }
 
 /// Restores and says what comes next.
-pub fn restore(RestoreArgs { file, data, id, address, who }: RestoreArgs) -> Result<(), Failure> {
+pub(crate) fn restore(RestoreArgs { file, data, id, address, who }: RestoreArgs) -> Result<(), Failure> {
     // What is wrong with the directory, the id, the address or the backup stays wrong whoever does it.
     let mut wish = Restore::new(id, address.clone(), String::new(), SystemTime::now());
     wish.judge(&data)?;
@@ -119,12 +119,12 @@ fn name(who: Option<String>) -> Result<String, Failure> {
 }
 
 /// What a backup is, in a line.
-pub fn describe(backup: &BackupFile) -> String {
+pub(crate) fn describe(backup: &BackupFile) -> String {
     words(backup.index(), backup.term(), backup.cluster(), backup.membership(), backup.bytes(), &backup.hash())
 }
 
 /// The same of one that went where it cannot be read again.
-pub fn describe_sent(header: &Header, file: &SnapshotFile) -> String {
+pub(crate) fn describe_sent(header: &Header, file: &SnapshotFile) -> String {
     words(header.index, header.term, header.cluster, &header.system.membership, file.bytes, &file.hash)
 }
 
@@ -142,7 +142,7 @@ fn begun(recovered_node: &RecoveredNode, address: &str) {
 }
 
 /// Shows the survivors; with the loss accepted, recovers one of them.
-pub fn recover(args: RecoverArgs) -> Result<(), Failure> {
+pub(crate) fn recover(args: RecoverArgs) -> Result<(), Failure> {
     let RecoverArgs { data, choose, accept_loss, address, who } = args;
     let survivors = disaster_recovery::survey(&data);
     output::text(&table(&survivors));

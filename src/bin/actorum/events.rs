@@ -48,7 +48,7 @@ const MAX_STREAMS: usize = 256;
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
 /// Opens a stream.
-pub async fn get(node: Data<Node>, request: HttpRequest) -> Result<HttpResponse, Refused> {
+pub(crate) async fn get(node: Data<Node>, request: HttpRequest) -> Result<HttpResponse, Refused> {
     let mut query = Query::parse(&request)?;
     let after = query.take("after").map(|after| {
         after.parse().map_err(|_| Refused::bad_request(format!("after={after}: an index or CLUSTER:INDEX is needed")))

@@ -66,7 +66,7 @@ const MAX_HEADERS: usize = 96;
 /// A request that names no deadline has this one.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest deadline a request may name: it holds admission for as long.
-pub const MAX_TIMEOUT: Duration = Duration::from_secs(600);
+pub(crate) const MAX_TIMEOUT: Duration = Duration::from_secs(600);
 /// How long a body may take to arrive, however long the deadline: who sends a byte now and then holds memory and a
 /// connection.
 const BODY_PATIENCE: Duration = Duration::from_secs(10);
@@ -77,7 +77,7 @@ const GRACE: Duration = Duration::from_millis(500);
 const PROBE: Duration = Duration::from_secs(1);
 
 /// What the handlers share: the node, and the counters of this API.
-pub struct Node {
+pub(crate) struct Node {
     /// The node.
     pub raft: Raft<Kv>,
     /// Comes true when the process begins to end; streams end then.
@@ -92,7 +92,7 @@ pub struct Node {
 
 impl Node {
     /// Around a node that runs.
-    pub fn new(raft: Raft<Kv>, stopping: watch::Receiver<bool>) -> Node {
+    pub(crate) fn new(raft: Raft<Kv>, stopping: watch::Receiver<bool>) -> Node {
         Node {
             raft,
             stopping,
@@ -103,7 +103,7 @@ impl Node {
     }
 
     /// Counts a response.
-    pub fn count(&self, status: StatusCode) {
+    pub(crate) fn count(&self, status: StatusCode) {
         if let Some(counter) = self.responses.get(usize::from(status.as_u16() / 100)) {
             counter.fetch_add(1, Ordering::Relaxed);
         }
@@ -111,7 +111,7 @@ impl Node {
 }
 
 /// The table of contents.
-pub fn routes(config: &mut ServiceConfig) {
+pub(crate) fn routes(config: &mut ServiceConfig) {
     config
         .service(
             at("/kv/{key:.*}", "GET, HEAD, PUT, DELETE")
@@ -128,10 +128,10 @@ pub fn routes(config: &mut ServiceConfig) {
 }
 
 /// What is possible where one only looks.
-pub const LOOK: &str = "GET, HEAD";
+pub(crate) const LOOK: &str = "GET, HEAD";
 
 /// A resource with the methods that it knows. To any other the answer is 405 with their names.
-pub fn at(path: &str, allow: &'static str) -> Resource {
+pub(crate) fn at(path: &str, allow: &'static str) -> Resource {
     let wrong_method = move |request: HttpRequest| async move {
         let message = format!("{} is not possible on {}; possible are: {allow}", request.method(), request.path());
         let refused = Refused::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message);
@@ -141,7 +141,7 @@ pub fn at(path: &str, allow: &'static str) -> Resource {
 }
 
 /// GET, and HEAD, which is answered as GET without the content.
-pub fn look() -> Route {
+pub(crate) fn look() -> Route {
     web::route().guard(guard::Any(guard::Get()).or(guard::Head()))
 }
 
@@ -263,7 +263,7 @@ async fn get(node: Data<Node>, request: HttpRequest) -> Result<HttpResponse, Ref
 // --- the node
 
 /// `GET /status`.
-pub async fn status(node: Data<Node>, request: HttpRequest) -> Result<HttpResponse, Refused> {
+pub(crate) async fn status(node: Data<Node>, request: HttpRequest) -> Result<HttpResponse, Refused> {
     Query::parse(&request)?.finish()?;
     Ok(json_response(describe(&node.raft.status())))
 }
@@ -344,12 +344,12 @@ async fn readyz(node: Data<Node>) -> Result<HttpResponse, Refused> {
 }
 
 /// For a path that does not exist.
-pub async fn unknown_path(request: HttpRequest) -> Result<HttpResponse, Refused> {
+pub(crate) async fn unknown_path(request: HttpRequest) -> Result<HttpResponse, Refused> {
     Err(Refused::new(StatusCode::NOT_FOUND, "not_found", format!("there is no {}", request.path())))
 }
 
 /// Counts every response by class, and keeps the connection busy until it was handed over.
-pub async fn count(
+pub(crate) async fn count(
     request: ServiceRequest,
     next: Next<impl MessageBody + 'static>,
 ) -> Result<ServiceResponse<impl MessageBody>, actix_web::Error> {
@@ -364,7 +364,7 @@ pub async fn count(
 }
 
 /// 200 with a JSON body.
-pub fn json_response(body: Value) -> HttpResponse {
+pub(crate) fn json_response(body: Value) -> HttpResponse {
     HttpResponse::Ok().content_type("application/json").body(body.to_string())
 }
 
@@ -386,7 +386,7 @@ fn key(request: &HttpRequest) -> Result<String, Refused> {
 
 /// The body as text, never keeping more than `limit` bytes of it nor waiting beyond the deadline, or for a node that is
 /// shutting down.
-pub async fn text(
+pub(crate) async fn text(
     request: &HttpRequest,
     mut body: Payload,
     limit: usize,
@@ -473,7 +473,7 @@ fn broken_off(error: &actix_web::error::PayloadError, chunked: bool) -> Refused 
 }
 
 /// JSON that has to be an object: in the place of one, a list would be taken for its fields in order.
-pub fn object<T: serde::de::DeserializeOwned>(json: &str) -> Result<T, String> {
+pub(crate) fn object<T: serde::de::DeserializeOwned>(json: &str) -> Result<T, String> {
     match json.trim_start().starts_with('{') || serde_json::from_str::<serde::de::IgnoredAny>(json).is_err() {
         true => serde_json::from_str(json).map_err(|error| error.to_string()),
         false => Err("it is no object".to_owned()),
@@ -481,11 +481,11 @@ pub fn object<T: serde::de::DeserializeOwned>(json: &str) -> Result<T, String> {
 }
 
 /// The query of a request, strictly: every parameter at most once, and none that nobody asked for.
-pub struct Query(BTreeMap<String, String>);
+pub(crate) struct Query(BTreeMap<String, String>);
 
 impl Query {
     /// Reads it.
-    pub fn parse(request: &HttpRequest) -> Result<Query, Refused> {
+    pub(crate) fn parse(request: &HttpRequest) -> Result<Query, Refused> {
         let mut parameters = BTreeMap::new();
         for pair in request.query_string().split('&').filter(|pair| !pair.is_empty()) {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
@@ -505,12 +505,12 @@ impl Query {
     }
 
     /// Takes a parameter out.
-    pub fn take(&mut self, name: &str) -> Option<String> {
+    pub(crate) fn take(&mut self, name: &str) -> Option<String> {
         self.0.remove(name)
     }
 
     /// Takes a number out.
-    pub fn number(&mut self, name: &str) -> Result<Option<u64>, Refused> {
+    pub(crate) fn number(&mut self, name: &str) -> Result<Option<u64>, Refused> {
         let parse = |text: String| {
             whole(&text).ok_or_else(|| Refused::bad_request(format!("{name}={text}: a whole number is needed")))
         };
@@ -518,12 +518,12 @@ impl Query {
     }
 
     /// By when the request must be answered.
-    pub fn deadline(&mut self) -> Result<Instant, Refused> {
+    pub(crate) fn deadline(&mut self) -> Result<Instant, Refused> {
         Ok(Instant::now() + self.timeout(DEFAULT_TIMEOUT)?)
     }
 
     /// How long the request may take, if it does not say so itself as long as this.
-    pub fn timeout(&mut self, default: Duration) -> Result<Duration, Refused> {
+    pub(crate) fn timeout(&mut self, default: Duration) -> Result<Duration, Refused> {
         let timeout = self.number("timeout_ms")?.map_or(default, Duration::from_millis);
         if timeout.is_zero() || timeout > MAX_TIMEOUT {
             let most = MAX_TIMEOUT.as_millis();
@@ -564,7 +564,7 @@ impl Query {
     }
 
     /// Whoever sent a parameter meant something by it: one that was not taken is an error.
-    pub fn finish(self) -> Result<(), Refused> {
+    pub(crate) fn finish(self) -> Result<(), Refused> {
         match self.0.into_keys().next() {
             None => Ok(()),
             Some(name) => Err(Refused::bad_request(format!("the parameter {name} is not known here"))),
@@ -587,7 +587,7 @@ impl Query {
 /// | 503 | `not_leader`, `behind`, `busy`, `stopped`, `nothing`, `deadline_exceeded`, or the name of a [`Reason`]: `no_majority`, `low_space`, `removed`, .. | no |
 /// | 504 | `unknown` | nobody can tell |
 #[derive(Debug)]
-pub struct Refused {
+pub(crate) struct Refused {
     status: StatusCode,
     code: &'static str,
     message: String,
@@ -605,17 +605,17 @@ impl Refused {
     }
 
     /// The request makes no sense.
-    pub fn bad_request(message: impl Into<String>) -> Refused {
+    pub(crate) fn bad_request(message: impl Into<String>) -> Refused {
         Refused::new(StatusCode::BAD_REQUEST, "bad_request", message)
     }
 
     /// More than the node takes at once.
-    pub fn busy(node: &Node, message: impl Into<String>) -> Refused {
+    pub(crate) fn busy(node: &Node, message: impl Into<String>) -> Refused {
         Refused::new(StatusCode::SERVICE_UNAVAILABLE, "busy", message).leader(node)
     }
 
     /// What the HTTP parser could not read, by the status that it chose. Of the URL there are so many bytes.
-    pub fn unparsed(node: &Node, status: StatusCode, url: usize) -> Refused {
+    pub(crate) fn unparsed(node: &Node, status: StatusCode, url: usize) -> Refused {
         let belongs = "a long value belongs in the body, and with format=json so does what is expected: \
                        PUT /kv/KEY?format=json with {\"value\":\"new\",\"expect\":\"old\"}";
         let (status, code, message) = match status {
@@ -638,7 +638,7 @@ impl Refused {
     }
 
     /// Of the response.
-    pub fn status(&self) -> StatusCode {
+    pub(crate) fn status(&self) -> StatusCode {
         self.status
     }
 
@@ -663,7 +663,7 @@ impl Refused {
     }
 
     /// The library itself did not answer in time.
-    pub fn unanswered(node: &Node) -> Refused {
+    pub(crate) fn unanswered(node: &Node) -> Refused {
         Refused::new(StatusCode::GATEWAY_TIMEOUT, "unknown", "outcome unknown: the node did not answer in time")
             .leader(node)
     }
@@ -683,17 +683,17 @@ impl Refused {
     }
 
     /// A membership change that was not made.
-    pub fn change(node: &Node, error: ChangeError) -> Refused {
+    pub(crate) fn change(node: &Node, error: ChangeError) -> Refused {
         Refused::of(node, &error)
     }
 
     /// A snapshot that was not taken.
-    pub fn snapshot(node: &Node, error: TakeSnapshotError) -> Refused {
+    pub(crate) fn snapshot(node: &Node, error: TakeSnapshotError) -> Refused {
         Refused::of(node, &error)
     }
 
     /// A subscription that could not begin.
-    pub fn subscription(node: &Node, error: SubscribeError) -> Refused {
+    pub(crate) fn subscription(node: &Node, error: SubscribeError) -> Refused {
         let refused = Refused::of(node, &error);
         let status = node.raft.status();
         match status.cluster {
@@ -704,7 +704,7 @@ impl Refused {
     }
 
     /// What the client reads.
-    pub fn body(&self) -> Value {
+    pub(crate) fn body(&self) -> Value {
         let mut body = json!({ "error": self.code, "message": self.message, "leader": self.leader });
         for (name, value) in &self.more {
             body[*name] = value.clone();

@@ -41,7 +41,7 @@ const PIECE: usize = 4 << 20;
 /// temporary directory ($TMPDIR), so it takes the log's size in free space there for as long. Refuses a directory in use, by the
 /// name of who holds it.
 #[derive(clap::Args)]
-pub struct Args {
+pub(crate) struct Args {
     /// The node's data directory, as given to `serve --data`
     dir: PathBuf,
     /// Print these entries with their commands, of any application: A..B without B, A.. or ..B
@@ -53,7 +53,7 @@ pub struct Args {
 }
 
 /// Prints what it finds.
-pub fn run(Args { dir, entries, verify }: Args) -> Result<(), Failure> {
+pub(crate) fn run(Args { dir, entries, verify }: Args) -> Result<(), Failure> {
     let inspection = Inspection::open(&dir)?;
     match inspection.identity() {
         Ok(node) => say!("node {}, incarnation {}, started {} times", node.id, node.incarnation, node.boot),

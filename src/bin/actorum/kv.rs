@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 /// A change of the map. Stored in the log: fields may be added with a default, never renamed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Command {
+pub(crate) enum Command {
     /// Set a key.
     Put {
         /// Which.
@@ -35,7 +35,7 @@ pub enum Command {
 /// What must be found under the key for the command to take effect.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Expect {
+pub(crate) enum Expect {
     /// Nothing.
     Absent,
     /// This value.
@@ -45,7 +45,7 @@ pub enum Expect {
 /// What applying a command answers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Response {
+pub(crate) enum Response {
     /// It took effect.
     Done {
         /// What was there before.
@@ -60,11 +60,11 @@ pub enum Response {
 
 /// The map.
 #[derive(Clone, Default, Serialize, Deserialize)]
-pub struct Kv(RedBlackTreeMapSync<String, String>);
+pub(crate) struct Kv(RedBlackTreeMapSync<String, String>);
 
 impl Kv {
     /// The value under a key.
-    pub fn get(&self, key: &str) -> Option<String> {
+    pub(crate) fn get(&self, key: &str) -> Option<String> {
         self.0.get(key).cloned()
     }
 

@@ -49,7 +49,7 @@ const QUIET: &str = "actix_server=warn,actix_http=off";
 static DROPPED: AtomicU64 = AtomicU64::new(0);
 
 /// How many lines could not be written.
-pub fn dropped() -> u64 {
+pub(crate) fn dropped() -> u64 {
     DROPPED.load(Ordering::Relaxed)
 }
 
@@ -67,12 +67,12 @@ struct Lines {
 }
 
 /// The log as long as it is used: dropping it gives what waits its time.
-pub struct Logs {
+pub(crate) struct Logs {
     post: SyncSender<Post>,
 }
 
 /// Begins: from now on `tracing` and panics are lines of the log.
-pub fn start(format: LogFormat) -> Result<Logs, Failure> {
+pub(crate) fn start(format: LogFormat) -> Result<Logs, Failure> {
     let filter = settings::variable("LOG")?.unwrap_or_else(|| FILTER.to_owned());
     // The later of two words about the same target counts: what the filter says of the HTTP server is obeyed.
     let filter = EnvFilter::try_new(format!("{QUIET},{filter}"))

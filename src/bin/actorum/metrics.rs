@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// Answers a scrape.
-pub async fn get(node: Data<Node>) -> Result<HttpResponse, Refused> {
+pub(crate) async fn get(node: Data<Node>) -> Result<HttpResponse, Refused> {
     let mut page = Page::default();
     page.status(&node.raft.status());
     page.http(&node);

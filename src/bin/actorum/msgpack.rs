@@ -16,7 +16,7 @@ const DEPTH: usize = 128;
 const BYTES: usize = 64;
 
 /// In one line; what cannot be read is said, with how long it is.
-pub fn shown(bytes: &[u8]) -> String {
+pub(crate) fn shown(bytes: &[u8]) -> String {
     let mut rest = bytes;
     let mut deserializer = rmp_serde::Deserializer::new(&mut rest);
     deserializer.set_max_depth(DEPTH);

@@ -54,12 +54,12 @@ macro_rules! say {
 pub(crate) use say;
 
 /// A line on standard output.
-pub fn line(text: Arguments<'_>) {
+pub(crate) fn line(text: Arguments<'_>) {
     write(|out| writeln!(out, "{text}"));
 }
 
 /// Text on standard output, as it is.
-pub fn text(text: &str) {
+pub(crate) fn text(text: &str) {
     write(|out| out.write_all(text.as_bytes()));
 }
 
@@ -72,7 +72,7 @@ fn write(write: impl FnOnce(&mut io::StdoutLock<'static>) -> io::Result<()>) {
 
 /// Whether nobody hears what is still to be said: whoever only prints may end. Seen also while nothing is said, as soon as
 /// whoever read is gone.
-pub fn is_over() -> bool {
+pub(crate) fn is_over() -> bool {
     let mut said = SAID.lock().unwrap_or_else(PoisonError::into_inner);
     if said.broken.is_none() {
         let stdout = io::stdout();
@@ -89,7 +89,7 @@ pub fn is_over() -> bool {
 
 /// Whether standard output may have been closed before the start: a `/dev/null` that is open for reading, too. That may as well
 /// have been given, see above, but never by a redirection of a shell.
-pub fn may_be_closed() -> io::Result<bool> {
+pub(crate) fn may_be_closed() -> io::Result<bool> {
     use rustix::fs::{OFlags, fcntl_getfl};
     let stdout = io::stdout();
     let reads = fcntl_getfl(&stdout)?.contains(OFlags::RDWR);
@@ -99,13 +99,13 @@ pub fn may_be_closed() -> io::Result<bool> {
 }
 
 /// Says what the command has done, apart from printing: an error about the printing must not read as if it had not been.
-pub fn done(what: impl Display) {
+pub(crate) fn done(what: impl Display) {
     SAID.lock().unwrap_or_else(PoisonError::into_inner).done = Some(what.to_string());
 }
 
 /// The end of a command that did what it should. An error if what it had to say did not fit where it was to go; a reader
 /// that is gone is none.
-pub fn finish() -> Result<(), Failure> {
+pub(crate) fn finish() -> Result<(), Failure> {
     write(|out| out.flush());
     let said = SAID.lock().unwrap_or_else(PoisonError::into_inner);
     match (&said.broken, &said.done) {
@@ -120,7 +120,7 @@ pub fn finish() -> Result<(), Failure> {
 
 /// Text on standard error. If that is closed or full nobody hears it, and if it takes nothing it is waited for a second: a
 /// thread of its own writes, since a blocking write cannot be called off.
-pub fn complain(text: impl Display) {
+pub(crate) fn complain(text: impl Display) {
     let (written, done) = mpsc::sync_channel(1);
     let text = text.to_string();
     let writer = thread::Builder::new().name("stderr".to_owned()).spawn(move || {

@@ -52,7 +52,7 @@ const WORKERS: usize = 2;
 Logs go to standard error: ACTORUM_LOG=debug, or a filter such as ACTORUM_LOG=info,actorum_transport=debug.
 The library's settings: [raft] in the --config file, or ACTORUM_HEARTBEAT_MS and so on.
 A variable that is set and empty counts as not set.")]
-pub struct Args {
+pub(crate) struct Args {
     /// This node's id, 1 or more: never used twice in the life of the cluster [env: ACTORUM_ID]
     #[arg(long, value_parser = node_id, allow_negative_numbers = true)]
     pub id: Option<NodeId>,
@@ -104,7 +104,7 @@ pub struct Args {
 }
 
 /// Serves until a signal comes or the node stops.
-pub fn run(args: Args) -> Result<(), Failure> {
+pub(crate) fn run(args: Args) -> Result<(), Failure> {
     let (report, watch_stdin) = (args.report.clone(), args.stop_when_stdin_closes);
     #[cfg(feature = "faults")]
     let flush_only = args.flush_only;

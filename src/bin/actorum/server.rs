@@ -47,7 +47,7 @@ use crate::{
 
 /// How long connections that do not end by themselves are waited for at the end, once the node has answered all that it
 /// will.
-pub const LAST_CALL: Duration = Duration::from_secs(3);
+pub(crate) const LAST_CALL: Duration = Duration::from_secs(3);
 /// A server that is stopped waits for what is in flight, however long the node takes to answer it; it is this process
 /// that ends.
 const NEVER_S: u64 = 365 * 24 * 3600;
@@ -60,7 +60,7 @@ const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
 /// What a server serves, and how many it serves at a time.
 #[derive(Clone, Copy)]
-pub struct Service {
+pub(crate) struct Service {
     /// For messages.
     pub name: &'static str,
     /// Threads. They only translate; the work is the node's.
@@ -93,7 +93,7 @@ macro_rules! http_service {
 
 impl Service {
     /// Begins to serve; the handle is how it ends.
-    pub fn listen(
+    pub(crate) fn listen(
         self,
         node: &Data<Node>,
         listener: TcpListener,
@@ -148,7 +148,7 @@ struct Carries {
 }
 
 /// The response to this request is made of any bytes: no answer that follows it on its connection is completed.
-pub fn carries_anything(request: &HttpRequest) {
+pub(crate) fn carries_anything(request: &HttpRequest) {
     if let Some(carries) = request.conn_data::<Arc<Carries>>() {
         carries.anything.store(true, Ordering::Relaxed);
     }

@@ -47,7 +47,7 @@ const VARIABLES: [&str; 12] =
 /// How logs look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
-pub enum LogFormat {
+pub(crate) enum LogFormat {
     /// A line for people
     #[default]
     Text,
@@ -56,7 +56,7 @@ pub enum LogFormat {
 }
 
 /// A complete set of settings: nothing is left to guess.
-pub struct Settings {
+pub(crate) struct Settings {
     /// This node.
     pub id: NodeId,
     /// Its data directory.
@@ -101,7 +101,7 @@ struct File {
 
 impl Settings {
     /// Puts the three places together. Every error says which setting is missing or wrong, and how to give it.
-    pub fn merge(args: Args) -> Result<Settings, Failure> {
+    pub(crate) fn merge(args: Args) -> Result<Settings, Failure> {
         let config = first(args.config, || path("CONFIG"), None)?;
         let mut file = config.as_deref().map(File::read).transpose()?.unwrap_or_default();
         let (mut raft, foreign) = raft(std::mem::take(&mut file.raft), config.as_deref())?;
@@ -261,7 +261,7 @@ fn log_format(text: &str) -> Result<LogFormat, String> {
 }
 
 /// A variable of ours, without the space around it; one that is empty counts as not set.
-pub fn variable(name: &str) -> Result<Option<String>, Failure> {
+pub(crate) fn variable(name: &str) -> Result<Option<String>, Failure> {
     let name = format!("{PREFIX}_{name}");
     let Some(value) = std::env::var_os(&name) else { return Ok(None) };
     let Some(text) = value.to_str() else {
@@ -277,19 +277,19 @@ fn needed<T>(value: Option<T>, name: &str) -> Result<T, Failure> {
 }
 
 /// What can be the id of a node. The highest is looked at where a node is new: see [`new_node_id`].
-pub fn node_id(text: &str) -> Result<NodeId, String> {
+pub(crate) fn node_id(text: &str) -> Result<NodeId, String> {
     whole(text.trim()).filter(|id| *id > 0).ok_or_else(|| no_node_id(text.trim()))
 }
 
 /// A whole number as it is written by itself: without a sign, a zero before it, or anything else that would make two
 /// texts one number.
-pub fn whole(text: &str) -> Option<u64> {
+pub(crate) fn whole(text: &str) -> Option<u64> {
     let strict = text.bytes().all(|b| b.is_ascii_digit()) && (text == "0" || !text.starts_with('0'));
     text.parse().ok().filter(|_| strict)
 }
 
 /// What can be the id of a node that is made now: programs that read JSON round what is above the highest.
-pub fn new_node_id(text: &str) -> Result<NodeId, String> {
+pub(crate) fn new_node_id(text: &str) -> Result<NodeId, String> {
     node_id(text).and_then(|id| if id <= MAX_NODE_ID { Ok(id) } else { Err(no_node_id(text.trim())) })
 }
 
@@ -300,7 +300,7 @@ fn no_node_id(text: &str) -> String {
 const ID_NEEDED: &str = "a whole number between 1 and 9007199254740991 (2^53 - 1)";
 
 /// The id of a node where it stands as a number, in a file or a body: the bounds as for [`node_id`].
-pub fn read_id<'de, D: Deserializer<'de>>(deserializer: D) -> Result<NodeId, D::Error> {
+pub(crate) fn read_id<'de, D: Deserializer<'de>>(deserializer: D) -> Result<NodeId, D::Error> {
     struct Id;
     impl Visitor<'_> for Id {
         type Value = NodeId;
@@ -326,7 +326,7 @@ fn id_in_file<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<NodeI
 }
 
 /// `1=127.0.0.1:7001`. The host may be a name: it is resolved at each dial.
-pub fn parse_peer(text: &str) -> Result<(NodeId, Address), String> {
+pub(crate) fn parse_peer(text: &str) -> Result<(NodeId, Address), String> {
     let form = || format!("`{text}` is not of the form ID=HOST:PORT");
     let (id, address) = text.split_once('=').ok_or_else(form)?;
     let id = node_id(id).map_err(|problem| format!("{}: {problem}", form()))?;
@@ -335,14 +335,14 @@ pub fn parse_peer(text: &str) -> Result<(NodeId, Address), String> {
 }
 
 /// What stands between commas; one at the end adds nothing.
-pub fn items(text: &str) -> impl Iterator<Item = &str> {
+pub(crate) fn items(text: &str) -> impl Iterator<Item = &str> {
     let text = text.trim();
     text.strip_suffix(',').unwrap_or(text).split(',').map(str::trim)
 }
 
 /// `1=10.0.0.1:7001,2=10.0.0.2:7001`: what one flag or variable says of founders.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Peers(Vec<(NodeId, Address)>);
+pub(crate) struct Peers(Vec<(NodeId, Address)>);
 
 impl FromStr for Peers {
     type Err = String;

@@ -13,7 +13,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing::info;
 
 /// SIGTERM or SIGINT. Installed when this returns, so that none is missed afterwards.
-pub fn terminated() -> io::Result<impl Future<Output = &'static str>> {
+pub(crate) fn terminated() -> io::Result<impl Future<Output = &'static str>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     Ok(async move {
@@ -26,7 +26,7 @@ pub fn terminated() -> io::Result<impl Future<Output = &'static str>> {
 
 /// Takes note of every SIGHUP, which ends a process that does not ask for it: a terminal that closes, or whoever believes that
 /// settings are read again, must not cost a node.
-pub fn hangups() -> io::Result<impl Future<Output = ()>> {
+pub(crate) fn hangups() -> io::Result<impl Future<Output = ()>> {
     let mut hangup = signal(SignalKind::hangup())?;
     Ok(async move {
         while hangup.recv().await.is_some() {
@@ -37,7 +37,7 @@ pub fn hangups() -> io::Result<impl Future<Output = ()>> {
 
 /// A flag that is up once SIGTERM, SIGINT or SIGHUP has come. For code that waits in small steps and cleans up
 /// by leaving its scopes.
-pub fn flag() -> io::Result<Arc<AtomicBool>> {
+pub(crate) fn flag() -> io::Result<Arc<AtomicBool>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
     let raised = Arc::new(AtomicBool::new(false));
     let raise = raised.clone();

@@ -49,7 +49,7 @@ const PIECES: usize = 4;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// `POST /snapshot`.
-pub async fn take(node: Data<Node>, request: HttpRequest) -> Result<HttpResponse, Refused> {
+pub(crate) async fn take(node: Data<Node>, request: HttpRequest) -> Result<HttpResponse, Refused> {
     let within = within(&request)?;
     let since = Instant::now();
     let taken = node.raft.take_snapshot_within(within).await.map_err(|error| Refused::snapshot(&node, error))?;
@@ -66,7 +66,7 @@ fn within(request: &HttpRequest) -> Result<Duration, Refused> {
 }
 
 /// `GET /backup`.
-pub async fn backup(node: Data<Node>, request: HttpRequest) -> Result<HttpResponse, Refused> {
+pub(crate) async fn backup(node: Data<Node>, request: HttpRequest) -> Result<HttpResponse, Refused> {
     let within = within(&request)?;
     if request.method() == Method::HEAD {
         // What can be said without taking one: whether it would be the newest snapshot. Length and hash there are once

@@ -18,7 +18,7 @@ const TIMEOUT: Duration = Duration::from_secs(3);
 /// Lag is how many entries a node has yet to apply of what the leader has committed. Snapshot is the last index that the
 /// newest one covers, first the first index that the log still holds. Fails if no node answered.
 #[derive(clap::Args)]
-pub struct Args {
+pub(crate) struct Args {
     /// Where the nodes' HTTP APIs are, such as http://127.0.0.1:8001
     #[arg(required = true, value_name = "URL")]
     urls: Vec<String>,
@@ -46,7 +46,7 @@ struct Asked {
 }
 
 /// Asks all nodes at once and prints what they say.
-pub fn run(Args { urls, output }: Args) -> Result<(), Failure> {
+pub(crate) fn run(Args { urls, output }: Args) -> Result<(), Failure> {
     let client = Client::new(TIMEOUT);
     let asked: Vec<Asked> = thread::scope(|scope| {
         let asking: Vec<_> = urls.into_iter().map(|url| scope.spawn(|| ask(&client, url))).collect();
@@ -184,7 +184,7 @@ fn table(asked: &[Asked]) -> String {
 }
 
 /// `1.5 MiB`.
-pub fn bytes(n: u64) -> String {
+pub(crate) fn bytes(n: u64) -> String {
     const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
     let mut value = n as f64;
     let mut unit = "B";

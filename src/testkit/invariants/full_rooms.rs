@@ -26,7 +26,7 @@ pub(crate) struct FullRooms {
 
 impl FullRooms {
     /// Looks at what happens; `facts` are those of an invariant.
-    pub fn look(&mut self, event: &Event<'_>, facts: &Facts) {
+    pub(super) fn look(&mut self, event: &Event<'_>, facts: &Facts) {
         match event {
             Event::Started { node, recovered, .. } => {
                 self.applied.insert(*node, recovered.newest().map_or(0, |newest| newest.index));
@@ -50,7 +50,7 @@ impl FullRooms {
     }
 
     /// The largest command that every leader could have taken at any time since then, in bytes, encoded.
-    pub fn least_since(&self, since_ms: u64) -> usize {
+    pub(super) fn least_since(&self, since_ms: u64) -> usize {
         let since = self.seen.iter().rev().take_while(|(at, _)| *at >= since_ms);
         since.map(|(_, room)| *room).min().unwrap_or(usize::MAX)
     }

@@ -163,7 +163,7 @@ pub(super) struct Gate {
 }
 
 impl Gate {
-    pub fn new(limits: Limits, now: Instant) -> Gate {
+    pub(super) fn new(limits: Limits, now: Instant) -> Gate {
         Gate {
             limits,
             strangers: Bucket::full(limits.rate, now),
@@ -178,7 +178,7 @@ impl Gate {
     }
 
     /// A listed peer's name leads there now.
-    pub fn resolved(&mut self, peer: NodeId, addresses: impl Iterator<Item = IpAddr>) {
+    pub(super) fn resolved(&mut self, peer: NodeId, addresses: impl Iterator<Item = IpAddr>) {
         let resolved: BTreeSet<IpAddr> = addresses.map(network).take(MAX_RESOLVED).collect();
         let whereabouts = self.peers.entry(peer).or_default();
         if whereabouts.resolved != resolved {
@@ -188,7 +188,7 @@ impl Gate {
     }
 
     /// A peer has shown its certificate from there.
-    pub fn met(&mut self, peer: NodeId, address: IpAddr) {
+    pub(super) fn met(&mut self, peer: NodeId, address: IpAddr) {
         let met = Some(network(address));
         let whereabouts = self.peers.entry(peer).or_default();
         if whereabouts.met != met {
@@ -198,7 +198,7 @@ impl Gate {
     }
 
     /// A peer that is not listed any more has no claim.
-    pub fn forget(&mut self, peer: NodeId) {
+    pub(super) fn forget(&mut self, peer: NodeId) {
         self.peers.remove(&peer);
         self.sum_up();
     }
@@ -208,7 +208,7 @@ impl Gate {
     }
 
     /// Judges a first packet from `address`, which is `proven` when its sender has answered a retry.
-    pub fn judge(gate: &Rc<RefCell<Gate>>, now: Instant, address: IpAddr, proven: bool) -> Verdict {
+    pub(super) fn judge(gate: &Rc<RefCell<Gate>>, now: Instant, address: IpAddr, proven: bool) -> Verdict {
         let address = network(address);
         let (of_strangers, judged) = gate.borrow_mut().decide(now, address, proven);
         judged.map_or_else(|verdict| verdict, |()| Verdict::Accept(Place { gate: gate.clone(), address, of_strangers }))

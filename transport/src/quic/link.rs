@@ -83,11 +83,11 @@ pub(super) struct Counters {
 }
 
 impl Counters {
-    pub fn add_sent(&self, bytes: usize) {
+    pub(super) fn add_sent(&self, bytes: usize) {
         self.sent.set(self.sent.get() + bytes as u64);
     }
 
-    pub fn add_received(&self, bytes: usize) {
+    pub(super) fn add_received(&self, bytes: usize) {
         self.received.set(self.received.get() + bytes as u64);
     }
 }
@@ -170,13 +170,13 @@ pub(super) struct Link {
 
 impl Link {
     /// Queues a message; returns how many older ones were dropped for it.
-    pub fn enqueue(&self, group: GroupId, message: RaftMessage) -> u64 {
+    pub(super) fn enqueue(&self, group: GroupId, message: RaftMessage) -> u64 {
         let queue = if message.kind.is_urgent() { &self.urgent } else { &self.log };
         queue.push(group, message, self.queue_bytes)
     }
 
     /// Lets the writers begin.
-    pub fn wake(&self) {
+    pub(super) fn wake(&self) {
         self.urgent.filled.notify_one();
         self.log.filled.notify_one();
     }
@@ -188,26 +188,26 @@ impl Link {
     }
 
     /// Lets what is queued arrive, and the peer close; at the end of our patience we do.
-    pub async fn farewell(self, patience: Duration, reason: &[u8]) {
+    pub(super) async fn farewell(self, patience: Duration, reason: &[u8]) {
         self.end_lanes();
         let _ = timeout(patience, self.connection.closed()).await;
         self.close(reason);
     }
 
     /// Ends the connection; the reason is for the other side's log.
-    pub fn close(&self, reason: &[u8]) {
+    pub(super) fn close(&self, reason: &[u8]) {
         self.connection.close(VarInt::from_u32(0), reason);
     }
 
-    pub fn is_alive(&self) -> bool {
+    pub(super) fn is_alive(&self) -> bool {
         self.connection.close_reason().is_none()
     }
 
-    pub fn rtt(&self) -> Duration {
+    pub(super) fn rtt(&self) -> Duration {
         self.connection.rtt()
     }
 
-    pub fn queued(&self) -> usize {
+    pub(super) fn queued(&self) -> usize {
         self.log.messages.borrow().len() + self.urgent.messages.borrow().len()
     }
 }

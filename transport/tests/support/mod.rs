@@ -34,15 +34,15 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio::sync::mpsc;
 
 /// Nothing here takes this long unless it never happens.
-pub const DEADLINE: Duration = Duration::from_secs(30);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
 
 /// Waits for what must happen.
-pub async fn soon<F: Future>(what: &str, future: F) -> F::Output {
+pub(crate) async fn soon<F: Future>(what: &str, future: F) -> F::Output {
     tokio::time::timeout(DEADLINE, future).await.unwrap_or_else(|_| panic!("never happened: {what}"))
 }
 
 /// Asks again until it is true.
-pub async fn eventually<F: AsyncFnMut() -> bool>(what: &str, mut holds: F) {
+pub(crate) async fn eventually<F: AsyncFnMut() -> bool>(what: &str, mut holds: F) {
     soon(what, async {
         while !holds().await {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -52,27 +52,27 @@ pub async fn eventually<F: AsyncFnMut() -> bool>(what: &str, mut holds: F) {
 }
 
 /// One cluster's authority in a directory that goes with it.
-pub struct Certs {
+pub(crate) struct Certs {
     dir: tempfile::TempDir,
     authority: Authority,
 }
 
 /// A certificate and its key.
-pub type Pair = (CertificateDer<'static>, PrivateKeyDer<'static>);
+pub(crate) type Pair = (CertificateDer<'static>, PrivateKeyDer<'static>);
 
 impl Certs {
-    pub fn new() -> Certs {
+    pub(crate) fn new() -> Certs {
         let dir = tempfile::tempdir().unwrap();
         let authority = Authority::create(dir.path()).unwrap();
         Certs { dir, authority }
     }
 
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         self.dir.path()
     }
 
     /// Node `id`'s own.
-    pub fn node(&self, id: NodeId) -> TlsIdentity {
+    pub(crate) fn node(&self, id: NodeId) -> TlsIdentity {
         let dir = self.dir.path().join(format!("node-{id}"));
         if !dir.exists() {
             self.authority.issue(self.dir.path(), id).unwrap();
@@ -81,12 +81,12 @@ impl Certs {
     }
 
     /// The authority's certificate.
-    pub fn ca(&self) -> CertificateDer<'static> {
+    pub(crate) fn ca(&self) -> CertificateDer<'static> {
         rustls::pki_types::pem::PemObject::from_pem_file(self.dir.path().join("ca/ca.pem")).unwrap()
     }
 
     /// Signed by the authority for these names, after `change`.
-    pub fn forge(&self, names: &[String], change: impl FnOnce(&mut CertificateParams)) -> Pair {
+    pub(crate) fn forge(&self, names: &[String], change: impl FnOnce(&mut CertificateParams)) -> Pair {
         let read = |name| std::fs::read_to_string(self.dir.path().join("ca").join(name)).unwrap();
         let issuer = Issuer::from_ca_cert_pem(&read("ca.pem"), KeyPair::from_pem(&read("ca.key")).unwrap()).unwrap();
         let key = KeyPair::generate().unwrap();
@@ -98,12 +98,12 @@ impl Certs {
     }
 
     /// A true certificate of that node.
-    pub fn of(&self, id: NodeId) -> Pair {
+    pub(crate) fn of(&self, id: NodeId) -> Pair {
         self.forge(&[node_name(id)], |_| {})
     }
 
     /// That node's, and expired.
-    pub fn expired(&self, id: NodeId) -> Pair {
+    pub(crate) fn expired(&self, id: NodeId) -> Pair {
         self.forge(&[node_name(id)], |params| {
             params.not_before = rcgen::date_time_ymd(2001, 1, 1);
             params.not_after = rcgen::date_time_ymd(2002, 1, 1);
@@ -113,7 +113,7 @@ impl Certs {
 
 /// What arrived above a transport.
 #[derive(Debug)]
-pub enum Heard {
+pub(crate) enum Heard {
     Raft(NodeId, Vec<RaftMessage>),
     Asked(NodeId, Request),
     AskedForSnapshot(NodeId, SnapshotRequest),
@@ -125,13 +125,13 @@ pub enum Heard {
 
 /// What the node does with questions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Questions {
+pub(crate) enum Questions {
     Answer,
     Drop,
     Keep,
 }
 
-pub struct Above {
+pub(crate) struct Above {
     heard: mpsc::UnboundedSender<Heard>,
     questions: Questions,
     kept: Vec<Responder>,
@@ -176,10 +176,10 @@ impl Handler<Asked> for Above {
 }
 
 /// What a node says to a question about a snapshot; nothing: it keeps the question open.
-pub type Serve = Box<dyn Fn(&SnapshotRequest) -> Option<Response>>;
+pub(crate) type Serve = Box<dyn Fn(&SnapshotRequest) -> Option<Response>>;
 
 /// Answers for snapshots.
-pub struct Keeper {
+pub(crate) struct Keeper {
     heard: mpsc::UnboundedSender<Heard>,
     serve: Serve,
     kept: Vec<Responder>,
@@ -204,7 +204,7 @@ impl Handler<Asked> for Keeper {
 /// Lets go of the questions that were kept: their askers hear that the answer is lost.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub struct LetGo;
+pub(crate) struct LetGo;
 
 impl Handler<LetGo> for Keeper {
     type Result = ();
@@ -214,7 +214,7 @@ impl Handler<LetGo> for Keeper {
 }
 
 /// An honest node.
-pub struct Node {
+pub(crate) struct Node {
     pub id: NodeId,
     pub address: SocketAddr,
     pub handle: TransportHandle,
@@ -224,23 +224,23 @@ pub struct Node {
     token: u64,
 }
 
-pub const CLUSTER: ClusterId = ClusterId(1);
+pub(crate) const CLUSTER: ClusterId = ClusterId(1);
 
-pub fn identity(id: NodeId) -> Identity {
+pub(crate) fn identity(id: NodeId) -> Identity {
     let features = Features::all();
     let lives = Default::default();
     Identity { id, incarnation: Incarnation(id * 10), boot: 1, cluster: Some(CLUSTER), features, lives }
 }
 
-pub fn local() -> SocketAddr {
+pub(crate) fn local() -> SocketAddr {
     ([127, 0, 0, 1], 0).into()
 }
 
-pub fn node(certs: &Certs, id: NodeId) -> Node {
+pub(crate) fn node(certs: &Certs, id: NodeId) -> Node {
     node_with(certs, identity(id), Questions::Answer, |_| {})
 }
 
-pub fn node_with(
+pub(crate) fn node_with(
     certs: &Certs,
     identity: Identity,
     questions: Questions,
@@ -249,7 +249,7 @@ pub fn node_with(
     node_serving(certs, identity, questions, Box::new(|_| Some(Response::Gone)), change)
 }
 
-pub fn node_serving(
+pub(crate) fn node_serving(
     certs: &Certs,
     identity: Identity,
     questions: Questions,
@@ -280,32 +280,32 @@ pub fn node_serving(
 }
 
 /// An append that a test recognizes, with so many bytes.
-pub fn append(term: u64, bytes: usize) -> RaftMessage {
+pub(crate) fn append(term: u64, bytes: usize) -> RaftMessage {
     let data = Bytes::from(vec![7; bytes]);
     let entry = Entry { kind: EntryKind::Normal, term, index: term, data, context: Bytes::new() };
     RaftMessage { entries: vec![entry], ..RaftMessage::new(MessageKind::Append, term) }
 }
 
-pub fn heartbeat(term: u64) -> RaftMessage {
+pub(crate) fn heartbeat(term: u64) -> RaftMessage {
     RaftMessage::new(MessageKind::Heartbeat, term)
 }
 
-pub fn read_index(n: u64) -> Request {
+pub(crate) fn read_index(n: u64) -> Request {
     Request::ReadIndex { remaining_ms: n }
 }
 
 /// So many bytes of a snapshot that every node here knows.
-pub fn piece(offset: u64, max: u32) -> SnapshotRequest {
+pub(crate) fn piece(offset: u64, max: u32) -> SnapshotRequest {
     SnapshotRequest::Read { file: SnapshotFile { bytes: 1 << 40, hash: [7; 32] }, index: 9, offset, max }
 }
 
 impl Node {
     /// Lists these as peers, whatever their incarnation.
-    pub fn list(&self, peers: &[(NodeId, SocketAddr)]) {
+    pub(crate) fn list(&self, peers: &[(NodeId, SocketAddr)]) {
         self.list_known(&peers.iter().map(|(id, address)| (*id, *address, None)).collect::<Vec<_>>(), &[]);
     }
 
-    pub fn list_known(&self, peers: &[(NodeId, SocketAddr, Option<Incarnation>)], retired: &[NodeId]) {
+    pub(crate) fn list_known(&self, peers: &[(NodeId, SocketAddr, Option<Incarnation>)], retired: &[NodeId]) {
         let peer = |address: SocketAddr, incarnation| Peer { address: address.into(), incarnation };
         self.handle.set_peers.do_send(SetPeers {
             peers: peers.iter().map(|(id, address, known)| (*id, peer(*address, *known))).collect::<BTreeMap<_, _>>(),
@@ -313,28 +313,28 @@ impl Node {
         });
     }
 
-    pub fn send(&self, to: NodeId, messages: Vec<RaftMessage>) {
+    pub(crate) fn send(&self, to: NodeId, messages: Vec<RaftMessage>) {
         let messages = messages.into_iter().map(|message| (to, message)).collect();
         self.handle.transmit.do_send(Transmit { group: GroupId::FIRST, messages });
     }
 
-    pub fn ask_within(&self, to: NodeId, id: u64, timeout: Duration) {
+    pub(crate) fn ask_within(&self, to: NodeId, id: u64, timeout: Duration) {
         self.ask_for(to, id, read_index(id), timeout);
     }
 
-    pub fn ask_for(&self, to: NodeId, id: u64, request: Request, timeout: Duration) {
+    pub(crate) fn ask_for(&self, to: NodeId, id: u64, request: Request, timeout: Duration) {
         let reply_to = self.above.downgrade().recipient();
         let ask = Ask { id, group: GroupId::FIRST, to, request, timeout, reply_to };
         self.handle.ask.do_send(ask);
     }
 
     /// Asks and waits for the end of it.
-    pub async fn ask(&mut self, to: NodeId, id: u64) -> Result<Response, AskError> {
+    pub(crate) async fn ask(&mut self, to: NodeId, id: u64) -> Result<Response, AskError> {
         self.ask_within(to, id, DEADLINE);
         self.answer(id).await
     }
 
-    pub async fn answer(&mut self, id: u64) -> Result<Response, AskError> {
+    pub(crate) async fn answer(&mut self, id: u64) -> Result<Response, AskError> {
         self.until("an answer", |heard| match heard {
             Heard::Answered(of, result) if of == id => Some(result),
             _ => None,
@@ -342,12 +342,12 @@ impl Node {
         .await
     }
 
-    pub async fn next(&mut self) -> Heard {
+    pub(crate) async fn next(&mut self) -> Heard {
         soon("something is heard", self.heard.recv()).await.unwrap()
     }
 
     /// What is heard next that `picks`; what comes before it is forgotten.
-    pub async fn until<T>(&mut self, what: &str, mut picks: impl FnMut(Heard) -> Option<T>) -> T {
+    pub(crate) async fn until<T>(&mut self, what: &str, mut picks: impl FnMut(Heard) -> Option<T>) -> T {
         soon(what, async {
             loop {
                 if let Some(picked) = picks(self.heard.recv().await.unwrap()) {
@@ -359,7 +359,7 @@ impl Node {
     }
 
     /// The messages of `from`, in the order in which they come, until so many were heard.
-    pub async fn messages(&mut self, from: NodeId, count: usize) -> Vec<RaftMessage> {
+    pub(crate) async fn messages(&mut self, from: NodeId, count: usize) -> Vec<RaftMessage> {
         let mut all = Vec::new();
         while all.len() < count {
             let part = self.until("messages", |heard| match heard {
@@ -373,11 +373,11 @@ impl Node {
     }
 
     /// What was heard and not yet read.
-    pub fn drain(&mut self) -> Vec<Heard> {
+    pub(crate) fn drain(&mut self) -> Vec<Heard> {
         std::iter::from_fn(|| self.heard.try_recv().ok()).collect()
     }
 
-    pub async fn refusal(&mut self) -> (NodeId, bool, RefusedBecause) {
+    pub(crate) async fn refusal(&mut self) -> (NodeId, bool, RefusedBecause) {
         self.until("a refusal", |heard| match heard {
             Heard::Refused(peer, by_peer, reason) => Some((peer, by_peer, reason)),
             _ => None,
@@ -385,32 +385,32 @@ impl Node {
         .await
     }
 
-    pub async fn status(&self) -> TransportStatus {
+    pub(crate) async fn status(&self) -> TransportStatus {
         self.handle.status.send(GetTransportStatus).await.unwrap()
     }
 
-    pub async fn is_connected(&self, to: NodeId) -> bool {
+    pub(crate) async fn is_connected(&self, to: NodeId) -> bool {
         self.status().await.peers.get(&to).is_some_and(|peer| peer.connected)
     }
 
-    pub async fn connected(&self, to: NodeId) {
+    pub(crate) async fn connected(&self, to: NodeId) {
         eventually("a connection", async || self.is_connected(to).await).await;
     }
 
-    pub async fn last_error(&self, of: NodeId) -> Option<String> {
+    pub(crate) async fn last_error(&self, of: NodeId) -> Option<String> {
         self.status().await.peers.get(&of).and_then(|peer| peer.last_error.clone())
     }
 }
 
 /// Both know each other, and are linked: the connection that stays stands, and what was said meanwhile is forgotten.
-pub async fn link(one: &mut Node, two: &mut Node) {
+pub(crate) async fn link(one: &mut Node, two: &mut Node) {
     one.list(&[(two.id, two.address)]);
     two.list(&[(one.id, one.address)]);
     settle(one, two).await;
 }
 
 /// Until messages go both ways over a connection that stays. While two dials meet, some may be lost.
-pub async fn settle(one: &mut Node, two: &mut Node) {
+pub(crate) async fn settle(one: &mut Node, two: &mut Node) {
     one.connected(two.id).await;
     two.connected(one.id).await;
     // Twice as long as nothing changed: the one that goes is closed as soon as the other stands.
@@ -445,18 +445,18 @@ async fn passes(from: &mut Node, to: &mut Node) -> bool {
 }
 
 /// Two honest nodes, linked; the first is what adversaries attack.
-pub struct Honest {
+pub(crate) struct Honest {
     pub certs: Certs,
     pub victim: Node,
     pub friend: Node,
 }
 
 impl Honest {
-    pub async fn new() -> Honest {
+    pub(crate) async fn new() -> Honest {
         Honest::with(|_| {}).await
     }
 
-    pub async fn with(change: impl FnOnce(&mut QuicConfig)) -> Honest {
+    pub(crate) async fn with(change: impl FnOnce(&mut QuicConfig)) -> Honest {
         let certs = Certs::new();
         let mut victim = node_with(&certs, identity(1), Questions::Answer, change);
         let mut friend = node(&certs, 2);
@@ -466,7 +466,7 @@ impl Honest {
 
     /// Both lanes and questions go both ways over the link that was there before; and the victim heard
     /// nothing of anybody else since the last time.
-    pub async fn flows(&mut self) {
+    pub(crate) async fn flows(&mut self) {
         for (from, to) in [(1, 2), (2, 1)] {
             let (from, to) = match from == self.victim.id && to == self.friend.id {
                 true => (&mut self.victim, &mut self.friend),
@@ -505,18 +505,18 @@ impl Honest {
     }
 
     /// An adversary with node `id`'s own certificate.
-    pub fn adversary(&self, id: NodeId) -> Adversary {
+    pub(crate) fn adversary(&self, id: NodeId) -> Adversary {
         Adversary::new(&self.certs, Some(self.certs.of(id)), 1)
     }
 }
 
 /// Speaks QUIC and TLS well enough, and then whatever the test wants.
-pub struct Adversary {
+pub(crate) struct Adversary {
     pub endpoint: Endpoint,
     server_name: String,
 }
 
-pub fn client_crypto(certs: &Certs, shows: Option<Pair>) -> rustls::ClientConfig {
+pub(crate) fn client_crypto(certs: &Certs, shows: Option<Pair>) -> rustls::ClientConfig {
     let mut roots = rustls::RootCertStore::empty();
     roots.add(certs.ca()).unwrap();
     let builder = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
@@ -534,11 +534,11 @@ pub fn client_crypto(certs: &Certs, shows: Option<Pair>) -> rustls::ClientConfig
 
 impl Adversary {
     /// Trusts `certs`, expects node `target`, and shows that pair.
-    pub fn new(certs: &Certs, shows: Option<Pair>, target: NodeId) -> Adversary {
+    pub(crate) fn new(certs: &Certs, shows: Option<Pair>, target: NodeId) -> Adversary {
         Adversary::with(client_crypto(certs, shows), target, |_| {})
     }
 
-    pub fn with(
+    pub(crate) fn with(
         crypto: rustls::ClientConfig,
         target: NodeId,
         change: impl FnOnce(&mut quinn::TransportConfig),
@@ -554,16 +554,16 @@ impl Adversary {
         Adversary { endpoint, server_name: node_name(target) }
     }
 
-    pub fn dial(&self, target: SocketAddr) -> quinn::Connecting {
+    pub(crate) fn dial(&self, target: SocketAddr) -> quinn::Connecting {
         self.endpoint.connect(target, &self.server_name).unwrap()
     }
 
-    pub async fn connect(&self, target: SocketAddr) -> Connection {
+    pub(crate) async fn connect(&self, target: SocketAddr) -> Connection {
         soon("a connection", self.dial(target)).await.unwrap()
     }
 
     /// A whole connection up to the hello that is let in.
-    pub async fn join(&self, target: SocketAddr, hello: Hello) -> Joined {
+    pub(crate) async fn join(&self, target: SocketAddr, hello: Hello) -> Joined {
         let connection = self.connect(target).await;
         let greeting = greet(&connection, hello).await.expect("the hello is let in");
         greeting.welcome().await;
@@ -571,7 +571,7 @@ impl Adversary {
     }
 }
 
-pub fn hello(id: NodeId) -> Hello {
+pub(crate) fn hello(id: NodeId) -> Hello {
     let Identity { id, incarnation, boot, cluster, features, .. } = identity(id);
     let (lives, recorded) = Default::default();
     Hello {
@@ -589,19 +589,19 @@ pub fn hello(id: NodeId) -> Hello {
 }
 
 /// A hello that was answered, and not yet welcomed.
-pub struct Greeting {
+pub(crate) struct Greeting {
     send: SendStream,
     _receive: RecvStream,
 }
 
 impl Greeting {
-    pub async fn welcome(mut self) {
+    pub(crate) async fn welcome(mut self) {
         write(&mut self.send, Kind::Welcome, &Welcome::default()).await;
     }
 }
 
 /// Says hello; the answer, or the refusal, or the end of the connection.
-pub async fn greet(connection: &Connection, hello: Hello) -> Result<Greeting, Option<Refused>> {
+pub(crate) async fn greet(connection: &Connection, hello: Hello) -> Result<Greeting, Option<Refused>> {
     let Ok((mut send, mut receive)) = connection.open_bi().await else { return Err(None) };
     write(&mut send, Kind::Hello, &hello).await;
     match soon("an answer to the hello", read_frame(&mut receive)).await {
@@ -613,24 +613,24 @@ pub async fn greet(connection: &Connection, hello: Hello) -> Result<Greeting, Op
 }
 
 /// A connection on which the adversary is a peer.
-pub struct Joined {
+pub(crate) struct Joined {
     pub connection: Connection,
 }
 
 impl Joined {
-    pub async fn lane(&self, lane: Lane) -> SendStream {
+    pub(crate) async fn lane(&self, lane: Lane) -> SendStream {
         let mut send = soon("a stream", self.connection.open_uni()).await.unwrap();
         write(&mut send, Kind::Lane, &lane).await;
         send
     }
 
     /// The victim ends this connection.
-    pub async fn is_ended(&self) -> quinn::ConnectionError {
+    pub(crate) async fn is_ended(&self) -> quinn::ConnectionError {
         soon("the victim ends the connection", self.connection.closed()).await
     }
 
     /// Asks like a peer; the body of the answer, or nothing.
-    pub async fn ask(&self, request: Request) -> Option<Response> {
+    pub(crate) async fn ask(&self, request: Request) -> Option<Response> {
         let (mut send, mut receive) = soon("a stream", self.connection.open_bi()).await.ok()?;
         write(&mut send, Kind::Request, &Question { group: GroupId::FIRST, request }).await;
         let (_, body) = soon("an answer", read_frame(&mut receive)).await?;
@@ -638,33 +638,33 @@ impl Joined {
     }
 }
 
-pub fn framed<T: serde::Serialize>(kind: Kind, body: &T) -> Vec<u8> {
+pub(crate) fn framed<T: serde::Serialize>(kind: Kind, body: &T) -> Vec<u8> {
     let mut bytes = Vec::new();
     frame::encode(kind, body, 64 << 20, &mut bytes).unwrap();
     bytes
 }
 
 /// A frame whose body is any bytes.
-pub fn raw_frame(kind: u8, body: &[u8]) -> Vec<u8> {
+pub(crate) fn raw_frame(kind: u8, body: &[u8]) -> Vec<u8> {
     let mut bytes = (body.len() as u32 + 2).to_be_bytes().to_vec();
     bytes.extend_from_slice(&[frame::VERSION, kind]);
     bytes.extend_from_slice(body);
     bytes
 }
 
-pub fn batch(messages: &[RaftMessage]) -> Vec<u8> {
+pub(crate) fn batch(messages: &[RaftMessage]) -> Vec<u8> {
     let mut bytes = Vec::new();
     assert_eq!(frame::encode_messages(GroupId::FIRST, messages, 64 << 20, &mut bytes), 0);
     bytes
 }
 
 /// Written unless the connection has ended.
-pub async fn write<T: serde::Serialize>(send: &mut SendStream, kind: Kind, body: &T) {
+pub(crate) async fn write<T: serde::Serialize>(send: &mut SendStream, kind: Kind, body: &T) {
     let _ = send.write_all(&framed(kind, body)).await;
 }
 
 /// The next frame of a stream, unless it ends.
-pub async fn read_frame(receive: &mut RecvStream) -> Option<(Kind, Vec<u8>)> {
+pub(crate) async fn read_frame(receive: &mut RecvStream) -> Option<(Kind, Vec<u8>)> {
     let mut header = [0; 4];
     receive.read_exact(&mut header).await.ok()?;
     let mut rest = vec![0; u32::from_be_bytes(header) as usize];
@@ -677,7 +677,7 @@ pub async fn read_frame(receive: &mut RecvStream) -> Option<(Kind, Vec<u8>)> {
 }
 
 /// A server that shows that pair, asks for no certificate, and counts who gets through its TLS.
-pub fn impostor(shows: Pair) -> (SocketAddr, Endpoint, mpsc::UnboundedReceiver<Connection>) {
+pub(crate) fn impostor(shows: Pair) -> (SocketAddr, Endpoint, mpsc::UnboundedReceiver<Connection>) {
     let mut crypto = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
         .with_protocol_versions(&[&rustls::version::TLS13])
         .unwrap()
@@ -699,4 +699,4 @@ pub fn impostor(shows: Pair) -> (SocketAddr, Endpoint, mpsc::UnboundedReceiver<C
     (endpoint.local_addr().unwrap(), endpoint, through)
 }
 
-pub const CODE: VarInt = VarInt::from_u32(0);
+pub(crate) const CODE: VarInt = VarInt::from_u32(0);

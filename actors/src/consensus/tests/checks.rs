@@ -21,7 +21,7 @@ struct Open {
 }
 
 #[derive(Default)]
-pub struct Checks {
+pub(super) struct Checks {
     leaders: BTreeMap<u64, NodeId>,
     /// Every entry handed to an applier anywhere.
     committed: BTreeMap<u64, Entry>,
@@ -41,13 +41,13 @@ pub struct Checks {
 }
 
 impl Checks {
-    pub fn asked(&mut self, node: NodeId, reply: &str) {
+    pub(super) fn asked(&mut self, node: NodeId, reply: &str) {
         let open = Open { node, floor: self.answered_up_to };
         assert!(self.open.insert(reply.to_owned(), open).is_none(), "reply {reply} is used twice");
     }
 
     /// Clients of a node that died hear nothing more of it.
-    pub fn crashed(&mut self, node: NodeId) {
+    pub(super) fn crashed(&mut self, node: NodeId) {
         let gone: Vec<_> = self.open.iter().filter(|(_, open)| open.node == node).map(|(t, _)| t.clone()).collect();
         for reply in gone {
             self.open.remove(&reply);
@@ -56,11 +56,11 @@ impl Checks {
         self.known_commit.remove(&node);
     }
 
-    pub fn open(&self) -> Vec<&String> {
+    pub(super) fn open(&self) -> Vec<&String> {
         self.open.keys().collect()
     }
 
-    pub fn answered(&mut self, reply: &str, answer: Option<&Answer>) {
+    pub(super) fn answered(&mut self, reply: &str, answer: Option<&Answer>) {
         let Some(_) = self.open.remove(reply) else { panic!("{reply} is answered twice: {answer:?}") };
         match answer {
             None => self.served += 1,
@@ -82,12 +82,12 @@ impl Checks {
     }
 
     /// Linearizability: a read sees all that was answered before it began.
-    pub fn read_at(&self, reply: &str, index: u64) {
+    pub(super) fn read_at(&self, reply: &str, index: u64) {
         let floor = self.open.get(reply).expect("a read is confirmed after its end").floor;
         assert!(index >= floor, "{reply} may be served at {index}, but {floor} had been answered before it began");
     }
 
-    pub fn effects(&mut self, node: &Node, effects: &Effects<String>) {
+    pub(super) fn effects(&mut self, node: &Node, effects: &Effects<String>) {
         let id = node.id;
         if let Some(changed) = effects.leader.filter(|changed| changed.role == Role::Leader) {
             let leader = *self.leaders.entry(changed.term).or_insert(id);
@@ -131,7 +131,7 @@ impl Checks {
     }
 
     /// What is on its way to one peer is at most the window, and the one message that was sent while there was room.
-    pub fn windows(&self, id: NodeId, inflight: &BTreeMap<NodeId, usize>) {
+    pub(super) fn windows(&self, id: NodeId, inflight: &BTreeMap<NodeId, usize>) {
         let (message, window, entry) = self.bounds;
         for (peer, bytes) in inflight {
             let largest = message.max(entry + 24);
@@ -139,14 +139,14 @@ impl Checks {
         }
     }
 
-    pub fn durable(&mut self, node: &Node) {
+    pub(super) fn durable(&mut self, node: &Node) {
         for entry in node.disk.durable.lock().unwrap().entries.values() {
             same(&mut self.seen, entry);
         }
     }
 
     /// A commit index may rise only over what a majority has on its disks.
-    pub fn commit(&mut self, nodes: &BTreeMap<NodeId, Node>, id: NodeId) {
+    pub(super) fn commit(&mut self, nodes: &BTreeMap<NodeId, Node>, id: NodeId) {
         let Some(core) = &nodes[&id].core else { return };
         let conf = core.conf();
         if !conf.voters.is_empty() && !self.confs.contains(&conf) {
@@ -164,7 +164,7 @@ impl Checks {
     }
 
     /// After the end, with everything healed and applied.
-    pub fn at_the_end(&self) {
+    pub(super) fn at_the_end(&self) {
         let mut count = BTreeMap::<String, usize>::new();
         self.committed.values().filter_map(command).for_each(|command| *count.entry(command).or_default() += 1);
         for (reply, times) in &count {

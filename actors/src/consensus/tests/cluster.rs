@@ -30,10 +30,10 @@ use crate::{
     system_state::SystemState,
 };
 
-pub const TICK: Duration = Duration::from_millis(100);
+pub(super) const TICK: Duration = Duration::from_millis(100);
 
 /// What a node holds in memory only, apart from its core: the state machine and what waits for it.
-pub struct Applier {
+pub(super) struct Applier {
     pub system: Option<SystemState>,
     pub applied: u64,
     pub waiting: VecDeque<Committed<String>>,
@@ -43,7 +43,7 @@ pub struct Applier {
     pub reads: Vec<(u64, String)>,
 }
 
-pub struct Node {
+pub(super) struct Node {
     pub id: NodeId,
     pub core: Option<Consensus<String>>,
     pub disk: Disk,
@@ -72,12 +72,12 @@ pub struct Node {
 }
 
 /// A question or its answer, on its way.
-pub enum Errand {
+pub(super) enum Errand {
     Question { from: NodeId, id: u64, to: NodeId, request: Request },
     Answer { to: NodeId, id: u64, result: Result<Response, AskError> },
 }
 
-pub struct Cluster {
+pub(super) struct Cluster {
     pub nodes: BTreeMap<NodeId, Node>,
     /// Per link and lane (urgent or not): what is on its way, oldest first.
     pub links: BTreeMap<(NodeId, NodeId, bool), VecDeque<RaftMessage>>,
@@ -109,7 +109,7 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    pub fn new(seed: u64) -> Self {
+    pub(super) fn new(seed: u64) -> Self {
         Cluster {
             nodes: BTreeMap::new(),
             links: BTreeMap::new(),
@@ -132,14 +132,14 @@ impl Cluster {
         }
     }
 
-    pub fn genesis(founders: &[NodeId]) -> Snapshot {
+    pub(super) fn genesis(founders: &[NodeId]) -> Snapshot {
         let named = founders.iter().map(|id| (*id, Address(format!("node-{id}:7000"))));
         let formed_with = founders.iter().map(|id| (*id, Incarnation(*id))).collect();
         SystemState::founded(ClusterId(1), &named.collect()).genesis(formed_with).unwrap()
     }
 
     /// A node with an empty directory.
-    pub fn add(&mut self, id: NodeId, waits: bool) {
+    pub(super) fn add(&mut self, id: NodeId, waits: bool) {
         let applier =
             Applier { system: None, applied: 0, waiting: VecDeque::new(), restore: None, term: 0, reads: Vec::new() };
         let node = Node {
@@ -165,7 +165,7 @@ impl Cluster {
     }
 
     /// A cluster that is formed already, its nodes not started.
-    pub fn found(&mut self, founders: &[NodeId]) {
+    pub(super) fn found(&mut self, founders: &[NodeId]) {
         for id in founders {
             self.add(*id, false);
             let node = self.node(*id);
@@ -183,16 +183,16 @@ impl Cluster {
         self.nodes.get_mut(&id).expect("no such node")
     }
 
-    pub fn core(&mut self, id: NodeId) -> &mut Consensus<String> {
+    pub(super) fn core(&mut self, id: NodeId) -> &mut Consensus<String> {
         self.node(id).core.as_mut().expect("that node is down")
     }
 
-    pub fn is_up(&self, id: NodeId) -> bool {
+    pub(super) fn is_up(&self, id: NodeId) -> bool {
         self.nodes.get(&id).is_some_and(|node| node.core.is_some())
     }
 
     /// Starts a node from what its disk holds. `applied` is how far its machine had come by itself.
-    pub fn start(&mut self, id: NodeId, applied: Option<u64>) {
+    pub(super) fn start(&mut self, id: NodeId, applied: Option<u64>) {
         let (seed, max_unapplied_bytes) = (self.seed, self.max_unapplied_bytes);
         let (max_unpersisted_bytes, disk_slow_ticks) = (self.max_unpersisted_bytes, self.disk_slow_ticks);
         let (max_append_bytes, peer_window_bytes) = (self.max_append_bytes, self.peer_window_bytes);
@@ -264,12 +264,12 @@ impl Cluster {
     }
 
     /// Power off: what was not durable is gone, and so is everything in memory.
-    pub fn crash(&mut self, id: NodeId) {
+    pub(super) fn crash(&mut self, id: NodeId) {
         self.crash_after(id, 0);
     }
 
     /// The same, but writes up to this number reached the disk without a report.
-    pub fn crash_after(&mut self, id: NodeId, reached: u64) {
+    pub(super) fn crash_after(&mut self, id: NodeId, reached: u64) {
         writeln!(self.out, "n{id} dies").unwrap();
         self.node(id).disk.persist(reached);
         if !self.put_back {
@@ -311,7 +311,7 @@ impl Cluster {
     }
 
     /// The end of a question without an answer.
-    pub fn end_question(&mut self, from: NodeId, id: u64, error: AskError) -> NodeId {
+    pub(super) fn end_question(&mut self, from: NodeId, id: u64, error: AskError) -> NodeId {
         self.errands.retain(|errand| match errand {
             Errand::Question { from: f, id: i, .. } => (*f, *i) != (from, id),
             Errand::Answer { to, id: i, .. } => (*to, *i) != (from, id),
@@ -320,7 +320,7 @@ impl Cluster {
     }
 
     /// Lets a core decide, and carries its effects to where the script can reach them.
-    pub fn drain(&mut self, id: NodeId) {
+    pub(super) fn drain(&mut self, id: NodeId) {
         let node = self.node(id);
         let (now, wall) = (node.now, node.calendar + node.now);
         let Some(core) = node.core.as_mut() else { return };
@@ -408,19 +408,19 @@ impl Cluster {
     }
 
     /// The end of a probe, if one is under way, without a drain.
-    pub fn probe(&mut self, id: NodeId, result: Result<(), String>) {
+    pub(super) fn probe(&mut self, id: NodeId, result: Result<(), String>) {
         if std::mem::take(&mut self.node(id).probing) {
             self.core(id).disk_probed(result);
         }
     }
 
     /// The snapshot that a core wants, and from whom.
-    pub fn wanted(&self, id: NodeId) -> Result<(NodeId, Snapshot), String> {
+    pub(super) fn wanted(&self, id: NodeId) -> Result<(NodeId, Snapshot), String> {
         self.nodes[&id].fetching.clone().ok_or(format!("n{id} fetches nothing"))
     }
 
     /// Builds a snapshot of what is applied, as the snapshot manager does, and tells the core; without a drain.
-    pub fn built(&mut self, id: NodeId) {
+    pub(super) fn built(&mut self, id: NodeId) {
         self.node(id).building = false;
         let Applier { system, applied, term, .. } = &self.node(id).applier;
         let file = SnapshotFile { bytes: 100 * applied, hash: [*applied as u8; 32] };
@@ -430,7 +430,7 @@ impl Cluster {
     }
 
     /// Persists as a log writer does: a commit index alone is not worth a sync and waits for the next write.
-    pub fn persist_synced(&mut self, id: NodeId) {
+    pub(super) fn persist_synced(&mut self, id: NodeId) {
         let newest = self.node(id).disk.in_flight.iter().rev().find(|append| append.sync).map(|append| append.number);
         if let Some(number) = newest {
             self.persist(id, number);
@@ -439,7 +439,7 @@ impl Cluster {
     }
 
     /// Makes writes durable and reports them, without a drain.
-    pub fn persist(&mut self, id: NodeId, number: u64) {
+    pub(super) fn persist(&mut self, id: NodeId, number: u64) {
         let node = self.node(id);
         node.disk.persist(number);
         writeln!(self.out, "n{id} persisted #{number}").unwrap();
@@ -450,7 +450,7 @@ impl Cluster {
     }
 
     /// Reads from the disk what the core asked for, without a drain; whether there was anything.
-    pub fn read_entries(&mut self, id: NodeId) -> bool {
+    pub(super) fn read_entries(&mut self, id: NodeId) -> bool {
         let mut any = false;
         while let Some(ReadEntries { group, peer, from, to, max_bytes }) = self.node(id).reading.pop_front() {
             let result = self.node(id).disk.reader().entries(group, from, to, max_bytes);
@@ -461,14 +461,14 @@ impl Cluster {
     }
 
     /// Applies all that waits, and tells the core.
-    pub fn apply(&mut self, id: NodeId) {
+    pub(super) fn apply(&mut self, id: NodeId) {
         if self.apply_quietly(id) {
             self.drain(id);
         }
     }
 
     /// The same without a drain; whether anything was applied.
-    pub fn apply_quietly(&mut self, id: NodeId) -> bool {
+    pub(super) fn apply_quietly(&mut self, id: NodeId) -> bool {
         let before = self.node(id).applier.applied;
         if let Some(snapshot) = self.node(id).applier.restore.take() {
             let applier = &mut self.node(id).applier;
@@ -540,7 +540,7 @@ impl Cluster {
     }
 
     /// Carries one question or answer, without a drain; whom it reached.
-    pub fn carry(&mut self, errand: Errand) -> NodeId {
+    pub(super) fn carry(&mut self, errand: Errand) -> NodeId {
         match errand {
             Errand::Question { from, id, to, request } => {
                 writeln!(self.out, "n{to} is asked n{from}/q{id}").unwrap();
@@ -579,7 +579,7 @@ impl Cluster {
     }
 
     /// Takes up to `count` messages off a link and steps them into the receiver, without a drain.
-    pub fn deliver(&mut self, from: NodeId, to: NodeId, urgent: bool, count: usize) -> usize {
+    pub(super) fn deliver(&mut self, from: NodeId, to: NodeId, urgent: bool, count: usize) -> usize {
         let Some(queue) = self.links.get_mut(&(from, to, urgent)) else { return 0 };
         let taken: Vec<_> = queue.drain(..count.min(queue.len())).collect();
         let up = self.is_up(to);
@@ -590,7 +590,7 @@ impl Cluster {
     }
 
     /// A partition: what is on its way between the two is lost, and so is what follows.
-    pub fn cut(&mut self, a: NodeId, b: NodeId) {
+    pub(super) fn cut(&mut self, a: NodeId, b: NodeId) {
         for (from, to) in [(a, b), (b, a)] {
             self.cut.insert((from, to));
             self.links.retain(|(f, t, _), _| (*f, *t) != (from, to));
@@ -598,25 +598,25 @@ impl Cluster {
     }
 
     /// A leader records a member's incarnation, as the membership manager has it do.
-    pub fn record(&mut self, id: NodeId, member: NodeId) {
+    pub(super) fn record(&mut self, id: NodeId, member: NodeId) {
         let command = SystemCommand::Incarnation { node: member, incarnation: Incarnation(member) };
         let deadline = self.node(id).now + Duration::from_secs(5);
         self.core(id).submit(EncodedCommand::system(&command).unwrap(), None, deadline);
     }
 
-    pub fn propose(&mut self, id: NodeId, reply: &str, wait: Duration) {
+    pub(super) fn propose(&mut self, id: NodeId, reply: &str, wait: Duration) {
         let deadline = self.node(id).now + wait;
         self.checks.asked(id, reply);
         self.core(id).submit(EncodedCommand::command(&reply).unwrap(), Some(reply.to_owned()), deadline);
     }
 
-    pub fn read(&mut self, id: NodeId, reply: &str, wait: Duration) {
+    pub(super) fn read(&mut self, id: NodeId, reply: &str, wait: Duration) {
         let deadline = self.node(id).now + wait;
         self.checks.asked(id, reply);
         self.core(id).read(reply.to_owned(), deadline);
     }
 
-    pub fn change(&mut self, id: NodeId, reply: &str, change: impl Into<ChangeRequest>, wait: Duration) {
+    pub(super) fn change(&mut self, id: NodeId, reply: &str, change: impl Into<ChangeRequest>, wait: Duration) {
         let deadline = self.node(id).now + wait;
         self.checks.asked(id, reply);
         self.core(id).change(change, reply.to_owned(), deadline);

@@ -18,7 +18,7 @@ use crate::{
 
 /// What a restart finds.
 #[derive(Clone, Default)]
-pub struct Image {
+pub(super) struct Image {
     /// What the node starts from, ascending.
     pub snapshots: Vec<Snapshot>,
     /// Index and term before the first entry.
@@ -28,18 +28,18 @@ pub struct Image {
 }
 
 impl Image {
-    pub fn last(&self) -> u64 {
+    pub(super) fn last(&self) -> u64 {
         let after = self.entries.last_key_value().map(|(index, _)| *index);
         after.unwrap_or(self.base.0)
     }
 
-    pub fn term_at(&self, index: u64) -> Option<u64> {
+    pub(super) fn term_at(&self, index: u64) -> Option<u64> {
         let base = (self.base.0 == index && index > 0).then_some(self.base.1);
         self.entries.get(&index).map(|e| e.term).or(base)
     }
 
     /// Whether this image holds that very entry, or a snapshot over it.
-    pub fn covers(&self, index: u64, term: u64) -> bool {
+    pub(super) fn covers(&self, index: u64, term: u64) -> bool {
         self.snapshots.last().is_some_and(|s| s.index >= index) || self.term_at(index) == Some(term)
     }
 
@@ -57,7 +57,7 @@ impl Image {
 
 /// One node's disk.
 #[derive(Default)]
-pub struct Disk {
+pub(super) struct Disk {
     pub durable: Arc<Mutex<Image>>,
     pub in_flight: VecDeque<Append>,
     /// Every entry that was durable at some time, even if replaced since.
@@ -69,20 +69,20 @@ pub struct Disk {
 }
 
 impl Disk {
-    pub fn image(&self) -> Image {
+    pub(super) fn image(&self) -> Image {
         self.durable.lock().unwrap().clone()
     }
 
-    pub fn recovered(&self) -> Recovered {
+    pub(super) fn recovered(&self) -> Recovered {
         self.image().recovered()
     }
 
-    pub fn reader(&self) -> Arc<dyn LogReader> {
+    pub(super) fn reader(&self) -> Arc<dyn LogReader> {
         Arc::new(Reader(self.durable.clone()))
     }
 
     /// Makes every write up to this number durable.
-    pub fn persist(&mut self, number: u64) {
+    pub(super) fn persist(&mut self, number: u64) {
         while self.in_flight.front().is_some_and(|append| append.number <= number) {
             let Some(append) = self.in_flight.pop_front() else { return };
             self.write(append);

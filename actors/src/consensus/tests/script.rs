@@ -56,13 +56,13 @@ use crate::{
     message::Room,
 };
 
-pub struct Script {
+pub(super) struct Script {
     cluster: Cluster,
     copies: BTreeMap<NodeId, Image>,
 }
 
 impl Script {
-    pub fn new() -> Self {
+    pub(super) fn new() -> Self {
         Script { cluster: Cluster::new(1), copies: BTreeMap::new() }
     }
 

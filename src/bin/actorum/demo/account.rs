@@ -12,24 +12,24 @@ use super::{LOOK, Patience};
 use crate::{Failure, output::say};
 
 /// The account of one run.
-pub struct Account {
+pub(super) struct Account {
     began: Instant,
 }
 
 impl Account {
     /// The clock starts.
-    pub fn begin() -> Account {
+    pub(super) fn begin() -> Account {
         Account { began: Instant::now() }
     }
 
     /// One line of the story.
-    pub fn line(&self, text: Arguments<'_>) {
+    pub(super) fn line(&self, text: Arguments<'_>) {
         say!("[{:>5.1} s] {text}", self.began.elapsed().as_secs_f64());
     }
 
     /// Follows a number until it reaches a goal or the time is up, with a bar where there is a terminal. Returns where
     /// it was then: whoever needs the goal must look.
-    pub fn follow(
+    pub(super) fn follow(
         &self,
         what: &'static str,
         total: u64,
@@ -61,7 +61,7 @@ impl Account {
     }
 
     /// A bar for bytes, whose number may come late.
-    pub fn bytes(&self) -> ProgressBar {
+    pub(super) fn bytes(&self) -> ProgressBar {
         bar(0, "{bytes}/{total_bytes}, {msg}/s")
     }
 }

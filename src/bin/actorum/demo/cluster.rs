@@ -31,13 +31,13 @@ const SETTINGS: [(&str, &str); 5] = [
 ];
 
 /// The three nodes.
-pub struct Cluster {
+pub(super) struct Cluster {
     nodes: BTreeMap<NodeId, Node>,
     client: Client,
 }
 
 /// One node: how to start it, and its process while it runs.
-pub struct Node {
+pub(super) struct Node {
     /// Its id.
     pub id: NodeId,
     /// Where its peers reach it.
@@ -55,7 +55,7 @@ pub struct Node {
 
 /// What of a status document the story needs.
 #[derive(Deserialize)]
-pub struct NodeStatus {
+pub(super) struct NodeStatus {
     /// `leader` and so on.
     pub role: String,
     /// Its term.
@@ -74,7 +74,7 @@ pub struct NodeStatus {
 
 /// What of a node's snapshots the story needs.
 #[derive(Deserialize)]
-pub struct NodeSnapshots {
+pub(super) struct NodeSnapshots {
     /// How many it got from peers since it started.
     pub received: u64,
     /// How many bytes of them.
@@ -85,7 +85,7 @@ pub struct NodeSnapshots {
 
 /// How far it is.
 #[derive(Deserialize)]
-pub struct Receiving {
+pub(super) struct Receiving {
     /// Bytes that are here.
     pub bytes: u64,
     /// Bytes in all.
@@ -96,7 +96,7 @@ pub struct Receiving {
 
 impl Cluster {
     /// Starts all nodes and waits until each serves.
-    pub fn start(home: &Path, certs: &[PathBuf], patience: &Patience) -> Result<Cluster, Failure> {
+    pub(super) fn start(home: &Path, certs: &[PathBuf], patience: &Patience) -> Result<Cluster, Failure> {
         // Everyone must know everyone's port before anyone starts: the sockets hold free ones until then.
         let sockets = NODES.map(|_| UdpSocket::bind("127.0.0.1:0"));
         let sockets = sockets.into_iter().collect::<Result<Vec<_>, _>>()?;
@@ -128,24 +128,28 @@ impl Cluster {
     }
 
     /// All nodes, running or not.
-    pub fn nodes(&self) -> impl Iterator<Item = &Node> {
+    pub(super) fn nodes(&self) -> impl Iterator<Item = &Node> {
         self.nodes.values()
     }
 
     /// One of them.
-    pub fn node(&self, id: NodeId) -> &Node {
+    pub(super) fn node(&self, id: NodeId) -> &Node {
         &self.nodes[&id]
     }
 
     /// What a node says of itself.
-    pub fn status(&self, id: NodeId) -> Result<NodeStatus, Failure> {
+    pub(super) fn status(&self, id: NodeId) -> Result<NodeStatus, Failure> {
         let answer = self.client.get(&format!("{}/status", self.node(id).url));
         let answer = answer.map_err(|e| Failure::new(format!("node {id} does not answer: {e}")))?;
         serde_json::from_value(answer.body).map_err(|e| Failure::new(format!("node {id} answers no status: {e}")))
     }
 
     /// Waits until one node leads and the other running ones follow it. `dead` is not asked, and cannot be it.
-    pub fn wait_for_leader(&mut self, dead: Option<NodeId>, patience: &Patience) -> Result<(NodeId, u64), Failure> {
+    pub(super) fn wait_for_leader(
+        &mut self,
+        dead: Option<NodeId>,
+        patience: &Patience,
+    ) -> Result<(NodeId, u64), Failure> {
         let asked: Vec<NodeId> = NODES.into_iter().filter(|id| Some(*id) != dead).collect();
         patience.wait("a leader", || {
             let mut statuses = Vec::new();
@@ -166,7 +170,7 @@ impl Cluster {
     }
 
     /// SIGKILL. Returns the id that the process had.
-    pub fn kill(&mut self, id: NodeId) -> Result<u32, Failure> {
+    pub(super) fn kill(&mut self, id: NodeId) -> Result<u32, Failure> {
         let process = self.nodes.get_mut(&id).and_then(|node| node.process.take());
         let process = process.ok_or_else(|| Failure::new(format!("node {id} does not run")))?;
         let pid = process.child.id();
@@ -175,21 +179,21 @@ impl Cluster {
     }
 
     /// Starts a dead node again by the same command.
-    pub fn restart(&mut self, id: NodeId, patience: &Patience) -> Result<(), Failure> {
+    pub(super) fn restart(&mut self, id: NodeId, patience: &Patience) -> Result<(), Failure> {
         let node = self.nodes.get_mut(&id).expect("one of the three");
         node.spawn()?;
         node.wait_until_it_serves(patience)
     }
 
     /// True, or an error that says which node ended and how.
-    pub fn all_run(&mut self) -> Result<bool, Failure> {
+    pub(super) fn all_run(&mut self) -> Result<bool, Failure> {
         self.nodes.values_mut().try_for_each(Node::must_run)?;
         Ok(true)
     }
 
     /// Ends all nodes in order: at once, each by closing its standard input. Whoever has not ended by then is killed,
     /// and that is an error.
-    pub fn stop(&mut self, time: Duration) -> Result<(), Failure> {
+    pub(super) fn stop(&mut self, time: Duration) -> Result<(), Failure> {
         let ending = self.nodes.values_mut().filter_map(|node| Some((node.id, node.process.take()?)));
         let mut ending: BTreeMap<NodeId, Process> = ending.collect();
         for process in ending.values_mut() {
@@ -210,7 +214,7 @@ impl Cluster {
 
 impl Node {
     /// The process id; zero while it does not run.
-    pub fn pid(&self) -> u32 {
+    pub(super) fn pid(&self) -> u32 {
         self.process.as_ref().map_or(0, |process| process.child.id())
     }
 

@@ -7,7 +7,7 @@ use actorum::NodeId;
 use crate::Failure;
 
 /// What a run has to show for itself.
-pub struct Evidence<'a> {
+pub(super) struct Evidence<'a> {
     /// How many writes were acknowledged when the leader was killed.
     pub before: u64,
     /// How many after another one was elected.
@@ -22,7 +22,7 @@ pub struct Evidence<'a> {
 
 impl Evidence<'_> {
     /// What a node should hold and does not.
-    pub fn missing(&self, id: NodeId) -> Vec<&str> {
+    pub(super) fn missing(&self, id: NodeId) -> Vec<&str> {
         let nothing = BTreeSet::new();
         let held = self.held.get(&id).unwrap_or(&nothing);
         self.acknowledged.difference(held).copied().collect()
@@ -30,7 +30,7 @@ impl Evidence<'_> {
 
     /// Good only if writes were acknowledged before and after the kill, a node came back by a snapshot, and each of these nodes
     /// holds all that was acknowledged.
-    pub fn verdict(&self, nodes: &[NodeId]) -> Result<(), Failure> {
+    pub(super) fn verdict(&self, nodes: &[NodeId]) -> Result<(), Failure> {
         let lost = |id: &NodeId| {
             let missing = self.missing(*id);
             let first = missing.first()?;

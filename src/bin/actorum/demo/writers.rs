@@ -28,11 +28,11 @@ const PAUSE: Duration = Duration::from_millis(20);
 
 /// A number that threads count up together.
 #[derive(Clone, Default)]
-pub struct Progress(Arc<AtomicU64>);
+pub(super) struct Progress(Arc<AtomicU64>);
 
 impl Progress {
     /// As it is now.
-    pub fn now(&self) -> u64 {
+    pub(super) fn now(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 
@@ -43,7 +43,7 @@ impl Progress {
 
 /// What the writers were told.
 #[derive(Default)]
-pub struct Ledger {
+pub(super) struct Ledger {
     /// Writes that were acknowledged, and the index that each was applied at.
     pub acknowledged: Vec<(Write, u64)>,
     /// Writes whose outcome nobody knows.
@@ -53,7 +53,7 @@ pub struct Ledger {
 }
 
 /// One write.
-pub struct Write {
+pub(super) struct Write {
     /// Its key.
     pub key: String,
     /// How long its value is, at least.
@@ -78,7 +78,7 @@ impl Write {
 
 /// What is written.
 #[derive(Clone, Copy)]
-pub struct Subject {
+pub(super) struct Subject {
     /// What the keys begin with.
     pub name: &'static str,
     /// How long each value is, at least.
@@ -87,7 +87,7 @@ pub struct Subject {
 
 /// What was found on a node.
 #[derive(Default)]
-pub struct Found<'a> {
+pub(super) struct Found<'a> {
     /// The keys of acknowledged writes.
     pub acknowledged: BTreeSet<&'a str>,
     /// How many of those without an answer.
@@ -95,7 +95,7 @@ pub struct Found<'a> {
 }
 
 /// One writer through each node.
-pub struct Writers<'scope> {
+pub(super) struct Writers<'scope> {
     threads: Vec<ScopedJoinHandle<'scope, Result<Ledger, Failure>>>,
     acknowledged: Progress,
     allowed: Arc<AtomicU64>,
@@ -104,7 +104,7 @@ pub struct Writers<'scope> {
 
 impl<'scope> Writers<'scope> {
     /// Starts them. They pause when so many writes are acknowledged in all, and end when this value goes.
-    pub fn start<'env>(
+    pub(super) fn start<'env>(
         scope: &'scope Scope<'scope, 'env>,
         urls: &'env [String],
         Subject { name, bytes }: Subject,
@@ -134,17 +134,17 @@ impl<'scope> Writers<'scope> {
     }
 
     /// Lets them go on until so many writes are acknowledged.
-    pub fn allow(&self, writes: u64) {
+    pub(super) fn allow(&self, writes: u64) {
         self.allowed.store(writes, Ordering::Relaxed);
     }
 
     /// How many writes were acknowledged so far.
-    pub fn acknowledged(&self) -> u64 {
+    pub(super) fn acknowledged(&self) -> u64 {
         self.acknowledged.now()
     }
 
     /// Stops them and puts together what they were told.
-    pub fn finish(mut self) -> Result<Ledger, Failure> {
+    pub(super) fn finish(mut self) -> Result<Ledger, Failure> {
         self.stop.store(true, Ordering::Relaxed);
         let mut all = Ledger::default();
         for thread in std::mem::take(&mut self.threads) {
@@ -212,14 +212,14 @@ impl Writer<'_> {
 
 impl Ledger {
     /// Takes another one's lines over.
-    pub fn join(&mut self, other: Ledger) {
+    pub(super) fn join(&mut self, other: Ledger) {
         self.acknowledged.extend(other.acknowledged);
         self.unknown.extend(other.unknown);
         self.refused += other.refused;
     }
 
     /// Looks every write up on one node, in its own state: what it holds itself, not what it could ask others.
-    pub fn check(&self, url: &str, progress: &Progress, patience: &Patience) -> Result<Found<'_>, Failure> {
+    pub(super) fn check(&self, url: &str, progress: &Progress, patience: &Patience) -> Result<Found<'_>, Failure> {
         let client = Client::new(TIMEOUT);
         let holds = |write: &Write| {
             patience.check("the look-up of every write")?;
