@@ -116,7 +116,9 @@ impl<T> Consensus<T> {
         message.set_msg_type(eraftpb::MessageType::MsgPropose);
         message.from = self.settings.id;
         message.set_entries(entries.into());
-        self.raw.raft.step(message).ok().map(|()| first)
+        self.raw.raft.step(message).ok()?;
+        self.assert_in_log(first, self.raw.raft.term);
+        Some(first)
     }
 
     /// raft-rs did not take it (its pipeline is full, or it transfers leadership): surely not in the log.

@@ -66,6 +66,7 @@ mod disk;
 mod snapshots;
 mod status;
 mod stamp;
+mod assertions;
 mod bridge;
 #[cfg(test)]
 mod tests;
@@ -232,6 +233,7 @@ pub struct Consensus<T> {
     contradicted: bool,
     clocks: Estimates,
     certificate_ended: bool,
+    seen: assertions::Seen,
     effects: Effects<T>,
 }
 
@@ -305,6 +307,7 @@ impl<T> Consensus<T> {
             contradicted: false,
             clocks: Estimates::default(),
             certificate_ended: false,
+            seen: assertions::Seen::default(),
             effects: Effects::default(),
         };
         core.draw_election_timeout();
@@ -605,6 +608,7 @@ impl<T> Consensus<T> {
             self.effects.fault.get_or_insert(format!("the log cannot be read: {fault}"));
         }
         self.transmitted();
+        self.assert_transition();
         mem::take(&mut self.effects)
     }
 

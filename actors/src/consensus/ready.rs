@@ -109,15 +109,9 @@ impl<T> Consensus<T> {
             self.disk.bytes += bytes;
             self.disk.deferred += deferred.len();
             let (since, deferred) = (self.ticks, deferred.into());
-            self.pending_writes.push_back(PendingWrite {
-                write,
-                ready,
-                restore: snapshot,
-                term,
-                since,
-                bytes,
-                deferred,
-            });
+            let next = PendingWrite { write, ready, restore: snapshot, term, since, bytes, deferred };
+            self.assert_follows(&next);
+            self.pending_writes.push_back(next);
             return self.bound_deferred();
         }
         if hard_state.is_some() {

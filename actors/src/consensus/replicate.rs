@@ -229,6 +229,7 @@ impl<T> Consensus<T> {
     /// Messages that may leave now: appends to one peer that follow each other are one message, as far as the bound of a message allows.
     pub(super) fn transmit(&mut self, messages: Vec<(NodeId, RaftMessage)>) {
         for (to, message) in messages {
+            self.assert_durable(&message);
             if message.kind == MessageKind::Append {
                 let out = &mut self.effects.transmit;
                 let before = self.windows.appends.get(&to).and_then(|at| out.get_mut(*at));

@@ -217,6 +217,7 @@ impl<E: Engine, S: Pages> Committer<E, S> {
         self.mark(lowered)?;
 
         let after: Vec<(GroupId, Log)> = plans.iter().map(|(group, plan)| (*group, plan.after)).collect();
+        self.assert_follows(&after)?;
         let kept = plans.iter().map(|(group, plan)| (*group, plan.kept)).collect();
         {
             let mut state = shared.write();
@@ -295,7 +296,40 @@ impl<E: Engine, S: Pages> Committer<E, S> {
         Ok(())
     }
 
+    /// What must hold of each log after a commit, as it was planned. What a caller can get wrong is an error of the plan already; this is
+    /// for mistakes of the plan itself, which would be on the disk for good.
+    fn assert_follows(&self, after: &[(GroupId, Log)]) -> Result<(), StoreError> {
+        let state = self.shared.read();
+        let open = state.as_ref().map_err(|cause| StoreError::Closed(cause.clone()))?;
+        for (group, log) in after {
+            let before = open.logs.get(group).copied().unwrap_or_else(|| Log::empty(*group));
+            let (base, last, group) = (log.base.0, log.last.0, group.0);
+            assert!(base <= last, "group {group}: its log would end at {last}, before its beginning at {base}");
+            let (term, was) = (log.hard_state.term, before.hard_state.term);
+            assert!(term >= was, "group {group}: the durable term would fall from {was} to {term}");
+        }
+        Ok(())
+    }
+
+    /// Writes what was promised. Promise 2: a term never falls, and a vote is given once in a term.
     fn mark(&mut self, moved: Vec<(GroupId, Mark)>) -> Result<(), StoreError> {
+        for (group, mark) in &moved {
+            let (before, group) = (self.watermark.mark(*group), group.0);
+            assert!(
+                mark.term >= before.term,
+                "group {group}: its term would fall from {} to {}",
+                before.term,
+                mark.term
+            );
+            let voted = mark.term == before.term && before.vote != 0;
+            assert!(
+                !voted || mark.vote == before.vote,
+                "group {group}: its vote of term {} would go from {} to {}",
+                mark.term,
+                before.vote,
+                mark.vote
+            );
+        }
         let doing = "writing watermark".to_owned();
         self.watermark.write(moved).map_err(|error| StoreError::Io { doing, error: Arc::new(error) })
     }

@@ -766,7 +766,8 @@ fn draw(rng: &mut Rng, group: GroupId, drawn: &mut Drawn) -> Write {
         drawn.terms.split_off(&first);
         drawn.terms.extend(write.entries.iter().map(|entry| (entry.index, entry.term)));
     }
-    drawn.state.vote = if rng.below(6) == 0 { rng.below(4) } else { drawn.state.vote };
+    // A vote is given once in a term.
+    drawn.state.vote = if drawn.state.vote == 0 && rng.below(6) == 0 { rng.below(4) } else { drawn.state.vote };
     drawn.state.commit += rng.below(drawn.last - drawn.state.commit + 1);
     write.hard_state = Some(drawn.state);
     if rng.below(8) == 0 && drawn.state.commit >= drawn.newest {

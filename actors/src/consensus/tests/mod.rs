@@ -8,6 +8,7 @@ mod random;
 mod flow;
 mod implausible;
 mod cluster;
+mod assertions;
 mod checks;
 mod disk;
 
