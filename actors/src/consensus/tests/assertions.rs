@@ -18,6 +18,7 @@ use crate::{
 #[test]
 fn a_transition_that_breaks_a_fact_stops_the_core() {
     type Break = fn(&mut Consensus<String>);
+    type Act = Box<dyn Fn(&Consensus<String>)>;
     let breaks: [(&str, Break); 9] = [
         ("the term fell from", |core| core.seen.term = 99),
         ("the durable term fell from", |core| core.seen.durable_term = 99),
@@ -56,7 +57,7 @@ fn a_transition_that_breaks_a_fact_stops_the_core() {
     // What would leave too early, and what would be written or proposed out of order.
     let core = cluster.core(1);
     let term = core.raw.raft.term;
-    let mut cases: Vec<(&str, Box<dyn Fn(&Consensus<String>)>)> = Vec::new();
+    let mut cases: Vec<(&str, Act)> = Vec::new();
     cases.push((
         "a message of term",
         Box::new(move |core| {
