@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    fmt,
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
@@ -71,7 +72,19 @@ pub enum Storage {
     Custom(Box<dyn LogStore>),
 }
 
+impl fmt::Debug for Storage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Storage::Memory => f.write_str("Memory"),
+            Storage::MemoryDisk(_) => f.write_str("MemoryDisk(..)"),
+            Storage::Sled(path) => f.debug_tuple("Sled").field(path).finish(),
+            Storage::Custom(_) => f.write_str("Custom(..)"),
+        }
+    }
+}
+
 /// Who this node is to its peers.
+#[derive(Debug)]
 pub enum Tls {
     /// Certificates made on the fly, shared by all nodes that are given the same directory: for development. Whoever reads the directory can be any node.
     DevSelfSigned(PathBuf),
@@ -88,6 +101,16 @@ pub enum Network {
     /// A transport of your own. Called once with this node's identity, and with the lives of its directory if its store keeps
     /// them, on the thread of the actors, to start it and give its addresses.
     Custom(Box<dyn FnOnce(Identity, Option<Arc<LifeBook>>) -> TransportHandle + Send>),
+}
+
+impl fmt::Debug for Network {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Network::Quic => "Quic",
+            Network::Memory(_) => "Memory(..)",
+            Network::Custom(_) => "Custom(..)",
+        })
+    }
 }
 
 /// How a node with an empty directory begins. One that has begun before ignores it.
@@ -161,6 +184,21 @@ pub struct Builder<S: StateMachine> {
     pub(crate) observer: MaybeObserver,
     /// The features that its hello names; fewer only where a simulation has nodes of an older version.
     pub(crate) features: Features,
+}
+
+/// Without the state machine, which may be large.
+impl<S: StateMachine> fmt::Debug for Builder<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Builder")
+            .field("id", &self.id)
+            .field("listen", &self.listen)
+            .field("storage", &self.storage)
+            .field("tls", &self.tls)
+            .field("network", &self.network)
+            .field("bootstrap", &self.bootstrap)
+            .field("config", &self.config)
+            .finish_non_exhaustive()
+    }
 }
 
 impl<S: StateMachine> Builder<S> {

@@ -3,7 +3,7 @@
 //! Each has a method of the same meaning on [`Raft`](crate::Raft). A membership change is
 //! a message by itself: [`ConfChange`](crate::ConfChange), or [`ChangeRequest`](crate::ChangeRequest) where it is forced.
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 use actix::{Message, Recipient};
 pub use actorum_actors::subscribers::{SubscribeError, Subscription, Unsubscribe};
@@ -25,6 +25,13 @@ use actorum_actors::{
 pub struct Propose<S: StateMachine> {
     pub(crate) command: S::Command,
     pub(crate) deadline: Option<Duration>,
+}
+
+/// Without the command.
+impl<S: StateMachine> fmt::Debug for Propose<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Propose").field("deadline", &self.deadline).finish_non_exhaustive()
+    }
 }
 
 impl<S: StateMachine> Propose<S> {
@@ -55,6 +62,15 @@ pub struct Read<S: StateMachine, T: Send + 'static> {
     pub(crate) look: Box<dyn FnOnce(&S) -> T + Send>,
     pub(crate) linearizable: bool,
     pub(crate) deadline: Option<Duration>,
+}
+
+impl<S: StateMachine, T: Send + 'static> fmt::Debug for Read<S, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Read")
+            .field("linearizable", &self.linearizable)
+            .field("deadline", &self.deadline)
+            .finish_non_exhaustive()
+    }
 }
 
 impl<S: StateMachine, T: Send + 'static> Read<S, T> {
@@ -89,6 +105,16 @@ pub struct Subscribe<S: StateMachine> {
     pub(crate) recipient: Subscriber<S>,
     pub(crate) after: After,
     pub(crate) wants: Wants,
+}
+
+impl<S: StateMachine> fmt::Debug for Subscribe<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Subscribe")
+            .field("recipient", &self.recipient)
+            .field("after", &self.after)
+            .field("wants", &self.wants)
+            .finish()
+    }
 }
 
 impl<S: StateMachine> Subscribe<S> {
@@ -144,6 +170,15 @@ pub struct Follow<S: StateMachine, T: Send + 'static> {
     pub(crate) deadline: Option<Duration>,
 }
 
+impl<S: StateMachine, T: Send + 'static> fmt::Debug for Follow<S, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Follow")
+            .field("recipient", &self.recipient)
+            .field("deadline", &self.deadline)
+            .finish_non_exhaustive()
+    }
+}
+
 impl<S: StateMachine, T: Send + 'static> Follow<S, T> {
     /// One message per event.
     pub fn new(look: impl FnOnce(&S) -> T + Send + 'static, recipient: Recipient<Event<S>>) -> Self {
@@ -184,3 +219,41 @@ pub struct GetStatus;
 #[derive(Message, Clone, Copy, Debug)]
 #[rtype(result = "()")]
 pub struct Shutdown;
+
+#[cfg(test)]
+mod tests {
+    use serde::{Deserialize, Serialize};
+
+    use super::*;
+    use crate::{ApplyContext, RaftSystem};
+
+    /// Its types have no `Debug`.
+    #[derive(Default, Serialize, Deserialize)]
+    struct Silent(Vec<Word>);
+
+    #[derive(Clone, Serialize, Deserialize)]
+    struct Word(String);
+
+    impl StateMachine for Silent {
+        type Command = Word;
+        type Response = Word;
+
+        fn apply(&mut self, _: &ApplyContext, word: &Word) -> Word {
+            self.0.push(word.clone());
+            word.clone()
+        }
+
+        crate::serde_snapshot!();
+    }
+
+    /// Also of types that cannot be printed: a bound on them would be missing here.
+    #[test]
+    fn requests_are_printed_without_what_they_carry() {
+        let propose = Propose::<Silent>::new(Word("secret".to_owned())).deadline(Duration::from_secs(2));
+        assert_eq!(format!("{propose:?}"), "Propose { deadline: Some(2s), .. }");
+        let read = Read::<Silent, Word>::linearizable(|state| state.0[0].clone());
+        assert_eq!(format!("{read:?}"), "Read { linearizable: true, deadline: None, .. }");
+        let builder = format!("{:?}", RaftSystem::<Silent>::builder(3));
+        assert!(builder.starts_with("Builder { id: 3, listen: None, "), "{builder}");
+    }
+}

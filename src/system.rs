@@ -13,7 +13,7 @@
 //!
 //! Deliberately absent: anything about Raft.
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use actix::prelude::*;
 use actorum_actors::{
@@ -70,6 +70,16 @@ pub struct RaftSystem<S: StateMachine> {
     pub(crate) conditions: ConditionLog,
     /// Whether the actix system was made for this node alone and ends with it.
     pub(crate) own_thread: bool,
+}
+
+impl<S: StateMachine> fmt::Debug for RaftSystem<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RaftSystem")
+            .field("id", &self.ingress.status_hub.id)
+            .field("leadership", &self.leadership)
+            .field("closing", &self.children.is_none())
+            .finish_non_exhaustive()
+    }
 }
 
 /// The actors below. Dropping them ends them.

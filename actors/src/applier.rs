@@ -29,6 +29,7 @@ use tokio::sync::watch;
 
 use crate::{
     admission::Admission,
+    debug::debug_fields,
     event::Event,
     log::store::LogReader,
     machine::{self, StateMachine},
@@ -44,7 +45,7 @@ use crate::{
 };
 
 /// Whom the applier reports to. Weak: it is nobody's owner.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct ApplierLinks {
     /// The core.
     pub applied_to: WeakRecipient<AppliedTo>,
@@ -75,6 +76,8 @@ pub struct ApplierConfig {
     /// Where its numbers appear.
     pub status: watch::Sender<ApplierStatus>,
 }
+
+debug_fields!(ApplierConfig { group, subscriber_bounds, hash_check_entries });
 
 /// Its numbers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -111,6 +114,8 @@ pub struct Applier<S: StateMachine> {
     status: watch::Sender<ApplierStatus>,
     broken: bool,
 }
+
+debug_fields!(Applier<S: StateMachine> { commands, hash_check_entries, marked, broken });
 
 impl<S: StateMachine> Applier<S> {
     /// An applier of what [`replay`](crate::replica::replay) rebuilt.

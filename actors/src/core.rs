@@ -33,6 +33,7 @@ use crate::{
     clock::Clock,
     condition::Reason,
     consensus::{Consensus, CoreStatus, Effects, Moment},
+    debug::debug_fields,
     entry::EncodedCommand,
     features::PeerFeatures,
     log::{read::read_entries, store::LogReader},
@@ -97,6 +98,8 @@ pub struct Links<T: ReplyHandle> {
     pub observer: MaybeObserver,
 }
 
+debug_fields!(Links<T: ReplyHandle> {});
+
 /// The Raft core of one group, as an actor.
 pub struct RaftCore<T: ReplyHandle> {
     group: GroupId,
@@ -111,6 +114,8 @@ pub struct RaftCore<T: ReplyHandle> {
     shown_at: Duration,
     stopped: Option<String>,
 }
+
+debug_fields!(RaftCore<T: ReplyHandle> { group, consensus, waiting, stopped });
 
 impl<T: ReplyHandle> RaftCore<T> {
     /// A core that begins to tick when it is started.

@@ -45,6 +45,7 @@ pub mod subscribers;
 pub mod formation;
 pub mod membership;
 pub mod consistency;
+mod debug;
 
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]

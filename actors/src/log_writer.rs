@@ -35,6 +35,7 @@ use tokio::sync::{oneshot, watch};
 
 use crate::{
     condition::Reason,
+    debug::debug_fields,
     log::store::{Batch, BatchNumber, Completed, LogAppender, LogStore, Probe, Space, StoreError, Written},
     message::{Append, DiskReport, Failed, Persisted, ProbeDisk, Room},
 };
@@ -76,7 +77,7 @@ impl Default for DiskBounds {
 }
 
 /// Whom the log writer reports to. Weak: it is nobody's owner.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct LogWriterLinks {
     /// The core of each group.
     pub cores: BTreeMap<GroupId, WeakRecipient<Persisted>>,
@@ -146,6 +147,8 @@ pub struct LogWriter {
     closing: Vec<oneshot::Sender<()>>,
     status: watch::Sender<LogWriterStatus>,
 }
+
+debug_fields!(LogWriter { bounds, looking, waits_for_room, unlooked, watched });
 
 /// What a submitted batch will mean once it is durable.
 struct InFlight {

@@ -31,6 +31,7 @@ use crate::{
     condition::Reason,
     consensus::CoreStatus,
     core::Form,
+    debug::debug_fields,
     entry::{EncodedCommand, SystemCommand},
     features::{PeerFeatures, Understanding},
     formation::{FormationError, FormationProgress, FormationState},
@@ -50,6 +51,7 @@ const ASK_AGAIN: Duration = Duration::from_millis(100);
 const ASK_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How a node begins, or how it began.
+#[derive(Debug)]
 pub enum StartMode {
     /// It founds a cluster together with these.
     Founding {
@@ -100,6 +102,8 @@ pub struct Links<T: ReplyHandle> {
     /// How long this node goes on once it has applied its own removal, if no member shows that it has, too.
     pub farewell: Duration,
 }
+
+debug_fields!(Links<T: ReplyHandle> { max_clock_skew, farewell });
 
 /// What this actor has to say of itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -152,6 +156,8 @@ pub struct MembershipManager<T: ReplyHandle> {
     /// Whether this node can be part of nothing any more: it is about to stop.
     failed: bool,
 }
+
+debug_fields!(MembershipManager<T: ReplyHandle> { id, group, incarnation, forming, leads, refused, leaving, failed });
 
 impl<T: ReplyHandle> MembershipManager<T> {
     /// A manager that acts when it is started.

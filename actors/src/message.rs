@@ -21,7 +21,7 @@
 //!
 //! Messages to and from the transport are in [`actorum_transport::message`].
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use actix::Message;
 use actorum_transport::{
@@ -33,6 +33,7 @@ use bytes::Bytes;
 use crate::{
     clock_offsets::Estimates,
     condition::Reason,
+    debug::debug_fields,
     entry::EncodedCommand,
     log::store::{StoreError, Write},
     machine::StateView,
@@ -102,6 +103,8 @@ pub struct Submit<T: ReplyHandle> {
     pub deadline: Duration,
 }
 
+debug_fields!(Submit<T: ReplyHandle> { deadline });
+
 /// Confirm an index at which this read may be served.
 #[derive(Message)]
 #[rtype(result = "()")]
@@ -111,6 +114,8 @@ pub struct SubmitRead<T: ReplyHandle> {
     /// When to give up.
     pub deadline: Duration,
 }
+
+debug_fields!(SubmitRead<T: ReplyHandle> { deadline });
 
 /// Change the membership.
 #[derive(Message)]
@@ -123,6 +128,8 @@ pub struct SubmitChange<T: ReplyHandle> {
     /// When to give up.
     pub deadline: Duration,
 }
+
+debug_fields!(SubmitChange<T: ReplyHandle> { change, deadline });
 
 /// Ask for votes now.
 #[derive(Message, Clone, Copy, Debug)]
@@ -233,10 +240,24 @@ pub struct Committed<T> {
 #[rtype(result = "()")]
 pub struct Apply<T: ReplyHandle>(pub Vec<Committed<T>>);
 
+impl<T: ReplyHandle> fmt::Debug for Apply<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let index = |committed: &Committed<T>| committed.entry.index;
+        let (first, last) = (self.0.first().map(index), self.0.last().map(index));
+        f.debug_struct("Apply").field("first", &first).field("last", &last).finish_non_exhaustive()
+    }
+}
+
 /// Serve these reads, each as soon as its index is applied.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct ServeReads<T: ReplyHandle>(pub Vec<(u64, T)>);
+
+impl<T: ReplyHandle> fmt::Debug for ServeReads<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ServeReads").field("reads", &self.0.len()).finish_non_exhaustive()
+    }
+}
 
 /// Replace the state by this snapshot, which is durable.
 #[derive(Message, Clone, Debug)]

@@ -3,7 +3,7 @@
 //! A observer sees what every drain decided, before any of it happens. It can change nothing. In a normal node there
 //! is none, which costs one look at an `Option` per drain.
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
 use actorum_transport::{
     marks::Mark,
@@ -47,6 +47,19 @@ pub struct Drained<'a> {
     pub sends: &'a dyn Fn() -> Vec<(NodeId, u64)>,
     /// Whether it was told that its disk is low on space.
     pub low_space: bool,
+}
+
+impl fmt::Debug for Drained<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Drained { raft_state, append, transmit, restore, low_space, .. } = self;
+        f.debug_struct("Drained")
+            .field("raft_state", raft_state)
+            .field("append", &append.len())
+            .field("transmit", &transmit.len())
+            .field("restore", restore)
+            .field("low_space", low_space)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Watches a core.

@@ -8,6 +8,7 @@
 
 use std::{
     collections::VecDeque,
+    fmt,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
 };
@@ -21,6 +22,7 @@ use actorum_transport::{
 use crate::{
     consistency::hash::{Hasher, begin, begin_responses},
     core::panic_message,
+    debug::debug_fields,
     entry::{Kind, Stamped, SystemCommand},
     log::store::{At, LogReader, Recovered, StoreError},
     machine::{self, ApplyContext, StateMachine, StateView},
@@ -48,6 +50,8 @@ pub struct Replica<S> {
     hashes: Hashes,
     times: Arc<Times>,
 }
+
+debug_fields!(Replica<S> { applied, applied_term, holds, hashes });
 
 /// What is hashed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,6 +90,19 @@ pub enum ApplyResult<S: StateMachine> {
         /// Whether the membership is another one now.
         changed: bool,
     },
+}
+
+impl<S: StateMachine> fmt::Debug for ApplyResult<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ApplyResult::Nothing => f.write_str("Nothing"),
+            ApplyResult::Command { .. } => f.debug_struct("Command").finish_non_exhaustive(),
+            ApplyResult::Mark { mark, restart } => {
+                f.debug_struct("Mark").field("mark", mark).field("restart", restart).finish()
+            }
+            ApplyResult::System { changed } => f.debug_struct("System").field("changed", changed).finish(),
+        }
+    }
 }
 
 /// The replica cannot go on. Every message names the index.
@@ -378,6 +395,8 @@ pub struct Replayed<S> {
     pub marks: Vec<Mark>,
 }
 
+debug_fields!(Replayed<S> { applied, applied_term, snapshot_index });
+
 /// Rebuilds the state from the newest snapshot whose file is good and the log after it, up to what is known to be
 /// committed.
 ///
@@ -561,7 +580,7 @@ mod tests {
     #[test]
     fn a_durable_machine_of_another_log_is_refused_by_name() {
         let refused = |recovered: &Recovered, durable| {
-            run(recovered, Sum { durable: Some(durable), ..Sum::default() }).err().expect("refused").to_string()
+            run(recovered, Sum { durable: Some(durable), ..Sum::default() }).expect_err("refused").to_string()
         };
         let beyond = refused(&recovered(5, 5), (6, 1));
         assert!(beyond.starts_with("the state machine holds commands up to 6@1, but the log ends at 5"), "{beyond}");

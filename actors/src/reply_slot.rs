@@ -10,7 +10,7 @@
 //! client is told follows the fourth promise: `Ok` only for what was applied, a rejection only for what
 //! is surely not in the log, and `Unknown` for everything else.
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
 use actorum_transport::{
     message::Responder,
@@ -39,6 +39,19 @@ pub type Look<S> = Box<dyn FnOnce(Result<View<'_, S>, ReadError>) + Send>;
 
 /// The place for one answer.
 pub struct ReplySlot<S: StateMachine>(Option<Client<S>>);
+
+/// What it is for.
+impl<S: StateMachine> fmt::Debug for ReplySlot<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match &self.0 {
+            Some(Client::Propose(..)) => "ReplySlot(propose)",
+            Some(Client::Read(..)) => "ReplySlot(read)",
+            Some(Client::Change(..)) => "ReplySlot(change)",
+            Some(Client::Remote(..)) => "ReplySlot(remote)",
+            None => "ReplySlot(answered)",
+        })
+    }
+}
 
 enum Client<S: StateMachine> {
     Propose(ProposeReply<S>, Permit),

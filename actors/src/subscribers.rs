@@ -23,6 +23,7 @@
 
 use std::{
     collections::BTreeMap,
+    fmt,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -38,6 +39,7 @@ use tokio::{
 };
 
 use crate::{
+    debug::debug_fields,
     entry::{Kind, Stamped},
     event::{Event, Events},
     log::store::LogReader,
@@ -62,6 +64,16 @@ pub enum Subscriber<S: StateMachine> {
     Batched(Recipient<Events<S>>),
     /// A channel, behind which somebody takes one event after the other.
     Channel(mpsc::Sender<Event<S>>),
+}
+
+impl<S: StateMachine> fmt::Debug for Subscriber<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Subscriber::Single(_) => "Single",
+            Subscriber::Batched(_) => "Batched",
+            Subscriber::Channel(_) => "Channel",
+        })
+    }
 }
 
 impl<S: StateMachine> Clone for Subscriber<S> {
@@ -156,6 +168,8 @@ pub struct SubscribeFrom<S: StateMachine> {
     pub wants: Wants,
 }
 
+debug_fields!(SubscribeFrom<S: StateMachine> { subscriber, after, wants });
+
 /// End a subscription. Events already on their way may still arrive.
 #[derive(Message, Clone, Copy, Debug)]
 #[rtype(result = "()")]
@@ -169,6 +183,12 @@ pub struct View<'a, S: StateMachine> {
     pub machine: &'a S,
     /// Who is told what is applied after it.
     pub subscribers: &'a mut Subscribers<S>,
+}
+
+impl<S: StateMachine> fmt::Debug for View<'_, S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("View").field("applied", &self.applied).finish_non_exhaustive()
+    }
 }
 
 impl<S: StateMachine> View<'_, S> {
@@ -204,6 +224,8 @@ pub struct Subscribers<S: StateMachine> {
     /// Who leads, and in which term, as the core said last.
     leader: (Option<NodeId>, u64),
 }
+
+debug_fields!(Subscribers<S: StateMachine> { group, bounds, cluster, leader });
 
 /// The applier's end of one subscription.
 struct Feed<S: StateMachine> {

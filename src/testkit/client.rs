@@ -1,6 +1,6 @@
 //! A client of the simulated cluster: asks any node, is told how it ended, and tells the world.
 
-use std::{collections::BTreeMap, future::Future, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, fmt, future::Future, sync::Arc, time::Duration};
 
 use actorum_actors::{
     machine::StateMachine,
@@ -34,6 +34,12 @@ pub struct Client<S: StateMachine> {
     fleet: Fleet<S>,
     rng: Rng,
     deadline: Duration,
+}
+
+impl<S: StateMachine> fmt::Debug for Client<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client").field("number", &self.number).field("deadline", &self.deadline).finish_non_exhaustive()
+    }
 }
 
 impl<S: StateMachine> Client<S> {

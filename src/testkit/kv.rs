@@ -5,6 +5,7 @@
 
 use std::{
     collections::BTreeMap,
+    fmt,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -75,6 +76,12 @@ impl StateMachine for Kv {
 /// What all clients of one run did and were told. Clones are the same.
 #[derive(Clone, Default)]
 pub struct Recorder(Arc<Mutex<History<u64, u64>>>);
+
+impl fmt::Debug for Recorder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Recorder").finish_non_exhaustive()
+    }
+}
 
 impl Recorder {
     /// Whether there is an order of all operations that explains every answer; if not, or if that could not be decided, why.

@@ -4,7 +4,7 @@
 //!  begin ─▶ faults and clients ──span──▶ faults end ─▶ heal: a leader, everyone back ─▶ calm: every request succeeds ─▶ compare
 //! ```
 
-use std::{collections::BTreeMap, future::Future, panic::resume_unwind, pin::Pin, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, fmt, future::Future, panic::resume_unwind, pin::Pin, sync::Arc, time::Duration};
 
 use actix::System;
 use actorum_actors::{
@@ -69,6 +69,12 @@ pub struct Script<S: StateMachine> {
     pub verdict: Box<dyn Fn() -> Result<(), String>>,
 }
 
+impl<S: StateMachine> fmt::Debug for Script<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Script").finish_non_exhaustive()
+    }
+}
+
 /// One client's whole life.
 pub type ClientOf<S> = Box<dyn Fn(Client<S>) -> Pin<Box<dyn Future<Output = ()>>>>;
 
@@ -94,6 +100,17 @@ pub struct Simulation<S: StateMachine> {
     tell: bool,
     least_progress: u64,
     patience: Duration,
+}
+
+impl<S: StateMachine> fmt::Debug for Simulation<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Simulation")
+            .field("seed", &self.seed)
+            .field("nodes", &self.nodes)
+            .field("clients", &self.clients)
+            .field("faults", &self.faults)
+            .finish_non_exhaustive()
+    }
 }
 
 impl<S: StateMachine + Default> Simulation<S> {

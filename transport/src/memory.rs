@@ -18,6 +18,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering::Relaxed},
@@ -121,6 +122,12 @@ fn once(deliver: impl FnOnce() + Send + 'static) -> Deliver {
 /// Joins the transports of any number of nodes. Clones are the same network.
 #[derive(Clone, Default)]
 pub struct MemoryNetwork(Arc<Mutex<Topology>>, Option<Arc<dyn LinkModel>>);
+
+impl fmt::Debug for MemoryNetwork {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MemoryNetwork").finish_non_exhaustive()
+    }
+}
 
 #[derive(Default)]
 struct Topology {
@@ -265,6 +272,18 @@ pub struct MemoryTransport {
     refused: BTreeMap<NodeId, (bool, RefusedBecause)>,
     /// When acknowledged indexes were recorded last.
     flushed: Instant,
+}
+
+impl fmt::Debug for MemoryTransport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let MemoryTransport { endpoint, policy, up, refused, .. } = self;
+        f.debug_struct("MemoryTransport")
+            .field("id", &policy.own().id)
+            .field("endpoint", endpoint)
+            .field("up", &up.keys())
+            .field("refused", &refused.keys())
+            .finish_non_exhaustive()
+    }
 }
 
 impl Actor for MemoryTransport {

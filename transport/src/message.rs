@@ -12,6 +12,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt,
     sync::Arc,
     time::Duration,
 };
@@ -98,6 +99,19 @@ pub struct Ask {
     pub reply_to: WeakRecipient<Answered>,
 }
 
+/// Without the question, which may hold a command of any size.
+impl fmt::Debug for Ask {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Ask { id, group, to, timeout, .. } = self;
+        f.debug_struct("Ask")
+            .field("id", id)
+            .field("group", group)
+            .field("to", to)
+            .field("timeout", timeout)
+            .finish_non_exhaustive()
+    }
+}
+
 /// The end of an [`Ask`].
 #[derive(Message, Debug)]
 #[rtype(result = "()")]
@@ -146,6 +160,13 @@ pub struct Asked {
     pub request: Request,
     /// Where the answer goes.
     pub responder: Responder,
+}
+
+/// Without the question, as [`Ask`].
+impl fmt::Debug for Asked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Asked").field("group", &self.group).field("from", &self.from).finish_non_exhaustive()
+    }
 }
 
 /// The slot for the answer to a peer's question. Dropped unused, the peer hears that the answer is lost.
@@ -290,7 +311,7 @@ fn behind(Record { life, index, term, .. }: &Record) -> String {
 }
 
 /// Where a transport delivers. All weak: the transport is nobody's owner.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Handlers {
     /// Raft messages.
     pub received: WeakRecipient<Received>,
@@ -360,7 +381,7 @@ pub struct PeerStatus {
 
 /// The addresses of a transport's mailboxes, whichever transport it is. Held by the actors' parent;
 /// the others get it to send, which a transport's life does not depend on.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct TransportHandle {
     /// Raft messages to send.
     pub transmit: Recipient<Transmit>,
@@ -379,7 +400,7 @@ pub struct TransportHandle {
 }
 
 /// Tells a transport where to deliver. What arrived before is dropped.
-#[derive(Message, Clone)]
+#[derive(Message, Clone, Debug)]
 #[rtype(result = "()")]
 pub struct Attach {
     /// The receivers.

@@ -24,7 +24,7 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    mem,
+    fmt, mem,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -39,6 +39,7 @@ use raft::{RawNode, StateRole};
 
 use crate::{
     clock_offsets::Estimates,
+    debug::debug_fields,
     entry::{EncodedCommand, SystemCommand},
     features::Understanding,
     log::{
@@ -161,6 +162,8 @@ pub struct Start {
     pub min_served_index: u64,
 }
 
+debug_fields!(Start { applied, cluster, min_served_index });
+
 /// A moment, as the caller's clock has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Moment {
@@ -235,6 +238,20 @@ pub struct Consensus<T> {
     certificate_ended: bool,
     seen: assertions::Seen,
     effects: Effects<T>,
+}
+
+impl<T> fmt::Debug for Consensus<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let raft = &self.raw.raft;
+        f.debug_struct("Consensus")
+            .field("id", &raft.id)
+            .field("term", &raft.term)
+            .field("role", &raft.state)
+            .field("leader", &raft.leader_id)
+            .field("committed", &raft.raft_log.committed)
+            .field("applied", &raft.raft_log.applied)
+            .finish_non_exhaustive()
+    }
 }
 
 impl<T> Consensus<T> {

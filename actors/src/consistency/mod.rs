@@ -31,6 +31,7 @@ use tokio::sync::watch;
 
 use crate::{
     condition::Reason,
+    debug::debug_fields,
     members::Membership,
     message::{Failed, LeaderChanged, MarkEvent, ProposeMark, Refusal, SystemChanged},
     observer::MaybeObserver,
@@ -78,7 +79,10 @@ pub struct Links {
     pub observer: MaybeObserver,
 }
 
+debug_fields!(Links {});
+
 /// What a checker starts with.
+#[derive(Debug)]
 pub struct Start {
     /// This node.
     pub id: NodeId,
@@ -124,6 +128,8 @@ pub struct ConsistencyChecker {
     shown: ConsistencyStatus,
     stopped: bool,
 }
+
+debug_fields!(ConsistencyChecker { id, group, leads, due, proposed, restarted, asking, stopped });
 
 impl ConsistencyChecker {
     /// A checker that begins when it is started.

@@ -32,6 +32,7 @@ use std::{
 use rustix::fs::{FallocateFlags, fallocate};
 
 use super::{space, store::Space};
+use crate::debug::debug_fields;
 
 /// In every directory of the first version, too, where it served the opening alone.
 const BALLAST: &str = "ballast";
@@ -94,6 +95,8 @@ pub struct Reserve {
 /// Keeps the reserve from being made again until whoever borrowed it is done.
 pub struct Lent(Arc<Reserve>);
 
+debug_fields!(Lent {});
+
 impl Drop for Lent {
     fn drop(&mut self) {
         *self.0.lent() -= 1;
@@ -102,6 +105,8 @@ impl Drop for Lent {
 
 /// Says that room is being made.
 pub struct MakingRoom(Arc<Reserve>);
+
+debug_fields!(MakingRoom {});
 
 impl Drop for MakingRoom {
     fn drop(&mut self) {

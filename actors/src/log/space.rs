@@ -34,6 +34,7 @@ const PROBE: &str = "probe";
 const BLOCK: [u8; 4096] = [0x5a; 4096];
 
 /// The probe of a data directory.
+#[derive(Debug)]
 pub struct DirectoryProbe {
     jobs: Sender<Job>,
 }

@@ -395,6 +395,7 @@ pub enum OpenError {
 }
 
 /// `7@2`: an index and its term.
+#[derive(Debug)]
 pub struct At(pub u64, pub u64);
 
 impl fmt::Display for At {

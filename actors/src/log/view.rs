@@ -27,6 +27,7 @@ use raft::{GetEntriesContext, RaftState, Storage, StorageError, eraftpb};
 
 use crate::{
     consensus::convert::{conf_to_raft, entry_to_raft, hard_to_raft, snapshot_to_raft},
+    debug::debug_fields,
     log::{
         sizes::Sizes,
         store::{HardState, LogReader, Recovered, StoreError},
@@ -63,6 +64,8 @@ pub struct LogView {
     read: BTreeMap<NodeId, VecDeque<eraftpb::Entry>>,
     fault: RefCell<Option<StoreError>>,
 }
+
+debug_fields!(LogView { group, base, min_served_index, last, committed, applied });
 
 /// What raft-rs gets when it asks for the entries of an append.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

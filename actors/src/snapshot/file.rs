@@ -33,7 +33,7 @@ use std::{
 use actorum_transport::wire::{ClusterId, ConfState, Incarnation, NodeId, SnapshotFile};
 use serde::{Deserialize, Serialize};
 
-use crate::{machine, system_state::SystemState};
+use crate::{debug::debug_fields, machine, system_state::SystemState};
 
 /// The newest file format this code reads, and the one it writes.
 pub const FORMAT: u32 = 1;
@@ -150,6 +150,8 @@ pub struct Writer<W> {
     /// The first error. A state machine may overlook it; the file must not.
     failed: Option<(io::ErrorKind, String)>,
 }
+
+debug_fields!(Writer<W> { chunks, raw_bytes, failed });
 
 impl<W: Write> Writer<W> {
     /// Begins a file with its header.
@@ -296,6 +298,8 @@ pub struct Reader<R> {
     raw_bytes: u64,
     end: End,
 }
+
+debug_fields!(Reader<R> { bytes, chunks, raw_bytes });
 
 /// Where a reader is.
 enum End {

@@ -171,7 +171,7 @@ fn an_end_that_counts_otherwise_and_a_header_that_contradicts_itself_are_refused
     }
     let refused = |header: &Header| {
         let bytes = sealed(&machine::encode(header).unwrap(), &[], None);
-        Reader::begin(&bytes[..]).err().expect("refused").to_string()
+        Reader::begin(&bytes[..]).expect_err("refused").to_string()
     };
     let two = Header { cluster: ClusterId(8), ..header.clone() };
     assert_eq!(refused(&two), "the header is damaged: it names two clusters");

@@ -11,7 +11,10 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use crate::log::{directory::make_durably, space::space};
+use crate::{
+    debug::debug_fields,
+    log::{directory::make_durably, space::space},
+};
 
 /// A flat folder of files.
 pub trait Files: Send + Sync {
@@ -72,6 +75,8 @@ pub struct InDirectory {
     #[cfg(unix)]
     handle: File,
 }
+
+debug_fields!(InDirectory { path });
 
 impl InDirectory {
     /// Opens it, and makes it if there is none: for its owner only, and durably.
@@ -156,6 +161,8 @@ impl Appending for File {
 /// Files that are lost with the process.
 #[derive(Clone, Default)]
 pub struct InMemory(Arc<Mutex<BTreeMap<String, Content>>>);
+
+debug_fields!(InMemory {});
 
 /// One file's bytes. Who holds it open goes on reading when its name is gone.
 type Content = Arc<Mutex<Vec<u8>>>;

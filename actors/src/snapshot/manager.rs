@@ -44,6 +44,7 @@ use tokio::sync::{oneshot, watch};
 use super::{SnapshotError, SnapshotStore, rate_limiter::RateLimiter, store::Content};
 use crate::{
     clock::Clock,
+    debug::debug_fields,
     message::{
         BuildSnapshot, CaptureState, CapturedState, PeerFetches, SnapshotBuilt, SnapshotFetched, SnapshotsKept,
         WriteSnapshot,
@@ -80,7 +81,7 @@ pub struct ManagerBounds {
 }
 
 /// Whom the snapshot manager talks to. It holds nobody that is above it.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct ManagerLinks {
     /// The applier.
     pub capture: WeakRecipient<CaptureState>,
@@ -157,6 +158,8 @@ pub struct SnapshotManager {
     rate_limiter: RateLimiter,
     status: watch::Sender<Snapshots>,
 }
+
+debug_fields!(SnapshotManager { group, bounds, damaged, installing, sweeping });
 
 type Waiting = oneshot::Sender<Result<SnapshotTaken, TakeSnapshotError>>;
 
@@ -532,6 +535,8 @@ pub struct Backup {
     pub file: SnapshotFile,
     bytes: Box<dyn Read + Send>,
 }
+
+debug_fields!(Backup { taken, file });
 
 impl Read for Backup {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {

@@ -38,6 +38,7 @@ use super::{
 };
 use crate::{
     core::panic_message,
+    debug::debug_fields,
     log::{
         reserve::{Lent, Reserve},
         store::At,
@@ -67,6 +68,8 @@ pub struct Content {
     pub state: StateView,
 }
 
+debug_fields!(Content { index, term });
+
 /// Where the files of snapshots are. Cheap to share; every method may be called from any thread.
 pub struct SnapshotStore {
     files: Arc<dyn Files>,
@@ -78,6 +81,8 @@ pub struct SnapshotStore {
     /// Bytes that were received, or read to be checked or restored.
     progress: Arc<AtomicU64>,
 }
+
+debug_fields!(SnapshotStore { left, progress });
 
 /// What this process does with files, and no sweeping may disturb.
 #[derive(Default)]
@@ -503,6 +508,8 @@ pub struct Receiving {
     room: Room,
     busy: Busy,
 }
+
+debug_fields!(Receiving { expected, name, offset, unsynced, stopped });
 
 impl Receiving {
     /// How many bytes are here: the next piece begins there.

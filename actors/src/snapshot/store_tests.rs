@@ -203,7 +203,7 @@ fn receiving_goes_on_wherever_it_stopped() {
         let snapshot_store = SnapshotStore::memory();
         let mut receiving = snapshot_store.receive(&snapshot).unwrap();
         receiving.push(0, &bytes[..stop]).unwrap();
-        let twice = snapshot_store.receive(&snapshot).err().expect("one at a time").to_string();
+        let twice = snapshot_store.receive(&snapshot).expect_err("one at a time").to_string();
         assert!(twice.ends_with(".part is being written already"), "{twice}");
         drop(receiving);
         // Another process of the same node, too.

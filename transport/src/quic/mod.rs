@@ -22,7 +22,7 @@
 use std::{
     cell::RefCell,
     collections::{BTreeMap, BTreeSet},
-    io,
+    fmt, io,
     net::SocketAddr,
     rc::Rc,
     sync::Arc,
@@ -213,6 +213,16 @@ pub struct QuicTransport {
     dials: u64,
     /// When acknowledged indexes were recorded last.
     flushed: Instant,
+}
+
+impl fmt::Debug for QuicTransport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("QuicTransport")
+            .field("id", &self.policy.own().id)
+            .field("listen", &self.config.listen)
+            .field("peers", &self.peers.keys())
+            .finish_non_exhaustive()
+    }
 }
 
 /// What is known of one peer.

@@ -5,6 +5,7 @@
 //! processes at the same moment" one rule without a lock that a crash could leave behind.
 
 use std::{
+    fmt,
     fs::{self, DirBuilder, OpenOptions},
     io::{self, Write},
     path::{Path, PathBuf},
@@ -31,6 +32,13 @@ pub struct Authority {
     /// The one whose key this is.
     certificate: CertificateDer<'static>,
     issuer: Issuer<'static, KeyPair>,
+}
+
+/// Nothing of the key.
+impl fmt::Debug for Authority {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Authority").finish_non_exhaustive()
+    }
 }
 
 /// A node's directory that was made, and how long it is good for.
