@@ -304,7 +304,7 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
         max_sends: config.snapshot_sends,
         rate: config.snapshot_rate,
         piece: config.snapshot_piece_bytes,
-        patience: Duration::from_millis(config.snapshot_timeout_ms),
+        timeout: Duration::from_millis(config.snapshot_timeout_ms),
     };
     let snapshot_manager = SnapshotManager::new(
         GROUP,

@@ -135,7 +135,7 @@ pub struct LogWriter {
     waits_for_room: bool,
     /// What the cores were told of that.
     /// What the cores were told last besides the figures: whether a write waits for room, and whether room is being made.
-    told: (bool, bool),
+    announced: (bool, bool),
     /// Bytes written since the last look for space began.
     unlooked: u64,
     waiting: VecDeque<Append>,
@@ -196,7 +196,7 @@ impl LogWriter {
                 looking: false,
                 waited_rounds: (0, 0),
                 waits_for_room: false,
-                told: (false, false),
+                announced: (false, false),
                 unlooked: 0,
                 waiting: VecDeque::new(),
                 in_flight: VecDeque::new(),
@@ -437,8 +437,8 @@ impl LogWriter {
         }
         // While it is low the figures are part of what clients are told.
         let (waits, being_made) = (self.waits_for_room, low && space.being_made);
-        if (low, short, (waits, being_made)) != (was_low, was_short, self.told) || (low && changed) {
-            self.told = (waits, being_made);
+        if (low, short, (waits, being_made)) != (was_low, was_short, self.announced) || (low && changed) {
+            self.announced = (waits, being_made);
             self.tell(&DiskReport::Space(Room { low, short, free, needed, waits, being_made }));
         }
     }

@@ -143,9 +143,9 @@ impl<S: StateMachine> Watched<S> {
             });
         }
         match mishap {
-            Mishap::Error => Err(MachineError::new("the simulation pulled a string")),
+            Mishap::Error => Err(MachineError::new("the simulation set a hook")),
             // Without the hook that would print it: this panic is part of the plan.
-            Mishap::Panic => resume_unwind(Box::new("the simulation pulled a string")),
+            Mishap::Panic => resume_unwind(Box::new("the simulation set a hook")),
         }
     }
 }
@@ -170,7 +170,7 @@ impl<S: StateMachine> StateMachine for Watched<S> {
                 }
             });
             // Without the hook that would print it: this panic is part of the plan.
-            resume_unwind(Box::new("the simulation pulled a string"));
+            resume_unwind(Box::new("the simulation set a hook"));
         }
         let slow = locked(&self.hooks.0.slow).take();
         if !self.hooks.is_over() {

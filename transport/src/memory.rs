@@ -513,7 +513,7 @@ impl Handler<Ask> for MemoryTransport {
     type Result = ();
 
     fn handle(&mut self, ask: Ask, ctx: &mut Context<Self>) {
-        let Ask { id, group, to, request, timeout: patience, reply_to } = ask;
+        let Ask { id, group, to, request, timeout: within, reply_to } = ask;
         let answer = move |result| {
             if let Some(asker) = reply_to.upgrade() {
                 asker.do_send(Answered { id, from: to, result });
@@ -550,7 +550,7 @@ impl Handler<Ask> for MemoryTransport {
         let network = self.network.clone();
         let wait = async move {
             let lost = |cause: &str| Err(AskError::Lost(cause.to_owned()));
-            answer(match timeout(patience, receiver).await {
+            answer(match timeout(within, receiver).await {
                 _ if network.is_cut(end, own) => lost("the link was cut"),
                 Ok(Ok(response)) => Ok(response),
                 Ok(Err(_)) => lost("the peer dropped the question"),

@@ -51,17 +51,17 @@ impl Disk {
 }
 
 /// For so many election timeouts a leader low on space waits for room that is being made: a log of gigabytes is not rewritten within one.
-const PATIENCE_WHILE_ROOM_IS_MADE: u64 = 10;
+const TIMEOUTS_WHILE_ROOM_IS_MADE: u64 = 10;
 
 /// Answers that may wait for the disk. At the bound the oldest goes, whatever it is: Raft's messages may be lost. A leader
 /// asks again with each heartbeat, a candidate with its next campaign, and a snapshot's fate has a deadline.
 pub(super) const MAX_DEFERRED: usize = 4096;
 
 /// After so many election timeouts a leader low on space asks those again that did not take its leadership.
-const PATIENCE_WITH_PEERS: u64 = 10;
+const TIMEOUTS_UNTIL_ASKED_AGAIN: u64 = 10;
 
 /// The same of one whose certificate has ended, which goes on taking writes: each offer holds them up for as long as nobody takes it.
-const PATIENCE_WITHOUT_CERTIFICATE: u64 = 600;
+const TIMEOUTS_WITHOUT_CERTIFICATE: u64 = 600;
 
 /// What this core knows and thinks of its disk.
 #[derive(Debug, Default)]
@@ -113,7 +113,7 @@ pub struct DiskStatus {
 impl<T> Consensus<T> {
     /// The probe of the disk has ended.
     pub fn disk_probed(&mut self, result: Result<(), String>) {
-        let (now, patience) = (self.ticks, self.settings.election_ticks as u64);
+        let (now, timeout) = (self.ticks, self.settings.election_ticks as u64);
         let newest = self.next_write - 1;
         let Some(suspicion) = &mut self.disk.suspicion else { return };
         match result {
@@ -124,7 +124,7 @@ impl<T> Consensus<T> {
                     None => tracing::warn!(cause = suspicion.failed, "the disk does not pass its probe"),
                     Some(_) => tracing::debug!(cause = suspicion.failed, "the disk still does not pass its probe"),
                 }
-                suspicion.probe_at = Some(now + patience);
+                suspicion.probe_at = Some(now + timeout);
             }
         }
         self.trust_disk_again();
@@ -261,22 +261,23 @@ impl<T> Consensus<T> {
     /// Whether the log was cut for the first time in this want of space, and what that gives back may not have been counted yet. A disk
     /// that stays low costs the leadership in the end, also where the cut itself finds no room.
     fn room_may_come_back(&self) -> bool {
-        let timeouts = if self.disk.room.being_made { PATIENCE_WHILE_ROOM_IS_MADE } else { 1 };
-        let patience = timeouts * self.settings.election_ticks as u64;
-        self.disk.cut_since.is_some_and(|since| self.ticks - since < patience)
+        let timeouts = if self.disk.room.being_made { TIMEOUTS_WHILE_ROOM_IS_MADE } else { 1 };
+        let timeout = timeouts * self.settings.election_ticks as u64;
+        self.disk.cut_since.is_some_and(|since| self.ticks - since < timeout)
     }
 
     /// For lack of space, or of a certificate. Where nobody takes it leadership is kept: such a leader can still serve reads, and one
     /// without a certificate whoever is connected.
     fn offer_leadership(&mut self) {
-        let patience = self.settings.election_ticks as u64;
+        let timeout = self.settings.election_ticks as u64;
         match self.disk.transferring {
-            Some(since) if self.ticks - since < patience => {}
+            Some(since) if self.ticks - since < timeout => {}
             Some(_) => self.keep_leadership(),
             None => {
                 if self.disk.declined.1 <= self.ticks {
-                    let rest = if self.disk.is_low() { PATIENCE_WITH_PEERS } else { PATIENCE_WITHOUT_CERTIFICATE };
-                    self.disk.declined = (BTreeSet::new(), self.ticks + rest * patience);
+                    let rest =
+                        if self.disk.is_low() { TIMEOUTS_UNTIL_ASKED_AGAIN } else { TIMEOUTS_WITHOUT_CERTIFICATE };
+                    self.disk.declined = (BTreeSet::new(), self.ticks + rest * timeout);
                 }
                 if let Some(successor) = self.successor(&self.disk.declined.0) {
                     self.disk.declined.0.insert(successor);

@@ -227,8 +227,8 @@ impl<T> Consensus<T> {
         let readers = mem::take(&mut self.reads.waiting);
         let last = readers.iter().map(|reader| reader.deadline).max().unwrap_or(self.now);
         // A lost question must not hold up its readers: no longer than an election takes.
-        let patience = self.settings.tick * self.settings.election_ticks as u32;
-        let timeout = last.saturating_sub(self.now).min(patience);
+        let election_timeout = self.settings.tick * self.settings.election_ticks as u32;
+        let timeout = last.saturating_sub(self.now).min(election_timeout);
         let remaining_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
         let id = self.next_id();
         self.effects.asks.push(Question { id, to: leader, request: Asked::ReadIndex { remaining_ms }, timeout });

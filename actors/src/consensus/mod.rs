@@ -229,7 +229,7 @@ pub struct Consensus<T> {
     ticks: u64,
     snapshots: Snapshots,
     windows: Windows,
-    told: Option<LeaderChanged>,
+    announced: Option<LeaderChanged>,
     implausible: u64,
     /// Members that say they committed what contradicts this node; at most one word of each.
     commit_conflicts: BTreeMap<NodeId, CommitConflict>,
@@ -318,7 +318,7 @@ impl<T> Consensus<T> {
             ticks: 0,
             snapshots: Snapshots::default(),
             windows: Windows::default(),
-            told: None,
+            announced: None,
             implausible: 0,
             commit_conflicts: BTreeMap::new(),
             contradicted: false,
@@ -750,16 +750,16 @@ impl<T> Consensus<T> {
     /// A new leader may be asked at once what the last one refused or lost.
     fn note_leader(&mut self) {
         let now = LeaderChanged { leader: self.leader(), term: self.raw.raft.term, role: self.role() };
-        if self.told == Some(now) {
+        if self.announced == Some(now) {
             return;
         }
-        let moved = self.told.is_none_or(|told| (told.leader, told.term) != (now.leader, now.term));
+        let moved = self.announced.is_none_or(|before| (before.leader, before.term) != (now.leader, now.term));
         if moved {
             self.reads.restart();
             self.reads.not_before = 0;
             self.queued.iter_mut().for_each(|request| request.not_before = 0);
         }
-        self.told = Some(now);
+        self.announced = Some(now);
         self.effects.leader = Some(now);
     }
 

@@ -355,8 +355,8 @@ impl<T> Consensus<T> {
         self.note_sent();
         let (now, settings) = (self.ticks, &self.settings);
         let late = self.snapshots.sending.iter().filter(|(_, Sending { heard, fetches, .. })| {
-            let patience = if *fetches { settings.snapshot_timeout_ticks } else { settings.election_ticks as u64 };
-            now - heard > patience
+            let timeout = if *fetches { settings.snapshot_timeout_ticks } else { settings.election_ticks as u64 };
+            now - heard > timeout
         });
         for id in late.map(|(id, _)| *id).collect::<Vec<_>>() {
             self.snapshots.sending.remove(&id);

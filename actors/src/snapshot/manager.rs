@@ -55,7 +55,7 @@ use crate::{
 use fetch::Fetching;
 use serve::{Serving, Worked};
 
-/// How long one piece may take before it is asked for again; half the patience if that is less.
+/// How long one piece may take before it is asked for again; half the timeout if that is less.
 const PIECE_WITHIN: Duration = Duration::from_secs(5);
 
 /// How many may wait for a snapshot at a time. At the bound the next is told to ask again.
@@ -77,7 +77,7 @@ pub struct ManagerBounds {
     /// How many bytes are asked for at once; at most [`MAX_PIECE`](actorum_transport::wire::MAX_PIECE).
     pub piece: u32,
     /// After so long without a new byte a transfer has failed. What came is kept.
-    pub patience: Duration,
+    pub timeout: Duration,
 }
 
 /// Whom the snapshot manager talks to. It holds nobody that is above it.
@@ -359,7 +359,7 @@ impl SnapshotManager {
     /// Somebody could not use a snapshot of this node. If that is because its file is damaged here, there must be another one:
     /// it would be offered for ever, and be found wrong for ever, and this node could not start from it either.
     fn check(&mut self, index: u64, ctx: &mut Context<Self>) {
-        let (now, patience) = (self.clock.now(), self.bounds.patience);
+        let (now, timeout) = (self.clock.now(), self.bounds.timeout);
         let Some(snapshot) = self.kept.iter().find(|kept| kept.index == index).cloned() else { return };
         // Reading it all is not for every word of a peer.
         let sound = self.sound.is_some_and(|(sound, until)| sound == index && now < until);
@@ -371,7 +371,7 @@ impl SnapshotManager {
             move |snapshot_store| snapshot_store.verify(&snapshot),
             move |manager, result, _| {
                 let now = manager.clock.now();
-                manager.checks = Some(now + patience);
+                manager.checks = Some(now + timeout);
                 match result {
                     Ok(()) => manager.sound = Some((index, now + SOUND_FOR)),
                     Err(error) => {
@@ -387,15 +387,15 @@ impl SnapshotManager {
 
     /// How long a piece may take before it is asked for again.
     fn piece_within(&self) -> Duration {
-        PIECE_WITHIN.min(self.bounds.patience / 2)
+        PIECE_WITHIN.min(self.bounds.timeout / 2)
     }
 
     // ---- what is shown -------------------------------------------------------------------------------------
 
     /// Looks what goes on, and whether it still does.
     fn look(&mut self, ctx: &mut Context<Self>) {
-        let (now, patience) = (self.clock.now(), self.bounds.patience);
-        self.serving.retain(|_, serving| serving.is_alive(now, patience));
+        let (now, timeout) = (self.clock.now(), self.bounds.timeout);
+        self.serving.retain(|_, serving| serving.is_alive(now, timeout));
         self.look_at_fetching(now, ctx);
         self.publish();
     }

@@ -34,10 +34,10 @@ use crate::{
 };
 
 /// How long a node may send nothing of what it was asked for.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PIECE_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a node may answer nothing at all while it takes a snapshot, and how long that may grow by nothing while it
 /// does answer.
-const PATIENT: Patience = Patience { silent: Duration::from_secs(30), still: Duration::from_secs(600) };
+const TIMEOUTS: Timeouts = Timeouts { silent: Duration::from_secs(30), still: Duration::from_secs(600) };
 /// How often the node is asked how far its snapshot is.
 const LOOK: Duration = Duration::from_millis(200);
 /// How long one such question may take.
@@ -102,7 +102,7 @@ pub(crate) fn snapshot(SnapshotArgs { url, timeout }: SnapshotArgs) -> Result<()
     // The node answers at the deadline by itself; a little later this end gives up on it.
     let within = Duration::from_secs(timeout) + LOOK_WITHIN;
     thread::spawn(move || done.send(Client::new(within).post(&asking)));
-    let answer = while_it_gets_on(&base, &url, &taken, &PATIENT, |status| show(&bar, status))?;
+    let answer = while_it_gets_on(&base, &url, &taken, &TIMEOUTS, |status| show(&bar, status))?;
     let answer = answer.map_err(|error| Failure::new(format!("{url}: {error}")))?;
     bar.finish_and_clear();
     if answer.status != 200 {
@@ -121,7 +121,7 @@ pub(crate) fn snapshot(SnapshotArgs { url, timeout }: SnapshotArgs) -> Result<()
 }
 
 /// How long somebody waits for a node that takes a snapshot.
-struct Patience {
+struct Timeouts {
     silent: Duration,
     still: Duration,
 }
@@ -132,10 +132,10 @@ fn while_it_gets_on<T>(
     base: &str,
     url: &str,
     answer: &Receiver<T>,
-    patience: &Patience,
+    timeouts: &Timeouts,
     mut look: impl FnMut(&Value),
 ) -> Result<T, Failure> {
-    let looking = Client::new(LOOK_WITHIN.min(patience.silent));
+    let looking = Client::new(LOOK_WITHIN.min(timeouts.silent));
     let (mut heard, mut grown, mut last) = (Instant::now(), Instant::now(), Value::Null);
     let mut node = "the node".to_owned();
     loop {
@@ -157,18 +157,18 @@ fn while_it_gets_on<T>(
                 }
             }
         }
-        if heard.elapsed() >= patience.silent {
+        if heard.elapsed() >= timeouts.silent {
             return Err(Failure::new(format!(
                 "{url}: {node} has answered nothing for {} s, not even how it is: it is stopped or hangs, or the \
                  network between does. Ask another node, or this one again once `actorum status` shows it",
-                patience.silent.as_secs_f32()
+                timeouts.silent.as_secs_f32()
             )));
         }
-        if grown.elapsed() >= patience.still {
+        if grown.elapsed() >= timeouts.still {
             return Err(Failure::new(format!(
                 "{url}: {node} answers, but its snapshot has not got on for {} s: see its log and `actorum status`, \
                  or ask another node",
-                patience.still.as_secs_f32()
+                timeouts.still.as_secs_f32()
             )));
         }
     }
@@ -440,7 +440,7 @@ impl Source {
             }
         });
         // The node may take a snapshot first, however long that takes.
-        let head = while_it_gets_on(base, url, &head, &PATIENT, |_| {})?.map_err(|error| failed(&error))?;
+        let head = while_it_gets_on(base, url, &head, &TIMEOUTS, |_| {})?.map_err(|error| failed(&error))?;
         if head.status != 200 {
             return Err(refused(url, &Answer { status: head.status, body: head.refusal }));
         }
@@ -458,8 +458,9 @@ impl Source {
 
     fn next(&mut self) -> Result<Vec<u8>, String> {
         let got = bytes(self.got);
-        let piece = self.pieces.recv_timeout(PATIENCE);
-        let piece = piece.map_err(|_| format!("the node sent nothing for {} s, after {got}", PATIENCE.as_secs()))?;
+        let piece = self.pieces.recv_timeout(PIECE_TIMEOUT);
+        let piece =
+            piece.map_err(|_| format!("the node sent nothing for {} s, after {got}", PIECE_TIMEOUT.as_secs()))?;
         let piece = piece.map_err(|error| format!("it broke off after {got}: {error}"))?;
         match self.length.filter(|length| piece.is_empty() && *length != self.got) {
             Some(length) => Err(format!("it broke off after {got} of {}", bytes(length))),
@@ -543,20 +544,20 @@ mod tests {
         url
     }
 
-    fn waited(url: &str, patience: &Patience) -> String {
+    fn waited(url: &str, timeouts: &Timeouts) -> String {
         // Kept: the request is under way for as long as somebody waits.
         let (_sender, answer) = mpsc::channel::<()>();
-        while_it_gets_on(url, url, &answer, patience, |_| {}).unwrap_err().to_string()
+        while_it_gets_on(url, url, &answer, timeouts, |_| {}).unwrap_err().to_string()
     }
 
     #[test]
     fn a_node_that_is_silent_and_one_that_stands_still_are_not_waited_for_without_end() {
         let (soon, never) = (Duration::from_millis(500), Duration::from_secs(3600));
         let silent = node(|| None);
-        let error = waited(&silent, &Patience { silent: soon, still: never });
+        let error = waited(&silent, &Timeouts { silent: soon, still: never });
         assert!(error.starts_with(&silent) && error.contains("has answered nothing for 0.5 s"), "{error}");
         let still = node(|| Some(r#"{"id":3,"snapshots":{"building":{"bytes":7}}}"#.into()));
-        let error = waited(&still, &Patience { silent: never, still: soon });
+        let error = waited(&still, &Timeouts { silent: never, still: soon });
         assert!(error.contains("node 3 answers, but its snapshot has not got on for 0.5 s"), "{error}");
     }
 
@@ -576,7 +577,7 @@ mod tests {
                 sender.send("done").unwrap();
             }
         };
-        let got = while_it_gets_on(&url, &url, &answer, &Patience { silent: bound, still: bound }, look);
+        let got = while_it_gets_on(&url, &url, &answer, &Timeouts { silent: bound, still: bound }, look);
         assert_eq!(got.unwrap(), "done");
         assert!(looks > 5, "{looks}");
     }

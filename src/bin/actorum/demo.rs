@@ -83,7 +83,7 @@ pub(crate) struct Args {
 
 /// Tells the story.
 pub(crate) fn run(Args { stay, dir, writes }: Args) -> Result<(), Failure> {
-    let patience = Patience { until: Instant::now() + TIME, interrupted: signals::flag()? };
+    let deadline = Deadline { until: Instant::now() + TIME, interrupted: signals::flag()? };
     let (account, began) = (Account::begin(), Instant::now());
     let home = Home::new(dir)?;
 
@@ -92,7 +92,7 @@ pub(crate) fn run(Args { stay, dir, writes }: Args) -> Result<(), Failure> {
     account.line(format_args!("made an authority and a certificate for each node"));
 
     let started = Instant::now();
-    let mut cluster = Cluster::start(home.path(), &certs, &patience)?;
+    let mut cluster = Cluster::start(home.path(), &certs, &deadline)?;
     for node in cluster.nodes() {
         account.line(format_args!(
             "node {}: process {}, peers on {} (QUIC), clients on {}",
@@ -102,12 +102,12 @@ pub(crate) fn run(Args { stay, dir, writes }: Args) -> Result<(), Failure> {
             node.url
         ));
     }
-    let (leader, term) = cluster.wait_for_leader(None, &patience)?;
+    let (leader, term) = cluster.wait_for_leader(None, &deadline)?;
     account.line(format_args!("node {leader} leads in term {term}, {} after the start", ms(started.elapsed())));
 
-    let mut story = write_through_a_death(&account, &mut cluster, leader, writes, &patience)?;
-    story.come_back_by_snapshot(&account, &mut cluster, &patience)?;
-    check(&account, &cluster, &story, &patience)?;
+    let mut story = write_through_a_death(&account, &mut cluster, leader, writes, &deadline)?;
+    story.come_back_by_snapshot(&account, &mut cluster, &deadline)?;
+    check(&account, &cluster, &story, &deadline)?;
     let mut farewell = FAREWELL.min(END.saturating_sub(began.elapsed()));
     if stay {
         farewell = FAREWELL;
@@ -115,7 +115,7 @@ pub(crate) fn run(Args { stay, dir, writes }: Args) -> Result<(), Failure> {
         for node in cluster.nodes() {
             account.line(format_args!("  curl {}/status", node.url));
         }
-        while !patience.interrupted() && !output::is_over() && cluster.all_run()? {
+        while !deadline.interrupted() && !output::is_over() && cluster.all_run()? {
             thread::sleep(LOOK);
         }
     }
@@ -141,14 +141,14 @@ fn write_through_a_death(
     cluster: &mut Cluster,
     leader: NodeId,
     writes: u64,
-    patience: &Patience,
+    deadline: &Deadline,
 ) -> Result<Story, Failure> {
     let urls: Vec<String> = cluster.nodes().map(|node| node.url.clone()).collect();
     thread::scope(|scope| {
         // The last third is for the next leader, however fast the first one is.
         let writers = Writers::start(scope, &urls, SMALL, writes * 2 / 3);
         account.line(format_args!("writing {writes} keys, one writer through each node"));
-        account.follow("acknowledged writes", writes, THIRD, patience, writes / 3, || Ok(writers.acknowledged()))?;
+        account.follow("acknowledged writes", writes, THIRD, deadline, writes / 3, || Ok(writers.acknowledged()))?;
 
         let before = writers.acknowledged();
         let pid = cluster.kill(leader)?;
@@ -156,7 +156,7 @@ fn write_through_a_death(
         account.line(format_args!(
             "{before} writes acknowledged; killed the leader, node {leader} (process {pid}), with SIGKILL"
         ));
-        let (next, term) = cluster.wait_for_leader(Some(leader), patience)?;
+        let (next, term) = cluster.wait_for_leader(Some(leader), deadline)?;
         let election = killed.elapsed();
         account.line(format_args!("node {next} leads in term {term}: elected {} after the kill", ms(election)));
 
@@ -164,10 +164,10 @@ fn write_through_a_death(
         writers.allow(writes);
         let half_of_the_rest = elected + writes.saturating_sub(elected) / 2;
         account
-            .follow("acknowledged writes", writes, THIRD, patience, half_of_the_rest, || Ok(writers.acknowledged()))?;
+            .follow("acknowledged writes", writes, THIRD, deadline, half_of_the_rest, || Ok(writers.acknowledged()))?;
 
         let commit = cluster.status(next)?.commit_index;
-        cluster.restart(leader, patience)?;
+        cluster.restart(leader, deadline)?;
         let held = cluster.status(leader)?.applied_index;
         account.line(format_args!(
             "restarted node {leader} on its own directory (process {}): it holds {held} of {commit} entries",
@@ -175,7 +175,7 @@ fn write_through_a_death(
         ));
         let restarted = Instant::now();
         let applied = || Ok(cluster.status(leader)?.applied_index);
-        let held = account.follow("entries on the restarted node", commit, CATCH_UP, patience, commit, applied)?;
+        let held = account.follow("entries on the restarted node", commit, CATCH_UP, deadline, commit, applied)?;
         if held < commit {
             let time = ms(restarted.elapsed());
             return Err(Failure::new(format!(
@@ -184,9 +184,9 @@ fn write_through_a_death(
         }
         account.line(format_args!("node {leader} has caught up with entry {commit} after {}", ms(restarted.elapsed())));
 
-        account.follow("acknowledged writes", writes, THIRD, patience, writes, || Ok(writers.acknowledged()))?;
+        account.follow("acknowledged writes", writes, THIRD, deadline, writes, || Ok(writers.acknowledged()))?;
         let ledger = writers.finish()?;
-        patience.check("the writers to end")?;
+        deadline.check("the writers to end")?;
         account.line(format_args!(
             "stopped writing: {} acknowledged, {} refused and repeated, {} without an answer",
             ledger.acknowledged.len(),
@@ -203,9 +203,9 @@ impl Story {
         &mut self,
         account: &Account,
         cluster: &mut Cluster,
-        patience: &Patience,
+        deadline: &Deadline,
     ) -> Result<(), Failure> {
-        let (leader, _) = cluster.wait_for_leader(None, patience)?;
+        let (leader, _) = cluster.wait_for_leader(None, deadline)?;
         let away = NODES.into_iter().find(|id| *id != leader).expect("there are three");
         let held = cluster.status(away)?.applied_index;
         cluster.kill(away)?;
@@ -214,7 +214,7 @@ impl Story {
         let large = thread::scope(|scope| {
             let writers = Writers::start(scope, &urls, LARGE, PICTURES);
             let acknowledged = || Ok(writers.acknowledged());
-            account.follow("acknowledged writes", PICTURES, THIRD, patience, PICTURES, acknowledged)?;
+            account.follow("acknowledged writes", PICTURES, THIRD, deadline, PICTURES, acknowledged)?;
             writers.finish()
         })?;
         account.line(format_args!("{} larger writes acknowledged", large.acknowledged.len()));
@@ -222,18 +222,18 @@ impl Story {
 
         // Whoever leads now will have to send it something.
         let until = Instant::now() + CUT;
-        let (leader, first) = patience.wait("the log to be cut off behind a snapshot", || {
-            let (leader, _) = cluster.wait_for_leader(Some(away), patience)?;
+        let (leader, first) = deadline.wait("the log to be cut off behind a snapshot", || {
+            let (leader, _) = cluster.wait_for_leader(Some(away), deadline)?;
             let first = cluster.status(leader)?.first_index;
             Ok((first > held + 1 || Instant::now() > until).then_some((leader, first)))
         })?;
         account.line(format_args!("node {leader} has snapshots, and of its log what comes from entry {first} on"));
 
-        cluster.restart(away, patience)?;
+        cluster.restart(away, deadline)?;
         let restarted = Instant::now();
         let commit = cluster.status(leader)?.commit_index;
         let (bar, mut bytes) = (account.bytes(), 0);
-        let arrived = patience.wait(&format!("node {away} to come back"), || {
+        let arrived = deadline.wait(&format!("node {away} to come back"), || {
             let status = cluster.status(away)?;
             bytes = status.snapshots.bytes_received;
             if let Some(receiving) = status.snapshots.receiving.values().next() {
@@ -256,12 +256,12 @@ impl Story {
 }
 
 /// Looks up every acknowledged write on every node, counts, and judges.
-fn check(account: &Account, cluster: &Cluster, story: &Story, patience: &Patience) -> Result<(), Failure> {
+fn check(account: &Account, cluster: &Cluster, story: &Story, deadline: &Deadline) -> Result<(), Failure> {
     let Story { ledger, before, elected, snapshots } = story;
     let last = ledger.acknowledged.iter().map(|(_, index)| *index).max().unwrap_or(0);
     let total = (ledger.acknowledged.len() * NODES.len()) as u64;
     for node in cluster.nodes() {
-        patience.wait(&format!("node {} to apply entry {last}", node.id), || {
+        deadline.wait(&format!("node {} to apply entry {last}", node.id), || {
             Ok((cluster.status(node.id)?.applied_index >= last).then_some(()))
         })?;
     }
@@ -271,12 +271,12 @@ fn check(account: &Account, cluster: &Cluster, story: &Story, patience: &Patienc
     let found = thread::scope(|scope| {
         let checks: Vec<_> = cluster
             .nodes()
-            .map(|node| (node.id, scope.spawn(|| ledger.check(&node.url, &progress, patience))))
+            .map(|node| (node.id, scope.spawn(|| ledger.check(&node.url, &progress, deadline))))
             .collect();
         // A check that fails ends early: its error is told when it is joined.
         let over = || checks.iter().all(|(_, check)| check.is_finished());
         account
-            .follow("looked up", total, TIME, patience, total, || Ok(if over() { total } else { progress.now() }))?;
+            .follow("looked up", total, TIME, deadline, total, || Ok(if over() { total } else { progress.now() }))?;
         let joined = checks.into_iter().map(|(id, check)| (id, check.join().expect("a check does not panic")));
         joined.map(|(id, found)| Ok((id, found?))).collect::<Result<BTreeMap<_, _>, Failure>>()
     })?;
@@ -351,12 +351,12 @@ impl Home {
 }
 
 /// How long to wait for anything, and whether someone has pressed Ctrl-C.
-pub(crate) struct Patience {
+pub(crate) struct Deadline {
     until: Instant,
     interrupted: Arc<AtomicBool>,
 }
 
-impl Patience {
+impl Deadline {
     /// Whether Ctrl-C was pressed.
     pub(crate) fn interrupted(&self) -> bool {
         self.interrupted.load(Ordering::SeqCst)

@@ -69,7 +69,7 @@ const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
 pub(crate) const MAX_TIMEOUT: Duration = Duration::from_secs(600);
 /// How long a body may take to arrive, however long the deadline: who sends a byte now and then holds memory and a
 /// connection.
-const BODY_PATIENCE: Duration = Duration::from_secs(10);
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 /// How much longer than its deadline the library is waited for. It answers at the deadline by itself; this is
 /// for the case that it cannot answer at all.
 const GRACE: Duration = Duration::from_millis(500);
@@ -418,13 +418,13 @@ pub(crate) async fn text(
             None => std::future::pending().await,
         }
     };
-    let patience = Instant::now() + BODY_PATIENCE;
+    let too_late = Instant::now() + BODY_TIMEOUT;
     let text = tokio::select! {
         biased;
-        text = timeout_at(deadline.min(patience), read) => text.unwrap_or_else(|_| {
-            let message = match deadline < patience {
+        text = timeout_at(deadline.min(too_late), read) => text.unwrap_or_else(|_| {
+            let message = match deadline < too_late {
                 true => "the body did not arrive within the deadline of the request (timeout_ms)".to_owned(),
-                false => format!("the body did not arrive within the {} s that it may take", BODY_PATIENCE.as_secs()),
+                false => format!("the body did not arrive within the {} s that it may take", BODY_TIMEOUT.as_secs()),
             };
             Err(Refused::bad_request(message).hang_up())
         }),

@@ -35,7 +35,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use crate::Failure;
 
 /// How long a standard error that takes nothing may keep the process from ending.
-const PATIENCE: Duration = Duration::from_secs(1);
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What became of standard output.
 struct Said {
@@ -128,6 +128,6 @@ pub(crate) fn complain(text: impl Display) {
         let _ = written.send(());
     });
     if writer.is_ok() {
-        let _ = done.recv_timeout(PATIENCE);
+        let _ = done.recv_timeout(FLUSH_TIMEOUT);
     }
 }

@@ -52,7 +52,7 @@ pub(crate) const LAST_CALL: Duration = Duration::from_secs(3);
 /// that ends.
 const NEVER_S: u64 = 365 * 24 * 3600;
 /// How long the head of a request may take to arrive, from the first byte or from the connection on. Then 408.
-const HEAD_PATIENCE: Duration = Duration::from_secs(5);
+const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long what a refused client still sends is read, so that it hears why it was refused.
 const LAST_WORD: Duration = Duration::from_secs(1);
 /// How long a connection may be kept between two requests.
@@ -79,7 +79,7 @@ macro_rules! http_service {
         let app = App::new().app_data(node).wrap(from_fn(http::count)).configure(service.routes);
         HttpService::build()
             .keep_alive(KEEP_ALIVE)
-            .client_request_timeout(HEAD_PATIENCE)
+            .client_request_timeout(HEAD_TIMEOUT)
             .client_disconnect_timeout(LAST_WORD)
             // At the end connections that wait for a request close.
             .graceful_shutdown_signal(move || {

@@ -9,7 +9,7 @@
 //! is waited for. Whoever gives up ends nothing: the snapshot is made all the same, and the refusal says so.
 //!
 //! A backup is read from the disk while it is sent: a few pieces are in memory, however large it is and however slow
-//! the client. Whoever takes nothing for [`PATIENCE`] is hung up on, and so is everyone when the process ends; a client sees by the
+//! the client. Whoever takes nothing for [`SEND_TIMEOUT`] is hung up on, and so is everyone when the process ends; a client sees by the
 //! announced length that it did not get all.
 
 use std::{
@@ -46,7 +46,7 @@ const PIECE: usize = 256 << 10;
 /// Pieces that wait for one client.
 const PIECES: usize = 4;
 /// How long a client may take nothing.
-const PATIENCE: Duration = Duration::from_secs(60);
+const SEND_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// `POST /snapshot`.
 pub(crate) async fn take(node: Data<Node>, request: HttpRequest) -> Result<HttpResponse, Refused> {
@@ -143,7 +143,7 @@ async fn send(mut backup: Backup, pieces: mpsc::Sender<Piece>, mut stopping: wat
         let sent = tokio::select! {
             biased;
             _ = stopping.wait_for(|stopping| *stopping) => return,
-            sent = timeout(PATIENCE, pieces.send(piece)) => sent,
+            sent = timeout(SEND_TIMEOUT, pieces.send(piece)) => sent,
         };
         if last || !matches!(sent, Ok(Ok(()))) {
             return;

@@ -218,7 +218,7 @@ fn certificate_names(connection: &Connection, id: NodeId) -> Result<(), RefusedB
 async fn refuse(send: &mut SendStream, reason: &RefusedBecause, counters: &Counters) {
     if write(send, Kind::Refused, &Refused::new(reason), counters).await.is_ok() {
         let _ = send.finish();
-        // Closing discards what the other side has not read: wait until it has, or its patience ends ours.
+        // Closing discards what the other side has not read: wait until it has, or closes the connection itself.
         let _ = send.stopped().await;
     }
 }

@@ -187,10 +187,10 @@ impl Link {
         self.wake();
     }
 
-    /// Lets what is queued arrive, and the peer close; at the end of our patience we do.
-    pub(super) async fn farewell(self, patience: Duration, reason: &[u8]) {
+    /// Lets what is queued arrive, and the peer close; at the end of that time this side does.
+    pub(super) async fn farewell(self, within: Duration, reason: &[u8]) {
         self.end_lanes();
-        let _ = timeout(patience, self.connection.closed()).await;
+        let _ = timeout(within, self.connection.closed()).await;
         self.close(reason);
     }
 
@@ -451,9 +451,9 @@ impl ConnectionTasks {
             let (tasks, unfinished) = (self.clone(), unfinished.clone());
             actix_rt::spawn(async move {
                 // Half a question and then silence: it may not hold its place for ever.
-                let patience = tasks.config.handshake_timeout;
+                let within = tasks.config.handshake_timeout;
                 match timeout(
-                    patience,
+                    within,
                     read_frame(receive, Kind::Request, tasks.config.max_frame, &tasks.counters, Some(&unfinished)),
                 )
                 .await
@@ -613,13 +613,13 @@ pub(super) async fn ask(
     mut up: watch::Receiver<Option<Link>>,
     group: GroupId,
     request: Request,
-    patience: Duration,
+    within: Duration,
     config: &QuicConfig,
     counters: &Counters,
 ) -> Result<Response, AskError> {
     let not_sent = |cause: &str| AskError::NotSent(cause.to_owned());
     // A deadline may be "never"; a moment that far off cannot be computed.
-    let until = Instant::now() + patience.min(FOREVER);
+    let until = Instant::now() + within.min(FOREVER);
     let connect_until = until.min(Instant::now() + config.connect_patience);
     let link = match timeout_at(connect_until, up.wait_for(Option::is_some)).await {
         Ok(Ok(link)) => link.as_ref().map(|link| match link.identity.features.meet(request.needs()) {

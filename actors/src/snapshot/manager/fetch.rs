@@ -70,12 +70,12 @@ impl Fetching {
 impl SnapshotManager {
     /// Gives up on what stands still, and tells its sender of what does not.
     pub(super) fn look_at_fetching(&mut self, now: Duration, ctx: &mut Context<Self>) {
-        let patience = self.bounds.patience;
+        let timeout = self.bounds.timeout;
         match &mut self.fetching {
             // A thread opens, writes or checks it, which takes as long as it takes.
             Some(fetching) if fetching.receiving.is_none() => fetching.moved = now,
-            Some(fetching) if now.saturating_sub(fetching.moved) > patience => {
-                self.not_fetched(format!("not a byte came for {} s", patience.as_secs_f64()), ctx);
+            Some(fetching) if now.saturating_sub(fetching.moved) > timeout => {
+                self.not_fetched(format!("not a byte came for {} s", timeout.as_secs_f64()), ctx);
             }
             _ => {}
         }
@@ -278,7 +278,7 @@ impl SnapshotManager {
         let works = self.fetching.as_ref().filter(|fetching| fetching.receiving.is_none());
         let works = works.map(|fetching| (fetching.from, fetching.snapshot.index, fetching.file)).or(self.installing);
         let Some((to, index, file)) = works else { return };
-        if now.saturating_sub(self.signed) < self.bounds.patience / 4 {
+        if now.saturating_sub(self.signed) < self.bounds.timeout / 4 {
             return;
         }
         self.signed = now;

@@ -50,8 +50,8 @@ struct Wanted {
 
 impl Serving {
     /// Whether it asked for something lately.
-    pub(super) fn is_alive(&self, now: Duration, patience: Duration) -> bool {
-        now.saturating_sub(self.heard) <= patience
+    pub(super) fn is_alive(&self, now: Duration, timeout: Duration) -> bool {
+        now.saturating_sub(self.heard) <= timeout
     }
 
     /// How far it is.
@@ -116,7 +116,7 @@ impl SnapshotManager {
         // The first version does not say how far it is.
         let Some(progress) = progress else { return true };
         let worked = self.working.entry(peer).or_insert(Worked { index, progress, since: now });
-        let makes_progress = worked.makes_progress(index, progress, now, self.bounds.patience);
+        let makes_progress = worked.makes_progress(index, progress, now, self.bounds.timeout);
         if !makes_progress {
             tracing::debug!(peer, index, progress, "a peer works on a snapshot and gets no further");
         }

@@ -170,7 +170,7 @@ fn start() -> Fixture {
         peer_fetches: around.downgrade().recipient(),
         ask: around.clone().recipient(),
     };
-    let bounds = ManagerBounds { max_sends: 1, rate: 0, piece: 256 << 10, patience: PATIENCE };
+    let bounds = ManagerBounds { max_sends: 1, rate: 0, piece: 256 << 10, timeout: PATIENCE };
     let clock = SystemClock::shared();
     let manager =
         SnapshotManager::new(GroupId::FIRST, snapshot_store.clone(), Vec::new(), bounds, clock, links, shows).start();
@@ -235,7 +235,7 @@ async fn checking_what_came_may_take_longer_than_the_patience_and_the_sender_hea
     f.files.close("receiving-");
     let data = elsewhere.read(9, &file, offset, max).unwrap().unwrap();
     f.manager.do_send(Answered { id, from: 2, result: Ok(Response::Piece { offset, data }) });
-    // Many times its patience, and it never gives up.
+    // Many times its timeout, and it never gives up.
     for _ in 0..8 {
         let (_, to, request) = f.is_asked().await;
         assert_eq!(to, 2);

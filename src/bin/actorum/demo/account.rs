@@ -8,7 +8,7 @@ use std::{
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::{LOOK, Patience};
+use super::{Deadline, LOOK};
 use crate::{Failure, output::say};
 
 /// The account of one run.
@@ -34,7 +34,7 @@ impl Account {
         what: &'static str,
         total: u64,
         time: Duration,
-        patience: &Patience,
+        deadline: &Deadline,
         goal: u64,
         mut now: impl FnMut() -> Result<u64, Failure>,
     ) -> Result<u64, Failure> {
@@ -42,7 +42,7 @@ impl Account {
         bar.set_message(what);
         let until = Instant::now() + time;
         let followed = loop {
-            if let Err(e) = patience.check(what) {
+            if let Err(e) = deadline.check(what) {
                 break Err(e);
             }
             match now() {

@@ -17,7 +17,7 @@ use std::{
 use actorum::NodeId;
 use serde::Deserialize;
 
-use super::{LOOK, NODES, Patience, client};
+use super::{Deadline, LOOK, NODES, client};
 use crate::{Failure, client::Client};
 
 /// What a large service does in days is to happen here in seconds: the log is kept short, and a snapshot travels slowly enough to be seen.
@@ -96,7 +96,7 @@ pub(super) struct Receiving {
 
 impl Cluster {
     /// Starts all nodes and waits until each serves.
-    pub(super) fn start(home: &Path, certs: &[PathBuf], patience: &Patience) -> Result<Cluster, Failure> {
+    pub(super) fn start(home: &Path, certs: &[PathBuf], deadline: &Deadline) -> Result<Cluster, Failure> {
         // Everyone must know everyone's port before anyone starts: the sockets hold free ones until then.
         let sockets = NODES.map(|_| UdpSocket::bind("127.0.0.1:0"));
         let sockets = sockets.into_iter().collect::<Result<Vec<_>, _>>()?;
@@ -122,7 +122,7 @@ impl Cluster {
             node.spawn()?;
         }
         for node in cluster.nodes.values_mut() {
-            node.wait_until_it_serves(patience)?;
+            node.wait_until_it_serves(deadline)?;
         }
         Ok(cluster)
     }
@@ -148,16 +148,16 @@ impl Cluster {
     pub(super) fn wait_for_leader(
         &mut self,
         dead: Option<NodeId>,
-        patience: &Patience,
+        deadline: &Deadline,
     ) -> Result<(NodeId, u64), Failure> {
         let asked: Vec<NodeId> = NODES.into_iter().filter(|id| Some(*id) != dead).collect();
-        patience.wait("a leader", || {
+        deadline.wait("a leader", || {
             let mut statuses = Vec::new();
             for id in &asked {
                 let node = self.nodes.get_mut(id).expect("one of the three");
                 node.must_run()?;
                 // One that does not answer takes its time to do so.
-                patience.check("a leader")?;
+                deadline.check("a leader")?;
                 statuses.extend(self.status(*id).ok().map(|status| (*id, status)));
             }
             let leader = statuses.iter().find(|(_, status)| status.role == "leader");
@@ -179,10 +179,10 @@ impl Cluster {
     }
 
     /// Starts a dead node again by the same command.
-    pub(super) fn restart(&mut self, id: NodeId, patience: &Patience) -> Result<(), Failure> {
+    pub(super) fn restart(&mut self, id: NodeId, deadline: &Deadline) -> Result<(), Failure> {
         let node = self.nodes.get_mut(&id).expect("one of the three");
         node.spawn()?;
-        node.wait_until_it_serves(patience)
+        node.wait_until_it_serves(deadline)
     }
 
     /// True, or an error that says which node ended and how.
@@ -253,9 +253,9 @@ impl Node {
         Ok(())
     }
 
-    fn wait_until_it_serves(&mut self, patience: &Patience) -> Result<(), Failure> {
+    fn wait_until_it_serves(&mut self, deadline: &Deadline) -> Result<(), Failure> {
         let what = format!("node {} to serve", self.id);
-        self.http = patience.wait(&what, || {
+        self.http = deadline.wait(&what, || {
             self.must_run()?;
             let report: Option<Report> =
                 fs::read(&self.report).ok().and_then(|text| serde_json::from_slice(&text).ok());

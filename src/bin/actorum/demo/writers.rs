@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use super::Patience;
+use super::Deadline;
 use crate::{
     Failure,
     client::{CallError, Client},
@@ -219,10 +219,10 @@ impl Ledger {
     }
 
     /// Looks every write up on one node, in its own state: what it holds itself, not what it could ask others.
-    pub(super) fn check(&self, url: &str, progress: &Progress, patience: &Patience) -> Result<Found<'_>, Failure> {
+    pub(super) fn check(&self, url: &str, progress: &Progress, deadline: &Deadline) -> Result<Found<'_>, Failure> {
         let client = Client::new(TIMEOUT);
         let holds = |write: &Write| {
-            patience.check("the look-up of every write")?;
+            deadline.check("the look-up of every write")?;
             let url = format!("{url}/kv/{}?consistency=stale", write.key);
             let answer = client.get(&url).map_err(|e| Failure::new(format!("GET {url}: {e}")))?;
             match answer.status {
