@@ -125,6 +125,8 @@
 //! - `README.md` has the binary `actorum` with a key-value service, its operation, figures and limits; `ARCHITECTURE.md` says how
 //!   it is built.
 
+// docs.rs shows which feature an item needs.
+#![cfg_attr(docsrs, feature(doc_cfg))]
 // What is outside a simulation's control must not come in unseen: see clippy.toml.
 #![cfg_attr(not(test), warn(clippy::disallowed_methods, clippy::disallowed_types))]
 // Output can be closed or full, and the macros panic then (promise 7): a library logs, and leaves the rest to its

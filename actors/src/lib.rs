@@ -6,6 +6,8 @@
 //!
 //! Deliberately absent: sockets (see `actorum-transport`) and the public API (see `actorum`).
 
+// docs.rs shows which feature an item needs.
+#![cfg_attr(docsrs, feature(doc_cfg))]
 // What is outside a simulation's control must not come in unseen: see clippy.toml.
 #![cfg_attr(not(test), warn(clippy::disallowed_methods, clippy::disallowed_types))]
 // Output can be closed or full, and the macros panic then (promise 7): a library logs, and leaves the rest to its
