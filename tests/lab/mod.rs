@@ -13,9 +13,10 @@ use std::{
     collections::BTreeMap,
     fs::{self, File},
     io::{BufRead, BufReader, Read},
-    net::{SocketAddr, UdpSocket},
+    net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
+    sync::atomic::{AtomicU32, Ordering::Relaxed},
     thread,
     time::{Duration, Instant},
 };
@@ -62,9 +63,23 @@ pub(crate) fn wait_for<T>(what: &str, patience: Duration, mut look: impl FnMut()
     }
 }
 
-/// A free UDP port on loopback.
+/// A port on loopback that is free for UDP and TCP, and stays so while its node is down: the system gives none of these to whoever asks
+/// for any port, and this process gives each once.
 pub(crate) fn free_port() -> SocketAddr {
-    UdpSocket::bind("127.0.0.1:0").and_then(|s| s.local_addr()).expect("a free port")
+    const FIRST: u32 = 10_240;
+    /// Below the range from which Linux gives ports (`ip_local_port_range`).
+    const COUNT: u32 = 32_768 - FIRST;
+    static GIVEN: AtomicU32 = AtomicU32::new(0);
+    // Where another run on this machine is unlikely to begin.
+    let begin = std::process::id().wrapping_mul(977);
+    for _ in 0..COUNT {
+        let port = FIRST + begin.wrapping_add(GIVEN.fetch_add(1, Relaxed)) % COUNT;
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port as u16));
+        if UdpSocket::bind(address).is_ok() && TcpListener::bind(address).is_ok() {
+            return address;
+        }
+    }
+    panic!("no free port");
 }
 
 /// What came back: the status, and the body as JSON (`null` if it is none) and as text.
@@ -263,8 +278,8 @@ impl Lab {
         let node = Node {
             id,
             listen,
-            http: SocketAddr::from(([127, 0, 0, 1], 0)),
-            admin: SocketAddr::from(([127, 0, 0, 1], 0)),
+            http: free_port(),
+            admin: free_port(),
             data: self.places.get(&id).cloned().unwrap_or_else(|| path("data")),
             certs: self.path("certs").join(format!("node-{id}")),
             log: path("log"),
