@@ -114,6 +114,7 @@
 //!
 //! # Where to go
 //!
+//! - [`guide`]: chapters for the work at hand, from the first project to tests in the simulator.
 //! - [`StateMachine`]: what a state machine must and must not do, how its state is captured for snapshots, and how it changes over
 //!   time.
 //! - [`Config`]: every setting with its meaning, unit, default and cost.
@@ -149,6 +150,8 @@ mod condition_log;
 pub mod disaster_recovery;
 #[cfg(feature = "testkit")]
 pub mod testkit;
+#[cfg(any(doc, doctest))]
+pub mod guide;
 
 pub use actorum_actors::{
     codes::ErrorCode,

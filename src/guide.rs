@@ -1,0 +1,5 @@
+//! The user's guide: one chapter for each task, in reading order. Every example in it is compiled with the tests, and
+//! run where it needs no port.
+
+#[doc = include_str!("../docs/guide/first-application.md")]
+pub mod first_application {}
