@@ -3,3 +3,5 @@
 
 #[doc = include_str!("../docs/guide/first-application.md")]
 pub mod first_application {}
+#[doc = include_str!("../docs/guide/state-machine.md")]
+pub mod state_machine {}
