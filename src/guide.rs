@@ -5,3 +5,5 @@
 pub mod first_application {}
 #[doc = include_str!("../docs/guide/state-machine.md")]
 pub mod state_machine {}
+#[doc = include_str!("../docs/guide/reads.md")]
+pub mod reads {}
