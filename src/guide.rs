@@ -7,3 +7,5 @@ pub mod first_application {}
 pub mod state_machine {}
 #[doc = include_str!("../docs/guide/reads.md")]
 pub mod reads {}
+#[doc = include_str!("../docs/guide/errors.md")]
+pub mod errors {}
