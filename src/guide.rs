@@ -9,3 +9,5 @@ pub mod state_machine {}
 pub mod reads {}
 #[doc = include_str!("../docs/guide/errors.md")]
 pub mod errors {}
+#[doc = include_str!("../docs/guide/subscriptions.md")]
+pub mod subscriptions {}
