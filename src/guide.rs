@@ -11,3 +11,5 @@ pub mod reads {}
 pub mod errors {}
 #[doc = include_str!("../docs/guide/subscriptions.md")]
 pub mod subscriptions {}
+#[doc = include_str!("../docs/guide/leader-only-work.md")]
+pub mod leader_only_work {}
