@@ -13,3 +13,5 @@ pub mod errors {}
 pub mod subscriptions {}
 #[doc = include_str!("../docs/guide/leader-only-work.md")]
 pub mod leader_only_work {}
+#[doc = include_str!("../docs/guide/http.md")]
+pub mod http {}
