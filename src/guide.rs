@@ -15,3 +15,5 @@ pub mod subscriptions {}
 pub mod leader_only_work {}
 #[doc = include_str!("../docs/guide/http.md")]
 pub mod http {}
+#[doc = include_str!("../docs/guide/testing.md")]
+pub mod testing {}
