@@ -97,7 +97,7 @@
 //!    not by any sequence of leaders.
 //! 2. Nothing is promised before it is on disk: a vote or an acknowledgement leaves a node only after the write that it speaks of
 //!    was synced.
-//! 3. Every request ends, at its deadline at the latest, with one of three outcomes: applied, surely not in the log, or unknown.
+//! 3. Every request ends, shortly after its deadline at the latest, with one of three outcomes: applied, surely not in the log, or unknown.
 //!    [`ProposeError::outcome`] says which of the last two it is. Only what is surely not in the log may be sent again without a
 //!    check, unless the command itself can be applied twice.
 //! 4. A node that cannot trust its disk, or whose state differs from a majority's, stops and says why. It never goes on with a
@@ -159,6 +159,7 @@ pub use actorum_actors::{
     consistency::ResponseCheck,
     event::{Event, Events},
     log::memory::MemoryDisk,
+    log::store::{OpenError, StoreError},
     machine::{self, ApplyContext, MachineError, StateMachine, StateView},
     members::{Change as ConfChange, ChangeRequest, Member, MemberRole, Membership},
     outcome::{Applied, BusyBound, ChangeError, LearnerReading, MajorityReading, Outcome, ProposeError, ReadError},

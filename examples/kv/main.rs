@@ -19,7 +19,7 @@ use std::{
     process::ExitCode,
 };
 
-use actix_web::{App, HttpResponse, HttpServer, web};
+use actix_web::{App, HttpResponse, HttpServer, http::StatusCode, web};
 use actorum::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -49,8 +49,7 @@ impl StateMachine for Kv {
 async fn put(raft: web::Data<Raft<Kv>>, key: web::Path<String>, value: String) -> HttpResponse {
     match raft.propose(Put { key: key.into_inner(), value }).await {
         Ok(applied) => HttpResponse::Ok().body(applied.index.to_string()),
-        // The error says whether it may have been applied.
-        Err(e) => HttpResponse::ServiceUnavailable().body(e.to_string()),
+        Err(e) => failed(&e),
     }
 }
 
@@ -58,8 +57,14 @@ async fn get(raft: web::Data<Raft<Kv>>, key: web::Path<String>) -> HttpResponse 
     match raft.read(move |kv| kv.map.get(&*key).cloned()).await {
         Ok(Some(value)) => HttpResponse::Ok().body(value),
         Ok(None) => HttpResponse::NotFound().finish(),
-        Err(e) => HttpResponse::ServiceUnavailable().body(e.to_string()),
+        Err(e) => failed(&e),
     }
+}
+
+/// 504 where the command may have been applied, and 503 where it surely was not.
+fn failed(error: &impl ErrorCode) -> HttpResponse {
+    let status = StatusCode::from_u16(error.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    HttpResponse::build(status).body(error.to_string())
 }
 
 fn main() -> ExitCode {
