@@ -66,17 +66,16 @@ fn make(dir: &Path, killed: &Path, rng: &mut Rng) -> Held {
         let completed = completed.recv_timeout(lab::PATIENCE).expect("it answers");
         completed.result.expect("it is written");
     };
-    let (mut term, mut last, mut commit, mut written) = (1, 1, 1, 0);
+    let (mut term, mut vote, mut last, mut commit, mut written) = (1, 1, 1, 1, 0);
     let founders = BTreeMap::from([(1, "127.0.0.1:7001".into())]);
     let genesis = SystemState::founded(ClusterId(0x0123_4567), &founders);
     write(Write {
         snapshot: Some(genesis.genesis(BTreeMap::new()).expect("it can be encoded")),
-        hard_state: Some(HardState { term, vote: 1, commit }),
+        hard_state: Some(HardState { term, vote, commit }),
         ..Write::default()
     });
     while written < LOG_BYTES {
         let mut from = last + 1;
-        let mut vote = 0;
         if rng.below(8) == 0 {
             // A new term, with a vote, and often a new leader's entries in the place of the uncommitted.
             (term, vote) = (term + 1, rng.below(4));
