@@ -17,3 +17,15 @@ pub mod leader_only_work {}
 pub mod http {}
 #[doc = include_str!("../docs/guide/testing.md")]
 pub mod testing {}
+#[doc = include_str!("../docs/guide/deploying.md")]
+pub mod deploying {}
+#[doc = include_str!("../docs/guide/operating.md")]
+pub mod operating {}
+#[doc = include_str!("../docs/guide/disaster-recovery.md")]
+pub mod disaster_recovery {}
+#[doc = include_str!("../docs/guide/how-it-works.md")]
+pub mod how_it_works {}
+#[doc = include_str!("../docs/guide/limits.md")]
+pub mod limits {}
+#[doc = include_str!("../docs/guide/coming-from.md")]
+pub mod coming_from {}

@@ -110,7 +110,7 @@
 //! - Without a majority nothing is written and no linearizable read is answered. Three nodes survive one failure, five survive two.
 //! - A state machine whose `apply` is not deterministic is found out by comparing hashes, after it has diverged; see
 //!   [`ResponseCheck`].
-//! - One group per process for now, and all members on one version of the wire format or the one before it.
+//! - One group per node for now, and all members on one version of the wire format or the one before it.
 //!
 //! # Where to go
 //!
