@@ -196,6 +196,7 @@ impl<E: Engine, S: Pages> Committer<E, S> {
             }
             for (group, (log, staged)) in staged {
                 let plan = Plan::new(&open.engine, group, &log, staged, sync)?;
+                assert_follows(group, &log, &plan.after);
                 bytes += plan.changes.values().flatten().map(Vec::len).sum::<usize>() as u64;
                 plans.insert(group, plan);
             }
@@ -217,7 +218,6 @@ impl<E: Engine, S: Pages> Committer<E, S> {
         self.mark(lowered)?;
 
         let after: Vec<(GroupId, Log)> = plans.iter().map(|(group, plan)| (*group, plan.after)).collect();
-        self.assert_follows(&after)?;
         let kept = plans.iter().map(|(group, plan)| (*group, plan.kept)).collect();
         {
             let mut state = shared.write();
@@ -293,21 +293,6 @@ impl<E: Engine, S: Pages> Committer<E, S> {
             synced?;
         }
         self.unsynced = false;
-        Ok(())
-    }
-
-    /// What must hold of each log after a commit, as it was planned. What a caller can get wrong is an error of the plan already; this is
-    /// for mistakes of the plan itself, which would be on the disk for good.
-    fn assert_follows(&self, after: &[(GroupId, Log)]) -> Result<(), StoreError> {
-        let state = self.shared.read();
-        let open = state.as_ref().map_err(|cause| StoreError::Closed(cause.clone()))?;
-        for (group, log) in after {
-            let before = open.logs.get(group).copied().unwrap_or_else(|| Log::empty(*group));
-            let (base, last, group) = (log.base.0, log.last.0, group.0);
-            assert!(base <= last, "group {group}: its log would end at {last}, before its beginning at {base}");
-            let (term, was) = (log.hard_state.term, before.hard_state.term);
-            assert!(term >= was, "group {group}: the durable term would fall from {was} to {term}");
-        }
         Ok(())
     }
 
@@ -400,4 +385,13 @@ impl<E: Engine, S: Pages> Committer<E, S> {
         self.stale = Stale::default();
         Ok(())
     }
+}
+
+/// What must hold of a log after a commit, as it was planned, before any of it is on the disk. What a caller can get wrong is an error
+/// of the plan already.
+fn assert_follows(group: GroupId, before: &Log, after: &Log) {
+    let (base, last, group) = (after.base.0, after.last.0, group.0);
+    assert!(base <= last, "group {group}: its log would end at {last}, before its beginning at {base}");
+    let (term, was) = (after.hard_state.term, before.hard_state.term);
+    assert!(term >= was, "group {group}: the durable term would fall from {was} to {term}");
 }
