@@ -61,7 +61,7 @@ fn a_hundred_kills_under_load() {
         history.len()
     );
     assert!(acknowledged.len() as u64 > cycles * 10, "there was load");
-    assert!(cycles < 20 || (leaders > 0 && all > 0), "the rng have hit a leader, and all three");
+    assert!(cycles < 20 || (leaders > 0 && all > 0), "the kills have hit a leader, and all three nodes");
 }
 
 /// A history of two nodes, as they would show it; and whether the judge takes it.

@@ -161,7 +161,7 @@ fn lose_nothing_on(filesystem: &str) {
         history.len()
     );
     assert!(acknowledged.len() as u64 > cycles * 20, "there was load");
-    assert!(cycles < 20 || all > 0, "the rng have cut all three");
+    assert!(cycles < 20 || all > 0, "the power cuts have hit all three nodes");
 }
 
 #[test]

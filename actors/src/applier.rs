@@ -338,7 +338,7 @@ impl<S: StateMachine> Handler<Restore> for Applier<S> {
             return self.restored(index, restored);
         }
         let mut replica = self.replica.take();
-        #[allow(clippy::disallowed_methods, reason = "only for a snapshot_store that blocks")]
+        #[allow(clippy::disallowed_methods, reason = "only for a snapshot store that blocks")]
         let thread = tokio::task::spawn_blocking(move || {
             let restored = replica.restore(&snapshot, &snapshot_store);
             (replica, restored)

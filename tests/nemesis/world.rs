@@ -276,7 +276,7 @@ impl World {
 
     /// Everything of a node that was not synced is gone, and so is the node.
     pub(crate) fn cut_power(&mut self, id: u64) {
-        // StateView first: nothing shall be said to anyone after the disk has gone.
+        // Frozen first: nothing shall be said to anyone after the disk has gone.
         self.signal(id, "-STOP");
         // EXT4_IOC_SHUTDOWN without a flush of the journal.
         let cut = "import fcntl, os, struct, sys; \

@@ -41,7 +41,7 @@ use super::{directory, store::At};
 /// The first bytes of a page; the last one is the version.
 const MAGIC: [u8; 8] = *b"actormk\x01";
 
-/// The smallest page: one page, so that no write touches a sector of the other page.
+/// The smallest page is one page of memory, so that no write touches a sector of the other page.
 const SLOT_MIN: usize = 4096;
 
 /// What stands before the marks: magic, crc, length, sequence, incarnation, count.

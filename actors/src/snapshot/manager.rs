@@ -229,7 +229,7 @@ impl SnapshotManager {
             let result = work(&snapshot_store);
             return then(self, result, ctx);
         }
-        #[allow(clippy::disallowed_methods, reason = "only for a snapshot_store that blocks")]
+        #[allow(clippy::disallowed_methods, reason = "only for a snapshot store that blocks")]
         let task = tokio::task::spawn_blocking(move || work(&snapshot_store));
         ctx.spawn(task.into_actor(self).map(move |ended, manager, ctx| {
             let panicked = |error| SnapshotError(format!("the thread that did it ended: {error}"));
