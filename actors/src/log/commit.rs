@@ -19,7 +19,7 @@ use std::{
 
 use actorum_transport::{
     planted::{self, Planted},
-    wire::{Entry, GroupId},
+    wire::{Entry, GroupId, NodeId},
 };
 
 use super::{
@@ -299,21 +299,8 @@ impl<E: Engine, S: Pages> Committer<E, S> {
     /// Writes what was promised. Promise 2: a term never falls, and a vote is given once in a term.
     fn mark(&mut self, moved: Vec<(GroupId, Mark)>) -> Result<(), StoreError> {
         for (group, mark) in &moved {
-            let (before, group) = (self.watermark.mark(*group), group.0);
-            assert!(
-                mark.term >= before.term,
-                "group {group}: its term would fall from {} to {}",
-                before.term,
-                mark.term
-            );
-            let voted = mark.term == before.term && before.vote != 0;
-            assert!(
-                !voted || mark.vote == before.vote,
-                "group {group}: its vote of term {} would go from {} to {}",
-                mark.term,
-                before.vote,
-                mark.vote
-            );
+            let before = self.watermark.mark(*group);
+            assert_kept(*group, (before.term, before.vote), (mark.term, mark.vote));
         }
         let doing = "writing watermark".to_owned();
         self.watermark.write(moved).map_err(|error| StoreError::Io { doing, error: Arc::new(error) })
@@ -390,8 +377,16 @@ impl<E: Engine, S: Pages> Committer<E, S> {
 /// What must hold of a log after a commit, as it was planned, before any of it is on the disk. What a caller can get wrong is an error
 /// of the plan already.
 fn assert_follows(group: GroupId, before: &Log, after: &Log) {
-    let (base, last, group) = (after.base.0, after.last.0, group.0);
-    assert!(base <= last, "group {group}: its log would end at {last}, before its beginning at {base}");
-    let (term, was) = (after.hard_state.term, before.hard_state.term);
-    assert!(term >= was, "group {group}: the durable term would fall from {was} to {term}");
+    let (base, last) = (after.base.0, after.last.0);
+    assert!(base <= last, "group {}: its log would end at {last}, before its beginning at {base}", group.0);
+    let promise = |log: &Log| (log.hard_state.term, log.hard_state.vote);
+    assert_kept(group, promise(before), promise(after));
+}
+
+/// Promise 2, of a term and the vote in it: the term never falls, and the vote is given once.
+fn assert_kept(group: GroupId, (term, vote): (u64, NodeId), (new_term, new_vote): (u64, NodeId)) {
+    let group = group.0;
+    assert!(new_term >= term, "group {group}: the durable term would fall from {term} to {new_term}");
+    let voted = new_term == term && vote != 0;
+    assert!(!voted || new_vote == vote, "group {group}: its vote of term {term} would go from {vote} to {new_vote}");
 }

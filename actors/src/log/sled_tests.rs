@@ -128,6 +128,24 @@ fn sled_passes_the_conformance_suite() {
     });
 }
 
+/// Promise 2: what a node has promised in a term it does not take back. Whoever asks for that is broken, and nothing of it is written.
+#[test]
+fn a_promise_that_would_be_taken_back_ends_the_store() {
+    for (state, fact) in [
+        (HardState { term: 4, vote: 3, commit: 1 }, "the durable term would fall from 5 to 4"),
+        (HardState { term: 5, vote: 2, commit: 1 }, "its vote of term 5 would go from 3 to 2"),
+    ] {
+        let mut node = Node::new();
+        let promise = HardState { term: 5, vote: 3, commit: 1 };
+        node.write(Write { hard_state: Some(promise), ..Write::default() });
+        let taken_back = Write { hard_state: Some(state), ..Write::default() };
+        let error = node.submit(Batch { writes: vec![taken_back], sync: true }).unwrap_err().to_string();
+        assert!(error.contains(fact), "{error}");
+        node.close();
+        assert_eq!(node.open().unwrap().recover(GROUP).unwrap().hard_state, promise);
+    }
+}
+
 #[test]
 fn one_flipped_bit_in_any_record_is_named() {
     for (key, name) in [
