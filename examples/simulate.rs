@@ -16,10 +16,8 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use actorum::{
-    prelude::*,
-    testkit::{Client, Faults, Report, Simulation},
-};
+use actorum::prelude::*;
+use actorum_testkit::{Client, Faults, Report, Simulation};
 use serde::{Deserialize, Serialize};
 
 /// Who holds which lock, and until when.

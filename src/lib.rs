@@ -121,7 +121,7 @@
 //! - [`Condition`] and [`Status`]: what a node says about itself, for health checks and dashboards.
 //! - [`ErrorCode`]: errors as codes and HTTP statuses; with the feature `actix-web` they are `ResponseError`s.
 //! - [`disaster_recovery`]: backups, restoring them, and what to do when a majority is lost for good.
-//! - [`testkit`](https://docs.rs/actorum/latest/actorum/testkit) (feature `testkit`): the simulator that runs your state machine on
+//! - [`actorum_testkit`](https://docs.rs/actorum-testkit): the simulator that runs your state machine on
 //!   whole clusters under faults, repeatable by a seed.
 //! - `README.md` has the binary `actorum` with a key-value service, its operation, figures and limits; `ARCHITECTURE.md` says how
 //!   it is built.
@@ -149,7 +149,8 @@ mod status_hub;
 mod condition_log;
 pub mod disaster_recovery;
 #[cfg(feature = "testkit")]
-pub mod testkit;
+#[doc(hidden)]
+pub mod seams;
 #[cfg(any(doc, doctest))]
 pub mod guide;
 

@@ -4,7 +4,7 @@ mod rng;
 
 use std::{collections::BTreeMap, time::Instant};
 
-use actorum::testkit::{
+use actorum_testkit::{
     history::{Answer, Call, Operation, Outcome},
     linearizability::{Verdict, check, check_within},
 };

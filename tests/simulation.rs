@@ -18,7 +18,7 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use actorum::testkit::{Counts, Faults, Kv, Simulation};
+use actorum_testkit::{Counts, Faults, Kv, Simulation};
 use harsh::{SPAN, number};
 
 /// Every seed that ever failed, and what it found.

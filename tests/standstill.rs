@@ -2,10 +2,8 @@
 
 use std::time::Duration;
 
-use actorum::{
-    prelude::*,
-    testkit::{Simulation, Violation},
-};
+use actorum::prelude::*;
+use actorum_testkit::{Simulation, Violation};
 use serde::{Deserialize, Serialize};
 
 /// Remembers the last word. Words may be longer than a command may be.

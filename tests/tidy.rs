@@ -11,8 +11,10 @@ use std::{
 fn sources() -> Vec<(PathBuf, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut found = Vec::new();
-    let mut folders: Vec<PathBuf> =
-        ["src", "actors", "transport", "examples", "tests", "benches"].iter().map(|d| root.join(d)).collect();
+    let mut folders: Vec<PathBuf> = ["src", "actors", "transport", "testkit", "examples", "tests", "benches"]
+        .iter()
+        .map(|d| root.join(d))
+        .collect();
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(&folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display())) {
             let path = entry.unwrap().path();
@@ -122,7 +124,7 @@ fn the_simulated_disk_has_no_thread_no_clock_and_no_random_numbers() {
 #[test]
 fn every_select_says_in_which_order_it_looks() {
     let libraries = |path: &Path| {
-        let library = ["src", "actors/src", "transport/src"].iter().any(|root| path.starts_with(root));
+        let library = ["src", "actors/src", "transport/src", "testkit/src"].iter().any(|root| path.starts_with(root));
         // The binary, sockets and their tests run in the real world.
         library && !path.starts_with("src/bin") && !path.starts_with("transport/src/quic")
     };
@@ -144,7 +146,7 @@ fn every_select_says_in_which_order_it_looks() {
 #[test]
 fn no_build_has_the_planted_mistakes_by_default() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    for manifest in ["Cargo.toml", "actors/Cargo.toml", "transport/Cargo.toml"] {
+    for manifest in ["Cargo.toml", "actors/Cargo.toml", "transport/Cargo.toml", "testkit/Cargo.toml"] {
         let text = fs::read_to_string(root.join(manifest)).unwrap();
         let feature =
             |line: &&str| line.contains("planted") && !line.starts_with("planted =") && !line.starts_with('#');

@@ -3,7 +3,7 @@
 
 use std::{env, time::Duration};
 
-use actorum::testkit::{Faults, Kv, Report, Rng, Simulation};
+use actorum_testkit::{Faults, Kv, Report, Rng, Simulation};
 
 /// How long the faults last, in virtual time.
 pub(crate) const SPAN: Duration = Duration::from_secs(25);

@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use actorum::testkit::history::{Answer, Call, History, Operation, Outcome};
+use actorum_testkit::history::{Answer, Call, History, Operation, Outcome};
 use serde_json::Value;
 
 use crate::rng::Rng;

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use actorum::testkit::{
+use actorum_testkit::{
     history::{Answer, Call, Operation, Outcome},
     linearizability::{Verdict, check},
 };

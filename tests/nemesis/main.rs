@@ -41,7 +41,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use actorum::testkit::history::Call;
+use actorum_testkit::history::Call;
 use clients::{Book, Clients, Http, KEYS, Watchers, outcomes};
 use plan::{Nemesis, Planned, Target};
 use rng::Rng;

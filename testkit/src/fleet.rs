@@ -1,0 +1,497 @@
+//! The nodes of a simulation: their disks, clocks and lives.
+//!
+//! ```text
+//!  start ─▶ the very builder an application uses, over a simulated disk, network and clock
+//!  crash ─▶ in one instant: disk, network and machine know this life no more; its actors are told to end, and whatever
+//!           they still do is seen by nobody
+//! ```
+//!
+//! A crash between two messages is thus a crash at any moment that the world could tell from another.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use actorum::{Bootstrap, Builder, Config, Network, Raft, StartError, Storage, seams};
+use actorum_actors::{
+    log::{
+        simulated::VolumeCounters,
+        store::{LogStore, OpenError},
+    },
+    machine::StateMachine,
+    observer::{Drained, Observer},
+};
+use actorum_transport::{
+    features::Features,
+    marks::Mark,
+    memory::MemoryNetwork,
+    wire::{Address, ENTRY_OVERHEAD, GroupId, Incarnation, NodeId},
+};
+use tokio::sync::Notify;
+
+use super::{
+    clock::NodeClock,
+    disk::{Disk, Loss, Room, Tally},
+    machine::{Hooks, Watched},
+    rng::Rng,
+    wire::Links,
+    world::{Decided, Event, World},
+};
+
+/// How often each running node's status is looked at, in virtual milliseconds.
+const LOOK_MS: u64 = 250;
+
+/// One life of a node: over at a crash.
+#[derive(Clone, Default)]
+pub(crate) struct Life(Arc<(AtomicBool, Notify)>);
+
+impl Life {
+    fn end(&self) {
+        self.0.0.store(true, Relaxed);
+        self.0.1.notify_waiters();
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        self.0.0.load(Relaxed)
+    }
+
+    /// Waits for its end.
+    pub(crate) async fn over(&self) {
+        let ended = self.0.1.notified();
+        if !self.0.0.load(Relaxed) {
+            ended.await;
+        }
+    }
+}
+
+/// What a node is to the simulation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum State {
+    Running,
+    /// Its actors run, the process stands still.
+    Paused,
+    Down,
+    /// On its way up or down, in order.
+    Busy,
+    /// Removed from the cluster for good.
+    Gone,
+}
+
+pub(crate) struct Node<S: StateMachine> {
+    pub state: State,
+    pub raft: Option<Raft<Watched<S>>>,
+    pub disk: Disk,
+    pub clock: NodeClock,
+    pub hooks: Hooks,
+    pub life: Life,
+    boot: u64,
+    bootstrap: Bootstrap,
+    /// Whether it is, until some restart, a node of the first version.
+    pub first_version: bool,
+}
+
+/// All nodes. Clones are the same fleet.
+pub(crate) struct Fleet<S: StateMachine>(Arc<Inner<S>>);
+
+impl<S: StateMachine> Clone for Fleet<S> {
+    fn clone(&self) -> Self {
+        Fleet(self.0.clone())
+    }
+}
+
+struct Inner<S: StateMachine> {
+    world: World,
+    links: Links,
+    network: MemoryNetwork,
+    make: Arc<dyn Fn() -> S + Send + Sync>,
+    config: Config,
+    /// How many bytes each node's disk holds; without an end if `None`.
+    capacity: Option<u64>,
+    /// What snapshots have in addition to the state, in bytes.
+    padding: usize,
+    /// Whether the cluster begins with nodes of the first version, which are exchanged at their restarts.
+    rolled: bool,
+    state: Mutex<(Rng, BTreeMap<NodeId, Node<S>>)>,
+}
+
+impl<S: StateMachine> Fleet<S> {
+    pub(crate) fn new(
+        world: &World,
+        links: &Links,
+        make: Arc<dyn Fn() -> S + Send + Sync>,
+        config: Config,
+        capacity: Option<u64>,
+        rng: Rng,
+    ) -> Self {
+        let network = MemoryNetwork::over(Arc::new(links.clone()));
+        let padding = [0, 0, 1000, 3000][rng.fork("padding", 0).below(4) as usize];
+        let rolled = rng.fork("rolled", 0).below(4) == 0;
+        let state = Mutex::new((rng, BTreeMap::new()));
+        let (world, links) = (world.clone(), links.clone());
+        Fleet(Arc::new(Inner { world, links, network, make, config, capacity, padding, rolled, state }))
+    }
+
+    pub(crate) fn world(&self) -> &World {
+        &self.0.world
+    }
+
+    pub(crate) fn links(&self) -> &Links {
+        &self.0.links
+    }
+
+    /// Adds a node that is not running yet.
+    pub(crate) fn add(&self, id: NodeId, bootstrap: Bootstrap) {
+        let mut state = self.lock();
+        let rate = state.0.between(900, 1100);
+        let skew = state.0.between(0, 4000) as i64 - 2000;
+        let clock = NodeClock::new(self.0.world.scheduler(), rate, skew);
+        let first_version = self.0.rolled && state.0.fork("first version", id).below(3) > 0;
+        let room = Room::new(self.0.capacity, &self.0.config);
+        let disk = Disk::new(id, room, state.0.fork("disk", id));
+        let fleet = self.clone();
+        disk.cut_power_with(Some(Arc::new(move |loss| fleet.crash(id, loss))));
+        let node = Node {
+            state: State::Down,
+            raft: None,
+            disk,
+            clock,
+            hooks: Hooks::default(),
+            life: Life::default(),
+            boot: 0,
+            bootstrap,
+            first_version,
+        };
+        state.1.insert(id, node);
+    }
+
+    /// A node may lose its power at a message or at a step of its disk.
+    pub(crate) fn let_power_be_cut(&self) {
+        let fleet = self.clone();
+        self.0.links.cut_power_with(Some(Arc::new(move |id, loss| fleet.crash(id, loss))));
+    }
+
+    pub(crate) fn network(&self) -> MemoryNetwork {
+        self.0.network.clone()
+    }
+
+    pub(crate) fn config(&self) -> Config {
+        self.0.config.clone()
+    }
+
+    /// A state machine as it is at first.
+    pub(crate) fn machine(&self) -> S {
+        (self.0.make)()
+    }
+
+    /// Looks at the nodes, or changes them.
+    pub(crate) fn nodes<R>(&self, look: impl FnOnce(&mut BTreeMap<NodeId, Node<S>>) -> R) -> R {
+        look(&mut self.lock().1)
+    }
+
+    /// Looks at one node.
+    pub(crate) fn node<R>(&self, id: NodeId, look: impl FnOnce(&mut Node<S>) -> R) -> Option<R> {
+        self.lock().1.get_mut(&id).map(look)
+    }
+
+    pub(crate) fn in_state(&self, state: State) -> Vec<NodeId> {
+        self.nodes(|nodes| nodes.iter().filter(|(_, node)| node.state == state).map(|(id, _)| *id).collect())
+    }
+
+    pub(crate) fn raft(&self, id: NodeId) -> Option<(Raft<Watched<S>>, Life)> {
+        self.node(id, |node| node.raft.clone().map(|raft| (raft, node.life.clone())))?
+    }
+
+    /// Opens a node's disk as a start would, without starting. A store that opens is closed again.
+    pub(crate) fn try_open(&self, id: NodeId) -> Result<Box<dyn LogStore>, OpenError> {
+        let (disk, incarnation) = {
+            let mut state = self.lock();
+            let incarnation = Incarnation(state.0.roll());
+            (state.1.get(&id).expect("a node of this fleet").disk.clone(), incarnation)
+        };
+        disk.open(incarnation)
+    }
+
+    /// Starts a node that is down.
+    pub(crate) async fn start(&self, id: NodeId) -> Result<(), StartError> {
+        if self.node(id, |node| std::mem::replace(&mut node.state, State::Busy)) != Some(State::Down) {
+            panic!("the simulation starts n{id}, which is not down");
+        }
+        let started = self.boot(id).await;
+        self.node(id, |node| {
+            if node.state == State::Busy {
+                node.state = if started.is_ok() { State::Running } else { State::Down };
+            }
+        });
+        started
+    }
+
+    async fn boot(&self, id: NodeId) -> Result<(), StartError> {
+        let store = self.try_open(id)?;
+        let recovered = store.recover(GroupId::FIRST)?;
+        let base = recovered.base();
+        let entries = store.reader().entries(GroupId::FIRST, base + 1, recovered.last_index + 1, usize::MAX)?;
+        let (identity, hooks, life) = (store.identity(), Hooks::default(), Life::default());
+        let world = self.0.world.clone();
+        let new_version = self.lock().0.fork("version", identity.boot << 16 | id).below(2);
+        let (clock, disk, bootstrap, features) = self
+            .node(id, |node| {
+                // Exchanged at some restart, never at the first start.
+                node.first_version &= identity.boot < 2 || new_version > 0;
+                let features = if node.first_version { Features::none() } else { Features::all() };
+                (node.hooks, node.life, node.boot) = (hooks.clone(), life.clone(), identity.boot);
+                (node.clock.clone(), node.disk.clone(), node.bootstrap.clone(), features)
+            })
+            .expect("a node of this fleet");
+        self.0.links.up(id, identity.boot);
+        let incarnation = identity.incarnation;
+        world.saw(Event::Started { node: id, incarnation, recovered: &recovered, entries: &entries });
+        world.facts(|facts| {
+            if let Some(facts) = facts.nodes.get_mut(&id) {
+                facts.disk = Some(Box::new(disk));
+                facts.membership = None;
+                facts.clock = Some(clock.clone());
+            }
+        });
+        let machine = Watched::new((self.0.make)(), id, world.clone(), hooks.clone(), self.0.padding);
+        let network = self.0.network.clone();
+        let mut config = self.0.config.clone();
+        // Where bounds are tiny, an operator sets one lower at some starts: below what is in the log already.
+        if config.max_unapplied_bytes < 1 << 20 && self.lock().0.fork("bound", identity.boot << 16 | id).below(2) == 0 {
+            config.max_unapplied_bytes = config.max_entry_bytes + ENTRY_OVERHEAD;
+        }
+        world.facts(|facts| {
+            if let Some(facts) = facts.nodes.get_mut(&id) {
+                facts.room = config.max_unapplied_bytes;
+            }
+        });
+        let builder = Builder::new(id, machine)
+            .storage(Storage::Custom(store))
+            .network(Network::Custom(Box::new(move |identity, lives| network.start_with(identity, lives))))
+            .bootstrap(bootstrap)
+            .config(config)
+            .clock(Arc::new(clock));
+        let watcher = Arc::new(Watcher { node: id, world: world.clone(), hooks: hooks.clone() });
+        let raft = seams::watched(seams::of_version(builder, features), watcher).start().await?;
+        if hooks.is_over() {
+            // It lost its power on the way up.
+            seams::broken(&raft, "the simulation took its power");
+            return Ok(());
+        }
+        let status = seams::status_of(&raft);
+        world.facts(|facts| {
+            if let Some(facts) = facts.nodes.get_mut(&id) {
+                facts.membership = Some(Box::new(move || status().membership));
+            }
+        });
+        self.node(id, |node| node.raft = Some(raft.clone()));
+        self.watch(id, raft, life);
+        Ok(())
+    }
+
+    /// Looks at a life until it is over.
+    fn watch(&self, id: NodeId, raft: Raft<Watched<S>>, life: Life) {
+        let fleet = self.clone();
+        let (ended, world) = (raft.clone(), self.0.world.clone());
+        let over = life.clone();
+        actix_rt::spawn(async move {
+            let cause = tokio::select! {
+                biased;
+                () = over.over() => return,
+                cause = ended.stopped() => cause,
+            };
+            // A shutdown is asked for; anything else is the node's own doing.
+            if fleet.node(id, |node| node.state) == Some(State::Busy) {
+                return;
+            }
+            world.saw(Event::Stopped { node: id, cause: &cause });
+            fleet.bury(id, "it stopped by itself");
+        });
+        let world = self.0.world.clone();
+        let disk = self.node(id, |node| node.disk.clone());
+        actix_rt::spawn(async move {
+            let mut was_low = false;
+            loop {
+                tokio::select! {
+                    biased;
+                    () = life.over() => return,
+                    () = tokio::time::sleep(Duration::from_millis(LOOK_MS)) => {}
+                }
+                let status = raft.status();
+                let low = status.disk.low && disk.as_ref().is_some_and(|disk| !disk.is_low());
+                if low && !std::mem::replace(&mut was_low, low) {
+                    world.count(|counts| counts.room("low on space", 1));
+                }
+                was_low = low;
+                world.saw(Event::Looked { node: id, status: &status });
+            }
+        });
+    }
+
+    /// The end of a life, in one instant.
+    fn bury(&self, id: NodeId, how: &str) {
+        let buried = self.node(id, |node| {
+            node.hooks.end();
+            node.life.end();
+            node.clock.resume();
+            if node.state != State::Gone {
+                node.state = State::Down;
+            }
+            node.raft.take()
+        });
+        self.0.links.down(id);
+        self.0.world.saw(Event::Ended { node: id, how });
+        if let Some(Some(raft)) = buried {
+            seams::broken(&raft, "the simulation ended it");
+        }
+    }
+
+    /// The power goes.
+    pub(crate) fn crash(&self, id: NodeId, loss: Loss) {
+        if self.node(id, |node| matches!(node.state, State::Down | State::Gone)) != Some(false) {
+            return;
+        }
+        self.node(id, |node| node.disk.clone()).into_iter().for_each(|disk| disk.crash(loss));
+        self.bury(id, &format!("its power is cut ({loss:?})"));
+    }
+
+    /// The process is killed.
+    pub(crate) fn kill(&self, id: NodeId) {
+        if self.node(id, |node| matches!(node.state, State::Down | State::Gone)) != Some(false) {
+            return;
+        }
+        self.node(id, |node| node.disk.clone()).into_iter().for_each(|disk| disk.kill());
+        self.bury(id, "it is killed");
+    }
+
+    /// It shuts down in order.
+    pub(crate) async fn shut_down(&self, id: NodeId) {
+        let Some((raft, life)) = self.raft(id) else { return };
+        if self.node(id, |node| std::mem::replace(&mut node.state, State::Busy)) != Some(State::Running) {
+            self.node(id, |node| node.state = State::Running);
+            return;
+        }
+        tokio::select! {
+            biased;
+            () = life.over() => return,
+            () = raft.shutdown() => {}
+        }
+        if self.node(id, |node| node.state) == Some(State::Busy) {
+            self.bury(id, "it shut down in order");
+        }
+    }
+
+    pub(crate) fn pause(&self, id: NodeId) {
+        let paused = self.node(id, |node| {
+            let runs = node.state == State::Running;
+            if runs {
+                node.state = State::Paused;
+                node.clock.pause();
+            }
+            runs
+        });
+        if paused == Some(true) {
+            self.0.links.pause(id);
+            self.0.world.tell(|| format!("n{id} is paused"));
+        }
+    }
+
+    pub(crate) fn resume(&self, id: NodeId) {
+        let resumed = self.node(id, |node| {
+            let paused = node.state == State::Paused;
+            if paused {
+                node.state = State::Running;
+                node.clock.resume();
+            }
+            paused
+        });
+        if resumed == Some(true) {
+            self.0.world.tell(|| format!("n{id} goes on"));
+            self.0.links.resume(id);
+        }
+    }
+
+    /// Every node ends, and the circle of handles with it.
+    pub(crate) fn end(&self) {
+        let ids = self.nodes(|nodes| nodes.keys().copied().collect::<Vec<_>>());
+        ids.into_iter().for_each(|id| self.kill(id));
+        self.nodes(|nodes| nodes.values().for_each(|node| self.count_files(&node.disk)));
+        let large = self.0.links.large_messages();
+        self.0.world.count(|counts| counts.room("message of half a frame", large));
+        self.0.links.cut_power_with(None);
+        // Breaks the circles of callbacks.
+        self.nodes(|nodes| {
+            nodes.values().for_each(|node| node.disk.cut_power_with(None));
+            nodes.clear();
+        });
+    }
+
+    fn count_files(&self, disk: &Disk) {
+        let Tally { built, fetched, resumed, cuts, failed, short } = disk.tally();
+        let VolumeCounters { refused, reserved, lent } = disk.room().volume.counters();
+        self.0.world.count(|counts| {
+            counts.snapshot("built", built.load(Relaxed));
+            counts.snapshot("fetched", fetched.load(Relaxed));
+            counts.snapshot("resumed", resumed.load(Relaxed));
+            counts.room("snapshot while room was short", short.load(Relaxed));
+            counts.room("write without room", refused);
+            counts.room("reserve made", reserved);
+            counts.room("reserve lent", lent);
+            for (kind, fired) in [("power cut at a file", cuts), ("error of a file", failed)] {
+                let fired = fired.load(Relaxed);
+                if fired > 0 {
+                    *counts.disk.entry(kind).or_default() += fired;
+                }
+            }
+        });
+    }
+
+    fn lock(&self) -> MutexGuard<'_, (Rng, BTreeMap<NodeId, Node<S>>)> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Where founders listen: nobody dials addresses here, but they are part of what founders compare.
+pub(crate) fn address(id: NodeId) -> Address {
+    Address(format!("n{id}:7000"))
+}
+
+/// Tells the world of one life's drains.
+struct Watcher {
+    node: NodeId,
+    world: World,
+    hooks: Hooks,
+}
+
+impl Observer for Watcher {
+    fn replayed(&self, snapshot: u64) {
+        if !self.hooks.is_over() {
+            self.world.saw(Event::Replayed { node: self.node, snapshot });
+        }
+    }
+
+    fn marked(&self, mark: &Mark) {
+        if !self.hooks.is_over() {
+            self.world.saw(Event::Marked { node: self.node, mark: *mark });
+        }
+    }
+
+    fn drained(&self, drained: Drained<'_>) {
+        if self.hooks.is_over() {
+            return;
+        }
+        let Drained { raft_state, append, transmit, apply, restore, voters, sends, low_space } = drained;
+        let apply: Vec<_> = apply.collect();
+        let idle = append.is_empty() && transmit.is_empty() && apply.is_empty() && restore.is_none();
+        if idle && self.world.stands(self.node, raft_state) {
+            return;
+        }
+        let (voters, sends) = (voters(), sends());
+        let decided = Decided { raft_state, append, transmit, apply, restore, voters, sends, low_space };
+        self.world.saw(Event::Drained { node: self.node, drained: &decided });
+    }
+}

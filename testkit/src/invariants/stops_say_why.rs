@@ -1,0 +1,72 @@
+//! A node stops by itself only when something was done to it, and then says what it died of (promise 7).
+//!
+//! One to which nothing was done may be right to stop all the same: one that was removed, and one whose machine answers rightly where
+//! those of a majority answer wrongly. A single voter is a majority by itself.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use actorum_transport::{marks::HashValue, wire::NodeId};
+
+use super::{Event, Facts, Invariant};
+use crate::world::NodeFacts;
+
+#[derive(Default)]
+pub(crate) struct StopsSayWhy {
+    /// By mark and beginning: what each node has told of its answers there, and whether its machine had answered wrongly.
+    answers: BTreeMap<(u64, u64), Told>,
+}
+
+type Told = BTreeMap<NodeId, BTreeSet<(HashValue, bool)>>;
+
+impl Invariant for StopsSayWhy {
+    fn name(&self) -> &'static str {
+        "a stopped node says why"
+    }
+
+    fn check(&mut self, event: &Event<'_>, facts: &Facts) -> Result<(), String> {
+        if let Event::Marked { node, mark } = event
+            && let Some(hash) = mark.responses
+        {
+            let lies = facts.nodes.get(node).is_some_and(|facts| facts.lies);
+            let told = self.answers.entry((mark.index, hash.since)).or_default().entry(*node).or_default();
+            told.insert((hash.value, lies));
+        }
+        let Event::Stopped { node, cause } = event else { return Ok(()) };
+        if cause.trim().is_empty() {
+            return Err(format!("n{node} stopped without a word"));
+        }
+        // One that was removed stops when it learns of it.
+        let knows = |node: &NodeId, of: &NodeFacts| {
+            of.membership.as_ref().is_some_and(|membership| membership().retired.contains(node))
+        };
+        if facts.nodes.values().any(|of| knows(node, of)) {
+            return Ok(());
+        }
+        if cause.contains("responded to the commands") && self.a_majority_lied(*node, facts) {
+            return Ok(());
+        }
+        if !facts.nodes.get(node).is_some_and(|facts| facts.may_stop) {
+            return Err(format!("n{node} stopped although nothing was done to it: {cause}"));
+        }
+        Ok(())
+    }
+}
+
+impl StopsSayWhy {
+    /// Whether at some mark the machines of a majority of voters had answered wrongly, all in the same way, and this node's otherwise.
+    fn a_majority_lied(&self, node: NodeId, facts: &Facts) -> bool {
+        let known =
+            facts.nodes.values().filter_map(|of| of.membership.as_ref()).map(|membership| membership().voters());
+        let voters: Vec<Vec<NodeId>> = known.chain([facts.voters.clone()]).collect();
+        self.answers.values().any(|told| {
+            let Some(mine) = told.get(&node) else { return false };
+            let lies: BTreeSet<HashValue> =
+                told.values().flatten().filter(|(_, lies)| *lies).map(|(value, _)| *value).collect();
+            lies.iter().any(|value| {
+                let agree = |id: &&NodeId| told.get(id).is_some_and(|told| told.contains(&(*value, true)));
+                let majority = |voters: &Vec<NodeId>| voters.iter().filter(agree).count() * 2 > voters.len();
+                mine.iter().any(|(other, _)| other != value) && voters.iter().any(majority)
+            })
+        })
+    }
+}
