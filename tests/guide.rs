@@ -92,7 +92,7 @@ fn none(rule: &str, wrong: &[String]) {
 
 /// The names of the families of metrics, without the prefix, as the page of metrics makes them, and whether it is a summary.
 fn families() -> BTreeMap<String, bool> {
-    let source = read("src/bin/actorum/metrics.rs");
+    let source = read("cli/src/metrics.rs");
     let product = source.split("#[cfg(test)]").next().unwrap();
     let calls = ["gauge(", "counter(", "summary(", "family(", "column("];
     let mut families = BTreeMap::new();
@@ -127,7 +127,7 @@ fn every_metric_exists() {
             }
         }
     }
-    none("metrics that src/bin/actorum/metrics.rs does not have", &wrong);
+    none("metrics that cli/src/metrics.rs does not have", &wrong);
     assert!(named.len() > 40, "only {} metrics are named: the search is broken", named.len());
 }
 
@@ -235,7 +235,7 @@ const OF_OPERATORS: &[&str] = &["deploying.md", "operating.md", "disaster-recove
 /// Whether a name in a chapter about programming, or the name of a test, is a word of the code.
 fn is_code(path: &Path, name: &str, code: &BTreeSet<String>) -> bool {
     let for_operators = OF_OPERATORS.iter().any(|file| path.ends_with(file));
-    let test = read("tests/rotation.rs").contains(&format!("fn {name}("));
+    let test = read("cli/tests/rotation.rs").contains(&format!("fn {name}("));
     test || !for_operators && code.contains(name)
 }
 

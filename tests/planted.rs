@@ -2,7 +2,7 @@
 //! the same simulation that runs every day must find each within a minute on one core.
 //!
 //! ```text
-//!  cargo test --profile simulation --features planted --test planted -- --nocapture
+//!  cargo test -p actorum --profile simulation --features planted --test planted -- --nocapture
 //! ```
 
 mod harsh;

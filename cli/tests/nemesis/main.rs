@@ -1,6 +1,6 @@
 //! Real nodes, real disks, a network and a machine room that go wrong on purpose; and clients that remember everything.
 //!
-//! Three to five `actorum serve` processes run in network namespaces joined by a switch (tests/tools/switch.py) that cuts, loses,
+//! Three to five `actorum serve` processes run in network namespaces joined by a switch (cli/tests/tools/switch.py) that cuts, loses,
 //! delays, reorders, duplicates and corrupts, each direction of each link by itself; each node has an ext4 of its own, whose
 //! power is cut; nodes are killed and paused. When it is over everything is healed, and
 //!
@@ -19,7 +19,7 @@
 //! `NODES` sets their number. The plan of faults follows from the seed; when they meet whom depends on the machine. A run that
 //! fails, and with `KEEP` set any, keeps its plan, its history, its logs and its data directories, and prints where.
 
-#[path = "../rng/mod.rs"]
+#[path = "../../../tests/rng/mod.rs"]
 mod rng;
 #[path = "../lab/mod.rs"]
 mod lab;

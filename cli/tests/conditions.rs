@@ -1,6 +1,7 @@
 //! What is wrong with a node is said everywhere by one name: in its status, its metrics, `/readyz`, the errors of its clients, its log.
 
 mod lab;
+#[path = "../../tests/support/mod.rs"]
 mod support;
 
 use std::{fs, path::Path};

@@ -157,7 +157,7 @@ fn a_node_of_this_build_lives_with_nodes_of_the_first_version() {
     }
 }
 
-/// `tests/data/first-version` was written by the first version: node 1, alone, with three writes, a snapshot, and two more.
+/// `cli/tests/data/first-version` was written by the first version: node 1, alone, with three writes, a snapshot, and two more.
 #[test]
 fn a_directory_of_the_first_version_opens() {
     let mut lab = Lab::new(&[1]);

@@ -12,9 +12,11 @@
 //! Needs root, loop devices, mkfs.ext4, mkfs.xfs and python3. `CYCLES` sets how many cycles on each filesystem, `SEED`
 //! repeats the draws. The last test takes the sync call out, and the loss must be seen.
 
+#[path = "../../tests/rng/mod.rs"]
 mod rng;
 mod lab;
 mod load;
+#[path = "../../tests/mounts/mod.rs"]
 mod mounts;
 
 use std::time::{Duration, Instant};

@@ -4,6 +4,7 @@
 //! on time), kills one drawn node or all, starts them again, and compares what all nodes have applied. `CYCLES`
 //! sets how many, `SEED` repeats the draws.
 
+#[path = "../../tests/rng/mod.rs"]
 mod rng;
 mod lab;
 mod load;

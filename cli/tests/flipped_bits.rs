@@ -10,6 +10,7 @@
 //!
 //! What may be flipped without harm is listed by [`harmless`], and nothing else may.
 
+#[path = "../../tests/rng/mod.rs"]
 mod rng;
 mod lab;
 

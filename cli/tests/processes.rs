@@ -1,5 +1,6 @@
 //! Whole clusters of real processes: killed, wiped, misconfigured, grown and shrunk.
 
+#[path = "../../tests/rng/mod.rs"]
 mod rng;
 mod lab;
 mod load;
