@@ -11,10 +11,11 @@ use std::{
 fn sources() -> Vec<(PathBuf, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut found = Vec::new();
-    let mut folders: Vec<PathBuf> = ["src", "actors", "transport", "testkit", "cli", "examples", "tests", "benches"]
-        .iter()
-        .map(|d| root.join(d))
-        .collect();
+    let mut folders: Vec<PathBuf> =
+        ["src", "actors", "transport", "testkit", "http", "cli", "examples", "tests", "benches"]
+            .iter()
+            .map(|d| root.join(d))
+            .collect();
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(&folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display())) {
             let path = entry.unwrap().path();
@@ -146,8 +147,14 @@ fn every_select_says_in_which_order_it_looks() {
 #[test]
 fn no_build_has_the_planted_mistakes_by_default() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    for manifest in ["Cargo.toml", "actors/Cargo.toml", "transport/Cargo.toml", "testkit/Cargo.toml", "cli/Cargo.toml"]
-    {
+    for manifest in [
+        "Cargo.toml",
+        "actors/Cargo.toml",
+        "transport/Cargo.toml",
+        "testkit/Cargo.toml",
+        "http/Cargo.toml",
+        "cli/Cargo.toml",
+    ] {
         let text = fs::read_to_string(root.join(manifest)).unwrap();
         let feature =
             |line: &&str| line.contains("planted") && !line.starts_with("planted =") && !line.starts_with('#');

@@ -12,122 +12,20 @@
 
 use std::{path::Path, sync::Arc};
 
-use actix_web::{
-    HttpRequest, HttpResponse,
-    web::{self, Data, Payload, ServiceConfig},
-};
-use actorum::{Address, ChangeRequest, ConfChange, MemberRole, NodeId};
+use actix_web::web::{self, ServiceConfig};
+use actorum_http::route::unknown_path;
 use actorum_transport::tls::{self, CertError, read_certificates, read_key};
 use rustls::{RootCertStore, ServerConfig, server::WebPkiClientVerifier};
-use serde::Deserialize;
-use serde_json::json;
-use tokio::time::{Instant, timeout};
 
-use crate::{
-    Failure,
-    http::{LOOK, Node, Query, Refused, at, json_response, look, object, status, text, unknown_path},
-    settings::{node_id, read_id},
-    snapshots,
-};
-
-/// A request to add a member has some dozen bytes; a generous bound.
-const MAX_BODY: usize = 16 << 10;
-/// How much longer than its deadline the library is waited for.
-const GRACE: std::time::Duration = std::time::Duration::from_millis(500);
+use crate::{Failure, kv::Kv};
 
 /// The table of contents.
 pub(crate) fn routes(config: &mut ServiceConfig) {
     config
-        .service(at("/members", "POST").route(web::post().to(add)))
-        .service(at("/members/{id}", "DELETE").route(web::delete().to(remove)))
-        .service(at("/members/{id}/promote", "POST").route(web::post().to(promote)))
-        .service(at("/members/{id}/demote", "POST").route(web::post().to(demote)))
-        .service(at("/snapshot", "POST").route(web::post().to(snapshots::take)))
-        .service(at("/backup", LOOK).route(look().to(snapshots::backup)))
-        .service(at("/status", LOOK).route(look().to(status)))
+        .configure(actorum_http::members::<Kv>)
+        .configure(actorum_http::snapshots::<Kv>)
+        .configure(actorum_http::status::<Kv>)
         .default_service(web::to(unknown_path));
-}
-
-/// The body of `POST /members`.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct NewMember {
-    #[serde(deserialize_with = "read_id")]
-    id: NodeId,
-    address: Address,
-    role: MemberRole,
-}
-
-async fn add(node: Data<Node>, request: HttpRequest, body: Payload) -> Result<HttpResponse, Refused> {
-    let wish = Wish::of(&request)?;
-    let body = text(&request, body, MAX_BODY, wish.deadline).await?;
-    let NewMember { id, address, role } = object(&body).map_err(|e| {
-        Refused::bad_request(format!(
-            "the body must be like {{\"id\":4,\"address\":\"127.0.0.1:7004\",\"role\":\"learner\"}}: {e}"
-        ))
-    })?;
-    // Straight to voter, an empty node would count in majorities before it holds anything.
-    if role != MemberRole::Learner {
-        return Err(Refused::bad_request("a new member begins as a learner: promote it once it has caught up"));
-    }
-    // The library looks at the id and the address.
-    change(&node, ConfChange::AddLearner(id, address), wish).await
-}
-
-async fn remove(node: Data<Node>, request: HttpRequest) -> Result<HttpResponse, Refused> {
-    change(&node, ConfChange::Remove(member(&request)?), Wish::of(&request)?).await
-}
-
-async fn promote(node: Data<Node>, request: HttpRequest) -> Result<HttpResponse, Refused> {
-    change(&node, ConfChange::Promote(member(&request)?), Wish::of(&request)?).await
-}
-
-async fn demote(node: Data<Node>, request: HttpRequest) -> Result<HttpResponse, Refused> {
-    change(&node, ConfChange::Demote(member(&request)?), Wish::of(&request)?).await
-}
-
-fn member(request: &HttpRequest) -> Result<NodeId, Refused> {
-    let id = request.match_info().query("id");
-    // Spaces around a number are for flags and lists.
-    match id.contains(char::is_whitespace) {
-        true => Err(Refused::bad_request(format!("{id:?} is not a node id: leave out the spaces"))),
-        false => node_id(id).map_err(Refused::bad_request),
-    }
-}
-
-/// What the query says: `timeout_ms`, and `force=true` to skip the leader's checks of who is connected.
-struct Wish {
-    deadline: Instant,
-    force: bool,
-}
-
-impl Wish {
-    fn of(request: &HttpRequest) -> Result<Wish, Refused> {
-        let mut query = Query::parse(request)?;
-        let deadline = query.deadline()?;
-        let force = match query.take("force").as_deref() {
-            None | Some("false") => false,
-            Some("true") => true,
-            Some(other) => return Err(Refused::bad_request(format!("force={other}: true or false is needed"))),
-        };
-        query.finish()?;
-        Ok(Wish { deadline, force })
-    }
-}
-
-async fn change(node: &Node, change: ConfChange, Wish { deadline, force }: Wish) -> Result<HttpResponse, Refused> {
-    let change = ChangeRequest { change, force };
-    let left = deadline.saturating_duration_since(Instant::now());
-    let membership = match timeout(left + GRACE, node.raft.change_within(change, left)).await {
-        Ok(answer) => answer.map_err(|e| Refused::change(node, e))?,
-        Err(_) => return Err(Refused::unanswered(node)),
-    };
-    Ok(json_response(json!({
-        "voters": membership.voters(),
-        "learners": membership.learners(),
-        "members": membership.members,
-        "retired": membership.retired,
-    })))
 }
 
 /// Mutual TLS for the members API: the server shows `cert.pem`, and only clients with a certificate of

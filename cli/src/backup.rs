@@ -21,6 +21,7 @@ use std::{
 
 use actorum::disaster_recovery::BackupFile;
 use actorum_actors::snapshot::file::Reader;
+use actorum_http::route::MAX_TIMEOUT;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
 
@@ -28,7 +29,6 @@ use crate::{
     Failure,
     client::{Answer, Client},
     disaster_recovery::{describe, describe_sent},
-    http::MAX_TIMEOUT,
     output::{self, say},
     status::bytes,
 };

@@ -10,12 +10,13 @@ use std::{
 
 use actorum::NodeId;
 use actorum_actors::log::directory::Utc;
+use actorum_http::strict::new_node_id;
 use actorum_transport::tls::{Made, make_certificates_for};
 
 use crate::{
     Failure,
     output::{self, say},
-    settings::{items, new_node_id},
+    settings::items,
 };
 
 /// Make an authority and a certificate for each node

@@ -5,6 +5,7 @@ use std::{
     time::Duration,
 };
 
+use actorum_http::BACKUP_HASH;
 use serde_json::Value;
 
 /// A status document or a value of a mebibyte fits; an endless answer does not.
@@ -23,9 +24,6 @@ pub(crate) struct Answer {
     /// The body, `null` if it was not JSON.
     pub body: Value,
 }
-
-/// The header in which a node says what a backup's hash is.
-pub(crate) const HASH: &str = "actorum-blake3";
 
 /// What came back, and goes on.
 pub(crate) struct Streamed {
@@ -102,7 +100,7 @@ impl Client {
     pub(crate) fn stream(&self, url: &str) -> Result<Streamed, CallError> {
         let response = self.0.get(url).call().map_err(|e| error(&e))?;
         let text = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
-        let (status, length, hash) = (response.status().as_u16(), text("content-length"), text(HASH));
+        let (status, length, hash) = (response.status().as_u16(), text("content-length"), text(BACKUP_HASH));
         let length = length.and_then(|length| length.parse().ok());
         let mut body: Box<dyn Read + Send> = Box::new(response.into_body().into_reader());
         let mut refusal = Vec::new();

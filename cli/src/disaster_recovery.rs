@@ -19,12 +19,12 @@ use actorum_actors::{
     log::{directory, store::OpenError},
     snapshot::file::Header,
 };
+use actorum_http::strict::{new_node_id, node_id, whole};
 use actorum_transport::wire::SnapshotFile;
 
 use crate::{
     Failure, backup,
     output::{self, say},
-    settings::{new_node_id, node_id, whole},
     status::bytes,
 };
 

@@ -20,6 +20,7 @@ use actorum_actors::{
     snapshot::SnapshotStore,
     system_state::{Audit, SystemState},
 };
+use actorum_http::strict::whole;
 use actorum_transport::wire::{Entry, EntryKind, NodeId};
 
 use crate::{
@@ -27,7 +28,6 @@ use crate::{
     backup::hex,
     msgpack,
     output::{self, say},
-    settings::whole,
     status::bytes,
 };
 

@@ -18,8 +18,9 @@ use std::{
 
 use actix_web::web;
 use actorum::{NodeId, Raft, RaftSystem, Reason, Storage, Tls};
+use actorum_http::strict::node_id;
 use actorum_transport::tls::TlsIdentity;
-use tokio::{sync::watch, time::timeout};
+use tokio::time::timeout;
 use tracing::{info, warn};
 
 use crate::{
@@ -28,7 +29,7 @@ use crate::{
     kv::Kv,
     logs,
     server::{LAST_CALL, Service},
-    settings::{LogFormat, Peers, Settings, node_id},
+    settings::{LogFormat, Peers, Settings},
     signals,
 };
 
@@ -149,8 +150,12 @@ async fn serve(settings: Settings, storage: Storage, report: Option<&Path>, watc
     let (client_certs, ends) = client_certs.unzip();
 
     let raft = start_node(&settings, storage, ends.unwrap_or_default()).await?;
-    let (stopping, stopped) = watch::channel(false);
-    let node = web::Data::new(Node::new(raft.clone(), stopped));
+    let node = Node::new(raft.clone()).counter(
+        "actorum_log_lines_dropped_total",
+        "Log lines that could not be written to standard error.",
+        logs::dropped,
+    );
+    let node = web::Data::new(node);
     let addresses = Addresses { http: http.local_addr()?, admin: admin.as_ref().map(|a| a.local_addr()).transpose()? };
     let public =
         Service { name: "the public API", workers: WORKERS, clients: max_clients() / WORKERS, routes: http::routes };
@@ -167,7 +172,7 @@ async fn serve(settings: Settings, storage: Storage, report: Option<&Path>, watc
         cause = raft.stopped() => Some(cause),
     };
     // At once: the servers take nothing new, and what is in flight is answered by the node's own shutdown.
-    stopping.send_replace(true);
+    node.stop();
     let mut served = pin!(futures_util::future::join_all(servers.iter().map(|server| server.stop(true))));
     let mut closed = pin!(raft.shutdown());
     // Promise 4: the servers stay until the node has answered everything, which may take as long as its requests may.

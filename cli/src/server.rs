@@ -42,7 +42,7 @@ use tracing::warn;
 
 use crate::{
     clients::Client,
-    http::{self, Node, Refused},
+    http::{self, Node},
 };
 
 /// How long connections that do not end by themselves are waited for at the end, once the node has answered all that it
@@ -75,7 +75,7 @@ pub(crate) struct Service {
 macro_rules! http_service {
     ($stream:ty, $service:expr, $node:expr) => {{
         let (service, node): (Service, Data<Node>) = ($service, $node.clone());
-        let stopping = node.stopping.clone();
+        let stopping = node.clone();
         let app = App::new().app_data(node).wrap(from_fn(http::count)).configure(service.routes);
         HttpService::build()
             .keep_alive(KEEP_ALIVE)
@@ -83,8 +83,8 @@ macro_rules! http_service {
             .client_disconnect_timeout(LAST_WORD)
             // At the end connections that wait for a request close.
             .graceful_shutdown_signal(move || {
-                let mut stopping = stopping.clone();
-                async move { drop(stopping.wait_for(|stopping| *stopping).await) }
+                let node = stopping.clone();
+                async move { node.stopping().await }
             })
             .on_connect_ext(|connection: &Connection<$stream>, kept: &mut _| connection.keep(kept))
             .h1(map_config(app, |()| AppConfig::default()))
@@ -218,7 +218,7 @@ impl<T> Connection<T> {
             return None;
         }
         let (head, status) = bare_error(bytes)?;
-        let refused = Refused::unparsed(&self.node, status, self.asked.url);
+        let refused = http::unparsed(&self.node, status, self.asked.url);
         self.node.count(refused.status());
         let body = refused.body().to_string();
         let mut all = bytes[..head].to_vec();

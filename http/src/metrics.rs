@@ -8,17 +8,14 @@ use std::{
 };
 
 use actix_web::{HttpResponse, web::Data};
-use actorum::{DiskState, Reason, Role, Severity, Snapshots, Status, Transfer};
+use actorum::{DiskState, Reason, Role, Severity, Snapshots, StateMachine, Status, Transfer};
 
-use crate::{
-    http::{Node, Refused},
-    logs,
-};
+use crate::{Node, Refused, node::Counter};
 
 /// Answers a scrape.
-pub(crate) async fn get(node: Data<Node>) -> Result<HttpResponse, Refused> {
+pub(crate) async fn get<S: StateMachine>(node: Data<Node<S>>) -> Result<HttpResponse, Refused> {
     let mut page = Page::default();
-    page.status(&node.raft.status());
+    page.status(&node.raft().status());
     page.http(&node);
     Ok(HttpResponse::Ok().content_type("text/plain; version=0.0.4; charset=utf-8").body(page.0))
 }
@@ -199,17 +196,17 @@ impl Page {
         column("snapshot_transfer_bytes_per_second", "How fast it goes.", |t| t.rate);
     }
 
-    fn http(&mut self, node: &Node) {
+    fn http<S: StateMachine>(&mut self, node: &Node<S>) {
         self.family("http_responses_total", "counter", "Responses of the HTTP API by class of status.");
         for (class, count) in node.responses.iter().enumerate().skip(2) {
             self.sample("http_responses_total", &format!("{{class=\"{class}xx\"}}"), count.load(Ordering::Relaxed));
         }
         self.gauge("backups", "Backups that are being sent.", node.backups.load(Ordering::Relaxed));
-        self.counter(
-            "log_lines_dropped_total",
-            "Log lines that could not be written to standard error.",
-            logs::dropped(),
-        );
+        for Counter { name, help, read } in &node.counters {
+            self.line(format_args!("# HELP {name} {help}"));
+            self.line(format_args!("# TYPE {name} counter"));
+            self.line(format_args!("{name} {}", read()));
+        }
         self.gauge("event_streams", "Event streams that are open.", node.streams.load(Ordering::Relaxed));
     }
 

@@ -25,18 +25,16 @@ use actix_web::{
     http::{Method, header},
     web::{Bytes, Data},
 };
-use actorum::{After, Event, Events, Subscribe};
+use actorum::{After, Event, Events, Position, StateMachine, Subscribe, SubscribeError};
 use futures_util::stream;
-use serde_json::json;
+use serde::Serialize;
+use serde_json::{Value, json};
 use tokio::{
     sync::{mpsc, watch},
     time::timeout,
 };
 
-use crate::{
-    http::{Node, Query, Refused},
-    kv::Kv,
-};
+use crate::{Node, Refused, route::Query};
 
 /// How many pieces wait between the actor and the response. Small: the library's buffer is the one that counts.
 const CHANNEL: usize = 2;
@@ -47,8 +45,36 @@ const MAX_STREAMS: usize = 256;
 /// How often an idle stream says that it is there, so that whatever stands between does not cut it.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
+/// What an event shows of a command.
+#[derive(Clone, Debug)]
+pub struct Shown {
+    /// The command.
+    pub command: Value,
+    /// What applying it answered; null where nobody knows any more.
+    pub response: Value,
+}
+
+impl Shown {
+    /// All of it, as serde writes it. What has no form in JSON (a map whose keys are no text) is a sentence that says so.
+    pub fn whole(command: &impl Serialize, response: Option<&impl Serialize>) -> Shown {
+        Shown { command: shown(command), response: shown(&response) }
+    }
+}
+
+fn shown(what: &impl Serialize) -> Value {
+    serde_json::to_value(what).unwrap_or_else(|error| Value::String(format!("it has no form in JSON: {error}")))
+}
+
+/// How the commands of a state machine are shown.
+pub(crate) type Show<S> =
+    Arc<dyn Fn(&<S as StateMachine>::Command, Option<&<S as StateMachine>::Response>) -> Shown + Send + Sync>;
+
 /// Opens a stream.
-pub(crate) async fn get(node: Data<Node>, request: HttpRequest) -> Result<HttpResponse, Refused> {
+pub(crate) async fn get<S: StateMachine>(
+    node: Data<Node<S>>,
+    request: HttpRequest,
+    show: Show<S>,
+) -> Result<HttpResponse, Refused> {
     let mut query = Query::parse(&request)?;
     let after = query.take("after").map(|after| {
         after.parse().map_err(|_| Refused::bad_request(format!("after={after}: an index or CLUSTER:INDEX is needed")))
@@ -69,10 +95,10 @@ pub(crate) async fn get(node: Data<Node>, request: HttpRequest) -> Result<HttpRe
     let place = Place::take(&node).ok_or_else(|| Refused::busy(&node, "too many event streams are open"))?;
 
     let (frames, receiver) = mpsc::channel(CHANNEL);
-    let watcher = Watcher { frames }.start();
+    let watcher = Watcher { frames, show }.start();
     let subscribe = Subscribe::batched(watcher.recipient());
     let subscribe = subscribe.after(after.unwrap_or_default());
-    node.raft.subscribe(subscribe).await.map_err(|e| Refused::subscription(&node, e))?;
+    node.raft().subscribe(subscribe).await.map_err(|e| subscription(&node, &e))?;
 
     if request.method() == Method::HEAD {
         return Ok(HttpResponse::Ok()
@@ -80,40 +106,51 @@ pub(crate) async fn get(node: Data<Node>, request: HttpRequest) -> Result<HttpRe
             .insert_header((header::CACHE_CONTROL, "no-store"))
             .finish());
     }
-    let body = Body { receiver, stopping: node.stopping.clone(), greeted: false, _place: place };
+    let body = Body { receiver, stopping: node.watch_stopping(), greeted: false, _place: place };
     Ok(HttpResponse::Ok()
         .content_type("text/event-stream")
         .insert_header((header::CACHE_CONTROL, "no-store"))
         .streaming(stream::unfold(body, Body::next)))
 }
 
-/// One of the places for open streams; given back when dropped.
-struct Place(Data<Node>);
+/// A subscription that could not begin.
+pub(crate) fn subscription<S: StateMachine>(node: &Node<S>, error: &SubscribeError) -> Refused {
+    let refused = Refused::of(node, error);
+    let status = node.raft().status();
+    match status.cluster {
+        // Where this cluster is: what a client needs to begin anew.
+        Some(cluster) => refused.with("position", json!(Position { cluster, index: status.applied_index })),
+        None => refused,
+    }
+}
 
-impl Place {
-    fn take(node: &Data<Node>) -> Option<Place> {
+/// One of the places for open streams; given back when dropped.
+struct Place<S: StateMachine>(Data<Node<S>>);
+
+impl<S: StateMachine> Place<S> {
+    fn take(node: &Data<Node<S>>) -> Option<Place<S>> {
         let taken = node.streams.fetch_add(1, Ordering::Relaxed);
         let place = Place(node.clone());
         (taken < MAX_STREAMS).then_some(place)
     }
 }
 
-impl Drop for Place {
+impl<S: StateMachine> Drop for Place<S> {
     fn drop(&mut self) {
         self.0.streams.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 /// The body of a response: what the watcher hands over, until either side is gone.
-struct Body {
+struct Body<S: StateMachine> {
     receiver: mpsc::Receiver<Bytes>,
     stopping: watch::Receiver<bool>,
     greeted: bool,
-    _place: Place,
+    _place: Place<S>,
 }
 
-impl Body {
-    async fn next(mut self) -> Option<(Result<Bytes, Infallible>, Body)> {
+impl<S: StateMachine> Body<S> {
+    async fn next(mut self) -> Option<(Result<Bytes, Infallible>, Body<S>)> {
         // Sends the headers out, so that the client knows that it is subscribed.
         if !self.greeted {
             self.greeted = true;
@@ -132,11 +169,12 @@ impl Body {
 }
 
 /// The subscriber. It takes the next batch only when the client has taken the last one.
-struct Watcher {
+struct Watcher<S: StateMachine> {
     frames: mpsc::Sender<Bytes>,
+    show: Show<S>,
 }
 
-impl Actor for Watcher {
+impl<S: StateMachine> Actor for Watcher<S> {
     type Context = Context<Self>;
 
     /// Ends with its client, also while nothing is applied.
@@ -146,16 +184,16 @@ impl Actor for Watcher {
     }
 }
 
-impl Handler<Events<Kv>> for Watcher {
+impl<S: StateMachine> Handler<Events<S>> for Watcher<S> {
     type Result = AtomicResponse<Self, ()>;
 
-    fn handle(&mut self, Events(events): Events<Kv>, _: &mut Self::Context) -> Self::Result {
-        let frames = self.frames.clone();
+    fn handle(&mut self, Events(events): Events<S>, _: &mut Self::Context) -> Self::Result {
+        let (frames, show) = (self.frames.clone(), self.show.clone());
         let hand_over = async move {
             let mut piece = String::new();
             let last = events.len().saturating_sub(1);
             for (n, event) in events.into_iter().enumerate() {
-                write_frame(&mut piece, &event);
+                write_frame(&mut piece, &event, &show);
                 let ends = matches!(event, Event::Lagged { .. });
                 if (n == last || ends || piece.len() >= PIECE) && !piece.is_empty() {
                     // The client is gone: `started` has seen it too.
@@ -178,10 +216,10 @@ impl Handler<Events<Kv>> for Watcher {
 }
 
 /// An event as text; nothing for those that are not about commands.
-fn write_frame(piece: &mut String, event: &Event<Kv>) {
+fn write_frame<S: StateMachine>(piece: &mut String, event: &Event<S>, show: &Show<S>) {
     let (kind, data) = match event {
         Event::Applied { index, term, time, command, response, .. } => {
-            let (command, response) = (&**command, response.as_ref().map(Arc::as_ref));
+            let Shown { command, response } = show(command, response.as_ref().map(Arc::as_ref));
             let time_ms = time.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
             let data =
                 json!({ "index": index, "term": term, "time_ms": time_ms, "command": command, "response": response });

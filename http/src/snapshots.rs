@@ -1,4 +1,4 @@
-//! Snapshots and backups on the admin address.
+//! Snapshots and backups.
 //!
 //! ```text
 //!  POST /snapshot    {"index":9,"term":2,"bytes":1048576,"took_ms":12}     once it is durable
@@ -23,7 +23,7 @@ use actix_web::{
     http::Method,
     web::{self, Bytes, Data},
 };
-use actorum::{Backup, SnapshotTaken};
+use actorum::{Backup, SnapshotTaken, StateMachine};
 use futures_util::stream;
 use serde_json::json;
 use tokio::{
@@ -33,11 +33,12 @@ use tokio::{
 use tracing::warn;
 
 use crate::{
-    backup::hex,
-    client::HASH,
-    http::{MAX_TIMEOUT, Node, Query, Refused, json_response},
-    server::carries_anything,
+    Node, Refused,
+    route::{MAX_TIMEOUT, Query, json_response},
 };
+
+/// The header in which a node says what a backup's hash is.
+pub const BACKUP_HASH: &str = "actorum-blake3";
 
 /// Backups that are sent at a time; more are refused.
 const MAX_BACKUPS: usize = 4;
@@ -49,10 +50,10 @@ const PIECES: usize = 4;
 const SEND_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// `POST /snapshot`.
-pub(crate) async fn take(node: Data<Node>, request: HttpRequest) -> Result<HttpResponse, Refused> {
+pub(crate) async fn take<S: StateMachine>(node: Data<Node<S>>, request: HttpRequest) -> Result<HttpResponse, Refused> {
     let within = within(&request)?;
     let since = Instant::now();
-    let taken = node.raft.take_snapshot_within(within).await.map_err(|error| Refused::snapshot(&node, error))?;
+    let taken = node.raft().take_snapshot_within(within).await.map_err(|error| Refused::of(&node, &error))?;
     let took_ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
     Ok(json_response(json!({ "index": taken.index, "term": taken.term, "bytes": taken.bytes, "took_ms": took_ms })))
 }
@@ -66,25 +67,31 @@ fn within(request: &HttpRequest) -> Result<Duration, Refused> {
 }
 
 /// `GET /backup`.
-pub(crate) async fn backup(node: Data<Node>, request: HttpRequest) -> Result<HttpResponse, Refused> {
+pub(crate) async fn backup<S: StateMachine>(
+    node: Data<Node<S>>,
+    request: HttpRequest,
+) -> Result<HttpResponse, Refused> {
     let within = within(&request)?;
     if request.method() == Method::HEAD {
         // What can be said without taking one: whether it would be the newest snapshot. Length and hash there are once
         // it is read.
-        let status = node.raft.status();
+        let status = node.raft().status();
         let newest = status.snapshots.newest.filter(|newest| newest.index == status.applied_index);
         return Ok(newest.map_or_else(HttpResponse::Ok, |newest| named(&newest)).content_type(KIND).finish());
     }
-    carries_anything(&request);
     let place = Place::take(&node).ok_or_else(|| {
         Refused::busy(&node, format!("{MAX_BACKUPS} backups are being sent already: try again when one is done"))
     })?;
-    let backup = node.raft.backup_within(within).await.map_err(|error| Refused::snapshot(&node, error))?;
+    let backup = node.raft().backup_within(within).await.map_err(|error| Refused::of(&node, &error))?;
     let (taken, file) = (backup.taken, backup.file);
     let (pieces, body) = mpsc::channel(PIECES);
-    actix_web::rt::spawn(send(backup, pieces, node.stopping.clone(), place));
+    actix_web::rt::spawn(send(backup, pieces, node.watch_stopping(), place));
     let body = stream::unfold(body, |mut body| async { body.recv().await.map(|piece| (piece, body)) });
-    Ok(named(&taken).content_type(KIND).insert_header((HASH, hex(&file.hash))).no_chunking(file.bytes).streaming(body))
+    Ok(named(&taken)
+        .content_type(KIND)
+        .insert_header((BACKUP_HASH, hex(&file.hash)))
+        .no_chunking(file.bytes)
+        .streaming(body))
 }
 
 /// What a backup is.
@@ -100,18 +107,23 @@ fn named(taken: &SnapshotTaken) -> HttpResponseBuilder {
     response
 }
 
-/// One of the [`MAX_BACKUPS`].
-struct Place(Data<Node>);
+/// 64 hexadecimal digits.
+fn hex(hash: &[u8]) -> String {
+    hash.iter().map(|byte| format!("{byte:02x}")).collect()
+}
 
-impl Place {
-    fn take(node: &Data<Node>) -> Option<Place> {
+/// One of the [`MAX_BACKUPS`].
+struct Place<S: StateMachine>(Data<Node<S>>);
+
+impl<S: StateMachine> Place<S> {
+    fn take(node: &Data<Node<S>>) -> Option<Place<S>> {
         let more = |open| (open < MAX_BACKUPS).then_some(open + 1);
         node.backups.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok()?;
         Some(Place(node.clone()))
     }
 }
 
-impl Drop for Place {
+impl<S: StateMachine> Drop for Place<S> {
     fn drop(&mut self) {
         let count: &AtomicUsize = &self.0.backups;
         count.fetch_sub(1, Ordering::Relaxed);
@@ -121,7 +133,12 @@ impl Drop for Place {
 type Piece = Result<Bytes, io::Error>;
 
 /// Reads piece by piece, where waiting for the disk is allowed, as fast as the client takes them.
-async fn send(mut backup: Backup, pieces: mpsc::Sender<Piece>, mut stopping: watch::Receiver<bool>, _place: Place) {
+async fn send<S: StateMachine>(
+    mut backup: Backup,
+    pieces: mpsc::Sender<Piece>,
+    mut stopping: watch::Receiver<bool>,
+    _place: Place<S>,
+) {
     loop {
         let read = web::block(move || {
             let mut piece = Vec::with_capacity(PIECE);
