@@ -3,7 +3,7 @@
 //! ```text
 //!  POST   /members {"id":4,"address":"10.0.0.4:7001","role":"learner"}
 //!  POST   /members/4/promote      POST /members/4/demote      DELETE /members/4
-//!  POST   /snapshot               GET  /backup                see snapshots.rs
+//!  POST   /snapshot               GET  /backup                all of them routes of actorum-http
 //!  GET    /status                                             as on the public address
 //! ```
 //!
