@@ -17,13 +17,13 @@ use actorum_actors::{
     consensus::{Consensus, Moment, Settings, Start},
     entry::EncodedCommand,
     log::store::{HardState, LogReader, Recovered, StoreError},
-    status::Role,
     system_state::SystemState,
 };
-use actorum_transport::{
-    features::Features,
-    wire::{Address, ClusterId, Entry, GroupId, Incarnation, NodeId},
+use actorum_machine::{
+    ids::{Address, ClusterId, GroupId, Incarnation, NodeId},
+    status::Role,
 };
+use actorum_transport::{features::Features, wire::Entry};
 
 const CALLS: u32 = 300_000;
 const NOW: Moment = Moment { now: Duration::ZERO, wall: SystemTime::UNIX_EPOCH };

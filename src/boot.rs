@@ -20,7 +20,7 @@ use actorum_actors::{
     admission::{Admission, Denied},
     applier::{Applier, ApplierConfig, ApplierLinks, ApplierStatus},
     consensus::{Consensus, CoreStatus, Settings, Start},
-    consistency::{self, ConsistencyChecker, ConsistencyStatus, ResponseCheck},
+    consistency::{self, ConsistencyChecker, ConsistencyStatus},
     core::{self, RaftCore},
     log::{
         directory,
@@ -30,7 +30,6 @@ use actorum_actors::{
         store::{LogReader, LogStore, Recovered, StoreIdentity},
     },
     log_writer::{DiskBounds, LogWriter, LogWriterLinks, LogWriterStatus, SHORT},
-    machine::StateMachine,
     membership::{self, MembershipManager, MembershipStatus, StartMode},
     message::Refusal,
     replica::{Hashes, Replayed, replay_hashing},
@@ -39,9 +38,14 @@ use actorum_actors::{
         SnapshotStore,
         manager::{ManagerBounds, ManagerLinks, SnapshotManager},
     },
-    status::Snapshots,
     subscribers::BufferBounds,
     system_state::SystemState,
+};
+use actorum_machine::{
+    ids::{Address, ClusterId, GroupId, Incarnation, NodeId},
+    machine::StateMachine,
+    response_check::ResponseCheck,
+    status::Snapshots,
 };
 use actorum_transport::{
     features::{Feature, Features},
@@ -49,7 +53,7 @@ use actorum_transport::{
     message::{Attach, Handlers, Identity, Responder, TransportHandle, TransportStatus},
     quic::{QuicConfig, QuicTransport, TransportError},
     tls::TlsIdentity,
-    wire::{Address, ClusterId, GroupId, Incarnation, NodeId, Snapshot},
+    wire::Snapshot,
 };
 use tokio::sync::{oneshot, watch};
 

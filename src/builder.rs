@@ -14,16 +14,18 @@ use actorum_actors::{
         memory::MemoryDisk,
         store::{LogStore, OpenError, StoreError},
     },
-    machine::StateMachine,
     observer::MaybeObserver,
     replica::ApplyError,
+};
+use actorum_machine::{
+    ids::{Address, NodeId},
+    machine::StateMachine,
 };
 use actorum_transport::{
     features::Features,
     lives::LifeBook,
     memory::MemoryNetwork,
     message::{Identity, TransportHandle},
-    wire::{Address, NodeId},
 };
 
 use crate::{

@@ -10,8 +10,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use actorum_actors::condition::{Condition, Reason, Severity};
-use actorum_transport::wire::NodeId;
+use actorum_machine::{
+    condition::{Condition, Reason, Severity},
+    ids::NodeId,
+};
 
 /// So many looks in a row; the system looks ten times a second.
 const LOOKS: u32 = 10;

@@ -2,7 +2,7 @@
 
 use std::{ffi::OsString, fmt, path::Path, time::Duration};
 
-use actorum_actors::consistency::ResponseCheck;
+use actorum_machine::response_check::ResponseCheck;
 use actorum_transport::wire::{ENTRY_OVERHEAD, MESSAGE_OVERHEAD};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};

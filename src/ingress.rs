@@ -21,20 +21,22 @@ use actorum_actors::{
     admission::{Admission, Denied, Permit},
     applier::Applier,
     clock::{Alarm, Clock},
-    condition::Condition,
     core::{RaftCore, panic_message},
     entry::EncodedCommand,
+    message::{ServeReads, Submit, SubmitChange, SubmitRead},
+    reply_slot::{Look, ReplySlot},
+    snapshot::manager::{Backup, OpenNewest, SnapshotManager, TakeSnapshot},
+    subscribers::{SubscribeFrom, Subscriber, Subscription, Unsubscribe, View, Wants},
+};
+use actorum_machine::{
+    condition::Condition,
+    ids::{Address, MAX_NODE_ID, NodeId},
     machine::{self, StateMachine},
     members::{Change, ChangeRequest, Membership},
-    message::{ServeReads, Submit, SubmitChange, SubmitRead},
-    outcome::{Applied, ChangeError, ProposeError, ReadError},
+    outcome::{Applied, ChangeError, ProposeError, ReadError, SubscribeError, TakeSnapshotError},
     position::After,
-    reply_slot::{Look, ReplySlot},
-    snapshot::manager::{Backup, OpenNewest, SnapshotManager, TakeSnapshot, TakeSnapshotError},
     status::SnapshotTaken,
-    subscribers::{SubscribeError, SubscribeFrom, Subscriber, Subscription, Unsubscribe, View, Wants},
 };
-use actorum_transport::wire::{Address, MAX_NODE_ID, NodeId};
 use futures_util::future::Either;
 use tokio::sync::oneshot;
 

@@ -155,27 +155,30 @@ pub mod seams;
 pub mod guide;
 
 pub use actorum_actors::{
+    log::{
+        memory::MemoryDisk,
+        store::{OpenError, StoreError},
+    },
+    snapshot::manager::Backup,
+};
+pub use actorum_machine::{
     codes::ErrorCode,
     condition::{Condition, Reason, Severity},
-    consistency::ResponseCheck,
     event::{Event, Events},
-    log::memory::MemoryDisk,
-    log::store::{OpenError, StoreError},
+    ids::{Address, AddressError, ClusterId, Incarnation, MAX_NODE_ID, NodeId},
     machine::{self, ApplyContext, MachineError, StateMachine, StateView},
     members::{Change as ConfChange, ChangeRequest, Member, MemberRole, Membership},
-    outcome::{Applied, BusyBound, ChangeError, LearnerReading, MajorityReading, Outcome, ProposeError, ReadError},
+    outcome::{Applied, BusyBound, ChangeError, Outcome, ProposeError, ReadError},
     position::{After, Position, PositionError},
+    readings::{LearnerReading, MajorityReading},
+    response_check::ResponseCheck,
     serde_snapshot,
-    snapshot::manager::Backup,
     status::{
         CertificateExpiry, ClockStatus, CommitConflict, Disk, DiskState, Divergence, DivergenceSide, Formed,
         PeerProgress, Queues, Role, SnapshotTaken, Snapshots, StateHash, Status, Totals, Transfer,
     },
 };
-pub use actorum_transport::{
-    memory::MemoryNetwork,
-    wire::{Address, AddressError, ClusterId, Incarnation, MAX_NODE_ID, NodeId},
-};
+pub use actorum_transport::memory::MemoryNetwork;
 
 pub use bounds::Bounds;
 pub use builder::{Bootstrap, Builder, Network, StartError, Storage, Tls};

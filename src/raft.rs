@@ -3,19 +3,18 @@
 use std::{fmt, future::Future, sync::Arc, time::Duration};
 
 use actix::{Addr, Recipient};
-use actorum_actors::{
+use actorum_actors::{snapshot::manager::Backup, subscribers::Subscriber};
+use actorum_machine::{
     codes::ErrorCode,
     condition::{Condition, Reason},
     event::Event,
+    ids::NodeId,
     machine::StateMachine,
     members::{ChangeRequest, Membership},
-    outcome::{Applied, ChangeError, ProposeError, ReadError},
+    outcome::{Applied, ChangeError, ProposeError, ReadError, TakeSnapshotError},
     position::After,
-    snapshot::manager::{Backup, TakeSnapshotError},
     status::{Role, SnapshotTaken, Status},
-    subscribers::Subscriber,
 };
-use actorum_transport::wire::NodeId;
 use tokio::sync::mpsc;
 
 use crate::{
@@ -106,7 +105,7 @@ impl ErrorCode for WaitError {
 }
 
 #[cfg(feature = "actix-web")]
-actorum_actors::response_errors!(NotReady, WaitError);
+actorum_machine::response_errors!(NotReady, WaitError);
 
 impl<S: StateMachine> Raft<S> {
     /// The actor behind this handle, for `send` and `do_send`.

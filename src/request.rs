@@ -6,15 +6,17 @@
 use std::{fmt, time::Duration};
 
 use actix::{Message, Recipient};
-pub use actorum_actors::subscribers::{SubscribeError, Subscription, Unsubscribe};
-use actorum_actors::{
+use actorum_actors::subscribers::{Subscriber, Wants};
+use actorum_machine::{
     event::{Event, Events},
     machine::StateMachine,
     outcome::{Applied, ProposeError, ReadError},
     position::{After, Position},
     status::Status,
-    subscribers::{Subscriber, Wants},
 };
+
+pub use actorum_actors::subscribers::{Subscription, Unsubscribe};
+pub use actorum_machine::outcome::SubscribeError;
 
 /// Replicate this command and apply it; answered with the state machine's response.
 ///
@@ -208,7 +210,8 @@ pub struct Followed<T> {
     pub subscription: Subscription,
 }
 
-pub use actorum_actors::snapshot::manager::{TakeSnapshot, TakeSnapshotError};
+pub use actorum_actors::snapshot::manager::TakeSnapshot;
+pub use actorum_machine::outcome::TakeSnapshotError;
 
 /// The latest status.
 #[derive(Message, Clone, Copy, Debug)]

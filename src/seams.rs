@@ -5,10 +5,10 @@
 use std::sync::Arc;
 
 use actorum_actors::{
-    machine::StateMachine,
     message::{Campaign, Failed},
     observer::Observer,
 };
+use actorum_machine::machine::StateMachine;
 use actorum_transport::features::Features;
 
 use crate::{Builder, Raft, Status, volume};

@@ -14,22 +14,21 @@ use actorum_actors::{
     applier::ApplierStatus,
     clock::Clock,
     clock_offsets::calendar_us,
-    condition::{Condition, Reason},
     consensus::CoreStatus,
     consistency::{self, ConsistencyStatus, Side},
     log::store::LogReader,
     log_writer::LogWriterStatus,
     membership::MembershipStatus,
+};
+use actorum_machine::{
+    condition::{Condition, Reason},
+    ids::{Incarnation, NodeId},
     status::{
         CertificateExpiry, ClockStatus, CommitConflict, Disk, DiskState, Divergence, DivergenceSide, Formed,
         PeerProgress, Queues, Role, Snapshots, StateHash, Status, Totals,
     },
 };
-use actorum_transport::{
-    message::TransportStatus,
-    tls::EARLIEST_S,
-    wire::{Incarnation, NodeId},
-};
+use actorum_transport::{message::TransportStatus, tls::EARLIEST_S};
 use tokio::sync::watch;
 
 /// What the front door shows of itself.
@@ -316,7 +315,7 @@ fn peers(
 
 #[cfg(test)]
 mod tests {
-    use actorum_actors::members::{Member, MemberRole, Membership};
+    use actorum_machine::members::{Member, MemberRole, Membership};
     use actorum_transport::message::PeerStatus;
 
     use super::*;

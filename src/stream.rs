@@ -6,7 +6,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use actorum_actors::{event::Event, machine::StateMachine, status::Status};
+use actorum_machine::{event::Event, machine::StateMachine, status::Status};
 use futures_util::{Stream, StreamExt, stream};
 use tokio::sync::mpsc;
 

@@ -18,23 +18,23 @@ use std::{fmt, sync::Arc, time::Duration};
 use actix::prelude::*;
 use actorum_actors::{
     applier::{Applier, StopApplier},
-    condition::Reason,
     consistency::ConsistencyChecker,
     core::{RaftCore, Stop},
     log_writer::{CloseLog, LogWriter},
-    machine::StateMachine,
-    members::{Change as ConfChange, ChangeRequest, Membership},
     membership::MembershipManager,
     message::{Failed, LeaderChanged},
-    outcome::{ChangeError, ProposeError, ReadError},
     reply_slot::ReplySlot,
-    snapshot::manager::{SnapshotManager, StopSnapshotManager, TakeSnapshot, TakeSnapshotError},
+    snapshot::manager::{SnapshotManager, StopSnapshotManager, TakeSnapshot},
+};
+use actorum_machine::{
+    condition::Reason,
+    ids::NodeId,
+    machine::StateMachine,
+    members::{Change as ConfChange, ChangeRequest, Membership},
+    outcome::{ChangeError, ProposeError, ReadError, TakeSnapshotError},
     status::SnapshotTaken,
 };
-use actorum_transport::{
-    message::{Close, GetTransportStatus, TransportHandle, TransportStatus},
-    wire::NodeId,
-};
+use actorum_transport::message::{Close, GetTransportStatus, TransportHandle, TransportStatus};
 use tokio::{sync::watch, time::timeout};
 
 use crate::{
@@ -248,7 +248,7 @@ impl<S: StateMachine> Handler<LeaderChanged> for RaftSystem<S> {
 }
 
 impl<S: StateMachine> Handler<Propose<S>> for RaftSystem<S> {
-    type Result = ResponseFuture<Result<actorum_actors::outcome::Applied<S::Response>, ProposeError>>;
+    type Result = ResponseFuture<Result<actorum_machine::outcome::Applied<S::Response>, ProposeError>>;
 
     fn handle(&mut self, propose: Propose<S>, _: &mut Context<Self>) -> Self::Result {
         Box::pin(self.ingress.propose(propose))

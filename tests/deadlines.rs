@@ -13,8 +13,9 @@ use std::{
 
 use actix::prelude::*;
 use actorum::{config::Placement, prelude::*};
-use actorum_actors::snapshot::manager::TakeSnapshotError;
+use actorum_machine::outcome::TakeSnapshotError;
 use serde::{Deserialize, Serialize};
+
 use support::{MemoryDisk, MemoryNetwork, PATIENCE, founders, on, quick};
 
 const SOON: Duration = Duration::from_millis(300);

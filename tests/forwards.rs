@@ -7,13 +7,15 @@ use std::time::Duration;
 use actix::prelude::*;
 use actorum::Incarnation;
 use actorum_actors::entry::{EncodedCommand, Kind, SystemCommand};
+use actorum_machine::ids::{GroupId, NodeId};
 use actorum_transport::{
     features::Features,
     message::{Answered, Ask, Attach, Handlers, Identity},
-    wire::{GroupId, NodeId, Refusal, Request, Response},
+    wire::{Refusal, Request, Response},
 };
-use support::{MemoryDisk, MemoryNetwork, founders, start};
 use tokio::sync::mpsc;
+
+use support::{MemoryDisk, MemoryNetwork, founders, start};
 
 /// A node that holds a certificate and nothing else.
 struct Stranger(mpsc::Sender<Response>);

@@ -13,8 +13,9 @@ use std::{
 
 use actix::prelude::*;
 use actorum::{Address, MachineError, NodeId, StartError, TakeSnapshotError, prelude::*};
-use actorum_transport::wire::Incarnation;
+use actorum_machine::ids::Incarnation;
 use serde::{Deserialize, Serialize};
+
 use support::{MemoryDisk, MemoryNetwork, PATIENCE, Sum, founders, start};
 
 /// A command of a few bytes that becomes 64 KiB of state which no compression makes smaller.

@@ -12,7 +12,7 @@ fn sources() -> Vec<(PathBuf, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut found = Vec::new();
     let mut folders: Vec<PathBuf> =
-        ["src", "actors", "transport", "testkit", "http", "cli", "examples", "tests", "benches"]
+        ["src", "machine", "actors", "transport", "testkit", "http", "cli", "examples", "tests", "benches"]
             .iter()
             .map(|d| root.join(d))
             .collect();
@@ -149,6 +149,7 @@ fn no_build_has_the_planted_mistakes_by_default() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     for manifest in [
         "Cargo.toml",
+        "machine/Cargo.toml",
         "actors/Cargo.toml",
         "transport/Cargo.toml",
         "testkit/Cargo.toml",

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use actorum::{
     Address, Bootstrap, ChangeError, ConfChange, MemoryNetwork, NodeId, StartError, Storage, Tls, prelude::*,
 };
-use actorum_transport::wire::{ClusterId, Incarnation, MAX_NODE_ID};
+use actorum_machine::ids::{ClusterId, Incarnation, MAX_NODE_ID};
 use serde::{Deserialize, Serialize};
 use serde_json::{from_value, json, to_value};
 

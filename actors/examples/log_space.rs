@@ -24,7 +24,8 @@ use actorum_actors::log::{
     sled::{OpenOptions, SledStore},
     store::{Batch, Compact, Completed, HardState, LogStore, Write},
 };
-use actorum_transport::wire::{Entry, EntryKind, Incarnation, Snapshot};
+use actorum_machine::ids::Incarnation;
+use actorum_transport::wire::{Entry, EntryKind, Snapshot};
 use bytes::Bytes;
 
 /// How many batches may be on their way.

@@ -33,7 +33,8 @@ use actorum_actors::{
     log_writer::{LogWriter, LogWriterLinks},
     message::{Append, Failed, Persisted},
 };
-use actorum_transport::wire::{Entry, EntryKind, GroupId, Incarnation, Snapshot};
+use actorum_machine::ids::{GroupId, Incarnation};
+use actorum_transport::wire::{Entry, EntryKind, Snapshot};
 use bytes::Bytes;
 use tokio::sync::watch;
 

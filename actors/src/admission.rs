@@ -22,9 +22,8 @@ use std::{
     time::Duration,
 };
 
+use actorum_machine::outcome::{BusyBound, ChangeError, ProposeError, ReadError};
 use tokio::sync::Notify;
-
-use crate::outcome::{BusyBound, ChangeError, ProposeError, ReadError};
 
 /// The gate of one system.
 #[derive(Debug)]

@@ -23,17 +23,21 @@ use std::{
 };
 
 use actix::{WeakRecipient, prelude::*};
-use actorum_transport::wire::{ChangeRefusal, ClusterId, GroupId};
+use actorum_machine::{
+    event::Event,
+    ids::{ClusterId, GroupId},
+    machine::{self, StateMachine},
+    members::Membership,
+    outcome::SubscribeError,
+};
+use actorum_transport::wire::ChangeRefusal;
 use serde::Serialize;
 use tokio::sync::watch;
 
 use crate::{
     admission::Admission,
     debug::debug_fields,
-    event::Event,
     log::store::LogReader,
-    machine::{self, StateMachine},
-    members::Membership,
     message::{
         Answer, AppliedTo, Apply, CaptureState, CapturedState, Committed, Failed, LeaderChanged, MarkEvent, Refusal,
         ReplyHandle, Restore, ServeReads, SystemChanged, WriteSnapshot,
@@ -41,7 +45,7 @@ use crate::{
     replica::{ApplyError, ApplyResult, Replayed, Replica, caught},
     reply_slot::ReplySlot,
     snapshot::SnapshotStore,
-    subscribers::{BufferBounds, SubscribeError, SubscribeFrom, Subscribers, Subscription, Unsubscribe, View},
+    subscribers::{BufferBounds, SubscribeFrom, Subscribers, Subscription, Unsubscribe, View},
 };
 
 /// Whom the applier reports to. Weak: it is nobody's owner.
@@ -462,7 +466,15 @@ impl<S: StateMachine> Handler<StopApplier> for Applier<S> {
 
 #[cfg(test)]
 mod tests {
-    use actorum_transport::wire::{Address, Entry};
+    use actorum_machine::{
+        event::Events,
+        ids::Address,
+        members::Change,
+        outcome::{Applied, ProposeError, ReadError},
+        position::After,
+        status::Role,
+    };
+    use actorum_transport::wire::Entry;
     use tokio::sync::{
         mpsc::{self, UnboundedReceiver},
         oneshot,
@@ -471,15 +483,10 @@ mod tests {
     use super::*;
     use crate::{
         entry::{ChangeId, SystemCommand},
-        event::Events,
         log::store::{HardState, Recovered},
-        members::Change,
-        outcome::{Applied, ProposeError, ReadError},
-        position::After,
         replica::replay,
         reply_slot::Look,
         snapshot::store::Content,
-        status::Role,
         subscribers::{Subscriber, Wants},
         testkit::{FakeCore, Heard, Sum, TestStore, change, command, empty, founded, genesis},
     };
@@ -585,6 +592,7 @@ mod tests {
             Event::MembershipChanged { index, membership } => format!("#{index} {membership}"),
             Event::SnapshotInstalled { index, .. } => format!("#{index} snapshot"),
             Event::Lagged { resume_after, .. } => format!("lagged, resume after {resume_after}"),
+            other => format!("{other:?}"),
         }
     }
 
@@ -876,8 +884,9 @@ mod tests {
         f.applier.send(CaptureState).await.unwrap();
         let captured = async |f: &mut Fixture| loop {
             if let Some(Heard::Captured(captured)) = f.heard.recv().await {
-                return captured
-                    .map(|(index, term, bytes)| (index, term, crate::machine::decode::<Sum>(&bytes).unwrap().total));
+                return captured.map(|(index, term, bytes)| {
+                    (index, term, actorum_machine::machine::decode::<Sum>(&bytes).unwrap().total)
+                });
             }
         };
         f.apply(vec![command(3, 2, 7)]).await;

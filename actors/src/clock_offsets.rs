@@ -22,7 +22,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use actorum_transport::wire::NodeId;
+use actorum_machine::ids::NodeId;
 
 /// So many readings of a peer are kept.
 const KEPT: usize = 8;

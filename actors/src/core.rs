@@ -23,22 +23,25 @@ use std::{
 };
 
 use actix::{WeakRecipient, prelude::*};
+use actorum_machine::{
+    condition::Reason,
+    ids::GroupId,
+    machine,
+    members::{Change, ChangeRequest},
+};
 use actorum_transport::{
     message::{Answered, Ask, Asked, Received, Responder, Transmit, Unreachable},
-    wire::{GroupId, Request, Response, Snapshot},
+    wire::{Request, Response, Snapshot},
 };
 use tokio::sync::watch;
 
 use crate::{
     clock::Clock,
-    condition::Reason,
     consensus::{Consensus, CoreStatus, Effects, Moment},
     debug::debug_fields,
     entry::EncodedCommand,
     features::PeerFeatures,
     log::{read::read_entries, store::LogReader},
-    machine,
-    members::{Change, ChangeRequest},
     message::{
         Answer, Append, AppliedTo, Apply, BuildSnapshot, Campaign, ClocksRead, DiskReport, EntriesRead, Failed,
         FetchSnapshot, LeaderChanged, PeerFetches, Persisted, ProbeDisk, ProposeMark, Refusal, ReplyHandle, Restore,

@@ -10,15 +10,16 @@
 
 use std::time::{Duration, SystemTime};
 
-use actorum_transport::wire::{Address, ClusterId, Entry, EntryKind, Incarnation, NodeId};
+use actorum_machine::{
+    ids::{Address, ClusterId, Incarnation, NodeId},
+    machine::{self, MachineError},
+    members::Change,
+};
+use actorum_transport::wire::{Entry, EntryKind};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    machine::{self, MachineError},
-    members::Change,
-    system_state::Audit,
-};
+use crate::system_state::Audit;
 
 /// The newest entry format this version reads, and the one it writes.
 pub const VERSION: u8 = 1;

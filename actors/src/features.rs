@@ -7,12 +7,8 @@
 use std::collections::BTreeMap;
 
 use actix::prelude::*;
-use actorum_transport::{
-    features::{Feature, Features},
-    wire::NodeId,
-};
-
-use crate::members::Membership;
+use actorum_machine::{ids::NodeId, members::Membership};
+use actorum_transport::features::{Feature, Features};
 
 /// A peer's hello was seen, and names these.
 #[derive(Message, Clone, Debug, PartialEq, Eq)]
@@ -68,10 +64,9 @@ impl Understanding {
 
 #[cfg(test)]
 mod tests {
-    use actorum_transport::wire::Address;
+    use actorum_machine::{ids::Address, members::Change};
 
     use super::*;
-    use crate::members::Change;
 
     const NEW: Feature = Feature::DirectoryLives;
 

@@ -3,15 +3,18 @@
 
 use std::collections::BTreeMap;
 
+use actorum_machine::{
+    ids::{Address, ClusterId, Incarnation, NodeId},
+    machine::{decode, encode},
+    members::Change,
+};
 use actorum_transport::{
     marks::{HashValue, StateHash},
-    wire::{Address, ClusterId, ConfState, Incarnation, NodeId, SnapshotFile},
+    wire::{ConfState, SnapshotFile},
 };
 
 use crate::{
     entry::{ChangeId, SystemCommand},
-    machine::{decode, encode},
-    members::Change,
     snapshot::file::Header,
     system_state::{Audit, RecoveredBecause, SystemState},
 };
@@ -20,10 +23,10 @@ use crate::{
 mod first {
     use std::sync::Arc;
 
+    use actorum_machine::members::Membership;
     use serde::{Deserialize, Serialize};
 
     use super::*;
-    use crate::members::Membership;
 
     #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
     pub(super) enum SystemCommand {

@@ -47,7 +47,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use actorum_transport::wire::{Address, ClusterId, Formation as BootstrapInfo, Incarnation, NodeId};
+use actorum_machine::ids::{Address, ClusterId, Incarnation, NodeId};
+use actorum_transport::wire::Formation as BootstrapInfo;
 
 /// In a map of the incarnations that a founder formed with: all of them had agreed on it. No node has this id, so the mark passes
 /// through every format that holds the map, and through the hands of nodes that do not know it.

@@ -1,7 +1,6 @@
 //! The actors under the front door: what decides, what writes, what applies.
 //!
-//! Read in this order: [`machine`] is the contract with the application, [`entry`] what a log entry says,
-//! [`message`] what the actors say to each other, `consensus` the pure core that decides, [`log`] where
+//! Read in this order: [`entry`] says what a log entry is, [`message`] what the actors say to each other, `consensus` the pure core that decides, [`log`] where
 //! entries live; then the thin actors around them.
 //!
 //! Deliberately absent: sockets (see `actorum-transport`) and the public API (see `actorum`).
@@ -14,15 +13,7 @@
 // caller.
 #![cfg_attr(not(test), warn(clippy::print_stdout, clippy::print_stderr))]
 
-pub mod machine;
-pub mod outcome;
-pub mod codes;
-pub mod event;
-pub mod position;
-pub mod members;
 pub mod features;
-pub mod status;
-pub mod condition;
 
 pub mod alarm;
 pub mod clock;

@@ -30,11 +30,10 @@ use std::{
 };
 
 use actix::{WeakAddr, WeakRecipient, prelude::*};
-use actorum_transport::wire::GroupId;
+use actorum_machine::{condition::Reason, ids::GroupId};
 use tokio::sync::{oneshot, watch};
 
 use crate::{
-    condition::Reason,
     debug::debug_fields,
     log::store::{Batch, BatchNumber, Completed, LogAppender, LogStore, Probe, Space, StoreError, Written},
     message::{Append, DiskReport, Failed, Persisted, ProbeDisk, Room},

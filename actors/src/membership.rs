@@ -17,18 +17,22 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use actix::{WeakRecipient, prelude::*};
+use actorum_machine::{
+    condition::Reason,
+    ids::{Address, ClusterId, GroupId, Incarnation, NodeId},
+    status::{Formed, Role},
+};
 use actorum_transport::{
     features::Features,
     lives::LifeBook,
     message::{Answered, Ask, Asked, Peer, PeerUp, RefusedBecause, SetCluster, SetPeers},
-    wire::{Address, ClusterId, Formation as BootstrapInfo, GroupId, Incarnation, NodeId, Request, Response},
+    wire::{Formation as BootstrapInfo, Request, Response},
 };
 use tokio::sync::watch;
 
 use crate::{
     clock::Clock,
     clock_offsets::{ClockOffsets, Estimates},
-    condition::Reason,
     consensus::CoreStatus,
     core::Form,
     debug::debug_fields,
@@ -36,7 +40,6 @@ use crate::{
     features::{PeerFeatures, Understanding},
     formation::{FormationError, FormationProgress, FormationState},
     message::{ClocksRead, Failed, LeaderChanged, Refusal, ReplyHandle, Submit, SystemChanged},
-    status::{Formed, Role},
     system_state::SystemState,
 };
 

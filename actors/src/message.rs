@@ -24,22 +24,25 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use actix::Message;
+use actorum_machine::{
+    condition::Reason,
+    ids::{GroupId, NodeId},
+    machine::StateView,
+    members::ChangeRequest,
+    outcome::BusyBound,
+    status::Role,
+};
 use actorum_transport::{
     marks::Mark,
-    wire::{Entry, GroupId, NodeId, Snapshot},
+    wire::{Entry, Snapshot},
 };
 use bytes::Bytes;
 
 use crate::{
     clock_offsets::Estimates,
-    condition::Reason,
     debug::debug_fields,
     entry::EncodedCommand,
     log::store::{StoreError, Write},
-    machine::StateView,
-    members::ChangeRequest,
-    outcome::BusyBound,
-    status::Role,
     system_state::SystemState,
 };
 pub use actorum_transport::wire::Refusal;

@@ -5,12 +5,13 @@
 
 use std::{fmt, sync::Arc};
 
+use actorum_machine::{ids::NodeId, status::Role};
 use actorum_transport::{
     marks::Mark,
-    wire::{Entry, NodeId, RaftMessage},
+    wire::{Entry, RaftMessage},
 };
 
-use crate::{message::Append, status::Role};
+use crate::message::Append;
 
 /// Where a core stands after a drain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

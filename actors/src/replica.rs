@@ -13,10 +13,14 @@ use std::{
     sync::Arc,
 };
 
+use actorum_machine::{
+    ids::GroupId,
+    machine::{self, ApplyContext, StateMachine, StateView},
+};
 use actorum_transport::{
     marks::{MAX_MARKS, Mark, ResponseHash},
     planted::{self, Planted},
-    wire::{Entry, EntryKind, GroupId, Snapshot},
+    wire::{Entry, EntryKind, Snapshot},
 };
 
 use crate::{
@@ -25,7 +29,6 @@ use crate::{
     debug::debug_fields,
     entry::{Kind, Stamped, SystemCommand},
     log::store::{At, LogReader, Recovered, StoreError},
-    machine::{self, ApplyContext, StateMachine, StateView},
     snapshot::{SnapshotError, SnapshotStore},
     system_state::{GENESIS_INDEX, SystemState},
     times::Times,
@@ -518,15 +521,17 @@ mod tests {
         time::{Duration, SystemTime},
     };
 
-    use actorum_transport::wire::{Address, ClusterId};
+    use actorum_machine::{
+        ids::{Address, ClusterId},
+        machine::MachineError,
+        members::Change,
+    };
     use bytes::Bytes;
 
     use super::*;
     use crate::{
         entry::{ChangeId, EncodedCommand},
         log::store::HardState,
-        machine::MachineError,
-        members::Change,
         snapshot::{
             simulated::SimulatedFiles,
             store::{Content, complete_name},
@@ -600,7 +605,7 @@ mod tests {
             fn apply(&mut self, ctx: &ApplyContext, _: &u64) {
                 self.0.push(ctx.time.duration_since(SystemTime::UNIX_EPOCH).unwrap());
             }
-            crate::serde_snapshot!();
+            actorum_machine::serde_snapshot!();
         }
         let mut replica = Replica::new(Times::default());
         replica.restore(&genesis(), &SnapshotStore::memory()).unwrap();

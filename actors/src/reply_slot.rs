@@ -12,19 +12,23 @@
 
 use std::{fmt, sync::Arc};
 
+use actorum_machine::{
+    ids::NodeId,
+    machine::{self, StateMachine},
+    members::Membership,
+    outcome::{Applied, BusyBound, ChangeError, ProposeError, ReadError},
+    readings::ChangeReading,
+};
 use actorum_transport::{
     message::Responder,
-    wire::{ChangeReading, ChangeRefusal, NodeId, Refusal, Response},
+    wire::{ChangeRefusal, Refusal, Response},
 };
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use crate::{
     admission::Permit,
-    machine::{self, StateMachine},
-    members::Membership,
     message::{Answer, ReplyHandle},
-    outcome::{Applied, BusyBound, ChangeError, ProposeError, ReadError},
     subscribers::View,
 };
 
@@ -347,12 +351,14 @@ fn change_result(answer: Answer) -> Result<Arc<Membership>, ChangeError> {
 
 #[cfg(test)]
 mod tests {
-    use actorum_transport::wire::GroupId;
+    use actorum_machine::{
+        ids::GroupId,
+        readings::{LearnerReading, MajorityReading},
+    };
 
     use super::*;
     use crate::{
         admission::Admission,
-        outcome::{LearnerReading, MajorityReading},
         subscribers::{BufferBounds, Subscribers},
         testkit::{Sum, TestStore},
     };

@@ -32,7 +32,14 @@ use std::{
 };
 
 use actix::prelude::*;
-use actorum_transport::wire::{ClusterId, EntryKind, GroupId, NodeId};
+use actorum_machine::{
+    event::{Event, Events},
+    ids::{ClusterId, GroupId, NodeId},
+    machine::{self, StateMachine},
+    outcome::SubscribeError,
+    position::{After, Position},
+};
+use actorum_transport::wire::EntryKind;
 use tokio::{
     sync::{mpsc, oneshot},
     task::JoinHandle,
@@ -41,10 +48,7 @@ use tokio::{
 use crate::{
     debug::debug_fields,
     entry::{Kind, Stamped},
-    event::{Event, Events},
     log::store::LogReader,
-    machine::{self, StateMachine},
-    position::{After, Position},
     system_state::GENESIS_INDEX,
     times::{SPACING_BYTES, Times},
 };
@@ -94,62 +98,6 @@ pub enum Wants {
     Everything,
     /// Who leads: first who leads now, then every change.
     Leadership,
-}
-
-/// Why a subscription could not begin.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum SubscribeError {
-    /// The system has stopped.
-    #[error("stopped: {cause}")]
-    Stopped {
-        /// Why.
-        cause: String,
-    },
-    /// This node did not begin it within the deadline of its requests: the state machine is busy, or being restored.
-    #[error("{cause}")]
-    DeadlineExceeded {
-        /// What it waited for.
-        cause: String,
-    },
-    /// The position is one of another cluster, whose indexes mean nothing here. What [`Position`] cannot tell apart is
-    /// not refused: a cluster founded anew with the same founders, name and authority. Read the state and begin with
-    /// what follows it.
-    #[error(
-        "the position {position} belongs to another cluster; this is cluster {cluster}, perhaps restored from a backup. \
-         Read the state anew and follow it from there"
-    )]
-    ForeignPosition {
-        /// What was asked for.
-        position: Position,
-        /// The cluster asked.
-        cluster: ClusterId,
-    },
-    /// This cluster has committed nothing with that index yet, so nobody can have heard of it. Read the state and begin with what
-    /// follows it.
-    #[error(
-        "index {index} lies in the future: this cluster has applied up to {applied}. \
-         The index is of another cluster, or its commands are lost. Read the state anew and follow it from there"
-    )]
-    FuturePosition {
-        /// What was asked for.
-        index: u64,
-        /// What this node has applied, a leader having confirmed that it is everything.
-        applied: u64,
-    },
-    /// This node has not applied so much, and could not find out whether the cluster has. Ask again, or ask another node.
-    #[error(
-        "this node has applied up to {applied}, and could not find out whether the cluster has applied index {index}: {cause}. \
-         Ask again, or ask another node"
-    )]
-    Behind {
-        /// What was asked for.
-        index: u64,
-        /// What this node has applied.
-        applied: u64,
-        /// Why it is not known.
-        cause: String,
-    },
 }
 
 /// A subscription, to end it with. It also ends when the recipient's actor does.

@@ -2,17 +2,18 @@
 
 use std::time::Duration;
 
+use actorum_machine::machine::ApplyContext;
+use actorum_transport::wire::Entry;
+use bytes::Bytes;
+
 use super::*;
 use crate::{
     entry::EncodedCommand,
     log::store::{HardState, Recovered},
-    machine::ApplyContext,
     replica::{Replica, replay},
     snapshot::{SnapshotStore, store::Content},
     testkit::{Sum, TestStore, change, empty, genesis},
 };
-use actorum_transport::wire::Entry;
-use bytes::Bytes;
 
 const CLUSTER: ClusterId = ClusterId(7);
 const AMPLE: BufferBounds = BufferBounds { events: 1000, bytes: usize::MAX };
@@ -129,7 +130,7 @@ impl StateMachine for Diary {
     fn apply(&mut self, ctx: &ApplyContext, _: &String) {
         self.0.insert(ctx.index, ctx.time);
     }
-    crate::serde_snapshot!();
+    actorum_machine::serde_snapshot!();
 }
 
 /// Everything a subscriber hears that resumes there, up to the last one: index and time of each command, and the index
@@ -182,7 +183,7 @@ async fn an_event_has_the_time_that_apply_saw_wherever_reading_begins() {
                     1,
                     &crate::entry::SystemCommand::Change {
                         id,
-                        change: crate::members::Change::Remove(9),
+                        change: actorum_machine::members::Change::Remove(9),
                         forced: false,
                     },
                 ),

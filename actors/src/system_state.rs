@@ -10,18 +10,18 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use actorum_transport::{
-    marks::StateHash,
-    wire::{Address, ClusterId, Incarnation, NodeId, Snapshot, SnapshotFile},
-};
-use serde::{Deserialize, Serialize};
-
-use crate::{
-    consistency::hash::begin,
-    entry::SystemCommand,
+use actorum_machine::{
+    ids::{Address, ClusterId, Incarnation, NodeId},
     machine::{self, MachineError},
     members::{Member, MemberRole, Membership},
 };
+use actorum_transport::{
+    marks::StateHash,
+    wire::{ConfState, Snapshot, SnapshotFile},
+};
+use serde::{Deserialize, Serialize};
+
+use crate::{consistency::hash::begin, entry::SystemCommand};
 
 /// The index of the genesis snapshot. raft-rs panics on an index or term of zero.
 pub const GENESIS_INDEX: u64 = 1;
@@ -136,7 +136,7 @@ impl SystemState {
     }
 
     fn pack(&self, index: u64, term: u64, data: &SnapshotData) -> Result<Snapshot, MachineError> {
-        Ok(Snapshot { index, term, conf: self.membership.conf_state(), data: machine::encode(data)?.into() })
+        Ok(Snapshot { index, term, conf: ConfState::of(&self.membership), data: machine::encode(data)?.into() })
     }
 
     /// Whom the founder that wrote this snapshot formed with.
@@ -232,7 +232,7 @@ mod tests {
         Arc::make_mut(&mut state.membership).retired.insert(9);
         assert!(state.apply(10, &recovered(3)));
         assert_eq!((state.cluster, state.recovered_at, state.last_time_us), (ClusterId(77), 10, 5));
-        assert_eq!(state.membership.conf_state().voters, [3]);
+        assert_eq!(state.membership.voters(), [3]);
         assert_eq!(state.membership.members[&3].incarnation, Some(Incarnation(3)));
         assert!(state.membership.retired.is_empty(), "an id is free again: its old node is refused by the cluster");
         assert!(state.apply(20, &recovered(3)));

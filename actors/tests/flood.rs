@@ -25,13 +25,16 @@ use actorum_actors::{
         Answer, Append, AppliedTo, Apply, BuildSnapshot, Campaign, Failed, FetchSnapshot, Persisted, ProbeDisk,
         ReplyHandle, Restore, ServeReads, SnapshotsKept, Submit,
     },
-    status::Role,
     system_state::SystemState,
+};
+use actorum_machine::{
+    ids::{Address, ClusterId, GroupId, Incarnation, NodeId},
+    status::Role,
 };
 use actorum_transport::{
     features::Features,
     message::{Ask, Received, Transmit},
-    wire::{Address, ClusterId, Entry, GroupId, Incarnation, NodeId, RaftMessage},
+    wire::{Entry, RaftMessage},
 };
 use tokio::sync::watch;
 

@@ -5,11 +5,13 @@
 use std::{collections::BTreeMap, fs, io::Read};
 
 use actorum_actors::{
-    machine::StateView,
     snapshot::{SnapshotStore, store::Content},
     system_state::SystemState,
 };
-use actorum_transport::wire::{Address, ClusterId};
+use actorum_machine::{
+    ids::{Address, ClusterId},
+    machine::StateView,
+};
 
 const STATE_BYTES: usize = 96 << 20;
 /// A few buffers of one chunk, one piece for peers, and what else a test process does.

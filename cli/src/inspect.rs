@@ -20,8 +20,8 @@ use actorum_actors::{
     snapshot::SnapshotStore,
     system_state::{Audit, SystemState},
 };
-use actorum_http::strict::whole;
-use actorum_transport::wire::{Entry, EntryKind, NodeId};
+use actorum_machine::ids::NodeId;
+use actorum_transport::wire::{Entry, EntryKind};
 
 use crate::{
     Failure,
@@ -30,6 +30,7 @@ use crate::{
     output::{self, say},
     status::bytes,
 };
+use actorum_http::strict::whole;
 
 /// How many bytes of entries are held in memory at a time.
 const PIECE: usize = 4 << 20;

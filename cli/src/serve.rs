@@ -128,7 +128,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
 fn without_sync(settings: &Settings) -> Result<Storage, Failure> {
     use actorum_actors::log::sled::{OpenOptions, SledStore, SyncPolicy};
     let drawn = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_nanos() as u64;
-    let mut options = OpenOptions::new(settings.id, actorum_transport::wire::Incarnation(drawn));
+    let mut options = OpenOptions::new(settings.id, actorum_machine::ids::Incarnation(drawn));
     options.sync = SyncPolicy::FlushOnly;
     Ok(Storage::Custom(Box::new(SledStore::open(&settings.data, options)?)))
 }

@@ -341,7 +341,7 @@ fn a_data_directory_that_is_taken_away() {
 mod in_process {
     use actorum::{ChangeError, Network, Reason, Severity, prelude::*};
     use actorum_actors::log::memory::MemoryDisk;
-    use actorum_transport::wire::Incarnation;
+    use actorum_machine::ids::Incarnation;
 
     use super::support::{MemoryNetwork, PATIENCE, Sum, founders, quick, start, three};
 

@@ -13,9 +13,11 @@ use actorum_actors::log::{
     sled::{OpenOptions, SledStore},
     store::{Batch, LogStore, Write},
 };
-use actorum_transport::wire::{Entry, GroupId, Incarnation};
-use lab::{Lab, Node, call, wait};
+use actorum_machine::ids::{GroupId, Incarnation};
+use actorum_transport::wire::Entry;
 use serde_json::{Value, json};
+
+use lab::{Lab, Node, call, wait};
 
 const GROUP: GroupId = GroupId::FIRST;
 

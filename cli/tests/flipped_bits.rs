@@ -23,14 +23,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-use actorum_actors::log::{
-    sled::{OpenOptions, SledStore},
-    store::{Batch, HardState, LogStore, OpenError, Recovered, Write},
-    watermark::Watermark,
+use actorum_actors::{
+    log::{
+        sled::{OpenOptions, SledStore},
+        store::{Batch, HardState, LogStore, OpenError, Recovered, Write},
+        watermark::Watermark,
+    },
+    system_state::SystemState,
 };
-use actorum_actors::system_state::SystemState;
-use actorum_transport::wire::{ClusterId, Entry, EntryKind, GroupId, Incarnation};
+use actorum_machine::ids::{ClusterId, GroupId, Incarnation};
+use actorum_transport::wire::{Entry, EntryKind};
 use bytes::Bytes;
+
 use lab::directory::copy;
 use rng::Rng;
 

@@ -13,25 +13,10 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use actorum_actors::{
-    consensus::{Consensus, Effects, Moment, Settings, Start},
-    entry::{ChangeId, EncodedCommand, Stamped, SystemCommand},
-    log::store::{Compact, HardState, LogReader, Recovered, StoreError},
-    machine,
-    members::Change,
-    message::{Append, Committed, ReadEntries, Room},
-    system_state::SystemState,
-};
+use actorum_actors::{consensus::{Consensus, Effects, Moment, Settings, Start}, entry::{ChangeId, EncodedCommand, Stamped, SystemCommand}, log::store::{Compact, HardState, LogReader, Recovered, StoreError}, message::{Append, Committed, ReadEntries, Room}, system_state::SystemState};
+use actorum_machine::{machine, members::Change, ids::{Address, ClusterId, GroupId, Incarnation, NodeId}};
 use actorum_fuzz::Draw;
-use actorum_transport::{
-    features::Features,
-    frame,
-    message::AskError,
-    wire::{
-        Address, ClusterId, Entry, EntryKind, GroupId, Incarnation, MessageKind, NodeId, RaftMessage, Refusal,
-        Response, Snapshot, SnapshotFile,
-    },
-};
+use actorum_transport::{features::Features, frame, message::AskError, wire::{Entry, EntryKind, MessageKind, RaftMessage, Refusal, Response, Snapshot, SnapshotFile}};
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
 

@@ -5,14 +5,9 @@
 
 #![no_main]
 
-use actorum_actors::{
-    entry::{Stamped, SystemCommand},
-    fuzzing,
-    log::record::{self, Key, Kind, Scan},
-    system_state::SystemState,
-};
+use actorum_actors::{entry::{Stamped, SystemCommand}, fuzzing, log::record::{self, Key, Kind, Scan}, system_state::SystemState};
 use actorum_fuzz::Draw;
-use actorum_transport::wire::GroupId;
+use actorum_machine::ids::GroupId;
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
 

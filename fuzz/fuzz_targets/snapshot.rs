@@ -11,13 +11,9 @@ use std::{
     io::{Read, Write},
 };
 
-use actorum_actors::{
-    fuzzing, machine,
-    snapshot::file::{Header, Reader, Writer},
-    system_state::SystemState,
-};
+use actorum_actors::{fuzzing, snapshot::file::{Header, Reader, Writer}, system_state::SystemState};
+use actorum_machine::{machine, ids::{Address, ClusterId, Incarnation}};
 use actorum_fuzz::Draw;
-use actorum_transport::wire::{Address, ClusterId, Incarnation};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {

@@ -32,7 +32,6 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-pub use actorum_actors::system_state::{Audit, RecoveredBecause};
 use actorum_actors::{
     entry::{EncodedCommand, SystemCommand},
     log::{
@@ -41,14 +40,15 @@ use actorum_actors::{
     },
     snapshot::SnapshotError,
 };
-use actorum_transport::wire::{Address, ClusterId, Entry, EntryKind, Incarnation, NodeId, Snapshot};
+use actorum_machine::ids::{Address, ClusterId, Incarnation, NodeId};
+use actorum_transport::wire::{Entry, EntryKind, Snapshot};
 use bytes::Bytes;
 
+use crate::boot;
+pub use actorum_actors::system_state::{Audit, RecoveredBecause};
 pub use recover::{Recover, recover};
 pub use restore::{BackupFile, Restore, restore};
 pub use survey::{SurvivingLog, SurvivingSnapshot, Survivor, survey};
-
-use crate::boot;
 
 /// How long the one write may take before the disk counts as hung.
 const WRITE_WITHIN: Duration = Duration::from_secs(60);

@@ -10,7 +10,7 @@ use actorum_actors::{
     },
     system_state::{Audit, RecoveredBecause},
 };
-use actorum_transport::wire::Address;
+use actorum_machine::ids::Address;
 
 use super::{
     Beginning, Position, RecoveredNode, RecoveryError, SurvivingLog, Survivor, check, options, seconds, survey,

@@ -22,7 +22,8 @@ use actorum_actors::{
     },
     system_state::{Audit, RecoveredBecause},
 };
-use actorum_transport::wire::{Address, ClusterId, NodeId, Snapshot, SnapshotFile};
+use actorum_machine::ids::{Address, ClusterId, NodeId};
+use actorum_transport::wire::{Snapshot, SnapshotFile};
 
 use super::{Beginning, Position, RecoveredNode, RecoveryError, check, check_address, io_error, options, seconds};
 use crate::{Membership, boot, ingress::check_id};

@@ -11,7 +11,8 @@ use actorum_actors::{
     snapshot::SnapshotStore,
     system_state::{Audit, SystemState},
 };
-use actorum_transport::wire::{ClusterId, Incarnation, NodeId, Snapshot};
+use actorum_machine::ids::{ClusterId, Incarnation, NodeId};
+use actorum_transport::wire::Snapshot;
 
 use super::Position;
 use crate::{Membership, boot};

@@ -14,12 +14,15 @@ use actorum_actors::{
         sled::{OpenOptions, SledStore},
         store::{Batch, HardState, LogStore, OpenError, Write},
     },
-    machine::{ApplyContext, StateMachine},
     replica::replay,
     snapshot::{SnapshotStore, store::Content},
     system_state::SystemState,
 };
-use actorum_transport::wire::{Address, ClusterId, Entry, EntryKind, Incarnation, NodeId};
+use actorum_machine::{
+    ids::{Address, ClusterId, Incarnation, NodeId},
+    machine::{ApplyContext, StateMachine},
+};
+use actorum_transport::wire::{Entry, EntryKind};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
@@ -114,7 +117,7 @@ fn a_backup_becomes_a_cluster_of_one_node() {
 
     let (system, sum, applied) = started(&dir, 5);
     assert_eq!((system.cluster, system.recovered_at, sum, applied), (recovered_node.cluster, 10, 41, 10));
-    assert_eq!(system.membership.conf_state().voters, [5]);
+    assert_eq!(system.membership.voters(), [5]);
     let member = &system.membership.members[&5];
     assert_eq!((member.incarnation, &member.address.0[..]), (Some(recovered_node.incarnation), "10.0.1.5:7001"));
     let audit = &system.audit[0];

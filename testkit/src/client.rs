@@ -3,12 +3,12 @@
 use std::{collections::BTreeMap, fmt, future::Future, sync::Arc, time::Duration};
 
 use actorum::Raft;
-use actorum_actors::{
+use actorum_machine::{
+    ids::NodeId,
     machine::StateMachine,
     members::{ChangeRequest, Membership},
     outcome::{Applied, ChangeError, Outcome, ProposeError, ReadError},
 };
-use actorum_transport::wire::NodeId;
 
 use super::{
     fleet::{Fleet, Life, State},

@@ -10,26 +10,31 @@ use std::{
 };
 
 use actorum::{Config, seams::most_reserve};
-pub(crate) use actorum_actors::log::simulated::{Image, Loss};
-use actorum_actors::log::{
-    reserve::{self, Reserve, ReserveBounds},
-    simulated::{Answer, Backup as LogBackup, Decide, Latency, SimulatedDisk, SimulatedVolume, Step},
-    store::{
-        Completions, LogAppender, LogReader, LogStore, Looked, OpenError, Probe, Recovered, Space, StoreError,
-        StoreIdentity,
+use actorum_actors::{
+    log::{
+        reserve::{self, Reserve, ReserveBounds},
+        simulated::{Answer, Backup as LogBackup, Decide, Latency, SimulatedDisk, SimulatedVolume, Step},
+        store::{
+            Completions, LogAppender, LogReader, LogStore, Looked, OpenError, Probe, Recovered, Space, StoreError,
+            StoreIdentity,
+        },
+    },
+    log_writer::SHORT,
+    snapshot::{
+        SnapshotStore,
+        files::{Appending, Files, Reading},
+        simulated::{self, SimulatedFiles},
+        store::complete_name,
     },
 };
-use actorum_actors::log_writer::SHORT;
-use actorum_actors::snapshot::{
-    SnapshotStore,
-    files::{Appending, Files, Reading},
-    simulated::{self, SimulatedFiles},
-    store::complete_name,
+use actorum_machine::ids::{GroupId, Incarnation, NodeId};
+use actorum_transport::{
+    lives::{Content, LifeBook},
+    wire::{Snapshot, SnapshotFile},
 };
-use actorum_transport::lives::{Content, LifeBook};
-use actorum_transport::wire::{GroupId, Incarnation, NodeId, Snapshot, SnapshotFile};
 
 use super::{rng::Rng, world::Durable};
+pub(crate) use actorum_actors::log::simulated::{Image, Loss};
 
 /// How a disk fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

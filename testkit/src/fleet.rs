@@ -23,15 +23,13 @@ use actorum_actors::{
         simulated::VolumeCounters,
         store::{LogStore, OpenError},
     },
-    machine::StateMachine,
     observer::{Drained, Observer},
 };
-use actorum_transport::{
-    features::Features,
-    marks::Mark,
-    memory::MemoryNetwork,
-    wire::{Address, ENTRY_OVERHEAD, GroupId, Incarnation, NodeId},
+use actorum_machine::{
+    ids::{Address, GroupId, Incarnation, NodeId},
+    machine::StateMachine,
 };
+use actorum_transport::{features::Features, marks::Mark, memory::MemoryNetwork, wire::ENTRY_OVERHEAD};
 use tokio::sync::Notify;
 
 use super::{

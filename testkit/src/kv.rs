@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use actorum_actors::machine::{ApplyContext, StateMachine};
+use actorum_machine::machine::{ApplyContext, StateMachine};
 use serde::{Deserialize, Serialize};
 
 use super::{

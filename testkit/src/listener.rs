@@ -4,11 +4,11 @@ use std::{cell::Cell, rc::Rc, time::Duration};
 
 use actix::prelude::*;
 use actorum::{After, Position, Raft, SubscribeError, Subscription};
-use actorum_actors::{
+use actorum_machine::{
     event::{Event as Said, Events},
+    ids::NodeId,
     machine::StateMachine,
 };
-use actorum_transport::wire::NodeId;
 use tokio::time::sleep;
 
 use super::{

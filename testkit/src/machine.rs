@@ -9,8 +9,10 @@ use std::{
     },
 };
 
-use actorum_actors::machine::{self, ApplyContext, MachineError, StateMachine, StateView};
-use actorum_transport::wire::NodeId;
+use actorum_machine::{
+    ids::NodeId,
+    machine::{self, ApplyContext, MachineError, StateMachine, StateView},
+};
 
 use super::{
     rng::{Rng, fingerprint},

@@ -8,13 +8,14 @@ use std::{collections::BTreeMap, fmt, future::Future, panic::resume_unwind, pin:
 
 use actix::System;
 use actorum::{Bootstrap, Config, config::Placement};
-use actorum_actors::{
-    consistency::ResponseCheck,
+use actorum_machine::{
+    ids::NodeId,
     machine::StateMachine,
-    snapshot::manager::TakeSnapshotError,
+    outcome::TakeSnapshotError,
+    response_check::ResponseCheck,
     status::{Formed, Role},
 };
-use actorum_transport::{memory::Frames, wire::NodeId};
+use actorum_transport::memory::Frames;
 use tokio::time::sleep;
 
 use super::{

@@ -9,16 +9,13 @@ use std::{
 };
 
 use actorum::{Bootstrap, Builder, Config, Network, Raft, StartError, Storage, seams};
-use actorum_actors::{
+use actorum_actors::observer::{Drained, Observer};
+use actorum_machine::{
+    ids::{Incarnation, NodeId},
     machine::StateMachine,
-    observer::{Drained, Observer},
     status::Role,
 };
-use actorum_transport::{
-    lives::LifeKey,
-    memory::Endpoint,
-    wire::{Incarnation, NodeId},
-};
+use actorum_transport::{lives::LifeKey, memory::Endpoint};
 use tokio::time::timeout;
 
 use super::{

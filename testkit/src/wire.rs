@@ -13,10 +13,8 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use actorum_transport::{
-    memory::{Deliver, Endpoint, Frames, LinkModel, Parcel},
-    wire::NodeId,
-};
+use actorum_machine::ids::NodeId;
+use actorum_transport::memory::{Deliver, Endpoint, Frames, LinkModel, Parcel};
 
 use super::{
     disk::Loss,

@@ -19,15 +19,17 @@ use std::{
 };
 
 use actorum::Config;
-use actorum_actors::{
-    log::store::Recovered, members::Membership, message::Append, observer::RaftState, status::Role,
-    system_state::GENESIS_INDEX,
+use actorum_actors::{log::store::Recovered, message::Append, observer::RaftState, system_state::GENESIS_INDEX};
+use actorum_machine::{
+    ids::{Incarnation, NodeId},
+    members::Membership,
+    status::Role,
 };
-use actorum_transport::wire::{
-    Entry, EntryKind, Incarnation, MessageKind, NodeId, RaftMessage, Snapshot, SnapshotFile,
+use actorum_transport::{
+    marks::Mark,
+    memory::Parcel,
+    wire::{Entry, EntryKind, MessageKind, RaftMessage, Snapshot, SnapshotFile},
 };
-use actorum_transport::{marks::Mark, memory::Parcel};
-
 use tokio::sync::Notify;
 
 use super::{

@@ -4,10 +4,11 @@
 use std::time::Duration;
 
 use actorum::{Network, NodeId, prelude::*};
+use actorum_machine::ids::{Address, Incarnation};
+use serde::{Deserialize, Serialize};
+
 pub(crate) use actorum_actors::log::memory::MemoryDisk;
 pub(crate) use actorum_transport::memory::MemoryNetwork;
-use actorum_transport::wire::{Address, Incarnation};
-use serde::{Deserialize, Serialize};
 
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 

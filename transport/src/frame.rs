@@ -13,6 +13,7 @@
 //! Deliberately absent: judgement. That a message decodes says nothing about whether it makes sense; the
 //! consensus core validates it before its step.
 
+use actorum_machine::ids::{ClusterId, GroupId, Incarnation, NodeId};
 use bytes::{Buf, Bytes, BytesMut};
 use serde::{
     Deserialize, Deserializer, Serialize,
@@ -23,7 +24,7 @@ use crate::{
     features::Features,
     lives::{Life, LifeKey},
     message::{Identity, RefusedBecause},
-    wire::{ClusterId, GroupId, Incarnation, NodeId, RaftMessage, Request, Response},
+    wire::{RaftMessage, Request, Response},
 };
 
 /// The version of this framing, in every frame.
@@ -429,10 +430,12 @@ mod tests {
     use proptest::{collection::vec, prelude::*};
 
     use super::*;
-    use crate::marks::{HashValue, Mark, ResponseHash, StateHash};
-    use crate::wire::{
-        ChangeRefusal, ClockReading, ConfState, Entry, EntryKind, Formation, MessageKind, Refusal, Response, Snapshot,
-        SnapshotFile, SnapshotRequest,
+    use crate::{
+        marks::{HashValue, Mark, ResponseHash, StateHash},
+        wire::{
+            ChangeRefusal, ClockReading, ConfState, Entry, EntryKind, Formation, MessageKind, Refusal, Response,
+            Snapshot, SnapshotFile, SnapshotRequest,
+        },
     };
 
     fn bytes() -> impl Strategy<Value = Bytes> {

@@ -2,12 +2,10 @@
 
 use std::path::Path;
 
+use actorum_machine::ids::NodeId;
 use rustls::pki_types::{CertificateDer, pem::PemObject};
 
-use crate::{
-    tls::{self, CertError, TlsIdentity},
-    wire::NodeId,
-};
+use crate::tls::{self, CertError, TlsIdentity};
 
 /// Whom a certificate names.
 pub fn node_of(der: &[u8]) -> Result<NodeId, String> {

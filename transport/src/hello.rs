@@ -9,11 +9,12 @@ use std::{
     sync::Arc,
 };
 
+use actorum_machine::ids::{ClusterId, Incarnation, NodeId};
+
 use crate::{
     lives::{Life, LifeBook},
     message::{Identity, Peer, RefusedBecause, SetPeers},
     planted::{self, Planted},
-    wire::{ClusterId, Incarnation, NodeId},
 };
 
 /// The protocol that this version speaks.

@@ -28,12 +28,13 @@ use std::{
     time::Duration,
 };
 
+use actorum_machine::ids::{Incarnation, NodeId};
 use serde::{Deserialize, Serialize};
 
 use crate::{
     message::Identity,
     planted::{self, Planted},
-    wire::{Incarnation, MessageKind, NodeId, RaftMessage},
+    wire::{MessageKind, RaftMessage},
 };
 
 /// The lives that are always shown, the newest ones: so many openings a peer may miss whatever it has said.

@@ -1,7 +1,9 @@
 //! Records of lives, over a file that a test can look into and let fail.
 
+use actorum_machine::ids::ClusterId;
+
 use super::*;
-use crate::{features::Features, wire::ClusterId};
+use crate::features::Features;
 
 const DIR: Incarnation = Incarnation(7);
 

@@ -26,6 +26,7 @@ use std::{
 };
 
 use actix::{WeakAddr, prelude::*};
+use actorum_machine::ids::{GroupId, NodeId};
 use tokio::{
     sync::oneshot,
     time::{Instant, timeout},
@@ -41,7 +42,7 @@ use crate::{
         PeerUp, Received, RefusedBecause, Responder, SetCluster, SetPeers, Transmit, TransportHandle, TransportStatus,
         Unreachable,
     },
-    wire::{GroupId, NodeId, RaftMessage, Request, Response},
+    wire::{RaftMessage, Request, Response},
 };
 
 /// How many deliveries may be on their way over one direction of a link.

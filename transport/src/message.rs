@@ -18,12 +18,13 @@ use std::{
 };
 
 use actix::{WeakRecipient, prelude::*};
+use actorum_machine::ids::{Address, ClusterId, GroupId, Incarnation, NodeId};
 use tokio::sync::oneshot;
 
 use crate::{
     features::Features,
     lives::{Life, Record},
-    wire::{Address, ClusterId, GroupId, Incarnation, NodeId, RaftMessage, Request, Response},
+    wire::{RaftMessage, Request, Response},
 };
 
 /// Who a node is, towards its peers: the content of its hello.

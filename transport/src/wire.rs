@@ -4,8 +4,13 @@
 //! payload is one `bin` and not an array of numbers. These structs are the project's own: what raft-rs uses
 //! inside never touches a socket, and nothing here is trusted until the consensus core has validated it.
 
-use std::{collections::BTreeMap, fmt, net::SocketAddrV6, str::FromStr};
+use std::{collections::BTreeMap, fmt};
 
+use actorum_machine::{
+    ids::{Address, ClusterId, Incarnation, NodeId},
+    members::Membership,
+    readings::ChangeReading,
+};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
@@ -13,174 +18,6 @@ use crate::{
     features::Feature,
     marks::{MAX_MARKS, Mark},
 };
-
-mod address;
-mod readings;
-
-pub use readings::{ChangeReading, LearnerReading, MajorityReading};
-
-/// A random number that people and programs read as hexadecimal digits: many readers of JSON round numbers above 2^53.
-/// Numbers are understood as well, for that is how the first version wrote some. In MessagePack it stays the number it was.
-macro_rules! hex_for_people {
-    ($name:ident, $number:ty) => {
-        impl Serialize for $name {
-            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-                if serializer.is_human_readable() { serializer.collect_str(self) } else { self.0.serialize(serializer) }
-            }
-        }
-
-        impl<'de> Deserialize<'de> for $name {
-            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                struct Digits;
-                impl serde::de::Visitor<'_> for Digits {
-                    type Value = $name;
-
-                    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                        f.write_str("hexadecimal digits")
-                    }
-
-                    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<$name, E> {
-                        let digits = text.bytes().all(|byte| byte.is_ascii_hexdigit());
-                        let number = digits.then(|| <$number>::from_str_radix(text, 16).ok()).flatten();
-                        number.map($name).ok_or_else(|| E::invalid_value(serde::de::Unexpected::Str(text), &self))
-                    }
-
-                    fn visit_u64<E: serde::de::Error>(self, number: u64) -> Result<$name, E> {
-                        Ok($name(number.into()))
-                    }
-                }
-                if deserializer.is_human_readable() {
-                    deserializer.deserialize_any(Digits)
-                } else {
-                    <$number>::deserialize(deserializer).map($name)
-                }
-            }
-        }
-    };
-}
-
-/// The identity of a node: chosen by its operator, never zero, never used twice in the life of a cluster.
-pub type NodeId = u64;
-
-/// The highest id that a new node may have, 2^53 - 1: the highest number that every reader of JSON keeps exact. Who takes
-/// a new node in looks at it; a node of the first version with a higher id goes on as it is.
-pub const MAX_NODE_ID: NodeId = (1 << 53) - 1;
-
-/// The Raft group a message belongs to. This version runs one group, [`GroupId::FIRST`]; every frame and
-/// every key carries it, so that many can follow without a new format.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct GroupId(pub u32);
-
-impl GroupId {
-    /// The one group of this version.
-    pub const FIRST: GroupId = GroupId(0);
-}
-
-/// One life of a data directory: drawn at random when the directory is made and never changed.
-///
-/// A node that comes back under its id with another incarnation has lost its disk, and with it every vote
-/// and acknowledgement it gave. It is refused by name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Incarnation(pub u64);
-
-hex_for_people!(Incarnation, u64);
-
-impl fmt::Display for Incarnation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:016x}", self.0)
-    }
-}
-
-/// Which cluster a node belongs to, fixed when the cluster is formed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ClusterId(pub u128);
-
-hex_for_people!(ClusterId, u128);
-
-impl fmt::Display for ClusterId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:032x}", self.0)
-    }
-}
-
-/// Where a peer listens: `host:port`. The host may be a name, which is resolved at each dial.
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Address(pub String);
-
-impl fmt::Display for Address {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl From<std::net::SocketAddr> for Address {
-    fn from(address: std::net::SocketAddr) -> Self {
-        Address(address.to_string())
-    }
-}
-
-impl From<&str> for Address {
-    fn from(address: &str) -> Self {
-        Address(address.to_owned())
-    }
-}
-
-impl Address {
-    /// Whether both are the same place, however they are written. A name and the address it has now are not compared.
-    pub fn is_same_place(&self, other: &Address) -> bool {
-        address::canonical(&self.0) == address::canonical(&other.0)
-    }
-}
-
-/// A text that is no address of a peer, and the form that one has.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "{text} is not of the form HOST:PORT, such as 10.0.0.1:7001, node-1.example:7001 or [2001:db8::1]:7001: {problem}"
-)]
-pub struct AddressError {
-    /// The text, as it was given.
-    pub text: String,
-    /// What is wrong with it.
-    pub problem: String,
-}
-
-/// Checks what a person gives; what was replicated before anyone checked is made by `From`, and stays what it is.
-impl FromStr for Address {
-    type Err = AddressError;
-
-    fn from_str(text: &str) -> Result<Address, AddressError> {
-        let wrong = |problem: String| Err(AddressError { text: text.to_owned(), problem });
-        if let Some((scheme, _)) = text.split_once("://") {
-            return wrong(format!("leave out `{scheme}://`: an address is no URL"));
-        }
-        if text.starts_with('[') {
-            return match text.parse::<SocketAddrV6>() {
-                Ok(address) if address.port() == 0 => wrong("port 0 cannot be reached".to_owned()),
-                Ok(address) => match address::ip_problem((*address.ip()).into()) {
-                    Some(problem) => wrong(problem),
-                    None => Ok(Address(text.to_owned())),
-                },
-                Err(_) => wrong("this is not an IPv6 address in brackets with a port behind it".to_owned()),
-            };
-        }
-        let Some((host, port)) = text.rsplit_once(':') else { return wrong("the port is missing".to_owned()) };
-        if host.contains(':') {
-            return wrong(format!("put an IPv6 address in brackets, as in [{host}]:{port}"));
-        }
-        if let Some(problem) = address::host_problem(host) {
-            return wrong(problem);
-        }
-        // `parse` would take a sign.
-        match port.parse::<u16>() {
-            Ok(number) if number != 0 && port.bytes().all(|digit| digit.is_ascii_digit()) => {
-                Ok(Address(text.to_owned()))
-            }
-            _ => wrong("a port is a number between 1 and 65535".to_owned()),
-        }
-    }
-}
 
 /// The kind of a log entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -247,6 +84,13 @@ pub struct ConfState {
     /// Whether the leader leaves the joint configuration by itself.
     #[serde(default)]
     pub auto_leave: bool,
+}
+
+impl ConfState {
+    /// A membership, as raft-rs wants it.
+    pub fn of(membership: &Membership) -> ConfState {
+        ConfState { voters: membership.voters(), learners: membership.learners(), ..ConfState::default() }
+    }
 }
 
 /// The file of a snapshot, by what is in it.

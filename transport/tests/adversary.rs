@@ -14,17 +14,16 @@ use std::{
     time::Duration,
 };
 
+use actorum_machine::ids::{ClusterId, GroupId, Incarnation};
 use actorum_transport::{
     frame::{self, Hello, Kind, Lane, Question, Welcome},
     message::RefusedBecause,
     quic::QuicConfig,
     tls::node_name,
-    wire::{
-        ClusterId, ConfState, Entry, EntryKind, Formation, GroupId, Incarnation, MessageKind, RaftMessage, Request,
-        Response, Snapshot,
-    },
+    wire::{ConfState, Entry, EntryKind, Formation, MessageKind, RaftMessage, Request, Response, Snapshot},
 };
 use bytes::Bytes;
+
 use support::*;
 
 /// TLS does not let it in: the victim ends the connection before anything is asked.

@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use actix::prelude::*;
+use actorum_machine::ids::{ClusterId, GroupId, Incarnation, NodeId};
 use actorum_transport::{
     features::Features,
     memory::MemoryNetwork,
@@ -10,10 +11,7 @@ use actorum_transport::{
         Answered, Ask, AskError, Asked, Attach, Handlers, Identity, Peer, PeerRefused, PeerUp, Received,
         RefusedBecause, SetPeers, Transmit, TransportHandle, Unreachable,
     },
-    wire::{
-        ClusterId, GroupId, Incarnation, MAX_PIECE, MessageKind, NodeId, RaftMessage, Request, Response, SnapshotFile,
-        SnapshotRequest,
-    },
+    wire::{MAX_PIECE, MessageKind, RaftMessage, Request, Response, SnapshotFile, SnapshotRequest},
 };
 use tokio::sync::mpsc;
 

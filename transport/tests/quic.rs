@@ -8,11 +8,13 @@ mod support;
 
 use std::time::Duration;
 
+use actorum_machine::ids::{ClusterId, Incarnation};
 use actorum_transport::{
     frame::{Kind, Lane},
     message::{AskError, Close, Identity, RefusedBecause},
-    wire::{ClusterId, Incarnation, MessageKind, Response},
+    wire::{MessageKind, Response},
 };
+
 use support::*;
 
 fn terms(messages: &[actorum_transport::wire::RaftMessage]) -> Vec<u64> {

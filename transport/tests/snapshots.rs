@@ -167,7 +167,7 @@ async fn unread_pieces_leave_the_log_its_window() {
     for offset in 0..64 {
         let (mut send, receive) = soon("a stream", joined.connection.open_bi()).await.unwrap();
         let question = actorum_transport::frame::Question {
-            group: actorum_transport::wire::GroupId::FIRST,
+            group: actorum_machine::ids::GroupId::FIRST,
             request: Request::Snapshot(piece(offset, MAX_PIECE)),
         };
         write(&mut send, actorum_transport::frame::Kind::Request, &question).await;

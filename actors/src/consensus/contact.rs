@@ -14,7 +14,8 @@ use std::{
     time::Duration,
 };
 
-use actorum_transport::wire::{MessageKind, NodeId, RaftMessage};
+use actorum_machine::ids::NodeId;
+use actorum_transport::wire::{MessageKind, RaftMessage};
 use raft::StateRole;
 
 use super::Consensus;

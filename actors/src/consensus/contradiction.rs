@@ -23,7 +23,8 @@
 //! is right about itself, the leader's next append is the proof, and the follower stops. Otherwise one broken member could stop
 //! every leader in turn.
 
-use actorum_transport::wire::{MessageKind, NodeId, RaftMessage};
+use actorum_machine::ids::NodeId;
+use actorum_transport::wire::{MessageKind, RaftMessage};
 use raft::{Raft, StateRole};
 
 use crate::log::{store::At, view::LogView};

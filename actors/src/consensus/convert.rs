@@ -1,9 +1,13 @@
 //! Between the project's own structs and raft-rs's: the only place that knows both spellings.
 
-use actorum_transport::wire::{ConfState, Entry, EntryKind, MessageKind, NodeId, RaftMessage, Snapshot};
+use actorum_machine::{
+    ids::NodeId,
+    members::{Change, MemberRole},
+};
+use actorum_transport::wire::{ConfState, Entry, EntryKind, MessageKind, RaftMessage, Snapshot};
 use raft::eraftpb;
 
-use crate::{log::store::HardState, members::Change};
+use crate::log::store::HardState;
 
 /// An entry as raft-rs wants it. The payload is shared, not copied.
 pub fn entry_to_raft(entry: &Entry) -> eraftpb::Entry {
@@ -156,10 +160,10 @@ pub fn message_from_raft(message: &eraftpb::Message) -> Option<RaftMessage> {
 /// A change as raft-rs wants it: one node at a time.
 pub fn conf_change(change: &Change) -> eraftpb::ConfChangeV2 {
     let mut single = eraftpb::ConfChangeSingle { node_id: change.node(), ..Default::default() };
-    single.set_change_type(match change {
-        Change::AddLearner(..) | Change::Demote(_) => eraftpb::ConfChangeType::AddLearnerNode,
-        Change::Promote(_) => eraftpb::ConfChangeType::AddNode,
-        Change::Remove(_) => eraftpb::ConfChangeType::RemoveNode,
+    single.set_change_type(match change.becomes() {
+        Some(MemberRole::Learner) => eraftpb::ConfChangeType::AddLearnerNode,
+        Some(MemberRole::Voter) => eraftpb::ConfChangeType::AddNode,
+        None => eraftpb::ConfChangeType::RemoveNode,
     });
     let mut conf_change = eraftpb::ConfChangeV2::default();
     conf_change.set_changes(vec![single].into());

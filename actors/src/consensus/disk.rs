@@ -28,15 +28,16 @@
 
 use std::collections::BTreeSet;
 
+use actorum_machine::{ids::NodeId, outcome::BusyBound};
 use actorum_transport::{
     features::Feature,
     planted::{self, Planted},
-    wire::{NodeId, Refusal},
+    wire::Refusal,
 };
 use raft::{ProgressState, StateRole};
 
 use super::Consensus;
-use crate::{message::Room, outcome::BusyBound};
+use crate::message::Room;
 
 impl Disk {
     /// Whether space is under its mark.

@@ -2,9 +2,10 @@
 
 use std::{mem, time::SystemTime};
 
+use actorum_machine::{ids::NodeId, machine, outcome::BusyBound};
 use actorum_transport::{
     planted::{self, Planted},
-    wire::{ChangeRefusal, ENTRY_OVERHEAD, NodeId, Request as Asked},
+    wire::{ChangeRefusal, ENTRY_OVERHEAD, Request as Asked},
 };
 use bytes::Bytes;
 use raft::{StateRole, eraftpb};
@@ -16,9 +17,7 @@ use super::{
 };
 use crate::{
     entry::{ChangeId, SystemCommand},
-    machine,
     message::{Answer, Refusal},
-    outcome::BusyBound,
 };
 
 impl<T> Consensus<T> {

@@ -2,7 +2,8 @@
 
 use std::{fmt, time::Duration};
 
-use actorum_transport::wire::{NodeId, RaftMessage, Request, Snapshot};
+use actorum_machine::ids::NodeId;
+use actorum_transport::wire::{RaftMessage, Request, Snapshot};
 
 use crate::{
     log::store::Compact,

@@ -29,11 +29,16 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use actorum_machine::{
+    ids::{ClusterId, GroupId, Incarnation, NodeId},
+    members::{ChangeRequest, Membership},
+    status::Role,
+};
 use actorum_transport::{
     features::{Feature, Features},
     message::AskError,
     planted::{self, Planted},
-    wire::{ChangeRefusal, ClusterId, GroupId, Incarnation, MessageKind, NodeId, RaftMessage, Response, Snapshot},
+    wire::{ChangeRefusal, ConfState, MessageKind, RaftMessage, Response, Snapshot},
 };
 use raft::{RawNode, StateRole};
 
@@ -46,9 +51,7 @@ use crate::{
         store::{HardState, LogReader, Recovered, StoreError},
         view::LogView,
     },
-    members::{ChangeRequest, Membership},
     message::{Answer, LeaderChanged, Refusal},
-    status::Role,
     system_state::{GENESIS_INDEX, GENESIS_TERM},
 };
 
@@ -275,7 +278,7 @@ impl<T> Consensus<T> {
             }
             Some(snapshot) => {
                 // The genesis that a learner was sent names it; the founders' own state does not.
-                let conf = if applied == snapshot.index { snapshot.conf.clone() } else { membership.conf_state() };
+                let conf = if applied == snapshot.index { snapshot.conf.clone() } else { ConfState::of(&membership) };
                 let (group, keep) = (settings.group, settings.log_tail_bytes);
                 LogView::recovered(group, reader, keep, recovered, applied, conf)?
             }
@@ -518,7 +521,7 @@ impl<T> Consensus<T> {
     ///
     /// Who is in is decided here, as changes are committed. The applier comes later, and its word may be of before.
     pub fn membership_changed(&mut self, membership: Arc<Membership>) {
-        let same = membership.conf_state() == self.membership.conf_state();
+        let same = ConfState::of(&membership) == ConfState::of(&self.membership);
         if same && membership.retired == self.membership.retired {
             self.membership = membership;
         }

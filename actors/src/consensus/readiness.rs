@@ -17,18 +17,20 @@
 
 use std::{collections::VecDeque, time::Duration};
 
+use actorum_machine::{
+    condition::Reason,
+    ids::NodeId,
+    members::{Change, ChangeRequest, Membership},
+    readings::{ChangeReading, LearnerReading, MajorityReading},
+};
 use actorum_transport::{
     planted::{self, Planted},
-    wire::{ChangeReading, ChangeRefusal, LearnerReading, MajorityReading, NodeId},
+    wire::ChangeRefusal,
 };
 use raft::StateRole;
 
 use super::{Consensus, requests::Request};
-use crate::{
-    condition::Reason,
-    members::{Change, ChangeRequest, Membership},
-    message::Refusal,
-};
+use crate::message::Refusal;
 
 /// A leader's commit index over time, oldest first: one moment of an election timeout ago or before, and those since. In a new term
 /// it begins with the last index of the log, which is no less than what was committed before.

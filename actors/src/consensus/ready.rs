@@ -9,9 +9,10 @@
 
 use std::sync::Arc;
 
+use actorum_machine::ids::NodeId;
 use actorum_transport::{
     planted::{self, Planted},
-    wire::{ChangeRefusal, Entry, NodeId, RaftMessage, Snapshot},
+    wire::{ChangeRefusal, Entry, RaftMessage, Snapshot},
 };
 use raft::{Storage, eraftpb};
 

@@ -20,9 +20,10 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use actorum_machine::ids::NodeId;
 use actorum_transport::{
     planted::{self, Planted},
-    wire::{Entry, MessageKind, NodeId, RaftMessage},
+    wire::{Entry, MessageKind, RaftMessage},
 };
 use raft::{ProgressState, StateRole, eraftpb};
 

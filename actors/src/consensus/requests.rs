@@ -14,9 +14,10 @@
 
 use std::time::Duration;
 
+use actorum_machine::members::ChangeRequest;
 use bytes::Bytes;
 
-use crate::{entry::EncodedCommand, members::ChangeRequest, message::Refusal};
+use crate::{entry::EncodedCommand, message::Refusal};
 
 /// What a request wants in the log.
 #[derive(Clone, Debug)]

@@ -22,9 +22,10 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use actorum_machine::ids::NodeId;
 use actorum_transport::{
     planted::{self, Planted},
-    wire::{NodeId, RaftMessage, Snapshot},
+    wire::{RaftMessage, Snapshot},
 };
 use raft::{Progress, ProgressState, SnapshotStatus, StateRole};
 

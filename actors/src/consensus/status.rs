@@ -2,11 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use actorum_transport::wire::NodeId;
+use actorum_machine::{condition::Reason, ids::NodeId, status::Role};
 use raft::StateRole;
 
 use super::{CommitConflict, Consensus, DiskStatus};
-use crate::{condition::Reason, observer::RaftState, status::Role};
+use crate::observer::RaftState;
 
 /// The numbers of a core at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -6,7 +6,8 @@
 
 use std::collections::BTreeSet;
 
-use actorum_transport::wire::{ClusterId, ConfState, MessageKind, NodeId, RaftMessage, Snapshot};
+use actorum_machine::ids::{ClusterId, NodeId};
+use actorum_transport::wire::{ConfState, MessageKind, RaftMessage, Snapshot};
 use raft::{Raft, StateRole};
 
 use super::contradiction::{self, Contradiction};
@@ -175,7 +176,7 @@ fn snapshot_problem(snapshot: &Snapshot, cluster: Option<ClusterId>) -> Option<&
         // Only the genesis needs none: it is the machine as it was built.
         Ok((_, None)) if snapshot.index != GENESIS_INDEX => Some("its snapshot has no file"),
         Ok((system, _)) => {
-            conf_problem(&snapshot.conf).or_else(|| disagreement(&snapshot.conf, &system.membership.conf_state()))
+            conf_problem(&snapshot.conf).or_else(|| disagreement(&snapshot.conf, &ConfState::of(&system.membership)))
         }
     }
 }

@@ -8,10 +8,10 @@
 
 use std::collections::BTreeMap;
 
+use actorum_machine::ids::NodeId;
 use actorum_transport::{
     marks::{HashValue, MAX_MARKS, Mark, ResponseHash, StateHash},
     planted::{self, Planted},
-    wire::NodeId,
 };
 
 /// Whether a majority agrees with this node.

@@ -11,14 +11,13 @@
 //! it on every node, and whoever could choose entries that collide would have to make two members apply different ones at one index.
 //! Files that travel are named by BLAKE3.
 
+use actorum_machine::machine::{self, MachineError};
 use actorum_transport::{
     marks::{HashValue, ResponseHash, StateHash},
     wire::{Entry, EntryKind},
 };
 use serde::Serialize;
 use twox_hash::XxHash3_128;
-
-use crate::machine::{self, MachineError};
 
 /// Larger entries are not copied.
 const COPIED: usize = 16 << 10;

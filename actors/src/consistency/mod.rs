@@ -21,21 +21,24 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use actix::{WeakRecipient, prelude::*};
+use actorum_machine::{
+    condition::Reason,
+    ids::{GroupId, NodeId},
+    members::Membership,
+    response_check::ResponseCheck,
+    status::Role,
+};
 use actorum_transport::{
     marks::{MAX_MARKS, Mark},
     message::{Answered, Ask, Asked},
-    wire::{GroupId, NodeId, Request, Response},
+    wire::{Request, Response},
 };
-use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use crate::{
-    condition::Reason,
     debug::debug_fields,
-    members::Membership,
     message::{Failed, LeaderChanged, MarkEvent, ProposeMark, Refusal, SystemChanged},
     observer::MaybeObserver,
-    status::Role,
 };
 
 pub mod compare;
@@ -51,19 +54,6 @@ pub use compare::{Comparison, Divergence, Side};
 const AGAIN: Duration = Duration::from_secs(1);
 /// How long such a question is waited for.
 const ASK_TIMEOUT: Duration = Duration::from_secs(3);
-
-/// What is done about a state machine that responds differently from those of other nodes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ResponseCheck {
-    /// Responses are not hashed.
-    Off,
-    /// The difference is shown in the status, a metric and the log.
-    #[default]
-    Report,
-    /// A node whose responses differ from those of a majority of the voters stops.
-    Stop,
-}
 
 /// Whom the checker talks to.
 pub struct Links {

@@ -7,15 +7,18 @@ use std::{
     time::SystemTime,
 };
 
+use actorum_machine::{
+    ids::{Address, ClusterId, GroupId},
+    machine::{ApplyContext, MachineError, StateMachine, StateView},
+};
 use actorum_transport::{
     marks::Mark,
-    wire::{Address, ClusterId, Entry, GroupId, Snapshot},
+    wire::{Entry, Snapshot},
 };
 
 use crate::{
     entry::{EncodedCommand, SystemCommand},
     log::store::{HardState, Recovered},
-    machine::{ApplyContext, MachineError, StateMachine, StateView},
     replica::{ApplyResult, Hashes, Replica, replay, replay_hashing},
     snapshot::{SnapshotStore, store::Content},
     system_state::{Audit, RecoveredBecause},

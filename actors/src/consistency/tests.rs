@@ -1,9 +1,9 @@
 //! The actor: whom it asks, what it proposes, and when it stops its node.
 
+use actorum_machine::ids::{Address, ClusterId};
 use actorum_transport::{
     marks::{HashValue, ResponseHash, StateHash},
     message::Responder,
-    wire::{Address, ClusterId},
 };
 use tokio::sync::mpsc::{self, UnboundedReceiver};
 

@@ -17,9 +17,10 @@ use std::{
     },
 };
 
+use actorum_machine::ids::{GroupId, NodeId};
 use actorum_transport::{
     planted::{self, Planted},
-    wire::{Entry, GroupId, NodeId},
+    wire::Entry,
 };
 
 use super::{

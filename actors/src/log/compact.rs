@@ -11,7 +11,7 @@
 
 use std::{fs, io, os::unix::fs::MetadataExt, path::Path};
 
-use actorum_transport::wire::Incarnation;
+use actorum_machine::ids::Incarnation;
 
 use super::{
     commit::{Committer, Shared},

@@ -5,7 +5,11 @@ use std::{
     time::Duration,
 };
 
-use actorum_transport::wire::{ClusterId, Entry, EntryKind, GroupId, Snapshot};
+use actorum_machine::{
+    ids::{ClusterId, GroupId},
+    machine::StateView,
+};
+use actorum_transport::wire::{Entry, EntryKind, Snapshot};
 use bytes::Bytes;
 
 use super::*;
@@ -15,7 +19,6 @@ use crate::{
         sled::{RewriteFaults, SledStore},
         store::{HardState, LogStore},
     },
-    machine::StateView,
     snapshot::store::Content,
     system_state::SystemState,
 };

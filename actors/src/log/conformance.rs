@@ -2,7 +2,7 @@
 //!
 //! ```no_run
 //! use actorum_actors::log::{conformance, memory::MemoryDisk, store::LogStore};
-//! use actorum_transport::wire::Incarnation;
+//! use actorum_machine::ids::Incarnation;
 //!
 //! conformance::conformance(|| {
 //!     let disk = MemoryDisk::new();
@@ -24,7 +24,8 @@ use std::{
     time::Duration,
 };
 
-use actorum_transport::wire::{ConfState, Entry, EntryKind, GroupId, Snapshot};
+use actorum_machine::ids::GroupId;
+use actorum_transport::wire::{ConfState, Entry, EntryKind, Snapshot};
 use bytes::Bytes;
 
 use super::store::*;

@@ -31,10 +31,8 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use actorum_transport::{
-    lives::LifeKey,
-    wire::{Incarnation, NodeId},
-};
+use actorum_machine::ids::{Incarnation, NodeId};
+use actorum_transport::lives::LifeKey;
 
 use super::store::{OpenError, StoreIdentity};
 

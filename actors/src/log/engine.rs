@@ -19,7 +19,7 @@ use std::{
     time::Duration,
 };
 
-use actorum_transport::wire::GroupId;
+use actorum_machine::ids::GroupId;
 use bytes::Bytes;
 
 use super::{

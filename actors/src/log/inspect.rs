@@ -16,7 +16,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use actorum_transport::wire::{Entry, GroupId, Incarnation, Snapshot};
+use actorum_machine::ids::{GroupId, Incarnation};
+use actorum_transport::wire::{Entry, Snapshot};
 
 use super::{
     directory,

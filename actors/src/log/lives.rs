@@ -18,10 +18,8 @@ use std::{
     sync::Arc,
 };
 
-use actorum_transport::{
-    lives::{Content, Life, LifeBook, LifeFile, LifeKey},
-    wire::Incarnation,
-};
+use actorum_machine::ids::Incarnation;
+use actorum_transport::lives::{Content, Life, LifeBook, LifeFile, LifeKey};
 
 use super::{
     directory::{lives_path, sync_dir},

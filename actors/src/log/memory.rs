@@ -13,11 +13,13 @@ use std::{
     time::Duration,
 };
 
-use actorum_transport::lives::{Content, LifeBook, LifeFile};
-use actorum_transport::wire::{Entry, GroupId, Incarnation, NodeId, Snapshot};
+use actorum_machine::ids::{GroupId, Incarnation, NodeId};
+use actorum_transport::{
+    lives::{Content, LifeBook, LifeFile},
+    wire::{Entry, Snapshot},
+};
 
 use super::{lives, plan, sizes::Sizes, store::*};
-
 use crate::snapshot::SnapshotStore;
 
 /// The disk of one node. Clones are the same disk.

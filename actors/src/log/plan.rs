@@ -7,9 +7,10 @@
 
 use std::{collections::BTreeMap, fmt};
 
+use actorum_machine::ids::GroupId;
 use actorum_transport::{
     planted::{self, Planted},
-    wire::{Entry, GroupId, Snapshot},
+    wire::{Entry, Snapshot},
 };
 
 use super::{

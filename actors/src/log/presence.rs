@@ -86,9 +86,10 @@ fn is_gone(error: &io::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use actorum_machine::ids::Incarnation;
+
     use super::*;
     use crate::log::sled::{OpenOptions, SledStore};
-    use actorum_transport::wire::Incarnation;
 
     /// A directory that a node has open, in a folder of its own.
     fn opened() -> (tempfile::TempDir, PathBuf, SledStore, Presence) {

@@ -50,7 +50,8 @@ mod tests {
     };
 
     use actix::prelude::*;
-    use actorum_transport::wire::{Entry, GroupId, NodeId};
+    use actorum_machine::ids::{GroupId, NodeId};
+    use actorum_transport::wire::Entry;
     use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
     use super::*;

@@ -20,7 +20,8 @@
 
 use std::{collections::BTreeMap, fmt};
 
-use actorum_transport::wire::{Entry, EntryKind, GroupId, Incarnation, NodeId, Snapshot};
+use actorum_machine::ids::{GroupId, Incarnation, NodeId};
+use actorum_transport::wire::{Entry, EntryKind, Snapshot};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 

@@ -29,7 +29,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use actorum_transport::wire::GroupId;
+use actorum_machine::ids::GroupId;
 
 use super::{
     commit::Committer,

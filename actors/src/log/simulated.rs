@@ -28,9 +28,10 @@ use std::{
     time::Duration,
 };
 
+use actorum_machine::ids::{GroupId, Incarnation, NodeId};
 use actorum_transport::{
     lives::{Content, LifeBook},
-    wire::{Entry, GroupId, Incarnation, NodeId},
+    wire::Entry,
 };
 use bytes::Bytes;
 

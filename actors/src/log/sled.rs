@@ -41,10 +41,8 @@ use std::{
     time::Duration,
 };
 
-use actorum_transport::{
-    lives::LifeBook,
-    wire::{GroupId, Incarnation, NodeId},
-};
+use actorum_machine::ids::{GroupId, Incarnation, NodeId};
+use actorum_transport::lives::LifeBook;
 use bytes::Bytes;
 
 use super::{

@@ -14,8 +14,11 @@
 
 use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 
-use actorum_transport::lives::LifeBook;
-use actorum_transport::wire::{Entry, GroupId, Incarnation, NodeId, Snapshot};
+use actorum_machine::ids::{GroupId, Incarnation, NodeId};
+use actorum_transport::{
+    lives::LifeBook,
+    wire::{Entry, Snapshot},
+};
 use serde::{Deserialize, Serialize};
 
 use super::reserve::Reserve;

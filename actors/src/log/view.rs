@@ -22,7 +22,8 @@ use std::{
     sync::Arc,
 };
 
-use actorum_transport::wire::{ConfState, ENTRY_OVERHEAD, Entry, GroupId, NodeId, Snapshot};
+use actorum_machine::ids::{GroupId, NodeId};
+use actorum_transport::wire::{ConfState, ENTRY_OVERHEAD, Entry, Snapshot};
 use raft::{GetEntriesContext, RaftState, Storage, StorageError, eraftpb};
 
 use crate::{

@@ -33,7 +33,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use actorum_transport::wire::{GroupId, Incarnation, NodeId};
+use actorum_machine::ids::{GroupId, Incarnation, NodeId};
 use bytes::{Buf, BufMut};
 
 use super::{directory, store::At};

@@ -6,10 +6,11 @@ use std::{
 };
 
 use actix::prelude::*;
+use actorum_machine::ids::NodeId;
 use actorum_transport::{
     features::Feature,
     message::Ask,
-    wire::{ClockReading, NodeId, Request},
+    wire::{ClockReading, Request},
 };
 
 use super::{ASK_TIMEOUT, MembershipManager};

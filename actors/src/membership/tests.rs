@@ -1,10 +1,11 @@
 //! What refusals do to a membership manager, and what it knows of features.
 
+use actorum_machine::members::Change;
 use actorum_transport::message::{Identity, PeerRefused};
 use tokio::sync::mpsc;
 
 use super::*;
-use crate::{clock::SystemClock, entry::ChangeId, members::Change, message::Answer, testkit::founded};
+use crate::{clock::SystemClock, entry::ChangeId, message::Answer, testkit::founded};
 
 struct NoReply;
 

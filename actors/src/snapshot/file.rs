@@ -30,10 +30,14 @@ use std::{
     io::{self, Read, Write},
 };
 
-use actorum_transport::wire::{ClusterId, ConfState, Incarnation, NodeId, SnapshotFile};
+use actorum_machine::{
+    ids::{ClusterId, Incarnation, NodeId},
+    machine,
+};
+use actorum_transport::wire::{ConfState, SnapshotFile};
 use serde::{Deserialize, Serialize};
 
-use crate::{debug::debug_fields, machine, system_state::SystemState};
+use crate::{debug::debug_fields, system_state::SystemState};
 
 /// The newest file format this code reads, and the one it writes.
 pub const FORMAT: u32 = 1;
@@ -78,7 +82,7 @@ pub struct Header {
 impl Header {
     /// The header of a snapshot at that index.
     pub fn new(index: u64, term: u64, system: SystemState, formed_with: BTreeMap<NodeId, Incarnation>) -> Header {
-        Header { cluster: system.cluster, index, term, conf: system.membership.conf_state(), system, formed_with }
+        Header { cluster: system.cluster, index, term, conf: ConfState::of(&system.membership), system, formed_with }
     }
 }
 
@@ -353,7 +357,7 @@ impl<R: Read> Reader<R> {
         if read.index >= ABSURD || read.term >= ABSURD {
             return Err(FileError::damaged("the header", "its index or term is beyond all plausibility"));
         }
-        if read.conf != read.system.membership.conf_state() {
+        if read.conf != ConfState::of(&read.system.membership) {
             return Err(FileError::damaged("the header", "its configuration is not that of its members"));
         }
         Ok(Reader {

@@ -35,9 +35,14 @@ use std::{
 };
 
 use actix::{WeakRecipient, prelude::*};
+use actorum_machine::{
+    ids::{GroupId, NodeId},
+    outcome::TakeSnapshotError,
+    status::{SnapshotTaken, Snapshots, Transfer},
+};
 use actorum_transport::{
     message::Ask,
-    wire::{GroupId, NodeId, Snapshot, SnapshotFile},
+    wire::{Snapshot, SnapshotFile},
 };
 use tokio::sync::{oneshot, watch};
 
@@ -49,7 +54,6 @@ use crate::{
         BuildSnapshot, CaptureState, CapturedState, PeerFetches, SnapshotBuilt, SnapshotFetched, SnapshotsKept,
         WriteSnapshot,
     },
-    status::{SnapshotTaken, Snapshots, Transfer},
     system_state::SystemState,
 };
 use fetch::Fetching;
@@ -93,33 +97,6 @@ pub struct ManagerLinks {
     pub peer_fetches: WeakRecipient<PeerFetches>,
     /// The transport.
     pub ask: Recipient<Ask>,
-}
-
-/// Why there is no snapshot.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum TakeSnapshotError {
-    /// It could not be built; nothing else is the worse for it. Try again once the cause is gone.
-    #[error("the snapshot could not be built: {cause}")]
-    Failed {
-        /// Why.
-        cause: String,
-    },
-    /// It was not durable within the deadline. If it was begun it goes on, and will be later.
-    #[error("{cause}")]
-    DeadlineExceeded {
-        /// What it waited for.
-        cause: String,
-    },
-    /// The node has applied nothing that a snapshot could hold.
-    #[error("nothing was applied yet: there is no state to take a snapshot of")]
-    Nothing,
-    /// The node has stopped.
-    #[error("the node has stopped: {cause}")]
-    Stopped {
-        /// Why.
-        cause: String,
-    },
 }
 
 /// The actor; see the module.

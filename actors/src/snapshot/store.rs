@@ -26,9 +26,13 @@ use std::{
     },
 };
 
+use actorum_machine::{
+    ids::{Incarnation, NodeId},
+    machine::StateView,
+};
 use actorum_transport::{
     planted::{self, Planted},
-    wire::{Incarnation, MAX_PIECE, NodeId, Snapshot, SnapshotFile},
+    wire::{ConfState, MAX_PIECE, Snapshot, SnapshotFile},
 };
 use bytes::Bytes;
 
@@ -43,7 +47,6 @@ use crate::{
         reserve::{Lent, Reserve},
         store::At,
     },
-    machine::StateView,
     system_state::SystemState,
 };
 
@@ -358,7 +361,7 @@ impl SnapshotStore {
             return other("term", &header.term, &snapshot.term);
         }
         // The descriptor's configuration may name its receiver as one more learner; its file says what was when it was built.
-        if header.conf != system.membership.conf_state() || header.system != system {
+        if header.conf != ConfState::of(&system.membership) || header.system != system {
             return Err(SnapshotError(format!("{name}: its members or their state are not the snapshot's")));
         }
         if ending.0 < expected.bytes {

@@ -2,14 +2,13 @@
 
 use std::io::Read;
 
+use actorum_machine::machine::{MachineError, StateView};
+
 use super::{
     super::simulated::{Answer, Decide, Loss, SimulatedFiles, Step},
     *,
 };
-use crate::{
-    machine::{MachineError, StateView},
-    testkit::{founded, genesis},
-};
+use crate::testkit::{founded, genesis};
 
 fn content(index: u64, state: Vec<u8>) -> Content {
     let formed_with = BTreeMap::from([(1, Incarnation(1))]);
@@ -115,8 +114,8 @@ fn a_file_that_is_not_the_snapshots_is_refused_by_what_is_wrong() {
     let good = contents(&*snapshot_store.files, &name);
     // The descriptor names this very file, and says otherwise than its header.
     let other = |cluster: u64, index, term, id| {
-        let founders = BTreeMap::from([(id, actorum_transport::wire::Address::from("n1"))]);
-        let system = SystemState::founded(actorum_transport::wire::ClusterId(cluster.into()), &founders);
+        let founders = BTreeMap::from([(id, actorum_machine::ids::Address::from("n1"))]);
+        let system = SystemState::founded(actorum_machine::ids::ClusterId(cluster.into()), &founders);
         let snapshot = system.snapshot(index, term, file, BTreeMap::new()).unwrap();
         put(&*snapshot_store.files, &complete_name(index, &file), &good);
         let error = snapshot_store.verify(&snapshot).unwrap_err().to_string();
@@ -696,11 +695,9 @@ fn a_large_file_is_synced_as_it_grows() {
 
 #[test]
 fn both_forms_of_a_serde_snapshot_capture_what_was_and_not_what_comes() {
-    use crate::{
-        machine::{ApplyContext, StateMachine},
-        replica::Replica,
-        testkit::command,
-    };
+    use actorum_machine::machine::{ApplyContext, StateMachine};
+
+    use crate::{replica::Replica, testkit::command};
 
     #[derive(Default, serde::Serialize, serde::Deserialize)]
     struct Encoded(Vec<u64>);
@@ -710,7 +707,7 @@ fn both_forms_of_a_serde_snapshot_capture_what_was_and_not_what_comes() {
         fn apply(&mut self, _: &ApplyContext, command: &u64) {
             self.0.push(*command);
         }
-        crate::serde_snapshot!();
+        actorum_machine::serde_snapshot!();
     }
     #[derive(Clone, Default, serde::Serialize, serde::Deserialize)]
     struct Cloned(Arc<Vec<u64>>);
@@ -720,7 +717,7 @@ fn both_forms_of_a_serde_snapshot_capture_what_was_and_not_what_comes() {
         fn apply(&mut self, _: &ApplyContext, command: &u64) {
             Arc::make_mut(&mut self.0).push(*command);
         }
-        crate::serde_snapshot!(clone);
+        actorum_machine::serde_snapshot!(clone);
     }
 
     fn story<S: StateMachine<Command = u64, Response = ()> + Default>(numbers: impl Fn(&S) -> Vec<u64>) {

@@ -6,7 +6,11 @@ use std::{
 };
 
 use actix::prelude::*;
-use actorum_transport::wire::{Address, ClusterId, Entry, EntryKind, GroupId, Incarnation, Snapshot};
+use actorum_machine::{
+    ids::{Address, ClusterId, GroupId, Incarnation},
+    machine::{self, ApplyContext, StateMachine},
+};
+use actorum_transport::wire::{Entry, EntryKind, Snapshot};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
@@ -18,7 +22,6 @@ use crate::{
         Batch, BatchNumber, Completed, Completions, LogAppender, LogReader, LogStore, Looked, Probe, Recovered, Space,
         StoreError, StoreIdentity, Written,
     },
-    machine::{self, ApplyContext, StateMachine},
     message::{AppliedTo, CapturedState, DiskReport, Failed, MarkEvent, Persisted, SystemChanged, WriteSnapshot},
     snapshot::SnapshotStore,
     system_state::SystemState,
@@ -45,7 +48,7 @@ impl StateMachine for Sum {
         self.total
     }
 
-    crate::serde_snapshot!();
+    actorum_machine::serde_snapshot!();
 
     fn applied(&self) -> Option<(u64, u64)> {
         self.durable

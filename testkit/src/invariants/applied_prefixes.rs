@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, ops::Bound};
 
-use actorum_transport::wire::NodeId;
+use actorum_machine::ids::NodeId;
 
 use super::{Event, Facts, Invariant};
 

@@ -5,8 +5,9 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use actorum_actors::{entry::SystemCommand, members::Change, status::Role};
-use actorum_transport::wire::{Entry, EntryKind, NodeId};
+use actorum_actors::entry::SystemCommand;
+use actorum_machine::{ids::NodeId, members::Change, status::Role};
+use actorum_transport::wire::{Entry, EntryKind};
 
 use super::{Event, Facts, Invariant};
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use actorum_actors::status::Role;
+use actorum_machine::status::Role;
 
 use super::{Event, Facts, Invariant};
 

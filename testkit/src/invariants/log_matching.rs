@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use actorum_transport::wire::NodeId;
+use actorum_machine::ids::NodeId;
 
 use super::{Event, Facts, Invariant};
 use crate::world::facts_of;

@@ -3,7 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use actorum_transport::{marks::HashValue, wire::NodeId};
+use actorum_machine::ids::NodeId;
+use actorum_transport::marks::HashValue;
 
 use super::{Event, Facts, Invariant};
 

@@ -2,8 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use actorum_actors::status::Role;
-use actorum_transport::wire::NodeId;
+use actorum_machine::{ids::NodeId, status::Role};
 
 use super::{Event, Facts, Invariant};
 

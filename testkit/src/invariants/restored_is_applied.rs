@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use actorum_transport::wire::NodeId;
+use actorum_machine::ids::NodeId;
 
 use super::{Event, Facts, Invariant};
 

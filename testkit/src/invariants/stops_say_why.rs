@@ -5,7 +5,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use actorum_transport::{marks::HashValue, wire::NodeId};
+use actorum_machine::ids::NodeId;
+use actorum_transport::marks::HashValue;
 
 use super::{Event, Facts, Invariant};
 use crate::world::NodeFacts;

@@ -5,7 +5,8 @@
 
 use std::time::Duration;
 
-use actorum_actors::{clock::Clock, clock_offsets::calendar_us, entry::Stamped, status::Role};
+use actorum_actors::{clock::Clock, clock_offsets::calendar_us, entry::Stamped};
+use actorum_machine::status::Role;
 use actorum_transport::wire::EntryKind;
 
 use super::{Event, Facts, Invariant};

@@ -1,7 +1,7 @@
 //! What goes on in a healthy cluster, too: campaigns, and subscribers that come and go.
 
 use actorum::seams;
-use actorum_actors::machine::StateMachine;
+use actorum_machine::machine::StateMachine;
 
 use super::FaultTask;
 use crate::listener::Listener;

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use actorum_actors::{clock_offsets::VALID, machine::StateMachine};
+use actorum_actors::clock_offsets::VALID;
+use actorum_machine::machine::StateMachine;
 use tokio::time::sleep;
 
 use super::FaultTask;

@@ -1,7 +1,6 @@
 //! Faults of disks: slow, hung, failing, full and damaged ones. Whole directories that are exchanged are in `copies`.
 
-use actorum_actors::machine::StateMachine;
-use actorum_transport::wire::NodeId;
+use actorum_machine::{ids::NodeId, machine::StateMachine};
 
 use super::{FaultTask, State};
 use crate::disk::{Loss, Mishap, Part, Room};

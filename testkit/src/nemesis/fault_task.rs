@@ -8,8 +8,7 @@ use std::{
 };
 
 use actorum::StartError;
-use actorum_actors::machine::StateMachine;
-use actorum_transport::wire::NodeId;
+use actorum_machine::{ids::NodeId, machine::StateMachine};
 use tokio::time::sleep;
 
 use super::State;

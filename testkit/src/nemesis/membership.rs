@@ -1,11 +1,11 @@
 //! Changes of the membership, also while a voter is down, and of one that is.
 
 use actorum::Bootstrap;
-use actorum_actors::{
+use actorum_machine::{
+    ids::NodeId,
     machine::StateMachine,
     members::{Change as ConfChange, ChangeRequest},
 };
-use actorum_transport::wire::NodeId;
 
 use super::{FaultTask, Hold, State};
 use crate::{client::Client, fleet::address};

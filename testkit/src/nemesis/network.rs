@@ -1,7 +1,6 @@
 //! Faults of the network: what a link loses, delays or doubles, and which links carry nothing.
 
-use actorum_actors::machine::StateMachine;
-use actorum_transport::wire::NodeId;
+use actorum_machine::{ids::NodeId, machine::StateMachine};
 
 use super::{FaultTask, State};
 use crate::wire::LinkFaults;

@@ -1,6 +1,6 @@
 //! Faults of processes: those that end one, or let it stand still.
 
-use actorum_actors::machine::StateMachine;
+use actorum_machine::machine::StateMachine;
 
 use super::{FaultTask, Hold, State};
 use crate::disk::Part;

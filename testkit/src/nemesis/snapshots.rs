@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-use actorum_actors::machine::StateMachine;
-use actorum_transport::wire::NodeId;
+use actorum_machine::{ids::NodeId, machine::StateMachine};
 use tokio::time::sleep;
 
 use super::{FaultTask, State};

@@ -1,17 +1,18 @@
 //! Keeps a connection to one listed peer: dials while there is none, with growing pauses.
 
+use std::sync::Arc;
 use std::{cell::RefCell, net::SocketAddr, rc::Rc, time::Duration};
 
 use actix::WeakAddr;
+use actorum_machine::ids::NodeId;
 use quinn::{ClientConfig, Endpoint, VarInt};
-use std::sync::Arc;
 use tokio::{
     sync::watch,
     time::{Instant, timeout},
 };
 
 use super::{Counters, DialHello, Failed, NoLink, QuicConfig, QuicTransport, gate::Gate, handshake, link::Link};
-use crate::{message::RefusedBecause, tls::node_name, wire::NodeId};
+use crate::{message::RefusedBecause, tls::node_name};
 
 /// Dials whenever there is no link, until the transport is gone or this task is aborted.
 pub(super) async fn keep_up(

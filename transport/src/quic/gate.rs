@@ -29,9 +29,8 @@ use std::{
     time::Duration,
 };
 
+use actorum_machine::ids::NodeId;
 use tokio::time::Instant;
-
-use crate::wire::NodeId;
 
 /// How many addresses are remembered at a time, about 100 bytes each.
 const MAX_ADDRESSES: usize = 4096;

@@ -13,6 +13,7 @@
 use std::{cell::RefCell, rc::Rc};
 
 use actix::{WeakAddr, prelude::*};
+use actorum_machine::ids::NodeId;
 use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream, VarInt};
 use rustls::pki_types::CertificateDer;
 use tokio::time::{Instant, timeout};
@@ -26,7 +27,6 @@ use crate::{
     lives::LifeKey,
     message::{Identity, RefusedBecause},
     tls::node_of,
-    wire::NodeId,
 };
 
 /// Our own hello for a peer that is let in, or why it is not; or why that could not be found out.

@@ -29,6 +29,7 @@ use std::{
 };
 
 use actix::WeakAddr;
+use actorum_machine::ids::{GroupId, NodeId};
 use bytes::Bytes;
 use quinn::{Connection, ConnectionError, ReadError, RecvStream, SendStream, VarInt};
 use tokio::{
@@ -42,7 +43,7 @@ use super::{
 use crate::{
     frame::{self, Batch, Kind, Lane, Question, Splitter},
     message::{AskError, Asked, Identity, Responder},
-    wire::{GroupId, MAX_PIECE, NodeId, RaftMessage, Refusal, Request, Response, SnapshotRequest},
+    wire::{MAX_PIECE, RaftMessage, Refusal, Request, Response, SnapshotRequest},
 };
 
 /// Longer than any answer is waited for.

@@ -31,6 +31,7 @@ use std::{
 
 use actix::{fut, prelude::*};
 use actix_rt::task::JoinHandle;
+use actorum_machine::ids::{GroupId, Incarnation, NodeId};
 use quinn::{Endpoint, EndpointConfig, TokioRuntime, TransportConfig, VarInt};
 use tokio::{sync::watch, time::Instant};
 
@@ -45,7 +46,7 @@ use crate::{
         Unreachable,
     },
     tls::TlsIdentity,
-    wire::{GroupId, Incarnation, NodeId, RaftMessage},
+    wire::RaftMessage,
 };
 
 mod gate;
@@ -569,7 +570,7 @@ impl Handler<Close> for QuicTransport {
 
 /// A hello is asked for, to open a dial with.
 #[derive(Message)]
-#[rtype(result = "Option<(Hello, crate::wire::Address)>")]
+#[rtype(result = "Option<(Hello, actorum_machine::ids::Address)>")]
 struct DialHello(NodeId);
 
 impl Handler<DialHello> for QuicTransport {

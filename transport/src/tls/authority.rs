@@ -12,6 +12,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use actorum_machine::ids::NodeId;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, PublicKeyData,
@@ -19,7 +20,6 @@ use rcgen::{
 use rustls::pki_types::CertificateDer;
 
 use super::{CertError, certificates, malformed, node_name, not_after, read};
-use crate::wire::NodeId;
 
 /// For how many years a certificate is valid, unless days are named. Long, since nothing renews them yet: a cluster that stops on
 /// a certain day because of a date is worse than a certificate that outlives its node, whose id is retired.

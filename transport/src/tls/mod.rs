@@ -24,8 +24,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-pub use authority::{Authority, Made, make_certificates, make_certificates_for};
-pub use calendar::{EARLIEST_S, time_provider};
+use actorum_machine::ids::NodeId;
 use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, RootCertStore, SignatureScheme,
     client::{
@@ -41,7 +40,8 @@ use rustls::{
     version::TLS13,
 };
 
-use crate::wire::NodeId;
+pub use authority::{Authority, Made, make_certificates, make_certificates_for};
+pub use calendar::{EARLIEST_S, time_provider};
 
 /// What both sides must offer in the TLS handshake: another protocol on the same port is refused there.
 pub const ALPN: &[u8] = b"actorum/1";

@@ -12,6 +12,7 @@ use std::{
 };
 
 use actix::prelude::*;
+use actorum_machine::ids::{ClusterId, GroupId, Incarnation, NodeId};
 use actorum_transport::{
     features::Features,
     frame::{self, Hello, Kind, Lane, Question, Refused, Splitter, Welcome},
@@ -22,10 +23,7 @@ use actorum_transport::{
     },
     quic::{QuicConfig, QuicTransport},
     tls::{ALPN, Authority, TlsIdentity, node_name},
-    wire::{
-        ClusterId, Entry, EntryKind, GroupId, Incarnation, MessageKind, NodeId, RaftMessage, Request, Response,
-        SnapshotFile, SnapshotRequest,
-    },
+    wire::{Entry, EntryKind, MessageKind, RaftMessage, Request, Response, SnapshotFile, SnapshotRequest},
 };
 use bytes::Bytes;
 use quinn::{Connection, Endpoint, RecvStream, SendStream, VarInt};

@@ -5,13 +5,13 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
 };
 
+use actorum_machine::status::Role;
 use actorum_transport::wire::{MessageKind, RaftMessage};
 
 use super::cluster::Cluster;
 use crate::{
     consensus::{Consensus, PendingWrite},
     core::panic_message,
-    status::Role,
 };
 
 /// Each fact of a transition, broken by hand once: the core stops with a sentence that says which.

@@ -2,16 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use actorum_transport::wire::{ConfState, Entry, EntryKind, MessageKind, NodeId};
+use actorum_machine::{ids::NodeId, machine, status::Role};
+use actorum_transport::wire::{ConfState, Entry, EntryKind, MessageKind};
 use bytes::Bytes;
 
 use super::cluster::Node;
 use crate::{
     consensus::Effects,
     entry::{Kind, Stamped},
-    machine,
     message::Answer,
-    status::Role,
 };
 
 /// Where a reply handle came in, and the highest index that anybody had been answered by then.

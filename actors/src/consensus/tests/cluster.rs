@@ -10,13 +10,15 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use actorum_machine::{
+    ids::{Address, ClusterId, GroupId, Incarnation, NodeId},
+    machine,
+    members::{Change, ChangeRequest, Membership},
+};
 use actorum_transport::{
     features::Features,
     message::AskError,
-    wire::{
-        Address, ClusterId, Entry, EntryKind, GroupId, Incarnation, NodeId, RaftMessage, Request, Response, Snapshot,
-        SnapshotFile,
-    },
+    wire::{Entry, EntryKind, RaftMessage, Request, Response, Snapshot, SnapshotFile},
 };
 use bytes::Bytes;
 
@@ -24,8 +26,6 @@ use super::{checks::Checks, disk::Disk};
 use crate::{
     consensus::{Consensus, Effects, Moment, Settings, Start},
     entry::{EncodedCommand, Kind, Stamped, SystemCommand},
-    machine,
-    members::{Change, ChangeRequest, Membership},
     message::{Answer, Committed, ReadEntries, Refusal},
     system_state::SystemState,
 };

@@ -9,7 +9,8 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use actorum_transport::wire::{Entry, GroupId, Snapshot};
+use actorum_machine::ids::GroupId;
+use actorum_transport::wire::{Entry, Snapshot};
 
 use crate::{
     log::store::{Compact, HardState, LogReader, Recovered, StoreError},

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use actorum_transport::wire::NodeId;
+use actorum_machine::{ids::NodeId, status::Role};
 
 use super::cluster::{Cluster, TICK};
-use crate::{message::Room, status::Role};
+use crate::message::Room;
 
 const HOUR: Duration = Duration::from_secs(3600);
 

@@ -5,16 +5,17 @@ use std::{
     time::SystemTime,
 };
 
-use actorum_transport::wire::{
-    Address, ClusterId, Entry, EntryKind, MessageKind, NodeId, RaftMessage, Snapshot, SnapshotFile,
+use actorum_machine::{
+    ids::{Address, ClusterId, NodeId},
+    status::Role,
 };
+use actorum_transport::wire::{Entry, EntryKind, MessageKind, RaftMessage, Snapshot, SnapshotFile};
 use bytes::Bytes;
 
 use super::cluster::{Cluster, TICK};
 use crate::{
     consensus::{CommitConflict, Moment},
     entry::{EncodedCommand, SystemCommand},
-    status::Role,
     system_state::{Audit, RecoveredBecause, SystemState},
 };
 

@@ -94,12 +94,10 @@ stories! {
 /// A committed change that makes no sense any more is made neither by the applier nor by raft-rs.
 #[test]
 fn nonsense_that_is_committed_changes_nothing() {
-    use crate::{
-        entry::{ChangeId, SystemCommand},
-        machine,
-        members::Change,
-    };
+    use actorum_machine::{machine, members::Change};
     use actorum_transport::wire::{Entry, EntryKind, MessageKind, RaftMessage};
+
+    use crate::entry::{ChangeId, SystemCommand};
 
     let mut cluster = cluster::Cluster::new(1);
     cluster.found(&[1, 2, 3]);

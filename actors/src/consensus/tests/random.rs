@@ -7,10 +7,11 @@
 
 use std::time::Duration;
 
-use actorum_transport::{message::AskError, wire::NodeId};
+use actorum_machine::{ids::NodeId, members::Change};
+use actorum_transport::message::AskError;
 
 use super::cluster::{Cluster, Errand, TICK};
-use crate::{members::Change, message::Room};
+use crate::message::Room;
 
 /// splitmix64: enough for tests.
 struct Rng(u64);

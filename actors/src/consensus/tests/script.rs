@@ -38,10 +38,14 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use actorum_machine::{
+    ids::NodeId,
+    members::{Change, ChangeRequest},
+};
 use actorum_transport::{
     features::Features,
     message::AskError,
-    wire::{MessageKind, NodeId, RaftMessage},
+    wire::{MessageKind, RaftMessage},
 };
 use goldenscript::{Command, Context, Runner};
 
@@ -49,12 +53,7 @@ use super::{
     cluster::{Cluster, TICK},
     disk::Image,
 };
-use crate::{
-    clock_offsets::Estimates,
-    entry::Stamped,
-    members::{Change, ChangeRequest},
-    message::Room,
-};
+use crate::{clock_offsets::Estimates, entry::Stamped, message::Room};
 
 pub(super) struct Script {
     cluster: Cluster,

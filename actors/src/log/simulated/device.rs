@@ -8,9 +8,10 @@ use std::{
     sync::{Arc, MutexGuard},
 };
 
+use actorum_machine::ids::GroupId;
 use actorum_transport::{
     lives::{Content, LifeFile},
-    wire::{Entry, GroupId},
+    wire::Entry,
 };
 use bytes::Bytes;
 

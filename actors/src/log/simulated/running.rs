@@ -8,10 +8,8 @@ use std::{
     time::Duration,
 };
 
-use actorum_transport::{
-    lives::LifeBook,
-    wire::{Entry, GroupId},
-};
+use actorum_machine::ids::GroupId;
+use actorum_transport::{lives::LifeBook, wire::Entry};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::{

@@ -151,7 +151,8 @@ impl Ballast for SimulatedVolume {
 mod tests {
     use std::sync::Arc;
 
-    use actorum_transport::wire::{Entry, EntryKind, GroupId, Incarnation};
+    use actorum_machine::ids::{GroupId, Incarnation};
+    use actorum_transport::wire::{Entry, EntryKind};
     use bytes::Bytes;
 
     use super::*;

@@ -3,9 +3,10 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use actix::prelude::*;
+use actorum_machine::{ids::NodeId, status::Transfer};
 use actorum_transport::{
     message::{Answered, Ask},
-    wire::{NodeId, Refusal, Request, Response, Snapshot, SnapshotFile, SnapshotRequest},
+    wire::{Refusal, Request, Response, Snapshot, SnapshotFile, SnapshotRequest},
 };
 use bytes::Bytes;
 
@@ -13,7 +14,6 @@ use super::{PIECE_WITHIN, SnapshotManager, rate};
 use crate::{
     message::{FetchSnapshot, SnapshotFetched},
     snapshot::{Receiving, rate_limiter::FetchWindow},
-    status::Transfer,
     system_state::SystemState,
 };
 

@@ -3,13 +3,14 @@
 use std::time::Duration;
 
 use actix::prelude::*;
+use actorum_machine::{ids::NodeId, status::Transfer};
 use actorum_transport::{
     message::{Asked, Responder},
-    wire::{MAX_PIECE, NodeId, Refusal, Request, Response, SnapshotFile, SnapshotRequest},
+    wire::{MAX_PIECE, Refusal, Request, Response, SnapshotFile, SnapshotRequest},
 };
 
 use super::{SnapshotManager, rate};
-use crate::{message::PeerFetches, status::Transfer};
+use crate::message::PeerFetches;
 
 /// A peer that fetches a snapshot from this node.
 pub(super) struct Serving {

@@ -2,6 +2,7 @@
 
 use std::sync::{Condvar, Mutex, atomic::AtomicBool};
 
+use actorum_machine::machine::StateView;
 use actorum_transport::{
     message::{Answered, AskError, Asked, Responder},
     wire::{Refusal, Request, Response, SnapshotRequest},
@@ -11,7 +12,6 @@ use tokio::sync::mpsc;
 use super::*;
 use crate::{
     clock::SystemClock,
-    machine::StateView,
     message::{FetchSnapshot, PeerFetches, SnapshotFetched},
     snapshot::files::{Appending, Files, InMemory, Reading},
     testkit::founded,

@@ -5,11 +5,12 @@
 
 use std::fmt;
 
-use actix::MailboxError;
-use actorum_transport::wire::NodeId;
-pub use actorum_transport::wire::{LearnerReading, MajorityReading};
-
-use crate::condition::Reason;
+use crate::{
+    condition::Reason,
+    ids::{ClusterId, NodeId},
+    position::Position,
+    readings::{LearnerReading, MajorityReading},
+};
 
 /// An applied command: where it stands in the log, and what the state machine answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -170,13 +171,6 @@ impl ProposeError {
     }
 }
 
-/// A closed or full mailbox proves nothing about the log.
-impl From<MailboxError> for ProposeError {
-    fn from(error: MailboxError) -> Self {
-        ProposeError::Unknown { cause: format!("the system's mailbox: {error}") }
-    }
-}
-
 /// Why a read gave no value. A read changes nothing, so all of them may be asked again.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -220,12 +214,6 @@ pub enum ReadError {
         /// Why.
         cause: String,
     },
-}
-
-impl From<MailboxError> for ReadError {
-    fn from(error: MailboxError) -> Self {
-        ReadError::Stopped { cause: format!("the system's mailbox: {error}") }
-    }
 }
 
 /// Why a membership change was not made.
@@ -302,10 +290,87 @@ impl ChangeError {
     }
 }
 
-impl From<MailboxError> for ChangeError {
-    fn from(error: MailboxError) -> Self {
-        ChangeError::Unknown { cause: format!("the system's mailbox: {error}") }
-    }
+/// Why a subscription could not begin.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SubscribeError {
+    /// The system has stopped.
+    #[error("stopped: {cause}")]
+    Stopped {
+        /// Why.
+        cause: String,
+    },
+    /// This node did not begin it within the deadline of its requests: the state machine is busy, or being restored.
+    #[error("{cause}")]
+    DeadlineExceeded {
+        /// What it waited for.
+        cause: String,
+    },
+    /// The position is one of another cluster, whose indexes mean nothing here. What [`Position`] cannot tell apart is
+    /// not refused: a cluster founded anew with the same founders, name and authority. Read the state and begin with
+    /// what follows it.
+    #[error(
+        "the position {position} belongs to another cluster; this is cluster {cluster}, perhaps restored from a backup. \
+         Read the state anew and follow it from there"
+    )]
+    ForeignPosition {
+        /// What was asked for.
+        position: Position,
+        /// The cluster asked.
+        cluster: ClusterId,
+    },
+    /// This cluster has committed nothing with that index yet, so nobody can have heard of it. Read the state and begin with what
+    /// follows it.
+    #[error(
+        "index {index} lies in the future: this cluster has applied up to {applied}. \
+         The index is of another cluster, or its commands are lost. Read the state anew and follow it from there"
+    )]
+    FuturePosition {
+        /// What was asked for.
+        index: u64,
+        /// What this node has applied, a leader having confirmed that it is everything.
+        applied: u64,
+    },
+    /// This node has not applied so much, and could not find out whether the cluster has. Ask again, or ask another node.
+    #[error(
+        "this node has applied up to {applied}, and could not find out whether the cluster has applied index {index}: {cause}. \
+         Ask again, or ask another node"
+    )]
+    Behind {
+        /// What was asked for.
+        index: u64,
+        /// What this node has applied.
+        applied: u64,
+        /// Why it is not known.
+        cause: String,
+    },
+}
+
+/// Why there is no snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum TakeSnapshotError {
+    /// It could not be built; nothing else is the worse for it. Try again once the cause is gone.
+    #[error("the snapshot could not be built: {cause}")]
+    Failed {
+        /// Why.
+        cause: String,
+    },
+    /// It was not durable within the deadline. If it was begun it goes on, and will be later.
+    #[error("{cause}")]
+    DeadlineExceeded {
+        /// What it waited for.
+        cause: String,
+    },
+    /// The node has applied nothing that a snapshot could hold.
+    #[error("nothing was applied yet: there is no state to take a snapshot of")]
+    Nothing,
+    /// The node has stopped.
+    #[error("the node has stopped: {cause}")]
+    Stopped {
+        /// Why.
+        cause: String,
+    },
 }
 
 fn leader_hint(leader: &Option<NodeId>) -> String {

@@ -6,8 +6,9 @@
 
 use std::{fmt, str::FromStr};
 
-use actorum_transport::wire::ClusterId;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+
+use crate::ids::ClusterId;
 
 /// An index in the log of one cluster: everything up to it is known to whoever keeps it.
 ///
@@ -21,12 +22,12 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 /// Its text form, also in JSON, is `CLUSTER:INDEX`: 32 hexadecimal digits, a colon, and a decimal number.
 ///
 /// ```
-/// use actorum_actors::position::Position;
+/// use actorum_machine::position::Position;
 ///
 /// let position: Position = "0000000000000000000000000000002a:7".parse()?;
 /// assert_eq!((position.cluster.0, position.index), (42, 7));
 /// assert_eq!(position.to_string(), "0000000000000000000000000000002a:7");
-/// # Ok::<(), actorum_actors::position::PositionError>(())
+/// # Ok::<(), actorum_machine::position::PositionError>(())
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Position {

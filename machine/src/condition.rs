@@ -14,10 +14,12 @@
 
 use std::{collections::BTreeMap, fmt, str::FromStr};
 
-use actorum_transport::wire::NodeId;
 use serde::{Deserialize, Serialize};
 
-use crate::status::{CertificateExpiry, CommitConflict, DiskState, Divergence, DivergenceSide, Formed, Role, Status};
+use crate::{
+    ids::NodeId,
+    status::{CertificateExpiry, CommitConflict, DiskState, Divergence, DivergenceSide, Formed, Role, Status},
+};
 
 /// A certificate that expires sooner than this is warned of.
 pub const CERTIFICATE_WARNING_DAYS: i64 = 30;
@@ -211,7 +213,7 @@ fn removed(status: &Status) -> Found {
 }
 
 /// What a removed node says, and the way out.
-pub(crate) fn removed_message(id: NodeId) -> String {
+pub fn removed_message(id: NodeId) -> String {
     format!(
         "node {id} was removed from the cluster, and an id is never used again. \
          To use this machine again, start it with a new id and an empty directory, and add that id"

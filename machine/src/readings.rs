@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt};
 
 use serde::{Deserialize, Serialize};
 
-use super::NodeId;
+use crate::ids::NodeId;
 
 /// What a leader knows of its followers that speaks against a change of the membership now.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -11,13 +11,10 @@
 //! With the feature `actix-web` each error is a `ResponseError`, so that a handler can use `?`. The body of its
 //! response is `{"error": CODE, "message": TEXT, "leader": ID or null}`.
 
-use actorum_transport::wire::NodeId;
-
 use crate::{
-    outcome::{ChangeError, ProposeError, ReadError},
+    ids::NodeId,
+    outcome::{ChangeError, ProposeError, ReadError, SubscribeError, TakeSnapshotError},
     position::PositionError,
-    snapshot::manager::TakeSnapshotError,
-    subscribers::SubscribeError,
 };
 
 /// An error with a name for programs.

@@ -2,16 +2,16 @@
 
 use std::{fmt, sync::Arc, time::SystemTime};
 
-use actix::Message;
-use actorum_transport::wire::{ClusterId, NodeId};
-
-use crate::{machine::StateMachine, members::Membership, position::Position};
+use crate::{
+    ids::{ClusterId, NodeId},
+    machine::StateMachine,
+    members::Membership,
+    position::Position,
+};
 
 /// One thing that happened, in the order it happened on this node.
 ///
 /// Commands and responses are shared between subscribers, not cloned. Variants may get further fields: match them with `..`.
-#[derive(Message)]
-#[rtype(result = "()")]
 #[non_exhaustive]
 pub enum Event<S: StateMachine> {
     /// A command was applied. In order of the index, without repeats from the point asked for, and without gaps but where a
@@ -123,8 +123,6 @@ impl<S: StateMachine> Clone for Event<S> {
 }
 
 /// Several events at once, in order: the form for subscribers that want speed.
-#[derive(Message)]
-#[rtype(result = "()")]
 pub struct Events<S: StateMachine>(pub Vec<Event<S>>);
 
 impl<S: StateMachine> fmt::Debug for Events<S> {

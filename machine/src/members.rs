@@ -3,13 +3,11 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
-    sync::Arc,
 };
 
-use actorum_transport::wire::{Address, ConfState, Incarnation, NodeId};
 use serde::{Deserialize, Serialize};
 
-use crate::outcome::ChangeError;
+use crate::ids::{Address, Incarnation, NodeId};
 
 /// What a member does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,11 +55,6 @@ impl Membership {
     fn with_role(&self, role: MemberRole) -> Vec<NodeId> {
         self.members.iter().filter(|(_, m)| m.role == role).map(|(id, _)| *id).collect()
     }
-
-    /// As raft-rs wants it.
-    pub fn conf_state(&self) -> ConfState {
-        ConfState { voters: self.voters(), learners: self.learners(), ..ConfState::default() }
-    }
 }
 
 /// `voters 1 2 3, learners 4`
@@ -81,8 +74,7 @@ impl fmt::Display for Membership {
 /// A change of the membership, one node at a time (Raft dissertation section 4.1).
 ///
 /// As a message to the system it is answered when it has been applied, with the membership that resulted.
-#[derive(actix::Message, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[rtype(result = "Result<Arc<Membership>, ChangeError>")]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Change {
     /// A new node receives the log, without a vote. Its id must never have been used.
@@ -98,13 +90,12 @@ pub enum Change {
 /// A change of the membership, and whether it is forced.
 ///
 /// A leader refuses to promote a learner that is not connected or far behind
-/// ([`LearnerNotReady`](ChangeError::LearnerNotReady)). It also refuses a change after which the voters that answered
-/// it lately were no majority ([`WouldLoseMajority`](ChangeError::WouldLoseMajority)): such a change could not be
+/// ([`LearnerNotReady`](crate::outcome::ChangeError::LearnerNotReady)). It also refuses a change after which the voters that answered
+/// it lately were no majority ([`WouldLoseMajority`](crate::outcome::ChangeError::WouldLoseMajority)): such a change could not be
 /// undone before others are back. [`ChangeRequest::force`] skips both checks, but never promotes a learner that holds
 /// nothing of the log, or whose directory the cluster has not recorded: that is refused at once, with
 /// `LearnerNotReady`. As a message it is answered as a [`Change`] is.
-#[derive(actix::Message, Clone, Debug, PartialEq, Eq)]
-#[rtype(result = "Result<Arc<Membership>, ChangeError>")]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChangeRequest {
     /// The change.
     pub change: Change,
@@ -156,6 +147,15 @@ impl Change {
     pub fn node(&self) -> NodeId {
         match self {
             Change::AddLearner(id, _) | Change::Promote(id) | Change::Demote(id) | Change::Remove(id) => *id,
+        }
+    }
+
+    /// What that node is afterwards; `None` if it is no member any more.
+    pub fn becomes(&self) -> Option<MemberRole> {
+        match self {
+            Change::AddLearner(..) | Change::Demote(_) => Some(MemberRole::Learner),
+            Change::Promote(_) => Some(MemberRole::Voter),
+            Change::Remove(_) => None,
         }
     }
 }

@@ -113,7 +113,7 @@ impl From<std::io::Error> for MachineError {
 ///
 /// ```
 /// use std::{collections::BTreeMap, io::Write, sync::Arc};
-/// use actorum_actors::machine::{StateView, MachineError};
+/// use actorum_machine::machine::{StateView, MachineError};
 ///
 /// // A map behind an `Arc`: capturing it is one clone of the pointer. The next `apply` calls `Arc::make_mut`.
 /// fn capture(state: &Arc<BTreeMap<u64, u64>>) -> StateView {

@@ -2,10 +2,13 @@
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
-use actorum_transport::wire::{Address, ClusterId, Incarnation, NodeId};
 use serde::{Deserialize, Serialize};
 
-use crate::{condition::Reason, members::Membership};
+use crate::{
+    condition::Reason,
+    ids::{Address, ClusterId, Incarnation, NodeId},
+    members::Membership,
+};
 
 /// What a node is doing in its group.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
