@@ -16,9 +16,12 @@ use std::{
 };
 
 use actorum::{ResponseCheck, prelude::*};
-use actorum_actors::consistency::hash::{Hasher, begin, begin_responses};
-use actorum_transport::wire::{Entry, EntryKind};
+use actorum_core::{
+    consistency::hash::{Hasher, begin, begin_responses},
+    wire::{Entry, EntryKind},
+};
 use serde::{Deserialize, Serialize};
+
 use support::{Founders, closed_loop, leader};
 
 /// Commands outstanding, as in the middle row of the bench `cluster` and its last.

@@ -13,17 +13,18 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use actorum_actors::{
+use actorum_core::{
     consensus::{Consensus, Moment, Settings, Start},
     entry::EncodedCommand,
+    features::Features,
     log::store::{HardState, LogReader, Recovered, StoreError},
     system_state::SystemState,
+    wire::Entry,
 };
 use actorum_machine::{
     ids::{Address, ClusterId, GroupId, Incarnation, NodeId},
     status::Role,
 };
-use actorum_transport::{features::Features, wire::Entry};
 
 const CALLS: u32 = 300_000;
 const NOW: Moment = Moment { now: Duration::ZERO, wall: SystemTime::UNIX_EPOCH };

@@ -19,7 +19,6 @@ use actix::prelude::*;
 use actorum_actors::{
     admission::{Admission, Denied},
     applier::{Applier, ApplierConfig, ApplierLinks, ApplierStatus},
-    consensus::{Consensus, CoreStatus, Settings, Start},
     consistency::{self, ConsistencyChecker, ConsistencyStatus},
     core::{self, RaftCore},
     log::{
@@ -27,19 +26,26 @@ use actorum_actors::{
         memory::MemoryDisk,
         sled::{OpenOptions, SledStore},
         space,
-        store::{LogReader, LogStore, Recovered, StoreIdentity},
+        store::{LogStore, StoreIdentity},
     },
     log_writer::{DiskBounds, LogWriter, LogWriterLinks, LogWriterStatus, SHORT},
     membership::{self, MembershipManager, MembershipStatus, StartMode},
-    message::Refusal,
-    replica::{Hashes, Replayed, replay_hashing},
     reply_slot::ReplySlot,
     snapshot::{
         SnapshotStore,
         manager::{ManagerBounds, ManagerLinks, SnapshotManager},
     },
     subscribers::BufferBounds,
+};
+use actorum_core::{
+    consensus::{Consensus, CoreStatus, Settings, Start},
+    features::{Feature, Features},
+    identity::Identity,
+    lives::LifeBook,
+    log::store::{LogReader, Recovered},
+    replica::{Hashes, Replayed, replay_hashing},
     system_state::SystemState,
+    wire::{Refusal, Snapshot},
 };
 use actorum_machine::{
     ids::{Address, ClusterId, GroupId, Incarnation, NodeId},
@@ -48,12 +54,9 @@ use actorum_machine::{
     status::Snapshots,
 };
 use actorum_transport::{
-    features::{Feature, Features},
-    lives::LifeBook,
-    message::{Attach, Handlers, Identity, Responder, TransportHandle, TransportStatus},
+    message::{Attach, Handlers, Responder, TransportHandle, TransportStatus},
     quic::{QuicConfig, QuicTransport, TransportError},
     tls::TlsIdentity,
-    wire::Snapshot,
 };
 use tokio::sync::{oneshot, watch};
 
@@ -519,7 +522,7 @@ fn open<S: StateMachine>(
     }
     let mut recovered = store.recover(GROUP)?;
     let snapshot_store = store.snapshot_store();
-    let replayed = replay_hashing(GROUP, &*reader, &recovered, &snapshot_store, machine, hashes)?;
+    let replayed = replay_hashing(GROUP, &*reader, &recovered, &*snapshot_store, machine, hashes)?;
     // A damaged one counts for nothing from here on; its file goes with the next one that is built.
     recovered.snapshots = replayed.snapshots.clone();
     let swept = snapshot_store.keep(&recovered.snapshots);

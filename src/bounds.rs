@@ -8,7 +8,7 @@
 //!
 //! Deliberately absent: what depends on other settings (see [`Config::validate`]), and on the volume (see `volume`).
 
-use actorum_transport::wire::MAX_PIECE;
+use actorum_core::wire::MAX_PIECE;
 
 use crate::config::{Config, ConfigError};
 

@@ -12,21 +12,18 @@ use actorum_actors::{
     clock::{Clock, SystemClock},
     log::{
         memory::MemoryDisk,
-        store::{LogStore, OpenError, StoreError},
+        store::{LogStore, OpenError},
     },
-    observer::MaybeObserver,
+};
+use actorum_core::{
+    features::Features, identity::Identity, lives::LifeBook, log::store::StoreError, observer::MaybeObserver,
     replica::ApplyError,
 };
 use actorum_machine::{
     ids::{Address, NodeId},
     machine::StateMachine,
 };
-use actorum_transport::{
-    features::Features,
-    lives::LifeBook,
-    memory::MemoryNetwork,
-    message::{Identity, TransportHandle},
-};
+use actorum_transport::{memory::MemoryNetwork, message::TransportHandle};
 
 use crate::{
     boot,

@@ -2,8 +2,8 @@
 
 use std::{ffi::OsString, fmt, path::Path, time::Duration};
 
+use actorum_core::wire::{ENTRY_OVERHEAD, MESSAGE_OVERHEAD};
 use actorum_machine::response_check::ResponseCheck;
-use actorum_transport::wire::{ENTRY_OVERHEAD, MESSAGE_OVERHEAD};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 

@@ -21,13 +21,13 @@ use actorum_actors::{
     admission::{Admission, Denied, Permit},
     applier::Applier,
     clock::{Alarm, Clock},
-    core::{RaftCore, panic_message},
-    entry::EncodedCommand,
+    core::RaftCore,
     message::{ServeReads, Submit, SubmitChange, SubmitRead},
     reply_slot::{Look, ReplySlot},
     snapshot::manager::{Backup, OpenNewest, SnapshotManager, TakeSnapshot},
     subscribers::{SubscribeFrom, Subscriber, Subscription, Unsubscribe, View, Wants},
 };
+use actorum_core::{entry::EncodedCommand, panics::panic_message};
 use actorum_machine::{
     condition::Condition,
     ids::{Address, MAX_NODE_ID, NodeId},

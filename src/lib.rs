@@ -155,12 +155,10 @@ pub mod seams;
 pub mod guide;
 
 pub use actorum_actors::{
-    log::{
-        memory::MemoryDisk,
-        store::{OpenError, StoreError},
-    },
+    log::{memory::MemoryDisk, store::OpenError},
     snapshot::manager::Backup,
 };
+pub use actorum_core::log::store::StoreError;
 pub use actorum_machine::{
     codes::ErrorCode,
     condition::{Condition, Reason, Severity},
@@ -179,12 +177,12 @@ pub use actorum_machine::{
     },
 };
 pub use actorum_transport::memory::MemoryNetwork;
+pub use raft::Raft;
+pub use raft::{NotReady, WaitError};
 
 pub use bounds::Bounds;
 pub use builder::{Bootstrap, Builder, Network, StartError, Storage, Tls};
 pub use config::{Config, Placement};
-pub use raft::Raft;
-pub use raft::{NotReady, WaitError};
 pub use request::{
     Follow, Followed, GetStatus, Propose, Read, Shutdown, Subscribe, SubscribeError, Subscription, TakeSnapshot,
     TakeSnapshotError, Unsubscribe,
@@ -207,4 +205,4 @@ pub mod prelude {
 /// Mistakes planted on purpose: what the simulator is proven with.
 #[cfg(feature = "planted")]
 #[doc(hidden)]
-pub use actorum_transport::planted;
+pub use actorum_core::planted;

@@ -4,12 +4,9 @@
 
 use std::sync::Arc;
 
-use actorum_actors::{
-    message::{Campaign, Failed},
-    observer::Observer,
-};
+use actorum_actors::message::{Campaign, Failed};
+use actorum_core::{features::Features, observer::Observer};
 use actorum_machine::machine::StateMachine;
-use actorum_transport::features::Features;
 
 use crate::{Builder, Raft, Status, volume};
 

@@ -10,15 +10,14 @@ use std::{
 };
 
 use actorum_actors::{
-    admission::Admission,
-    applier::ApplierStatus,
-    clock::Clock,
+    admission::Admission, applier::ApplierStatus, clock::Clock, consistency::ConsistencyStatus,
+    log_writer::LogWriterStatus, membership::MembershipStatus,
+};
+use actorum_core::{
     clock_offsets::calendar_us,
     consensus::CoreStatus,
-    consistency::{self, ConsistencyStatus, Side},
+    consistency::compare::{self, Side},
     log::store::LogReader,
-    log_writer::LogWriterStatus,
-    membership::MembershipStatus,
 };
 use actorum_machine::{
     condition::{Condition, Reason},
@@ -144,13 +143,13 @@ impl StatusHub {
         };
         let consistency = self.consistency.borrow().clone();
         status.state_hash = consistency.mark.and_then(|mark| {
-            let actorum_transport::marks::StateHash { since, value } = mark.state?;
+            let actorum_core::marks::StateHash { since, value } = mark.state?;
             Some(StateHash { index: mark.index, since, value: value.to_string() })
         });
         status.divergence = consistency.state.map(divergence);
         status.response_divergence = consistency.responses.map(divergence);
-        let conflict = |(id, conflict): (&NodeId, &actorum_actors::consensus::CommitConflict)| {
-            let actorum_actors::consensus::CommitConflict { index, theirs, at, ours } = *conflict;
+        let conflict = |(id, conflict): (&NodeId, &actorum_core::consensus::CommitConflict)| {
+            let actorum_core::consensus::CommitConflict { index, theirs, at, ours } = *conflict;
             (*id, CommitConflict { index, their_term: theirs, at, our_term: ours })
         };
         status.commit_conflicts = core.commit_conflicts.iter().map(conflict).collect();
@@ -241,8 +240,8 @@ impl StatusHub {
 }
 
 /// A divergence as the status shows it, with hashes as hexadecimal digits.
-fn divergence(found: consistency::Divergence) -> Divergence {
-    let consistency::Divergence { index, equal_until, values, side } = found;
+fn divergence(found: compare::Divergence) -> Divergence {
+    let compare::Divergence { index, equal_until, values, side } = found;
     let values = values.into_iter().map(|(id, value)| (id, value.to_string())).collect();
     let side = match side {
         Side::Majority => DivergenceSide::Majority,

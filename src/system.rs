@@ -22,10 +22,11 @@ use actorum_actors::{
     core::{RaftCore, Stop},
     log_writer::{CloseLog, LogWriter},
     membership::MembershipManager,
-    message::{Failed, LeaderChanged},
+    message::{Failed, FromCore},
     reply_slot::ReplySlot,
     snapshot::manager::{SnapshotManager, StopSnapshotManager, TakeSnapshot},
 };
+use actorum_core::message::LeaderChanged;
 use actorum_machine::{
     condition::Reason,
     ids::NodeId,
@@ -230,12 +231,12 @@ impl<S: StateMachine> Handler<Failed> for RaftSystem<S> {
     }
 }
 
-impl<S: StateMachine> Handler<LeaderChanged> for RaftSystem<S> {
+impl<S: StateMachine> Handler<FromCore<LeaderChanged>> for RaftSystem<S> {
     type Result = ();
 
     /// One line for each leadership. It is no change of leadership that no leader is known, or that this node's role
     /// changes under the same leader.
-    fn handle(&mut self, LeaderChanged { leader, term, .. }: LeaderChanged, _: &mut Context<Self>) {
+    fn handle(&mut self, FromCore(LeaderChanged { leader, term, .. }): FromCore<LeaderChanged>, _: &mut Context<Self>) {
         let Some(leader) = leader.filter(|leader| self.leadership != Some((*leader, term))) else { return };
         self.leadership = Some((leader, term));
         self.life.send_modify(|life| life.leader_changes += 1);

@@ -18,7 +18,7 @@
 //!
 //! Deliberately absent: asking the file system (see `actorum_actors::log::space`).
 
-use actorum_transport::wire::ENTRY_OVERHEAD;
+use actorum_core::wire::ENTRY_OVERHEAD;
 
 use crate::config::{Config, ConfigError};
 

@@ -6,13 +6,14 @@ use std::time::Duration;
 
 use actix::prelude::*;
 use actorum::Incarnation;
-use actorum_actors::entry::{EncodedCommand, Kind, SystemCommand};
-use actorum_machine::ids::{GroupId, NodeId};
-use actorum_transport::{
+use actorum_core::{
+    entry::{EncodedCommand, Kind, SystemCommand},
     features::Features,
-    message::{Answered, Ask, Attach, Handlers, Identity},
+    identity::Identity,
     wire::{Refusal, Request, Response},
 };
+use actorum_machine::ids::{GroupId, NodeId};
+use actorum_transport::message::{Answered, Ask, Attach, Handlers};
 use tokio::sync::mpsc;
 
 use support::{MemoryDisk, MemoryNetwork, founders, start};

@@ -12,9 +12,12 @@ use std::{
 
 use actix::prelude::*;
 use actorum::{BusyBound, ChangeError, MemberRole, Network, Outcome, Reason, StartError, WaitError, prelude::*};
-use actorum_actors::log::store::{Completions, LogAppender, LogReader, LogStore, Recovered, StoreError, StoreIdentity};
+use actorum_actors::log::store::{Completions, LogAppender, LogStore, StoreIdentity};
+use actorum_core::{
+    log::store::{LogReader, Recovered, StoreError},
+    wire::Entry,
+};
 use actorum_machine::ids::{GroupId, Incarnation};
-use actorum_transport::wire::Entry;
 
 use support::{MemoryDisk, MemoryNetwork, PATIENCE, Sum, founders, is_open, on, quick, start, three};
 

@@ -20,12 +20,17 @@ use std::{
 
 use actorum_actors::log::{
     directory,
-    sizes::Sizes,
     sled::{OpenOptions, SledStore},
-    store::{Batch, Compact, Completed, HardState, LogStore, Write},
+    store::{Batch, Completed, LogStore},
+};
+use actorum_core::{
+    log::{
+        sizes::Sizes,
+        store::{Compact, HardState, Write},
+    },
+    wire::{Entry, EntryKind, Snapshot},
 };
 use actorum_machine::ids::Incarnation;
-use actorum_transport::wire::{Entry, EntryKind, Snapshot};
 use bytes::Bytes;
 
 /// How many batches may be on their way.

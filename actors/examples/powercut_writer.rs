@@ -28,13 +28,17 @@ use actix::prelude::*;
 use actorum_actors::{
     log::{
         sled::{OpenOptions, SledStore, SyncPolicy},
-        store::{Batch, HardState, LogStore, Recovered, Write},
+        store::{Batch, LogStore},
     },
     log_writer::{LogWriter, LogWriterLinks},
-    message::{Append, Failed, Persisted},
+    message::{Failed, FromCore, Persisted},
+};
+use actorum_core::{
+    log::store::{HardState, Recovered, Write},
+    message::Append,
+    wire::{Entry, EntryKind, Snapshot},
 };
 use actorum_machine::ids::{GroupId, Incarnation};
-use actorum_transport::wire::{Entry, EntryKind, Snapshot};
 use bytes::Bytes;
 use tokio::sync::watch;
 
@@ -111,7 +115,7 @@ impl Core {
     fn append(&mut self, write: Write, sync: bool) -> u64 {
         self.number += 1;
         if let Some(writer) = &self.writer {
-            writer.do_send(Append { number: self.number, write, sync });
+            writer.do_send(FromCore(Append { number: self.number, write, sync }));
         }
         self.number
     }

@@ -23,6 +23,13 @@ use std::{
 };
 
 use actix::{WeakRecipient, prelude::*};
+use actorum_core::{
+    debug_fields,
+    log::store::LogReader,
+    message::{Answer, Committed, LeaderChanged, ReplyHandle},
+    replica::{ApplyError, ApplyResult, Replayed, Replica, caught},
+    wire::{ChangeRefusal, Refusal},
+};
 use actorum_machine::{
     event::Event,
     ids::{ClusterId, GroupId},
@@ -30,19 +37,15 @@ use actorum_machine::{
     members::Membership,
     outcome::SubscribeError,
 };
-use actorum_transport::wire::ChangeRefusal;
 use serde::Serialize;
 use tokio::sync::watch;
 
 use crate::{
     admission::Admission,
-    debug::debug_fields,
-    log::store::LogReader,
     message::{
-        Answer, AppliedTo, Apply, CaptureState, CapturedState, Committed, Failed, LeaderChanged, MarkEvent, Refusal,
-        ReplyHandle, Restore, ServeReads, SystemChanged, WriteSnapshot,
+        AppliedTo, Apply, CaptureState, CapturedState, Failed, FromCore, MarkEvent, Restore, ServeReads, SystemChanged,
+        WriteSnapshot,
     },
-    replica::{ApplyError, ApplyResult, Replayed, Replica, caught},
     reply_slot::ReplySlot,
     snapshot::SnapshotStore,
     subscribers::{BufferBounds, SubscribeFrom, Subscribers, Subscription, Unsubscribe, View},
@@ -122,7 +125,7 @@ pub struct Applier<S: StateMachine> {
 debug_fields!(Applier<S: StateMachine> { commands, hash_check_entries, marked, broken });
 
 impl<S: StateMachine> Applier<S> {
-    /// An applier of what [`replay`](crate::replica::replay) rebuilt.
+    /// An applier of what [`replay`](actorum_core::replica::replay) rebuilt.
     pub fn new(config: ApplierConfig, links: ApplierLinks, start: Replayed<S>) -> Applier<S> {
         let ApplierConfig { group, reader, snapshot_store, subscriber_bounds, hash_check_entries, admission, status } =
             config;
@@ -338,13 +341,13 @@ impl<S: StateMachine> Handler<Restore> for Applier<S> {
         }
         let (index, snapshot_store) = (snapshot.index, self.snapshot_store.clone());
         if !snapshot_store.blocks() {
-            let restored = self.replica.restore(&snapshot, &snapshot_store);
+            let restored = self.replica.restore(&snapshot, &*snapshot_store);
             return self.restored(index, restored);
         }
         let mut replica = self.replica.take();
         #[allow(clippy::disallowed_methods, reason = "only for a snapshot store that blocks")]
         let thread = tokio::task::spawn_blocking(move || {
-            let restored = replica.restore(&snapshot, &snapshot_store);
+            let restored = replica.restore(&snapshot, &*snapshot_store);
             (replica, restored)
         });
         ctx.wait(thread.into_actor(self).map(move |ended, applier, ctx| match ended {
@@ -420,10 +423,10 @@ impl<T> DerefMut for Lent<T> {
 /// Why it cannot be away.
 const AWAY: &str = "the actor handles nothing while its replica is away";
 
-impl<S: StateMachine> Handler<LeaderChanged> for Applier<S> {
+impl<S: StateMachine> Handler<FromCore<LeaderChanged>> for Applier<S> {
     type Result = ();
 
-    fn handle(&mut self, LeaderChanged { leader, term, .. }: LeaderChanged, _: &mut Context<Self>) {
+    fn handle(&mut self, FromCore(LeaderChanged { leader, term, .. }): FromCore<LeaderChanged>, _: &mut Context<Self>) {
         self.subscribers.leads(leader, term);
     }
 }
@@ -466,6 +469,13 @@ impl<S: StateMachine> Handler<StopApplier> for Applier<S> {
 
 #[cfg(test)]
 mod tests {
+    use actorum_core::{
+        entry::{ChangeId, SystemCommand},
+        log::store::{HardState, Recovered},
+        replica::replay,
+        testkit::{Sum, change, command, empty, founded, genesis},
+        wire::Entry,
+    };
     use actorum_machine::{
         event::Events,
         ids::Address,
@@ -474,7 +484,6 @@ mod tests {
         position::After,
         status::Role,
     };
-    use actorum_transport::wire::Entry;
     use tokio::sync::{
         mpsc::{self, UnboundedReceiver},
         oneshot,
@@ -482,13 +491,10 @@ mod tests {
 
     use super::*;
     use crate::{
-        entry::{ChangeId, SystemCommand},
-        log::store::{HardState, Recovered},
-        replica::replay,
         reply_slot::Look,
         snapshot::store::Content,
         subscribers::{Subscriber, Wants},
-        testkit::{FakeCore, Heard, Sum, TestStore, change, command, empty, founded, genesis},
+        testkit::{FakeCore, Heard, TestStore},
     };
 
     struct Fixture {
@@ -513,7 +519,7 @@ mod tests {
         let snapshots = Vec::from_iter(snapshot);
         let recovered = Recovered { snapshots, hard_state, last_index, terms: vec![(1, 1)], sizes: Vec::new() };
         let snapshot_store = Arc::new(SnapshotStore::memory());
-        let replayed = replay(GroupId::FIRST, &store, &recovered, &snapshot_store, Sum::default()).unwrap();
+        let replayed = replay(GroupId::FIRST, &store, &recovered, &*snapshot_store, Sum::default()).unwrap();
         let (core, heard) = FakeCore::start_one();
         let links = ApplierLinks {
             applied_to: core.downgrade().recipient(),
@@ -747,7 +753,7 @@ mod tests {
         // Before the pump has read anything: it must neither overtake the past nor repeat it.
         f.apply(vec![command(6, 1, 4), empty(7, 1), command(8, 1, 5)]).await;
         let leader = LeaderChanged { leader: Some(2), term: 2, role: Role::Follower };
-        f.applier.send(leader).await.unwrap();
+        f.applier.send(FromCore(leader)).await.unwrap();
         for expected in ["#4 +2 = ?", "#5 +3 = ?", "#6 +4 = 10", "#8 +5 = 15", "leader Some(2) in 2"] {
             assert_eq!(told.recv().await.unwrap(), expected);
         }

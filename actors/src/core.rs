@@ -16,38 +16,39 @@
 //! asked for; the transport bounds what peers send.
 
 use std::{
-    any::Any,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
     time::Duration,
 };
 
 use actix::{WeakRecipient, prelude::*};
+use actorum_core::{
+    consensus::{Consensus, CoreStatus, Effects, Moment},
+    debug_fields,
+    entry::EncodedCommand,
+    log::store::LogReader,
+    message::{Answer, Append, FetchSnapshot, LeaderChanged, ReplyHandle},
+    observer::{Drained, MaybeObserver},
+    panics::panic_message,
+    wire::{Refusal, Request, Response, Snapshot},
+};
 use actorum_machine::{
     condition::Reason,
     ids::GroupId,
     machine,
     members::{Change, ChangeRequest},
 };
-use actorum_transport::{
-    message::{Answered, Ask, Asked, Received, Responder, Transmit, Unreachable},
-    wire::{Request, Response, Snapshot},
-};
+use actorum_transport::message::{Answered, Ask, Asked, Received, Responder, Transmit, Unreachable};
 use tokio::sync::watch;
 
 use crate::{
     clock::Clock,
-    consensus::{Consensus, CoreStatus, Effects, Moment},
-    debug::debug_fields,
-    entry::EncodedCommand,
-    features::PeerFeatures,
-    log::{read::read_entries, store::LogReader},
+    log::read::read_entries,
     message::{
-        Answer, Append, AppliedTo, Apply, BuildSnapshot, Campaign, ClocksRead, DiskReport, EntriesRead, Failed,
-        FetchSnapshot, LeaderChanged, PeerFetches, Persisted, ProbeDisk, ProposeMark, Refusal, ReplyHandle, Restore,
-        ServeReads, SnapshotBuilt, SnapshotFetched, SnapshotsKept, Submit, SubmitChange, SubmitRead, SystemChanged,
+        AppliedTo, Apply, BuildSnapshot, Campaign, ClocksRead, DiskReport, EntriesRead, Failed, FromCore, PeerFeatures,
+        PeerFetches, Persisted, ProbeDisk, ProposeMark, Restore, ServeReads, SnapshotBuilt, SnapshotFetched,
+        SnapshotsKept, Submit, SubmitChange, SubmitRead, SystemChanged,
     },
-    observer::{Drained, MaybeObserver},
 };
 
 /// A batch this large is drained without waiting for the mailbox to be empty.
@@ -66,7 +67,7 @@ pub type Check = fn(&EncodedCommand) -> Result<(), String>;
 /// Whom the core talks to. It holds those below it; those above it hear through weak recipients.
 pub struct Links<T: ReplyHandle> {
     /// The log writer.
-    pub append: Recipient<Append>,
+    pub append: Recipient<FromCore<Append>>,
     /// The log writer.
     pub probe: Recipient<ProbeDisk>,
     /// Reads the log behind the core's memory.
@@ -80,7 +81,7 @@ pub struct Links<T: ReplyHandle> {
     /// The snapshot manager.
     pub build: Recipient<BuildSnapshot>,
     /// The snapshot manager.
-    pub fetch: Recipient<FetchSnapshot>,
+    pub fetch: Recipient<FromCore<FetchSnapshot>>,
     /// The snapshot manager.
     pub kept: Recipient<SnapshotsKept>,
     /// The transport.
@@ -88,7 +89,7 @@ pub struct Links<T: ReplyHandle> {
     /// The transport.
     pub ask: Recipient<Ask>,
     /// Everyone who wants to know who leads.
-    pub leader_changed: Vec<WeakRecipient<LeaderChanged>>,
+    pub leader_changed: Vec<WeakRecipient<FromCore<LeaderChanged>>>,
     /// The parent.
     pub failed: WeakRecipient<Failed>,
     /// Where the latest numbers are shown.
@@ -223,7 +224,7 @@ impl<T: ReplyHandle> RaftCore<T> {
             leader,
             fault,
         } = effects;
-        append.into_iter().for_each(|append| self.links.append.do_send(append));
+        append.into_iter().for_each(|append| self.links.append.do_send(FromCore(append)));
         if probe {
             self.links.probe.do_send(ProbeDisk);
         }
@@ -241,7 +242,7 @@ impl<T: ReplyHandle> RaftCore<T> {
         // Restored before files go: among them is the one that is restored.
         restore.into_iter().for_each(|snapshot| self.links.restore.do_send(Restore(snapshot)));
         kept.into_iter().for_each(|kept| self.links.kept.do_send(SnapshotsKept(kept)));
-        fetch.into_iter().for_each(|fetch| self.links.fetch.do_send(fetch));
+        fetch.into_iter().for_each(|fetch| self.links.fetch.do_send(FromCore(fetch)));
         if build {
             self.links.build.do_send(BuildSnapshot);
         }
@@ -254,7 +255,11 @@ impl<T: ReplyHandle> RaftCore<T> {
         }
         answers.into_iter().for_each(|(reply, answer)| reply.answer(answer));
         if let Some(changed) = leader {
-            self.links.leader_changed.iter().filter_map(WeakRecipient::upgrade).for_each(|who| who.do_send(changed));
+            self.links
+                .leader_changed
+                .iter()
+                .filter_map(WeakRecipient::upgrade)
+                .for_each(|who| who.do_send(FromCore(changed)));
         }
         self.show(leader.is_some());
         if let Some(cause) = fault {
@@ -340,12 +345,6 @@ impl<T: ReplyHandle> RaftCore<T> {
             }
         }
     }
-}
-
-/// What a panic said.
-pub fn panic_message(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
-    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "without a message".into())
 }
 
 impl<T: ReplyHandle> Actor for RaftCore<T> {

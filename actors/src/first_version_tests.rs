@@ -1,23 +1,21 @@
 //! What the first version makes of the fields that entries and snapshots have got since. It has no features, so these fields are not
-//! gated (see `actorum_transport::features`): it skips them, and what it does with the rest is the same.
+//! gated (see `actorum_core::features`): it skips them, and what it does with the rest is the same.
 
 use std::collections::BTreeMap;
 
+use actorum_core::{
+    entry::{ChangeId, SystemCommand},
+    marks::{HashValue, StateHash},
+    system_state::{Audit, RecoveredBecause, SystemState},
+    wire::{ConfState, SnapshotFile},
+};
 use actorum_machine::{
     ids::{Address, ClusterId, Incarnation, NodeId},
     machine::{decode, encode},
     members::Change,
 };
-use actorum_transport::{
-    marks::{HashValue, StateHash},
-    wire::{ConfState, SnapshotFile},
-};
 
-use crate::{
-    entry::{ChangeId, SystemCommand},
-    snapshot::file::Header,
-    system_state::{Audit, RecoveredBecause, SystemState},
-};
+use crate::snapshot::file::Header;
 
 /// Its definitions, as they stand in its source.
 mod first {
@@ -141,7 +139,7 @@ fn a_hash_in_a_snapshot_is_skipped() {
     let data: first::SnapshotData = decode(&snapshot(&hashed).data).unwrap();
     assert_eq!((&data.system, data.file, &data.formed_with), (&known, Some(file), &formed_with));
     assert_eq!(encode(&data).unwrap(), snapshot(&state).data.to_vec(), "without a hash it is byte for byte its own");
-    let theirs = actorum_transport::wire::Snapshot { data: encode(&data).unwrap().into(), ..snapshot(&hashed) };
+    let theirs = actorum_core::wire::Snapshot { data: encode(&data).unwrap().into(), ..snapshot(&hashed) };
     assert_eq!(SystemState::of(&theirs).unwrap(), (state.clone(), Some(file)));
 
     // And as the file says it.

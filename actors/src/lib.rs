@@ -1,7 +1,7 @@
-//! The actors under the front door: what decides, what writes, what applies.
+//! The actors under the front door: what carries out decisions, what writes, what applies.
 //!
-//! Read in this order: [`entry`] says what a log entry is, [`message`] what the actors say to each other, `consensus` the pure core that decides, [`log`] where
-//! entries live; then the thin actors around them.
+//! Read in this order: [`message`] is what the actors say to each other, [`log`] where entries live; then the thin actors around them.
+//! What decides is in `actorum-core`.
 //!
 //! Deliberately absent: sockets (see `actorum-transport`) and the public API (see `actorum`).
 
@@ -13,17 +13,10 @@
 // caller.
 #![cfg_attr(not(test), warn(clippy::print_stdout, clippy::print_stderr))]
 
-pub mod features;
-
 pub mod alarm;
 pub mod clock;
-pub mod clock_offsets;
-pub mod entry;
 pub mod message;
-pub mod system_state;
-pub mod observer;
 
-pub mod consensus;
 pub mod log;
 pub mod snapshot;
 
@@ -31,14 +24,10 @@ pub mod admission;
 pub mod reply_slot;
 pub mod core;
 pub mod log_writer;
-pub mod replica;
-pub mod times;
 pub mod applier;
 pub mod subscribers;
-pub mod formation;
 pub mod membership;
 pub mod consistency;
-mod debug;
 
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]

@@ -30,13 +30,17 @@ use std::{
 };
 
 use actix::{WeakAddr, WeakRecipient, prelude::*};
+use actorum_core::{
+    debug_fields,
+    log::store::StoreError,
+    message::{Append, Room},
+};
 use actorum_machine::{condition::Reason, ids::GroupId};
 use tokio::sync::{oneshot, watch};
 
 use crate::{
-    debug::debug_fields,
-    log::store::{Batch, BatchNumber, Completed, LogAppender, LogStore, Probe, Space, StoreError, Written},
-    message::{Append, DiskReport, Failed, Persisted, ProbeDisk, Room},
+    log::store::{Batch, BatchNumber, Completed, LogAppender, LogStore, Probe, Space, Written},
+    message::{DiskReport, Failed, FromCore, Persisted, ProbeDisk},
 };
 
 /// One batch is closed once it holds this much: larger ones gain nothing and delay the first answers in them.
@@ -486,10 +490,10 @@ impl Actor for LogWriter {
     }
 }
 
-impl Handler<Append> for LogWriter {
+impl Handler<FromCore<Append>> for LogWriter {
     type Result = ();
 
-    fn handle(&mut self, append: Append, _: &mut Context<Self>) {
+    fn handle(&mut self, FromCore(append): FromCore<Append>, _: &mut Context<Self>) {
         // After a failure or while closing nothing is written: what it carried is never promised.
         if self.has_failed() || self.appender.is_none() {
             return;
@@ -641,13 +645,14 @@ fn micros(duration: std::time::Duration) -> u64 {
 mod tests {
     use std::{io, time::Duration};
 
+    use actorum_core::{
+        log::store::{Compact, HardState, Write},
+        testkit::command,
+    };
     use tokio::sync::mpsc::UnboundedReceiver;
 
     use super::*;
-    use crate::{
-        log::store::{Compact, HardState, Write},
-        testkit::{FakeCore, Heard, TestStore, command},
-    };
+    use crate::testkit::{FakeCore, Heard, TestStore};
 
     struct Fixture {
         store: TestStore,
@@ -671,14 +676,14 @@ mod tests {
         Fixture { store, writer, _core: core, heard }
     }
 
-    fn entry(number: u64, index: u64) -> Append {
+    fn entry(number: u64, index: u64) -> FromCore<Append> {
         let write = Write { entries: vec![command(index, 1, number)], ..Write::default() };
-        Append { number, write, sync: true }
+        FromCore(Append { number, write, sync: true })
     }
 
-    fn commit(number: u64, commit: u64) -> Append {
+    fn commit(number: u64, commit: u64) -> FromCore<Append> {
         let hard_state = Some(HardState { term: 1, vote: 1, commit });
-        Append { number, write: Write { hard_state, ..Write::default() }, sync: false }
+        FromCore(Append { number, write: Write { hard_state, ..Write::default() }, sync: false })
     }
 
     impl Fixture {
@@ -882,7 +887,10 @@ mod tests {
         assert_eq!(f.heard.recv().await, Some(Heard::Persisted(1)));
         assert!(!f.store.looks(), "a few bytes can wait for the next look");
         let compact = Some(Compact { snapshots: Vec::new(), up_to: 1 });
-        f.writer.send(Append { number: 2, write: Write { compact, ..Write::default() }, sync: true }).await.unwrap();
+        f.writer
+            .send(FromCore(Append { number: 2, write: Write { compact, ..Write::default() }, sync: true }))
+            .await
+            .unwrap();
         assert!(!f.store.looks(), "it is not durable yet");
         f.complete();
         assert_eq!(f.heard.recv().await, Some(Heard::Persisted(2)));
@@ -934,7 +942,7 @@ mod tests {
             assert_eq!(f.store.submitted().len(), 1);
             let compact = |number| {
                 let compact = Some(Compact { snapshots: Vec::new(), up_to: 1 });
-                Append { number, write: Write { compact, ..Write::default() }, sync: true }
+                FromCore(Append { number, write: Write { compact, ..Write::default() }, sync: true })
             };
             f.writer.send(entry(2, 3)).await.unwrap();
             f.writer.send(compact(3)).await.unwrap();

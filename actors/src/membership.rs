@@ -17,30 +17,32 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use actix::{WeakRecipient, prelude::*};
+use actorum_core::{
+    clock_offsets::{ClockOffsets, Estimates},
+    consensus::CoreStatus,
+    debug_fields,
+    entry::{EncodedCommand, SystemCommand},
+    features::Features,
+    formation::{FormationError, FormationProgress, FormationState},
+    identity::RefusedBecause,
+    lives::LifeBook,
+    message::{LeaderChanged, ReplyHandle},
+    system_state::SystemState,
+    understanding::Understanding,
+    wire::{Formation as BootstrapInfo, Refusal, Request, Response},
+};
 use actorum_machine::{
     condition::Reason,
     ids::{Address, ClusterId, GroupId, Incarnation, NodeId},
     status::{Formed, Role},
 };
-use actorum_transport::{
-    features::Features,
-    lives::LifeBook,
-    message::{Answered, Ask, Asked, Peer, PeerUp, RefusedBecause, SetCluster, SetPeers},
-    wire::{Formation as BootstrapInfo, Request, Response},
-};
+use actorum_transport::message::{Answered, Ask, Asked, Peer, PeerUp, SetCluster, SetPeers};
 use tokio::sync::watch;
 
 use crate::{
     clock::Clock,
-    clock_offsets::{ClockOffsets, Estimates},
-    consensus::CoreStatus,
     core::Form,
-    debug::debug_fields,
-    entry::{EncodedCommand, SystemCommand},
-    features::{PeerFeatures, Understanding},
-    formation::{FormationError, FormationProgress, FormationState},
-    message::{ClocksRead, Failed, LeaderChanged, Refusal, ReplyHandle, Submit, SystemChanged},
-    system_state::SystemState,
+    message::{ClocksRead, Failed, FromCore, PeerFeatures, Submit, SystemChanged},
 };
 
 mod clocks;
@@ -456,10 +458,10 @@ impl<T: ReplyHandle> Handler<SystemChanged> for MembershipManager<T> {
     }
 }
 
-impl<T: ReplyHandle> Handler<LeaderChanged> for MembershipManager<T> {
+impl<T: ReplyHandle> Handler<FromCore<LeaderChanged>> for MembershipManager<T> {
     type Result = ();
 
-    fn handle(&mut self, LeaderChanged { role, .. }: LeaderChanged, _: &mut Context<Self>) {
+    fn handle(&mut self, FromCore(LeaderChanged { role, .. }): FromCore<LeaderChanged>, _: &mut Context<Self>) {
         let led = std::mem::replace(&mut self.leads, role == Role::Leader);
         if self.leads && !led {
             self.record_incarnations();

@@ -13,87 +13,40 @@
 //! | | core → snapshot manager | [`SnapshotsKept`] |
 //! | | snapshot manager → core | [`PeerFetches`] |
 //! | | applier → core, membership, checker | [`SystemChanged`] |
-//! | | membership → core | [`ClocksRead`], [`PeerFeatures`](crate::features::PeerFeatures) |
+//! | | membership → core | [`ClocksRead`], [`PeerFeatures`] |
 //! | | core → applier, membership, checker, front door | [`LeaderChanged`] |
 //! | | applier → checker | [`MarkEvent`] |
 //! | [`ProposeMark`] | checker → core | |
 //! | `Drain` | core → itself | |
 //!
-//! Messages to and from the transport are in [`actorum_transport::message`].
+//! Messages to and from the transport are in [`actorum_transport::message`]. What the core itself speaks of is in
+//! [`crate::message`], and travels in a [`FromCore`].
+//!
+//! [`Append`]: actorum_core::message::Append
+//! [`ReadEntries`]: actorum_core::message::ReadEntries
+//! [`FetchSnapshot`]: actorum_core::message::FetchSnapshot
+//! [`LeaderChanged`]: actorum_core::message::LeaderChanged
 
 use std::{fmt, sync::Arc, time::Duration};
 
 use actix::Message;
+use actorum_core::{
+    clock_offsets::Estimates,
+    debug_fields,
+    entry::EncodedCommand,
+    features::Features,
+    log::store::StoreError,
+    marks::Mark,
+    message::{Committed, ReplyHandle, Room},
+    system_state::SystemState,
+    wire::{Entry, Snapshot},
+};
 use actorum_machine::{
     condition::Reason,
     ids::{GroupId, NodeId},
     machine::StateView,
     members::ChangeRequest,
-    outcome::BusyBound,
-    status::Role,
 };
-use actorum_transport::{
-    marks::Mark,
-    wire::{Entry, Snapshot},
-};
-use bytes::Bytes;
-
-use crate::{
-    clock_offsets::Estimates,
-    debug::debug_fields,
-    entry::EncodedCommand,
-    log::store::{StoreError, Write},
-    system_state::SystemState,
-};
-pub use actorum_transport::wire::Refusal;
-
-/// Where the answer to a request goes: opaque to the core, which only carries it and hands it back.
-///
-/// Dropping a reply handle must answer its client with "unknown": nothing may be lost in silence.
-pub trait ReplyHandle: Send + Unpin + 'static {
-    /// Answers without the applier.
-    fn answer(self, answer: Answer);
-
-    /// A read was confirmed at this index. Gives the reply handle back if the applier must serve it;
-    /// `None` if it only wanted the index (a peer's read) and is answered.
-    fn confirmed(self, index: u64) -> Option<Self>
-    where
-        Self: Sized;
-}
-
-/// An answer that the core can give by itself.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Answer {
-    /// The leader applied a forwarded proposal.
-    Applied {
-        /// Where it stands in the log.
-        index: u64,
-        /// Its term.
-        term: u64,
-        /// The encoded response.
-        response: Bytes,
-    },
-    /// The leader applied a forwarded change; the encoded membership.
-    Changed {
-        /// The encoded `Membership`.
-        membership: Bytes,
-    },
-    /// Surely not in the log.
-    Refused(Refusal),
-    /// The deadline passed, for the reason given. Surely not in the log.
-    Late {
-        /// What it waited for.
-        cause: String,
-    },
-    /// This node leads, and has reached this bound. Surely not in the log.
-    Busy(BusyBound),
-    /// Nobody can tell.
-    Unknown {
-        /// Why.
-        cause: String,
-    },
-}
-
 /// Propose this entry. The deadline is a moment of the node's [`Clock`](crate::clock::Clock).
 #[derive(Message)]
 #[rtype(result = "()")]
@@ -139,18 +92,6 @@ debug_fields!(SubmitChange<T: ReplyHandle> { change, deadline });
 #[rtype(result = "()")]
 pub struct Campaign;
 
-/// Make this durable, and say so with the number.
-#[derive(Message, Clone, Debug)]
-#[rtype(result = "()")]
-pub struct Append {
-    /// The number of the Ready it belongs to; ascending per group.
-    pub number: u64,
-    /// What to write.
-    pub write: Write,
-    /// Whether a promise waits for it. A moved commit index alone may ride with the next append.
-    pub sync: bool,
-}
-
 /// Everything up to this number is durable.
 #[derive(Message, Clone, Copy, Debug, PartialEq, Eq)]
 #[rtype(result = "()")]
@@ -166,24 +107,7 @@ pub struct Persisted {
 #[rtype(result = "()")]
 pub struct ProbeDisk;
 
-/// Read these entries of the log for a peer: as many from `from` on as fit `max_bytes`, at least one, none from `to` on. One read
-/// per peer is under way at a time.
-#[derive(Message, Clone, Copy, Debug, PartialEq, Eq)]
-#[rtype(result = "()")]
-pub struct ReadEntries {
-    /// Whose log.
-    pub group: GroupId,
-    /// For whom.
-    pub peer: NodeId,
-    /// The first index.
-    pub from: u64,
-    /// The index after the last.
-    pub to: u64,
-    /// Bytes of entries, at most; one entry may be larger.
-    pub max_bytes: usize,
-}
-
-/// The end of a [`ReadEntries`].
+/// The end of a [`ReadEntries`](actorum_core::message::ReadEntries).
 #[derive(Message, Debug)]
 #[rtype(result = "()")]
 pub struct EntriesRead {
@@ -203,39 +127,6 @@ pub enum DiskReport {
     Probed(Result<(), String>),
     /// Space fell under one of its marks, is enough again, or changed while it is low.
     Space(Room),
-}
-
-/// How much room there is on the disk, against what the node needs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Room {
-    /// Whether it is so little that no new work is taken.
-    pub low: bool,
-    /// Whether it is so little that what can be freed has to be.
-    pub short: bool,
-    /// Free bytes.
-    pub free: u64,
-    /// How many there must be for new work to be taken.
-    pub needed: u64,
-    /// Whether a write waits for that: it is not the disk that lets it wait.
-    pub waits: bool,
-    /// Whether room is being made, so that more may be free soon.
-    pub being_made: bool,
-}
-
-impl Room {
-    /// Low on space and short of it, or neither, without figures.
-    pub const fn low(low: bool) -> Room {
-        Room { low, short: low, free: 0, needed: 0, waits: false, being_made: false }
-    }
-}
-
-/// A committed entry, and who waits for it on this node.
-#[derive(Debug)]
-pub struct Committed<T> {
-    /// The entry.
-    pub entry: Entry,
-    /// The waiting client's slot, if the proposal came through this node and is this very entry.
-    pub reply: Option<T>,
 }
 
 /// Apply these, in order; they follow what was given before without a gap.
@@ -299,16 +190,6 @@ pub struct CapturedState {
 #[derive(Message, Clone, Debug, PartialEq, Eq)]
 #[rtype(result = "()")]
 pub struct SnapshotBuilt(pub Result<Snapshot, String>);
-
-/// Get the file of this snapshot from the node that offered it. Replaces what was to be fetched before.
-#[derive(Message, Clone, Debug, PartialEq, Eq)]
-#[rtype(result = "()")]
-pub struct FetchSnapshot {
-    /// Who offered it.
-    pub from: NodeId,
-    /// The snapshot.
-    pub snapshot: Snapshot,
-}
 
 /// The file of a snapshot is here, whole and durable; or it could not be had.
 #[derive(Message, Clone, Debug, PartialEq, Eq)]
@@ -380,22 +261,28 @@ pub struct SystemChanged {
     pub state: Arc<SystemState>,
 }
 
-/// Who leads, and what this node is, changed.
-#[derive(Message, Clone, Copy, Debug, PartialEq, Eq)]
-#[rtype(result = "()")]
-pub struct LeaderChanged {
-    /// Who leads now, as far as this node knows.
-    pub leader: Option<NodeId>,
-    /// In which term.
-    pub term: u64,
-    /// What this node is.
-    pub role: Role,
-}
-
 /// The clocks of the peers, as far as this node knows them.
 #[derive(Message, Clone, Debug, PartialEq, Eq)]
 #[rtype(result = "()")]
 pub struct ClocksRead(pub Estimates);
+
+/// What the core speaks of, as a message: the core knows no actor, so its own types are none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FromCore<T>(pub T);
+
+impl<T: Send + 'static> Message for FromCore<T> {
+    type Result = ();
+}
+
+/// A peer's hello was seen, and names these.
+#[derive(Message, Clone, Debug, PartialEq, Eq)]
+#[rtype(result = "()")]
+pub struct PeerFeatures {
+    /// The peer.
+    pub peer: NodeId,
+    /// What it understands.
+    pub features: Features,
+}
 
 /// An actor or the store is beyond use: the whole system must stop with this cause.
 #[derive(Message, Clone, Debug)]

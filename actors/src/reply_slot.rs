@@ -12,6 +12,10 @@
 
 use std::{fmt, sync::Arc};
 
+use actorum_core::{
+    message::{Answer, ReplyHandle},
+    wire::{ChangeRefusal, Refusal, Response},
+};
 use actorum_machine::{
     ids::NodeId,
     machine::{self, StateMachine},
@@ -19,18 +23,11 @@ use actorum_machine::{
     outcome::{Applied, BusyBound, ChangeError, ProposeError, ReadError},
     readings::ChangeReading,
 };
-use actorum_transport::{
-    message::Responder,
-    wire::{ChangeRefusal, Refusal, Response},
-};
+use actorum_transport::message::Responder;
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
-use crate::{
-    admission::Permit,
-    message::{Answer, ReplyHandle},
-    subscribers::View,
-};
+use crate::{admission::Permit, subscribers::View};
 
 /// How a client waits for a proposal.
 pub type ProposeReply<S> = oneshot::Sender<Result<Applied<<S as StateMachine>::Response>, ProposeError>>;
@@ -351,6 +348,7 @@ fn change_result(answer: Answer) -> Result<Arc<Membership>, ChangeError> {
 
 #[cfg(test)]
 mod tests {
+    use actorum_core::testkit::Sum;
     use actorum_machine::{
         ids::GroupId,
         readings::{LearnerReading, MajorityReading},
@@ -360,7 +358,7 @@ mod tests {
     use crate::{
         admission::Admission,
         subscribers::{BufferBounds, Subscribers},
-        testkit::{Sum, TestStore},
+        testkit::TestStore,
     };
 
     fn proposal(admission: &Arc<Admission>) -> (ReplySlot<Sum>, oneshot::Receiver<Result<Applied<u64>, ProposeError>>) {

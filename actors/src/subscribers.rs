@@ -32,6 +32,14 @@ use std::{
 };
 
 use actix::prelude::*;
+use actorum_core::{
+    debug_fields,
+    entry::{Kind, Stamped},
+    log::store::LogReader,
+    system_state::GENESIS_INDEX,
+    times::{SPACING_BYTES, Times},
+    wire::EntryKind,
+};
 use actorum_machine::{
     event::{Event, Events},
     ids::{ClusterId, GroupId, NodeId},
@@ -39,18 +47,9 @@ use actorum_machine::{
     outcome::SubscribeError,
     position::{After, Position},
 };
-use actorum_transport::wire::EntryKind;
 use tokio::{
     sync::{mpsc, oneshot},
     task::JoinHandle,
-};
-
-use crate::{
-    debug::debug_fields,
-    entry::{Kind, Stamped},
-    log::store::LogReader,
-    system_state::GENESIS_INDEX,
-    times::{SPACING_BYTES, Times},
 };
 
 /// How much of the log is read back at once, and how much of a buffer travels in one message of the batched form.

@@ -2,17 +2,20 @@
 
 use std::time::Duration;
 
+use actorum_core::{
+    entry::EncodedCommand,
+    log::store::{HardState, Recovered},
+    replica::{Replica, replay},
+    testkit::{Sum, change, empty, genesis},
+    wire::Entry,
+};
 use actorum_machine::machine::ApplyContext;
-use actorum_transport::wire::Entry;
 use bytes::Bytes;
 
 use super::*;
 use crate::{
-    entry::EncodedCommand,
-    log::store::{HardState, Recovered},
-    replica::{Replica, replay},
     snapshot::{SnapshotStore, store::Content},
-    testkit::{Sum, TestStore, change, empty, genesis},
+    testkit::TestStore,
 };
 
 const CLUSTER: ClusterId = ClusterId(7);
@@ -175,20 +178,20 @@ async fn an_event_has_the_time_that_apply_saw_wherever_reading_begins() {
             let bytes = [0, 10, 1 << 16, 1 << 19, 2 << 20][roll(5) as usize];
             let encoded = EncodedCommand::command(&"x".repeat(bytes)).unwrap();
             let stamp = at(1 + [roll(10), 1000 - index, 1000 + index][roll(3) as usize]);
-            let id = crate::entry::ChangeId { node: 1, boot: 1, number: index };
+            let id = actorum_core::entry::ChangeId { node: 1, boot: 1, number: index };
             let entry = match roll(12) {
                 0 => empty(index, 1),
                 1 => change(
                     index,
                     1,
-                    &crate::entry::SystemCommand::Change {
+                    &actorum_core::entry::SystemCommand::Change {
                         id,
                         change: actorum_machine::members::Change::Remove(9),
                         forced: false,
                     },
                 ),
                 2 => {
-                    let data = EncodedCommand::system(&crate::entry::SystemCommand::Mark { restart: false })
+                    let data = EncodedCommand::system(&actorum_core::entry::SystemCommand::Mark { restart: false })
                         .unwrap()
                         .stamp(stamp)
                         .into();

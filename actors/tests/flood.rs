@@ -17,25 +17,26 @@ use std::{
 use actix::{WeakAddr, prelude::*};
 use actorum_actors::{
     clock::Clock,
-    consensus::{Consensus, CoreStatus, Effects, Moment, Settings, Start},
     core::{Links, RaftCore},
-    entry::EncodedCommand,
-    log::store::{HardState, LogReader, Recovered, StoreError},
     message::{
-        Answer, Append, AppliedTo, Apply, BuildSnapshot, Campaign, Failed, FetchSnapshot, Persisted, ProbeDisk,
-        ReplyHandle, Restore, ServeReads, SnapshotsKept, Submit,
+        AppliedTo, Apply, BuildSnapshot, Campaign, Failed, FromCore, Persisted, ProbeDisk, Restore, ServeReads,
+        SnapshotsKept, Submit,
     },
+};
+use actorum_core::{
+    consensus::{Consensus, CoreStatus, Effects, Moment, Settings, Start},
+    entry::EncodedCommand,
+    features::Features,
+    log::store::{HardState, LogReader, Recovered, StoreError},
+    message::{Answer, Append, FetchSnapshot, ReplyHandle},
     system_state::SystemState,
+    wire::{Entry, RaftMessage},
 };
 use actorum_machine::{
     ids::{Address, ClusterId, GroupId, Incarnation, NodeId},
     status::Role,
 };
-use actorum_transport::{
-    features::Features,
-    message::{Ask, Received, Transmit},
-    wire::{Entry, RaftMessage},
-};
+use actorum_transport::message::{Ask, Received, Transmit};
 use tokio::sync::watch;
 
 const PROPOSALS: usize = 200_000;
@@ -174,9 +175,9 @@ impl Below {
     }
 }
 
-impl Handler<Append> for Below {
+impl Handler<FromCore<Append>> for Below {
     type Result = ();
-    fn handle(&mut self, Append { number, .. }: Append, _: &mut Self::Context) {
+    fn handle(&mut self, FromCore(Append { number, .. }): FromCore<Append>, _: &mut Self::Context) {
         self.report(Persisted { group: GroupId::FIRST, number });
     }
 }
@@ -209,7 +210,7 @@ macro_rules! unused {
         }
     )*};
 }
-unused!(ServeReads<Nobody>, Restore, BuildSnapshot, FetchSnapshot, SnapshotsKept, Ask);
+unused!(ServeReads<Nobody>, Restore, BuildSnapshot, FromCore<FetchSnapshot>, SnapshotsKept, Ask);
 
 /// A follower whose disk and applier are done at once. Gives what it sends.
 fn run(node: &mut Consensus<Nobody>, moment: Moment) -> Vec<(NodeId, RaftMessage)> {

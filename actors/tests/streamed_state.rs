@@ -4,10 +4,8 @@
 
 use std::{collections::BTreeMap, fs, io::Read};
 
-use actorum_actors::{
-    snapshot::{SnapshotStore, store::Content},
-    system_state::SystemState,
-};
+use actorum_actors::snapshot::{SnapshotStore, store::Content};
+use actorum_core::system_state::SystemState;
 use actorum_machine::{
     ids::{Address, ClusterId},
     machine::StateView,

@@ -14,19 +14,18 @@ use actorum::{
     Address, ClusterId, Membership, NodeId,
     disaster_recovery::{self, BackupFile, Recover, RecoveredNode, Restore, Survivor},
 };
-
 use actorum_actors::{
     log::{directory, store::OpenError},
     snapshot::file::Header,
 };
-use actorum_http::strict::{new_node_id, node_id, whole};
-use actorum_transport::wire::SnapshotFile;
+use actorum_core::wire::SnapshotFile;
 
 use crate::{
     Failure, backup,
     output::{self, say},
     status::bytes,
 };
+use actorum_http::strict::{new_node_id, node_id, whole};
 
 /// Make a node of a backup: the only one of a new cluster
 ///

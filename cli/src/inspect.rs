@@ -11,17 +11,19 @@ use std::{
 };
 
 use actorum_actors::{
-    entry::{Kind, Stamped, SystemCommand},
     log::{
         directory::{Utc, snapshots_path},
         inspect::{GroupReport, Inspection},
-        store::At,
     },
     snapshot::SnapshotStore,
+};
+use actorum_core::{
+    entry::{Kind, Stamped, SystemCommand},
+    log::store::At,
     system_state::{Audit, SystemState},
+    wire::{Entry, EntryKind},
 };
 use actorum_machine::ids::NodeId;
-use actorum_transport::wire::{Entry, EntryKind};
 
 use crate::{
     Failure,

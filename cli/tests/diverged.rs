@@ -11,10 +11,10 @@ use std::{
 
 use actorum_actors::log::{
     sled::{OpenOptions, SledStore},
-    store::{Batch, LogStore, Write},
+    store::{Batch, LogStore},
 };
+use actorum_core::{log::store::Write, wire::Entry};
 use actorum_machine::ids::{GroupId, Incarnation};
-use actorum_transport::wire::Entry;
 use serde_json::{Value, json};
 
 use lab::{Lab, Node, call, wait};

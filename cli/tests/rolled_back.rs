@@ -11,7 +11,8 @@ use std::{
     process::{Child, Stdio},
 };
 
-use actorum_transport::lives::Record;
+use actorum_core::lives::Record;
+
 use lab::{
     Lab, actorum,
     directory::{copy, lives, met, put_back},

@@ -13,10 +13,10 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use actorum_actors::{consensus::{Consensus, Effects, Moment, Settings, Start}, entry::{ChangeId, EncodedCommand, Stamped, SystemCommand}, log::store::{Compact, HardState, LogReader, Recovered, StoreError}, message::{Append, Committed, ReadEntries, Room}, system_state::SystemState};
+use actorum_core::{consensus::{Consensus, Effects, Moment, Settings, Start}, entry::{ChangeId, EncodedCommand, Stamped, SystemCommand}, log::store::{Compact, HardState, LogReader, Recovered, StoreError}, message::{Append, Committed, ReadEntries, Room}, system_state::SystemState, features::Features, wire::{AskError, Entry, EntryKind, MessageKind, RaftMessage, Refusal, Response, Snapshot, SnapshotFile}};
 use actorum_machine::{machine, members::Change, ids::{Address, ClusterId, GroupId, Incarnation, NodeId}};
 use actorum_fuzz::Draw;
-use actorum_transport::{features::Features, frame, message::AskError, wire::{Entry, EntryKind, MessageKind, RaftMessage, Refusal, Response, Snapshot, SnapshotFile}};
+use actorum_transport::frame;
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
 
@@ -608,7 +608,7 @@ fn apply(system: &mut SystemState, entry: &Entry) -> bool {
         return true;
     }
     match Stamped::parse(&entry.data) {
-        Ok(stamped) if stamped.kind == actorum_actors::entry::Kind::System => {
+        Ok(stamped) if stamped.kind == actorum_core::entry::Kind::System => {
             SystemCommand::decode(stamped.payload).map(|command| system.apply(entry.index, &command)).is_ok()
         }
         Ok(_) => true,

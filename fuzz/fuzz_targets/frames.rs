@@ -3,10 +3,8 @@
 #![no_main]
 
 use actorum_fuzz::Draw;
-use actorum_transport::{
-    frame::{self, Batch, Hello, Kind, Lane, Question, Refused, Splitter, Welcome},
-    wire::Response,
-};
+use actorum_transport::frame::{self, Batch, Hello, Kind, Lane, Question, Refused, Splitter, Welcome};
+use actorum_core::wire::Response;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {

@@ -5,7 +5,8 @@
 
 #![no_main]
 
-use actorum_actors::{entry::{Stamped, SystemCommand}, fuzzing, log::record::{self, Key, Kind, Scan}, system_state::SystemState};
+use actorum_core::{entry::{Stamped, SystemCommand}, system_state::SystemState};
+use actorum_actors::{fuzzing, log::record::{self, Key, Kind, Scan}};
 use actorum_fuzz::Draw;
 use actorum_machine::ids::GroupId;
 use bytes::Bytes;

@@ -11,7 +11,8 @@ use std::{
     io::{Read, Write},
 };
 
-use actorum_actors::{fuzzing, snapshot::file::{Header, Reader, Writer}, system_state::SystemState};
+use actorum_actors::{fuzzing, snapshot::file::{Header, Reader, Writer}};
+use actorum_core::system_state::SystemState;
 use actorum_machine::{machine, ids::{Address, ClusterId, Incarnation}};
 use actorum_fuzz::Draw;
 use libfuzzer_sys::fuzz_target;

@@ -32,20 +32,21 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use actorum_actors::{
+use actorum_actors::log::{
+    sled::{OpenOptions, SledStore},
+    store::{Batch, Completed, LogStore, OpenError},
+};
+use actorum_core::{
     entry::{EncodedCommand, SystemCommand},
-    log::{
-        sled::{OpenOptions, SledStore},
-        store::{At, Batch, Completed, HardState, LogStore, OpenError, StoreError, Write},
-    },
+    log::store::{At, HardState, StoreError, Write},
     snapshot::SnapshotError,
+    wire::{Entry, EntryKind, Snapshot},
 };
 use actorum_machine::ids::{Address, ClusterId, Incarnation, NodeId};
-use actorum_transport::wire::{Entry, EntryKind, Snapshot};
 use bytes::Bytes;
 
 use crate::boot;
-pub use actorum_actors::system_state::{Audit, RecoveredBecause};
+pub use actorum_core::system_state::{Audit, RecoveredBecause};
 pub use recover::{Recover, recover};
 pub use restore::{BackupFile, Restore, restore};
 pub use survey::{SurvivingLog, SurvivingSnapshot, Survivor, survey};

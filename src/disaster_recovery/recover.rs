@@ -2,14 +2,12 @@
 
 use std::{path::Path, time::SystemTime};
 
-use actorum_actors::{
-    log::{
-        directory,
-        sled::SledStore,
-        store::{LogStore, OpenError},
-    },
-    system_state::{Audit, RecoveredBecause},
+use actorum_actors::log::{
+    directory,
+    sled::SledStore,
+    store::{LogStore, OpenError},
 };
+use actorum_core::system_state::{Audit, RecoveredBecause};
 use actorum_machine::ids::Address;
 
 use super::{

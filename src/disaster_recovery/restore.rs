@@ -20,10 +20,12 @@ use actorum_actors::{
         SnapshotStore,
         file::{Header, Reader},
     },
+};
+use actorum_core::{
     system_state::{Audit, RecoveredBecause},
+    wire::{Snapshot, SnapshotFile},
 };
 use actorum_machine::ids::{Address, ClusterId, NodeId};
-use actorum_transport::wire::{Snapshot, SnapshotFile};
 
 use super::{Beginning, Position, RecoveredNode, RecoveryError, check, check_address, io_error, options, seconds};
 use crate::{Membership, boot, ingress::check_id};

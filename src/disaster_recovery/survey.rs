@@ -3,16 +3,18 @@
 use std::path::{Path, PathBuf};
 
 use actorum_actors::{
-    entry::SystemCommand,
     log::{
         directory::snapshots_path,
         inspect::{GroupReport, Inspection},
     },
     snapshot::SnapshotStore,
+};
+use actorum_core::{
+    entry::SystemCommand,
     system_state::{Audit, SystemState},
+    wire::Snapshot,
 };
 use actorum_machine::ids::{ClusterId, Incarnation, NodeId};
-use actorum_transport::wire::Snapshot;
 
 use super::Position;
 use crate::{Membership, boot};

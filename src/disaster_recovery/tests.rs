@@ -8,21 +8,24 @@ use std::{
 };
 
 use actorum_actors::{
-    entry::EncodedCommand,
     log::{
         directory::{self, Restoring},
         sled::{OpenOptions, SledStore},
-        store::{Batch, HardState, LogStore, OpenError, Write},
+        store::{Batch, LogStore, OpenError},
     },
-    replica::replay,
     snapshot::{SnapshotStore, store::Content},
+};
+use actorum_core::{
+    entry::EncodedCommand,
+    log::store::{HardState, Write},
+    replica::replay,
     system_state::SystemState,
+    wire::{Entry, EntryKind},
 };
 use actorum_machine::{
     ids::{Address, ClusterId, Incarnation, NodeId},
     machine::{ApplyContext, StateMachine},
 };
-use actorum_transport::wire::{Entry, EntryKind};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tempfile::TempDir;

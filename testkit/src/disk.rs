@@ -14,10 +14,7 @@ use actorum_actors::{
     log::{
         reserve::{self, Reserve, ReserveBounds},
         simulated::{Answer, Backup as LogBackup, Decide, Latency, SimulatedDisk, SimulatedVolume, Step},
-        store::{
-            Completions, LogAppender, LogReader, LogStore, Looked, OpenError, Probe, Recovered, Space, StoreError,
-            StoreIdentity,
-        },
+        store::{Completions, LogAppender, LogStore, Looked, OpenError, Probe, Space, StoreIdentity},
     },
     log_writer::SHORT,
     snapshot::{
@@ -27,11 +24,12 @@ use actorum_actors::{
         store::complete_name,
     },
 };
-use actorum_machine::ids::{GroupId, Incarnation, NodeId};
-use actorum_transport::{
+use actorum_core::{
     lives::{Content, LifeBook},
+    log::store::{LogReader, Recovered, StoreError},
     wire::{Snapshot, SnapshotFile},
 };
+use actorum_machine::ids::{GroupId, Incarnation, NodeId};
 
 use super::{rng::Rng, world::Durable};
 pub(crate) use actorum_actors::log::simulated::{Image, Loss};

@@ -18,18 +18,21 @@ use std::{
 };
 
 use actorum::{Bootstrap, Builder, Config, Network, Raft, StartError, Storage, seams};
-use actorum_actors::{
-    log::{
-        simulated::VolumeCounters,
-        store::{LogStore, OpenError},
-    },
+use actorum_actors::log::{
+    simulated::VolumeCounters,
+    store::{LogStore, OpenError},
+};
+use actorum_core::{
+    features::Features,
+    marks::Mark,
     observer::{Drained, Observer},
+    wire::ENTRY_OVERHEAD,
 };
 use actorum_machine::{
     ids::{Address, GroupId, Incarnation, NodeId},
     machine::StateMachine,
 };
-use actorum_transport::{features::Features, marks::Mark, memory::MemoryNetwork, wire::ENTRY_OVERHEAD};
+use actorum_transport::memory::MemoryNetwork;
 use tokio::sync::Notify;
 
 use super::{

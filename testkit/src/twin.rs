@@ -9,13 +9,16 @@ use std::{
 };
 
 use actorum::{Bootstrap, Builder, Config, Network, Raft, StartError, Storage, seams};
-use actorum_actors::observer::{Drained, Observer};
+use actorum_core::{
+    lives::LifeKey,
+    observer::{Drained, Observer},
+};
 use actorum_machine::{
     ids::{Incarnation, NodeId},
     machine::StateMachine,
     status::Role,
 };
-use actorum_transport::{lives::LifeKey, memory::Endpoint};
+use actorum_transport::memory::Endpoint;
 use tokio::time::timeout;
 
 use super::{

@@ -19,17 +19,20 @@ use std::{
 };
 
 use actorum::Config;
-use actorum_actors::{log::store::Recovered, message::Append, observer::RaftState, system_state::GENESIS_INDEX};
+use actorum_core::{
+    log::store::Recovered,
+    marks::Mark,
+    message::Append,
+    observer::RaftState,
+    system_state::GENESIS_INDEX,
+    wire::{Entry, EntryKind, MessageKind, RaftMessage, Snapshot, SnapshotFile},
+};
 use actorum_machine::{
     ids::{Incarnation, NodeId},
     members::Membership,
     status::Role,
 };
-use actorum_transport::{
-    marks::Mark,
-    memory::Parcel,
-    wire::{Entry, EntryKind, MessageKind, RaftMessage, Snapshot, SnapshotFile},
-};
+use actorum_transport::memory::Parcel;
 use tokio::sync::Notify;
 
 use super::{

@@ -1,4 +1,4 @@
-//! Frames: how the structs of [`wire`](crate::wire) stand on a QUIC stream. No socket in here.
+//! Frames: how the structs of [`wire`](actorum_core::wire) stand on a QUIC stream. No socket in here.
 //!
 //! ```text
 //!  ┌────────────┬─────────┬──────┬──────────────────────────────┐
@@ -13,18 +13,17 @@
 //! Deliberately absent: judgement. That a message decodes says nothing about whether it makes sense; the
 //! consensus core validates it before its step.
 
+use actorum_core::{
+    features::Features,
+    identity::{Identity, RefusedBecause},
+    lives::{Life, LifeKey},
+    wire::{RaftMessage, Request, Response},
+};
 use actorum_machine::ids::{ClusterId, GroupId, Incarnation, NodeId};
 use bytes::{Buf, Bytes, BytesMut};
 use serde::{
     Deserialize, Deserializer, Serialize,
     de::{DeserializeOwned, IgnoredAny, SeqAccess, Visitor},
-};
-
-use crate::{
-    features::Features,
-    lives::{Life, LifeKey},
-    message::{Identity, RefusedBecause},
-    wire::{RaftMessage, Request, Response},
 };
 
 /// The version of this framing, in every frame.
@@ -427,16 +426,16 @@ impl Splitter {
 
 #[cfg(test)]
 mod tests {
-    use proptest::{collection::vec, prelude::*};
-
-    use super::*;
-    use crate::{
+    use actorum_core::{
         marks::{HashValue, Mark, ResponseHash, StateHash},
         wire::{
             ChangeRefusal, ClockReading, ConfState, Entry, EntryKind, Formation, MessageKind, Refusal, Response,
             Snapshot, SnapshotFile, SnapshotRequest,
         },
     };
+    use proptest::{collection::vec, prelude::*};
+
+    use super::*;
 
     fn bytes() -> impl Strategy<Value = Bytes> {
         vec(any::<u8>(), 0..40).prop_map(Bytes::from)

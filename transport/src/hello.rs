@@ -9,13 +9,14 @@ use std::{
     sync::Arc,
 };
 
-use actorum_machine::ids::{ClusterId, Incarnation, NodeId};
-
-use crate::{
+use actorum_core::{
+    identity::{Identity, RefusedBecause},
     lives::{Life, LifeBook},
-    message::{Identity, Peer, RefusedBecause, SetPeers},
     planted::{self, Planted},
 };
+use actorum_machine::ids::{ClusterId, Incarnation, NodeId};
+
+use crate::message::{Peer, SetPeers};
 
 /// The protocol that this version speaks.
 pub const PROTOCOL: u32 = 1;
@@ -112,8 +113,9 @@ impl PeerPolicy {
 
 #[cfg(test)]
 mod tests {
+    use actorum_core::features::Features;
+
     use super::*;
-    use crate::features::Features;
 
     fn identity(id: NodeId) -> Identity {
         let features = Features::none();

@@ -4,8 +4,8 @@
 //!  actors ──Transmit, Ask──▶ [ quic | memory ] ══ wire frames ══▶ [ quic | memory ] ──Received, Asked──▶ actors
 //! ```
 //!
-//! [`wire`] holds the plain structs that cross the network and [`message`] the actor messages that carry
-//! them; both build without sockets, and they are all that the consensus side may know of this crate.
+//! [`message`] holds the actor messages that carry the structs of the wire (`actorum_core::wire`); they build without sockets, and
+//! are all that the actors may know of this crate.
 //! [`memory`] is a network inside one process. [`quic`] (feature `quic`) is the real one: QUIC with mutual
 //! TLS, whose certificates name the node they belong to.
 //!
@@ -19,11 +19,7 @@
 // caller.
 #![cfg_attr(not(test), warn(clippy::print_stdout, clippy::print_stderr))]
 
-pub mod wire;
 pub mod message;
-pub mod features;
-pub mod lives;
-pub mod marks;
 pub mod hello;
 pub mod memory;
 pub mod frame;
@@ -31,8 +27,6 @@ pub mod frame;
 pub mod quic;
 #[cfg(feature = "quic")]
 pub mod tls;
-#[doc(hidden)]
-pub mod planted;
 #[cfg(all(feature = "fuzzing", feature = "quic"))]
 #[doc(hidden)]
 pub mod fuzzing;

@@ -26,6 +26,12 @@ use std::{
 };
 
 use actix::{WeakAddr, prelude::*};
+use actorum_core::{
+    features::Features,
+    identity::{Identity, RefusedBecause},
+    lives::{FLUSH_EVERY, LifeBook, LifeKey},
+    wire::{AskError, RaftMessage, Request, Response},
+};
 use actorum_machine::ids::{GroupId, NodeId};
 use tokio::{
     sync::oneshot,
@@ -33,16 +39,12 @@ use tokio::{
 };
 
 use crate::{
-    features::Features,
     frame,
     hello::PeerPolicy,
-    lives::{FLUSH_EVERY, LifeBook, LifeKey},
     message::{
-        Answered, Ask, AskError, Asked, Attach, Close, GetTransportStatus, Handlers, Identity, PeerRefused, PeerStatus,
-        PeerUp, Received, RefusedBecause, Responder, SetCluster, SetPeers, Transmit, TransportHandle, TransportStatus,
-        Unreachable,
+        Answered, Ask, Asked, Attach, Close, GetTransportStatus, Handlers, PeerRefused, PeerStatus, PeerUp, Received,
+        Responder, SetCluster, SetPeers, Transmit, TransportHandle, TransportStatus, Unreachable,
     },
-    wire::{RaftMessage, Request, Response},
 };
 
 /// How many deliveries may be on their way over one direction of a link.

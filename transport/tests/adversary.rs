@@ -14,13 +14,15 @@ use std::{
     time::Duration,
 };
 
+use actorum_core::{
+    identity::RefusedBecause,
+    wire::{ConfState, Entry, EntryKind, Formation, MessageKind, RaftMessage, Request, Response, Snapshot},
+};
 use actorum_machine::ids::{ClusterId, GroupId, Incarnation};
 use actorum_transport::{
     frame::{self, Hello, Kind, Lane, Question, Welcome},
-    message::RefusedBecause,
     quic::QuicConfig,
     tls::node_name,
-    wire::{ConfState, Entry, EntryKind, Formation, MessageKind, RaftMessage, Request, Response, Snapshot},
 };
 use bytes::Bytes;
 

@@ -18,9 +18,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use actorum_transport::{tls::node_name, wire::Response};
-use support::*;
+use actorum_core::wire::Response;
+use actorum_transport::tls::node_name;
 use tokio::sync::{Mutex, MutexGuard};
+
+use support::*;
 
 /// How long each flood lasts.
 const FLOOD: Duration = Duration::from_secs(4);

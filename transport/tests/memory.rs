@@ -3,15 +3,18 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use actix::prelude::*;
+use actorum_core::{
+    features::Features,
+    identity::{Identity, RefusedBecause},
+    wire::{AskError, MAX_PIECE, MessageKind, RaftMessage, Request, Response, SnapshotFile, SnapshotRequest},
+};
 use actorum_machine::ids::{ClusterId, GroupId, Incarnation, NodeId};
 use actorum_transport::{
-    features::Features,
     memory::MemoryNetwork,
     message::{
-        Answered, Ask, AskError, Asked, Attach, Handlers, Identity, Peer, PeerRefused, PeerUp, Received,
-        RefusedBecause, SetPeers, Transmit, TransportHandle, Unreachable,
+        Answered, Ask, Asked, Attach, Handlers, Peer, PeerRefused, PeerUp, Received, SetPeers, Transmit,
+        TransportHandle, Unreachable,
     },
-    wire::{MAX_PIECE, MessageKind, RaftMessage, Request, Response, SnapshotFile, SnapshotRequest},
 };
 use tokio::sync::mpsc;
 

@@ -8,16 +8,19 @@ mod support;
 
 use std::time::Duration;
 
+use actorum_core::{
+    identity::{Identity, RefusedBecause},
+    wire::{AskError, MessageKind, Response},
+};
 use actorum_machine::ids::{ClusterId, Incarnation};
 use actorum_transport::{
     frame::{Kind, Lane},
-    message::{AskError, Close, Identity, RefusedBecause},
-    wire::{MessageKind, Response},
+    message::Close,
 };
 
 use support::*;
 
-fn terms(messages: &[actorum_transport::wire::RaftMessage]) -> Vec<u64> {
+fn terms(messages: &[actorum_core::wire::RaftMessage]) -> Vec<u64> {
     messages.iter().map(|message| message.term).collect()
 }
 

@@ -10,9 +10,11 @@ use std::{
     time::Duration,
 };
 
-use actorum_transport::message::{Close, Identity};
-use support::{Certs, Heard, Questions, identity, node_with, settle};
+use actorum_core::identity::Identity;
+use actorum_transport::message::Close;
 use tracing::{Event, Level, Metadata, Subscriber, field::Visit, span};
+
+use support::{Certs, Heard, Questions, identity, node_with, settle};
 
 /// Keeps what is said to people about node 2.
 #[derive(Clone, Default)]

@@ -5,11 +5,11 @@
 
 mod support;
 
-use actorum_transport::{
-    message::AskError,
-    wire::{MAX_CAUSE, MAX_PIECE, MessageKind, Refusal, Request, Response, SnapshotFile, SnapshotRequest},
+use actorum_core::wire::{
+    AskError, MAX_CAUSE, MAX_PIECE, MessageKind, Refusal, Request, Response, SnapshotFile, SnapshotRequest,
 };
 use bytes::Bytes;
+
 use support::*;
 
 /// Node 1 serves snapshots like this, node 2 asks; linked.

@@ -8,9 +8,9 @@
 //!  SystemChanged (applier) ──┘                        └─▶ status: hash, divergence
 //! ```
 //!
-//! Every node keeps a running [`hash`] over what it applies. The leader proposes a *mark* every so many entries, once
+//! Every node keeps a running hash over what it applies. The leader proposes a *mark* every so many entries, once
 //! every member understands marks. A node that applies a mark reports its hash there to every other member, and each
-//! [`compare`]s. A node that differs from a majority of the voters stops and names the index (promise 7). Without a
+//! compares. A node that differs from a majority of the voters stops and names the index (promise 7). Without a
 //! majority nobody can tell who is right: then no node stops, and every node that sees the difference is not ready and
 //! says so.
 //!
@@ -21,6 +21,14 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use actix::{WeakRecipient, prelude::*};
+use actorum_core::{
+    consistency::compare::{Comparison, Divergence, Side},
+    debug_fields,
+    marks::{MAX_MARKS, Mark},
+    message::LeaderChanged,
+    observer::MaybeObserver,
+    wire::{Refusal, Request, Response},
+};
 use actorum_machine::{
     condition::Reason,
     ids::{GroupId, NodeId},
@@ -28,27 +36,13 @@ use actorum_machine::{
     response_check::ResponseCheck,
     status::Role,
 };
-use actorum_transport::{
-    marks::{MAX_MARKS, Mark},
-    message::{Answered, Ask, Asked},
-    wire::{Request, Response},
-};
+use actorum_transport::message::{Answered, Ask, Asked};
 use tokio::sync::watch;
 
-use crate::{
-    debug::debug_fields,
-    message::{Failed, LeaderChanged, MarkEvent, ProposeMark, Refusal, SystemChanged},
-    observer::MaybeObserver,
-};
+use crate::message::{Failed, FromCore, MarkEvent, ProposeMark, SystemChanged};
 
-pub mod compare;
-pub mod hash;
-#[cfg(test)]
-mod replica_tests;
 #[cfg(test)]
 mod tests;
-
-pub use compare::{Comparison, Divergence, Side};
 
 /// How often a member that has not reported the newest mark is asked again, and a mark that was not taken is proposed again.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -341,10 +335,10 @@ impl Handler<SystemChanged> for ConsistencyChecker {
     }
 }
 
-impl Handler<LeaderChanged> for ConsistencyChecker {
+impl Handler<FromCore<LeaderChanged>> for ConsistencyChecker {
     type Result = ();
 
-    fn handle(&mut self, LeaderChanged { role, .. }: LeaderChanged, _: &mut Context<Self>) {
+    fn handle(&mut self, FromCore(LeaderChanged { role, .. }): FromCore<LeaderChanged>, _: &mut Context<Self>) {
         self.leads = role == Role::Leader;
         self.proposed = false;
         self.propose_if_due();

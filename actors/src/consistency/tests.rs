@@ -1,14 +1,14 @@
 //! The actor: whom it asks, what it proposes, and when it stops its node.
 
-use actorum_machine::ids::{Address, ClusterId};
-use actorum_transport::{
+use actorum_core::{
     marks::{HashValue, ResponseHash, StateHash},
-    message::Responder,
+    system_state::SystemState,
 };
+use actorum_machine::ids::{Address, ClusterId};
+use actorum_transport::message::Responder;
 use tokio::sync::mpsc::{self, UnboundedReceiver};
 
 use super::*;
-use crate::system_state::SystemState;
 
 #[derive(Debug, PartialEq)]
 enum Heard {
@@ -100,7 +100,7 @@ impl Fixture {
     }
 
     async fn leads(&self) {
-        self.checker.send(LeaderChanged { leader: Some(1), term: 2, role: Role::Leader }).await.unwrap();
+        self.checker.send(FromCore(LeaderChanged { leader: Some(1), term: 2, role: Role::Leader })).await.unwrap();
     }
 
     async fn next(&mut self) -> Heard {
@@ -119,7 +119,7 @@ async fn every_mark_is_reported_to_all_and_answered_with_ones_own() {
     assert_eq!((status.mark, status.state), (Some(mark(10, 1, 7)), None));
     // Who does not answer is asked again, about what there is then.
     for (id, from) in [(2, 2), (3, 3)] {
-        let result = Err(actorum_transport::message::AskError::Lost("away".into()));
+        let result = Err(actorum_core::wire::AskError::Lost("away".into()));
         f.checker.send(Answered { id, from, result }).await.unwrap();
     }
     f.applied(mark(20, 1, 8), false).await;

@@ -17,17 +17,17 @@ use std::{
     },
 };
 
-use actorum_machine::ids::{GroupId, NodeId};
-use actorum_transport::{
+use actorum_core::{
+    log::sizes::Sizes,
     planted::{self, Planted},
     wire::Entry,
 };
+use actorum_machine::ids::{GroupId, NodeId};
 
 use super::{
     engine::{Engine, EngineError, caught},
     plan::{Log, Plan, Staged, read_entries},
     record::{Found, Kind},
-    sizes::Sizes,
     store::*,
     watermark::{Mark, Pages, Watermark},
 };

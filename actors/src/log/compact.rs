@@ -11,6 +11,10 @@
 
 use std::{fs, io, os::unix::fs::MetadataExt, path::Path};
 
+use actorum_core::{
+    log::store::{Compact, StoreError, Write},
+    snapshot::SnapshotError,
+};
 use actorum_machine::ids::Incarnation;
 
 use super::{
@@ -20,10 +24,10 @@ use super::{
     recovery, reserve,
     rewrite::{AtOnce, Rewriter},
     sled::{Generations, OpenOptions, SledEngine},
-    store::{Batch, Compact, OpenError, StoreError, Write},
+    store::{Batch, OpenError},
     watermark::{Pages, Watermark},
 };
-use crate::snapshot::{SnapshotError, SnapshotStore};
+use crate::snapshot::SnapshotStore;
 
 /// How many bytes are copied at once: nobody waits for a commit meanwhile.
 const SLICE_BYTES: usize = 8 << 20;

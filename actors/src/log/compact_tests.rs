@@ -5,11 +5,15 @@ use std::{
     time::Duration,
 };
 
+use actorum_core::{
+    log::store::HardState,
+    system_state::SystemState,
+    wire::{Entry, EntryKind, Snapshot},
+};
 use actorum_machine::{
     ids::{ClusterId, GroupId},
     machine::StateView,
 };
-use actorum_transport::wire::{Entry, EntryKind, Snapshot};
 use bytes::Bytes;
 
 use super::*;
@@ -17,10 +21,9 @@ use crate::{
     log::{
         rewrite::RewriteStep,
         sled::{RewriteFaults, SledStore},
-        store::{HardState, LogStore},
+        store::LogStore,
     },
     snapshot::store::Content,
-    system_state::SystemState,
 };
 
 const GROUP: GroupId = GroupId::FIRST;

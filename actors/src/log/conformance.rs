@@ -24,8 +24,8 @@ use std::{
     time::Duration,
 };
 
+use actorum_core::wire::{ConfState, Entry, EntryKind, Snapshot};
 use actorum_machine::ids::GroupId;
-use actorum_transport::wire::{ConfState, Entry, EntryKind, Snapshot};
 use bytes::Bytes;
 
 use super::store::*;

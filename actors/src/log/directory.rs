@@ -31,8 +31,8 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
+use actorum_core::lives::LifeKey;
 use actorum_machine::ids::{Incarnation, NodeId};
-use actorum_transport::lives::LifeKey;
 
 use super::store::{OpenError, StoreIdentity};
 

@@ -19,12 +19,13 @@ use std::{
     time::Duration,
 };
 
+use actorum_core::log::store::StoreError;
 use actorum_machine::ids::GroupId;
 use bytes::Bytes;
 
 use super::{
     record::{self, Assembled, Assembly, Found, Key, Kind, Scan},
-    store::{OpenError, StoreError},
+    store::OpenError,
 };
 
 /// One change: a value, or its removal.

@@ -16,8 +16,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use actorum_core::{
+    log::store::{HardState, StoreError},
+    wire::{Entry, Snapshot},
+};
 use actorum_machine::ids::{GroupId, Incarnation};
-use actorum_transport::wire::{Entry, Snapshot};
 
 use super::{
     directory,
@@ -26,7 +29,7 @@ use super::{
     record::{Found, Key, Owner, Problem},
     recovery,
     sled::{OpenOptions, SledEngine},
-    store::{HardState, OpenError, StoreError, StoreIdentity},
+    store::{OpenError, StoreIdentity},
     watermark::{Mark, Watermark},
 };
 

@@ -1,5 +1,5 @@
 //! The file of lives: the nonces of this directory's openings, and what is on record of the peers' (see
-//! `actorum_transport::lives`, which says what for).
+//! `actorum_core::lives`, which says what for).
 //!
 //! ```text
 //!  DIR/lives    magic and version 8, crc32 4, length 4, MessagePack with named fields
@@ -18,12 +18,15 @@ use std::{
     sync::Arc,
 };
 
+use actorum_core::{
+    lives::{Content, Life, LifeBook, LifeFile, LifeKey},
+    log::store::Recovered,
+};
 use actorum_machine::ids::Incarnation;
-use actorum_transport::lives::{Content, Life, LifeBook, LifeFile, LifeKey};
 
 use super::{
     directory::{lives_path, sync_dir},
-    store::{OpenError, Recovered, StoreIdentity},
+    store::{OpenError, StoreIdentity},
 };
 
 /// The first bytes; the last one is the version.

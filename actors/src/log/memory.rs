@@ -13,13 +13,14 @@ use std::{
     time::Duration,
 };
 
-use actorum_machine::ids::{GroupId, Incarnation, NodeId};
-use actorum_transport::{
+use actorum_core::{
     lives::{Content, LifeBook, LifeFile},
+    log::sizes::Sizes,
     wire::{Entry, Snapshot},
 };
+use actorum_machine::ids::{GroupId, Incarnation, NodeId};
 
-use super::{lives, plan, sizes::Sizes, store::*};
+use super::{lives, plan, store::*};
 use crate::snapshot::SnapshotStore;
 
 /// The disk of one node. Clones are the same disk.
@@ -452,7 +453,7 @@ mod tests {
     use crate::log::conformance;
 
     fn append(index: u64) -> Batch {
-        let kind = actorum_transport::wire::EntryKind::Normal;
+        let kind = actorum_core::wire::EntryKind::Normal;
         let entry = Entry { kind, term: 1, index, data: Default::default(), context: Default::default() };
         Batch { writes: vec![Write { entries: vec![entry], ..Write::default() }], sync: true }
     }

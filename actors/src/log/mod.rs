@@ -5,12 +5,10 @@
 //! [`conformance`] is what any other must pass. Over an [`engine`], sled's or a simulated one, stand the same plans, the
 //! same order of steps and the same checks at opening. [`record`], [`watermark`] and [`directory`] are what lies on
 //! the disk, each with its own checks, [`space`] asks that disk how it is, [`reserve`] keeps room on it for making room, and
-//! [`inspect`] reads a stopped node's directory without touching it, [`compact`] makes it smaller. [`view`] is the log as the core
-//! sees it, [`sizes`] how large it is where, [`read`](mod@read) gets what is behind that view's memory.
+//! [`inspect`] reads a stopped node's directory without touching it, [`compact`] makes it smaller. [`read`](mod@read) gets what is
+//! behind the memory of the core's view of the log.
 
 pub mod store;
-pub mod view;
-pub mod sizes;
 pub mod read;
 
 pub mod memory;

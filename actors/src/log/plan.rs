@@ -7,11 +7,11 @@
 
 use std::{collections::BTreeMap, fmt};
 
-use actorum_machine::ids::GroupId;
-use actorum_transport::{
+use actorum_core::{
     planted::{self, Planted},
     wire::{Entry, Snapshot},
 };
+use actorum_machine::ids::GroupId;
 
 use super::{
     engine::{self, Engine},

@@ -13,7 +13,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{directory, store::StoreError};
+use actorum_core::log::store::StoreError;
+
+use super::directory;
 
 /// Files that are made with the directory and never again: another one under the name is another directory's.
 const LASTING: &[&str] = &["lock"];

@@ -8,12 +8,13 @@ use std::{
 };
 
 use actix::WeakRecipient;
-
-use super::store::{LogReader, StoreError};
-use crate::{
-    core::panic_message,
-    message::{EntriesRead, ReadEntries},
+use actorum_core::{
+    log::store::{LogReader, StoreError},
+    message::ReadEntries,
+    panics::panic_message,
 };
+
+use crate::message::EntriesRead;
 
 /// Reads, and reports the end. A store that never waits is asked in place.
 pub fn read_entries(reader: Arc<dyn LogReader>, read: ReadEntries, reply_to: WeakRecipient<EntriesRead>) {
@@ -50,12 +51,11 @@ mod tests {
     };
 
     use actix::prelude::*;
+    use actorum_core::{testkit::command, wire::Entry};
     use actorum_machine::ids::{GroupId, NodeId};
-    use actorum_transport::wire::Entry;
     use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
     use super::*;
-    use crate::testkit::command;
 
     /// A log on a disk that hangs until it is let go of; a panic once nobody can let go of it any more.
     struct Hanging {

@@ -20,15 +20,16 @@
 
 use std::{collections::BTreeMap, fmt};
 
+use actorum_core::{
+    log::{
+        sizes::Sizes,
+        store::{At, HardState, Recovered},
+    },
+    wire::{Entry, EntryKind, Snapshot},
+};
 use actorum_machine::ids::{GroupId, Incarnation, NodeId};
-use actorum_transport::wire::{Entry, EntryKind, Snapshot};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
-
-use super::{
-    sizes::Sizes,
-    store::{At, HardState, Recovered},
-};
 
 /// The version byte of every value this code writes.
 pub const VERSION: u8 = 1;

@@ -29,10 +29,10 @@ use std::{
     },
 };
 
+use actorum_core::debug_fields;
 use rustix::fs::{FallocateFlags, fallocate};
 
 use super::{space, store::Space};
-use crate::debug::debug_fields;
 
 /// In every directory of the first version, too, where it served the opening alone.
 const BALLAST: &str = "ballast";

@@ -29,6 +29,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use actorum_core::log::store::StoreError;
 use actorum_machine::ids::GroupId;
 
 use super::{
@@ -37,7 +38,6 @@ use super::{
     plan::{Log, TRIM_MAX, end_of},
     record::{self, Key, Kind},
     reserve::OPENING,
-    store::StoreError,
     watermark::Pages,
 };
 

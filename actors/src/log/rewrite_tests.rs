@@ -12,8 +12,8 @@ use std::{
     },
 };
 
+use actorum_core::wire::{Entry, EntryKind, Snapshot};
 use actorum_machine::ids::Incarnation;
-use actorum_transport::wire::{Entry, EntryKind, Snapshot};
 use bytes::Bytes;
 
 use super::*;

@@ -28,11 +28,11 @@ use std::{
     time::Duration,
 };
 
-use actorum_machine::ids::{GroupId, Incarnation, NodeId};
-use actorum_transport::{
+use actorum_core::{
     lives::{Content, LifeBook},
     wire::Entry,
 };
+use actorum_machine::ids::{GroupId, Incarnation, NodeId};
 use bytes::Bytes;
 
 use super::{

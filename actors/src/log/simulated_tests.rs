@@ -10,7 +10,7 @@ use std::{
 };
 
 use actix_rt::System;
-use actorum_transport::wire::{EntryKind, Snapshot};
+use actorum_core::wire::{EntryKind, Snapshot};
 use tokio::time::{Instant, sleep};
 
 use super::{running::WATERMARK_QUIET, *};
@@ -798,9 +798,11 @@ fn random_lives_end_at_random_moments_and_lose_nothing_reported() {
 /// The log writer, and a subscriber's reader, over this disk: not one call goes to a blocking thread.
 #[test]
 fn no_call_needs_a_thread_that_may_block() {
+    use actorum_core::message::Append;
+
     use crate::{
         log_writer::{CloseLog, LogWriter, LogWriterLinks},
-        message::Append,
+        message::FromCore,
         testkit::{FakeCore, Heard},
     };
     let one_blocking_thread =
@@ -820,7 +822,7 @@ fn no_call_needs_a_thread_that_may_block() {
             failed: core.downgrade().recipient(),
         };
         let writer = LogWriter::start(store, links, Default::default());
-        writer.send(Append { number: 1, write: append(1..=3, 1), sync: true }).await.unwrap();
+        writer.send(FromCore(Append { number: 1, write: append(1..=3, 1), sync: true })).await.unwrap();
         assert_eq!(heard.recv().await, Some(Heard::Persisted(1)));
         let closed = tokio::time::timeout(Duration::from_secs(20), writer.send(CloseLog)).await;
         closed.expect("closing needs no thread").unwrap();

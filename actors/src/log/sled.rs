@@ -41,8 +41,8 @@ use std::{
     time::Duration,
 };
 
+use actorum_core::lives::LifeBook;
 use actorum_machine::ids::{GroupId, Incarnation, NodeId};
-use actorum_transport::lives::LifeBook;
 use bytes::Bytes;
 
 use super::{

@@ -2,7 +2,7 @@
 
 use std::sync::mpsc::{Receiver, channel};
 
-use actorum_transport::wire::{Entry, EntryKind, Snapshot};
+use actorum_core::wire::{Entry, EntryKind, Snapshot};
 
 use super::*;
 use crate::log::{

@@ -20,12 +20,13 @@ use std::{
     thread,
 };
 
+use actorum_core::log::store::StoreError;
 use rustix::fs::statvfs;
 
 use super::{
     presence::Presence,
     reserve::Reserve,
-    store::{Looked, Probe, Space, StoreError},
+    store::{Looked, Probe, Space},
 };
 
 const PROBE: &str = "probe";

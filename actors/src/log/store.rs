@@ -12,56 +12,14 @@
 //!
 //! Deliberately absent: deciding what to write, and any retry. An error is final for this run.
 
-use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
+use actorum_core::lives::LifeBook;
 use actorum_machine::ids::{GroupId, Incarnation, NodeId};
-use actorum_transport::{
-    lives::LifeBook,
-    wire::{Entry, Snapshot},
-};
-use serde::{Deserialize, Serialize};
 
 use super::reserve::Reserve;
 use crate::snapshot::SnapshotStore;
-
-/// What Raft must remember besides the log (Raft figure 2: currentTerm, votedFor), and the commit index,
-/// which is only a hint that saves work at restart.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct HardState {
-    /// The latest term this node has seen.
-    pub term: u64,
-    /// Whom it voted for in that term; zero for nobody.
-    pub vote: NodeId,
-    /// The highest index it knew to be committed.
-    pub commit: u64,
-}
-
-/// What one group makes durable in one atomic step.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Write {
-    /// Whose log.
-    pub group: GroupId,
-    /// Replaces the whole log: afterwards it is empty and starts after the snapshot's index.
-    pub snapshot: Option<Snapshot>,
-    /// Appended without gaps. Everything in the log from the first one's index on is replaced: these entries
-    /// are the log's new end.
-    pub entries: Vec<Entry>,
-    /// Replaces the hard state.
-    pub hard_state: Option<HardState>,
-    /// Cuts the beginning of the log off; after all of the above.
-    pub compact: Option<Compact>,
-}
-
-/// What a node can start from, and which entries it therefore needs no longer.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Compact {
-    /// The snapshots to start from, ascending by index, the newest last: they replace those recorded before. Their files are
-    /// durable already. Never empty.
-    pub snapshots: Vec<Snapshot>,
-    /// Entries up to here are needed no longer; at most the first snapshot's index. A store may keep some of them, since it
-    /// lets go of whole blocks only.
-    pub up_to: u64,
-}
+pub use actorum_core::log::store::{At, Compact, HardState, LogReader, Recovered, StoreError, Write};
 
 /// Writes that become durable together: all of them or none.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -100,45 +58,6 @@ pub struct Written {
 /// Hears every [`Completed`], in the order of submission, on whatever thread the store finishes on.
 pub type Completions = Arc<dyn Fn(Completed) + Send + Sync>;
 
-/// What a store found of one group when it was opened.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Recovered {
-    /// The snapshots a node can start from, ascending by index, the newest last. Empty: this node holds nothing and was
-    /// never formed.
-    pub snapshots: Vec<Snapshot>,
-    /// The hard state.
-    pub hard_state: HardState,
-    /// The last index of the log; its base if there is no entry, zero if there is nothing.
-    pub last_index: u64,
-    /// The term of every entry as runs: (first index of the run, term), ascending, starting with the log's base: the
-    /// index before its first entry, which no kept snapshot is below.
-    pub terms: Vec<(u64, u64)>,
-    /// How large the log is: (first index, bytes of entries from there to the next such index), ascending, in steps of the
-    /// store's choosing.
-    pub sizes: Vec<(u64, u64)>,
-}
-
-impl Recovered {
-    /// The newest snapshot.
-    pub fn newest(&self) -> Option<&Snapshot> {
-        self.snapshots.last()
-    }
-
-    /// The index before the first entry.
-    pub fn base(&self) -> u64 {
-        self.terms.first().map_or(0, |(index, _)| *index)
-    }
-
-    /// The term of the entry at `index`; `None` outside the log. The base counts as inside.
-    pub fn term_at(&self, index: u64) -> Option<u64> {
-        if index > self.last_index {
-            return None;
-        }
-        let after = self.terms.partition_point(|(first, _)| *first <= index);
-        after.checked_sub(1).map(|run| self.terms[run].1)
-    }
-}
-
 /// Who a store belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StoreIdentity {
@@ -171,7 +90,7 @@ pub trait LogStore: Send {
     /// Where the files of snapshots are that belong to this store: they outlive a process exactly as the log does.
     fn snapshot_store(&self) -> Arc<SnapshotStore>;
 
-    /// The lives of the directory, and what is on record of the peers' (see `actorum_transport::lives`): this opening is one of
+    /// The lives of the directory, and what is on record of the peers' (see `actorum_core::lives`): this opening is one of
     /// them, durable already. `None` of a store that keeps none: a copy of it that is put back goes unnoticed.
     fn lives(&self) -> Option<Arc<LifeBook>> {
         None
@@ -189,25 +108,6 @@ pub trait LogStore: Send {
 
     /// Starts writing. The one appender is the only way to change the store.
     fn start(self: Box<Self>, completed: Completions) -> Box<dyn LogAppender>;
-}
-
-/// The half that reads. Cheap to share; it cannot write.
-pub trait LogReader: Send + Sync {
-    /// The entries `[from, to)` of a group in order without gaps, as many as fit `max_bytes` and at least
-    /// one. An entry that should be there and is not, or is damaged, is an error.
-    fn entries(&self, group: GroupId, from: u64, to: u64, max_bytes: usize) -> Result<Vec<Entry>, StoreError>;
-
-    /// The first entry of a group that the log may still hold; 1 where nothing was cut off.
-    fn first_index(&self, group: GroupId) -> u64;
-
-    /// Bytes on disk, as far as the store knows; for status.
-    fn disk_bytes(&self) -> u64;
-
-    /// Whether a call may wait for a device: then it is made where waiting is allowed, on a thread for that. A store that
-    /// never waits says no, and is called in place.
-    fn blocks(&self) -> bool {
-        true
-    }
 }
 
 /// The half that writes. Dropping it closes the store after the batches already submitted; one that waits for room on the disk is
@@ -258,41 +158,6 @@ pub trait Probe: Send + Sync {
 
     /// Looks how much room there is, and writes nothing that matters.
     fn space(&self, looked: Looked);
-}
-
-/// Why a store died. Final: nothing is written after it.
-#[derive(Clone, Debug, thiserror::Error)]
-pub enum StoreError {
-    /// The disk or filesystem refused.
-    #[error("{doing} failed: {error}")]
-    Io {
-        /// What was being done, naming the file.
-        doing: String,
-        /// The system's words.
-        error: Arc<std::io::Error>,
-    },
-    /// What was read is not what was written.
-    #[error("{what} is damaged: {detail}")]
-    Damaged {
-        /// Which record or file.
-        what: String,
-        /// What is wrong with it.
-        detail: String,
-    },
-    /// The storage engine panicked.
-    #[error("the storage engine panicked: {0}")]
-    Panicked(String),
-    /// The store was closed or has died before.
-    #[error("the store is closed: {0}")]
-    Closed(String),
-    /// The directory, or what is in it, was deleted, renamed or unmounted while it was open.
-    #[error("the data directory {dir} was taken away while it was open: {what}", dir = .dir.display())]
-    Gone {
-        /// The directory.
-        dir: PathBuf,
-        /// What is not there any more.
-        what: String,
-    },
 }
 
 /// Why a directory could not be opened. Every message names the directory and the way out.
@@ -395,14 +260,4 @@ pub enum OpenError {
         /// The system's words.
         error: std::io::Error,
     },
-}
-
-/// `7@2`: an index and its term.
-#[derive(Debug)]
-pub struct At(pub u64, pub u64);
-
-impl fmt::Display for At {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}@{}", self.0, self.1)
-    }
 }

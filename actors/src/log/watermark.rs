@@ -33,10 +33,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use actorum_core::log::store::At;
 use actorum_machine::ids::{GroupId, Incarnation, NodeId};
 use bytes::{Buf, BufMut};
 
-use super::{directory, store::At};
+use super::directory;
 
 /// The first bytes of a page; the last one is the version.
 const MAGIC: [u8; 8] = *b"actormk\x01";

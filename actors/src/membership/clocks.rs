@@ -6,18 +6,17 @@ use std::{
 };
 
 use actix::prelude::*;
-use actorum_machine::ids::NodeId;
-use actorum_transport::{
+use actorum_core::{
+    clock_offsets::calendar_us,
     features::Feature,
-    message::Ask,
+    message::ReplyHandle,
     wire::{ClockReading, Request},
 };
+use actorum_machine::ids::NodeId;
+use actorum_transport::message::Ask;
 
 use super::{ASK_TIMEOUT, MembershipManager};
-use crate::{
-    clock_offsets::calendar_us,
-    message::{ClocksRead, ReplyHandle},
-};
+use crate::message::ClocksRead;
 
 /// How often peers are asked what their calendars show.
 pub(super) const READ_CLOCKS: Duration = Duration::from_secs(1);

@@ -1,14 +1,14 @@
 //! Peers that refuse this node, and when their word ends it: another directory of this id, a copy, a removal.
 
 use actix::prelude::*;
+use actorum_core::{identity::RefusedBecause, message::ReplyHandle};
 use actorum_machine::{
     condition::{Reason, removed_message},
     ids::NodeId,
 };
-use actorum_transport::message::{PeerRefused, RefusedBecause};
+use actorum_transport::message::PeerRefused;
 
 use super::MembershipManager;
-use crate::message::ReplyHandle;
 
 impl<T: ReplyHandle> MembershipManager<T> {
     /// Whether this peer's word, that the cluster knows another directory of this id, is enough to stop.

@@ -1,11 +1,12 @@
 //! What refusals do to a membership manager, and what it knows of features.
 
+use actorum_core::{entry::ChangeId, identity::Identity, message::Answer, testkit::founded};
 use actorum_machine::members::Change;
-use actorum_transport::message::{Identity, PeerRefused};
+use actorum_transport::message::PeerRefused;
 use tokio::sync::mpsc;
 
 use super::*;
-use crate::{clock::SystemClock, entry::ChangeId, message::Answer, testkit::founded};
+use crate::clock::SystemClock;
 
 struct NoReply;
 

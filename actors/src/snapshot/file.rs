@@ -30,14 +30,16 @@ use std::{
     io::{self, Read, Write},
 };
 
+use actorum_core::{
+    debug_fields,
+    system_state::SystemState,
+    wire::{ConfState, SnapshotFile},
+};
 use actorum_machine::{
     ids::{ClusterId, Incarnation, NodeId},
     machine,
 };
-use actorum_transport::wire::{ConfState, SnapshotFile};
 use serde::{Deserialize, Serialize};
-
-use crate::{debug::debug_fields, system_state::SystemState};
 
 /// The newest file format this code reads, and the one it writes.
 pub const FORMAT: u32 = 1;

@@ -2,10 +2,10 @@
 
 use std::io::{Cursor, Read, Write};
 
+use actorum_core::testkit::founded;
 use proptest::prelude::*;
 
 use super::*;
-use crate::testkit::founded;
 
 fn header() -> Header {
     Header::new(9, 2, founded(), BTreeMap::from([(1, Incarnation(1))]))

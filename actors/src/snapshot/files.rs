@@ -11,10 +11,9 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use crate::{
-    debug::debug_fields,
-    log::{directory::make_durably, space::space},
-};
+use actorum_core::debug_fields;
+
+use crate::log::{directory::make_durably, space::space};
 
 /// A flat folder of files.
 pub trait Files: Send + Sync {

@@ -35,26 +35,27 @@ use std::{
 };
 
 use actix::{WeakRecipient, prelude::*};
+use actorum_core::{
+    debug_fields,
+    snapshot::SnapshotError,
+    system_state::SystemState,
+    wire::{Snapshot, SnapshotFile},
+};
 use actorum_machine::{
     ids::{GroupId, NodeId},
     outcome::TakeSnapshotError,
     status::{SnapshotTaken, Snapshots, Transfer},
 };
-use actorum_transport::{
-    message::Ask,
-    wire::{Snapshot, SnapshotFile},
-};
+use actorum_transport::message::Ask;
 use tokio::sync::{oneshot, watch};
 
-use super::{SnapshotError, SnapshotStore, rate_limiter::RateLimiter, store::Content};
+use super::{SnapshotStore, rate_limiter::RateLimiter, store::Content};
 use crate::{
     clock::Clock,
-    debug::debug_fields,
     message::{
         BuildSnapshot, CaptureState, CapturedState, PeerFetches, SnapshotBuilt, SnapshotFetched, SnapshotsKept,
         WriteSnapshot,
     },
-    system_state::SystemState,
 };
 use fetch::Fetching;
 use serve::{Serving, Worked};
@@ -78,7 +79,7 @@ pub struct ManagerBounds {
     pub max_sends: usize,
     /// Bytes per second that are sent to all of them together; zero for no bound.
     pub rate: u64,
-    /// How many bytes are asked for at once; at most [`MAX_PIECE`](actorum_transport::wire::MAX_PIECE).
+    /// How many bytes are asked for at once; at most [`MAX_PIECE`](actorum_core::wire::MAX_PIECE).
     pub piece: u32,
     /// After so long without a new byte a transfer has failed. What came is kept.
     pub timeout: Duration,

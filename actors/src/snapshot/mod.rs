@@ -1,6 +1,6 @@
 //! Snapshots: the state up to one index in a plain file, so that the log before it can go.
 //!
-//! A [`Snapshot`](actorum_transport::wire::Snapshot) as raft-rs, the log's store and the peers see it is a descriptor of a
+//! A [`Snapshot`](actorum_core::wire::Snapshot) as raft-rs, the log's store and the peers see it is a descriptor of a
 //! few hundred bytes: index, term, configuration, our own system state, and which file holds the state machine's. The file
 //! lies in the [`store`]; [`mod@file`] is its form, and [`files`] is the folder under the store.
 
@@ -11,5 +11,8 @@ pub mod files;
 pub mod simulated;
 pub mod manager;
 mod rate_limiter;
+#[cfg(test)]
+mod replay_tests;
 
-pub use store::{Receiving, SnapshotError, SnapshotStore};
+pub use actorum_core::snapshot::{SnapshotError, SnapshotReader};
+pub use store::{Receiving, SnapshotStore};

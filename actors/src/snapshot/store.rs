@@ -26,13 +26,18 @@ use std::{
     },
 };
 
+use actorum_core::{
+    debug_fields,
+    log::store::At,
+    panics::panic_message,
+    planted::{self, Planted},
+    snapshot::{SnapshotError, SnapshotReader},
+    system_state::SystemState,
+    wire::{ConfState, MAX_PIECE, Snapshot, SnapshotFile},
+};
 use actorum_machine::{
     ids::{Incarnation, NodeId},
     machine::StateView,
-};
-use actorum_transport::{
-    planted::{self, Planted},
-    wire::{ConfState, MAX_PIECE, Snapshot, SnapshotFile},
 };
 use bytes::Bytes;
 
@@ -40,15 +45,7 @@ use super::{
     file::{FileError, HASH_BYTES, Header, Reader, Writer},
     files::{Appending, Files, InDirectory, InMemory, Reading},
 };
-use crate::{
-    core::panic_message,
-    debug::debug_fields,
-    log::{
-        reserve::{Lent, Reserve},
-        store::At,
-    },
-    system_state::SystemState,
-};
+use crate::log::reserve::{Lent, Reserve};
 
 /// How many files that nobody has asked to keep yet are left alone; see [`SnapshotStore::keep`].
 const MAX_FRESH: usize = 2;
@@ -493,6 +490,16 @@ impl SnapshotStore {
     }
 }
 
+impl SnapshotReader for SnapshotStore {
+    fn verify(&self, snapshot: &Snapshot) -> Result<(), SnapshotError> {
+        SnapshotStore::verify(self, snapshot)
+    }
+
+    fn open(&self, snapshot: &Snapshot) -> Result<Box<dyn Read + Send>, SnapshotError> {
+        SnapshotStore::open(self, snapshot)
+    }
+}
+
 type FileReader = Reader<BufReader<Counted>>;
 
 /// A file that is being received. Dropped, it leaves what it has for the next attempt.
@@ -753,11 +760,6 @@ fn failed(doing: &str, error: io::Error) -> SnapshotError {
         _ => SnapshotError(format!("{doing} failed: {error}")),
     }
 }
-
-/// A file of a snapshot cannot be written, or is not what it should be.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct SnapshotError(pub String);
 
 #[cfg(test)]
 #[path = "store_tests.rs"]

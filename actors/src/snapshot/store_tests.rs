@@ -2,13 +2,13 @@
 
 use std::io::Read;
 
+use actorum_core::testkit::{founded, genesis};
 use actorum_machine::machine::{MachineError, StateView};
 
 use super::{
     super::simulated::{Answer, Decide, Loss, SimulatedFiles, Step},
     *,
 };
-use crate::testkit::{founded, genesis};
 
 fn content(index: u64, state: Vec<u8>) -> Content {
     let formed_with = BTreeMap::from([(1, Incarnation(1))]);
@@ -695,9 +695,8 @@ fn a_large_file_is_synced_as_it_grows() {
 
 #[test]
 fn both_forms_of_a_serde_snapshot_capture_what_was_and_not_what_comes() {
+    use actorum_core::{replica::Replica, testkit::command};
     use actorum_machine::machine::{ApplyContext, StateMachine};
-
-    use crate::{replica::Replica, testkit::command};
 
     #[derive(Default, serde::Serialize, serde::Deserialize)]
     struct Encoded(Vec<u64>);

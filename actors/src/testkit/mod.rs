@@ -1,94 +1,36 @@
-//! What the tests of this crate share: a small state machine, a store that completes when told, a fake core.
+//! What the tests of this crate share: a store that completes when told, and a fake core. What is pure is in `crate::testkit`.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::VecDeque,
     sync::{Arc, Mutex},
 };
 
 use actix::prelude::*;
-use actorum_machine::{
-    ids::{Address, ClusterId, GroupId, Incarnation},
-    machine::{self, ApplyContext, StateMachine},
+use actorum_core::{
+    log::store::{LogReader, Recovered, StoreError},
+    testkit::TestLog,
+    wire::Entry,
 };
-use actorum_transport::wire::{Entry, EntryKind, Snapshot};
-use bytes::Bytes;
-use serde::{Deserialize, Serialize};
+use actorum_machine::ids::{GroupId, Incarnation};
 use tokio::sync::mpsc;
 
 use crate::{
-    clock::SystemClock,
-    entry::{EncodedCommand, SystemCommand},
     log::store::{
-        Batch, BatchNumber, Completed, Completions, LogAppender, LogReader, LogStore, Looked, Probe, Recovered, Space,
-        StoreError, StoreIdentity, Written,
+        Batch, BatchNumber, Completed, Completions, LogAppender, LogStore, Looked, Probe, Space, StoreIdentity, Written,
     },
     message::{AppliedTo, CapturedState, DiskReport, Failed, MarkEvent, Persisted, SystemChanged, WriteSnapshot},
     snapshot::SnapshotStore,
-    system_state::SystemState,
 };
-
-/// Adds up what is proposed; answers the total. Panics on 666, as a program with an error would.
-#[derive(Debug, Default, Serialize, Deserialize)]
-pub(crate) struct Sum {
-    pub total: u64,
-    pub seen: Vec<u64>,
-    /// For tests of durable machines: what `applied` answers.
-    #[serde(skip)]
-    pub durable: Option<(u64, u64)>,
-}
-
-impl StateMachine for Sum {
-    type Command = u64;
-    type Response = u64;
-
-    fn apply(&mut self, ctx: &ApplyContext, command: &u64) -> u64 {
-        assert_ne!(*command, 666, "the number of the beast");
-        self.total += command;
-        self.seen.push(ctx.index);
-        self.total
-    }
-
-    actorum_machine::serde_snapshot!();
-
-    fn applied(&self) -> Option<(u64, u64)> {
-        self.durable
-    }
-}
-
-/// A committed command.
-pub(crate) fn command(index: u64, term: u64, number: u64) -> Entry {
-    let data = EncodedCommand::command(&number).unwrap().stamp(SystemClock::shared().wall()).into();
-    Entry { kind: EntryKind::Normal, term, index, data, context: Bytes::new() }
-}
-
-/// What a new leader appends.
-pub(crate) fn empty(index: u64, term: u64) -> Entry {
-    Entry { kind: EntryKind::Normal, term, index, data: Bytes::new(), context: Bytes::new() }
-}
-
-/// A membership change as the core writes it.
-pub(crate) fn change(index: u64, term: u64, command: &SystemCommand) -> Entry {
-    let context = machine::encode(command).unwrap().into();
-    Entry { kind: EntryKind::ConfChange, term, index, data: Bytes::from_static(b"raft-rs"), context }
-}
-
-/// A cluster of node 1.
-pub(crate) fn founded() -> SystemState {
-    SystemState::founded(ClusterId(7), &BTreeMap::from([(1, Address::from("n1"))]))
-}
-
-/// Its genesis.
-pub(crate) fn genesis() -> Snapshot {
-    founded().genesis(BTreeMap::from([(1, Incarnation(1))])).unwrap()
-}
 
 /// A store in memory whose batches complete when the test says so.
 #[derive(Clone, Default)]
-pub(crate) struct TestStore(Arc<Mutex<Inner>>);
+pub(crate) struct TestStore {
+    log: TestLog,
+    inner: Arc<Mutex<Inner>>,
+}
 
 #[derive(Default)]
 struct Inner {
-    entries: BTreeMap<u64, Entry>,
     submitted: VecDeque<(BatchNumber, Batch)>,
     batch_numbers: u64,
     completions: Option<Completions>,
@@ -99,34 +41,32 @@ struct Inner {
 
 impl TestStore {
     pub(crate) fn with_entries(entries: impl IntoIterator<Item = Entry>) -> TestStore {
-        let store = TestStore::default();
-        store.0.lock().unwrap().entries = entries.into_iter().map(|e| (e.index, e)).collect();
-        store
+        TestStore { log: TestLog::with_entries(entries), ..TestStore::default() }
     }
 
     /// These entries and no others.
     pub(crate) fn hold(&self, entries: impl IntoIterator<Item = Entry>) {
-        self.0.lock().unwrap().entries = entries.into_iter().map(|e| (e.index, e)).collect();
+        self.log.hold(entries);
     }
 
     /// Batches handed over and not completed.
     pub(crate) fn submitted(&self) -> Vec<Batch> {
-        self.0.lock().unwrap().submitted.iter().map(|(_, batch)| batch.clone()).collect()
+        self.inner.lock().unwrap().submitted.iter().map(|(_, batch)| batch.clone()).collect()
     }
 
     /// Probes handed over and not ended.
     pub(crate) fn probes(&self) -> usize {
-        self.0.lock().unwrap().probes.len()
+        self.inner.lock().unwrap().probes.len()
     }
 
     /// Whether somebody waits to hear how much room there is.
     pub(crate) fn looks(&self) -> bool {
-        !self.0.lock().unwrap().looks.is_empty()
+        !self.inner.lock().unwrap().looks.is_empty()
     }
 
     /// Ends the oldest probe or the oldest look for space, from a thread of its own.
     pub(crate) fn look(&self, probe: bool, found: Result<Space, StoreError>) {
-        let mut inner = self.0.lock().unwrap();
+        let mut inner = self.inner.lock().unwrap();
         let queue = if probe { &mut inner.probes } else { &mut inner.looks };
         let looked = queue.pop_front().expect("it was asked");
         drop(inner);
@@ -135,12 +75,12 @@ impl TestStore {
 
     /// Whether the appender is gone.
     pub(crate) fn closed(&self) -> bool {
-        self.0.lock().unwrap().dropped
+        self.inner.lock().unwrap().dropped
     }
 
     /// Completes the oldest batch, from a thread of the store's own as sled would.
     pub(crate) fn complete(&self, result: Result<Written, StoreError>) {
-        let mut inner = self.0.lock().unwrap();
+        let mut inner = self.inner.lock().unwrap();
         let (batch_number, _) = inner.submitted.pop_front().expect("a batch was submitted");
         let completions = inner.completions.clone().expect("the store was started");
         drop(inner);
@@ -170,46 +110,32 @@ impl LogStore for TestStore {
     }
 
     fn start(self: Box<Self>, completed: Completions) -> Box<dyn LogAppender> {
-        self.0.lock().unwrap().completions = Some(completed);
+        self.inner.lock().unwrap().completions = Some(completed);
         Box::new(TestAppender(*self))
     }
 }
 
 impl Probe for TestStore {
     fn write(&self, looked: Looked) {
-        self.0.lock().unwrap().probes.push_back(looked);
+        self.inner.lock().unwrap().probes.push_back(looked);
     }
 
     fn space(&self, looked: Looked) {
-        self.0.lock().unwrap().looks.push_back(looked);
+        self.inner.lock().unwrap().looks.push_back(looked);
     }
 }
 
 impl LogReader for TestStore {
-    fn entries(&self, _group: GroupId, from: u64, to: u64, max_bytes: usize) -> Result<Vec<Entry>, StoreError> {
-        let inner = self.0.lock().unwrap();
-        let mut bytes = 0;
-        let mut entries = Vec::new();
-        for index in from..to {
-            let entry = inner
-                .entries
-                .get(&index)
-                .ok_or_else(|| StoreError::Damaged { what: format!("entry {index}"), detail: "missing".into() })?;
-            bytes += entry.size();
-            if !entries.is_empty() && bytes > max_bytes {
-                break;
-            }
-            entries.push(entry.clone());
-        }
-        Ok(entries)
+    fn entries(&self, group: GroupId, from: u64, to: u64, max_bytes: usize) -> Result<Vec<Entry>, StoreError> {
+        self.log.entries(group, from, to, max_bytes)
     }
 
-    fn first_index(&self, _: GroupId) -> u64 {
-        self.0.lock().unwrap().entries.keys().next().copied().unwrap_or(1)
+    fn first_index(&self, group: GroupId) -> u64 {
+        self.log.first_index(group)
     }
 
     fn disk_bytes(&self) -> u64 {
-        0
+        self.log.disk_bytes()
     }
 }
 
@@ -218,7 +144,7 @@ struct TestAppender(TestStore);
 
 impl LogAppender for TestAppender {
     fn submit(&mut self, batch: Batch) -> BatchNumber {
-        let mut inner = self.0.0.lock().unwrap();
+        let mut inner = self.0.inner.lock().unwrap();
         inner.batch_numbers += 1;
         let batch_number = BatchNumber(inner.batch_numbers);
         inner.submitted.push_back((batch_number, batch));
@@ -228,7 +154,7 @@ impl LogAppender for TestAppender {
 
 impl Drop for TestAppender {
     fn drop(&mut self) {
-        self.0.0.lock().unwrap().dropped = true;
+        self.0.inner.lock().unwrap().dropped = true;
     }
 }
 

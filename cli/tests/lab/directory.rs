@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-use actorum_transport::lives::Content;
+use actorum_core::lives::Content;
 
 use super::{Lab, wait};
 

@@ -5,9 +5,11 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use actorum_actors::entry::SystemCommand;
+use actorum_core::{
+    entry::SystemCommand,
+    wire::{Entry, EntryKind},
+};
 use actorum_machine::{ids::NodeId, members::Change, status::Role};
-use actorum_transport::wire::{Entry, EntryKind};
 
 use super::{Event, Facts, Invariant};
 

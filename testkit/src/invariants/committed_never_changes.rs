@@ -1,6 +1,6 @@
 //! No two nodes ever hold different committed entries at one index (Raft figure 3, state machine safety).
 
-use actorum_actors::system_state::GENESIS_INDEX;
+use actorum_core::system_state::GENESIS_INDEX;
 
 use super::{Event, Facts, Invariant};
 use crate::world::facts_of;

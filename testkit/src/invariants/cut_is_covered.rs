@@ -1,8 +1,7 @@
 //! What is cut off the log is not needed any more: it was applied, the older kept snapshot covers it, no snapshot that is
 //! being sent within `log_hold_bytes` needs what follows it from there, and the files of all kept snapshots are durable before anything relies on them.
 
-use actorum_actors::system_state::SystemState;
-use actorum_transport::wire::Snapshot;
+use actorum_core::{system_state::SystemState, wire::Snapshot};
 
 use super::{Event, Facts, Invariant};
 use crate::world::NodeFacts;

@@ -1,6 +1,6 @@
 //! Nothing leaves a node before what it speaks of is durable there (promise 2): terms, votes, and acknowledged entries.
 
-use actorum_transport::wire::MessageKind::*;
+use actorum_core::wire::MessageKind::*;
 
 use super::{Event, Facts, Invariant};
 

@@ -6,8 +6,8 @@
 
 use std::collections::BTreeMap;
 
+use actorum_core::wire::ENTRY_OVERHEAD;
 use actorum_machine::{ids::NodeId, status::Role};
-use actorum_transport::wire::ENTRY_OVERHEAD;
 
 use super::{Event, Facts};
 use crate::world::NodeFacts;

@@ -3,8 +3,8 @@
 
 use std::collections::BTreeMap;
 
+use actorum_core::marks::HashValue;
 use actorum_machine::ids::NodeId;
-use actorum_transport::marks::HashValue;
 
 use super::{Event, Facts, Invariant};
 

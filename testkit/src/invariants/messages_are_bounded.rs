@@ -2,7 +2,7 @@
 //! a leader sent to a peer since that peer's last answer stays near the window; and nothing is to be sent that fits no frame.
 
 use actorum::Config;
-use actorum_transport::wire::{Entry, MessageKind};
+use actorum_core::wire::{Entry, MessageKind};
 
 use super::{Event, Facts, Invariant};
 

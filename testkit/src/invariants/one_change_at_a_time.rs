@@ -3,8 +3,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use actorum_core::wire::EntryKind;
 use actorum_machine::{ids::NodeId, status::Role};
-use actorum_transport::wire::EntryKind;
 
 use super::{Event, Facts, Invariant};
 

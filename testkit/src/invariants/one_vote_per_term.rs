@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use actorum_core::wire::MessageKind;
 use actorum_machine::ids::{Incarnation, NodeId};
-use actorum_transport::wire::MessageKind;
 
 use super::{Event, Facts, Invariant};
 

@@ -1,7 +1,7 @@
 //! Every queue stays within its bound (promise 5).
 
 use actorum::Config;
-use actorum_transport::wire::ENTRY_OVERHEAD;
+use actorum_core::wire::ENTRY_OVERHEAD;
 
 use super::{Event, Facts, Invariant};
 

@@ -1,8 +1,8 @@
 //! A leader commits an entry only when a majority of the voters has it on disk at that moment (Raft section 5.3; the
 //! leader's own disk counts as one vote, no more and no less).
 
+use actorum_core::wire::EntryKind;
 use actorum_machine::status::Role;
-use actorum_transport::wire::EntryKind;
 
 use super::{Event, Facts, Invariant};
 use crate::world::Durable;

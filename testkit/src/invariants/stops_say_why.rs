@@ -5,8 +5,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use actorum_core::marks::HashValue;
 use actorum_machine::ids::NodeId;
-use actorum_transport::marks::HashValue;
 
 use super::{Event, Facts, Invariant};
 use crate::world::NodeFacts;

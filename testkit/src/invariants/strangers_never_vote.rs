@@ -4,7 +4,7 @@
 //! configuration, where it is due (Raft dissertation section 4.2.2). Were it refused, a cluster of two whose leader
 //! removed itself, and whose last word was lost, would never elect again.
 
-use actorum_transport::wire::MessageKind::{PreVote, PreVoteResponse, Vote, VoteResponse};
+use actorum_core::wire::MessageKind::{PreVote, PreVoteResponse, Vote, VoteResponse};
 
 use super::{Event, Facts, Invariant};
 

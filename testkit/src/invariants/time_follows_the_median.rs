@@ -5,9 +5,9 @@
 
 use std::time::Duration;
 
-use actorum_actors::{clock::Clock, clock_offsets::calendar_us, entry::Stamped};
+use actorum_actors::clock::Clock;
+use actorum_core::{clock_offsets::calendar_us, entry::Stamped, wire::EntryKind};
 use actorum_machine::status::Role;
-use actorum_transport::wire::EntryKind;
 
 use super::{Event, Facts, Invariant};
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use actorum_actors::clock_offsets::VALID;
+use actorum_core::clock_offsets::VALID;
 use actorum_machine::machine::StateMachine;
 use tokio::time::sleep;
 

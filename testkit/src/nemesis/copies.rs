@@ -5,11 +5,11 @@
 
 use std::time::Duration;
 
+use actorum_core::lives::{Content, LifeKey, Record};
 use actorum_machine::{
     ids::{GroupId, Incarnation, NodeId},
     machine::StateMachine,
 };
-use actorum_transport::lives::{Content, LifeKey, Record};
 
 use super::{FaultTask, Hold, State};
 use crate::{

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::{cell::RefCell, net::SocketAddr, rc::Rc, time::Duration};
 
 use actix::WeakAddr;
+use actorum_core::identity::RefusedBecause;
 use actorum_machine::ids::NodeId;
 use quinn::{ClientConfig, Endpoint, VarInt};
 use tokio::{
@@ -12,7 +13,7 @@ use tokio::{
 };
 
 use super::{Counters, DialHello, Failed, NoLink, QuicConfig, QuicTransport, gate::Gate, handshake, link::Link};
-use crate::{message::RefusedBecause, tls::node_name};
+use crate::tls::node_name;
 
 /// Dials whenever there is no link, until the transport is gone or this task is aborted.
 pub(super) async fn keep_up(

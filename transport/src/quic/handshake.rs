@@ -13,6 +13,10 @@
 use std::{cell::RefCell, rc::Rc};
 
 use actix::{WeakAddr, prelude::*};
+use actorum_core::{
+    identity::{Identity, RefusedBecause},
+    lives::LifeKey,
+};
 use actorum_machine::ids::NodeId;
 use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream, VarInt};
 use rustls::pki_types::CertificateDer;
@@ -24,8 +28,6 @@ use super::{
 };
 use crate::{
     frame::{self, Hello, Kind, Refused, Splitter, Welcome},
-    lives::LifeKey,
-    message::{Identity, RefusedBecause},
     tls::node_of,
 };
 

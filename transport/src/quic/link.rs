@@ -29,6 +29,10 @@ use std::{
 };
 
 use actix::WeakAddr;
+use actorum_core::{
+    identity::Identity,
+    wire::{AskError, MAX_PIECE, RaftMessage, Refusal, Request, Response, SnapshotRequest},
+};
 use actorum_machine::ids::{GroupId, NodeId};
 use bytes::Bytes;
 use quinn::{Connection, ConnectionError, ReadError, RecvStream, SendStream, VarInt};
@@ -42,8 +46,7 @@ use super::{
 };
 use crate::{
     frame::{self, Batch, Kind, Lane, Question, Splitter},
-    message::{AskError, Asked, Identity, Responder},
-    wire::{MAX_PIECE, RaftMessage, Refusal, Request, Response, SnapshotRequest},
+    message::{Asked, Responder},
 };
 
 /// Longer than any answer is waited for.
@@ -674,8 +677,9 @@ pub(super) async fn ask(
 
 #[cfg(test)]
 mod tests {
+    use actorum_core::wire::SnapshotFile;
+
     use super::*;
-    use crate::wire::SnapshotFile;
 
     #[test]
     fn snapshots_go_below_everything_else() {

@@ -31,22 +31,24 @@ use std::{
 
 use actix::{fut, prelude::*};
 use actix_rt::task::JoinHandle;
+use actorum_core::{
+    features::Features,
+    identity::{Identity, RefusedBecause},
+    lives::{FLUSH_EVERY, LifeBook, LifeKey},
+    wire::{AskError, RaftMessage},
+};
 use actorum_machine::ids::{GroupId, Incarnation, NodeId};
 use quinn::{Endpoint, EndpointConfig, TokioRuntime, TransportConfig, VarInt};
 use tokio::{sync::watch, time::Instant};
 
 use crate::{
-    features::Features,
     frame::Hello,
     hello::{FORMATS, PROTOCOL, PeerPolicy},
-    lives::{FLUSH_EVERY, LifeBook, LifeKey},
     message::{
-        Answered, Ask, AskError, Asked, Attach, Close, GetTransportStatus, Handlers, Identity, PeerRefused, PeerStatus,
-        PeerUp, Received, RefusedBecause, SetCluster, SetPeers, Transmit, TransportHandle, TransportStatus,
-        Unreachable,
+        Answered, Ask, Asked, Attach, Close, GetTransportStatus, Handlers, PeerRefused, PeerStatus, PeerUp, Received,
+        SetCluster, SetPeers, Transmit, TransportHandle, TransportStatus, Unreachable,
     },
     tls::TlsIdentity,
-    wire::RaftMessage,
 };
 
 mod gate;

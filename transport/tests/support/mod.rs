@@ -12,18 +12,21 @@ use std::{
 };
 
 use actix::prelude::*;
+use actorum_core::{
+    features::Features,
+    identity::{Identity, RefusedBecause},
+    wire::{AskError, Entry, EntryKind, MessageKind, RaftMessage, Request, Response, SnapshotFile, SnapshotRequest},
+};
 use actorum_machine::ids::{ClusterId, GroupId, Incarnation, NodeId};
 use actorum_transport::{
-    features::Features,
     frame::{self, Hello, Kind, Lane, Question, Refused, Splitter, Welcome},
     hello::{FORMATS, PROTOCOL},
     message::{
-        Answered, Ask, AskError, Asked, Attach, GetTransportStatus, Handlers, Identity, Peer, PeerRefused, PeerUp,
-        Received, RefusedBecause, Responder, SetPeers, Transmit, TransportHandle, TransportStatus, Unreachable,
+        Answered, Ask, Asked, Attach, GetTransportStatus, Handlers, Peer, PeerRefused, PeerUp, Received, Responder,
+        SetPeers, Transmit, TransportHandle, TransportStatus, Unreachable,
     },
     quic::{QuicConfig, QuicTransport},
     tls::{ALPN, Authority, TlsIdentity, node_name},
-    wire::{Entry, EntryKind, MessageKind, RaftMessage, Request, Response, SnapshotFile, SnapshotRequest},
 };
 use bytes::Bytes;
 use quinn::{Connection, Endpoint, RecvStream, SendStream, VarInt};

@@ -8,11 +8,12 @@ use std::{
     sync::{Arc, MutexGuard},
 };
 
-use actorum_machine::ids::GroupId;
-use actorum_transport::{
+use actorum_core::{
     lives::{Content, LifeFile},
+    log::store::HardState,
     wire::Entry,
 };
+use actorum_machine::ids::GroupId;
 use bytes::Bytes;
 
 use super::{Counters, Decide, Durable, Loss, SimulatedDisk, SimulatedVolume, Step, running::Running};
@@ -20,7 +21,7 @@ use crate::log::{
     engine::{Change, Engine, EngineError},
     lives,
     record::{self, Assembled, Assembly, Key, Kind},
-    store::{HardState, StoreIdentity},
+    store::StoreIdentity,
     watermark::{self, Pages, WatermarkError},
 };
 

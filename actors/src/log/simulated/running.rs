@@ -8,8 +8,8 @@ use std::{
     time::Duration,
 };
 
+use actorum_core::{lives::LifeBook, wire::Entry};
 use actorum_machine::ids::GroupId;
-use actorum_transport::{lives::LifeBook, wire::Entry};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::{

@@ -151,8 +151,11 @@ impl Ballast for SimulatedVolume {
 mod tests {
     use std::sync::Arc;
 
+    use actorum_core::{
+        log::store::Write,
+        wire::{Entry, EntryKind},
+    };
     use actorum_machine::ids::{GroupId, Incarnation};
-    use actorum_transport::wire::{Entry, EntryKind};
     use bytes::Bytes;
 
     use super::*;
@@ -160,7 +163,7 @@ mod tests {
         log::{
             reserve::{Reserve, ReserveBounds},
             simulated::SimulatedDisk,
-            store::{Batch, Completed, Write},
+            store::{Batch, Completed},
         },
         snapshot::{files::Files, simulated::SimulatedFiles},
     };

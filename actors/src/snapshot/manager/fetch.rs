@@ -3,18 +3,19 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use actix::prelude::*;
-use actorum_machine::{ids::NodeId, status::Transfer};
-use actorum_transport::{
-    message::{Answered, Ask},
+use actorum_core::{
+    message::FetchSnapshot,
+    system_state::SystemState,
     wire::{Refusal, Request, Response, Snapshot, SnapshotFile, SnapshotRequest},
 };
+use actorum_machine::{ids::NodeId, status::Transfer};
+use actorum_transport::message::{Answered, Ask};
 use bytes::Bytes;
 
 use super::{PIECE_WITHIN, SnapshotManager, rate};
 use crate::{
-    message::{FetchSnapshot, SnapshotFetched},
+    message::{FromCore, SnapshotFetched},
     snapshot::{Receiving, rate_limiter::FetchWindow},
-    system_state::SystemState,
 };
 
 /// How many pieces may be asked for and not written yet.
@@ -308,10 +309,10 @@ impl SnapshotManager {
     }
 }
 
-impl Handler<FetchSnapshot> for SnapshotManager {
+impl Handler<FromCore<FetchSnapshot>> for SnapshotManager {
     type Result = ();
 
-    fn handle(&mut self, FetchSnapshot { from, snapshot }: FetchSnapshot, ctx: &mut Context<Self>) {
+    fn handle(&mut self, FromCore(FetchSnapshot { from, snapshot }): FromCore<FetchSnapshot>, ctx: &mut Context<Self>) {
         self.fetch(from, snapshot, ctx);
     }
 }

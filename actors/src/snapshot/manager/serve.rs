@@ -3,11 +3,9 @@
 use std::time::Duration;
 
 use actix::prelude::*;
+use actorum_core::wire::{MAX_PIECE, Refusal, Request, Response, SnapshotFile, SnapshotRequest};
 use actorum_machine::{ids::NodeId, status::Transfer};
-use actorum_transport::{
-    message::{Asked, Responder},
-    wire::{MAX_PIECE, Refusal, Request, Response, SnapshotFile, SnapshotRequest},
-};
+use actorum_transport::message::{Asked, Responder};
 
 use super::{SnapshotManager, rate};
 use crate::message::PeerFetches;

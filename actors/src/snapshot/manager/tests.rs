@@ -2,19 +2,20 @@
 
 use std::sync::{Condvar, Mutex, atomic::AtomicBool};
 
-use actorum_machine::machine::StateView;
-use actorum_transport::{
-    message::{Answered, AskError, Asked, Responder},
-    wire::{Refusal, Request, Response, SnapshotRequest},
+use actorum_core::{
+    message::FetchSnapshot,
+    testkit::founded,
+    wire::{AskError, Refusal, Request, Response, SnapshotRequest},
 };
+use actorum_machine::machine::StateView;
+use actorum_transport::message::{Answered, Asked, Responder};
 use tokio::sync::mpsc;
 
 use super::*;
 use crate::{
     clock::SystemClock,
-    message::{FetchSnapshot, PeerFetches, SnapshotFetched},
+    message::{FromCore, PeerFetches, SnapshotFetched},
     snapshot::files::{Appending, Files, InMemory, Reading},
-    testkit::founded,
 };
 
 const PATIENCE: Duration = Duration::from_millis(200);
@@ -228,7 +229,7 @@ async fn checking_what_came_may_take_longer_than_the_patience_and_the_sender_hea
     let elsewhere = SnapshotStore::memory();
     let snapshot = elsewhere.build(content(9), &mut |_| {}).unwrap();
     let file = SystemState::of(&snapshot).unwrap().1.unwrap();
-    f.manager.do_send(FetchSnapshot { from: 2, snapshot: snapshot.clone() });
+    f.manager.do_send(FromCore(FetchSnapshot { from: 2, snapshot: snapshot.clone() }));
     let (id, to, request) = f.is_asked().await;
     let SnapshotRequest::Read { offset, max, .. } = request else { panic!("{request:?}") };
     assert_eq!((to, offset), (2, 0));
@@ -270,7 +271,7 @@ async fn the_core_hears_of_a_peer_that_works_on_what_it_was_sent() {
 async fn a_sender_that_falls_silent_is_given_up_on_and_hears_why() {
     let mut f = start();
     let snapshot = SnapshotStore::memory().build(content(9), &mut |_| {}).unwrap();
-    f.manager.do_send(FetchSnapshot { from: 2, snapshot });
+    f.manager.do_send(FromCore(FetchSnapshot { from: 2, snapshot }));
     let (id, ..) = f.is_asked().await;
     f.manager.do_send(Answered { id, from: 2, result: Err(AskError::Lost("cut".into())) });
     let gave_up = |heard| match heard {

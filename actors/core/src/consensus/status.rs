@@ -1,0 +1,150 @@
+//! The numbers of a core.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use actorum_machine::{condition::Reason, ids::NodeId, status::Role};
+use raft::StateRole;
+
+use super::{CommitConflict, Consensus, DiskStatus};
+use crate::observer::RaftState;
+
+/// The numbers of a core at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CoreStatus {
+    /// Whether the node belongs to a cluster.
+    pub formed: bool,
+    /// What it is.
+    pub role: Role,
+    /// Its term.
+    pub term: u64,
+    /// Who leads, as far as it knows.
+    pub leader: Option<NodeId>,
+    /// The first index of the log.
+    pub first_index: u64,
+    /// The last index of the log.
+    pub last_index: u64,
+    /// The last durable index.
+    pub persisted_index: u64,
+    /// The commit index.
+    pub commit_index: u64,
+    /// The applied index, as far as the core was told.
+    pub applied_index: u64,
+    /// The index of the newest snapshot.
+    pub snapshot_index: u64,
+    /// Bytes of entries in the log.
+    pub log_bytes: u64,
+    /// To whom a snapshot is being sent, and its index.
+    pub snapshots_sent: BTreeMap<NodeId, u64>,
+    /// The snapshot that is being fetched: from whom, and its index.
+    pub snapshot_wanted: Option<(NodeId, u64)>,
+    /// Requests that wait for a leader or its answer.
+    pub queued: usize,
+    /// Writes that are not durable yet.
+    pub unpersisted: usize,
+    /// The disk as the core sees it.
+    pub disk: DiskStatus,
+    /// Bytes of entries in memory.
+    pub tail_bytes: usize,
+    /// Messages of peers that were dropped because they made no sense.
+    pub implausible: u64,
+    /// Members that say they committed what contradicts this node.
+    pub commit_conflicts: BTreeMap<NodeId, CommitConflict>,
+    /// Per peer: the index it has made durable, and how raft-rs sends to it.
+    pub peers: BTreeMap<NodeId, (u64, &'static str)>,
+    /// The peers heard within an election timeout.
+    pub heard: BTreeSet<NodeId>,
+    /// Why this node, which leads, would not take a write.
+    pub refuses_writes: Option<Reason>,
+    /// Per peer: bytes of entries sent and not acknowledged. Empty unless this node leads.
+    pub inflight_bytes: BTreeMap<NodeId, usize>,
+    /// Whether the calendars of a majority of the voters are known. If not, a leader stamps by its own.
+    pub median_known: bool,
+}
+
+impl<T> Consensus<T> {
+    /// Where this core stands.
+    pub fn raft_state(&self) -> RaftState {
+        let raft = &self.raw.raft;
+        RaftState {
+            role: self.role(),
+            term: raft.term,
+            leader: self.leader(),
+            commit: raft.raft_log.committed,
+            last: raft.raft_log.last_index(),
+            median_known: self.median_known(),
+        }
+    }
+
+    /// Whether this core was told that its disk is low on space.
+    pub fn is_low_on_space(&self) -> bool {
+        self.disk.is_low()
+    }
+
+    /// The voters of the configuration in force.
+    pub fn voters(&self) -> Vec<NodeId> {
+        let mut voters = self.raw.raft.prs().conf().to_conf_state().voters;
+        voters.sort_unstable();
+        voters
+    }
+
+    /// The numbers of this core.
+    pub fn status(&self) -> CoreStatus {
+        let raft = &self.raw.raft;
+        let view = self.raw.store();
+        let leads = raft.state == StateRole::Leader;
+        let progress = |(id, p): (&u64, &raft::Progress)| {
+            let state = match p.state {
+                _ if !leads => "unknown",
+                raft::ProgressState::Probe => "probe",
+                raft::ProgressState::Replicate => "replicate",
+                raft::ProgressState::Snapshot => "snapshot",
+            };
+            (*id, (if leads { p.matched } else { 0 }, state))
+        };
+        CoreStatus {
+            formed: self.is_formed(),
+            role: self.role(),
+            term: raft.term,
+            leader: self.leader(),
+            first_index: view.base().max(self.min_served_index) + 1,
+            last_index: raft.raft_log.last_index(),
+            persisted_index: raft.raft_log.persisted,
+            commit_index: raft.raft_log.committed,
+            applied_index: raft.raft_log.applied,
+            snapshot_index: view.newest().map_or(0, |newest| newest.index),
+            log_bytes: view.log_bytes(),
+            snapshots_sent: self.snapshots_sent(),
+            snapshot_wanted: self.snapshot_wanted(),
+            queued: self.queued.len() + self.forwarded.len() + self.reads.len(),
+            unpersisted: self.pending_writes.len(),
+            disk: self.disk_status(),
+            tail_bytes: view.tail_bytes(),
+            implausible: self.implausible,
+            commit_conflicts: self
+                .commit_conflicts
+                .iter()
+                .filter(|(id, _)| raft.prs().get(**id).is_some())
+                .map(|(k, v)| (*k, *v))
+                .collect(),
+            peers: raft.prs().iter().filter(|(id, _)| **id != self.settings.id).map(progress).collect(),
+            heard: self.heard_lately(),
+            refuses_writes: self.refuses_writes(),
+            inflight_bytes: self.inflight_bytes(),
+            median_known: self.median_known(),
+        }
+    }
+}
+
+#[cfg(test)]
+impl<T> Consensus<T> {
+    /// The configuration in force here.
+    pub(super) fn conf(&self) -> crate::wire::ConfState {
+        super::convert::conf_from_raft(&self.raw.raft.prs().conf().to_conf_state())
+    }
+
+    /// The commit index and the term of the entry there.
+    pub(super) fn commit_point(&self) -> (u64, u64) {
+        let log = &self.raw.raft.raft_log;
+        (log.committed, log.term(log.committed).unwrap_or(0))
+    }
+}

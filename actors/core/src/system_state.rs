@@ -1,0 +1,258 @@
+//! The replicated state that is ours: members, incarnations, retired ids, the cluster, the last time.
+//!
+//! Fed by system entries and membership changes in log order, so it is equal on every node at every index;
+//! part of every snapshot. The genesis snapshot is nothing but this.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use actorum_machine::{
+    ids::{Address, ClusterId, Incarnation, NodeId},
+    machine::{self, MachineError},
+    members::{Member, MemberRole, Membership},
+};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    consistency::hash::begin,
+    entry::SystemCommand,
+    marks::StateHash,
+    wire::{ConfState, Snapshot, SnapshotFile},
+};
+
+/// The index of the genesis snapshot. raft-rs panics on an index or term of zero.
+pub const GENESIS_INDEX: u64 = 1;
+/// The term of the genesis snapshot.
+pub const GENESIS_TERM: u64 = 1;
+
+/// Members, cluster and time at one index.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SystemState {
+    /// The cluster this state belongs to.
+    pub cluster: ClusterId,
+    /// Who is in. Shared with status and events.
+    pub membership: Arc<Membership>,
+    /// The greatest time any entry carried, in microseconds since 1970.
+    pub last_time_us: u64,
+    /// The index of the entry that made another cluster of it, outside any agreement; zero if there was none. What is below
+    /// belongs to the old cluster, and is sent to nobody.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub recovered_at: u64,
+    /// Every such entry since the first cluster was formed, oldest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub audit: Vec<Audit>,
+    /// The running hash over what was applied; `None` on a node that began with a snapshot without one, until the next mark.
+    /// Nodes compare it, so it is this node's own word.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state_hash: Option<StateHash>,
+}
+
+fn is_zero(n: &u64) -> bool {
+    *n == 0
+}
+
+/// Who made another cluster out of what was left of one, and what it may have cost.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Audit {
+    /// Who did it, in their own words.
+    pub who: String,
+    /// When, by their clock, in seconds since 1970.
+    pub when: u64,
+    /// Why.
+    pub why: RecoveredBecause,
+    /// What may be lost, in a sentence.
+    pub may_be_lost: String,
+    /// Where its entry stands in the log.
+    pub index: u64,
+    /// The cluster that was before.
+    pub cluster: ClusterId,
+    /// Its members.
+    pub members: BTreeMap<NodeId, Member>,
+}
+
+/// Why there is another cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RecoveredBecause {
+    /// Its state was a backup.
+    Backup,
+    /// A majority of the old one was gone for good.
+    LostMajority,
+}
+
+impl fmt::Display for RecoveredBecause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            RecoveredBecause::Backup => "restored from backup",
+            RecoveredBecause::LostMajority => "recovered after the loss of a majority",
+        })
+    }
+}
+
+/// What a snapshot's data holds.
+#[derive(Serialize, Deserialize)]
+struct SnapshotData {
+    system: SystemState,
+    /// Where the state machine's own state is; `None` at genesis: the machine as it was built.
+    #[serde(default)]
+    file: Option<SnapshotFile>,
+    /// Whom the node that wrote it heard while the cluster was formed. What the cluster knows is recorded by its first
+    /// leader; this is what one founder knows until then.
+    #[serde(default)]
+    formed_with: BTreeMap<NodeId, Incarnation>,
+}
+
+impl SystemState {
+    /// The state of a cluster that these founders form now. Their incarnations are not part of it: the
+    /// first leader records them, so that all nodes learn them from the same entry.
+    pub fn founded(cluster: ClusterId, founders: &BTreeMap<NodeId, Address>) -> SystemState {
+        let member = |(id, address): (&NodeId, &Address)| {
+            (*id, Member { address: address.clone(), role: MemberRole::Voter, incarnation: None })
+        };
+        let members = founders.iter().map(member).collect();
+        let membership = Arc::new(Membership { members, retired: Default::default() });
+        SystemState { cluster, membership, last_time_us: 0, recovered_at: 0, audit: Vec::new(), state_hash: None }
+    }
+
+    /// The snapshot every log starts from, as written by a founder that formed with these incarnations.
+    pub fn genesis(&self, formed_with: BTreeMap<NodeId, Incarnation>) -> Result<Snapshot, MachineError> {
+        let data = SnapshotData { system: self.clone(), file: None, formed_with };
+        self.pack(GENESIS_INDEX, GENESIS_TERM, &data)
+    }
+
+    /// A snapshot of this state, whose machine's state is in that file.
+    pub fn snapshot(
+        &self,
+        index: u64,
+        term: u64,
+        file: SnapshotFile,
+        formed_with: BTreeMap<NodeId, Incarnation>,
+    ) -> Result<Snapshot, MachineError> {
+        let data = SnapshotData { system: self.clone(), file: Some(file), formed_with };
+        self.pack(index, term, &data)
+    }
+
+    fn pack(&self, index: u64, term: u64, data: &SnapshotData) -> Result<Snapshot, MachineError> {
+        Ok(Snapshot { index, term, conf: ConfState::of(&self.membership), data: machine::encode(data)?.into() })
+    }
+
+    /// Whom the founder that wrote this snapshot formed with.
+    pub fn formed_with(snapshot: &Snapshot) -> Result<BTreeMap<NodeId, Incarnation>, MachineError> {
+        machine::decode::<SnapshotData>(&snapshot.data).map(|data| data.formed_with)
+    }
+
+    /// Reads a snapshot: this state, and the file of the machine's unless it is the genesis.
+    pub fn of(snapshot: &Snapshot) -> Result<(SystemState, Option<SnapshotFile>), MachineError> {
+        let data: SnapshotData = machine::decode(&snapshot.data)?;
+        Ok((data.system, data.file))
+    }
+
+    /// The time of the next entry: never earlier than what was seen before.
+    pub fn advance_time(&mut self, stamp: SystemTime) -> SystemTime {
+        let stamp = stamp.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_micros();
+        self.last_time_us = self.last_time_us.max(u64::try_from(stamp).unwrap_or(u64::MAX));
+        self.time()
+    }
+
+    /// The time of the last entry that had one.
+    pub fn time(&self) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_micros(self.last_time_us)
+    }
+
+    /// Applies a command of ours that stands at `index`; true if the membership is another one now.
+    ///
+    /// A change that no longer makes sense changes nothing: the leader checked it before proposing,
+    /// so this is a leader of another version, and all nodes agree on ignoring it.
+    pub fn apply(&mut self, index: u64, command: &SystemCommand) -> bool {
+        match command {
+            SystemCommand::Change { change, .. } => match self.membership.after(change) {
+                Ok(next) => {
+                    self.membership = Arc::new(next);
+                    true
+                }
+                Err(_) => false,
+            },
+            SystemCommand::Incarnation { node, incarnation } => {
+                let unknown = self.membership.members.get(node).is_some_and(|m| m.incarnation.is_none());
+                if unknown {
+                    let membership = Arc::make_mut(&mut self.membership);
+                    if let Some(member) = membership.members.get_mut(node) {
+                        member.incarnation = Some(*incarnation);
+                    }
+                }
+                unknown
+            }
+            SystemCommand::Recovered { cluster, node, address, incarnation, audit } => {
+                let voter = Member { address: address.clone(), role: MemberRole::Voter, incarnation: *incarnation };
+                self.cluster = *cluster;
+                // Ids are retired for the life of a cluster: in this one nobody has ever voted under any other.
+                self.membership =
+                    Arc::new(Membership { members: [(*node, voter)].into(), retired: Default::default() });
+                self.recovered_at = index;
+                self.audit.push(Audit { index, ..audit.clone() });
+                self.state_hash = Some(begin(index));
+                true
+            }
+            SystemCommand::Mark { restart } => {
+                if *restart || self.state_hash.is_none() {
+                    self.state_hash = Some(begin(index));
+                }
+                false
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testkit::founded;
+
+    fn recovered(node: NodeId) -> SystemCommand {
+        let audit = Audit {
+            who: "ada".into(),
+            when: 1_795_000_000,
+            why: RecoveredBecause::LostMajority,
+            may_be_lost: "what was acknowledged after 9".into(),
+            index: 10,
+            cluster: ClusterId(1),
+            members: founded().membership.members.clone(),
+        };
+        let (address, incarnation) = (Address::from("n3:1"), Some(Incarnation(3)));
+        SystemCommand::Recovered { cluster: ClusterId(77), node, address, incarnation, audit }
+    }
+
+    #[test]
+    fn another_cluster_begins_with_one_voter_and_remembers_the_old_one() {
+        let mut state = founded();
+        state.last_time_us = 5;
+        Arc::make_mut(&mut state.membership).retired.insert(9);
+        assert!(state.apply(10, &recovered(3)));
+        assert_eq!((state.cluster, state.recovered_at, state.last_time_us), (ClusterId(77), 10, 5));
+        assert_eq!(state.membership.voters(), [3]);
+        assert_eq!(state.membership.members[&3].incarnation, Some(Incarnation(3)));
+        assert!(state.membership.retired.is_empty(), "an id is free again: its old node is refused by the cluster");
+        assert!(state.apply(20, &recovered(3)));
+        assert_eq!((state.recovered_at, state.audit.len()), (20, 2), "nothing of the history goes");
+        let snapshot = state.genesis(BTreeMap::new()).unwrap();
+        assert_eq!(SystemState::of(&snapshot).unwrap().0, state);
+    }
+
+    #[test]
+    fn a_state_that_was_written_before_there_was_an_audit_is_read() {
+        #[derive(Serialize)]
+        struct Older {
+            cluster: ClusterId,
+            membership: Arc<Membership>,
+            last_time_us: u64,
+        }
+        let SystemState { cluster, membership, last_time_us, .. } = founded();
+        let older = machine::encode(&Older { cluster, membership, last_time_us }).unwrap();
+        assert_eq!(machine::decode::<SystemState>(&older).unwrap(), founded());
+        assert_eq!(machine::encode(&founded()).unwrap(), older, "and one without is written as before");
+    }
+}

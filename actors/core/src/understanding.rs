@@ -1,0 +1,114 @@
+//! What the members of the cluster have said that they understand.
+//!
+//! New entries and new sections of snapshots reach every member, so they are made only if every member, learners too, has
+//! named their [`Feature`] in a hello seen in this boot. The membership manager hears the hellos and passes them on to the
+//! core, which holds the newest membership.
+
+use std::collections::BTreeMap;
+
+use actorum_machine::{ids::NodeId, members::Membership};
+
+use crate::features::{Feature, Features};
+
+/// What this node and the peers that it has met understand.
+#[derive(Clone, Debug)]
+pub struct Understanding {
+    id: NodeId,
+    own: Features,
+    /// By the newest hello. Bound: one per id for which this authority issued a certificate.
+    met: BTreeMap<NodeId, Features>,
+}
+
+impl Understanding {
+    /// Of a node that has met nobody yet.
+    pub fn new(id: NodeId, own: Features) -> Understanding {
+        Understanding { id, own, met: BTreeMap::new() }
+    }
+
+    /// A peer's hello was seen; the newest counts.
+    pub fn met(&mut self, peer: NodeId, features: Features) {
+        self.met.insert(peer, features);
+    }
+
+    /// What this one understands: nothing that is known, if it was not met.
+    fn of(&self, id: NodeId) -> Option<&Features> {
+        if id == self.id { Some(&self.own) } else { self.met.get(&id) }
+    }
+
+    /// Whether that peer has named the feature.
+    pub fn peer_understands(&self, peer: NodeId, feature: Feature) -> bool {
+        self.of(peer).is_some_and(|features| features.has(feature))
+    }
+
+    /// Whether every member has. Nobody has where there are no members.
+    pub fn every_member_understands(&self, membership: &Membership, feature: Feature) -> bool {
+        let mut members = membership.members.keys();
+        !membership.members.is_empty() && members.all(|id| self.peer_understands(*id, feature))
+    }
+
+    /// What every member understands.
+    pub fn everyone(&self, membership: &Membership) -> Features {
+        self.own.iter().filter(|feature| self.every_member_understands(membership, *feature)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use actorum_machine::{ids::Address, members::Change};
+
+    use super::*;
+
+    const NEW: Feature = Feature::DirectoryLives;
+
+    fn members(ids: &[NodeId]) -> Membership {
+        let add = |membership: Membership, id: &NodeId| {
+            membership.after(&Change::AddLearner(*id, Address(format!("n{id}:7000")))).unwrap()
+        };
+        ids.iter().fold(Membership::default(), add)
+    }
+
+    #[test]
+    fn a_member_that_was_not_met_understands_nothing() {
+        let mut known = Understanding::new(1, Features::all());
+        let cluster = members(&[1, 2, 3]);
+        assert!(!known.every_member_understands(&cluster, NEW));
+        known.met(2, Features::all());
+        assert!(!known.every_member_understands(&cluster, NEW), "node 3 was not met");
+        known.met(3, Features::all());
+        assert!(known.every_member_understands(&cluster, NEW));
+        assert_eq!(known.everyone(&cluster), Features::all());
+    }
+
+    #[test]
+    fn one_of_the_first_version_holds_all_back_until_it_is_another() {
+        let mut known = Understanding::new(1, Features::all());
+        let cluster = members(&[1, 2]);
+        known.met(2, Features::none());
+        assert!(!known.every_member_understands(&cluster, NEW));
+        known.met(2, Features::all());
+        assert!(known.every_member_understands(&cluster, NEW));
+        known.met(2, Features::none());
+        assert!(!known.every_member_understands(&cluster, NEW), "it was put back to the version before");
+        assert_eq!(known.everyone(&cluster), Features::none());
+    }
+
+    #[test]
+    fn a_removed_member_does_not_count_and_a_learner_does() {
+        let mut known = Understanding::new(1, Features::all());
+        known.met(2, Features::all());
+        known.met(3, Features::none());
+        let three = members(&[1, 2, 3]);
+        assert!(!known.every_member_understands(&three, NEW), "node 3 is a learner");
+        let two = three.after(&Change::Remove(3)).unwrap();
+        assert!(known.every_member_understands(&two, NEW));
+    }
+
+    #[test]
+    fn this_node_counts_too_and_nobody_is_not_everyone() {
+        let old = Understanding::new(1, Features::none());
+        assert!(!old.every_member_understands(&members(&[1]), NEW));
+        let new = Understanding::new(1, Features::all());
+        assert!(new.every_member_understands(&members(&[1]), NEW));
+        assert!(!new.every_member_understands(&Membership::default(), NEW));
+    }
+}
