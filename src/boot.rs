@@ -21,20 +21,10 @@ use actorum_actors::{
     applier::{Applier, ApplierConfig, ApplierLinks, ApplierStatus},
     consistency::{self, ConsistencyChecker, ConsistencyStatus},
     core::{self, RaftCore},
-    log::{
-        directory,
-        memory::MemoryDisk,
-        sled::{OpenOptions, SledStore},
-        space,
-        store::{LogStore, StoreIdentity},
-    },
     log_writer::{DiskBounds, LogWriter, LogWriterLinks, LogWriterStatus, SHORT},
     membership::{self, MembershipManager, MembershipStatus, StartMode},
     reply_slot::ReplySlot,
-    snapshot::{
-        SnapshotStore,
-        manager::{ManagerBounds, ManagerLinks, SnapshotManager},
-    },
+    snapshot::manager::{ManagerBounds, ManagerLinks, SnapshotManager},
     subscribers::BufferBounds,
 };
 use actorum_core::{
@@ -52,6 +42,16 @@ use actorum_machine::{
     machine::StateMachine,
     response_check::ResponseCheck,
     status::Snapshots,
+};
+use actorum_store::{
+    log::{
+        directory,
+        memory::MemoryDisk,
+        sled::{OpenOptions, SledStore},
+        space,
+        store::{LogStore, StoreIdentity},
+    },
+    snapshot::SnapshotStore,
 };
 use actorum_transport::{
     message::{Attach, Handlers, Responder, TransportHandle, TransportStatus},

@@ -8,13 +8,7 @@ use std::{
     sync::Arc,
 };
 
-use actorum_actors::{
-    clock::{Clock, SystemClock},
-    log::{
-        memory::MemoryDisk,
-        store::{LogStore, OpenError},
-    },
-};
+use actorum_actors::clock::{Clock, SystemClock};
 use actorum_core::{
     features::Features, identity::Identity, lives::LifeBook, log::store::StoreError, observer::MaybeObserver,
     replica::ApplyError,
@@ -22,6 +16,10 @@ use actorum_core::{
 use actorum_machine::{
     ids::{Address, NodeId},
     machine::StateMachine,
+};
+use actorum_store::log::{
+    memory::MemoryDisk,
+    store::{LogStore, OpenError},
 };
 use actorum_transport::{memory::MemoryNetwork, message::TransportHandle};
 
@@ -67,7 +65,7 @@ pub enum Storage {
     MemoryDisk(MemoryDisk),
     /// In a directory of this node's own, by sled, durable.
     Sled(PathBuf),
-    /// In a store of your own; it must pass the conformance suite of `actorum_actors::log`.
+    /// In a store of your own; it must pass the conformance suite of `actorum_store::log`.
     Custom(Box<dyn LogStore>),
 }
 

@@ -154,10 +154,7 @@ pub mod seams;
 #[cfg(any(doc, doctest))]
 pub mod guide;
 
-pub use actorum_actors::{
-    log::{memory::MemoryDisk, store::OpenError},
-    snapshot::manager::Backup,
-};
+pub use actorum_actors::snapshot::manager::Backup;
 pub use actorum_core::log::store::StoreError;
 pub use actorum_machine::{
     codes::ErrorCode,
@@ -176,13 +173,14 @@ pub use actorum_machine::{
         PeerProgress, Queues, Role, SnapshotTaken, Snapshots, StateHash, Status, Totals, Transfer,
     },
 };
+pub use actorum_store::log::{memory::MemoryDisk, store::OpenError};
 pub use actorum_transport::memory::MemoryNetwork;
-pub use raft::Raft;
-pub use raft::{NotReady, WaitError};
 
 pub use bounds::Bounds;
 pub use builder::{Bootstrap, Builder, Network, StartError, Storage, Tls};
 pub use config::{Config, Placement};
+pub use raft::Raft;
+pub use raft::{NotReady, WaitError};
 pub use request::{
     Follow, Followed, GetStatus, Propose, Read, Shutdown, Subscribe, SubscribeError, Subscription, TakeSnapshot,
     TakeSnapshotError, Unsubscribe,

@@ -16,7 +16,7 @@
 //! `low_space_bytes`, if that is less: then the node makes room, for which it needs a volume of [`needed`] bytes.
 //! README.md has these formulas.
 //!
-//! Deliberately absent: asking the file system (see `actorum_actors::log::space`).
+//! Deliberately absent: asking the file system (see `actorum_store::log::space`).
 
 use actorum_core::wire::ENTRY_OVERHEAD;
 

@@ -122,7 +122,7 @@ fn every_metric_exists() {
         families.contains_key(name) || summary("_sum") || summary("_count")
     };
     // Crates, files and names of other kinds begin so, too.
-    let others = ["machine", "core", "actors", "transport", "testkit", "http"];
+    let others = ["machine", "core", "store", "actors", "transport", "testkit", "http"];
     let mut wrong = Vec::new();
     let mut named = BTreeSet::new();
     for (path, text) in docs() {
@@ -249,7 +249,9 @@ fn is_code(path: &Path, name: &str, code: &BTreeSet<String>) -> bool {
 /// The words of the library and of the examples.
 fn words_of_the_code() -> BTreeSet<String> {
     let (mut folders, mut found) = (
-        ["src", "machine/src", "actors/src", "actors/core/src", "examples"].map(|at| root().join(at)).to_vec(),
+        ["src", "machine/src", "actors/src", "actors/core/src", "actors/store/src", "examples"]
+            .map(|at| root().join(at))
+            .to_vec(),
         BTreeSet::new(),
     );
     while let Some(folder) = folders.pop() {

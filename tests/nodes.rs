@@ -12,12 +12,12 @@ use std::{
 
 use actix::prelude::*;
 use actorum::{BusyBound, ChangeError, MemberRole, Network, Outcome, Reason, StartError, WaitError, prelude::*};
-use actorum_actors::log::store::{Completions, LogAppender, LogStore, StoreIdentity};
 use actorum_core::{
     log::store::{LogReader, Recovered, StoreError},
     wire::Entry,
 };
 use actorum_machine::ids::{GroupId, Incarnation};
+use actorum_store::log::store::{Completions, LogAppender, LogStore, StoreIdentity};
 
 use support::{MemoryDisk, MemoryNetwork, PATIENCE, Sum, founders, is_open, on, quick, start, three};
 
@@ -237,7 +237,7 @@ impl LogStore for Haunted {
         Arc::new(HauntedReader(self.0.reader(), self.1.clone()))
     }
 
-    fn snapshot_store(&self) -> Arc<actorum_actors::snapshot::SnapshotStore> {
+    fn snapshot_store(&self) -> Arc<actorum_store::snapshot::SnapshotStore> {
         self.0.snapshot_store()
     }
 

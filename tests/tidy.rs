@@ -84,10 +84,28 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "twox-hash",
         ],
     ),
+    (
+        "actors/store",
+        &[
+            "actorum-core",
+            "actorum-machine",
+            "blake3",
+            "bytes",
+            "crc32fast",
+            "rmp-serde",
+            "rustix",
+            "serde",
+            "sled",
+            "thiserror",
+            "tracing",
+            "zstd",
+        ],
+    ),
 ];
 
 /// What they may use beside that, where a feature asks for it.
-const MAY_USE_BY_FEATURE: &[(&str, &[&str])] = &[("machine", &["actix", "actix-web", "serde_json"])];
+const MAY_USE_BY_FEATURE: &[(&str, &[&str])] =
+    &[("machine", &["actix", "actix-web", "serde_json"]), ("actors/store", &["tokio"])];
 
 #[test]
 fn crates_use_what_they_may_touch_and_nothing_else() {
@@ -138,9 +156,9 @@ fn the_core_and_the_machine_know_no_clock_no_disk_no_thread_and_no_chance() {
 
 #[test]
 fn sled_is_used_in_one_file() {
-    let elsewhere = |path: &Path| !is_test_code(path) && path != Path::new("actors/src/log/sled.rs");
+    let elsewhere = |path: &Path| !is_test_code(path) && path != Path::new("actors/store/src/log/sled.rs");
     none(
-        "only actors/src/log/sled.rs may name sled",
+        "only actors/store/src/log/sled.rs may name sled",
         lines_with(elsewhere, &["sled::Db", "sled::Tree", "sled::Config", "use sled", "sled::open"]),
     );
 }
@@ -149,7 +167,7 @@ fn sled_is_used_in_one_file() {
 fn the_simulated_disk_has_no_thread_no_clock_and_no_random_numbers() {
     let disk = |path: &Path| {
         let files = ["log/simulated.rs", "snapshot/simulated.rs"].iter().any(|file| path.ends_with(file));
-        files || path.starts_with("actors/src/log/simulated")
+        files || path.starts_with("actors/store/src/log/simulated")
     };
     assert_eq!(sources().iter().filter(|(path, _)| disk(path)).count(), 5, "the disk moved: change this test with it");
     let words = [
@@ -169,9 +187,10 @@ fn the_simulated_disk_has_no_thread_no_clock_and_no_random_numbers() {
 #[test]
 fn every_select_says_in_which_order_it_looks() {
     let libraries = |path: &Path| {
-        let library = ["src", "machine/src", "actors/src", "actors/core/src", "transport/src", "testkit/src"]
-            .iter()
-            .any(|root| path.starts_with(root));
+        let library =
+            ["src", "machine/src", "actors/src", "actors/core/src", "actors/store/src", "transport/src", "testkit/src"]
+                .iter()
+                .any(|root| path.starts_with(root));
         // Sockets and their tests run in the real world, as the binary does.
         library && !path.starts_with("transport/src/quic")
     };
@@ -198,6 +217,7 @@ fn no_build_has_the_planted_mistakes_by_default() {
         "machine/Cargo.toml",
         "actors/Cargo.toml",
         "actors/core/Cargo.toml",
+        "actors/store/Cargo.toml",
         "transport/Cargo.toml",
         "testkit/Cargo.toml",
         "http/Cargo.toml",

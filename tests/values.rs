@@ -165,7 +165,7 @@ async fn ids_have_a_highest() {
 /// A directory that has such an id from the first version is opened: its cluster knows it by that.
 #[actix::test]
 async fn a_directory_keeps_its_id() {
-    use actorum_actors::log::sled::{OpenOptions, SledStore};
+    use actorum_store::log::sled::{OpenOptions, SledStore};
     let dir = tempfile::tempdir().unwrap();
     let over = MAX_NODE_ID + 1;
     drop(SledStore::open(dir.path(), OpenOptions::new(over, Incarnation(7))).unwrap());

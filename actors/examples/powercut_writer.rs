@@ -26,10 +26,6 @@ use std::{
 
 use actix::prelude::*;
 use actorum_actors::{
-    log::{
-        sled::{OpenOptions, SledStore, SyncPolicy},
-        store::{Batch, LogStore},
-    },
     log_writer::{LogWriter, LogWriterLinks},
     message::{Failed, FromCore, Persisted},
 };
@@ -39,6 +35,10 @@ use actorum_core::{
     wire::{Entry, EntryKind, Snapshot},
 };
 use actorum_machine::ids::{GroupId, Incarnation};
+use actorum_store::log::{
+    sled::{OpenOptions, SledStore, SyncPolicy},
+    store::{Batch, LogStore},
+};
 use bytes::Bytes;
 use tokio::sync::watch;
 

@@ -37,6 +37,7 @@ use actorum_machine::{
     members::Membership,
     outcome::SubscribeError,
 };
+use actorum_store::snapshot::SnapshotStore;
 use serde::Serialize;
 use tokio::sync::watch;
 
@@ -47,7 +48,6 @@ use crate::{
         WriteSnapshot,
     },
     reply_slot::ReplySlot,
-    snapshot::SnapshotStore,
     subscribers::{BufferBounds, SubscribeFrom, Subscribers, Subscription, Unsubscribe, View},
 };
 
@@ -484,6 +484,7 @@ mod tests {
         position::After,
         status::Role,
     };
+    use actorum_store::snapshot::store::Content;
     use tokio::sync::{
         mpsc::{self, UnboundedReceiver},
         oneshot,
@@ -492,7 +493,6 @@ mod tests {
     use super::*;
     use crate::{
         reply_slot::Look,
-        snapshot::store::Content,
         subscribers::{Subscriber, Wants},
         testkit::{FakeCore, Heard, TestStore},
     };

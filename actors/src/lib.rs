@@ -1,7 +1,7 @@
 //! The actors under the front door: what carries out decisions, what writes, what applies.
 //!
-//! Read in this order: [`message`] is what the actors say to each other, [`log`] where entries live; then the thin actors around them.
-//! What decides is in `actorum-core`.
+//! Read in this order: [`message`] is what the actors say to each other; then the thin actors themselves. What decides is in
+//! `actorum-core`, and where entries and snapshots live in `actorum-store`.
 //!
 //! Deliberately absent: sockets (see `actorum-transport`) and the public API (see `actorum`).
 
@@ -29,10 +29,5 @@ pub mod subscribers;
 pub mod membership;
 pub mod consistency;
 
-#[cfg(feature = "fuzzing")]
-#[doc(hidden)]
-pub mod fuzzing;
-#[cfg(test)]
-mod first_version_tests;
 #[cfg(test)]
 mod testkit;

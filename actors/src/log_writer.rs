@@ -36,12 +36,10 @@ use actorum_core::{
     message::{Append, Room},
 };
 use actorum_machine::{condition::Reason, ids::GroupId};
+use actorum_store::log::store::{Batch, BatchNumber, Completed, LogAppender, LogStore, Probe, Space, Written};
 use tokio::sync::{oneshot, watch};
 
-use crate::{
-    log::store::{Batch, BatchNumber, Completed, LogAppender, LogStore, Probe, Space, Written},
-    message::{DiskReport, Failed, FromCore, Persisted, ProbeDisk},
-};
+use crate::message::{DiskReport, Failed, FromCore, Persisted, ProbeDisk};
 
 /// One batch is closed once it holds this much: larger ones gain nothing and delay the first answers in them.
 const MAX_BATCH_BYTES: usize = 8 << 20;
@@ -649,6 +647,8 @@ mod tests {
         log::store::{Compact, HardState, Write},
         testkit::command,
     };
+    use actorum_machine::ids::Incarnation;
+    use actorum_store::log::simulated::SimulatedDisk;
     use tokio::sync::mpsc::UnboundedReceiver;
 
     use super::*;
@@ -1020,5 +1020,36 @@ mod tests {
         while !f.store.closed() {
             tokio::task::yield_now().await;
         }
+    }
+
+    /// The log writer, and a subscriber's reader, over the simulated disk: not one call goes to a blocking thread.
+    #[test]
+    fn no_call_needs_a_thread_that_may_block() {
+        let one_blocking_thread =
+            || tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(1).build().unwrap();
+        let (free, taken) = std::sync::mpsc::channel::<()>();
+        System::with_tokio_rt(one_blocking_thread).block_on(async move {
+            // The only such thread is taken: whoever asked for one would wait for ever.
+            let occupied = tokio::task::spawn_blocking(move || taken.recv());
+            let disk = SimulatedDisk::new(Arc::new(()));
+            let store = disk.open(1, Incarnation(7)).unwrap();
+            let reader = store.reader();
+            assert!(!reader.blocks());
+            let (core, mut heard) = FakeCore::start_one();
+            let links = LogWriterLinks {
+                cores: [(GroupId::FIRST, core.downgrade().recipient())].into(),
+                disk: [(GroupId::FIRST, core.downgrade().recipient())].into(),
+                failed: core.downgrade().recipient(),
+            };
+            let writer = LogWriter::start(store, links, Default::default());
+            let write = Write { entries: (1..=3).map(|index| command(index, 1, index)).collect(), ..Write::default() };
+            writer.send(FromCore(Append { number: 1, write, sync: true })).await.unwrap();
+            assert_eq!(heard.recv().await, Some(Heard::Persisted(1)));
+            let closed = tokio::time::timeout(Duration::from_secs(20), writer.send(CloseLog)).await;
+            closed.expect("closing needs no thread").unwrap();
+            assert!(!disk.is_open());
+            free.send(()).unwrap();
+            occupied.await.unwrap().unwrap();
+        });
     }
 }

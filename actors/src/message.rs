@@ -20,7 +20,7 @@
 //! | `Drain` | core → itself | |
 //!
 //! Messages to and from the transport are in [`actorum_transport::message`]. What the core itself speaks of is in
-//! [`crate::message`], and travels in a [`FromCore`].
+//! [`actorum_core::message`], and travels in a [`FromCore`].
 //!
 //! [`Append`]: actorum_core::message::Append
 //! [`ReadEntries`]: actorum_core::message::ReadEntries
@@ -47,6 +47,7 @@ use actorum_machine::{
     machine::StateView,
     members::ChangeRequest,
 };
+
 /// Propose this entry. The deadline is a moment of the node's [`Clock`](crate::clock::Clock).
 #[derive(Message)]
 #[rtype(result = "()")]

@@ -10,13 +10,11 @@ use actorum_core::{
     wire::Entry,
 };
 use actorum_machine::machine::ApplyContext;
+use actorum_store::snapshot::{SnapshotStore, store::Content};
 use bytes::Bytes;
 
 use super::*;
-use crate::{
-    snapshot::{SnapshotStore, store::Content},
-    testkit::TestStore,
-};
+use crate::testkit::TestStore;
 
 const CLUSTER: ClusterId = ClusterId(7);
 const AMPLE: BufferBounds = BufferBounds { events: 1000, bytes: usize::MAX };

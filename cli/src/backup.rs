@@ -20,8 +20,7 @@ use std::{
 };
 
 use actorum::disaster_recovery::BackupFile;
-use actorum_actors::snapshot::file::Reader;
-use actorum_http::route::MAX_TIMEOUT;
+use actorum_store::snapshot::file::Reader;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
 
@@ -32,6 +31,7 @@ use crate::{
     output::{self, say},
     status::bytes,
 };
+use actorum_http::route::MAX_TIMEOUT;
 
 /// How long a node may send nothing of what it was asked for.
 const PIECE_TIMEOUT: Duration = Duration::from_secs(60);

@@ -9,8 +9,7 @@ use std::{
 };
 
 use actorum::NodeId;
-use actorum_actors::log::directory::Utc;
-use actorum_http::strict::new_node_id;
+use actorum_store::log::directory::Utc;
 use actorum_transport::tls::{Made, make_certificates_for};
 
 use crate::{
@@ -18,6 +17,7 @@ use crate::{
     output::{self, say},
     settings::items,
 };
+use actorum_http::strict::new_node_id;
 
 /// Make an authority and a certificate for each node
 ///

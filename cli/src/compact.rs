@@ -1,10 +1,10 @@
 //! `actorum compact DIR`: makes the log of a stopped node as small as it can be.
 //!
-//! The work is done by `actorum_actors::log::compact`, in the steps of a running node; this file says what was done.
+//! The work is done by `actorum_store::log::compact`, in the steps of a running node; this file says what was done.
 
 use std::path::PathBuf;
 
-use actorum_actors::log::compact::compact;
+use actorum_store::log::compact::compact;
 
 use crate::{
     Failure,

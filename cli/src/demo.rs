@@ -30,7 +30,7 @@ use std::{
 };
 
 use actorum::NodeId;
-use actorum_actors::log::inspect::temporary;
+use actorum_store::log::inspect::temporary;
 use indicatif::HumanBytes;
 
 use crate::{Failure, certs, client::Client, output, signals};

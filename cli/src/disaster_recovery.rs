@@ -14,11 +14,11 @@ use actorum::{
     Address, ClusterId, Membership, NodeId,
     disaster_recovery::{self, BackupFile, Recover, RecoveredNode, Restore, Survivor},
 };
-use actorum_actors::{
+use actorum_core::wire::SnapshotFile;
+use actorum_store::{
     log::{directory, store::OpenError},
     snapshot::file::Header,
 };
-use actorum_core::wire::SnapshotFile;
 
 use crate::{
     Failure, backup,

@@ -1,6 +1,6 @@
 //! `actorum inspect DIR`: what lies in a stopped node's directory.
 //!
-//! Reads through `actorum_actors::log::inspect`, which works on a copy and refuses a directory in use; this file
+//! Reads through `actorum_store::log::inspect`, which works on a copy and refuses a directory in use; this file
 //! puts it into words. The configuration is not a record of its own: it is the snapshot's, changed by
 //! the entries after it, so it is worked out here as a node would at its start.
 
@@ -10,13 +10,6 @@ use std::{
     time::{Duration, UNIX_EPOCH},
 };
 
-use actorum_actors::{
-    log::{
-        directory::{Utc, snapshots_path},
-        inspect::{GroupReport, Inspection},
-    },
-    snapshot::SnapshotStore,
-};
 use actorum_core::{
     entry::{Kind, Stamped, SystemCommand},
     log::store::At,
@@ -24,6 +17,13 @@ use actorum_core::{
     wire::{Entry, EntryKind},
 };
 use actorum_machine::ids::NodeId;
+use actorum_store::{
+    log::{
+        directory::{Utc, snapshots_path},
+        inspect::{GroupReport, Inspection},
+    },
+    snapshot::SnapshotStore,
+};
 
 use crate::{
     Failure,

@@ -126,7 +126,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
 /// A store that says of every write that it is durable, and syncs none.
 #[cfg(feature = "faults")]
 fn without_sync(settings: &Settings) -> Result<Storage, Failure> {
-    use actorum_actors::log::sled::{OpenOptions, SledStore, SyncPolicy};
+    use actorum_store::log::sled::{OpenOptions, SledStore, SyncPolicy};
     let drawn = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_nanos() as u64;
     let mut options = OpenOptions::new(settings.id, actorum_machine::ids::Incarnation(drawn));
     options.sync = SyncPolicy::FlushOnly;

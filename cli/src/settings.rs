@@ -29,12 +29,12 @@ use std::{
 };
 
 use actorum::{Address, Bootstrap, Config, NodeId};
-use actorum_actors::log::directory;
-use actorum_http::strict::{new_node_id, node_id, read_id};
+use actorum_store::log::directory;
 use clap::ValueEnum;
 use serde::{Deserialize, Deserializer};
 
 use crate::{Failure, serve::Args};
+use actorum_http::strict::{new_node_id, node_id, read_id};
 
 /// Variables that begin with this and an underscore are ours.
 const PREFIX: &str = "ACTORUM";

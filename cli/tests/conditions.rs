@@ -340,8 +340,8 @@ fn a_data_directory_that_is_taken_away() {
 
 mod in_process {
     use actorum::{ChangeError, Network, Reason, Severity, prelude::*};
-    use actorum_actors::log::memory::MemoryDisk;
     use actorum_machine::ids::Incarnation;
+    use actorum_store::log::memory::MemoryDisk;
 
     use super::support::{MemoryNetwork, PATIENCE, Sum, founders, quick, start, three};
 

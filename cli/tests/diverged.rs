@@ -9,12 +9,12 @@ use std::{
     sync::{Arc, mpsc::channel},
 };
 
-use actorum_actors::log::{
+use actorum_core::{log::store::Write, wire::Entry};
+use actorum_machine::ids::{GroupId, Incarnation};
+use actorum_store::log::{
     sled::{OpenOptions, SledStore},
     store::{Batch, LogStore},
 };
-use actorum_core::{log::store::Write, wire::Entry};
-use actorum_machine::ids::{GroupId, Incarnation};
 use serde_json::{Value, json};
 
 use lab::{Lab, Node, call, wait};
@@ -58,7 +58,7 @@ fn equal_after(lab: &Lab, ids: &[u64], index: u64) {
 
 /// Exchanges entries of a stopped node's log, from the first that is changed to the last. What is written has right checksums.
 fn alter(data: &Path, change: impl FnOnce(&mut Vec<Entry>)) {
-    let id = actorum_actors::log::directory::read_node(data).expect("a node file").id;
+    let id = actorum_store::log::directory::read_node(data).expect("a node file").id;
     let store = Box::new(SledStore::open(data, OpenOptions::new(id, Incarnation(0))).expect("a sound directory"));
     let recovered = store.recover(GROUP).expect("a log");
     let first = recovered.base() + 1;

@@ -23,17 +23,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use actorum_actors::log::{
-    sled::{OpenOptions, SledStore},
-    store::{Batch, LogStore, OpenError},
-    watermark::Watermark,
-};
 use actorum_core::{
     log::store::{HardState, Recovered, Write},
     system_state::SystemState,
     wire::{Entry, EntryKind},
 };
 use actorum_machine::ids::{ClusterId, GroupId, Incarnation};
+use actorum_store::log::{
+    sled::{OpenOptions, SledStore},
+    store::{Batch, LogStore, OpenError},
+    watermark::Watermark,
+};
 use bytes::Bytes;
 
 use lab::directory::copy;

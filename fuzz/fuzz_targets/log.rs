@@ -6,7 +6,7 @@
 #![no_main]
 
 use actorum_core::{entry::{Stamped, SystemCommand}, system_state::SystemState};
-use actorum_actors::{fuzzing, log::record::{self, Key, Kind, Scan}};
+use actorum_store::{fuzzing, log::record::{self, Key, Kind, Scan}};
 use actorum_fuzz::Draw;
 use actorum_machine::ids::GroupId;
 use bytes::Bytes;

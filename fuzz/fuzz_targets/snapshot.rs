@@ -11,7 +11,7 @@ use std::{
     io::{Read, Write},
 };
 
-use actorum_actors::{fuzzing, snapshot::file::{Header, Reader, Writer}};
+use actorum_store::{fuzzing, snapshot::file::{Header, Reader, Writer}};
 use actorum_core::system_state::SystemState;
 use actorum_machine::{machine, ids::{Address, ClusterId, Incarnation}};
 use actorum_fuzz::Draw;

@@ -32,10 +32,6 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use actorum_actors::log::{
-    sled::{OpenOptions, SledStore},
-    store::{Batch, Completed, LogStore, OpenError},
-};
 use actorum_core::{
     entry::{EncodedCommand, SystemCommand},
     log::store::{At, HardState, StoreError, Write},
@@ -43,6 +39,10 @@ use actorum_core::{
     wire::{Entry, EntryKind, Snapshot},
 };
 use actorum_machine::ids::{Address, ClusterId, Incarnation, NodeId};
+use actorum_store::log::{
+    sled::{OpenOptions, SledStore},
+    store::{Batch, Completed, LogStore, OpenError},
+};
 use bytes::Bytes;
 
 use crate::boot;

@@ -2,13 +2,13 @@
 
 use std::{path::Path, time::SystemTime};
 
-use actorum_actors::log::{
+use actorum_core::system_state::{Audit, RecoveredBecause};
+use actorum_machine::ids::Address;
+use actorum_store::log::{
     directory,
     sled::SledStore,
     store::{LogStore, OpenError},
 };
-use actorum_core::system_state::{Audit, RecoveredBecause};
-use actorum_machine::ids::Address;
 
 use super::{
     Beginning, Position, RecoveredNode, RecoveryError, SurvivingLog, Survivor, check, options, seconds, survey,

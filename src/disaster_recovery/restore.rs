@@ -10,7 +10,12 @@ use std::{
     time::SystemTime,
 };
 
-use actorum_actors::{
+use actorum_core::{
+    system_state::{Audit, RecoveredBecause},
+    wire::{Snapshot, SnapshotFile},
+};
+use actorum_machine::ids::{Address, ClusterId, NodeId};
+use actorum_store::{
     log::{
         directory::{Restoring, snapshots_path},
         inspect,
@@ -21,11 +26,6 @@ use actorum_actors::{
         file::{Header, Reader},
     },
 };
-use actorum_core::{
-    system_state::{Audit, RecoveredBecause},
-    wire::{Snapshot, SnapshotFile},
-};
-use actorum_machine::ids::{Address, ClusterId, NodeId};
 
 use super::{Beginning, Position, RecoveredNode, RecoveryError, check, check_address, io_error, options, seconds};
 use crate::{Membership, boot, ingress::check_id};

@@ -2,19 +2,19 @@
 
 use std::path::{Path, PathBuf};
 
-use actorum_actors::{
-    log::{
-        directory::snapshots_path,
-        inspect::{GroupReport, Inspection},
-    },
-    snapshot::SnapshotStore,
-};
 use actorum_core::{
     entry::SystemCommand,
     system_state::{Audit, SystemState},
     wire::Snapshot,
 };
 use actorum_machine::ids::{ClusterId, Incarnation, NodeId};
+use actorum_store::{
+    log::{
+        directory::snapshots_path,
+        inspect::{GroupReport, Inspection},
+    },
+    snapshot::SnapshotStore,
+};
 
 use super::Position;
 use crate::{Membership, boot};

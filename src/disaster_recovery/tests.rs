@@ -7,14 +7,6 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use actorum_actors::{
-    log::{
-        directory::{self, Restoring},
-        sled::{OpenOptions, SledStore},
-        store::{Batch, LogStore, OpenError},
-    },
-    snapshot::{SnapshotStore, store::Content},
-};
 use actorum_core::{
     entry::EncodedCommand,
     log::store::{HardState, Write},
@@ -25,6 +17,14 @@ use actorum_core::{
 use actorum_machine::{
     ids::{Address, ClusterId, Incarnation, NodeId},
     machine::{ApplyContext, StateMachine},
+};
+use actorum_store::{
+    log::{
+        directory::{self, Restoring},
+        sled::{OpenOptions, SledStore},
+        store::{Batch, LogStore, OpenError},
+    },
+    snapshot::{SnapshotStore, store::Content},
 };
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};

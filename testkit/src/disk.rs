@@ -10,13 +10,19 @@ use std::{
 };
 
 use actorum::{Config, seams::most_reserve};
-use actorum_actors::{
+use actorum_actors::log_writer::SHORT;
+use actorum_core::{
+    lives::{Content, LifeBook},
+    log::store::{LogReader, Recovered, StoreError},
+    wire::{Snapshot, SnapshotFile},
+};
+use actorum_machine::ids::{GroupId, Incarnation, NodeId};
+use actorum_store::{
     log::{
         reserve::{self, Reserve, ReserveBounds},
         simulated::{Answer, Backup as LogBackup, Decide, Latency, SimulatedDisk, SimulatedVolume, Step},
         store::{Completions, LogAppender, LogStore, Looked, OpenError, Probe, Space, StoreIdentity},
     },
-    log_writer::SHORT,
     snapshot::{
         SnapshotStore,
         files::{Appending, Files, Reading},
@@ -24,15 +30,9 @@ use actorum_actors::{
         store::complete_name,
     },
 };
-use actorum_core::{
-    lives::{Content, LifeBook},
-    log::store::{LogReader, Recovered, StoreError},
-    wire::{Snapshot, SnapshotFile},
-};
-use actorum_machine::ids::{GroupId, Incarnation, NodeId};
 
 use super::{rng::Rng, world::Durable};
-pub(crate) use actorum_actors::log::simulated::{Image, Loss};
+pub(crate) use actorum_store::log::simulated::{Image, Loss};
 
 /// How a disk fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

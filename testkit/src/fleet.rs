@@ -18,10 +18,6 @@ use std::{
 };
 
 use actorum::{Bootstrap, Builder, Config, Network, Raft, StartError, Storage, seams};
-use actorum_actors::log::{
-    simulated::VolumeCounters,
-    store::{LogStore, OpenError},
-};
 use actorum_core::{
     features::Features,
     marks::Mark,
@@ -31,6 +27,10 @@ use actorum_core::{
 use actorum_machine::{
     ids::{Address, GroupId, Incarnation, NodeId},
     machine::StateMachine,
+};
+use actorum_store::log::{
+    simulated::VolumeCounters,
+    store::{LogStore, OpenError},
 };
 use actorum_transport::memory::MemoryNetwork;
 use tokio::sync::Notify;

@@ -7,7 +7,7 @@ use actorum::{Network, NodeId, prelude::*};
 use actorum_machine::ids::{Address, Incarnation};
 use serde::{Deserialize, Serialize};
 
-pub(crate) use actorum_actors::log::memory::MemoryDisk;
+pub(crate) use actorum_store::log::memory::MemoryDisk;
 pub(crate) use actorum_transport::memory::MemoryNetwork;
 
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);

@@ -1,13 +1,12 @@
-//! Peers: what nodes say to each other, and the ways to carry it.
+//! Peers: the ways to carry what nodes say to each other.
 //!
 //! ```text
 //!  actors ──Transmit, Ask──▶ [ quic | memory ] ══ wire frames ══▶ [ quic | memory ] ──Received, Asked──▶ actors
 //! ```
 //!
-//! [`message`] holds the actor messages that carry the structs of the wire (`actorum_core::wire`); they build without sockets, and
-//! are all that the actors may know of this crate.
-//! [`memory`] is a network inside one process. [`quic`] (feature `quic`) is the real one: QUIC with mutual
-//! TLS, whose certificates name the node they belong to.
+//! [`message`] holds the actor messages that carry the structs of [`actorum_core::wire`]; they build without sockets, and are all
+//! that the actors may know of this crate. [`memory`] is a network inside one process. [`quic`] (feature `quic`) is the real
+//! one: QUIC with mutual TLS, whose certificates name the node they belong to.
 //!
 //! Deliberately absent: any idea of terms, logs or leaders beyond the fields of an envelope.
 

@@ -21,7 +21,7 @@
 //! A field that changes what is applied, or what a peer may rely on, is gated by a feature like everything else. Without one are
 //! `SystemCommand::Change::forced`, which people read in the log; `SystemState::state_hash`, each node's own word, which one that begins
 //! with a snapshot of an older node gets at the next mark (and marks are gated); and of messages what their documentation in `wire.rs`
-//! calls absent from the first version. `actors/src/first_version_tests.rs` reads entries and snapshots with the first version's
+//! calls absent from the first version. `actors/store/src/first_version_tests.rs` reads entries and snapshots with the first version's
 //! definitions.
 //!
 //! To add a feature: a variant here, its name in [`Feature::name`], and itself in [`Feature::ALL`]. A name is never used twice and never

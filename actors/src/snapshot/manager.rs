@@ -46,10 +46,11 @@ use actorum_machine::{
     outcome::TakeSnapshotError,
     status::{SnapshotTaken, Snapshots, Transfer},
 };
+use actorum_store::snapshot::{SnapshotStore, store::Content};
 use actorum_transport::message::Ask;
 use tokio::sync::{oneshot, watch};
 
-use super::{SnapshotStore, rate_limiter::RateLimiter, store::Content};
+use super::rate_limiter::RateLimiter;
 use crate::{
     clock::Clock,
     message::{

@@ -12,14 +12,16 @@ use actorum_core::{
     wire::Entry,
 };
 use actorum_machine::ids::{GroupId, Incarnation};
-use tokio::sync::mpsc;
-
-use crate::{
+use actorum_store::{
     log::store::{
         Batch, BatchNumber, Completed, Completions, LogAppender, LogStore, Looked, Probe, Space, StoreIdentity, Written,
     },
-    message::{AppliedTo, CapturedState, DiskReport, Failed, MarkEvent, Persisted, SystemChanged, WriteSnapshot},
     snapshot::SnapshotStore,
+};
+use tokio::sync::mpsc;
+
+use crate::message::{
+    AppliedTo, CapturedState, DiskReport, Failed, MarkEvent, Persisted, SystemChanged, WriteSnapshot,
 };
 
 /// A store in memory whose batches complete when the test says so.

@@ -9,13 +9,14 @@ use actorum_core::{
     wire::{Refusal, Request, Response, Snapshot, SnapshotFile, SnapshotRequest},
 };
 use actorum_machine::{ids::NodeId, status::Transfer};
+use actorum_store::snapshot::Receiving;
 use actorum_transport::message::{Answered, Ask};
 use bytes::Bytes;
 
 use super::{PIECE_WITHIN, SnapshotManager, rate};
 use crate::{
     message::{FromCore, SnapshotFetched},
-    snapshot::{Receiving, rate_limiter::FetchWindow},
+    snapshot::rate_limiter::FetchWindow,
 };
 
 /// How many pieces may be asked for and not written yet.

@@ -8,6 +8,7 @@ use actorum_core::{
     wire::{AskError, Refusal, Request, Response, SnapshotRequest},
 };
 use actorum_machine::machine::StateView;
+use actorum_store::snapshot::files::{Appending, Files, InMemory, Reading};
 use actorum_transport::message::{Answered, Asked, Responder};
 use tokio::sync::mpsc;
 
@@ -15,7 +16,6 @@ use super::*;
 use crate::{
     clock::SystemClock,
     message::{FromCore, PeerFetches, SnapshotFetched},
-    snapshot::files::{Appending, Files, InMemory, Reading},
 };
 
 const PATIENCE: Duration = Duration::from_millis(200);
@@ -322,7 +322,7 @@ async fn a_damaged_file_is_found_out_when_a_peer_cannot_use_it_and_taken_anew() 
     let mut f = start();
     let snapshot = f.take(5).await;
     let file = SystemState::of(&snapshot).unwrap().1.unwrap();
-    let name = super::super::store::complete_name(5, &file);
+    let name = actorum_store::snapshot::store::complete_name(5, &file);
     let mut bytes = Vec::new();
     f.files.files.open(&name).unwrap().read_to_end(&mut bytes).unwrap();
     bytes[40] ^= 1;

@@ -4,12 +4,12 @@
 
 use std::{collections::BTreeMap, fs, io::Read};
 
-use actorum_actors::snapshot::{SnapshotStore, store::Content};
 use actorum_core::system_state::SystemState;
 use actorum_machine::{
     ids::{Address, ClusterId},
     machine::StateView,
 };
+use actorum_store::snapshot::{SnapshotStore, store::Content};
 
 const STATE_BYTES: usize = 96 << 20;
 /// A few buffers of one chunk, one piece for peers, and what else a test process does.

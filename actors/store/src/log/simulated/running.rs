@@ -10,7 +10,11 @@ use std::{
 
 use actorum_core::{lives::LifeBook, wire::Entry};
 use actorum_machine::ids::GroupId;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::{
+    runtime::Handle,
+    task::spawn_local,
+    time::{Instant, sleep, sleep_until},
+};
 
 use super::{
     Latency, SimulatedDisk, Step,
@@ -293,7 +297,7 @@ impl Running {
                 in_flight.ready = work.closing;
                 let (running, first) = (self.clone(), in_flight.batches[0].0);
                 if !in_flight.ready {
-                    actix_rt::spawn(async move {
+                    spawn_local(async move {
                         sleep(latency).await;
                         running.go_on(Some(first));
                     });
@@ -334,7 +338,7 @@ impl Running {
 
     /// The watermark's index follows after a quiet, where there is a clock to measure one.
     fn wait_for_quiet(self: &Arc<Self>, work: &mut Work) {
-        if work.closing || actix_rt::System::try_current().is_none() {
+        if work.closing || Handle::try_current().is_err() {
             return;
         }
         work.quiet_since = Some(Instant::now());
@@ -342,7 +346,7 @@ impl Running {
             return;
         }
         let running = Arc::downgrade(self);
-        actix_rt::spawn(async move {
+        spawn_local(async move {
             while let Some(until) = quiet_until(&running) {
                 sleep_until(until).await;
             }

@@ -18,11 +18,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use actorum_actors::log::{
-    directory,
-    sled::{OpenOptions, SledStore},
-    store::{Batch, Completed, LogStore},
-};
 use actorum_core::{
     log::{
         sizes::Sizes,
@@ -31,6 +26,11 @@ use actorum_core::{
     wire::{Entry, EntryKind, Snapshot},
 };
 use actorum_machine::ids::Incarnation;
+use actorum_store::log::{
+    directory,
+    sled::{OpenOptions, SledStore},
+    store::{Batch, Completed, LogStore},
+};
 use bytes::Bytes;
 
 /// How many batches may be on their way.

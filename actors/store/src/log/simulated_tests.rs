@@ -9,9 +9,12 @@ use std::{
     },
 };
 
-use actix_rt::System;
 use actorum_core::wire::{EntryKind, Snapshot};
-use tokio::time::{Instant, sleep};
+use tokio::{
+    runtime::Builder,
+    task::LocalSet,
+    time::{Instant, sleep},
+};
 
 use super::{running::WATERMARK_QUIET, *};
 use crate::log::conformance;
@@ -228,8 +231,8 @@ impl SimulatedDisk {
 }
 
 fn paused<F: Future<Output = ()>>(story: F) {
-    let paused = || tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
-    System::with_tokio_rt(paused).block_on(story);
+    let paused = Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+    LocalSet::new().block_on(&paused, story);
 }
 
 struct Node {
@@ -792,42 +795,5 @@ fn random_lives_end_at_random_moments_and_lose_nothing_reported() {
         assert!(compacted > 20);
         assert!(counters.power_cuts > 20 && counters.lost_batches > 50 && counters.kept_batches > 20);
         assert!(counters.hung > 50 && counters.lowered > 50);
-    });
-}
-
-/// The log writer, and a subscriber's reader, over this disk: not one call goes to a blocking thread.
-#[test]
-fn no_call_needs_a_thread_that_may_block() {
-    use actorum_core::message::Append;
-
-    use crate::{
-        log_writer::{CloseLog, LogWriter, LogWriterLinks},
-        message::FromCore,
-        testkit::{FakeCore, Heard},
-    };
-    let one_blocking_thread =
-        || tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(1).build().unwrap();
-    let (free, taken) = channel::<()>();
-    System::with_tokio_rt(one_blocking_thread).block_on(async move {
-        // The only such thread is taken: whoever asked for one would wait for ever.
-        let occupied = tokio::task::spawn_blocking(move || taken.recv());
-        let disk = SimulatedDisk::new(Arc::new(()));
-        let store = disk.open(1, Incarnation(7)).unwrap();
-        let reader = store.reader();
-        assert!(!reader.blocks());
-        let (core, mut heard) = FakeCore::start_one();
-        let links = LogWriterLinks {
-            cores: [(GROUP, core.downgrade().recipient())].into(),
-            disk: [(GROUP, core.downgrade().recipient())].into(),
-            failed: core.downgrade().recipient(),
-        };
-        let writer = LogWriter::start(store, links, Default::default());
-        writer.send(FromCore(Append { number: 1, write: append(1..=3, 1), sync: true })).await.unwrap();
-        assert_eq!(heard.recv().await, Some(Heard::Persisted(1)));
-        let closed = tokio::time::timeout(Duration::from_secs(20), writer.send(CloseLog)).await;
-        closed.expect("closing needs no thread").unwrap();
-        assert!(!disk.is_open());
-        free.send(()).unwrap();
-        occupied.await.unwrap().unwrap();
     });
 }

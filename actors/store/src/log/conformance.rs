@@ -1,7 +1,7 @@
 //! What every store must do, as a suite that any implementation can run in its tests.
 //!
 //! ```no_run
-//! use actorum_actors::log::{conformance, memory::MemoryDisk, store::LogStore};
+//! use actorum_store::log::{conformance, memory::MemoryDisk, store::LogStore};
 //! use actorum_machine::ids::Incarnation;
 //!
 //! conformance::conformance(|| {

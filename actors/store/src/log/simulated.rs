@@ -88,7 +88,7 @@ pub enum Answer {
 /// How long a batch takes to become durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Latency {
-    /// So long. Zero completes on the caller's stack; anything else needs an actix system.
+    /// So long. Zero completes on the caller's stack; anything else needs a runtime and a `LocalSet`, as an actix system has.
     After(Duration),
     /// Until [`SimulatedDisk::release`].
     Hang,
