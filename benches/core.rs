@@ -76,6 +76,7 @@ fn leader() -> Consensus<u64> {
         waits: false,
         certificate_ends: None,
         features: Features::all(),
+        machine_version: 1,
     };
     let recovered = Recovered {
         snapshots: vec![state.genesis(BTreeMap::new()).expect("a genesis")],
@@ -89,6 +90,7 @@ fn leader() -> Consensus<u64> {
         reader: Arc::new(Memory),
         applied: 1,
         membership: state.membership.clone(),
+        versions: state.versions.clone(),
         cluster: Some(state.cluster),
         min_served_index: 0,
     };

@@ -33,8 +33,10 @@ use actorum_core::{
     identity::Identity,
     lives::LifeBook,
     log::store::{LogReader, Recovered},
-    replica::{Hashes, Replayed, replay_hashing},
+    replica::{Hashes, Replayed, Replica, replay_into},
     system_state::SystemState,
+    understanding::Understanding,
+    versions::Announcement,
     wire::{Refusal, Snapshot},
 };
 use actorum_machine::{
@@ -63,7 +65,7 @@ use tokio::sync::{oneshot, watch};
 use crate::{
     builder::{Bootstrap, Builder, Network, StartError, Storage, Tls},
     condition_log::ConditionLog,
-    config::{Config, ConfigError, MAX_FRAME, Placement},
+    config::{ActivateMode, Config, ConfigError, MAX_FRAME, Placement},
     ingress::{Ingress, check, check_id},
     raft::Raft,
     status_hub::{Life, StatusHub},
@@ -140,6 +142,7 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
         clock,
         observer,
         features,
+        machine_version,
     } = builder;
     let storage = storage.ok_or_else(|| missing("storage", "say where the log lives: builder.storage(..)"))?;
     let dials = matches!(network, Network::Quic);
@@ -169,14 +172,14 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
         state: features.has(Feature::StateHashes),
         responses: features.has(Feature::StateHashes) && config.response_check != ResponseCheck::Off,
     };
+    let build = Announcement::of(&features, machine_version);
+    let replica = Replica::new(machine).hashing(hashes).built_as(build.clone());
     let opened = match storage {
         // Its reader says so: a simulation must not wait for a thread that lives in another time.
-        Storage::Custom(store) if !store.reader().blocks() => {
-            open(id, Storage::Custom(store), &config, None, hashes, machine)?
-        }
+        Storage::Custom(store) if !store.reader().blocks() => open(id, Storage::Custom(store), &config, None, replica)?,
         storage => {
             let config = config.clone();
-            blocking(move || open(id, storage, &config, volume, hashes, machine)).await??
+            blocking(move || open(id, storage, &config, volume, replica)).await??
         }
     };
     let Opened { store, snapshot_store, reader, identity, recovered, replayed } = opened;
@@ -189,7 +192,8 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
     let (incarnation, boot) = (identity.incarnation, identity.boot);
     // A node of the first version keeps none; the transport fills in what the hello shows.
     let lives = lives.filter(|_| features.has(Feature::DirectoryLives));
-    let me = Identity { id, incarnation, boot, cluster, features: features.clone(), lives: Arc::default() };
+    let me =
+        Identity { id, incarnation, boot, cluster, features: features.clone(), machine_version, lives: Arc::default() };
     let certificates: Arc<[_]> = tls.iter().flat_map(TlsIdentity::ends).chain(certificates).collect();
     let authority = tls.as_ref().map_or([0; 32], TlsIdentity::ca_fingerprint);
     let transport = match (network, tls) {
@@ -236,12 +240,14 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
         reader: reader.clone(),
         applied: replayed.applied,
         membership: replayed.system.as_ref().map(|system| system.membership.clone()).unwrap_or_default(),
+        versions: replayed.system.as_ref().map(|system| system.versions.clone()).unwrap_or_default(),
         cluster,
         min_served_index: replayed.system.as_ref().map_or(0, |system| system.recovered_at),
     };
     let settings = settings(id, identity, &config, &bootstrap);
     let certificate_ends = certificate_ends(&certificates);
-    let settings = Settings { features: features.clone(), small_snapshot_bytes, certificate_ends, ..settings };
+    let settings =
+        Settings { features: features.clone(), machine_version, small_snapshot_bytes, certificate_ends, ..settings };
     let consensus = Consensus::new(settings, core_start)?;
 
     let bounds =
@@ -356,15 +362,18 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
         form: core_address.clone().recipient(),
         submit: core_address.clone().recipient(),
         features: core_address.clone().recipient(),
+        versions: core_address.clone().recipient(),
         failed: system.clone().recipient(),
         status: members_show,
         clocks: core_address.clone().recipient(),
         core: core_status.clone(),
         clock: clock.clone(),
         max_clock_skew: Duration::from_millis(config.max_clock_skew_ms),
+        activates: config.activate == ActivateMode::Automatic,
         farewell: Duration::from_millis(config.election_ms) * 10,
     };
-    let membership = MembershipManager::new(id, GROUP, identity.incarnation, features, start_mode, membership_links)
+    let understanding = Understanding::new(id, features, build.clone());
+    let membership = MembershipManager::new(id, GROUP, incarnation, understanding, start_mode, membership_links)
         .map(|manager| manager.in_life(identity.boot, lives))
         .map_err(|error| StartError::Founders(error.to_string()))?;
     membership_context.run(membership);
@@ -390,6 +399,7 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
         core,
         applier: applier.downgrade(),
         snapshot_manager: snapshot_manager_address.downgrade(),
+        membership: membership_address.downgrade(),
         // A core that is only late because the machine is busy still answers first.
         grace: (2 * tick).max(Duration::from_millis(200)),
         status_hub: Arc::new(StatusHub {
@@ -408,6 +418,8 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
             clock,
             certificates,
             max_clock_skew_ms: config.max_clock_skew_ms,
+            build,
+            manual: config.activate == ActivateMode::Manual,
         }),
     });
     let children = Children {
@@ -506,8 +518,7 @@ fn open<S: StateMachine>(
     storage: Storage,
     config: &Config,
     volume: Option<u64>,
-    hashes: Hashes,
-    machine: S,
+    replica: Replica<S>,
 ) -> Result<Opened<S>, StartError> {
     let store: Box<dyn LogStore> = match storage {
         Storage::Custom(store) => store,
@@ -522,7 +533,7 @@ fn open<S: StateMachine>(
     }
     let mut recovered = store.recover(GROUP)?;
     let snapshot_store = store.snapshot_store();
-    let replayed = replay_hashing(GROUP, &*reader, &recovered, &*snapshot_store, machine, hashes)?;
+    let replayed = replay_into(GROUP, &*reader, &recovered, &*snapshot_store, replica)?;
     // A damaged one counts for nothing from here on; its file goes with the next one that is built.
     recovered.snapshots = replayed.snapshots.clone();
     let swept = snapshot_store.keep(&recovered.snapshots);
@@ -587,6 +598,7 @@ fn settings(id: NodeId, identity: StoreIdentity, config: &Config, bootstrap: &Bo
         max_clock_skew: Duration::from_millis(config.max_clock_skew_ms),
         waits: *bootstrap == Bootstrap::Wait,
         features: Features::all(),
+        machine_version: 0,
         certificate_ends: None,
     }
 }

@@ -156,6 +156,7 @@ impl Config {
             seed,
             response_check: _,
             placement: _,
+            activate: _,
             cluster_name: _,
         } = *self;
         [

@@ -181,6 +181,8 @@ pub struct Builder<S: StateMachine> {
     pub(crate) observer: MaybeObserver,
     /// The features that its hello names; fewer only where a simulation has nodes of an older version.
     pub(crate) features: Features,
+    /// The version that it says its state machine has; another one than `S::VERSION` only in a simulation.
+    pub(crate) machine_version: u32,
 }
 
 /// Without the state machine, which may be large.
@@ -214,6 +216,7 @@ impl<S: StateMachine> Builder<S> {
             clock: SystemClock::shared(),
             observer: None,
             features: Features::all(),
+            machine_version: S::VERSION,
         }
     }
 

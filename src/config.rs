@@ -142,6 +142,13 @@ pub struct Config {
     /// which means `peer_window_bytes`, one message more, and 1 MiB. At least the window and one message: less would
     /// drop what the window allows.
     pub peer_queue_bytes: usize,
+    /// Whether the cluster uses what is new in a version as soon as every member understands it. With `automatic`, the default,
+    /// the leader puts it to use; with `manual` it waits until an operator says so (`actorum activate`, [`Raft::activate`]), so that
+    /// every node can be put back to the version before as long as nobody did. Only the leader's setting counts: set it on all
+    /// nodes.
+    ///
+    /// [`Raft::activate`]: crate::Raft::activate
+    pub activate: ActivateMode,
     /// Which actors share a thread.
     pub placement: Placement,
     /// Where this node's random choices start. Default: drawn at start. The same seed, inputs and clock give the same election timeouts.
@@ -150,6 +157,17 @@ pub struct Config {
     /// names never mix. Founders with different names tell each other so before anything is written, and stop. Default:
     /// empty.
     pub cluster_name: String,
+}
+
+/// Who decides that the cluster uses what every member understands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ActivateMode {
+    /// The leader, at once.
+    #[default]
+    Automatic,
+    /// An operator.
+    Manual,
 }
 
 /// Which actors share a thread. None of them depends on it.
@@ -198,6 +216,7 @@ impl Default for Config {
             peer_queue_bytes: 0,
             hash_check_entries: 4096,
             response_check: ResponseCheck::Report,
+            activate: ActivateMode::Automatic,
             placement: Placement::Compact,
             seed: None,
             cluster_name: String::new(),
@@ -685,7 +704,10 @@ mod tests {
             "ACTORUM_MAX_IN_FLIHGT: there is no such setting; did you mean max_in_flight?"
         );
         let far = applied("color = \"red\"").unwrap_err();
-        assert!(far.starts_with("color: there is no such setting; there are cluster_name, deadline_ms, "), "{far}");
+        assert!(
+            far.starts_with("color: there is no such setting; there are activate, cluster_name, deadline_ms, "),
+            "{far}"
+        );
     }
 
     #[test]

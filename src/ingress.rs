@@ -19,15 +19,20 @@ use std::{
 use actix::WeakAddr;
 use actorum_actors::{
     admission::{Admission, Denied, Permit},
-    applier::Applier,
+    applier::{Applier, ApplierStatus},
     clock::{Alarm, Clock},
     core::RaftCore,
+    membership::{Activate, MembershipManager, NoLeader},
     message::{ServeReads, Submit, SubmitChange, SubmitRead},
     reply_slot::{Look, ReplySlot},
     snapshot::manager::{Backup, OpenNewest, SnapshotManager, TakeSnapshot},
     subscribers::{SubscribeFrom, Subscriber, Subscription, Unsubscribe, View, Wants},
 };
-use actorum_core::{entry::EncodedCommand, panics::panic_message};
+use actorum_core::{
+    entry::EncodedCommand,
+    panics::panic_message,
+    versions::{Activation, FIRST_MACHINE_VERSION},
+};
 use actorum_machine::{
     condition::Condition,
     ids::{Address, MAX_NODE_ID, NodeId},
@@ -35,13 +40,13 @@ use actorum_machine::{
     members::{Change, ChangeRequest, Membership},
     outcome::{Applied, ChangeError, ProposeError, ReadError, SubscribeError, TakeSnapshotError},
     position::After,
-    status::SnapshotTaken,
+    status::{SnapshotTaken, VersionStatus},
 };
 use futures_util::future::Either;
 use tokio::sync::oneshot;
 
 use crate::{
-    request::{Follow, Followed, Propose, Read, Subscribe},
+    request::{ActivateError, Follow, Followed, Propose, Read, Subscribe},
     status_hub::{End, StatusHub},
 };
 
@@ -60,6 +65,7 @@ pub(crate) struct Ingress<S: StateMachine> {
     pub core: WeakAddr<RaftCore<ReplySlot<S>>>,
     pub applier: WeakAddr<Applier<S>>,
     pub snapshot_manager: WeakAddr<SnapshotManager>,
+    pub membership: WeakAddr<MembershipManager<ReplySlot<S>>>,
     pub status_hub: Arc<StatusHub>,
     /// How long after its deadline a request is answered here, if nobody else has: a core that runs tells more exactly how it ended,
     /// and does so at its next tick.
@@ -67,16 +73,28 @@ pub(crate) struct Ingress<S: StateMachine> {
 }
 
 impl<S: StateMachine> Ingress<S> {
-    /// Begins a proposal; the future only waits for its answer.
+    /// Begins a proposal; the future only waits for its answer. A command that needs a version of the state machine which is about to be
+    /// put in force is begun then.
     pub(crate) fn propose(
-        &self,
+        self: &Arc<Self>,
         Propose { command, deadline }: Propose<S>,
     ) -> impl Future<Output = Result<Applied<S::Response>, ProposeError>> + use<S> {
-        let (begun, limit, status_hub) =
-            (self.begin_proposal(&command, deadline), self.limit(deadline), self.status_hub.clone());
+        let (limit, until, status_hub) = (self.limit(deadline), self.until(deadline), self.status_hub.clone());
+        let needed = S::needs_version(&command);
+        let begun = match needed <= FIRST_MACHINE_VERSION || needed <= self.version_in_force() {
+            true => Either::Left(self.begin_proposal(&command, until)),
+            false => Either::Right((self.clone(), command)),
+        };
         async move {
             let lost = || ProposeError::Unknown { cause: "its slot was lost".into() };
             let late = |cause| ProposeError::Unknown { cause };
+            let begun = match begun {
+                Either::Left(begun) => begun,
+                Either::Right((ingress, command)) => match ingress.wait_for_version(needed, until).await {
+                    Ok(()) => ingress.begin_proposal(&command, until),
+                    Err(error) => Err(error),
+                },
+            };
             let answered = match begun {
                 Ok(answer) => limit.of(answer, lost, late).await,
                 Err(error) => Err(error),
@@ -88,10 +106,51 @@ impl<S: StateMachine> Ingress<S> {
         }
     }
 
+    /// The version of the state machine in force, as far as this node has applied the log. It never falls, so what may be
+    /// proposed by it may be proposed.
+    fn version_in_force(&self) -> u32 {
+        self.status_hub.applier.borrow().versions.machine()
+    }
+
+    /// Waits until a version is in force, but not for what does not come by itself.
+    async fn wait_for_version(&self, needed: u32, until: Duration) -> Result<(), ProposeError> {
+        let mut applier = self.status_hub.applier.clone();
+        let is_decided = |status: &ApplierStatus| {
+            status.versions.machine() >= needed || self.why_not_in_force(status, needed, false).is_some()
+        };
+        tokio::select! {
+            biased;
+            // Whoever showed it has ended: what is begun below hears why.
+            _ = applier.wait_for(is_decided) => {}
+            () = self.clock.alarm(until) => {}
+        }
+        let (status, is_late) = (applier.borrow(), self.clock.now() >= until);
+        match status.versions.machine() >= needed {
+            true => Ok(()),
+            false => self.why_not_in_force(&status, needed, is_late).map_or(Ok(()), Err),
+        }
+    }
+
+    /// Why that version is not in force; before the deadline only what is known to last.
+    fn why_not_in_force(&self, status: &ApplierStatus, needed: u32, is_late: bool) -> Option<ProposeError> {
+        let (versions, own) = (&status.versions, &self.status_hub.build);
+        if own.machine < needed {
+            return Some(ProposeError::NeedsVersion { needed, lowest: own.machine, node: Some(self.status_hub.id) });
+        }
+        let announced = versions.announced.iter().map(|(id, theirs)| (theirs.machine, *id)).min();
+        let (lowest, node) = if is_late { versions.lowest_machine(&status.membership) } else { announced }?;
+        if lowest < needed {
+            return Some(ProposeError::NeedsVersion { needed, lowest, node: Some(node) });
+        }
+        let nobody_lacks = versions.lacking(&status.membership, &Activation::Machine(needed)).is_empty();
+        let held_back = self.status_hub.manual && nobody_lacks;
+        (held_back || is_late).then(|| ProposeError::NeedsVersion { needed, lowest: versions.machine(), node: None })
+    }
+
     fn begin_proposal(
         &self,
         command: &S::Command,
-        deadline: Option<Duration>,
+        deadline: Duration,
     ) -> Result<Answer<Applied<S::Response>, ProposeError>, ProposeError> {
         let invalid = |error: machine::MachineError| ProposeError::Invalid { cause: error.to_string() };
         let encoded = EncodedCommand::command(command).map_err(invalid)?;
@@ -103,10 +162,39 @@ impl<S: StateMachine> Ingress<S> {
         let permit = self.admit(size)?;
         let core = self.core.upgrade().ok_or_else(|| ProposeError::Stopped { cause: self.cause() })?;
         let (reply, answer) = oneshot::channel();
-        let (reply, deadline) = (Some(ReplySlot::propose(reply, permit)), self.until(deadline));
+        let reply = Some(ReplySlot::propose(reply, permit));
         // Past the mailbox's bound, but never past admission's, which counts everything on its way to an answer.
         core.do_send(Submit { encoded, reply, deadline });
         Ok(answer)
+    }
+
+    /// Has the leader put to use what every member understands, and waits until it is in use here.
+    pub(crate) fn activate(
+        &self,
+        deadline: Option<Duration>,
+    ) -> impl Future<Output = Result<VersionStatus, ActivateError>> + use<S> {
+        let begun = self.membership.upgrade().map(|membership| membership.send(Activate));
+        let (limit, admission, mut status_hub) =
+            (self.limit(deadline), self.admission.clone(), (*self.status_hub).clone());
+        async move {
+            let stopped = || ActivateError::Stopped { cause: cause(&admission) };
+            let begun = begun.ok_or_else(stopped)?;
+            let activated = async {
+                begun.await.map_err(|_| stopped())?.map_err(|NoLeader| ActivateError::NoLeader)?;
+                loop {
+                    status_hub.mark_seen();
+                    let versions = status_hub.status().versions;
+                    if versions.not_in_use.iter().all(|waiting| !waiting.lacking.is_empty()) {
+                        return Ok::<_, ActivateError>(versions);
+                    }
+                    if !status_hub.changed().await {
+                        return Err(stopped());
+                    }
+                }
+            };
+            let late = |cause| ActivateError::DeadlineExceeded { cause };
+            limit.of(async { Ok::<_, ()>(activated.await) }, stopped, late).await
+        }
     }
 
     /// Begins a read.

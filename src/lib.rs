@@ -170,7 +170,8 @@ pub use actorum_machine::{
     serde_snapshot,
     status::{
         CertificateExpiry, ClockStatus, CommitConflict, Disk, DiskState, Divergence, DivergenceSide, Formed,
-        PeerProgress, Queues, Role, SnapshotTaken, Snapshots, StateHash, Status, Totals, Transfer,
+        MemberVersion, NotInUse, PeerProgress, Queues, Role, SnapshotTaken, Snapshots, StateHash, Status, Totals,
+        Transfer, VersionStatus,
     },
 };
 pub use actorum_store::log::{memory::MemoryDisk, store::OpenError};
@@ -178,12 +179,12 @@ pub use actorum_transport::memory::MemoryNetwork;
 
 pub use bounds::Bounds;
 pub use builder::{Bootstrap, Builder, Network, StartError, Storage, Tls};
-pub use config::{Config, Placement};
+pub use config::{ActivateMode, Config, Placement};
 pub use raft::Raft;
 pub use raft::{NotReady, WaitError};
 pub use request::{
-    Follow, Followed, GetStatus, Propose, Read, Shutdown, Subscribe, SubscribeError, Subscription, TakeSnapshot,
-    TakeSnapshotError, Unsubscribe,
+    Activate, ActivateError, Follow, Followed, GetStatus, Propose, Read, Shutdown, Subscribe, SubscribeError,
+    Subscription, TakeSnapshot, TakeSnapshotError, Unsubscribe,
 };
 pub use stream::{EventStream, StatusStream};
 pub use system::RaftSystem;

@@ -13,13 +13,13 @@ use actorum_machine::{
     members::{ChangeRequest, Membership},
     outcome::{Applied, ChangeError, ProposeError, ReadError, TakeSnapshotError},
     position::After,
-    status::{Role, SnapshotTaken, Status},
+    status::{Role, SnapshotTaken, Status, VersionStatus},
 };
 use tokio::sync::mpsc;
 
 use crate::{
     ingress::Ingress,
-    request::{Follow, Followed, Propose, Read, Shutdown, Subscribe, SubscribeError, Subscription},
+    request::{ActivateError, Follow, Followed, Propose, Read, Shutdown, Subscribe, SubscribeError, Subscription},
     stream::{EventStream, StatusStream},
     system::RaftSystem,
 };
@@ -266,6 +266,20 @@ impl<S: StateMachine> Raft<S> {
     /// [`Raft::backup`] whose snapshot is not waited for longer than this.
     pub async fn backup_within(&self, deadline: Duration) -> Result<Backup, TakeSnapshotError> {
         self.ingress.backup(Some(deadline)).await
+    }
+
+    /// Has the leader put to use what every member understands: features, and the version of the state machine. Only needed
+    /// where that does not happen by itself (`activate = "manual"`). Any node takes it.
+    ///
+    /// Returns once that is in use on this node, with what is; [`VersionStatus::not_in_use`] names what cannot be used yet, and
+    /// the members that lack it. From then on no member can be put back to a version that does not know what is in use.
+    pub async fn activate(&self) -> Result<VersionStatus, ActivateError> {
+        self.ingress.activate(None).await
+    }
+
+    /// [`Raft::activate`] with a deadline of its own.
+    pub async fn activate_within(&self, deadline: Duration) -> Result<VersionStatus, ActivateError> {
+        self.ingress.activate(Some(deadline)).await
     }
 
     /// This node's id.

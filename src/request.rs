@@ -8,11 +8,12 @@ use std::{fmt, time::Duration};
 use actix::{Message, Recipient};
 use actorum_actors::subscribers::{Subscriber, Wants};
 use actorum_machine::{
+    codes::ErrorCode,
     event::{Event, Events},
     machine::StateMachine,
     outcome::{Applied, ProposeError, ReadError},
     position::{After, Position},
-    status::Status,
+    status::{Status, VersionStatus},
 };
 
 pub use actorum_actors::subscribers::{Subscription, Unsubscribe};
@@ -212,6 +213,50 @@ pub struct Followed<T> {
 
 pub use actorum_actors::snapshot::manager::TakeSnapshot;
 pub use actorum_machine::outcome::TakeSnapshotError;
+
+/// Have the leader put to use what every member understands ([`Raft::activate`](crate::Raft::activate)). Answered when it is in use
+/// on this node.
+#[derive(Message, Clone, Copy, Debug, Default)]
+#[rtype(result = "Result<VersionStatus, ActivateError>")]
+pub struct Activate;
+
+/// Why what every member understands was not put to use. It may be put to use later all the same; asking again is safe.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ActivateError {
+    /// No leader is known, and only a leader puts something to use.
+    #[error("no leader is known: is a majority of the voters running and reachable?")]
+    NoLeader,
+    /// It was not in use on this node in time.
+    #[error("not everything was in use within the deadline: {cause}; ask again")]
+    DeadlineExceeded {
+        /// What it waited for.
+        cause: String,
+    },
+    /// The system has stopped.
+    #[error("stopped: {cause}")]
+    Stopped {
+        /// Why.
+        cause: String,
+    },
+}
+
+impl ErrorCode for ActivateError {
+    fn code(&self) -> &'static str {
+        match self {
+            ActivateError::NoLeader => "not_leader",
+            ActivateError::DeadlineExceeded { .. } => "deadline_exceeded",
+            ActivateError::Stopped { .. } => "stopped",
+        }
+    }
+
+    fn http_status(&self) -> u16 {
+        503
+    }
+}
+
+#[cfg(feature = "actix-web")]
+actorum_machine::response_errors!(ActivateError);
 
 /// The latest status.
 #[derive(Message, Clone, Copy, Debug)]

@@ -16,9 +16,9 @@ pub fn watched<S: StateMachine>(mut builder: Builder<S>, observer: Arc<dyn Obser
     builder
 }
 
-/// A node whose hello names these features: fewer than all are those of an older version.
-pub fn of_version<S: StateMachine>(mut builder: Builder<S>, features: Features) -> Builder<S> {
-    builder.features = features;
+/// A node whose hello names these features, fewer than all are those of an older version, and this version of its state machine.
+pub fn of_version<S: StateMachine>(mut builder: Builder<S>, features: Features, machine_version: u32) -> Builder<S> {
+    (builder.features, builder.machine_version) = (features, machine_version);
     builder
 }
 

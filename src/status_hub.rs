@@ -18,13 +18,14 @@ use actorum_core::{
     consensus::CoreStatus,
     consistency::compare::{self, Side},
     log::store::LogReader,
+    versions::{Activation, Announcement},
 };
 use actorum_machine::{
     condition::{Condition, Reason},
     ids::{Incarnation, NodeId},
     status::{
         CertificateExpiry, ClockStatus, CommitConflict, Disk, DiskState, Divergence, DivergenceSide, Formed,
-        PeerProgress, Queues, Role, Snapshots, StateHash, Status, Totals,
+        MemberVersion, NotInUse, PeerProgress, Queues, Role, Snapshots, StateHash, Status, Totals, VersionStatus,
     },
 };
 use actorum_transport::{message::TransportStatus, tls::EARLIEST_S};
@@ -74,6 +75,10 @@ pub(crate) struct StatusHub {
     /// The files of this node's certificates and when they expire, in seconds since 1970.
     pub certificates: Arc<[(String, i64)]>,
     pub max_clock_skew_ms: u64,
+    /// What this node's program understands.
+    pub build: Announcement,
+    /// Whether this node, where it leads, waits for an operator before it puts something to use.
+    pub manual: bool,
 }
 
 impl StatusHub {
@@ -90,6 +95,7 @@ impl StatusHub {
         let mut status = Status::default();
         status.id = self.id;
         status.incarnation = Some(self.incarnation);
+        status.versions = self.versions(&applier, &members);
         status.cluster = applier.cluster;
         status.formed = if core.formed { Formed::Yes } else { members.formed };
         status.role = core.role;
@@ -164,6 +170,23 @@ impl StatusHub {
         status.stop_reason = life.stop_reason.filter(|_| life.stopped.is_some());
         status.stopped = life.stopped;
         status
+    }
+
+    fn versions(&self, applier: &ApplierStatus, members: &MembershipStatus) -> VersionStatus {
+        let versions = &applier.versions;
+        let member = |(id, theirs): (&NodeId, &Announcement)| {
+            (*id, MemberVersion { features: theirs.features.iter().cloned().collect(), machine: theirs.machine })
+        };
+        let waiting =
+            |(what, lacking): &(Activation, Vec<NodeId>)| NotInUse { what: what.to_string(), lacking: lacking.clone() };
+        VersionStatus {
+            machine: versions.machine(),
+            own_machine: self.build.machine,
+            features: versions.in_use.iter().cloned().collect(),
+            members: versions.announced.iter().map(member).collect(),
+            not_in_use: members.waiting.iter().map(waiting).collect(),
+            manual: self.manual,
+        }
     }
 
     /// Why a request ended so, where the status knows a reason with a name of its own.

@@ -33,7 +33,7 @@ use actorum_machine::{
     machine::StateMachine,
     members::{Change as ConfChange, ChangeRequest, Membership},
     outcome::{ChangeError, ProposeError, ReadError, TakeSnapshotError},
-    status::SnapshotTaken,
+    status::{SnapshotTaken, VersionStatus},
 };
 use actorum_transport::message::{Close, GetTransportStatus, TransportHandle, TransportStatus};
 use tokio::{sync::watch, time::timeout};
@@ -43,7 +43,8 @@ use crate::{
     condition_log::ConditionLog,
     ingress::Ingress,
     request::{
-        Follow, Followed, GetStatus, Propose, Read, Shutdown, Subscribe, SubscribeError, Subscription, Unsubscribe,
+        Activate, ActivateError, Follow, Followed, GetStatus, Propose, Read, Shutdown, Subscribe, SubscribeError,
+        Subscription, Unsubscribe,
     },
     status_hub::Life,
 };
@@ -302,6 +303,14 @@ impl<S: StateMachine> Handler<TakeSnapshot> for RaftSystem<S> {
 
     fn handle(&mut self, TakeSnapshot: TakeSnapshot, _: &mut Context<Self>) -> Self::Result {
         Box::pin(self.ingress.take_snapshot())
+    }
+}
+
+impl<S: StateMachine> Handler<Activate> for RaftSystem<S> {
+    type Result = ResponseFuture<Result<VersionStatus, ActivateError>>;
+
+    fn handle(&mut self, Activate: Activate, _: &mut Context<Self>) -> Self::Result {
+        Box::pin(self.ingress.activate(None))
     }
 }
 

@@ -64,6 +64,7 @@ async fn only_commands_of_the_application_are_taken_from_a_peer() {
         boot: 1,
         cluster: None,
         features,
+        machine_version: 1,
         lives: Default::default(),
     });
     let deaf = stranger.downgrade();

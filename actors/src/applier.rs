@@ -28,6 +28,8 @@ use actorum_core::{
     log::store::LogReader,
     message::{Answer, Committed, LeaderChanged, ReplyHandle},
     replica::{ApplyError, ApplyResult, Replayed, Replica, caught},
+    system_state::SystemChange,
+    versions::Versions,
     wire::{ChangeRefusal, Refusal},
 };
 use actorum_machine::{
@@ -101,6 +103,8 @@ pub struct ApplierStatus {
     pub cluster: Option<ClusterId>,
     /// The membership as of the index applied.
     pub membership: Arc<Membership>,
+    /// What is announced and in use, as of the index applied.
+    pub versions: Arc<Versions>,
     /// The last thing that went wrong, also if it went on.
     pub last_error: Option<String>,
 }
@@ -179,12 +183,17 @@ impl<S: StateMachine> Applier<S> {
         Ok(())
     }
 
-    fn system_applied(&mut self, index: u64, changed: bool, reply: Option<ReplySlot<S>>) {
-        if changed {
-            self.tell_system(index);
+    fn system_applied(&mut self, index: u64, changed: SystemChange, reply: Option<ReplySlot<S>>) {
+        match changed {
+            SystemChange::Nothing => {}
+            SystemChange::Versions => self.tell_system(index),
+            SystemChange::Membership => {
+                self.tell_system(index);
+                self.tell_subscribers(index);
+            }
         }
         let (Some(slot), Some(system)) = (reply, self.replica.system()) else { return };
-        if changed {
+        if changed == SystemChange::Membership {
             slot.changed(&system.membership);
         } else {
             // The leader checked it before proposing, so this is a leader of another version; all nodes ignore it.
@@ -201,10 +210,11 @@ impl<S: StateMachine> Applier<S> {
         self.subscribers.installed(index);
         self.tell_mark(MarkEvent::Replaced);
         self.tell_system(index);
+        self.tell_subscribers(index);
         self.report_applied();
     }
 
-    /// The members changed: who needs them hears it before it hears that the index is applied.
+    /// The system state changed: who needs it hears that before it hears that the index is applied.
     fn tell_system(&mut self, index: u64) {
         let Some(system) = self.replica.system() else { return };
         let state = Arc::new(system.clone());
@@ -212,7 +222,13 @@ impl<S: StateMachine> Applier<S> {
         for link in self.links.system_changed.iter().filter_map(WeakRecipient::upgrade) {
             link.do_send(SystemChanged { index, state: state.clone() });
         }
-        self.subscribers.event(&Event::MembershipChanged { index, membership: state.membership.clone() });
+    }
+
+    /// The members changed.
+    fn tell_subscribers(&mut self, index: u64) {
+        let Some(system) = self.replica.system() else { return };
+        let membership = system.membership.clone();
+        self.subscribers.event(&Event::MembershipChanged { index, membership });
     }
 
     fn tell_mark(&self, event: MarkEvent) {
@@ -281,6 +297,7 @@ impl<S: StateMachine> Applier<S> {
             if let Some(system) = system {
                 status.cluster = Some(system.cluster);
                 status.membership = system.membership.clone();
+                status.versions = system.versions.clone();
             }
         });
     }

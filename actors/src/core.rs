@@ -46,8 +46,8 @@ use crate::{
     log::read::read_entries,
     message::{
         AppliedTo, Apply, BuildSnapshot, Campaign, ClocksRead, DiskReport, EntriesRead, Failed, FromCore, PeerFeatures,
-        PeerFetches, Persisted, ProbeDisk, ProposeMark, Restore, ServeReads, SnapshotBuilt, SnapshotFetched,
-        SnapshotsKept, Submit, SubmitChange, SubmitRead, SystemChanged,
+        PeerFetches, Persisted, ProbeDisk, ProposeMark, ProposeVersions, Restore, ServeReads, SnapshotBuilt,
+        SnapshotFetched, SnapshotsKept, Submit, SubmitChange, SubmitRead, SystemChanged,
     },
 };
 
@@ -340,9 +340,11 @@ impl<T: ReplyHandle> RaftCore<T> {
                     (_, Err((responder, refusal))) => refuse(responder, refusal),
                 }
             }
-            Request::Formation(_) | Request::Snapshot(_) | Request::Clock | Request::Marks { .. } => {
-                refuse(responder, invalid("that is asked of another actor".into()))
-            }
+            Request::Formation(_)
+            | Request::Snapshot(_)
+            | Request::Clock
+            | Request::Marks { .. }
+            | Request::Activate => refuse(responder, invalid("that is asked of another actor".into())),
         }
     }
 }
@@ -415,6 +417,15 @@ impl<T: ReplyHandle> Handler<ProposeMark> for RaftCore<T> {
 
     fn handle(&mut self, ProposeMark { restart }: ProposeMark, ctx: &mut Context<Self>) {
         self.guarded(|core| core.consensus.propose_mark(restart));
+        self.drain_soon(ctx);
+    }
+}
+
+impl<T: ReplyHandle> Handler<ProposeVersions> for RaftCore<T> {
+    type Result = ();
+
+    fn handle(&mut self, ProposeVersions(command): ProposeVersions, ctx: &mut Context<Self>) {
+        self.guarded(|core| core.consensus.propose_versions(&command));
         self.drain_soon(ctx);
     }
 }
@@ -498,15 +509,19 @@ impl<T: ReplyHandle> Handler<SystemChanged> for RaftCore<T> {
     type Result = ();
 
     fn handle(&mut self, SystemChanged { state, .. }: SystemChanged, _: &mut Context<Self>) {
-        self.guarded(|core| core.consensus.membership_changed(state.membership.clone()));
+        self.guarded(|core| {
+            core.consensus.versions_changed(state.versions.clone());
+            core.consensus.membership_changed(state.membership.clone());
+        });
     }
 }
 
 impl<T: ReplyHandle> Handler<PeerFeatures> for RaftCore<T> {
     type Result = ();
 
-    fn handle(&mut self, PeerFeatures { peer, features }: PeerFeatures, _: &mut Context<Self>) {
-        self.guarded(|core| core.consensus.peer_features(peer, features));
+    fn handle(&mut self, message: PeerFeatures, _: &mut Context<Self>) {
+        let PeerFeatures { peer, features, machine_version } = message;
+        self.guarded(|core| core.consensus.peer_features(peer, features, machine_version));
     }
 }
 

@@ -4,7 +4,7 @@
 //!  SystemChanged (applier) ─┐                         ┌─▶ SetPeers, SetCluster ─▶ transport
 //!  LeaderChanged (core) ────┤                         ├─▶ Form ─────────────────▶ core
 //!  Asked: formation, clock ─┼─▶ MembershipManager ────┼─▶ Submit: incarnations of members ─▶ core
-//!  Answered ────────────────┤                         ├─▶ PeerFeatures, ClocksRead ────────▶ core
+//!  Answered ────────────────┤                         ├─▶ ProposeVersions, PeerFeatures, ClocksRead ─▶ core
 //!  PeerUp, PeerRefused ─────┘                         └─▶ Failed: removed, refused ────────▶ front door
 //! ```
 //!
@@ -29,6 +29,7 @@ use actorum_core::{
     message::{LeaderChanged, ReplyHandle},
     system_state::SystemState,
     understanding::Understanding,
+    versions::Activation,
     wire::{Formation as BootstrapInfo, Refusal, Request, Response},
 };
 use actorum_machine::{
@@ -42,13 +43,17 @@ use tokio::sync::watch;
 use crate::{
     clock::Clock,
     core::Form,
-    message::{ClocksRead, Failed, FromCore, PeerFeatures, Submit, SystemChanged},
+    message::{ClocksRead, Failed, FromCore, PeerFeatures, ProposeVersions, Submit, SystemChanged},
 };
 
 mod clocks;
 mod refusals;
+mod versions;
 #[cfg(test)]
 mod tests;
+
+use versions::Activating;
+pub use versions::{Activate, NoLeader};
 
 /// How often founders that have not answered are asked again.
 const ASK_AGAIN: Duration = Duration::from_millis(100);
@@ -92,6 +97,8 @@ pub struct Links<T: ReplyHandle> {
     pub submit: Recipient<Submit<T>>,
     /// The core.
     pub features: Recipient<PeerFeatures>,
+    /// The core.
+    pub versions: Recipient<ProposeVersions>,
     /// The parent.
     pub failed: WeakRecipient<Failed>,
     /// Where the latest is shown.
@@ -104,6 +111,8 @@ pub struct Links<T: ReplyHandle> {
     pub clock: Arc<dyn Clock>,
     /// A reading of a peer's calendar that may be off by more than this says nothing.
     pub max_clock_skew: Duration,
+    /// Whether what every member understands is put to use by itself.
+    pub activates: bool,
     /// How long this node goes on once it has applied its own removal, if no member shows that it has, too.
     pub farewell: Duration,
 }
@@ -119,6 +128,8 @@ pub struct MembershipStatus {
     pub refused: Option<String>,
     /// What every member has said that it understands.
     pub features: Features,
+    /// What this build understands and the cluster does not use yet, and the members that have not announced it.
+    pub waiting: Vec<(Activation, Vec<NodeId>)>,
     /// The peers that refuse this node now, and why.
     pub refused_by: BTreeMap<NodeId, String>,
     /// What the calendars of peers show.
@@ -146,6 +157,7 @@ pub struct MembershipManager<T: ReplyHandle> {
     boot: u64,
     lives: Option<Arc<LifeBook>>,
     leads: bool,
+    leader: Option<NodeId>,
     next_id: u64,
     /// The last refusal: which peer it concerns, if this node is not at its end with it, and what it was.
     refused: Option<(Option<NodeId>, String)>,
@@ -160,6 +172,7 @@ pub struct MembershipManager<T: ReplyHandle> {
     refuses_writes: BTreeMap<NodeId, (String, Duration)>,
     /// Whether this node can be part of nothing any more: it is about to stop.
     failed: bool,
+    activating: Activating,
 }
 
 debug_fields!(MembershipManager<T: ReplyHandle> { id, group, incarnation, forming, leads, refused, leaving, failed });
@@ -170,7 +183,7 @@ impl<T: ReplyHandle> MembershipManager<T> {
         id: NodeId,
         group: GroupId,
         incarnation: Incarnation,
-        features: Features,
+        understanding: Understanding,
         start_mode: StartMode,
         links: Links<T>,
     ) -> Result<Self, FormationError> {
@@ -186,10 +199,11 @@ impl<T: ReplyHandle> MembershipManager<T> {
             formed_with: BTreeMap::new(),
             state: None,
             seen: BTreeMap::new(),
-            understanding: Understanding::new(id, features),
+            understanding,
             boot: 0,
             lives: None,
             leads: false,
+            leader: None,
             next_id: 1,
             refused: None,
             refused_by: BTreeMap::new(),
@@ -197,6 +211,7 @@ impl<T: ReplyHandle> MembershipManager<T> {
             clocks_asked: BTreeMap::new(),
             refuses_writes: BTreeMap::new(),
             failed: false,
+            activating: Activating::default(),
         };
         match start_mode {
             StartMode::Founding { founders, cluster, name } => {
@@ -374,7 +389,8 @@ impl<T: ReplyHandle> MembershipManager<T> {
         let refused = self.refused.as_ref().map(|(_, cause)| cause.clone());
         let refuses_writes = self.writes_refused_lately();
         let clocks = self.clocks.estimates(self.links.clock.now());
-        let shown = MembershipStatus { formed, refused, features, refused_by, clocks, refuses_writes };
+        let waiting = self.waiting();
+        let shown = MembershipStatus { formed, refused, features, waiting, refused_by, clocks, refuses_writes };
         self.links.status.send_if_modified(|status| {
             let changed = *status != shown;
             *status = shown;
@@ -399,7 +415,10 @@ impl<T: ReplyHandle> Actor for MembershipManager<T> {
             });
         }
         ctx.run_interval(clocks::READ_CLOCKS, |manager, ctx| match ctx.connected() {
-            true => manager.ask_for_clocks(ctx),
+            true => {
+                manager.ask_for_clocks(ctx);
+                manager.propose_versions_again();
+            }
             false => ctx.stop(),
         });
         self.take_leave(ctx);
@@ -413,6 +432,14 @@ impl<T: ReplyHandle> Handler<Asked> for MembershipManager<T> {
     fn handle(&mut self, Asked { from, request, responder, .. }: Asked, ctx: &mut Context<Self>) {
         if request == Request::Clock {
             return responder.answer(Response::Clock(self.own_clock()));
+        }
+        if request == Request::Activate {
+            let answer = match self.leads {
+                true => Response::Noted,
+                false => Response::Refused(Refusal::NotLeader { leader: self.leader }),
+            };
+            self.activate();
+            return responder.answer(answer);
         }
         let Request::Formation(theirs) = request else {
             let cause = "only formation is asked here".to_owned();
@@ -454,6 +481,7 @@ impl<T: ReplyHandle> Handler<SystemChanged> for MembershipManager<T> {
         self.tell_transport();
         self.take_leave(ctx);
         self.record_incarnations();
+        self.propose_versions();
         self.show();
     }
 }
@@ -461,11 +489,14 @@ impl<T: ReplyHandle> Handler<SystemChanged> for MembershipManager<T> {
 impl<T: ReplyHandle> Handler<FromCore<LeaderChanged>> for MembershipManager<T> {
     type Result = ();
 
-    fn handle(&mut self, FromCore(LeaderChanged { role, .. }): FromCore<LeaderChanged>, _: &mut Context<Self>) {
+    fn handle(&mut self, FromCore(changed): FromCore<LeaderChanged>, _: &mut Context<Self>) {
+        let LeaderChanged { role, leader, .. } = changed;
+        self.leader = leader;
         let led = std::mem::replace(&mut self.leads, role == Role::Leader);
         if self.leads && !led {
             self.record_incarnations();
         }
+        self.propose_versions_again();
     }
 }
 
@@ -473,14 +504,15 @@ impl<T: ReplyHandle> Handler<PeerUp> for MembershipManager<T> {
     type Result = ();
 
     fn handle(&mut self, PeerUp { identity }: PeerUp, ctx: &mut Context<Self>) {
-        let (peer, features) = (identity.id, identity.features);
+        let (peer, features, machine_version) = (identity.id, identity.features, identity.machine_version);
         self.refused_by.remove(&peer);
         self.refused.take_if(|(of, _)| *of == Some(peer));
         self.seen.insert(peer, identity.incarnation);
-        self.understanding.met(peer, features.clone());
-        self.links.features.do_send(PeerFeatures { peer, features });
+        self.understanding.met(peer, features.clone(), machine_version);
+        self.links.features.do_send(PeerFeatures { peer, features, machine_version });
         self.ask_for_clock(peer, ctx);
         self.record_incarnations();
+        self.propose_versions();
         self.show();
     }
 }

@@ -17,6 +17,7 @@
 //! | | core → applier, membership, checker, front door | [`LeaderChanged`] |
 //! | | applier → checker | [`MarkEvent`] |
 //! | [`ProposeMark`] | checker → core | |
+//! | [`ProposeVersions`] | membership → core | |
 //! | `Drain` | core → itself | |
 //!
 //! Messages to and from the transport are in [`actorum_transport::message`]. What the core itself speaks of is in
@@ -33,7 +34,7 @@ use actix::Message;
 use actorum_core::{
     clock_offsets::Estimates,
     debug_fields,
-    entry::EncodedCommand,
+    entry::{EncodedCommand, SystemCommand},
     features::Features,
     log::store::StoreError,
     marks::Mark,
@@ -252,6 +253,11 @@ pub struct ProposeMark {
     pub restart: bool,
 }
 
+/// Propose that a member understands this, or that something is used from here on, if this node leads.
+#[derive(Message, Clone, Debug, PartialEq, Eq)]
+#[rtype(result = "()")]
+pub struct ProposeVersions(pub SystemCommand);
+
 /// The replicated system state is another one now.
 #[derive(Message, Clone, Debug)]
 #[rtype(result = "()")]
@@ -283,6 +289,8 @@ pub struct PeerFeatures {
     pub peer: NodeId,
     /// What it understands.
     pub features: Features,
+    /// The version of its state machine; zero if it says none.
+    pub machine_version: u32,
 }
 
 /// An actor or the store is beyond use: the whole system must stop with this cause.

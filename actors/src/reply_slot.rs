@@ -487,6 +487,7 @@ mod tests {
             heard_ms: None,
             recorded: true,
             forced: false,
+            lacks: None,
         };
         let majority = MajorityReading { needed: 2, heard: 1, voters: [(1, Some(0)), (3, Some(4000))].into() };
         let because = |learner, majority| ChangeRefusal::because(ChangeReading { learner, majority });

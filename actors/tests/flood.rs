@@ -119,6 +119,7 @@ fn consensus<T>(id: NodeId) -> Consensus<T> {
         waits: false,
         certificate_ends: None,
         features: Features::all(),
+        machine_version: 1,
     };
     let recovered = Recovered {
         snapshots: vec![state.genesis(BTreeMap::new()).unwrap()],
@@ -132,6 +133,7 @@ fn consensus<T>(id: NodeId) -> Consensus<T> {
         reader: Arc::new(NoDisk),
         applied: 1,
         membership: state.membership.clone(),
+        versions: state.versions.clone(),
         cluster: Some(state.cluster),
         min_served_index: 0,
     };

@@ -1,13 +1,14 @@
-//! From the first version to this one: a cluster of its real binary, exchanged node by node under load, and a directory that it
-//! wrote.
+//! From earlier versions to this one: clusters of their real binaries, exchanged node by node under load and back again, and
+//! directories that they wrote.
 //!
-//! The binary is built from the commit with which the first version ended; `.ci/run` does that and passes its path:
+//! The binaries are built from the commits with which those versions ended; `.ci/run` does that and passes their paths:
 //!
 //! ```text
-//!  ACTORUM_FIRST_VERSION=/path/to/its/actorum cargo test --test rolling_upgrade
+//!  ACTORUM_FIRST_VERSION=/path/to/its/actorum ACTORUM_PREVIOUS_VERSION=/path/to/the/other cargo test --test rolling_upgrade
 //! ```
 //!
-//! Without it the tests that need it print `SKIPPED`; where privileged tests must run (`ACTORUM_PRIVILEGED=1`), they fail.
+//! The previous version is the last one without announcements (`Feature::Activation`). Without a binary the tests that need it print
+//! `SKIPPED`; where privileged tests must run (`ACTORUM_PRIVILEGED=1`), they fail.
 
 mod lab;
 mod load;
@@ -24,14 +25,23 @@ use serde_json::Value;
 
 /// The first version's binary.
 fn first_version() -> Option<PathBuf> {
-    let path = std::env::var_os("ACTORUM_FIRST_VERSION").map(PathBuf::from);
+    older_binary("ACTORUM_FIRST_VERSION")
+}
+
+/// The binary of the last version without announcements.
+fn previous_version() -> Option<PathBuf> {
+    older_binary("ACTORUM_PREVIOUS_VERSION")
+}
+
+fn older_binary(variable: &str) -> Option<PathBuf> {
+    let path = std::env::var_os(variable).map(PathBuf::from);
     if let Some(path) = path {
-        assert!(path.is_file(), "ACTORUM_FIRST_VERSION names no file: {}", path.display());
+        assert!(path.is_file(), "{variable} names no file: {}", path.display());
         return Some(path);
     }
     let must = std::env::var("ACTORUM_PRIVILEGED").is_ok_and(|value| value == "1");
-    assert!(!must, "ACTORUM_FIRST_VERSION is not set, and ACTORUM_PRIVILEGED says that nothing is skipped");
-    println!("SKIPPED: ACTORUM_FIRST_VERSION does not name the first version's binary");
+    assert!(!must, "{variable} is not set, and ACTORUM_PRIVILEGED says that nothing is skipped");
+    println!("SKIPPED: {variable} does not name that version's binary");
     None
 }
 
@@ -155,6 +165,88 @@ fn a_node_of_this_build_lives_with_nodes_of_the_first_version() {
         }
         lab.node_mut(3).kill();
     }
+}
+
+/// Stops this node, the second time by its power, and starts it from this build or from the older binary.
+fn exchange(lab: &mut Lab, id: u64, binary: Option<&Path>, kills: bool) {
+    if kills {
+        lab.node_mut(id).kill();
+    } else {
+        assert_eq!(lab.node_mut(id).terminate().code(), Some(0));
+    }
+    match binary {
+        Some(binary) => lab.node_mut(id).is_of(binary.to_owned()),
+        None => lab.node_mut(id).is_of_this_build(),
+    }
+    lab.start(id);
+    lab.leader();
+}
+
+/// The version before announcements, forward node by node under load, back as long as nobody has put anything to use, and forward
+/// for good. Nothing is lost, nobody diverges, and afterwards the older binary is refused with the directory as it was.
+#[test]
+fn a_cluster_of_the_previous_version_is_rolled_forward_and_back_and_forward() {
+    let Some(binary) = previous_version() else { return };
+    let ids = [1, 2, 3];
+    let mut lab = Lab::of(binary.clone(), &ids);
+    lab.set("ACTORUM_HASH_CHECK_ENTRIES", "20");
+    lab.found(&ids);
+    lab.leader();
+    let load = Load::start(&lab, &ids, 3);
+    load.wait_for(50);
+    // Only this build knows the setting.
+    for id in ids {
+        lab.node_mut(id).set("ACTORUM_ACTIVATE", "manual");
+        exchange(&mut lab, id, None, id == 2);
+        load.wait_for(40);
+    }
+    let versions = |lab: &Lab, id: u64| lab.node(id).status()["versions"].clone();
+    wait("all to know what the others understand", || {
+        let waiting = versions(&lab, 1)["not_in_use"].as_array()?.clone();
+        (!waiting.is_empty() && waiting.iter().all(|one| one["lacking"] == serde_json::json!([]))).then_some(())
+    });
+    for id in ids {
+        let versions = versions(&lab, id);
+        assert_eq!(
+            (&versions["features"], &versions["manual"]),
+            (&serde_json::json!([]), &Value::Bool(true)),
+            "node {id}"
+        );
+    }
+    // All the way back, since nothing new is in any log.
+    for id in ids {
+        lab.node_mut(id).unset("ACTORUM_ACTIVATE");
+        exchange(&mut lab, id, Some(&binary), id == 1);
+        load.wait_for(40);
+    }
+    for id in ids {
+        exchange(&mut lab, id, None, id == 3);
+        load.wait_for(40);
+    }
+    for id in ids {
+        wait(&format!("node {id} to use what all understand"), || {
+            let features = versions(&lab, id)["features"].as_array()?.len();
+            (features >= 5 && versions(&lab, id)["not_in_use"] == serde_json::json!([])).then_some(())
+        });
+        wait(&format!("node {id} to compare hashes"), || lab.node(id).try_status()?["state_hash"]["index"].as_u64());
+        assert_eq!(lab.node(id).status()["divergence"], Value::Null);
+    }
+    load.wait_for(60);
+    let acknowledged = load.finish();
+    println!("{} writes acknowledged while the cluster was rolled", acknowledged.len());
+    judge(&lab, &acknowledged, &mut History::default(), "end", |_| 0);
+
+    // There is no way back for this directory now: the older binary says so, and loses nothing.
+    assert_eq!(lab.node_mut(3).terminate().code(), Some(0));
+    lab.node_mut(3).is_of(binary);
+    lab.launch(3);
+    let ended = lab.node_mut(3).wait_until_it_ends();
+    let words = lab.node(3).last_words(20);
+    assert!(!ended.success() && words.contains("cannot decode the committed system command"), "{ended}: {words}");
+    lab.node_mut(3).is_of_this_build();
+    lab.start(3);
+    let last = acknowledged.values().max().copied().expect("some");
+    lab.node(3).wait_applied(last);
 }
 
 /// `cli/tests/data/first-version` was written by the first version: node 1, alone, with three writes, a snapshot, and two more.

@@ -234,6 +234,7 @@ impl Node {
             waits,
             certificate_ends: None,
             features: Features::all(),
+            machine_version: 1,
         };
         let membership = system.as_ref().map(|s: &SystemState| s.membership.clone()).unwrap_or_default();
         let start = Start {
@@ -241,6 +242,7 @@ impl Node {
             reader: Arc::new(Reader(image.clone())),
             applied,
             membership,
+            versions: Arc::default(),
             cluster: None,
             min_served_index: 0,
         };

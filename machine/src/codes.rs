@@ -39,6 +39,7 @@ impl ErrorCode for ProposeError {
             ProposeError::DeadlineExceeded { .. } => "deadline_exceeded",
             ProposeError::Busy { .. } => "busy",
             ProposeError::LowSpace { .. } => "low_space",
+            ProposeError::NeedsVersion { .. } => "needs_version",
             ProposeError::TooLarge { .. } => "too_large",
             ProposeError::Invalid { .. } => "bad_request",
             ProposeError::Unknown { .. } => "unknown",
@@ -56,6 +57,7 @@ impl ErrorCode for ProposeError {
             | ProposeError::DeadlineExceeded { .. }
             | ProposeError::Busy { .. }
             | ProposeError::LowSpace { .. }
+            | ProposeError::NeedsVersion { .. }
             | ProposeError::Stopped { .. } => 503,
         }
     }

@@ -28,17 +28,69 @@ use serde::{Serialize, de::DeserializeOwned};
 /// Commands are stored in the log and read back by later versions of the program. They are encoded as MessagePack maps
 /// with named fields: a field added with `#[serde(default)]` keeps old entries readable, a renamed one does not.
 /// Reading an entry is not enough, though: a node that does not know a field yet applies the command without it, and
-/// its state differs from then on. So a new field or variant may be *used* only once every node runs a version that
-/// knows it. A node that cannot decode a committed command stops and names its index; it never skips.
+/// its state differs from then on. So a new field or variant, and another `apply`, are *used* only from an entry on at
+/// which every node's program knows them: raise [`VERSION`](StateMachine::VERSION), ask [`ApplyContext::version`] in
+/// `apply`, and say with [`needs_version`](StateMachine::needs_version) which commands are new. A node that cannot decode
+/// a committed command stops and names its index; it never skips.
+///
+/// # Changing `apply`
+///
+/// A start applies again what follows the newest snapshot. If `apply` decided these commands in another way than it did
+/// when they were answered, the state would contradict the answers. The version in force at a command's index is the
+/// same at every replay, so an `apply` that keeps its old branch decides old commands as it did before:
+///
+/// ```
+/// # use actorum_actors::{machine::{ApplyContext, StateMachine}, serde_snapshot};
+/// # #[derive(Default, serde::Serialize, serde::Deserialize)]
+/// # struct Jobs { done: u64, failed: u64 }
+/// # #[derive(serde::Serialize, serde::Deserialize)]
+/// # enum Command { Finish, Cancel }
+/// impl StateMachine for Jobs {
+///     type Command = Command;
+///     type Response = bool;
+///
+///     /// 2: `Cancel` exists. 3: a job may be finished once only.
+///     const VERSION: u32 = 3;
+///
+///     fn needs_version(command: &Command) -> u32 {
+///         match command {
+///             Command::Finish => 1,
+///             Command::Cancel => 2,
+///         }
+///     }
+///
+///     fn apply(&mut self, ctx: &ApplyContext, command: &Command) -> bool {
+///         match command {
+///             // What was decided before version 3 was in force stays decided so.
+///             Command::Finish if ctx.version >= 3 && self.done > 0 => return false,
+///             Command::Finish => self.done += 1,
+///             Command::Cancel => self.failed += 1,
+///         }
+///         true
+///     }
+/// #   serde_snapshot!();
+/// }
+/// ```
 pub trait StateMachine: Send + Unpin + 'static {
     /// What is proposed.
     type Command: Serialize + DeserializeOwned + Send + Sync + 'static;
     /// What applying one command answers. Cloned only for subscribers.
     type Response: Serialize + DeserializeOwned + Clone + Send + Sync + 'static;
 
-    /// The version of what [`apply`](StateMachine::apply) does. Raise it with every change after which it responds to
-    /// some command differently: nodes compare the responses of equal versions only.
-    const VERSION: u32 = 0;
+    /// The newest version of commands and of [`apply`](StateMachine::apply) that this program knows; 1 or more. Raise it with every
+    /// new field or variant of a command, and with every change after which `apply` does something else for some command.
+    ///
+    /// Every member announces it. Once all of them, learners too, have announced a higher version than the one in force, the
+    /// leader proposes to use it, and it is in force from that entry on ([`ApplyContext::version`]), on every node and at every
+    /// replay; with the setting `activate = "manual"` when an operator says so. It never falls: a program whose `VERSION` is
+    /// below the version in force does not start on that directory, and a member with such a program stops.
+    const VERSION: u32 = 1;
+
+    /// The version that must be in force for this command. A proposal of a command that needs a later one is refused with
+    /// [`NeedsVersion`](crate::outcome::ProposeError::NeedsVersion), and is surely not in the log.
+    fn needs_version(_command: &Self::Command) -> u32 {
+        1
+    }
 
     /// Applies one committed command.
     fn apply(&mut self, ctx: &ApplyContext, command: &Self::Command) -> Self::Response;
@@ -79,12 +131,19 @@ pub struct ApplyContext {
     /// When its leader took it up, by that leader's clock; the previous command's time if that was later.
     /// Never runs backwards, and is the same on every node and at every replay.
     pub time: SystemTime,
+    /// The version of the state machine in force at this index, 1 at first: see [`StateMachine::VERSION`].
+    pub version: u32,
 }
 
 impl ApplyContext {
-    /// For tests of a state machine: a context made by hand.
+    /// For tests of a state machine: a context made by hand, with the first version in force.
     pub fn new(index: u64, term: u64, time: SystemTime) -> Self {
-        ApplyContext { index, term, time }
+        ApplyContext { index, term, time, version: 1 }
+    }
+
+    /// The same with this version in force.
+    pub fn with_version(self, version: u32) -> Self {
+        ApplyContext { version, ..self }
     }
 }
 

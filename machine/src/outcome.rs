@@ -147,6 +147,18 @@ pub enum ProposeError {
         /// What the codec says.
         cause: String,
     },
+    /// The command needs a version of the state machine that is not in force yet
+    /// ([`needs_version`](crate::machine::StateMachine::needs_version)). Surely not in the log; ask again once every member runs a
+    /// program that has this version, or do without the command until then.
+    #[error("{}", needs_version(*.needed, *.lowest, *.node))]
+    NeedsVersion {
+        /// The version that the command needs.
+        needed: u32,
+        /// The lowest version that some member's program has; if every program has the one needed, the version in force.
+        lowest: u32,
+        /// The member with that program; `None` if every member's program has the version, and it only has to be put in force.
+        node: Option<NodeId>,
+    },
     /// It may or may not be applied: find out by reading, or make commands idempotent.
     #[error("outcome unknown: {cause}")]
     Unknown {
@@ -378,4 +390,17 @@ fn leader_hint(leader: &Option<NodeId>) -> String {
         Some(id) => format!(" (node {id} leads, as far as this node knows)"),
         None => " (no leader is known: is a majority of the voters running and reachable?)".to_owned(),
     }
+}
+
+fn needs_version(needed: u32, lowest: u32, node: Option<NodeId>) -> String {
+    let why = match node {
+        Some(node) => format!(
+            "node {node} has announced no later one than {lowest}: start it with a program that has version {needed}, or remove it"
+        ),
+        None => format!(
+            "version {lowest} is in force, although every member's program has {needed}: the leader puts it in force, or an operator \
+             does so with `actorum activate`"
+        ),
+    };
+    format!("the command needs version {needed} of the state machine, and {why}")
 }

@@ -48,11 +48,21 @@ pub struct LearnerReading {
     /// request is refused at once. A peer that does not know this field retries it until its deadline.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub forced: bool,
+    /// What the cluster uses and the learner's program does not understand, if that is so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lacks: Option<String>,
 }
 
 impl fmt::Display for LearnerReading {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let LearnerReading { node, matched, needed, commit, heard_ms, recorded, forced } = self;
+        let LearnerReading { node, matched, needed, commit, heard_ms, recorded, forced, lacks } = self;
+        if let Some(lacks) = lacks {
+            return write!(
+                f,
+                "node {node} does not understand {lacks}, which this cluster uses: start it with the version of the program that \
+                 the members have"
+            );
+        }
         if *forced {
             let lacks = match recorded {
                 true => "it holds nothing of the log yet",

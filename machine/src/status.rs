@@ -311,6 +311,42 @@ pub struct CommitConflict {
     pub our_term: u64,
 }
 
+/// What one member's build understands, as the cluster has recorded it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberVersion {
+    /// The names of the features that it understands.
+    pub features: Vec<String>,
+    /// The version of its state machine ([`StateMachine::VERSION`](crate::machine::StateMachine::VERSION)).
+    pub machine: u32,
+}
+
+/// Something that this node's build understands and the cluster does not use yet.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NotInUse {
+    /// What: `feature NAME`, or `version N of the state machine`.
+    pub what: String,
+    /// The members that have not announced it, whether they run or not. Empty: all have, and the leader is about to put it to
+    /// use, or waits for an operator where it is set to.
+    pub lacking: Vec<NodeId>,
+}
+
+/// Which versions run, and what is in use: see the guide's chapter on upgrades.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VersionStatus {
+    /// The version of the state machine in force at the index applied here.
+    pub machine: u32,
+    /// The version of this node's program.
+    pub own_machine: u32,
+    /// The names of the features in use.
+    pub features: Vec<String>,
+    /// What each member has announced. A member that is not in here has announced nothing yet.
+    pub members: BTreeMap<NodeId, MemberVersion>,
+    /// What this node's build understands and nobody uses yet.
+    pub not_in_use: Vec<NotInUse>,
+    /// Whether this node, where it leads, waits for an operator before it puts something to use (`activate = "manual"`).
+    pub manual: bool,
+}
+
 /// The state of a node at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
@@ -387,4 +423,7 @@ pub struct Status {
     /// When this node's certificates expire; empty without certificates.
     #[serde(default)]
     pub certificates: Vec<CertificateExpiry>,
+    /// Which versions the members run, and what is in use.
+    #[serde(default)]
+    pub versions: VersionStatus,
 }

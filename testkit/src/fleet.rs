@@ -19,7 +19,7 @@ use std::{
 
 use actorum::{Bootstrap, Builder, Config, Network, Raft, StartError, Storage, seams};
 use actorum_core::{
-    features::Features,
+    features::{Feature, Features},
     marks::Mark,
     observer::{Drained, Observer},
     wire::ENTRY_OVERHEAD,
@@ -92,8 +92,48 @@ pub(crate) struct Node<S: StateMachine> {
     pub life: Life,
     boot: u64,
     bootstrap: Bootstrap,
-    /// Whether it is, until some restart, a node of the first version.
-    pub first_version: bool,
+    /// The program that it runs: in some fleets an older one, until some restart.
+    pub program: Program,
+}
+
+/// Which program a node runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Program {
+    /// The first version: it names no features.
+    First,
+    /// One that compares hashes, and knows no announcements.
+    Hashing,
+    /// This build, with an older state machine.
+    OlderMachine,
+    /// This build.
+    Newest,
+}
+
+impl Program {
+    pub(crate) fn features(self) -> Features {
+        match self {
+            Program::First => Features::none(),
+            Program::Hashing => Features::all().iter().filter(|feature| *feature != Feature::Activation).collect(),
+            Program::OlderMachine | Program::Newest => Features::all(),
+        }
+    }
+
+    /// The version of its state machine, which programs that know no announcements do not say.
+    pub(crate) fn machine_version(self) -> u32 {
+        match self {
+            Program::First | Program::Hashing => 0,
+            Program::OlderMachine => 2,
+            Program::Newest => 3,
+        }
+    }
+
+    /// What takes its place.
+    fn next(self) -> Program {
+        match self {
+            Program::First | Program::Hashing => Program::OlderMachine,
+            Program::OlderMachine | Program::Newest => Program::Newest,
+        }
+    }
 }
 
 /// All nodes. Clones are the same fleet.
@@ -115,7 +155,7 @@ struct Inner<S: StateMachine> {
     capacity: Option<u64>,
     /// What snapshots have in addition to the state, in bytes.
     padding: usize,
-    /// Whether the cluster begins with nodes of the first version, which are exchanged at their restarts.
+    /// Whether the cluster begins with nodes of older programs, which are exchanged at their restarts.
     rolled: bool,
     state: Mutex<(Rng, BTreeMap<NodeId, Node<S>>)>,
 }
@@ -151,7 +191,13 @@ impl<S: StateMachine> Fleet<S> {
         let rate = state.0.between(900, 1100);
         let skew = state.0.between(0, 4000) as i64 - 2000;
         let clock = NodeClock::new(self.0.world.scheduler(), rate, skew);
-        let first_version = self.0.rolled && state.0.fork("first version", id).below(3) > 0;
+        // Whoever joins later has the newest: an older one could not follow what is in use by then.
+        let founds = self.0.rolled && matches!(bootstrap, Bootstrap::Form(_));
+        let programs = [Program::First, Program::Hashing, Program::OlderMachine];
+        let program = match founds {
+            true => programs[state.0.fork("program", id).below(3) as usize],
+            false => Program::Newest,
+        };
         let room = Room::new(self.0.capacity, &self.0.config);
         let disk = Disk::new(id, room, state.0.fork("disk", id));
         let fleet = self.clone();
@@ -165,7 +211,7 @@ impl<S: StateMachine> Fleet<S> {
             life: Life::default(),
             boot: 0,
             bootstrap,
-            first_version,
+            program,
         };
         state.1.insert(id, node);
     }
@@ -239,13 +285,14 @@ impl<S: StateMachine> Fleet<S> {
         let (identity, hooks, life) = (store.identity(), Hooks::default(), Life::default());
         let world = self.0.world.clone();
         let new_version = self.lock().0.fork("version", identity.boot << 16 | id).below(2);
-        let (clock, disk, bootstrap, features) = self
+        let (clock, disk, bootstrap, program) = self
             .node(id, |node| {
                 // Exchanged at some restart, never at the first start.
-                node.first_version &= identity.boot < 2 || new_version > 0;
-                let features = if node.first_version { Features::none() } else { Features::all() };
+                if identity.boot >= 2 && new_version == 0 {
+                    node.program = node.program.next();
+                }
                 (node.hooks, node.life, node.boot) = (hooks.clone(), life.clone(), identity.boot);
-                (node.clock.clone(), node.disk.clone(), node.bootstrap.clone(), features)
+                (node.clock.clone(), node.disk.clone(), node.bootstrap.clone(), node.program)
             })
             .expect("a node of this fleet");
         self.0.links.up(id, identity.boot);
@@ -277,7 +324,9 @@ impl<S: StateMachine> Fleet<S> {
             .config(config)
             .clock(Arc::new(clock));
         let watcher = Arc::new(Watcher { node: id, world: world.clone(), hooks: hooks.clone() });
-        let raft = seams::watched(seams::of_version(builder, features), watcher).start().await?;
+        let raft = seams::watched(seams::of_version(builder, program.features(), program.machine_version()), watcher)
+            .start()
+            .await?;
         if hooks.is_over() {
             // It lost its power on the way up.
             seams::broken(&raft, "the simulation took its power");
@@ -315,7 +364,7 @@ impl<S: StateMachine> Fleet<S> {
         let world = self.0.world.clone();
         let disk = self.node(id, |node| node.disk.clone());
         actix_rt::spawn(async move {
-            let mut was_low = false;
+            let (mut was_low, mut in_force) = (false, 1);
             loop {
                 tokio::select! {
                     biased;
@@ -323,6 +372,10 @@ impl<S: StateMachine> Fleet<S> {
                     () = tokio::time::sleep(Duration::from_millis(LOOK_MS)) => {}
                 }
                 let status = raft.status();
+                if status.versions.machine > in_force {
+                    in_force = status.versions.machine;
+                    world.count(|counts| *counts.churn.entry("version raised").or_default() += 1);
+                }
                 let low = status.disk.low && disk.as_ref().is_some_and(|disk| !disk.is_low());
                 if low && !std::mem::replace(&mut was_low, low) {
                     world.count(|counts| counts.room("low on space", 1));

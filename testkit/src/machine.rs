@@ -182,7 +182,8 @@ impl<S: StateMachine> StateMachine for Watched<S> {
         self.at = ctx.index;
         if !self.hooks.is_over() {
             let (index, term) = (ctx.index, ctx.term);
-            let (command, response) = (print_of(command).hash, print_of(&response).hash);
+            // The version in force is part of what nodes must agree on.
+            let (command, response) = (print_of(command).hash, print_of(&(ctx.version, &response)).hash);
             // A large one is looked at only where it is written anyway.
             let state = self.small.then(|| state_of(&self.inner).ok()).flatten();
             self.small = state.as_ref().is_some_and(|state| state.len() <= SMALL);

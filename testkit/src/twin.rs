@@ -24,7 +24,7 @@ use tokio::time::timeout;
 use super::{
     clock::NodeClock,
     disk::{Backup, Disk, Room},
-    fleet::Fleet,
+    fleet::{Fleet, Program},
     machine::{Hooks, Watched},
     rng::Rng,
     world::World,
@@ -70,6 +70,8 @@ impl<S: StateMachine> Twin<S> {
             .config(config)
             .clock(Arc::new(NodeClock::new(world.scheduler(), 1000, 0)));
         let watcher = Arc::new(Watcher { of, world: world.clone(), began_with: OnceLock::new() });
+        let program = fleet.node(of, |node| node.program).unwrap_or(Program::Newest);
+        let builder = seams::of_version(builder, program.features(), program.machine_version());
         let raft = seams::watched(builder, watcher).start().await?;
         Ok(Twin { fleet: fleet.clone(), end, raft, disk })
     }

@@ -149,12 +149,19 @@ pub struct Hello {
     /// What it understands besides the formats of the first version, which has no such field.
     #[serde(default)]
     pub features: Features,
+    /// The version of its state machine. Builds before there was such a field say nothing.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub machine_version: u32,
     /// The lives of its directory, oldest first, up to this one.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub lives: Vec<Life>,
     /// Which life of the receiver it has on record.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recorded: Option<LifeKey>,
+}
+
+fn is_zero(n: &u32) -> bool {
+    *n == 0
 }
 
 impl Hello {
@@ -166,6 +173,7 @@ impl Hello {
             boot: self.boot,
             cluster: self.cluster,
             features: self.features.clone(),
+            machine_version: self.machine_version,
             lives: self.lives.clone().into(),
         }
     }
@@ -575,6 +583,7 @@ mod tests {
             }),
             any::<u64>().prop_map(|remaining_ms| Request::ReadIndex { remaining_ms }),
             Just(Request::Clock),
+            Just(Request::Activate),
             vec(mark(), 0..4).prop_map(|marks| Request::Marks { marks }),
             read.prop_map(Request::Snapshot),
             working.prop_map(Request::Snapshot),
@@ -779,6 +788,7 @@ mod tests {
             boot: 2,
             dial: 3,
             features: Features::all(),
+            machine_version: 7,
             lives: vec![Life { boot: 2, nonce: u64::MAX, term: 3, index: 4 }],
             recorded: Some(LifeKey { boot: 1, nonce: 9 }),
         };
@@ -805,7 +815,8 @@ mod tests {
         let read: Hello = decode(&rmp_serde::to_vec_named(&first).unwrap()).unwrap();
         assert_eq!(read.identity().features, Features::none());
         let (lives, recorded) = (vec![Life::default(); 3], Some(LifeKey { boot: 1, nonce: 2 }));
-        let hello = Hello { features: Features::all(), lives, recorded, ..read };
+        assert_eq!(read.identity().machine_version, 0, "it does not say which state machine it has");
+        let hello = Hello { features: Features::all(), machine_version: 3, lives, recorded, ..read };
         assert_eq!(decode::<FirstHello>(&rmp_serde::to_vec_named(&hello).unwrap()), Ok(first));
         let read: Hello = decode(&rmp_serde::to_vec_named(&hello).unwrap()).unwrap();
         assert_eq!(read.identity().features, Features::all());

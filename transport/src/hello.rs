@@ -120,7 +120,7 @@ mod tests {
     fn identity(id: NodeId) -> Identity {
         let features = Features::none();
         let (cluster, lives) = (Some(ClusterId(5)), Arc::default());
-        Identity { id, incarnation: Incarnation(id * 10), boot: 1, cluster, features, lives }
+        Identity { id, incarnation: Incarnation(id * 10), boot: 1, cluster, features, machine_version: 1, lives }
     }
 
     fn policy(peers: &[(NodeId, Option<Incarnation>)], retired: &[NodeId]) -> PeerPolicy {

@@ -193,7 +193,7 @@ pub struct Handlers {
     pub received: WeakRecipient<Received>,
     /// Questions about proposals, reads and changes.
     pub asked: WeakRecipient<Asked>,
-    /// Questions about formation and clocks.
+    /// Questions about formation, clocks, and what is put to use.
     pub formation: WeakRecipient<Asked>,
     /// Questions about the files of snapshots.
     pub snapshots: WeakRecipient<Asked>,
@@ -211,7 +211,7 @@ impl Handlers {
     /// Who answers a question, if that actor still lives.
     pub(crate) fn answers(&self, request: &Request) -> Option<Recipient<Asked>> {
         let above = match request {
-            Request::Formation(_) | Request::Clock => &self.formation,
+            Request::Formation(_) | Request::Clock | Request::Activate => &self.formation,
             Request::Snapshot(_) => &self.snapshots,
             Request::Marks { .. } => &self.marks,
             Request::Propose { .. } | Request::ReadIndex { .. } | Request::Change { .. } => &self.asked,

@@ -127,7 +127,7 @@ impl Node {
 fn identity(id: NodeId) -> Identity {
     let features = Features::all();
     let (cluster, lives) = (Some(ClusterId(1)), Default::default());
-    Identity { id, incarnation: Incarnation(id), boot: 1, cluster, features, lives }
+    Identity { id, incarnation: Incarnation(id), boot: 1, cluster, features, machine_version: 1, lives }
 }
 
 fn node(network: &MemoryNetwork, identity: Identity, answers: bool) -> Node {

@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     system_state::Audit,
+    versions::{Activation, Announcement},
     wire::{Entry, EntryKind},
 };
 
@@ -111,7 +112,10 @@ pub enum EntryError {
     /// Written by a newer version.
     #[error("entry format {0} is newer than this program understands (up to {VERSION}): start the newer version")]
     Newer(u8),
-    /// Too short, or of a kind that does not exist.
+    /// Of a kind that this version does not know.
+    #[error("entries of kind {0} are newer than this program: start the newer version")]
+    NewerKind(u8),
+    /// Too short, or not what its kind says.
     #[error("malformed entry: {0}")]
     Malformed(String),
 }
@@ -129,7 +133,7 @@ impl<'a> Stamped<'a> {
         let kind = match kind {
             1 => Kind::Command,
             2 => Kind::System,
-            other => return Err(EntryError::Malformed(format!("kind {other}"))),
+            other => return Err(EntryError::NewerKind(other)),
         };
         let time = SystemTime::UNIX_EPOCH + Duration::from_micros(u64::from_be_bytes(time));
         Ok(Stamped { kind, time, payload })
@@ -181,6 +185,19 @@ pub enum SystemCommand {
         /// Whether the hash over what is applied begins anew behind this: some node has none, or one that began elsewhere.
         #[serde(default)]
         restart: bool,
+    },
+    /// What a member's build understands, as the leader heard it in the member's newest hello (see
+    /// [`versions`](crate::versions)). Only proposed where every member understands it.
+    Announce {
+        /// The member.
+        node: NodeId,
+        /// What it understands.
+        announcement: Announcement,
+    },
+    /// From here on this is in use, if every member at this index has announced it; otherwise it changes nothing.
+    Activate {
+        /// What.
+        activation: Activation,
     },
     /// From here on this is another cluster, of one voter.
     ///

@@ -52,12 +52,20 @@ pub enum Feature {
     LowSpace,
     /// Marks in the log, at which nodes compare the hashes of what they applied.
     StateHashes,
+    /// What members announce is recorded in the log, and the use of a feature or of a version of the state machine begins with
+    /// an entry (`SystemCommand::Announce`, `SystemCommand::Activate`).
+    Activation,
 }
 
 impl Feature {
     /// All that this build understands.
-    pub const ALL: &'static [Feature] =
-        &[Feature::DirectoryLives, Feature::ClockExchange, Feature::LowSpace, Feature::StateHashes];
+    pub const ALL: &'static [Feature] = &[
+        Feature::DirectoryLives,
+        Feature::ClockExchange,
+        Feature::LowSpace,
+        Feature::StateHashes,
+        Feature::Activation,
+    ];
 
     /// Its name on the wire.
     pub fn name(self) -> &'static str {
@@ -66,6 +74,7 @@ impl Feature {
             Feature::ClockExchange => "clock_exchange",
             Feature::LowSpace => "low_space",
             Feature::StateHashes => "state_hashes",
+            Feature::Activation => "activation",
         }
     }
 

@@ -19,6 +19,7 @@ pub mod wire;
 pub mod marks;
 pub mod features;
 pub mod understanding;
+pub mod versions;
 pub mod identity;
 pub mod lives;
 

@@ -55,7 +55,7 @@ fn life(boot: u64, nonce: u64, term: u64, index: u64) -> Life {
 fn identity(lives: &[Life]) -> Identity {
     let boot = lives.last().map_or(1, |life| life.boot);
     let (cluster, features) = (Some(ClusterId(5)), Features::all());
-    Identity { id: 3, incarnation: DIR, boot, cluster, features, lives: lives.into() }
+    Identity { id: 3, incarnation: DIR, boot, cluster, features, machine_version: 1, lives: lives.into() }
 }
 
 fn acknowledges(term: u64, index: u64) -> RaftMessage {

@@ -31,6 +31,8 @@ pub enum Planted {
     HashForgotten,
     MarksNotCompared,
     ShortOfRoomUnseen,
+    ActivatedUnasked,
+    VersionForgotten,
 }
 
 impl Planted {
@@ -59,6 +61,8 @@ impl Planted {
         Planted::HashForgotten,
         Planted::MarksNotCompared,
         Planted::ShortOfRoomUnseen,
+        Planted::ActivatedUnasked,
+        Planted::VersionForgotten,
     ];
 
     /// What is wrong.
@@ -87,6 +91,8 @@ impl Planted {
             Planted::HashForgotten => "running hash not carried on behind a snapshot",
             Planted::MarksNotCompared => "hashes at marks not compared",
             Planted::ShortOfRoomUnseen => "log not cut early where room is short",
+            Planted::ActivatedUnasked => "feature used although a member has not announced it",
+            Planted::VersionForgotten => "version of the state machine not in a snapshot",
         }
     }
 }

@@ -22,13 +22,15 @@ use crate::{
     consistency::hash::{Hasher, begin, begin_responses},
     debug_fields,
     entry::{Kind, Stamped, SystemCommand},
+    features::Features,
     log::store::{At, LogReader, Recovered, StoreError},
     marks::{MAX_MARKS, Mark, ResponseHash},
     panics::panic_message,
     planted::{self, Planted},
     snapshot::{SnapshotError, SnapshotReader},
-    system_state::{GENESIS_INDEX, SystemState},
+    system_state::{GENESIS_INDEX, SystemChange, SystemState},
     times::Times,
+    versions::{Activation, Announcement, Versions},
     wire::{Entry, EntryKind, Snapshot},
 };
 
@@ -49,6 +51,7 @@ pub struct Replica<S> {
     /// The hash over the machine's responses since the last mark, if it gave all of them.
     responses: Option<ResponseHash>,
     hashes: Hashes,
+    build: Announcement,
     times: Arc<Times>,
 }
 
@@ -86,10 +89,10 @@ pub enum ApplyResult<S: StateMachine> {
         /// Whether the hash began anew behind it, on every node.
         restart: bool,
     },
-    /// A command of ours; whether it changed the membership.
+    /// A command of ours.
     System {
-        /// Whether the membership is another one now.
-        changed: bool,
+        /// What is another one now.
+        changed: SystemChange,
     },
 }
 
@@ -110,7 +113,7 @@ impl<S: StateMachine> fmt::Debug for ApplyResult<S> {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ApplyError {
     /// A committed command that this program cannot read: it is never skipped.
-    #[error("cannot decode the committed {kind} at {}: {cause}", At(*.index, *.term))]
+    #[error("cannot decode the committed {kind} at {}: {cause}{}", At(*.index, *.term), way_out(.kind))]
     Undecodable {
         /// Its index.
         index: u64,
@@ -120,6 +123,19 @@ pub enum ApplyError {
         kind: &'static str,
         /// What the codec says.
         cause: String,
+    },
+    /// The cluster uses something that this program does not understand.
+    #[error(
+        "the cluster uses {activation} at {}, and this program does not understand it: start this node with the version \
+         of the program that the other members have", At(*.index, *.term)
+    )]
+    Outdated {
+        /// The index at which it was found: of the entry that put it to use, or of a snapshot behind that.
+        index: u64,
+        /// Its term.
+        term: u64,
+        /// What is in use.
+        activation: Activation,
     },
     /// The application's code panicked.
     #[error("the state machine panicked {doing}: {message}")]
@@ -175,12 +191,41 @@ pub enum ApplyError {
     },
 }
 
+/// What to do about an entry of that kind that cannot be decoded.
+fn way_out(kind: &str) -> &'static str {
+    match kind {
+        "command" => {
+            ". A command may be proposed only once every program can read it (`StateMachine::needs_version`): start this node with \
+             a program that can"
+        }
+        _ => ". A later version of actorum wrote it: start this node with the version that the other members have",
+    }
+}
+
 impl<S: StateMachine> Replica<S> {
     /// A replica of a node that holds nothing yet.
     pub fn new(machine: S) -> Replica<S> {
         let holds = machine.applied().map_or(0, |(index, _)| index);
         let (hasher, hashes, times) = (Hasher::default(), Hashes::ALL, Arc::default());
-        Replica { machine, system: None, applied: 0, applied_term: 0, holds, hasher, responses: None, hashes, times }
+        let build = Announcement::of(&Features::all(), S::VERSION);
+        Replica {
+            machine,
+            system: None,
+            applied: 0,
+            applied_term: 0,
+            holds,
+            hasher,
+            responses: None,
+            hashes,
+            build,
+            times,
+        }
+    }
+
+    /// The same with a program that understands only this.
+    pub fn built_as(mut self, build: Announcement) -> Replica<S> {
+        self.build = build;
+        self
     }
 
     /// The same, hashing only this.
@@ -275,7 +320,8 @@ impl<S: StateMachine> Replica<S> {
                         ApplyResult::Nothing
                     }
                     Kind::Command => {
-                        let context = ApplyContext::new(entry.index, entry.term, time);
+                        let version = system.versions.machine();
+                        let context = ApplyContext::new(entry.index, entry.term, time).with_version(version);
                         let done = apply_command(&mut self.machine, &context, stamped.payload)?;
                         if let (Some(hash), ApplyResult::Command { response, .. }) = (&mut self.responses, &done) {
                             let answer = || self.hasher.answer(hash, entry.index, response);
@@ -302,7 +348,12 @@ impl<S: StateMachine> Replica<S> {
                                 self.responses = self.hashes.responses.then(begins);
                                 ApplyResult::Mark { mark, restart }
                             }
-                            command => ApplyResult::System { changed: system.apply(entry.index, &command) },
+                            command => {
+                                let changed = system.apply(entry.index, &command);
+                                // Before anything is applied that depends on it.
+                                understood(&system.versions, &self.build, entry.index, entry.term)?;
+                                ApplyResult::System { changed }
+                            }
                         }
                     }
                 }
@@ -317,6 +368,10 @@ impl<S: StateMachine> Replica<S> {
     pub fn restore(&mut self, snapshot: &Snapshot, snapshot_files: &dyn SnapshotReader) -> Result<(), ApplyError> {
         let failed = |cause: String| ApplyError::Snapshot { index: snapshot.index, term: snapshot.term, cause };
         let (mut system, machine) = SystemState::of(snapshot).map_err(|e| failed(e.to_string()))?;
+        understood(&system.versions, &self.build, snapshot.index, snapshot.term)?;
+        if planted::is(Planted::VersionForgotten) {
+            Arc::make_mut(&mut system.versions).machine = 0;
+        }
         match machine {
             // What the machine's own storage holds is newer: it keeps it.
             Some(_) if snapshot.index <= self.holds => {}
@@ -353,6 +408,14 @@ impl<S: StateMachine> Replica<S> {
     /// A look at the state by a client's closure; `Err` if that panicked, which breaks nothing but the look.
     pub fn look<T>(&self, look: impl FnOnce(u64, &S) -> T) -> Result<T, ApplyError> {
         caught(|| "in the closure of a read".into(), || look(self.applied, &self.machine))
+    }
+}
+
+/// Whether a program understands all that is in use.
+fn understood(versions: &Versions, build: &Announcement, index: u64, term: u64) -> Result<(), ApplyError> {
+    match versions.beyond(build) {
+        Some(activation) => Err(ApplyError::Outdated { index, term, activation }),
+        None => Ok(()),
     }
 }
 
@@ -410,20 +473,18 @@ pub fn replay<S: StateMachine>(
     snapshot_files: &dyn SnapshotReader,
     machine: S,
 ) -> Result<Replayed<S>, ApplyError> {
-    replay_hashing(group, reader, recovered, snapshot_files, machine, Hashes::ALL)
+    replay_into(group, reader, recovered, snapshot_files, Replica::new(machine))
 }
 
-/// The same, hashing only this.
-pub fn replay_hashing<S: StateMachine>(
+/// The same, into a replica that holds nothing yet.
+pub fn replay_into<S: StateMachine>(
     group: GroupId,
     reader: &dyn LogReader,
     recovered: &Recovered,
     snapshot_files: &dyn SnapshotReader,
-    machine: S,
-    hashes: Hashes,
+    mut replica: Replica<S>,
 ) -> Result<Replayed<S>, ApplyError> {
-    let holds = machine.applied().filter(|(index, _)| *index > 0);
-    let mut replica = Replica::new(machine).hashing(hashes);
+    let holds = replica.machine.applied().filter(|(index, _)| *index > 0);
     let mut marks = VecDeque::new();
     let Some(newest) = recovered.newest() else {
         if let Some((index, term)) = holds {
@@ -526,11 +587,116 @@ mod tests {
 
     use super::*;
     use crate::{
-        entry::{ChangeId, EncodedCommand},
+        entry::{ChangeId, EncodedCommand, HEADER},
         log::store::HardState,
         system_state::{Audit, RecoveredBecause},
         testkit::{Sum, TestLog, TestSnapshots, change, command, empty, genesis},
     };
+
+    /// Notes in which version each command was decided.
+    #[derive(Default, serde::Serialize, serde::Deserialize)]
+    struct Versioned(Vec<(u64, u32)>);
+
+    impl StateMachine for Versioned {
+        type Command = u64;
+        type Response = u32;
+
+        const VERSION: u32 = 3;
+
+        fn apply(&mut self, ctx: &ApplyContext, _: &u64) -> u32 {
+            self.0.push((ctx.index, ctx.version));
+            ctx.version
+        }
+
+        actorum_machine::serde_snapshot!();
+    }
+
+    fn system(index: u64, command: &SystemCommand) -> Entry {
+        let data = EncodedCommand::system(command).unwrap().stamp(SystemTime::UNIX_EPOCH).into();
+        Entry { kind: EntryKind::Normal, term: 1, index, data, context: Bytes::new() }
+    }
+
+    /// Version 2 from 5 on, version 3 from 7 on.
+    fn raised() -> Vec<Entry> {
+        let announcement = Announcement::of(&Features::all(), 3);
+        let activate = |version| SystemCommand::Activate { activation: Activation::Machine(version) };
+        vec![
+            system(2, &SystemCommand::Announce { node: 1, announcement }),
+            command(3, 1, 1),
+            system(4, &activate(2)),
+            command(5, 1, 2),
+            system(6, &activate(3)),
+            command(7, 1, 3),
+            // A version never falls.
+            system(8, &activate(2)),
+            command(9, 1, 4),
+        ]
+    }
+
+    #[test]
+    fn each_command_is_decided_by_the_version_in_force_at_its_index_also_behind_a_snapshot() {
+        let (snapshot_files, decided) = (TestSnapshots::default(), [(3, 1), (5, 2), (7, 3), (9, 3)]);
+        let mut replica = Replica::new(Versioned::default());
+        replica.restore(&genesis(), &snapshot_files).unwrap();
+        let mut snapshot = None;
+        for entry in raised() {
+            replica.apply(&entry).unwrap();
+            if entry.index == 5 {
+                snapshot = Some(snapshot_files.keep(replica.capture().unwrap()));
+            }
+        }
+        assert_eq!(replica.machine().0, decided);
+        let mut behind = Replica::new(Versioned::default());
+        behind.restore(&snapshot.unwrap(), &snapshot_files).unwrap();
+        raised().iter().filter(|entry| entry.index > 5).for_each(|entry| drop(behind.apply(entry).unwrap()));
+        assert_eq!(behind.machine().0, decided);
+        let log = TestLog::with_entries(raised());
+        let replayed = replay(GroupId::FIRST, &log, &recovered(9, 9), &snapshot_files, Versioned::default()).unwrap();
+        assert_eq!(replayed.replica.machine().0, decided);
+    }
+
+    #[test]
+    fn a_program_that_lacks_what_is_in_use_stops_at_the_entry_that_uses_it() {
+        let older = Announcement::of(&Features::all(), 2);
+        let mut replica = Replica::new(Versioned::default()).built_as(older.clone());
+        replica.restore(&genesis(), &TestSnapshots::default()).unwrap();
+        let entries = raised();
+        entries[..4].iter().for_each(|entry| drop(replica.apply(entry).unwrap()));
+        let error = replica.apply(&entries[4]).unwrap_err();
+        let outdated = ApplyError::Outdated { index: 6, term: 1, activation: Activation::Machine(3) };
+        assert_eq!(error, outdated);
+        assert!(
+            error.to_string().contains("start this node with the version of the program that the other members have")
+        );
+        assert_eq!(replica.machine().0, [(3, 1), (5, 2)], "nothing that depends on it was applied");
+        let log = TestLog::with_entries(entries);
+        let replica = Replica::new(Versioned::default()).built_as(older);
+        let again = replay_into(GroupId::FIRST, &log, &recovered(9, 9), &TestSnapshots::default(), replica);
+        assert_eq!(again.err(), Some(outdated));
+    }
+
+    #[test]
+    fn what_a_later_version_wrote_stops_a_node_with_the_way_out() {
+        let unknown = |payload: &[u8]| {
+            let mut data =
+                EncodedCommand::system(&SystemCommand::Mark { restart: false }).unwrap().stamp(SystemTime::UNIX_EPOCH);
+            data.truncate(HEADER);
+            data.extend(payload);
+            Entry { kind: EntryKind::Normal, term: 1, index: 2, data: data.into(), context: Bytes::new() }
+        };
+        let mut kind = unknown(&[]);
+        let mut data = kind.data.to_vec();
+        data[1] = 3;
+        kind.data = data.into();
+        let variant = unknown(&machine::encode(&std::collections::BTreeMap::from([("OfAnotherCentury", 1)])).unwrap());
+        let change = Entry { kind: EntryKind::ConfChange, context: machine::encode(&7).unwrap().into(), ..empty(2, 1) };
+        for entry in [kind, variant, change] {
+            let mut replica = Replica::new(Sum::default());
+            replica.restore(&genesis(), &TestSnapshots::default()).unwrap();
+            let error = replica.apply(&entry).unwrap_err().to_string();
+            assert!(error.ends_with("start this node with the version that the other members have"), "{error}");
+        }
+    }
 
     fn recovered(last_index: u64, commit: u64) -> Recovered {
         Recovered {
@@ -637,10 +803,16 @@ mod tests {
         replica.restore(&genesis(), &TestSnapshots::default()).unwrap();
         let id = ChangeId { node: 1, boot: 1, number: 1 };
         let add = SystemCommand::Change { id, change: Change::AddLearner(4, Address::from("n4")), forced: false };
-        assert!(matches!(replica.apply(&change(2, 1, &add)).unwrap(), ApplyResult::System { changed: true }));
+        assert!(matches!(
+            replica.apply(&change(2, 1, &add)).unwrap(),
+            ApplyResult::System { changed: SystemChange::Membership }
+        ));
         assert_eq!(replica.system().unwrap().membership.learners(), [4]);
         // Again makes no sense any more, and changes nothing.
-        assert!(matches!(replica.apply(&change(3, 1, &add)).unwrap(), ApplyResult::System { changed: false }));
+        assert!(matches!(
+            replica.apply(&change(3, 1, &add)).unwrap(),
+            ApplyResult::System { changed: SystemChange::Nothing }
+        ));
         // Outside a change's entry raft-rs knows nothing of it, so nobody makes it.
         let remove = SystemCommand::Change { id, change: Change::Remove(4), forced: false };
         let data = EncodedCommand::system(&remove).unwrap().stamp(SystemTime::UNIX_EPOCH).into();
@@ -703,7 +875,7 @@ mod tests {
         assert_eq!(replica.system().unwrap().recovered_at, 0);
         let data = EncodedCommand::system(&recovered).unwrap().stamp(SystemTime::UNIX_EPOCH).into();
         let entry = Entry { kind: EntryKind::Normal, data, ..command(3, 2, 1) };
-        assert!(matches!(replica.apply(&entry).unwrap(), ApplyResult::System { changed: true }));
+        assert!(matches!(replica.apply(&entry).unwrap(), ApplyResult::System { changed: SystemChange::Membership }));
         let system = replica.system().unwrap();
         assert_eq!((system.cluster, system.recovered_at, system.audit[0].index), (ClusterId(77), 3, 3));
         assert_eq!(system.membership.voters(), [5]);

@@ -21,6 +21,7 @@ use crate::{
     consistency::hash::begin,
     entry::SystemCommand,
     marks::StateHash,
+    versions::Versions,
     wire::{ConfState, Snapshot, SnapshotFile},
 };
 
@@ -49,6 +50,24 @@ pub struct SystemState {
     /// Nodes compare it, so it is this node's own word.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state_hash: Option<StateHash>,
+    /// What the members' builds understand, and what of it is in use. Shared with status.
+    #[serde(default, skip_serializing_if = "nothing_recorded")]
+    pub versions: Arc<Versions>,
+}
+
+fn nothing_recorded(versions: &Versions) -> bool {
+    versions.is_empty()
+}
+
+/// What a command of ours changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SystemChange {
+    /// Nothing that others have to hear of.
+    Nothing,
+    /// The membership, or what is recorded of the members.
+    Membership,
+    /// What is announced or in use.
+    Versions,
 }
 
 fn is_zero(n: &u64) -> bool {
@@ -115,7 +134,15 @@ impl SystemState {
         };
         let members = founders.iter().map(member).collect();
         let membership = Arc::new(Membership { members, retired: Default::default() });
-        SystemState { cluster, membership, last_time_us: 0, recovered_at: 0, audit: Vec::new(), state_hash: None }
+        SystemState {
+            cluster,
+            membership,
+            last_time_us: 0,
+            recovered_at: 0,
+            audit: Vec::new(),
+            state_hash: None,
+            versions: Arc::default(),
+        }
     }
 
     /// The snapshot every log starts from, as written by a founder that formed with these incarnations.
@@ -163,46 +190,68 @@ impl SystemState {
         SystemTime::UNIX_EPOCH + Duration::from_micros(self.last_time_us)
     }
 
-    /// Applies a command of ours that stands at `index`; true if the membership is another one now.
+    /// Applies a command of ours that stands at `index`, and says what is another one now.
     ///
     /// A change that no longer makes sense changes nothing: the leader checked it before proposing,
     /// so this is a leader of another version, and all nodes agree on ignoring it.
-    pub fn apply(&mut self, index: u64, command: &SystemCommand) -> bool {
+    pub fn apply(&mut self, index: u64, command: &SystemCommand) -> SystemChange {
         match command {
             SystemCommand::Change { change, .. } => match self.membership.after(change) {
                 Ok(next) => {
-                    self.membership = Arc::new(next);
-                    true
+                    self.set_membership(next);
+                    SystemChange::Membership
                 }
-                Err(_) => false,
+                Err(_) => SystemChange::Nothing,
             },
             SystemCommand::Incarnation { node, incarnation } => {
                 let unknown = self.membership.members.get(node).is_some_and(|m| m.incarnation.is_none());
-                if unknown {
-                    let membership = Arc::make_mut(&mut self.membership);
-                    if let Some(member) = membership.members.get_mut(node) {
-                        member.incarnation = Some(*incarnation);
-                    }
+                if !unknown {
+                    return SystemChange::Nothing;
                 }
-                unknown
+                let membership = Arc::make_mut(&mut self.membership);
+                if let Some(member) = membership.members.get_mut(node) {
+                    member.incarnation = Some(*incarnation);
+                }
+                SystemChange::Membership
+            }
+            SystemCommand::Announce { node, announcement } => {
+                let membership = self.membership.clone();
+                self.change_versions(|versions| versions.announce(&membership, *node, announcement))
+            }
+            SystemCommand::Activate { activation } => {
+                let membership = self.membership.clone();
+                self.change_versions(|versions| versions.activate(&membership, activation))
             }
             SystemCommand::Recovered { cluster, node, address, incarnation, audit } => {
                 let voter = Member { address: address.clone(), role: MemberRole::Voter, incarnation: *incarnation };
                 self.cluster = *cluster;
                 // Ids are retired for the life of a cluster: in this one nobody has ever voted under any other.
-                self.membership =
-                    Arc::new(Membership { members: [(*node, voter)].into(), retired: Default::default() });
+                self.set_membership(Membership { members: [(*node, voter)].into(), retired: Default::default() });
                 self.recovered_at = index;
                 self.audit.push(Audit { index, ..audit.clone() });
                 self.state_hash = Some(begin(index));
-                true
+                SystemChange::Membership
             }
             SystemCommand::Mark { restart } => {
                 if *restart || self.state_hash.is_none() {
                     self.state_hash = Some(begin(index));
                 }
-                false
+                SystemChange::Nothing
             }
+        }
+    }
+
+    fn set_membership(&mut self, membership: Membership) {
+        if !self.versions.is_empty() {
+            Arc::make_mut(&mut self.versions).retain_members(&membership);
+        }
+        self.membership = Arc::new(membership);
+    }
+
+    fn change_versions(&mut self, change: impl FnOnce(&mut Versions) -> bool) -> SystemChange {
+        match change(Arc::make_mut(&mut self.versions)) {
+            true => SystemChange::Versions,
+            false => SystemChange::Nothing,
         }
     }
 }
@@ -231,15 +280,35 @@ mod tests {
         let mut state = founded();
         state.last_time_us = 5;
         Arc::make_mut(&mut state.membership).retired.insert(9);
-        assert!(state.apply(10, &recovered(3)));
+        assert_eq!(state.apply(10, &recovered(3)), SystemChange::Membership);
         assert_eq!((state.cluster, state.recovered_at, state.last_time_us), (ClusterId(77), 10, 5));
         assert_eq!(state.membership.voters(), [3]);
         assert_eq!(state.membership.members[&3].incarnation, Some(Incarnation(3)));
         assert!(state.membership.retired.is_empty(), "an id is free again: its old node is refused by the cluster");
-        assert!(state.apply(20, &recovered(3)));
+        assert_eq!(state.apply(20, &recovered(3)), SystemChange::Membership);
         assert_eq!((state.recovered_at, state.audit.len()), (20, 2), "nothing of the history goes");
         let snapshot = state.genesis(BTreeMap::new()).unwrap();
         assert_eq!(SystemState::of(&snapshot).unwrap().0, state);
+    }
+
+    #[test]
+    fn what_is_announced_and_in_use_is_part_of_the_state_and_leaves_with_its_member() {
+        use crate::versions::{Activation, Announcement};
+        let mut state = founded();
+        let announcement = Announcement { features: ["x".to_owned()].into(), machine: 2 };
+        let announce = |node| SystemCommand::Announce { node, announcement: announcement.clone() };
+        let activate = SystemCommand::Activate { activation: Activation::Machine(2) };
+        assert_eq!(state.apply(2, &activate), SystemChange::Nothing, "nobody has announced it");
+        assert_eq!(state.apply(3, &announce(9)), SystemChange::Nothing, "it is no member");
+        for node in state.membership.members.clone().into_keys() {
+            assert_eq!(state.apply(4, &announce(node)), SystemChange::Versions);
+        }
+        assert_eq!(state.apply(5, &activate), SystemChange::Versions);
+        assert_eq!((state.apply(6, &activate), state.versions.machine()), (SystemChange::Nothing, 2));
+        assert_eq!(SystemState::of(&state.genesis(BTreeMap::new()).unwrap()).unwrap().0, state);
+        assert_eq!(state.apply(10, &recovered(3)), SystemChange::Membership);
+        assert!(state.versions.announced.is_empty(), "node 3 of this cluster has announced nothing yet");
+        assert_eq!(state.versions.machine(), 2, "what is in the state was made with this version");
     }
 
     #[test]

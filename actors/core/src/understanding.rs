@@ -8,31 +8,50 @@ use std::collections::BTreeMap;
 
 use actorum_machine::{ids::NodeId, members::Membership};
 
-use crate::features::{Feature, Features};
+use crate::{
+    features::{Feature, Features},
+    versions::Announcement,
+};
 
 /// What this node and the peers that it has met understand.
 #[derive(Clone, Debug)]
 pub struct Understanding {
     id: NodeId,
     own: Features,
+    own_announcement: Announcement,
     /// By the newest hello. Bound: one per id for which this authority issued a certificate.
-    met: BTreeMap<NodeId, Features>,
+    met: BTreeMap<NodeId, (Features, Announcement)>,
 }
 
 impl Understanding {
     /// Of a node that has met nobody yet.
-    pub fn new(id: NodeId, own: Features) -> Understanding {
-        Understanding { id, own, met: BTreeMap::new() }
+    pub fn new(id: NodeId, own: Features, own_announcement: Announcement) -> Understanding {
+        Understanding { id, own, own_announcement, met: BTreeMap::new() }
     }
 
     /// A peer's hello was seen; the newest counts.
-    pub fn met(&mut self, peer: NodeId, features: Features) {
-        self.met.insert(peer, features);
+    pub fn met(&mut self, peer: NodeId, features: Features, machine_version: u32) {
+        let announcement = Announcement::of(&features, machine_version);
+        self.met.insert(peer, (features, announcement));
+    }
+
+    /// What this node announces.
+    pub fn own(&self) -> &Announcement {
+        &self.own_announcement
+    }
+
+    /// What that node announces, as far as it is known.
+    pub fn announcement_of(&self, id: NodeId) -> Option<&Announcement> {
+        if id == self.id {
+            Some(&self.own_announcement)
+        } else {
+            self.met.get(&id).map(|(_, announcement)| announcement)
+        }
     }
 
     /// What this one understands: nothing that is known, if it was not met.
     fn of(&self, id: NodeId) -> Option<&Features> {
-        if id == self.id { Some(&self.own) } else { self.met.get(&id) }
+        if id == self.id { Some(&self.own) } else { self.met.get(&id).map(|(features, _)| features) }
     }
 
     /// Whether that peer has named the feature.
@@ -60,6 +79,11 @@ mod tests {
 
     const NEW: Feature = Feature::DirectoryLives;
 
+    fn understanding(id: NodeId, own: Features) -> Understanding {
+        let announcement = Announcement::of(&own, 1);
+        Understanding::new(id, own, announcement)
+    }
+
     fn members(ids: &[NodeId]) -> Membership {
         let add = |membership: Membership, id: &NodeId| {
             membership.after(&Change::AddLearner(*id, Address(format!("n{id}:7000")))).unwrap()
@@ -69,34 +93,34 @@ mod tests {
 
     #[test]
     fn a_member_that_was_not_met_understands_nothing() {
-        let mut known = Understanding::new(1, Features::all());
+        let mut known = understanding(1, Features::all());
         let cluster = members(&[1, 2, 3]);
         assert!(!known.every_member_understands(&cluster, NEW));
-        known.met(2, Features::all());
+        known.met(2, Features::all(), 1);
         assert!(!known.every_member_understands(&cluster, NEW), "node 3 was not met");
-        known.met(3, Features::all());
+        known.met(3, Features::all(), 1);
         assert!(known.every_member_understands(&cluster, NEW));
         assert_eq!(known.everyone(&cluster), Features::all());
     }
 
     #[test]
     fn one_of_the_first_version_holds_all_back_until_it_is_another() {
-        let mut known = Understanding::new(1, Features::all());
+        let mut known = understanding(1, Features::all());
         let cluster = members(&[1, 2]);
-        known.met(2, Features::none());
+        known.met(2, Features::none(), 1);
         assert!(!known.every_member_understands(&cluster, NEW));
-        known.met(2, Features::all());
+        known.met(2, Features::all(), 1);
         assert!(known.every_member_understands(&cluster, NEW));
-        known.met(2, Features::none());
+        known.met(2, Features::none(), 1);
         assert!(!known.every_member_understands(&cluster, NEW), "it was put back to the version before");
         assert_eq!(known.everyone(&cluster), Features::none());
     }
 
     #[test]
     fn a_removed_member_does_not_count_and_a_learner_does() {
-        let mut known = Understanding::new(1, Features::all());
-        known.met(2, Features::all());
-        known.met(3, Features::none());
+        let mut known = understanding(1, Features::all());
+        known.met(2, Features::all(), 1);
+        known.met(3, Features::none(), 1);
         let three = members(&[1, 2, 3]);
         assert!(!known.every_member_understands(&three, NEW), "node 3 is a learner");
         let two = three.after(&Change::Remove(3)).unwrap();
@@ -105,9 +129,9 @@ mod tests {
 
     #[test]
     fn this_node_counts_too_and_nobody_is_not_everyone() {
-        let old = Understanding::new(1, Features::none());
+        let old = understanding(1, Features::none());
         assert!(!old.every_member_understands(&members(&[1]), NEW));
-        let new = Understanding::new(1, Features::all());
+        let new = understanding(1, Features::all());
         assert!(new.every_member_understands(&members(&[1]), NEW));
         assert!(!new.every_member_understands(&Membership::default(), NEW));
     }

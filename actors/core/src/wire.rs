@@ -326,6 +326,8 @@ pub enum Request {
         /// The newest, at most [`MAX_MARKS`].
         marks: Vec<Mark>,
     },
+    /// "An operator wants what every member understands put to use." Asked of the leader.
+    Activate,
 }
 
 /// The most bytes of a snapshot's file in one answer. A peer that asks for more gets so many.
@@ -346,6 +348,7 @@ impl Request {
             | Request::Snapshot(_) => None,
             Request::Clock => Some(Feature::ClockExchange),
             Request::Marks { .. } => Some(Feature::StateHashes),
+            Request::Activate => Some(Feature::Activation),
         }
     }
 
@@ -364,7 +367,8 @@ impl Request {
             | Request::ReadIndex { .. }
             | Request::Change { .. }
             | Request::Formation(_)
-            | Request::Clock => {}
+            | Request::Clock
+            | Request::Activate => {}
         }
         self
     }

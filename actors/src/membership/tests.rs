@@ -1,6 +1,9 @@
 //! What refusals do to a membership manager, and what it knows of features.
 
-use actorum_core::{entry::ChangeId, identity::Identity, message::Answer, testkit::founded};
+use actorum_core::{
+    entry::ChangeId, features::Feature, identity::Identity, message::Answer, system_state::SystemChange,
+    testkit::founded, versions::Announcement,
+};
 use actorum_machine::members::Change;
 use actorum_transport::message::PeerRefused;
 use tokio::sync::mpsc;
@@ -18,8 +21,8 @@ impl ReplyHandle for NoReply {
     }
 }
 
-/// The transport, the core and the parent at once; tells the test what the parent heard.
-struct Fake(mpsc::UnboundedSender<String>);
+/// The transport, the core and the parent at once; tells the test what the parent heard, and what the core was to propose.
+struct Fake(mpsc::UnboundedSender<String>, mpsc::UnboundedSender<SystemCommand>);
 
 impl Actor for Fake {
     type Context = Context<Self>;
@@ -36,6 +39,14 @@ macro_rules! ignores {
 }
 
 ignores! { Ask SetPeers SetCluster Form Submit<NoReply> PeerFeatures ClocksRead }
+
+impl Handler<ProposeVersions> for Fake {
+    type Result = ();
+
+    fn handle(&mut self, ProposeVersions(command): ProposeVersions, _: &mut Context<Self>) {
+        let _ = self.1.send(command);
+    }
+}
 
 impl Handler<Failed> for Fake {
     type Result = ();
@@ -70,12 +81,14 @@ fn links(fake: &Addr<Fake>, status: &watch::Sender<MembershipStatus>) -> Links<N
         form: fake.clone().recipient(),
         submit: fake.clone().recipient(),
         features: fake.clone().recipient(),
+        versions: fake.clone().recipient(),
         failed: fake.downgrade().recipient(),
         status: status.clone(),
         clocks: fake.clone().recipient(),
         core: watch::channel(CoreStatus::default()).1,
         clock: SystemClock::shared(),
         max_clock_skew: Duration::from_millis(500),
+        activates: true,
         farewell: Duration::from_secs(60),
     }
 }
@@ -83,11 +96,11 @@ fn links(fake: &Addr<Fake>, status: &watch::Sender<MembershipStatus>) -> Links<N
 /// Node 1 with incarnation 11 hears this refusal: what its parent heard, and what it shows.
 async fn refused(start_mode: StartMode, by: NodeId, known: u64) -> (Option<String>, MembershipStatus) {
     let (told, mut heard) = mpsc::unbounded_channel();
-    let fake = Fake(told).start();
+    let fake = Fake(told, mpsc::unbounded_channel().0).start();
     let status = watch::Sender::new(MembershipStatus::default());
     let links = links(&fake, &status);
-    let manager =
-        MembershipManager::<NoReply>::new(1, GroupId::FIRST, Incarnation(11), Features::all(), start_mode, links);
+    let (incarnation, understanding) = (Incarnation(11), understanding(Features::all()));
+    let manager = MembershipManager::<NoReply>::new(1, GroupId::FIRST, incarnation, understanding, start_mode, links);
     let manager = manager.unwrap().start();
     let (known, theirs) = (Incarnation(known), Incarnation(11));
     let reason = RefusedBecause::Incarnation { id: 1, known, theirs };
@@ -95,6 +108,11 @@ async fn refused(start_mode: StartMode, by: NodeId, known: u64) -> (Option<Strin
     manager.send(Flush).await.unwrap();
     fake.send(Flush).await.unwrap();
     (heard.try_recv().ok(), status.borrow().clone())
+}
+
+fn understanding(features: Features) -> Understanding {
+    let announcement = Announcement::of(&features, 1);
+    Understanding::new(1, features, announcement)
 }
 
 fn founding(ids: &[NodeId]) -> StartMode {
@@ -130,14 +148,15 @@ async fn a_member_that_its_own_cluster_records_otherwise_stops() {
 /// The members 2 and 3 are met with these, in this order: what the cluster of three understands after each.
 async fn met(hellos: &[(NodeId, Features)]) -> Vec<Features> {
     let (told, _heard) = mpsc::unbounded_channel();
-    let fake = Fake(told).start();
+    let fake = Fake(told, mpsc::unbounded_channel().0).start();
     let status = watch::Sender::new(MembershipStatus::default());
     let links = links(&fake, &status);
     let founders = [1, 2, 3].map(|id| (id, Address(format!("n{id}"))));
     let state = Arc::new(SystemState::founded(ClusterId(7), &founders.into()));
     let start_mode = StartMode::Formed { state, formed_with: BTreeMap::new() };
     let (incarnation, features) = (Incarnation(11), Features::all());
-    let manager = MembershipManager::<NoReply>::new(1, GroupId::FIRST, incarnation, features, start_mode, links);
+    let understanding = understanding(features);
+    let manager = MembershipManager::<NoReply>::new(1, GroupId::FIRST, incarnation, understanding, start_mode, links);
     let manager = manager.unwrap().start();
     let mut understood = Vec::new();
     for (id, features) in hellos {
@@ -148,6 +167,7 @@ async fn met(hellos: &[(NodeId, Features)]) -> Vec<Features> {
             boot: 1,
             cluster: None,
             features,
+            machine_version: 1,
             lives: Arc::default(),
         };
         manager.do_send(PeerUp { identity });
@@ -179,10 +199,12 @@ async fn removed_by(voters: u64, applied: bool, refusals: &[(NodeId, bool)]) -> 
         );
     }
     let (told, mut heard) = mpsc::unbounded_channel();
-    let (fake, status) = (Fake(told).start(), watch::Sender::new(MembershipStatus::default()));
+    let (fake, status) =
+        (Fake(told, mpsc::unbounded_channel().0).start(), watch::Sender::new(MembershipStatus::default()));
     let start_mode = StartMode::Formed { state: Arc::new(state), formed_with: BTreeMap::new() };
     let (group, me, links) = (GroupId::FIRST, Incarnation(11), links(&fake, &status));
-    let manager = MembershipManager::<NoReply>::new(1, group, me, Features::all(), start_mode, links).unwrap().start();
+    let manager = MembershipManager::<NoReply>::new(1, group, me, understanding(Features::all()), start_mode, links);
+    let manager = manager.unwrap().start();
     for (peer, refuses) in refusals.iter().copied() {
         let identity = Identity {
             id: peer,
@@ -190,6 +212,7 @@ async fn removed_by(voters: u64, applied: bool, refusals: &[(NodeId, bool)]) -> 
             boot: 1,
             cluster: Some(ClusterId(7)),
             features: Features::all(),
+            machine_version: 1,
             lives: Arc::default(),
         };
         match refuses {
@@ -247,4 +270,82 @@ async fn a_forming_founder_goes_on_at_the_word_of_one_that_is_no_founder() {
     let (failed, status) = refused(founding(&[1, 2, 3]), 4, 99).await;
     assert_eq!((failed, status.formed), (None, Formed::Forming { waiting_for: vec![2, 3] }));
     assert!(status.refused.unwrap().starts_with("node 4 refused this node"));
+}
+
+/// What a leader of 1, 2 and 3 proposes after these hellos; the versions are recorded as it proposes them.
+async fn proposed(activates: bool, asks: bool, hellos: &[(NodeId, Features, u32)]) -> Vec<String> {
+    let (proposals, mut heard) = mpsc::unbounded_channel();
+    let fake = Fake(mpsc::unbounded_channel().0, proposals).start();
+    let status = watch::Sender::new(MembershipStatus::default());
+    let links = Links { activates, ..links(&fake, &status) };
+    let mut state = founded();
+    for node in [2, 3] {
+        let change = Change::AddLearner(node, Address(format!("n{node}")));
+        let id = ChangeId { node: 1, boot: 1, number: node };
+        state.apply(node, &SystemCommand::Change { id, change, forced: false });
+    }
+    for node in [1, 2, 3] {
+        state.apply(node, &SystemCommand::Incarnation { node, incarnation: Incarnation(node) });
+    }
+    let start_mode = StartMode::Formed { state: Arc::new(state.clone()), formed_with: BTreeMap::new() };
+    let own = Announcement { features: ["activation".to_owned()].into(), machine: 2 };
+    let understanding = Understanding::new(1, [Feature::Activation].into_iter().collect(), own);
+    let manager =
+        MembershipManager::<NoReply>::new(1, GroupId::FIRST, Incarnation(1), understanding, start_mode, links);
+    let manager = manager.unwrap().start();
+    manager.do_send(FromCore(LeaderChanged { leader: Some(1), term: 2, role: Role::Leader }));
+    for (peer, features, machine_version) in hellos {
+        let (features, incarnation) = (features.clone(), Incarnation(*peer));
+        let (cluster, lives, machine_version) = (Some(ClusterId(7)), Arc::default(), *machine_version);
+        let identity = Identity { id: *peer, incarnation, boot: 1, cluster, features, machine_version, lives };
+        manager.do_send(PeerUp { identity });
+    }
+    if asks {
+        manager.send(Activate).await.unwrap().unwrap();
+    }
+    let (mut all, mut index) = (Vec::new(), 10);
+    loop {
+        manager.send(Flush).await.unwrap();
+        fake.send(Flush).await.unwrap();
+        let mut new = Vec::new();
+        while let Ok(command) = heard.try_recv() {
+            new.push(command);
+        }
+        if new.is_empty() {
+            return all;
+        }
+        for command in new {
+            index += 1;
+            let changed = state.apply(index, &command) == SystemChange::Versions;
+            all.push(match (command, changed) {
+                (SystemCommand::Announce { node, .. }, true) => format!("announce {node}"),
+                (SystemCommand::Activate { activation }, true) => format!("activate {activation}"),
+                (command, _) => format!("in vain: {command:?}"),
+            });
+        }
+        manager.do_send(SystemChanged { index, state: Arc::new(state.clone()) });
+    }
+}
+
+#[actix::test]
+async fn a_leader_records_what_members_understand_and_uses_it_once_all_do() {
+    let (new, old) = (|| Features::all(), || Features::none());
+    // An older member would stop at the first entry of this kind, so nothing is recorded before all understand it.
+    assert_eq!(proposed(true, false, &[(2, new(), 2), (3, old(), 0)]).await, [""; 0]);
+    assert_eq!(proposed(true, false, &[(2, new(), 2)]).await, [""; 0], "node 3 was not met");
+    let recorded = ["announce 1", "announce 2", "announce 3"];
+    let usual = proposed(true, false, &[(2, new(), 2), (3, new(), 2)]).await;
+    assert_eq!(usual, [&recorded[..], &["activate version 2 of the state machine"]].concat());
+    assert_eq!(proposed(true, false, &[(2, new(), 2), (3, new(), 1)]).await, recorded, "node 3 has an older machine");
+    // It says something else after its upgrade, and once more after it was put back.
+    let upgraded = proposed(true, false, &[(2, new(), 2), (3, new(), 1), (3, new(), 2)]).await;
+    assert_eq!(upgraded.last().unwrap(), "activate version 2 of the state machine");
+}
+
+#[actix::test]
+async fn with_manual_nothing_is_recorded_or_used_before_an_operator_says_so() {
+    let hellos = [(2, Features::all(), 2), (3, Features::all(), 2)];
+    assert_eq!(proposed(false, false, &hellos).await, [""; 0]);
+    let asked = proposed(false, true, &hellos).await;
+    assert_eq!(asked, ["announce 1", "announce 2", "announce 3", "activate version 2 of the state machine"]);
 }

@@ -386,6 +386,16 @@ impl Node {
         self.binary = None;
     }
 
+    /// From its next start on.
+    pub(crate) fn is_of(&mut self, binary: PathBuf) {
+        self.binary = Some(binary);
+    }
+
+    /// Without this environment variable, from its next start on.
+    pub(crate) fn unset(&mut self, variable: &str) {
+        self.settings.retain(|(name, _)| name != variable);
+    }
+
     /// An environment variable, from its next start on.
     pub(crate) fn set(&mut self, variable: &str, value: &str) {
         self.settings.push((variable.to_owned(), value.to_owned()));

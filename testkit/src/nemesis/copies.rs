@@ -14,7 +14,7 @@ use actorum_machine::{
 use super::{FaultTask, Hold, State};
 use crate::{
     disk::{Backup, Disk},
-    fleet::Node,
+    fleet::{Node, Program},
     machine::Watched,
     twin::Twin,
     world::Durable,
@@ -83,7 +83,7 @@ impl<S: StateMachine> FaultTask<S> {
                     true => node.disk.kept().and_then(|kept| kept.peers.get(&of).copied()),
                     false => node.disk.lives().and_then(|lives| lives.record_of(of)),
                 };
-                !node.first_version && record.is_some_and(|record| copied.is_known_to(&record))
+                node.program != Program::First && record.is_some_and(|record| copied.is_known_to(&record))
             };
             let (knowing, others): (Vec<_>, Vec<_>) = others.partition(|(_, node)| knows(node));
             let directory = |(id, node): (&NodeId, &Node<S>)| Some((*id, node.disk.kept()?.incarnation));
@@ -116,7 +116,7 @@ impl<S: StateMachine> FaultTask<S> {
         let Some(hold) = self.hold_running() else { return };
         let node = hold.0;
         let voters = self.fleet.raft(node).map_or(0, |(raft, _)| raft.status().membership.voters().len());
-        if voters < 2 || self.fleet.node(node, |node| node.first_version) != Some(false) {
+        if voters < 2 || self.fleet.node(node, |node| node.program).is_none_or(|program| program == Program::First) {
             return;
         }
         let Some(copied) = self.older_copy(node).await else { return };
@@ -169,7 +169,9 @@ impl<S: StateMachine> FaultTask<S> {
         let Some(hold) = self.hold_running() else { return };
         let node = hold.0;
         let votes = self.fleet.raft(node).map(|(raft, _)| raft.status().membership.voters()).unwrap_or_default();
-        if votes.len() < 2 || !votes.contains(&node) || self.fleet.node(node, |node| node.first_version) != Some(false)
+        if votes.len() < 2
+            || !votes.contains(&node)
+            || self.fleet.node(node, |node| node.program).is_none_or(|program| program == Program::First)
         {
             return;
         }

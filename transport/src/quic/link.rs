@@ -73,6 +73,7 @@ fn priority(request: &Request) -> i32 {
         | Request::Change { .. }
         | Request::Formation(_)
         | Request::Clock
+        | Request::Activate
         | Request::Marks { .. } => 0,
     }
 }
@@ -646,6 +647,7 @@ pub(super) async fn ask(
         | Request::Change { .. }
         | Request::Formation(_)
         | Request::Clock
+        | Request::Activate
         | Request::Marks { .. } => None,
     };
     let mut bytes = Vec::new();

@@ -314,6 +314,7 @@ impl QuicTransport {
             boot: own.boot,
             dial,
             features: own.features.clone(),
+            machine_version: own.machine_version,
             lives: own.lives.to_vec(),
             recorded: self.policy.book().record_of(to).map(|record| record.life.key()),
         }

@@ -230,7 +230,15 @@ pub(crate) const CLUSTER: ClusterId = ClusterId(1);
 pub(crate) fn identity(id: NodeId) -> Identity {
     let features = Features::all();
     let lives = Default::default();
-    Identity { id, incarnation: Incarnation(id * 10), boot: 1, cluster: Some(CLUSTER), features, lives }
+    Identity {
+        id,
+        incarnation: Incarnation(id * 10),
+        boot: 1,
+        cluster: Some(CLUSTER),
+        features,
+        machine_version: 1,
+        lives,
+    }
 }
 
 pub(crate) fn local() -> SocketAddr {
@@ -573,7 +581,7 @@ impl Adversary {
 }
 
 pub(crate) fn hello(id: NodeId) -> Hello {
-    let Identity { id, incarnation, boot, cluster, features, .. } = identity(id);
+    let Identity { id, incarnation, boot, cluster, features, machine_version, .. } = identity(id);
     let (lives, recorded) = Default::default();
     Hello {
         protocol: PROTOCOL,
@@ -584,6 +592,7 @@ pub(crate) fn hello(id: NodeId) -> Hello {
         boot,
         dial: 1,
         features,
+        machine_version,
         lives,
         recorded,
     }

@@ -151,6 +151,9 @@ impl<T> Consensus<T> {
                 Ok(next) => next,
                 Err(cause) => return self.refuse(request, Refusal::Change(ChangeRefusal::invalid(cause))),
             };
+        if let Some(cause) = self.not_understood(change) {
+            return self.refuse(request, Refusal::Change(ChangeRefusal::invalid(cause)));
+        }
         let Some(request) = self.check_change(request, &wanted, &next) else { return };
         let id = ChangeId { node: self.settings.id, boot: self.settings.boot, number: self.next_id() };
         let command = SystemCommand::Change { id, change: change.clone(), forced: wanted.force };

@@ -121,6 +121,7 @@ impl<T: fmt::Display> fmt::Display for Effects<T> {
                 Request::Formation(_) => "Formation",
                 Request::Snapshot(_) => "Snapshot",
                 Request::Clock => "Clock",
+                Request::Activate => "Activate",
                 Request::Marks { .. } => "Marks",
             };
             writeln!(f, "ask n{to} {what} (question {id})")?;

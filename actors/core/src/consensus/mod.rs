@@ -49,6 +49,7 @@ use crate::{
     planted::{self, Planted},
     system_state::{GENESIS_INDEX, GENESIS_TERM},
     understanding::Understanding,
+    versions::{Announcement, Versions},
     wire::{AskError, ChangeRefusal, ConfState, MessageKind, RaftMessage, Refusal, Response, Snapshot},
 };
 
@@ -141,6 +142,8 @@ pub struct Settings {
     pub waits: bool,
     /// What this build understands.
     pub features: Features,
+    /// The version of its state machine.
+    pub machine_version: u32,
     /// When this node's certificate ends, if it has one: peers refuse new connections of a node from then on.
     pub certificate_ends: Option<SystemTime>,
 }
@@ -155,6 +158,8 @@ pub struct Start {
     pub applied: u64,
     /// The membership at that index.
     pub membership: Arc<Membership>,
+    /// What was announced and in use at that index.
+    pub versions: Arc<Versions>,
     /// The cluster, if the node belongs to one.
     pub cluster: Option<ClusterId>,
     /// Where this node was made the only one of a cluster by hand, zero if it was not: what its log holds up to there is
@@ -204,6 +209,8 @@ pub struct Consensus<T> {
     logger: slog::Logger,
     raw: RawNode<LogView>,
     membership: Arc<Membership>,
+    /// As of what is applied: what is in use there stays in use.
+    versions: Arc<Versions>,
     understanding: Understanding,
     cluster: Option<ClusterId>,
     min_served_index: u64,
@@ -257,7 +264,7 @@ impl<T> fmt::Debug for Consensus<T> {
 impl<T> Consensus<T> {
     /// A core that goes on where its log ended.
     pub fn new(settings: Settings, start: Start) -> Result<Self, StoreError> {
-        let Start { recovered, reader, applied, membership, cluster, min_served_index } = start;
+        let Start { recovered, reader, applied, membership, versions, cluster, min_served_index } = start;
         let mut view = match recovered.newest() {
             None => {
                 // It holds nothing, but a leader may have spoken to it: its term never runs backwards.
@@ -270,7 +277,7 @@ impl<T> Consensus<T> {
                 let recovered = Recovered { hard_state, ..recovered };
                 return Consensus::new(
                     settings,
-                    Start { recovered, reader, applied, membership, cluster, min_served_index },
+                    Start { recovered, reader, applied, membership, versions, cluster, min_served_index },
                 );
             }
             Some(snapshot) => {
@@ -292,12 +299,14 @@ impl<T> Consensus<T> {
         let logger = bridge::logger();
         let durable_term = hard.term;
         let raw = new_raw(&settings, view, applied, &logger)?;
-        let understanding = Understanding::new(settings.id, settings.features.clone());
+        let own = Announcement::of(&settings.features, settings.machine_version);
+        let understanding = Understanding::new(settings.id, settings.features.clone(), own);
         let mut core = Consensus {
             settings,
             logger,
             raw,
             membership,
+            versions,
             understanding,
             cluster,
             min_served_index,
@@ -431,12 +440,26 @@ impl<T> Consensus<T> {
     /// Propose a mark, at which nodes compare what they applied. Nobody waits for it, and only a leader whose every member
     /// understands one does: a node of an older version would stop at it.
     pub fn propose_mark(&mut self, restart: bool) {
-        if self.raw.raft.state != StateRole::Leader || !self.every_member_understands(Feature::StateHashes) {
+        if self.may_use(Feature::StateHashes) {
+            self.propose_for_system(&SystemCommand::Mark { restart });
+        }
+    }
+
+    /// Propose what a member has announced, or to use what all have. Nobody waits for it, and only a leader does whose every
+    /// member understands such entries.
+    pub fn propose_versions(&mut self, command: &SystemCommand) {
+        if self.versions.are_recorded() || self.every_member_understands(Feature::Activation) {
+            self.propose_for_system(command);
+        }
+    }
+
+    fn propose_for_system(&mut self, command: &SystemCommand) {
+        if self.raw.raft.state != StateRole::Leader {
             return;
         }
-        match EncodedCommand::system(&SystemCommand::Mark { restart }) {
+        match EncodedCommand::system(command) {
             Ok(encoded) => self.submit(encoded, None, Duration::MAX),
-            Err(error) => tracing::error!(%error, "a mark cannot be encoded"),
+            Err(error) => tracing::error!(%error, "a command of the system cannot be encoded"),
         }
     }
 
@@ -524,9 +547,14 @@ impl<T> Consensus<T> {
         }
     }
 
-    /// A peer's hello names these.
-    pub fn peer_features(&mut self, peer: NodeId, features: Features) {
-        self.understanding.met(peer, features);
+    /// The applier's word of what is announced and in use.
+    pub fn versions_changed(&mut self, versions: Arc<Versions>) {
+        self.versions = versions;
+    }
+
+    /// A peer's hello names these, and this version of its state machine.
+    pub fn peer_features(&mut self, peer: NodeId, features: Features, machine_version: u32) {
+        self.understanding.met(peer, features, machine_version);
     }
 
     /// A peer cannot be reached, or something sent to it was dropped.
@@ -809,6 +837,15 @@ impl<T> Consensus<T> {
     /// an entry or a snapshot be made that needs it: a node of an older version stops at one that it does not know.
     pub fn every_member_understands(&self, feature: Feature) -> bool {
         self.understanding.every_member_understands(&self.membership, feature)
+    }
+
+    /// Whether a new format may be used in entries and snapshots: an entry has put it to use; or, in a cluster that does not
+    /// record what its members announce yet, every member has named it in a hello.
+    pub fn may_use(&self, feature: Feature) -> bool {
+        match self.versions.are_recorded() {
+            true => self.versions.has(feature),
+            false => self.every_member_understands(feature),
+        }
     }
 
     /// Whether that peer has. A message or a request that needs a feature goes to nobody else.

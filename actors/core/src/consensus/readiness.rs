@@ -103,17 +103,29 @@ impl<T> Consensus<T> {
         let matched = self.raw.raft.prs().get(id).map_or(0, |progress| progress.matched);
         let needed = self.commits.front().map_or(0, |(_, commit)| *commit);
         // One whose life is not recorded could come back with an empty directory and be taken for the one that was promoted.
-        let recorded = self.membership.members.get(&id).is_some_and(|member| member.incarnation.is_some());
+        let known = self.membership.members.get(&id).is_some_and(|member| member.incarnation.is_some());
+        // And what one understands that has announced nothing is not known.
+        let announced = self.versions.announced.get(&id);
+        let recorded = known && (!self.versions.are_recorded() || announced.is_some());
+        let lacks = announced.and_then(|announced| self.versions.beyond(announced)).map(|lacks| lacks.to_string());
         // One that holds nothing has no vote (the sixth promise).
         let ready = matched > 0 && recorded;
         let close = matched >= needed && self.answered_lately(id) || planted::is(Planted::PromotedBehind);
-        if ready && (force || close) {
+        if ready && (force || close) && lacks.is_none() {
             return None;
         }
         let commit = self.raw.raft.raft_log.committed;
         // A new leader does not know yet what its followers hold; whose directory is recorded it knows.
-        let forced = force && (!recorded || !self.contact_is_new());
-        Some(LearnerReading { node: id, matched, needed, commit, heard_ms: self.heard_ms(id), recorded, forced })
+        let forced = force && (!recorded || lacks.is_some() || !self.contact_is_new());
+        let heard_ms = self.heard_ms(id);
+        Some(LearnerReading { node: id, matched, needed, commit, heard_ms, recorded, forced, lacks })
+    }
+
+    /// What the node to be added does not understand of what is in use, as far as its hello was seen.
+    pub(super) fn not_understood(&self, change: &Change) -> Option<String> {
+        let Change::AddLearner(node, _) = change else { return None };
+        let lacks = self.versions.beyond(self.understanding.announcement_of(*node)?)?.to_string();
+        Some(LearnerReading { node: *node, lacks: Some(lacks), ..LearnerReading::default() }.to_string())
     }
 
     /// Looks at what a change would do. If something speaks against it the request waits on, or is refused, and is gone from here.

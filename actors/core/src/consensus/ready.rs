@@ -194,7 +194,13 @@ impl<T> Consensus<T> {
         let change = match SystemCommand::decode(&entry.context) {
             Ok(SystemCommand::Change { change, .. }) => change,
             Ok(other) => return self.fail(format!("entry {} is a change that says {other:?}", entry.index)),
-            Err(error) => return self.fail(format!("the change in entry {} cannot be read: {error}", entry.index)),
+            Err(error) => {
+                return self.fail(format!(
+                    "the change in entry {} cannot be read: {error}. A later version of actorum wrote it: start this node with the \
+                     version that the other members have",
+                    entry.index
+                ));
+            }
         };
         // The applier judges by the same rule at the same index: either both make the change or neither does. If they
         // differed, a restart, which begins with the applier's membership, would count other majorities.
@@ -211,7 +217,10 @@ impl<T> Consensus<T> {
     /// A snapshot brings its own membership.
     pub(super) fn adopt_membership(&mut self, snapshot: &Snapshot) {
         match SystemState::of(snapshot) {
-            Ok((system, _)) => (self.membership, self.cluster) = (system.membership, Some(system.cluster)),
+            Ok((system, _)) => {
+                (self.membership, self.cluster, self.versions) =
+                    (system.membership, Some(system.cluster), system.versions);
+            }
             Err(error) => {
                 self.fail(format!("the snapshot {}@{} cannot be read: {error}", snapshot.index, snapshot.term))
             }

@@ -16,7 +16,7 @@ use crate::{
     entry::{EncodedCommand, SystemCommand},
     log::store::{HardState, Recovered},
     marks::Mark,
-    replica::{ApplyResult, Hashes, Replica, replay, replay_hashing},
+    replica::{ApplyResult, Hashes, Replica, replay, replay_into},
     system_state::{Audit, RecoveredBecause},
     testkit::{Sum, TestLog, TestSnapshots, command, empty, genesis},
     wire::{Entry, Snapshot},
@@ -113,7 +113,8 @@ fn a_node_without_a_hash_begins_at_a_mark() {
     assert_eq!(one[1].state, two[1].state);
     assert_eq!(one[1].state.unwrap().since, 11);
     let (store, found) = (TestLog::with_entries(log[..3].to_vec()), found(&genesis(), 4));
-    let replayed = replay_hashing(GroupId::FIRST, &store, &found, &snapshot_files, Sum::default(), first_version);
+    let older = Replica::new(Sum::default()).hashing(first_version);
+    let replayed = replay_into(GroupId::FIRST, &store, &found, &snapshot_files, older);
     assert_eq!(replayed.unwrap().replica.system().unwrap().state_hash, None);
 }
 

@@ -243,6 +243,7 @@ impl Cluster {
             max_clock_skew: Duration::from_millis(500),
             waits: node.waits,
             features: Features::all(),
+            machine_version: 1,
             certificate_ends: node.certificate_ends,
         };
         let start = Start {
@@ -250,6 +251,7 @@ impl Cluster {
             reader: node.disk.reader(),
             applied: done,
             membership,
+            versions: Arc::default(),
             cluster,
             min_served_index: 0,
         };
@@ -569,7 +571,11 @@ impl Cluster {
                 let change = ChangeRequest { change: machine::decode::<Change>(&data).unwrap(), force };
                 core.change_for_peer(change, reply, within(now, remaining_ms));
             }
-            Request::Formation(_) | Request::Snapshot(_) | Request::Clock | Request::Marks { .. } => {
+            Request::Formation(_)
+            | Request::Snapshot(_)
+            | Request::Clock
+            | Request::Marks { .. }
+            | Request::Activate => {
                 unreachable!("no core asks that")
             }
         }

@@ -374,7 +374,7 @@ impl Runner for Script {
             // What a peer's hello names: all that this build understands, or nothing, as the first version's.
             "hello" => {
                 let features = if word(2)? == "all" { Features::all() } else { Features::none() };
-                self.cluster.core(number(0)?).peer_features(number(1)?, features);
+                self.cluster.core(number(0)?).peer_features(number(1)?, features, 1);
             }
             "order" => {
                 let (from, to) = (number(0)?, number(1)?);
@@ -384,7 +384,7 @@ impl Runner for Script {
             }
             "knows" => {
                 let features = if words.len() > 2 { Features::none() } else { Features::all() };
-                self.cluster.core(number(0)?).peer_features(number(1)?, features);
+                self.cluster.core(number(0)?).peer_features(number(1)?, features, 1);
             }
             "mark" => {
                 self.cluster.core(number(0)?).propose_mark(false);
