@@ -78,7 +78,7 @@ pub(crate) struct BackupArgs {
 }
 
 /// `http://HOST:PORT`, without a slash at its end.
-fn base(url: &str) -> Result<String, Failure> {
+pub(crate) fn base(url: &str) -> Result<String, Failure> {
     if url.starts_with("https://") {
         return Err(Failure::usage(format!(
             "{url} asks for certificates, which this client does not show: see `actorum backup --help` for one that does"
@@ -189,7 +189,7 @@ fn show(bar: &ProgressBar, status: &Value) {
 }
 
 /// A node's refusal, in its own words.
-fn refused(url: &str, answer: &Answer) -> Failure {
+pub(crate) fn refused(url: &str, answer: &Answer) -> Failure {
     match answer.body["message"].as_str() {
         Some(message) if answer.status == 404 => {
             Failure::new(format!("{url}: {message}: give the node's --admin address, not its public one"))

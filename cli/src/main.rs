@@ -5,6 +5,7 @@
 //!  serve    one node                          └─ admin    the membership, snapshots, backups
 //!  status   many nodes, one table
 //!  snapshot, backup    a running node's state, made durable there or copied here
+//!  activate            what every member of a cluster understands is put to use
 //!  inspect, compact    a stopped node's directory: what is in it; with less waste
 //!  restore, recover    a new cluster out of a backup, or out of what a lost majority left
 //!  demo     three nodes, a kill, a count
@@ -30,6 +31,7 @@ mod admin;
 mod client;
 mod status;
 mod backup;
+mod activate;
 mod inspect;
 mod msgpack;
 mod compact;
@@ -56,6 +58,7 @@ enum Command {
     Certs(certs::Args),
     Serve(Box<serve::Args>),
     Status(status::Args),
+    Activate(activate::Args),
     Snapshot(backup::SnapshotArgs),
     Backup(backup::BackupArgs),
     Inspect(inspect::Args),
@@ -74,6 +77,7 @@ fn main() -> ExitCode {
         Command::Certs(args) => certs::run(args),
         Command::Serve(args) => serve::run(*args),
         Command::Status(args) => status::run(args),
+        Command::Activate(args) => activate::run(args),
         Command::Snapshot(args) => backup::snapshot(args),
         Command::Backup(args) => backup::backup(args),
         Command::Inspect(args) => inspect::run(args),

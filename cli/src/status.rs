@@ -112,6 +112,12 @@ fn note(status: &Value, trouble: &str) -> String {
         let trouble = if trouble.is_empty() { disk(&status["disk"]) } else { trouble.to_owned() };
         notes.extend((!trouble.is_empty()).then_some(trouble));
     }
+    for waiting in status["versions"]["not_in_use"].as_array().into_iter().flatten() {
+        let lacking: Vec<String> = waiting["lacking"].as_array().into_iter().flatten().map(Value::to_string).collect();
+        if let (Some(what), false) = (waiting["what"].as_str(), lacking.is_empty()) {
+            notes.push(format!("{what} is not in use: lacking on {}", lacking.join(" ")));
+        }
+    }
     let snapshots = &status["snapshots"];
     if snapshots["building"].is_object() {
         notes.push(format!("building snapshot {}", transfer(&snapshots["building"])));

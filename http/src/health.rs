@@ -63,6 +63,7 @@ fn describe(status: &Status) -> Value {
         "divergence": status.divergence,
         "response_divergence": status.response_divergence,
         "commit_conflicts": status.commit_conflicts,
+        "versions": status.versions,
     })
 }
 

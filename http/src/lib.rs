@@ -6,6 +6,7 @@
 //!  metrics     GET /metrics                       the same for Prometheus
 //!  events      GET /events?after=N                every command, as it is applied
 //!  members     POST /members, /members/4/promote, /members/4/demote, DELETE /members/4
+//!              POST /activate                    what every member understands is put to use
 //!  snapshots   POST /snapshot, GET /backup        the whole state, made durable or sent
 //! ```
 //!
@@ -156,13 +157,14 @@ pub fn events_shown<S: StateMachine>(
     }
 }
 
-/// `POST /members` and what follows it: changes of the membership. Who reaches them can take nodes out of the cluster.
+/// `POST /members` and what follows it: changes of the membership; and `POST /activate`. Who reaches them can take nodes out of the cluster.
 pub fn members<S: StateMachine>(config: &mut ServiceConfig) {
     config
         .service(at("/members", "POST").route(web::post().to(members::add::<S>)))
         .service(at("/members/{id}", "DELETE").route(web::delete().to(members::remove::<S>)))
         .service(at("/members/{id}/promote", "POST").route(web::post().to(members::promote::<S>)))
-        .service(at("/members/{id}/demote", "POST").route(web::post().to(members::demote::<S>)));
+        .service(at("/members/{id}/demote", "POST").route(web::post().to(members::demote::<S>)))
+        .service(at("/activate", "POST").route(web::post().to(members::activate::<S>)));
 }
 
 /// `POST /snapshot` and `GET /backup`. Who reaches them reads all of the state.

@@ -3,9 +3,10 @@
 //! ```text
 //!  POST   /members {"id":4,"address":"10.0.0.4:7001","role":"learner"}
 //!  POST   /members/4/promote      POST /members/4/demote      DELETE /members/4
+//!  POST   /activate
 //! ```
 //!
-//! Answered when the change has been applied, with the membership that resulted. Works on any node.
+//! Answered when the change has been applied, with the membership that resulted, or with the versions in use. Works on any node.
 
 use actix_web::{
     HttpRequest, HttpResponse,
@@ -74,6 +75,21 @@ pub(crate) async fn demote<S: StateMachine>(
     request: HttpRequest,
 ) -> Result<HttpResponse, Refused> {
     change(&node, ConfChange::Demote(member(&request)?), Wish::of(&request)?).await
+}
+
+/// `POST /activate`: what every member understands is put to use, also where that waits for an operator.
+pub(crate) async fn activate<S: StateMachine>(
+    node: Data<Node<S>>,
+    request: HttpRequest,
+) -> Result<HttpResponse, Refused> {
+    let mut query = Query::parse(&request)?;
+    let deadline = query.deadline()?;
+    query.finish()?;
+    let left = deadline.saturating_duration_since(Instant::now());
+    match timeout(left + GRACE, node.raft().activate_within(left)).await {
+        Ok(answer) => Ok(json_response(json!(answer.map_err(|e| Refused::of(&node, &e))?))),
+        Err(_) => Err(Refused::unanswered(&node)),
+    }
 }
 
 fn member(request: &HttpRequest) -> Result<NodeId, Refused> {

@@ -211,6 +211,9 @@ async fn members() {
     let app = mounted!(Data::new(Node::new(raft.clone())));
 
     let body = json!({ "id": 3, "address": address(3), "role": "learner" }).to_string();
+    let (status, versions) = ask!(app, POST, "/admin/activate?timeout_ms=10000");
+    assert_eq!((status, &versions["machine"], &versions["manual"]), (200, &json!(1), &json!(false)), "{versions}");
+    assert_eq!(versions["not_in_use"], json!([]), "{versions}");
     let (status, resulted) = ask!(app, POST, "/admin/members", body.clone());
     assert_eq!((status, &resulted["voters"], &resulted["learners"]), (200, &json!([1, 2]), &json!([3])), "{resulted}");
     assert_eq!(resulted["members"]["3"]["address"], json!(address(3)), "{resulted}");
@@ -229,6 +232,8 @@ async fn members() {
     assert_eq!((status, &resulted["voters"]), (200, &json!([1, 2])), "{resulted}");
 
     for (path, body) in [
+        ("/admin/activate?timeout_ms=0", ""),
+        ("/admin/activate?force=true", ""),
         ("/admin/members", ""),
         ("/admin/members", r#"[4,"127.0.0.1:7004","learner"]"#),
         ("/admin/members", r#"{"id":4,"address":"127.0.0.1:7004","role":"voter"}"#),

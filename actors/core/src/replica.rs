@@ -648,7 +648,9 @@ mod tests {
         assert_eq!(replica.machine().0, decided);
         let mut behind = Replica::new(Versioned::default());
         behind.restore(&snapshot.unwrap(), &snapshot_files).unwrap();
-        raised().iter().filter(|entry| entry.index > 5).for_each(|entry| drop(behind.apply(entry).unwrap()));
+        for entry in raised().iter().filter(|entry| entry.index > 5) {
+            behind.apply(entry).unwrap();
+        }
         assert_eq!(behind.machine().0, decided);
         let log = TestLog::with_entries(raised());
         let replayed = replay(GroupId::FIRST, &log, &recovered(9, 9), &snapshot_files, Versioned::default()).unwrap();
@@ -661,7 +663,9 @@ mod tests {
         let mut replica = Replica::new(Versioned::default()).built_as(older.clone());
         replica.restore(&genesis(), &TestSnapshots::default()).unwrap();
         let entries = raised();
-        entries[..4].iter().for_each(|entry| drop(replica.apply(entry).unwrap()));
+        for entry in &entries[..4] {
+            replica.apply(entry).unwrap();
+        }
         let error = replica.apply(&entries[4]).unwrap_err();
         let outdated = ApplyError::Outdated { index: 6, term: 1, activation: Activation::Machine(3) };
         assert_eq!(error, outdated);

@@ -1,0 +1,52 @@
+//! `actorum activate URL`: what every member understands is put to use.
+
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::{
+    Failure,
+    backup::{base, refused},
+    client::Client,
+    output::{self, say},
+};
+
+/// How much later than the node this end gives up.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// Let a cluster use what is new in the version that all its members run
+///
+/// Only needed where nodes run with activate = "manual": otherwise the leader does it by itself. Any node takes it. From then on
+/// no member can be put back to a version that does not know what is in use. It is done when that is in use on the node;
+/// what some member does not understand yet is printed with the members that lack it.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// The node's admin address, such as http://127.0.0.1:9001
+    url: String,
+    /// How long to wait, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=600))]
+    timeout: u64,
+}
+
+pub(crate) fn run(Args { url, timeout }: Args) -> Result<(), Failure> {
+    let asking = format!("{}/activate?timeout_ms={}", base(&url)?, timeout * 1000);
+    let answer = Client::new(Duration::from_secs(timeout) + GRACE).post(&asking);
+    let answer = answer.map_err(|error| Failure::new(format!("{url}: {error}")))?;
+    if answer.status != 200 {
+        return Err(refused(&url, &answer));
+    }
+    let list = |values: &Value, none: &str| {
+        let items = values.as_array().into_iter().flatten();
+        let items: Vec<String> =
+            items.map(|item| item.as_str().map_or_else(|| item.to_string(), str::to_owned)).collect();
+        if items.is_empty() { none.to_owned() } else { items.join(", ") }
+    };
+    output::done("what every member understands is in use");
+    say!("state machine: version {}", answer.body["machine"]);
+    say!("features: {}", list(&answer.body["features"], "none"));
+    for waiting in answer.body["not_in_use"].as_array().into_iter().flatten() {
+        let what = waiting["what"].as_str().unwrap_or("something that this version does not know");
+        say!("not in use: {what}, which these members lack: {}", list(&waiting["lacking"], "nobody"));
+    }
+    Ok(())
+}
