@@ -17,6 +17,8 @@ pub mod leader_only_work {}
 pub mod http {}
 #[doc = include_str!("../docs/guide/testing.md")]
 pub mod testing {}
+#[doc = include_str!("../docs/guide/upgrading.md")]
+pub mod upgrading {}
 #[doc = include_str!("../docs/guide/deploying.md")]
 pub mod deploying {}
 #[doc = include_str!("../docs/guide/operating.md")]

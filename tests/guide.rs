@@ -15,6 +15,7 @@ use actorum::{Config, Reason};
 const NO_SETTINGS: &[&str] = &[
     // Statuses and answers.
     "applied_index",
+    "not_in_use",
     "refused_by",
     "timeout_ms",
     // Codes of errors.
