@@ -110,7 +110,8 @@
 //! - Without a majority nothing is written and no linearizable read is answered. Three nodes survive one failure, five survive two.
 //! - A state machine whose `apply` is not deterministic is found out by comparing hashes, after it has diverged; see
 //!   [`ResponseCheck`].
-//! - One group per node for now, and all members on one version of the wire format or the one before it.
+//! - One group per node for now. A cluster is upgraded node by node, and what is new is used once every member has it; a version
+//!   that was activated never goes out of use ([`guide::upgrading`]).
 //!
 //! # Where to go
 //!
