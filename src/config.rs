@@ -145,7 +145,8 @@ pub struct Config {
     /// Whether the cluster uses what is new in a version as soon as every member understands it. With `automatic`, the default,
     /// the leader puts it to use; with `manual` it waits until an operator says so (`actorum activate`, [`Raft::activate`]), so that
     /// every node can be put back to the version before as long as nobody did. Only the leader's setting counts: set it on all
-    /// nodes.
+    /// nodes. What the version before this setting uses by itself is not held back: marks (see `hash_check_entries`) are used
+    /// once every member has named them, and a node of a still older version stops at one.
     ///
     /// [`Raft::activate`]: crate::Raft::activate
     pub activate: ActivateMode,

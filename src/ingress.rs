@@ -19,7 +19,7 @@ use std::{
 use actix::WeakAddr;
 use actorum_actors::{
     admission::{Admission, Denied, Permit},
-    applier::{Applier, ApplierStatus},
+    applier::Applier,
     clock::{Alarm, Clock},
     core::RaftCore,
     membership::{Activate, MembershipManager, NoLeader},
@@ -28,11 +28,7 @@ use actorum_actors::{
     snapshot::manager::{Backup, OpenNewest, SnapshotManager, TakeSnapshot},
     subscribers::{SubscribeFrom, Subscriber, Subscription, Unsubscribe, View, Wants},
 };
-use actorum_core::{
-    entry::EncodedCommand,
-    panics::panic_message,
-    versions::{Activation, FIRST_MACHINE_VERSION},
-};
+use actorum_core::{entry::EncodedCommand, panics::panic_message, versions::FIRST_MACHINE_VERSION};
 use actorum_machine::{
     condition::Condition,
     ids::{Address, MAX_NODE_ID, NodeId},
@@ -74,24 +70,27 @@ pub(crate) struct Ingress<S: StateMachine> {
 
 impl<S: StateMachine> Ingress<S> {
     /// Begins a proposal; the future only waits for its answer. A command that needs a version of the state machine which is about to be
-    /// put in force is begun then.
+    /// put in force is admitted now and handed over then.
     pub(crate) fn propose(
         self: &Arc<Self>,
         Propose { command, deadline }: Propose<S>,
     ) -> impl Future<Output = Result<Applied<S::Response>, ProposeError>> + use<S> {
         let (limit, until, status_hub) = (self.limit(deadline), self.until(deadline), self.status_hub.clone());
         let needed = S::needs_version(&command);
-        let begun = match needed <= FIRST_MACHINE_VERSION || needed <= self.version_in_force() {
-            true => Either::Left(self.begin_proposal(&command, until)),
-            false => Either::Right((self.clone(), command)),
+        let begun = match self.prepare(&command) {
+            Err(error) => Either::Left(Err(error)),
+            Ok(prepared) if needed <= FIRST_MACHINE_VERSION || needed <= self.version_in_force() => {
+                Either::Left(self.hand_over(prepared, until))
+            }
+            Ok(prepared) => Either::Right((self.clone(), prepared)),
         };
         async move {
             let lost = || ProposeError::Unknown { cause: "its slot was lost".into() };
             let late = |cause| ProposeError::Unknown { cause };
             let begun = match begun {
                 Either::Left(begun) => begun,
-                Either::Right((ingress, command)) => match ingress.wait_for_version(needed, until).await {
-                    Ok(()) => ingress.begin_proposal(&command, until),
+                Either::Right((ingress, prepared)) => match ingress.wait_for_version(needed, until).await {
+                    Ok(()) => ingress.hand_over(prepared, until),
                     Err(error) => Err(error),
                 },
             };
@@ -106,52 +105,8 @@ impl<S: StateMachine> Ingress<S> {
         }
     }
 
-    /// The version of the state machine in force, as far as this node has applied the log. It never falls, so what may be
-    /// proposed by it may be proposed.
-    fn version_in_force(&self) -> u32 {
-        self.status_hub.applier.borrow().versions.machine()
-    }
-
-    /// Waits until a version is in force, but not for what does not come by itself.
-    async fn wait_for_version(&self, needed: u32, until: Duration) -> Result<(), ProposeError> {
-        let mut applier = self.status_hub.applier.clone();
-        let is_decided = |status: &ApplierStatus| {
-            status.versions.machine() >= needed || self.why_not_in_force(status, needed, false).is_some()
-        };
-        tokio::select! {
-            biased;
-            // Whoever showed it has ended: what is begun below hears why.
-            _ = applier.wait_for(is_decided) => {}
-            () = self.clock.alarm(until) => {}
-        }
-        let (status, is_late) = (applier.borrow(), self.clock.now() >= until);
-        match status.versions.machine() >= needed {
-            true => Ok(()),
-            false => self.why_not_in_force(&status, needed, is_late).map_or(Ok(()), Err),
-        }
-    }
-
-    /// Why that version is not in force; before the deadline only what is known to last.
-    fn why_not_in_force(&self, status: &ApplierStatus, needed: u32, is_late: bool) -> Option<ProposeError> {
-        let (versions, own) = (&status.versions, &self.status_hub.build);
-        if own.machine < needed {
-            return Some(ProposeError::NeedsVersion { needed, lowest: own.machine, node: Some(self.status_hub.id) });
-        }
-        let announced = versions.announced.iter().map(|(id, theirs)| (theirs.machine, *id)).min();
-        let (lowest, node) = if is_late { versions.lowest_machine(&status.membership) } else { announced }?;
-        if lowest < needed {
-            return Some(ProposeError::NeedsVersion { needed, lowest, node: Some(node) });
-        }
-        let nobody_lacks = versions.lacking(&status.membership, &Activation::Machine(needed)).is_empty();
-        let held_back = self.status_hub.manual && nobody_lacks;
-        (held_back || is_late).then(|| ProposeError::NeedsVersion { needed, lowest: versions.machine(), node: None })
-    }
-
-    fn begin_proposal(
-        &self,
-        command: &S::Command,
-        deadline: Duration,
-    ) -> Result<Answer<Applied<S::Response>, ProposeError>, ProposeError> {
+    /// A command that can be replicated, with the admission that it holds until its answer.
+    fn prepare(&self, command: &S::Command) -> Result<(EncodedCommand, Permit), ProposeError> {
         let invalid = |error: machine::MachineError| ProposeError::Invalid { cause: error.to_string() };
         let encoded = EncodedCommand::command(command).map_err(invalid)?;
         let (size, limit) = (encoded.size(), self.max_entry_bytes);
@@ -160,12 +115,71 @@ impl<S: StateMachine> Ingress<S> {
         }
         check::<S>(&encoded).map_err(|cause| ProposeError::Invalid { cause })?;
         let permit = self.admit(size)?;
+        Ok((encoded, permit))
+    }
+
+    fn hand_over(
+        &self,
+        (encoded, permit): (EncodedCommand, Permit),
+        deadline: Duration,
+    ) -> Result<Answer<Applied<S::Response>, ProposeError>, ProposeError> {
         let core = self.core.upgrade().ok_or_else(|| ProposeError::Stopped { cause: self.cause() })?;
         let (reply, answer) = oneshot::channel();
         let reply = Some(ReplySlot::propose(reply, permit));
         // Past the mailbox's bound, but never past admission's, which counts everything on its way to an answer.
         core.do_send(Submit { encoded, reply, deadline });
         Ok(answer)
+    }
+
+    /// The version of the state machine in force, as far as this node has applied the log. It never falls, so what may be
+    /// proposed by it may be proposed.
+    fn version_in_force(&self) -> u32 {
+        self.status_hub.applier.borrow().versions.machine()
+    }
+
+    /// Waits until a version is in force, but not for what does not come by itself.
+    async fn wait_for_version(&self, needed: u32, until: Duration) -> Result<(), ProposeError> {
+        let (mut status_hub, mut alarm) = ((*self.status_hub).clone(), self.clock.alarm(until));
+        loop {
+            status_hub.mark_seen();
+            if self.version_in_force() >= needed {
+                return Ok(());
+            }
+            if let Some(error) = self.why_not_in_force(needed, self.clock.now() >= until) {
+                return Err(error);
+            }
+            tokio::select! {
+                biased;
+                goes_on = status_hub.changed() => {
+                    if !goes_on {
+                        return Err(ProposeError::Stopped { cause: self.cause() });
+                    }
+                }
+                () = &mut alarm => {}
+            }
+        }
+    }
+
+    /// Why that version is not in force; before the deadline only what does not pass by itself.
+    fn why_not_in_force(&self, needed: u32, is_late: bool) -> Option<ProposeError> {
+        let refused = |lowest, node| Some(ProposeError::NeedsVersion { needed, lowest, node });
+        if self.status_hub.build.machine < needed {
+            return refused(self.status_hub.build.machine, Some(self.status_hub.id));
+        }
+        let members = self.status_hub.members.borrow();
+        let lowest = members.machines.iter().filter_map(|(id, machine)| Some(((*machine)?, *id))).min();
+        if let Some((lowest, node)) = lowest.filter(|(lowest, _)| *lowest < needed) {
+            return refused(lowest, Some(node));
+        }
+        match members.machines.iter().find(|(_, machine)| machine.is_none()) {
+            // It is not connected, or has not been recorded yet.
+            Some((node, _)) if is_late => refused(FIRST_MACHINE_VERSION, Some(*node)),
+            Some(_) => None,
+            // There is no cluster yet, or no leader.
+            None if members.machines.is_empty() => is_late.then_some(ProposeError::NotLeader { leader: None }),
+            None if is_late || self.status_hub.manual => refused(self.version_in_force(), None),
+            None => None,
+        }
     }
 
     /// Has the leader put to use what every member understands, and waits until it is in use here.

@@ -132,7 +132,9 @@ impl<S: StateMachine> Raft<S> {
 
     /// Hands a command over at once and gives its answer to be awaited later: for many in flight from one task.
     ///
-    /// Proposals of one thread are proposed in the order they were handed over, unless the leader changes.
+    /// Proposals of one thread are proposed in the order they were handed over, unless the leader changes, or a command waits for the
+    /// version that it needs ([`StateMachine::needs_version`]): others overtake it, and it is proposed only while its answer is
+    /// awaited.
     pub fn submit(
         &self,
         command: S::Command,

@@ -181,6 +181,7 @@ impl StatusHub {
             |(what, lacking): &(Activation, Vec<NodeId>)| NotInUse { what: what.to_string(), lacking: lacking.clone() };
         VersionStatus {
             machine: versions.machine(),
+            machine_since: versions.machine_since,
             own_machine: self.build.machine,
             features: versions.in_use.iter().cloned().collect(),
             members: versions.announced.iter().map(member).collect(),

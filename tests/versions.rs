@@ -210,7 +210,8 @@ async fn an_operator_decides_when_there_is_no_way_back() {
     let status = a.wait(PATIENCE, seen).await.unwrap();
     assert!(status.versions.manual && status.versions.features.is_empty() && status.versions.machine == 1);
     let error = a.propose_within(Command::Cancel(1), Duration::from_millis(300)).await.unwrap_err();
-    assert!(matches!(error, ProposeError::NeedsVersion { needed: 2, .. }), "{error}");
+    assert_eq!(error, ProposeError::NeedsVersion { needed: 2, lowest: 1, node: None });
+    assert!(error.to_string().contains("or an operator does so with `actorum activate`"), "{error}");
 
     // Back to the version before, with what was written meanwhile.
     end(c).await;

@@ -130,6 +130,9 @@ pub struct MembershipStatus {
     pub features: Features,
     /// What this build understands and the cluster does not use yet, and the members that have not announced it.
     pub waiting: Vec<(Activation, Vec<NodeId>)>,
+    /// The version of each member's state machine, as recorded, or before there are records as its hello says; `None` if it is not
+    /// known.
+    pub machines: BTreeMap<NodeId, Option<u32>>,
     /// The peers that refuse this node now, and why.
     pub refused_by: BTreeMap<NodeId, String>,
     /// What the calendars of peers show.
@@ -389,8 +392,9 @@ impl<T: ReplyHandle> MembershipManager<T> {
         let refused = self.refused.as_ref().map(|(_, cause)| cause.clone());
         let refuses_writes = self.writes_refused_lately();
         let clocks = self.clocks.estimates(self.links.clock.now());
-        let waiting = self.waiting();
-        let shown = MembershipStatus { formed, refused, features, waiting, refused_by, clocks, refuses_writes };
+        let (waiting, machines) = (self.waiting(), self.machines());
+        let shown =
+            MembershipStatus { formed, refused, features, waiting, machines, refused_by, clocks, refuses_writes };
         self.links.status.send_if_modified(|status| {
             let changed = *status != shown;
             *status = shown;
@@ -459,6 +463,12 @@ impl<T: ReplyHandle> Handler<Answered> for MembershipManager<T> {
             if let Ok(Response::Clock(reading)) = result {
                 self.clock_read(peer, asked, reading);
             }
+            return;
+        }
+        if let Some(operator) = self.activating.asked_leader.remove(&id) {
+            let answer = matches!(result, Ok(Response::Noted)).then_some(()).ok_or(NoLeader);
+            // Whoever no longer waits is not told.
+            let _ = operator.send(answer);
             return;
         }
         // Without an answer the founder stays among the missing and is asked again.

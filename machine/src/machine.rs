@@ -82,8 +82,9 @@ pub trait StateMachine: Send + Unpin + 'static {
     ///
     /// Every member announces it. Once all of them, learners too, have announced a higher version than the one in force, the
     /// leader proposes to use it, and it is in force from that entry on ([`ApplyContext::version`]), on every node and at every
-    /// replay; with the setting `activate = "manual"` when an operator says so. It never falls: a program whose `VERSION` is
-    /// below the version in force does not start on that directory, and a member with such a program stops.
+    /// replay. A new cluster begins with version 1, too, and raises it at once. With the setting `activate = "manual"` that waits
+    /// for an operator. It never falls: a program whose `VERSION` is below the version in force does not start on that
+    /// directory, and a member with such a program stops.
     const VERSION: u32 = 1;
 
     /// The version that must be in force for this command. A proposal of a command that needs a later one is refused with

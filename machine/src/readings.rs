@@ -42,9 +42,9 @@ pub struct LearnerReading {
     pub commit: u64,
     /// How long ago it last answered this leader, in milliseconds; `None` if never in this leader's term.
     pub heard_ms: Option<u64>,
-    /// Whether the cluster has recorded the incarnation of its directory.
+    /// Whether the cluster has recorded the incarnation of its directory, and what its program understands.
     pub recorded: bool,
-    /// The promotion was forced and cannot be: the learner holds nothing, or its incarnation is not recorded. Such a
+    /// The promotion was forced and cannot be: the learner holds nothing, is not recorded, or lacks what is in use. Such a
     /// request is refused at once. A peer that does not know this field retries it until its deadline.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub forced: bool,
@@ -66,14 +66,14 @@ impl fmt::Display for LearnerReading {
         if *forced {
             let lacks = match recorded {
                 true => "it holds nothing of the log yet",
-                false => "the cluster has not recorded the incarnation of its directory yet",
+                false => "the cluster has not recorded its directory and its version yet",
             };
             write!(f, "learner {node} cannot be promoted, not even by force: {lacks}. It {}. ", answered(*heard_ms))?;
             return f.write_str("Start it and let it connect to the leader, then promote it again");
         }
         write!(f, "learner {node} is not ready to be promoted: ")?;
         if !recorded {
-            f.write_str("the cluster has not recorded the incarnation of its directory yet. ")?;
+            f.write_str("the cluster has not recorded its directory and its version yet. ")?;
             return f.write_str("Let it connect to the leader, then promote it again");
         }
         let must = (*needed).max(1);

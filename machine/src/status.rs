@@ -335,6 +335,10 @@ pub struct NotInUse {
 pub struct VersionStatus {
     /// The version of the state machine in force at the index applied here.
     pub machine: u32,
+    /// The index of the entry that put it in force; zero for the first version. A program needs the older branches of its `apply`
+    /// for what a log may hold from before that: see the guide's chapter on upgrades.
+    #[serde(default)]
+    pub machine_since: u64,
     /// The version of this node's program.
     pub own_machine: u32,
     /// The names of the features in use.

@@ -220,7 +220,7 @@ impl SystemState {
             }
             SystemCommand::Activate { activation } => {
                 let membership = self.membership.clone();
-                self.change_versions(|versions| versions.activate(&membership, activation))
+                self.change_versions(|versions| versions.activate(&membership, index, activation))
             }
             SystemCommand::Recovered { cluster, node, address, incarnation, audit } => {
                 let voter = Member { address: address.clone(), role: MemberRole::Voter, incarnation: *incarnation };

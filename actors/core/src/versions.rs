@@ -88,6 +88,9 @@ pub struct Versions {
     /// The version of the state machine in force, zero if none was activated. It never falls.
     #[serde(default)]
     pub machine: u32,
+    /// The index of the entry that put it in force; zero if none did.
+    #[serde(default)]
+    pub machine_since: u64,
 }
 
 impl Versions {
@@ -136,15 +139,15 @@ impl Versions {
         changes
     }
 
-    /// Puts something to use if every member has announced it; false if that changes nothing.
-    pub fn activate(&mut self, membership: &Membership, activation: &Activation) -> bool {
+    /// The entry at `index` puts something to use if every member has announced it; false if that changes nothing.
+    pub fn activate(&mut self, membership: &Membership, index: u64, activation: &Activation) -> bool {
         let understood = self.lacking(membership, activation).is_empty() || planted::is(Planted::ActivatedUnasked);
         if membership.members.is_empty() || self.is_in_use(activation) || !understood {
             return false;
         }
         match activation {
             Activation::Feature(name) => drop(self.in_use.insert(name.clone())),
-            Activation::Machine(version) => self.machine = *version,
+            Activation::Machine(version) => (self.machine, self.machine_since) = (*version, index),
         }
         true
     }
@@ -216,7 +219,7 @@ mod tests {
         let mut versions = Versions::default();
         assert!(versions.announce(&cluster, 1, &build(&["a", "b"], 3)));
         assert!(versions.announce(&cluster, 2, &build(&["a"], 2)));
-        assert!(!versions.activate(&cluster, &feature("a")), "node 3, a learner, has announced nothing");
+        assert!(!versions.activate(&cluster, 9, &feature("a")), "node 3, a learner, has announced nothing");
         assert_eq!(versions.lacking(&cluster, &feature("b")), [2, 3]);
         assert!(versions.announce(&cluster, 3, &build(&["a", "b"], 2)));
         assert!(!versions.announce(&cluster, 3, &build(&["a", "b"], 2)), "that is known");
@@ -224,12 +227,16 @@ mod tests {
             versions.understood_by_all(&cluster, &build(&["a", "b"], 3)),
             [feature("a"), Activation::Machine(2)]
         );
-        assert!(versions.activate(&cluster, &feature("a")));
-        assert!(!versions.activate(&cluster, &feature("a")), "it is in use");
-        assert!(!versions.activate(&cluster, &feature("b")));
-        assert!(!versions.activate(&cluster, &Activation::Machine(3)));
-        assert!(versions.activate(&cluster, &Activation::Machine(2)));
-        assert_eq!((versions.machine(), versions.in_use.len()), (2, 2), "a, and announcements themselves");
+        assert!(versions.activate(&cluster, 9, &feature("a")));
+        assert!(!versions.activate(&cluster, 9, &feature("a")), "it is in use");
+        assert!(!versions.activate(&cluster, 9, &feature("b")));
+        assert!(!versions.activate(&cluster, 9, &Activation::Machine(3)));
+        assert!(versions.activate(&cluster, 9, &Activation::Machine(2)));
+        assert_eq!(
+            (versions.machine(), versions.machine_since, versions.in_use.len()),
+            (2, 9, 2),
+            "a, and announcements themselves"
+        );
         assert!(versions.understood_by_all(&cluster, &build(&["a", "b"], 3)).is_empty());
         assert_eq!(versions.candidates(&build(&["a", "b"], 3)), [feature("b"), Activation::Machine(3)]);
     }
@@ -242,15 +249,15 @@ mod tests {
             versions.announce(&three, id, &build(&["a"], 1));
         }
         versions.announce(&three, 3, &build(&[], 1));
-        assert!(!versions.activate(&three, &feature("a")));
+        assert!(!versions.activate(&three, 9, &feature("a")));
         let two = three.after(&Change::Remove(3)).unwrap();
         versions.retain_members(&two);
         assert!(!versions.announced.contains_key(&3));
         let grown = two.after(&Change::AddLearner(4, Address("n4:7000".into()))).unwrap();
-        assert!(!versions.clone().activate(&grown, &feature("a")));
-        assert!(versions.activate(&two, &feature("a")));
+        assert!(!versions.clone().activate(&grown, 9, &feature("a")));
+        assert!(versions.activate(&two, 9, &feature("a")));
         assert!(!versions.announce(&two, 3, &build(&["a"], 1)), "it is no member");
-        assert!(!Versions::default().activate(&Membership::default(), &feature("a")), "nobody is not everybody");
+        assert!(!Versions::default().activate(&Membership::default(), 9, &feature("a")), "nobody is not everybody");
     }
 
     #[test]
@@ -259,9 +266,11 @@ mod tests {
         let mut versions = Versions::default();
         assert_eq!(versions.beyond(&build(&[], 1)), None, "a cluster of the version before uses nothing");
         versions.announce(&cluster, 1, &build(&["a"], 4));
-        assert!(versions.activate(&cluster, &feature("a")) && versions.activate(&cluster, &Activation::Machine(4)));
+        assert!(
+            versions.activate(&cluster, 9, &feature("a")) && versions.activate(&cluster, 9, &Activation::Machine(4))
+        );
         versions.announce(&cluster, 1, &build(&[], 1));
-        assert!(!versions.activate(&cluster, &Activation::Machine(1)), "a version never falls");
+        assert!(!versions.activate(&cluster, 9, &Activation::Machine(1)), "a version never falls");
         assert_eq!(versions.beyond(&build(&["a", "activation"], 4)), None);
         assert_eq!(versions.beyond(&build(&["activation"], 4)), Some(feature("a")));
         assert_eq!(versions.beyond(&build(&["a", "activation", "b"], 3)), Some(Activation::Machine(4)));

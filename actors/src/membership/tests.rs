@@ -272,7 +272,8 @@ async fn a_forming_founder_goes_on_at_the_word_of_one_that_is_no_founder() {
     assert!(status.refused.unwrap().starts_with("node 4 refused this node"));
 }
 
-/// What a leader of 1, 2 and 3 proposes after these hellos; the versions are recorded as it proposes them.
+/// What a leader of 1, 2 and 3 proposes after these hellos; the versions are recorded as it proposes them. An operator asks, or not,
+/// before the last hello.
 async fn proposed(activates: bool, asks: bool, hellos: &[(NodeId, Features, u32)]) -> Vec<String> {
     let (proposals, mut heard) = mpsc::unbounded_channel();
     let fake = Fake(mpsc::unbounded_channel().0, proposals).start();
@@ -294,14 +295,14 @@ async fn proposed(activates: bool, asks: bool, hellos: &[(NodeId, Features, u32)
         MembershipManager::<NoReply>::new(1, GroupId::FIRST, Incarnation(1), understanding, start_mode, links);
     let manager = manager.unwrap().start();
     manager.do_send(FromCore(LeaderChanged { leader: Some(1), term: 2, role: Role::Leader }));
-    for (peer, features, machine_version) in hellos {
+    for (nth, (peer, features, machine_version)) in hellos.iter().enumerate() {
+        if asks && nth + 1 == hellos.len() {
+            manager.send(Activate).await.unwrap().unwrap();
+        }
         let (features, incarnation) = (features.clone(), Incarnation(*peer));
         let (cluster, lives, machine_version) = (Some(ClusterId(7)), Arc::default(), *machine_version);
         let identity = Identity { id: *peer, incarnation, boot: 1, cluster, features, machine_version, lives };
         manager.do_send(PeerUp { identity });
-    }
-    if asks {
-        manager.send(Activate).await.unwrap().unwrap();
     }
     let (mut all, mut index) = (Vec::new(), 10);
     loop {
@@ -346,6 +347,9 @@ async fn a_leader_records_what_members_understand_and_uses_it_once_all_do() {
 async fn with_manual_nothing_is_recorded_or_used_before_an_operator_says_so() {
     let hellos = [(2, Features::all(), 2), (3, Features::all(), 2)];
     assert_eq!(proposed(false, false, &hellos).await, [""; 0]);
-    let asked = proposed(false, true, &hellos).await;
+    let late = proposed(false, true, &hellos).await;
+    assert_eq!(late, [""; 0], "what could not be done when it was asked for is not done later");
+    let [two, three] = hellos;
+    let asked = proposed(false, true, &[two, three.clone(), three]).await;
     assert_eq!(asked, ["announce 1", "announce 2", "announce 3", "activate version 2 of the state machine"]);
 }

@@ -6,7 +6,8 @@
 //! ```
 //!
 //! Both are proposals without an answer: what was lost with a leader is proposed again, once a second by whoever leads, and
-//! an entry that comes twice changes nothing.
+//! an entry that comes twice changes nothing. That an operator has asked is known to the leader alone: with another leader it is asked
+//! again.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -21,6 +22,7 @@ use actorum_core::{
 };
 use actorum_machine::ids::NodeId;
 use actorum_transport::message::Ask;
+use tokio::sync::oneshot;
 
 use super::{ASK_TIMEOUT, MembershipManager};
 use crate::message::ProposeVersions;
@@ -32,6 +34,8 @@ pub(super) struct Activating {
     activated: BTreeSet<Activation>,
     /// Whether an operator has said that what every member understands may be used, and it is not all in use yet.
     asked_for: bool,
+    /// Operators who wait for the leader's answer, by the number of the question. Bound: each has one answer, within its timeout.
+    pub(super) asked_leader: BTreeMap<u64, oneshot::Sender<Result<(), NoLeader>>>,
 }
 
 impl Activating {
@@ -48,7 +52,7 @@ impl Activating {
 #[rtype(result = "Result<(), NoLeader>")]
 pub struct Activate;
 
-/// Nobody leads who could put something to use.
+/// No leader is known that could put something to use, or it did not answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NoLeader;
 
@@ -69,6 +73,8 @@ impl<T: ReplyHandle> MembershipManager<T> {
         let may_record = versions.are_recorded()
             || may_use && self.understanding.every_member_understands(membership, Feature::Activation);
         if !may_record {
+            // What cannot be done now is not done later without anybody asking.
+            self.activating.asked_for = false;
             return;
         }
         let mut proposals = Vec::new();
@@ -99,6 +105,16 @@ impl<T: ReplyHandle> MembershipManager<T> {
         self.show();
     }
 
+    /// The version of each member's state machine, as far as it is known.
+    pub(super) fn machines(&self) -> BTreeMap<NodeId, Option<u32>> {
+        let Some(SystemState { membership, versions, .. }) = self.state.as_deref() else { return BTreeMap::new() };
+        let known = |id: &NodeId| match versions.are_recorded() {
+            true => versions.announced.get(id),
+            false => self.understanding.announcement_of(*id),
+        };
+        membership.members.keys().map(|id| (*id, known(id).map(|announcement| announcement.machine))).collect()
+    }
+
     /// What this build understands and nobody uses yet, and the members that have not announced it.
     pub(super) fn waiting(&self) -> Vec<(Activation, Vec<NodeId>)> {
         let Some(SystemState { membership, versions, .. }) = self.state.as_deref() else { return Vec::new() };
@@ -119,19 +135,24 @@ impl<T: ReplyHandle> MembershipManager<T> {
 }
 
 impl<T: ReplyHandle> Handler<Activate> for MembershipManager<T> {
-    type Result = Result<(), NoLeader>;
+    type Result = ResponseFuture<Result<(), NoLeader>>;
 
     fn handle(&mut self, Activate: Activate, ctx: &mut Context<Self>) -> Self::Result {
+        let (done, answer) = oneshot::channel();
         match self.leader {
-            _ if self.leads => self.activate(),
-            None => return Err(NoLeader),
+            _ if self.leads => {
+                self.activate();
+                let _ = done.send(Ok(()));
+            }
+            None => drop(done.send(Err(NoLeader))),
             Some(to) => {
                 self.next_id += 1;
                 let (id, group, reply_to) = (self.next_id, self.group, ctx.address().downgrade().recipient());
                 let (request, timeout) = (Request::Activate, ASK_TIMEOUT);
                 self.links.ask.do_send(Ask { id, group, to, request, timeout, reply_to });
+                self.activating.asked_leader.insert(id, done);
             }
         }
-        Ok(())
+        Box::pin(async move { answer.await.unwrap_or(Err(NoLeader)) })
     }
 }
