@@ -249,12 +249,12 @@ fn a_cluster_of_the_previous_version_is_rolled_forward_and_back_and_forward() {
     lab.node(3).wait_applied(last);
 }
 
-/// `cli/tests/data/first-version` was written by the first version: node 1, alone, with three writes, a snapshot, and two more.
-#[test]
-fn a_directory_of_the_first_version_opens() {
+/// `cli/tests/data/NAME` was written by an older version: node 1, alone, with three writes, a snapshot, and two more. What it says of
+/// its openings begins with this one.
+fn opens(name: &str, first_boot: u64) {
     let mut lab = Lab::new(&[1]);
     let data = lab.path("data-1");
-    copy(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/first-version"), &data);
+    copy(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name), &data);
     let inspected = lab::run(&["inspect", data.to_str().expect("UTF-8"), "--verify"]);
     assert!(inspected.status.success(), "{}", String::from_utf8_lossy(&inspected.stdout));
     lab.found(&[1]);
@@ -266,10 +266,26 @@ fn a_directory_of_the_first_version_opens() {
         }
         assert_eq!(lab.node(1).put("f", "value of f").status, 200);
         let own = lives(&lab, 1).expect("a file of lives").own;
-        // It was opened once by the first version, which drew no nonce.
-        assert_eq!(own.iter().map(|life| life.boot).collect::<Vec<_>>(), (2..=2 + round).collect::<Vec<_>>());
+        let boots: Vec<u64> = own.iter().map(|life| life.boot).collect();
+        assert_eq!(boots, (first_boot..=2 + round).collect::<Vec<_>>());
+        wait("what all understand to be in use", || {
+            let versions = lab.node(1).status()["versions"].clone();
+            (versions["not_in_use"] == serde_json::json!([])).then_some(())
+        });
         assert_eq!(lab.node_mut(1).terminate().code(), Some(0));
         lab.start(1);
     }
     assert_eq!(lab.node(1).get("f").body["value"], "value of f");
+}
+
+#[test]
+fn a_directory_of_the_first_version_opens() {
+    // It drew no nonce at its opening.
+    opens("first-version", 2);
+}
+
+/// Of the last version without announcements.
+#[test]
+fn a_directory_of_the_version_before_announcements_opens() {
+    opens("before-announcements", 1);
 }
