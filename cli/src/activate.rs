@@ -8,7 +8,7 @@ use crate::{
     Failure,
     backup::{base, refused},
     client::Client,
-    output::{self, say},
+    output::say,
 };
 
 /// How much later than the node this end gives up.
@@ -17,8 +17,8 @@ const GRACE: Duration = Duration::from_secs(2);
 /// Let a cluster use what is new in the version that all its members run
 ///
 /// Only needed where nodes run with activate = "manual": otherwise the leader does it by itself. Any node takes it. From then on
-/// no member can be put back to a version that does not know what is in use. It is done when that is in use on the node;
-/// what some member does not understand yet is printed with the members that lack it.
+/// no member can be put back to a version that does not know what is in use. It is done when that is in use on the node. What
+/// some member does not understand is printed with the members that lack it, and is then an error.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// The node's admin address, such as http://127.0.0.1:9001
@@ -41,12 +41,19 @@ pub(crate) fn run(Args { url, timeout }: Args) -> Result<(), Failure> {
             items.map(|item| item.as_str().map_or_else(|| item.to_string(), str::to_owned)).collect();
         if items.is_empty() { none.to_owned() } else { items.join(", ") }
     };
-    output::done("what every member understands is in use");
     say!("state machine: version {}", answer.body["machine"]);
     say!("features: {}", list(&answer.body["features"], "none"));
-    for waiting in answer.body["not_in_use"].as_array().into_iter().flatten() {
+    let not_in_use: Vec<&Value> = answer.body["not_in_use"].as_array().into_iter().flatten().collect();
+    for waiting in &not_in_use {
         let what = waiting["what"].as_str().unwrap_or("something that this version does not know");
         say!("not in use: {what}, which these members lack: {}", list(&waiting["lacking"], "nobody"));
     }
-    Ok(())
+    match not_in_use.is_empty() {
+        true => Ok(()),
+        // The request is done: it is not remembered for members that come with the new version later.
+        false => Err(Failure::new(
+            "not all that this node understands can be used: start the members that lack it with its version, or remove them, and \
+             activate again",
+        )),
+    }
 }

@@ -61,6 +61,14 @@ impl Page {
             mark,
         );
 
+        let versions = &status.versions;
+        self.gauge("machine_version", "The version of the state machine in force.", versions.machine);
+        self.gauge(
+            "not_in_use",
+            "What this node's program understands and the cluster cannot use, because a member lacks it.",
+            versions.not_in_use.iter().filter(|waiting| !waiting.lacking.is_empty()).count(),
+        );
+
         let disk = &status.disk;
         self.family("disk_state", "gauge", "What the node makes of its disk: one of these is 1.");
         for state in [DiskState::Ok, DiskState::Slow, DiskState::Low, DiskState::Suspect, DiskState::Dead] {
