@@ -234,4 +234,10 @@ impl<T> Consensus<T> {
         self.effects.asks.push(Question { id, to: leader, request: Asked::ReadIndex { remaining_ms }, timeout });
         self.reads.asked = Some((id, readers));
     }
+
+    fn next_id(&mut self) -> u64 {
+        let id = self.next_id;
+        self.next_id += 1;
+        id
+    }
 }

@@ -10,7 +10,7 @@
 use std::sync::Arc;
 
 use actorum_machine::ids::NodeId;
-use raft::{Storage, eraftpb};
+use raft::{StateRole, Storage, eraftpb};
 
 use super::{
     Consensus, PendingWrite,
@@ -83,6 +83,18 @@ impl<T> Consensus<T> {
             for state in read_states {
                 self.confirm(&state.request_ctx, state.index);
             }
+        }
+    }
+
+    /// raft-rs lets a leader that was removed or demoted go on leading, and dies when its disk or a peer then reports
+    /// progress: it looks for itself among the members. So it steps down in the drain that made the change, before
+    /// any other input. The commit of its removal has been sent by now.
+    fn step_down_if_removed(&mut self) {
+        let raft = &mut self.raw.raft;
+        if raft.state == StateRole::Leader && !raft.promotable() {
+            let term = raft.term;
+            raft.become_follower(term, raft::INVALID_ID);
+            self.draw_election_timeout();
         }
     }
 

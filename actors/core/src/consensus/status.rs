@@ -1,4 +1,6 @@
-//! The numbers of a core.
+//! What can be asked of a core: who leads, what may be used, and its numbers. No question changes anything.
+//!
+//! Deliberately absent: what is asked for inside of the core alone, which is with what it is about (`contact`, `disk`, `snapshots`).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,7 +8,7 @@ use actorum_machine::{condition::Reason, ids::NodeId, status::Role};
 use raft::StateRole;
 
 use super::{CommitConflict, Consensus, DiskStatus};
-use crate::observer::RaftState;
+use crate::{features::Feature, observer::RaftState, wire::RaftMessage};
 
 /// The numbers of a core at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -62,6 +64,54 @@ pub struct CoreStatus {
 }
 
 impl<T> Consensus<T> {
+    /// Whether this node belongs to a cluster.
+    pub fn is_formed(&self) -> bool {
+        self.raw.store().is_formed()
+    }
+
+    /// Who leads, as far as this node knows.
+    pub fn leader(&self) -> Option<NodeId> {
+        Some(self.raw.raft.leader_id).filter(|id| *id != raft::INVALID_ID)
+    }
+
+    /// What this node is.
+    pub fn role(&self) -> Role {
+        match self.raw.raft.state {
+            StateRole::Leader => Role::Leader,
+            StateRole::Candidate => Role::Candidate,
+            StateRole::PreCandidate => Role::PreCandidate,
+            StateRole::Follower if self.raw.raft.prs().conf().to_conf_state().learners.contains(&self.settings.id) => {
+                Role::Learner
+            }
+            StateRole::Follower => Role::Follower,
+        }
+    }
+
+    /// Whether this node was sent proof that it and the rest of the cluster do not have one history.
+    pub fn is_contradicted(&self) -> bool {
+        self.contradicted
+    }
+
+    /// Whether every member, learners and this node too, has named this feature in a hello seen in this boot. Only then may
+    /// an entry or a snapshot be made that needs it: a node of an older version stops at one that it does not know.
+    pub fn every_member_understands(&self, feature: Feature) -> bool {
+        self.understanding.every_member_understands(&self.membership, feature)
+    }
+
+    /// Whether a new format may be used in entries and snapshots: an entry has put it to use; or, in a cluster that does not
+    /// record what its members announce yet, every member has named it in a hello.
+    pub fn may_use(&self, feature: Feature) -> bool {
+        match self.versions.are_recorded() {
+            true => self.versions.has(feature),
+            false => self.every_member_understands(feature),
+        }
+    }
+
+    /// Whether that peer has. A message or a request that needs a feature goes to nobody else.
+    pub fn peer_understands(&self, peer: NodeId, feature: Feature) -> bool {
+        self.understanding.peer_understands(peer, feature)
+    }
+
     /// Where this core stands.
     pub fn raft_state(&self) -> RaftState {
         let raft = &self.raw.raft;
@@ -85,6 +135,11 @@ impl<T> Consensus<T> {
         let mut voters = self.raw.raft.prs().conf().to_conf_state().voters;
         voters.sort_unstable();
         voters
+    }
+
+    /// The messages that are deferred until a write is durable: the write's number, the receiver, the message.
+    pub fn deferred_messages(&self) -> impl Iterator<Item = (u64, NodeId, &RaftMessage)> {
+        self.pending_writes.iter().flat_map(|u| u.deferred.iter().map(move |(to, message)| (u.write, *to, message)))
     }
 
     /// The numbers of this core.
