@@ -47,7 +47,7 @@ use crate::{
 pub struct Settings {
     /// This node.
     pub id: NodeId,
-    /// This group.
+    /// This group; part of the seed, so that the groups of a node do not campaign in step.
     pub group: GroupId,
     /// The life of this node's directory; part of the seed.
     pub incarnation: Incarnation,

@@ -156,7 +156,10 @@ impl<T> Consensus<T> {
         let least = self.settings.election_ticks as u64;
         let raft = &mut self.raw.raft;
         let words = [self.settings.seed, self.settings.id, self.settings.incarnation.0, raft.term, raft.state as u64];
-        let drawn = words.iter().fold(0x9e37_79b9_7f4a_7c15_u64, |hash, word| mix(hash ^ word));
+        // The groups of a node have all of that in common but the term and the role. Group 0 adds nothing: it draws what it drew
+        // when it was the only one.
+        let group = Some(u64::from(self.settings.group.0)).filter(|group| *group != 0);
+        let drawn = words.into_iter().chain(group).fold(0x9e37_79b9_7f4a_7c15, |hash, word| mix(hash ^ word));
         raft.set_randomized_election_timeout((least + drawn % least) as usize);
     }
 }

@@ -5,6 +5,7 @@
 
 mod script;
 mod random;
+mod election_timeouts;
 mod flow;
 mod implausible;
 mod cluster;
