@@ -172,7 +172,7 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
         state: features.has(Feature::StateHashes),
         responses: features.has(Feature::StateHashes) && config.response_check != ResponseCheck::Off,
     };
-    let build = Announcement::of(&features, machine_version);
+    let build = Announcement::of(&features, machine_version, 0);
     let replica = Replica::new(machine).hashing(hashes).built_as(build.clone());
     let opened = match storage {
         // Its reader says so: a simulation must not wait for a thread that lives in another time.
@@ -372,7 +372,8 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
         activates: config.activate == ActivateMode::Automatic,
         farewell: Duration::from_millis(config.election_ms) * 10,
     };
-    let understanding = Understanding::new(id, features, build.clone());
+    let announcement = Announcement { boot: identity.boot, ..build.clone() };
+    let understanding = Understanding::new(id, features, announcement);
     let membership = MembershipManager::new(id, GROUP, incarnation, understanding, start_mode, membership_links)
         .map(|manager| manager.in_life(identity.boot, lives))
         .map_err(|error| StartError::Founders(error.to_string()))?;

@@ -49,6 +49,9 @@ use crate::{
 /// The far end of a slot.
 type Answer<T, E> = oneshot::Receiver<Result<T, E>>;
 
+/// A command that is encoded and admitted.
+type Prepared = (EncodedCommand, Permit);
+
 /// The way in.
 pub(crate) struct Ingress<S: StateMachine> {
     pub admission: Arc<Admission>,
@@ -76,20 +79,19 @@ impl<S: StateMachine> Ingress<S> {
         Propose { command, deadline }: Propose<S>,
     ) -> impl Future<Output = Result<Applied<S::Response>, ProposeError>> + use<S> {
         let (limit, until, status_hub) = (self.limit(deadline), self.until(deadline), self.status_hub.clone());
-        let needed = S::needs_version(&command);
         let begun = match self.prepare(&command) {
             Err(error) => Either::Left(Err(error)),
-            Ok(prepared) if needed <= FIRST_MACHINE_VERSION || needed <= self.version_in_force() => {
+            Ok((needed, prepared)) if needed <= FIRST_MACHINE_VERSION || needed <= self.version_in_force() => {
                 Either::Left(self.hand_over(prepared, until))
             }
-            Ok(prepared) => Either::Right((self.clone(), prepared)),
+            Ok((needed, prepared)) => Either::Right((self.clone(), needed, prepared)),
         };
         async move {
             let lost = || ProposeError::Unknown { cause: "its slot was lost".into() };
             let late = |cause| ProposeError::Unknown { cause };
             let begun = match begun {
                 Either::Left(begun) => begun,
-                Either::Right((ingress, prepared)) => match ingress.wait_for_version(needed, until).await {
+                Either::Right((ingress, needed, prepared)) => match ingress.wait_for_version(needed, until).await {
                     Ok(()) => ingress.hand_over(prepared, until),
                     Err(error) => Err(error),
                 },
@@ -105,8 +107,11 @@ impl<S: StateMachine> Ingress<S> {
         }
     }
 
-    /// A command that can be replicated, with the admission that it holds until its answer.
-    fn prepare(&self, command: &S::Command) -> Result<(EncodedCommand, Permit), ProposeError> {
+    /// A command that can be replicated, with the version that it needs and the admission that it holds until its answer.
+    fn prepare(&self, command: &S::Command) -> Result<(u32, Prepared), ProposeError> {
+        let needed = catch_unwind(AssertUnwindSafe(|| S::needs_version(command)));
+        let needed =
+            needed.map_err(|_| ProposeError::Invalid { cause: "asking which version it needs panics".into() })?;
         let invalid = |error: machine::MachineError| ProposeError::Invalid { cause: error.to_string() };
         let encoded = EncodedCommand::command(command).map_err(invalid)?;
         let (size, limit) = (encoded.size(), self.max_entry_bytes);
@@ -115,12 +120,12 @@ impl<S: StateMachine> Ingress<S> {
         }
         check::<S>(&encoded).map_err(|cause| ProposeError::Invalid { cause })?;
         let permit = self.admit(size)?;
-        Ok((encoded, permit))
+        Ok((needed, (encoded, permit)))
     }
 
     fn hand_over(
         &self,
-        (encoded, permit): (EncodedCommand, Permit),
+        (encoded, permit): Prepared,
         deadline: Duration,
     ) -> Result<Answer<Applied<S::Response>, ProposeError>, ProposeError> {
         let core = self.core.upgrade().ok_or_else(|| ProposeError::Stopped { cause: self.cause() })?;
@@ -138,15 +143,29 @@ impl<S: StateMachine> Ingress<S> {
     }
 
     /// Waits until a version is in force, but not for what does not come by itself.
-    async fn wait_for_version(&self, needed: u32, until: Duration) -> Result<(), ProposeError> {
+    async fn wait_for_version(self: &Arc<Self>, needed: u32, until: Duration) -> Result<(), ProposeError> {
         let (mut status_hub, mut alarm) = ((*self.status_hub).clone(), self.clock.alarm(until));
+        let mut is_up_to_date = false;
         loop {
             status_hub.mark_seen();
             if self.version_in_force() >= needed {
                 return Ok(());
             }
-            if let Some(error) = self.why_not_in_force(needed, self.clock.now() >= until) {
-                return Err(error);
+            if let Some(cause) = self.admission.closed() {
+                return Err(ProposeError::Stopped { cause });
+            }
+            let is_late = self.clock.now() >= until;
+            if let Some(error) = self.why_not_in_force(needed, is_late) {
+                if is_late || is_up_to_date || self.status_hub.build.machine < needed {
+                    return Err(error);
+                }
+                // This node may not have applied yet what others have put in force.
+                let left = until.saturating_sub(self.clock.now());
+                if self.read(Read::linearizable(|_: &S| ()).deadline(left)).await.is_err() {
+                    return Err(error);
+                }
+                is_up_to_date = true;
+                continue;
             }
             tokio::select! {
                 biased;
@@ -166,23 +185,26 @@ impl<S: StateMachine> Ingress<S> {
         if self.status_hub.build.machine < needed {
             return refused(self.status_hub.build.machine, Some(self.status_hub.id));
         }
-        let members = self.status_hub.members.borrow();
-        let lowest = members.machines.iter().filter_map(|(id, machine)| Some(((*machine)?, *id))).min();
+        let applier = self.status_hub.applier.borrow();
+        let heard = &self.status_hub.members.borrow().heard;
+        let announced = if applier.versions.are_recorded() { &applier.versions.announced } else { heard };
+        let members = applier.membership.members.keys();
+        let lowest = members.clone().filter_map(|id| Some((announced.get(id)?.machine, *id))).min();
         if let Some((lowest, node)) = lowest.filter(|(lowest, _)| *lowest < needed) {
             return refused(lowest, Some(node));
         }
-        match members.machines.iter().find(|(_, machine)| machine.is_none()) {
+        match members.clone().find(|id| !announced.contains_key(id)) {
             // It is not connected, or has not been recorded yet.
-            Some((node, _)) if is_late => refused(FIRST_MACHINE_VERSION, Some(*node)),
+            Some(node) if is_late => refused(FIRST_MACHINE_VERSION, Some(*node)),
             Some(_) => None,
-            // There is no cluster yet, or no leader.
-            None if members.machines.is_empty() => is_late.then_some(ProposeError::NotLeader { leader: None }),
-            None if is_late || self.status_hub.manual => refused(self.version_in_force(), None),
+            // There is no cluster yet.
+            None if lowest.is_none() => is_late.then_some(ProposeError::NotLeader { leader: None }),
+            None if is_late || self.status_hub.manual => refused(applier.versions.machine(), None),
             None => None,
         }
     }
 
-    /// Has the leader put to use what every member understands, and waits until it is in use here.
+    /// Has the leader put to use what every member understands, and waits until this node has applied what came of it.
     pub(crate) fn activate(
         &self,
         deadline: Option<Duration>,
@@ -194,12 +216,13 @@ impl<S: StateMachine> Ingress<S> {
             let stopped = || ActivateError::Stopped { cause: cause(&admission) };
             let begun = begun.ok_or_else(stopped)?;
             let activated = async {
-                begun.await.map_err(|_| stopped())?.map_err(|NoLeader| ActivateError::NoLeader)?;
+                let activated = begun.await.map_err(|_| stopped())?;
+                let index = activated.map_err(|NoLeader| ActivateError::NoLeader)?;
                 loop {
                     status_hub.mark_seen();
-                    let versions = status_hub.status().versions;
-                    if versions.not_in_use.iter().all(|waiting| !waiting.lacking.is_empty()) {
-                        return Ok::<_, ActivateError>(versions);
+                    let status = status_hub.status();
+                    if status.applied_index >= index {
+                        return Ok::<_, ActivateError>(status.versions);
                     }
                     if !status_hub.changed().await {
                         return Err(stopped());

@@ -23,6 +23,7 @@ use actorum_core::{
 use actorum_machine::{
     condition::{Condition, Reason},
     ids::{Incarnation, NodeId},
+    members::Membership,
     status::{
         CertificateExpiry, ClockStatus, CommitConflict, Disk, DiskState, Divergence, DivergenceSide, Formed,
         MemberVersion, NotInUse, PeerProgress, Queues, Role, Snapshots, StateHash, Status, Totals, VersionStatus,
@@ -172,22 +173,20 @@ impl StatusHub {
         status
     }
 
-    fn versions(&self, applier: &ApplierStatus, members: &MembershipStatus) -> VersionStatus {
+    /// All of one moment of the applier; what was heard from the members counts only before they are recorded.
+    pub(crate) fn versions(&self, applier: &ApplierStatus, members: &MembershipStatus) -> VersionStatus {
         let versions = &applier.versions;
-        let member = |(id, theirs): (&NodeId, &Announcement)| {
-            (*id, MemberVersion { features: theirs.features.iter().cloned().collect(), machine: theirs.machine })
-        };
-        let waiting =
-            |(what, lacking): &(Activation, Vec<NodeId>)| NotInUse { what: what.to_string(), lacking: lacking.clone() };
-        VersionStatus {
-            machine: versions.machine(),
-            machine_since: versions.machine_since,
-            own_machine: self.build.machine,
-            features: versions.in_use.iter().cloned().collect(),
-            members: versions.announced.iter().map(member).collect(),
-            not_in_use: members.waiting.iter().map(waiting).collect(),
-            manual: self.manual,
-        }
+        let announced = if versions.are_recorded() { &versions.announced } else { &members.heard };
+        let mut status = VersionStatus::default();
+        status.machine = versions.machine();
+        status.machine_since = versions.machine_since;
+        status.own_machine = self.build.machine;
+        status.features = versions.in_use.iter().cloned().collect();
+        status.members = versions.announced.iter().map(|(id, theirs)| (*id, member_version(theirs))).collect();
+        let candidates = versions.candidates(&self.build).into_iter();
+        status.not_in_use = candidates.map(|what| not_in_use(&what, &applier.membership, announced)).collect();
+        status.manual = self.manual;
+        status
     }
 
     /// Why a request ended so, where the status knows a reason with a name of its own.
@@ -261,6 +260,25 @@ impl StatusHub {
         self.network.mark_unchanged();
         self.consistency.mark_unchanged();
     }
+}
+
+fn member_version(announcement: &Announcement) -> MemberVersion {
+    let mut version = MemberVersion::default();
+    version.features = announcement.features.iter().cloned().collect();
+    version.machine = announcement.machine;
+    version
+}
+
+fn not_in_use(what: &Activation, members: &Membership, announced: &BTreeMap<NodeId, Announcement>) -> NotInUse {
+    let lacks = |id: &&NodeId| !announced.get(id).is_some_and(|theirs| theirs.covers(what));
+    let mut waiting = NotInUse::default();
+    waiting.what = what.to_string();
+    match what {
+        Activation::Feature(name) => waiting.feature = Some(name.clone()),
+        Activation::Machine(version) => waiting.machine = Some(*version),
+    }
+    waiting.lacking = members.members.keys().filter(lacks).copied().collect();
+    waiting
 }
 
 /// A divergence as the status shows it, with hashes as hexadecimal digits.

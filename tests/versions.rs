@@ -175,7 +175,7 @@ async fn a_command_that_a_member_cannot_read_is_refused_and_not_in_the_log() {
     let after = b.propose(Command::Finish(2)).await.unwrap();
     assert_eq!(after.index, before.index + 1, "nothing was written");
 
-    // A proposal that is under way when the version comes into force waits for it.
+    // With the last member's upgrade it is taken.
     end(a).await;
     let a = cluster.start::<2>(1).await;
     in_force(&b, 2).await;

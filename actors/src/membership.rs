@@ -24,12 +24,12 @@ use actorum_core::{
     entry::{EncodedCommand, SystemCommand},
     features::Features,
     formation::{FormationError, FormationProgress, FormationState},
-    identity::RefusedBecause,
+    identity::{Identity, RefusedBecause},
     lives::LifeBook,
     message::{LeaderChanged, ReplyHandle},
     system_state::SystemState,
     understanding::Understanding,
-    versions::Activation,
+    versions::Announcement,
     wire::{Formation as BootstrapInfo, Refusal, Request, Response},
 };
 use actorum_machine::{
@@ -52,8 +52,8 @@ mod versions;
 #[cfg(test)]
 mod tests;
 
-use versions::Activating;
-pub use versions::{Activate, NoLeader};
+pub use versions::{Activate, Activated, NoLeader};
+use versions::{Activating, Operator};
 
 /// How often founders that have not answered are asked again.
 const ASK_AGAIN: Duration = Duration::from_millis(100);
@@ -128,11 +128,8 @@ pub struct MembershipStatus {
     pub refused: Option<String>,
     /// What every member has said that it understands.
     pub features: Features,
-    /// What this build understands and the cluster does not use yet, and the members that have not announced it.
-    pub waiting: Vec<(Activation, Vec<NodeId>)>,
-    /// The version of each member's state machine, as recorded, or before there are records as its hello says; `None` if it is not
-    /// known.
-    pub machines: BTreeMap<NodeId, Option<u32>>,
+    /// What the members' builds understand, as their newest hellos say.
+    pub heard: BTreeMap<NodeId, Announcement>,
     /// The peers that refuse this node now, and why.
     pub refused_by: BTreeMap<NodeId, String>,
     /// What the calendars of peers show.
@@ -155,6 +152,8 @@ pub struct MembershipManager<T: ReplyHandle> {
     founders: BTreeMap<NodeId, Address>,
     formed_with: BTreeMap<NodeId, Incarnation>,
     state: Option<Arc<SystemState>>,
+    /// The index of the entry that made it what it is; zero if that was before this start.
+    state_index: u64,
     seen: BTreeMap<NodeId, Incarnation>,
     understanding: Understanding,
     boot: u64,
@@ -201,6 +200,7 @@ impl<T: ReplyHandle> MembershipManager<T> {
             founders: BTreeMap::new(),
             formed_with: BTreeMap::new(),
             state: None,
+            state_index: 0,
             seen: BTreeMap::new(),
             understanding,
             boot: 0,
@@ -392,9 +392,8 @@ impl<T: ReplyHandle> MembershipManager<T> {
         let refused = self.refused.as_ref().map(|(_, cause)| cause.clone());
         let refuses_writes = self.writes_refused_lately();
         let clocks = self.clocks.estimates(self.links.clock.now());
-        let (waiting, machines) = (self.waiting(), self.machines());
-        let shown =
-            MembershipStatus { formed, refused, features, waiting, machines, refused_by, clocks, refuses_writes };
+        let heard = self.heard();
+        let shown = MembershipStatus { formed, refused, features, heard, refused_by, clocks, refuses_writes };
         self.links.status.send_if_modified(|status| {
             let changed = *status != shown;
             *status = shown;
@@ -438,12 +437,7 @@ impl<T: ReplyHandle> Handler<Asked> for MembershipManager<T> {
             return responder.answer(Response::Clock(self.own_clock()));
         }
         if request == Request::Activate {
-            let answer = match self.leads {
-                true => Response::Noted,
-                false => Response::Refused(Refusal::NotLeader { leader: self.leader }),
-            };
-            self.activate();
-            return responder.answer(answer);
+            return self.activate(Operator::Peer(responder));
         }
         let Request::Formation(theirs) = request else {
             let cause = "only formation is asked here".to_owned();
@@ -465,10 +459,10 @@ impl<T: ReplyHandle> Handler<Answered> for MembershipManager<T> {
             }
             return;
         }
-        if let Some(operator) = self.activating.asked_leader.remove(&id) {
-            let answer = matches!(result, Ok(Response::Noted)).then_some(()).ok_or(NoLeader);
+        if let Some(client) = self.activating.asked_leader.remove(&id) {
+            let activated = if let Ok(Response::ReadAt { index }) = result { Ok(index) } else { Err(NoLeader) };
             // Whoever no longer waits is not told.
-            let _ = operator.send(answer);
+            let _ = client.send(activated);
             return;
         }
         // Without an answer the founder stays among the missing and is asked again.
@@ -481,7 +475,8 @@ impl<T: ReplyHandle> Handler<Answered> for MembershipManager<T> {
 impl<T: ReplyHandle> Handler<SystemChanged> for MembershipManager<T> {
     type Result = ();
 
-    fn handle(&mut self, SystemChanged { state, .. }: SystemChanged, ctx: &mut Context<Self>) {
+    fn handle(&mut self, SystemChanged { index, state }: SystemChanged, ctx: &mut Context<Self>) {
+        self.state_index = index;
         // What a node says that is no member any more, or what was said of it, is nothing that is wrong with this one.
         let is_member = |id: &NodeId| state.membership.members.contains_key(id);
         self.refused_by.retain(|peer, _| is_member(peer));
@@ -514,11 +509,11 @@ impl<T: ReplyHandle> Handler<PeerUp> for MembershipManager<T> {
     type Result = ();
 
     fn handle(&mut self, PeerUp { identity }: PeerUp, ctx: &mut Context<Self>) {
-        let (peer, features, machine_version) = (identity.id, identity.features, identity.machine_version);
+        let Identity { id: peer, boot, features, machine_version, .. } = identity;
         self.refused_by.remove(&peer);
         self.refused.take_if(|(of, _)| *of == Some(peer));
         self.seen.insert(peer, identity.incarnation);
-        self.understanding.met(peer, features.clone(), machine_version);
+        self.understanding.met(peer, features.clone(), machine_version, boot);
         self.links.features.do_send(PeerFeatures { peer, features, machine_version });
         self.ask_for_clock(peer, ctx);
         self.record_incarnations();

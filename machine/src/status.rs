@@ -313,6 +313,7 @@ pub struct CommitConflict {
 
 /// What one member's build understands, as the cluster has recorded it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct MemberVersion {
     /// The names of the features that it understands.
     pub features: Vec<String>,
@@ -322,9 +323,16 @@ pub struct MemberVersion {
 
 /// Something that this node's build understands and the cluster does not use yet.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct NotInUse {
-    /// What: `feature NAME`, or `version N of the state machine`.
+    /// What, for people: `feature NAME`, or `version N of the state machine`.
     pub what: String,
+    /// The name of the feature, if it is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub feature: Option<String>,
+    /// The version of the state machine, if it is that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine: Option<u32>,
     /// The members that have not announced it, whether they run or not. Empty: all have, and the leader is about to put it to
     /// use, or waits for an operator where it is set to.
     pub lacking: Vec<NodeId>,
@@ -332,6 +340,7 @@ pub struct NotInUse {
 
 /// Which versions run, and what is in use: see the guide's chapter on upgrades.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct VersionStatus {
     /// The version of the state machine in force at the index applied here.
     pub machine: u32,

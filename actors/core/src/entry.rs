@@ -115,6 +115,9 @@ pub enum EntryError {
     /// Of a kind that this version does not know.
     #[error("entries of kind {0} are newer than this program: start the newer version")]
     NewerKind(u8),
+    /// A command of ours that this version cannot read.
+    #[error("the system command cannot be read: {0}. A later version of actorum wrote it: start that version")]
+    NewerCommand(String),
     /// Too short, or not what its kind says.
     #[error("malformed entry: {0}")]
     Malformed(String),
@@ -225,7 +228,7 @@ impl SystemCommand {
 
     /// The command of ours in an entry of the log, if it holds one.
     pub fn of(entry: &Entry) -> Result<Option<SystemCommand>, EntryError> {
-        let malformed = |error: MachineError| EntryError::Malformed(error.to_string());
+        let newer = |error: MachineError| EntryError::NewerCommand(error.to_string());
         let payload = match entry.kind {
             // What raft-rs puts in the place of a change that came too early.
             EntryKind::ConfChange if entry.context.is_empty() => return Ok(None),
@@ -236,7 +239,7 @@ impl SystemCommand {
                 Stamped { kind: Kind::Command, .. } => return Ok(None),
             },
         };
-        let command = SystemCommand::decode(payload).map_err(malformed)?;
+        let command = SystemCommand::decode(payload).map_err(newer)?;
         // raft-rs knows nothing of a change outside a change's entry: no node makes it.
         let is_change = matches!(command, SystemCommand::Change { .. });
         Ok((is_change == (entry.kind == EntryKind::ConfChange)).then_some(command))

@@ -207,7 +207,7 @@ impl<S: StateMachine> Replica<S> {
     pub fn new(machine: S) -> Replica<S> {
         let holds = machine.applied().map_or(0, |(index, _)| index);
         let (hasher, hashes, times) = (Hasher::default(), Hashes::ALL, Arc::default());
-        let build = Announcement::of(&Features::all(), S::VERSION);
+        let build = Announcement::of(&Features::all(), S::VERSION, 0);
         Replica {
             machine,
             system: None,
@@ -618,7 +618,7 @@ mod tests {
 
     /// Version 2 from 5 on, version 3 from 7 on.
     fn raised() -> Vec<Entry> {
-        let announcement = Announcement::of(&Features::all(), 3);
+        let announcement = Announcement::of(&Features::all(), 3, 1);
         let activate = |version| SystemCommand::Activate { activation: Activation::Machine(version) };
         vec![
             system(2, &SystemCommand::Announce { node: 1, announcement }),
@@ -659,7 +659,7 @@ mod tests {
 
     #[test]
     fn a_program_that_lacks_what_is_in_use_stops_at_the_entry_that_uses_it() {
-        let older = Announcement::of(&Features::all(), 2);
+        let older = Announcement::of(&Features::all(), 2, 1);
         let mut replica = Replica::new(Versioned::default()).built_as(older.clone());
         replica.restore(&genesis(), &TestSnapshots::default()).unwrap();
         let entries = raised();

@@ -32,6 +32,7 @@ pub const GENESIS_TERM: u64 = 1;
 
 /// Members, cluster and time at one index.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Stored", into = "Stored")]
 pub struct SystemState {
     /// The cluster this state belongs to.
     pub cluster: ClusterId,
@@ -41,22 +42,65 @@ pub struct SystemState {
     pub last_time_us: u64,
     /// The index of the entry that made another cluster of it, outside any agreement; zero if there was none. What is below
     /// belongs to the old cluster, and is sent to nobody.
-    #[serde(default, skip_serializing_if = "is_zero")]
     pub recovered_at: u64,
     /// Every such entry since the first cluster was formed, oldest first.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub audit: Vec<Audit>,
     /// The running hash over what was applied; `None` on a node that began with a snapshot without one, until the next mark.
     /// Nodes compare it, so it is this node's own word.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state_hash: Option<StateHash>,
     /// What the members' builds understand, and what of it is in use. Shared with status.
-    #[serde(default, skip_serializing_if = "nothing_recorded")]
     pub versions: Arc<Versions>,
+}
+
+/// The same as it is written into snapshots.
+///
+/// A build that knows no announcements skips what it does not know. It would start from this state, decide commands by an older
+/// version, and leave the version out of its own snapshots. So once there are announcements the time has another name, and such
+/// a build finds that it is missing.
+#[derive(Clone, Serialize, Deserialize)]
+struct Stored {
+    cluster: ClusterId,
+    membership: Arc<Membership>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    last_time_us: Option<u64>,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    recovered_at: u64,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    audit: Vec<Audit>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    state_hash: Option<StateHash>,
+    #[serde(default, skip_serializing_if = "nothing_recorded")]
+    versions: Arc<Versions>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    time_us: Option<u64>,
+}
+
+fn is_zero(n: &u64) -> bool {
+    *n == 0
 }
 
 fn nothing_recorded(versions: &Versions) -> bool {
     versions.is_empty()
+}
+
+impl From<SystemState> for Stored {
+    fn from(state: SystemState) -> Stored {
+        let SystemState { cluster, membership, last_time_us, recovered_at, audit, state_hash, versions } = state;
+        let is_known_of_old = versions.is_empty();
+        let time = Some(last_time_us);
+        let (last_time_us, time_us) = if is_known_of_old { (time, None) } else { (None, time) };
+        Stored { cluster, membership, last_time_us, recovered_at, audit, state_hash, versions, time_us }
+    }
+}
+
+impl TryFrom<Stored> for SystemState {
+    type Error = &'static str;
+
+    fn try_from(stored: Stored) -> Result<SystemState, &'static str> {
+        let Stored { cluster, membership, last_time_us, recovered_at, audit, state_hash, versions, time_us } = stored;
+        let last_time_us = last_time_us.or(time_us).ok_or("the time of the last entry is missing")?;
+        Ok(SystemState { cluster, membership, last_time_us, recovered_at, audit, state_hash, versions })
+    }
 }
 
 /// What a command of ours changed.
@@ -68,10 +112,6 @@ pub enum SystemChange {
     Membership,
     /// What is announced or in use.
     Versions,
-}
-
-fn is_zero(n: &u64) -> bool {
-    *n == 0
 }
 
 /// Who made another cluster out of what was left of one, and what it may have cost.
@@ -227,6 +267,10 @@ impl SystemState {
                 self.cluster = *cluster;
                 // Ids are retired for the life of a cluster: in this one nobody has ever voted under any other.
                 self.set_membership(Membership { members: [(*node, voter)].into(), retired: Default::default() });
+                // What a node of the old cluster announced says nothing of the one that has its id now.
+                if !self.versions.is_empty() {
+                    Arc::make_mut(&mut self.versions).announced.clear();
+                }
                 self.recovered_at = index;
                 self.audit.push(Audit { index, ..audit.clone() });
                 self.state_hash = Some(begin(index));
@@ -295,7 +339,7 @@ mod tests {
     fn what_is_announced_and_in_use_is_part_of_the_state_and_leaves_with_its_member() {
         use crate::versions::{Activation, Announcement};
         let mut state = founded();
-        let announcement = Announcement { features: ["x".to_owned()].into(), machine: 2 };
+        let announcement = Announcement { features: ["x".to_owned()].into(), machine: 2, boot: 1 };
         let announce = |node| SystemCommand::Announce { node, announcement: announcement.clone() };
         let activate = SystemCommand::Activate { activation: Activation::Machine(2) };
         assert_eq!(state.apply(2, &activate), SystemChange::Nothing, "nobody has announced it");
@@ -306,8 +350,8 @@ mod tests {
         assert_eq!(state.apply(5, &activate), SystemChange::Versions);
         assert_eq!((state.apply(6, &activate), state.versions.machine()), (SystemChange::Nothing, 2));
         assert_eq!(SystemState::of(&state.genesis(BTreeMap::new()).unwrap()).unwrap().0, state);
-        assert_eq!(state.apply(10, &recovered(3)), SystemChange::Membership);
-        assert!(state.versions.announced.is_empty(), "node 3 of this cluster has announced nothing yet");
+        assert_eq!(state.apply(10, &recovered(1)), SystemChange::Membership);
+        assert!(state.versions.announced.is_empty(), "node 1 of this cluster has announced nothing yet");
         assert_eq!(state.versions.machine(), 2, "what is in the state was made with this version");
     }
 

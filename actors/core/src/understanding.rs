@@ -30,8 +30,8 @@ impl Understanding {
     }
 
     /// A peer's hello was seen; the newest counts.
-    pub fn met(&mut self, peer: NodeId, features: Features, machine_version: u32) {
-        let announcement = Announcement::of(&features, machine_version);
+    pub fn met(&mut self, peer: NodeId, features: Features, machine_version: u32, boot: u64) {
+        let announcement = Announcement::of(&features, machine_version, boot);
         self.met.insert(peer, (features, announcement));
     }
 
@@ -80,7 +80,7 @@ mod tests {
     const NEW: Feature = Feature::DirectoryLives;
 
     fn understanding(id: NodeId, own: Features) -> Understanding {
-        let announcement = Announcement::of(&own, 1);
+        let announcement = Announcement::of(&own, 1, 1);
         Understanding::new(id, own, announcement)
     }
 
@@ -96,9 +96,9 @@ mod tests {
         let mut known = understanding(1, Features::all());
         let cluster = members(&[1, 2, 3]);
         assert!(!known.every_member_understands(&cluster, NEW));
-        known.met(2, Features::all(), 1);
+        known.met(2, Features::all(), 1, 1);
         assert!(!known.every_member_understands(&cluster, NEW), "node 3 was not met");
-        known.met(3, Features::all(), 1);
+        known.met(3, Features::all(), 1, 1);
         assert!(known.every_member_understands(&cluster, NEW));
         assert_eq!(known.everyone(&cluster), Features::all());
     }
@@ -107,11 +107,11 @@ mod tests {
     fn one_of_the_first_version_holds_all_back_until_it_is_another() {
         let mut known = understanding(1, Features::all());
         let cluster = members(&[1, 2]);
-        known.met(2, Features::none(), 1);
+        known.met(2, Features::none(), 1, 1);
         assert!(!known.every_member_understands(&cluster, NEW));
-        known.met(2, Features::all(), 1);
+        known.met(2, Features::all(), 1, 1);
         assert!(known.every_member_understands(&cluster, NEW));
-        known.met(2, Features::none(), 1);
+        known.met(2, Features::none(), 1, 1);
         assert!(!known.every_member_understands(&cluster, NEW), "it was put back to the version before");
         assert_eq!(known.everyone(&cluster), Features::none());
     }
@@ -119,8 +119,8 @@ mod tests {
     #[test]
     fn a_removed_member_does_not_count_and_a_learner_does() {
         let mut known = understanding(1, Features::all());
-        known.met(2, Features::all(), 1);
-        known.met(3, Features::none(), 1);
+        known.met(2, Features::all(), 1, 1);
+        known.met(3, Features::none(), 1, 1);
         let three = members(&[1, 2, 3]);
         assert!(!known.every_member_understands(&three, NEW), "node 3 is a learner");
         let two = three.after(&Change::Remove(3)).unwrap();

@@ -34,17 +34,19 @@ pub const FIRST_MACHINE_VERSION: u32 = 1;
 /// What one member's build understands.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Announcement {
-    /// The names of its features, those that this build does not know among them.
+    /// The names of its features, as far as the leader that recorded them knew them.
     pub features: BTreeSet<String>,
     /// The version of its state machine.
     pub machine: u32,
+    /// How often its directory had been opened when it said so: an older word never takes the place of a newer one.
+    pub boot: u64,
 }
 
 impl Announcement {
     /// Of a build with these. A build that does not say the version of its state machine has the first.
-    pub fn of(features: &Features, machine: u32) -> Announcement {
+    pub fn of(features: &Features, machine: u32, boot: u64) -> Announcement {
         let features = features.iter().map(|feature| feature.name().to_owned()).collect();
-        Announcement { features, machine: machine.max(FIRST_MACHINE_VERSION) }
+        Announcement { features, machine: machine.max(FIRST_MACHINE_VERSION), boot }
     }
 
     /// Whether this build understands what that entry puts to use.
@@ -128,9 +130,14 @@ impl Versions {
         membership.members.keys().filter(lacks).copied().collect()
     }
 
-    /// Records what a member's build understands; false if that is known already, or it is no member.
+    /// Whether this says something of a member that is not on record, and is not older than what is.
+    pub fn is_news(&self, node: NodeId, announcement: &Announcement) -> bool {
+        self.announced.get(&node).is_none_or(|known| known != announcement && known.boot <= announcement.boot)
+    }
+
+    /// Records what a member's build understands; false if that is no news, or it is no member.
     pub fn announce(&mut self, membership: &Membership, node: NodeId, announcement: &Announcement) -> bool {
-        let is_news = self.announced.get(&node) != Some(announcement);
+        let is_news = self.is_news(node, announcement);
         let changes = is_news && membership.members.contains_key(&node);
         if changes {
             self.announced.insert(node, announcement.clone());
@@ -165,7 +172,7 @@ impl Versions {
     }
 
     /// What every member has announced and nobody uses yet: what a leader may propose to use. The state machine goes as far as
-    /// the member with the oldest one allows.
+    /// the member with the oldest one allows, and no further than this build's.
     pub fn understood_by_all(&self, membership: &Membership, own: &Announcement) -> Vec<Activation> {
         if planted::is(Planted::ActivatedUnasked) {
             return self.candidates(own);
@@ -173,7 +180,7 @@ impl Versions {
         let announced = |id: &NodeId| self.announced.get(id).map_or(0, |theirs| theirs.machine);
         let lowest = membership.members.keys().map(announced).min();
         let features = own.features.iter().cloned().map(Activation::Feature);
-        let wanted = features.chain(lowest.map(Activation::Machine));
+        let wanted = features.chain(lowest.map(|lowest| Activation::Machine(lowest.min(own.machine))));
         wanted.filter(|it| !self.is_in_use(it) && self.lacking(membership, it).is_empty()).collect()
     }
 
@@ -206,7 +213,7 @@ mod tests {
     }
 
     fn build(features: &[&str], machine: u32) -> Announcement {
-        Announcement { features: features.iter().map(|name| (*name).to_owned()).collect(), machine }
+        Announcement { features: features.iter().map(|name| (*name).to_owned()).collect(), machine, boot: 1 }
     }
 
     fn feature(name: &str) -> Activation {
@@ -280,8 +287,20 @@ mod tests {
     }
 
     #[test]
+    fn the_word_of_an_earlier_start_never_takes_the_place_of_a_later_one() {
+        let cluster = members(&[1]);
+        let mut versions = Versions::default();
+        let at = |boot, machine| Announcement { boot, ..build(&[], machine) };
+        assert!(versions.announce(&cluster, 1, &at(5, 2)));
+        assert!(versions.announce(&cluster, 1, &at(6, 1)), "it was put back to the version before");
+        assert!(!versions.announce(&cluster, 1, &at(5, 2)), "who heard it then and leads now has not heard that");
+        assert!(!versions.activate(&cluster, 9, &Activation::Machine(2)));
+        assert!(versions.announce(&cluster, 1, &at(7, 2)) && !versions.announce(&cluster, 1, &at(7, 2)));
+    }
+
+    #[test]
     fn a_build_that_says_no_version_has_the_first() {
-        let old = Announcement::of(&Features::none(), 0);
+        let old = Announcement::of(&Features::none(), 0, 1);
         assert_eq!(old, build(&[], FIRST_MACHINE_VERSION));
         assert_eq!(Versions::default().machine(), FIRST_MACHINE_VERSION);
         assert!(Versions::default().is_empty() && !Versions::default().are_recorded());

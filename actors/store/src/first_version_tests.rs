@@ -7,6 +7,7 @@ use actorum_core::{
     entry::{ChangeId, SystemCommand},
     marks::{HashValue, StateHash},
     system_state::{Audit, RecoveredBecause, SystemState},
+    versions::Announcement,
     wire::{ConfState, SnapshotFile},
 };
 use actorum_machine::{
@@ -15,7 +16,7 @@ use actorum_machine::{
     members::Change,
 };
 
-use crate::snapshot::file::Header;
+use crate::snapshot::file::{Header, Writer};
 
 /// Its definitions, as they stand in its source.
 mod first {
@@ -150,4 +151,23 @@ fn a_hash_in_a_snapshot_is_skipped() {
     assert_eq!(back, Header::new(9, 2, state, formed_with.clone()));
     // Whatever this version writes for itself it reads.
     assert_eq!(SystemState::of(&snapshot(&hashed)).unwrap().0, hashed);
+}
+
+/// A state with announcements it must not begin with: it would decide commands by an older version of the state machine.
+#[test]
+fn what_members_announced_keeps_it_from_starting() {
+    let (file, formed_with) = (SnapshotFile { bytes: 100, hash: [9; 32] }, BTreeMap::from([(1, Incarnation(11))]));
+    let mut state = founded();
+    let announcement = Announcement { features: ["x".to_owned()].into(), machine: 2, boot: 1 };
+    state.apply(8, &SystemCommand::Announce { node: 1, announcement });
+    let snapshot = state.snapshot(9, 2, file, formed_with.clone()).unwrap();
+    assert_eq!(SystemState::of(&snapshot).unwrap(), (state.clone(), Some(file)));
+    let error = decode::<first::SnapshotData>(&snapshot.data).err().unwrap().to_string();
+    assert!(error.contains("missing field `last_time_us`"), "{error}");
+    let header = encode(&Header::new(9, 2, state.clone(), formed_with)).unwrap();
+    assert!(decode::<first::Header>(&header).is_err());
+    let mut written = Vec::new();
+    let header = Header::new(9, 2, state, BTreeMap::new());
+    Writer::begin(&mut written, &header).unwrap();
+    assert_eq!(written[16..20], [0, 0, 0, 2], "it refuses the file by the number of its format");
 }

@@ -164,7 +164,7 @@ impl<T> Consensus<T> {
         let logger = bridge::logger();
         let durable_term = hard.term;
         let raw = new_raw(&settings, view, applied, &logger)?;
-        let own = Announcement::of(&settings.features, settings.machine_version);
+        let own = Announcement::of(&settings.features, settings.machine_version, settings.boot);
         let understanding = Understanding::new(settings.id, settings.features.clone(), own);
         let mut core = Consensus {
             settings,

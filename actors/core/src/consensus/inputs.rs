@@ -129,10 +129,12 @@ impl<T> Consensus<T> {
         }
     }
 
-    /// Propose what a member has announced, or to use what all have. Nobody waits for it, and only a leader does whose every
-    /// member understands such entries.
+    /// Propose what a member has announced, or to use what all have, and nothing else. Nobody waits for it, and only a leader does
+    /// whose every member understands such entries.
     pub fn propose_versions(&mut self, command: &SystemCommand) {
-        if self.versions.are_recorded() || self.every_member_understands(Feature::Activation) {
+        let is_of_versions = matches!(command, SystemCommand::Announce { .. } | SystemCommand::Activate { .. });
+        let all_understand = || self.knows_all_members() && self.every_member_understands(Feature::Activation);
+        if is_of_versions && (self.versions.are_recorded() || all_understand()) {
             self.propose_for_system(command);
         }
     }
@@ -238,7 +240,8 @@ impl<T> Consensus<T> {
 
     /// A peer's hello names these, and this version of its state machine.
     pub fn peer_features(&mut self, peer: NodeId, features: Features, machine_version: u32) {
-        self.understanding.met(peer, features, machine_version);
+        // Only who records it needs to know of which start it is.
+        self.understanding.met(peer, features, machine_version, 0);
     }
 
     /// A peer cannot be reached, or something sent to it was dropped.

@@ -92,10 +92,15 @@ impl<T> Consensus<T> {
         self.contradicted
     }
 
-    /// Whether every member, learners and this node too, has named this feature in a hello seen in this boot. Only then may
-    /// an entry or a snapshot be made that needs it: a node of an older version stops at one that it does not know.
+    /// Whether every member, learners and this node too, has named this feature in a hello seen in this boot.
     pub fn every_member_understands(&self, feature: Feature) -> bool {
         self.understanding.every_member_understands(&self.membership, feature)
+    }
+
+    /// Whether no change of the membership is under way: the member that it adds was not asked what it understands.
+    pub(super) fn knows_all_members(&self) -> bool {
+        let raft = &self.raw.raft;
+        raft.apply_to_current_term() && !raft.has_pending_conf()
     }
 
     /// Whether a new format may be used in entries and snapshots: an entry has put it to use; or, in a cluster that does not
@@ -103,7 +108,7 @@ impl<T> Consensus<T> {
     pub fn may_use(&self, feature: Feature) -> bool {
         match self.versions.are_recorded() {
             true => self.versions.has(feature),
-            false => self.every_member_understands(feature),
+            false => self.knows_all_members() && self.every_member_understands(feature),
         }
     }
 

@@ -41,8 +41,9 @@ use actorum_machine::{
 };
 use serde::{Deserialize, Serialize};
 
-/// The newest file format this code reads, and the one it writes.
-pub const FORMAT: u32 = 1;
+/// The newest file format this code reads: 1, or 2 where members have announced what they understand. A build that knows no
+/// announcements refuses 2 by its number.
+pub const FORMAT: u32 = 2;
 /// A header is never longer: room for some ten thousand members.
 pub const MAX_HEADER_BYTES: u32 = 1 << 20;
 /// How much of the state is in one chunk.
@@ -162,12 +163,13 @@ debug_fields!(Writer<W> { chunks, raw_bytes, failed });
 impl<W: Write> Writer<W> {
     /// Begins a file with its header.
     pub fn begin(out: W, header: &Header) -> Result<Writer<W>, FileError> {
+        let format: u32 = if header.system.versions.is_empty() { 1 } else { 2 };
         let header = machine::encode(header).map_err(|error| FileError::damaged("the header", error.to_string()))?;
         let length = u32::try_from(header.len()).ok().filter(|length| *length <= MAX_HEADER_BYTES);
         let length = length.ok_or(FileError::HeaderTooLong(header.len()))?;
         let mut begin = Vec::with_capacity(FIXED_BYTES + header.len());
         begin.extend_from_slice(MAGIC);
-        begin.extend_from_slice(&FORMAT.to_be_bytes());
+        begin.extend_from_slice(&format.to_be_bytes());
         begin.extend_from_slice(&length.to_be_bytes());
         let header_crc = header_crc(&begin, &header);
         begin.extend_from_slice(&header_crc.to_be_bytes());
