@@ -56,7 +56,7 @@ use actorum_store::{
     snapshot::SnapshotStore,
 };
 use actorum_transport::{
-    message::{Attach, Handlers, Responder, TransportHandle, TransportStatus},
+    message::{Attach, AttachNode, Handlers, NodeHandlers, Responder, TransportHandle, TransportStatus},
     quic::{QuicConfig, QuicTransport, TransportError},
     tls::TlsIdentity,
 };
@@ -379,6 +379,7 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
         .map_err(|error| StartError::Founders(error.to_string()))?;
     membership_context.run(membership);
     transport.attach.do_send(Attach {
+        group: GROUP,
         handlers: Handlers {
             received: core.clone().recipient(),
             asked: core.clone().recipient(),
@@ -386,6 +387,10 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
             snapshots: snapshot_manager_address.downgrade().recipient(),
             marks: checker_address.downgrade().recipient(),
             unreachable: core.clone().recipient(),
+        },
+    });
+    transport.attach_node.do_send(AttachNode {
+        handlers: NodeHandlers {
             peer_up: membership_address.downgrade().recipient(),
             peer_refused: membership_address.downgrade().recipient(),
         },

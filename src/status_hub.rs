@@ -147,6 +147,7 @@ impl StatusHub {
             bytes_received: network.bytes_received,
             messages_dropped: network.peers.values().map(|peer| peer.dropped).sum(),
             largest_frame_bytes: network.largest_frame,
+            misdirected: network.misdirected,
         };
         let consistency = self.consistency.borrow().clone();
         status.state_hash = consistency.mark.and_then(|mark| {

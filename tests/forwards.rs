@@ -13,7 +13,7 @@ use actorum_core::{
     wire::{Refusal, Request, Response},
 };
 use actorum_machine::ids::{GroupId, NodeId};
-use actorum_transport::message::{Answered, Ask, Attach, Handlers};
+use actorum_transport::message::{Answered, Ask, Attach, AttachNode, Handlers, NodeHandlers};
 use tokio::sync::mpsc;
 
 use support::{MemoryDisk, MemoryNetwork, founders, start};
@@ -75,10 +75,10 @@ async fn only_commands_of_the_application_are_taken_from_a_peer() {
         snapshots: deaf.clone().recipient(),
         marks: deaf.clone().recipient(),
         unreachable: deaf.clone().recipient(),
-        peer_up: deaf.clone().recipient(),
-        peer_refused: deaf.clone().recipient(),
     };
-    transport.attach.send(Attach { handlers }).await.unwrap();
+    transport.attach.send(Attach { group: GroupId::FIRST, handlers }).await.unwrap();
+    let handlers = NodeHandlers { peer_up: deaf.clone().recipient(), peer_refused: deaf.clone().recipient() };
+    transport.attach_node.send(AttachNode { handlers }).await.unwrap();
     let propose = |to: NodeId, data| {
         let request = Request::Propose { data, remaining_ms: 5000 };
         let reply_to = stranger.downgrade().recipient();

@@ -120,6 +120,11 @@ impl Page {
             self.sample("peer_inflight_bytes", &format!("{{peer=\"{id}\"}}"), peer.inflight_bytes);
         }
         self.counter("peer_dropped_messages_total", "Messages to peers dropped at a bound.", totals.messages_dropped);
+        self.counter(
+            "peer_misdirected_total",
+            "Messages and questions of peers refused because their group is not on this node.",
+            totals.misdirected,
+        );
         if let Some(offset) = status.clock.offset_ms {
             let help =
                 "How far this node's clock is ahead of the median of the voters' clocks; absent while it is not known.";

@@ -212,6 +212,9 @@ pub struct Totals {
     /// The largest write of messages to a peer, in bytes.
     #[serde(default)]
     pub largest_frame_bytes: u64,
+    /// Messages and questions of peers that were refused because they belong to a group which this node does not have.
+    #[serde(default)]
+    pub misdirected: u64,
 }
 
 /// A snapshot that is durable on a node.

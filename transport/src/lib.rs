@@ -19,6 +19,7 @@
 #![cfg_attr(not(test), warn(clippy::print_stdout, clippy::print_stderr))]
 
 pub mod message;
+mod routes;
 pub mod hello;
 pub mod memory;
 pub mod frame;

@@ -5,7 +5,7 @@
 //! ```
 //!
 //! Messages of one direction arrive in order; a link that is cut loses what is sent over it, and the sender hears
-//! [`Unreachable`]. Identities are judged on both ends by the same rules as on a real network; what
+//! [`Unreachable`](crate::message::Unreachable). Identities are judged on both ends by the same rules as on a real network; what
 //! is not judged here is the certificate, because there is none.
 //!
 //! Queue: what is on its way over one link. At [`LINK_BOUND`] messages the newest is dropped and the sender
@@ -42,9 +42,10 @@ use crate::{
     frame,
     hello::PeerPolicy,
     message::{
-        Answered, Ask, Asked, Attach, Close, GetTransportStatus, Handlers, PeerRefused, PeerStatus, PeerUp, Received,
-        Responder, SetCluster, SetPeers, Transmit, TransportHandle, TransportStatus, Unreachable,
+        Answered, Ask, Asked, Attach, AttachNode, Close, GetTransportStatus, PeerRefused, PeerStatus, Received,
+        Responder, SetCluster, SetPeers, Transmit, TransportHandle, TransportStatus,
     },
+    routes::Routes,
 };
 
 /// How many deliveries may be on their way over one direction of a link.
@@ -167,9 +168,8 @@ impl MemoryNetwork {
         let network = self.clone();
         let policy = PeerPolicy::new(identity, lives);
         let (identity, now) = (policy.own().clone(), Instant::now());
-        let (up, refused, ends) = Default::default();
-        let addr =
-            MemoryTransport { network, endpoint, policy, handlers: None, up, ends, refused, flushed: now }.start();
+        let (up, refused, ends, routes) = Default::default();
+        let addr = MemoryTransport { network, endpoint, policy, routes, up, ends, refused, flushed: now }.start();
         self.topology().nodes.insert(endpoint, (identity, addr.downgrade()));
         TransportHandle {
             transmit: addr.clone().recipient(),
@@ -178,6 +178,7 @@ impl MemoryNetwork {
             set_cluster: addr.clone().recipient(),
             status: addr.clone().recipient(),
             attach: addr.clone().recipient(),
+            attach_node: addr.clone().recipient(),
             close: addr.recipient(),
         }
     }
@@ -266,7 +267,7 @@ pub struct MemoryTransport {
     network: MemoryNetwork,
     endpoint: Endpoint,
     policy: PeerPolicy,
-    handlers: Option<Handlers>,
+    routes: Routes,
     /// Peers that were let in, as they were then.
     up: BTreeMap<NodeId, Identity>,
     /// Where those are that were heard last from elsewhere than the endpoint of their id.
@@ -299,9 +300,7 @@ impl MemoryTransport {
     }
 
     fn unreachable(&self, group: GroupId, peer: NodeId) {
-        if let Some(above) = self.handlers.as_ref().and_then(|handlers| handlers.unreachable.upgrade()) {
-            above.do_send(Unreachable { group, peer });
-        }
+        self.routes.unreachable(group, peer);
     }
 
     /// Judges a peer; tells above of the first time it is let in or refused. Without a reason it may try again.
@@ -317,10 +316,8 @@ impl MemoryTransport {
         }
         self.policy.let_in(theirs);
         self.refused.remove(&theirs.id);
-        if self.up.insert(theirs.id, theirs.clone()).as_ref() != Some(theirs)
-            && let Some(above) = self.handlers.as_ref().and_then(|handlers| handlers.peer_up.upgrade())
-        {
-            above.do_send(PeerUp { identity: theirs.clone() });
+        if self.up.insert(theirs.id, theirs.clone()).as_ref() != Some(theirs) {
+            self.routes.peer_up(theirs.clone());
         }
         Ok(())
     }
@@ -330,9 +327,7 @@ impl MemoryTransport {
         if self.refused.insert(peer, (by_peer, reason.clone())) == Some((by_peer, reason.clone())) {
             return;
         }
-        if let Some(above) = self.handlers.as_ref().and_then(|handlers| handlers.peer_refused.upgrade()) {
-            above.do_send(PeerRefused { peer, by_peer, reason });
-        }
+        self.routes.peer_refused(PeerRefused { peer, by_peer, reason });
     }
 
     /// Which life of a node is on record here.
@@ -472,15 +467,17 @@ impl Handler<Delivery> for MemoryTransport {
     fn handle(&mut self, delivery: Delivery, ctx: &mut Context<Self>) {
         let Delivery { from, end, recorded, group, messages, load } = delivery;
         drop(load);
-        let Some(received) = self.handlers.as_ref().map(|handlers| handlers.received.clone()) else { return };
+        if !self.routes.is_open() {
+            return;
+        }
         match self.admit(&from) {
             Ok(()) => {
                 self.heard_from(from.id, end);
                 recorded.into_iter().for_each(|life| self.policy.book().confirmed(from.id, life));
-                self.policy.book().note_acknowledged(from.id, &messages);
-                self.flush_if_due();
-                if let Some(above) = received.upgrade() {
-                    above.do_send(Received { group, from: from.id, messages });
+                if self.routes.takes(group, from.id, messages.len()) {
+                    self.policy.book().note_acknowledged(from.id, &messages);
+                    self.flush_if_due();
+                    self.routes.deliver(Received { group, from: from.id, messages });
                 }
             }
             Err(Some(reason)) => self.send_refusal(end, group, reason, ctx),
@@ -570,7 +567,7 @@ impl Handler<Question> for MemoryTransport {
     fn handle(&mut self, question: Question, ctx: &mut Context<Self>) {
         let Question { from, end, recorded, group, request, answer, load } = question;
         drop(load);
-        if self.handlers.is_none() {
+        if !self.routes.is_open() {
             return;
         }
         match self.admit(&from) {
@@ -578,13 +575,8 @@ impl Handler<Question> for MemoryTransport {
             Err(Some(reason)) => return self.send_refusal(end, group, reason, ctx),
             Err(None) => return,
         }
-        let Some(handlers) = &self.handlers else { return };
-        let request = request.bounded();
-        let above = handlers.answers(&request);
         let (responder, answered) = Responder::new();
-        if let Some(above) = above {
-            above.do_send(Asked { group, from: from.id, request, responder });
-        }
+        self.routes.ask(Asked { group, from: from.id, request: request.bounded(), responder });
         let (network, own, max) = (self.network.clone(), self.sender(), self.network.frames().questions);
         let wait = async move {
             let Ok(response) = answered.await else { return };
@@ -631,8 +623,16 @@ impl Handler<SetCluster> for MemoryTransport {
 impl Handler<Attach> for MemoryTransport {
     type Result = ();
 
-    fn handle(&mut self, Attach { handlers }: Attach, _: &mut Context<Self>) {
-        self.handlers = Some(handlers);
+    fn handle(&mut self, attach: Attach, _: &mut Context<Self>) {
+        self.routes.attach(attach);
+    }
+}
+
+impl Handler<AttachNode> for MemoryTransport {
+    type Result = ();
+
+    fn handle(&mut self, attach: AttachNode, _: &mut Context<Self>) {
+        self.routes.attach_node(attach);
     }
 }
 
@@ -647,7 +647,7 @@ impl Handler<GetTransportStatus> for MemoryTransport {
             ..PeerStatus::default()
         };
         let peers = self.policy.peers().keys().map(|id| (*id, peer(id))).collect();
-        TransportStatus { peers, ..TransportStatus::default() }
+        TransportStatus { misdirected: self.routes.misdirected(), peers, ..TransportStatus::default() }
     }
 }
 

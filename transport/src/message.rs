@@ -8,6 +8,7 @@
 //! | [`Received`] | transport → core | Raft messages of an authenticated peer |
 //! | [`Asked`] | transport → core, membership | a peer's question, with the slot for its answer |
 //! | [`Unreachable`] | transport → core | what was sent to that peer was dropped |
+//! | [`Attach`], [`AttachNode`] | parent → transport | who hears what belongs to a group, and what concerns the node |
 //! | [`PeerUp`], [`PeerRefused`] | transport → membership | identities seen, identities refused |
 
 use std::{
@@ -186,7 +187,7 @@ pub struct PeerRefused {
     pub reason: RefusedBecause,
 }
 
-/// Where a transport delivers. All weak: the transport is nobody's owner.
+/// Where a transport delivers what belongs to one group. All weak: the transport is nobody's owner.
 #[derive(Clone, Debug)]
 pub struct Handlers {
     /// Raft messages.
@@ -201,23 +202,15 @@ pub struct Handlers {
     pub marks: WeakRecipient<Asked>,
     /// Drops.
     pub unreachable: WeakRecipient<Unreachable>,
+}
+
+/// Where a transport delivers what concerns the whole node. Weak, too.
+#[derive(Clone, Debug)]
+pub struct NodeHandlers {
     /// Identities seen.
     pub peer_up: WeakRecipient<PeerUp>,
     /// Identities refused.
     pub peer_refused: WeakRecipient<PeerRefused>,
-}
-
-impl Handlers {
-    /// Who answers a question, if that actor still lives.
-    pub(crate) fn answers(&self, request: &Request) -> Option<Recipient<Asked>> {
-        let above = match request {
-            Request::Formation(_) | Request::Clock | Request::Activate => &self.formation,
-            Request::Snapshot(_) => &self.snapshots,
-            Request::Marks { .. } => &self.marks,
-            Request::Propose { .. } | Request::ReadIndex { .. } | Request::Change { .. } => &self.asked,
-        };
-        above.upgrade()
-    }
 }
 
 /// Asks a transport for its numbers.
@@ -234,6 +227,8 @@ pub struct TransportStatus {
     pub bytes_received: u64,
     /// The largest write of messages to a peer, in bytes.
     pub largest_frame: u64,
+    /// Messages and questions of peers that were refused since the start, because this node does not have their group.
+    pub misdirected: u64,
     /// Per peer.
     pub peers: BTreeMap<NodeId, PeerStatus>,
 }
@@ -269,18 +264,31 @@ pub struct TransportHandle {
     pub set_cluster: Recipient<SetCluster>,
     /// Its numbers.
     pub status: Recipient<GetTransportStatus>,
-    /// Where it delivers; sent once, after the actors above exist.
+    /// Where it delivers what belongs to a group; sent once for each, after the actors of the group exist.
     pub attach: Recipient<Attach>,
+    /// Where it delivers what concerns the node; sent once, after the groups that the node starts with.
+    pub attach_node: Recipient<AttachNode>,
     /// Closes its connections and stops it.
     pub close: Recipient<Close>,
 }
 
-/// Tells a transport where to deliver. What arrived before is dropped.
+/// Registers a group, at any time: tells a transport where to deliver what belongs to it, in place of what was registered before. What
+/// arrives of a group that is not registered is counted, and reaches nobody; its questions are refused.
 #[derive(Message, Clone, Debug)]
 #[rtype(result = "()")]
 pub struct Attach {
+    /// The group.
+    pub group: GroupId,
     /// The receivers.
     pub handlers: Handlers,
+}
+
+/// Tells a transport where to deliver what concerns the node, and lets it begin to deliver. What arrived before is dropped.
+#[derive(Message, Clone, Debug)]
+#[rtype(result = "()")]
+pub struct AttachNode {
+    /// The receivers.
+    pub handlers: NodeHandlers,
 }
 
 /// Sends what is queued, closes the connections and stops. Answered when it is done.

@@ -2,18 +2,18 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use actix::prelude::*;
+use actix::{WeakRecipient, prelude::*};
 use actorum_core::{
     features::Features,
     identity::{Identity, RefusedBecause},
-    wire::{AskError, MAX_PIECE, MessageKind, RaftMessage, Request, Response, SnapshotFile, SnapshotRequest},
+    wire::{AskError, MAX_PIECE, MessageKind, RaftMessage, Refusal, Request, Response, SnapshotFile, SnapshotRequest},
 };
 use actorum_machine::ids::{ClusterId, GroupId, Incarnation, NodeId};
 use actorum_transport::{
     memory::MemoryNetwork,
     message::{
-        Answered, Ask, Asked, Attach, Handlers, Peer, PeerRefused, PeerUp, Received, SetPeers, Transmit,
-        TransportHandle, Unreachable,
+        Answered, Ask, Asked, Attach, AttachNode, GetTransportStatus, Handlers, NodeHandlers, Peer, PeerRefused,
+        PeerUp, Received, SetPeers, Transmit, TransportHandle, Unreachable,
     },
 };
 use tokio::sync::mpsc;
@@ -94,8 +94,12 @@ struct Node {
 
 impl Node {
     fn send(&self, to: NodeId, term: u64) {
+        self.send_in(GroupId::FIRST, to, term);
+    }
+
+    fn send_in(&self, group: GroupId, to: NodeId, term: u64) {
         let messages = vec![(to, RaftMessage::new(MessageKind::Heartbeat, term))];
-        self.handle.transmit.do_send(Transmit { group: GroupId::FIRST, messages });
+        self.handle.transmit.do_send(Transmit { group, messages });
     }
 
     fn ask(&self, to: NodeId) {
@@ -103,9 +107,17 @@ impl Node {
     }
 
     fn ask_for(&self, to: NodeId, request: Request) {
+        self.ask_in(GroupId::FIRST, to, request);
+    }
+
+    fn ask_in(&self, group: GroupId, to: NodeId, request: Request) {
         let reply_to = self.above.downgrade().recipient();
         let timeout = Duration::from_secs(5);
-        self.handle.ask.do_send(Ask { id: 1, group: GroupId::FIRST, to, request, timeout, reply_to });
+        self.handle.ask.do_send(Ask { id: 1, group, to, request, timeout, reply_to });
+    }
+
+    async fn misdirected(&self) -> u64 {
+        self.handle.status.send(GetTransportStatus).await.unwrap().misdirected
     }
 
     async fn next(&mut self) -> Heard {
@@ -130,23 +142,27 @@ fn identity(id: NodeId) -> Identity {
     Identity { id, incarnation: Incarnation(id), boot: 1, cluster, features, machine_version: 1, lives }
 }
 
+fn handlers(above: &Addr<Above>, snapshots: WeakRecipient<Asked>) -> Handlers {
+    let down = above.downgrade();
+    Handlers {
+        received: down.clone().recipient(),
+        asked: down.clone().recipient(),
+        formation: down.clone().recipient(),
+        snapshots,
+        marks: down.clone().recipient(),
+        unreachable: down.recipient(),
+    }
+}
+
 fn node(network: &MemoryNetwork, identity: Identity, answers: bool) -> Node {
     let handle = network.start(identity);
     let (sender, heard) = mpsc::channel(1024);
     let keeper = Keeper.start();
     let above = Above { heard: sender, answers }.start();
     let down = above.downgrade();
-    let handlers = Handlers {
-        received: down.clone().recipient(),
-        asked: down.clone().recipient(),
-        formation: down.clone().recipient(),
-        snapshots: keeper.downgrade().recipient(),
-        marks: down.clone().recipient(),
-        unreachable: down.clone().recipient(),
-        peer_up: down.clone().recipient(),
-        peer_refused: down.recipient(),
-    };
-    handle.attach.do_send(Attach { handlers });
+    handle.attach.do_send(Attach { group: GroupId::FIRST, handlers: handlers(&above, keeper.downgrade().recipient()) });
+    let handlers = NodeHandlers { peer_up: down.clone().recipient(), peer_refused: down.recipient() };
+    handle.attach_node.do_send(AttachNode { handlers });
     Node { handle, above, _keeper: keeper, heard }
 }
 
@@ -202,6 +218,40 @@ async fn a_question_about_a_snapshot_goes_to_who_keeps_them() {
     assert!(two.heard.try_recv().is_err(), "who answers for proposals hears nothing of it");
 }
 
+/// A group that is not registered: its messages reach no other one, and its questions are refused. Once it is registered it is heard.
+#[actix::test]
+async fn a_group_that_is_not_there_reaches_nobody() {
+    let network = MemoryNetwork::new();
+    let (mut one, mut two) = (node(&network, identity(1), true), node(&network, identity(2), true));
+    let seventh = GroupId(7);
+    one.send_in(seventh, 2, 1);
+    let file = SnapshotFile { bytes: 1 << 40, hash: [1; 32] };
+    let about_snapshot = Request::Snapshot(SnapshotRequest::Read { file, index: 9, offset: 5, max: 1 });
+    for request in [Request::ReadIndex { remaining_ms: 1000 }, Request::Clock, about_snapshot] {
+        one.ask_in(seventh, 2, request);
+        let Heard::Answered(Ok(Response::Refused(Refusal::Invalid { cause }))) = one.hears().await else {
+            panic!("a refusal")
+        };
+        assert_eq!(cause, "group 7 is not on this node");
+    }
+    assert_eq!((one.misdirected().await, two.misdirected().await), (0, 4));
+    one.send(2, 2);
+    let Heard::Raft(1, messages) = two.hears().await else { panic!("a message of the group that is there") };
+    assert_eq!(messages[0].term, 2, "the other one reached nobody");
+    one.ask(2);
+    assert!(matches!(one.hears().await, Heard::Answered(Ok(Response::ReadAt { index: 7 }))));
+    assert!(matches!(two.hears().await, Heard::Asked));
+
+    let (sender, mut heard) = mpsc::channel(1);
+    let above = Above { heard: sender, answers: true }.start();
+    let handlers = handlers(&above, above.downgrade().recipient());
+    two.handle.attach.send(Attach { group: seventh, handlers }).await.unwrap();
+    one.send_in(seventh, 2, 3);
+    assert!(matches!(heard.recv().await, Some(Heard::Raft(1, _))));
+    assert_eq!(two.misdirected().await, 4);
+    assert!(two.heard.try_recv().is_err(), "the first group hears nothing of the other one");
+}
+
 #[actix::test]
 async fn an_answer_over_a_cut_link_is_lost() {
     let network = MemoryNetwork::new();
@@ -242,18 +292,8 @@ async fn a_full_link_drops_the_newest_and_says_so() {
     let (sender, heard) = mpsc::channel(2 * bound as usize);
     two.heard = heard;
     let above = Above { heard: sender, answers: true }.start();
-    let down = above.downgrade();
-    let handlers = Handlers {
-        received: down.clone().recipient(),
-        asked: down.clone().recipient(),
-        formation: down.clone().recipient(),
-        snapshots: down.clone().recipient(),
-        marks: down.clone().recipient(),
-        unreachable: down.clone().recipient(),
-        peer_up: down.clone().recipient(),
-        peer_refused: down.recipient(),
-    };
-    two.handle.attach.send(Attach { handlers }).await.unwrap();
+    let handlers = handlers(&above, above.downgrade().recipient());
+    two.handle.attach.send(Attach { group: GroupId::FIRST, handlers }).await.unwrap();
     // One transmit after the other without giving the receiver a turn.
     (1..=bound + 5).for_each(|term| one.send(2, term));
     for _ in 0..5 {

@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use actorum_core::{
     identity::{Identity, RefusedBecause},
-    wire::{AskError, MessageKind, Response},
+    wire::{AskError, MessageKind, Refusal, Request, Response},
 };
-use actorum_machine::ids::{ClusterId, Incarnation};
+use actorum_machine::ids::{ClusterId, GroupId, Incarnation};
 use actorum_transport::{
     frame::{Kind, Lane},
     message::Close,
@@ -258,6 +258,31 @@ async fn a_retired_node_loses_its_connection_and_hears_why() {
     friend.send(1, vec![heartbeat(1)]);
     friend.until("unreachable", |heard| matches!(heard, Heard::Unreachable(1)).then_some(())).await;
     assert!(victim.drain().iter().all(|heard| !matches!(heard, Heard::Raft(..))));
+}
+
+/// A group that is not registered: its frames reach no other one, and its questions are refused. Once it is registered it is heard.
+#[actix::test]
+async fn a_group_that_is_not_there_reaches_nobody() {
+    let mut honest = Honest::new().await;
+    let seventh = GroupId(7);
+    let invalid = Response::Refused(Refusal::Invalid { cause: "group 7 is not on this node".into() });
+    for request in [read_index(1), Request::Clock, Request::Snapshot(piece(0, 1))] {
+        honest.victim.ask_in(seventh, 2, 1, request, DEADLINE);
+        assert_eq!(honest.victim.answer(1).await, Ok(invalid.clone()));
+    }
+    honest.victim.send_in(seventh, 2, vec![append(1, 10), append(2, 10), heartbeat(3)]);
+    eventually("they are counted", async || honest.friend.status().await.misdirected == 6).await;
+    honest.flows().await;
+    assert_eq!((honest.victim.status().await.misdirected, honest.friend.status().await.misdirected), (0, 6));
+
+    let mut group = honest.friend.register(seventh);
+    honest.victim.send_in(seventh, 2, vec![append(4, 10)]);
+    let Heard::Raft(1, messages) = group.next().await else { panic!("a message") };
+    assert_eq!(terms(&messages), [4]);
+    honest.victim.ask_in(seventh, 2, 5, read_index(5), DEADLINE);
+    assert_eq!(honest.victim.answer(5).await, Ok(Response::ReadAt { index: 5 }));
+    honest.flows().await;
+    assert_eq!(honest.friend.status().await.misdirected, 6);
 }
 
 /// What is over the bound goes, the oldest first, and the core hears of it.

@@ -45,9 +45,10 @@ use crate::{
     frame::Hello,
     hello::{FORMATS, PROTOCOL, PeerPolicy},
     message::{
-        Answered, Ask, Asked, Attach, Close, GetTransportStatus, Handlers, PeerRefused, PeerStatus, PeerUp, Received,
-        SetCluster, SetPeers, Transmit, TransportHandle, TransportStatus, Unreachable,
+        Answered, Ask, Asked, Attach, AttachNode, Close, GetTransportStatus, PeerRefused, PeerStatus, Received,
+        SetCluster, SetPeers, Transmit, TransportHandle, TransportStatus,
     },
+    routes::Routes,
     tls::TlsIdentity,
 };
 
@@ -207,7 +208,7 @@ pub struct QuicTransport {
     config: Rc<QuicConfig>,
     endpoint: Endpoint,
     policy: PeerPolicy,
-    handlers: Option<Handlers>,
+    routes: Routes,
     peers: BTreeMap<NodeId, PeerState>,
     accepting: Option<JoinHandle<()>>,
     gate: Rc<RefCell<Gate>>,
@@ -278,7 +279,7 @@ impl QuicTransport {
             gate: Rc::new(RefCell::new(Gate::new(config.limits(), Instant::now()))),
             config: Rc::new(config),
             endpoint,
-            handlers: None,
+            routes: Routes::default(),
             peers: BTreeMap::new(),
             accepting: None,
             counters: Rc::default(),
@@ -294,6 +295,7 @@ impl QuicTransport {
             set_cluster: addr.clone().recipient(),
             status: addr.clone().recipient(),
             attach: addr.clone().recipient(),
+            attach_node: addr.clone().recipient(),
             close: addr.recipient(),
         };
         Ok((handle, address))
@@ -320,15 +322,9 @@ impl QuicTransport {
         }
     }
 
-    fn unreachable(&self, group: GroupId, peer: NodeId) {
-        if let Some(above) = self.handlers.as_ref().and_then(|handlers| handlers.unreachable.upgrade()) {
-            above.do_send(Unreachable { group, peer });
-        }
-    }
-
     /// Remembers a refusal and tells of it, in the log and above, once per change of reason.
     fn refused(&mut self, id: NodeId, by_peer: bool, text: String, reason: Option<RefusedBecause>) {
-        let told = reason.is_some() && self.handlers.is_some();
+        let told = reason.is_some() && self.routes.is_open();
         let peer = self.peer(id);
         let text = readable(&text);
         peer.last_error = Some(text.clone());
@@ -344,9 +340,8 @@ impl QuicTransport {
             tracing::warn!(peer = id, "refused node {id}: {text}");
         }
         peer.refused.insert(by_peer, text);
-        let above = self.handlers.as_ref().and_then(|handlers| handlers.peer_refused.upgrade());
-        if let (Some(above), Some(reason)) = (above, reason) {
-            above.do_send(PeerRefused { peer: id, by_peer, reason });
+        if let Some(reason) = reason {
+            self.routes.peer_refused(PeerRefused { peer: id, by_peer, reason });
         }
     }
 
@@ -405,7 +400,7 @@ impl QuicTransport {
                 self.peer(id).up.send_replace(None);
                 link.close(reason.to_string().as_bytes());
                 // What waited for it goes with it.
-                self.unreachable(GroupId::FIRST, id);
+                self.routes.unreachable(GroupId::FIRST, id);
             }
             self.refused(id, false, reason.to_string(), Some(reason));
         }
@@ -452,8 +447,16 @@ impl Actor for QuicTransport {
 impl Handler<Attach> for QuicTransport {
     type Result = ();
 
-    fn handle(&mut self, Attach { handlers }: Attach, _: &mut Context<Self>) {
-        self.handlers = Some(handlers);
+    fn handle(&mut self, attach: Attach, _: &mut Context<Self>) {
+        self.routes.attach(attach);
+    }
+}
+
+impl Handler<AttachNode> for QuicTransport {
+    type Result = ();
+
+    fn handle(&mut self, attach: AttachNode, _: &mut Context<Self>) {
+        self.routes.attach_node(attach);
     }
 }
 
@@ -503,7 +506,7 @@ impl Handler<Transmit> for QuicTransport {
         for id in touched {
             self.peers.get(&id).and_then(|peer| peer.link.as_ref()).into_iter().for_each(Link::wake);
         }
-        lost.into_iter().for_each(|peer| self.unreachable(group, peer));
+        lost.into_iter().for_each(|peer| self.routes.unreachable(group, peer));
     }
 }
 
@@ -543,6 +546,7 @@ impl Handler<GetTransportStatus> for QuicTransport {
             bytes_sent: self.counters.sent.get(),
             bytes_received: self.counters.received.get(),
             largest_frame: self.counters.largest.get(),
+            misdirected: self.routes.misdirected(),
             peers: self.peers.iter().map(|(id, peer)| (*id, status(peer))).collect(),
         }
     }
@@ -698,11 +702,9 @@ impl Handler<Established> for QuicTransport {
         if let Some(old) = old {
             old.close(b"another connection took its place");
             // What was on its way over the old one may be lost.
-            self.unreachable(GroupId::FIRST, id);
+            self.routes.unreachable(GroupId::FIRST, id);
         }
-        if let Some(above) = self.handlers.as_ref().and_then(|handlers| handlers.peer_up.upgrade()) {
-            above.do_send(PeerUp { identity });
-        }
+        self.routes.peer_up(identity);
         MessageResult(true)
     }
 }
@@ -768,7 +770,7 @@ impl Handler<Ended> for QuicTransport {
             true => tracing::info!(peer, "node {peer} has closed its connection: {cause}"),
             false => tracing::warn!(peer, "the connection with node {peer} ended: {cause}"),
         }
-        self.unreachable(GroupId::FIRST, peer);
+        self.routes.unreachable(GroupId::FIRST, peer);
     }
 }
 
@@ -787,7 +789,7 @@ impl Handler<Oversized> for QuicTransport {
     fn handle(&mut self, Oversized { peer, group, count }: Oversized, _: &mut Context<Self>) {
         self.peer(peer).dropped += count as u64;
         tracing::error!(peer, count, "messages over the bound of a frame were dropped");
-        self.unreachable(group, peer);
+        self.routes.unreachable(group, peer);
     }
 }
 
@@ -809,11 +811,12 @@ impl Handler<Inbound> for QuicTransport {
         if !self.is_present(from, generation) {
             return;
         }
+        if !self.routes.takes(group, from, messages.len()) {
+            return;
+        }
         self.policy.book().note_acknowledged(from, &messages);
         self.flush_if_due();
-        if let Some(above) = self.handlers.as_ref().and_then(|handlers| handlers.received.upgrade()) {
-            above.do_send(Received { group, from, messages });
-        }
+        self.routes.deliver(Received { group, from, messages });
     }
 }
 
@@ -832,9 +835,6 @@ impl Handler<InboundQuestion> for QuicTransport {
         if !self.is_present(asked.from, generation) {
             return;
         }
-        let Some(handlers) = &self.handlers else { return };
-        if let Some(above) = handlers.answers(&asked.request) {
-            above.do_send(asked);
-        }
+        self.routes.ask(asked);
     }
 }

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use actix::prelude::*;
+use actix::{WeakRecipient, prelude::*};
 use actorum_core::{
     features::Features,
     identity::{Identity, RefusedBecause},
@@ -22,8 +22,8 @@ use actorum_transport::{
     frame::{self, Hello, Kind, Lane, Question, Refused, Splitter, Welcome},
     hello::{FORMATS, PROTOCOL},
     message::{
-        Answered, Ask, Asked, Attach, GetTransportStatus, Handlers, Peer, PeerRefused, PeerUp, Received, Responder,
-        SetPeers, Transmit, TransportHandle, TransportStatus, Unreachable,
+        Answered, Ask, Asked, Attach, AttachNode, GetTransportStatus, Handlers, NodeHandlers, Peer, PeerRefused,
+        PeerUp, Received, Responder, SetPeers, Transmit, TransportHandle, TransportStatus, Unreachable,
     },
     quic::{QuicConfig, QuicTransport},
     tls::{ALPN, Authority, TlsIdentity, node_name},
@@ -274,18 +274,39 @@ pub(crate) fn node_serving(
     let keeper = Keeper { heard: sender.clone(), serve, kept: Vec::new() }.start();
     let above = Above { heard: sender, questions, kept: Vec::new() }.start();
     let down = above.downgrade();
-    let handlers = Handlers {
+    handle.attach.do_send(Attach { group: GroupId::FIRST, handlers: handlers(&above, keeper.downgrade().recipient()) });
+    let handlers = NodeHandlers { peer_up: down.clone().recipient(), peer_refused: down.recipient() };
+    handle.attach_node.do_send(AttachNode { handlers });
+    Node { id, address, handle, above, keeper, heard, token: 0 }
+}
+
+fn handlers(above: &Addr<Above>, snapshots: WeakRecipient<Asked>) -> Handlers {
+    let down = above.downgrade();
+    Handlers {
         received: down.clone().recipient(),
         asked: down.clone().recipient(),
         formation: down.clone().recipient(),
-        snapshots: keeper.downgrade().recipient(),
+        snapshots,
         marks: down.clone().recipient(),
-        unreachable: down.clone().recipient(),
-        peer_up: down.clone().recipient(),
-        peer_refused: down.recipient(),
-    };
-    handle.attach.do_send(Attach { handlers });
-    Node { id, address, handle, above, keeper, heard, token: 0 }
+        unreachable: down.recipient(),
+    }
+}
+
+/// What stands above a transport for one more group.
+pub(crate) struct Group {
+    _above: Addr<Above>,
+    heard: mpsc::UnboundedReceiver<Heard>,
+}
+
+impl Group {
+    pub(crate) async fn next(&mut self) -> Heard {
+        soon("the group hears something", self.heard.recv()).await.unwrap()
+    }
+
+    /// What was heard and not yet read.
+    pub(crate) fn drain(&mut self) -> Vec<Heard> {
+        std::iter::from_fn(|| self.heard.try_recv().ok()).collect()
+    }
 }
 
 /// An append that a test recognizes, with so many bytes.
@@ -323,8 +344,20 @@ impl Node {
     }
 
     pub(crate) fn send(&self, to: NodeId, messages: Vec<RaftMessage>) {
+        self.send_in(GroupId::FIRST, to, messages);
+    }
+
+    pub(crate) fn send_in(&self, group: GroupId, to: NodeId, messages: Vec<RaftMessage>) {
         let messages = messages.into_iter().map(|message| (to, message)).collect();
-        self.handle.transmit.do_send(Transmit { group: GroupId::FIRST, messages });
+        self.handle.transmit.do_send(Transmit { group, messages });
+    }
+
+    /// Registers one more group.
+    pub(crate) fn register(&self, group: GroupId) -> Group {
+        let (sender, heard) = mpsc::unbounded_channel();
+        let above = Above { heard: sender, questions: Questions::Answer, kept: Vec::new() }.start();
+        self.handle.attach.do_send(Attach { group, handlers: handlers(&above, above.downgrade().recipient()) });
+        Group { _above: above, heard }
     }
 
     pub(crate) fn ask_within(&self, to: NodeId, id: u64, timeout: Duration) {
@@ -332,9 +365,12 @@ impl Node {
     }
 
     pub(crate) fn ask_for(&self, to: NodeId, id: u64, request: Request, timeout: Duration) {
+        self.ask_in(GroupId::FIRST, to, id, request, timeout);
+    }
+
+    pub(crate) fn ask_in(&self, group: GroupId, to: NodeId, id: u64, request: Request, timeout: Duration) {
         let reply_to = self.above.downgrade().recipient();
-        let ask = Ask { id, group: GroupId::FIRST, to, request, timeout, reply_to };
-        self.handle.ask.do_send(ask);
+        self.handle.ask.do_send(Ask { id, group, to, request, timeout, reply_to });
     }
 
     /// Asks and waits for the end of it.
