@@ -104,6 +104,13 @@ impl Routes {
         }
     }
 
+    /// The connection with a peer is gone, and with it what was queued or on its way: nobody can tell of which groups that was, so every
+    /// group hears of it.
+    #[cfg(feature = "quic")]
+    pub(crate) fn lost(&self, peer: NodeId) {
+        self.groups.keys().for_each(|group| self.unreachable(*group, peer));
+    }
+
     pub(crate) fn peer_up(&self, identity: Identity) {
         if let Some(above) = self.node.as_ref().and_then(|node| node.peer_up.upgrade()) {
             above.do_send(PeerUp { identity });

@@ -312,6 +312,28 @@ async fn a_full_queue_drops_the_oldest_and_says_so() {
     honest.flows().await;
 }
 
+/// What goes may be of another group than what it goes for: the group that lost something hears of it. A connection that ends may have
+/// held messages of every group.
+#[actix::test]
+async fn the_group_whose_messages_went_hears_of_it() {
+    let mut honest = Honest::with(|config| config.queue_bytes = 64 << 10).await;
+    let slow = honest.adversary(5);
+    let slow = slow.join(honest.victim.address, hello(5)).await;
+    honest.victim.until("5 is up", |heard| matches!(heard, Heard::Up(of) if of.id == 5).then_some(())).await;
+    let mut group = honest.victim.register(GroupId(7));
+    honest.victim.send_in(GroupId(7), 5, (1..=6).map(|term| append(term, 10_000)).collect());
+    // Before the writer has a turn: what goes for these is of the other group.
+    honest.victim.send(5, (7..=9).map(|term| append(term, 10_000)).collect());
+    assert!(matches!(group.next().await, Heard::Unreachable(5)));
+    honest.victim.status().await;
+    assert!(honest.victim.drain().is_empty(), "this group lost nothing");
+    slow.connection.close(0_u32.into(), b"");
+    assert!(matches!(group.next().await, Heard::Unreachable(5)));
+    honest.victim.until("it went", |heard| matches!(heard, Heard::Unreachable(5)).then_some(())).await;
+    honest.flows().await;
+    assert!(group.drain().is_empty());
+}
+
 /// A message that no frame may hold is dropped, and the core hears of it: it would wait for ever otherwise.
 #[actix::test]
 async fn a_message_over_the_bound_of_a_frame_is_reported() {

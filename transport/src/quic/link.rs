@@ -109,20 +109,18 @@ impl Queue {
         Rc::new(Queue { messages: RefCell::default(), bytes: Cell::new(0), filled: Notify::new() })
     }
 
-    /// Adds one; returns how many old ones had to go for it.
-    fn push(&self, group: GroupId, message: RaftMessage, bound: usize) -> u64 {
+    /// Adds one; tells `gone` the group of each old one that had to go for it.
+    fn push(&self, group: GroupId, message: RaftMessage, bound: usize, mut gone: impl FnMut(GroupId)) {
         let mut messages = self.messages.borrow_mut();
         let mut bytes = self.bytes.get() + message.size();
-        let mut gone = 0;
         while bytes > bound
-            && let Some((_, oldest)) = messages.pop_front()
+            && let Some((of, oldest)) = messages.pop_front()
         {
             bytes -= oldest.size();
-            gone += 1;
+            gone(of);
         }
         self.bytes.set(bytes);
         messages.push_back((group, message));
-        gone
     }
 
     /// Takes what one write should carry: messages of one group, in order, that fit one frame together.
@@ -174,10 +172,10 @@ pub(super) struct Link {
 }
 
 impl Link {
-    /// Queues a message; returns how many older ones were dropped for it.
-    pub(super) fn enqueue(&self, group: GroupId, message: RaftMessage) -> u64 {
+    /// Queues a message; tells `gone` the group of each older one that was dropped for it.
+    pub(super) fn enqueue(&self, group: GroupId, message: RaftMessage, gone: impl FnMut(GroupId)) {
         let queue = if message.kind.is_urgent() { &self.urgent } else { &self.log };
-        queue.push(group, message, self.queue_bytes)
+        queue.push(group, message, self.queue_bytes, gone);
     }
 
     /// Lets the writers begin.

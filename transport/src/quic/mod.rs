@@ -400,7 +400,7 @@ impl QuicTransport {
                 self.peer(id).up.send_replace(None);
                 link.close(reason.to_string().as_bytes());
                 // What waited for it goes with it.
-                self.routes.unreachable(GroupId::FIRST, id);
+                self.routes.lost(id);
             }
             self.refused(id, false, reason.to_string(), Some(reason));
         }
@@ -484,21 +484,21 @@ impl Handler<Transmit> for QuicTransport {
     type Result = ();
 
     fn handle(&mut self, Transmit { group, messages }: Transmit, _: &mut Context<Self>) {
-        let mut lost = BTreeSet::new();
+        let mut lost: BTreeSet<(NodeId, GroupId)> = BTreeSet::new();
         let mut touched: BTreeSet<NodeId> = BTreeSet::new();
         for (to, message) in messages {
             let peer = self.peers.get_mut(&to);
             match peer.and_then(|peer| peer.link.as_ref().map(|link| (link, &mut peer.dropped))) {
                 // What waits for a peer that is down would be stale when it is back: it goes at once.
-                None => drop(lost.insert(to)),
+                None => drop(lost.insert((to, group))),
                 // Its version does not know this kind: nothing that it could miss.
                 Some((link, _)) if !link.identity.features.meet(message.kind.needs()) => {}
                 Some((link, dropped)) => {
-                    let gone = link.enqueue(group, message);
-                    *dropped += gone;
-                    if gone > 0 {
-                        lost.insert(to);
-                    }
+                    // What had to go for it may be of any group.
+                    link.enqueue(group, message, |gone| {
+                        *dropped += 1;
+                        lost.insert((to, gone));
+                    });
                     touched.insert(to);
                 }
             }
@@ -506,7 +506,7 @@ impl Handler<Transmit> for QuicTransport {
         for id in touched {
             self.peers.get(&id).and_then(|peer| peer.link.as_ref()).into_iter().for_each(Link::wake);
         }
-        lost.into_iter().for_each(|peer| self.routes.unreachable(group, peer));
+        lost.into_iter().for_each(|(peer, group)| self.routes.unreachable(group, peer));
     }
 }
 
@@ -702,7 +702,7 @@ impl Handler<Established> for QuicTransport {
         if let Some(old) = old {
             old.close(b"another connection took its place");
             // What was on its way over the old one may be lost.
-            self.routes.unreachable(GroupId::FIRST, id);
+            self.routes.lost(id);
         }
         self.routes.peer_up(identity);
         MessageResult(true)
@@ -770,7 +770,7 @@ impl Handler<Ended> for QuicTransport {
             true => tracing::info!(peer, "node {peer} has closed its connection: {cause}"),
             false => tracing::warn!(peer, "the connection with node {peer} ended: {cause}"),
         }
-        self.routes.unreachable(GroupId::FIRST, peer);
+        self.routes.lost(peer);
     }
 }
 
