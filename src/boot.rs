@@ -21,7 +21,7 @@ use actorum_actors::{
     applier::{Applier, ApplierConfig, ApplierLinks, ApplierStatus},
     consistency::{self, ConsistencyChecker, ConsistencyStatus},
     core::{self, RaftCore},
-    log_writer::{DiskBounds, LogWriter, LogWriterLinks, LogWriterStatus, SHORT},
+    log_writer::{DiskBounds, LogWriter, LogWriterStatus, RegisterGroup, SHORT},
     membership::{self, MembershipManager, MembershipStatus, StartMode},
     reply_slot::ReplySlot,
     snapshot::manager::{ManagerBounds, ManagerLinks, SnapshotManager},
@@ -252,16 +252,8 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
 
     let bounds =
         DiskBounds { dead_after: Duration::from_millis(config.disk_dead_ms), low_space: config.low_space_bytes };
-    let log = LogWriter::start_within(
-        bounds,
-        store,
-        LogWriterLinks {
-            cores: BTreeMap::from([(GROUP, core.clone().recipient())]),
-            disk: BTreeMap::from([(GROUP, core.clone().recipient())]),
-            failed: system.clone().recipient(),
-        },
-        log_shows,
-    );
+    let log = LogWriter::start_within(bounds, store, system.clone().recipient(), log_shows);
+    log.do_send(RegisterGroup { group: GROUP, core: core.clone().recipient(), disk: core.clone().recipient() });
     let applier_links = ApplierLinks {
         applied_to: core.clone().recipient(),
         captured: snapshot_manager_address.downgrade().recipient(),

@@ -26,8 +26,8 @@ use std::{
 
 use actix::prelude::*;
 use actorum_actors::{
-    log_writer::{LogWriter, LogWriterLinks},
-    message::{Failed, FromCore, Persisted},
+    log_writer::{LogWriter, RegisterGroup},
+    message::{DiskReport, Failed, FromCore, Persisted},
 };
 use actorum_core::{
     log::store::{HardState, Recovered, Write},
@@ -88,9 +88,11 @@ fn write(dir: &Path) -> Result<(), String> {
     System::new().block_on(async move {
         let core = Core { model, unfinished, writer: None, number: 0, steps: VecDeque::new() }.start();
         let down = core.downgrade();
-        let cores = [(RAFT, down.clone().recipient()), (STEPS, down.clone().recipient())].into();
-        let links = LogWriterLinks { cores, disk: Default::default(), failed: down.recipient() };
-        core.do_send(Begin(LogWriter::start(store, links, watch::Sender::default())));
+        let writer = LogWriter::start(store, down.clone().recipient(), watch::Sender::default());
+        for group in [RAFT, STEPS] {
+            writer.do_send(RegisterGroup { group, core: down.clone().recipient(), disk: down.clone().recipient() });
+        }
+        core.do_send(Begin(writer));
         std::future::pending::<()>().await;
     });
     Ok(())
@@ -162,6 +164,13 @@ impl Handler<Persisted> for Core {
         }
         self.fill();
     }
+}
+
+impl Handler<DiskReport> for Core {
+    type Result = ();
+
+    /// Whatever room there is, it goes on.
+    fn handle(&mut self, _: DiskReport, _: &mut Self::Context) {}
 }
 
 impl Handler<Failed> for Core {

@@ -77,15 +77,17 @@ impl Default for DiskBounds {
     }
 }
 
-/// Whom the log writer reports to. Weak: it is nobody's owner.
-#[derive(Clone, Debug)]
-pub struct LogWriterLinks {
-    /// The core of each group.
-    pub cores: BTreeMap<GroupId, WeakRecipient<Persisted>>,
-    /// The core of each group.
-    pub disk: BTreeMap<GroupId, WeakRecipient<DiskReport>>,
-    /// The front door.
-    pub failed: WeakRecipient<Failed>,
+/// Registers a group, at any time before its first append; in place of what was registered before. Weak: the log writer is nobody's
+/// owner.
+#[derive(Message, Clone, Debug)]
+#[rtype(result = "()")]
+pub struct RegisterGroup {
+    /// The group.
+    pub group: GroupId,
+    /// Its core, for what became durable.
+    pub core: WeakRecipient<Persisted>,
+    /// Its core, for what is said of the disk. What the other groups were told last of the room on it is said at once.
+    pub disk: WeakRecipient<DiskReport>,
 }
 
 /// Its numbers.
@@ -125,7 +127,9 @@ pub struct LogWriterStatus {
 pub struct LogWriter {
     /// `None` once it is closing.
     appender: Option<Box<dyn LogAppender>>,
-    links: LogWriterLinks,
+    groups: BTreeMap<GroupId, RegisterGroup>,
+    /// The front door.
+    failed: WeakRecipient<Failed>,
     bounds: DiskBounds,
     probe: Option<Arc<dyn Probe>>,
     /// Whether a look for space is under way: one at a time, however long the disk takes.
@@ -137,6 +141,8 @@ pub struct LogWriter {
     /// What the cores were told of that.
     /// What the cores were told last besides the figures: whether a write waits for room, and whether room is being made.
     announced: (bool, bool),
+    /// All of what the cores were told last of the room there is; `None` while that was never worth a word.
+    room: Option<Room>,
     /// Bytes written since the last look for space began.
     unlooked: u64,
     waiting: VecDeque<Append>,
@@ -166,17 +172,17 @@ impl LogWriter {
     /// Starts the store and the actor that writes it, on the current arbiter. `status` is where its numbers appear.
     pub fn start(
         store: Box<dyn LogStore>,
-        links: LogWriterLinks,
+        failed: WeakRecipient<Failed>,
         status: watch::Sender<LogWriterStatus>,
     ) -> Addr<LogWriter> {
-        LogWriter::start_within(DiskBounds::default(), store, links, status)
+        LogWriter::start_within(DiskBounds::default(), store, failed, status)
     }
 
     /// The same with other bounds on its disk than the default ones.
     pub fn start_within(
         bounds: DiskBounds,
         store: Box<dyn LogStore>,
-        links: LogWriterLinks,
+        failed: WeakRecipient<Failed>,
         status: watch::Sender<LogWriterStatus>,
     ) -> Addr<LogWriter> {
         let probe = store.probe();
@@ -191,13 +197,15 @@ impl LogWriter {
             let appender = Some(store.start(Arc::new(completed)));
             LogWriter {
                 appender,
-                links,
+                groups: BTreeMap::new(),
+                failed,
                 bounds,
                 probe,
                 looking: false,
                 waited_rounds: (0, 0),
                 waits_for_room: false,
                 announced: (false, false),
+                room: None,
                 unlooked: 0,
                 waiting: VecDeque::new(),
                 in_flight: VecDeque::new(),
@@ -325,7 +333,7 @@ impl LogWriter {
         self.status.send_modify(|status| status.failed = Some(cause.clone()));
         self.waiting.clear();
         self.in_flight.clear();
-        if let Some(front_door) = self.links.failed.upgrade() {
+        if let Some(front_door) = self.failed.upgrade() {
             let reason = match error {
                 StoreError::Gone { .. } => Reason::DataDirectoryMissing,
                 _ => Reason::DiskFailed,
@@ -340,7 +348,7 @@ impl LogWriter {
     /// Tells each core its highest durable number. One message per batch, so the core's mailbox is bounded by it.
     fn report(&self, numbers: &BTreeMap<GroupId, u64>) {
         for (&group, &number) in numbers {
-            if let Some(core) = self.links.cores.get(&group).and_then(WeakRecipient::upgrade) {
+            if let Some(core) = self.groups.get(&group).and_then(|registered| registered.core.upgrade()) {
                 core.do_send(Persisted { group, number });
             }
         }
@@ -440,12 +448,14 @@ impl LogWriter {
         let (waits, being_made) = (self.waits_for_room, low && space.being_made);
         if (low, short, (waits, being_made)) != (was_low, was_short, self.announced) || (low && changed) {
             self.announced = (waits, being_made);
-            self.tell(&DiskReport::Space(Room { low, short, free, needed, waits, being_made }));
+            let room = Room { low, short, free, needed, waits, being_made };
+            self.room = Some(room);
+            self.tell(&DiskReport::Space(room));
         }
     }
 
     fn tell(&self, report: &DiskReport) {
-        for core in self.links.disk.values().filter_map(WeakRecipient::upgrade) {
+        for core in self.groups.values().filter_map(|registered| registered.disk.upgrade()) {
             core.do_send(report.clone());
         }
     }
@@ -485,6 +495,17 @@ impl Actor for LogWriter {
         if self.appender.is_some() {
             self.close();
         }
+    }
+}
+
+impl Handler<RegisterGroup> for LogWriter {
+    type Result = ();
+
+    fn handle(&mut self, registered: RegisterGroup, _: &mut Context<Self>) {
+        if let (Some(room), Some(core)) = (self.room, registered.disk.upgrade()) {
+            core.do_send(DiskReport::Space(room));
+        }
+        self.groups.insert(registered.group, registered);
     }
 }
 
@@ -663,16 +684,17 @@ mod tests {
 
     const DEAD: Duration = Duration::from_secs(10);
 
+    fn registered(group: GroupId, core: &Addr<FakeCore>) -> RegisterGroup {
+        RegisterGroup { group, core: core.downgrade().recipient(), disk: core.downgrade().recipient() }
+    }
+
     fn start() -> Fixture {
         let store = TestStore::default();
         let (core, heard) = FakeCore::start_one();
-        let links = LogWriterLinks {
-            cores: [(GroupId::FIRST, core.downgrade().recipient())].into(),
-            disk: [(GroupId::FIRST, core.downgrade().recipient())].into(),
-            failed: core.downgrade().recipient(),
-        };
         let bounds = DiskBounds { dead_after: DEAD, low_space: 1000 };
-        let writer = LogWriter::start_within(bounds, Box::new(store.clone()), links, watch::Sender::default());
+        let failed = core.downgrade().recipient();
+        let writer = LogWriter::start_within(bounds, Box::new(store.clone()), failed, watch::Sender::default());
+        writer.do_send(registered(GroupId::FIRST, &core));
         Fixture { store, writer, _core: core, heard }
     }
 
@@ -818,6 +840,30 @@ mod tests {
         let failed = DiskReport::Probed(Err("the store is closed: no".into()));
         assert_eq!(f.heard.recv().await, Some(Heard::Disk(failed)));
         assert_eq!(f.status().await.in_flight, 1, "and the batch hangs still");
+    }
+
+    /// It hears of its own writes alone, and of the disk what the others know.
+    #[actix::test]
+    async fn a_group_registers_at_run_time() {
+        let mut f = start();
+        // The first look for space began with the actor.
+        f.status().await;
+        f.store.look(false, Ok(Space { free: 500, ..Space::default() }));
+        let low = DiskReport::Space(Room { low: true, short: true, free: 500, needed: 1250, ..Room::low(true) });
+        assert_eq!(f.heard.recv().await, Some(Heard::Disk(low.clone())));
+
+        let (core, mut heard) = FakeCore::start_one();
+        f.writer.send(registered(GroupId(7), &core)).await.unwrap();
+        assert_eq!(heard.recv().await, Some(Heard::Disk(low)));
+        let FromCore(mut append) = entry(5, 1);
+        append.write.group = GroupId(7);
+        f.writer.send(FromCore(append)).await.unwrap();
+        f.complete();
+        assert_eq!(heard.recv().await, Some(Heard::Persisted(5)));
+        f.writer.send(entry(6, 1)).await.unwrap();
+        f.complete();
+        assert_eq!(f.heard.recv().await, Some(Heard::Persisted(6)));
+        assert!(heard.try_recv().is_err() && f.heard.try_recv().is_err());
     }
 
     /// In virtual time: a look each second, and an answer that does not flicker at the mark.
@@ -1036,12 +1082,8 @@ mod tests {
             let reader = store.reader();
             assert!(!reader.blocks());
             let (core, mut heard) = FakeCore::start_one();
-            let links = LogWriterLinks {
-                cores: [(GroupId::FIRST, core.downgrade().recipient())].into(),
-                disk: [(GroupId::FIRST, core.downgrade().recipient())].into(),
-                failed: core.downgrade().recipient(),
-            };
-            let writer = LogWriter::start(store, links, Default::default());
+            let writer = LogWriter::start(store, core.downgrade().recipient(), Default::default());
+            writer.do_send(registered(GroupId::FIRST, &core));
             let write = Write { entries: (1..=3).map(|index| command(index, 1, index)).collect(), ..Write::default() };
             writer.send(FromCore(Append { number: 1, write, sync: true })).await.unwrap();
             assert_eq!(heard.recv().await, Some(Heard::Persisted(1)));

@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | [`Submit`], [`SubmitRead`], [`SubmitChange`], [`Campaign`] | front door → core | through the reply handle |
 //! | [`Append`] | core → log writer | [`Persisted`], or [`Failed`] to the front door |
+//! | [`RegisterGroup`](crate::log_writer::RegisterGroup) | parent → log writer | |
 //! | [`ProbeDisk`] | core → log writer | [`DiskReport`], which also comes unasked |
 //! | [`ReadEntries`] | core → a thread of the log's reader | [`EntriesRead`] |
 //! | [`Apply`], [`ServeReads`], [`Restore`] | core → applier | [`AppliedTo`] |
