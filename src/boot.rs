@@ -1,49 +1,28 @@
 //! The start of a node: the same steps for the first start, a restart and a join.
 //!
 //! ```text
-//!  check settings ─▶ open the directory ─▶ replay ─▶ listen ─▶ log writer, applier, core, membership ─▶ attach
-//!                    └─ where blocking is allowed ┘
+//!  check settings ─▶ open the directory ─▶ replay ─▶ listen ─▶ log writer ─▶ start_group ─▶ attach the node
+//!                    └─ where blocking is allowed ┘          └─ NodeParts ┘
 //! ```
 //!
-//! Nothing is sent before all of it stands: the transport delivers only once it is attached, which comes last.
+//! What a node has once is in `node`, what it has of each group is in `group`; there is one group. Nothing is sent before all of
+//! it stands: the transport delivers only once the node is attached, which comes last.
 
-use std::{
-    collections::BTreeMap,
-    hash::BuildHasher,
-    net::SocketAddr,
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{hash::BuildHasher, sync::Arc, time::Duration};
 
 use actix::prelude::*;
-use actorum_actors::{
-    admission::{Admission, Denied},
-    applier::{Applier, ApplierConfig, ApplierLinks, ApplierStatus},
-    consistency::{self, ConsistencyChecker, ConsistencyStatus},
-    core::{self, RaftCore},
-    log_writer::{DiskBounds, LogWriter, LogWriterStatus, RegisterGroup, SHORT},
-    membership::{self, MembershipManager, MembershipStatus, StartMode},
-    reply_slot::ReplySlot,
-    snapshot::manager::{ManagerBounds, ManagerLinks, SnapshotManager},
-    subscribers::BufferBounds,
-};
+use actorum_actors::log_writer::SHORT;
 use actorum_core::{
-    consensus::{Consensus, CoreStatus, Settings, Start},
-    features::{Feature, Features},
+    features::Feature,
     identity::Identity,
-    lives::LifeBook,
     log::store::{LogReader, Recovered},
     replica::{Hashes, Replayed, Replica, replay_into},
-    system_state::SystemState,
-    understanding::Understanding,
     versions::Announcement,
-    wire::{Refusal, Snapshot},
 };
 use actorum_machine::{
     ids::{Address, ClusterId, GroupId, Incarnation, NodeId},
     machine::StateMachine,
     response_check::ResponseCheck,
-    status::Snapshots,
 };
 use actorum_store::{
     log::{
@@ -56,22 +35,27 @@ use actorum_store::{
     snapshot::SnapshotStore,
 };
 use actorum_transport::{
-    message::{Attach, AttachNode, Handlers, NodeHandlers, Responder, TransportHandle, TransportStatus},
-    quic::{QuicConfig, QuicTransport, TransportError},
+    message::{AttachNode, NodeHandlers},
     tls::TlsIdentity,
 };
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
 
 use crate::{
     builder::{Bootstrap, Builder, Network, StartError, Storage, Tls},
     condition_log::ConditionLog,
-    config::{ActivateMode, Config, ConfigError, MAX_FRAME, Placement},
-    ingress::{Ingress, check, check_id},
+    config::{ActivateMode, Config, ConfigError},
+    ingress::{Ingress, check_id},
     raft::Raft,
-    status_hub::{Life, StatusHub},
+    status_hub::StatusHub,
     system::{Children, RaftSystem},
     volume,
 };
+
+mod node;
+mod group;
+
+use group::{GroupSpec, GroupStatus, Reports, start_group};
+use node::{About, NodeParts};
 
 /// The one group of this version.
 pub(crate) const GROUP: GroupId = GroupId::FIRST;
@@ -189,259 +173,109 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
     }
 
     let cluster = replayed.system.as_ref().map(|system| system.cluster);
-    let (incarnation, boot) = (identity.incarnation, identity.boot);
     // A node of the first version keeps none; the transport fills in what the hello shows.
     let lives = lives.filter(|_| features.has(Feature::DirectoryLives));
-    let me =
-        Identity { id, incarnation, boot, cluster, features: features.clone(), machine_version, lives: Arc::default() };
+    let me = Identity {
+        id,
+        incarnation: identity.incarnation,
+        boot: identity.boot,
+        cluster,
+        features: features.clone(),
+        machine_version,
+        lives: Arc::default(),
+    };
     let certificates: Arc<[_]> = tls.iter().flat_map(TlsIdentity::ends).chain(certificates).collect();
     let authority = tls.as_ref().map_or([0; 32], TlsIdentity::ca_fingerprint);
     let transport = match (network, tls) {
         (Network::Memory(network), _) => network.start_with(me, lives.clone()),
         (Network::Custom(start), _) => start(me, lives.clone()),
-        (Network::Quic, Some(tls)) => listen_quic(me, lives.clone(), listen, tls, &config)?,
+        (Network::Quic, Some(tls)) => node::listen_quic(me, lives.clone(), listen, tls, &config)?,
         (Network::Quic, None) => return Err(no_tls()),
     };
 
-    // The addresses first, then the actors: everyone can be told of everyone.
-    let (core_context, system_context) = (Context::<RaftCore<ReplySlot<S>>>::new(), Context::<RaftSystem<S>>::new());
-    let (core_address, system_address) = (core_context.address(), system_context.address());
-    let (core, system) = (core_address.downgrade(), system_address.downgrade());
-    let snapshot_manager_context = Context::<SnapshotManager>::new();
-    let snapshot_manager_address = snapshot_manager_context.address();
-    let membership_context = Context::<MembershipManager<ReplySlot<S>>>::new();
-    let membership_address = membership_context.address();
-
-    let (core_shows, core_status) = watch::channel(CoreStatus::default());
-    let (applier_shows, applier_status) = watch::channel(ApplierStatus::default());
-    let (log_shows, log_status) = watch::channel(LogWriterStatus::default());
-    let checker_context = Context::<ConsistencyChecker>::new();
-    let checker_address = checker_context.address();
-    let (members_show, members_status) = watch::channel(MembershipStatus::default());
-    let (snapshot_manager_shows, snapshot_manager_status) = watch::channel(Snapshots::default());
-    let (consistency_shows, consistency_status) = watch::channel(ConsistencyStatus::default());
-    let (network_shows, network_status) = watch::channel(TransportStatus::default());
-    let (life_shows, life) = watch::channel(Life::default());
-    let admission = Admission::new(config.max_in_flight, config.max_in_flight_bytes);
-
     let (cluster_made, name) = (cluster_id(&authority, &bootstrap, &config), config.cluster_name.clone());
-    let start_mode = begin(&recovered, &replayed, bootstrap.clone(), cluster_made, name)?;
-    let kept = recovered.snapshots.clone();
-    if let Some(volume) = volume
-        && let Some(problem) = volume::too_small(&config, volume, newest_bytes(&kept))
-    {
-        tracing::warn!(volume, "{problem}");
-    }
-    if let Some(reserve) = store.reserve() {
-        snapshot_store.may_borrow(reserve);
-    }
-    let core_start = Start {
-        recovered,
-        reader: reader.clone(),
-        applied: replayed.applied,
-        membership: replayed.system.as_ref().map(|system| system.membership.clone()).unwrap_or_default(),
-        versions: replayed.system.as_ref().map(|system| system.versions.clone()).unwrap_or_default(),
-        cluster,
-        min_served_index: replayed.system.as_ref().map_or(0, |system| system.recovered_at),
-    };
-    let settings = settings(id, identity, &config, &bootstrap);
-    let certificate_ends = certificate_ends(&certificates);
-    let settings =
-        Settings { features: features.clone(), machine_version, small_snapshot_bytes, certificate_ends, ..settings };
-    let consensus = Consensus::new(settings, core_start)?;
-
-    let bounds =
-        DiskBounds { dead_after: Duration::from_millis(config.disk_dead_ms), low_space: config.low_space_bytes };
-    let log = LogWriter::start_within(bounds, store, system.clone().recipient(), log_shows);
-    log.do_send(RegisterGroup { group: GROUP, core: core.clone().recipient(), disk: core.clone().recipient() });
-    let applier_links = ApplierLinks {
-        applied_to: core.clone().recipient(),
-        captured: snapshot_manager_address.downgrade().recipient(),
-        system_changed: vec![
-            core.clone().recipient(),
-            membership_address.downgrade().recipient(),
-            checker_address.downgrade().recipient(),
-        ],
-        marks: checker_address.downgrade().recipient(),
-        failed: system.clone().recipient(),
-    };
-    let applier_config = ApplierConfig {
-        group: GROUP,
-        reader: reader.clone(),
-        snapshot_store: snapshot_store.clone(),
-        subscriber_bounds: BufferBounds { events: config.subscriber_buffer, bytes: config.subscriber_buffer_bytes },
-        hash_check_entries: config.hash_check_entries,
-        admission: admission.clone(),
-        status: applier_shows,
-    };
-    let checker_start = consistency::Start {
-        id,
-        group: GROUP,
-        responses: config.response_check,
-        membership: replayed.system.as_ref().map(|system| system.membership.clone()).unwrap_or_default(),
-        marks: replayed.marks.clone(),
-    };
-    let checker_links = consistency::Links {
-        ask: transport.ask.clone(),
-        propose: core_address.clone().recipient(),
-        failed: system.clone().recipient(),
-        status: consistency_shows,
-        observer: observer.clone(),
-    };
-    checker_context.run(ConsistencyChecker::new(checker_start, checker_links));
-    let applier = Applier::new(applier_config, applier_links, replayed);
-    let thread = (config.placement == Placement::Spread).then(Arbiter::new);
-    let applier = match &thread {
-        Some(thread) => Applier::start_in_arbiter(&thread.handle(), |_| applier),
-        None => applier.start(),
-    };
-    let snapshot_manager_links = ManagerLinks {
-        capture: applier.downgrade().recipient(),
-        built: core.clone().recipient(),
-        fetched: core.clone().recipient(),
-        peer_fetches: core.clone().recipient(),
-        ask: transport.ask.clone(),
-    };
-    // A log that finds no room is the end of its node; a snapshot that finds none is taken later. Not all that counts as low: what
-    // ends the want of space may be the log that a snapshot lets go of.
-    snapshot_store.leave_free(config.low_space_bytes / 4);
-    let snapshot_manager_bounds = ManagerBounds {
-        max_sends: config.snapshot_sends,
-        rate: config.snapshot_rate,
-        piece: config.snapshot_piece_bytes,
-        timeout: Duration::from_millis(config.snapshot_timeout_ms),
-    };
-    let snapshot_manager = SnapshotManager::new(
-        GROUP,
+    let start_mode = group::begin(&recovered, &replayed, bootstrap.clone(), cluster_made, name)?;
+    let about = About {
+        identity,
+        reader,
         snapshot_store,
-        kept,
-        snapshot_manager_bounds,
-        clock.clone(),
-        snapshot_manager_links,
-        snapshot_manager_shows,
-    );
-    snapshot_manager_context.run(snapshot_manager);
-    let core_links = core::Links {
-        append: log.clone().recipient(),
-        probe: log.clone().recipient(),
-        reader: reader.clone(),
-        apply: applier.clone().recipient(),
-        reads: applier.clone().recipient(),
-        restore: applier.clone().recipient(),
-        build: snapshot_manager_address.clone().recipient(),
-        fetch: snapshot_manager_address.clone().recipient(),
-        kept: snapshot_manager_address.clone().recipient(),
-        transmit: transport.transmit.clone(),
-        ask: transport.ask.clone(),
-        leader_changed: vec![
-            applier.downgrade().recipient(),
-            membership_address.downgrade().recipient(),
-            checker_address.downgrade().recipient(),
-            system.clone().recipient(),
-        ],
-        failed: system.clone().recipient(),
-        status: core_shows,
-        admit: admit(admission.clone()),
-        check: check::<S>,
+        config,
+        small_snapshot_bytes,
+        waits: bootstrap == Bootstrap::Wait,
+        dials,
+        features,
+        machine_version,
+        build: Announcement { boot: identity.boot, ..build },
+        clock,
         observer,
+        certificates,
+        lives,
     };
-    let tick = Duration::from_millis(config.heartbeat_ms);
-    core_context.run(RaftCore::new(GROUP, tick, consensus, clock.clone(), core_links));
-    let membership_links = membership::Links {
-        ask: transport.ask.clone(),
-        set_peers: transport.set_peers.clone(),
-        set_cluster: transport.set_cluster.clone(),
-        form: core_address.clone().recipient(),
-        submit: core_address.clone().recipient(),
-        features: core_address.clone().recipient(),
-        versions: core_address.clone().recipient(),
-        failed: system.clone().recipient(),
-        status: members_show,
-        clocks: core_address.clone().recipient(),
-        core: core_status.clone(),
-        clock: clock.clone(),
-        max_clock_skew: Duration::from_millis(config.max_clock_skew_ms),
-        activates: config.activate == ActivateMode::Automatic,
-        farewell: Duration::from_millis(config.election_ms) * 10,
-    };
-    let announcement = Announcement { boot: identity.boot, ..build.clone() };
-    let understanding = Understanding::new(id, features, announcement);
-    let membership = MembershipManager::new(id, GROUP, incarnation, understanding, start_mode, membership_links)
-        .map(|manager| manager.in_life(identity.boot, lives))
-        .map_err(|error| StartError::Founders(error.to_string()))?;
-    membership_context.run(membership);
-    transport.attach.do_send(Attach {
-        group: GROUP,
-        handlers: Handlers {
-            received: core.clone().recipient(),
-            asked: core.clone().recipient(),
-            formation: membership_address.downgrade().recipient(),
-            snapshots: snapshot_manager_address.downgrade().recipient(),
-            marks: checker_address.downgrade().recipient(),
-            unreachable: core.clone().recipient(),
-        },
-    });
-    transport.attach_node.do_send(AttachNode {
-        handlers: NodeHandlers {
-            peer_up: membership_address.downgrade().recipient(),
-            peer_refused: membership_address.downgrade().recipient(),
-        },
+    about.share_volume(&*store, volume, &recovered.snapshots);
+    // The addresses first, then the actors: everyone can be told of everyone.
+    let system_context = Context::<RaftSystem<S>>::new();
+    let system_address = system_context.address();
+    let system = system_address.downgrade();
+    let reports = Reports { failed: system.clone().recipient(), leader_changed: system.clone().recipient() };
+    let spec = GroupSpec::new(GROUP, &about, recovered, replayed, start_mode, reports)?;
+    let node = NodeParts::start(about, store, transport, system.recipient());
+    let (children, status) = start_group(&node, spec)?;
+    let members = children.membership.downgrade();
+    node.transport.attach_node.do_send(AttachNode {
+        handlers: NodeHandlers { peer_up: members.clone().recipient(), peer_refused: members.recipient() },
     });
 
-    let ingress = Arc::new(Ingress {
-        admission: admission.clone(),
-        clock: clock.clone(),
-        deadline: config.deadline(),
-        max_entry_bytes: config.max_entry_bytes,
-        dials,
-        core,
-        applier: applier.downgrade(),
-        snapshot_manager: snapshot_manager_address.downgrade(),
-        membership: membership_address.downgrade(),
-        // A core that is only late because the machine is busy still answers first.
-        grace: (2 * tick).max(Duration::from_millis(200)),
-        status_hub: Arc::new(StatusHub {
-            id,
-            incarnation: identity.incarnation,
-            admission,
-            reader,
-            core: core_status,
-            applier: applier_status,
-            log: log_status,
-            network: network_status,
-            members: members_status,
-            snapshots: snapshot_manager_status,
-            consistency: consistency_status,
-            life,
-            clock,
-            certificates,
-            max_clock_skew_ms: config.max_clock_skew_ms,
-            build,
-            manual: config.activate == ActivateMode::Manual,
-        }),
-    });
-    let children = Children {
-        core: core_address,
-        applier,
-        snapshot_manager: snapshot_manager_address,
-        log,
-        membership: membership_address,
-        checker: checker_address,
-        transport,
-        thread,
-    };
+    let ingress = Arc::new(ingress(&node, &children, status));
     let system = system_context.run(RaftSystem {
         ingress: ingress.clone(),
-        life: life_shows,
-        network: network_shows,
+        life: node.life,
+        network: node.network,
         children: Some(children),
-        grace: config.deadline(),
+        grace: node.about.config.deadline(),
         asking: false,
         leadership: None,
         conditions: ConditionLog::default(),
         own_thread,
     });
     Ok(Raft { system, ingress })
+}
+
+/// The way in, to the actors of a group.
+fn ingress<S: StateMachine>(node: &NodeParts, children: &Children<S>, status: GroupStatus) -> Ingress<S> {
+    let About { identity, config, .. } = &node.about;
+    let tick = Duration::from_millis(config.heartbeat_ms);
+    Ingress {
+        admission: node.admission.clone(),
+        clock: node.about.clock.clone(),
+        deadline: config.deadline(),
+        max_entry_bytes: config.max_entry_bytes,
+        dials: node.about.dials,
+        core: children.core.downgrade(),
+        applier: children.applier.downgrade(),
+        snapshot_manager: children.snapshot_manager.downgrade(),
+        membership: children.membership.downgrade(),
+        // A core that is only late because the machine is busy still answers first.
+        grace: (2 * tick).max(Duration::from_millis(200)),
+        status_hub: Arc::new(StatusHub {
+            id: identity.id,
+            incarnation: identity.incarnation,
+            admission: node.admission.clone(),
+            reader: node.about.reader.clone(),
+            core: status.core,
+            applier: status.applier,
+            log: node.log_status.clone(),
+            network: node.network.subscribe(),
+            members: status.members,
+            snapshots: status.snapshots,
+            consistency: status.consistency,
+            life: node.life.subscribe(),
+            clock: node.about.clock.clone(),
+            certificates: node.about.certificates.clone(),
+            max_clock_skew_ms: config.max_clock_skew_ms,
+            build: node.about.build.clone(),
+            manual: config.activate == ActivateMode::Manual,
+        }),
+    }
 }
 
 fn check_settings(id: NodeId, config: &Config, bootstrap: &Bootstrap) -> Result<(), StartError> {
@@ -541,91 +375,6 @@ fn open<S: StateMachine>(
     Ok(Opened { store, snapshot_store, reader, identity, recovered, replayed })
 }
 
-fn begin<S>(
-    recovered: &Recovered,
-    replayed: &Replayed<S>,
-    bootstrap: Bootstrap,
-    cluster: ClusterId,
-    name: String,
-) -> Result<StartMode, StartError> {
-    Ok(match (&replayed.system, recovered.newest(), bootstrap) {
-        // A node that has begun before ignores how it was to begin.
-        (Some(state), Some(snapshot), _) => {
-            let formed_with = match state.recovered_at {
-                0 => SystemState::formed_with(snapshot).map_err(|error| StartError::Machine(error.to_string()))?,
-                // Those were of another cluster: here their ids are as good as new.
-                _ => BTreeMap::new(),
-            };
-            StartMode::Formed { state: state.clone(), formed_with }
-        }
-        (_, _, Bootstrap::Form(founders)) => StartMode::Founding { founders, cluster, name },
-        (_, _, Bootstrap::Wait) => StartMode::Waiting,
-    })
-}
-
-/// So many bytes of the log are worth a snapshot where room is short, or a quarter of what counts as low if that is less.
-const SHORT_BYTES: u64 = 4 << 20;
-
-fn settings(id: NodeId, identity: StoreIdentity, config: &Config, bootstrap: &Bootstrap) -> Settings {
-    let election_ticks = config.election_ms.div_ceil(config.heartbeat_ms);
-    let disk_slow_ticks = config.disk_slow_ms.div_ceil(config.heartbeat_ms).max(2);
-    Settings {
-        id,
-        group: GROUP,
-        incarnation: identity.incarnation,
-        boot: identity.boot,
-        seed: config.seed.unwrap_or_else(roll),
-        tick: Duration::from_millis(config.heartbeat_ms),
-        election_ticks: usize::try_from(election_ticks).unwrap_or(usize::MAX),
-        max_append_bytes: config.append_bytes(),
-        max_inflight_appends: config.inflight_appends(),
-        peer_window_bytes: config.peer_window_bytes,
-        max_unapplied_bytes: config.max_unapplied_bytes,
-        max_unpersisted_bytes: config.max_unpersisted_bytes,
-        disk_slow_ticks,
-        log_tail_bytes: config.log_tail_bytes,
-        max_entry_bytes: config.max_entry_bytes,
-        snapshot_entries: never_if_zero(config.snapshot_entries),
-        snapshot_bytes: never_if_zero(config.snapshot_bytes),
-        small_snapshot_bytes: u64::MAX,
-        short_bytes: SHORT_BYTES.min(config.low_space_bytes / 4),
-        keep_entries: config.log_keep_entries,
-        keep_bytes: config.log_keep_bytes,
-        hold_bytes: config.log_hold_bytes,
-        snapshot_timeout_ticks: config.snapshot_timeout_ms.div_ceil(config.heartbeat_ms).max(2),
-        max_clock_skew: Duration::from_millis(config.max_clock_skew_ms),
-        waits: *bootstrap == Bootstrap::Wait,
-        features: Features::all(),
-        machine_version: 0,
-        certificate_ends: None,
-    }
-}
-
-/// When this node's own certificate ends. What its authority's end costs is the same for all nodes: no leader would be better.
-fn certificate_ends(certificates: &[(String, i64)]) -> Option<SystemTime> {
-    let (_, end) = certificates.iter().find(|(file, _)| file == "cert.pem")?;
-    SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs((*end).try_into().unwrap_or(0)))
-}
-
-/// The size of the newest snapshot's file.
-fn newest_bytes(kept: &[Snapshot]) -> u64 {
-    let described = kept.last().and_then(|newest| SystemState::of(newest).ok());
-    described.and_then(|(_, file)| file).map_or(0, |file| file.bytes)
-}
-
-fn never_if_zero(bound: u64) -> u64 {
-    if bound == 0 { u64::MAX } else { bound }
-}
-
-/// Tickets for what peers ask: their requests hold admission here as those of clients do, in a share of their own.
-fn admit<S: StateMachine>(admission: Arc<Admission>) -> core::Admit<ReplySlot<S>> {
-    Box::new(move |responder: Responder, bytes| match admission.try_admit_forwarded(bytes) {
-        Ok(permit) => Ok(ReplySlot::remote(responder, permit)),
-        Err(Denied::Busy(_)) => Err((responder, Refusal::Busy)),
-        Err(Denied::Closed { cause }) => Err((responder, Refusal::Stopped { cause })),
-    })
-}
-
 /// Which cluster these founders make: the authority of their certificates, their ids, and the name.
 ///
 /// FNV-1a over 128 bits: equal on every platform and for ever. It keeps clusters apart by mistake; what keeps
@@ -663,29 +412,6 @@ async fn load_tls(id: NodeId, tls: Option<Tls>) -> Result<TlsIdentity, StartErro
         Tls::Directory(dir) => TlsIdentity::load(&dir, id),
     });
     loaded.await?.map_err(|error| StartError::Tls(error.to_string()))
-}
-
-/// Opens the peer port.
-fn listen_quic(
-    identity: Identity,
-    lives: Option<Arc<LifeBook>>,
-    listen: Option<SocketAddr>,
-    tls: TlsIdentity,
-    config: &Config,
-) -> Result<TransportHandle, StartError> {
-    let id = identity.id;
-    let listen = listen.ok_or_else(|| missing("listen", "say where peers reach this node: builder.listen(..)"))?;
-    let mut quic = QuicConfig::new(listen, identity, tls);
-    quic.lives = lives;
-    quic.queue_bytes = config.queue_bytes();
-    quic.max_frame = MAX_FRAME;
-    quic.seed = config.seed.unwrap_or_else(roll);
-    let (transport, address) = QuicTransport::start(quic).map_err(|error| match error {
-        TransportError::Listen { address, error } => StartError::Listen { address, error: error.to_string() },
-        other => StartError::Tls(other.to_string()),
-    })?;
-    tracing::info!(node = id, %address, "listening for peers");
-    Ok(transport)
 }
 
 /// Runs what blocks on a disk where that is allowed.

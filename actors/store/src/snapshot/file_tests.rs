@@ -105,7 +105,7 @@ fn every_other_bad_file_is_named_too() {
         error(&bytes)
     };
     assert_eq!(bad(&|b| b[3] ^= 1), "it is not a snapshot of actorum");
-    assert_eq!(bad(&|b| b[19] = 2), "it has format 2 and this version reads up to 1: use the newer version");
+    assert_eq!(bad(&|b| b[19] = 3), "it has format 3 and this version reads up to 2: use the newer version");
     assert_eq!(bad(&|b| b[19] = 0), "the header is damaged: it names format 0, which there never was");
     assert!(bad(&|b| b[20] = 9).starts_with("the header is damaged: it claims 15"));
     assert_eq!(bad(&|b| b[FIXED_BYTES + 9] ^= 1), "the header is damaged: its checksum does not match");
