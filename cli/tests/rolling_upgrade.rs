@@ -16,7 +16,7 @@ mod load;
 use std::path::{Path, PathBuf};
 
 use lab::{
-    Lab,
+    Lab, call,
     directory::{copy, lives, met},
     wait,
 };
@@ -190,6 +190,7 @@ fn a_cluster_of_the_previous_version_is_rolled_forward_and_back_and_forward() {
     let ids = [1, 2, 3];
     let mut lab = Lab::of(binary.clone(), &ids);
     lab.set("ACTORUM_HASH_CHECK_ENTRIES", "20");
+    lab.set("ACTORUM_LOG_KEEP_ENTRIES", "0");
     lab.found(&ids);
     lab.leader();
     let load = Load::start(&lab, &ids, 3);
@@ -236,7 +237,27 @@ fn a_cluster_of_the_previous_version_is_rolled_forward_and_back_and_forward() {
     println!("{} writes acknowledged while the cluster was rolled", acknowledged.len());
     judge(&lab, &acknowledged, &mut History::default(), "end", |_| 0);
 
-    // There is no way back for this directory now: the older binary says so, and loses nothing.
+    // There is no way back for a directory now: the older binary says so, and loses nothing. Neither where the entries are still in
+    // the log, nor where only snapshots are left.
+    for round in 0..2 {
+        assert_eq!(lab.node(2).put(&format!("last-{round}"), "x").status, 200);
+        let taken = call("POST", &lab.node(2).admin_url("/snapshot"), "");
+        assert_eq!(taken.status, 200, "{}", taken.text);
+    }
+    let used = versions(&lab, 2)["features"].as_array().map(Vec::len);
+    wait("the log to be cut behind what put features to use", || {
+        let status = lab.node(2).status();
+        (status["first_index"].as_u64()? > status["applied_index"].as_u64()? - 20).then_some(())
+    });
+    assert_eq!(lab.node_mut(2).terminate().code(), Some(0));
+    lab.node_mut(2).is_of(binary.clone());
+    lab.launch(2);
+    let ended = lab.node_mut(2).wait_until_it_ends();
+    let words = lab.node(2).last_words(20);
+    assert!(!ended.success() && words.contains("missing field `last_time_us`"), "{ended}: {words}");
+    lab.node_mut(2).is_of_this_build();
+    lab.start(2);
+    assert_eq!(versions(&lab, 2)["features"].as_array().map(Vec::len), used);
     assert_eq!(lab.node_mut(3).terminate().code(), Some(0));
     lab.node_mut(3).is_of(binary);
     lab.launch(3);
