@@ -65,7 +65,7 @@ pub enum Storage {
     MemoryDisk(MemoryDisk),
     /// In a directory of this node's own, by sled, durable.
     Sled(PathBuf),
-    /// In a store of your own; it must pass the conformance suite of `actorum_store::log`.
+    /// In a store of your own: see [`custom::storage`](crate::custom::storage).
     Custom(Box<dyn LogStore>),
 }
 
@@ -95,7 +95,7 @@ pub enum Network {
     Quic,
     /// A network inside this process, shared by the nodes that are given clones of it.
     Memory(MemoryNetwork),
-    /// A transport of your own. Called once with this node's identity, and with the lives of its directory if its store keeps
+    /// A transport of your own: see [`custom::network`](crate::custom::network). Called once with this node's identity, and with the lives of its directory if its store keeps
     /// them, on the thread of the actors, to start it and give its addresses.
     Custom(Box<dyn FnOnce(Identity, Option<Arc<LifeBook>>) -> TransportHandle + Send>),
 }
@@ -296,7 +296,7 @@ impl<S: StateMachine> Builder<S> {
         self
     }
 
-    /// Another source of time: for simulations.
+    /// Another source of time: for tests and simulations, see [`custom::clock`](crate::custom::clock).
     pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
         self.clock = clock;
         self

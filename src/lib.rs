@@ -121,6 +121,7 @@
 //! - [`Config`]: every setting with its meaning, unit, default and cost.
 //! - [`Condition`] and [`Status`]: what a node says about itself, for health checks and dashboards.
 //! - [`ErrorCode`]: errors as codes and HTTP statuses; with the feature `actix-web` they are `ResponseError`s.
+//! - [`custom`]: what a store, a network or a clock of your own is made of.
 //! - [`disaster_recovery`]: backups, restoring them, and what to do when a majority is lost for good.
 //! - [`actorum_testkit`](https://docs.rs/actorum-testkit): the simulator that runs your state machine on
 //!   whole clusters under faults, repeatable by a seed.
@@ -137,6 +138,7 @@
 
 mod builder;
 pub mod config;
+pub mod custom;
 mod raft;
 mod request;
 mod stream;
@@ -193,12 +195,13 @@ pub use system::RaftSystem;
 /// Everything an application usually names.
 pub mod prelude {
     pub use crate::{
-        Address, After, Applied, ApplyContext, Bootstrap, Builder, BusyBound, ChangeError, ChangeRequest, ClusterId,
-        Condition, ConfChange, Config, ErrorCode, Event, EventStream, Events, Follow, Followed, Formed, GetStatus,
-        MachineError, Member, MemberRole, Membership, MemoryDisk, MemoryNetwork, Network, NodeId, NotReady, Outcome,
-        Placement, Position, Propose, ProposeError, Raft, RaftSystem, Read, ReadError, Reason, ResponseCheck, Role,
-        Severity, Shutdown, StartError, StateMachine, StateView, Status, StatusStream, Storage, Subscribe,
-        SubscribeError, Subscription, TakeSnapshot, TakeSnapshotError, Tls, Unsubscribe, WaitError, serde_snapshot,
+        Activate, ActivateError, ActivateMode, Address, After, Applied, ApplyContext, Bootstrap, Builder, BusyBound,
+        ChangeError, ChangeRequest, ClusterId, Condition, ConfChange, Config, ErrorCode, Event, EventStream, Events,
+        Follow, Followed, Formed, GetStatus, MachineError, Member, MemberRole, Membership, MemoryDisk, MemoryNetwork,
+        Network, NodeId, NotReady, Outcome, Placement, Position, Propose, ProposeError, Raft, RaftSystem, Read,
+        ReadError, Reason, ResponseCheck, Role, Severity, Shutdown, StartError, StateMachine, StateView, Status,
+        StatusStream, Storage, Subscribe, SubscribeError, Subscription, TakeSnapshot, TakeSnapshotError, Tls,
+        Unsubscribe, WaitError, serde_snapshot,
     };
 }
 

@@ -155,7 +155,7 @@ fn a_file_that_is_no_backup_is_refused_by_name() {
     let newer = |content: &mut Vec<u8>| content[19] = 9;
     let mut content = good.clone();
     newer(&mut content);
-    refused(&content, "it has format 9 and this version reads up to 1: use the newer version");
+    refused(&content, "it has format 9 and this version reads up to 2: use the newer version");
     for at in [30, good.len() / 2, good.len() - 40, good.len() - 1] {
         let mut content = good.clone();
         content[at] ^= 1;
