@@ -19,6 +19,8 @@ pub mod http {}
 pub mod testing {}
 #[doc = include_str!("../docs/guide/upgrading.md")]
 pub mod upgrading {}
+#[doc = include_str!("../docs/guide/binary.md")]
+pub mod binary {}
 #[doc = include_str!("../docs/guide/deploying.md")]
 pub mod deploying {}
 #[doc = include_str!("../docs/guide/operating.md")]

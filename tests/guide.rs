@@ -17,11 +17,15 @@ const NO_SETTINGS: &[&str] = &[
     "applied_index",
     "not_in_use",
     "refused_by",
+    "time_ms",
     "timeout_ms",
     // Codes of errors.
+    "deadline_exceeded",
     "foreign_position",
+    "future_position",
     "in_progress",
     "learner_not_ready",
+    "not_leader",
     "would_lose_majority",
 ];
 
@@ -163,7 +167,7 @@ fn every_alert_says_what_to_do() {
     }
 }
 
-/// Conditions as labels, in the alerts and in the guide, and the list of operating.md.
+/// Conditions as labels, in the alerts and in the guide, the list of operating.md, and the table of binary.md.
 #[test]
 fn every_condition_is_explained_and_exists() {
     let operating = read("docs/guide/operating.md");
@@ -173,6 +177,15 @@ fn every_condition_is_explained_and_exists() {
     let bullets = operating.lines().filter_map(|line| line.strip_prefix("- **`")?.split("`** (").next());
     let strange = |name: &&str| name.parse::<Reason>().is_err();
     none("conditions that do not exist", &bullets.filter(strange).map(str::to_owned).collect::<Vec<_>>());
+
+    // The table of the binary names some of them in pairs.
+    let binary = read("docs/guide/binary.md");
+    let rows = binary.split_once("\n## What is wrong").expect("a section").1.lines();
+    let rows: Vec<&str> = rows.filter_map(|row| row.strip_prefix("| ")?.split(" | ").next()).skip(1).collect();
+    let named: BTreeSet<&str> =
+        rows.iter().flat_map(|cell| cell.split(", ")).map(|name| name.trim_matches('`')).collect();
+    let all: BTreeSet<&str> = Reason::ALL.iter().map(|reason| reason.name()).collect();
+    assert_eq!(named, all, "the conditions in the table of docs/guide/binary.md, and those that exist");
 
     let mut wrong = Vec::new();
     for (path, text) in docs() {
@@ -238,7 +251,8 @@ fn every_setting_exists() {
 }
 
 /// Chapters for operators, which name nothing of the code but settings and what is in `NO_SETTINGS`.
-const OF_OPERATORS: &[&str] = &["deploying.md", "operating.md", "disaster-recovery.md", "how-it-works.md", "limits.md"];
+const OF_OPERATORS: &[&str] =
+    &["binary.md", "deploying.md", "operating.md", "disaster-recovery.md", "how-it-works.md", "limits.md"];
 
 /// Whether a name in a chapter about programming, or the name of a test, is a word of the code.
 fn is_code(path: &Path, name: &str, code: &BTreeSet<String>) -> bool {

@@ -12,7 +12,8 @@
 //!
 //! Each line is a function for [`App::configure`](actix_web::App::configure), or for the `configure` of a scope with a prefix. The
 //! routes find the [`Node`] that they speak for in the data of the `App`. Their paths, answers and errors are those of the
-//! binary `actorum`, which is made of them: README.md of actorum has them in a table.
+//! binary `actorum`, which is made of them: [its chapter](https://docs.rs/actorum/latest/actorum/guide/binary/) of the guide has
+//! them in a table.
 //!
 //! # An application of its own
 //!
