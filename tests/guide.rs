@@ -1,4 +1,5 @@
 //! What a program can check of docs/guide and docs/deploy: names of metrics, conditions and settings, figures, links.
+//! It follows the links of README.md and of the pages beside it, too.
 //!
 //! A name in the guide that the code does not have is a mistake in one of the two. The failure names the file and the name.
 
@@ -299,7 +300,9 @@ fn the_table_of_settings_is_right() {
 #[test]
 fn every_link_has_a_target() {
     let (mut wrong, mut links) = (Vec::new(), 0);
-    for (path, text) in markdown() {
+    let pages = ["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "tests/README.md", "cli/README.md"];
+    let pages = pages.map(|page| (PathBuf::from(page), read(page)));
+    for (path, text) in markdown().chain(pages) {
         for (at, _) in text.match_indices("](") {
             let target = text[at + 2..].split(')').next().unwrap();
             if target.contains("://") || target.contains(char::is_whitespace) {
