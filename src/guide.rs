@@ -23,6 +23,8 @@ pub mod upgrading {}
 pub mod binary {}
 #[doc = include_str!("../docs/guide/deploying.md")]
 pub mod deploying {}
+#[doc = include_str!("../docs/guide/settings.md")]
+pub mod settings {}
 #[doc = include_str!("../docs/guide/operating.md")]
 pub mod operating {}
 #[doc = include_str!("../docs/guide/disaster-recovery.md")]

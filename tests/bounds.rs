@@ -69,9 +69,9 @@ fn limits(bounds: &Bounds) -> [u64; 2] {
     [bounds.least, bounds.most]
 }
 
-/// Whoever adds a setting gives it bounds, and says them to the operator.
+/// Whoever adds a setting gives it bounds.
 #[test]
-fn every_number_has_bounds_and_the_readme_prints_them() {
+fn every_number_has_bounds() {
     let Value::Object(settings) = serde_json::to_value(Config { seed: Some(1), ..Config::default() }).unwrap() else {
         panic!("a configuration is a table")
     };
@@ -83,11 +83,18 @@ fn every_number_has_bounds_and_the_readme_prints_them() {
     assert_eq!(numbers.len(), Config::bounds().len());
     let others: Vec<&String> = settings.keys().filter(|key| !numbers.contains(key)).collect();
     assert_eq!(others, ["response_check", "placement", "cluster_name"], "bounds of what is no number are its words");
+}
 
-    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
+/// The operator finds the bounds of each setting in the guide.
+#[test]
+fn the_guide_prints_the_bounds() {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/guide/settings.md");
+    let page = fs::read_to_string(page).unwrap();
     for Bounds { key, least, most } in Config::bounds() {
-        let row = format!("| `{key}` | {least} | {most} |");
-        assert!(readme.contains(&row), "README.md does not say\n{row}");
+        // The default stands between the name and the bounds, and `tests/guide.rs` compares it.
+        let (begins, ends) = (format!("| `{key}` | "), format!(" | {least} | {most} |"));
+        let row = |line: &str| line.starts_with(&begins) && line.ends_with(&ends);
+        assert!(page.lines().any(row), "docs/guide/settings.md does not say\n{begins}...{ends}");
     }
 }
 
