@@ -25,6 +25,8 @@ pub mod binary {}
 pub mod deploying {}
 #[doc = include_str!("../docs/guide/settings.md")]
 pub mod settings {}
+#[doc = include_str!("../docs/guide/disk-and-memory.md")]
+pub mod disk_and_memory {}
 #[doc = include_str!("../docs/guide/operating.md")]
 pub mod operating {}
 #[doc = include_str!("../docs/guide/disaster-recovery.md")]

@@ -14,7 +14,7 @@
 //!
 //! and otherwise `2 x snapshot + reserve + max(rewritten from, 6 x kept)`; or what is left of the volume above
 //! `low_space_bytes`, if that is less: then the node makes room, for which it needs a volume of [`needed`] bytes.
-//! README.md has these formulas.
+//! docs/guide/disk-and-memory.md has these formulas.
 //!
 //! Deliberately absent: asking the file system (see `actorum_store::log::space`).
 

@@ -16,6 +16,7 @@ use actorum::{Config, Reason};
 const NO_SETTINGS: &[&str] = &[
     // Statuses and answers.
     "applied_index",
+    "log_bytes",
     "not_in_use",
     "refused_by",
     "time_ms",
@@ -254,6 +255,7 @@ fn every_setting_exists() {
 /// Chapters for operators, which name nothing of the code but settings and what is in `NO_SETTINGS`.
 const OF_OPERATORS: &[&str] = &[
     "binary.md",
+    "disk-and-memory.md",
     "deploying.md",
     "operating.md",
     "disaster-recovery.md",

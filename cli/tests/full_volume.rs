@@ -61,7 +61,7 @@ struct Seen {
     refused: u64,
 }
 
-/// What a directory takes at most, as README.md says it.
+/// What a directory takes at most, as docs/guide/disk-and-memory.md says it.
 fn formula(seen: &Seen, rewritten_from: u64) -> u64 {
     let Seen { kept, snapshot, reserve, .. } = *seen;
     3 * snapshot + reserve + rewritten_from.max(6 * kept) + 3 * kept + 64 * MIB
@@ -200,7 +200,7 @@ fn runs_for_ever(test: &str, mib: u64, written: u64, leave: u64, rewritten_from:
     overwrite(node, &disk.data(), 16 * MIB);
 }
 
-/// What a directory takes at most while its log is not being rewritten, as README.md says it.
+/// What a directory takes at most while its log is not being rewritten, as docs/guide/disk-and-memory.md says it.
 fn at_rest(snapshot: u64, reserve: u64, kept: u64) -> u64 {
     2 * snapshot + reserve + (128 * MIB).max(6 * kept)
 }
@@ -271,7 +271,7 @@ fn a_small_state_on_a_large_volume_takes_what_the_formula_says() {
     assert_eq!(taken.status, 200, "{}", taken.text);
     let (directory, snapshot) = rests("with one");
     assert!(snapshot > 10 * MIB, "{snapshot}");
-    assert!(directory <= 600 * MIB, "README.md says what to expect: {} MiB", directory / MIB);
+    assert!(directory <= 600 * MIB, "docs/guide/disk-and-memory.md says what to expect: {} MiB", directory / MIB);
     // It does not grow with what is written.
     within(&overwrite(node, &node.data, 512 * MIB));
     rests("after half a gigabyte more");
