@@ -125,8 +125,9 @@
 //! - [`disaster_recovery`]: backups, restoring them, and what to do when a majority is lost for good.
 //! - [`actorum_testkit`](https://docs.rs/actorum-testkit): the simulator that runs your state machine on
 //!   whole clusters under faults, repeatable by a seed.
-//! - `README.md` has the binary `actorum` with a key-value service, its operation, figures and limits; `ARCHITECTURE.md` says how
-//!   it is built.
+//! - [`guide::binary`]: the binary `actorum` with a key-value service, and its tools; [`guide::operating`]: its operation;
+//!   [`guide::limits`]: what it does not do.
+//! - `README.md` has figures; `ARCHITECTURE.md` says how it is built.
 
 // docs.rs shows which feature an item needs.
 #![cfg_attr(docsrs, feature(doc_cfg))]

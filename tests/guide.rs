@@ -17,10 +17,13 @@ const NO_SETTINGS: &[&str] = &[
     // Statuses and answers.
     "applied_index",
     "log_bytes",
+    "needs_version",
     "not_in_use",
     "refused_by",
     "time_ms",
     "timeout_ms",
+    // A method of actix.
+    "do_send",
     // Codes of errors.
     "deadline_exceeded",
     "foreign_position",
