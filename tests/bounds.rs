@@ -82,7 +82,11 @@ fn every_number_has_bounds() {
     }
     assert_eq!(numbers.len(), Config::bounds().len());
     let others: Vec<&String> = settings.keys().filter(|key| !numbers.contains(key)).collect();
-    assert_eq!(others, ["response_check", "placement", "cluster_name"], "bounds of what is no number are its words");
+    assert_eq!(
+        others,
+        ["response_check", "activate", "placement", "cluster_name"],
+        "bounds of what is no number are its words"
+    );
 }
 
 /// The operator finds the bounds of each setting in the guide.
