@@ -13,25 +13,26 @@
 //!
 //! These types follow the inside of the library more closely than the rest of it, so they change more often from version to version.
 
-/// A log of your own: what it must do, and what is asked of it.
-///
-/// A store is opened, read ([`LogStore::recover`]) and started once. From then on batches are submitted in order, and each completion
-/// says that its batch, and all before it, are durable: after a power cut they are there, whole. [`conformance`] is a suite
-/// that any store can run:
-///
-/// ```no_run
-/// use actorum::{
-///     Incarnation, MemoryDisk,
-///     custom::storage::{LogStore, conformance},
-/// };
-///
-/// // An empty disk each time, and a function that opens the store on it again and again.
-/// conformance(|| {
-///     let disk = MemoryDisk::new();
-///     move || -> Box<dyn LogStore> { Box::new(disk.open(1, Incarnation(7)).unwrap()) }
-/// });
-/// ```
 pub mod storage {
+    //! A log of your own: what it must do, and what is asked of it.
+    //!
+    //! A store is opened, read ([`LogStore::recover`]) and started once. From then on batches are submitted in order, and each completion
+    //! says that its batch, and all before it, are durable: after a power cut they are there, whole. [`conformance`] is a suite
+    //! that any store can run:
+    //!
+    //! ```no_run
+    //! use actorum::{
+    //!     Incarnation, MemoryDisk,
+    //!     custom::storage::{LogStore, conformance},
+    //! };
+    //!
+    //! // An empty disk each time, and a function that opens the store on it again and again.
+    //! conformance(|| {
+    //!     let disk = MemoryDisk::new();
+    //!     move || -> Box<dyn LogStore> { Box::new(disk.open(1, Incarnation(7)).unwrap()) }
+    //! });
+    //! ```
+
     pub use actorum_core::{
         lives::LifeBook,
         log::store::{At, Compact, HardState, LogReader, Recovered, StoreError, Write},
@@ -51,14 +52,15 @@ pub mod storage {
     };
 }
 
-/// A network of your own: the messages between it and the actors above it.
-///
-/// A transport is one or more actors whose addresses are in a [`TransportHandle`]. It sends what it is given
-/// ([`Transmit`], [`Ask`]), and delivers what peers send to the [`Handlers`] of the group that it belongs to, which come with
-/// [`Attach`]; before that it delivers nothing. It may lose, delay and reorder messages, and must say when it
-/// dropped some ([`Unreachable`]). Each [`Ask`] ends with exactly one [`Answered`]. What it must never do is to deliver
-/// under the name of a peer what that peer did not send: certificates are what keeps the built-in one from that.
 pub mod network {
+    //! A network of your own: the messages between it and the actors above it.
+    //!
+    //! A transport is one or more actors whose addresses are in a [`TransportHandle`]. It sends what it is given
+    //! ([`Transmit`], [`Ask`]), and delivers what peers send to the [`Handlers`] of the group that it belongs to, which come with
+    //! [`Attach`]; before that it delivers nothing. It may lose, delay and reorder messages, and must say when it
+    //! dropped some ([`Unreachable`]). Each [`Ask`] ends with exactly one [`Answered`]. What it must never do is to deliver
+    //! under the name of a peer what that peer did not send: certificates are what keeps the built-in one from that.
+
     pub use actorum_core::{
         features::{Feature, Features},
         identity::{Identity, RefusedBecause},
@@ -73,44 +75,45 @@ pub mod network {
     };
 }
 
-/// A clock of your own: everything that decides in a node asks this one and no other.
-///
-/// ```
-/// use std::{
-///     sync::Arc,
-///     time::{Duration, SystemTime},
-/// };
-///
-/// use actorum::{
-///     custom::clock::{Clock, SystemClock},
-///     prelude::*,
-///     serde_snapshot,
-/// };
-/// # #[derive(Default, serde::Serialize, serde::Deserialize)]
-/// # struct Counter(u64);
-/// # impl StateMachine for Counter {
-/// #     type Command = u64;
-/// #     type Response = u64;
-/// #     fn apply(&mut self, _: &ApplyContext, n: &u64) -> u64 { self.0 += n; self.0 }
-/// #     serde_snapshot!();
-/// # }
-///
-/// /// The machine's clock, with the calendar of another year: for a test of what an application does with
-/// /// `ApplyContext::time`.
-/// struct InAnotherYear(Arc<dyn Clock>);
-///
-/// impl Clock for InAnotherYear {
-///     fn now(&self) -> Duration {
-///         self.0.now()
-///     }
-///
-///     fn wall(&self) -> SystemTime {
-///         self.0.wall() + Duration::from_secs(365 * 24 * 60 * 60)
-///     }
-/// }
-///
-/// let builder = RaftSystem::<Counter>::builder(1).clock(Arc::new(InAnotherYear(SystemClock::shared())));
-/// ```
 pub mod clock {
+    //! A clock of your own: everything that decides in a node asks this one and no other.
+    //!
+    //! ```
+    //! use std::{
+    //!     sync::Arc,
+    //!     time::{Duration, SystemTime},
+    //! };
+    //!
+    //! use actorum::{
+    //!     custom::clock::{Clock, SystemClock},
+    //!     prelude::*,
+    //!     serde_snapshot,
+    //! };
+    //! # #[derive(Default, serde::Serialize, serde::Deserialize)]
+    //! # struct Counter(u64);
+    //! # impl StateMachine for Counter {
+    //! #     type Command = u64;
+    //! #     type Response = u64;
+    //! #     fn apply(&mut self, _: &ApplyContext, n: &u64) -> u64 { self.0 += n; self.0 }
+    //! #     serde_snapshot!();
+    //! # }
+    //!
+    //! /// The machine's clock, with the calendar of another year: for a test of what an application does with
+    //! /// `ApplyContext::time`.
+    //! struct InAnotherYear(Arc<dyn Clock>);
+    //!
+    //! impl Clock for InAnotherYear {
+    //!     fn now(&self) -> Duration {
+    //!         self.0.now()
+    //!     }
+    //!
+    //!     fn wall(&self) -> SystemTime {
+    //!         self.0.wall() + Duration::from_secs(365 * 24 * 60 * 60)
+    //!     }
+    //! }
+    //!
+    //! let builder = RaftSystem::<Counter>::builder(1).clock(Arc::new(InAnotherYear(SystemClock::shared())));
+    //! ```
+
     pub use actorum_actors::clock::{Alarm, Clock, SystemClock};
 }
