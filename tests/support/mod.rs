@@ -57,7 +57,7 @@ pub(crate) async fn start(network: &MemoryNetwork, id: NodeId, disk: &MemoryDisk
     builder.configure(quick).start().await.unwrap()
 }
 
-/// Three founders with a leader; the leader first.
+/// Three founders with a leader; the leader first. What they tell each other at first is in the log: the next entries are a test's own.
 pub(crate) async fn three(network: &MemoryNetwork, disks: &[MemoryDisk; 3]) -> [Raft<Sum>; 3] {
     let mut nodes = Vec::new();
     for id in 1..=3 {
@@ -65,7 +65,8 @@ pub(crate) async fn three(network: &MemoryNetwork, disks: &[MemoryDisk; 3]) -> [
     }
     let leader = nodes[0].wait_for_leader(PATIENCE).await.unwrap().leader.unwrap();
     for node in &nodes {
-        node.wait(PATIENCE, |s| s.leader == Some(leader)).await.unwrap();
+        let is_settled = |s: &Status| s.leader == Some(leader) && s.versions.not_in_use.is_empty();
+        node.wait(PATIENCE, is_settled).await.unwrap();
     }
     nodes.rotate_left(leader as usize - 1);
     nodes.try_into().ok().unwrap()
