@@ -40,7 +40,7 @@ use serde::{Serialize, de::DeserializeOwned};
 /// same at every replay, so an `apply` that keeps its old branch decides old commands as it did before:
 ///
 /// ```
-/// # use actorum_actors::{machine::{ApplyContext, StateMachine}, serde_snapshot};
+/// # use actorum_machine::{machine::{ApplyContext, StateMachine}, serde_snapshot};
 /// # #[derive(Default, serde::Serialize, serde::Deserialize)]
 /// # struct Jobs { done: u64, failed: u64 }
 /// # #[derive(serde::Serialize, serde::Deserialize)]
