@@ -38,7 +38,7 @@
 //!    that a member understood something once does not bind it, the activation does. If what an entry *does* changes, let the
 //!    place that applies it ask `Versions::has` of the state at that index;
 //! 3. for a message or a request: its line in `needs`;
-//! 4. a node that lacks it in the simulator (`Program` of `src/testkit/fleet.rs`), and a test that reads what it makes with the
+//! 4. a node that lacks it in the simulator (`Program` of `testkit/src/fleet.rs`), and a test that reads what it makes with the
 //!    definitions of before, where a field was added.
 
 use std::{collections::BTreeSet, fmt};
