@@ -37,8 +37,8 @@ const ACTIVATE_TIMEOUT: Duration = Duration::from_secs(60);
 pub(super) struct Activating {
     announced: BTreeMap<NodeId, Announcement>,
     activated: BTreeSet<Activation>,
-    /// Operators who have said that what every member understands may be used, until it is in use. Bound: one per request, which
-    /// ends with this leadership at the latest.
+    /// Operators who have said that what every member understands may be used, until it is in use or this leadership ends. Bound: the
+    /// clients that still wait, and the questions that the transport lets peers have open.
     operators: Vec<Operator>,
     /// Operators who wait for another leader's answer, by the number of the question. Bound: each has one answer, within its
     /// timeout.
@@ -53,6 +53,11 @@ pub(super) enum Operator {
 }
 
 impl Operator {
+    /// Whether a client that gave up is behind it.
+    fn has_gone(&self) -> bool {
+        matches!(self, Operator::Client(client) if client.is_closed())
+    }
+
     fn answer(self, activated: Activated) {
         match (self, activated) {
             // Whoever no longer waits is not told.
@@ -139,6 +144,8 @@ impl<T: ReplyHandle> MembershipManager<T> {
         if !self.leads {
             return operator.answer(Err(NoLeader));
         }
+        // What one who has gone asked for is done all the same, by the word of this one.
+        self.activating.operators.retain(|other| !other.has_gone());
         self.activating.operators.push(operator);
         self.propose_versions();
     }
