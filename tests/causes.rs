@@ -112,15 +112,11 @@ async fn a_busy_state_machine_is_not_the_want_of_a_leader() {
 
     // The bound that is reached is that of what is not applied, and the figures are its own: hardly anything is in
     // flight.
-    let mut waiting = Vec::new();
-    let busy = loop {
-        let submitted = raft.submit_within(vec![0; (1 << 20) - 1000], deadline);
-        match submitted.await.unwrap_err() {
-            unknown @ ProposeError::Unknown { .. } => waiting.push(unknown),
-            other => break other,
-        }
-        assert!(waiting.len() < 8, "the bound of 4 MiB is never reached");
-    };
+    // All at once, and with time enough to encode them on a machine that is busy with something else.
+    let submitted = (0..8).map(|_| raft.submit_within(vec![0; (1 << 20) - 1000], Duration::from_secs(2)));
+    let answers = futures_util::future::join_all(submitted.collect::<Vec<_>>()).await;
+    let mut refused = answers.into_iter().map(Result::unwrap_err).filter(|error| error.code() == "busy");
+    let busy = refused.next().expect("the bound of 4 MiB is reached");
     let ProposeError::Busy { bound: BusyBound::Unapplied { bytes, max } } = busy else { panic!("{busy}") };
     assert!(max == 4 << 20 && bytes > 2 << 20, "{bytes} of {max}");
     assert!(busy.to_string().contains("max_unapplied_bytes 4194304"), "{busy}");
