@@ -1,17 +1,17 @@
 //! The start of a node: the same steps for the first start, a restart and a join.
 //!
 //! ```text
-//!  check settings ─▶ open the directory ─▶ replay ─▶ listen ─▶ log writer ─▶ start_group ─▶ attach the node
-//!                    └─ where blocking is allowed ┘          └─ NodeParts ┘
+//!  open_node ─▶ OpenNode: settings, certificates, directory
+//!  open_group ─▶ replay ─▶ listen ─▶ NodeParts: log writer, transport ─▶ start_group ─▶ attach the node
 //! ```
 //!
-//! What a node has once is in `node`, what it has of each group is in `group`; there is one group. Nothing is sent before all of
-//! it stands: the transport delivers only once the node is attached, which comes last.
+//! What a node has once is in `node`, what it has of each group is in `group`, where its actors live is in `home`; there is one
+//! group. Nothing is sent before all of it stands: the port for peers is opened once the group's state is rebuilt, and the transport
+//! delivers only once the node is attached, which comes last.
 
 use std::{hash::BuildHasher, sync::Arc, time::Duration};
 
 use actix::prelude::*;
-use actorum_actors::log_writer::SHORT;
 use actorum_core::{
     features::Feature,
     identity::Identity,
@@ -24,200 +24,133 @@ use actorum_machine::{
     machine::StateMachine,
     response_check::ResponseCheck,
 };
-use actorum_store::{
-    log::{
-        directory,
-        memory::MemoryDisk,
-        sled::{OpenOptions, SledStore},
-        space,
-        store::{LogStore, StoreIdentity},
-    },
-    snapshot::SnapshotStore,
-};
+use actorum_store::{log::store::LogStore, snapshot::SnapshotStore};
 use actorum_transport::{
     message::{AttachNode, NodeHandlers},
     tls::TlsIdentity,
 };
-use tokio::sync::oneshot;
 
 use crate::{
-    builder::{Bootstrap, Builder, Network, StartError, Storage, Tls},
+    builder::{Bootstrap, Builder, Network, StartError},
     condition_log::ConditionLog,
     config::{ActivateMode, Config, ConfigError},
+    host::{GroupConfig, HostBuilder},
     ingress::{Ingress, check_id},
     raft::Raft,
     status_hub::StatusHub,
     system::{Children, RaftSystem},
-    volume,
 };
 
+mod home;
 mod node;
 mod group;
 
-use group::{GroupSpec, GroupStatus, Reports, start_group};
-use node::{About, NodeParts};
+use group::{Begin, GroupSpec, GroupStatus, Reports, start_group};
+pub(crate) use home::{Home, OwnSystem, run_on};
+use node::{About, NodeParts, is_new};
+pub(crate) use node::{OpenNode, open_node};
 
 /// The one group of this version.
 pub(crate) const GROUP: GroupId = GroupId::FIRST;
 
-/// With the default of `snapshot_bytes` a snapshot that costs a quarter of that is taken after so many bytes.
-const SMALL_SNAPSHOT_BYTES: u64 = 64 << 20;
-
-/// Starts the node where actors can live: in the actix system of this thread, or in one made for it.
+/// Starts a node with its group.
 pub(crate) async fn start<S: StateMachine>(builder: Builder<S>) -> Result<Raft<S>, StartError> {
-    let (sender, started) = oneshot::channel();
-    // The system of a thread outlives its run there as a name only: it takes nothing any more.
-    let (arbiter, died) = match Arbiter::try_current().filter(|arbiter| arbiter.spawn_fn(|| ())) {
-        Some(arbiter) => (Some(arbiter), "the actix system of this thread was stopped before the node had started"),
-        None => (None, "it ended before the node had started: its panic is on standard error"),
+    let Builder { host, machine, group, machine_version } = builder;
+    let Home { arbiter, own } = Home::find(host.id)?;
+    run_on(&arbiter, move || async move {
+        // Before there is a directory: one that a mistake made would have to be removed by hand.
+        check_host(&host)?;
+        check_bootstrap(host.id, &group.bootstrap)?;
+        if host.storage.as_ref().is_some_and(|storage| is_new(storage, host.id)) {
+            check_id(host.id).map_err(|problem| missing("id", &problem))?;
+            check_founders(&group.bootstrap, matches!(host.network, Network::Quic))?;
+        }
+        let node = open_node(host, own).await?;
+        open_group(node, machine, machine_version, group).await
+    })
+    .await
+}
+
+/// Starts a node without a group.
+pub(crate) async fn start_node(host: HostBuilder) -> Result<(ArbiterHandle, OpenNode), StartError> {
+    let Home { arbiter, own } = Home::find(host.id)?;
+    let node = run_on(&arbiter, move || async move {
+        check_host(&host)?;
+        open_node(host, own).await
+    });
+    let node = node.await?;
+    Ok((arbiter, node))
+}
+
+/// Closes the directory of a node that has no group.
+pub(crate) async fn close(arbiter: &ArbiterHandle, node: OpenNode) {
+    // Where blocking is allowed: files are closed. An arbiter that has ended closed them when it dropped the node.
+    let closed = move || {
+        drop(node);
+        Ok(())
     };
-    match arbiter {
-        Some(arbiter) => {
-            // Spawned rather than awaited here, so that the future of `start` may travel between threads.
-            arbiter.spawn_fn(move || {
-                actix_rt::spawn(async move {
-                    // Whoever no longer waits drops the handle, and with it the node.
-                    let _ = sender.send(boot(builder, false).await);
-                });
-            });
-        }
-        None => {
-            let name = format!("actorum-{}", builder.id);
-            let thread = move || {
-                let system = System::new();
-                let raft = system.block_on(boot(builder, true));
-                let runs = raft.is_ok();
-                let _ = sender.send(raft);
-                if runs && let Err(error) = system.run() {
-                    tracing::error!(%error, "the thread of the actors ended");
-                }
-            };
-            std::thread::Builder::new()
-                .name(name)
-                .spawn(thread)
-                .map_err(|error| StartError::Thread(error.to_string()))?;
-        }
-    }
-    started.await.map_err(|_| StartError::Thread(died.into()))?
+    let _ = run_on(arbiter, move || blocking(closed)).await;
 }
 
-/// What the directory gave.
-struct Opened<S> {
-    store: Box<dyn LogStore>,
-    snapshot_store: Arc<SnapshotStore>,
-    reader: Arc<dyn LogReader>,
-    identity: StoreIdentity,
-    recovered: Recovered,
-    replayed: Replayed<S>,
-}
-
-/// All steps, on the thread of the actors.
-async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<Raft<S>, StartError> {
-    let Builder {
-        id,
-        machine,
-        listen,
-        storage,
-        tls,
-        network,
-        bootstrap,
-        config,
-        certificates,
-        clock,
-        observer,
-        features,
-        machine_version,
-    } = builder;
-    let storage = storage.ok_or_else(|| missing("storage", "say where the log lives: builder.storage(..)"))?;
-    let dials = matches!(network, Network::Quic);
-    check_settings(id, &config, &bootstrap)?;
-    let new = is_new(&storage, id);
+/// Opens the group of a node: all steps, on the thread of its actors.
+pub(crate) async fn open_group<S: StateMachine>(
+    node: OpenNode,
+    machine: S,
+    machine_version: u32,
+    group: GroupConfig,
+) -> Result<Raft<S>, StartError> {
+    let OpenNode { about, store, volume, listen, network, tls, new, own } = node;
+    let (id, bootstrap) = (about.identity.id, group.bootstrap);
+    check_bootstrap(id, &bootstrap)?;
     if new {
-        check_new(id, &bootstrap, dials)?;
+        check_founders(&bootstrap, about.dials)?;
     }
-    // A bound that somebody chose is taken as it is.
-    let default = config.snapshot_bytes == Config::default().snapshot_bytes;
-    let small_snapshot_bytes = if default { SMALL_SNAPSHOT_BYTES } else { u64::MAX };
-    let (config, volume) = match &storage {
-        Storage::Sled(dir) => {
-            let dir = dir.clone();
-            let volume = blocking(move || space::volume(&dir).ok()).await?;
-            volume.map_or(Ok(()), |volume| volume::too_much(&config, volume, new))?;
-            (volume.map_or(config.clone(), |volume| volume::fitted(&config, volume)), volume)
-        }
-        Storage::Memory | Storage::MemoryDisk(_) | Storage::Custom(_) => (config, None),
-    };
-    // Before the directory: a mistyped path to the certificates must not leave a new node behind.
-    let tls = match network {
-        Network::Quic => Some(load_tls(id, tls).await?),
-        Network::Memory(_) | Network::Custom(_) => None,
-    };
     let hashes = Hashes {
-        state: features.has(Feature::StateHashes),
-        responses: features.has(Feature::StateHashes) && config.response_check != ResponseCheck::Off,
+        state: about.features.has(Feature::StateHashes),
+        responses: about.features.has(Feature::StateHashes) && about.config.response_check != ResponseCheck::Off,
     };
-    let build = Announcement::of(&features, machine_version, 0);
-    let replica = Replica::new(machine).hashing(hashes).built_as(build.clone());
-    let opened = match storage {
-        // Its reader says so: a simulation must not wait for a thread that lives in another time.
-        Storage::Custom(store) if !store.reader().blocks() => open(id, Storage::Custom(store), &config, None, replica)?,
-        storage => {
-            let config = config.clone();
-            blocking(move || open(id, storage, &config, volume, replica)).await??
-        }
+    let build = Announcement::of(&about.features, machine_version, about.identity.boot);
+    // What a replica compares with is announced by no boot.
+    let replica = Replica::new(machine).hashing(hashes).built_as(Announcement { boot: 0, ..build.clone() });
+    let (snapshot_store, reader) = (about.snapshot_store.clone(), about.reader.clone());
+    let (store, Rebuilt { recovered, replayed }) = match about.reader.blocks() {
+        // A simulation must not wait for a thread that lives in another time.
+        false => rebuild(store, &snapshot_store, &*reader, replica)?,
+        true => blocking(move || rebuild(store, &snapshot_store, &*reader, replica)).await?,
     };
-    let Opened { store, snapshot_store, reader, identity, recovered, replayed } = opened;
-    let lives = store.lives();
-    if let Some(observer) = &observer {
+    if let Some(observer) = &about.observer {
         observer.replayed(replayed.snapshot_index);
     }
 
-    let cluster = replayed.system.as_ref().map(|system| system.cluster);
-    // A node of the first version keeps none; the transport fills in what the hello shows.
-    let lives = lives.filter(|_| features.has(Feature::DirectoryLives));
     let me = Identity {
         id,
-        incarnation: identity.incarnation,
-        boot: identity.boot,
-        cluster,
-        features: features.clone(),
+        incarnation: about.identity.incarnation,
+        boot: about.identity.boot,
+        cluster: replayed.system.as_ref().map(|system| system.cluster),
+        features: about.features.clone(),
         machine_version,
         lives: Arc::default(),
     };
-    let certificates: Arc<[_]> = tls.iter().flat_map(TlsIdentity::ends).chain(certificates).collect();
     let authority = tls.as_ref().map_or([0; 32], TlsIdentity::ca_fingerprint);
     let transport = match (network, tls) {
-        (Network::Memory(network), _) => network.start_with(me, lives.clone()),
-        (Network::Custom(start), _) => start(me, lives.clone()),
-        (Network::Quic, Some(tls)) => node::listen_quic(me, lives.clone(), listen, tls, &config)?,
-        (Network::Quic, None) => return Err(no_tls()),
+        (Network::Memory(network), _) => network.start_with(me, about.lives.clone()),
+        (Network::Custom(start), _) => start(me, about.lives.clone()),
+        (Network::Quic, Some(tls)) => node::listen_quic(me, about.lives.clone(), listen, tls, &about.config)?,
+        (Network::Quic, None) => return Err(node::no_tls()),
     };
 
-    let (cluster_made, name) = (cluster_id(&authority, &bootstrap, &config), config.cluster_name.clone());
-    let start_mode = group::begin(&recovered, &replayed, bootstrap.clone(), cluster_made, name)?;
-    let about = About {
-        identity,
-        reader,
-        snapshot_store,
-        config,
-        small_snapshot_bytes,
-        waits: bootstrap == Bootstrap::Wait,
-        dials,
-        features,
-        machine_version,
-        build: Announcement { boot: identity.boot, ..build },
-        clock,
-        observer,
-        certificates,
-        lives,
-    };
+    let (cluster, name) = (cluster_id(&authority, &bootstrap, &about.config), about.config.cluster_name.clone());
+    let waits = bootstrap == Bootstrap::Wait;
+    let start_mode = group::begin(&recovered, &replayed, bootstrap, cluster, name)?;
     about.share_volume(&*store, volume, &recovered.snapshots);
     // The addresses first, then the actors: everyone can be told of everyone.
     let system_context = Context::<RaftSystem<S>>::new();
     let system_address = system_context.address();
     let system = system_address.downgrade();
     let reports = Reports { failed: system.clone().recipient(), leader_changed: system.clone().recipient() };
-    let spec = GroupSpec::new(GROUP, &about, recovered, replayed, start_mode, reports)?;
+    let spec =
+        GroupSpec::new(GROUP, &about, Rebuilt { recovered, replayed }, Begin { start_mode, waits, build }, reports)?;
+    let build = spec.build.clone();
     let node = NodeParts::start(about, store, transport, system.recipient());
     let (children, status) = start_group(&node, spec)?;
     let members = children.membership.downgrade();
@@ -225,7 +158,7 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
         handlers: NodeHandlers { peer_up: members.clone().recipient(), peer_refused: members.recipient() },
     });
 
-    let ingress = Arc::new(ingress(&node, &children, status));
+    let ingress = Arc::new(ingress(&node, &children, status, build));
     let system = system_context.run(RaftSystem {
         ingress: ingress.clone(),
         life: node.life,
@@ -235,13 +168,18 @@ async fn boot<S: StateMachine>(builder: Builder<S>, own_thread: bool) -> Result<
         asking: false,
         leadership: None,
         conditions: ConditionLog::default(),
-        own_thread,
+        own,
     });
     Ok(Raft { system, ingress })
 }
 
 /// The way in, to the actors of a group.
-fn ingress<S: StateMachine>(node: &NodeParts, children: &Children<S>, status: GroupStatus) -> Ingress<S> {
+fn ingress<S: StateMachine>(
+    node: &NodeParts,
+    children: &Children<S>,
+    status: GroupStatus,
+    build: Announcement,
+) -> Ingress<S> {
     let About { identity, config, .. } = &node.about;
     let tick = Duration::from_millis(config.heartbeat_ms);
     Ingress {
@@ -272,17 +210,23 @@ fn ingress<S: StateMachine>(node: &NodeParts, children: &Children<S>, status: Gr
             clock: node.about.clock.clone(),
             certificates: node.about.certificates.clone(),
             max_clock_skew_ms: config.max_clock_skew_ms,
-            build: node.about.build.clone(),
+            build,
             manual: config.activate == ActivateMode::Manual,
         }),
     }
 }
 
-fn check_settings(id: NodeId, config: &Config, bootstrap: &Bootstrap) -> Result<(), StartError> {
-    config.validate()?;
-    if id == 0 {
-        return Err(missing("id", "0 is not a node id: choose 1 or more"));
+/// What no node can be started with.
+fn check_host(host: &HostBuilder) -> Result<(), StartError> {
+    host.config.validate()?;
+    match host.id {
+        0 => Err(missing("id", "0 is not a node id: choose 1 or more")),
+        _ => Ok(()),
     }
+}
+
+/// What no group can be opened with.
+fn check_bootstrap(id: NodeId, bootstrap: &Bootstrap) -> Result<(), StartError> {
     match bootstrap {
         Bootstrap::Form(founders) if founders.contains_key(&0) => {
             Err(StartError::Founders("0 is not a node id: choose 1 or more for every founder".into()))
@@ -298,18 +242,8 @@ fn check_settings(id: NodeId, config: &Config, bootstrap: &Bootstrap) -> Result<
     }
 }
 
-/// Whether a node begins here that was not there before. Only for the checks that an older node must not fail; of a store that
-/// the application opened itself nobody can tell.
-fn is_new(storage: &Storage, id: NodeId) -> bool {
-    match storage {
-        Storage::Sled(dir) => !directory::read_node(dir).is_ok_and(|node| node.id == id),
-        Storage::Memory | Storage::MemoryDisk(_) | Storage::Custom(_) => true,
-    }
-}
-
-/// What a new node is refused for, and an old one must be able to live with.
-fn check_new(id: NodeId, bootstrap: &Bootstrap, dials: bool) -> Result<(), StartError> {
-    check_id(id).map_err(|problem| missing("id", &problem))?;
+/// What new founders are refused for, and old ones must be able to live with.
+fn check_founders(bootstrap: &Bootstrap, dials: bool) -> Result<(), StartError> {
     let Bootstrap::Form(founders) = bootstrap else { return Ok(()) };
     for (founder, address) in founders {
         check_id(*founder).map_err(StartError::Founders)?;
@@ -330,49 +264,28 @@ fn missing(key: &str, problem: &str) -> StartError {
     ConfigError { key: key.into(), problem: problem.into() }.into()
 }
 
-/// How a node opens its log.
-fn sled_options(id: NodeId, config: &Config, volume: Option<u64>) -> OpenOptions {
-    let mut options = OpenOptions::new(id, new_incarnation());
-    options.reserve_bytes = config.reserve_bytes;
-    options.short_space_bytes = config.low_space_bytes.saturating_mul(SHORT);
-    if let Some(volume) = volume {
-        options.reserve_max_bytes = volume::most_reserve(volume);
-        options.rewrite_min_bytes = volume::rewritten_from(options.rewrite_min_bytes, volume);
-    }
-    // As with snapshots, and a rewriting begins only with five times as much: it never makes the node low on space.
-    options.rewrite_reserve_bytes = config.low_space_bytes / 4;
-    options
+/// What is left of a group on the disk: its log, and the state that this gives.
+struct Rebuilt<S> {
+    recovered: Recovered,
+    replayed: Replayed<S>,
 }
 
-/// Opens the directory, checks it, and rebuilds the state.
-fn open<S: StateMachine>(
-    id: NodeId,
-    storage: Storage,
-    config: &Config,
-    volume: Option<u64>,
+/// Reads the group from the store, and rebuilds its state.
+fn rebuild<S: StateMachine>(
+    store: Box<dyn LogStore>,
+    snapshot_store: &SnapshotStore,
+    reader: &dyn LogReader,
     replica: Replica<S>,
-) -> Result<Opened<S>, StartError> {
-    let store: Box<dyn LogStore> = match storage {
-        Storage::Custom(store) => store,
-        Storage::Memory => Box::new(MemoryDisk::new().open(id, new_incarnation())?),
-        Storage::MemoryDisk(disk) => Box::new(disk.open(id, new_incarnation())?),
-        Storage::Sled(dir) => Box::new(SledStore::open(&dir, sled_options(id, config, volume))?),
-    };
-    let (identity, reader) = (store.identity(), store.reader());
-    if identity.id != id {
-        let problem = format!("the store belongs to node {}, not to node {id}", identity.id);
-        return Err(missing("storage", &problem));
-    }
+) -> Result<(Box<dyn LogStore>, Rebuilt<S>), StartError> {
     let mut recovered = store.recover(GROUP)?;
-    let snapshot_store = store.snapshot_store();
-    let replayed = replay_into(GROUP, &*reader, &recovered, &*snapshot_store, replica)?;
+    let replayed = replay_into(GROUP, reader, &recovered, snapshot_store, replica)?;
     // A damaged one counts for nothing from here on; its file goes with the next one that is built.
     recovered.snapshots = replayed.snapshots.clone();
     let swept = snapshot_store.keep(&recovered.snapshots);
     swept.map_err(|error| StartError::Machine(format!("what a crash left of snapshots cannot be removed: {error}")))?;
     // What was applied was committed: raft-rs refuses to start with a commit index below it.
     recovered.hard_state.commit = recovered.hard_state.commit.max(replayed.applied);
-    Ok(Opened { store, snapshot_store, reader, identity, recovered, replayed })
+    Ok((store, Rebuilt { recovered, replayed }))
 }
 
 /// Which cluster these founders make: the authority of their certificates, their ids, and the name.
@@ -401,34 +314,10 @@ pub(crate) fn new_incarnation() -> Incarnation {
     Incarnation(roll())
 }
 
-fn no_tls() -> StartError {
-    missing("tls", "say who this node is to its peers: builder.tls(..)")
-}
-
-async fn load_tls(id: NodeId, tls: Option<Tls>) -> Result<TlsIdentity, StartError> {
-    let tls = tls.ok_or_else(no_tls)?;
-    let loaded = blocking(move || match tls {
-        Tls::DevSelfSigned(dir) => TlsIdentity::dev(&dir, id),
-        Tls::Directory(dir) => TlsIdentity::load(&dir, id),
-    });
-    loaded.await?.map_err(|error| StartError::Tls(error.to_string()))
-}
-
 /// Runs what blocks on a disk where that is allowed.
 #[allow(clippy::disallowed_methods, reason = "only what blocks comes here")]
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, StartError> {
-    tokio::task::spawn_blocking(work).await.map_err(|error| StartError::Thread(error.to_string()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_rewriting_of_the_log_leaves_it_a_quarter_of_what_counts_as_low() {
-        for low_space_bytes in [0, 1 << 30] {
-            let config = Config { low_space_bytes, ..Config::default() };
-            assert_eq!(sled_options(1, &config, None).rewrite_reserve_bytes, low_space_bytes / 4);
-        }
-    }
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, StartError> + Send + 'static,
+) -> Result<T, StartError> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| StartError::Thread(error.to_string()))?
 }

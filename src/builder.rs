@@ -8,13 +8,10 @@ use std::{
     sync::Arc,
 };
 
-use actorum_actors::clock::{Clock, SystemClock};
-use actorum_core::{
-    features::Features, identity::Identity, lives::LifeBook, log::store::StoreError, observer::MaybeObserver,
-    replica::ApplyError,
-};
+use actorum_actors::clock::Clock;
+use actorum_core::{identity::Identity, lives::LifeBook, log::store::StoreError, replica::ApplyError};
 use actorum_machine::{
-    ids::{Address, NodeId},
+    ids::{Address, GroupId, NodeId},
     machine::StateMachine,
 };
 use actorum_store::log::{
@@ -26,6 +23,7 @@ use actorum_transport::{memory::MemoryNetwork, message::TransportHandle};
 use crate::{
     boot,
     config::{Config, ConfigError},
+    host::{GroupConfig, Host, HostBuilder},
     raft::Raft,
 };
 
@@ -152,6 +150,14 @@ pub enum StartError {
     /// The founders cannot be right.
     #[error("{0}")]
     Founders(String),
+    /// The host cannot open this group.
+    #[error("group {}: {problem}", .group.0)]
+    Group {
+        /// The group.
+        group: GroupId,
+        /// Why, and what to do.
+        problem: String,
+    },
     /// No thread could be started, or the one that was died.
     #[error("the thread of the actors: {0}")]
     Thread(String),
@@ -166,58 +172,28 @@ impl From<ApplyError> for StartError {
     }
 }
 
-/// Collects what a node needs, then starts it.
+/// Collects what a node with one group needs, then starts it: a [`Host`] and its group in one step.
 pub struct Builder<S: StateMachine> {
-    pub(crate) id: NodeId,
+    pub(crate) host: HostBuilder,
     pub(crate) machine: S,
-    pub(crate) listen: Option<SocketAddr>,
-    pub(crate) storage: Option<Storage>,
-    pub(crate) tls: Option<Tls>,
-    pub(crate) network: Network,
-    pub(crate) bootstrap: Bootstrap,
-    pub(crate) config: Config,
-    pub(crate) certificates: Vec<(String, i64)>,
-    pub(crate) clock: Arc<dyn Clock>,
-    pub(crate) observer: MaybeObserver,
-    /// The features that its hello names; fewer only where a simulation has nodes of an older version.
-    pub(crate) features: Features,
-    /// The version that it says its state machine has; another one than `S::VERSION` only in a simulation.
+    pub(crate) group: GroupConfig,
+    /// The version that the node says its state machine has; another one than `S::VERSION` only in a simulation.
     pub(crate) machine_version: u32,
 }
 
 /// Without the state machine, which may be large.
 impl<S: StateMachine> fmt::Debug for Builder<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Builder")
-            .field("id", &self.id)
-            .field("listen", &self.listen)
-            .field("storage", &self.storage)
-            .field("tls", &self.tls)
-            .field("network", &self.network)
-            .field("bootstrap", &self.bootstrap)
-            .field("config", &self.config)
-            .finish_non_exhaustive()
+        let mut fields = f.debug_struct("Builder");
+        self.host.debug_fields(&mut fields);
+        fields.field("bootstrap", &self.group.bootstrap).finish_non_exhaustive()
     }
 }
 
 impl<S: StateMachine> Builder<S> {
     /// A node with this id and this state machine.
     pub fn new(id: NodeId, machine: S) -> Self {
-        Builder {
-            id,
-            machine,
-            listen: None,
-            storage: None,
-            tls: None,
-            network: Network::Quic,
-            bootstrap: Bootstrap::Wait,
-            config: Config::default(),
-            certificates: Vec::new(),
-            clock: SystemClock::shared(),
-            observer: None,
-            features: Features::all(),
-            machine_version: S::VERSION,
-        }
+        Builder { host: Host::builder(id), machine, group: GroupConfig::wait(), machine_version: S::VERSION }
     }
 
     /// The state machine to start with, in place of `S::default()`.
@@ -227,32 +203,28 @@ impl<S: StateMachine> Builder<S> {
     }
 
     /// Where peers reach this node. Port 0 takes a free one.
-    pub fn listen(mut self, address: SocketAddr) -> Self {
-        self.listen = Some(address);
-        self
+    pub fn listen(self, address: SocketAddr) -> Self {
+        self.of_host(|host| host.listen(address))
     }
 
     /// Where the log lives.
-    pub fn storage(mut self, storage: Storage) -> Self {
-        self.storage = Some(storage);
-        self
+    pub fn storage(self, storage: Storage) -> Self {
+        self.of_host(|host| host.storage(storage))
     }
 
     /// Who this node is to its peers.
-    pub fn tls(mut self, tls: Tls) -> Self {
-        self.tls = Some(tls);
-        self
+    pub fn tls(self, tls: Tls) -> Self {
+        self.of_host(|host| host.tls(tls))
     }
 
     /// What carries messages. QUIC unless said otherwise.
-    pub fn network(mut self, network: Network) -> Self {
-        self.network = network;
-        self
+    pub fn network(self, network: Network) -> Self {
+        self.of_host(|host| host.network(network))
     }
 
     /// How an empty directory begins: it waits to be added unless said otherwise.
     pub fn bootstrap(mut self, bootstrap: Bootstrap) -> Self {
-        self.bootstrap = bootstrap;
+        self.group.bootstrap = bootstrap;
         self
     }
 
@@ -263,43 +235,37 @@ impl<S: StateMachine> Builder<S> {
     }
 
     /// All settings at once.
-    pub fn config(mut self, config: Config) -> Self {
-        self.config = config;
-        self
+    pub fn config(self, config: Config) -> Self {
+        self.of_host(|host| host.config(config))
     }
 
     /// Changes settings in place.
-    pub fn configure(mut self, change: impl FnOnce(&mut Config)) -> Self {
-        change(&mut self.config);
-        self
+    pub fn configure(self, change: impl FnOnce(&mut Config)) -> Self {
+        self.of_host(|host| host.configure(change))
     }
 
     /// Reads settings from a TOML file, on top of what was set before.
     pub fn from_file(mut self, path: impl AsRef<Path>) -> Result<Self, StartError> {
-        self.config.apply_file(path)?;
+        self.host = self.host.from_file(path)?;
         Ok(self)
     }
 
     /// Reads settings from environment variables, `PREFIX_HEARTBEAT_MS` and so on, on top of what was set before.
     pub fn from_env(mut self, prefix: &str) -> Result<Self, StartError> {
-        for variable in self.config.apply_env(prefix, &[], std::env::vars_os())? {
-            tracing::warn!("{variable} is left alone: a service manager sets it for a service of this name");
-        }
+        self.host = self.host.from_env(prefix)?;
         Ok(self)
     }
 
-    /// A certificate that the application serves with, beside those of [`Builder::tls`]: its end is watched as theirs is, in the
-    /// status, its conditions ([`Reason::CertificateExpiring`](crate::Reason::CertificateExpiring)) and the log, where it has this name,
-    /// such as `admin-certs/cert.pem`. `not_after` is its end, in seconds since 1970.
-    pub fn certificate(mut self, name: impl Into<String>, not_after: i64) -> Self {
-        self.certificates.push((name.into(), not_after));
-        self
+    /// A certificate that the application serves with, beside those of [`Builder::tls`]: its end is watched as theirs is, in
+    /// the status, its conditions ([`Reason::CertificateExpiring`](crate::Reason::CertificateExpiring)) and the log, where it
+    /// has this name, such as `admin-certs/cert.pem`. `not_after` is its end, in seconds since 1970.
+    pub fn certificate(self, name: impl Into<String>, not_after: i64) -> Self {
+        self.of_host(|host| host.certificate(name, not_after))
     }
 
     /// Another source of time: for tests and simulations, see [`custom::clock`](crate::custom::clock).
-    pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
-        self.clock = clock;
-        self
+    pub fn clock(self, clock: Arc<dyn Clock>) -> Self {
+        self.of_host(|host| host.clock(clock))
     }
 
     /// Starts, restarts or joins. Returns once the node runs; it may still be forming its cluster
@@ -308,5 +274,10 @@ impl<S: StateMachine> Builder<S> {
     /// Inside an actix system the actors run there; elsewhere (`#[tokio::main]`, a plain thread) on a thread of their own.
     pub async fn start(self) -> Result<Raft<S>, StartError> {
         boot::start(self).await
+    }
+
+    fn of_host(mut self, change: impl FnOnce(HostBuilder) -> HostBuilder) -> Self {
+        self.host = change(self.host);
+        self
     }
 }

@@ -17,7 +17,8 @@
 //!
 //! - A [`StateMachine`] is your state: a type with one method that applies a command and returns a response.
 //! - [`RaftSystem::builder`] collects what a node needs (an id, an address, where its [`Storage`] is, its [`Tls`] certificates, who
-//!   founds the cluster) and starts it. The result is a [`Raft`] handle, which is cheap to clone.
+//!   founds the cluster) and starts it. The result is a [`Raft`] handle, which is cheap to clone. ([`Host`] does the same in two
+//!   steps: the node first, then the group on it.)
 //! - [`Raft::propose`] replicates a command from any node and returns the response with the index at which it was applied.
 //! - [`Raft::read`] looks at the state. By default it is linearizable: it sees every write that was answered before it began.
 //! - [`Raft::follow`] and [`Raft::events`] report every command that is applied, for read models and for work that follows a change.
@@ -137,6 +138,7 @@
 // caller.
 #![cfg_attr(not(test), warn(clippy::print_stdout, clippy::print_stderr))]
 
+mod host;
 mod builder;
 pub mod config;
 pub mod custom;
@@ -164,7 +166,7 @@ pub use actorum_machine::{
     codes::ErrorCode,
     condition::{Condition, Reason, Severity},
     event::{Event, Events},
-    ids::{Address, AddressError, ClusterId, Incarnation, MAX_NODE_ID, NodeId},
+    ids::{Address, AddressError, ClusterId, GroupId, Incarnation, MAX_NODE_ID, NodeId},
     machine::{self, ApplyContext, MachineError, StateMachine, StateView},
     members::{Change as ConfChange, ChangeRequest, Member, MemberRole, Membership},
     outcome::{Applied, BusyBound, ChangeError, Outcome, ProposeError, ReadError},
@@ -184,6 +186,7 @@ pub use actorum_transport::memory::MemoryNetwork;
 pub use bounds::Bounds;
 pub use builder::{Bootstrap, Builder, Network, StartError, Storage, Tls};
 pub use config::{ActivateMode, Config, Placement};
+pub use host::{GroupConfig, Host, HostBuilder};
 pub use raft::Raft;
 pub use raft::{NotReady, WaitError};
 pub use request::{
@@ -198,11 +201,11 @@ pub mod prelude {
     pub use crate::{
         Activate, ActivateError, ActivateMode, Address, After, Applied, ApplyContext, Bootstrap, Builder, BusyBound,
         ChangeError, ChangeRequest, ClusterId, Condition, ConfChange, Config, ErrorCode, Event, EventStream, Events,
-        Follow, Followed, Formed, GetStatus, MachineError, Member, MemberRole, Membership, MemoryDisk, MemoryNetwork,
-        Network, NodeId, NotReady, Outcome, Placement, Position, Propose, ProposeError, Raft, RaftSystem, Read,
-        ReadError, Reason, ResponseCheck, Role, Severity, Shutdown, StartError, StateMachine, StateView, Status,
-        StatusStream, Storage, Subscribe, SubscribeError, Subscription, TakeSnapshot, TakeSnapshotError, Tls,
-        Unsubscribe, WaitError, serde_snapshot,
+        Follow, Followed, Formed, GetStatus, GroupConfig, GroupId, Host, HostBuilder, MachineError, Member, MemberRole,
+        Membership, MemoryDisk, MemoryNetwork, Network, NodeId, NotReady, Outcome, Placement, Position, Propose,
+        ProposeError, Raft, RaftSystem, Read, ReadError, Reason, ResponseCheck, Role, Severity, Shutdown, StartError,
+        StateMachine, StateView, Status, StatusStream, Storage, Subscribe, SubscribeError, Subscription, TakeSnapshot,
+        TakeSnapshotError, Tls, Unsubscribe, WaitError, serde_snapshot,
     };
 }
 

@@ -12,13 +12,13 @@ use crate::{Builder, Raft, Status, volume};
 
 /// A node that an observer watches: it sees what every drain of the core decided.
 pub fn watched<S: StateMachine>(mut builder: Builder<S>, observer: Arc<dyn Observer>) -> Builder<S> {
-    builder.observer = Some(observer);
+    builder.host.observer = Some(observer);
     builder
 }
 
 /// A node whose hello names these features, fewer than all are those of an older version, and this version of its state machine.
 pub fn of_version<S: StateMachine>(mut builder: Builder<S>, features: Features, machine_version: u32) -> Builder<S> {
-    (builder.features, builder.machine_version) = (features, machine_version);
+    (builder.host.features, builder.machine_version) = (features, machine_version);
     builder
 }
 

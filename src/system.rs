@@ -39,6 +39,7 @@ use actorum_transport::message::{Close, GetTransportStatus, TransportHandle, Tra
 use tokio::{sync::watch, time::timeout};
 
 use crate::{
+    boot::OwnSystem,
     builder::Builder,
     condition_log::ConditionLog,
     ingress::Ingress,
@@ -70,8 +71,8 @@ pub struct RaftSystem<S: StateMachine> {
     pub(crate) leadership: Option<(NodeId, u64)>,
     /// The conditions that the log shows.
     pub(crate) conditions: ConditionLog,
-    /// Whether the actix system was made for this node alone and ends with it.
-    pub(crate) own_thread: bool,
+    /// The actix system that was made for this node alone, and ends with it.
+    pub(crate) own: Option<OwnSystem>,
 }
 
 impl<S: StateMachine> fmt::Debug for RaftSystem<S> {
@@ -218,9 +219,7 @@ impl<S: StateMachine> Actor for RaftSystem<S> {
     }
 
     fn stopped(&mut self, _: &mut Context<Self>) {
-        if self.own_thread {
-            System::current().stop();
-        }
+        self.own = None;
     }
 }
 

@@ -29,6 +29,7 @@ use actorum_core::{
     replica::Replayed,
     system_state::SystemState,
     understanding::Understanding,
+    versions::Announcement,
     wire::{Refusal, Snapshot},
 };
 use actorum_machine::{
@@ -40,6 +41,7 @@ use actorum_transport::message::{Attach, Handlers, Responder};
 use tokio::sync::watch;
 
 use super::{
+    Rebuilt,
     node::{About, NodeParts, certificate_ends},
     roll,
 };
@@ -58,7 +60,18 @@ pub(crate) struct GroupSpec<S: StateMachine> {
     pub replayed: Replayed<S>,
     /// The snapshots whose files are kept.
     pub kept: Vec<Snapshot>,
+    /// What this node's program understands.
+    pub build: Announcement,
     pub reports: Reports,
+}
+
+/// How a group begins on this node.
+pub(super) struct Begin {
+    pub start_mode: StartMode,
+    /// Whether it was to wait until it is added.
+    pub waits: bool,
+    /// What this node's program understands.
+    pub build: Announcement,
 }
 
 /// Who hears of a group's leaders and of its end.
@@ -69,12 +82,11 @@ pub(crate) struct Reports {
 
 impl<S: StateMachine> GroupSpec<S> {
     /// Of what the node's directory holds of the group.
-    pub(crate) fn new(
+    pub(super) fn new(
         group: GroupId,
         about: &About,
-        recovered: Recovered,
-        replayed: Replayed<S>,
-        start_mode: StartMode,
+        Rebuilt { recovered, replayed }: Rebuilt<S>,
+        Begin { start_mode, waits, build }: Begin,
         reports: Reports,
     ) -> Result<GroupSpec<S>, StartError> {
         let kept = recovered.snapshots.clone();
@@ -88,8 +100,8 @@ impl<S: StateMachine> GroupSpec<S> {
             cluster: system.map(|system| system.cluster),
             min_served_index: system.map_or(0, |system| system.recovered_at),
         };
-        let consensus = Consensus::new(settings(group, about), start)?;
-        Ok(GroupSpec { group, consensus, start_mode, replayed, kept, reports })
+        let consensus = Consensus::new(settings(group, about, waits, build.machine), start)?;
+        Ok(GroupSpec { group, consensus, start_mode, replayed, kept, build, reports })
     }
 }
 
@@ -107,7 +119,7 @@ pub(crate) fn start_group<S: StateMachine>(
     node: &NodeParts,
     spec: GroupSpec<S>,
 ) -> Result<(Children<S>, GroupStatus), StartError> {
-    let GroupSpec { group, consensus, start_mode, replayed, kept, reports } = spec;
+    let GroupSpec { group, consensus, start_mode, replayed, kept, build, reports } = spec;
     let NodeParts { about, log, transport, admission, .. } = node;
     let About { identity, reader, snapshot_store, config, clock, observer, .. } = about;
     let id = identity.id;
@@ -237,7 +249,7 @@ pub(crate) fn start_group<S: StateMachine>(
         activates: config.activate == ActivateMode::Automatic,
         farewell: Duration::from_millis(config.election_ms) * 10,
     };
-    let understanding = Understanding::new(id, about.features.clone(), about.build.clone());
+    let understanding = Understanding::new(id, about.features.clone(), build);
     let membership =
         MembershipManager::new(id, group, identity.incarnation, understanding, start_mode, membership_links)
             .map(|manager| manager.in_life(identity.boot, about.lives.clone()))
@@ -301,7 +313,7 @@ pub(super) fn begin<S>(
 /// So many bytes of the log are worth a snapshot where room is short, or a quarter of what counts as low if that is less.
 const SHORT_BYTES: u64 = 4 << 20;
 
-fn settings(group: GroupId, about: &About) -> Settings {
+fn settings(group: GroupId, about: &About, waits: bool, machine_version: u32) -> Settings {
     let About { identity, config, .. } = about;
     let election_ticks = config.election_ms.div_ceil(config.heartbeat_ms);
     let disk_slow_ticks = config.disk_slow_ms.div_ceil(config.heartbeat_ms).max(2);
@@ -330,9 +342,9 @@ fn settings(group: GroupId, about: &About) -> Settings {
         hold_bytes: config.log_hold_bytes,
         snapshot_timeout_ticks: config.snapshot_timeout_ms.div_ceil(config.heartbeat_ms).max(2),
         max_clock_skew: Duration::from_millis(config.max_clock_skew_ms),
-        waits: about.waits,
+        waits,
         features: about.features.clone(),
-        machine_version: about.machine_version,
+        machine_version,
         certificate_ends: certificate_ends(&about.certificates),
     }
 }

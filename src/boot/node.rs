@@ -18,15 +18,27 @@ use actix::{WeakRecipient, prelude::*};
 use actorum_actors::{
     admission::Admission,
     clock::Clock,
-    log_writer::{DiskBounds, LogWriter, LogWriterStatus},
+    log_writer::{DiskBounds, LogWriter, LogWriterStatus, SHORT},
     message::Failed,
 };
 use actorum_core::{
-    features::Features, identity::Identity, lives::LifeBook, log::store::LogReader, observer::MaybeObserver,
-    system_state::SystemState, versions::Announcement, wire::Snapshot,
+    features::{Feature, Features},
+    identity::Identity,
+    lives::LifeBook,
+    log::store::LogReader,
+    observer::MaybeObserver,
+    system_state::SystemState,
+    wire::Snapshot,
 };
+use actorum_machine::ids::NodeId;
 use actorum_store::{
-    log::store::{LogStore, StoreIdentity},
+    log::{
+        directory,
+        memory::MemoryDisk,
+        sled::{OpenOptions, SledStore},
+        space,
+        store::{LogStore, StoreIdentity},
+    },
     snapshot::SnapshotStore,
 };
 use actorum_transport::{
@@ -36,13 +48,96 @@ use actorum_transport::{
 };
 use tokio::sync::watch;
 
-use super::{missing, roll};
+use super::{OwnSystem, blocking, missing, new_incarnation, roll};
 use crate::{
-    builder::StartError,
+    builder::{Network, StartError, Storage, Tls},
     config::{Config, MAX_FRAME},
+    host::HostBuilder,
+    ingress::check_id,
     status_hub::Life,
     volume,
 };
+
+/// With the default of `snapshot_bytes` a snapshot that costs a quarter of that is taken after so many bytes.
+const SMALL_SNAPSHOT_BYTES: u64 = 64 << 20;
+
+/// A node whose settings, certificates and directory are checked and open, and that has no actors yet.
+pub(crate) struct OpenNode {
+    pub about: About,
+    pub store: Box<dyn LogStore>,
+    /// How large its volume is, where it has one.
+    pub volume: Option<u64>,
+    pub listen: Option<SocketAddr>,
+    pub network: Network,
+    pub tls: Option<TlsIdentity>,
+    /// Whether its directory was not there before.
+    pub new: bool,
+    /// Dropped last: it ends the thread of the actors.
+    pub own: Option<OwnSystem>,
+}
+
+/// Checks the certificates, and opens the directory.
+pub(crate) async fn open_node(host: HostBuilder, own: Option<OwnSystem>) -> Result<OpenNode, StartError> {
+    let HostBuilder { id, listen, storage, tls, network, config, certificates, clock, observer, features } = host;
+    let storage = storage.ok_or_else(|| missing("storage", "say where the log lives: builder.storage(..)"))?;
+    let new = is_new(&storage, id);
+    if new {
+        check_id(id).map_err(|problem| missing("id", &problem))?;
+    }
+    // A bound that somebody chose is taken as it is.
+    let default = config.snapshot_bytes == Config::default().snapshot_bytes;
+    let small_snapshot_bytes = if default { SMALL_SNAPSHOT_BYTES } else { u64::MAX };
+    let (config, volume) = match &storage {
+        Storage::Sled(dir) => {
+            let dir = dir.clone();
+            let volume = blocking(move || Ok(space::volume(&dir).ok())).await?;
+            volume.map_or(Ok(()), |volume| volume::too_much(&config, volume, new))?;
+            (volume.map_or(config.clone(), |volume| volume::fitted(&config, volume)), volume)
+        }
+        Storage::Memory | Storage::MemoryDisk(_) | Storage::Custom(_) => (config, None),
+    };
+    // Before the directory: a mistyped path to the certificates must not leave a new node behind.
+    let dials = matches!(network, Network::Quic);
+    let tls = if dials { Some(load_tls(id, tls).await?) } else { None };
+    let store = match storage {
+        Storage::Custom(store) => store,
+        Storage::Memory => Box::new(MemoryDisk::new().open(id, new_incarnation())?),
+        Storage::MemoryDisk(disk) => Box::new(disk.open(id, new_incarnation())?),
+        Storage::Sled(dir) => {
+            let options = sled_options(id, &config, volume);
+            Box::new(blocking(move || Ok(SledStore::open(&dir, options)?)).await?)
+        }
+    };
+    let identity = store.identity();
+    if identity.id != id {
+        let problem = format!("the store belongs to node {}, not to node {id}", identity.id);
+        return Err(missing("storage", &problem));
+    }
+    let about = About {
+        identity,
+        reader: store.reader(),
+        snapshot_store: store.snapshot_store(),
+        small_snapshot_bytes,
+        dials,
+        // A node of the first version keeps none; the transport fills in what the hello shows.
+        lives: store.lives().filter(|_| features.has(Feature::DirectoryLives)),
+        certificates: tls.iter().flat_map(TlsIdentity::ends).chain(certificates).collect(),
+        config,
+        features,
+        clock,
+        observer,
+    };
+    Ok(OpenNode { about, store, volume, listen, network, tls, new, own })
+}
+
+/// Whether a node begins here that was not there before. Only for the checks that an older node must not fail; of a store that
+/// the application opened itself nobody can tell.
+pub(super) fn is_new(storage: &Storage, id: NodeId) -> bool {
+    match storage {
+        Storage::Sled(dir) => !directory::read_node(dir).is_ok_and(|node| node.id == id),
+        Storage::Memory | Storage::MemoryDisk(_) | Storage::Custom(_) => true,
+    }
+}
 
 /// What a node is and what its directory gave, before it has any actor.
 pub(crate) struct About {
@@ -52,14 +147,9 @@ pub(crate) struct About {
     pub config: Config,
     /// After so many bytes a small snapshot is taken; see `SMALL_SNAPSHOT_BYTES`.
     pub small_snapshot_bytes: u64,
-    /// Whether it was to wait until it is added.
-    pub waits: bool,
     /// Whether peers are dialled at addresses of the form `HOST:PORT`.
     pub dials: bool,
     pub features: Features,
-    pub machine_version: u32,
-    /// What its program understands.
-    pub build: Announcement,
     pub clock: Arc<dyn Clock>,
     pub observer: MaybeObserver,
     /// The files of its certificates and when they expire, in seconds since 1970.
@@ -140,6 +230,33 @@ pub(super) fn listen_quic(
     Ok(transport)
 }
 
+/// How a node opens its log.
+fn sled_options(id: NodeId, config: &Config, volume: Option<u64>) -> OpenOptions {
+    let mut options = OpenOptions::new(id, new_incarnation());
+    options.reserve_bytes = config.reserve_bytes;
+    options.short_space_bytes = config.low_space_bytes.saturating_mul(SHORT);
+    if let Some(volume) = volume {
+        options.reserve_max_bytes = volume::most_reserve(volume);
+        options.rewrite_min_bytes = volume::rewritten_from(options.rewrite_min_bytes, volume);
+    }
+    // As with snapshots, and a rewriting begins only with five times as much: it never makes the node low on space.
+    options.rewrite_reserve_bytes = config.low_space_bytes / 4;
+    options
+}
+
+pub(super) fn no_tls() -> StartError {
+    missing("tls", "say who this node is to its peers: builder.tls(..)")
+}
+
+async fn load_tls(id: NodeId, tls: Option<Tls>) -> Result<TlsIdentity, StartError> {
+    let tls = tls.ok_or_else(no_tls)?;
+    let load = move || match tls {
+        Tls::DevSelfSigned(dir) => TlsIdentity::dev(&dir, id),
+        Tls::Directory(dir) => TlsIdentity::load(&dir, id),
+    };
+    blocking(move || load().map_err(|error| StartError::Tls(error.to_string()))).await
+}
+
 /// When this node's own certificate ends. What its authority's end costs is the same for all nodes: no leader would be better.
 pub(super) fn certificate_ends(certificates: &[(String, i64)]) -> Option<SystemTime> {
     let (_, end) = certificates.iter().find(|(file, _)| file == "cert.pem")?;
@@ -150,4 +267,17 @@ pub(super) fn certificate_ends(certificates: &[(String, i64)]) -> Option<SystemT
 fn newest_bytes(kept: &[Snapshot]) -> u64 {
     let described = kept.last().and_then(|newest| SystemState::of(newest).ok());
     described.and_then(|(_, file)| file).map_or(0, |file| file.bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rewriting_of_the_log_leaves_it_a_quarter_of_what_counts_as_low() {
+        for low_space_bytes in [0, 1 << 30] {
+            let config = Config { low_space_bytes, ..Config::default() };
+            assert_eq!(sled_options(1, &config, None).rewrite_reserve_bytes, low_space_bytes / 4);
+        }
+    }
 }
