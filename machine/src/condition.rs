@@ -17,6 +17,7 @@ use std::{collections::BTreeMap, fmt, str::FromStr};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    configuration::Shortfall,
     ids::NodeId,
     status::{CertificateExpiry, CommitConflict, DiskState, Divergence, DivergenceSide, Formed, Role, Status},
 };
@@ -305,25 +306,16 @@ fn forming(status: &Status) -> Found {
 
 /// Whether this node leads with a majority, or has lately heard from a leader.
 fn hears_a_leader(status: &Status) -> bool {
+    let active = |id| status.peers.get(&id).is_some_and(|peer| peer.recently_active);
     match (status.role, status.leader) {
-        (Role::Leader, _) => heard_of(status) >= majority(status),
-        (_, Some(leader)) => status.peers.get(&leader).is_some_and(|peer| peer.recently_active),
+        (Role::Leader, _) => status.membership.configuration().is_quorum(|id| id == status.id || active(id)),
+        (_, Some(leader)) => active(leader),
         (_, None) => false,
     }
 }
 
-fn majority(status: &Status) -> usize {
-    status.membership.voters().len() / 2 + 1
-}
-
-/// How many voters were heard lately, this node among them if it is one.
-fn heard_of(status: &Status) -> usize {
-    let heard = |id: &NodeId| *id == status.id || status.peers.get(id).is_some_and(|peer| peer.recently_active);
-    status.membership.voters().iter().filter(|id| heard(id)).count()
-}
-
 /// The voters that cannot be reached, and a sentence about each.
-fn out_of_reach(status: &Status) -> Vec<String> {
+fn out_of_reach(status: &Status) -> BTreeMap<NodeId, String> {
     let leads = status.role == Role::Leader;
     let describe = |id: NodeId| {
         let peer = status.peers.get(&id);
@@ -332,46 +324,49 @@ fn out_of_reach(status: &Status) -> Vec<String> {
             return None;
         }
         let why = peer.and_then(|peer| peer.last_error.as_deref()).map_or(String::new(), |why| format!(" ({why})"));
-        Some(format!("{id}{why}"))
+        Some((id, format!("{id}{why}")))
     };
-    status.membership.voters().into_iter().filter_map(describe).collect()
+    status.membership.configuration().voting().into_iter().filter_map(describe).collect()
+}
+
+/// `2 (no route), 3`
+fn listed(voters: BTreeMap<NodeId, String>) -> String {
+    voters.into_values().collect::<Vec<_>>().join(", ")
 }
 
 fn no_majority(status: &Status) -> Found {
-    let voters = status.membership.voters().len();
-    let missing = out_of_reach(status);
-    if voters == 0 || hears_a_leader(status) || voters - missing.len() >= majority(status) {
-        return leader_refusal(status, Reason::NoMajority);
+    let (configuration, missing) = (status.membership.configuration(), out_of_reach(status));
+    match configuration.shortfall(|id| !missing.contains_key(&id)) {
+        Some(Shortfall { voters, have, needed }) if !voters.is_empty() && !hears_a_leader(status) => unready(format!(
+            "only {have} of {} voters can be reached and {needed} are needed: start or connect voters {}. \
+             If a majority is lost for good, see `actorum recover`",
+            voters.len(),
+            listed(missing)
+        )),
+        _ => leader_refusal(status, Reason::NoMajority),
     }
-    unready(format!(
-        "only {} of {voters} voters can be reached and {} are needed: start or connect voters {}. \
-         If a majority is lost for good, see `actorum recover`",
-        voters - missing.len(),
-        majority(status),
-        missing.join(", ")
-    ))
 }
 
 fn no_leader(status: &Status) -> Found {
-    let voters = status.membership.voters().len();
-    if voters == 0 || hears_a_leader(status) || voters - out_of_reach(status).len() < majority(status) {
+    let missing = out_of_reach(status);
+    if hears_a_leader(status) || !status.membership.configuration().is_quorum(|id| !missing.contains_key(&id)) {
         return None;
     }
+    let reaches_all = missing.is_empty();
     // One of these may lead the others: all that is known of why it is not heard here.
-    let missing = out_of_reach(status);
-    let away = match missing.is_empty() {
+    let away = match reaches_all {
         true => String::new(),
         false => format!(
             ". Node {} cannot speak with voters {}: one of them may lead the others",
             status.id,
-            missing.join(", ")
+            listed(missing)
         ),
     };
     unready(match status.leader {
         Some(leader) if leader != status.id => format!(
             "node {leader} led, and was not heard for an election timeout: an election follows. Look at node {leader}{away}"
         ),
-        _ if missing.is_empty() => {
+        _ if reaches_all => {
             "no leader is known: an election is under way. If it lasts, look whether the voters reach each other"
                 .to_owned()
         }

@@ -1,7 +1,7 @@
 //! What an application says to actorum, and what it hears: plain values, and one trait.
 //!
 //! Read in this order: [`mod@machine`] is the contract with the application, [`ids`] what everything is named by, [`members`] who is
-//! in, [`event`] and [`position`] what subscribers hear and how far they are, [`outcome`] how requests end, and [`codes`] how that
+//! in and [`configuration`] who decides, [`event`] and [`position`] what subscribers hear and how far they are, [`outcome`] how requests end, and [`codes`] how that
 //! looks over HTTP. [`status`] is what a node says of itself, and [`condition`] what is wrong with it.
 //!
 //! With the feature `actix` the types that travel to actors are messages, and a mailbox's error ends a request; with `actix-web` each
@@ -20,6 +20,7 @@
 pub mod machine;
 pub mod ids;
 pub mod members;
+pub mod configuration;
 pub mod event;
 pub mod position;
 pub mod outcome;

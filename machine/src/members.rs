@@ -7,7 +7,10 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{Address, Incarnation, NodeId};
+use crate::{
+    configuration::{Configuration, RoleChange},
+    ids::{Address, Incarnation, NodeId},
+};
 
 /// What a member does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,6 +55,13 @@ impl Membership {
         self.with_role(MemberRole::Learner)
     }
 
+    /// Who decides. Never a joint configuration: no change of this version enters one.
+    pub fn configuration(&self) -> Configuration {
+        let ids = |role| self.with_role(role).into_iter().collect();
+        let (voters, learners) = (ids(MemberRole::Voter), ids(MemberRole::Learner));
+        Configuration { voters, learners, ..Configuration::default() }
+    }
+
     fn with_role(&self, role: MemberRole) -> Vec<NodeId> {
         self.members.iter().filter(|(_, m)| m.role == role).map(|(id, _)| *id).collect()
     }
@@ -60,14 +70,7 @@ impl Membership {
 /// `voters 1 2 3, learners 4`
 impl fmt::Display for Membership {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("voters")?;
-        self.voters().iter().try_for_each(|id| write!(f, " {id}"))?;
-        let learners = self.learners();
-        if !learners.is_empty() {
-            f.write_str(", learners")?;
-            learners.iter().try_for_each(|id| write!(f, " {id}"))?;
-        }
-        Ok(())
+        self.configuration().fmt(f)
     }
 }
 
@@ -143,20 +146,24 @@ impl Change {
         ChangeRequest::from(self).force()
     }
 
+    /// What its node becomes: a change without the address.
+    pub fn role_change(&self) -> RoleChange {
+        match self {
+            Change::AddLearner(id, _) => RoleChange::AddLearner(*id),
+            Change::Promote(id) => RoleChange::Promote(*id),
+            Change::Demote(id) => RoleChange::Demote(*id),
+            Change::Remove(id) => RoleChange::Remove(*id),
+        }
+    }
+
     /// The node it is about.
     pub fn node(&self) -> NodeId {
-        match self {
-            Change::AddLearner(id, _) | Change::Promote(id) | Change::Demote(id) | Change::Remove(id) => *id,
-        }
+        self.role_change().node()
     }
 
     /// What that node is afterwards; `None` if it is no member any more.
     pub fn becomes(&self) -> Option<MemberRole> {
-        match self {
-            Change::AddLearner(..) | Change::Demote(_) => Some(MemberRole::Learner),
-            Change::Promote(_) => Some(MemberRole::Voter),
-            Change::Remove(_) => None,
-        }
+        self.role_change().becomes()
     }
 }
 
@@ -173,37 +180,92 @@ impl Membership {
     }
 
     /// The membership after a change, or why the change makes no sense.
+    ///
+    /// Who may become what is [`Configuration::after`]'s to say. Added here is what it does not know: where a new member is, and
+    /// which ids are retired.
     pub fn after(&self, change: &Change) -> Result<Membership, String> {
-        let id = change.node();
-        let mut next = self.clone();
-        let last_voter = self.voters() == [id];
-        match (change, next.members.get_mut(&id)) {
-            (Change::AddLearner(..), _) if id == 0 => return Err("0 is not a node id".into()),
-            (Change::AddLearner(..), _) if self.retired.contains(&id) => {
-                return Err(format!("node {id} was removed before, and an id is never used again: choose a new one"));
-            }
-            (Change::AddLearner(..), Some(_)) => return Err(format!("node {id} is a member already")),
-            (Change::AddLearner(_, address), None) => {
-                let member = Member { address: address.clone(), role: MemberRole::Learner, incarnation: None };
-                next.members.insert(id, member);
-            }
-            (_, None) => return Err(format!("node {id} is not a member")),
-            (Change::Promote(_), Some(m)) if m.role == MemberRole::Voter => {
-                return Err(format!("node {id} is a voter already"));
-            }
-            (Change::Promote(_), Some(m)) => m.role = MemberRole::Voter,
-            (Change::Demote(_), Some(m)) if m.role == MemberRole::Learner => {
-                return Err(format!("node {id} is a learner already"));
-            }
-            (Change::Demote(_) | Change::Remove(_), Some(_)) if last_voter => {
-                return Err(format!("node {id} is the last voter: without it nothing could ever be decided"));
-            }
-            (Change::Demote(_), Some(m)) => m.role = MemberRole::Learner,
-            (Change::Remove(_), Some(_)) => {
-                next.members.remove(&id);
-                next.retired.insert(id);
-            }
+        if let Change::AddLearner(id, _) = change
+            && self.retired.contains(id)
+        {
+            return Err(format!("node {id} was removed before, and an id is never used again: choose a new one"));
         }
+        let configuration = self.configuration().after(&[change.role_change()]).map_err(|cause| cause.to_string())?;
+        let mut next = self.clone();
+        if let Change::AddLearner(id, address) = change {
+            let member = Member { address: address.clone(), role: MemberRole::Learner, incarnation: None };
+            next.members.insert(*id, member);
+        }
+        let Membership { members, retired } = &mut next;
+        members.retain(|id, member| match configuration.role(*id) {
+            Some(role) => {
+                member.role = role;
+                true
+            }
+            None => {
+                retired.insert(*id);
+                false
+            }
+        });
         Ok(next)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn add(id: NodeId) -> Change {
+        Change::AddLearner(id, Address(format!("n{id}:1")))
+    }
+
+    /// Nodes 1 and 2 vote, 3 learns, 9 was removed.
+    fn membership() -> Membership {
+        let member = |(id, role): (NodeId, MemberRole)| {
+            let (address, incarnation) = (Address(format!("n{id}:1")), Some(Incarnation(id)));
+            (id, Member { address, role, incarnation })
+        };
+        let roles = [(1, MemberRole::Voter), (2, MemberRole::Voter), (3, MemberRole::Learner)];
+        Membership { members: roles.into_iter().map(member).collect(), retired: [9].into() }
+    }
+
+    #[test]
+    fn a_change_keeps_what_is_recorded_of_the_members() {
+        let before = membership();
+        for (change, expected) in [
+            (add(4), "voters 1 2, learners 3 4"),
+            (Change::Promote(3), "voters 1 2 3"),
+            (Change::Demote(2), "voters 1, learners 2 3"),
+            (Change::Remove(2), "voters 1, learners 3"),
+            (Change::Remove(3), "voters 1 2"),
+        ] {
+            let after = before.after(&change).unwrap();
+            assert_eq!(after.to_string(), expected, "{change}");
+            for (id, member) in after.members.iter().filter(|(id, _)| **id != 4) {
+                let known = &before.members[id];
+                assert_eq!((&member.address, member.incarnation), (&known.address, known.incarnation), "{change}");
+            }
+            let retired = matches!(change, Change::Remove(_)).then_some(change.node());
+            assert_eq!(after.retired, [9].into_iter().chain(retired).collect(), "{change}");
+        }
+        let new = Member { address: "n4:1".into(), role: MemberRole::Learner, incarnation: None };
+        assert_eq!(before.after(&add(4)).unwrap().members[&4], new);
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_said() {
+        let one = membership().after(&Change::Remove(2)).unwrap();
+        for (change, expected) in [
+            (add(9), "node 9 was removed before, and an id is never used again: choose a new one"),
+            (add(2), "node 2 was removed before, and an id is never used again: choose a new one"),
+            (add(3), "node 3 is a member already"),
+            (add(0), "0 is not a node id"),
+            (Change::Promote(1), "node 1 is a voter already"),
+            (Change::Promote(2), "node 2 is not a member"),
+            (Change::Demote(3), "node 3 is a learner already"),
+            (Change::Demote(1), "node 1 is the last voter: without it nothing could ever be decided"),
+            (Change::Remove(1), "node 1 is the last voter: without it nothing could ever be decided"),
+        ] {
+            assert_eq!(one.after(&change).unwrap_err(), expected, "{change}");
+        }
     }
 }

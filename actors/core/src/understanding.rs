@@ -76,6 +76,7 @@ mod tests {
     use actorum_machine::{ids::Address, members::Change};
 
     use super::*;
+    use crate::testkit::founded;
 
     const NEW: Feature = Feature::DirectoryLives;
 
@@ -84,11 +85,13 @@ mod tests {
         Understanding::new(id, own, announcement)
     }
 
+    /// Node 1 votes, the others are learners.
     fn members(ids: &[NodeId]) -> Membership {
         let add = |membership: Membership, id: &NodeId| {
             membership.after(&Change::AddLearner(*id, Address(format!("n{id}:7000")))).unwrap()
         };
-        ids.iter().fold(Membership::default(), add)
+        let one = Membership::clone(&founded().membership);
+        ids.iter().filter(|id| !one.members.contains_key(*id)).fold(one.clone(), add)
     }
 
     #[test]

@@ -204,12 +204,15 @@ mod tests {
     use actorum_machine::{ids::Address, members::Change};
 
     use super::*;
+    use crate::testkit::founded;
 
+    /// Node 1 votes, the others are learners.
     fn members(ids: &[NodeId]) -> Membership {
         let add = |membership: Membership, id: &NodeId| {
             membership.after(&Change::AddLearner(*id, Address(format!("n{id}:7000")))).unwrap()
         };
-        ids.iter().fold(Membership::default(), add)
+        let one = Membership::clone(&founded().membership);
+        ids.iter().filter(|id| !one.members.contains_key(*id)).fold(one.clone(), add)
     }
 
     fn build(features: &[&str], machine: u32) -> Announcement {
