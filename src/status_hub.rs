@@ -118,7 +118,7 @@ impl StatusHub {
             peer.clock_offset_ms = calendar.map(|theirs| theirs.saturating_sub(own_us) / 1000);
             peer.refuses_writes = members.refuses_writes.get(id).cloned();
         }
-        let median = members.clocks.median_us(&applier.membership.voters(), self.id, own_us, now);
+        let median = members.clocks.median_us(&applier.membership.configuration(), self.id, own_us, now);
         status.clock = ClockStatus {
             unset: own_us < i64::try_from(EARLIEST_S * 1_000_000).unwrap_or(0),
             offset_ms: median.map(|median| own_us.saturating_sub(median) / 1000),

@@ -22,7 +22,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use actorum_machine::ids::NodeId;
+use actorum_machine::{configuration::Configuration, ids::NodeId};
 
 /// So many readings of a peer are kept.
 const KEPT: usize = 8;
@@ -48,12 +48,14 @@ impl Estimates {
     ///
     /// Of an even number the lower one: a clock that is too fast sets the time for ever, one that is too slow only
     /// delays it.
-    pub fn median_us(&self, voters: &[NodeId], own: NodeId, own_us: i64, now: Duration) -> Option<i64> {
-        let calendar = |id: &NodeId| if *id == own { Some(own_us) } else { self.calendar_us(*id, now) };
-        let mut known: Vec<i64> = voters.iter().filter_map(calendar).collect();
+    pub fn median_us(&self, configuration: &Configuration, own: NodeId, own_us: i64, now: Duration) -> Option<i64> {
+        let calendar = |id| if id == own { Some(own_us) } else { self.calendar_us(id, now) };
+        if !configuration.is_quorum(|id| calendar(id).is_some()) {
+            return None;
+        }
+        let mut known: Vec<i64> = configuration.voting().into_iter().filter_map(calendar).collect();
         known.sort_unstable();
-        let majority = voters.len() / 2 + 1;
-        (known.len() >= majority).then(|| known.get((known.len().max(1) - 1) / 2).copied()).flatten()
+        known.get((known.len().max(1) - 1) / 2).copied()
     }
 }
 
@@ -147,6 +149,7 @@ impl ClockOffsets {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testkit::voting;
 
     const MS: i64 = 1000;
     const BASE: i64 = 1_800_000_000_000_000;
@@ -221,7 +224,7 @@ mod tests {
     fn the_median_needs_a_majority_and_bears_a_minority_in_error() {
         let now = ms(0);
         let of = |others: &[(NodeId, i64)], voters: &[NodeId], own: i64| {
-            Estimates(others.iter().copied().collect()).median_us(voters, 1, own, now)
+            Estimates(others.iter().copied().collect()).median_us(&voting(voters), 1, own, now)
         };
         assert_eq!(of(&[], &[1], 5), Some(5));
         assert_eq!(of(&[], &[1, 2, 3], 5), None);
@@ -243,7 +246,7 @@ mod tests {
         offsets.estimates(Duration::MAX);
         let wild = Estimates(BTreeMap::from([(2, i64::MAX), (3, i64::MIN)]));
         assert_eq!(wild.calendar_us(2, Duration::MAX), Some(i64::MAX));
-        assert!(wild.median_us(&[1, 2, 3], 1, 0, Duration::MAX).is_some());
+        assert!(wild.median_us(&voting(&[1, 2, 3]), 1, 0, Duration::MAX).is_some());
         assert_eq!(calendar_us(calendar(-5)), 0);
     }
 }

@@ -4,9 +4,13 @@
 //! payload is one `bin` and not an array of numbers. These structs are the project's own: what raft-rs uses
 //! inside never touches a socket, and nothing here is trusted until the consensus core has validated it.
 
-use std::{collections::BTreeMap, fmt};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 use actorum_machine::{
+    configuration::{Configuration, InvalidConfiguration},
     ids::{Address, ClusterId, Incarnation, NodeId},
     members::Membership,
     readings::ChangeReading,
@@ -68,7 +72,7 @@ impl Entry {
     }
 }
 
-/// The voters and learners of a group, as raft-rs sees them.
+/// The voters and learners of a group, as they are stored and sent. What they mean is a [`Configuration`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConfState {
     /// Members whose votes count.
@@ -89,7 +93,47 @@ pub struct ConfState {
 impl ConfState {
     /// A membership, as raft-rs wants it.
     pub fn of(membership: &Membership) -> ConfState {
-        ConfState { voters: membership.voters(), learners: membership.learners(), ..ConfState::default() }
+        ConfState::from(&membership.configuration())
+    }
+}
+
+impl From<&Configuration> for ConfState {
+    fn from(configuration: &Configuration) -> ConfState {
+        let ids = |ids: &BTreeSet<NodeId>| ids.iter().copied().collect();
+        let Configuration { voters, outgoing, learners, next_learners } = configuration;
+        ConfState {
+            voters: ids(voters),
+            learners: ids(learners),
+            voters_outgoing: ids(outgoing),
+            learners_next: ids(next_learners),
+            auto_leave: false,
+        }
+    }
+}
+
+/// Only what a cluster can have: raft-rs dies of anything else.
+impl TryFrom<&ConfState> for Configuration {
+    type Error = InvalidConfiguration;
+
+    fn try_from(conf: &ConfState) -> Result<Configuration, InvalidConfiguration> {
+        let set = |ids: &[NodeId]| {
+            let mut set = BTreeSet::new();
+            match ids.iter().find(|id| !set.insert(**id)) {
+                Some(twice) => Err(InvalidConfiguration::NamedTwice(*twice)),
+                None => Ok(set),
+            }
+        };
+        let configuration = Configuration {
+            voters: set(&conf.voters)?,
+            outgoing: set(&conf.voters_outgoing)?,
+            learners: set(&conf.learners)?,
+            next_learners: set(&conf.learners_next)?,
+        };
+        configuration.check()?;
+        match conf.auto_leave {
+            true => Err(InvalidConfiguration::LeavesByItself),
+            false => Ok(configuration),
+        }
     }
 }
 

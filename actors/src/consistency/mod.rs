@@ -165,7 +165,7 @@ impl ConsistencyChecker {
         if self.leads && self.due && !self.proposed {
             self.proposed = true;
             let differ = self.shown.state.is_some();
-            let restart = !self.restarted && !differ && self.comparison.must_restart(&self.membership.voters());
+            let restart = !self.restarted && !differ && self.comparison.must_restart(&self.membership.configuration());
             self.links.propose.do_send(ProposeMark { restart });
         }
     }
@@ -179,12 +179,12 @@ impl ConsistencyChecker {
 
     /// Compares, shows what was found, and stops this node if it is the one that differs.
     fn compare(&mut self) {
-        let voters = self.membership.voters();
+        let configuration = self.membership.configuration();
         let is_member = |id| self.membership.members.contains_key(&id);
         let before = self.shown.state.clone().filter(|found| self.comparison.stands(found, is_member));
-        let state = self.comparison.state(&voters).or(before);
+        let state = self.comparison.state(&configuration).or(before);
         // Equal responses in a later interval prove nothing about an earlier one, so what was found once stays shown.
-        let responses = self.comparison.responses(&voters).or_else(|| self.shown.responses.clone());
+        let responses = self.comparison.responses(&configuration).or_else(|| self.shown.responses.clone());
         let found = ConsistencyStatus { mark: self.comparison.newest().copied(), state, responses };
         self.say(&found);
         let wrong = |found: &Option<Divergence>| found.as_ref().filter(|found| found.side == Side::Minority).cloned();

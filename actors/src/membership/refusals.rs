@@ -75,9 +75,8 @@ impl<T: ReplyHandle> MembershipManager<T> {
         if self.leaving {
             return state.membership.members.contains_key(&peer);
         }
-        let others: Vec<_> = state.membership.voters().into_iter().filter(|id| *id != self.id).collect();
-        let says_so = |id: &NodeId| matches!(self.refused_by.get(id), Some(RefusedBecause::Retired { .. }));
-        others.iter().filter(|id| says_so(id)).count() > others.len() / 2
+        let says_so = |id| matches!(self.refused_by.get(&id), Some(RefusedBecause::Retired { .. }));
+        state.membership.configuration().is_quorum_of_others(self.id, says_so)
     }
 
     fn leave(&mut self, how: &str) {

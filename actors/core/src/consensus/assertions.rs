@@ -91,6 +91,20 @@ impl<T> Consensus<T> {
         assert!(found == term, "the proposal was appended as {index}@{term}, and the log has term {found} there");
     }
 
+    /// After a change was made: raft-rs counts by the voters that the membership has. Of learners it may have more, since each leader
+    /// adds whom it sends a genesis to (`LogView::snapshot`).
+    pub(super) fn assert_agrees(&self, index: u64) {
+        let (counted, recorded) = (self.configuration(), self.membership.configuration());
+        assert!(
+            counted.voters == recorded.voters && counted.outgoing == recorded.outgoing,
+            "after the change in entry {index} raft-rs has {counted}, and the membership is {recorded}"
+        );
+        assert!(
+            recorded.learners.is_subset(&counted.learners) && recorded.next_learners == counted.next_learners,
+            "after the change in entry {index} raft-rs has {counted}, and the membership is {recorded}"
+        );
+    }
+
     /// Before a message leaves: the term that it speaks of is durable (promise 2), and with it the vote. That an acknowledged entry is
     /// durable follows from the order of the writes: an acknowledgement waits for the newest of them.
     pub(super) fn assert_durable(&self, message: &RaftMessage) {

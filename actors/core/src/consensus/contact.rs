@@ -73,8 +73,7 @@ impl<T> Consensus<T> {
             heard.answer.take_if(|_| first || members.get(*id).is_none());
         }
         contact.majority_since.take_if(|_| first);
-        let voters = self.voters();
-        let majority = self.count_answered(&voters) * 2 > voters.len();
+        let majority = self.configuration().is_quorum(|id| self.answered_lately(id));
         self.contact.majority_since = majority.then(|| self.contact.majority_since.unwrap_or(self.now));
         first
     }
@@ -89,11 +88,6 @@ impl<T> Consensus<T> {
     /// Whether a member answered this leader within an election timeout, by the clock. A leader hears itself.
     pub(super) fn answered_lately(&self, id: NodeId) -> bool {
         self.since_answer(id).is_some_and(|since| since <= self.election_timeout())
-    }
-
-    /// How many of these answered lately.
-    pub(super) fn count_answered(&self, voters: &[NodeId]) -> usize {
-        voters.iter().filter(|id| self.answered_lately(**id)).count()
     }
 
     /// How long ago a member answered, in milliseconds; `None` if never in this leader's term.

@@ -1,10 +1,11 @@
 //! Between the project's own structs and raft-rs's: the only place that knows both spellings.
 
 use actorum_machine::{
+    configuration::{Configuration, RoleChange},
     ids::NodeId,
-    members::{Change, MemberRole},
+    members::MemberRole,
 };
-use raft::eraftpb;
+use raft::{Raft, Storage, eraftpb};
 
 use crate::{
     log::store::HardState,
@@ -54,6 +55,18 @@ pub fn conf_from_raft(conf: &eraftpb::ConfState) -> ConfState {
         voters_outgoing: conf.voters_outgoing.clone(),
         learners_next: conf.learners_next.clone(),
         auto_leave: conf.auto_leave,
+    }
+}
+
+/// The configuration that raft-rs counts by. It keeps the rules of one by itself, and has an empty one before there is a cluster.
+pub fn configuration_of(raft: &Raft<impl Storage>) -> Configuration {
+    let eraftpb::ConfState { voters, voters_outgoing, learners, learners_next, .. } = raft.prs().conf().to_conf_state();
+    let set = |ids: Vec<NodeId>| ids.into_iter().collect();
+    Configuration {
+        voters: set(voters),
+        outgoing: set(voters_outgoing),
+        learners: set(learners),
+        next_learners: set(learners_next),
     }
 }
 
@@ -159,21 +172,28 @@ pub fn message_from_raft(message: &eraftpb::Message) -> Option<RaftMessage> {
     })
 }
 
-/// A change as raft-rs wants it: one node at a time.
-pub fn conf_change(change: &Change) -> eraftpb::ConfChangeV2 {
-    let mut single = eraftpb::ConfChangeSingle { node_id: change.node(), ..Default::default() };
-    single.set_change_type(match change.becomes() {
-        Some(MemberRole::Learner) => eraftpb::ConfChangeType::AddLearnerNode,
-        Some(MemberRole::Voter) => eraftpb::ConfChangeType::AddNode,
-        None => eraftpb::ConfChangeType::RemoveNode,
-    });
+/// Changes as raft-rs wants them. It makes of them what [`Configuration::after`] does.
+pub fn conf_change(changes: &[RoleChange]) -> eraftpb::ConfChangeV2 {
+    let single = |change: &RoleChange| {
+        let mut single = eraftpb::ConfChangeSingle { node_id: change.node(), ..Default::default() };
+        single.set_change_type(match change.becomes() {
+            Some(MemberRole::Learner) => eraftpb::ConfChangeType::AddLearnerNode,
+            Some(MemberRole::Voter) => eraftpb::ConfChangeType::AddNode,
+            None => eraftpb::ConfChangeType::RemoveNode,
+        });
+        single
+    };
     let mut conf_change = eraftpb::ConfChangeV2::default();
-    conf_change.set_changes(vec![single].into());
+    conf_change.set_changes(changes.iter().map(single).collect::<Vec<_>>().into());
+    // Otherwise raft-rs would propose by itself to leave the joint configuration, in an entry without our context.
+    if changes.len() > 1 {
+        conf_change.set_transition(eraftpb::ConfChangeTransition::Explicit);
+    }
     conf_change
 }
 
 /// The same in protobuf, for the leader's own raft-rs, which looks into the change that it is asked to append.
-pub fn encode_conf_change(change: &Change) -> Vec<u8> {
+pub fn encode_conf_change(changes: &[RoleChange]) -> Vec<u8> {
     use protobuf::Message;
-    conf_change(change).write_to_bytes().expect("a conf change of two numbers encodes")
+    conf_change(changes).write_to_bytes().expect("a conf change of numbers encodes")
 }

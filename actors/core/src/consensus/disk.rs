@@ -28,7 +28,7 @@
 
 use std::collections::BTreeSet;
 
-use actorum_machine::{ids::NodeId, outcome::BusyBound};
+use actorum_machine::{configuration::Configuration, ids::NodeId, outcome::BusyBound};
 use raft::{ProgressState, StateRole};
 
 use super::Consensus;
@@ -291,12 +291,12 @@ impl<T> Consensus<T> {
     /// The healthy voter that holds most of the log. raft-rs brings it up to date before it tells it to campaign.
     fn successor(&self, but: &BTreeSet<NodeId>) -> Option<NodeId> {
         let raft = &self.raw.raft;
-        let conf = raft.prs().conf().to_conf_state();
+        let Configuration { voters, .. } = self.configuration();
         let healthy = |id: &NodeId| {
             let progress = raft.prs().get(*id)?;
             (progress.state == ProgressState::Replicate).then_some((progress.matched, std::cmp::Reverse(*id)))
         };
-        let others = conf.voters.iter().filter(|id| **id != self.settings.id && !but.contains(id));
+        let others = voters.iter().filter(|id| **id != self.settings.id && !but.contains(id));
         others.filter_map(healthy).max().map(|(_, std::cmp::Reverse(id))| id)
     }
 

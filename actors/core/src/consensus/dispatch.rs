@@ -138,11 +138,10 @@ impl<T> Consensus<T> {
             let refusal = Refusal::Change(ChangeRefusal::NotReady);
             return if request.peer { self.refuse(request, refusal) } else { self.again_because(request, refusal) };
         }
-        let joint = !self.raw.raft.prs().conf().to_conf_state().voters_outgoing.is_empty();
         if planted::is(Planted::SecondChange) {
             self.raw.raft.pending_conf_index = 0;
         }
-        if self.raw.raft.has_pending_conf() || joint {
+        if self.raw.raft.has_pending_conf() || self.configuration().is_joint() {
             return self.refuse(request, Refusal::Change(ChangeRefusal::InProgress));
         }
         // The second is asked here alone: what an older leader has let in is applied by all alike.
@@ -166,7 +165,7 @@ impl<T> Consensus<T> {
         }
         let mut entry = eraftpb::Entry::default();
         entry.set_entry_type(eraftpb::EntryType::EntryConfChangeV2);
-        entry.data = encode_conf_change(change).into();
+        entry.data = encode_conf_change(&[change.role_change()]).into();
         entry.context = context.into();
         let taken = self.append_as_leader(vec![entry]);
         let Request { wanted, reply, deadline, peer, .. } = request;

@@ -39,7 +39,7 @@ use crate::{
     message::Answer,
     planted::{self, Planted},
     versions::Versions,
-    wire::{AskError, ConfState, MessageKind, RaftMessage, Response},
+    wire::{AskError, MessageKind, RaftMessage, Response},
 };
 
 impl<T> Consensus<T> {
@@ -227,7 +227,7 @@ impl<T> Consensus<T> {
     ///
     /// Who is in is decided here, as changes are committed. The applier comes later, and its word may be of before.
     pub fn membership_changed(&mut self, membership: Arc<Membership>) {
-        let same = ConfState::of(&membership) == ConfState::of(&self.membership);
+        let same = membership.configuration() == self.membership.configuration();
         if same && membership.retired == self.membership.retired {
             self.membership = membership;
         }

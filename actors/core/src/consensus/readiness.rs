@@ -19,6 +19,7 @@ use std::{collections::VecDeque, time::Duration};
 
 use actorum_machine::{
     condition::Reason,
+    configuration::Shortfall,
     ids::NodeId,
     members::{Change, ChangeRequest, Membership},
     readings::{ChangeReading, LearnerReading, MajorityReading},
@@ -42,9 +43,8 @@ impl<T> Consensus<T> {
         if self.raw.raft.state != StateRole::Leader {
             return None;
         }
-        let (heard, voters) = (self.heard_lately(), self.voters());
-        let with_us = voters.iter().filter(|id| **id == self.settings.id || heard.contains(id)).count();
-        if with_us < voters.len() / 2 + 1 {
+        let heard = self.heard_lately();
+        if !self.configuration().is_quorum(|id| id == self.settings.id || heard.contains(&id)) {
             return Some(Reason::NoMajority);
         }
         match () {
@@ -88,14 +88,11 @@ impl<T> Consensus<T> {
         if request.force || planted::is(Planted::MajorityNotAsked) {
             return None;
         }
-        let voters = next.voters();
-        let needed = voters.len() as u64 / 2 + 1;
-        let heard = self.count_answered(&voters) as u64;
-        let voters = || voters.iter().map(|id| (*id, self.heard_ms(*id))).collect();
-        (heard < needed).then(|| ChangeReading {
-            learner: None,
-            majority: Some(MajorityReading { needed, heard, voters: voters() }),
-        })
+        let next = next.configuration();
+        let Shortfall { voters, have, needed } = next.shortfall(|id| self.answered_lately(id))?;
+        let voters = voters.iter().map(|id| (*id, self.heard_ms(*id))).collect();
+        let majority = MajorityReading { needed: needed as u64, heard: have as u64, voters };
+        Some(ChangeReading { learner: None, majority: Some(majority) })
     }
 
     /// Why this learner cannot be promoted now.

@@ -214,14 +214,17 @@ impl<T> Consensus<T> {
                 ));
             }
         };
-        // The applier judges by the same rule at the same index: either both make the change or neither does. If they
-        // differed, a restart, which begins with the applier's membership, would count other majorities.
+        // The applier asks the same of the same membership at the same index: either both make the change or neither does. If
+        // they differed, a restart, which begins with the applier's membership, would count other majorities.
         match self.membership.after(&change) {
             Ok(next) => self.membership = Arc::new(next),
             Err(cause) => return tracing::warn!("the change in entry {} makes no sense: {cause}", entry.index),
         }
-        match self.raw.apply_conf_change(&conf_change(&change)) {
-            Ok(conf) => self.raw.mut_store().set_conf(conf_from_raft(&conf)),
+        match self.raw.apply_conf_change(&conf_change(&[change.role_change()])) {
+            Ok(conf) => {
+                self.raw.mut_store().set_conf(conf_from_raft(&conf));
+                self.assert_agrees(entry.index);
+            }
             Err(error) => self.fail(format!("the change in entry {} ({change}) cannot be made: {error}", entry.index)),
         }
     }

@@ -23,7 +23,7 @@ impl<T> Consensus<T> {
     pub(super) fn stamp(&self, wall: SystemTime) -> SystemTime {
         let own = calendar_us(wall);
         let bound = self.settings.max_clock_skew.min(Duration::from_secs(u32::MAX.into())).as_micros() as i64;
-        match self.clocks.median_us(&self.voters(), self.settings.id, own, self.now) {
+        match self.clocks.median_us(&self.configuration(), self.settings.id, own, self.now) {
             Some(median) if own > median.saturating_add(bound) => calendar(median.saturating_add(bound)),
             _ => wall,
         }
@@ -31,6 +31,6 @@ impl<T> Consensus<T> {
 
     /// Whether the calendars of a majority of the voters are known, this node's own among them if it votes.
     pub(super) fn median_known(&self) -> bool {
-        self.clocks.median_us(&self.voters(), self.settings.id, 0, self.now).is_some()
+        self.clocks.median_us(&self.configuration(), self.settings.id, 0, self.now).is_some()
     }
 }

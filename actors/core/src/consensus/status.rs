@@ -4,10 +4,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use actorum_machine::{condition::Reason, ids::NodeId, status::Role};
+use actorum_machine::{condition::Reason, configuration::Configuration, ids::NodeId, status::Role};
 use raft::StateRole;
 
-use super::{CommitConflict, Consensus, DiskStatus};
+use super::{CommitConflict, Consensus, DiskStatus, convert::configuration_of};
 use crate::{features::Feature, observer::RaftState, wire::RaftMessage};
 
 /// The numbers of a core at one moment.
@@ -80,9 +80,7 @@ impl<T> Consensus<T> {
             StateRole::Leader => Role::Leader,
             StateRole::Candidate => Role::Candidate,
             StateRole::PreCandidate => Role::PreCandidate,
-            StateRole::Follower if self.raw.raft.prs().conf().to_conf_state().learners.contains(&self.settings.id) => {
-                Role::Learner
-            }
+            StateRole::Follower if self.configuration().learners.contains(&self.settings.id) => Role::Learner,
             StateRole::Follower => Role::Follower,
         }
     }
@@ -135,11 +133,14 @@ impl<T> Consensus<T> {
         self.disk.is_low()
     }
 
-    /// The voters of the configuration in force.
+    /// The configuration in force: the one that raft-rs counts by.
+    pub(super) fn configuration(&self) -> Configuration {
+        configuration_of(&self.raw.raft)
+    }
+
+    /// The voters of the configuration in force, ascending.
     pub fn voters(&self) -> Vec<NodeId> {
-        let mut voters = self.raw.raft.prs().conf().to_conf_state().voters;
-        voters.sort_unstable();
-        voters
+        self.configuration().voters.into_iter().collect()
     }
 
     /// The messages that are deferred until a write is durable: the write's number, the receiver, the message.
@@ -197,11 +198,6 @@ impl<T> Consensus<T> {
 
 #[cfg(test)]
 impl<T> Consensus<T> {
-    /// The configuration in force here.
-    pub(super) fn conf(&self) -> crate::wire::ConfState {
-        super::convert::conf_from_raft(&self.raw.raft.prs().conf().to_conf_state())
-    }
-
     /// The commit index and the term of the entry there.
     pub(super) fn commit_point(&self) -> (u64, u64) {
         let log = &self.raw.raft.raft_log;

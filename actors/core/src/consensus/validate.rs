@@ -4,9 +4,10 @@
 //! log, entries with gaps, a snapshot of index zero. Each check here names the one it guards. What fails is
 //! dropped and counted, and the honest go on. What makes sense and cannot be true is for [`contradiction`] to judge.
 
-use std::collections::BTreeSet;
-
-use actorum_machine::ids::{ClusterId, NodeId};
+use actorum_machine::{
+    configuration::{Configuration, InvalidConfiguration},
+    ids::{ClusterId, NodeId},
+};
 use raft::{Raft, StateRole};
 
 use super::contradiction::{self, Contradiction};
@@ -175,34 +176,28 @@ fn snapshot_problem(snapshot: &Snapshot, cluster: Option<ClusterId>) -> Option<&
         }
         // Only the genesis needs none: it is the machine as it was built.
         Ok((_, None)) if snapshot.index != GENESIS_INDEX => Some("its snapshot has no file"),
-        Ok((system, _)) => {
-            conf_problem(&snapshot.conf).or_else(|| disagreement(&snapshot.conf, &ConfState::of(&system.membership)))
-        }
+        Ok((system, _)) => match configuration(&snapshot.conf) {
+            Ok(conf) => disagreement(&conf, &system.membership.configuration()),
+            Err(problem) => Some(problem),
+        },
     }
 }
 
 /// raft-rs counts by the one, and changes are judged by the other: a later change that the state allows would leave
 /// raft-rs without voters. Each leader adds who it sends a genesis to as a learner (`LogView::snapshot`), so there
 /// may be more learners.
-fn disagreement(conf: &ConfState, state: &ConfState) -> Option<&'static str> {
-    let ids = |ids: &[NodeId]| ids.iter().copied().collect::<BTreeSet<NodeId>>();
-    let agree = ids(&conf.voters) == ids(&state.voters) && ids(&state.learners).is_subset(&ids(&conf.learners));
+fn disagreement(conf: &Configuration, state: &Configuration) -> Option<&'static str> {
+    let agree = conf.voters == state.voters && state.learners.is_subset(&conf.learners);
     (!agree).then_some("its snapshot's configuration is not that of its state")
 }
 
-/// What `confchange::restore` would die of.
-fn conf_problem(conf: &ConfState) -> Option<&'static str> {
-    let all = || conf.voters.iter().chain(&conf.learners);
-    if conf.voters.is_empty() {
-        return Some("its snapshot's configuration has no voters");
+/// raft-rs's `confchange::restore` would die of anything else.
+fn configuration(conf: &ConfState) -> Result<Configuration, &'static str> {
+    let joint = !conf.voters_outgoing.is_empty() || !conf.learners_next.is_empty() || conf.auto_leave;
+    match Configuration::try_from(conf) {
+        Err(InvalidConfiguration::NoVoters) => Err("its snapshot's configuration has no voters"),
+        _ if joint => Err("its snapshot's configuration is joint, which nodes of this version never enter"),
+        Err(_) => Err("its snapshot's configuration names a node twice, or node 0"),
+        Ok(configuration) => Ok(configuration),
     }
-    if !conf.voters_outgoing.is_empty() || !conf.learners_next.is_empty() || conf.auto_leave {
-        return Some("its snapshot's configuration is joint, which nodes of this version never enter");
-    }
-    let mut ids: Vec<NodeId> = all().copied().collect();
-    ids.sort_unstable();
-    if ids.contains(&0) || ids.windows(2).any(|pair| pair[0] == pair[1]) {
-        return Some("its snapshot's configuration names a node twice, or node 0");
-    }
-    None
 }

@@ -6,9 +6,9 @@
 //!
 //! Bound: [`MAX_MARKS`] of this node and of each member.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use actorum_machine::ids::NodeId;
+use actorum_machine::{configuration::Configuration, ids::NodeId};
 
 use crate::{
     marks::{HashValue, MAX_MARKS, Mark, ResponseHash, StateHash},
@@ -114,8 +114,8 @@ impl Comparison {
 
     /// Whether the next mark must let all hashes begin anew: a node without a value, or with one that began elsewhere, could
     /// never be compared. Never while nodes differ, for that would be forgotten.
-    pub fn must_restart(&self, voters: &[NodeId]) -> bool {
-        if self.state(voters).is_some() {
+    pub fn must_restart(&self, configuration: &Configuration) -> bool {
+        if self.state(configuration).is_some() {
             return false;
         }
         let since = |mark: &Mark| mark.state.map(|hash| hash.since);
@@ -126,8 +126,8 @@ impl Comparison {
 
     /// Which nodes differ in what they applied. The hash runs on from mark to mark: nodes that are equal at one were
     /// equal before it, or their state was replaced.
-    pub fn state(&self, voters: &[NodeId]) -> Option<Divergence> {
-        self.compare(voters, state, true)
+    pub fn state(&self, configuration: &Configuration) -> Option<Divergence> {
+        self.compare(configuration, state, true)
     }
 
     /// Whether what was found still stands although the marks at which it was seen are forgotten: a member that differed is a
@@ -146,11 +146,16 @@ impl Comparison {
     }
 
     /// Which nodes differ in what their state machines responded.
-    pub fn responses(&self, voters: &[NodeId]) -> Option<Divergence> {
-        self.compare(voters, responses, false)
+    pub fn responses(&self, configuration: &Configuration) -> Option<Divergence> {
+        self.compare(configuration, responses, false)
     }
 
-    fn compare(&self, voters: &[NodeId], of: fn(&Mark) -> Option<Comparable>, runs_on: bool) -> Option<Divergence> {
+    fn compare(
+        &self,
+        configuration: &Configuration,
+        of: fn(&Mark) -> Option<Comparable>,
+        runs_on: bool,
+    ) -> Option<Divergence> {
         if planted::is(Planted::MarksNotCompared) {
             return None;
         }
@@ -167,7 +172,7 @@ impl Comparison {
             let others = values.iter().filter(|(id, _)| **id != self.id);
             let same: Vec<NodeId> = others.filter(|(_, value)| **value == mine).map(|(id, _)| *id).collect();
             if values.len() > same.len() + 1 {
-                let side = self.side(index, beginning, mine, of, voters);
+                let side = self.side(index, beginning, mine, of, configuration);
                 // The newest mark with a majority decides.
                 let side =
                     found.as_ref().map(|found| found.side).filter(|side| *side != Side::Undecided).unwrap_or(side);
@@ -188,16 +193,16 @@ impl Comparison {
         beginning: (u64, u32),
         mine: HashValue,
         of: fn(&Mark) -> Option<Comparable>,
-        voters: &[NodeId],
+        configuration: &Configuration,
     ) -> Side {
-        let mut voices: BTreeMap<HashValue, usize> = BTreeMap::new();
-        for voter in voters {
-            let marks = if *voter == self.id { Some(&self.own) } else { self.others.get(voter) };
-            let value = marks.and_then(|marks| of(marks.get(index)?)).filter(|(theirs, _)| *theirs == beginning);
-            value.into_iter().for_each(|(_, value)| *voices.entry(value).or_default() += 1);
-        }
-        match voices.into_iter().find(|(_, count)| count * 2 > voters.len()) {
-            Some((value, _)) if value == mine => Side::Majority,
+        let voice = |voter: NodeId| {
+            let marks = if voter == self.id { Some(&self.own) } else { self.others.get(&voter) };
+            let (theirs, value) = of(marks?.get(index)?)?;
+            (theirs == beginning).then_some(value)
+        };
+        let values: BTreeSet<HashValue> = configuration.voting().into_iter().filter_map(voice).collect();
+        match values.into_iter().find(|value| configuration.is_quorum(|voter| voice(voter) == Some(*value))) {
+            Some(value) if value == mine => Side::Majority,
             Some(_) => Side::Minority,
             None => Side::Undecided,
         }
@@ -207,6 +212,7 @@ impl Comparison {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testkit::voting;
 
     fn mark(index: u64, since: u64, value: u128) -> Mark {
         Mark { index, state: Some(StateHash { since, value: HashValue(value) }), responses: None }
@@ -225,15 +231,15 @@ mod tests {
     }
 
     fn side(comparison: &Comparison, voters: &[NodeId]) -> Option<Side> {
-        comparison.state(voters).map(|found| found.side)
+        comparison.state(&voting(voters)).map(|found| found.side)
     }
 
     #[test]
     fn equal_values_are_no_divergence() {
         let all = [mark(10, 1, 7), mark(20, 1, 8)];
         let comparison = compared(&all, &[(2, &all), (3, &all[..1])]);
-        assert_eq!(comparison.state(&[1, 2, 3]), None);
-        assert_eq!(comparison.responses(&[1, 2, 3]), None);
+        assert_eq!(comparison.state(&voting(&[1, 2, 3])), None);
+        assert_eq!(comparison.responses(&voting(&[1, 2, 3])), None);
     }
 
     #[test]
@@ -265,37 +271,37 @@ mod tests {
     fn values_of_different_beginnings_are_not_compared() {
         let (mine, other) = ([mark(10, 1, 7)], [mark(10, 5, 8)]);
         let comparison = compared(&mine, &[(2, &other), (3, &other)]);
-        assert_eq!(comparison.state(&[1, 2, 3]), None);
-        assert!(comparison.must_restart(&[1, 2, 3]), "so that they can be");
+        assert_eq!(comparison.state(&voting(&[1, 2, 3])), None);
+        assert!(comparison.must_restart(&voting(&[1, 2, 3])), "so that they can be");
         assert!(
-            !compared(&mine, &[(2, &mine), (3, &[mark(20, 5, 8)])]).must_restart(&[1, 2, 3]),
+            !compared(&mine, &[(2, &mine), (3, &[mark(20, 5, 8)])]).must_restart(&voting(&[1, 2, 3])),
             "another mark says nothing"
         );
         let none = Mark { index: 10, state: None, responses: None };
-        assert!(compared(&mine, &[(2, &[none])]).must_restart(&[1, 2, 3]), "a node without a value");
-        assert!(compared(&[none], &[]).must_restart(&[1, 2, 3]));
-        assert!(!compared(&[], &[(2, &mine)]).must_restart(&[1, 2, 3]));
+        assert!(compared(&mine, &[(2, &[none])]).must_restart(&voting(&[1, 2, 3])), "a node without a value");
+        assert!(compared(&[none], &[]).must_restart(&voting(&[1, 2, 3])));
+        assert!(!compared(&[], &[(2, &mine)]).must_restart(&voting(&[1, 2, 3])));
     }
 
     /// Hashes that begin anew would make nodes that differ equal.
     #[test]
     fn hashes_do_not_begin_anew_while_nodes_differ() {
         let (mine, differs, elsewhere) = ([mark(10, 1, 7)], [mark(10, 1, 8)], [mark(10, 5, 9)]);
-        assert!(compared(&mine, &[(3, &elsewhere)]).must_restart(&[1, 2, 3]));
-        assert!(!compared(&mine, &[(2, &differs), (3, &elsewhere)]).must_restart(&[1, 2, 3]), "undecided");
+        assert!(compared(&mine, &[(3, &elsewhere)]).must_restart(&voting(&[1, 2, 3])));
+        assert!(!compared(&mine, &[(2, &differs), (3, &elsewhere)]).must_restart(&voting(&[1, 2, 3])), "undecided");
         let decided = compared(&mine, &[(2, &mine), (3, &differs), (4, &elsewhere)]);
-        assert!(!decided.must_restart(&[1, 2, 3]), "one that differs may be away, and comes back");
+        assert!(!decided.must_restart(&voting(&[1, 2, 3])), "one that differs may be away, and comes back");
     }
 
     #[test]
     fn the_first_difference_and_the_last_agreement_are_told() {
         let mine = [mark(10, 1, 1), mark(20, 1, 2), mark(30, 1, 3), mark(40, 1, 4)];
         let other = [mark(10, 1, 1), mark(20, 1, 2), mark(30, 1, 33), mark(40, 1, 44)];
-        let found = compared(&mine, &[(2, &other), (3, &other)]).state(&[1, 2, 3]).unwrap();
+        let found = compared(&mine, &[(2, &other), (3, &other)]).state(&voting(&[1, 2, 3])).unwrap();
         assert_eq!((found.index, found.equal_until, found.side), (30, 20, Side::Minority));
         assert_eq!(found.values, [(1, HashValue(3)), (2, HashValue(33)), (3, HashValue(33))].into());
         // The third has reported the later mark only: it is decided there, and told from where it is known.
-        let found = compared(&mine, &[(2, &other), (3, &other[3..])]).state(&[1, 2, 3]).unwrap();
+        let found = compared(&mine, &[(2, &other), (3, &other[3..])]).state(&voting(&[1, 2, 3])).unwrap();
         assert_eq!((found.index, found.equal_until, found.side), (30, 20, Side::Minority));
     }
 
@@ -304,14 +310,14 @@ mod tests {
     fn who_is_equal_again_is_equal() {
         let mine = [mark(10, 1, 1), mark(20, 1, 2)];
         let comparison = compared(&mine, &[(2, &[mark(10, 1, 11), mark(20, 1, 2)]), (3, &mine)]);
-        assert_eq!(comparison.state(&[1, 2, 3]), None);
+        assert_eq!(comparison.state(&voting(&[1, 2, 3])), None);
         let mut comparison = compared(&mine, &[(2, &[mark(10, 1, 11)])]);
-        assert!(comparison.state(&[1, 2, 3]).is_some());
+        assert!(comparison.state(&voting(&[1, 2, 3])).is_some());
         comparison.members(|id| id != 2);
-        assert_eq!(comparison.state(&[1, 3]), None, "it is no member any more");
+        assert_eq!(comparison.state(&voting(&[1, 3])), None, "it is no member any more");
         let mut comparison = compared(&mine, &[(2, &[mark(10, 1, 11)])]);
         comparison.replaced();
-        assert_eq!(comparison.state(&[1, 2, 3]), None, "what this node had is not its own any more");
+        assert_eq!(comparison.state(&voting(&[1, 2, 3])), None, "what this node had is not its own any more");
     }
 
     /// Only so many marks are remembered, and a node that differs may stay away for longer.
@@ -319,12 +325,12 @@ mod tests {
     fn what_was_found_stands_until_it_is_equal_again() {
         let (mine, other) = ([mark(10, 1, 1)], [mark(10, 1, 11)]);
         let mut comparison = compared(&mine, &[(2, &other), (3, &mine)]);
-        let found = comparison.state(&[1, 2, 3]).unwrap();
+        let found = comparison.state(&voting(&[1, 2, 3])).unwrap();
         for n in 0..2 * MAX_MARKS as u64 {
             comparison.applied(mark(20 + n, 1, n.into()));
             comparison.reported(3, &[mark(20 + n, 1, n.into())]);
         }
-        assert_eq!(comparison.state(&[1, 2, 3]), None, "the mark is forgotten");
+        assert_eq!(comparison.state(&voting(&[1, 2, 3])), None, "the mark is forgotten");
         assert!(comparison.stands(&found, |_| true));
         assert!(!comparison.stands(&found, |id| id != 2), "it is no member any more");
         let newest = *comparison.newest().unwrap();
@@ -336,15 +342,27 @@ mod tests {
     fn answers_are_compared_interval_by_interval_and_version_by_version() {
         let mine = [answered(10, 5, 1, 1), answered(20, 10, 1, 2)];
         let once = [answered(10, 5, 1, 9), answered(20, 10, 1, 2)];
-        let found = compared(&mine, &[(2, &once), (3, &once)]).responses(&[1, 2, 3]).unwrap();
+        let found = compared(&mine, &[(2, &once), (3, &once)]).responses(&voting(&[1, 2, 3])).unwrap();
         assert_eq!((found.index, found.side), (10, Side::Minority), "one wrong answer is not made good by the next");
         let newer = [answered(10, 5, 2, 9), answered(20, 10, 2, 9)];
-        assert_eq!(compared(&mine, &[(2, &newer), (3, &newer)]).responses(&[1, 2, 3]), None, "another version");
+        assert_eq!(
+            compared(&mine, &[(2, &newer), (3, &newer)]).responses(&voting(&[1, 2, 3])),
+            None,
+            "another version"
+        );
         let middle = [answered(10, 7, 1, 9)];
-        assert_eq!(compared(&mine, &[(2, &middle), (3, &middle)]).responses(&[1, 2, 3]), None, "another interval");
+        assert_eq!(
+            compared(&mine, &[(2, &middle), (3, &middle)]).responses(&voting(&[1, 2, 3])),
+            None,
+            "another interval"
+        );
         let mut absent = mine[0];
         absent.responses = None;
-        assert_eq!(compared(&mine, &[(2, &[absent])]).responses(&[1, 2, 3]), None, "it did not apply all of it");
+        assert_eq!(
+            compared(&mine, &[(2, &[absent])]).responses(&voting(&[1, 2, 3])),
+            None,
+            "it did not apply all of it"
+        );
     }
 
     #[test]

@@ -8,7 +8,8 @@ use std::{
 };
 
 use actorum_machine::{
-    ids::{Address, ClusterId, GroupId, Incarnation},
+    configuration::Configuration,
+    ids::{Address, ClusterId, GroupId, Incarnation, NodeId},
     machine::{self, ApplyContext, StateMachine, StateView},
 };
 use bytes::Bytes;
@@ -80,6 +81,11 @@ pub fn founded() -> SystemState {
 /// Its genesis.
 pub fn genesis() -> Snapshot {
     founded().genesis(BTreeMap::from([(1, Incarnation(1))])).unwrap()
+}
+
+/// A configuration of these voters.
+pub fn voting(voters: &[NodeId]) -> Configuration {
+    Configuration { voters: voters.iter().copied().collect(), ..Configuration::default() }
 }
 
 /// A log in memory, which is only read.

@@ -119,7 +119,7 @@ fn nonsense_that_is_committed_changes_nothing() {
     }
     let effects = cluster.core(2).drain(super::Moment { now: cluster::TICK, wall: std::time::UNIX_EPOCH });
     assert_eq!(effects.apply.len(), 1);
-    assert_eq!((cluster.core(2).conf().voters.len(), cluster.core(2).conf().learners.len()), (3, 0));
+    assert_eq!(cluster.core(2).configuration().to_string(), "voters 1 2 3");
 }
 
 /// Answers that wait for a disk that hangs are bounded in number, and the newest stay.

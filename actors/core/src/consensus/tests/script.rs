@@ -32,13 +32,14 @@
 //! ```
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     error::Error,
     fmt::Write as _,
     time::{Duration, SystemTime},
 };
 
 use actorum_machine::{
+    configuration::Configuration,
     ids::NodeId,
     members::{Change, ChangeRequest},
 };
@@ -171,10 +172,9 @@ impl Script {
 
     fn show_status(&mut self, id: NodeId) {
         let s = self.cluster.core(id).status();
-        let conf = self.cluster.core(id).conf();
-        let (mut voters, mut learners) = (conf.voters, conf.learners);
-        voters.sort_unstable();
-        learners.sort_unstable();
+        let Configuration { voters, learners, .. } = self.cluster.core(id).configuration();
+        let ids = |ids: BTreeSet<NodeId>| Vec::from_iter(ids);
+        let (voters, learners) = (ids(voters), ids(learners));
         writeln!(
             self.cluster.out,
             "n{id} {} term {} leader {:?} last {} persisted {} commit {} applied {} voters {:?} learners {:?}",
