@@ -1,7 +1,8 @@
 //! What must hold after every event, one small file per invariant.
 //!
 //! Each is told every [`Event`] with the [`Facts`] an all-knowing observer has, and answers with what is broken. They
-//! share nothing with the code they judge.
+//! share nothing with the code they judge: who the voters are after a change, and what a majority of them is, is counted here from
+//! the lists of ids, and not by `Configuration`, by which the nodes count.
 
 use actorum::Config;
 

@@ -12,6 +12,7 @@ mod cluster;
 mod assertions;
 mod checks;
 mod disk;
+mod configuration;
 
 use std::path::Path;
 
