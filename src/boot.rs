@@ -24,7 +24,7 @@ use actorum_machine::{
     machine::StateMachine,
     response_check::ResponseCheck,
 };
-use actorum_store::{log::store::LogStore, snapshot::SnapshotStore};
+use actorum_store::{log::store::LogStore, snapshot::GroupSnapshots};
 use actorum_transport::{
     message::{AttachNode, NodeHandlers},
     tls::TlsIdentity,
@@ -112,11 +112,11 @@ pub(crate) async fn open_group<S: StateMachine>(
     let build = Announcement::of(&about.features, machine_version, about.identity.boot);
     // What a replica compares with is announced by no boot.
     let replica = Replica::new(machine).hashing(hashes).built_as(Announcement { boot: 0, ..build.clone() });
-    let (snapshot_store, reader) = (about.snapshot_store.clone(), about.reader.clone());
+    let (snapshots, reader) = (about.snapshot_store.of(GROUP), about.reader.clone());
     let (store, Rebuilt { recovered, replayed }) = match about.reader.blocks() {
         // A simulation must not wait for a thread that lives in another time.
-        false => rebuild(store, &snapshot_store, &*reader, replica)?,
-        true => blocking(move || rebuild(store, &snapshot_store, &*reader, replica)).await?,
+        false => rebuild(store, &snapshots, &*reader, replica)?,
+        true => blocking(move || rebuild(store, &snapshots, &*reader, replica)).await?,
     };
     if let Some(observer) = &about.observer {
         observer.replayed(replayed.snapshot_index);
@@ -273,15 +273,15 @@ struct Rebuilt<S> {
 /// Reads the group from the store, and rebuilds its state.
 fn rebuild<S: StateMachine>(
     store: Box<dyn LogStore>,
-    snapshot_store: &SnapshotStore,
+    snapshots: &GroupSnapshots,
     reader: &dyn LogReader,
     replica: Replica<S>,
 ) -> Result<(Box<dyn LogStore>, Rebuilt<S>), StartError> {
     let mut recovered = store.recover(GROUP)?;
-    let replayed = replay_into(GROUP, reader, &recovered, snapshot_store, replica)?;
+    let replayed = replay_into(GROUP, reader, &recovered, snapshots, replica)?;
     // A damaged one counts for nothing from here on; its file goes with the next one that is built.
     recovered.snapshots = replayed.snapshots.clone();
-    let swept = snapshot_store.keep(&recovered.snapshots);
+    let swept = snapshots.keep(&recovered.snapshots);
     swept.map_err(|error| StartError::Machine(format!("what a crash left of snapshots cannot be removed: {error}")))?;
     // What was applied was committed: raft-rs refuses to start with a commit index below it.
     recovered.hard_state.commit = recovered.hard_state.commit.max(replayed.applied);

@@ -39,7 +39,7 @@ use actorum_machine::{
     members::Membership,
     outcome::SubscribeError,
 };
-use actorum_store::snapshot::SnapshotStore;
+use actorum_store::snapshot::GroupSnapshots;
 use serde::Serialize;
 use tokio::sync::watch;
 
@@ -74,8 +74,8 @@ pub struct ApplierConfig {
     pub group: GroupId,
     /// For subscribers that ask for the past.
     pub reader: Arc<dyn LogReader>,
-    /// Where the files of snapshots are.
-    pub snapshot_store: Arc<SnapshotStore>,
+    /// The files of the group's snapshots.
+    pub snapshots: GroupSnapshots,
     /// How much may wait for one subscriber.
     pub subscriber_bounds: BufferBounds,
     /// A mark is due when so many entries were applied since the last one.
@@ -112,7 +112,7 @@ pub struct ApplierStatus {
 /// The actor; see the module.
 pub struct Applier<S: StateMachine> {
     replica: Lent<Replica<S>>,
-    snapshot_store: Arc<SnapshotStore>,
+    snapshots: GroupSnapshots,
     /// Confirmed reads by the index they wait for; each holds admission, which is their bound.
     reads: BTreeMap<u64, Vec<ReplySlot<S>>>,
     subscribers: Subscribers<S>,
@@ -131,14 +131,14 @@ debug_fields!(Applier<S: StateMachine> { commands, hash_check_entries, marked, b
 impl<S: StateMachine> Applier<S> {
     /// An applier of what [`replay`](actorum_core::replica::replay) rebuilt.
     pub fn new(config: ApplierConfig, links: ApplierLinks, start: Replayed<S>) -> Applier<S> {
-        let ApplierConfig { group, reader, snapshot_store, subscriber_bounds, hash_check_entries, admission, status } =
+        let ApplierConfig { group, reader, snapshots, subscriber_bounds, hash_check_entries, admission, status } =
             config;
         let mut subscribers = Subscribers::new(group, reader, start.replica.times(), subscriber_bounds);
         subscribers.set_cluster(start.replica.system().map(|system| system.cluster));
         let marked = start.marks.last().map_or(start.snapshot_index, |mark| mark.index);
         let applier = Applier {
             replica: Lent(Some(start.replica)),
-            snapshot_store,
+            snapshots,
             reads: BTreeMap::new(),
             subscribers,
             commands: 0,
@@ -356,15 +356,15 @@ impl<S: StateMachine> Handler<Restore> for Applier<S> {
         if self.broken {
             return;
         }
-        let (index, snapshot_store) = (snapshot.index, self.snapshot_store.clone());
-        if !snapshot_store.blocks() {
-            let restored = self.replica.restore(&snapshot, &*snapshot_store);
+        let (index, snapshots) = (snapshot.index, self.snapshots.clone());
+        if !snapshots.blocks() {
+            let restored = self.replica.restore(&snapshot, &snapshots);
             return self.restored(index, restored);
         }
         let mut replica = self.replica.take();
         #[allow(clippy::disallowed_methods, reason = "only for a snapshot store that blocks")]
         let thread = tokio::task::spawn_blocking(move || {
-            let restored = replica.restore(&snapshot, &*snapshot_store);
+            let restored = replica.restore(&snapshot, &snapshots);
             (replica, restored)
         });
         ctx.wait(thread.into_actor(self).map(move |ended, applier, ctx| match ended {
@@ -501,7 +501,7 @@ mod tests {
         position::After,
         status::Role,
     };
-    use actorum_store::snapshot::store::Content;
+    use actorum_store::snapshot::{SnapshotStore, store::Content};
     use tokio::sync::{
         mpsc::{self, UnboundedReceiver},
         oneshot,
@@ -517,7 +517,7 @@ mod tests {
     struct Fixture {
         applier: Addr<Applier<Sum>>,
         admission: Arc<Admission>,
-        snapshot_store: Arc<SnapshotStore>,
+        snapshots: GroupSnapshots,
         store: TestStore,
         _core: Addr<FakeCore>,
         heard: UnboundedReceiver<Heard>,
@@ -535,8 +535,8 @@ mod tests {
         let store = TestStore::with_entries(entries);
         let snapshots = Vec::from_iter(snapshot);
         let recovered = Recovered { snapshots, hard_state, last_index, terms: vec![(1, 1)], sizes: Vec::new() };
-        let snapshot_store = Arc::new(SnapshotStore::memory());
-        let replayed = replay(GroupId::FIRST, &store, &recovered, &*snapshot_store, Sum::default()).unwrap();
+        let files = SnapshotStore::memory().of(GroupId::FIRST);
+        let replayed = replay(GroupId::FIRST, &store, &recovered, &files, Sum::default()).unwrap();
         let (core, heard) = FakeCore::start_one();
         let links = ApplierLinks {
             applied_to: core.downgrade().recipient(),
@@ -549,7 +549,7 @@ mod tests {
         let config = ApplierConfig {
             group: GroupId::FIRST,
             reader: Arc::new(store.clone()),
-            snapshot_store: snapshot_store.clone(),
+            snapshots: files.clone(),
             subscriber_bounds,
             hash_check_entries: 0,
             admission: admission.clone(),
@@ -558,7 +558,7 @@ mod tests {
         Fixture {
             applier: Applier::new(config, links, replayed).start(),
             admission,
-            snapshot_store,
+            snapshots: files,
             store,
             _core: core,
             heard,
@@ -743,12 +743,12 @@ mod tests {
             failed: core.downgrade().recipient(),
         };
         let reader = Arc::new(TestStore::default());
-        let replayed =
-            replay(GroupId::FIRST, &*reader, &Recovered::default(), &SnapshotStore::memory(), Sum::default()).unwrap();
+        let snapshots = SnapshotStore::memory().of(GroupId::FIRST);
+        let replayed = replay(GroupId::FIRST, &*reader, &Recovered::default(), &snapshots, Sum::default()).unwrap();
         let config = ApplierConfig {
             group: GroupId::FIRST,
             reader,
-            snapshot_store: Arc::new(SnapshotStore::memory()),
+            snapshots,
             subscriber_bounds: BufferBounds { events: 8, bytes: usize::MAX },
             hash_check_entries: 0,
             admission: Admission::new(1, 1),
@@ -868,7 +868,7 @@ mod tests {
         let state = founded();
         let machine = Sum { total: 9, ..Sum::default() }.snapshot().unwrap();
         let content = Content { index: 10, term: 1, system: state, formed_with: BTreeMap::new(), state: machine };
-        let snapshot = f.snapshot_store.build(content, &mut |_| {}).unwrap();
+        let snapshot = f.snapshots.build(content, &mut |_| {}).unwrap();
         f.applier.send(Restore(snapshot)).await.unwrap();
         let (listener, mut told) = Listener::open();
         f.store.hold([command(11, 1, 1), command(12, 1, 1)]);

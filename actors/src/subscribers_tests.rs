@@ -166,9 +166,9 @@ async fn an_event_has_the_time_that_apply_saw_wherever_reading_begins() {
             rng = rng.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             (rng >> 33) % sides
         };
-        let snapshot_store = SnapshotStore::memory();
+        let files = SnapshotStore::memory().of(GroupId::FIRST);
         let mut replica = Replica::new(Diary::default());
-        replica.restore(&genesis(), &snapshot_store).unwrap();
+        replica.restore(&genesis(), &files).unwrap();
         let mut log: Vec<Entry> = Vec::new();
         let mut snapshots = vec![genesis()];
         let last = 20 + roll(60);
@@ -202,7 +202,7 @@ async fn an_event_has_the_time_that_apply_saw_wherever_reading_begins() {
             if roll(40) == 0 {
                 let (index, term, system, state) = replica.capture().unwrap();
                 let content = Content { index, term, system, formed_with: BTreeMap::new(), state };
-                snapshots.push(snapshot_store.build(content, &mut |_| {}).unwrap());
+                snapshots.push(files.build(content, &mut |_| {}).unwrap());
                 snapshots.drain(..snapshots.len().saturating_sub(2));
             }
         }
@@ -214,7 +214,7 @@ async fn an_event_has_the_time_that_apply_saw_wherever_reading_begins() {
         let hard_state = HardState { term: 1, vote: 1, commit: last };
         let terms = vec![(base, 1)];
         let recovered = Recovered { snapshots, hard_state, last_index: last, terms, sizes: Vec::new() };
-        let again = replay(GroupId::FIRST, &store, &recovered, &snapshot_store, Diary::default()).unwrap().replica;
+        let again = replay(GroupId::FIRST, &store, &recovered, &files, Diary::default()).unwrap().replica;
         assert_eq!(again.machine().0, saw);
         for times in [replica.times(), again.times()] {
             let mut subscribers = Subscribers::new(GroupId::FIRST, Arc::new(store.clone()), times, AMPLE);

@@ -144,19 +144,19 @@ fn configuration(inspection: &Inspection, report: &GroupReport) -> (String, Vec<
 fn snapshots(dir: &Path, report: &GroupReport, verify: bool) -> usize {
     let path = snapshots_path(dir);
     // Opening a snapshot store would make it.
-    let snapshot_store = path.is_dir().then(|| SnapshotStore::in_directory(&path));
+    let snapshots = path.is_dir().then(|| SnapshotStore::in_directory(&path).map(|store| store.of(report.group)));
     let mut damaged = 0;
     for snapshot in &report.snapshots {
-        let file = match (SystemState::of(snapshot), &snapshot_store) {
+        let file = match (SystemState::of(snapshot), &snapshots) {
             (Err(e), _) => Err(format!("unreadable: {e}")),
             (Ok((_, None)), _) => Ok("the genesis, which has no file".to_owned()),
             (Ok((_, Some(_))), None) => Err(format!("its file is missing, and so is {}", path.display())),
             (Ok((_, Some(_))), Some(Err(e))) => Err(format!("{}: {e}", path.display())),
-            (Ok((_, Some(file))), Some(Ok(snapshot_store))) if verify => match snapshot_store.verify(snapshot) {
+            (Ok((_, Some(file))), Some(Ok(snapshots))) if verify => match snapshots.verify(snapshot) {
                 Ok(()) => Ok(format!("{}, BLAKE3 {}, verified", bytes(file.bytes), hex(&file.hash))),
                 Err(e) => Err(e.to_string()),
             },
-            (Ok((_, Some(file))), Some(Ok(snapshot_store))) if snapshot_store.has(snapshot.index, &file) => {
+            (Ok((_, Some(file))), Some(Ok(snapshots))) if snapshots.has(snapshot.index, &file) => {
                 Ok(format!("{}, BLAKE3 {}", bytes(file.bytes), hex(&file.hash)))
             }
             (Ok((_, Some(file))), Some(Ok(_))) => {

@@ -13,7 +13,7 @@ use std::{
 
 use actorum_store::{fuzzing, snapshot::file::{Header, Reader, Writer}};
 use actorum_core::system_state::SystemState;
-use actorum_machine::{machine, ids::{Address, ClusterId, Incarnation}};
+use actorum_machine::{machine, ids::{Address, ClusterId, GroupId, Incarnation}};
 use actorum_fuzz::Draw;
 use libfuzzer_sys::fuzz_target;
 
@@ -29,7 +29,7 @@ fuzz_target!(|data: &[u8]| {
 fn header(index: u64) -> Header {
     let founders = BTreeMap::from([(1, Address::from("n1")), (2, Address::from("n2"))]);
     let system = SystemState::founded(ClusterId(7), &founders);
-    Header::new(index, 2, system, BTreeMap::from([(1, Incarnation(1))]))
+    Header::new(GroupId::FIRST, index, 2, system, BTreeMap::from([(1, Incarnation(1))]))
 }
 
 /// A good file, and what becomes of it when some bytes are others.

@@ -123,6 +123,7 @@ pub(crate) fn start_group<S: StateMachine>(
     let NodeParts { about, log, transport, admission, .. } = node;
     let About { identity, reader, snapshot_store, config, clock, observer, .. } = about;
     let id = identity.id;
+    let snapshots = snapshot_store.of(group);
 
     // The addresses first, then the actors: everyone can be told of everyone.
     let core_context = Context::<RaftCore<ReplySlot<S>>>::new();
@@ -156,7 +157,7 @@ pub(crate) fn start_group<S: StateMachine>(
     let applier_config = ApplierConfig {
         group,
         reader: reader.clone(),
-        snapshot_store: snapshot_store.clone(),
+        snapshots: snapshots.clone(),
         subscriber_bounds: BufferBounds { events: config.subscriber_buffer, bytes: config.subscriber_buffer_bytes },
         hash_check_entries: config.hash_check_entries,
         admission: admission.clone(),
@@ -197,8 +198,7 @@ pub(crate) fn start_group<S: StateMachine>(
         timeout: Duration::from_millis(config.snapshot_timeout_ms),
     };
     let snapshot_manager = SnapshotManager::new(
-        group,
-        snapshot_store.clone(),
+        snapshots,
         kept,
         snapshot_manager_bounds,
         clock.clone(),

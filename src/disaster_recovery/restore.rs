@@ -22,7 +22,7 @@ use actorum_store::{
         sled::SledStore,
     },
     snapshot::{
-        SnapshotStore,
+        GroupSnapshots, SnapshotStore,
         file::{Header, Reader},
     },
 };
@@ -135,7 +135,7 @@ impl BackupFile {
         let path = snapshots_path(dir);
         let snapshot_store =
             SnapshotStore::in_directory(&path).map_err(|error| io_error(&path, "cannot make", error))?;
-        copy(&self.path, &self.content, &snapshot_store, &snapshot)?;
+        copy(&self.path, &self.content, &snapshot_store.of(boot::GROUP), &snapshot)?;
         let store = SledStore::open(&restoring.store(), options(id))?;
         let (index, term, cluster) = (self.index(), self.term(), self.cluster());
         let audit = Audit {
@@ -239,8 +239,8 @@ fn unusable(path: &Path, cause: impl std::fmt::Display) -> RecoveryError {
 }
 
 /// Into the snapshot store, which verifies it whole and makes it durable.
-fn copy(path: &Path, from: &File, snapshot_store: &SnapshotStore, snapshot: &Snapshot) -> Result<(), RecoveryError> {
-    let mut receiving = snapshot_store.receive(snapshot)?;
+fn copy(path: &Path, from: &File, snapshots: &GroupSnapshots, snapshot: &Snapshot) -> Result<(), RecoveryError> {
+    let mut receiving = snapshots.receive(snapshot)?;
     let (mut buffer, mut offset) = (vec![0; COPY_BYTES], 0);
     loop {
         let got = from.read_at(&mut buffer, offset).map_err(|error| io_error(path, "cannot read", error))?;

@@ -178,5 +178,5 @@ fn verify(dir: &Path, snapshot: &Snapshot) -> Result<(), String> {
         return Err(format!("{} is missing, and the snapshot at {} with it", path.display(), snapshot.index));
     }
     let snapshot_store = SnapshotStore::in_directory(&path).map_err(|error| format!("{}: {error}", path.display()))?;
-    snapshot_store.verify(snapshot).map_err(|error| error.to_string())
+    snapshot_store.of(boot::GROUP).verify(snapshot).map_err(|error| error.to_string())
 }

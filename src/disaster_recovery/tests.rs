@@ -81,7 +81,7 @@ fn commit_of(store: SledStore, write: Write) {
 fn backup(dir: &Path) -> PathBuf {
     let (system, state) = (founded(), Sum(41).snapshot().unwrap());
     let content = Content { index: 9, term: 4, system, formed_with: BTreeMap::new(), state };
-    SnapshotStore::in_directory(dir).unwrap().build(content, &mut |_| {}).unwrap();
+    SnapshotStore::in_directory(dir).unwrap().of(boot::GROUP).build(content, &mut |_| {}).unwrap();
     fs::read_dir(dir).unwrap().next().unwrap().unwrap().path()
 }
 
@@ -89,8 +89,8 @@ fn backup(dir: &Path) -> PathBuf {
 fn started(dir: &Path, id: NodeId) -> (SystemState, u64, u64) {
     let store = SledStore::open(dir, OpenOptions::new(id, Incarnation(99))).unwrap();
     let recovered = store.recover(boot::GROUP).unwrap();
-    let snapshot_store = SnapshotStore::in_directory(&directory::snapshots_path(dir)).unwrap();
-    let replayed = replay(boot::GROUP, &*store.reader(), &recovered, &snapshot_store, Sum(0)).unwrap();
+    let snapshots = SnapshotStore::in_directory(&directory::snapshots_path(dir)).unwrap().of(boot::GROUP);
+    let replayed = replay(boot::GROUP, &*store.reader(), &recovered, &snapshots, Sum(0)).unwrap();
     let system = (*replayed.system.unwrap()).clone();
     (system, replayed.replica.machine().0, replayed.applied)
 }
@@ -155,7 +155,7 @@ fn a_file_that_is_no_backup_is_refused_by_name() {
     let newer = |content: &mut Vec<u8>| content[19] = 9;
     let mut content = good.clone();
     newer(&mut content);
-    refused(&content, "it has format 9 and this version reads up to 2: use the newer version");
+    refused(&content, "it has format 9 and this version reads up to 3: use the newer version");
     for at in [30, good.len() / 2, good.len() - 40, good.len() - 1] {
         let mut content = good.clone();
         content[at] ^= 1;

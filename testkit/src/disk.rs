@@ -526,6 +526,13 @@ struct Counted {
     tally: Arc<Tally>,
 }
 
+impl Counted {
+    /// A folder in it, whose files are counted as well.
+    fn counted(&self, files: Arc<dyn Files>) -> Arc<dyn Files> {
+        Arc::new(Counted { files, room: self.room.clone(), tally: self.tally.clone() })
+    }
+}
+
 impl Files for Counted {
     fn list(&self) -> io::Result<Vec<(String, u64)>> {
         self.files.list()
@@ -562,6 +569,14 @@ impl Files for Counted {
 
     fn sync_names(&self) -> io::Result<()> {
         self.files.sync_names()
+    }
+
+    fn folder(&self, name: &str) -> io::Result<Arc<dyn Files>> {
+        Ok(self.counted(self.files.folder(name)?))
+    }
+
+    fn make_folder(&self, name: &str) -> io::Result<Arc<dyn Files>> {
+        Ok(self.counted(self.files.make_folder(name)?))
     }
 
     fn free(&self) -> io::Result<Option<u64>> {

@@ -1,13 +1,13 @@
 //! The snapshot manager: has them built, fetches what this node is offered, serves what it offers to others.
 //!
 //! ```text
-//!  core ──BuildSnapshot─┐                          ┌─ on a thread ─▶ SnapshotStore::build ──SnapshotBuilt──▶ core
+//!  core ──BuildSnapshot─┐                          ┌─ on a thread ─▶ GroupSnapshots::build ──SnapshotBuilt──▶ core
 //!  TakeSnapshot ────────┴──CaptureState──▶ applier ──WriteSnapshot─┘
 //!
 //!  core ──FetchSnapshot──▶ Read, Read, Read, Read ══▶ the peer's manager      at most a window of them under way
 //!                          pieces ─▶ Receiving ─▶ verified, durable ──SnapshotFetched──▶ core
 //!
-//!  a peer's Read ──▶ [place? rate?] ─▶ SnapshotStore::read ─▶ Piece                  PeerFetches ─▶ core: a sign of life
+//!  a peer's Read ──▶ [place? rate?] ─▶ GroupSnapshots::read ─▶ Piece              PeerFetches ─▶ core: a sign of life
 //!  core ──SnapshotsKept──▶ other files go; who asked for a snapshot hears that it is durable
 //! ```
 //!
@@ -46,7 +46,7 @@ use actorum_machine::{
     outcome::TakeSnapshotError,
     status::{SnapshotTaken, Snapshots, Transfer},
 };
-use actorum_store::snapshot::{SnapshotStore, store::Content};
+use actorum_store::snapshot::{GroupSnapshots, store::Content};
 use actorum_transport::message::Ask;
 use tokio::sync::{oneshot, watch};
 
@@ -104,7 +104,7 @@ pub struct ManagerLinks {
 /// The actor; see the module.
 pub struct SnapshotManager {
     group: GroupId,
-    snapshot_store: Arc<SnapshotStore>,
+    snapshots: GroupSnapshots,
     bounds: ManagerBounds,
     clock: Arc<dyn Clock>,
     links: ManagerLinks,
@@ -152,10 +152,9 @@ struct Building {
 }
 
 impl SnapshotManager {
-    /// A manager of what lies in this snapshot store, of which the node starts from `kept`.
+    /// A manager of these files of a group, of which the node starts from `kept`.
     pub fn new(
-        group: GroupId,
-        snapshot_store: Arc<SnapshotStore>,
+        snapshots: GroupSnapshots,
         kept: Vec<Snapshot>,
         bounds: ManagerBounds,
         clock: Arc<dyn Clock>,
@@ -163,8 +162,8 @@ impl SnapshotManager {
         status: watch::Sender<Snapshots>,
     ) -> SnapshotManager {
         let manager = SnapshotManager {
-            group,
-            snapshot_store,
+            group: snapshots.group(),
+            snapshots,
             bounds,
             clock,
             links,
@@ -193,23 +192,23 @@ impl SnapshotManager {
 
     /// The reserve is to hold the next snapshot, too, which will be about as large as the newest.
     fn hold_room(&self) {
-        self.snapshot_store.hold_snapshot(self.kept.last().map_or(0, |newest| taken(newest).bytes));
+        self.snapshots.hold_snapshot(self.kept.last().map_or(0, |newest| taken(newest).bytes));
     }
 
     /// Runs what may wait for a disk where that is allowed, and goes on with its result here.
     fn off_thread<T: Send + 'static>(
         &mut self,
         ctx: &mut Context<Self>,
-        work: impl FnOnce(&SnapshotStore) -> Result<T, SnapshotError> + Send + 'static,
+        work: impl FnOnce(&GroupSnapshots) -> Result<T, SnapshotError> + Send + 'static,
         then: impl FnOnce(&mut Self, Result<T, SnapshotError>, &mut Context<Self>) + 'static,
     ) {
-        let snapshot_store = self.snapshot_store.clone();
-        if !snapshot_store.blocks() {
-            let result = work(&snapshot_store);
+        let snapshots = self.snapshots.clone();
+        if !snapshots.blocks() {
+            let result = work(&snapshots);
             return then(self, result, ctx);
         }
         #[allow(clippy::disallowed_methods, reason = "only for a snapshot store that blocks")]
-        let task = tokio::task::spawn_blocking(move || work(&snapshot_store));
+        let task = tokio::task::spawn_blocking(move || work(&snapshots));
         ctx.spawn(task.into_actor(self).map(move |ended, manager, ctx| {
             let panicked = |error| SnapshotError(format!("the thread that did it ended: {error}"));
             then(manager, ended.unwrap_or_else(|error| Err(panicked(error))), ctx);
@@ -247,8 +246,8 @@ impl SnapshotManager {
         let expected = self.kept.last().map_or(0, |newest| taken(newest).bytes);
         self.off_thread(
             ctx,
-            move |snapshot_store| {
-                snapshot_store.build_of(expected, content, &mut |bytes| written.store(bytes, Ordering::Relaxed))
+            move |snapshots| {
+                snapshots.build_of(expected, content, &mut |bytes| written.store(bytes, Ordering::Relaxed))
             },
             move |manager, result, _| match result {
                 Ok(snapshot) => {
@@ -322,7 +321,7 @@ impl SnapshotManager {
         let kept = self.kept.clone();
         self.off_thread(
             ctx,
-            move |snapshot_store| snapshot_store.keep(&kept),
+            move |snapshots| snapshots.keep(&kept),
             |manager, result, ctx| {
                 manager.sweeping = false;
                 if let Err(error) = result {
@@ -347,7 +346,7 @@ impl SnapshotManager {
         }
         self.off_thread(
             ctx,
-            move |snapshot_store| snapshot_store.verify(&snapshot),
+            move |snapshots| snapshots.verify(&snapshot),
             move |manager, result, _| {
                 let now = manager.clock.now();
                 manager.checks = Some(now + timeout);
@@ -531,7 +530,7 @@ impl Handler<OpenNewest> for SnapshotManager {
         let newest = self.kept.last().and_then(|newest| Some((newest, SystemState::of(newest).ok()?.1?)));
         let Some((newest, file)) = newest else { return Err(TakeSnapshotError::Nothing) };
         let failed = |error: SnapshotError| TakeSnapshotError::Failed { cause: error.to_string() };
-        let bytes = self.snapshot_store.raw(newest.index, &file).map_err(failed)?;
+        let bytes = self.snapshots.raw(newest.index, &file).map_err(failed)?;
         Ok(Backup { taken: taken(newest), file, bytes })
     }
 }

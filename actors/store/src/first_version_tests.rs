@@ -11,7 +11,7 @@ use actorum_core::{
     wire::{ConfState, SnapshotFile},
 };
 use actorum_machine::{
-    ids::{Address, ClusterId, Incarnation, NodeId},
+    ids::{Address, ClusterId, GroupId, Incarnation, NodeId},
     machine::{decode, encode},
     members::Change,
 };
@@ -145,12 +145,26 @@ fn a_hash_in_a_snapshot_is_skipped() {
 
     // And as the file says it.
     let header: first::Header =
-        decode(&encode(&Header::new(9, 2, hashed.clone(), formed_with.clone())).unwrap()).unwrap();
+        decode(&encode(&Header::new(GroupId::FIRST, 9, 2, hashed.clone(), formed_with.clone())).unwrap()).unwrap();
     assert_eq!((header.index, header.term, &header.system), (9, 2, &known));
     let back: Header = decode(&encode(&header).unwrap()).unwrap();
-    assert_eq!(back, Header::new(9, 2, state, formed_with.clone()));
+    assert_eq!(back, Header::new(GroupId::FIRST, 9, 2, state, formed_with.clone()));
     // Whatever this version writes for itself it reads.
     assert_eq!(SystemState::of(&snapshot(&hashed)).unwrap().0, hashed);
+    // Of group 0, without a hash, the header too is byte for byte its own.
+    let mine = Header::new(GroupId::FIRST, 9, 2, back.system.clone(), formed_with);
+    assert_eq!(encode(&mine).unwrap(), encode(&header).unwrap());
+}
+
+/// It knows one group, and would skip the field that names another: it refuses the file by the number of its format.
+#[test]
+fn a_file_of_another_group_is_refused_by_number() {
+    let header = Header::new(GroupId(7), 9, 2, founded(), BTreeMap::new());
+    let skipped: first::Header = decode(&encode(&header).unwrap()).unwrap();
+    assert_eq!(skipped.system.cluster, header.cluster, "it would read it");
+    let mut written = Vec::new();
+    Writer::begin(&mut written, &header).unwrap();
+    assert_eq!(written[16..20], [0, 0, 0, 3]);
 }
 
 /// A state with announcements it must not begin with: it would decide commands by an older version of the state machine.
@@ -164,10 +178,10 @@ fn what_members_announced_keeps_it_from_starting() {
     assert_eq!(SystemState::of(&snapshot).unwrap(), (state.clone(), Some(file)));
     let error = decode::<first::SnapshotData>(&snapshot.data).err().unwrap().to_string();
     assert!(error.contains("missing field `last_time_us`"), "{error}");
-    let header = encode(&Header::new(9, 2, state.clone(), formed_with)).unwrap();
+    let header = encode(&Header::new(GroupId::FIRST, 9, 2, state.clone(), formed_with)).unwrap();
     assert!(decode::<first::Header>(&header).is_err());
     let mut written = Vec::new();
-    let header = Header::new(9, 2, state, BTreeMap::new());
+    let header = Header::new(GroupId::FIRST, 9, 2, state, BTreeMap::new());
     Writer::begin(&mut written, &header).unwrap();
     assert_eq!(written[16..20], [0, 0, 0, 2], "it refuses the file by the number of its format");
 }

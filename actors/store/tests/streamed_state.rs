@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, fs, io::Read};
 
 use actorum_core::system_state::SystemState;
 use actorum_machine::{
-    ids::{Address, ClusterId},
+    ids::{Address, ClusterId, GroupId},
     machine::StateView,
 };
 use actorum_store::snapshot::{SnapshotStore, store::Content};
@@ -40,7 +40,8 @@ impl Pieces {
 #[test]
 fn a_state_larger_than_the_memory_it_takes() {
     let dir = tempfile::tempdir().unwrap();
-    let [here, there] = ["here", "there"].map(|name| SnapshotStore::in_directory(&dir.path().join(name)).unwrap());
+    let [here, there] =
+        ["here", "there"].map(|name| SnapshotStore::in_directory(&dir.path().join(name)).unwrap().of(GroupId::FIRST));
     let before = peak();
 
     let state = StateView::new(|out| {

@@ -116,8 +116,8 @@ impl SnapshotManager {
         });
         self.off_thread(
             ctx,
-            move |snapshot_store| {
-                let receiving = snapshot_store.receive(&snapshot)?;
+            move |snapshots| {
+                let receiving = snapshots.receive(&snapshot)?;
                 match receiving.offset() == receiving.bytes() {
                     true => receiving.finish().map(|()| None),
                     false => Ok(Some(receiving)),
@@ -291,7 +291,7 @@ impl SnapshotManager {
             request: Request::Snapshot(SnapshotRequest::Working {
                 file,
                 index,
-                progress: Some(self.snapshot_store.progress()),
+                progress: Some(self.snapshots.progress()),
             }),
             timeout: PIECE_WITHIN,
             reply_to: ctx.address().downgrade().recipient(),

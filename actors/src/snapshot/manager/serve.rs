@@ -126,7 +126,7 @@ impl SnapshotManager {
         let Wanted { peer, file, index, offset, max } = wanted;
         self.off_thread(
             ctx,
-            move |snapshot_store| snapshot_store.read(index, &file, offset, max),
+            move |snapshots| snapshots.read(index, &file, offset, max),
             move |manager, result, ctx| match result {
                 Ok(Some(data)) => {
                     manager.status.send_modify(|status| status.bytes_sent += data.len() as u64);

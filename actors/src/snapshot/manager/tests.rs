@@ -8,7 +8,10 @@ use actorum_core::{
     wire::{AskError, Refusal, Request, Response, SnapshotRequest},
 };
 use actorum_machine::machine::StateView;
-use actorum_store::snapshot::files::{Appending, Files, InMemory, Reading};
+use actorum_store::snapshot::{
+    SnapshotStore,
+    files::{Appending, Files, InMemory, Reading},
+};
 use actorum_transport::message::{Answered, Asked, Responder};
 use tokio::sync::mpsc;
 
@@ -30,8 +33,8 @@ enum Heard {
     Asked(u64, NodeId, SnapshotRequest),
 }
 
-/// All of them at once.
-struct Around(mpsc::Sender<Heard>);
+/// All of them at once, around the manager of that group.
+struct Around(mpsc::Sender<Heard>, GroupId);
 
 impl Actor for Around {
     type Context = Context<Self>;
@@ -78,7 +81,8 @@ impl Handler<PeerFetches> for Around {
 impl Handler<Ask> for Around {
     type Result = ();
 
-    fn handle(&mut self, Ask { id, to, request, .. }: Ask, _: &mut Context<Self>) {
+    fn handle(&mut self, Ask { id, group, to, request, .. }: Ask, _: &mut Context<Self>) {
+        assert_eq!(group, self.1, "it asks in its own group");
         let Request::Snapshot(request) = request else { panic!("{request:?}") };
         self.hear(Heard::Asked(id, to, request));
     }
@@ -147,11 +151,19 @@ impl Files for Gated {
     fn sync_names(&self) -> io::Result<()> {
         self.files.sync_names()
     }
+
+    fn folder(&self, name: &str) -> io::Result<Arc<dyn Files>> {
+        self.files.folder(name)
+    }
+
+    fn make_folder(&self, name: &str) -> io::Result<Arc<dyn Files>> {
+        self.files.make_folder(name)
+    }
 }
 
 struct Fixture {
     manager: Addr<SnapshotManager>,
-    snapshot_store: Arc<SnapshotStore>,
+    snapshots: GroupSnapshots,
     files: Arc<Gated>,
     heard: mpsc::Receiver<Heard>,
     status: watch::Receiver<Snapshots>,
@@ -159,10 +171,19 @@ struct Fixture {
 }
 
 fn start() -> Fixture {
+    start_of(GroupId::FIRST)
+}
+
+/// The manager of that group.
+fn start_of(group: GroupId) -> Fixture {
+    start_over(Arc::default(), group)
+}
+
+/// The same over these files.
+fn start_over(files: Arc<Gated>, group: GroupId) -> Fixture {
     let (sender, heard) = mpsc::channel(1024);
-    let around = Around(sender).start();
-    let files = Arc::new(Gated::default());
-    let snapshot_store = Arc::new(SnapshotStore::over(files.clone()));
+    let around = Around(sender, group).start();
+    let snapshots = SnapshotStore::over(files.clone()).of(group);
     let (shows, status) = watch::channel(Snapshots::default());
     let links = ManagerLinks {
         capture: around.downgrade().recipient(),
@@ -173,9 +194,8 @@ fn start() -> Fixture {
     };
     let bounds = ManagerBounds { max_sends: 1, rate: 0, piece: 256 << 10, timeout: PATIENCE };
     let clock = SystemClock::shared();
-    let manager =
-        SnapshotManager::new(GroupId::FIRST, snapshot_store.clone(), Vec::new(), bounds, clock, links, shows).start();
-    Fixture { manager, snapshot_store, files, heard, status, _around: around }
+    let manager = SnapshotManager::new(snapshots.clone(), Vec::new(), bounds, clock, links, shows).start();
+    Fixture { manager, snapshots, files, heard, status, _around: around }
 }
 
 fn captured(index: u64) -> WriteSnapshot {
@@ -226,7 +246,7 @@ impl Fixture {
 #[actix::test]
 async fn checking_what_came_may_take_longer_than_the_patience_and_the_sender_hears_of_it() {
     let mut f = start();
-    let elsewhere = SnapshotStore::memory();
+    let elsewhere = SnapshotStore::memory().of(GroupId::FIRST);
     let snapshot = elsewhere.build(content(9), &mut |_| {}).unwrap();
     let file = SystemState::of(&snapshot).unwrap().1.unwrap();
     f.manager.do_send(FromCore(FetchSnapshot { from: 2, snapshot: snapshot.clone() }));
@@ -270,7 +290,7 @@ async fn the_core_hears_of_a_peer_that_works_on_what_it_was_sent() {
 #[actix::test]
 async fn a_sender_that_falls_silent_is_given_up_on_and_hears_why() {
     let mut f = start();
-    let snapshot = SnapshotStore::memory().build(content(9), &mut |_| {}).unwrap();
+    let snapshot = SnapshotStore::memory().of(GroupId::FIRST).build(content(9), &mut |_| {}).unwrap();
     f.manager.do_send(FromCore(FetchSnapshot { from: 2, snapshot }));
     let (id, ..) = f.is_asked().await;
     f.manager.do_send(Answered { id, from: 2, result: Err(AskError::Lost("cut".into())) });
@@ -281,6 +301,47 @@ async fn a_sender_that_falls_silent_is_given_up_on_and_hears_why() {
     assert!(f.hear(gave_up).await.contains("not a byte came"));
     let fetched = f.hear(|heard| if let Heard::Fetched(result) = heard { Some(result) } else { None }).await;
     assert!(fetched.unwrap_err().contains("not a byte came"));
+}
+
+#[actix::test]
+async fn a_group_is_not_given_the_file_of_another_and_gives_none() {
+    let mut f = start_of(GroupId(7));
+    let elsewhere = SnapshotStore::memory();
+    for (sent, right) in [(GroupId::FIRST, false), (GroupId(8), false), (GroupId(7), true)] {
+        let theirs = elsewhere.of(sent);
+        let snapshot = theirs.build(content(9), &mut |_| {}).unwrap();
+        let file = SystemState::of(&snapshot).unwrap().1.unwrap();
+        f.manager.do_send(FromCore(FetchSnapshot { from: 2, snapshot: snapshot.clone() }));
+        let (id, _, request) = f.is_asked().await;
+        let SnapshotRequest::Read { offset, max, .. } = request else { panic!("{request:?}") };
+        let data = theirs.read(9, &file, offset, max).unwrap().unwrap();
+        f.manager.do_send(Answered { id, from: 2, result: Ok(Response::Piece { offset, data }) });
+        if !right {
+            // The sender hears of it first, then the core.
+            let SnapshotRequest::GaveUp { cause, .. } = f.is_asked().await.2 else { panic!("it goes on") };
+            let both = format!("it is of group {}, and the snapshot of group 7", sent.0);
+            assert!(cause.ends_with(&both), "{cause}");
+        }
+        let fetched = f.hear(|heard| if let Heard::Fetched(result) = heard { Some(result) } else { None }).await;
+        assert_eq!(fetched.is_ok(), right, "{fetched:?}");
+        assert_eq!(f.snapshots.has(9, &file), right);
+    }
+    // Nor does it look for what a peer asks for in the folder of another group.
+    let zero = start();
+    let snapshot = zero.snapshots.build(content(9), &mut |_| {}).unwrap();
+    let file = SystemState::of(&snapshot).unwrap().1.unwrap();
+    let mut seven = start_over(zero.files.clone(), GroupId(7));
+    for (asked, found) in [(&zero, true), (&seven, false)] {
+        let (responder, answer) = Responder::new();
+        let request = Request::Snapshot(SnapshotRequest::Read { file, index: 9, offset: 0, max: 10 });
+        let group = asked.snapshots.group();
+        asked.manager.do_send(Asked { group, from: 2, request, responder });
+        let answer = answer.await.unwrap();
+        assert_eq!(matches!(answer, Response::Piece { .. }), found, "{answer:?}");
+        assert_eq!(matches!(answer, Response::Gone), !found, "{answer:?}");
+    }
+    seven.take(9).await;
+    zero.snapshots.verify(&snapshot).unwrap();
 }
 
 #[actix::test]
@@ -329,7 +390,7 @@ async fn a_damaged_file_is_found_out_when_a_peer_cannot_use_it_and_taken_anew() 
     let mut content = f.files.files.append(&name).unwrap();
     content.cut(0).unwrap();
     io::Write::write_all(&mut content, &bytes).unwrap();
-    assert!(f.snapshot_store.verify(&snapshot).is_err());
+    assert!(f.snapshots.verify(&snapshot).is_err());
 
     let (responder, _answer) = Responder::new();
     let gave_up = SnapshotRequest::GaveUp { file, index: 5, cause: "a bit is wrong".into() };
@@ -339,7 +400,7 @@ async fn a_damaged_file_is_found_out_when_a_peer_cannot_use_it_and_taken_anew() 
     f.manager.do_send(captured(5));
     let again = f.built().await.unwrap();
     assert_eq!(again, snapshot, "the same state, the same file");
-    f.snapshot_store.verify(&snapshot).unwrap();
+    f.snapshots.verify(&snapshot).unwrap();
     assert!(f.status.borrow().last_error.as_ref().unwrap().contains("is damaged here"));
 }
 
@@ -347,7 +408,7 @@ async fn a_damaged_file_is_found_out_when_a_peer_cannot_use_it_and_taken_anew() 
 async fn what_is_no_longer_kept_is_removed_by_the_latest_word_only() {
     let mut f = start();
     let older = f.take(5).await;
-    let newer = [9, 12].map(|index| f.snapshot_store.build(content(index), &mut |_| {}).unwrap());
+    let newer = [9, 12].map(|index| f.snapshots.build(content(index), &mut |_| {}).unwrap());
     // A first sweep has looked at what is there, and is slow to go on.
     f.files.close("list");
     f.manager.do_send(SnapshotsKept(vec![older]));
@@ -366,7 +427,7 @@ async fn what_is_no_longer_kept_is_removed_by_the_latest_word_only() {
     }
     let quiet = tokio::time::timeout(PATIENCE, f.heard.recv()).await;
     assert!(quiet.is_err(), "{quiet:?}");
-    newer.iter().for_each(|newer| f.snapshot_store.verify(newer).unwrap());
+    newer.iter().for_each(|newer| f.snapshots.verify(newer).unwrap());
 }
 
 #[actix::test]

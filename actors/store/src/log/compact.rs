@@ -9,13 +9,13 @@
 //!
 //! Deliberately absent: a log whose newest snapshot is damaged is not cut, only rewritten.
 
-use std::{fs, io, os::unix::fs::MetadataExt, path::Path};
+use std::{collections::BTreeMap, fs, io, os::unix::fs::MetadataExt, path::Path};
 
 use actorum_core::{
     log::store::{Compact, StoreError, Write},
     snapshot::SnapshotError,
 };
-use actorum_machine::ids::Incarnation;
+use actorum_machine::ids::{GroupId, Incarnation};
 
 use super::{
     commit::{Committer, Shared},
@@ -130,12 +130,14 @@ pub(super) fn compact_with(dir: &Path, change: impl FnOnce(&mut OpenOptions)) ->
 
     let shared = Shared::new(engine, &found, Box::new(directory));
     let mut committer = Committer::new(shared, watermark);
-    let (mut kept, mut not_cut) = (Vec::new(), None);
-    let mut writes = Vec::new();
+    // Group 0 even if the log knows nothing of it: a fetch that was never recorded may have left a file.
+    let mut kept = BTreeMap::from([(GroupId::FIRST, Vec::new())]);
+    let (mut writes, mut not_cut) = (Vec::new(), None);
     for (group, found) in &found.groups {
         let snapshots = &found.recovered.snapshots;
+        let kept = kept.entry(*group).or_default();
         let Some(newest) = snapshots.last() else { continue };
-        if let Err(error) = snapshot_store.verify(newest) {
+        if let Err(error) = snapshot_store.of(*group).verify(newest) {
             not_cut = Some(error.to_string());
             kept.extend(snapshots.iter().cloned());
             continue;
@@ -147,7 +149,10 @@ pub(super) fn compact_with(dir: &Path, change: impl FnOnce(&mut OpenOptions)) ->
     let stored = |error| CompactError::Store { dir: dir.to_owned(), error };
     cut(&mut committer, writes).map_err(stored)?;
     // Only now: the log says no more that it may start from the others.
-    snapshot_store.keep(&kept).map_err(|error| CompactError::Snapshots { dir: dir.to_owned(), error })?;
+    for (group, kept) in kept {
+        let swept = snapshot_store.of(group).keep(&kept);
+        swept.map_err(|error| CompactError::Snapshots { dir: dir.to_owned(), error })?;
+    }
 
     let policy = options.rewrite_policy();
     let reserve = reserve::Reserve::of(dir, Default::default());

@@ -52,23 +52,30 @@ fn write(store: SledStore, writes: Vec<Write>) {
 /// A node with entries up to 100 and snapshots of 40 and 90, the log reaching back to the first entry.
 fn node(dir: &Path) -> [Snapshot; 2] {
     let store = SledStore::open(dir, options()).unwrap();
-    let snapshot_store = store.snapshot_store();
+    let (snapshots, writes) = filled(&store, GROUP);
+    write(store, writes);
+    snapshots
+}
+
+/// Its snapshots, which are built, and what is to be written.
+fn filled(store: &SledStore, group: GroupId) -> ([Snapshot; 2], Vec<Write>) {
+    let files = store.snapshot_store().of(group);
     let snapshots = [40, 90].map(|index| {
         let state = StateView::bytes(vec![index as u8; 100_000]);
         let founders = std::collections::BTreeMap::from([(1, "127.0.0.1:1".into())]);
         let (system, formed_with) = (SystemState::founded(ClusterId(1), &founders), Default::default());
-        let snapshot = snapshot_store.build(Content { index, term: 1, system, formed_with, state }, &mut |_| {});
+        let snapshot = files.build(Content { index, term: 1, system, formed_with, state }, &mut |_| {});
         snapshot.unwrap()
     });
     let hard_state = Some(HardState { term: 1, vote: 1, commit: 100 });
     let genesis = Some(Snapshot { index: 1, term: 1, ..Snapshot::default() });
-    let mut writes = vec![Write { snapshot: genesis, entries: entries(2..=2), ..Write::default() }];
-    writes.extend((3..=100).map(|index| Write { entries: entries(index..=index), ..Write::default() }));
-    writes.push(Write { hard_state, ..Write::default() });
+    let of_it = || Write { group, ..Write::default() };
+    let mut writes = vec![Write { snapshot: genesis, entries: entries(2..=2), ..of_it() }];
+    writes.extend((3..=100).map(|index| Write { entries: entries(index..=index), ..of_it() }));
+    writes.push(Write { hard_state, ..of_it() });
     let compact = Some(Compact { snapshots: snapshots.to_vec(), up_to: 1 });
-    writes.push(Write { compact, ..Write::default() });
-    write(store, writes);
-    snapshots
+    writes.push(Write { compact, ..of_it() });
+    (snapshots, writes)
 }
 
 /// The first index, the last, how often it was opened, and its snapshots; every entry is read.
@@ -76,7 +83,7 @@ fn content(dir: &Path) -> (u64, u64, u64, Vec<u64>) {
     let store = SledStore::open(dir, options()).unwrap();
     let found = store.recover(GROUP).unwrap();
     if let Some(snapshot) = found.snapshots.last() {
-        store.snapshot_store().verify(snapshot).unwrap();
+        store.snapshot_store().of(GROUP).verify(snapshot).unwrap();
     }
     let first = store.reader().first_index(GROUP);
     let read = store.reader().entries(GROUP, first, found.last_index + 1, usize::MAX).unwrap();
@@ -114,6 +121,43 @@ fn a_stopped_node_keeps_what_follows_its_newest_snapshot() {
     let again = compact(dir).unwrap();
     assert!(again.after <= done.after + (1 << 20), "{done:?}, {again:?}");
     assert_eq!(content(dir), (91, 100, 3, vec![90]));
+}
+
+/// Each group is cut behind its own newest snapshot, and loses its own older file.
+#[test]
+fn each_group_keeps_its_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let groups = [GROUP, GroupId(7)];
+    let store = SledStore::open(dir, options()).unwrap();
+    let filled = groups.map(|group| filled(&store, group));
+    let (snapshots, writes): (Vec<_>, Vec<_>) = filled.into_iter().unzip();
+    write(store, writes.concat());
+    let folders = [directory::snapshots_path(dir), directory::snapshots_path(dir).join("g7")];
+    let files = |nth: usize| {
+        let entries = fs::read_dir(&folders[nth]).unwrap().map(|entry| entry.unwrap().path());
+        let mut files: Vec<_> = entries.filter(|path| path.is_file()).collect();
+        files.sort();
+        files
+    };
+    assert_eq!((files(0).len(), files(1).len()), (2, 2));
+    // That of group 7 is damaged: its files stay, and those of group 0 do not.
+    let (newest, whole) = (files(1)[1].clone(), fs::read(&files(1)[1]).unwrap());
+    let mut damaged = whole.clone();
+    damaged[200] ^= 1;
+    fs::write(&newest, damaged).unwrap();
+    let done = compact(dir).unwrap();
+    assert!(done.not_cut.is_some_and(|why| why.contains("g7/snapshot-00000000000000000090")));
+    assert_eq!((files(0).len(), files(1).len()), (1, 2));
+    fs::write(&newest, whole).unwrap();
+    assert_eq!(compact(dir).unwrap().not_cut, None);
+    assert_eq!((files(0).len(), files(1).len()), (1, 1));
+    let store = SledStore::open(dir, options()).unwrap();
+    for (group, [_, newest]) in groups.into_iter().zip(&snapshots) {
+        assert_eq!(store.recover(group).unwrap().snapshots, std::slice::from_ref(newest));
+        store.snapshot_store().of(group).verify(newest).unwrap();
+        assert_eq!(store.reader().first_index(group), 91);
+    }
 }
 
 #[test]

@@ -8,7 +8,7 @@
 //!    watermark   see super::watermark
 //!    lives       see super::lives
 //!    log/        the engine; log.1/, log.2/, ... once it was rewritten
-//!    snapshots/  the files of snapshots, see crate::snapshot::store
+//!    snapshots/  the files of snapshots, with a folder for each group other than 0, see crate::snapshot::store
 //!    restoring/  only while a backup is being restored into the directory
 //! ```
 //!

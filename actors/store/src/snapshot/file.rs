@@ -36,14 +36,19 @@ use actorum_core::{
     wire::{ConfState, SnapshotFile},
 };
 use actorum_machine::{
-    ids::{ClusterId, Incarnation, NodeId},
+    ids::{ClusterId, GroupId, Incarnation, NodeId},
     machine,
 };
 use serde::{Deserialize, Serialize};
 
-/// The newest file format this code reads: 1, or 2 where members have announced what they understand. A build that knows no
-/// announcements refuses 2 by its number.
-pub const FORMAT: u32 = 2;
+/// The newest file format this code reads. A file has 1, or 2 where members have announced what they understand, or 3
+/// if it is of a group other than 0, with or without announcements.
+///
+/// A build that knows no announcements refuses 2 by its number, and one that knows a single group refuses 3: it would
+/// skip the group in the header and take the file for one of its own.
+pub const FORMAT: u32 = 3;
+/// The first format that can say which group a file is of.
+const GROUPS: u32 = 3;
 /// A header is never longer: room for some ten thousand members.
 pub const MAX_HEADER_BYTES: u32 = 1 << 20;
 /// How much of the state is in one chunk.
@@ -69,6 +74,9 @@ const LEVEL: i32 = 1;
 pub struct Header {
     /// The cluster.
     pub cluster: ClusterId,
+    /// The group. Group 0 is not written: its files are byte for byte those of the versions that knew no other.
+    #[serde(default, skip_serializing_if = "is_first")]
+    pub group: GroupId,
     /// The last index it covers.
     pub index: u64,
     /// The term of the entry there.
@@ -83,10 +91,30 @@ pub struct Header {
 }
 
 impl Header {
-    /// The header of a snapshot at that index.
-    pub fn new(index: u64, term: u64, system: SystemState, formed_with: BTreeMap<NodeId, Incarnation>) -> Header {
-        Header { cluster: system.cluster, index, term, conf: ConfState::of(&system.membership), system, formed_with }
+    /// The header of a snapshot of that group at that index.
+    pub fn new(
+        group: GroupId,
+        index: u64,
+        term: u64,
+        system: SystemState,
+        formed_with: BTreeMap<NodeId, Incarnation>,
+    ) -> Header {
+        let (cluster, conf) = (system.cluster, ConfState::of(&system.membership));
+        Header { cluster, group, index, term, conf, system, formed_with }
     }
+
+    /// The oldest format that says all of it.
+    fn format(&self) -> u32 {
+        match (self.group, self.system.versions.is_empty()) {
+            (GroupId::FIRST, true) => 1,
+            (GroupId::FIRST, false) => 2,
+            _ => GROUPS,
+        }
+    }
+}
+
+fn is_first(group: &GroupId) -> bool {
+    *group == GroupId::FIRST
 }
 
 /// A file cannot be written or read as a snapshot.
@@ -163,7 +191,7 @@ debug_fields!(Writer<W> { chunks, raw_bytes, failed });
 impl<W: Write> Writer<W> {
     /// Begins a file with its header.
     pub fn begin(out: W, header: &Header) -> Result<Writer<W>, FileError> {
-        let format: u32 = if header.system.versions.is_empty() { 1 } else { 2 };
+        let format = header.format();
         let header = machine::encode(header).map_err(|error| FileError::damaged("the header", error.to_string()))?;
         let length = u32::try_from(header.len()).ok().filter(|length| *length <= MAX_HEADER_BYTES);
         let length = length.ok_or(FileError::HeaderTooLong(header.len()))?;
@@ -354,6 +382,11 @@ impl<R: Read> Reader<R> {
         hasher.update(&header);
         let read: Header =
             machine::decode(&header).map_err(|error| FileError::damaged("the header", error.to_string()))?;
+        // A build that knows one group would take it for a file of group 0.
+        if read.group != GroupId::FIRST && format < GROUPS {
+            let detail = format!("it names group {}, and format {format} knows no groups", read.group.0);
+            return Err(FileError::damaged("the header", detail));
+        }
         if read.cluster != read.system.cluster {
             return Err(FileError::damaged("the header", "it names two clusters"));
         }

@@ -2,13 +2,13 @@
 
 use std::io::{Cursor, Read, Write};
 
-use actorum_core::testkit::founded;
+use actorum_core::{entry::SystemCommand, testkit::founded, versions::Announcement};
 use proptest::prelude::*;
 
 use super::*;
 
 fn header() -> Header {
-    Header::new(9, 2, founded(), BTreeMap::from([(1, Incarnation(1))]))
+    Header::new(GroupId::FIRST, 9, 2, founded(), BTreeMap::from([(1, Incarnation(1))]))
 }
 
 /// A file of this state, written in pieces of that size.
@@ -105,7 +105,7 @@ fn every_other_bad_file_is_named_too() {
         error(&bytes)
     };
     assert_eq!(bad(&|b| b[3] ^= 1), "it is not a snapshot of actorum");
-    assert_eq!(bad(&|b| b[19] = 3), "it has format 3 and this version reads up to 2: use the newer version");
+    assert_eq!(bad(&|b| b[19] = 4), "it has format 4 and this version reads up to 3: use the newer version");
     assert_eq!(bad(&|b| b[19] = 0), "the header is damaged: it names format 0, which there never was");
     assert!(bad(&|b| b[20] = 9).starts_with("the header is damaged: it claims 15"));
     assert_eq!(bad(&|b| b[FIXED_BYTES + 9] ^= 1), "the header is damaged: its checksum does not match");
@@ -182,6 +182,36 @@ fn an_end_that_counts_otherwise_and_a_header_that_contradicts_itself_are_refused
     assert!(Reader::begin(&nonsense[..]).err().unwrap().to_string().starts_with("the header is damaged: "));
 }
 
+/// A build that knows a single group must not take such a file for one of its own, and would skip the field: so the
+/// number tells it.
+#[test]
+fn a_file_of_another_group_has_a_format_that_older_builds_refuse() {
+    let mut announced = founded();
+    let announcement = Announcement { features: ["x".to_owned()].into(), machine: 2, boot: 1 };
+    announced.apply(8, &SystemCommand::Announce { node: 1, announcement });
+    for (group, system, format) in
+        [(0, founded(), 1), (0, announced.clone(), 2), (1, founded(), 3), (7, announced, 3), (u32::MAX, founded(), 3)]
+    {
+        let header = Header::new(GroupId(group), 9, 2, system, BTreeMap::new());
+        let (bytes, file) = Writer::begin(Vec::new(), &header).unwrap().finish().unwrap();
+        assert_eq!(number(&bytes, 16), format, "group {group}");
+        let reader = Reader::begin(&bytes[..]).unwrap();
+        assert_eq!(*reader.header(), header);
+        assert_eq!(reader.verify().unwrap(), file);
+        // Under a number that those builds read, it is nobody's.
+        if group > 0 {
+            let mut older = bytes[..FIXED_BYTES].to_vec();
+            older[19] = 2;
+            let encoded = machine::encode(&header).unwrap();
+            let crc = header_crc(&older[..24], &encoded);
+            older.splice(24.., crc.to_be_bytes());
+            older.extend_from_slice(&encoded);
+            let said = Reader::begin(&older[..]).expect_err("refused").to_string();
+            assert_eq!(said, format!("the header is damaged: it names group {group}, and format 2 knows no groups"));
+        }
+    }
+}
+
 /// Takes so many bytes, then is full.
 struct Full(usize);
 
@@ -243,7 +273,7 @@ proptest! {
 #[test]
 fn an_index_beyond_all_plausibility_is_refused_by_name() {
     for (index, term) in [(u64::MAX, 2), (9, u64::MAX), (ABSURD, 2), (9, ABSURD)] {
-        let header = Header::new(index, term, founded(), BTreeMap::new());
+        let header = Header::new(GroupId::FIRST, index, term, founded(), BTreeMap::new());
         let (bytes, _) = Writer::begin(Vec::new(), &header).unwrap().finish().unwrap();
         let error = Reader::begin(&bytes[..]).map(|_| ()).expect_err("it is bad").to_string();
         assert!(error.contains("beyond all plausibility"), "{error}");

@@ -1,11 +1,12 @@
-//! The seam under the snapshot store: a flat folder of files, in a directory, in memory, or simulated.
+//! The seam under the snapshot store: a folder of files, and of folders that hold files, in a directory, in memory, or
+//! simulated.
 //!
 //! As little as the snapshot store needs, and each of it a step at which the power may go: what is written is durable once the file
 //! was synced, and what it is called once the folder was.
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File, OpenOptions},
+    fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -15,9 +16,9 @@ use actorum_core::debug_fields;
 
 use crate::log::{directory::make_durably, space::space};
 
-/// A flat folder of files.
+/// A folder of files. There may be folders in it, which are opened by their own names.
 pub trait Files: Send + Sync {
-    /// Every name in it with the file's length, sorted by name.
+    /// Every file's name in it with its length, sorted by name. Of folders in it, and of what those hold, nothing.
     fn list(&self) -> io::Result<Vec<(String, u64)>>;
 
     /// Makes a new file; an error if there is one of that name.
@@ -35,8 +36,15 @@ pub trait Files: Send + Sync {
     /// Removes a file.
     fn remove(&self, name: &str) -> io::Result<()>;
 
-    /// Makes durable which names there are, and of what.
+    /// Makes durable which names there are, and of what: in this folder, not in those in it.
     fn sync_names(&self) -> io::Result<()>;
+
+    /// Opens a folder in this one, and makes nothing: an error of the kind `NotFound` if there is none.
+    fn folder(&self, name: &str) -> io::Result<Arc<dyn Files>>;
+
+    /// Opens a folder in this one, which is made if there is none. When this returns its name is durable, also that of
+    /// one which was there: whoever made it may have died before that.
+    fn make_folder(&self, name: &str) -> io::Result<Arc<dyn Files>>;
 
     /// How many more bytes there is room for, if that has a bound.
     fn free(&self) -> io::Result<Option<u64>> {
@@ -81,10 +89,18 @@ impl InDirectory {
     /// Opens it, and makes it if there is none: for its owner only, and durably.
     pub fn open(path: &Path) -> io::Result<InDirectory> {
         make_durably(path)?;
+        InDirectory::found(path.to_owned())
+    }
+
+    /// Opens one that is there.
+    fn found(path: PathBuf) -> io::Result<InDirectory> {
+        if !fs::metadata(&path)?.is_dir() {
+            return Err(io::ErrorKind::NotADirectory.into());
+        }
         Ok(InDirectory {
-            path: path.to_owned(),
             #[cfg(unix)]
-            handle: File::open(path)?,
+            handle: File::open(&path)?,
+            path,
         })
     }
 }
@@ -137,6 +153,23 @@ impl Files for InDirectory {
         Ok(())
     }
 
+    fn folder(&self, name: &str) -> io::Result<Arc<dyn Files>> {
+        Ok(Arc::new(InDirectory::found(self.path.join(name))?))
+    }
+
+    fn make_folder(&self, name: &str) -> io::Result<Arc<dyn Files>> {
+        let mut builder = DirBuilder::new();
+        #[cfg(unix)]
+        std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+        match builder.create(self.path.join(name)) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+        // Promise 1: a snapshot that is durable inside a folder whose name is not is a snapshot that is lost.
+        self.sync_names()?;
+        self.folder(name)
+    }
+
     fn free(&self) -> io::Result<Option<u64>> {
         Ok(Some(space(&self.path)?.free))
     }
@@ -159,35 +192,42 @@ impl Appending for File {
 
 /// Files that are lost with the process.
 #[derive(Clone, Default)]
-pub struct InMemory(Arc<Mutex<BTreeMap<String, Content>>>);
+pub struct InMemory(Arc<Mutex<Names>>);
 
 debug_fields!(InMemory {});
+
+/// What is in a folder.
+#[derive(Default)]
+struct Names {
+    files: BTreeMap<String, Content>,
+    folders: BTreeMap<String, InMemory>,
+}
 
 /// One file's bytes. Who holds it open goes on reading when its name is gone.
 type Content = Arc<Mutex<Vec<u8>>>;
 
 impl InMemory {
-    fn names(&self) -> MutexGuard<'_, BTreeMap<String, Content>> {
+    fn names(&self) -> MutexGuard<'_, Names> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn file(&self, name: &str) -> io::Result<Content> {
-        self.names().get(name).cloned().ok_or_else(|| io::ErrorKind::NotFound.into())
+        self.names().files.get(name).cloned().ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 }
 
 impl Files for InMemory {
     fn list(&self) -> io::Result<Vec<(String, u64)>> {
-        Ok(self.names().iter().map(|(name, content)| (name.clone(), locked(content).len() as u64)).collect())
+        Ok(self.names().files.iter().map(|(name, content)| (name.clone(), locked(content).len() as u64)).collect())
     }
 
     fn create(&self, name: &str) -> io::Result<Box<dyn Appending>> {
         let mut names = self.names();
-        if names.contains_key(name) {
+        if names.files.contains_key(name) {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
         let content = Content::default();
-        names.insert(name.to_owned(), content.clone());
+        names.files.insert(name.to_owned(), content.clone());
         Ok(Box::new(Appended(content)))
     }
 
@@ -201,17 +241,26 @@ impl Files for InMemory {
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         let mut names = self.names();
-        let content = names.remove(from).ok_or(io::ErrorKind::NotFound)?;
-        names.insert(to.to_owned(), content);
+        let content = names.files.remove(from).ok_or(io::ErrorKind::NotFound)?;
+        names.files.insert(to.to_owned(), content);
         Ok(())
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
-        self.names().remove(name).map(drop).ok_or_else(|| io::ErrorKind::NotFound.into())
+        self.names().files.remove(name).map(drop).ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
     fn sync_names(&self) -> io::Result<()> {
         Ok(())
+    }
+
+    fn folder(&self, name: &str) -> io::Result<Arc<dyn Files>> {
+        let folder = self.names().folders.get(name).cloned().ok_or(io::ErrorKind::NotFound)?;
+        Ok(Arc::new(folder))
+    }
+
+    fn make_folder(&self, name: &str) -> io::Result<Arc<dyn Files>> {
+        Ok(Arc::new(self.names().folders.entry(name.to_owned()).or_default().clone()))
     }
 
     fn blocks(&self) -> bool {

@@ -13,4 +13,4 @@ pub mod simulated;
 mod replay_tests;
 
 pub use actorum_core::snapshot::{SnapshotError, SnapshotReader};
-pub use store::{Receiving, SnapshotStore};
+pub use store::{GroupSnapshots, Receiving, SnapshotStore};

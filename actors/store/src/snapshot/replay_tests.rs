@@ -22,10 +22,18 @@ use actorum_machine::{
 };
 
 use super::{
-    SnapshotStore,
+    GroupSnapshots, SnapshotStore,
     simulated::SimulatedFiles,
     store::{Content, complete_name},
 };
+
+fn memory() -> GroupSnapshots {
+    SnapshotStore::memory().of(GroupId::FIRST)
+}
+
+fn over(files: &SimulatedFiles) -> GroupSnapshots {
+    SnapshotStore::over(files.open()).of(GroupId::FIRST)
+}
 
 fn recovered(last_index: u64, commit: u64) -> Recovered {
     Recovered {
@@ -42,17 +50,17 @@ fn log() -> TestLog {
 }
 
 fn run(recovered: &Recovered, machine: Sum) -> Result<Replayed<Sum>, ApplyError> {
-    replay(GroupId::FIRST, &log(), recovered, &SnapshotStore::memory(), machine)
+    replay(GroupId::FIRST, &log(), recovered, &memory(), machine)
 }
 
 /// Snapshots of the log at 3 and 4 in a snapshot store, and what names them.
 fn two_snapshots() -> (SimulatedFiles, Vec<Snapshot>, Recovered) {
     let files = SimulatedFiles::new(Arc::new(()));
-    let snapshot_store = SnapshotStore::over(files.open());
+    let stored = over(&files);
     let replay_to = |commit| run(&recovered(5, commit), Sum::default()).unwrap().replica;
     let build = |commit| {
         let (index, term, system, state) = replay_to(commit).capture().unwrap();
-        snapshot_store.build(Content { index, term, system, formed_with: BTreeMap::new(), state }, &mut |_| {}).unwrap()
+        stored.build(Content { index, term, system, formed_with: BTreeMap::new(), state }, &mut |_| {}).unwrap()
     };
     let snapshots = vec![build(3), build(4)];
     let found = Recovered { snapshots: snapshots.clone(), ..recovered(5, 5) };
@@ -65,7 +73,7 @@ fn damage(files: &SimulatedFiles, snapshot: &Snapshot) {
 }
 
 fn start(files: &SimulatedFiles, recovered: &Recovered, machine: Sum) -> Result<Replayed<Sum>, ApplyError> {
-    replay(GroupId::FIRST, &log(), recovered, &SnapshotStore::over(files.open()), machine)
+    replay(GroupId::FIRST, &log(), recovered, &over(files), machine)
 }
 
 #[test]
@@ -140,24 +148,24 @@ fn nothing_is_restored_from_a_file_of_which_only_the_end_is_damaged() {
     }
     let restored = Arc::new(AtomicBool::new(false));
     let watched = || Watched(restored.clone());
-    let snapshot_store = SnapshotStore::memory();
+    let stored = memory();
     let mut replica = Replica::new(watched());
-    replica.restore(&genesis(), &snapshot_store).unwrap();
+    replica.restore(&genesis(), &stored).unwrap();
     let (_, term, system, state) = replica.capture().unwrap();
     let content = Content { index: 4, term, system, formed_with: BTreeMap::new(), state };
-    let snapshot = snapshot_store.build(content, &mut |_| {}).unwrap();
+    let snapshot = stored.build(content, &mut |_| {}).unwrap();
     let only = Recovered { snapshots: vec![snapshot.clone()], terms: vec![(4, 1)], ..recovered(5, 4) };
-    replay(GroupId::FIRST, &log(), &only, &snapshot_store, watched()).unwrap();
+    replay(GroupId::FIRST, &log(), &only, &stored, watched()).unwrap();
     assert!(restored.swap(false, Ordering::Relaxed));
 
     let file = SystemState::of(&snapshot).unwrap().1.unwrap();
-    let mut bytes = snapshot_store.read(4, &file, 0, u32::MAX).unwrap().unwrap().to_vec();
+    let mut bytes = stored.read(4, &file, 0, u32::MAX).unwrap().unwrap().to_vec();
     // In the last chunk: a restore would have got the three before it.
     let at = bytes.len() - 80;
     bytes[at] ^= 1;
     let files = SimulatedFiles::new(Arc::new(()));
     files.open().create(&complete_name(4, &file)).unwrap().write_all(&bytes).unwrap();
-    let error = replay(GroupId::FIRST, &log(), &only, &SnapshotStore::over(files.open()), watched()).err().unwrap();
+    let error = replay(GroupId::FIRST, &log(), &only, &over(&files), watched()).err().unwrap();
     assert!(error.to_string().contains("chunk 3 is damaged: "), "{error}");
     assert!(!restored.load(Ordering::Relaxed));
 }

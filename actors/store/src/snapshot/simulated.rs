@@ -7,6 +7,9 @@
 //!    files      content ─▶ sync ─▶ durable; of what was not synced some may survive, and some may be torn
 //! ```
 //!
+//! A folder in it is a name that ends in `/`, and what it holds has names that begin with that. Each folder's names are
+//! synced for themselves, and what is in a folder goes with the folder's own name.
+//!
 //! Before every [`Step`] it asks its [`Decide`] whether that happens, fails, or the power goes instead; the log's
 //! [simulated disk](crate::log::simulated) does the same, with the same words.
 //!
@@ -27,7 +30,7 @@ pub use crate::log::simulated::{Answer, Loss, SimulatedVolume};
 pub enum Step {
     /// The names are listed, or a file is opened or read.
     Read,
-    /// A new name appears.
+    /// A new name appears, of a file or of a folder.
     Create,
     /// Bytes are appended. A failure, and a power cut, leave a part of them.
     Write,
@@ -148,7 +151,7 @@ impl SimulatedFiles {
             folder.settle(Loss::All, 0);
         }
         folder.life += 1;
-        Arc::new(Life { files: self.clone(), life: folder.life })
+        Arc::new(Life { files: self.clone(), life: folder.life, place: String::new() })
     }
 
     /// The power goes. What was not synced is lost as `loss` says, with `rng` where there is a choice; with [`Loss::Torn`]
@@ -220,7 +223,8 @@ impl SimulatedFiles {
     /// The names that a power cut could not take, with as much of each file as is durable.
     pub fn durable(&self) -> BTreeMap<String, u64> {
         let folder = self.lock();
-        folder.durable.iter().map(|(name, file)| (name.clone(), folder.files[file].synced as u64)).collect()
+        let files = folder.durable.iter().filter(|(name, _)| !name.ends_with('/'));
+        files.map(|(name, file)| (name.clone(), folder.files[file].synced as u64)).collect()
     }
 
     /// What was done, and what was done to it.
@@ -244,6 +248,18 @@ impl fmt::Debug for SimulatedFiles {
 }
 
 impl Folder {
+    /// A new and empty file, or a folder; an error if there is one of that name.
+    fn create(&mut self, name: String) -> io::Result<u64> {
+        if self.names.contains_key(&name) {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        self.made += 1;
+        let file = self.made;
+        self.files.insert(file, Content::default());
+        self.change(vec![(name, Some(file))]);
+        Ok(file)
+    }
+
     fn change(&mut self, change: Renamed) {
         for (name, file) in &change {
             set(&mut self.names, name, *file);
@@ -278,7 +294,10 @@ impl Folder {
                 set(&mut self.durable, name, *file);
             }
         }
-        self.names = self.durable.clone();
+        let Folder { names, durable, .. } = self;
+        *names = durable.clone();
+        names.retain(|name, _| place(name).is_empty() || durable.contains_key(place(name)));
+        *durable = names.clone();
         let named: Vec<u64> = self.names.values().copied().collect();
         self.files.retain(|file, _| named.contains(file));
         for (file, content) in &mut self.files {
@@ -317,6 +336,12 @@ impl Folder {
     }
 }
 
+/// The folder that a name stands in, as its names begin; empty for the outermost.
+fn place(name: &str) -> &str {
+    let within = name.strip_suffix('/').unwrap_or(name);
+    within.rfind('/').map_or("", |end| &name[..=end])
+}
+
 fn set(names: &mut BTreeMap<String, u64>, name: &str, file: Option<u64>) {
     match file {
         Some(file) => drop(names.insert(name.to_owned(), file)),
@@ -332,11 +357,13 @@ fn mix(rng: u64) -> u64 {
     mixed ^ (mixed >> 31)
 }
 
-/// The files in one life of theirs.
+/// The files in one life of theirs, seen from one of the folders.
 #[derive(Clone)]
 struct Life {
     files: SimulatedFiles,
     life: u64,
+    /// How the names in this folder begin.
+    place: String,
 }
 
 /// The folder, if the step happens; else what is left to do, and the error.
@@ -387,6 +414,16 @@ impl Life {
     fn step(&self, step: Step) -> io::Result<MutexGuard<'_, Folder>> {
         self.ask(step).map_err(|(folder, over)| over.told(folder))
     }
+
+    /// A name in this folder, as it stands among all of them.
+    fn name(&self, name: &str) -> String {
+        format!("{}{name}", self.place)
+    }
+
+    /// The view of a folder in this one.
+    fn within(&self, name: &str) -> Life {
+        Life { place: format!("{}{name}/", self.place), ..self.clone() }
+    }
 }
 
 impl Over {
@@ -413,52 +450,72 @@ fn not_found() -> io::Error {
 impl Files for Life {
     fn list(&self) -> io::Result<Vec<(String, u64)>> {
         let folder = self.step(Step::Read)?;
-        Ok(folder.names.iter().map(|(name, file)| (name.clone(), folder.files[file].bytes.len() as u64)).collect())
+        let here = folder.names.iter().filter(|(name, _)| !name.ends_with('/') && place(name) == self.place);
+        let lengths =
+            here.map(|(name, file)| (name[self.place.len()..].to_owned(), folder.files[file].bytes.len() as u64));
+        Ok(lengths.collect())
     }
 
     fn create(&self, name: &str) -> io::Result<Box<dyn Appending>> {
         let mut folder = self.step(Step::Create)?;
-        if folder.names.contains_key(name) {
-            return Err(io::ErrorKind::AlreadyExists.into());
-        }
-        folder.made += 1;
-        let file = folder.made;
-        folder.files.insert(file, Content::default());
-        folder.change(vec![(name.to_owned(), Some(file))]);
+        let file = folder.create(self.name(name))?;
         Ok(Box::new(Handle { life: self.clone(), file, at: 0 }))
     }
 
     fn append(&self, name: &str) -> io::Result<Box<dyn Appending>> {
-        let file = *self.step(Step::Read)?.names.get(name).ok_or_else(not_found)?;
+        let file = *self.step(Step::Read)?.names.get(&self.name(name)).ok_or_else(not_found)?;
         Ok(Box::new(Handle { life: self.clone(), file, at: 0 }))
     }
 
     fn open(&self, name: &str) -> io::Result<Box<dyn Reading>> {
-        let file = *self.step(Step::Read)?.names.get(name).ok_or_else(not_found)?;
+        let file = *self.step(Step::Read)?.names.get(&self.name(name)).ok_or_else(not_found)?;
         Ok(Box::new(Handle { life: self.clone(), file, at: 0 }))
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         let mut folder = self.step(Step::Rename)?;
-        let file = *folder.names.get(from).ok_or_else(not_found)?;
-        folder.change(vec![(from.to_owned(), None), (to.to_owned(), Some(file))]);
+        let [from, to] = [from, to].map(|name| self.name(name));
+        let file = *folder.names.get(&from).ok_or_else(not_found)?;
+        folder.change(vec![(from, None), (to, Some(file))]);
         Ok(())
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
         let mut folder = self.step(Step::Remove)?;
-        if !folder.names.contains_key(name) {
+        let name = self.name(name);
+        if !folder.names.contains_key(&name) {
             return Err(not_found());
         }
-        folder.change(vec![(name.to_owned(), None)]);
+        folder.change(vec![(name, None)]);
         Ok(())
     }
 
     fn sync_names(&self) -> io::Result<()> {
         let mut folder = self.step(Step::SyncNames)?;
-        folder.unsynced.clear();
-        folder.durable = folder.names.clone();
+        let Folder { names, durable, unsynced, .. } = &mut *folder;
+        unsynced.retain(|change| change.iter().any(|(name, _)| place(name) != self.place));
+        durable.retain(|name, _| place(name) != self.place);
+        let here = names.iter().filter(|(name, _)| place(name) == self.place);
+        durable.extend(here.map(|(name, file)| (name.clone(), *file)));
         Ok(())
+    }
+
+    fn folder(&self, name: &str) -> io::Result<Arc<dyn Files>> {
+        let inner = self.within(name);
+        match self.step(Step::Read)?.names.contains_key(&inner.place) {
+            true => Ok(Arc::new(inner)),
+            false => Err(not_found()),
+        }
+    }
+
+    fn make_folder(&self, name: &str) -> io::Result<Arc<dyn Files>> {
+        let inner = self.within(name);
+        match self.step(Step::Create)?.create(inner.place.clone()) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+        self.sync_names()?;
+        Ok(Arc::new(inner))
     }
 
     fn free(&self) -> io::Result<Option<u64>> {

@@ -1,17 +1,26 @@
 //! The snapshot store: where the files of snapshots are built, received, kept and read.
 //!
 //! ```text
+//!  SnapshotStore, of the node: its folder, its room on the disk
+//!    └─ of(group) ─▶ GroupSnapshots, of one group: its files and no others
+//!
 //!  build    building-<index>.tmp            write ─▶ sync ─┐
 //!  receive  receiving-<index>-<hash>.part   pieces ─▶ verify ─▶ sync ─┤
 //!                                                          rename ─▶ snapshot-<index>-<hash>.actorum ─▶ sync of the names
 //! ```
 //!
 //! A file has its final name only once it is whole and durable, so a crash at any step leaves either no such file or a good
-//! one. What has another name is never read as a snapshot, only gone on with ([`SnapshotStore::receive`]) or swept
-//! ([`SnapshotStore::keep`]).
+//! one. What has another name is never read as a snapshot, only gone on with ([`GroupSnapshots::receive`]) or swept
+//! ([`GroupSnapshots::keep`]).
+//!
+//! The files of group 0 lie in the node's folder itself, under the names that they have always had. Each other group
+//! has a folder in it, `g7` for group 7, which is made with the group's first file. So a sweep lists the files of its
+//! own group alone, however many groups there are. Versions that know one group look at files only, and sweep those
+//! that have such names: they leave the folders of other groups as they are.
 //!
 //! Deliberately absent: which snapshots are wanted, threads, and the wish to wait: a call returns when it is done, and says by
-//! [`SnapshotStore::blocks`] whether that may wait for a device.
+//! [`SnapshotStore::blocks`] whether that may wait for a device. And the folders of groups that the log does not know:
+//! nobody looks for them, and nobody removes them.
 
 use std::{
     cmp::Reverse,
@@ -36,7 +45,7 @@ use actorum_core::{
     wire::{ConfState, MAX_PIECE, Snapshot, SnapshotFile},
 };
 use actorum_machine::{
-    ids::{Incarnation, NodeId},
+    ids::{GroupId, Incarnation, NodeId},
     machine::StateView,
 };
 use bytes::Bytes;
@@ -47,7 +56,7 @@ use super::{
 };
 use crate::log::reserve::{Lent, Reserve};
 
-/// How many files that nobody has asked to keep yet are left alone; see [`SnapshotStore::keep`].
+/// How many files that nobody has asked to keep yet are left alone; see [`GroupSnapshots::keep`].
 const MAX_FRESH: usize = 2;
 
 /// No more than this is written without a sync. On many filesystems the sync of one file waits for what was written to
@@ -70,19 +79,71 @@ pub struct Content {
 
 debug_fields!(Content { index, term });
 
-/// Where the files of snapshots are. Cheap to share; every method may be called from any thread.
+/// Where a node keeps the files of snapshots, and how much room they may take. Any thread may call it.
+///
+/// The files themselves are reached group by group: [`SnapshotStore::of`].
 pub struct SnapshotStore {
-    files: Arc<dyn Files>,
-    marks: Arc<Mutex<Marks>>,
-    /// How many bytes are left to others on the same disk.
-    left: Arc<AtomicU64>,
-    /// What may be borrowed where there is no room beside those.
-    reserve: Arc<OnceLock<Arc<Reserve>>>,
-    /// Bytes that were received, or read to be checked or restored.
-    progress: Arc<AtomicU64>,
+    node: Arc<Node>,
 }
 
-debug_fields!(SnapshotStore { left, progress });
+debug_fields!(SnapshotStore { node });
+
+/// What all groups share.
+struct Node {
+    files: Arc<dyn Files>,
+    /// How many bytes are left to others on the same disk.
+    left: AtomicU64,
+    /// What may be borrowed where there is no room beside those.
+    reserve: OnceLock<Arc<Reserve>>,
+    expected: Mutex<Expected>,
+    groups: Mutex<BTreeMap<GroupId, Arc<Part>>>,
+}
+
+debug_fields!(Node { left });
+
+/// How large the next snapshot of each group will be, as far as they have said.
+#[derive(Default)]
+struct Expected {
+    of: BTreeMap<GroupId, u64>,
+    largest: u64,
+}
+
+impl Expected {
+    /// The largest of all, now that this group says so.
+    fn largest_with(&mut self, group: GroupId, bytes: u64) -> u64 {
+        let before = self.of.insert(group, bytes).unwrap_or(0);
+        // Looked for among all groups only where the largest may have become smaller.
+        self.largest = match before == self.largest && bytes < before {
+            true => self.of.values().copied().max().unwrap_or(0),
+            false => self.largest.max(bytes),
+        };
+        self.largest
+    }
+}
+
+/// What this process knows of the files of one group.
+struct Part {
+    group: GroupId,
+    marks: Mutex<Marks>,
+    /// Bytes that were received, or read to be checked or restored.
+    progress: AtomicU64,
+}
+
+/// The files of one group's snapshots. Cheap to clone; any thread may call it.
+///
+/// No call reads, names or removes a file of another group.
+#[derive(Clone)]
+pub struct GroupSnapshots {
+    node: Arc<Node>,
+    part: Arc<Part>,
+}
+
+impl fmt::Debug for GroupSnapshots {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Part { group, progress, .. } = &*self.part;
+        f.debug_struct("GroupSnapshots").field("group", group).field("progress", progress).finish_non_exhaustive()
+    }
+}
 
 /// What this process does with files, and no sweeping may disturb.
 #[derive(Default)]
@@ -114,34 +175,44 @@ impl SnapshotStore {
 
     /// The snapshot store over any folder of files.
     pub fn over(files: Arc<dyn Files>) -> SnapshotStore {
-        let (marks, left, reserve, progress) = (Arc::default(), Arc::default(), Arc::default(), Arc::default());
-        SnapshotStore { files, marks, left, reserve, progress }
+        let (left, reserve, expected, groups) = Default::default();
+        SnapshotStore { node: Arc::new(Node { files, left, reserve, expected, groups }) }
+    }
+
+    /// The files of a group. Touches nothing: a folder is made with a group's first file.
+    pub fn of(&self, group: GroupId) -> GroupSnapshots {
+        let mut groups = locked(&self.node.groups);
+        let part = groups.entry(group).or_insert_with(|| {
+            let (marks, progress) = Default::default();
+            Arc::new(Part { group, marks, progress })
+        });
+        GroupSnapshots { node: self.node.clone(), part: part.clone() }
     }
 
     /// Leaves so many bytes of the disk to the log, which cannot go on without: what would not fit beside them is not begun, and
     /// is given up where it turns out so. Zero, as at first, leaves that to the disk.
     pub fn leave_free(&self, bytes: u64) {
-        self.left.store(bytes, Ordering::Relaxed);
+        self.node.left.store(bytes, Ordering::Relaxed);
     }
 
     /// Lets snapshots borrow this reserve where they find no room beside what is left free: the log is cut behind them.
     pub fn may_borrow(&self, reserve: Arc<Reserve>) {
-        let _ = self.reserve.set(reserve);
-    }
-
-    /// The reserve is to hold a snapshot of so many bytes, too.
-    pub fn hold_snapshot(&self, bytes: u64) {
-        if let Some(reserve) = self.reserve.get() {
-            reserve.hold_snapshot(bytes);
-        }
+        let _ = self.node.reserve.set(reserve);
     }
 
     /// Whether there is room for so many bytes more.
     pub fn must_fit(&self, bytes: u64) -> Result<(), SnapshotError> {
-        let left = self.left.load(Ordering::Relaxed);
-        room_for(&*self.files, bytes, left).map_err(|error| failed("looking for room", error))
+        let left = self.node.left.load(Ordering::Relaxed);
+        room_for(&*self.node.files, bytes, left).map_err(|error| failed("looking for room", error))
     }
 
+    /// Whether a call may wait for a device, of its groups as well.
+    pub fn blocks(&self) -> bool {
+        self.node.files.blocks()
+    }
+}
+
+impl Node {
     /// Room for so many bytes: beside what is left to the log, or else in the reserve.
     fn make_room(&self, bytes: u64) -> io::Result<Room> {
         let mut room = Room { left: self.left.load(Ordering::Relaxed), lent: None };
@@ -157,24 +228,67 @@ impl SnapshotStore {
         *room = Room { left: room.left.min(UNSYNCED_BYTES), lent: Some(lent) };
         room_for(&*self.files, bytes, room.left)
     }
+}
 
-    fn again(&self) -> SnapshotStore {
-        let (files, marks) = (self.files.clone(), self.marks.clone());
-        let (left, reserve, progress) = (self.left.clone(), self.reserve.clone(), self.progress.clone());
-        SnapshotStore { files, marks, left, reserve, progress }
+impl GroupSnapshots {
+    /// Whose files these are.
+    pub fn group(&self) -> GroupId {
+        self.part.group
     }
 
-    /// Bytes of snapshots that were received, or read to be checked or restored, since the start: it grows while any of that goes on.
+    /// The reserve is to hold a snapshot of this group of so many bytes, too: it holds the largest that any group says.
+    pub fn hold_snapshot(&self, bytes: u64) {
+        let Some(reserve) = self.node.reserve.get() else { return };
+        // Under the lock: the last word to the reserve is of the last change.
+        let mut expected = locked(&self.node.expected);
+        reserve.hold_snapshot(expected.largest_with(self.part.group, bytes));
+    }
+
+    /// Bytes of this group's snapshots that were received, or read to be checked or restored, since the start: it grows
+    /// while any of that goes on.
     pub fn progress(&self) -> u64 {
-        self.progress.load(Ordering::Relaxed)
+        self.part.progress.load(Ordering::Relaxed)
     }
 
     /// Whether a call may wait for a device.
     pub fn blocks(&self) -> bool {
-        self.files.blocks()
+        self.node.files.blocks()
     }
 
-    /// Removes the files that are not of these snapshots, and what was left half written.
+    /// The folder that its files are in; an error of the kind `NotFound` as long as it has none.
+    fn files(&self) -> io::Result<Arc<dyn Files>> {
+        match group_folder(self.part.group) {
+            None => Ok(self.node.files.clone()),
+            Some(folder) => self.node.files.folder(&folder),
+        }
+    }
+
+    /// The same to write into it: it is there then, and durably so. Whoever writes holds it until the new file's name
+    /// is durable: one opened afresh for that sync could miss an error that was told already.
+    fn files_to_write(&self) -> Result<Arc<dyn Files>, SnapshotError> {
+        match group_folder(self.part.group) {
+            None => Ok(self.node.files.clone()),
+            Some(folder) => {
+                let made = self.node.files.make_folder(&folder);
+                made.map_err(|error| failed(&format!("making the folder {folder}"), error))
+            }
+        }
+    }
+
+    /// What is in its folder: nothing, without one.
+    fn list(&self) -> Result<Vec<(String, u64)>, SnapshotError> {
+        match self.files().and_then(|files| files.list()) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            found => found.map_err(|error| failed("listing the snapshots", error)),
+        }
+    }
+
+    /// A file's name for people, with the folder that it is in.
+    fn shown(&self, name: &str) -> String {
+        group_folder(self.part.group).map_or_else(|| name.to_owned(), |folder| format!("{folder}/{name}"))
+    }
+
+    /// Removes the group's files that are not of these snapshots, and what was left half written.
     ///
     /// What is being built or received now stays. So does the file of the newest snapshot that was received, as a whole or in part,
     /// if it is newer than these: it may go on where it stopped. And so do the newest two files that were completed by this
@@ -187,7 +301,7 @@ impl SnapshotStore {
             names.extend(described(snapshot)?.1.map(|file| complete_name(snapshot.index, &file)));
         }
         let newest = kept.iter().map(|snapshot| snapshot.index).max().unwrap_or(0);
-        let found = self.files.list().map_err(|error| failed("listing the snapshots", error))?;
+        let found = self.list()?;
         let mut marks = self.marks();
         marks.fresh.retain(|(index, name)| *index > newest && !names.contains(name));
         while marks.fresh.len() > MAX_FRESH {
@@ -213,7 +327,10 @@ impl SnapshotStore {
         // Whoever writes it has begun after the look at what is there.
         let Ok(_busy) = self.busy(name) else { return Ok(()) };
         self.marks().known.remove(name);
-        self.remove(name)
+        match self.files() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            files => self.remove(&*files.map_err(|error| failed("looking for the snapshots", error))?, name),
+        }
     }
 
     /// Builds the file of a snapshot. Durable under its name when it returns. `progress` hears the bytes written so far.
@@ -230,22 +347,23 @@ impl SnapshotStore {
         content: Content,
         progress: &mut dyn FnMut(u64),
     ) -> Result<Snapshot, SnapshotError> {
-        let room = self.make_room(expected).map_err(|error| failed("looking for room", error))?;
+        let room = self.node.make_room(expected).map_err(|error| failed("looking for room", error))?;
         let Content { index, term, system, formed_with, state } = content;
         let index = index - u64::from(planted::is(Planted::SnapshotMislabelled));
         let name = format!("building-{index:020}.tmp");
         let building = self.busy(&name)?;
-        let header = Header::new(index, term, system.clone(), formed_with.clone());
-        let built = self.write(&name, &header, state, room, progress).and_then(|file| {
+        let files = self.files_to_write()?;
+        let header = Header::new(self.part.group, index, term, system.clone(), formed_with.clone());
+        let built = self.write(&*files, &name, &header, state, room, progress).and_then(|file| {
             let encoded = system.snapshot(index, term, file, formed_with);
             let snapshot =
                 encoded.map_err(|error| SnapshotError(format!("encoding the descriptor of {index}: {error}")))?;
-            self.publish(&name, index, &file, true)?;
+            self.publish(&*files, &name, index, &file, true)?;
             Ok(snapshot)
         });
         if built.is_err() {
             // Best effort: what stays is swept.
-            let _ = self.remove(&name);
+            let _ = self.remove(&*files, &name);
         }
         drop(building);
         built
@@ -253,16 +371,19 @@ impl SnapshotStore {
 
     fn write(
         &self,
+        files: &dyn Files,
         name: &str,
         header: &Header,
         state: StateView,
         room: Room,
         progress: &mut dyn FnMut(u64),
     ) -> Result<SnapshotFile, SnapshotError> {
-        self.remove(name)?;
-        let file = self.files.create(name).map_err(|error| failed(&format!("creating {name}"), error))?;
+        self.remove(files, name)?;
+        let shown = self.shown(name);
+        let file = files.create(name).map_err(|error| failed(&format!("creating {shown}"), error))?;
+        let name = shown;
         let writing = |error: FileError| SnapshotError(format!("writing {name}: {error}"));
-        let file = Paced { file, unsynced: 0, snapshot_store: self.again(), room };
+        let file = Paced { file, unsynced: 0, node: self.node.clone(), room };
         let mut told = Told { writer: Writer::begin(file, header).map_err(writing)?, progress, said: 0 };
         let at = At(header.index, header.term);
         // What a panic leaves half done is a file that is removed, and a state that nobody looks at again.
@@ -289,21 +410,29 @@ impl SnapshotStore {
     }
 
     /// Gives a synced file its final name.
-    fn publish(&self, name: &str, index: u64, file: &SnapshotFile, sync_names: bool) -> Result<(), SnapshotError> {
+    fn publish(
+        &self,
+        files: &dyn Files,
+        name: &str,
+        index: u64,
+        file: &SnapshotFile,
+        sync_names: bool,
+    ) -> Result<(), SnapshotError> {
         let last = complete_name(index, file);
+        let [from, to] = [name, &last].map(|name| self.shown(name));
         let before = self.has(index, file);
         // First, so that no sweep sees the name without the mark.
         self.marks().fresh.insert((index, last.clone()));
-        let renamed = self.files.rename(name, &last);
-        let renamed = renamed.map_err(|error| failed(&format!("renaming {name} to {last}"), error));
+        let renamed = files.rename(name, &last);
+        let renamed = renamed.map_err(|error| failed(&format!("renaming {from} to {to}"), error));
         let synced = renamed.and_then(|()| match sync_names {
             // The log is cut once this returns: a name that a power cut can take would take the state with it.
-            true => self.files.sync_names().map_err(|error| failed(&format!("making {last} durable"), error)),
+            true => files.sync_names().map_err(|error| failed(&format!("making {to} durable"), error)),
             false => Ok(()),
         });
         if synced.is_err() && !before {
             // Nobody may find it and take it for durable.
-            let _ = self.remove(&last);
+            let _ = self.remove(files, &last);
             self.marks().fresh.remove(&(index, last));
         }
         synced
@@ -318,6 +447,7 @@ impl SnapshotStore {
 
     fn verify_named(&self, name: &str, snapshot: &Snapshot) -> Result<(), SnapshotError> {
         let (reader, expected) = self.reader(name, snapshot)?;
+        let name = self.shown(name);
         let found = reader.verify().map_err(|error| SnapshotError(format!("{name}: {error}")))?;
         if found != expected {
             return Err(SnapshotError(format!("{name}: it is {found:?}, and {expected:?} was announced")));
@@ -338,16 +468,21 @@ impl SnapshotStore {
     fn reader(&self, name: &str, snapshot: &Snapshot) -> Result<(FileReader, SnapshotFile), SnapshotError> {
         let (system, file) = described(snapshot)?;
         let expected = file.ok_or_else(|| SnapshotError(format!("the snapshot at {} has no file", snapshot.index)))?;
-        let doing = |error| failed(&format!("reading {name}"), error);
-        let mut opened = self.files.open(name).map_err(doing)?;
+        let shown = self.shown(name);
+        let doing = |error| failed(&format!("reading {shown}"), error);
+        let mut opened = self.files().and_then(|files| files.open(name)).map_err(doing)?;
+        let name = &shown;
         let ending = ending(&mut *opened).map_err(doing)?;
-        let counted = Counted { inner: opened, progress: self.progress.clone() };
+        let counted = Counted { inner: opened, part: self.part.clone() };
         let reader = Reader::begin(BufReader::new(counted));
         let reader = reader.map_err(|error| SnapshotError(format!("{name}: {error}")))?;
         let header = reader.header();
         let other = |what: &str, found: &dyn fmt::Display, expected: &dyn fmt::Display| {
             Err(SnapshotError(format!("{name}: it is of {what} {found}, and the snapshot of {what} {expected}")))
         };
+        if header.group != self.part.group {
+            return other("group", &header.group.0, &self.part.group.0);
+        }
         if header.cluster != system.cluster {
             return other("cluster", &header.cluster, &system.cluster);
         }
@@ -373,7 +508,7 @@ impl SnapshotStore {
 
     /// Whether the complete file is here, as far as its name, length and last bytes say.
     pub fn has(&self, index: u64, file: &SnapshotFile) -> bool {
-        let opened = self.files.open(&complete_name(index, file));
+        let opened = self.files().and_then(|files| files.open(&complete_name(index, file)));
         opened.and_then(|mut opened| ending(&mut *opened)).is_ok_and(|found| found == (file.bytes, Some(file.hash)))
     }
 
@@ -381,7 +516,9 @@ impl SnapshotStore {
     /// (any more).
     pub fn read(&self, index: u64, file: &SnapshotFile, offset: u64, max: u32) -> Result<Option<Bytes>, SnapshotError> {
         let name = complete_name(index, file);
-        let mut opened = match self.files.open(&name) {
+        let opened = self.files().and_then(|files| files.open(&name));
+        let name = self.shown(&name);
+        let mut opened = match opened {
             Ok(opened) => opened,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(failed(&format!("reading {name}"), error)),
@@ -408,12 +545,13 @@ impl SnapshotStore {
         };
         let name = receiving_name(snapshot.index, &expected);
         let busy = self.busy(&name)?;
-        let snapshot_store = self.again();
-        let snapshot = snapshot.clone();
+        let files = self.files_to_write()?;
+        let (snapshots, snapshot) = (self.clone(), snapshot.clone());
         // It may be here already, from an earlier leader or from before a restart. If it is damaged it is replaced.
         if self.has(snapshot.index, &expected) && self.verify(&snapshot).is_ok() {
             return Ok(Receiving {
-                snapshot_store,
+                snapshots,
+                files,
                 snapshot,
                 expected,
                 name,
@@ -426,11 +564,12 @@ impl SnapshotStore {
             });
         }
         self.sweep_partial(&name)?;
-        let doing = |error| failed(&format!("opening {name}"), error);
-        let mut file = match self.files.append(&name) {
+        let shown = self.shown(&name);
+        let doing = |error| failed(&format!("opening {shown}"), error);
+        let mut file = match files.append(&name) {
             Ok(file) => file,
             // The name is not made durable: a partial file that a power cut takes is begun again.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => self.files.create(&name).map_err(doing)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => files.create(&name).map_err(doing)?,
             Err(error) => return Err(doing(error)),
         };
         let mut offset = file.length().map_err(doing)?;
@@ -438,24 +577,25 @@ impl SnapshotStore {
             too_long if too_long > expected.bytes => 0,
             rest if rest == 0 || self.marks().known.contains(&name) => rest,
             rest => {
-                let opened = self.files.open(&name).map_err(doing)?;
+                let opened = files.open(&name).map_err(doing)?;
                 Reader::intact(BufReader::new(opened), rest).map_err(doing)?
             }
         };
         if good < offset {
-            tracing::warn!(file = %name, good, found = offset, "what was received before a crash is damaged at its end");
+            let damaged = "what was received before a crash is damaged at its end";
+            tracing::warn!(file = %shown, good, found = offset, "{damaged}");
             file.cut(good).map_err(doing)?;
             offset = good;
         }
         self.marks().known.insert(name.clone());
-        let room = self.make_room(expected.bytes - offset).map_err(|error| failed("looking for room", error))?;
+        let room = self.node.make_room(expected.bytes - offset).map_err(|error| failed("looking for room", error))?;
         let (file, unsynced, stopped) = (Some(file), 0, false);
-        Ok(Receiving { snapshot_store, snapshot, expected, name, file, offset, unsynced, stopped, room, busy })
+        Ok(Receiving { snapshots, files, snapshot, expected, name, file, offset, unsynced, stopped, room, busy })
     }
 
     /// Each leader may offer another one: of the partial files of others the longest stays, should that come to be offered again.
     fn sweep_partial(&self, name: &str) -> Result<(), SnapshotError> {
-        let found = self.files.list().map_err(|error| failed("listing the snapshots", error))?;
+        let found = self.list()?;
         let mut others: Vec<_> =
             found.into_iter().filter(|(other, _)| receiving_index(other).is_some() && other != name).collect();
         others.sort_by_key(|(_, length)| *length);
@@ -466,37 +606,40 @@ impl SnapshotStore {
     /// The complete file as it lies on the disk, from its first byte to its last, whatever is removed meanwhile.
     pub fn raw(&self, index: u64, file: &SnapshotFile) -> Result<Box<dyn Read + Send>, SnapshotError> {
         let name = complete_name(index, file);
-        let opened = self.files.open(&name).map_err(|error| failed(&format!("reading {name}"), error))?;
+        let opened = self.files().and_then(|files| files.open(&name));
+        let opened = opened.map_err(|error| failed(&format!("reading {}", self.shown(&name)), error))?;
         Ok(Box::new(opened.take(file.bytes)))
     }
 
     /// Removes a file that may not be there.
-    fn remove(&self, name: &str) -> Result<(), SnapshotError> {
-        match self.files.remove(name) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(&format!("removing {name}"), error)),
+    fn remove(&self, files: &dyn Files, name: &str) -> Result<(), SnapshotError> {
+        match files.remove(name) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(failed(&format!("removing {}", self.shown(name)), error))
+            }
             _ => Ok(()),
         }
     }
 
     fn busy(&self, name: &str) -> Result<Busy, SnapshotError> {
         if !self.marks().busy.insert(name.to_owned()) {
-            return Err(SnapshotError(format!("{name} is being written already")));
+            return Err(SnapshotError(format!("{} is being written already", self.shown(name))));
         }
-        Ok(Busy { marks: self.marks.clone(), name: name.to_owned() })
+        Ok(Busy { part: self.part.clone(), name: name.to_owned() })
     }
 
     fn marks(&self) -> MutexGuard<'_, Marks> {
-        locked(&self.marks)
+        locked(&self.part.marks)
     }
 }
 
-impl SnapshotReader for SnapshotStore {
+impl SnapshotReader for GroupSnapshots {
     fn verify(&self, snapshot: &Snapshot) -> Result<(), SnapshotError> {
-        SnapshotStore::verify(self, snapshot)
+        GroupSnapshots::verify(self, snapshot)
     }
 
     fn open(&self, snapshot: &Snapshot) -> Result<Box<dyn Read + Send>, SnapshotError> {
-        SnapshotStore::open(self, snapshot)
+        GroupSnapshots::open(self, snapshot)
     }
 }
 
@@ -504,7 +647,9 @@ type FileReader = Reader<BufReader<Counted>>;
 
 /// A file that is being received. Dropped, it leaves what it has for the next attempt.
 pub struct Receiving {
-    snapshot_store: SnapshotStore,
+    snapshots: GroupSnapshots,
+    /// The group's folder.
+    files: Arc<dyn Files>,
     snapshot: Snapshot,
     expected: SnapshotFile,
     name: String,
@@ -536,8 +681,8 @@ impl Receiving {
     /// full disk: what was received before stays, and the same piece may be tried again.
     pub fn push(&mut self, offset: u64, piece: &[u8]) -> Result<(), SnapshotError> {
         self.usable()?;
-        let Receiving { name, offset: here, .. } = self;
-        if offset != *here {
+        let (name, here) = (self.shown(), self.offset);
+        if offset != here {
             return Err(SnapshotError(format!("{name}: a piece begins at {offset}, and {here} comes next")));
         }
         let rest = self.expected.bytes - offset;
@@ -549,22 +694,22 @@ impl Receiving {
         if let Err(error) = file.write_all(piece) {
             // If this fails, too, the next attempt finds a longer file: what it has more is still of this piece.
             self.stopped = file.cut(offset).is_err();
-            return Err(failed(&format!("writing {}", self.name), error));
+            return Err(failed(&format!("writing {name}"), error));
         }
         self.offset += piece.len() as u64;
         self.unsynced += piece.len() as u64;
-        self.snapshot_store.progress.fetch_add(piece.len() as u64, Ordering::Relaxed);
+        self.snapshots.part.progress.fetch_add(piece.len() as u64, Ordering::Relaxed);
         if self.unsynced >= UNSYNCED_BYTES {
             self.unsynced = 0;
             if let Err(error) = file.sync() {
                 // Nobody knows what the disk has of it now.
                 self.stopped = true;
-                let _ = self.snapshot_store.remove(&self.name);
-                return Err(failed(&format!("syncing {}", self.name), error));
+                let _ = self.snapshots.remove(&*self.files, &self.name);
+                return Err(failed(&format!("syncing {name}"), error));
             }
             // What came stays: it is gone on with when there is room.
             let rest = self.expected.bytes - self.offset;
-            let fits = self.snapshot_store.must_still_fit(rest, &mut self.room);
+            let fits = self.snapshots.node.must_still_fit(rest, &mut self.room);
             fits.map_err(|error| failed("looking for room", error))?;
         }
         Ok(())
@@ -574,67 +719,72 @@ impl Receiving {
     /// is removed, so that the next attempt starts anew.
     pub fn finish(self) -> Result<(), SnapshotError> {
         self.usable()?;
-        let Receiving { snapshot_store, snapshot, expected, name, file, offset, busy, room, .. } = self;
+        let shown = self.shown();
+        let Receiving { snapshots, files, snapshot, expected, name, file, offset, busy, room, .. } = self;
         if offset != expected.bytes {
             let wants = expected.bytes;
-            return Err(SnapshotError(format!("{name}: only {offset} of {wants} bytes are here")));
+            return Err(SnapshotError(format!("{shown}: only {offset} of {wants} bytes are here")));
         }
-        let last = complete_name(snapshot.index, &expected);
-        snapshot_store.marks().known.remove(&name);
+        let last = snapshots.shown(&complete_name(snapshot.index, &expected));
+        snapshots.marks().known.remove(&name);
         let Some(mut file) = file else {
             // An earlier attempt completed it. Whether its name is durable is not known: it may have been killed before.
-            return snapshot_store.files.sync_names().map_err(|error| failed(&format!("making {last} durable"), error));
+            return files.sync_names().map_err(|error| failed(&format!("making {last} durable"), error));
         };
-        let good = snapshot_store.verify_named(&name, &snapshot).and_then(|()| {
+        let good = snapshots.verify_named(&name, &snapshot).and_then(|()| {
             // Before the name, as in a build. After a sync that failed nobody knows what the disk has: it goes, too.
-            file.sync().map_err(|error| failed(&format!("syncing {name}"), error))
+            file.sync().map_err(|error| failed(&format!("syncing {shown}"), error))
         });
         if good.is_err() {
-            let _ = snapshot_store.remove(&name);
+            let _ = snapshots.remove(&*files, &name);
         }
         good?;
         let synced = !planted::is(Planted::InstalledWithoutDirectorySync);
-        let published = snapshot_store.publish(&name, snapshot.index, &expected, synced);
+        let published = snapshots.publish(&*files, &name, snapshot.index, &expected, synced);
         drop((busy, room));
         published
     }
 
     fn usable(&self) -> Result<(), SnapshotError> {
         match self.stopped {
-            true => Err(SnapshotError(format!("{}: it could not be written before: receive it anew", self.name))),
+            true => Err(SnapshotError(format!("{}: it could not be written before: receive it anew", self.shown()))),
             false => Ok(()),
         }
+    }
+
+    fn shown(&self) -> String {
+        self.snapshots.shown(&self.name)
     }
 }
 
 /// A file whose bytes are counted as they are read.
 struct Counted {
     inner: Box<dyn Reading>,
-    progress: Arc<AtomicU64>,
+    part: Arc<Part>,
 }
 
 impl Read for Counted {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         let read = self.inner.read(into)?;
-        self.progress.fetch_add(read as u64, Ordering::Relaxed);
+        self.part.progress.fetch_add(read as u64, Ordering::Relaxed);
         Ok(read)
     }
 }
 
 /// Keeps a file from being swept, or written twice at once.
 struct Busy {
-    marks: Arc<Mutex<Marks>>,
+    part: Arc<Part>,
     name: String,
 }
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        locked(&self.marks).busy.remove(&self.name);
+        locked(&self.part.marks).busy.remove(&self.name);
     }
 }
 
-fn locked(marks: &Mutex<Marks>) -> MutexGuard<'_, Marks> {
-    marks.lock().unwrap_or_else(PoisonError::into_inner)
+fn locked<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Where a file is written: how many bytes it leaves to others, and the reserve while that is borrowed for it.
@@ -648,7 +798,7 @@ struct Room {
 struct Paced {
     file: Box<dyn Appending>,
     unsynced: u64,
-    snapshot_store: SnapshotStore,
+    node: Arc<Node>,
     room: Room,
 }
 
@@ -657,7 +807,7 @@ impl Write for Paced {
         if self.unsynced >= UNSYNCED_BYTES {
             self.file.sync()?;
             self.unsynced = 0;
-            self.snapshot_store.must_still_fit(UNSYNCED_BYTES, &mut self.room)?;
+            self.node.must_still_fit(UNSYNCED_BYTES, &mut self.room)?;
         }
         let written = self.file.write(bytes)?;
         self.unsynced += written as u64;
@@ -729,7 +879,12 @@ fn described(snapshot: &Snapshot) -> Result<(SystemState, Option<SnapshotFile>),
     })
 }
 
-/// The name of the complete file.
+/// The folder of a group's files in the node's: none of group 0, which was there before there were others.
+pub fn group_folder(group: GroupId) -> Option<String> {
+    (group != GroupId::FIRST).then(|| format!("g{}", group.0))
+}
+
+/// The name of the complete file in its group's folder ([`group_folder`]).
 pub fn complete_name(index: u64, file: &SnapshotFile) -> String {
     format!("snapshot-{index:020}-{file}.actorum")
 }
