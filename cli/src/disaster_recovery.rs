@@ -15,6 +15,7 @@ use actorum::{
     disaster_recovery::{self, BackupFile, Recover, RecoveredNode, Restore, Survivor},
 };
 use actorum_core::wire::SnapshotFile;
+use actorum_machine::ids::GroupId;
 use actorum_store::{
     log::{directory, store::OpenError},
     snapshot::file::Header,
@@ -119,17 +120,28 @@ fn name(who: Option<String>) -> Result<String, Failure> {
 
 /// What a backup is, in a line.
 pub(crate) fn describe(backup: &BackupFile) -> String {
-    words(backup.index(), backup.term(), backup.cluster(), backup.membership(), backup.bytes(), &backup.hash())
+    let of = (backup.group(), backup.cluster());
+    words(backup.index(), backup.term(), of, backup.membership(), backup.bytes(), &backup.hash())
 }
 
 /// The same of one that went where it cannot be read again.
 pub(crate) fn describe_sent(header: &Header, file: &SnapshotFile) -> String {
-    words(header.index, header.term, header.cluster, &header.system.membership, file.bytes, &file.hash)
+    let of = (header.group, header.cluster);
+    words(header.index, header.term, of, &header.system.membership, file.bytes, &file.hash)
 }
 
-fn words(index: u64, term: u64, cluster: ClusterId, membership: &Membership, length: u64, hash: &[u8]) -> String {
+fn words(
+    index: u64,
+    term: u64,
+    (group, cluster): (GroupId, ClusterId),
+    membership: &Membership,
+    length: u64,
+    hash: &[u8],
+) -> String {
     let (length, hash) = (bytes(length), backup::hex(hash));
-    format!("index {index}, term {term}, {length} of cluster {cluster}, {membership}, BLAKE3 {hash}")
+    // Most clusters have group 0 alone, and no reason to know of groups.
+    let group = if group == GroupId::FIRST { String::new() } else { format!("group {} of ", group.0) };
+    format!("index {index}, term {term}, {length} of {group}cluster {cluster}, {membership}, BLAKE3 {hash}")
 }
 
 fn begun(recovered_node: &RecoveredNode, address: &str) {

@@ -247,7 +247,56 @@ fn parse_range(text: &str) -> Result<Range<u64>, String> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Arc, mpsc};
+
+    use actorum_core::log::store::{Compact, Write};
+    use actorum_machine::{
+        ids::{ClusterId, GroupId, Incarnation},
+        machine::StateView,
+    };
+    use actorum_store::{
+        log::{
+            sled::{OpenOptions, SledStore},
+            store::{Batch, Completed, LogStore},
+        },
+        snapshot::store::Content,
+    };
+
     use super::*;
+
+    /// Each group's snapshots are looked for in its own folder.
+    #[test]
+    fn the_files_of_each_group_are_found() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = temp.path().join("node");
+        let store = SledStore::open(&dir, OpenOptions::new(1, Incarnation(1))).unwrap();
+        let system = SystemState::founded(ClusterId(1), &[(1, "n1:1".into())].into());
+        let mut writes = Vec::new();
+        for group in [0, 7].map(GroupId) {
+            let state = StateView::bytes(vec![1; 100]);
+            let content = Content { index: 1, term: 1, system: system.clone(), formed_with: Default::default(), state };
+            let snapshot = store.snapshot_store().of(group).build(content, &mut |_| {}).unwrap();
+            let genesis = Some(system.genesis(Default::default()).unwrap());
+            writes.push(Write { group, snapshot: genesis, ..Write::default() });
+            let compact = Some(Compact { snapshots: vec![snapshot], up_to: 1 });
+            writes.push(Write { group, compact, ..Write::default() });
+        }
+        let (heard, completed) = mpsc::channel();
+        let mut appender = Box::new(store).start(Arc::new(move |Completed { result, .. }| drop(heard.send(result))));
+        appender.submit(Batch { writes, sync: true });
+        completed.recv().unwrap().unwrap();
+        drop(appender);
+
+        let damaged = || -> Vec<(u32, usize)> {
+            let inspection = Inspection::open(&dir).unwrap();
+            inspection.groups().iter().map(|report| (report.group.0, snapshots(&dir, report, true))).collect()
+        };
+        assert_eq!(damaged(), [(0, 0), (7, 0)]);
+        let folder = snapshots_path(&dir).join("g7");
+        std::fs::rename(&folder, temp.path().join("elsewhere")).unwrap();
+        assert_eq!(damaged(), [(0, 0), (7, 1)]);
+        assert!(!folder.exists(), "looking makes nothing");
+    }
 
     /// Ranges as Rust writes them.
     #[test]

@@ -14,7 +14,7 @@ use actorum_core::{
     system_state::{Audit, RecoveredBecause},
     wire::{Snapshot, SnapshotFile},
 };
-use actorum_machine::ids::{Address, ClusterId, NodeId};
+use actorum_machine::ids::{Address, ClusterId, GroupId, NodeId};
 use actorum_store::{
     log::{
         directory::{Restoring, snapshots_path},
@@ -101,6 +101,11 @@ impl BackupFile {
         self.header.cluster
     }
 
+    /// The group whose state it is. Group 0 is what a node of this version runs, and what it restores.
+    pub fn group(&self) -> GroupId {
+        self.header.group
+    }
+
     /// The last index that it covers.
     pub fn index(&self) -> u64 {
         self.header.index
@@ -129,6 +134,13 @@ impl BackupFile {
     /// Makes a node of it: see [`restore`].
     pub fn restore(&self, dir: &Path, restore: Restore) -> Result<RecoveredNode, RecoveryError> {
         restore.check()?;
+        if self.group() != boot::GROUP {
+            let (found, own) = (self.group().0, boot::GROUP.0);
+            return Err(unusable(
+                &self.path,
+                format!("it is of group {found}, and this version restores group {own} alone"),
+            ));
+        }
         let Restore { id, address, who, when } = restore;
         let snapshot = self.snapshot()?;
         let restoring = Restoring::begin(dir)?;

@@ -15,7 +15,7 @@ use actorum_core::{
     wire::{Entry, EntryKind},
 };
 use actorum_machine::{
-    ids::{Address, ClusterId, Incarnation, NodeId},
+    ids::{Address, ClusterId, GroupId, Incarnation, NodeId},
     machine::{ApplyContext, StateMachine},
 };
 use actorum_store::{
@@ -79,10 +79,14 @@ fn commit_of(store: SledStore, write: Write) {
 
 /// A backup of `Sum(41)` at 9@4.
 fn backup(dir: &Path) -> PathBuf {
+    build(dir, boot::GROUP);
+    fs::read_dir(dir).unwrap().next().unwrap().unwrap().path()
+}
+
+fn build(dir: &Path, group: GroupId) {
     let (system, state) = (founded(), Sum(41).snapshot().unwrap());
     let content = Content { index: 9, term: 4, system, formed_with: BTreeMap::new(), state };
-    SnapshotStore::in_directory(dir).unwrap().of(boot::GROUP).build(content, &mut |_| {}).unwrap();
-    fs::read_dir(dir).unwrap().next().unwrap().unwrap().path()
+    SnapshotStore::in_directory(dir).unwrap().of(group).build(content, &mut |_| {}).unwrap();
 }
 
 /// What a node would start with.
@@ -378,6 +382,22 @@ fn a_directory_that_may_hold_more_and_cannot_be_read_stands_in_the_way() {
         "{}",
         recovered_node.audit.may_be_lost
     );
+}
+
+/// Of another group it would be the state of another machine, and a node of this version has group 0 alone.
+#[test]
+fn a_backup_of_another_group_is_read_and_not_restored() {
+    let temp = TempDir::new().unwrap();
+    let (backups, dir) = (temp.path().join("backups"), temp.path().join("node"));
+    build(&backups, GroupId(7));
+    let folder = backups.join("g7");
+    let file = folder.join(&names(&folder)[0]);
+    let read = BackupFile::read(&file).unwrap();
+    assert_eq!((read.group(), read.index()), (GroupId(7), 9));
+    let error = restored(&file, &dir).unwrap_err();
+    assert!(matches!(&error, RecoveryError::Backup { file: named, .. } if *named == file), "{error}");
+    assert!(error.to_string().ends_with("it is of group 7, and this version restores group 0 alone"), "{error}");
+    assert!(!dir.exists(), "nothing was made");
 }
 
 /// A directory whose snapshot cannot be started from is not one to recover.
