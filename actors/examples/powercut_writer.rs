@@ -36,7 +36,8 @@ use actorum_core::{
 };
 use actorum_machine::ids::{GroupId, Incarnation};
 use actorum_store::log::{
-    sled::{OpenOptions, SledStore, SyncPolicy},
+    faulty::{Faults, SyncPolicy},
+    sled::{OpenOptions, SledStore},
     store::{Batch, LogStore},
 };
 use bytes::Bytes;
@@ -67,24 +68,25 @@ fn main() -> ExitCode {
     }
 }
 
-fn open(dir: &Path) -> Result<Box<SledStore>, String> {
+fn open(dir: &Path) -> Result<Box<dyn LogStore>, String> {
     let mut options = OpenOptions::new(1, Incarnation(7));
-    if env::var_os("POWERCUT_NO_SYNC").is_some() {
-        options.sync = SyncPolicy::FlushOnly;
-    }
     if env::var_os("POWERCUT_REWRITE").is_some() {
         (options.rewrite_min_bytes, options.rewrite_ratio, options.rewrite_slice_bytes) = (0, 0, 64 << 10);
     }
     // Small, so that the index of the watermark is raised and lowered often.
     options.watermark_commits = 16;
-    SledStore::open(dir, options).map(Box::new).map_err(|error| error.to_string())
+    if env::var_os("POWERCUT_NO_SYNC").is_some() {
+        let faults = Faults { sync: SyncPolicy::FlushOnly, ..Faults::default() };
+        return Ok(Box::new(faults.open(dir, options).map_err(|error| error.to_string())?));
+    }
+    Ok(Box::new(SledStore::open(dir, options).map_err(|error| error.to_string())?))
 }
 
 /// Works through the log writer, as a core does: one append per group and step, several steps on their way.
 fn write(dir: &Path) -> Result<(), String> {
     let store = open(dir)?;
     let mut model = Model::new();
-    let unfinished = check(&store, &mut model)?.1;
+    let unfinished = check(&*store, &mut model)?.1;
     System::new().block_on(async move {
         let core = Core { model, unfinished, writer: None, number: 0, steps: VecDeque::new() }.start();
         let down = core.downgrade();
@@ -193,7 +195,7 @@ fn verify(dir: &Path, acked: u64) -> Result<(), String> {
 
 /// At which step the store is, after comparing all it holds with the model at that step; and whether the group that
 /// works is already a step further, for each step is written to it first. Leaves the model at the step found.
-fn check(store: &SledStore, model: &mut Model) -> Result<(u64, bool), String> {
+fn check(store: &dyn LogStore, model: &mut Model) -> Result<(u64, bool), String> {
     let recover = |group| store.recover(group).map_err(|error| error.to_string());
     let (raft, steps) = (recover(RAFT)?, recover(STEPS)?);
     let found = steps.last_index;
@@ -213,7 +215,7 @@ fn check(store: &SledStore, model: &mut Model) -> Result<(u64, bool), String> {
     }
 }
 
-fn compare(store: &SledStore, raft: &Recovered, model: &Model) -> Result<(), String> {
+fn compare(store: &dyn LogStore, raft: &Recovered, model: &Model) -> Result<(), String> {
     let found = model.step;
     if found == 0 {
         return if *raft == Recovered::default() { Ok(()) } else { Err("it holds something before step 1".to_owned()) };

@@ -126,11 +126,14 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
 /// A store that says of every write that it is durable, and syncs none.
 #[cfg(feature = "faults")]
 fn without_sync(settings: &Settings) -> Result<Storage, Failure> {
-    use actorum_store::log::sled::{OpenOptions, SledStore, SyncPolicy};
+    use actorum_store::log::{
+        faulty::{Faults, SyncPolicy},
+        sled::OpenOptions,
+    };
     let drawn = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_nanos() as u64;
-    let mut options = OpenOptions::new(settings.id, actorum_machine::ids::Incarnation(drawn));
-    options.sync = SyncPolicy::FlushOnly;
-    Ok(Storage::Custom(Box::new(SledStore::open(&settings.data, options)?)))
+    let options = OpenOptions::new(settings.id, actorum_machine::ids::Incarnation(drawn));
+    let faults = Faults { sync: SyncPolicy::FlushOnly, ..Faults::default() };
+    Ok(Storage::Custom(Box::new(faults.open(&settings.data, options)?)))
 }
 
 #[cfg(not(feature = "faults"))]

@@ -9,7 +9,7 @@
 //!
 //! Deliberately absent: a log whose newest snapshot is damaged is not cut, only rewritten.
 
-use std::{collections::BTreeMap, fs, io, os::unix::fs::MetadataExt, path::Path};
+use std::{collections::BTreeMap, fs, io, os::unix::fs::MetadataExt, path::Path, sync::Arc};
 
 use actorum_core::{
     log::store::{Compact, StoreError, Write},
@@ -23,7 +23,7 @@ use super::{
     engine::{Engine, caught},
     recovery, reserve,
     rewrite::{AtOnce, Rewriter},
-    sled::{Generations, OpenOptions, SledEngine},
+    sled::{Engines, Generations, OpenOptions, Sled},
     store::{Batch, OpenError},
     watermark::{Pages, Watermark},
 };
@@ -87,11 +87,11 @@ pub enum CompactError {
 
 /// Compacts the directory of a node that does not run. Blocks for as long as that takes.
 pub fn compact(dir: &Path) -> Result<Compacted, CompactError> {
-    compact_with(dir, |_| {})
+    compact_with(dir, Arc::new(Sled))
 }
 
-/// The same, opened with other options.
-pub(super) fn compact_with(dir: &Path, change: impl FnOnce(&mut OpenOptions)) -> Result<Compacted, CompactError> {
+/// The same, with these engines.
+fn compact_with<E: Engine>(dir: &Path, engines: Arc<dyn Engines<E>>) -> Result<Compacted, CompactError> {
     if !directory::is_nodes(dir)? {
         let found = "it has no file named node".to_owned();
         return Err(OpenError::NoNode { dir: dir.to_owned(), found }.into());
@@ -103,7 +103,6 @@ pub(super) fn compact_with(dir: &Path, change: impl FnOnce(&mut OpenOptions)) ->
     let mut options = OpenOptions::new(id, Incarnation(0));
     (options.rewrite_min_bytes, options.rewrite_ratio, options.rewrite_reserve_bytes) = (0, 0, 0);
     options.rewrite_slice_bytes = SLICE_BYTES;
-    change(&mut options);
     let failed = |doing: &str| {
         let (dir, doing) = (dir.to_owned(), doing.to_owned());
         move |error| OpenError::Io { dir, doing, error }
@@ -122,7 +121,7 @@ pub(super) fn compact_with(dir: &Path, change: impl FnOnce(&mut OpenOptions)) ->
     directory::settle(dir, generation).map_err(failed("cannot make durable which of its logs counts"))?;
     directory::sweep_above(dir, generation);
     reserve::room_to_open(dir).map_err(failed("cannot open the log"))?;
-    let engine = SledEngine::open(&path, &options).map_err(|error| error.on_open(dir))?;
+    let engine = engines.open(&path, &options).map_err(|error| error.on_open(dir))?;
     let found = recovery::recover(&engine, dir, &identity, &mut watermark)?;
     directory::sweep(dir, generation);
     let snapshot_store =
@@ -156,7 +155,8 @@ pub(super) fn compact_with(dir: &Path, change: impl FnOnce(&mut OpenOptions)) ->
 
     let policy = options.rewrite_policy();
     let reserve = reserve::Reserve::of(dir, Default::default());
-    let mut rewriter = Rewriter::new(Box::new(Generations::new(dir.to_owned(), options, generation, reserve)), policy);
+    let generations = Generations::new(dir.to_owned(), engines.clone(), options, generation, reserve);
+    let mut rewriter = Rewriter::new(engines.renew(generations), policy);
     let rewritten = caught_at_once(&mut rewriter, &mut committer);
     rewriter.close();
     let kept = committer.live_bytes();

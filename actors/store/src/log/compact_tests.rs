@@ -19,8 +19,8 @@ use bytes::Bytes;
 use super::*;
 use crate::{
     log::{
-        rewrite::RewriteStep,
-        sled::{RewriteFaults, SledStore},
+        faulty::{Faults, RewriteStep},
+        sled::SledStore,
         store::LogStore,
     },
     snapshot::store::Content,
@@ -209,8 +209,7 @@ fn a_crash_at_any_step_loses_nothing() {
         seen.push(step);
         Ok(())
     };
-    let all = |options: &mut OpenOptions| options.rewrite_faults = RewriteFaults(Some(Arc::new(copying)));
-    compact_with(&data, all).unwrap();
+    compact_with(&data, Arc::new(Faults { ask: Some(Arc::new(copying)), ..Faults::default() })).unwrap();
     let steps = steps.lock().unwrap();
     for step in [RewriteStep::Make, RewriteStep::Slice, RewriteStep::Complete, RewriteStep::Switch, RewriteStep::Remove]
     {
@@ -231,8 +230,8 @@ fn a_step_that_fails_leaves_the_directory_as_it_was() {
         let dir = tempfile::tempdir().unwrap();
         node(dir.path());
         let fail = move |step| if step == fails { Err(io::Error::other("no")) } else { Ok(()) };
-        let failing = |options: &mut OpenOptions| options.rewrite_faults = RewriteFaults(Some(Arc::new(fail)));
-        let error = compact_with(dir.path(), failing).unwrap_err().to_string();
+        let failing = Faults { ask: Some(Arc::new(fail)), ..Faults::default() };
+        let error = compact_with(dir.path(), Arc::new(failing)).unwrap_err().to_string();
         assert!(error.contains("no"), "{fails:?}: {error}");
         assert_eq!(content(dir.path()), (91, 100, 2, vec![90]), "after {fails:?} failed");
     }

@@ -74,25 +74,6 @@ const LOOKS: u32 = 60;
 /// Where room is short a failure is followed by the next attempt so many times sooner, and always after the same time.
 const SOONER: u32 = 6;
 
-/// The steps of a rewriting, in order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum RewriteStep {
-    /// The new directory and the engine in it are made.
-    Make,
-    /// A slice of blocks is copied.
-    Slice,
-    /// What is not a block is copied, and the whole compared with the log.
-    Rest,
-    /// The new engine's files and their names are made durable.
-    Sync,
-    /// The new generation is made to count.
-    Complete,
-    /// Readers and commits go to the new engine.
-    Switch,
-    /// The old engine is closed and its directory removed; or a new one that was given up.
-    Remove,
-}
-
 /// When it is worth it, and how much at once.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct RewritePolicy {
@@ -115,11 +96,6 @@ impl RewritePolicy {
 
 /// New engines, and the step by which one becomes the log.
 pub(super) trait Renew<E>: Send {
-    /// Whether a step may happen. Anything but yes is for tests.
-    fn ask(&mut self, _step: RewriteStep) -> Result<(), EngineError> {
-        Ok(())
-    }
-
     /// Makes an empty engine beside the present one, which does not count yet.
     fn make(&mut self) -> Result<E, EngineError>;
 
@@ -633,11 +609,7 @@ impl<E: Engine> Rewriter<E> {
     fn make(&mut self) -> Result<(), Stopped> {
         self.begun = Some(Instant::now());
         self.rewriting = self.renew.make_room();
-        let made = guarded(|| {
-            self.renew.ask(RewriteStep::Make)?;
-            self.renew.make()
-        });
-        match made {
+        match guarded(|| self.renew.make()) {
             Ok(engine) => {
                 self.copy = Some(Copy { engine, logs: BTreeMap::new(), bytes: 0 });
                 Ok(())
@@ -663,24 +635,13 @@ impl<E: Engine> Rewriter<E> {
         // Where less lives than a slice holds, that is all there is to copy.
         let room_for = slice_bytes.min(usize::try_from(committer.live_bytes()).unwrap_or(usize::MAX));
         self.room_for_slice(room_for).map_err(Stopped::NoRoom)?;
-        let finished = guarded(|| {
-            self.renew.ask(RewriteStep::Slice)?;
-            committer.with_engine(|old, logs| copy.slice(old, logs, slice_bytes))
-        });
+        let finished = guarded(|| committer.with_engine(|old, logs| copy.slice(old, logs, slice_bytes)));
         if !finished.map_err(copying)? {
             return Ok(false);
         }
         self.room_for_slice(room_for).map_err(Stopped::NoRoom)?;
-        let rest = guarded(|| {
-            self.renew.ask(RewriteStep::Rest)?;
-            committer.with_engine(|old, logs| copy.rest(old, logs))
-        });
-        rest.map_err(copying)?;
-        let synced = guarded(|| {
-            self.renew.ask(RewriteStep::Sync)?;
-            self.renew.sync()
-        });
-        synced.map_err(Stopped::Failed)?;
+        guarded(|| committer.with_engine(|old, logs| copy.rest(old, logs))).map_err(copying)?;
+        guarded(|| self.renew.sync()).map_err(Stopped::Failed)?;
         Ok(true)
     }
 
@@ -703,11 +664,7 @@ impl<E: Engine> Rewriter<E> {
         }
         // Promise 1: all of the log is durable in the new engine. This is the one step by which it becomes the log: a crash before
         // it finds the old one, a crash after it the new one, and nothing was committed in between.
-        let completed = guarded(|| {
-            self.renew.ask(RewriteStep::Complete)?;
-            self.renew.complete()
-        });
-        if let Err(error) = completed {
+        if let Err(error) = guarded(|| self.renew.complete()) {
             // The mark may have got to the disk. While that is not known, no commit may go to the old engine.
             if let Err(unclear) = guarded(|| self.renew.uncomplete()) {
                 tracing::error!(%error, "the rewritten log could not be made to count");
@@ -716,10 +673,6 @@ impl<E: Engine> Rewriter<E> {
             }
             self.remove(copy.engine);
             return Err(Stopped::Failed(error));
-        }
-        if let Err(error) = guarded(|| self.renew.ask(RewriteStep::Switch)) {
-            self.close_aside(copy.engine, None);
-            return Err(Stopped::Fatal(error));
         }
         let before = committer.disk_bytes();
         let old = committer.switch(copy.engine).map_err(Stopped::Fatal)?;
@@ -739,8 +692,7 @@ impl<E: Engine> Rewriter<E> {
     /// Closes an engine that is not the log, or what there is of one, and removes its files.
     fn remove<T: Send + 'static>(&mut self, left: T) {
         let remove = self.renew.remove();
-        let ready = self.renew.ask(RewriteStep::Remove).is_ok();
-        self.close_aside(left, ready.then_some(remove));
+        self.close_aside(left, Some(remove));
     }
 
     /// Closes what there is of an engine, and then removes its files if it is told how. Only then the reserve may be made again.

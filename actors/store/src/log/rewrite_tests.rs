@@ -21,9 +21,10 @@ use crate::log::{
     commit::Shared,
     conformance, directory,
     engine::{self, Change},
+    faulty::{Faults, RewriteStep},
     inspect::Inspection,
     recovery,
-    sled::{OpenOptions, RewriteFaults, SledStore},
+    sled::{OpenOptions, SledStore},
     store::*,
     watermark::{self, Watermark, WatermarkError},
     worker,
@@ -54,10 +55,8 @@ fn never() -> OpenOptions {
     options
 }
 
-fn asking(ask: impl Fn(RewriteStep) -> io::Result<()> + Send + Sync + 'static) -> OpenOptions {
-    let mut options = always();
-    options.rewrite_faults = RewriteFaults(Some(Arc::new(ask)));
-    options
+fn asking(ask: impl Fn(RewriteStep) -> io::Result<()> + Send + Sync + 'static) -> Faults {
+    Faults { ask: Some(Arc::new(ask)), ..Faults::default() }
 }
 
 fn entries(range: std::ops::RangeInclusive<u64>, term: u64, bytes: usize) -> Vec<Entry> {
@@ -91,10 +90,13 @@ struct Node {
 
 impl Node {
     fn start(dir: &Path, options: OpenOptions) -> Node {
-        let store = Box::new(SledStore::open(dir, options).unwrap());
+        Node::at_work(SledStore::open(dir, options).unwrap())
+    }
+
+    fn at_work(store: impl LogStore) -> Node {
         let reader = store.reader();
         let (heard, completed) = channel();
-        let appender = store.start(Arc::new(move |completion| drop(heard.send(completion))));
+        let appender = Box::new(store).start(Arc::new(move |completion| drop(heard.send(completion))));
         Node { reader, appender, completed }
     }
 
@@ -245,10 +247,10 @@ fn whenever_it_crashes_the_log_is_there() {
     let data = dir.path().join("data");
     // Asked on the store's thread between commits: all that was reported, and nothing more, is in the directory.
     let (reported, crashes) = (Arc::new(Mutex::new(Model::default())), Arc::new(Mutex::new(BTreeMap::new())));
-    let options = {
+    let faults = {
         let (reported, crashes, data) = (reported.clone(), crashes.clone(), data.clone());
         let slices = AtomicU64::new(0);
-        let mut options = asking(move |step| {
+        asking(move |step| {
             if step == RewriteStep::Slice && !slices.fetch_add(1, Ordering::SeqCst).is_multiple_of(3) {
                 return Ok(());
             }
@@ -263,11 +265,10 @@ fn whenever_it_crashes_the_log_is_there() {
                 eprintln!("before {step:?}: {problem}");
             }
             Ok(())
-        });
-        options.rewrite_slice_bytes = 6000;
-        options
+        })
     };
-    let store = Box::new(SledStore::open(&data, options).unwrap());
+    let options = OpenOptions { rewrite_slice_bytes: 6000, ..always() };
+    let store = Box::new(faults.open(&data, options).unwrap());
     let reader = store.reader();
     let (heard, completed) = channel();
     let submitted: Arc<Mutex<VecDeque<Write>>> = Arc::default();
@@ -308,20 +309,19 @@ fn a_step_that_fails_is_no_failure_of_the_store() {
     for failing in STEPS {
         let dir = tempfile::tempdir().unwrap();
         let failed = Arc::new(AtomicU64::new(0));
-        let options = {
+        let faults = {
             let failed = failed.clone();
-            let mut options = asking(move |step| {
+            asking(move |step| {
                 // What cannot be removed stays as long as the process lives: then several count, and the highest is the log.
                 let fails = |times| times == 0 || failing == RewriteStep::Remove;
                 if step != failing || !fails(failed.fetch_add(1, Ordering::SeqCst)) {
                     return Ok(());
                 }
                 Err(io::Error::new(io::ErrorKind::StorageFull, "no space left on device"))
-            });
-            options.rewrite_retry = Duration::from_millis(1);
-            options
+            })
         };
-        let mut node = Node::start(dir.path(), options);
+        let options = OpenOptions { rewrite_retry: Duration::from_millis(1), ..always() };
+        let mut node = Node::at_work(faults.open(dir.path(), options).unwrap());
         let mut model = Model::default();
         let mut outcome = Ok(());
         let mut write = |node: &mut Node, write: Write| -> Result<(), StoreError> {
@@ -354,7 +354,7 @@ fn what_cannot_be_taken_back_is_the_end() {
     // The mark may have got to the disk, and nobody can say that it has not.
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().to_owned();
-    let options = asking(move |step| {
+    let faults = asking(move |step| {
         if step != RewriteStep::Complete {
             return Ok(());
         }
@@ -362,7 +362,7 @@ fn what_cannot_be_taken_back_is_the_end() {
         let generation = directory::generations(&data)?.pop().unwrap();
         fs::create_dir(directory::complete_path(&data, generation))
     });
-    let mut node = Node::start(dir.path(), options);
+    let mut node = Node::at_work(faults.open(dir.path(), always()).unwrap());
     node.write(genesis());
     let (mut last, mut reported) = (1, 1);
     let error = loop {
@@ -597,21 +597,18 @@ fn a_damaged_record_ends_the_rewriting_and_not_the_log() {
         node.write(append(index..=index, 1));
     }
     drop(node);
-    let mut options = {
+    let faults = {
         let steps = steps.clone();
         asking(move |step| {
             steps.lock().unwrap().push(step);
             Ok(())
         })
     };
-    options.rewrite_retry = Duration::from_secs(3600);
+    let options = OpenOptions { rewrite_retry: Duration::from_secs(3600), ..always() };
     // Damaged behind the store's back, after it was opened and read.
-    let store = SledStore::open(dir.path(), options).unwrap();
+    let store = faults.open(dir.path(), options).unwrap();
     store.tamper(Key::block(GROUP, 20), |value| *value.last_mut().unwrap() ^= 1);
-    let reader = store.reader();
-    let (heard, completed) = channel();
-    let appender = Box::new(store).start(Arc::new(move |completion| drop(heard.send(completion))));
-    let mut node = Node { reader, appender, completed };
+    let mut node = Node::at_work(store);
     let mut last = 49;
     wait_for("it gave up", || {
         node.write(append(last + 1..=last + 1, 1));
@@ -783,16 +780,16 @@ impl Room {
     }
 }
 
-impl Renew<Values> for Told {
-    fn ask(&mut self, step: RewriteStep) -> Result<(), EngineError> {
-        match step == RewriteStep::Switch && self.room.1.fatal.load(Ordering::SeqCst) {
-            true => {
-                Err(EngineError::Io { doing: "switching".to_owned(), error: io::Error::other("as the test wants it") })
-            }
+impl Told {
+    fn unless_fatal(&self, doing: &str) -> Result<(), EngineError> {
+        match self.room.1.fatal.load(Ordering::SeqCst) {
+            true => Err(EngineError::Io { doing: doing.to_owned(), error: io::Error::other("as the test wants it") }),
             false => Ok(()),
         }
     }
+}
 
+impl Renew<Values> for Told {
     fn make(&mut self) -> Result<Values, EngineError> {
         let made = Values::default();
         self.story.0.lock().unwrap().1 = made.clone();
@@ -808,12 +805,12 @@ impl Renew<Values> for Told {
 
     fn complete(&mut self) -> Result<(), EngineError> {
         self.story.say("complete");
-        Ok(())
+        self.unless_fatal("completing")
     }
 
     fn uncomplete(&mut self) -> Result<(), EngineError> {
         self.story.say("uncomplete");
-        Ok(())
+        self.unless_fatal("giving up")
     }
 
     fn switched(&mut self) {

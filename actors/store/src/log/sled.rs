@@ -112,39 +112,6 @@ pub struct OpenOptions {
     pub rewrite_reserve_bytes: u64,
     /// How long after a failed rewriting the next one is tried. Default one minute; doubled each time, up to an hour.
     pub rewrite_retry: Duration,
-    /// Asked before each step of a rewriting. Exists only with the feature `faults`, for tests.
-    #[cfg(feature = "faults")]
-    #[doc(hidden)]
-    pub rewrite_faults: RewriteFaults,
-    /// Whether to sync at all. Exists only with the feature `faults`, for the harness that must see the loss.
-    #[cfg(feature = "faults")]
-    #[doc(hidden)]
-    pub sync: SyncPolicy,
-}
-
-/// Whether a step of a rewriting happens: an error is that step's error.
-#[cfg(feature = "faults")]
-#[doc(hidden)]
-#[derive(Clone, Default)]
-pub struct RewriteFaults(pub Option<Arc<dyn Fn(rewrite::RewriteStep) -> io::Result<()> + Send + Sync>>);
-
-#[cfg(feature = "faults")]
-impl fmt::Debug for RewriteFaults {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if self.0.is_some() { "some" } else { "none" })
-    }
-}
-
-/// Whether what is reported durable is.
-#[cfg(feature = "faults")]
-#[doc(hidden)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum SyncPolicy {
-    /// As in every normal build.
-    #[default]
-    Always,
-    /// sled's own flush alone: loses acknowledged writes at a power cut.
-    FlushOnly,
 }
 
 impl OpenOptions {
@@ -169,10 +136,6 @@ impl OpenOptions {
             rewrite_slice_bytes: 2 << 20,
             rewrite_reserve_bytes: 64 << 20,
             rewrite_retry: Duration::from_secs(60),
-            #[cfg(feature = "faults")]
-            rewrite_faults: RewriteFaults::default(),
-            #[cfg(feature = "faults")]
-            sync: SyncPolicy::Always,
         }
     }
 
@@ -192,13 +155,36 @@ impl OpenOptions {
     }
 }
 
-/// An open directory, not yet running.
-pub struct SledStore {
+/// How a directory's engines are opened, and how one takes the place of another.
+pub(super) trait Engines<E>: Send + Sync {
+    /// Opens or makes the engine in `path`, which must be a directory.
+    fn open(&self, path: &Path, options: &OpenOptions) -> Result<E, EngineError>;
+
+    /// The steps by which a rewriting puts a new engine in the place of the present one.
+    fn renew(&self, generations: Generations<E>) -> Box<dyn Renew<E>>;
+}
+
+/// sled's engines, as they are.
+pub(super) struct Sled;
+
+impl Engines<SledEngine> for Sled {
+    fn open(&self, path: &Path, options: &OpenOptions) -> Result<SledEngine, EngineError> {
+        SledEngine::open(path, options)
+    }
+
+    fn renew(&self, generations: Generations<SledEngine>) -> Box<dyn Renew<SledEngine>> {
+        Box::new(generations)
+    }
+}
+
+/// An open directory, not yet running. Its engine is sled, or in tests what decorates sled.
+pub struct SledStore<E: Engine = SledEngine> {
     dir: PathBuf,
     presence: Arc<Presence>,
     reserve: Arc<Reserve>,
     snapshot_store: Arc<SnapshotStore>,
-    shared: Arc<Shared<SledEngine>>,
+    shared: Arc<Shared<E>>,
+    engines: Arc<dyn Engines<E>>,
     lives: Arc<LifeBook>,
     identity: StoreIdentity,
     found: BTreeMap<GroupId, FoundGroup>,
@@ -210,9 +196,20 @@ pub struct SledStore {
 impl SledStore {
     /// Takes the directory, making it if there is none, and checks every record in it and the whole against the watermark.
     pub fn open(dir: &Path, options: OpenOptions) -> Result<SledStore, OpenError> {
+        SledStore::open_with(dir, options, Arc::new(Sled))
+    }
+}
+
+impl<E: Engine> SledStore<E> {
+    /// The same, with these engines.
+    pub(super) fn open_with(
+        dir: &Path,
+        options: OpenOptions,
+        engines: Arc<dyn Engines<E>>,
+    ) -> Result<SledStore<E>, OpenError> {
         let (path, within) = (dir.to_owned(), options.open_within);
         // On a thread of its own: a panic on one of sled's threads can leave its caller waiting for ever.
-        let opened = within_time("actorum-open", within, move || SledStore::open_here(&path, options));
+        let opened = within_time("actorum-open", within, move || SledStore::open_here(&path, options, engines));
         let damaged = |detail: String| OpenError::Damaged { dir: dir.to_owned(), what: "the log".to_owned(), detail };
         match opened {
             Ok(Ok(result)) => result,
@@ -221,11 +218,11 @@ impl SledStore {
         }
     }
 
-    fn open_here(dir: &Path, options: OpenOptions) -> Result<SledStore, OpenError> {
+    fn open_here(dir: &Path, options: OpenOptions, engines: Arc<dyn Engines<E>>) -> Result<SledStore<E>, OpenError> {
         let OpenOptions { id, new_incarnation, .. } = options;
         let mut made = None;
         let mut directory = Directory::open(dir, id, new_incarnation, |node| {
-            made = Some(create(dir, node, &options)?);
+            made = Some(create(dir, node, &*engines, &options)?);
             Ok(())
         })?;
         let identity = directory.identity();
@@ -256,7 +253,7 @@ impl SledStore {
                     let doing = "cannot open the log".to_owned();
                     OpenError::Io { dir: dir.to_owned(), doing, error }
                 })?;
-                SledEngine::open(&path, &options).map_err(|error| error.on_open(dir))?
+                engines.open(&path, &options).map_err(|error| error.on_open(dir))?
             }
         };
         let found = recovery::recover(&engine, dir, &identity, &mut watermark)?;
@@ -287,6 +284,7 @@ impl SledStore {
             reserve,
             snapshot_store,
             shared,
+            engines,
             lives,
             identity,
             found: found.groups,
@@ -297,7 +295,12 @@ impl SledStore {
 }
 
 /// Makes the log and the watermark of a new directory, durable when it returns.
-fn create(dir: &Path, node: &StoreIdentity, options: &OpenOptions) -> Result<SledEngine, OpenError> {
+fn create<E: Engine>(
+    dir: &Path,
+    node: &StoreIdentity,
+    engines: &dyn Engines<E>,
+    options: &OpenOptions,
+) -> Result<E, OpenError> {
     let io = |doing: &str| {
         let doing = doing.to_owned();
         move |error| OpenError::Io { dir: dir.to_owned(), doing, error }
@@ -305,7 +308,7 @@ fn create(dir: &Path, node: &StoreIdentity, options: &OpenOptions) -> Result<Sle
     let path = directory::log_path(dir, 0);
     directory::make_durably(&path).map_err(io("cannot make log"))?;
     reserve::room_to_open(dir).map_err(io("cannot open the log"))?;
-    let engine = SledEngine::open(&path, options).map_err(|error| error.on_open(dir))?;
+    let engine = engines.open(&path, options).map_err(|error| error.on_open(dir))?;
     recovery::claim(&engine, dir, node)?;
     sync_names(&path).map_err(io("cannot sync the log's files"))?;
     Watermark::create(&directory::watermark_path(dir), node.incarnation).map_err(io("cannot write watermark"))?;
@@ -321,8 +324,9 @@ fn sync_names(path: &Path) -> io::Result<()> {
 }
 
 /// The generations of a directory's log, for a rewriting.
-pub(super) struct Generations {
+pub(super) struct Generations<E> {
     dir: PathBuf,
+    engines: Arc<dyn Engines<E>>,
     options: OpenOptions,
     reserve: Arc<Reserve>,
     present: u64,
@@ -332,32 +336,32 @@ pub(super) struct Generations {
     leaving: Option<u64>,
 }
 
-impl Generations {
-    pub(super) fn new(dir: PathBuf, options: OpenOptions, present: u64, reserve: Arc<Reserve>) -> Generations {
-        Generations { dir, options, reserve, present, next: present, leaving: None }
+impl<E> Generations<E> {
+    pub(super) fn new(
+        dir: PathBuf,
+        engines: Arc<dyn Engines<E>>,
+        options: OpenOptions,
+        present: u64,
+        reserve: Arc<Reserve>,
+    ) -> Generations<E> {
+        Generations { dir, engines, options, reserve, present, next: present, leaving: None }
     }
 
-    fn io(&self, doing: &str) -> impl Fn(io::Error) -> EngineError + use<> {
+    fn io(&self, doing: &str) -> impl Fn(io::Error) -> EngineError + use<E> {
         let doing = format!("{doing} the log's generation {}", self.next);
         move |error| EngineError::Io { doing: doing.clone(), error }
     }
 }
 
-impl Renew<SledEngine> for Generations {
-    #[cfg(feature = "faults")]
-    fn ask(&mut self, step: rewrite::RewriteStep) -> Result<(), EngineError> {
-        let asked = self.options.rewrite_faults.0.as_ref().map_or(Ok(()), |ask| ask(step));
-        asked.map_err(|error| EngineError::Io { doing: format!("{step:?}"), error })
-    }
-
-    fn make(&mut self) -> Result<SledEngine, EngineError> {
+impl<E> Renew<E> for Generations<E> {
+    fn make(&mut self) -> Result<E, EngineError> {
         // A directory that is there already is never filled: what an open could not sweep may still be in it.
         let there = directory::generations(&self.dir).map_err(self.io("making"))?;
         self.next = there.last().copied().unwrap_or_default().max(self.next) + 1;
         self.leaving = Some(self.next);
         let path = directory::log_path(&self.dir, self.next);
         directory::make_durably(&path).map_err(self.io("making"))?;
-        SledEngine::open(&path, &self.options)
+        self.engines.open(&path, &self.options)
     }
 
     fn sync(&mut self) -> Result<(), EngineError> {
@@ -416,7 +420,7 @@ impl Renew<SledEngine> for Generations {
     }
 }
 
-impl LogStore for SledStore {
+impl<E: Engine> LogStore for SledStore<E> {
     fn identity(&self) -> StoreIdentity {
         self.identity
     }
@@ -460,8 +464,9 @@ impl LogStore for SledStore {
             close_within,
         };
         let when = options.rewrite_policy();
-        let generations = Generations::new(self.dir.clone(), options, self.generation, self.reserve.clone());
-        let rewriter = Rewriter::new(Box::new(generations), when);
+        let (dir, engines, reserve) = (self.dir.clone(), self.engines.clone(), self.reserve.clone());
+        let generations = Generations::new(dir, engines, options, self.generation, reserve);
+        let rewriter = Rewriter::new(self.engines.renew(generations), when);
         // What failed may have failed because the directory is not there any more: then that is the cause.
         let presence = self.presence.clone();
         let completed = Arc::new(move |Completed { batch_number, result }: Completed| {
@@ -475,7 +480,7 @@ impl LogStore for SledStore {
     }
 }
 
-impl Drop for SledStore {
+impl<E: Engine> Drop for SledStore<E> {
     fn drop(&mut self) {
         if self.work.is_some() {
             drop(self.shared.take("it was closed")); // never started: readers may outlive it, the directory's lock may not
@@ -483,19 +488,17 @@ impl Drop for SledStore {
     }
 }
 
-impl fmt::Debug for SledStore {
+impl<E: Engine> fmt::Debug for SledStore<E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SledStore").field("identity", &self.identity).finish_non_exhaustive()
     }
 }
 
-/// sled itself. Nothing outside these lines names it.
-pub(super) struct SledEngine {
+/// sled itself, behind the seam. Nothing outside these lines names it. [`SledStore`] opens it.
+pub struct SledEngine {
     db: sled::Db,
     /// Ours, for the sync: opened before sled wrote anything. Dropped after `db`.
     file: OwnFile,
-    #[cfg(feature = "faults")]
-    policy: SyncPolicy,
 }
 
 /// The store's own descriptor of the engine's file.
@@ -540,12 +543,13 @@ impl SledEngine {
         };
         // sled replaced its own snapshot file, by a rename that it does not make durable.
         directory::sync_dir(path).map_err(io("syncing log"))?;
-        Ok(SledEngine {
-            db,
-            file: OwnFile(file),
-            #[cfg(feature = "faults")]
-            policy: options.sync,
-        })
+        Ok(SledEngine { db, file: OwnFile(file) })
+    }
+}
+
+impl fmt::Debug for SledEngine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SledEngine").finish_non_exhaustive()
     }
 }
 
@@ -573,10 +577,6 @@ impl Engine for SledEngine {
     }
 
     fn sync(&self) -> Result<(), EngineError> {
-        #[cfg(feature = "faults")]
-        if self.policy == SyncPolicy::FlushOnly {
-            return Ok(());
-        }
         let failed = |error| EngineError::Io { doing: "syncing log/db".to_owned(), error };
         self.file.0.sync_data().map_err(failed)?;
         // Promise 1: what is in a file without a name is gone with this process, however well it was synced.

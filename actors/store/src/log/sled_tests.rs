@@ -108,7 +108,7 @@ fn copy_dir(from: &Path, to: &Path) {
     }
 }
 
-impl SledStore {
+impl<E: Engine> SledStore<E> {
     /// Changes a value behind the store's back.
     pub(in crate::log) fn tamper(&self, key: Key, change: impl FnOnce(&mut Vec<u8>)) {
         let tampered = self.shared.with_engine(|engine, _| {
