@@ -129,21 +129,16 @@ debug_fields!(Start { applied, cluster, min_served_index });
 impl<T> Consensus<T> {
     /// A core that goes on where its log ended.
     pub fn new(settings: Settings, start: Start) -> Result<Self, StoreError> {
-        let Start { recovered, reader, applied, membership, versions, cluster, min_served_index } = start;
+        let Start { mut recovered, reader, applied, membership, versions, cluster, min_served_index } = start;
+        if planted::is(Planted::VoteForgotten) && recovered.newest().is_some() {
+            recovered.hard_state.vote = 0;
+        }
         let mut view = match recovered.newest() {
             None => {
                 // It holds nothing, but a leader may have spoken to it: its term never runs backwards.
                 let mut view = LogView::empty(settings.group, reader, settings.log_tail_bytes);
                 view.set_hard_state(HardState { commit: 0, ..recovered.hard_state });
                 view
-            }
-            Some(_) if planted::is(Planted::VoteForgotten) && recovered.hard_state.vote != 0 => {
-                let hard_state = HardState { vote: 0, ..recovered.hard_state };
-                let recovered = Recovered { hard_state, ..recovered };
-                return Consensus::new(
-                    settings,
-                    Start { recovered, reader, applied, membership, versions, cluster, min_served_index },
-                );
             }
             Some(snapshot) => {
                 // The genesis that a learner was sent names it; the founders' own state does not.

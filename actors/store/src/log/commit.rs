@@ -27,7 +27,7 @@ use actorum_machine::ids::{GroupId, NodeId};
 use super::{
     engine::{Engine, EngineError, caught},
     plan::{Log, Plan, Staged, read_entries},
-    record::{Found, Kind},
+    record::Found,
     store::*,
     watermark::{Mark, Pages, Watermark},
 };
@@ -236,14 +236,7 @@ impl<E: Engine, S: Pages> Committer<E, S> {
                 sizes.compact(plan.after.base.0);
             }
             let changes: Vec<_> = plans.into_values().flat_map(|plan| plan.changes).collect();
-            if planted::is(Planted::NotAtomic) {
-                let (state, rest): (Vec<_>, Vec<_>) =
-                    changes.into_iter().partition(|(key, _)| key.kind == Kind::HardState);
-                open.engine.apply(state)?;
-                open.engine.apply(rest)?;
-            } else {
-                open.engine.apply(changes)?;
-            }
+            open.engine.apply(changes)?;
             open.logs.extend(after.iter().copied());
         }
         (self.unsynced, self.flushed) = (true, false);
@@ -289,10 +282,7 @@ impl<E: Engine, S: Pages> Committer<E, S> {
         }
         let state = self.shared.read();
         let open = state.as_ref().map_err(|cause| StoreError::Closed(cause.clone()))?;
-        let synced = open.engine.sync();
-        if !planted::is(Planted::SyncErrorIgnored) {
-            synced?;
-        }
+        open.engine.sync()?;
         self.unsynced = false;
         Ok(())
     }

@@ -313,8 +313,8 @@ impl Plan {
     /// the one that holds both sides is written anew with what stays.
     fn truncate_suffix(&mut self, engine: &impl Engine, group: GroupId, first: u64) -> Result<(), StoreError> {
         let gone = engine.keys(Key::block(group, first), end_of(group, Kind::Block), usize::MAX)?;
-        let stays = planted::is(Planted::CutOneTooFew).then(|| gone.last().copied()).flatten();
-        self.changes.extend(gone.into_iter().filter(|key| Some(*key) != stays).map(|key| (key, None)));
+        let count = gone.len().saturating_sub(usize::from(planted::is(Planted::CutOneTooFew)));
+        self.changes.extend(gone.into_iter().take(count).map(|key| (key, None)));
         self.after.last = self.after.base;
         self.after.tail = self.after.prev_checksum;
         if let Some(block) = engine::block_before(engine, group, first)? {

@@ -9,7 +9,7 @@
 //! ```
 //!
 //! Here is what a simulation sees of it; `device` is what it does with bytes, `running` a store at work on it, `volume` how much room
-//! there is.
+//! there is, `mistaken` an engine that is used wrongly, for mistakes that are planted.
 //!
 //! Everything above the engine is the real thing: records, checksums, plans, the order of steps, the checks at opening.
 //! Before every [`Step`] the disk asks its [`Decide`] whether it happens, fails, or the power goes instead of it.
@@ -45,12 +45,14 @@ use super::{
 };
 
 mod device;
+mod mistaken;
 mod running;
 mod volume;
 
 pub use volume::{SimulatedVolume, VolumeCounters};
 
 use device::{Asked, Disk, Lock, SimulatedEngine, SimulatedLives, SimulatedSlots, View, mix};
+use mistaken::Mistaken;
 use running::SimulatedStore;
 
 /// What a disk does, one at a time.
@@ -241,7 +243,7 @@ impl SimulatedDisk {
         };
         let lock = Lock { disk: self.clone(), life };
         let (engine, pages) =
-            (SimulatedEngine { disk: self.clone(), life }, SimulatedSlots { disk: self.clone(), life });
+            (Mistaken(SimulatedEngine { disk: self.clone(), life }), SimulatedSlots { disk: self.clone(), life });
         let identity = match found {
             Some(found) if found.id != id => {
                 return Err(OpenError::Foreign { dir, found: found.id, expected: id });

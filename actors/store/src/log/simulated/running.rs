@@ -19,6 +19,7 @@ use tokio::{
 use super::{
     Latency, SimulatedDisk, Step,
     device::{Asked, SimulatedEngine, SimulatedSlots},
+    mistaken::Mistaken,
 };
 use crate::{
     log::{
@@ -41,7 +42,7 @@ pub(super) const WATERMARK_QUIET: Duration = Duration::from_millis(200);
 pub(super) struct SimulatedStore {
     pub(super) disk: SimulatedDisk,
     pub(super) life: u64,
-    pub(super) shared: Arc<Shared<SimulatedEngine>>,
+    pub(super) shared: Arc<Shared<Mistaken<SimulatedEngine>>>,
     pub(super) lives: Arc<LifeBook>,
     pub(super) identity: StoreIdentity,
     pub(super) found: BTreeMap<GroupId, FoundGroup>,
@@ -102,7 +103,7 @@ impl Drop for SimulatedStore {
 struct SimulatedReader {
     disk: SimulatedDisk,
     life: u64,
-    shared: Arc<Shared<SimulatedEngine>>,
+    shared: Arc<Shared<Mistaken<SimulatedEngine>>>,
 }
 
 impl LogReader for SimulatedReader {
@@ -170,7 +171,7 @@ pub(super) struct Running {
 }
 
 struct Work {
-    committer: Committer<SimulatedEngine, SimulatedSlots>,
+    committer: Committer<Mistaken<SimulatedEngine>, SimulatedSlots>,
     /// Bounded by whoever submits, as [`LogAppender::submit`] says.
     waiting: VecDeque<(BatchNumber, Batch)>,
     in_flight: Option<InFlight>,
@@ -185,7 +186,7 @@ struct Work {
     /// Somebody up the stack is at it: what comes meanwhile, it takes up too.
     advancing: bool,
     /// What a dead store keeps until its appender goes: the lock above all.
-    held: Option<Open<SimulatedEngine>>,
+    held: Option<Open<Mistaken<SimulatedEngine>>>,
 }
 
 /// A commit that is with the kernel.
