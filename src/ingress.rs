@@ -47,7 +47,7 @@ use crate::{
 };
 
 /// The far end of a slot.
-type Answer<T, E> = oneshot::Receiver<Result<T, E>>;
+type ReplyReceiver<T, E> = oneshot::Receiver<Result<T, E>>;
 
 /// A command that is encoded and admitted.
 type Prepared = (EncodedCommand, Permit);
@@ -127,7 +127,7 @@ impl<S: StateMachine> Ingress<S> {
         &self,
         (encoded, permit): Prepared,
         deadline: Duration,
-    ) -> Result<Answer<Applied<S::Response>, ProposeError>, ProposeError> {
+    ) -> Result<ReplyReceiver<Applied<S::Response>, ProposeError>, ProposeError> {
         let core = self.core.upgrade().ok_or_else(|| ProposeError::Stopped { cause: self.cause() })?;
         let (reply, answer) = oneshot::channel();
         let reply = Some(ReplySlot::propose(reply, permit));
@@ -280,7 +280,7 @@ impl<S: StateMachine> Ingress<S> {
     fn looked<T: Send + 'static>(
         &self,
         begun: Result<(), ReadError>,
-        answer: Answer<T, ReadError>,
+        answer: ReplyReceiver<T, ReadError>,
         deadline: Option<Duration>,
     ) -> impl Future<Output = Result<T, ReadError>> + use<S, T> {
         let (limit, status_hub) = (self.limit(deadline), self.status_hub.clone());
@@ -338,7 +338,7 @@ impl<S: StateMachine> Ingress<S> {
         &self,
         change: ChangeRequest,
         deadline: Option<Duration>,
-    ) -> Result<Answer<Arc<Membership>, ChangeError>, ChangeError> {
+    ) -> Result<ReplyReceiver<Arc<Membership>, ChangeError>, ChangeError> {
         if let Change::AddLearner(id, address) = &change.change {
             self.check_new(*id, address).map_err(|cause| ChangeError::Invalid { cause })?;
         }

@@ -175,7 +175,7 @@ pub use actorum_machine::{
     response_check::ResponseCheck,
     serde_snapshot,
     status::{
-        CertificateExpiry, ClockStatus, CommitConflict, Disk, DiskState, Divergence, DivergenceSide, Formed,
+        CertificateExpiry, ClockStatus, CommitConflict, DiskState, DiskStatus, Divergence, DivergenceSide, Formed,
         MemberVersion, NotInUse, PeerProgress, Queues, Role, SnapshotTaken, Snapshots, StateHash, Status, Totals,
         Transfer, VersionStatus,
     },

@@ -25,7 +25,7 @@ use actorum_machine::{
     ids::{Incarnation, NodeId},
     members::Membership,
     status::{
-        CertificateExpiry, ClockStatus, CommitConflict, Disk, DiskState, Divergence, DivergenceSide, Formed,
+        CertificateExpiry, ClockStatus, CommitConflict, DiskState, DiskStatus, Divergence, DivergenceSide, Formed,
         MemberVersion, NotInUse, PeerProgress, Queues, Role, Snapshots, StateHash, Status, Totals, VersionStatus,
     },
 };
@@ -295,7 +295,7 @@ fn divergence(found: compare::Divergence) -> Divergence {
 }
 
 /// The disk as the core and the log writer see it.
-fn disk(core: &CoreStatus, log: &LogWriterStatus) -> Disk {
+fn disk(core: &CoreStatus, log: &LogWriterStatus) -> DiskStatus {
     let seen = &core.disk;
     let state = match () {
         () if log.failed.is_some() => DiskState::Dead,
@@ -304,7 +304,7 @@ fn disk(core: &CoreStatus, log: &LogWriterStatus) -> Disk {
         () if seen.slow => DiskState::Slow,
         () => DiskState::Ok,
     };
-    Disk {
+    DiskStatus {
         state,
         waiting_ms: seen.waiting_ms,
         suspect_ms: seen.suspect_ms,

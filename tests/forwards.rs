@@ -7,7 +7,7 @@ use std::time::Duration;
 use actix::prelude::*;
 use actorum::Incarnation;
 use actorum_core::{
-    entry::{EncodedCommand, Kind, SystemCommand},
+    entry::{CommandKind, EncodedCommand, SystemCommand},
     features::Features,
     identity::Identity,
     wire::{Refusal, Request, Response},
@@ -94,7 +94,7 @@ async fn only_commands_of_the_application_are_taken_from_a_peer() {
 
     // A command in the dress of a system command: no node could decode it there, and every node would stop.
     let mut disguised = EncodedCommand::command(&41_u64).unwrap().bytes().to_vec();
-    disguised[1] = Kind::System as u8;
+    disguised[1] = CommandKind::System as u8;
     propose(1, disguised.into());
     let refused = |answer| matches!(answer, Some(Response::Refused(Refusal::Invalid { .. })));
     assert!(refused(answers.recv().await), "a command disguised");

@@ -17,7 +17,7 @@ enum Command {
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-enum Answer {
+enum JobResponse {
     Added(u64),
     Leased(u64),
     Finished,
@@ -38,29 +38,29 @@ fn millis(time: std::time::SystemTime) -> u64 {
 
 impl StateMachine for Jobs {
     type Command = Command;
-    type Response = Answer;
+    type Response = JobResponse;
 
-    fn apply(&mut self, ctx: &ApplyContext, command: &Command) -> Answer {
+    fn apply(&mut self, ctx: &ApplyContext, command: &Command) -> JobResponse {
         let now = millis(ctx.time);
         match command {
             Command::Add { work } => {
                 self.next += 1;
                 self.open.insert(self.next, work.clone());
-                Answer::Added(self.next)
+                JobResponse::Added(self.next)
             }
             Command::Lease { worker } => {
                 let free = |job: &&u64| self.leased.get(job).is_none_or(|(_, until)| *until <= now);
-                let Some(job) = self.open.keys().find(free).copied() else { return Answer::Nothing };
+                let Some(job) = self.open.keys().find(free).copied() else { return JobResponse::Nothing };
                 self.leased.insert(job, (*worker, now + LEASE.as_millis() as u64));
-                Answer::Leased(job)
+                JobResponse::Leased(job)
             }
             Command::Finish { job, worker } => match self.leased.get(job) {
                 Some((holder, _)) if holder == worker => {
                     self.leased.remove(job);
                     self.open.remove(job);
-                    Answer::Finished
+                    JobResponse::Finished
                 }
-                _ => Answer::Nothing,
+                _ => JobResponse::Nothing,
             },
         }
     }
@@ -73,14 +73,14 @@ fn show(board: &mut Jobs, event: &Event<Jobs>) -> Result<(), String> {
     let Event::Applied { index, command, response, time, .. } = event else { return Ok(()) };
     let answer = response.as_deref().ok_or(format!("the command at {index} came without its answer"))?;
     match (&**command, answer) {
-        (Command::Add { work }, Answer::Added(job)) => {
+        (Command::Add { work }, JobResponse::Added(job)) => {
             board.next = *job;
             board.open.insert(*job, work.clone());
         }
-        (Command::Lease { worker }, Answer::Leased(job)) => {
+        (Command::Lease { worker }, JobResponse::Leased(job)) => {
             board.leased.insert(*job, (*worker, millis(*time) + LEASE.as_millis() as u64));
         }
-        (Command::Finish { job, .. }, Answer::Finished) => {
+        (Command::Finish { job, .. }, JobResponse::Finished) => {
             board.open.remove(job);
             board.leased.remove(job);
         }
@@ -104,7 +104,7 @@ async fn node(network: &MemoryNetwork, disk: &MemoryDisk, id: NodeId) -> Result<
 async fn work(raft: Raft<Jobs>, worker: u64, jobs: usize) {
     for n in 0..jobs {
         let _ = raft.propose(Command::Add { work: format!("{worker}/{n}") }).await;
-        if let Ok(Applied { response: Answer::Leased(job), .. }) = raft.propose(Command::Lease { worker }).await {
+        if let Ok(Applied { response: JobResponse::Leased(job), .. }) = raft.propose(Command::Lease { worker }).await {
             let _ = raft.propose(Command::Finish { job, worker }).await;
         }
     }
@@ -118,7 +118,7 @@ async fn a_board_built_from_a_read_and_what_follows_is_the_state_itself() -> Res
         nodes.push(node(&network, &disks[id as usize - 1], id).await?);
     }
     nodes[0].wait_for_leader(PATIENCE).await?;
-    assert!(nodes[0].propose(Command::Add { work: "the first".into() }).await?.response == Answer::Added(1));
+    assert!(nodes[0].propose(Command::Add { work: "the first".into() }).await?.response == JobResponse::Added(1));
 
     // 40 workers propose some 3,000 commands through every node while the dashboard of one of them begins.
     let workers: Vec<_> = (0..40).map(|n| tokio::spawn(work(nodes[n as usize % 3].clone(), n, 25))).collect();

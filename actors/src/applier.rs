@@ -26,7 +26,7 @@ use actix::{WeakRecipient, prelude::*};
 use actorum_core::{
     debug_fields,
     log::store::LogReader,
-    message::{Answer, Committed, LeaderChanged, ReplyHandle},
+    message::{Committed, LeaderChanged, ReplyHandle, RequestOutcome},
     replica::{ApplyError, ApplyResult, Replayed, Replica, caught},
     system_state::SystemChange,
     versions::Versions,
@@ -198,7 +198,7 @@ impl<S: StateMachine> Applier<S> {
         } else {
             // The leader checked it before proposing, so this is a leader of another version; all nodes ignore it.
             let cause = "the change made no sense when it was applied, and was ignored";
-            slot.answer(Answer::Refused(Refusal::Change(ChangeRefusal::invalid(cause))));
+            slot.answer(RequestOutcome::Refused(Refusal::Change(ChangeRefusal::invalid(cause))));
         }
     }
 

@@ -27,7 +27,7 @@ use actorum_core::{
     debug_fields,
     entry::EncodedCommand,
     log::store::LogReader,
-    message::{Answer, Append, FetchSnapshot, LeaderChanged, ReplyHandle},
+    message::{Append, FetchSnapshot, LeaderChanged, ReplyHandle, RequestOutcome},
     observer::{Drained, MaybeObserver},
     panics::panic_message,
     wire::{Refusal, Request, Response, Snapshot},
@@ -303,7 +303,7 @@ impl<T: ReplyHandle> RaftCore<T> {
     /// What came after the end: it was admitted, so only "unknown" is honest.
     fn turn_away(&self, reply: T) {
         let cause = self.stopped.clone().unwrap_or_default();
-        reply.answer(Answer::Unknown { cause });
+        reply.answer(RequestOutcome::Unknown { cause });
     }
 
     /// A peer's request, as if it were a client's of this node; but it is told at once who leads instead of being passed on.
@@ -322,7 +322,7 @@ impl<T: ReplyHandle> RaftCore<T> {
                 });
                 match (encoded, (self.links.admit)(responder, data.len())) {
                     (Ok(encoded), Ok(reply)) => self.consensus.submit_for_peer(encoded, reply, within(remaining_ms)),
-                    (Err(cause), Ok(reply)) => reply.answer(Answer::Refused(invalid(cause))),
+                    (Err(cause), Ok(reply)) => reply.answer(RequestOutcome::Refused(invalid(cause))),
                     (_, Err((responder, refusal))) => refuse(responder, refusal),
                 }
             }
@@ -336,7 +336,7 @@ impl<T: ReplyHandle> RaftCore<T> {
                         let change = ChangeRequest { change, force };
                         self.consensus.change_for_peer(change, reply, within(remaining_ms));
                     }
-                    (Err(error), Ok(reply)) => reply.answer(Answer::Refused(invalid(error.to_string()))),
+                    (Err(error), Ok(reply)) => reply.answer(RequestOutcome::Refused(invalid(error.to_string()))),
                     (_, Err((responder, refusal))) => refuse(responder, refusal),
                 }
             }

@@ -13,7 +13,7 @@
 use std::{fmt, sync::Arc};
 
 use actorum_core::{
-    message::{Answer, ReplyHandle},
+    message::{ReplyHandle, RequestOutcome},
     wire::{ChangeRefusal, Refusal, Response},
 };
 use actorum_machine::{
@@ -130,7 +130,7 @@ impl<S: StateMachine> ReplySlot<S> {
 }
 
 impl<S: StateMachine> ReplyHandle for ReplySlot<S> {
-    fn answer(mut self, answer: Answer) {
+    fn answer(mut self, answer: RequestOutcome) {
         self.take().answer(answer);
     }
 
@@ -151,7 +151,7 @@ impl<S: StateMachine> Drop for ReplySlot<S> {
         let Some(client) = self.0.take() else { return };
         let stopped = client.permit().admission().closed();
         let cause = stopped.unwrap_or_else(|| "the node stopped before the outcome was known".to_owned());
-        client.answer(Answer::Unknown { cause });
+        client.answer(RequestOutcome::Unknown { cause });
     }
 }
 
@@ -165,7 +165,7 @@ impl<S: StateMachine> Client<S> {
         }
     }
 
-    fn answer(self, answer: Answer) {
+    fn answer(self, answer: RequestOutcome) {
         match self {
             Client::Propose(reply, permit) => {
                 let result = proposal_result::<S>(answer, &permit);
@@ -181,12 +181,12 @@ impl<S: StateMachine> Client<S> {
                 finish(reply, permit, result);
             }
             Client::Remote(responder, _permit) => responder.answer(match answer {
-                Answer::Applied { index, term, response } => Response::Applied { index, term, response },
-                Answer::Changed { membership } => Response::Changed { membership },
-                Answer::Refused(refusal) => Response::Refused(refusal),
-                Answer::Late { .. } => Response::Refused(Refusal::Late),
-                Answer::Busy(_) => Response::Refused(Refusal::Busy),
-                Answer::Unknown { cause } => Response::Unknown { cause },
+                RequestOutcome::Applied { index, term, response } => Response::Applied { index, term, response },
+                RequestOutcome::Changed { membership } => Response::Changed { membership },
+                RequestOutcome::Refused(refusal) => Response::Refused(refusal),
+                RequestOutcome::Late { .. } => Response::Refused(Refusal::Late),
+                RequestOutcome::Busy(_) => Response::Refused(Refusal::Busy),
+                RequestOutcome::Unknown { cause } => Response::Unknown { cause },
             }),
         }
     }
@@ -209,8 +209,8 @@ fn finish<T>(reply: oneshot::Sender<T>, permit: Permit, result: T) {
 }
 
 /// What a client hears when an answer does not fit its request: a peer of another mind, never a success.
-fn mismatched(what: &str) -> Answer {
-    Answer::Unknown { cause: format!("the answer was about {what}, which was not the request") }
+fn mismatched(what: &str) -> RequestOutcome {
+    RequestOutcome::Unknown { cause: format!("the answer was about {what}, which was not the request") }
 }
 
 /// Everything a refusal says to any kind of request, before each operation puts it into its own words.
@@ -253,16 +253,19 @@ impl From<Refusal> for Refused {
     }
 }
 
-fn proposal_result<S: StateMachine>(answer: Answer, permit: &Permit) -> Result<Applied<S::Response>, ProposeError> {
+fn proposal_result<S: StateMachine>(
+    answer: RequestOutcome,
+    permit: &Permit,
+) -> Result<Applied<S::Response>, ProposeError> {
     let refused = match answer {
-        Answer::Applied { index, term, response } => return decoded(index, term, &response),
-        Answer::Unknown { cause } => return Err(ProposeError::Unknown { cause }),
-        Answer::Changed { .. } => {
+        RequestOutcome::Applied { index, term, response } => return decoded(index, term, &response),
+        RequestOutcome::Unknown { cause } => return Err(ProposeError::Unknown { cause }),
+        RequestOutcome::Changed { .. } => {
             return Err(ProposeError::Unknown { cause: "the leader answered with a membership".into() });
         }
-        Answer::Refused(refusal) => Refused::from(refusal),
-        Answer::Late { cause } => Refused::Late(cause),
-        Answer::Busy(bound) => Refused::Busy(bound),
+        RequestOutcome::Refused(refusal) => Refused::from(refusal),
+        RequestOutcome::Late { cause } => Refused::Late(cause),
+        RequestOutcome::Busy(bound) => Refused::Busy(bound),
     };
     Err(match refused {
         Refused::NoLeader(leader) => ProposeError::NotLeader { leader },
@@ -292,13 +295,15 @@ fn decoded<R: serde::de::DeserializeOwned>(
 }
 
 /// A read changes nothing, so an unknown outcome is only a missing one.
-fn read_error(answer: Answer, permit: &Permit) -> ReadError {
+fn read_error(answer: RequestOutcome, permit: &Permit) -> ReadError {
     let refused = match answer {
-        Answer::Refused(refusal) => Refused::from(refusal),
-        Answer::Late { cause } => Refused::Late(cause),
-        Answer::Busy(bound) => Refused::Busy(bound),
-        Answer::Unknown { cause } if permit.admission().closed().is_some() => Refused::Stopped(cause),
-        Answer::Unknown { .. } | Answer::Applied { .. } | Answer::Changed { .. } => Refused::NoLeader(None),
+        RequestOutcome::Refused(refusal) => Refused::from(refusal),
+        RequestOutcome::Late { cause } => Refused::Late(cause),
+        RequestOutcome::Busy(bound) => Refused::Busy(bound),
+        RequestOutcome::Unknown { cause } if permit.admission().closed().is_some() => Refused::Stopped(cause),
+        RequestOutcome::Unknown { .. } | RequestOutcome::Applied { .. } | RequestOutcome::Changed { .. } => {
+            Refused::NoLeader(None)
+        }
     };
     match refused {
         Refused::NoLeader(leader) => ReadError::NotLeader { leader },
@@ -313,20 +318,20 @@ fn read_error(answer: Answer, permit: &Permit) -> ReadError {
     }
 }
 
-fn change_result(answer: Answer) -> Result<Arc<Membership>, ChangeError> {
+fn change_result(answer: RequestOutcome) -> Result<Arc<Membership>, ChangeError> {
     let refused = match answer {
-        Answer::Changed { membership } => {
+        RequestOutcome::Changed { membership } => {
             return machine::decode(&membership).map(Arc::new).map_err(|error| ChangeError::Unknown {
                 cause: format!("changed, but the leader's membership cannot be decoded: {error}"),
             });
         }
-        Answer::Unknown { cause } => return Err(ChangeError::Unknown { cause }),
-        Answer::Applied { .. } => {
+        RequestOutcome::Unknown { cause } => return Err(ChangeError::Unknown { cause }),
+        RequestOutcome::Applied { .. } => {
             return Err(ChangeError::Unknown { cause: "the leader answered with a response".into() });
         }
-        Answer::Refused(refusal) => Refused::from(refusal),
-        Answer::Late { cause } => Refused::Late(cause),
-        Answer::Busy(bound) => Refused::Busy(bound),
+        RequestOutcome::Refused(refusal) => Refused::from(refusal),
+        RequestOutcome::Late { cause } => Refused::Late(cause),
+        RequestOutcome::Busy(bound) => Refused::Busy(bound),
     };
     Err(match refused {
         Refused::NoLeader(leader) => ChangeError::NotLeader { leader },
@@ -401,7 +406,7 @@ mod tests {
         ];
         for (refusal, expected) in cases {
             let (slot, mut answer) = proposal(&admission);
-            slot.answer(Answer::Refused(refusal));
+            slot.answer(RequestOutcome::Refused(refusal));
             assert_eq!(answer.try_recv().unwrap(), Err(expected));
         }
     }
@@ -410,7 +415,7 @@ mod tests {
     #[test]
     fn what_came_too_late_says_so() {
         let admission = Admission::new(9, 90);
-        let late = |answer: Answer| {
+        let late = |answer: RequestOutcome| {
             let (slot, mut told) = proposal(&admission);
             slot.answer(answer.clone());
             let proposed = told.try_recv().unwrap().unwrap_err();
@@ -420,10 +425,10 @@ mod tests {
         };
         let dropped = Refusal::Dropped { cause: "its pipeline is full".into() };
         for (answer, says) in [
-            (Answer::Refused(Refusal::Late), "the deadline passed before the leader took it up"),
-            (Answer::Refused(dropped), "its pipeline is full"),
-            (Answer::Refused(Refusal::Change(ChangeRefusal::NotReady)), "not ready for a change"),
-            (Answer::Late { cause: "busy elsewhere".into() }, "busy elsewhere"),
+            (RequestOutcome::Refused(Refusal::Late), "the deadline passed before the leader took it up"),
+            (RequestOutcome::Refused(dropped), "its pipeline is full"),
+            (RequestOutcome::Refused(Refusal::Change(ChangeRefusal::NotReady)), "not ready for a change"),
+            (RequestOutcome::Late { cause: "busy elsewhere".into() }, "busy elsewhere"),
         ] {
             let (ProposeError::DeadlineExceeded { cause }, ChangeError::DeadlineExceeded { cause: changed }) =
                 late(answer.clone())
@@ -434,7 +439,7 @@ mod tests {
         }
         let bound = BusyBound::Unapplied { bytes: 7, max: 5 };
         let busy = (ProposeError::Busy { bound: bound.clone() }, ChangeError::Busy { bound: bound.clone() });
-        assert_eq!(late(Answer::Busy(bound)), busy);
+        assert_eq!(late(RequestOutcome::Busy(bound)), busy);
     }
 
     #[test]
@@ -442,15 +447,15 @@ mod tests {
         let admission = Admission::new(9, 90);
         let (slot, mut answer) = proposal(&admission);
         let response = machine::encode(&40u64).unwrap().into();
-        slot.answer(Answer::Applied { index: 7, term: 2, response });
+        slot.answer(RequestOutcome::Applied { index: 7, term: 2, response });
         assert_eq!(answer.try_recv().unwrap().unwrap().response, 40);
 
         let (slot, mut answer) = proposal(&admission);
-        slot.answer(Answer::Applied { index: 7, term: 2, response: Bytes::from_static(b"\xc1") });
+        slot.answer(RequestOutcome::Applied { index: 7, term: 2, response: Bytes::from_static(b"\xc1") });
         assert!(matches!(answer.try_recv().unwrap(), Err(ProposeError::Unknown { .. })));
 
         let (slot, mut answer) = proposal(&admission);
-        slot.answer(Answer::Changed { membership: Bytes::new() });
+        slot.answer(RequestOutcome::Changed { membership: Bytes::new() });
         assert!(matches!(answer.try_recv().unwrap(), Err(ProposeError::Unknown { .. })));
     }
 
@@ -499,7 +504,7 @@ mod tests {
         ] {
             let (reply, mut answer) = oneshot::channel();
             let slot = ReplySlot::<Sum>::change(reply, admission.try_admit(0).unwrap());
-            slot.answer(Answer::Refused(Refusal::Change(refusal)));
+            slot.answer(RequestOutcome::Refused(Refusal::Change(refusal)));
             assert_eq!(answer.try_recv().unwrap(), Err(expected));
         }
     }

@@ -34,7 +34,7 @@ use std::{
 use actix::prelude::*;
 use actorum_core::{
     debug_fields,
-    entry::{Kind, Stamped},
+    entry::{CommandKind, Stamped},
     log::store::LogReader,
     system_state::GENESIS_INDEX,
     times::{SPACING_BYTES, Times},
@@ -476,7 +476,7 @@ impl Backlog {
                 continue;
             }
             self.announced = at;
-            if let Some(stamped) = stamped.filter(|stamped| stamped.kind == Kind::Command) {
+            if let Some(stamped) = stamped.filter(|stamped| stamped.kind == CommandKind::Command) {
                 let command = machine::decode::<S::Command>(stamped.payload).map_err(|error| error.to_string())?;
                 let (index, term, command) = (at, entry.term, Arc::new(command));
                 events.push(Event::Applied { cluster, index, term, time, command, response: None });

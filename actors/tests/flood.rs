@@ -28,7 +28,7 @@ use actorum_core::{
     entry::EncodedCommand,
     features::Features,
     log::store::{HardState, LogReader, Recovered, StoreError},
-    message::{Answer, Append, FetchSnapshot, ReplyHandle},
+    message::{Append, FetchSnapshot, ReplyHandle, RequestOutcome},
     system_state::SystemState,
     wire::{Entry, RaftMessage},
 };
@@ -65,7 +65,7 @@ impl Clock for BusyClock {
 struct Nobody;
 
 impl ReplyHandle for Nobody {
-    fn answer(self, _: Answer) {}
+    fn answer(self, _: RequestOutcome) {}
 
     fn confirmed(self, _: u64) -> Option<Self> {
         None

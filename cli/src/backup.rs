@@ -26,7 +26,7 @@ use serde_json::Value;
 
 use crate::{
     Failure,
-    client::{Answer, Client},
+    client::{Client, HttpReply},
     disaster_recovery::{describe, describe_sent},
     output::{self, say},
     status::bytes,
@@ -145,7 +145,7 @@ fn while_it_gets_on<T>(
             Err(RecvTimeoutError::Disconnected) => return Err(Failure::new(format!("{url}: the request was lost"))),
         }
         // Whatever it answers, it lives.
-        if let Ok(Answer { status, body }) = looking.get(&format!("{base}/status")) {
+        if let Ok(HttpReply { status, body }) = looking.get(&format!("{base}/status")) {
             heard = Instant::now();
             if status == 200 {
                 look(&body);
@@ -189,7 +189,7 @@ fn show(bar: &ProgressBar, status: &Value) {
 }
 
 /// A node's refusal, in its own words.
-pub(crate) fn refused(url: &str, answer: &Answer) -> Failure {
+pub(crate) fn refused(url: &str, answer: &HttpReply) -> Failure {
     match answer.body["message"].as_str() {
         Some(message) if answer.status == 404 => {
             Failure::new(format!("{url}: {message}: give the node's --admin address, not its public one"))
@@ -442,7 +442,7 @@ impl Source {
         // The node may take a snapshot first, however long that takes.
         let head = while_it_gets_on(base, url, &head, &TIMEOUTS, |_| {})?.map_err(|error| failed(&error))?;
         if head.status != 200 {
-            return Err(refused(url, &Answer { status: head.status, body: head.refusal }));
+            return Err(refused(url, &HttpReply { status: head.status, body: head.refusal }));
         }
         Ok(Source {
             url: url.to_owned(),

@@ -18,7 +18,7 @@ const CONNECT_WITHIN: Duration = Duration::from_secs(10);
 pub(crate) struct Client(ureq::Agent);
 
 /// What came back.
-pub(crate) struct Answer {
+pub(crate) struct HttpReply {
     /// The HTTP status.
     pub status: u16,
     /// The body, `null` if it was not JSON.
@@ -87,12 +87,12 @@ impl Client {
     }
 
     /// GET.
-    pub(crate) fn get(&self, url: &str) -> Result<Answer, CallError> {
+    pub(crate) fn get(&self, url: &str) -> Result<HttpReply, CallError> {
         read(self.0.get(url).call())
     }
 
     /// POST without a body.
-    pub(crate) fn post(&self, url: &str) -> Result<Answer, CallError> {
+    pub(crate) fn post(&self, url: &str) -> Result<HttpReply, CallError> {
         read(self.0.post(url).send_empty())
     }
 
@@ -113,16 +113,16 @@ impl Client {
     }
 
     /// PUT with a text body.
-    pub(crate) fn put(&self, url: &str, body: &str) -> Result<Answer, CallError> {
+    pub(crate) fn put(&self, url: &str, body: &str) -> Result<HttpReply, CallError> {
         read(self.0.put(url).send(body))
     }
 }
 
-fn read(response: Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> Result<Answer, CallError> {
+fn read(response: Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> Result<HttpReply, CallError> {
     let mut response = response.map_err(|e| error(&e))?;
     let body = response.body_mut().with_config().limit(MAX_ANSWER).read_to_vec();
     let body = body.map_err(|e| CallError::Unanswered(e.to_string()))?;
-    Ok(Answer { status: response.status().as_u16(), body: serde_json::from_slice(&body).unwrap_or(Value::Null) })
+    Ok(HttpReply { status: response.status().as_u16(), body: serde_json::from_slice(&body).unwrap_or(Value::Null) })
 }
 
 fn error(e: &ureq::Error) -> CallError {

@@ -11,7 +11,7 @@ use std::{
 };
 
 use actorum_core::{
-    entry::{Kind, Stamped, SystemCommand},
+    entry::{CommandKind, Stamped, SystemCommand},
     log::store::At,
     system_state::{Audit, SystemState},
     wire::{Entry, EntryKind},
@@ -213,8 +213,10 @@ fn words(entry: &Entry) -> String {
         Ok(Some(command)) => system_words(&command),
         Err(e) => format!("unreadable: {e}"),
         Ok(None) => match Stamped::parse(&entry.data) {
-            Ok(Stamped { kind: Kind::Command, payload, .. }) => msgpack::shown(payload),
-            Ok(Stamped { kind: Kind::System, .. }) => "a system command where none belongs: it does nothing".to_owned(),
+            Ok(Stamped { kind: CommandKind::Command, payload, .. }) => msgpack::shown(payload),
+            Ok(Stamped { kind: CommandKind::System, .. }) => {
+                "a system command where none belongs: it does nothing".to_owned()
+            }
             Err(e) => format!("unreadable: {e}"),
         },
     }

@@ -15,7 +15,7 @@ use std::{
 
 use lab::{
     Lab, Node, try_call,
-    volume::{Disk, machine, succeeds},
+    volume::{LoopMount, machine, succeeds},
     wait,
 };
 use serde_json::Value;
@@ -26,7 +26,7 @@ const ELECTION: Duration = Duration::from_millis(1000);
 /// Three founders, each on a disk of its own. Dropped in this order, after the nodes were killed: the mounts go before the
 /// directory that they are in.
 struct Cluster {
-    disks: Vec<Disk>,
+    disks: Vec<LoopMount>,
     lab: Lab,
     _alone: MutexGuard<'static, ()>,
 }
@@ -49,7 +49,7 @@ impl Cluster {
     fn new(_alone: MutexGuard<'static, ()>, mib: u64, settings: &[(&str, &str)]) -> Cluster {
         let mut lab = Lab::new(&[1, 2, 3]);
         settings.iter().for_each(|(name, value)| lab.set(name, value));
-        let disks: Vec<Disk> = (1..=3).map(|id| Disk::new(&lab, id, mib)).collect();
+        let disks: Vec<LoopMount> = (1..=3).map(|id| LoopMount::new(&lab, id, mib)).collect();
         (1..=3).for_each(|id| lab.place(id, disks[id as usize - 1].data()));
         let mut cluster = Cluster { lab, disks, _alone };
         cluster.lab.found(&[1, 2, 3]);
@@ -57,7 +57,7 @@ impl Cluster {
         cluster
     }
 
-    fn disk(&self, id: u64) -> &Disk {
+    fn disk(&self, id: u64) -> &LoopMount {
         &self.disks[id as usize - 1]
     }
 
@@ -170,7 +170,7 @@ fn a_leader_low_on_space_hands_over_and_recovers_in_the_same_run() {
 }
 
 /// What a real write error ends: this process, with the reason; and what it acknowledged is there when it starts again.
-fn dies_and_comes_back(test: &str, fail: impl FnOnce(&Disk), repair: impl FnOnce(&Disk)) -> Option<Cluster> {
+fn dies_and_comes_back(test: &str, fail: impl FnOnce(&LoopMount), repair: impl FnOnce(&LoopMount)) -> Option<Cluster> {
     let alone = machine(test)?;
     let mut cluster =
         Cluster::new(alone, 160, &[("ACTORUM_LOW_SPACE_BYTES", "0"), ("ACTORUM_RESERVE_BYTES", "33554432")]);
@@ -214,7 +214,7 @@ fn dies_and_comes_back(test: &str, fail: impl FnOnce(&Disk), repair: impl FnOnce
 
 #[test]
 fn a_full_disk_ends_the_node_and_the_ballast_opens_it_again() {
-    let kept = |disk: &Disk| assert!(disk.data().join("ballast").exists(), "nobody gave it up so far");
+    let kept = |disk: &LoopMount| assert!(disk.data().join("ballast").exists(), "nobody gave it up so far");
     // Nothing is cleared away: the ballast alone lets the node open its log, and follow for a while.
     let name = "a_full_disk_ends_the_node_and_the_ballast_opens_it_again";
     let Some(cluster) = dies_and_comes_back(name, |disk| drop(disk.fill()), kept) else { return };
@@ -225,8 +225,8 @@ fn a_full_disk_ends_the_node_and_the_ballast_opens_it_again() {
 #[test]
 fn a_disk_that_turns_read_only_ends_the_node() {
     // As ext4 does it to itself with `errors=remount-ro`.
-    let abort = |disk: &Disk| assert!(disk.is(&["mount", "-o", "remount,abort"]), "the journal is aborted");
-    let repair = |disk: &Disk| {
+    let abort = |disk: &LoopMount| assert!(disk.is(&["mount", "-o", "remount,abort"]), "the journal is aborted");
+    let repair = |disk: &LoopMount| {
         assert!(disk.is(&["umount"]), "nobody holds it");
         // Its status says only whether anything had to be repaired.
         let (image, mount) = (disk.image.to_str().unwrap(), disk.mount.to_str().unwrap());

@@ -23,7 +23,7 @@ use std::{
 
 use lab::{
     Lab, Node, try_call,
-    volume::{Disk, machine},
+    volume::{LoopMount, machine},
     wait,
 };
 use rustix::fs::{FallocateFlags, fallocate, statvfs};
@@ -140,7 +140,7 @@ fn overwrite(node: &Node, data: &Path, bytes: u64) -> Seen {
 }
 
 /// Somebody fills the volume but for so many bytes: what it is told, and that it goes on by itself once there is room again.
-fn filled_by_others(node: &Node, disk: &Disk, leave: u64) {
+fn filled_by_others(node: &Node, disk: &LoopMount, leave: u64) {
     let pid = node.pid();
     let filler = disk.mount.join("filler");
     let mut file = File::create(&filler).unwrap();
@@ -181,7 +181,7 @@ fn filled_by_others(node: &Node, disk: &Disk, leave: u64) {
 fn runs_for_ever(test: &str, mib: u64, written: u64, leave: u64, rewritten_from: u64) {
     let Some(_alone) = machine(test) else { return };
     let mut lab = Lab::new(&[1]);
-    let disk = Disk::new(&lab, 1, mib);
+    let disk = LoopMount::new(&lab, 1, mib);
     lab.place(1, disk.data());
     // Ends before the mount goes.
     let mut lab = Ended(lab, &disk);
@@ -206,7 +206,7 @@ fn at_rest(snapshot: u64, reserve: u64, kept: u64) -> u64 {
 }
 
 /// Nodes that end before the mount of their directory does.
-struct Ended<'a>(Lab, #[allow(dead_code)] &'a Disk);
+struct Ended<'a>(Lab, #[allow(dead_code)] &'a LoopMount);
 
 impl Drop for Ended<'_> {
     fn drop(&mut self) {
@@ -287,7 +287,7 @@ fn nodes_outlive_volumes_that_are_full_to_the_last_byte() {
     let Some(_alone) = machine("nodes_outlive_volumes_that_are_full_to_the_last_byte") else { return };
     let ids = [1, 2, 3];
     let mut lab = Lab::new(&ids);
-    let disks: Vec<Disk> = ids.iter().map(|id| Disk::new(&lab, *id, 256)).collect();
+    let disks: Vec<LoopMount> = ids.iter().map(|id| LoopMount::new(&lab, *id, 256)).collect();
     for (id, disk) in ids.iter().zip(&disks) {
         lab.place(*id, disk.data());
     }
@@ -352,7 +352,7 @@ fn nodes_outlive_volumes_that_are_full_to_the_last_byte() {
 
 /// Leaves so many bytes free on a volume, whatever its node takes and gives back meanwhile. The blocks are set aside at once: writing them
 /// takes so long that one volume would be full long before another.
-fn keep_filled(disk: &Disk, left: &AtomicU64, over: &AtomicBool) {
+fn keep_filled(disk: &LoopMount, left: &AtomicU64, over: &AtomicBool) {
     let file = File::create(disk.mount.join("filler")).unwrap();
     let mut length = 0;
     while !over.load(Relaxed) {
@@ -382,7 +382,7 @@ impl Drop for Stops<'_> {
 }
 
 /// Nodes that end before the mounts of their directories do.
-struct AllEnded<'a>(Lab, #[allow(dead_code)] &'a [Disk]);
+struct AllEnded<'a>(Lab, #[allow(dead_code)] &'a [LoopMount]);
 
 impl Drop for AllEnded<'_> {
     fn drop(&mut self) {
@@ -399,7 +399,7 @@ fn a_directory_on_a_full_volume_is_refused_unharmed_or_opens_by_its_reserve() {
         return;
     };
     let mut lab = Lab::new(&[1]);
-    let disk = Disk::new(&lab, 1, 256);
+    let disk = LoopMount::new(&lab, 1, 256);
     lab.place(1, disk.data());
     let mut lab = Ended(lab, &disk);
     lab.0.found(&[1]);
@@ -456,7 +456,7 @@ fn a_volume_that_is_too_small_is_said_at_the_start() {
     let Some(_alone) = machine("a_volume_that_is_too_small_is_said_at_the_start") else { return };
     for mib in [128, 64] {
         let mut lab = Lab::new(&[1]);
-        let disk = Disk::new(&lab, 1, mib);
+        let disk = LoopMount::new(&lab, 1, mib);
         lab.place(1, disk.data());
         let mut lab = Ended(lab, &disk);
         lab.0.found(&[1]);

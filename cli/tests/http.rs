@@ -9,12 +9,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lab::{Answer, Lab, Node, PATIENCE, Stream, call, try_call, wait};
+use lab::{HttpReply, Lab, Node, PATIENCE, Stream, call, try_call, wait};
 use serde_json::{Value, json};
 
 /// Asserts an error: its status, its code, and the shape that all of them have.
 #[track_caller]
-fn refused(answer: &Answer, status: u16, code: &str) {
+fn refused(answer: &HttpReply, status: u16, code: &str) {
     assert_eq!((answer.status, answer.code()), (status, code), "{}", answer.text);
     assert_eq!(answer.content_type, "application/json");
     assert!(answer.body["message"].as_str().is_some_and(|m| !m.is_empty()), "{}", answer.text);
@@ -23,7 +23,7 @@ fn refused(answer: &Answer, status: u16, code: &str) {
 }
 
 #[track_caller]
-fn done(answer: &Answer, previous: Value) -> u64 {
+fn done(answer: &HttpReply, previous: Value) -> u64 {
     assert_eq!(answer.status, 200, "{}", answer.text);
     assert_eq!(answer.content_type, "application/json");
     assert_eq!(answer.body["previous"], previous, "{}", answer.text);
@@ -407,7 +407,7 @@ fn members() {
     refused(&call("POST", &admin.admin_url("/members?timeout_ms=0"), learner.to_string()), 400, "bad_request");
     refused(&call("POST", &admin.admin_url("/members"), " ".repeat(1 << 20)), 413, "too_large");
 
-    let changed = |answer: Answer, voters: Value, learners: Value| {
+    let changed = |answer: HttpReply, voters: Value, learners: Value| {
         assert_eq!(answer.status, 200, "{}", answer.text);
         assert_eq!((&answer.body["voters"], &answer.body["learners"]), (&voters, &learners));
     };

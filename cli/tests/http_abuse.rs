@@ -49,7 +49,7 @@ fn http_address(node: &Node) -> SocketAddr {
 #[track_caller]
 fn serves(node: &Node) -> Duration {
     let mut worst = Duration::ZERO;
-    let mut timed = |what: &str, status: u16, ask: &dyn Fn() -> lab::Answer| {
+    let mut timed = |what: &str, status: u16, ask: &dyn Fn() -> lab::HttpReply| {
         let asked = Instant::now();
         let answer = ask();
         worst = worst.max(asked.elapsed());

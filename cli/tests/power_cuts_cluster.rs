@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 
 use lab::Lab;
 use load::{History, Load, judge};
-use mounts::Disk;
+use mounts::Mount;
 use rng::Rng;
 use tempfile::TempDir;
 
@@ -39,7 +39,7 @@ struct Cluster {
     // Dropped in this order: the processes end before their disks go, and these before the directory that they are in.
     load: Load,
     lab: Lab,
-    disks: Vec<Disk>,
+    disks: Vec<Mount>,
     _home: TempDir,
 }
 
@@ -47,8 +47,8 @@ impl Cluster {
     fn new(filesystem: &str, settings: &[(&str, &str)], arguments: &[&str]) -> Cluster {
         let mut lab = Lab::new(&NODES);
         let home = tempfile::Builder::new().prefix("actorum-disks-").tempdir().expect("a temporary directory");
-        let disk = |id| Disk::new(filesystem, home.path().join(format!("{id}")));
-        let disks: Vec<Disk> = NODES.into_iter().map(disk).collect();
+        let disk = |id| Mount::new(filesystem, home.path().join(format!("{id}")));
+        let disks: Vec<Mount> = NODES.into_iter().map(disk).collect();
         for (id, disk) in NODES.iter().zip(&disks) {
             lab.place(*id, disk.path().join("data"));
         }

@@ -610,7 +610,7 @@ fn apply(system: &mut SystemState, entry: &Entry) -> bool {
         return true;
     }
     match Stamped::parse(&entry.data) {
-        Ok(stamped) if stamped.kind == actorum_core::entry::Kind::System => {
+        Ok(stamped) if stamped.kind == actorum_core::entry::CommandKind::System => {
             SystemCommand::decode(stamped.payload).map(|command| system.apply(entry.index, &command)).is_ok()
         }
         Ok(_) => true,

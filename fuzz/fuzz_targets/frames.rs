@@ -3,7 +3,7 @@
 #![no_main]
 
 use actorum_fuzz::Draw;
-use actorum_transport::frame::{self, Batch, Hello, Kind, Lane, Question, Refused, Splitter, Welcome};
+use actorum_transport::frame::{self, Batch, Hello, FrameKind, Lane, GroupRequest, Refused, Splitter, Welcome};
 use actorum_core::wire::Response;
 use libfuzzer_sys::fuzz_target;
 
@@ -43,23 +43,23 @@ fuzz_target!(|data: &[u8]| {
         bodies(*kind, body);
     }
     // And bodies without the luck of a header before them.
-    for kind in [Kind::Hello, Kind::Refused, Kind::Raft, Kind::Request, Kind::Response] {
+    for kind in [FrameKind::Hello, FrameKind::Refused, FrameKind::Raft, FrameKind::Request, FrameKind::Response] {
         bodies(kind, all);
     }
 });
 
 /// What decodes encodes again to what decodes to the same.
-fn bodies(kind: Kind, body: &[u8]) {
+fn bodies(kind: FrameKind, body: &[u8]) {
     match kind {
-        Kind::Hello => again::<Hello>(kind, body),
-        Kind::Welcome => again::<Welcome>(kind, body),
-        Kind::Refused => {
+        FrameKind::Hello => again::<Hello>(kind, body),
+        FrameKind::Welcome => again::<Welcome>(kind, body),
+        FrameKind::Refused => {
             if let Ok(refused) = frame::decode::<Refused>(body) {
                 let _ = refused.because().map(|reason| reason.to_string());
             }
         }
-        Kind::Lane => again::<Lane>(kind, body),
-        Kind::Raft => {
+        FrameKind::Lane => again::<Lane>(kind, body),
+        FrameKind::Raft => {
             if let Ok(Batch { group, messages }) = frame::decode::<Batch>(body) {
                 assert!(messages.len() <= frame::MAX_MESSAGES);
                 let mut bytes = Vec::new();
@@ -74,12 +74,12 @@ fn bodies(kind: Kind, body: &[u8]) {
                 messages.iter().for_each(|message| drop((message.to_string(), message.size())));
             }
         }
-        Kind::Request => again::<Question>(kind, body),
-        Kind::Response => again::<Response>(kind, body),
+        FrameKind::Request => again::<GroupRequest>(kind, body),
+        FrameKind::Response => again::<Response>(kind, body),
     }
 }
 
-fn again<T>(kind: Kind, body: &[u8])
+fn again<T>(kind: FrameKind, body: &[u8])
 where
     T: serde::Serialize + serde::de::DeserializeOwned + PartialEq + std::fmt::Debug,
 {

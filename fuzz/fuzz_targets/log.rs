@@ -6,7 +6,7 @@
 #![no_main]
 
 use actorum_core::{entry::{Stamped, SystemCommand}, system_state::SystemState};
-use actorum_store::{fuzzing, log::record::{self, Key, Kind, Scan}};
+use actorum_store::{fuzzing, log::record::{self, Key, RecordKind, Scan}};
 use actorum_fuzz::Draw;
 use actorum_machine::ids::GroupId;
 use bytes::Bytes;
@@ -27,11 +27,11 @@ fn scan(draw: &mut Draw<'_>) {
     let mut previous = record::prev_checksum(GroupId::FIRST, 1, 1);
     while draw.more() && values.len() < 64 {
         let how = draw.byte();
-        let kind = draw.pick(&[Kind::Owner, Kind::HardState, Kind::Snapshot, Kind::Block]);
+        let kind = draw.pick(&[RecordKind::Owner, RecordKind::HardState, RecordKind::Snapshot, RecordKind::Block]);
         let (group, at, length) = (GroupId(draw.below(2) as u32), draw.near(&[0, 1, 2, 3, 5]), draw.byte());
         let key = match kind {
-            Kind::Block => Key::block(group, at),
-            Kind::Snapshot => Key::snapshot(group),
+            RecordKind::Block => Key::block(group, at),
+            RecordKind::Snapshot => Key::snapshot(group),
             _ => Key::hard_state(group),
         };
         match how % 4 {

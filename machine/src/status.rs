@@ -157,7 +157,7 @@ impl fmt::Display for DiskState {
 
 /// A node's disk. Nothing of it is asked of that disk when a status is made.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Disk {
+pub struct DiskStatus {
     /// How it is.
     pub state: DiskState,
     /// How long the oldest write that is not durable has been waiting, in milliseconds.
@@ -410,7 +410,7 @@ pub struct Status {
     #[serde(default)]
     pub log_bytes: u64,
     /// The disk under it.
-    pub disk: Disk,
+    pub disk: DiskStatus,
     /// The hash over what this node applied, at the newest mark.
     #[serde(default)]
     pub state_hash: Option<StateHash>,

@@ -45,7 +45,7 @@ pub(crate) enum Mishap {
 
 /// One node's disk. Clones are the same disk.
 #[derive(Clone)]
-pub(crate) struct Disk {
+pub(crate) struct NodeDisk {
     id: NodeId,
     disk: SimulatedDisk,
     files: SimulatedFiles,
@@ -173,8 +173,8 @@ const GOOD_MS: u64 = 3;
 /// What is free on a good disk, in bytes.
 const ROOM: u64 = 1 << 40;
 
-impl Disk {
-    pub(crate) fn new(id: NodeId, room: Room, rng: Rng) -> Disk {
+impl NodeDisk {
+    pub(crate) fn new(id: NodeId, room: Room, rng: Rng) -> NodeDisk {
         let mood = Mood {
             rng,
             latency_ms: GOOD_MS,
@@ -193,7 +193,7 @@ impl Disk {
         let decide = Arc::new(FileMoods { moods: moods.clone(), tally: tally.clone() });
         let files = SimulatedFiles::on(room.volume.clone(), decide);
         let disk = SimulatedDisk::on(room.volume.clone(), Arc::new(moods.clone()));
-        Disk { id, disk, files, tally, moods, room, lives: Arc::default() }
+        NodeDisk { id, disk, files, tally, moods, room, lives: Arc::default() }
     }
 
     /// Who takes the node's power when the disk says so.
@@ -352,7 +352,7 @@ impl Disk {
     }
 }
 
-impl Durable for Disk {
+impl Durable for NodeDisk {
     fn state(&self) -> (u64, NodeId, u64) {
         let durable = self.disk.durable(GroupId::FIRST);
         (durable.hard_state.term, durable.hard_state.vote, durable.last_index)

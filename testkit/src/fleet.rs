@@ -37,7 +37,7 @@ use tokio::sync::Notify;
 
 use super::{
     clock::NodeClock,
-    disk::{Disk, Loss, Room, Tally},
+    disk::{Loss, NodeDisk, Room, Tally},
     machine::{Hooks, Watched},
     rng::Rng,
     wire::Links,
@@ -86,7 +86,7 @@ pub(crate) enum State {
 pub(crate) struct Node<S: StateMachine> {
     pub state: State,
     pub raft: Option<Raft<Watched<S>>>,
-    pub disk: Disk,
+    pub disk: NodeDisk,
     pub clock: NodeClock,
     pub hooks: Hooks,
     pub life: Life,
@@ -199,7 +199,7 @@ impl<S: StateMachine> Fleet<S> {
             false => Program::Newest,
         };
         let room = Room::new(self.0.capacity, &self.0.config);
-        let disk = Disk::new(id, room, state.0.fork("disk", id));
+        let disk = NodeDisk::new(id, room, state.0.fork("disk", id));
         let fleet = self.clone();
         disk.cut_power_with(Some(Arc::new(move |loss| fleet.crash(id, loss))));
         let node = Node {
@@ -484,7 +484,7 @@ impl<S: StateMachine> Fleet<S> {
         });
     }
 
-    fn count_files(&self, disk: &Disk) {
+    fn count_files(&self, disk: &NodeDisk) {
         let Tally { built, fetched, resumed, cuts, failed, short } = disk.tally();
         let VolumeCounters { refused, reserved, lent } = disk.room().volume.counters();
         self.0.world.count(|counts| {

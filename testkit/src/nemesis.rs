@@ -35,7 +35,7 @@ use fault_task::{FaultTask, Hold, Reserved};
 
 /// One kind of fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+enum FaultKind {
     Loss,
     Duplication,
     Delay,
@@ -75,8 +75,8 @@ enum Kind {
     Shutdown,
 }
 
-fn weights(faults: &Faults) -> [(Kind, u32); 37] {
-    use Kind::*;
+fn weights(faults: &Faults) -> [(FaultKind, u32); 37] {
+    use FaultKind::*;
     [
         (Loss, faults.loss),
         (Duplication, faults.duplication),
@@ -198,54 +198,54 @@ impl<S: StateMachine> Nemesis<S> {
 }
 
 impl<S: StateMachine> FaultTask<S> {
-    async fn commit(mut self, kind: Kind) {
+    async fn commit(mut self, kind: FaultKind) {
         match kind {
-            Kind::Loss => {
+            FaultKind::Loss => {
                 let loss = self.rng.between(1_000, 30_000) as u32;
                 self.link_faults("loss", |link_faults| link_faults.loss = loss).await;
             }
-            Kind::Duplication => {
+            FaultKind::Duplication => {
                 let often = self.rng.between(1_000, 10_000) as u32;
                 self.link_faults("duplication", |link_faults| link_faults.duplication = often).await;
             }
-            Kind::Delay => {
+            FaultKind::Delay => {
                 let jitter = self.rng.between(10, 500);
                 self.link_faults("delay and reordering", |link_faults| link_faults.jitter_ms = jitter).await;
             }
-            Kind::OneWayCut => self.one_way_cut().await,
-            Kind::SlowPeer => self.slow_peer().await,
-            Kind::Partition => self.partition().await,
-            Kind::Reset => self.reset(),
-            Kind::PowerCut => self.power_cut().await,
-            Kind::Kill => self.kill().await,
-            Kind::Pause => self.pause().await,
-            Kind::ClockJump => self.clock_jump(),
-            Kind::WrongYear => self.wrong_year().await,
-            Kind::SlowDisk => self.slow_disk().await,
-            Kind::HungDisk => self.hung_disk().await,
-            Kind::DiskError => self.disk_error(Mishap::Error, "write or sync error").await,
-            Kind::FullDisk => self.disk_error(Mishap::Full, "full disk").await,
-            Kind::LowSpace => self.low_space().await,
-            Kind::FilledVolume => self.filled_volume().await,
-            Kind::FlippedBit => self.flipped_bit().await,
-            Kind::TornWrite => self.torn_write().await,
-            Kind::OldCopy => self.old_copy().await,
-            Kind::RolledBack => self.rolled_back().await,
-            Kind::Twin => self.twin().await,
-            Kind::SwappedDirectory => self.swapped_directory().await,
-            Kind::WipedDisk => self.wiped_disk().await,
-            Kind::Absence => self.absence().await,
-            Kind::SnapshotError => self.snapshot_error().await,
-            Kind::RottenSnapshot => self.rotten_snapshot().await,
-            Kind::FailingSnapshot => self.failing_snapshot().await,
-            Kind::Panic => self.panic().await,
-            Kind::WrongAnswers => self.wrong_answers().await,
-            Kind::SlowMachine => self.slow_machine().await,
-            Kind::Membership => self.membership().await,
-            Kind::Campaign => self.campaign(),
-            Kind::Subscription => self.subscription().await,
-            Kind::TakeSnapshot => self.take_snapshot().await,
-            Kind::Shutdown => self.shutdown().await,
+            FaultKind::OneWayCut => self.one_way_cut().await,
+            FaultKind::SlowPeer => self.slow_peer().await,
+            FaultKind::Partition => self.partition().await,
+            FaultKind::Reset => self.reset(),
+            FaultKind::PowerCut => self.power_cut().await,
+            FaultKind::Kill => self.kill().await,
+            FaultKind::Pause => self.pause().await,
+            FaultKind::ClockJump => self.clock_jump(),
+            FaultKind::WrongYear => self.wrong_year().await,
+            FaultKind::SlowDisk => self.slow_disk().await,
+            FaultKind::HungDisk => self.hung_disk().await,
+            FaultKind::DiskError => self.disk_error(Mishap::Error, "write or sync error").await,
+            FaultKind::FullDisk => self.disk_error(Mishap::Full, "full disk").await,
+            FaultKind::LowSpace => self.low_space().await,
+            FaultKind::FilledVolume => self.filled_volume().await,
+            FaultKind::FlippedBit => self.flipped_bit().await,
+            FaultKind::TornWrite => self.torn_write().await,
+            FaultKind::OldCopy => self.old_copy().await,
+            FaultKind::RolledBack => self.rolled_back().await,
+            FaultKind::Twin => self.twin().await,
+            FaultKind::SwappedDirectory => self.swapped_directory().await,
+            FaultKind::WipedDisk => self.wiped_disk().await,
+            FaultKind::Absence => self.absence().await,
+            FaultKind::SnapshotError => self.snapshot_error().await,
+            FaultKind::RottenSnapshot => self.rotten_snapshot().await,
+            FaultKind::FailingSnapshot => self.failing_snapshot().await,
+            FaultKind::Panic => self.panic().await,
+            FaultKind::WrongAnswers => self.wrong_answers().await,
+            FaultKind::SlowMachine => self.slow_machine().await,
+            FaultKind::Membership => self.membership().await,
+            FaultKind::Campaign => self.campaign(),
+            FaultKind::Subscription => self.subscription().await,
+            FaultKind::TakeSnapshot => self.take_snapshot().await,
+            FaultKind::Shutdown => self.shutdown().await,
         }
     }
 }

@@ -23,7 +23,7 @@ use tokio::time::timeout;
 
 use super::{
     clock::NodeClock,
-    disk::{Backup, Disk, Room},
+    disk::{Backup, NodeDisk, Room},
     fleet::{Fleet, Program},
     machine::{Hooks, Watched},
     rng::Rng,
@@ -35,7 +35,7 @@ pub(crate) struct Twin<S: StateMachine> {
     fleet: Fleet<S>,
     end: Endpoint,
     raft: Raft<Watched<S>>,
-    disk: Disk,
+    disk: NodeDisk,
 }
 
 impl<S: StateMachine> Twin<S> {
@@ -49,7 +49,7 @@ impl<S: StateMachine> Twin<S> {
     ) -> Result<Twin<S>, StartError> {
         let (world, links) = (fleet.world(), fleet.links());
         let end = Endpoint(1 << 32 | of);
-        let disk = Disk::new(of, Room::new(None, &fleet.config()), rng.fork("disk", 0));
+        let disk = NodeDisk::new(of, Room::new(None, &fleet.config()), rng.fork("disk", 0));
         disk.put_back(copy);
         let store = disk.open(Incarnation(rng.roll()))?;
         let boot = store.identity().boot;

@@ -46,20 +46,20 @@ pub(crate) fn skipped(test: &str, filesystem: &str) -> bool {
 }
 
 /// A mounted filesystem. Unmounted and gone when dropped: end whoever uses it first.
-pub(crate) struct Disk {
+pub(crate) struct Mount {
     helper: Child,
     answers: BufReader<ChildStdout>,
     path: PathBuf,
 }
 
-impl Disk {
+impl Mount {
     /// Makes and mounts one at `path`, which must not exist; its image lies beside it.
-    pub(crate) fn new(filesystem: &str, path: PathBuf) -> Disk {
+    pub(crate) fn new(filesystem: &str, path: PathBuf) -> Mount {
         let mut command = Command::new("python3");
         command.arg(harness()).args(["--fs", filesystem, "--size", "512M", "--disk"]).arg(&path);
         let mut helper = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("python3 runs");
         let answers = BufReader::new(helper.stdout.take().expect("a pipe"));
-        let mut disk = Disk { helper, answers, path };
+        let mut disk = Mount { helper, answers, path };
         disk.hear("mount");
         disk
     }
@@ -91,7 +91,7 @@ impl Disk {
     }
 }
 
-impl Drop for Disk {
+impl Drop for Mount {
     fn drop(&mut self) {
         drop(self.helper.stdin.take());
         let _ = self.helper.wait();

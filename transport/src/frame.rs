@@ -48,7 +48,7 @@ const MAX_DEPTH: usize = 32;
 /// What a frame holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub enum Kind {
+pub enum FrameKind {
     /// [`Hello`]: the first frame of each side on every connection.
     Hello = 1,
     /// [`Welcome`]: the dialler accepts the hello that answered its own.
@@ -59,17 +59,17 @@ pub enum Kind {
     Lane = 4,
     /// [`Batch`]: Raft messages of one group.
     Raft = 5,
-    /// [`Question`]: the only frame of the asking half of a two-way stream.
+    /// [`GroupRequest`]: the only frame of the asking half of a two-way stream.
     Request = 6,
     /// [`Response`]: the only frame of its answering half.
     Response = 7,
 }
 
-impl TryFrom<u8> for Kind {
+impl TryFrom<u8> for FrameKind {
     type Error = FrameError;
 
     fn try_from(byte: u8) -> Result<Self, FrameError> {
-        use Kind::*;
+        use FrameKind::*;
         [Hello, Welcome, Refused, Lane, Raft, Request, Response]
             .into_iter()
             .find(|kind| *kind as u8 == byte)
@@ -110,9 +110,9 @@ pub enum FrameError {
     #[error("a {found:?} frame where {expected:?} belongs")]
     Unexpected {
         /// What came.
-        found: Kind,
+        found: FrameKind,
         /// What belongs there.
-        expected: Kind,
+        expected: FrameKind,
     },
     /// The body does not decode.
     #[error("malformed body: {0}")]
@@ -238,16 +238,16 @@ struct BatchRef<'a> {
     messages: &'a [RaftMessage],
 }
 
-/// A [`Question`] to be written, without owning it.
+/// A [`GroupRequest`] to be written, without owning it.
 #[derive(Serialize)]
-struct QuestionRef<'a> {
+struct GroupRequestRef<'a> {
     group: GroupId,
     request: &'a Request,
 }
 
 /// A request and the group it concerns.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Question {
+pub struct GroupRequest {
     /// The group.
     #[serde(default)]
     pub group: GroupId,
@@ -256,7 +256,7 @@ pub struct Question {
 }
 
 /// Appends the frame of a value to `out`, which is left as it was on an error.
-pub fn encode<T: Serialize>(kind: Kind, body: &T, max: usize, out: &mut Vec<u8>) -> Result<(), FrameError> {
+pub fn encode<T: Serialize>(kind: FrameKind, body: &T, max: usize, out: &mut Vec<u8>) -> Result<(), FrameError> {
     let start = out.len();
     out.extend_from_slice(&[0, 0, 0, 0, VERSION, kind as u8]);
     let written =
@@ -287,7 +287,7 @@ pub fn encode_messages(group: GroupId, messages: &[RaftMessage], max: usize, out
     let fits = messages.len() <= MAX_MESSAGES && bytes.saturating_add(BATCH_FRAMING) <= max;
     match messages {
         [] => 0,
-        messages if fits && encode(Kind::Raft, &BatchRef { group, messages }, max, out).is_ok() => 0,
+        messages if fits && encode(FrameKind::Raft, &BatchRef { group, messages }, max, out).is_ok() => 0,
         [_] => 1,
         messages => {
             let (first, second) = messages.split_at(messages.len() / 2);
@@ -304,7 +304,7 @@ pub(crate) fn question_fits(group: GroupId, request: &Request, max: usize) -> Re
     {
         return Ok(());
     }
-    encode(Kind::Request, &QuestionRef { group, request }, max, &mut Vec::new())
+    encode(FrameKind::Request, &GroupRequestRef { group, request }, max, &mut Vec::new())
 }
 
 /// Whether an answer fits a frame.
@@ -314,7 +314,7 @@ pub(crate) fn answer_fits(response: &Response, max: usize) -> bool {
     {
         return true;
     }
-    encode(Kind::Response, response, max, &mut Vec::new()).is_ok()
+    encode(FrameKind::Response, response, max, &mut Vec::new()).is_ok()
 }
 
 /// An answer that fits a frame, or what is said in its place: it is not encoded to find that out.
@@ -405,7 +405,7 @@ impl Splitter {
     }
 
     /// The next complete frame: its kind and body. After an error the stream makes no sense any more.
-    pub fn next_frame(&mut self) -> Result<Option<(Kind, BytesMut)>, FrameError> {
+    pub fn next_frame(&mut self) -> Result<Option<(FrameKind, BytesMut)>, FrameError> {
         let Some(length) = self.buffer.first_chunk::<4>() else { return Ok(None) };
         let length = u32::from_be_bytes(*length);
         if length as usize > self.max {
@@ -418,7 +418,7 @@ impl Splitter {
         if *version != VERSION {
             return Err(FrameError::Version { theirs: *version });
         }
-        let kind = Kind::try_from(*kind)?;
+        let kind = FrameKind::try_from(*kind)?;
         if self.buffer.len() < 4 + length as usize {
             return Ok(None);
         }
@@ -591,7 +591,7 @@ mod tests {
         ]
     }
 
-    fn split(bytes: &[u8], max: usize) -> Result<Vec<(Kind, BytesMut)>, FrameError> {
+    fn split(bytes: &[u8], max: usize) -> Result<Vec<(FrameKind, BytesMut)>, FrameError> {
         let mut splitter = Splitter::new(max);
         splitter.push(bytes);
         let mut frames = Vec::new();
@@ -609,7 +609,7 @@ mod tests {
         fn messages_survive_any_cut(messages in vec(message(), 1..6), group in any::<u32>(), cut in 1usize..50) {
             let mut out = Vec::new();
             prop_assert_eq!(encode_messages(GroupId(group), &messages, 1 << 20, &mut out), 0);
-            encode(Kind::Welcome, &Welcome::default(), SMALL, &mut out).unwrap();
+            encode(FrameKind::Welcome, &Welcome::default(), SMALL, &mut out).unwrap();
             let mut splitter = Splitter::new(1 << 20);
             let mut frames = Vec::new();
             for piece in out.chunks(cut) {
@@ -632,7 +632,7 @@ mod tests {
             let left_out = encode_messages(GroupId(0), &messages, max, &mut out);
             let mut arrived = Vec::new();
             for (kind, body) in split(&out, max).unwrap() {
-                prop_assert_eq!(kind, Kind::Raft);
+                prop_assert_eq!(kind, FrameKind::Raft);
                 arrived.extend(decode::<Batch>(&body).unwrap().messages);
             }
             prop_assert_eq!(arrived.len() + left_out, messages.len());
@@ -649,7 +649,7 @@ mod tests {
         #[test]
         fn a_message_takes_no_more_than_its_bound(messages in vec(message(), 1..6)) {
             let mut out = Vec::new();
-            encode(Kind::Raft, &BatchRef { group: GroupId(u32::MAX), messages: &messages }, 1 << 20, &mut out).unwrap();
+            encode(FrameKind::Raft, &BatchRef { group: GroupId(u32::MAX), messages: &messages }, 1 << 20, &mut out).unwrap();
             let bound: usize = messages.iter().map(RaftMessage::encoded_bound).sum();
             prop_assert!(out.len() - HEADER <= bound + BATCH_FRAMING, "{} > {bound}", out.len());
         }
@@ -657,17 +657,17 @@ mod tests {
         #[test]
         fn responses_survive(response in response()) {
             let mut out = Vec::new();
-            encode(Kind::Response, &response, SMALL, &mut out).unwrap();
+            encode(FrameKind::Response, &response, SMALL, &mut out).unwrap();
             let frames = split(&out, SMALL).unwrap();
             prop_assert_eq!(decode::<Response>(&frames[0].1).unwrap(), response);
         }
 
         #[test]
         fn questions_survive(group in any::<u32>(), request in request()) {
-            let (mut out, question) = (Vec::new(), Question { group: GroupId(group), request });
-            encode(Kind::Request, &question, SMALL, &mut out).unwrap();
+            let (mut out, question) = (Vec::new(), GroupRequest { group: GroupId(group), request });
+            encode(FrameKind::Request, &question, SMALL, &mut out).unwrap();
             let frames = split(&out, SMALL).unwrap();
-            prop_assert_eq!(decode::<Question>(&frames[0].1).unwrap(), question);
+            prop_assert_eq!(decode::<GroupRequest>(&frames[0].1).unwrap(), question);
         }
 
         /// Any bytes at all: an error or a frame, never a panic.
@@ -680,7 +680,7 @@ mod tests {
             }
             let _ = decode::<Batch>(&garbage);
             let _ = decode::<Hello>(&garbage);
-            let _ = decode::<Question>(&garbage);
+            let _ = decode::<GroupRequest>(&garbage);
             let _ = decode::<Response>(&garbage);
             let _ = decode::<Refused>(&garbage).map(|refused| refused.because());
         }
@@ -712,7 +712,7 @@ mod tests {
     fn a_claim_within_the_bound_reserves_nothing() {
         let mut splitter = Splitter::new(64 << 20);
         splitter.push(&(64u32 << 20).to_be_bytes());
-        splitter.push(&[VERSION, Kind::Raft as u8]);
+        splitter.push(&[VERSION, FrameKind::Raft as u8]);
         assert_eq!(splitter.next_frame(), Ok(None));
         assert!(splitter.buffer.capacity() < 1024);
     }
@@ -735,7 +735,7 @@ mod tests {
         assert_eq!(split(&out, 64 << 20).unwrap().len(), 2);
 
         let mut forced = Vec::new();
-        encode(Kind::Raft, &BatchRef { group: GroupId(0), messages: &messages }, 64 << 20, &mut forced).unwrap();
+        encode(FrameKind::Raft, &BatchRef { group: GroupId(0), messages: &messages }, 64 << 20, &mut forced).unwrap();
         assert!(matches!(decode::<Batch>(&forced[HEADER..]), Err(FrameError::Malformed(_))));
     }
 

@@ -397,7 +397,7 @@ struct Delivery {
 /// A question on its way over a link.
 #[derive(Message)]
 #[rtype(result = "()")]
-struct Question {
+struct LinkRequest {
     from: Identity,
     end: Endpoint,
     recorded: Option<LifeKey>,
@@ -536,13 +536,13 @@ impl Handler<Ask> for MemoryTransport {
         let (from, recorded) = (self.policy.own().clone(), self.recorded(to));
         match &self.network.1 {
             None => {
-                node.do_send(Question { from, end: own, recorded, group, request, answer: sender, load: Some(load) })
+                node.do_send(LinkRequest { from, end: own, recorded, group, request, answer: sender, load: Some(load) })
             }
             Some(model) => {
                 let asked = request.clone();
                 let deliver = once(move || {
                     drop(load);
-                    node.do_send(Question { from, end: own, recorded, group, request, answer: sender, load: None });
+                    node.do_send(LinkRequest { from, end: own, recorded, group, request, answer: sender, load: None });
                 });
                 model.carry(self.sender(), end, Parcel::Question(&asked), deliver);
             }
@@ -561,11 +561,11 @@ impl Handler<Ask> for MemoryTransport {
     }
 }
 
-impl Handler<Question> for MemoryTransport {
+impl Handler<LinkRequest> for MemoryTransport {
     type Result = ();
 
-    fn handle(&mut self, question: Question, ctx: &mut Context<Self>) {
-        let Question { from, end, recorded, group, request, answer, load } = question;
+    fn handle(&mut self, question: LinkRequest, ctx: &mut Context<Self>) {
+        let LinkRequest { from, end, recorded, group, request, answer, load } = question;
         drop(load);
         if !self.routes.is_open() {
             return;

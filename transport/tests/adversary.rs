@@ -20,7 +20,7 @@ use actorum_core::{
 };
 use actorum_machine::ids::{ClusterId, GroupId, Incarnation};
 use actorum_transport::{
-    frame::{self, Hello, Kind, Lane, Question, Welcome},
+    frame::{self, FrameKind, GroupRequest, Hello, Lane, Welcome},
     quic::QuicConfig,
     tls::node_name,
 };
@@ -194,16 +194,16 @@ async fn first_frames_that_are_no_hello() {
         u32::MAX.to_be_bytes().to_vec(),
         vec![0xa5; 5000],
         vec![0; 64],
-        framed(Kind::Welcome, &Welcome::default()),
-        framed(Kind::Lane, &Lane::Log),
+        framed(FrameKind::Welcome, &Welcome::default()),
+        framed(FrameKind::Lane, &Lane::Log),
         batch(&[heartbeat(1)]),
         raw_frame(99, &[0x80]),
-        raw_frame(Kind::Hello as u8, &[0xc1; 100]),
-        raw_frame(Kind::Hello as u8, &[0x91; 1000]),
-        raw_frame(Kind::Hello as u8, b"\x81\xa4node\xff"),
-        framed(Kind::Hello, &huge),
-        [framed(Kind::Hello, &hello(5)), batch(&[heartbeat(1)])].concat(),
-        [framed(Kind::Hello, &hello(5)), framed(Kind::Hello, &hello(5))].concat(),
+        raw_frame(FrameKind::Hello as u8, &[0xc1; 100]),
+        raw_frame(FrameKind::Hello as u8, &[0x91; 1000]),
+        raw_frame(FrameKind::Hello as u8, b"\x81\xa4node\xff"),
+        framed(FrameKind::Hello, &huge),
+        [framed(FrameKind::Hello, &hello(5)), batch(&[heartbeat(1)])].concat(),
+        [framed(FrameKind::Hello, &hello(5)), framed(FrameKind::Hello, &hello(5))].concat(),
     ];
     for first in firsts {
         let adversary = honest.adversary(5);
@@ -250,7 +250,7 @@ fn nonsense() -> Vec<Vec<u8>> {
         // {"messages": [{"kind": ..., "term": ...}]}
         let mut body = b"\x81\xa8messages\x91\x82\xa4kind".to_vec();
         value(&mut body);
-        raw_frame(Kind::Raft as u8, &body)
+        raw_frame(FrameKind::Raft as u8, &body)
     };
     let heartbeat = batch(&[heartbeat(1)]);
     let flood: Vec<u8> = {
@@ -258,7 +258,7 @@ fn nonsense() -> Vec<Vec<u8>> {
         let mut body = b"\x81\xa8messages\xdc\x40\x01".to_vec();
         let message = rmp_serde::to_vec_named(&RaftMessage::new(MessageKind::Heartbeat, 1)).unwrap();
         (0..=frame::MAX_MESSAGES).for_each(|_| body.extend(&message));
-        raw_frame(Kind::Raft as u8, &body)
+        raw_frame(FrameKind::Raft as u8, &body)
     };
     vec![
         u32::MAX.to_be_bytes().to_vec(),
@@ -269,21 +269,21 @@ fn nonsense() -> Vec<Vec<u8>> {
         raw_frame(0, &[]),
         raw_frame(8, &[0x80]),
         raw_frame(255, &[0x80]),
-        framed(Kind::Hello, &hello(5)),
-        framed(Kind::Welcome, &Welcome::default()),
-        framed(Kind::Response, &Response::ReadAt { index: 1 }),
-        framed(Kind::Request, &Question { group: GroupId::FIRST, request: read_index(1) }),
-        raw_frame(Kind::Raft as u8, &[]),
-        raw_frame(Kind::Raft as u8, &[0xc1]),
-        raw_frame(Kind::Raft as u8, b"\x81\xa8messages\xdd\xff\xff\xff\xff"),
-        raw_frame(Kind::Raft as u8, b"\x81\xa8messages\xc6\xff\xff\xff\xff"),
-        raw_frame(Kind::Raft as u8, &[&b"\x81\xa8messages"[..], &[0x91; 100_000]].concat()),
+        framed(FrameKind::Hello, &hello(5)),
+        framed(FrameKind::Welcome, &Welcome::default()),
+        framed(FrameKind::Response, &Response::ReadAt { index: 1 }),
+        framed(FrameKind::Request, &GroupRequest { group: GroupId::FIRST, request: read_index(1) }),
+        raw_frame(FrameKind::Raft as u8, &[]),
+        raw_frame(FrameKind::Raft as u8, &[0xc1]),
+        raw_frame(FrameKind::Raft as u8, b"\x81\xa8messages\xdd\xff\xff\xff\xff"),
+        raw_frame(FrameKind::Raft as u8, b"\x81\xa8messages\xc6\xff\xff\xff\xff"),
+        raw_frame(FrameKind::Raft as u8, &[&b"\x81\xa8messages"[..], &[0x91; 100_000]].concat()),
         named(&|body| body.extend(b"\xa9Telepathy\xa4term\x01")),
         named(&|body| body.extend(b"\xa9Heartbeat\xa4term\xff")),
         named(&|body| body.extend(b"\xa9Heartbeat\xa4term\xa3abc")),
         named(&|body| body.extend(b"\xa9Heartbeat\xa4term\xcb\x7f\xf8\0\0\0\0\0\0")),
         named(&|body| body.extend(b"\x63\xa4term\x01")),
-        [raw_frame(Kind::Raft as u8, b"\x81\xa8messages\x90\xc0")].concat(),
+        [raw_frame(FrameKind::Raft as u8, b"\x81\xa8messages\x90\xc0")].concat(),
         flood,
     ]
 }
@@ -304,9 +304,9 @@ async fn a_lane_that_is_none_ends_that_connection_only() {
     let mut honest = Honest::new().await;
     let firsts = [
         batch(&[heartbeat(1)]),
-        raw_frame(Kind::Lane as u8, &[0xa4, b'S', b'l', b'o', b'w']),
-        raw_frame(Kind::Lane as u8, &[0xa3; 20_000]),
-        framed(Kind::Hello, &hello(5)),
+        raw_frame(FrameKind::Lane as u8, &[0xa4, b'S', b'l', b'o', b'w']),
+        raw_frame(FrameKind::Lane as u8, &[0xa3; 20_000]),
+        framed(FrameKind::Hello, &hello(5)),
     ];
     for first in firsts {
         let (joined, _endpoint) = joined(&mut honest, 5).await;
@@ -344,9 +344,9 @@ async fn a_peer_that_stops_a_lane_loses_its_connection() {
 async fn nonsense_in_place_of_a_question_ends_that_connection_only() {
     let mut honest = Honest::new().await;
     let mut all = nonsense();
-    all.retain(|bytes| bytes.get(5) != Some(&(Kind::Request as u8)) || bytes.len() < 6);
-    all.push(raw_frame(Kind::Request as u8, b"\x81\xa7request\xa6Reboot"));
-    all.push(raw_frame(Kind::Request as u8, &[&b"\x81\xa7request\x81\xa7Propose"[..], &[0x91; 10_000]].concat()));
+    all.retain(|bytes| bytes.get(5) != Some(&(FrameKind::Request as u8)) || bytes.len() < 6);
+    all.push(raw_frame(FrameKind::Request as u8, b"\x81\xa7request\xa6Reboot"));
+    all.push(raw_frame(FrameKind::Request as u8, &[&b"\x81\xa7request\x81\xa7Propose"[..], &[0x91; 10_000]].concat()));
     all.push(batch(&[heartbeat(1)]));
     for bytes in all {
         let (joined, _endpoint) = joined(&mut honest, 5).await;
@@ -448,7 +448,7 @@ async fn half_a_frame_and_silence_holds_nothing() {
     let adversary = honest.adversary(5);
     let connection = adversary.connect(honest.victim.address).await;
     let (mut send, _receive) = connection.open_bi().await.unwrap();
-    send.write_all(&framed(Kind::Hello, &hello(5))[..20]).await.unwrap();
+    send.write_all(&framed(FrameKind::Hello, &hello(5))[..20]).await.unwrap();
     honest.flows().await;
     soon("the end", connection.closed()).await;
     // A hello that is answered and not welcomed.
@@ -467,8 +467,8 @@ async fn half_a_frame_and_silence_holds_nothing() {
     // A question: its stream is given up.
     let (joined, _endpoint) = joined(&mut honest, 5).await;
     let (mut send, mut receive) = joined.connection.open_bi().await.unwrap();
-    let question = Question { group: GroupId::FIRST, request: read_index(1) };
-    send.write_all(&framed(Kind::Request, &question)[..10]).await.unwrap();
+    let question = GroupRequest { group: GroupId::FIRST, request: read_index(1) };
+    send.write_all(&framed(FrameKind::Request, &question)[..10]).await.unwrap();
     assert!(soon("the stream ends", read_frame(&mut receive)).await.is_none());
     honest.flows().await;
 }
@@ -501,7 +501,8 @@ async fn questions_without_end_are_bounded_together() {
     let joined = attacker.join(honest.victim.address, hello(5)).await;
     honest.victim.until("5 is up", |heard| matches!(heard, Heard::Up(of) if of.id == 5).then_some(())).await;
     let before = honest.victim.status().await.bytes_received;
-    let part = [&(1_000_000_u32 + 2).to_be_bytes()[..], &[frame::VERSION, Kind::Request as u8], &[0; 900_000]].concat();
+    let part =
+        [&(1_000_000_u32 + 2).to_be_bytes()[..], &[frame::VERSION, FrameKind::Request as u8], &[0; 900_000]].concat();
     let part: Arc<[u8]> = part.into();
     let mut sending = Vec::new();
     for _ in 0..100 {
@@ -707,7 +708,7 @@ async fn a_peers_words_are_shortened() {
     let (mut send, mut receive) = connection.accept_bi().await.unwrap();
     read_frame(&mut receive).await.unwrap();
     let text = "no\n\x1b[31m".repeat(1000);
-    write(&mut send, Kind::Refused, &frame::Refused { text, reason: Bytes::new() }).await;
+    write(&mut send, FrameKind::Refused, &frame::Refused { text, reason: Bytes::new() }).await;
     let victim = &honest.victim;
     eventually("it is told", async || victim.last_error(9).await.is_some_and(|text| text.starts_with("no"))).await;
     let shown = victim.last_error(9).await.unwrap();
@@ -720,14 +721,14 @@ async fn a_peers_words_are_shortened() {
 async fn a_server_that_answers_a_hello_with_nonsense() {
     let mut honest = Honest::new().await;
     let answers = [
-        framed(Kind::Hello, &hello(8)),
-        framed(Kind::Hello, &hello(1)),
-        framed(Kind::Hello, &Hello { cluster: Some(ClusterId(7)), ..hello(9) }),
-        framed(Kind::Welcome, &Welcome::default()),
+        framed(FrameKind::Hello, &hello(8)),
+        framed(FrameKind::Hello, &hello(1)),
+        framed(FrameKind::Hello, &Hello { cluster: Some(ClusterId(7)), ..hello(9) }),
+        framed(FrameKind::Welcome, &Welcome::default()),
         batch(&[heartbeat(1)]),
         u32::MAX.to_be_bytes().to_vec(),
         vec![0x11; 1000],
-        raw_frame(Kind::Refused as u8, &[0xc1]),
+        raw_frame(FrameKind::Refused as u8, &[0xc1]),
     ];
     let (address, _endpoint, mut through) = impostor(honest.certs.of(9));
     honest.victim.list(&[(2, honest.friend.address), (9, address)]);
@@ -763,8 +764,8 @@ async fn a_link_that_ends_at_once_is_not_dialled_in_a_loop() {
         let connection = soon("a dial", through.recv()).await.unwrap();
         let (mut send, mut receive) = connection.accept_bi().await.unwrap();
         read_frame(&mut receive).await.unwrap();
-        write(&mut send, Kind::Hello, &hello(9)).await;
-        assert!(matches!(read_frame(&mut receive).await, Some((Kind::Welcome, _))));
+        write(&mut send, FrameKind::Hello, &hello(9)).await;
+        assert!(matches!(read_frame(&mut receive).await, Some((FrameKind::Welcome, _))));
         connection.close(CODE, b"another connection stays");
     }
     // 20, 40, 80, 160 and 320 ms, each at least half.
@@ -802,8 +803,8 @@ async fn dialled_by(victim: &mut Node, certs: &Certs, peer: u64) -> (Joined, qui
     let connection = soon("a dial", through.recv()).await.unwrap();
     let (mut send, mut receive) = connection.accept_bi().await.unwrap();
     read_frame(&mut receive).await.unwrap();
-    write(&mut send, Kind::Hello, &hello(peer)).await;
-    assert!(matches!(read_frame(&mut receive).await, Some((Kind::Welcome, _))));
+    write(&mut send, FrameKind::Hello, &hello(peer)).await;
+    assert!(matches!(read_frame(&mut receive).await, Some((FrameKind::Welcome, _))));
     victim.until("it is up", |heard| matches!(heard, Heard::Up(of) if of.id == peer).then_some(())).await;
     (Joined { connection }, endpoint)
 }

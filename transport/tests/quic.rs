@@ -14,7 +14,7 @@ use actorum_core::{
 };
 use actorum_machine::ids::{ClusterId, GroupId, Incarnation};
 use actorum_transport::{
-    frame::{Kind, Lane},
+    frame::{FrameKind, Lane},
     message::Close,
 };
 
@@ -53,7 +53,7 @@ async fn bulk_data_does_not_hold_up_heartbeats() {
     for _ in 0..2 {
         let mut lane = soon("a lane", slow.connection.accept_uni()).await.unwrap();
         let (kind, body) = read_frame(&mut lane).await.unwrap();
-        assert_eq!(kind, Kind::Lane);
+        assert_eq!(kind, FrameKind::Lane);
         lanes.push((actorum_transport::frame::decode::<Lane>(&body).unwrap(), lane));
     }
     let (_, urgent) = lanes.iter_mut().find(|(lane, _)| *lane == Lane::Urgent).unwrap();

@@ -166,11 +166,11 @@ async fn unread_pieces_leave_the_log_its_window() {
     let mut unread = Vec::new();
     for offset in 0..64 {
         let (mut send, receive) = soon("a stream", joined.connection.open_bi()).await.unwrap();
-        let question = actorum_transport::frame::Question {
+        let question = actorum_transport::frame::GroupRequest {
             group: actorum_machine::ids::GroupId::FIRST,
             request: Request::Snapshot(piece(offset, MAX_PIECE)),
         };
-        write(&mut send, actorum_transport::frame::Kind::Request, &question).await;
+        write(&mut send, actorum_transport::frame::FrameKind::Request, &question).await;
         unread.push((send, receive));
     }
     for _ in 0..4 {
@@ -185,7 +185,7 @@ async fn unread_pieces_leave_the_log_its_window() {
     while heard < 8 {
         let mut lane = soon("a lane", joined.connection.accept_uni()).await.unwrap();
         let (kind, body) = soon("its preface", read_frame(&mut lane)).await.unwrap();
-        assert_eq!(kind, actorum_transport::frame::Kind::Lane);
+        assert_eq!(kind, actorum_transport::frame::FrameKind::Lane);
         if actorum_transport::frame::decode::<actorum_transport::frame::Lane>(&body).unwrap()
             == actorum_transport::frame::Lane::Log
         {

@@ -32,7 +32,7 @@ pub const HEADER: usize = 10;
 /// Whose command it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub enum Kind {
+pub enum CommandKind {
     /// The application's.
     Command = 1,
     /// Ours: a [`SystemCommand`].
@@ -46,15 +46,15 @@ pub struct EncodedCommand(Vec<u8>);
 impl EncodedCommand {
     /// Encodes a command of the application.
     pub fn command<C: Serialize>(command: &C) -> Result<EncodedCommand, MachineError> {
-        EncodedCommand::encode(Kind::Command, command)
+        EncodedCommand::encode(CommandKind::Command, command)
     }
 
     /// Encodes a command of ours.
     pub fn system(command: &SystemCommand) -> Result<EncodedCommand, MachineError> {
-        EncodedCommand::encode(Kind::System, command)
+        EncodedCommand::encode(CommandKind::System, command)
     }
 
-    fn encode<T: Serialize>(kind: Kind, payload: &T) -> Result<EncodedCommand, MachineError> {
+    fn encode<T: Serialize>(kind: CommandKind, payload: &T) -> Result<EncodedCommand, MachineError> {
         let mut bytes = Vec::with_capacity(128);
         bytes.extend_from_slice(&[VERSION, kind as u8]);
         bytes.extend_from_slice(&[0; 8]);
@@ -75,7 +75,7 @@ impl EncodedCommand {
 
     /// Whose command it is. Only the application's may be proposed on a peer's word.
     pub fn is_command(&self) -> bool {
-        self.0[1] == Kind::Command as u8
+        self.0[1] == CommandKind::Command as u8
     }
 
     /// Without the header.
@@ -99,7 +99,7 @@ impl EncodedCommand {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stamped<'a> {
     /// Whose command.
-    pub kind: Kind,
+    pub kind: CommandKind,
     /// When its leader took it up.
     pub time: SystemTime,
     /// The encoded command.
@@ -134,8 +134,8 @@ impl<'a> Stamped<'a> {
             return Err(EntryError::Newer(version));
         }
         let kind = match kind {
-            1 => Kind::Command,
-            2 => Kind::System,
+            1 => CommandKind::Command,
+            2 => CommandKind::System,
             other => return Err(EntryError::NewerKind(other)),
         };
         let time = SystemTime::UNIX_EPOCH + Duration::from_micros(u64::from_be_bytes(time));
@@ -235,8 +235,8 @@ impl SystemCommand {
             EntryKind::ConfChange => &entry.context[..],
             EntryKind::Normal if entry.data.is_empty() => return Ok(None),
             EntryKind::Normal => match Stamped::parse(&entry.data)? {
-                Stamped { kind: Kind::System, payload, .. } => payload,
-                Stamped { kind: Kind::Command, .. } => return Ok(None),
+                Stamped { kind: CommandKind::System, payload, .. } => payload,
+                Stamped { kind: CommandKind::Command, .. } => return Ok(None),
             },
         };
         let command = SystemCommand::decode(payload).map_err(newer)?;

@@ -20,7 +20,7 @@ use crate::{
 /// Dropping a reply handle must answer its client with "unknown": nothing may be lost in silence.
 pub trait ReplyHandle: Send + Unpin + 'static {
     /// Answers without the applier.
-    fn answer(self, answer: Answer);
+    fn answer(self, answer: RequestOutcome);
 
     /// A read was confirmed at this index. Gives the reply handle back if the applier must serve it;
     /// `None` if it only wanted the index (a peer's read) and is answered.
@@ -31,7 +31,7 @@ pub trait ReplyHandle: Send + Unpin + 'static {
 
 /// An answer that the core can give by itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Answer {
+pub enum RequestOutcome {
     /// The leader applied a forwarded proposal.
     Applied {
         /// Where it stands in the log.

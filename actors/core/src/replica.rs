@@ -21,7 +21,7 @@ use actorum_machine::{
 use crate::{
     consistency::hash::{Hasher, begin, begin_responses},
     debug_fields,
-    entry::{Kind, Stamped, SystemCommand},
+    entry::{CommandKind, Stamped, SystemCommand},
     features::Features,
     log::store::{At, LogReader, Recovered, StoreError},
     marks::{MAX_MARKS, Mark, ResponseHash},
@@ -315,11 +315,11 @@ impl<S: StateMachine> Replica<S> {
                 // Also for commands that a durable machine holds: the next one's time depends on it.
                 let time = system.advance_time(stamped.time);
                 match stamped.kind {
-                    Kind::Command if entry.index <= self.holds => {
+                    CommandKind::Command if entry.index <= self.holds => {
                         self.responses = None;
                         ApplyResult::Nothing
                     }
-                    Kind::Command => {
+                    CommandKind::Command => {
                         let version = system.versions.machine();
                         let context = ApplyContext::new(entry.index, entry.term, time).with_version(version);
                         let done = apply_command(&mut self.machine, &context, stamped.payload)?;
@@ -334,7 +334,7 @@ impl<S: StateMachine> Replica<S> {
                         }
                         done
                     }
-                    Kind::System => {
+                    CommandKind::System => {
                         let command = SystemCommand::decode(stamped.payload)
                             .map_err(|e| undecodable("system command", e.to_string()))?;
                         match command {

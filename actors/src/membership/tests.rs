@@ -1,7 +1,7 @@
 //! What refusals do to a membership manager, and what it knows of features.
 
 use actorum_core::{
-    entry::ChangeId, features::Feature, identity::Identity, message::Answer, system_state::SystemChange,
+    entry::ChangeId, features::Feature, identity::Identity, message::RequestOutcome, system_state::SystemChange,
     testkit::founded, versions::Announcement,
 };
 use actorum_machine::members::Change;
@@ -14,7 +14,7 @@ use crate::clock::SystemClock;
 struct NoReply;
 
 impl ReplyHandle for NoReply {
-    fn answer(self, _: Answer) {}
+    fn answer(self, _: RequestOutcome) {}
 
     fn confirmed(self, _: u64) -> Option<Self> {
         None

@@ -84,14 +84,14 @@ pub(crate) fn free_port() -> SocketAddr {
 
 /// What came back: the status, and the body as JSON (`null` if it is none) and as text.
 #[derive(Debug)]
-pub(crate) struct Answer {
+pub(crate) struct HttpReply {
     pub status: u16,
     pub body: Value,
     pub text: String,
     pub content_type: String,
 }
 
-impl Answer {
+impl HttpReply {
     /// The code of an error.
     pub(crate) fn code(&self) -> &str {
         self.body["error"].as_str().unwrap_or("")
@@ -99,7 +99,7 @@ impl Answer {
 }
 
 /// One HTTP request, bounded in time, errors of the transport included.
-pub(crate) fn try_call(method: &str, url: &str, body: &[u8]) -> Result<Answer, String> {
+pub(crate) fn try_call(method: &str, url: &str, body: &[u8]) -> Result<HttpReply, String> {
     let config = ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(PATIENCE)).proxy(None);
     let agent = ureq::Agent::new_with_config(config.build());
     let request = ureq::http::Request::builder().method(method).uri(url);
@@ -112,11 +112,11 @@ pub(crate) fn try_call(method: &str, url: &str, body: &[u8]) -> Result<Answer, S
     let content_type = response.headers().get("content-type").and_then(|v| v.to_str().ok()).unwrap_or("").to_owned();
     let text = response.body_mut().with_config().limit(8 << 20).read_to_string().map_err(|e| e.to_string())?;
     let body = serde_json::from_str(&text).unwrap_or(Value::Null);
-    Ok(Answer { status: response.status().as_u16(), body, text, content_type })
+    Ok(HttpReply { status: response.status().as_u16(), body, text, content_type })
 }
 
 /// The same, where the transport must not fail.
-pub(crate) fn call(method: &str, url: &str, body: impl AsRef<[u8]>) -> Answer {
+pub(crate) fn call(method: &str, url: &str, body: impl AsRef<[u8]>) -> HttpReply {
     try_call(method, url, body.as_ref()).unwrap_or_else(|e| panic!("{method} {url}: {e}"))
 }
 
@@ -414,17 +414,17 @@ impl Node {
     }
 
     /// Sets a key.
-    pub(crate) fn put(&self, key: &str, value: &str) -> Answer {
+    pub(crate) fn put(&self, key: &str, value: &str) -> HttpReply {
         call("PUT", &self.url(&format!("/kv/{key}")), value)
     }
 
     /// Reads a key, linearizably.
-    pub(crate) fn get(&self, key: &str) -> Answer {
+    pub(crate) fn get(&self, key: &str) -> HttpReply {
         call("GET", &self.url(&format!("/kv/{key}")), "")
     }
 
     /// Reads a key from the node's own state.
-    pub(crate) fn get_stale(&self, key: &str) -> Answer {
+    pub(crate) fn get_stale(&self, key: &str) -> HttpReply {
         call("GET", &self.url(&format!("/kv/{key}?consistency=stale")), "")
     }
 

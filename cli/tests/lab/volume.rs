@@ -43,14 +43,14 @@ pub(crate) fn machine(test: &str) -> Option<MutexGuard<'static, ()>> {
 }
 
 /// A filesystem of its own, until dropped: thawed first, since what writes to a frozen one cannot even be killed.
-pub(crate) struct Disk {
+pub(crate) struct LoopMount {
     pub image: PathBuf,
     pub mount: PathBuf,
 }
 
-impl Disk {
-    pub(crate) fn new(lab: &Lab, id: u64, mib: u64) -> Disk {
-        let disk = Disk { image: lab.path(&format!("image-{id}")), mount: lab.path(&format!("mount-{id}")) };
+impl LoopMount {
+    pub(crate) fn new(lab: &Lab, id: u64, mib: u64) -> LoopMount {
+        let disk = LoopMount { image: lab.path(&format!("image-{id}")), mount: lab.path(&format!("mount-{id}")) };
         fs::create_dir(&disk.mount).unwrap();
         File::create(&disk.image).unwrap().set_len(mib << 20).unwrap();
         let (image, mount) = (disk.image.to_str().unwrap(), disk.mount.to_str().unwrap());
@@ -95,7 +95,7 @@ impl Disk {
     }
 }
 
-impl Drop for Disk {
+impl Drop for LoopMount {
     fn drop(&mut self) {
         self.thaw();
         for _ in 0..100 {

@@ -13,7 +13,7 @@ use actorum_machine::{
 
 use super::{FaultTask, Hold, State};
 use crate::{
-    disk::{Backup, Disk},
+    disk::{Backup, NodeDisk},
     fleet::{Node, Program},
     machine::Watched,
     twin::Twin,
@@ -345,7 +345,7 @@ impl<S: StateMachine> FaultTask<S> {
 }
 
 /// Term and vote, as they are durable.
-fn promised(disk: &Disk) -> (u64, NodeId) {
+fn promised(disk: &NodeDisk) -> (u64, NodeId) {
     let (term, vote, _) = disk.state();
     (term, vote)
 }

@@ -27,7 +27,7 @@ use super::{
     gate::{Gate, Verdict},
 };
 use crate::{
-    frame::{self, Hello, Kind, Refused, Splitter, Welcome},
+    frame::{self, FrameKind, Hello, Refused, Splitter, Welcome},
     tls::node_of,
 };
 
@@ -110,7 +110,7 @@ async fn welcome_peer(
 ) -> Result<(), String> {
     let (mut send, mut receive) = connection.accept_bi().await.map_err(|e| e.to_string())?;
     let mut splitter = Splitter::new(frame::SMALL);
-    let hello: Hello = expect(&mut receive, &mut splitter, Kind::Hello, counters).await?;
+    let hello: Hello = expect(&mut receive, &mut splitter, FrameKind::Hello, counters).await?;
     let id = hello.node;
     let transport = || transport.upgrade().ok_or("the transport has stopped");
     if let Err(reason) = certificate_names(connection, id) {
@@ -119,7 +119,7 @@ async fn welcome_peer(
         return Err(reason.to_string());
     }
     match transport()?.send(CheckHello { hello: hello.clone() }).await.map_err(|e| e.to_string())?? {
-        Ok(own) => write(&mut send, Kind::Hello, &own, counters).await?,
+        Ok(own) => write(&mut send, FrameKind::Hello, &own, counters).await?,
         Err(reason) => {
             refuse(&mut send, &reason, counters).await;
             return Err(reason.to_string());
@@ -127,8 +127,8 @@ async fn welcome_peer(
     }
     let (kind, body) = next(&mut receive, &mut splitter, counters).await?;
     let welcome = match kind {
-        Kind::Welcome => frame::decode::<Welcome>(&body).map_err(|e| e.to_string())?,
-        Kind::Refused => {
+        FrameKind::Welcome => frame::decode::<Welcome>(&body).map_err(|e| e.to_string())?,
+        FrameKind::Refused => {
             let refused: Refused = frame::decode(&body).map_err(|e| e.to_string())?;
             let because = refused.because();
             transport()?.do_send(Failed { peer: id, why: NoLink::RefusedByPeer(refused.text, because) });
@@ -162,12 +162,12 @@ pub(super) async fn greet(
     // Weak while it waits for the peer: a dial that hangs must not keep the transport from stopping.
     let transport = || transport.upgrade().ok_or_else(|| broken("the transport has stopped".to_owned()));
     let (mut send, mut receive) = connection.open_bi().await.map_err(|e| broken(e.to_string()))?;
-    write(&mut send, Kind::Hello, &own, counters).await.map_err(broken)?;
+    write(&mut send, FrameKind::Hello, &own, counters).await.map_err(broken)?;
     let mut splitter = Splitter::new(frame::SMALL);
     let (kind, body) = next(&mut receive, &mut splitter, counters).await.map_err(broken)?;
     let theirs: Hello = match kind {
-        Kind::Hello => frame::decode(&body).map_err(|e| broken(e.to_string()))?,
-        Kind::Refused => {
+        FrameKind::Hello => frame::decode(&body).map_err(|e| broken(e.to_string()))?,
+        FrameKind::Refused => {
             let refused: Refused = frame::decode(&body).map_err(|e| broken(e.to_string()))?;
             let because = refused.because();
             return Err(NoLink::RefusedByPeer(refused.text, because));
@@ -188,7 +188,7 @@ pub(super) async fn greet(
             return Err(NoLink::RefusedHere(reason));
         }
     };
-    write(&mut send, Kind::Welcome, &Welcome { recorded: ours.recorded }, counters).await.map_err(broken)?;
+    write(&mut send, FrameKind::Welcome, &Welcome { recorded: ours.recorded }, counters).await.map_err(broken)?;
     let established = Established {
         identity: theirs.identity(),
         connection: connection.clone(),
@@ -218,7 +218,7 @@ fn certificate_names(connection: &Connection, id: NodeId) -> Result<(), RefusedB
 }
 
 async fn refuse(send: &mut SendStream, reason: &RefusedBecause, counters: &Counters) {
-    if write(send, Kind::Refused, &Refused::new(reason), counters).await.is_ok() {
+    if write(send, FrameKind::Refused, &Refused::new(reason), counters).await.is_ok() {
         let _ = send.finish();
         // Closing discards what the other side has not read: wait until it has, or closes the connection itself.
         let _ = send.stopped().await;
@@ -227,7 +227,7 @@ async fn refuse(send: &mut SendStream, reason: &RefusedBecause, counters: &Count
 
 async fn write<T: serde::Serialize>(
     send: &mut SendStream,
-    kind: Kind,
+    kind: FrameKind,
     body: &T,
     counters: &Counters,
 ) -> Result<(), String> {
@@ -241,7 +241,7 @@ async fn next(
     receive: &mut RecvStream,
     splitter: &mut Splitter,
     counters: &Counters,
-) -> Result<(Kind, bytes::BytesMut), String> {
+) -> Result<(FrameKind, bytes::BytesMut), String> {
     loop {
         if let Some(frame) = splitter.next_frame().map_err(|e| e.to_string())? {
             return Ok(frame);
@@ -256,7 +256,7 @@ async fn next(
 async fn expect<T: serde::de::DeserializeOwned>(
     receive: &mut RecvStream,
     splitter: &mut Splitter,
-    expected: Kind,
+    expected: FrameKind,
     counters: &Counters,
 ) -> Result<T, String> {
     let (kind, body) = next(receive, splitter, counters).await?;

@@ -45,7 +45,7 @@ use super::{
     Ended, Inbound, InboundQuestion, Oversized, QuicConfig, QuicTransport, SNAPSHOT_PLACES, handshake::Established,
 };
 use crate::{
-    frame::{self, Batch, Kind, Lane, Question, Splitter},
+    frame::{self, Batch, FrameKind, GroupRequest, Lane, Splitter},
     message::{Asked, Responder},
 };
 
@@ -332,7 +332,7 @@ impl ConnectionTasks {
         let mut send = self.connection.open_uni().await.map_err(|e| e.to_string())?;
         let _ = send.set_priority(if lane == Lane::Urgent { 1 } else { 0 });
         let mut bytes = Vec::new();
-        frame::encode(Kind::Lane, &lane, frame::SMALL, &mut bytes).map_err(|e| e.to_string())?;
+        frame::encode(FrameKind::Lane, &lane, frame::SMALL, &mut bytes).map_err(|e| e.to_string())?;
         loop {
             // The first turn carries the preface alone: a stream is invisible until something was written.
             if !bytes.is_empty() {
@@ -398,7 +398,7 @@ impl ConnectionTasks {
         loop {
             while let Some((kind, body)) = splitter.next_frame().map_err(|e| e.to_string())? {
                 match (begun, kind) {
-                    (false, Kind::Lane) => {
+                    (false, FrameKind::Lane) => {
                         let lane = frame::decode::<Lane>(&body).map_err(|e| e.to_string())?;
                         // Two of a kind have no order between them.
                         if !self.link.lanes.begun.borrow_mut().insert(lane) {
@@ -407,7 +407,7 @@ impl ConnectionTasks {
                         begun = true;
                         splitter = splitter.with_max(self.config.max_frame);
                     }
-                    (true, Kind::Raft) => {
+                    (true, FrameKind::Raft) => {
                         let Batch { group, messages } = frame::decode(&body).map_err(|e| e.to_string())?;
                         let Some(transport) = self.transport.upgrade() else { return Ok(false) };
                         let (from, generation) = (self.peer, self.link.generation);
@@ -457,12 +457,12 @@ impl ConnectionTasks {
                 let within = tasks.config.handshake_timeout;
                 match timeout(
                     within,
-                    read_frame(receive, Kind::Request, tasks.config.max_frame, &tasks.counters, Some(&unfinished)),
+                    read_frame(receive, FrameKind::Request, tasks.config.max_frame, &tasks.counters, Some(&unfinished)),
                 )
                 .await
                 {
-                    Ok(Ok(body)) => match frame::decode::<Question>(&body) {
-                        Ok(Question { group, request }) => {
+                    Ok(Ok(body)) => match frame::decode::<GroupRequest>(&body) {
+                        Ok(GroupRequest { group, request }) => {
                             let _ = send.set_priority(priority(&request));
                             match request {
                                 Request::Snapshot(_) => tasks.answer_about_snapshot(group, request, send).await,
@@ -521,7 +521,7 @@ impl ConnectionTasks {
     async fn write_answer(&self, response: Option<Response>, max: usize, send: &mut SendStream) -> bool {
         let mut bytes = Vec::new();
         let response = response.map(|response| frame::answer_within(response, max));
-        match response.map(|response| frame::encode(Kind::Response, &response, max, &mut bytes)) {
+        match response.map(|response| frame::encode(FrameKind::Response, &response, max, &mut bytes)) {
             Some(Ok(())) => {
                 self.counters.add_sent(bytes.len());
                 send.write_all(&bytes).await.is_ok() && send.finish().is_ok()
@@ -546,7 +546,7 @@ enum ReadFrame {
 /// frames that come interleaved those that began can always end.
 async fn read_frame(
     mut receive: RecvStream,
-    expected: Kind,
+    expected: FrameKind,
     max: usize,
     counters: &Counters,
     room: Option<&Semaphore>,
@@ -649,8 +649,8 @@ pub(super) async fn ask(
         | Request::Marks { .. } => None,
     };
     let mut bytes = Vec::new();
-    let question = Question { group, request };
-    frame::encode(Kind::Request, &question, config.max_frame, &mut bytes).map_err(|e| not_sent(&e.to_string()))?;
+    let question = GroupRequest { group, request };
+    frame::encode(FrameKind::Request, &question, config.max_frame, &mut bytes).map_err(|e| not_sent(&e.to_string()))?;
     let (mut send, receive) = match timeout_at(until, connection.open_bi()).await {
         Ok(Ok(streams)) => streams,
         Ok(Err(error)) => return Err(not_sent(&error.to_string())),
@@ -663,7 +663,7 @@ pub(super) async fn ask(
         counters.add_sent(bytes.len());
         send.write_all(&bytes).await.map_err(|e| lost(&e.to_string()))?;
         send.finish().map_err(|e| lost(&e.to_string()))?;
-        match read_frame(receive, Kind::Response, expected.max, counters, None).await {
+        match read_frame(receive, FrameKind::Response, expected.max, counters, None).await {
             Ok(body) => {
                 let response = frame::decode::<Response>(&body).map_err(|e| lost(&e.to_string()))?;
                 expected.judge(response).map_err(|cause| lost(&cause))

@@ -19,7 +19,7 @@ use actorum_core::{
 };
 use actorum_machine::ids::{ClusterId, GroupId, Incarnation, NodeId};
 use actorum_transport::{
-    frame::{self, Hello, Kind, Lane, Question, Refused, Splitter, Welcome},
+    frame::{self, FrameKind, GroupRequest, Hello, Lane, Refused, Splitter, Welcome},
     hello::{FORMATS, PROTOCOL},
     message::{
         Answered, Ask, Asked, Attach, AttachNode, GetTransportStatus, Handlers, NodeHandlers, Peer, PeerRefused,
@@ -642,17 +642,17 @@ pub(crate) struct Greeting {
 
 impl Greeting {
     pub(crate) async fn welcome(mut self) {
-        write(&mut self.send, Kind::Welcome, &Welcome::default()).await;
+        write(&mut self.send, FrameKind::Welcome, &Welcome::default()).await;
     }
 }
 
 /// Says hello; the answer, or the refusal, or the end of the connection.
 pub(crate) async fn greet(connection: &Connection, hello: Hello) -> Result<Greeting, Option<Refused>> {
     let Ok((mut send, mut receive)) = connection.open_bi().await else { return Err(None) };
-    write(&mut send, Kind::Hello, &hello).await;
+    write(&mut send, FrameKind::Hello, &hello).await;
     match soon("an answer to the hello", read_frame(&mut receive)).await {
-        Some((Kind::Hello, _)) => Ok(Greeting { send, _receive: receive }),
-        Some((Kind::Refused, body)) => Err(Some(frame::decode(&body).unwrap())),
+        Some((FrameKind::Hello, _)) => Ok(Greeting { send, _receive: receive }),
+        Some((FrameKind::Refused, body)) => Err(Some(frame::decode(&body).unwrap())),
         Some((other, _)) => panic!("{other:?} answers a hello"),
         None => Err(None),
     }
@@ -666,7 +666,7 @@ pub(crate) struct Joined {
 impl Joined {
     pub(crate) async fn lane(&self, lane: Lane) -> SendStream {
         let mut send = soon("a stream", self.connection.open_uni()).await.unwrap();
-        write(&mut send, Kind::Lane, &lane).await;
+        write(&mut send, FrameKind::Lane, &lane).await;
         send
     }
 
@@ -678,13 +678,13 @@ impl Joined {
     /// Asks like a peer; the body of the answer, or nothing.
     pub(crate) async fn ask(&self, request: Request) -> Option<Response> {
         let (mut send, mut receive) = soon("a stream", self.connection.open_bi()).await.ok()?;
-        write(&mut send, Kind::Request, &Question { group: GroupId::FIRST, request }).await;
+        write(&mut send, FrameKind::Request, &GroupRequest { group: GroupId::FIRST, request }).await;
         let (_, body) = soon("an answer", read_frame(&mut receive)).await?;
         frame::decode(&body).ok()
     }
 }
 
-pub(crate) fn framed<T: serde::Serialize>(kind: Kind, body: &T) -> Vec<u8> {
+pub(crate) fn framed<T: serde::Serialize>(kind: FrameKind, body: &T) -> Vec<u8> {
     let mut bytes = Vec::new();
     frame::encode(kind, body, 64 << 20, &mut bytes).unwrap();
     bytes
@@ -705,12 +705,12 @@ pub(crate) fn batch(messages: &[RaftMessage]) -> Vec<u8> {
 }
 
 /// Written unless the connection has ended.
-pub(crate) async fn write<T: serde::Serialize>(send: &mut SendStream, kind: Kind, body: &T) {
+pub(crate) async fn write<T: serde::Serialize>(send: &mut SendStream, kind: FrameKind, body: &T) {
     let _ = send.write_all(&framed(kind, body)).await;
 }
 
 /// The next frame of a stream, unless it ends.
-pub(crate) async fn read_frame(receive: &mut RecvStream) -> Option<(Kind, Vec<u8>)> {
+pub(crate) async fn read_frame(receive: &mut RecvStream) -> Option<(FrameKind, Vec<u8>)> {
     let mut header = [0; 4];
     receive.read_exact(&mut header).await.ok()?;
     let mut rest = vec![0; u32::from_be_bytes(header) as usize];

@@ -17,7 +17,7 @@ use std::{collections::VecDeque, mem};
 
 use super::{Consensus, reads::Reader, requests::Request};
 use crate::{
-    message::Answer,
+    message::RequestOutcome,
     wire::{AskError, ChangeRefusal, Refusal, Response},
 };
 
@@ -68,9 +68,11 @@ impl<T> Consensus<T> {
                 Some(reply) => {
                     let tried = request.not_before > 0 && leader != Some(self.settings.id);
                     let answer = match request.refusal {
-                        Some(refusal) => Answer::Refused(refusal),
-                        None if leader.is_none() || tried => Answer::Refused(Refusal::NotLeader { leader }),
-                        None => Answer::Late { cause: "the deadline passed before the leader took it up".to_owned() },
+                        Some(refusal) => RequestOutcome::Refused(refusal),
+                        None if leader.is_none() || tried => RequestOutcome::Refused(Refusal::NotLeader { leader }),
+                        None => RequestOutcome::Late {
+                            cause: "the deadline passed before the leader took it up".to_owned(),
+                        },
                     };
                     self.effects.answers.push((reply, answer));
                 }
@@ -80,16 +82,16 @@ impl<T> Consensus<T> {
         self.queued = kept;
         for ((index, term), late) in self.pending.extract_if(.., |_, pending| pending.deadline <= now) {
             let cause = format!("entry {index}@{term} was not committed within the deadline; it still may be");
-            self.effects.answers.push((late.reply, Answer::Unknown { cause }));
+            self.effects.answers.push((late.reply, RequestOutcome::Unknown { cause }));
         }
         for (_, late) in self.forwarded.extract_if(.., |_, forwarded| forwarded.request.deadline <= now) {
             let cause = "the leader did not answer within the deadline; it still may carry it out".to_owned();
             if let Some(reply) = late.request.reply {
-                self.effects.answers.push((reply, Answer::Unknown { cause }));
+                self.effects.answers.push((reply, RequestOutcome::Unknown { cause }));
             }
         }
         for late in self.reads.expire_unconfirmed(now) {
-            self.effects.answers.push((late.reply, Answer::Refused(Refusal::NotLeader { leader })));
+            self.effects.answers.push((late.reply, RequestOutcome::Refused(Refusal::NotLeader { leader })));
         }
         let applied = self.raw.raft.raft_log.applied;
         for (index, late) in self.reads.expire_confirmed(now) {
@@ -97,13 +99,13 @@ impl<T> Consensus<T> {
                 "the leader confirmed the read at {index}, and this node's state machine had applied up to {applied} at \
                  its deadline: it is busy, or what it waits for has not reached this node"
             );
-            self.effects.answers.push((late.reply, Answer::Late { cause }));
+            self.effects.answers.push((late.reply, RequestOutcome::Late { cause }));
         }
     }
 
     /// Ends every request with this cause, as unknown.
-    pub fn abandon(&mut self, cause: &str) -> Vec<(T, Answer)> {
-        let unknown = || Answer::Unknown { cause: cause.to_owned() };
+    pub fn abandon(&mut self, cause: &str) -> Vec<(T, RequestOutcome)> {
+        let unknown = || RequestOutcome::Unknown { cause: cause.to_owned() };
         let mut answers = mem::take(&mut self.effects.answers);
         answers.extend(mem::take(&mut self.queued).into_iter().filter_map(|r| Some((r.reply?, unknown()))));
         answers.extend(mem::take(&mut self.pending).into_values().map(|p| (p.reply, unknown())));

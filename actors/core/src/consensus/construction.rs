@@ -171,7 +171,7 @@ impl<T> Consensus<T> {
             cluster,
             min_served_index,
             pending_writes: VecDeque::new(),
-            disk: disk::Disk::default(),
+            disk: disk::DiskHealth::default(),
             next_write: 1,
             durable_term,
             forming: None,

@@ -39,7 +39,7 @@ use crate::{
     wire::Refusal,
 };
 
-impl Disk {
+impl DiskHealth {
     /// Whether space is under its mark.
     pub(super) fn is_low(&self) -> bool {
         self.room.low
@@ -66,7 +66,7 @@ const TIMEOUTS_WITHOUT_CERTIFICATE: u64 = 600;
 
 /// What this core knows and thinks of its disk.
 #[derive(Debug, Default)]
-pub(super) struct Disk {
+pub(super) struct DiskHealth {
     /// Bytes of entries and snapshots that are not durable yet.
     pub bytes: usize,
     /// Messages that wait for the disk.
@@ -96,7 +96,7 @@ struct Suspicion {
 
 /// The numbers of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct DiskStatus {
+pub struct CoreDiskStatus {
     /// How long the oldest write has been waiting to become durable, in milliseconds.
     pub waiting_ms: u64,
     /// Whether that is past half of its bound.
@@ -338,7 +338,7 @@ impl<T> Consensus<T> {
 
     /// Keeps the messages that wait for the disk within their bound.
     pub(super) fn bound_deferred(&mut self) {
-        let Disk { deferred, dropped, .. } = &mut self.disk;
+        let DiskHealth { deferred, dropped, .. } = &mut self.disk;
         for oldest in &mut self.pending_writes {
             while *deferred > MAX_DEFERRED && oldest.deferred.pop_front().is_some() {
                 *deferred -= 1;
@@ -351,8 +351,8 @@ impl<T> Consensus<T> {
         u64::try_from(self.settings.tick.as_millis()).unwrap_or(u64::MAX).saturating_mul(ticks)
     }
 
-    pub(super) fn disk_status(&self) -> DiskStatus {
-        DiskStatus {
+    pub(super) fn disk_status(&self) -> CoreDiskStatus {
+        CoreDiskStatus {
             waiting_ms: self.ms(self.waiting()),
             slow: self.slow_for() > 0 && self.half_way_to_suspicion(),
             suspect_ms: self.disk.suspicion.as_ref().map(|suspicion| self.ms(self.ticks - suspicion.since)),

@@ -7,13 +7,13 @@ use bytes::Bytes;
 use raft::{StateRole, eraftpb};
 
 use super::{
-    Consensus, Forwarded, Question,
+    Consensus, Forwarded, PeerRequest,
     convert::encode_conf_change,
     requests::{Pending, Request, Retained, Wanted},
 };
 use crate::{
     entry::{ChangeId, SystemCommand},
-    message::Answer,
+    message::RequestOutcome,
     planted::{self, Planted},
     wire::{ChangeRefusal, ENTRY_OVERHEAD, Refusal, Request as Asked},
 };
@@ -69,15 +69,15 @@ impl<T> Consensus<T> {
             // Small entries cost more than they say.
             let cost = encoded.size() + ENTRY_OVERHEAD;
             let refused = if encoded.size() > self.settings.max_entry_bytes {
-                Some(Answer::Refused(Refusal::TooLarge { limit: self.settings.max_entry_bytes as u64 }))
+                Some(RequestOutcome::Refused(Refusal::TooLarge { limit: self.settings.max_entry_bytes as u64 }))
             } else if let Some(refusal) = self.no_space(request.peer).filter(|_| encoded.is_command()) {
-                Some(Answer::Refused(refusal))
+                Some(RequestOutcome::Refused(refusal))
             } else if cost > room {
-                Some(Answer::Busy(BusyBound::Unapplied { bytes: unapplied + taken_bytes, max }))
+                Some(RequestOutcome::Busy(BusyBound::Unapplied { bytes: unapplied + taken_bytes, max }))
             } else if cost > on_disk(encoded.is_command()) {
-                Some(Answer::Busy(self.full_disk_bound(encoded.is_command(), taken_bytes)))
+                Some(RequestOutcome::Busy(self.full_disk_bound(encoded.is_command(), taken_bytes)))
             } else if request.deadline <= self.now {
-                Some(Answer::Refused(Refusal::Late))
+                Some(RequestOutcome::Refused(Refusal::Late))
             } else {
                 None
             };
@@ -188,12 +188,12 @@ impl<T> Consensus<T> {
             },
         };
         let id = self.next_id();
-        self.effects.asks.push(Question { id, to: leader, request: question, timeout: remaining });
+        self.effects.asks.push(PeerRequest { id, to: leader, request: question, timeout: remaining });
         self.forwarded.insert(id, Forwarded { request });
     }
 
     pub(super) fn refuse(&mut self, request: Request<T>, refusal: Refusal) {
-        self.effects.answers.extend(request.reply.map(|reply| (reply, Answer::Refused(refusal))));
+        self.effects.answers.extend(request.reply.map(|reply| (reply, RequestOutcome::Refused(refusal))));
     }
 
     pub(super) fn dispatch_reads(&mut self) {
@@ -217,7 +217,7 @@ impl<T> Consensus<T> {
         }
         let leader = self.leader();
         for reader in self.reads.waiting.extract_if(.., |reader| reader.peer) {
-            self.effects.answers.push((reader.reply, Answer::Refused(Refusal::NotLeader { leader })));
+            self.effects.answers.push((reader.reply, RequestOutcome::Refused(Refusal::NotLeader { leader })));
         }
         let Some(leader) = leader else { return };
         if self.reads.waiting.is_empty() || self.reads.asked.is_some() || self.reads.not_before > self.ticks {
@@ -230,7 +230,7 @@ impl<T> Consensus<T> {
         let timeout = last.saturating_sub(self.now).min(election_timeout);
         let remaining_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
         let id = self.next_id();
-        self.effects.asks.push(Question { id, to: leader, request: Asked::ReadIndex { remaining_ms }, timeout });
+        self.effects.asks.push(PeerRequest { id, to: leader, request: Asked::ReadIndex { remaining_ms }, timeout });
         self.reads.asked = Some((id, readers));
     }
 

@@ -6,13 +6,13 @@ use actorum_machine::ids::NodeId;
 
 use crate::{
     log::store::Compact,
-    message::{Answer, Append, Committed, FetchSnapshot, LeaderChanged, ReadEntries},
+    message::{Append, Committed, FetchSnapshot, LeaderChanged, ReadEntries, RequestOutcome},
     wire::{RaftMessage, Request, Snapshot},
 };
 
 /// A question to another node, answered to [`Consensus::answered`](super::Consensus::answered) with its id.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Question {
+pub struct PeerRequest {
     /// This core's number for it.
     pub id: u64,
     /// Whom to ask.
@@ -38,7 +38,7 @@ pub struct Effects<T> {
     /// To send now.
     pub transmit: Vec<(NodeId, RaftMessage)>,
     /// To ask other nodes.
-    pub asks: Vec<Question>,
+    pub asks: Vec<PeerRequest>,
     /// A snapshot that is durable and replaces the state machine's state.
     pub restore: Option<Snapshot>,
     /// To build a snapshot of what is applied.
@@ -52,7 +52,7 @@ pub struct Effects<T> {
     /// Reads that may be served once this index is applied.
     pub reads: Vec<(u64, T)>,
     /// Requests that end without the applier.
-    pub answers: Vec<(T, Answer)>,
+    pub answers: Vec<(T, RequestOutcome)>,
     /// A new leader, term or role.
     pub leader: Option<LeaderChanged>,
     /// This node cannot go on.
@@ -113,7 +113,7 @@ impl<T: fmt::Display> fmt::Display for Effects<T> {
         for (to, message) in &self.transmit {
             writeln!(f, "-> n{to} {message}")?;
         }
-        for Question { id, to, request, .. } in &self.asks {
+        for PeerRequest { id, to, request, .. } in &self.asks {
             let what = match request {
                 Request::Propose { .. } => "Propose",
                 Request::ReadIndex { .. } => "ReadIndex",

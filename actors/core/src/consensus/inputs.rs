@@ -36,7 +36,7 @@ use super::{
 use crate::{
     entry::{EncodedCommand, SystemCommand},
     features::{Feature, Features},
-    message::Answer,
+    message::RequestOutcome,
     planted::{self, Planted},
     versions::Versions,
     wire::{AskError, MessageKind, RaftMessage, Response},
@@ -258,15 +258,19 @@ impl<T> Consensus<T> {
         // Otherwise its time was up and its client has been answered.
         let Some(Forwarded { request }) = self.forwarded.remove(&id) else { return };
         let answer = match result {
-            Ok(Response::Applied { index, term, response }) => Answer::Applied { index, term, response },
-            Ok(Response::Changed { membership }) => Answer::Changed { membership },
+            Ok(Response::Applied { index, term, response }) => RequestOutcome::Applied { index, term, response },
+            Ok(Response::Changed { membership }) => RequestOutcome::Changed { membership },
             Ok(Response::Refused(refusal)) if may_retry(&refusal) => return self.again_because(request, refusal),
-            Ok(Response::Refused(refusal)) => Answer::Refused(refusal),
-            Ok(Response::Unknown { cause }) => Answer::Unknown { cause },
-            Ok(other) => Answer::Unknown { cause: format!("the leader gave an answer to another question: {other:?}") },
+            Ok(Response::Refused(refusal)) => RequestOutcome::Refused(refusal),
+            Ok(Response::Unknown { cause }) => RequestOutcome::Unknown { cause },
+            Ok(other) => {
+                RequestOutcome::Unknown { cause: format!("the leader gave an answer to another question: {other:?}") }
+            }
             Err(AskError::NotSent(_)) => return self.again(request),
             Err(AskError::Lost(_)) if planted::is(Planted::ForwardRetried) => return self.again(request),
-            Err(AskError::Lost(cause)) => Answer::Unknown { cause: format!("the leader's answer was lost: {cause}") },
+            Err(AskError::Lost(cause)) => {
+                RequestOutcome::Unknown { cause: format!("the leader's answer was lost: {cause}") }
+            }
         };
         if let Some(reply) = request.reply {
             self.effects.answers.push((reply, answer));

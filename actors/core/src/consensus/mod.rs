@@ -73,8 +73,8 @@ mod tests;
 
 pub use construction::{Settings, Start};
 pub use contradiction::CommitConflict;
-pub use disk::DiskStatus;
-pub use effects::{Effects, Question};
+pub use disk::CoreDiskStatus;
+pub use effects::{Effects, PeerRequest};
 pub use status::CoreStatus;
 pub use time::Moment;
 
@@ -122,7 +122,7 @@ pub struct Consensus<T> {
     /// Writes on their way to the disk, oldest first, and the messages that wait for them. Entries are bounded by
     /// `max_unapplied_bytes`, answers by `disk::MAX_DEFERRED`.
     pending_writes: VecDeque<PendingWrite>,
-    disk: disk::Disk,
+    disk: disk::DiskHealth,
     next_write: u64,
     /// The term that is on the disk.
     durable_term: u64,

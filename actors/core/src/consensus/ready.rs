@@ -21,7 +21,7 @@ use super::{
 use crate::{
     entry::SystemCommand,
     log::store::{HardState, Write},
-    message::{Answer, Append, Committed},
+    message::{Append, Committed, RequestOutcome},
     planted::{self, Planted},
     system_state::SystemState,
     wire::{ChangeRefusal, Entry, RaftMessage, Refusal, Snapshot},
@@ -167,7 +167,7 @@ impl<T> Consensus<T> {
                 Some(pending) => {
                     // raft-rs put an empty entry in the place of a change.
                     let refusal = Refusal::Change(ChangeRefusal::InProgress);
-                    self.effects.answers.push((pending.reply, Answer::Refused(refusal)));
+                    self.effects.answers.push((pending.reply, RequestOutcome::Refused(refusal)));
                     None
                 }
             };
@@ -195,7 +195,7 @@ impl<T> Consensus<T> {
     fn forget_pending_under(&mut self, index: u64) {
         for ((at, term), pending) in self.pending.extract_if(..=(index, u64::MAX), |_, _| true) {
             let cause = format!("a snapshot up to {index} replaced the log over entry {at}@{term}");
-            self.effects.answers.push((pending.reply, Answer::Unknown { cause }));
+            self.effects.answers.push((pending.reply, RequestOutcome::Unknown { cause }));
         }
     }
 

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use actorum_machine::{condition::Reason, configuration::Configuration, ids::NodeId, status::Role};
 use raft::StateRole;
 
-use super::{CommitConflict, Consensus, DiskStatus, convert::configuration_of};
+use super::{CommitConflict, Consensus, CoreDiskStatus, convert::configuration_of};
 use crate::{features::Feature, observer::RaftState, wire::RaftMessage};
 
 /// The numbers of a core at one moment.
@@ -44,7 +44,7 @@ pub struct CoreStatus {
     /// Writes that are not durable yet.
     pub unpersisted: usize,
     /// The disk as the core sees it.
-    pub disk: DiskStatus,
+    pub disk: CoreDiskStatus,
     /// Bytes of entries in memory.
     pub tail_bytes: usize,
     /// Messages of peers that were dropped because they made no sense.

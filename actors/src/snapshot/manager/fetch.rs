@@ -41,7 +41,7 @@ pub(super) struct Fetching {
     /// The first byte nobody was asked for.
     asked: u64,
     /// Questions under way.
-    questions: BTreeMap<u64, Question>,
+    questions: BTreeMap<u64, AskedPiece>,
     fetch_window: FetchWindow,
     /// Pieces not written yet, by where they begin.
     pieces: BTreeMap<u64, Bytes>,
@@ -54,7 +54,7 @@ pub(super) struct Fetching {
 
 /// A piece that was asked for.
 #[derive(Clone, Copy)]
-struct Question {
+struct AskedPiece {
     offset: u64,
     bytes: u32,
     asked: Duration,
@@ -179,7 +179,7 @@ impl SnapshotManager {
             };
             let id = self.next_question;
             self.next_question += 1;
-            fetching.questions.insert(id, Question { offset, bytes, asked });
+            fetching.questions.insert(id, AskedPiece { offset, bytes, asked });
             let read =
                 SnapshotRequest::Read { file: fetching.file, index: fetching.snapshot.index, offset, max: bytes };
             self.links.ask.do_send(Ask {
@@ -193,7 +193,7 @@ impl SnapshotManager {
         }
     }
 
-    fn piece(&mut self, Question { offset, bytes, .. }: Question, data: Bytes, ctx: &mut Context<Self>) {
+    fn piece(&mut self, AskedPiece { offset, bytes, .. }: AskedPiece, data: Bytes, ctx: &mut Context<Self>) {
         let now = self.clock.now();
         let Some(fetching) = &mut self.fetching else { return };
         if data.len() as u64 != u64::from(bytes) {
@@ -299,7 +299,7 @@ impl SnapshotManager {
     }
 
     /// A piece did not come. Whatever the reason, it is asked for again until nothing has come for too long.
-    fn ask_again(&mut self, Question { offset, bytes, .. }: Question, ctx: &mut Context<Self>) {
+    fn ask_again(&mut self, AskedPiece { offset, bytes, .. }: AskedPiece, ctx: &mut Context<Self>) {
         let Some(number) = self.fetching.as_ref().map(|fetching| fetching.number) else { return };
         ctx.run_later(PAUSE, move |manager, ctx| {
             if let Some(fetching) = manager.fetching.as_mut().filter(|fetching| fetching.number == number) {

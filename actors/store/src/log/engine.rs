@@ -24,7 +24,7 @@ use actorum_machine::ids::GroupId;
 use bytes::Bytes;
 
 use super::{
-    record::{self, Assembled, Assembly, Found, Key, Kind, Scan},
+    record::{self, Assembled, Assembly, Found, Key, RecordKind, Scan},
     store::OpenError,
 };
 
@@ -76,7 +76,7 @@ pub(super) fn scan(engine: &impl Engine) -> Result<Found, EngineError> {
 /// The last block of a group that begins before `index`.
 pub(super) fn block_before(engine: &impl Engine, group: GroupId, index: u64) -> Result<Option<Assembled>, EngineError> {
     match engine.last_before(Key::block(group, index))? {
-        Some(key) if key.group == group && key.kind == Kind::Block => record(engine, key.piece(0)),
+        Some(key) if key.group == group && key.kind == RecordKind::Block => record(engine, key.piece(0)),
         _ => Ok(None),
     }
 }

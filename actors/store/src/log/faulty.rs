@@ -21,7 +21,7 @@ use bytes::Bytes;
 
 use super::{
     engine::{Change, Engine, EngineError},
-    record::{Key, Kind},
+    record::{Key, RecordKind},
     rewrite::Renew,
     sled::{Engines, Generations, OpenOptions, SledEngine, SledStore},
     store::OpenError,
@@ -133,7 +133,7 @@ impl<E> Faulty<E> {
 
 impl<E: Engine> Engine for Faulty<E> {
     fn apply(&self, changes: Vec<Change>) -> Result<(), EngineError> {
-        if changes.iter().any(|(key, _)| key.kind != Kind::Block) {
+        if changes.iter().any(|(key, _)| key.kind != RecordKind::Block) {
             self.begin(RewriteStep::Rest)?;
         } else if !changes.is_empty() {
             self.begin(RewriteStep::Slice)?;

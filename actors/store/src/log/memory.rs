@@ -25,7 +25,7 @@ use crate::snapshot::SnapshotStore;
 
 /// The disk of one node. Clones are the same disk.
 #[derive(Clone, Default)]
-pub struct MemoryDisk(Arc<Mutex<Disk>>);
+pub struct MemoryDisk(Arc<Mutex<MemoryState>>);
 
 impl MemoryDisk {
     /// An empty disk.
@@ -98,7 +98,7 @@ impl MemoryDisk {
         disk.close();
     }
 
-    fn lock(&self) -> MutexGuard<'_, Disk> {
+    fn lock(&self) -> MutexGuard<'_, MemoryState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -130,7 +130,7 @@ impl fmt::Debug for MemoryDisk {
 }
 
 #[derive(Default)]
-struct Disk {
+struct MemoryState {
     identity: Option<StoreIdentity>,
     lives: Option<Content>,
     /// Its files outlive a process, and everything on them is durable at once.
@@ -155,7 +155,7 @@ struct Pending {
     report: Completions,
 }
 
-impl Disk {
+impl MemoryState {
     fn close(&mut self) {
         self.open = false;
         self.life += 1;

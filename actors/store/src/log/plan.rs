@@ -15,7 +15,7 @@ use actorum_machine::ids::GroupId;
 
 use super::{
     engine::{self, Engine},
-    record::{self, Assembled, FoundGroup, Key, Kind, LogMeta, Piece},
+    record::{self, Assembled, FoundGroup, Key, LogMeta, Piece, RecordKind},
     store::*,
 };
 
@@ -187,7 +187,7 @@ impl Plan {
         let mut plan = Plan { changes: BTreeMap::new(), after: *log, kept: Some(log.last), appended: Vec::new() };
         let mut pieces = Vec::new();
         if let Some(snapshot) = &staged.snapshot {
-            let blocks = engine.keys(Key::block(group, 0), end_of(group, Kind::Block), usize::MAX)?;
+            let blocks = engine.keys(Key::block(group, 0), end_of(group, RecordKind::Block), usize::MAX)?;
             plan.remove(blocks);
             plan.after.base = (snapshot.index, snapshot.term);
             plan.after.last = plan.after.base;
@@ -249,7 +249,7 @@ impl Plan {
         if snapshot.is_none() && compact.is_none() && !trimmed {
             return Ok(());
         }
-        let recorded = engine.keys(Key::snapshot(group), end_of(group, Kind::Snapshot), usize::MAX)?;
+        let recorded = engine.keys(Key::snapshot(group), end_of(group, RecordKind::Snapshot), usize::MAX)?;
         let snapshots = match (compact, snapshot) {
             (Some(compact), _) => compact.snapshots,
             (None, Some(snapshot)) => vec![snapshot],
@@ -286,7 +286,7 @@ impl Plan {
         let Some(last) = keys.last().copied() else { return Ok(false) };
         let next = Key::block(group, last.index.saturating_add(1));
         keys.extend(engine.keys(last.piece(last.piece.saturating_add(1)), next, usize::MAX)?);
-        let next = engine.keys(next, end_of(group, Kind::Block), 1)?.pop();
+        let next = engine.keys(next, end_of(group, RecordKind::Block), 1)?.pop();
         let mut end = next.map_or(log.last.0, |next| next.index - 1);
         if end > up_to {
             keys.retain(|key| key.index < last.index);
@@ -312,7 +312,7 @@ impl Plan {
     /// Removes the entries from `first` on (Raft section 5.3: an existing entry conflicts with a new one). Whole blocks go;
     /// the one that holds both sides is written anew with what stays.
     fn truncate_suffix(&mut self, engine: &impl Engine, group: GroupId, first: u64) -> Result<(), StoreError> {
-        let gone = engine.keys(Key::block(group, first), end_of(group, Kind::Block), usize::MAX)?;
+        let gone = engine.keys(Key::block(group, first), end_of(group, RecordKind::Block), usize::MAX)?;
         let count = gone.len().saturating_sub(usize::from(planted::is(Planted::CutOneTooFew)));
         self.changes.extend(gone.into_iter().take(count).map(|key| (key, None)));
         self.after.last = self.after.base;
@@ -344,7 +344,7 @@ impl Plan {
 pub(super) const TRIM_MAX: usize = 512;
 
 /// Where the records of a group and kind end, exclusively.
-pub(super) fn end_of(group: GroupId, kind: Kind) -> Key {
+pub(super) fn end_of(group: GroupId, kind: RecordKind) -> Key {
     Key { group, kind, index: u64::MAX, piece: u32::MAX }
 }
 

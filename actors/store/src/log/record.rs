@@ -53,7 +53,7 @@ const STORE: GroupId = GroupId(u32::MAX);
 /// What a record holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
-pub enum Kind {
+pub enum RecordKind {
     /// Whose store it is.
     Owner = 0,
     /// The hard state of a group.
@@ -70,7 +70,7 @@ pub struct Key {
     /// Whose log.
     pub group: GroupId,
     /// What it holds.
-    pub kind: Kind,
+    pub kind: RecordKind,
     /// The index of a block's first entry; zero for other kinds.
     pub index: u64,
     /// Which piece of the record.
@@ -79,21 +79,21 @@ pub struct Key {
 
 impl Key {
     /// The key of the store's owner.
-    pub const OWNER: Key = Key { group: STORE, kind: Kind::Owner, index: 0, piece: 0 };
+    pub const OWNER: Key = Key { group: STORE, kind: RecordKind::Owner, index: 0, piece: 0 };
 
     /// The key of a hard state.
     pub fn hard_state(group: GroupId) -> Key {
-        Key { group, kind: Kind::HardState, index: 0, piece: 0 }
+        Key { group, kind: RecordKind::HardState, index: 0, piece: 0 }
     }
 
     /// The key of a snapshot's first piece.
     pub fn snapshot(group: GroupId) -> Key {
-        Key { group, kind: Kind::Snapshot, index: 0, piece: 0 }
+        Key { group, kind: RecordKind::Snapshot, index: 0, piece: 0 }
     }
 
     /// The key of a block's first piece.
     pub fn block(group: GroupId, first: u64) -> Key {
-        Key { group, kind: Kind::Block, index: first, piece: 0 }
+        Key { group, kind: RecordKind::Block, index: first, piece: 0 }
     }
 
     /// The same record's piece with that number.
@@ -118,10 +118,10 @@ impl Key {
         }
         let group = GroupId(key.get_u32());
         let kind = match key.get_u8() {
-            0 => Kind::Owner,
-            1 => Kind::HardState,
-            2 => Kind::Snapshot,
-            3 => Kind::Block,
+            0 => RecordKind::Owner,
+            1 => RecordKind::HardState,
+            2 => RecordKind::Snapshot,
+            3 => RecordKind::Block,
             _ => return None,
         };
         Some(Key { group, kind, index: key.get_u64(), piece: key.get_u32() })
@@ -132,10 +132,10 @@ impl Key {
 impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.kind {
-            Kind::Owner => write!(f, "owner of the store")?,
-            Kind::HardState => write!(f, "group {}: hard state", self.group.0)?,
-            Kind::Snapshot => write!(f, "group {}: snapshot", self.group.0)?,
-            Kind::Block => write!(f, "group {}: block {}", self.group.0, self.index)?,
+            RecordKind::Owner => write!(f, "owner of the store")?,
+            RecordKind::HardState => write!(f, "group {}: hard state", self.group.0)?,
+            RecordKind::Snapshot => write!(f, "group {}: snapshot", self.group.0)?,
+            RecordKind::Block => write!(f, "group {}: block {}", self.group.0, self.index)?,
         }
         if self.piece > 0 { write!(f, " piece {}", self.piece) } else { Ok(()) }
     }
@@ -618,10 +618,10 @@ impl Scan {
         let key = assembly.first;
         let outcome = match assembly.finish() {
             Ok(record) => match key.kind {
-                Kind::Owner => self.owner(record),
-                Kind::HardState => self.hard_state(record),
-                Kind::Snapshot => self.snapshot(record),
-                Kind::Block => self.block(record),
+                RecordKind::Owner => self.owner(record),
+                RecordKind::HardState => self.hard_state(record),
+                RecordKind::Snapshot => self.snapshot(record),
+                RecordKind::Block => self.block(record),
             },
             Err(detail) => {
                 self.broken = Some(key.group);

@@ -36,7 +36,7 @@ use super::{
     commit::Committer,
     engine::{Engine, EngineError, caught},
     plan::{Log, TRIM_MAX, end_of},
-    record::{self, Key, Kind},
+    record::{self, Key, RecordKind},
     reserve::OPENING,
     watermark::Pages,
 };
@@ -172,7 +172,7 @@ impl<E: Engine> Copy<E> {
         for (group, log) in logs {
             let start = Copied { next: Key::block(*group, 0), up_to: 0, tail: log.prev_checksum };
             let copied = self.logs.entry(*group).or_insert(start);
-            let end = end_of(*group, Kind::Block);
+            let end = end_of(*group, RecordKind::Block);
             while left > 0 {
                 let values = old.values(copied.next, end, left)?;
                 let Some(last) = values.last().map(|(key, _)| *key) else { break };

@@ -51,7 +51,7 @@ mod volume;
 
 pub use volume::{SimulatedVolume, VolumeCounters};
 
-use device::{Asked, Disk, Lock, SimulatedEngine, SimulatedLives, SimulatedSlots, View, mix};
+use device::{Asked, Device, Lock, SimulatedEngine, SimulatedLives, SimulatedSlots, View, mix};
 use mistaken::Mistaken;
 use running::SimulatedStore;
 
@@ -189,7 +189,7 @@ pub struct Durable {
 
 /// The disk of one node. Clones are the same disk.
 #[derive(Clone)]
-pub struct SimulatedDisk(Arc<Mutex<Disk>>);
+pub struct SimulatedDisk(Arc<Mutex<Device>>);
 
 impl SimulatedDisk {
     /// An empty disk without an end.
@@ -199,7 +199,7 @@ impl SimulatedDisk {
 
     /// An empty disk on that volume.
     pub fn on(volume: SimulatedVolume, decide: Arc<dyn Decide>) -> SimulatedDisk {
-        SimulatedDisk(Arc::new(Mutex::new(Disk {
+        SimulatedDisk(Arc::new(Mutex::new(Device {
             decide,
             identity: None,
             life: 0,
@@ -447,12 +447,12 @@ impl SimulatedDisk {
         self.lock().counters
     }
 
-    fn lock(&self) -> MutexGuard<'_, Disk> {
+    fn lock(&self) -> MutexGuard<'_, Device> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The disk of a closed store; what the kernel still held has reached it.
-    fn at_rest(&self, doing: &str) -> MutexGuard<'_, Disk> {
+    fn at_rest(&self, doing: &str) -> MutexGuard<'_, Device> {
         let mut disk = self.lock();
         assert!(!disk.open, "cannot {doing} while a store is open");
         if disk.cut {

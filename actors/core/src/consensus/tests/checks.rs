@@ -8,8 +8,8 @@ use bytes::Bytes;
 use super::cluster::Node;
 use crate::{
     consensus::Effects,
-    entry::{Kind, Stamped},
-    message::Answer,
+    entry::{CommandKind, Stamped},
+    message::RequestOutcome,
     wire::{Entry, EntryKind, MessageKind},
 };
 
@@ -59,24 +59,24 @@ impl Checks {
         self.open.keys().collect()
     }
 
-    pub(super) fn answered(&mut self, reply: &str, answer: Option<&Answer>) {
+    pub(super) fn answered(&mut self, reply: &str, answer: Option<&RequestOutcome>) {
         let Some(_) = self.open.remove(reply) else { panic!("{reply} is answered twice: {answer:?}") };
         match answer {
             None => self.served += 1,
-            Some(Answer::Applied { index, term, .. }) => {
+            Some(RequestOutcome::Applied { index, term, .. }) => {
                 let entry = self.committed.get(index).expect("an answer speaks of an entry that nobody committed");
                 assert_eq!(entry.term, *term, "{reply} is answered with another term than its entry has");
                 assert_eq!(command(entry).as_deref(), Some(reply), "{reply} is answered for another's entry");
                 self.answered_up_to = self.answered_up_to.max(*index);
                 self.applied.insert(reply.to_owned(), *index);
             }
-            Some(Answer::Changed { .. }) => {
+            Some(RequestOutcome::Changed { .. }) => {
                 self.applied.insert(reply.to_owned(), 0);
             }
-            Some(Answer::Refused(_) | Answer::Late { .. } | Answer::Busy(_)) => {
+            Some(RequestOutcome::Refused(_) | RequestOutcome::Late { .. } | RequestOutcome::Busy(_)) => {
                 self.rejected.insert(reply.to_owned());
             }
-            Some(Answer::Unknown { .. }) => drop(self.unknown.insert(reply.to_owned())),
+            Some(RequestOutcome::Unknown { .. }) => drop(self.unknown.insert(reply.to_owned())),
         }
     }
 
@@ -190,5 +190,5 @@ fn command(entry: &Entry) -> Option<String> {
         return None;
     }
     let stamped = Stamped::parse(&entry.data).unwrap();
-    (stamped.kind == Kind::Command).then(|| machine::decode(stamped.payload).unwrap())
+    (stamped.kind == CommandKind::Command).then(|| machine::decode(stamped.payload).unwrap())
 }

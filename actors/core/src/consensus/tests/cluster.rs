@@ -17,12 +17,12 @@ use actorum_machine::{
 };
 use bytes::Bytes;
 
-use super::{checks::Checks, disk::Disk};
+use super::{checks::Checks, disk::TestDisk};
 use crate::{
     consensus::{Consensus, Effects, Moment, Settings, Start},
-    entry::{EncodedCommand, Kind, Stamped, SystemCommand},
+    entry::{CommandKind, EncodedCommand, Stamped, SystemCommand},
     features::Features,
-    message::{Answer, Committed, ReadEntries},
+    message::{Committed, ReadEntries, RequestOutcome},
     system_state::SystemState,
     wire::{AskError, Entry, EntryKind, RaftMessage, Refusal, Request, Response, Snapshot, SnapshotFile},
 };
@@ -43,7 +43,7 @@ pub(super) struct Applier {
 pub(super) struct Node {
     pub id: NodeId,
     pub core: Option<Consensus<String>>,
-    pub disk: Disk,
+    pub disk: TestDisk,
     pub applier: Applier,
     pub waits: bool,
     pub boot: u64,
@@ -142,7 +142,7 @@ impl Cluster {
         let node = Node {
             id,
             core: None,
-            disk: Disk::default(),
+            disk: TestDisk::default(),
             applier,
             waits,
             boot: 0,
@@ -493,9 +493,11 @@ impl Cluster {
             let answer = match entry.kind {
                 EntryKind::Normal => {
                     let (index, term) = (entry.index, entry.term);
-                    Answer::Applied { index, term, response: Bytes::from(said) }
+                    RequestOutcome::Applied { index, term, response: Bytes::from(said) }
                 }
-                EntryKind::ConfChange => Answer::Changed { membership: machine::encode(&*membership).unwrap().into() },
+                EntryKind::ConfChange => {
+                    RequestOutcome::Changed { membership: machine::encode(&*membership).unwrap().into() }
+                }
             };
             self.answer(id, reply, answer);
         }
@@ -513,17 +515,17 @@ impl Cluster {
         applied > before
     }
 
-    fn answer(&mut self, id: NodeId, reply: String, answer: Answer) {
+    fn answer(&mut self, id: NodeId, reply: String, answer: RequestOutcome) {
         let Some(asker) = peer_reply(&reply) else {
             return self.checks.answered(&reply, Some(&answer));
         };
         let response = match answer {
-            Answer::Applied { index, term, response } => Response::Applied { index, term, response },
-            Answer::Changed { membership } => Response::Changed { membership },
-            Answer::Refused(refusal) => Response::Refused(refusal),
-            Answer::Late { .. } => Response::Refused(Refusal::Late),
-            Answer::Busy(_) => Response::Refused(Refusal::Busy),
-            Answer::Unknown { cause } => Response::Unknown { cause },
+            RequestOutcome::Applied { index, term, response } => Response::Applied { index, term, response },
+            RequestOutcome::Changed { membership } => Response::Changed { membership },
+            RequestOutcome::Refused(refusal) => Response::Refused(refusal),
+            RequestOutcome::Late { .. } => Response::Refused(Refusal::Late),
+            RequestOutcome::Busy(_) => Response::Refused(Refusal::Busy),
+            RequestOutcome::Unknown { cause } => Response::Unknown { cause },
         };
         self.reply(id, asker, response);
     }
@@ -638,8 +640,8 @@ fn apply(system: &mut SystemState, entry: &Entry) -> String {
     }
     let stamped = Stamped::parse(data).unwrap();
     match stamped.kind {
-        Kind::Command => machine::decode(stamped.payload).unwrap(),
-        Kind::System => {
+        CommandKind::Command => machine::decode(stamped.payload).unwrap(),
+        CommandKind::System => {
             let command = SystemCommand::decode(stamped.payload).unwrap();
             system.apply(*index, &command);
             format!("{command:?}")

@@ -58,7 +58,7 @@ impl Image {
 
 /// One node's disk.
 #[derive(Default)]
-pub(super) struct Disk {
+pub(super) struct TestDisk {
     pub durable: Arc<Mutex<Image>>,
     pub in_flight: VecDeque<Append>,
     /// Every entry that was durable at some time, even if replaced since.
@@ -69,7 +69,7 @@ pub(super) struct Disk {
     pub term: u64,
 }
 
-impl Disk {
+impl TestDisk {
     pub(super) fn image(&self) -> Image {
         self.durable.lock().unwrap().clone()
     }

@@ -20,7 +20,7 @@ use super::{Counters, Decide, Durable, Loss, SimulatedDisk, SimulatedVolume, Ste
 use crate::log::{
     engine::{Change, Engine, EngineError},
     lives,
-    record::{self, Assembled, Assembly, Key, Kind},
+    record::{self, Assembled, Assembly, Key, RecordKind},
     store::StoreIdentity,
     watermark::{self, Pages, WatermarkError},
 };
@@ -53,7 +53,7 @@ pub(super) fn mix(rng: u64) -> u64 {
     mixed ^ (mixed >> 31)
 }
 
-pub(super) struct Disk {
+pub(super) struct Device {
     pub(super) decide: Arc<dyn Decide>,
     /// What the `node` file says.
     pub(super) identity: Option<StoreIdentity>,
@@ -86,7 +86,7 @@ pub(super) struct Disk {
 /// One batch: per key what was there before, and what after.
 pub(super) struct Applied(pub(super) Vec<(Key, Option<Bytes>, Option<Bytes>)>);
 
-impl Disk {
+impl Device {
     /// The present life is over.
     pub(super) fn end(&mut self) {
         (self.open, self.life) = (false, self.life + 1);
@@ -171,19 +171,19 @@ impl Disk {
         let record = self.record(first);
         let view = self.views.entry(first.group).or_default();
         match first.kind {
-            Kind::Owner => {}
-            Kind::HardState => {
+            RecordKind::Owner => {}
+            RecordKind::HardState => {
                 let state = record.and_then(|record| record::decode_hard_state(record.payload).ok());
                 view.hard_state = state.unwrap_or_default();
             }
-            Kind::Snapshot => {
+            RecordKind::Snapshot => {
                 let group = first.group;
                 let found = record.and_then(|record| record::decode_log_meta(group, &record.payload).ok());
                 let log_meta = found.unwrap_or_default();
                 view.base = (log_meta.compacted_index, log_meta.compacted_term);
                 view.snapshot = log_meta.snapshots.last().map_or((0, 0), |newest| (newest.index, newest.term));
             }
-            Kind::Block => {
+            RecordKind::Block => {
                 match record.and_then(|record| record::decode_block(first.index, record.payload).ok()) {
                     Some(entries) => view.blocks.insert(first.index, entries),
                     None => view.blocks.remove(&first.index),
@@ -305,7 +305,7 @@ pub(super) struct SimulatedEngine {
 }
 
 impl SimulatedEngine {
-    fn ask(&self, step: Step, doing: &str) -> Result<MutexGuard<'_, Disk>, EngineError> {
+    fn ask(&self, step: Step, doing: &str) -> Result<MutexGuard<'_, Device>, EngineError> {
         let doing = doing.to_owned();
         self.disk.ask(self.life, step).into_result().map_err(|error| EngineError::Io { doing, error })?;
         Ok(self.disk.lock())

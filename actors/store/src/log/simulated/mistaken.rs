@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use crate::log::{
     engine::{Change, Engine, EngineError},
-    record::{Key, Kind},
+    record::{Key, RecordKind},
 };
 
 /// An engine as somebody mistaken uses it.
@@ -16,7 +16,8 @@ pub(super) struct Mistaken<E>(pub(super) E);
 impl<E: Engine> Engine for Mistaken<E> {
     fn apply(&self, changes: Vec<Change>) -> Result<(), EngineError> {
         if planted::is(Planted::NotAtomic) {
-            let (state, rest): (Vec<_>, Vec<_>) = changes.into_iter().partition(|(key, _)| key.kind == Kind::HardState);
+            let (state, rest): (Vec<_>, Vec<_>) =
+                changes.into_iter().partition(|(key, _)| key.kind == RecordKind::HardState);
             self.0.apply(state)?;
             return self.0.apply(rest);
         }
