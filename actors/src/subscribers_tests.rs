@@ -208,11 +208,11 @@ async fn an_event_has_the_time_that_apply_saw_wherever_reading_begins() {
         }
         let oldest = snapshots[0].index;
         // A store lets go of whole blocks only, so some of what the older snapshot covers may be there.
-        let base = oldest - roll(4).min(oldest - 1);
-        let store = TestStore::with_entries(log.into_iter().filter(|entry| entry.index > base));
+        let compacted_index = oldest - roll(4).min(oldest - 1);
+        let store = TestStore::with_entries(log.into_iter().filter(|entry| entry.index > compacted_index));
         let saw = replica.machine().0.clone();
         let hard_state = HardState { term: 1, vote: 1, commit: last };
-        let terms = vec![(base, 1)];
+        let terms = vec![(compacted_index, 1)];
         let recovered = Recovered { snapshots, hard_state, last_index: last, terms, sizes: Vec::new() };
         let again = replay(GroupId::FIRST, &store, &recovered, &files, Diary::default()).unwrap().replica;
         assert_eq!(again.machine().0, saw);

@@ -100,7 +100,7 @@ fn describe(inspection: &Inspection, report: &GroupReport) {
         say!("                 out of cluster {cluster} with members {}", members.join(" "));
         say!("                 what may be lost: {may_be_lost}");
     }
-    say!("  base           {}", At(report.base.0, report.base.1));
+    say!("  compacted to   {}", At(report.compacted.0, report.compacted.1));
     match report.first_index {
         Some(first) => say!("  log            first index {first}, last index {last_index}"),
         None => say!("  log            no entries, last index {last_index}"),

@@ -61,7 +61,7 @@ fn alter(data: &Path, change: impl FnOnce(&mut Vec<Entry>)) {
     let id = actorum_store::log::directory::read_node(data).expect("a node file").id;
     let store = Box::new(SledStore::open(data, OpenOptions::new(id, Incarnation(0))).expect("a sound directory"));
     let recovered = store.recover(GROUP).expect("a log");
-    let first = recovered.base() + 1;
+    let first = recovered.compacted_index() + 1;
     let mut entries = store.reader().entries(GROUP, first, recovered.last_index + 1, usize::MAX).expect("its entries");
     let before = entries.clone();
     change(&mut entries);

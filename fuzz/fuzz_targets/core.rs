@@ -42,31 +42,31 @@ struct Image {
     /// What it can start from.
     snapshots: Vec<Snapshot>,
     /// Index and term of the last entry before the log.
-    base: (u64, u64),
+    compacted: (u64, u64),
     hard_state: HardState,
     entries: BTreeMap<u64, Entry>,
 }
 
 impl Image {
     fn last(&self) -> u64 {
-        self.entries.last_key_value().map_or(self.base.0, |(index, _)| *index)
+        self.entries.last_key_value().map_or(self.compacted.0, |(index, _)| *index)
     }
 
     fn term_at(&self, index: u64) -> Option<u64> {
         let described = self.snapshots.iter().find(|snapshot| snapshot.index == index).map(|snapshot| snapshot.term);
-        let base = (self.base.0 == index).then_some(self.base.1);
-        self.entries.get(&index).map(|entry| entry.term).or(base).or(described)
+        let compacted = (self.compacted.0 == index).then_some(self.compacted.1);
+        self.entries.get(&index).map(|entry| entry.term).or(compacted).or(described)
     }
 
     fn install(&mut self, snapshot: Snapshot) {
         self.entries.clear();
-        self.base = (snapshot.index, snapshot.term);
+        self.compacted = (snapshot.index, snapshot.term);
         self.snapshots = vec![snapshot];
     }
 
     fn recovered(&self) -> Recovered {
         let mut terms: Vec<(u64, u64)> = Vec::new();
-        terms.extend((self.base.0 > 0).then_some(self.base));
+        terms.extend((self.compacted.0 > 0).then_some(self.compacted));
         for entry in self.entries.values() {
             if terms.last().is_none_or(|(_, term)| *term != entry.term) {
                 terms.push((entry.index, entry.term));
@@ -82,7 +82,7 @@ impl Image {
         }
         if let Some(first) = append.write.entries.first() {
             assert!(first.index <= self.last() + 1, "a write would leave a gap in the log");
-            assert!(first.index > self.base.0, "a write would replace what is compacted");
+            assert!(first.index > self.compacted.0, "a write would replace what is compacted");
             self.entries.split_off(&first.index);
         }
         self.entries.extend(append.write.entries.into_iter().map(|entry| (entry.index, entry)));
@@ -94,13 +94,13 @@ impl Image {
             let (first, newest) =
                 (snapshots.first().expect("one is kept").index, snapshots.last().map_or(0, |s| s.index));
             assert!(up_to <= first, "the log would be cut off past what an older snapshot needs");
-            assert!(newest <= self.hard_state.commit.max(self.base.0), "a snapshot of what is not committed");
-            if newest >= self.base.0 {
+            assert!(newest <= self.hard_state.commit.max(self.compacted.0), "a snapshot of what is not committed");
+            if newest >= self.compacted.0 {
                 for snapshot in &snapshots {
                     assert_eq!(self.term_at(snapshot.index), Some(snapshot.term), "a snapshot of another log");
                 }
-                let up_to = up_to.max(self.base.0);
-                self.base = (up_to, self.term_at(up_to).expect("what is cut off is in the log"));
+                let up_to = up_to.max(self.compacted.0);
+                self.compacted = (up_to, self.term_at(up_to).expect("what is cut off is in the log"));
                 self.entries = self.entries.split_off(&(up_to + 1));
                 self.snapshots = snapshots;
             }
@@ -129,7 +129,7 @@ impl LogReader for Reader {
     }
 
     fn first_index(&self, _: GroupId) -> u64 {
-        self.0.lock().expect("no other thread").base.0 + 1
+        self.0.lock().expect("no other thread").compacted.0 + 1
     }
 
     fn disk_bytes(&self) -> u64 {

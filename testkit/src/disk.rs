@@ -362,8 +362,8 @@ impl Durable for NodeDisk {
         self.disk.durable_term(GroupId::FIRST, index)
     }
 
-    fn base(&self) -> u64 {
-        self.disk.durable(GroupId::FIRST).base.0
+    fn compacted_index(&self) -> u64 {
+        self.disk.durable(GroupId::FIRST).compacted.0
     }
 
     fn has_file(&self, snapshot: &Snapshot, file: &SnapshotFile) -> bool {

@@ -280,8 +280,9 @@ impl<S: StateMachine> Fleet<S> {
     async fn boot(&self, id: NodeId) -> Result<(), StartError> {
         let store = self.try_open(id)?;
         let recovered = store.recover(GroupId::FIRST)?;
-        let base = recovered.base();
-        let entries = store.reader().entries(GroupId::FIRST, base + 1, recovered.last_index + 1, usize::MAX)?;
+        let compacted_index = recovered.compacted_index();
+        let entries =
+            store.reader().entries(GroupId::FIRST, compacted_index + 1, recovered.last_index + 1, usize::MAX)?;
         let (identity, hooks, life) = (store.identity(), Hooks::default(), Life::default());
         let world = self.0.world.clone();
         let new_version = self.lock().0.fork("version", identity.boot << 16 | id).below(2);

@@ -590,16 +590,17 @@ impl<S: StateMachine> Run<S> {
     /// Two snapshots after the faults the log reaches back to the first of them at most, or as far as it was told to; or, where
     /// more went than one commit takes, by so much less.
     async fn logs_are_bounded(&self, fleet: &Fleet<S>, first: &BTreeMap<NodeId, u64>) {
-        let base = |id| fleet.node(id, |node| node.disk.base()).unwrap_or(0);
-        let before: BTreeMap<_, _> = first.keys().map(|id| (*id, base(*id))).collect();
+        let compacted_index = |id| fleet.node(id, |node| node.disk.compacted_index()).unwrap_or(0);
+        let before: BTreeMap<_, _> = first.keys().map(|id| (*id, compacted_index(*id))).collect();
         let second = self.cut_logs(fleet).await;
         for (id, newest) in second {
             let Some(older) = first.get(&id).filter(|older| **older < newest) else { continue };
-            let (before, base) = (before.get(&id).copied().unwrap_or(0), base(id));
+            let (before, compacted_index) = (before.get(&id).copied().unwrap_or(0), compacted_index(id));
             // A follower whose answer is on its way counts as that much behind.
             let expected = (*older).min(newest.saturating_sub(self.config.log_keep_entries)).saturating_sub(CLOSE);
-            if base < expected.min(before + SLICE) {
-                let detail = format!("n{id} has snapshots at {older} and {newest}, and its log begins after {base}");
+            if compacted_index < expected.min(before + SLICE) {
+                let detail =
+                    format!("n{id} has snapshots at {older} and {newest}, and its log begins after {compacted_index}");
                 fleet.world().broken("logs stay short", detail);
             }
         }

@@ -149,35 +149,35 @@ pub(crate) struct EntryFacts {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct ModelLog {
     /// The index before the first entry, and its term.
-    pub base: (u64, u64),
+    pub compacted: (u64, u64),
     pub entries: Vec<EntryFacts>,
 }
 
 impl ModelLog {
     pub(crate) fn last(&self) -> u64 {
-        self.base.0 + self.entries.len() as u64
+        self.compacted.0 + self.entries.len() as u64
     }
 
     pub(crate) fn get(&self, index: u64) -> Option<&EntryFacts> {
-        self.entries.get(index.checked_sub(self.base.0 + 1)? as usize)
+        self.entries.get(index.checked_sub(self.compacted.0 + 1)? as usize)
     }
 
     pub(crate) fn term_at(&self, index: u64) -> Option<u64> {
-        if index == self.base.0 { Some(self.base.1) } else { self.get(index).map(|entry| entry.term) }
+        if index == self.compacted.0 { Some(self.compacted.1) } else { self.get(index).map(|entry| entry.term) }
     }
 
     fn append(&mut self, entries: &[Entry]) {
         if let Some(first) = entries.first() {
-            self.entries.truncate(first.index.saturating_sub(self.base.0 + 1) as usize);
+            self.entries.truncate(first.index.saturating_sub(self.compacted.0 + 1) as usize);
         }
         self.entries.extend(entries.iter().map(facts_of));
     }
 
     /// Its beginning is cut off.
     fn compact(&mut self, up_to: u64) {
-        let Some(term) = self.term_at(up_to).filter(|_| up_to > self.base.0) else { return };
-        self.entries.drain(..(up_to - self.base.0) as usize);
-        self.base = (up_to, term);
+        let Some(term) = self.term_at(up_to).filter(|_| up_to > self.compacted.0) else { return };
+        self.entries.drain(..(up_to - self.compacted.0) as usize);
+        self.compacted = (up_to, term);
     }
 }
 
@@ -190,10 +190,10 @@ pub(crate) fn facts_of(entry: &Entry) -> EntryFacts {
 pub(crate) trait Durable: Send {
     /// Term, vote, and the last index.
     fn state(&self) -> (u64, NodeId, u64);
-    /// The term of the entry at an index, or of the log's base.
+    /// The term of the entry at an index, or the one at the compacted index.
     fn term_at(&self, index: u64) -> Option<u64>;
     /// The index before the log's first entry.
-    fn base(&self) -> u64;
+    fn compacted_index(&self) -> u64;
     /// Whether the whole file of a snapshot is there, under its name.
     fn has_file(&self, snapshot: &Snapshot, file: &SnapshotFile) -> bool;
 }
@@ -544,11 +544,11 @@ impl Facts {
                     lies: false,
                     marks: BTreeMap::new(),
                 });
-                let base = recovered.terms.first().copied().unwrap_or_default();
+                let compacted = recovered.terms.first().copied().unwrap_or_default();
                 facts.running = true;
                 facts.life += 1;
                 facts.incarnation = *incarnation;
-                facts.log = ModelLog { base, entries: entries.iter().map(facts_of).collect() };
+                facts.log = ModelLog { compacted, entries: entries.iter().map(facts_of).collect() };
                 facts.raft_state = None;
                 // So far the log is applied again.
                 let newest = recovered.newest().map_or(0, |snapshot| snapshot.index);
@@ -568,7 +568,7 @@ impl Facts {
                 if let Some(facts) = self.nodes.get_mut(node) {
                     for append in drained.append {
                         if let Some(snapshot) = &append.write.snapshot {
-                            facts.log = ModelLog { base: (snapshot.index, snapshot.term), entries: Vec::new() };
+                            facts.log = ModelLog { compacted: (snapshot.index, snapshot.term), entries: Vec::new() };
                         }
                         facts.log.append(&append.write.entries);
                         if let Some(compact) = &append.write.compact {
@@ -593,7 +593,7 @@ impl Facts {
         let Event::Drained { node, drained } = event else { return };
         let Some(facts) = self.nodes.get_mut(node) else { return };
         let RaftState { commit, term, .. } = drained.raft_state;
-        let known = facts.raft_state.map_or(0, |raft_state| raft_state.commit).max(facts.log.base.0);
+        let known = facts.raft_state.map_or(0, |raft_state| raft_state.commit).max(facts.log.compacted.0);
         for index in known + 1..=commit {
             if let Some(entry) = facts.log.get(index) {
                 let least = &mut self.committed.entry(index).or_insert((*entry, term)).1;
@@ -698,7 +698,7 @@ fn line(event: &Event<'_>) -> Option<String> {
     Some(match event {
         Event::Started { node, incarnation, recovered, .. } => format!(
             "n{node} starts as {incarnation}: log from {} to {}, snapshots {:?}, term {}, vote {}, commit {}",
-            recovered.base() + 1,
+            recovered.compacted_index() + 1,
             recovered.last_index,
             recovered.snapshots.iter().map(|snapshot| snapshot.index).collect::<Vec<_>>(),
             recovered.hard_state.term,

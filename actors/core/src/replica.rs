@@ -535,8 +535,8 @@ fn usable(recovered: &Recovered, snapshot_files: &dyn SnapshotReader) -> Result<
     for snapshot in recovered.snapshots.iter().rev() {
         let wrong = match snapshot_files.verify(snapshot) {
             // The entries between it and the log are gone.
-            Ok(()) if snapshot.index < recovered.base() => {
-                let first = recovered.base() + 1;
+            Ok(()) if snapshot.index < recovered.compacted_index() => {
+                let first = recovered.compacted_index() + 1;
                 format!("the snapshot at {} is good, but the log begins only at {first}", snapshot.index)
             }
             Ok(()) => {

@@ -84,8 +84,8 @@ impl Load {
             ..Write::default()
         };
         appender.submit(Batch { writes: vec![genesis], sync: true });
-        let (mut in_flight, mut last, mut base, mut most_live) = (1, 1u64, 1u64, 0);
-        let mut sizes = Sizes::after_base(1);
+        let (mut in_flight, mut last, mut compacted_index, mut most_live) = (1, 1u64, 1u64, 0);
+        let mut sizes = Sizes::empty_after(1);
         let mut tenths = Tenths::start(dir);
         let (mut due, mut hundredths) = (total / 100, 0);
         let data = Bytes::from(vec![7; 128]);
@@ -102,13 +102,13 @@ impl Load {
             for entry in &entries {
                 sizes.push(entry.index, entry.size() as u64);
             }
-            let durable = last.saturating_sub(IN_FLIGHT as u64 * per_batch).max(base);
+            let durable = last.saturating_sub(IN_FLIGHT as u64 * per_batch).max(compacted_index);
             last += per_batch;
             most_live = most_live.max(sizes.total());
             let hard_state = Some(HardState { term: 1, vote: 1, commit: last });
             let compact = (sizes.total() > window + window / 4).then(|| {
-                let up_to = sizes.within(window, base).min(durable);
-                (base, _) = (up_to, sizes.compact(up_to));
+                let up_to = sizes.within(window, compacted_index).min(durable);
+                (compacted_index, _) = (up_to, sizes.compact(up_to));
                 Compact { snapshots: vec![Snapshot { index: up_to, term: 1, ..Snapshot::default() }], up_to }
             });
             let write = Write { entries, hard_state, compact, ..Write::default() };

@@ -15,7 +15,7 @@ impl Invariant for CommittedNeverChanges {
     fn check(&mut self, event: &Event<'_>, facts: &Facts) -> Result<(), String> {
         let Event::Drained { node, drained } = event else { return Ok(()) };
         let Some(mine) = facts.nodes.get(node) else { return Ok(()) };
-        let known = mine.raft_state.map_or(0, |raft_state| raft_state.commit).max(mine.log.base.0);
+        let known = mine.raft_state.map_or(0, |raft_state| raft_state.commit).max(mine.log.compacted.0);
         for index in known + 1..=drained.raft_state.commit {
             let Some(entry) = mine.log.get(index) else {
                 return Err(format!("n{node} commits {index}, which its log (to {}) lacks", mine.log.last()));
@@ -36,7 +36,7 @@ impl Invariant for CommittedNeverChanges {
         for append in drained.append {
             let Some(first) = append.write.entries.first() else { continue };
             let commit = mine.raft_state.map_or(0, |raft_state| raft_state.commit);
-            if first.index <= commit && first.index > mine.log.base.0 {
+            if first.index <= commit && first.index > mine.log.compacted.0 {
                 return Err(format!("n{node} overwrites {} although it knows {commit} to be committed", first.index));
             }
         }

@@ -43,7 +43,7 @@ impl Invariant for CutIsCovered {
             // What was cut off while space was low is gone: a record that cuts off no more takes nothing from anybody.
             if self.holds
                 && !drained.low_space
-                && mine.disk.as_ref().is_none_or(|disk| up_to > disk.base())
+                && mine.disk.as_ref().is_none_or(|disk| up_to > disk.compacted_index())
                 && let Some((to, sent)) = drained.sends.iter().find(|(_, sent)| up_to > *sent)
             {
                 return broken(format!("n{to} is being sent the snapshot at {sent}, and needs what follows it"));

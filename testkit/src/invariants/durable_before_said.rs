@@ -39,8 +39,8 @@ impl Invariant for DurableBeforeSaid {
                 AppendResponse if !message.reject && message.term == drained.raft_state.term => {
                     let (index, on_disk) = (message.index, disk.term_at(message.index));
                     // What is cut off is in a snapshot, once that is durable.
-                    let covered = index <= disk.base() || on_disk.is_some();
-                    let there = match index > mine.log.base.0 {
+                    let covered = index <= disk.compacted_index() || on_disk.is_some();
+                    let there = match index > mine.log.compacted.0 {
                         true => on_disk.is_some() && on_disk == mine.log.term_at(index),
                         false => covered,
                     };

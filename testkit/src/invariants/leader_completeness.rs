@@ -23,16 +23,16 @@ impl Invariant for LeaderCompleteness {
             return Ok(());
         }
         let Some(log) = facts.nodes.get(node).map(|facts| &facts.log) else { return Ok(()) };
-        let (base, base_term) = log.base;
-        if let Some((entry, _)) = facts.committed.get(&base)
-            && entry.term != base_term
+        let (compacted_index, compacted_term) = log.compacted;
+        if let Some((entry, _)) = facts.committed.get(&compacted_index)
+            && entry.term != compacted_term
         {
             return Err(format!(
-                "n{node} leads with a log after {base}@{base_term}, and {base}@{} was committed",
+                "n{node} leads with a log after {compacted_index}@{compacted_term}, and {compacted_index}@{} was committed",
                 entry.term
             ));
         }
-        for (index, (entry, in_term)) in facts.committed.iter().filter(|(index, _)| **index > log.base.0) {
+        for (index, (entry, in_term)) in facts.committed.iter().filter(|(index, _)| **index > log.compacted.0) {
             if *in_term < term && log.get(*index) != Some(entry) {
                 let found = log.term_at(*index).map_or("nothing".to_owned(), |term| format!("{index}@{term}"));
                 let lost = format!("{index}@{}", entry.term);

@@ -54,7 +54,7 @@ impl Invariant for NothingGoesBack {
                 }
                 if let Some(first) = drained.append.iter().find_map(|append| append.write.entries.first())
                     && first.index <= promised.acknowledged.0
-                    && promised.acknowledged.0 > mine.log.base.0
+                    && promised.acknowledged.0 > mine.log.compacted.0
                     && mine.log.term_at(promised.acknowledged.0) != Some(promised.acknowledged.1)
                 {
                     // A leader of a later term may overwrite what was acknowledged to an earlier one.

@@ -26,7 +26,7 @@ impl Invariant for QuorumBeforeCommit {
         let on_disk = |id: &&u64| {
             facts.nodes.get(*id).is_some_and(|facts| {
                 // Who has cut it off has applied it.
-                let held = |disk: &dyn Durable| disk.term_at(commit) == Some(term) || disk.base() > commit;
+                let held = |disk: &dyn Durable| disk.term_at(commit) == Some(term) || disk.compacted_index() > commit;
                 let held = facts.disk.as_deref().is_some_and(held);
                 // What it acknowledged before somebody took its disk away was there, and comes back.
                 held || facts.tampered

@@ -204,7 +204,7 @@ impl<T> Consensus<T> {
             Ok(entries) if self.windows.peers.contains_key(&peer) => view.put_read(peer, &entries),
             Ok(_) => {}
             // It was cut off while it was being read: raft-rs sends a snapshot instead.
-            Err(_) if from <= view.base() => {}
+            Err(_) if from <= view.compacted_index() => {}
             Err(error) => view.set_fault(error),
         }
     }

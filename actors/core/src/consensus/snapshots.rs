@@ -192,7 +192,7 @@ impl<T> Consensus<T> {
         if alone && let Some(newest) = view.newest().cloned() {
             self.raw.mut_store().keep(vec![newest]);
         }
-        if alone || self.needed_no_longer() > self.raw.store().base() {
+        if alone || self.needed_no_longer() > self.raw.store().compacted_index() {
             self.compact();
         }
     }
@@ -205,7 +205,9 @@ impl<T> Consensus<T> {
     /// The last entry that nobody needs. See the file's head for who may.
     fn needed_no_longer(&self) -> u64 {
         let view = self.raw.store();
-        let (Some(older), Some(newest)) = (view.snapshots().first(), view.newest()) else { return view.base() };
+        let (Some(older), Some(newest)) = (view.snapshots().first(), view.newest()) else {
+            return view.compacted_index();
+        };
         let by_count = newest.index.saturating_sub(self.settings.keep_entries);
         // The window is bounded by both: by many small entries as well as by a few large ones.
         let window = by_count.max(view.index_within(self.settings.keep_bytes));
@@ -220,7 +222,7 @@ impl<T> Consensus<T> {
         {
             up_to = up_to.min(behind);
         }
-        up_to.clamp(view.base(), self.raw.raft.raft_log.applied.max(view.base()))
+        up_to.clamp(view.compacted_index(), self.raw.raft.raft_log.applied.max(view.compacted_index()))
     }
 
     /// The oldest snapshot on its way to a peer that holds the log. Without it the peer is sent another one after it.

@@ -167,7 +167,7 @@ impl<T> Consensus<T> {
             role: self.role(),
             term: raft.term,
             leader: self.leader(),
-            first_index: view.base().max(self.min_served_index) + 1,
+            first_index: view.compacted_index().max(self.min_served_index) + 1,
             last_index: raft.raft_log.last_index(),
             persisted_index: raft.raft_log.persisted,
             commit_index: raft.raft_log.committed,

@@ -22,19 +22,19 @@ pub struct Sizes {
 }
 
 impl Sizes {
-    /// A log that is empty after `base`.
-    pub fn after_base(base: u64) -> Sizes {
-        Sizes { steps: VecDeque::new(), next: base.saturating_add(1), end: 0 }
+    /// A log that is empty after `compacted_index`.
+    pub fn empty_after(compacted_index: u64) -> Sizes {
+        Sizes { steps: VecDeque::new(), next: compacted_index.saturating_add(1), end: 0 }
     }
 
     /// What a store recovered: (first index, bytes from there to the next such index), ascending, of a log up to `last`.
-    pub fn recovered(base: u64, last: u64, steps: &[(u64, u64)]) -> Sizes {
-        let mut sizes = Sizes::after_base(base);
+    pub fn recovered(compacted_index: u64, last: u64, steps: &[(u64, u64)]) -> Sizes {
+        let mut sizes = Sizes::empty_after(compacted_index);
         for &(first, bytes) in steps {
             sizes.steps.push_back((first, sizes.end));
             sizes.end += bytes;
         }
-        sizes.next = last.max(base).saturating_add(1);
+        sizes.next = last.max(compacted_index).saturating_add(1);
         sizes
     }
 
@@ -63,9 +63,9 @@ impl Sizes {
         self.next = self.next.min(first);
     }
 
-    /// The entries up to `base` are gone.
-    pub fn compact(&mut self, base: u64) {
-        let first = base.saturating_add(1);
+    /// The entries up to `compacted_index` are gone.
+    pub fn compact(&mut self, compacted_index: u64) {
+        let first = compacted_index.saturating_add(1);
         let offset = self.offset(first);
         let inside = self.steps.partition_point(|(start, _)| *start <= first);
         self.steps.drain(..inside.saturating_sub(1));
@@ -89,12 +89,12 @@ impl Sizes {
         if self.steps.is_empty() { 0 } else { self.end - self.offset(index.saturating_add(1)) }
     }
 
-    /// The lowest index such that the entries after it have at most so many bytes; `base` if all of them do.
-    pub fn within(&self, bytes: u64, base: u64) -> u64 {
+    /// The lowest index such that the entries after it have at most so many bytes; `compacted_index` if all of them do.
+    pub fn within(&self, bytes: u64, compacted_index: u64) -> u64 {
         let start = self.steps.front().map_or(self.end, |(_, offset)| *offset);
         let wanted = self.end.saturating_sub(bytes);
         if wanted <= start {
-            return base;
+            return compacted_index;
         }
         // The step in which the wanted place lies begins before it.
         let nth = self.steps.partition_point(|(_, offset)| *offset < wanted) - 1;
@@ -154,11 +154,11 @@ mod tests {
     proptest! {
         /// Against a plain list of sizes: the whole is exact, a part is off by a step at most, and the two questions agree.
         #[test]
-        fn they_are_those_of_a_plain_list(changes in prop::collection::vec(change(), 1..40), base in 0..1000u64) {
-            let (mut base, mut plain) = (base, BTreeMap::new());
-            let mut sizes = Sizes::after_base(base);
+        fn they_are_those_of_a_plain_list(changes in prop::collection::vec(change(), 1..40), compacted_index in 0..1000u64) {
+            let (mut compacted_index, mut plain) = (compacted_index, BTreeMap::new());
+            let mut sizes = Sizes::empty_after(compacted_index);
             for change in changes {
-                let last = base + plain.len() as u64;
+                let last = compacted_index + plain.len() as u64;
                 match change {
                     Change::Push(new) => {
                         for (index, bytes) in (last + 1..).zip(new) {
@@ -167,41 +167,41 @@ mod tests {
                         }
                     }
                     Change::Truncate(of_thousand) => {
-                        let first = base + 1 + (last - base) * of_thousand / 1000;
+                        let first = compacted_index + 1 + (last - compacted_index) * of_thousand / 1000;
                         sizes.truncate(first, plain.split_off(&first).values().sum());
                     }
                     Change::Compact(of_thousand) => {
-                        base += (last - base) * of_thousand / 1000;
-                        plain = plain.split_off(&(base + 1));
-                        sizes.compact(base);
+                        compacted_index += (last - compacted_index) * of_thousand / 1000;
+                        plain = plain.split_off(&(compacted_index + 1));
+                        sizes.compact(compacted_index);
                         // What goes is off by a step at most; from here on that is the size of what stays.
                         let left: u64 = plain.values().sum();
                         prop_assert!(sizes.total().abs_diff(left) <= SLACK);
-                        let exact = plain.iter().fold(Sizes::after_base(base), |mut exact, (index, bytes)| {
+                        let exact = plain.iter().fold(Sizes::empty_after(compacted_index), |mut exact, (index, bytes)| {
                             exact.push(*index, *bytes);
                             exact
                         });
                         sizes = exact;
                     }
                     Change::Reopen => {
-                        let last = base + plain.len() as u64;
-                        let reopened = Sizes::recovered(base, last, &sizes.steps());
+                        let last = compacted_index + plain.len() as u64;
+                        let reopened = Sizes::recovered(compacted_index, last, &sizes.steps());
                         prop_assert_eq!(reopened.total(), sizes.total());
                         sizes = reopened;
                     }
                 }
                 prop_assert_eq!(sizes.total(), plain.values().sum::<u64>());
-                let last = base + plain.len() as u64;
-                prop_assert_eq!((sizes.after(base), sizes.after(last)), (sizes.total(), 0));
-                prop_assert_eq!(sizes.within(u64::MAX, base), base);
-                prop_assert_eq!(sizes.within(0, base), last);
-                for index in base..=last {
+                let last = compacted_index + plain.len() as u64;
+                prop_assert_eq!((sizes.after(compacted_index), sizes.after(last)), (sizes.total(), 0));
+                prop_assert_eq!(sizes.within(u64::MAX, compacted_index), compacted_index);
+                prop_assert_eq!(sizes.within(0, compacted_index), last);
+                for index in compacted_index..=last {
                     let exact: u64 = plain.range(index + 1..).map(|(_, bytes)| bytes).sum();
                     prop_assert!(sizes.after(index).abs_diff(exact) <= SLACK, "after {index}: {} for {exact}", sizes.after(index));
                     let bytes = sizes.after(index);
-                    prop_assert!(sizes.within(bytes, base) <= index, "within {bytes}: {} for {index}", sizes.within(bytes, base));
-                    prop_assert!(sizes.after(sizes.within(bytes, base)) <= bytes);
-                    let lower = sizes.within(bytes, base).checked_sub(1).filter(|lower| *lower >= base);
+                    prop_assert!(sizes.within(bytes, compacted_index) <= index, "within {bytes}: {} for {index}", sizes.within(bytes, compacted_index));
+                    prop_assert!(sizes.after(sizes.within(bytes, compacted_index)) <= bytes);
+                    let lower = sizes.within(bytes, compacted_index).checked_sub(1).filter(|lower| *lower >= compacted_index);
                     prop_assert!(lower.is_none_or(|lower| sizes.after(lower) > bytes));
                 }
             }
@@ -210,7 +210,7 @@ mod tests {
 
     #[test]
     fn a_large_log_costs_a_small_table() {
-        let mut sizes = Sizes::after_base(1);
+        let mut sizes = Sizes::empty_after(1);
         for index in 2..=1_000_001 {
             sizes.push(index, 152);
         }

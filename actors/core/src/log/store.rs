@@ -57,9 +57,9 @@ pub struct Recovered {
     pub snapshots: Vec<Snapshot>,
     /// The hard state.
     pub hard_state: HardState,
-    /// The last index of the log; its base if there is no entry, zero if there is nothing.
+    /// The last index of the log; the compacted index if there is no entry, zero if there is nothing.
     pub last_index: u64,
-    /// The term of every entry as runs: (first index of the run, term), ascending, starting with the log's base: the
+    /// The term of every entry as runs: (first index of the run, term), ascending, starting at the compacted index: the
     /// index before its first entry, which no kept snapshot is below.
     pub terms: Vec<(u64, u64)>,
     /// How large the log is: (first index, bytes of entries from there to the next such index), ascending, in steps of the
@@ -74,11 +74,11 @@ impl Recovered {
     }
 
     /// The index before the first entry.
-    pub fn base(&self) -> u64 {
+    pub fn compacted_index(&self) -> u64 {
         self.terms.first().map_or(0, |(index, _)| *index)
     }
 
-    /// The term of the entry at `index`; `None` outside the log. The base counts as inside.
+    /// The term of the entry at `index`; `None` outside the log. The compacted index counts as inside.
     pub fn term_at(&self, index: u64) -> Option<u64> {
         if index > self.last_index {
             return None;

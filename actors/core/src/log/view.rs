@@ -1,13 +1,13 @@
 //! The log as the core sees it: a tail in memory, the terms of all of it, and a reader for the rest.
 //!
 //! ```text
-//!  base ──┤ on disk only ├──┤ tail: recent, in memory ├── last
+//!  compacted_index ──┤ on disk only ├──┤ tail: recent, in memory ├── last
 //!         read through the     pinned: (applied, last]
 //!         LogReader            kept for slow peers: up to a byte bound
 //! ```
 //!
-//! The *base* is the index before the first entry, the *kept snapshots* are those a node can start from: at first one and the
-//! same, after a compaction the base is at most as high as the first of them.
+//! The *compacted index* is the index before the first entry, the *kept snapshots* are those a node can start from: at first one and the
+//! same, after a compaction the compacted index is at most as high as the first of them.
 //!
 //! raft-rs asks its `Storage` synchronously and dies of an error while it commits or campaigns. So what is not
 //! applied yet is pinned here, terms come from a table of runs, and only an append to a peer that fell
@@ -41,13 +41,13 @@ pub struct LogView {
     reader: Arc<dyn LogReader>,
     /// Ascending; those the store was last told to record.
     snapshots: Vec<Snapshot>,
-    base: u64,
+    compacted_index: u64,
     /// Entries up to here are served to nobody, though they may be in the log.
     min_served_index: u64,
     /// The configuration at the applied index.
     conf: ConfState,
     hard_state: HardState,
-    /// (first index, term), ascending; the first run starts at the base.
+    /// (first index, term), ascending; the first run starts at the compacted index.
     runs: Vec<(u64, u64)>,
     sizes: Sizes,
     last: u64,
@@ -66,7 +66,7 @@ pub struct LogView {
     fault: RefCell<Option<StoreError>>,
 }
 
-debug_fields!(LogView { group, base, min_served_index, last, committed, applied });
+debug_fields!(LogView { group, compacted_index, min_served_index, last, committed, applied });
 
 /// What raft-rs gets when it asks for the entries of an append.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,12 +105,12 @@ impl LogView {
             group,
             reader,
             snapshots: Vec::new(),
-            base: 0,
+            compacted_index: 0,
             min_served_index: 0,
             conf: ConfState::default(),
             hard_state: HardState::default(),
             runs: Vec::new(),
-            sizes: Sizes::after_base(0),
+            sizes: Sizes::empty_after(0),
             last: 0,
             tail: VecDeque::new(),
             tail_bytes: 0,
@@ -136,8 +136,8 @@ impl LogView {
         conf: ConfState,
     ) -> Result<Self, StoreError> {
         let mut view = LogView::empty(group, reader, keep_bytes);
-        view.base = recovered.base();
-        view.sizes = Sizes::recovered(view.base, recovered.last_index, &recovered.sizes);
+        view.compacted_index = recovered.compacted_index();
+        view.sizes = Sizes::recovered(view.compacted_index, recovered.last_index, &recovered.sizes);
         view.snapshots = recovered.snapshots;
         view.conf = conf;
         view.hard_state = recovered.hard_state;
@@ -188,8 +188,8 @@ impl LogView {
     }
 
     /// The index before the log's first entry: what is up to there is in the snapshots alone.
-    pub fn base(&self) -> u64 {
-        self.base
+    pub fn compacted_index(&self) -> u64 {
+        self.compacted_index
     }
 
     /// Bytes of all entries of the log, in memory or on disk.
@@ -202,9 +202,9 @@ impl LogView {
         self.sizes.after(index)
     }
 
-    /// The lowest index such that the entries after it have at most so many bytes, to some 64 KiB; at least the base.
+    /// The lowest index such that the entries after it have at most so many bytes, to some 64 KiB; at least the compacted index.
     pub fn index_within(&self, bytes: u64) -> u64 {
-        self.sizes.within(bytes, self.base)
+        self.sizes.within(bytes, self.compacted_index)
     }
 
     /// The index of the last entry.
@@ -340,8 +340,8 @@ impl LogView {
         self.last = snapshot.index;
         self.applied = snapshot.index;
         self.conf = snapshot.conf.clone();
-        self.base = snapshot.index;
-        self.sizes = Sizes::after_base(snapshot.index);
+        self.compacted_index = snapshot.index;
+        self.sizes = Sizes::empty_after(snapshot.index);
         self.snapshots = vec![snapshot];
         self.tail.clear();
         self.tail_bytes = 0;
@@ -350,19 +350,19 @@ impl LogView {
         self.committed_bytes = 0;
     }
 
-    /// Replaces the snapshots that a node can start from: ascending by index, none below the base.
+    /// Replaces the snapshots that a node can start from: ascending by index, none below the compacted index.
     pub fn keep(&mut self, snapshots: Vec<Snapshot>) {
         assert!(snapshots.windows(2).all(|pair| pair[0].index < pair[1].index), "kept snapshots ascend");
         assert!(
-            snapshots.first().is_some_and(|first| first.index >= self.base),
-            "a kept snapshot is not below the base"
+            snapshots.first().is_some_and(|first| first.index >= self.compacted_index),
+            "a kept snapshot is not below the compacted index"
         );
         self.snapshots = snapshots;
     }
 
-    /// Raises the base: the entries up to `up_to` are gone. Does nothing where they are gone already.
+    /// Raises the compacted index: the entries up to `up_to` are gone. Does nothing where they are gone already.
     pub fn compact(&mut self, up_to: u64) {
-        if up_to <= self.base {
+        if up_to <= self.compacted_index {
             return;
         }
         assert!(up_to <= self.applied, "an entry that is not applied is never compacted");
@@ -375,7 +375,7 @@ impl LogView {
             self.drop_front();
         }
         self.sizes.compact(up_to);
-        self.base = up_to;
+        self.compacted_index = up_to;
     }
 
     /// From now on entries up to `index` are served to nobody, nor a snapshot below it: what they say was overruled by hand.
@@ -413,7 +413,7 @@ impl LogView {
 
     /// Up to here nothing is served: it is not there, or not to be seen.
     fn hidden(&self) -> u64 {
-        self.base.max(self.min_served_index)
+        self.compacted_index.max(self.min_served_index)
     }
 
     /// The configuration after a change was applied.
@@ -623,7 +623,7 @@ mod tests {
         }
     }
 
-    /// What follows a log, in many orders: the base rises, the end is cut, a snapshot replaces it all.
+    /// What follows a log, in many orders: the compacted index rises, the end is cut, a snapshot replaces it all.
     #[test]
     fn a_compacted_log_is_a_log() {
         for seed in 0..300u64 {
@@ -635,7 +635,7 @@ mod tests {
             let disk = Arc::new(Held::default());
             let mut view = view(&disk, 100);
             let mut plain = BTreeMap::from([(1, 1u64)]);
-            let (mut base, mut applied, mut term) = (1, 1, 1);
+            let (mut compacted_index, mut applied, mut term) = (1, 1, 1);
             for _ in 0..40 {
                 let last = view.last();
                 match roll(6) {
@@ -656,50 +656,55 @@ mod tests {
                         view.applied_to(applied);
                     }
                     4 => {
-                        let older = base + roll(applied - base + 1);
+                        let older = compacted_index + roll(applied - compacted_index + 1);
                         let newest = older + roll(applied - older + 1);
                         let kept = BTreeMap::from([(older, plain[&older]), (newest, plain[&newest])]);
                         let kept =
                             kept.into_iter().map(|(index, term)| Snapshot { index, term, ..Snapshot::default() });
                         view.keep(kept.collect());
-                        base = roll(older + 1).max(base);
-                        view.compact(base);
-                        plain = plain.split_off(&base);
+                        compacted_index = roll(older + 1).max(compacted_index);
+                        view.compact(compacted_index);
+                        plain = plain.split_off(&compacted_index);
                         // The store may hold more: it is asked for nothing of it.
-                        disk.0.lock().unwrap().retain(|index, _| *index > base);
+                        disk.0.lock().unwrap().retain(|index, _| *index > compacted_index);
                         assert_eq!((view.snapshot_index(), view.newest().unwrap().index), (newest, newest));
                     }
                     _ if roll(8) == 0 => {
-                        base = last + roll(5);
-                        applied = base;
-                        plain = BTreeMap::from([(base, term)]);
+                        compacted_index = last + roll(5);
+                        applied = compacted_index;
+                        plain = BTreeMap::from([(compacted_index, term)]);
                         disk.0.lock().unwrap().clear();
-                        view.install(Snapshot { index: base, term, ..Snapshot::default() });
+                        view.install(Snapshot { index: compacted_index, term, ..Snapshot::default() });
                         assert_eq!((view.snapshots().len(), view.log_bytes()), (1, 0));
                     }
                     _ => {}
                 }
                 let last = *plain.last_key_value().unwrap().0;
                 assert_eq!(
-                    (view.base(), view.first_index().unwrap(), view.last()),
-                    (base, base + 1, last),
+                    (view.compacted_index(), view.first_index().unwrap(), view.last()),
+                    (compacted_index, compacted_index + 1, last),
                     "seed {seed}"
                 );
                 for (index, term) in &plain {
                     assert_eq!(view.term(*index).unwrap(), *term, "seed {seed}: the term of {index}");
                 }
                 let compacted = raft::Error::Store(StorageError::Compacted);
-                assert_eq!(view.term(base - 1).unwrap_err(), compacted, "seed {seed}");
-                assert_eq!(view.entries(base, last + 1, None, context()).unwrap_err(), compacted, "seed {seed}");
-                if last > base {
-                    let read = view.entries(base + 1, last + 1, None, context()).unwrap();
+                assert_eq!(view.term(compacted_index - 1).unwrap_err(), compacted, "seed {seed}");
+                assert_eq!(
+                    view.entries(compacted_index, last + 1, None, context()).unwrap_err(),
+                    compacted,
+                    "seed {seed}"
+                );
+                if last > compacted_index {
+                    let read = view.entries(compacted_index + 1, last + 1, None, context()).unwrap();
                     let read: Vec<_> = read.iter().map(|e| (e.index, e.term)).collect();
-                    let expected: Vec<_> = plain.range(base + 1..).map(|(index, term)| (*index, *term)).collect();
+                    let expected: Vec<_> =
+                        plain.range(compacted_index + 1..).map(|(index, term)| (*index, *term)).collect();
                     assert_eq!(read, expected, "seed {seed}");
                 }
                 let each = size(&entry(1, 1)) as u64;
-                assert_eq!(view.log_bytes(), (last - base) * each, "seed {seed}");
-                for index in base..=last {
+                assert_eq!(view.log_bytes(), (last - compacted_index) * each, "seed {seed}");
+                for index in compacted_index..=last {
                     assert_eq!(view.bytes_after(index), (last - index) * each, "seed {seed}: after {index}");
                     assert_eq!(view.index_within((last - index) * each), index, "seed {seed}: within {index}");
                 }
@@ -728,7 +733,7 @@ mod tests {
         view.raise_min_served_index(6);
         view.raise_min_served_index(5); // never lowered
         let compacted = raft::Error::Store(StorageError::Compacted);
-        assert_eq!((view.base(), view.first_index().unwrap()), (1, 7));
+        assert_eq!((view.compacted_index(), view.first_index().unwrap()), (1, 7));
         assert_eq!(view.entries(6, 8, None, context()).unwrap_err(), compacted);
         assert_eq!(view.entries(7, 8, None, context()).unwrap().len(), 1);
         assert_eq!((view.term(5).unwrap_err(), view.term(6).unwrap()), (compacted, 1));

@@ -56,7 +56,7 @@ impl<E: Engine> Shared<E> {
         let (blocks, bytes) = (engine.blocks(), AtomicU64::new(engine.disk_bytes()));
         let sizes = found.groups.iter().map(|(group, found)| {
             let Recovered { last_index, sizes, .. } = &found.recovered;
-            (*group, Sizes::recovered(found.recovered.base(), *last_index, sizes))
+            (*group, Sizes::recovered(found.recovered.compacted_index(), *last_index, sizes))
         });
         let sizes = sizes.collect();
         let state = RwLock::new(Ok(Open { engine, logs, sizes, _lock: lock }));
@@ -210,7 +210,7 @@ impl<E: Engine, S: Pages> Committer<E, S> {
             let mark = self.watermark.mark(*group);
             let (index, index_term) = match plan.kept {
                 Some(kept) => kept,
-                None if plan.after.base.0 > mark.index => return None, // the new snapshot covers what was promised
+                None if plan.after.compacted.0 > mark.index => return None, // the new snapshot covers what was promised
                 None => (0, 0),
             };
             (index < mark.index).then_some((*group, Mark { index, index_term, ..mark }))
@@ -228,12 +228,12 @@ impl<E: Engine, S: Pages> Committer<E, S> {
                 let sizes = open.sizes.entry(*group).or_default();
                 match plan.kept {
                     Some((last, _)) => sizes.truncate(last.saturating_add(1), sizes.after(last)),
-                    None => *sizes = Sizes::after_base(plan.after.base.0),
+                    None => *sizes = Sizes::empty_after(plan.after.compacted.0),
                 }
                 for (index, bytes) in plan.appended.drain(..) {
                     sizes.push(index, bytes);
                 }
-                sizes.compact(plan.after.base.0);
+                sizes.compact(plan.after.compacted.0);
             }
             let changes: Vec<_> = plans.into_values().flat_map(|plan| plan.changes).collect();
             open.engine.apply(changes)?;
@@ -314,7 +314,7 @@ impl<E: Engine, S: Pages> Committer<E, S> {
 
     /// The groups whose log's beginning is still to go.
     pub(super) fn trimming(&self) -> Vec<GroupId> {
-        let trims = |(group, log): (&GroupId, &Log)| (log.trim_to > log.base.0).then_some(*group);
+        let trims = |(group, log): (&GroupId, &Log)| (log.trim_to > log.compacted.0).then_some(*group);
         self.shared.read().as_ref().map_or(Vec::new(), |open| open.logs.iter().filter_map(trims).collect())
     }
 
@@ -368,8 +368,12 @@ impl<E: Engine, S: Pages> Committer<E, S> {
 /// What must hold of a log after a commit, as it was planned, before any of it is on the disk. What a caller can get wrong is an error
 /// of the plan already.
 fn assert_follows(group: GroupId, before: &Log, after: &Log) {
-    let (base, last) = (after.base.0, after.last.0);
-    assert!(base <= last, "group {}: its log would end at {last}, before its beginning at {base}", group.0);
+    let (compacted_index, last) = (after.compacted.0, after.last.0);
+    assert!(
+        compacted_index <= last,
+        "group {}: its log would end at {last}, before its beginning at {compacted_index}",
+        group.0
+    );
     let promise = |log: &Log| (log.hard_state.term, log.hard_state.vote);
     assert_kept(group, promise(before), promise(after));
 }

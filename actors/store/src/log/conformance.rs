@@ -144,22 +144,26 @@ fn compact(kept: &[(u64, u64)], up_to: u64) -> Write {
     Write { compact: Some(Compact { snapshots, up_to }), ..Write::default() }
 }
 
-/// What is recovered after a compaction up to `up_to`: these snapshots, a base that is not above it, all entries that follow, and
+/// What is recovered after a compaction up to `up_to`: these snapshots, a compacted index that is not above it, all entries that follow, and
 /// the term of each.
 fn check_compacted(open: Opener<'_>, kept: &[(u64, u64)], up_to: u64, expected: &[Entry]) {
     let store = open();
     let recovered = store.recover(GROUP).expect("the group recovers");
     let snapshots: Vec<_> = kept.iter().map(|(index, term)| snapshot(*index, *term, 30)).collect();
     assert_eq!(recovered.snapshots, snapshots);
-    assert!(recovered.base() <= up_to, "the base is {} after a compaction up to {up_to}", recovered.base());
+    assert!(
+        recovered.compacted_index() <= up_to,
+        "the log is compacted up to {} after a compaction up to {up_to}",
+        recovered.compacted_index()
+    );
     assert_eq!(recovered.last_index, up_to + expected.len() as u64);
     let read = |from| store.reader().entries(GROUP, from, recovered.last_index + 1, usize::MAX);
     assert_eq!(read(up_to + 1).expect("what follows can be read"), expected);
-    let all = read(recovered.base() + 1).expect("what is kept longer can be read");
+    let all = read(recovered.compacted_index() + 1).expect("what is kept longer can be read");
     for entry in &all {
         assert_eq!(recovered.term_at(entry.index), Some(entry.term));
     }
-    assert!(read(recovered.base()).is_err(), "below the base there is nothing");
+    assert!(read(recovered.compacted_index()).is_err(), "up to the compacted index there is nothing");
     let sizes: u64 = recovered.sizes.iter().map(|(_, bytes)| bytes).sum();
     assert_eq!(sizes, all.iter().map(|entry| entry.size() as u64).sum::<u64>());
     for (index, term) in kept {
@@ -520,7 +524,7 @@ fn a_log_cut_at_both_ends(open: Opener<'_>) {
     store.append(entries(2..=4, 1));
     store.append(entries(5..=9, 1));
     store.write(compact(&[(4, 1)], 4));
-    // Right after the base, as a new leader does whose log ends there.
+    // Right after the compacted index, as a new leader does whose log ends there.
     store.append(entries(5..=6, 2));
     drop(store);
     check_compacted(open, &[(4, 1)], 4, &entries(5..=6, 2));
@@ -614,7 +618,11 @@ fn a_large_compaction_catches_up(open: Opener<'_>) {
     drop(store);
     let expected = [entries(1401..=1459, 1), entries(1460..=1460, 2)].concat();
     check_compacted(open, &[(1400, 1), (1450, 1)], 1400, &expected);
-    assert_eq!(open().recover(GROUP).expect("the group recovers").base(), 1400, "each was a block of its own");
+    assert_eq!(
+        open().recover(GROUP).expect("the group recovers").compacted_index(),
+        1400,
+        "each was a block of its own"
+    );
     // The compaction that was under way when the store was closed begins again with the next.
     let mut store = Running::start(open());
     store.append(entries(1461..=1461, 2));
@@ -632,7 +640,7 @@ fn sizes_come_back(open: Opener<'_>) {
     drop(store);
     let recovered = open().recover(GROUP).expect("the group recovers");
     assert!(recovered.sizes.len() > 3, "in more than one step: {:?}", recovered.sizes);
-    let mut from = recovered.base() + 1;
+    let mut from = recovered.compacted_index() + 1;
     let ends = recovered.sizes.iter().skip(1).map(|(first, _)| *first).chain([recovered.last_index + 1]);
     for ((first, bytes), end) in recovered.sizes.iter().zip(ends) {
         assert_eq!(*first, from, "without gaps");

@@ -55,7 +55,7 @@ pub struct GroupReport {
     /// The snapshots a node can start from, ascending by index, the newest last.
     pub snapshots: Vec<Snapshot>,
     /// Index and term before the first entry of the log; zero if there is no snapshot.
-    pub base: (u64, u64),
+    pub compacted: (u64, u64),
     /// The index of its first entry, if there is one.
     pub first_index: Option<u64>,
     /// The last index of the log.
@@ -201,7 +201,7 @@ impl Inspection {
             watermark: self.watermark.get(&group).copied(),
             hard_state: found.recovered.hard_state,
             snapshots: found.recovered.snapshots.clone(),
-            base: found.recovered.terms.first().copied().filter(|_| formed).unwrap_or_default(),
+            compacted: found.recovered.terms.first().copied().filter(|_| formed).unwrap_or_default(),
             first_index: found.first_index,
             last_index: found.recovered.last_index,
             terms: found.recovered.terms,

@@ -207,19 +207,19 @@ struct Log {
     /// Ascending.
     snapshots: Vec<Snapshot>,
     /// The index before the first entry, and its term.
-    base: (u64, u64),
+    compacted: (u64, u64),
     entries: Vec<Entry>,
     hard_state: HardState,
 }
 
 impl Log {
     fn last(&self) -> u64 {
-        self.base.0 + self.entries.len() as u64
+        self.compacted.0 + self.entries.len() as u64
     }
 
     fn term_at(&self, index: u64) -> Option<u64> {
-        match index.checked_sub(self.base.0)?.checked_sub(1) {
-            None => Some(self.base.1),
+        match index.checked_sub(self.compacted.0)?.checked_sub(1) {
+            None => Some(self.compacted.1),
             Some(nth) => self.entries.get(nth as usize).map(|entry| entry.term),
         }
     }
@@ -229,13 +229,13 @@ impl Log {
         let misuse = |detail| StoreError::Damaged { what: format!("group {}: a batch", group.0), detail };
         if let Some(snapshot) = snapshot {
             self.entries.clear();
-            self.base = (snapshot.index, snapshot.term);
+            self.compacted = (snapshot.index, snapshot.term);
             self.snapshots = vec![snapshot];
         }
         if let Some(first) = entries.first().map(|entry| entry.index) {
-            let (base, last) = (self.base.0, self.last());
-            if first <= base || first > last + 1 {
-                return Err(misuse(format!("an append at {first} to a log of {} to {last}", base + 1)));
+            let (compacted_index, last) = (self.compacted.0, self.last());
+            if first <= compacted_index || first > last + 1 {
+                return Err(misuse(format!("an append at {first} to a log of {} to {last}", compacted_index + 1)));
             }
             if let Some(newest) = self.snapshots.last().filter(|newest| first <= newest.index) {
                 return Err(misuse(format!("an append at {first} to a log with a snapshot of {}", newest.index)));
@@ -243,7 +243,7 @@ impl Log {
             if let Some((entry, index)) = entries.iter().zip(first..).find(|(entry, index)| entry.index != *index) {
                 return Err(misuse(format!("an append with entry {} in the place of {index}", entry.index)));
             }
-            self.entries.truncate((first - base - 1) as usize);
+            self.entries.truncate((first - compacted_index - 1) as usize);
             self.entries.extend(entries);
         }
         if let Some(state) = hard_state {
@@ -253,17 +253,17 @@ impl Log {
             self.hard_state = state;
         }
         if let Some(compact) = compact
-            && plan::judge(&compact, self.base.0, self.last()).map_err(misuse)?
+            && plan::judge(&compact, self.compacted.0, self.last()).map_err(misuse)?
         {
             let Compact { snapshots, up_to } = compact;
             let astray = |snapshot: &&Snapshot| self.term_at(snapshot.index) != Some(snapshot.term);
             if let Some(Snapshot { index, term, .. }) = snapshots.iter().find(astray) {
                 return Err(misuse(format!("a snapshot {} of a log with another term there", At(*index, *term))));
             }
-            let gone = up_to.saturating_sub(self.base.0);
+            let gone = up_to.saturating_sub(self.compacted.0);
             if let Some(term) = self.term_at(up_to).filter(|_| gone > 0) {
                 self.entries.drain(..gone as usize);
-                self.base = (up_to, term);
+                self.compacted = (up_to, term);
             }
             self.snapshots = snapshots;
         }
@@ -271,8 +271,8 @@ impl Log {
     }
 
     fn recover(&self) -> Recovered {
-        let mut terms: Vec<(u64, u64)> = self.snapshots.first().map(|_| self.base).into_iter().collect();
-        let mut sizes = Sizes::after_base(self.base.0);
+        let mut terms: Vec<(u64, u64)> = self.snapshots.first().map(|_| self.compacted).into_iter().collect();
+        let mut sizes = Sizes::empty_after(self.compacted.0);
         for entry in &self.entries {
             sizes.push(entry.index, entry.size() as u64);
             if terms.last().is_none_or(|run| run.1 != entry.term) {
@@ -372,13 +372,14 @@ impl LogReader for MemoryReader {
         }
         let empty = Log::default();
         let log = disk.logs.get(&group).unwrap_or(&empty);
-        let (base, last) = (log.base.0, log.last());
-        if from <= base || to > last + 1 {
-            let detail = format!("entries {from} to {} were asked for, it holds {} to {last}", to - 1, base + 1);
+        let (compacted_index, last) = (log.compacted.0, log.last());
+        if from <= compacted_index || to > last + 1 {
+            let detail =
+                format!("entries {from} to {} were asked for, it holds {} to {last}", to - 1, compacted_index + 1);
             return Err(StoreError::Damaged { what: format!("group {}: the log", group.0), detail });
         }
         let mut bytes = 0usize;
-        let wanted = &log.entries[(from - base - 1) as usize..(to - base - 1) as usize];
+        let wanted = &log.entries[(from - compacted_index - 1) as usize..(to - compacted_index - 1) as usize];
         let fitting = wanted.iter().take_while(|entry| {
             let first = bytes == 0;
             bytes = bytes.saturating_add(entry.size());
@@ -388,7 +389,7 @@ impl LogReader for MemoryReader {
     }
 
     fn first_index(&self, group: GroupId) -> u64 {
-        self.disk.lock().logs.get(&group).map_or(1, |log| log.base.0 + 1)
+        self.disk.lock().logs.get(&group).map_or(1, |log| log.compacted.0 + 1)
     }
 
     fn disk_bytes(&self) -> u64 {

@@ -23,14 +23,14 @@ use super::{
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Log {
     /// The index before its first entry and the term there; zero without a snapshot.
-    pub(super) base: (u64, u64),
+    pub(super) compacted: (u64, u64),
     /// What its first block names as its predecessor.
     pub(super) prev_checksum: u32,
     /// The index of its newest snapshot: what is up to there is never replaced.
     pub(super) newest: u64,
-    /// Up to here its blocks are to go, a slice with every commit; not above the base when none is to.
+    /// Up to here its blocks are to go, a slice with every commit; not above the compacted index when none is to.
     pub(super) trim_to: u64,
-    /// Index and term of its last entry, or of the base.
+    /// Index and term of its last entry, or of the compacted index.
     pub(super) last: (u64, u64),
     /// What the next block names as its predecessor.
     pub(super) tail: u32,
@@ -48,14 +48,14 @@ impl Log {
         let Some((first, last)) = recovered.terms.first().zip(recovered.terms.last()) else {
             return Log { hard_state: recovered.hard_state, ..Log::empty(group) };
         };
-        let base = if !recovered.snapshots.is_empty() { *first } else { (0, 0) };
+        let compacted = if !recovered.snapshots.is_empty() { *first } else { (0, 0) };
         let (last, newest) = ((recovered.last_index, last.1), recovered.newest().map_or(0, |newest| newest.index));
         let (&FoundGroup { prev_checksum, tail, .. }, hard_state) = (found, recovered.hard_state);
-        Log { base, prev_checksum, newest, trim_to: 0, last, tail, hard_state }
+        Log { compacted, prev_checksum, newest, trim_to: 0, last, tail, hard_state }
     }
 
     pub(super) fn first(&self) -> u64 {
-        self.base.0 + 1
+        self.compacted.0 + 1
     }
 }
 
@@ -78,9 +78,12 @@ impl Staged {
             self.snapshot = Some(snapshot);
         }
         if let Some(first) = entries.first().map(|entry| entry.index) {
-            let (base, end) = (self.base(log), self.end(log));
-            if first <= base || first > end + 1 {
-                return Err(misuse(group, format!("an append at {first} to a log of {} to {end}", base + 1)));
+            let (compacted_index, end) = (self.compacted_index(log), self.end(log));
+            if first <= compacted_index || first > end + 1 {
+                return Err(misuse(
+                    group,
+                    format!("an append at {first} to a log of {} to {end}", compacted_index + 1),
+                ));
             }
             let newest = self.newest(log);
             if first <= newest {
@@ -103,8 +106,8 @@ impl Staged {
             // Where the log begins for its owner, though some of it may not have gone yet.
             let earlier = self.compact.as_ref().map_or(0, |earlier| earlier.up_to);
             let pending = if self.snapshot.is_some() { 0 } else { log.trim_to };
-            let base = self.base(log).max(earlier).max(pending);
-            if !judge(&compact, base, self.end(log)).map_err(|detail| misuse(group, detail))? {
+            let compacted_index = self.compacted_index(log).max(earlier).max(pending);
+            if !judge(&compact, compacted_index, self.end(log)).map_err(|detail| misuse(group, detail))? {
                 return Ok(());
             }
             let up_to = earlier.max(compact.up_to);
@@ -113,8 +116,8 @@ impl Staged {
         Ok(())
     }
 
-    fn base(&self, log: &Log) -> u64 {
-        self.snapshot.as_ref().map_or(log.base.0, |snapshot| snapshot.index)
+    fn compacted_index(&self, log: &Log) -> u64 {
+        self.snapshot.as_ref().map_or(log.compacted.0, |snapshot| snapshot.index)
     }
 
     fn end(&self, log: &Log) -> u64 {
@@ -131,8 +134,8 @@ impl Staged {
     }
 }
 
-/// Whether a compaction of a log from `base` to `end` does anything. The error says what is wrong with it.
-pub(super) fn judge(compact: &Compact, base: u64, end: u64) -> Result<bool, String> {
+/// Whether a compaction of a log from `compacted_index` to `end` does anything. The error says what is wrong with it.
+pub(super) fn judge(compact: &Compact, compacted_index: u64, end: u64) -> Result<bool, String> {
     let Compact { snapshots, up_to } = compact;
     let Some((first, newest)) = snapshots.first().zip(snapshots.last()) else {
         return Err("a compaction that leaves no snapshot".to_owned());
@@ -146,11 +149,11 @@ pub(super) fn judge(compact: &Compact, base: u64, end: u64) -> Result<bool, Stri
     if newest.index > end {
         return Err(format!("a compaction with a snapshot of {} of a log up to {end}", newest.index));
     }
-    if newest.index < base {
+    if newest.index < compacted_index {
         return Ok(false); // overtaken: the log follows a later snapshot by now
     }
-    if first.index < base {
-        return Err(format!("a compaction with a snapshot of {} of a log from {}", first.index, base + 1));
+    if first.index < compacted_index {
+        return Err(format!("a compaction with a snapshot of {} of a log from {}", first.index, compacted_index + 1));
     }
     Ok(true)
 }
@@ -189,8 +192,8 @@ impl Plan {
         if let Some(snapshot) = &staged.snapshot {
             let blocks = engine.keys(Key::block(group, 0), end_of(group, RecordKind::Block), usize::MAX)?;
             plan.remove(blocks);
-            plan.after.base = (snapshot.index, snapshot.term);
-            plan.after.last = plan.after.base;
+            plan.after.compacted = (snapshot.index, snapshot.term);
+            plan.after.last = plan.after.compacted;
             plan.after.prev_checksum = record::prev_checksum(group, snapshot.index, snapshot.term);
             plan.after.tail = plan.after.prev_checksum;
             plan.after.newest = snapshot.index;
@@ -233,7 +236,7 @@ impl Plan {
                 let staged = entries.first().and_then(|first| entries.get(index.checked_sub(first.index)? as usize));
                 let term = match staged {
                     Some(entry) => entry.term,
-                    None if index == self.after.base.0 => self.after.base.1,
+                    None if index == self.after.compacted.0 => self.after.compacted.1,
                     None => term_at(engine, group, index)?,
                 };
                 if term != snapshot.term {
@@ -260,8 +263,8 @@ impl Plan {
                 found.map_err(|detail| damaged(Key::snapshot(group), detail))?.snapshots
             }
         };
-        let Log { base: (base, base_term), prev_checksum, .. } = self.after;
-        let log_meta = LogMeta { compacted_index: base, compacted_term: base_term, prev_checksum, snapshots };
+        let Log { compacted: (compacted_index, compacted_term), prev_checksum, .. } = self.after;
+        let log_meta = LogMeta { compacted_index, compacted_term, prev_checksum, snapshots };
         let payload = record::encode_log_meta(&log_meta).map_err(|detail| misuse(group, detail))?;
         self.remove(recorded);
         let mut pieces = Vec::new();
@@ -275,7 +278,7 @@ impl Plan {
     fn truncate_prefix(&mut self, engine: &impl Engine, group: GroupId, log: &Log) -> Result<bool, StoreError> {
         // What the same commit replaces is its own: that may go with the next one.
         let up_to = self.after.trim_to.min(self.kept.map_or(0, |kept| kept.0));
-        if up_to <= self.after.base.0 {
+        if up_to <= self.after.compacted.0 {
             return Ok(false);
         }
         let mut keys = engine.keys(Key::block(group, 0), Key::block(group, up_to.saturating_add(1)), TRIM_MAX)?;
@@ -299,7 +302,7 @@ impl Plan {
         let Some(entry) = entries.last().filter(|entry| entry.index == end) else {
             return Err(damaged(last, format!("it does not end at {end}")));
         };
-        self.after.base = (entry.index, entry.term);
+        self.after.compacted = (entry.index, entry.term);
         self.after.prev_checksum = block.crc;
         self.remove(keys);
         Ok(true)
@@ -315,7 +318,7 @@ impl Plan {
         let gone = engine.keys(Key::block(group, first), end_of(group, RecordKind::Block), usize::MAX)?;
         let count = gone.len().saturating_sub(usize::from(planted::is(Planted::CutOneTooFew)));
         self.changes.extend(gone.into_iter().take(count).map(|key| (key, None)));
-        self.after.last = self.after.base;
+        self.after.last = self.after.compacted;
         self.after.tail = self.after.prev_checksum;
         if let Some(block) = engine::block_before(engine, group, first)? {
             let mut entries = decoded(&block)?;

@@ -278,7 +278,7 @@ pub struct LogMeta {
     /// The CRC that the log's first block names as its predecessor.
     #[serde(rename = "anchor")]
     pub prev_checksum: u32,
-    /// The snapshots that a node can start from, ascending by index; the first is not below the base. Never empty.
+    /// The snapshots that a node can start from, ascending by index; the first is not below the compacted index. Never empty.
     pub snapshots: Vec<Snapshot>,
 }
 
@@ -653,14 +653,14 @@ impl Scan {
     }
 
     fn snapshot(&mut self, record: Assembled) -> Result<(), String> {
-        let LogMeta { compacted_index: base, compacted_term: base_term, prev_checksum, snapshots } =
+        let LogMeta { compacted_index, compacted_term, prev_checksum, snapshots } =
             decode_log_meta(record.key.group, &record.payload)?;
         let group = self.group(record.key);
         (group.prev_checksum, group.tail) = (prev_checksum, prev_checksum);
-        group.recovered.last_index = base;
-        group.recovered.terms = vec![(base, base_term)];
+        group.recovered.last_index = compacted_index;
+        group.recovered.terms = vec![(compacted_index, compacted_term)];
         group.recovered.snapshots = snapshots;
-        group.sizes = Sizes::after_base(base);
+        group.sizes = Sizes::empty_after(compacted_index);
         Ok(())
     }
 
@@ -734,7 +734,7 @@ mod tests {
 
     #[test]
     fn log_meta_that_cannot_be_is_refused() {
-        let base = LogMeta { compacted_index: 5, compacted_term: 2, prev_checksum: 1, snapshots: Vec::new() };
+        let log_meta = LogMeta { compacted_index: 5, compacted_term: 2, prev_checksum: 1, snapshots: Vec::new() };
         for (snapshots, words) in [
             (vec![], "names no snapshot"),
             (vec![snapshot(4, 2)], "4@2 cannot follow 5@2"),
@@ -743,7 +743,7 @@ mod tests {
             (vec![snapshot(7, 2), snapshot(7, 2)], "7@2 cannot follow 7@2"),
             (vec![snapshot(7, 3), snapshot(8, 2)], "8@2 cannot follow 7@3"),
         ] {
-            let bytes = encode_log_meta(&LogMeta { snapshots, ..base.clone() }).unwrap();
+            let bytes = encode_log_meta(&LogMeta { snapshots, ..log_meta.clone() }).unwrap();
             let refusal = decode_log_meta(GROUP, &bytes).unwrap_err();
             assert!(refusal.contains(words), "{refusal}");
         }
@@ -781,7 +781,10 @@ mod tests {
         let good = scanned(&log_meta(vec![snapshot(5, 2), snapshot(8, 3)]), &log, 9);
         assert_eq!(good.problems, []);
         let recovered = &good.groups[&GROUP].recovered;
-        assert_eq!((recovered.base(), recovered.last_index, &recovered.terms[..]), (5, 9, &[(5, 2), (8, 3)][..]));
+        assert_eq!(
+            (recovered.compacted_index(), recovered.last_index, &recovered.terms[..]),
+            (5, 9, &[(5, 2), (8, 3)][..])
+        );
         for wrong in [snapshot(8, 2), snapshot(10, 3)] {
             let found = scanned(&log_meta(vec![snapshot(5, 2), wrong]), &log, 9);
             assert_eq!(found.problems.len(), 1, "{:?}", found.problems);
@@ -796,7 +799,7 @@ mod tests {
         /// noticed.
         #[test]
         fn what_is_written_is_found(
-            base in 1..1_000_000u64,
+            compacted_index in 1..1_000_000u64,
             steps in prop::collection::vec(0..2u64, 1..50),
             kept in prop::collection::btree_set(0..50usize, 1..3),
             prev_checksum in any::<u32>(),
@@ -804,16 +807,16 @@ mod tests {
         ) {
             let mut term = 1;
             let terms: Vec<u64> = steps.iter().map(|step| { term += step; term }).collect();
-            let log = entries(base + 1, &terms);
-            let at = |nth: usize| if nth == 0 { (base, 1) } else { (base + nth as u64, terms[nth - 1]) };
+            let log = entries(compacted_index + 1, &terms);
+            let at = |nth: usize| if nth == 0 { (compacted_index, 1) } else { (compacted_index + nth as u64, terms[nth - 1]) };
             let kept: BTreeMap<u64, u64> = kept.into_iter().map(|nth| at(nth % (log.len() + 1))).collect();
             let snapshots = kept.into_iter().map(|(index, term)| snapshot(index, term)).collect();
-            let log_meta = LogMeta { compacted_index: base, compacted_term: 1, prev_checksum, snapshots };
-            let found = scanned(&log_meta, &log, base);
+            let log_meta = LogMeta { compacted_index, compacted_term: 1, prev_checksum, snapshots };
+            let found = scanned(&log_meta, &log, compacted_index);
             prop_assert_eq!(&found.problems, &[]);
             let recovered = &found.groups[&GROUP].recovered;
             prop_assert_eq!(&recovered.snapshots, &log_meta.snapshots);
-            prop_assert_eq!((recovered.base(), recovered.last_index), (base, base + log.len() as u64));
+            prop_assert_eq!((recovered.compacted_index(), recovered.last_index), (compacted_index, compacted_index + log.len() as u64));
             for entry in &log {
                 prop_assert_eq!(recovered.term_at(entry.index), Some(entry.term));
             }

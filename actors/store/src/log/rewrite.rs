@@ -195,7 +195,7 @@ impl<E: Engine> Copy<E> {
                 let following = old.keys(Key::block(*group, last.index.saturating_add(1)), end, 1)?.pop();
                 copied.up_to = following.map_or(log.last.0, |following| following.index - 1);
             }
-            let below = Key::block(*group, log.base.0.saturating_add(1));
+            let below = Key::block(*group, log.compacted.0.saturating_add(1));
             let gone = self.engine.keys(Key::block(*group, 0), below, REMOVED_AT_ONCE)?;
             finished &= gone.len() < REMOVED_AT_ONCE;
             self.engine.apply(gone.into_iter().map(|key| (key, None)).collect())?;
@@ -209,7 +209,7 @@ impl<E: Engine> Copy<E> {
     fn rest(&mut self, old: &E, logs: &BTreeMap<GroupId, Log>) -> Result<(), EngineError> {
         for (group, log) in logs {
             let tail = self.logs.get(group).map(|copied| copied.tail);
-            if log.last.0 > log.base.0 && tail != Some(log.tail) {
+            if log.last.0 > log.compacted.0 && tail != Some(log.tail) {
                 let detail = "its copy ends elsewhere".to_owned();
                 return Err(EngineError::Broken { what: format!("group {}: the log", group.0), detail });
             }

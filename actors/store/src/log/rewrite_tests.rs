@@ -176,33 +176,33 @@ fn a_log_that_was_large_gives_its_space_back() {
     assert_eq!((before.verify().problems, before.group(GROUP).last_index), (vec![], last + 5));
     let store = SledStore::open(dir.path(), options).unwrap();
     let recovered = store.recover(GROUP).unwrap();
-    assert_eq!((recovered.base() <= 1990, recovered.last_index), (true, last + 5));
+    assert_eq!((recovered.compacted_index() <= 1990, recovered.last_index), (true, last + 5));
     assert_eq!(recovered.hard_state, HardState { term: 1, vote: 2, commit: 1 });
 }
 
 /// What a log holds at a moment, as its store was told.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Model {
-    base: u64,
+    compacted_index: u64,
     entries: Vec<Entry>,
 }
 
 impl Model {
     fn last(&self) -> u64 {
-        self.base + self.entries.len() as u64
+        self.compacted_index + self.entries.len() as u64
     }
 
     fn apply(&mut self, write: &Write) {
         if let Some(snapshot) = &write.snapshot {
-            *self = Model { base: snapshot.index, entries: Vec::new() };
+            *self = Model { compacted_index: snapshot.index, entries: Vec::new() };
         }
         if let Some(first) = write.entries.first() {
-            self.entries.truncate((first.index - self.base - 1) as usize);
+            self.entries.truncate((first.index - self.compacted_index - 1) as usize);
             self.entries.extend(write.entries.iter().cloned());
         }
         if let Some(compact) = &write.compact {
-            self.entries.drain(..(compact.up_to - self.base) as usize);
-            self.base = compact.up_to;
+            self.entries.drain(..(compact.up_to - self.compacted_index) as usize);
+            self.compacted_index = compact.up_to;
         }
     }
 
@@ -211,10 +211,11 @@ impl Model {
         let store = SledStore::open(dir, never()).map_err(|error| error.to_string())?;
         let recovered = store.recover(GROUP).unwrap();
         let last = self.last();
-        if recovered.last_index != last || recovered.base() > self.base {
-            return Err(format!("it holds {} to {}", recovered.base() + 1, recovered.last_index));
+        if recovered.last_index != last || recovered.compacted_index() > self.compacted_index {
+            return Err(format!("it holds {} to {}", recovered.compacted_index() + 1, recovered.last_index));
         }
-        let read = store.reader().entries(GROUP, self.base + 1, last + 1, usize::MAX).map_err(|e| e.to_string())?;
+        let read =
+            store.reader().entries(GROUP, self.compacted_index + 1, last + 1, usize::MAX).map_err(|e| e.to_string())?;
         if read != self.entries {
             return Err("the entries differ".to_owned());
         }
@@ -1512,9 +1513,9 @@ fn a_compaction_does_not_wait_for_room() {
     store.waits_for_room();
     store.submit(compact(90, 1));
     store.submit(compact(120, 1));
-    let base = || store.shared.with_engine(|_, logs| Ok((logs[&GROUP].base.0, logs[&GROUP].newest))).unwrap();
+    let compacted = || store.shared.with_engine(|_, logs| Ok((logs[&GROUP].compacted.0, logs[&GROUP].newest))).unwrap();
     // Blocks of ten entries go as a whole.
-    wait_for("the log is cut", || base() == (81, 90));
+    wait_for("the log is cut", || compacted() == (81, 90));
     assert!(store.room.1.made.load(Ordering::SeqCst) > 0);
     wait_for("no more room is made", || store.room.1.making.load(Ordering::SeqCst) == 0);
     assert!(store.completed.try_recv().is_err(), "in the order of their submission");
@@ -1522,7 +1523,7 @@ fn a_compaction_does_not_wait_for_room() {
     for batch_number in [12, 13, 14] {
         store.completed(batch_number).unwrap();
     }
-    assert_eq!(base().1, 120);
+    assert_eq!(compacted().1, 120);
 }
 
 /// A log whose beginning cannot go for want of room is rewritten with the reserve, and its beginning goes afterwards.
@@ -1541,9 +1542,9 @@ fn a_cut_that_finds_no_room_does_not_keep_the_log_from_being_rewritten() {
     store.submit(compact(last - 8, 1));
     store.completed(batch_number + 1).unwrap();
     wait_for("the log is rewritten", || store.story.told().iter().any(|step| step.starts_with("remove")));
-    let base = || store.shared.with_engine(|_, logs| Ok(logs[&GROUP].base.0)).unwrap();
-    assert!(base() < last - 8, "a part of its beginning was still there");
+    let compacted = || store.shared.with_engine(|_, logs| Ok(logs[&GROUP].compacted.0)).unwrap();
+    assert!(compacted() < last - 8, "a part of its beginning was still there");
     store.room.is([1 << 40]);
-    wait_for("the rest of its beginning goes", || base() == last - 8);
+    wait_for("the rest of its beginning goes", || compacted() == last - 8);
     wait_for("the reserve is given back", || store.room.1.lent.load(Ordering::SeqCst) == 0);
 }

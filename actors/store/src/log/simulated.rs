@@ -180,7 +180,7 @@ pub struct Durable {
     /// The hard state.
     pub hard_state: HardState,
     /// Index and term before the log's first entry; zero without a snapshot.
-    pub base: (u64, u64),
+    pub compacted: (u64, u64),
     /// Index and term of its newest snapshot; zero without one.
     pub snapshot: (u64, u64),
     /// The last index of the log.
@@ -432,7 +432,7 @@ impl SimulatedDisk {
         self.lock().views.get(&group).map(View::durable).unwrap_or_default()
     }
 
-    /// The term of an entry, or of the log's base, that would be recovered if the power went now. Cheap.
+    /// The term of an entry, or the one at the compacted index, that would be recovered if the power went now. Cheap.
     pub fn durable_term(&self, group: GroupId, index: u64) -> Option<u64> {
         self.lock().views.get(&group)?.term(index)
     }

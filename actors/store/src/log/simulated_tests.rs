@@ -116,7 +116,7 @@ fn vote(term: u64, vote: NodeId, commit: u64) -> Write {
 /// What a node holds, as the plainest possible model of what was written to it.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Model {
-    base: (u64, u64),
+    compacted: (u64, u64),
     snapshots: Vec<(u64, u64)>,
     entries: Vec<Entry>,
     state: HardState,
@@ -125,26 +125,26 @@ struct Model {
 impl Model {
     fn apply(&mut self, write: &Write) {
         if let Some(snapshot) = &write.snapshot {
-            self.base = (snapshot.index, snapshot.term);
-            self.snapshots = vec![self.base];
+            self.compacted = (snapshot.index, snapshot.term);
+            self.snapshots = vec![self.compacted];
             self.entries.clear();
         }
         if let Some(first) = write.entries.first() {
-            self.entries.truncate((first.index - self.base.0 - 1) as usize);
+            self.entries.truncate((first.index - self.compacted.0 - 1) as usize);
             self.entries.extend(write.entries.iter().cloned());
         }
         self.state = write.hard_state.unwrap_or(self.state);
         if let Some(Compact { snapshots, up_to }) = &write.compact {
             self.snapshots = snapshots.iter().map(|snapshot| (snapshot.index, snapshot.term)).collect();
-            for gone in self.entries.drain(..(up_to - self.base.0) as usize) {
-                self.base = (gone.index, gone.term);
+            for gone in self.entries.drain(..(up_to - self.compacted.0) as usize) {
+                self.compacted = (gone.index, gone.term);
             }
         }
     }
 
     fn term_at(&self, index: u64) -> u64 {
-        let nth = (index - self.base.0).checked_sub(1);
-        nth.map_or(self.base.1, |nth| self.entries[nth as usize].term)
+        let nth = (index - self.compacted.0).checked_sub(1);
+        nth.map_or(self.compacted.1, |nth| self.entries[nth as usize].term)
     }
 
     /// As a disk foretells it: of the snapshots the newest.
@@ -155,11 +155,11 @@ impl Model {
     }
 
     /// Without what a store may keep longer than it must.
-    fn cut_to(&self, base: (u64, u64)) -> Model {
+    fn cut_to(&self, compacted: (u64, u64)) -> Model {
         let mut cut = self.clone();
-        let gone = (base.0.saturating_sub(self.base.0) as usize).min(cut.entries.len());
+        let gone = (compacted.0.saturating_sub(self.compacted.0) as usize).min(cut.entries.len());
         for gone in cut.entries.drain(..gone) {
-            cut.base = (gone.index, gone.term);
+            cut.compacted = (gone.index, gone.term);
         }
         cut
     }
@@ -168,24 +168,24 @@ impl Model {
     fn of(store: &dyn LogStore) -> Model {
         let found = store.recover(GROUP).unwrap();
         let snapshots = found.snapshots.iter().map(|snapshot| (snapshot.index, snapshot.term)).collect();
-        let base = found.terms.first().copied().unwrap_or_default();
-        let entries = store.reader().entries(GROUP, base.0 + 1, found.last_index + 1, usize::MAX).unwrap();
-        Model { base, snapshots, entries, state: found.hard_state }
+        let compacted = found.terms.first().copied().unwrap_or_default();
+        let entries = store.reader().entries(GROUP, compacted.0 + 1, found.last_index + 1, usize::MAX).unwrap();
+        Model { compacted, snapshots, entries, state: found.hard_state }
     }
 
     /// What the disk says would be recovered; of the snapshots it tells the newest.
     fn foretold(disk: &SimulatedDisk) -> Model {
-        let Durable { hard_state, base, snapshot, last_index } = disk.durable(GROUP);
-        if base.0 > 0 {
-            assert_eq!(disk.durable_term(GROUP, base.0), Some(base.1));
+        let Durable { hard_state, compacted, snapshot, last_index } = disk.durable(GROUP);
+        if compacted.0 > 0 {
+            assert_eq!(disk.durable_term(GROUP, compacted.0), Some(compacted.1));
         }
-        let entries = (base.0 + 1..=last_index).map(|index| {
+        let entries = (compacted.0 + 1..=last_index).map(|index| {
             let entry = disk.durable_entry(GROUP, index).unwrap();
             assert_eq!(disk.durable_term(GROUP, index), Some(entry.term));
             entry
         });
         let snapshots = Some(snapshot).filter(|snapshot| snapshot.0 > 0);
-        Model { base, snapshots: snapshots.into_iter().collect(), entries: entries.collect(), state: hard_state }
+        Model { compacted, snapshots: snapshots.into_iter().collect(), entries: entries.collect(), state: hard_state }
     }
 }
 
@@ -669,7 +669,7 @@ impl Rng {
 /// A write that Raft could make to what `model` holds.
 fn draw(rng: &mut Rng, model: &Model) -> (Write, bool) {
     let mut state = model.state;
-    let last = model.base.0 + model.entries.len() as u64;
+    let last = model.compacted.0 + model.entries.len() as u64;
     let newest = model.snapshots.last().map_or(0, |newest| newest.0);
     let commit_alone = rng.below(5) == 0;
     let mut write = Write::default();
@@ -695,12 +695,12 @@ fn draw(rng: &mut Rng, model: &Model) -> (Write, bool) {
     }
     if write.snapshot.is_none() && state.commit >= newest && rng.below(6) == 0 {
         let newest = newest + rng.below(state.commit - newest + 1);
-        let older = model.base.0 + rng.below(newest - model.base.0 + 1);
+        let older = model.compacted.0 + rng.below(newest - model.compacted.0 + 1);
         let mut after = model.clone();
         after.apply(&write);
         let kept: BTreeMap<u64, u64> = [older, newest].map(|index| (index, after.term_at(index))).into();
         let kept: Vec<_> = kept.into_iter().collect();
-        let up_to = model.base.0 + rng.below(older - model.base.0 + 1);
+        let up_to = model.compacted.0 + rng.below(older - model.compacted.0 + 1);
         write = compact(&kept, up_to, write);
     }
     write.hard_state = (state != model.state || rng.below(3) == 0).then_some(state);
@@ -779,15 +779,16 @@ fn random_lives_end_at_random_moments_and_lose_nothing_reported() {
             // A commit index that nothing waits for may be older than what stands beside it.
             let promised = |model: &Model| {
                 let HardState { term, vote, .. } = model.state;
-                (model.base, model.snapshots.clone(), model.entries.clone(), term, vote)
+                (model.compacted, model.snapshots.clone(), model.entries.clone(), term, vote)
             };
             // Up to the last report on which a promise stood, and as far as was submitted.
             let surely = (0..=reported).rev().find(|nth| synced[*nth]).unwrap_or(0);
-            let whole = models[surely..].iter().any(|model| promised(model) == promised(&found.cut_to(model.base)));
+            let whole =
+                models[surely..].iter().any(|model| promised(model) == promised(&found.cut_to(model.compacted)));
             assert!(whole, "SEED={seed}, life {life}, end {end}: {found:?} after {reported} of {}", models.len() - 1);
             assert!(found.state.commit >= models[surely].state.commit, "SEED={seed}, life {life}: {found:?}");
             assert_eq!(Model::foretold(&node.disk), found.told(), "SEED={seed}, life {life}");
-            compacted += u64::from(found.base.0 > held.base.0 && found.snapshots.len() > 1);
+            compacted += u64::from(found.compacted.0 > held.compacted.0 && found.snapshots.len() > 1);
             held = found;
         }
         let counters = node.disk.counters();

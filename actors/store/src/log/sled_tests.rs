@@ -742,23 +742,23 @@ impl Rng {
 /// What a group holds, for drawing the next write.
 #[derive(Clone, Default)]
 struct Drawn {
-    base: u64,
+    compacted_index: u64,
     last: u64,
     state: HardState,
     newest: u64,
-    /// Of every entry and the base.
+    /// Of every entry and the compacted index.
     terms: BTreeMap<u64, u64>,
 }
 
 fn draw(rng: &mut Rng, group: GroupId, drawn: &mut Drawn) -> Write {
     let mut write = Write { group, ..Write::default() };
-    if drawn.base == 0 || rng.below(40) == 0 {
+    if drawn.compacted_index == 0 || rng.below(40) == 0 {
         // A snapshot: the first one, one ahead of the log, or one inside it.
-        let index = 1 + rng.below(drawn.last + 5).max(drawn.base);
+        let index = 1 + rng.below(drawn.last + 5).max(drawn.compacted_index);
         drawn.state.term += 1;
         let data = Bytes::from(vec![7; rng.below(2) as usize * 250_000]);
         write.snapshot = Some(Snapshot { index, term: drawn.state.term, data, ..Snapshot::default() });
-        (drawn.base, drawn.last, drawn.newest) = (index, index, index);
+        (drawn.compacted_index, drawn.last, drawn.newest) = (index, index, index);
         drawn.terms = [(index, drawn.state.term)].into();
         drawn.state.commit = index;
     }
@@ -791,13 +791,13 @@ fn draw(rng: &mut Rng, group: GroupId, drawn: &mut Drawn) -> Write {
     if rng.below(8) == 0 && drawn.state.commit >= drawn.newest {
         // One or two snapshots to start from, and what is before the first may go, or some of it.
         drawn.newest += rng.below(drawn.state.commit - drawn.newest + 1);
-        let older = drawn.base + rng.below(drawn.newest - drawn.base + 1);
+        let older = drawn.compacted_index + rng.below(drawn.newest - drawn.compacted_index + 1);
         let kept: BTreeMap<u64, u64> = [older, drawn.newest].map(|index| (index, drawn.terms[&index])).into();
         let snapshot = |(index, term)| Snapshot { index, term, ..Snapshot::default() };
-        let up_to = drawn.base + rng.below(older - drawn.base + 1);
+        let up_to = drawn.compacted_index + rng.below(older - drawn.compacted_index + 1);
         write.compact = Some(Compact { snapshots: kept.into_iter().map(snapshot).collect(), up_to });
         drawn.terms = drawn.terms.split_off(&up_to);
-        drawn.base = up_to;
+        drawn.compacted_index = up_to;
     }
     write
 }
@@ -821,11 +821,11 @@ fn random_writes_leave_what_a_simple_model_holds() {
             let outside = |found: &Recovered| (found.snapshots.clone(), found.hard_state, found.last_index);
             assert_eq!(outside(&found), outside(&exact), "life {life}");
             // Memory lets go of exactly what it may, sled of whole blocks.
-            assert!(found.base() <= exact.base(), "life {life}");
-            for index in exact.base()..=exact.last_index {
+            assert!(found.compacted_index() <= exact.compacted_index(), "life {life}");
+            for index in exact.compacted_index()..=exact.last_index {
                 assert_eq!(found.term_at(index), exact.term_at(index), "life {life}: {index}");
             }
-            behind = behind.max(exact.base() - found.base());
+            behind = behind.max(exact.compacted_index() - found.compacted_index());
         }
         let readers = [sled.reader(), memory.reader()];
         let (heard, completed) = channel();
@@ -851,11 +851,11 @@ fn random_writes_leave_what_a_simple_model_holds() {
                 completed.recv_timeout(Duration::from_secs(30)).unwrap().result.unwrap();
             }
             for (group, drawn) in groups.into_iter().zip(&drawn) {
-                let from = drawn.base + rng.below(drawn.last - drawn.base + 2);
+                let from = drawn.compacted_index + rng.below(drawn.last - drawn.compacted_index + 2);
                 let to = from + rng.below(drawn.last + 2 - from + 1);
                 let bytes = rng.below(1 << 20) as usize;
                 let [sled, memory] = readers.each_ref().map(|reader| reader.entries(group, from, to, bytes));
-                if from <= drawn.base && from < to {
+                if from <= drawn.compacted_index && from < to {
                     assert!(memory.is_err(), "life {life}: {from} to {to}");
                     continue; // sled may have it still
                 }

@@ -168,7 +168,7 @@ impl Cluster {
             let node = self.node(*id);
             let mut image = node.disk.durable.lock().unwrap();
             image.snapshots = vec![Self::genesis(founders)];
-            image.base = (1, 1);
+            image.compacted = (1, 1);
             image.hard_state.term = 1;
             image.hard_state.commit = 1;
             node.disk.term = 1;

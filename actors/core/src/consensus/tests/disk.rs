@@ -23,7 +23,7 @@ pub(super) struct Image {
     /// What the node starts from, ascending.
     pub snapshots: Vec<Snapshot>,
     /// Index and term before the first entry.
-    pub base: (u64, u64),
+    pub compacted: (u64, u64),
     pub hard_state: HardState,
     pub entries: BTreeMap<u64, Entry>,
 }
@@ -31,12 +31,12 @@ pub(super) struct Image {
 impl Image {
     pub(super) fn last(&self) -> u64 {
         let after = self.entries.last_key_value().map(|(index, _)| *index);
-        after.unwrap_or(self.base.0)
+        after.unwrap_or(self.compacted.0)
     }
 
     pub(super) fn term_at(&self, index: u64) -> Option<u64> {
-        let base = (self.base.0 == index && index > 0).then_some(self.base.1);
-        self.entries.get(&index).map(|e| e.term).or(base)
+        let compacted = (self.compacted.0 == index && index > 0).then_some(self.compacted.1);
+        self.entries.get(&index).map(|e| e.term).or(compacted)
     }
 
     /// Whether this image holds that very entry, or a snapshot over it.
@@ -45,7 +45,7 @@ impl Image {
     }
 
     fn recovered(&self) -> Recovered {
-        let mut terms: Vec<(u64, u64)> = Vec::from_iter((self.base.0 > 0).then_some(self.base));
+        let mut terms: Vec<(u64, u64)> = Vec::from_iter((self.compacted.0 > 0).then_some(self.compacted));
         for entry in self.entries.values() {
             if terms.last().is_none_or(|(_, term)| *term != entry.term) {
                 terms.push((entry.index, entry.term));
@@ -95,7 +95,7 @@ impl TestDisk {
         if let Some(snapshot) = append.write.snapshot {
             self.ever.insert((snapshot.index, snapshot.term));
             image.entries.clear();
-            image.base = (snapshot.index, snapshot.term);
+            image.compacted = (snapshot.index, snapshot.term);
             image.snapshots = vec![snapshot];
         }
         if let Some(first) = append.write.entries.first() {
@@ -114,9 +114,9 @@ impl TestDisk {
         }
         if let Some(Compact { snapshots, up_to }) = append.write.compact {
             assert!(up_to <= snapshots[0].index, "cut off beyond what the older snapshot covers");
-            let base = (up_to, image.term_at(up_to).expect("cut off where there is an entry"));
+            let compacted = (up_to, image.term_at(up_to).expect("cut off where there is an entry"));
             image.entries = image.entries.split_off(&(up_to + 1));
-            (image.base, image.snapshots) = (base, snapshots);
+            (image.compacted, image.snapshots) = (compacted, snapshots);
         }
         assert!(image.hard_state.commit <= image.last(), "the durable commit index is past the durable log");
     }
@@ -142,7 +142,7 @@ impl LogReader for Reader {
     }
 
     fn first_index(&self, _: GroupId) -> u64 {
-        self.0.lock().unwrap().base.0 + 1
+        self.0.lock().unwrap().compacted.0 + 1
     }
 
     fn disk_bytes(&self) -> u64 {

@@ -149,8 +149,8 @@ impl Script {
     fn show_log(&mut self, id: NodeId) {
         let image = self.cluster.nodes[&id].disk.image();
         let mut line = format!("n{id} has on disk:");
-        if image.snapshots.last().is_some_and(|newest| newest.index != image.base.0) {
-            write!(line, " after {}@{}", image.base.0, image.base.1).unwrap();
+        if image.snapshots.last().is_some_and(|newest| newest.index != image.compacted.0) {
+            write!(line, " after {}@{}", image.compacted.0, image.compacted.1).unwrap();
         }
         for snapshot in &image.snapshots {
             write!(line, " snapshot {}@{}", snapshot.index, snapshot.term).unwrap();

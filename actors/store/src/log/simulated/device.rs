@@ -180,7 +180,7 @@ impl Device {
                 let group = first.group;
                 let found = record.and_then(|record| record::decode_log_meta(group, &record.payload).ok());
                 let log_meta = found.unwrap_or_default();
-                view.base = (log_meta.compacted_index, log_meta.compacted_term);
+                view.compacted = (log_meta.compacted_index, log_meta.compacted_term);
                 view.snapshot = log_meta.snapshots.last().map_or((0, 0), |newest| (newest.index, newest.term));
             }
             RecordKind::Block => {
@@ -229,7 +229,7 @@ impl Device {
 #[derive(Default)]
 pub(super) struct View {
     hard_state: HardState,
-    base: (u64, u64),
+    compacted: (u64, u64),
     snapshot: (u64, u64),
     blocks: BTreeMap<u64, Vec<Entry>>,
 }
@@ -237,13 +237,13 @@ pub(super) struct View {
 impl View {
     pub(super) fn durable(&self) -> Durable {
         let last = self.blocks.last_key_value().and_then(|(_, entries)| entries.last());
-        let last_index = last.map_or(self.base.0, |entry| entry.index);
-        Durable { hard_state: self.hard_state, base: self.base, snapshot: self.snapshot, last_index }
+        let last_index = last.map_or(self.compacted.0, |entry| entry.index);
+        Durable { hard_state: self.hard_state, compacted: self.compacted, snapshot: self.snapshot, last_index }
     }
 
     pub(super) fn term(&self, index: u64) -> Option<u64> {
-        match self.base {
-            (base, term) if base == index && index > 0 => Some(term),
+        match self.compacted {
+            (compacted_index, term) if compacted_index == index && index > 0 => Some(term),
             _ => self.entry(index).map(|entry| entry.term),
         }
     }
