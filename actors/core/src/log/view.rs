@@ -526,7 +526,11 @@ impl Storage for LogView {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeMap, sync::Mutex};
+    use std::{
+        collections::BTreeMap,
+        panic::{AssertUnwindSafe, catch_unwind},
+        sync::Mutex,
+    };
 
     use super::*;
     use crate::{consensus::convert::entry_from_raft, wire::Entry};
@@ -714,13 +718,27 @@ mod tests {
         }
     }
 
+    /// Each fact that a caller can break, broken once.
     #[test]
-    #[should_panic(expected = "an entry that is not applied is never compacted")]
-    fn what_is_not_applied_is_not_compacted() {
-        let mut view = view(&Arc::new(Held::default()), 0);
-        view.append(&[entry(2, 1), entry(3, 1)]);
-        view.applied_to(2);
-        view.compact(3);
+    fn what_breaks_a_fact_of_the_log_is_stopped() {
+        let snapshot = |index| Snapshot { index, term: 1, ..Snapshot::default() };
+        type Break = Box<dyn Fn(&mut LogView)>;
+        let cases: [(&str, Break); 6] = [
+            ("an append must follow the log without a gap", Box::new(|view| view.append(&[entry(5, 1)]))),
+            ("an applied entry is never replaced", Box::new(|view| view.append(&[entry(2, 2)]))),
+            ("kept snapshots ascend", Box::new(move |view| view.keep(vec![snapshot(2), snapshot(2)]))),
+            ("a kept snapshot is not below the compacted index", Box::new(move |view| view.keep(vec![snapshot(0)]))),
+            ("an entry that is not applied is never compacted", Box::new(|view| view.compact(3))),
+            ("what is served begins at what is applied", Box::new(|view| view.raise_min_served_index(3))),
+        ];
+        for (fact, break_it) in cases {
+            let mut view = view(&Arc::new(Held::default()), 0);
+            view.append(&[entry(2, 1), entry(3, 1)]);
+            view.applied_to(2);
+            let panic = catch_unwind(AssertUnwindSafe(|| break_it(&mut view))).expect_err(fact);
+            let said = panic.downcast_ref::<&str>().copied().unwrap_or_default();
+            assert!(said.contains(fact), "{fact}: {said}");
+        }
     }
 
     /// What lies below `min_served_index` is in the log and goes to nobody; nor does a snapshot that would lead there.

@@ -90,6 +90,15 @@ impl<E: Engine> Shared<E> {
     }
 }
 
+#[cfg(test)]
+impl<E: Engine> Shared<E> {
+    /// Changes what is known of a log behind the store's back.
+    pub(super) fn tamper(&self, group: GroupId, change: impl FnOnce(&mut Log)) {
+        let mut state = self.write();
+        change(state.as_mut().unwrap().logs.get_mut(&group).unwrap());
+    }
+}
+
 impl<E: Engine> LogReader for Shared<E> {
     fn entries(&self, group: GroupId, from: u64, to: u64, max_bytes: usize) -> Result<Vec<Entry>, StoreError> {
         let state = self.read();

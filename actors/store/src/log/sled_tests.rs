@@ -146,6 +146,37 @@ fn a_promise_that_would_be_taken_back_ends_the_store() {
     }
 }
 
+/// No caller can ask for such a log: what is known of it is wrong, as a mistake of the store would leave it. Nothing is written over it.
+#[test]
+fn a_log_that_would_end_before_its_beginning_ends_the_store() {
+    let mut node = Node::new();
+    node.close();
+    let store = node.open().unwrap();
+    store.shared.tamper(GROUP, |log| log.last = (0, 0));
+    let (heard, completed) = channel();
+    let mut appender = Box::new(store).start(Arc::new(move |completion: Completed| heard.send(completion).unwrap()));
+    let write = |state| Batch { writes: vec![Write { hard_state: Some(state), ..Write::default() }], sync: true };
+    appender.submit(write(HardState { term: 6, vote: 2, commit: 0 }));
+    appender.submit(write(HardState { term: 7, vote: 2, commit: 0 }));
+    for _ in 0..2 {
+        let error = completed.recv_timeout(Duration::from_secs(30)).unwrap().result.unwrap_err().to_string();
+        assert!(error.contains("group 0: its log would end at 0, before its beginning at 1"), "{error}");
+    }
+    drop(appender);
+    let found = node.open().unwrap().recover(GROUP).unwrap();
+    assert_eq!((found.last_index, found.hard_state.term, found.hard_state.vote), (9, 2, 3));
+}
+
+#[test]
+#[should_panic(expected = "the log itself is never removed")]
+fn the_generation_that_counts_is_never_removed() {
+    let dir = tempfile::tempdir().unwrap();
+    let reserve = Reserve::of(dir.path(), ReserveBounds::default());
+    let mut generations = Generations::new(dir.path().to_owned(), Arc::new(Sled), options(), 3, reserve);
+    generations.leaving = Some(3);
+    drop(generations.remove());
+}
+
 #[test]
 fn one_flipped_bit_in_any_record_is_named() {
     for (key, name) in [
