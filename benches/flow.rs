@@ -24,7 +24,7 @@ use std::{
 
 use actorum::{Config, prelude::*};
 use serde::{Deserialize, Serialize};
-use support::{Figures, Founders, PATIENCE, closed_loop, leader};
+use support::{Figures, Founders, TIMEOUT, closed_loop, leader};
 
 const COMMAND: usize = 64 << 10;
 const MIB: f64 = 1_048_576.0;
@@ -66,7 +66,7 @@ async fn catch_up(mebibytes: u64, clients: usize) {
     let leads = leader(&nodes).await;
     let away = 1 + leads.status().id % 3;
     leads.propose(Blob(vec![7; COMMAND])).await.expect("a command");
-    nodes[away as usize - 1].wait_applied(leads.status().applied_index, PATIENCE).await.expect("it follows");
+    nodes[away as usize - 1].wait_applied(leads.status().applied_index, TIMEOUT).await.expect("it follows");
     nodes[away as usize - 1].shutdown().await;
 
     let count = Arc::new(AtomicU64::new(mebibytes * (1 << 20) / COMMAND as u64));
@@ -101,7 +101,7 @@ async fn catch_up(mebibytes: u64, clients: usize) {
                 stop.store(false, Relaxed);
                 return (old.unwrap_or_else(|| begun.elapsed()), begun.elapsed());
             }
-            assert!(begun.elapsed() < PATIENCE, "it never catches up");
+            assert!(begun.elapsed() < TIMEOUT, "it never catches up");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     });

@@ -24,7 +24,7 @@ use std::{
 
 use actorum::{Config, prelude::*};
 use serde::{Deserialize, Serialize};
-use support::{Figures, Founders, PATIENCE, closed_loop, free_port, leader};
+use support::{Figures, Founders, TIMEOUT, closed_loop, free_port, leader};
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() {
@@ -145,15 +145,15 @@ async fn transfer(mebibytes: u64) {
     let change = ConfChange::AddLearner(4, at.into());
     let joined = leader.change(change).await.expect("a learner");
     assert!(joined.learners().contains(&4));
-    joining.wait(PATIENCE, |status| !status.snapshots.receiving.is_empty()).await.expect("it is sent a snapshot");
+    joining.wait(TIMEOUT, |status| !status.snapshots.receiving.is_empty()).await.expect("it is sent a snapshot");
     let (go_on, begun) = (Arc::new(AtomicBool::new(true)), Instant::now());
     let (stop, receiver) = (go_on.clone(), joining.clone());
     let watch = tokio::spawn(async move {
-        let status = receiver.wait(PATIENCE, |status| status.snapshots.received > 0).await.expect("it arrives");
+        let status = receiver.wait(TIMEOUT, |status| status.snapshots.received > 0).await.expect("it arrives");
         stop.store(false, Relaxed);
         (status.snapshots.bytes_received, begun.elapsed())
     });
-    let during = closed_loop(leader, OUTSTANDING, puts(go_on, Instant::now() + PATIENCE)).await;
+    let during = closed_loop(leader, OUTSTANDING, puts(go_on, Instant::now() + TIMEOUT)).await;
     let (bytes, took) = watch.await.expect("it watches");
     line(&format!("with {} MiB on their way, at {:.0} MiB/s", bytes >> 20, rate(bytes, took)), &during);
     joining.shutdown().await;
@@ -225,7 +225,7 @@ async fn ready(entries: u64) {
         let begun = Instant::now();
         let node: Raft<Map> = founders.start(1, dir.path(), on_demand).await;
         let opened = begun.elapsed();
-        node.wait_for_leader(PATIENCE).await.expect("a leader");
+        node.wait_for_leader(TIMEOUT).await.expect("a leader");
         let keys = node.read(|map| map.0.len() as u64).await.expect("a read");
         assert_eq!(keys, KEYS.min(entries));
         (node, opened, begun.elapsed())

@@ -14,9 +14,9 @@ use actorum::{Bounds, Network, prelude::*};
 use actorum_actors::clock::{Alarm, Clock, SystemClock};
 use futures_util::future::join_all;
 use serde_json::{Value, json};
-use support::{MemoryDisk, MemoryNetwork, PATIENCE, Sum, founders, on, quick};
+use support::{MemoryDisk, MemoryNetwork, Sum, TIMEOUT, founders, on, quick};
 
-/// The machine's clock, so many times as fast: an hour's patience takes a second.
+/// The machine's clock, so many times as fast: an hour's timeout takes a second.
 struct Fast {
     machine: Arc<dyn Clock>,
     factor: u32,
@@ -181,7 +181,7 @@ async fn live(name: &str, count: u64, config: Config) {
             assert_eq!(node.status().stopped.as_deref(), Some("it was shut down"), "{name}");
         }
     };
-    let ended = tokio::time::timeout(PATIENCE, work).await;
+    let ended = tokio::time::timeout(TIMEOUT, work).await;
     assert!(ended.is_ok(), "{name}: {:?} after {:?}", nodes[0].status(), begun.elapsed());
 }
 
@@ -205,7 +205,7 @@ async fn a_node_lives_at_every_bound() {
     }
 }
 
-/// What follows from several, too: windows, queues, patience.
+/// What follows from several, too: windows, queues, timeouts.
 #[actix::test]
 async fn three_nodes_live_with_everything_at_its_bound() {
     let time = ["heartbeat_ms", "election_ms", "deadline_ms", "disk_slow_ms", "disk_dead_ms", "snapshot_timeout_ms"];

@@ -10,7 +10,7 @@ use std::{
 
 use actorum::prelude::*;
 use serde::{Deserialize, Serialize};
-use support::{MemoryDisk, MemoryNetwork, PATIENCE, Sum, founders, is_open, on, quick, start, three};
+use support::{MemoryDisk, MemoryNetwork, Sum, TIMEOUT, founders, is_open, on, quick, start, three};
 
 /// A deadline that has passed on arrival is not the want of a leader or of a majority, on any node of a cluster that
 /// has both.
@@ -18,7 +18,7 @@ use support::{MemoryDisk, MemoryNetwork, PATIENCE, Sum, founders, is_open, on, q
 async fn a_deadline_that_passed_is_not_the_want_of_a_leader() {
     let nodes = three(&MemoryNetwork::new(), &Default::default()).await;
     for node in &nodes {
-        node.wait_for_leader(PATIENCE).await.unwrap();
+        node.wait_for_leader(TIMEOUT).await.unwrap();
         node.ready().await.unwrap();
         let error = node.propose_within(1, Duration::ZERO).await.unwrap_err();
         match &error {
@@ -95,11 +95,11 @@ async fn a_busy_state_machine_is_not_the_want_of_a_leader() {
             config.max_unapplied_bytes = 4 << 20;
         });
     let raft = builder.start().await.unwrap();
-    raft.wait_for_leader(PATIENCE).await.unwrap();
+    raft.wait_for_leader(TIMEOUT).await.unwrap();
     raft.ready().await.unwrap();
     gate.shut(true);
-    let waits = raft.submit_within(vec![], PATIENCE);
-    let status = raft.wait(PATIENCE, |status| status.commit_index > status.applied_index).await.unwrap();
+    let waits = raft.submit_within(vec![], TIMEOUT);
+    let status = raft.wait(TIMEOUT, |status| status.commit_index > status.applied_index).await.unwrap();
 
     let read = raft.read_with(Read::linearizable(|_: &Gated| ()).deadline(deadline)).await.unwrap_err();
     let ReadError::DeadlineExceeded { cause } = &read else { panic!("{read}") };

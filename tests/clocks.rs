@@ -13,7 +13,7 @@ use std::{
 use actorum::{Network, Reason, Severity, prelude::*};
 use actorum_actors::clock::{Clock, SystemClock};
 use serde::{Deserialize, Serialize};
-use support::{MemoryDisk, MemoryNetwork, PATIENCE, founders, on, quick};
+use support::{MemoryDisk, MemoryNetwork, TIMEOUT, founders, on, quick};
 
 const YEAR_MS: i64 = 365 * 24 * 3600 * 1000;
 
@@ -72,9 +72,9 @@ async fn three() -> ([Raft<Times>; 3], [Settable; 3]) {
         let builder = builder.bootstrap(founders(3)).configure(quick).clock(Arc::new(clocks[at].clone()));
         nodes.push(builder.start().await.unwrap());
     }
-    let leader = nodes[0].wait_for_leader(PATIENCE).await.unwrap().leader.unwrap();
+    let leader = nodes[0].wait_for_leader(TIMEOUT).await.unwrap().leader.unwrap();
     for node in &nodes {
-        node.wait(PATIENCE, |s| s.leader == Some(leader) && s.clock.offset_ms.is_some()).await.unwrap();
+        node.wait(TIMEOUT, |s| s.leader == Some(leader) && s.clock.offset_ms.is_some()).await.unwrap();
     }
     let (mut nodes, mut clocks) = (nodes, clocks);
     nodes.rotate_left(leader as usize - 1);
@@ -98,11 +98,11 @@ async fn a_leader_with_a_wrong_year_does_not_set_the_time() {
     assert!(before.abs_diff(now_ms()) < 60_000, "{before}");
 
     clock.set(YEAR_MS);
-    let held = leader.propose_within((), PATIENCE).await.unwrap().response;
+    let held = leader.propose_within((), TIMEOUT).await.unwrap().response;
     assert!(held < now_ms() + 60_000, "the time was set a year ahead: {held}");
     let id = leader.status().id;
     for node in [&leader, &follower, &other] {
-        let status = node.wait(PATIENCE, |s| warns_of(s, id)).await.unwrap();
+        let status = node.wait(TIMEOUT, |s| warns_of(s, id)).await.unwrap();
         assert_eq!(status.unready(), None, "it is a warning");
         assert!(status.peers.values().all(|peer| peer.clock_offset_ms.is_some()));
     }
@@ -111,7 +111,7 @@ async fn a_leader_with_a_wrong_year_does_not_set_the_time() {
     // Set right again, everything is as before, and the time has gone on.
     clock.set(0);
     for node in [&leader, &follower, &other] {
-        node.wait(PATIENCE, |s| !warns_of(s, id)).await.unwrap();
+        node.wait(TIMEOUT, |s| !warns_of(s, id)).await.unwrap();
     }
     let after = leader.propose(()).await.unwrap().response;
     assert!(after >= held && after.abs_diff(now_ms()) < 60_000, "{after}");
@@ -123,9 +123,9 @@ async fn a_follower_with_a_wrong_year_moves_nothing() {
     let id = follower.status().id;
     clock.set(-YEAR_MS);
     for node in [&leader, &follower, &other] {
-        node.wait(PATIENCE, |s| warns_of(s, id)).await.unwrap();
+        node.wait(TIMEOUT, |s| warns_of(s, id)).await.unwrap();
     }
-    let time = follower.propose_within((), PATIENCE).await.unwrap().response;
+    let time = follower.propose_within((), TIMEOUT).await.unwrap().response;
     assert!(time.abs_diff(now_ms()) < 60_000, "{time}");
 }
 
@@ -134,7 +134,7 @@ async fn alone_a_node_is_the_majority_whose_clocks_it_knows() {
     let raft = RaftSystem::<Times>::builder(1).network(Network::Memory(MemoryNetwork::new()));
     let disk = MemoryDisk::new();
     let raft = raft.storage(on(&disk, 1)).bootstrap(founders(1)).configure(quick).start().await.unwrap();
-    raft.wait_for_leader(PATIENCE).await.unwrap();
+    raft.wait_for_leader(TIMEOUT).await.unwrap();
     assert_eq!(raft.status().clock.offset_ms, Some(0));
     assert_eq!(raft.status().conditions(), []);
 }

@@ -1,5 +1,5 @@
 //! A request never waits past its deadline, whoever is busy: the state machine applies, restores or hands out its state for as long as
-//! the test wants, and every request is answered meanwhile. What would hang without the deadline hangs until the test's patience ends.
+//! the test wants, and every request is answered meanwhile. What would hang without the deadline hangs until the test's timeout ends.
 
 mod support;
 
@@ -16,7 +16,7 @@ use actorum::{config::Placement, prelude::*};
 use actorum_machine::outcome::TakeSnapshotError;
 use serde::{Deserialize, Serialize};
 
-use support::{MemoryDisk, MemoryNetwork, PATIENCE, founders, on, quick};
+use support::{MemoryDisk, MemoryNetwork, TIMEOUT, founders, on, quick};
 
 const SOON: Duration = Duration::from_millis(300);
 
@@ -108,7 +108,7 @@ fn done<T: Send + 'static>(what: &str, future: impl Future<Output = T> + Send + 
         // A test that has given up is gone.
         let _ = sender.send(runtime.block_on(future));
     });
-    receiver.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("{what} waits past its deadline"))
+    receiver.recv_timeout(TIMEOUT).unwrap_or_else(|_| panic!("{what} waits past its deadline"))
 }
 
 /// Its actors have a thread of their own, and with `Spread` the state machine another one.
@@ -129,7 +129,7 @@ fn spread(config: &mut Config) {
 
 fn lead(node: &Node) {
     let raft = node.raft.clone();
-    done("a leader", async move { raft.wait(PATIENCE, |s| s.leader == Some(s.id)).await.unwrap() });
+    done("a leader", async move { raft.wait(TIMEOUT, |s| s.leader == Some(s.id)).await.unwrap() });
 }
 
 /// A command that is handed over, and does not get through the gate.
@@ -216,7 +216,7 @@ fn a_busy_state_machine_keeps_nobody_past_a_deadline() {
     });
     lead(&node);
     let raft = node.raft.clone();
-    assert_eq!(done("a proposal", async move { raft.propose_within(40, PATIENCE).await.unwrap().response }), 40);
+    assert_eq!(done("a proposal", async move { raft.propose_within(40, TIMEOUT).await.unwrap().response }), 40);
     stuck(&node);
     everything_is_answered(&node.raft, "committed entries");
 
@@ -236,7 +236,7 @@ fn a_busy_state_machine_keeps_nobody_past_a_deadline() {
     assert!(node.raft.status().queues.in_flight > 0);
     node.applies.open();
     let raft = node.raft.clone();
-    done("the end", async move { raft.wait(PATIENCE, |s| s.queues.in_flight == 0).await.unwrap() });
+    done("the end", async move { raft.wait(TIMEOUT, |s| s.queues.in_flight == 0).await.unwrap() });
     let raft = node.raft.clone();
     assert_eq!(done("a read", async move { raft.read(|slow| slow.total).await.unwrap() }), 43);
 }
@@ -262,7 +262,7 @@ fn a_shutdown_answers_who_waits_for_a_snapshot() {
     });
     lead(&node);
     let raft = node.raft.clone();
-    assert_eq!(done("a proposal", async move { raft.propose_within(40, PATIENCE).await.unwrap().response }), 40);
+    assert_eq!(done("a proposal", async move { raft.propose_within(40, TIMEOUT).await.unwrap().response }), 40);
     node.snapshots.shut();
     let raft = node.raft.clone();
     let (sender, answer) = mpsc::channel();
@@ -273,7 +273,7 @@ fn a_shutdown_answers_who_waits_for_a_snapshot() {
     node.snapshots.wait_for_somebody(0);
     let raft = node.raft.clone();
     let ending = thread::spawn(move || done("the end", async move { raft.shutdown().await }));
-    let answer = answer.recv_timeout(PATIENCE).expect("an answer");
+    let answer = answer.recv_timeout(TIMEOUT).expect("an answer");
     assert!(matches!(&answer, Err(TakeSnapshotError::Stopped { .. })), "{answer:?}");
     assert!(!ending.is_finished(), "the machine is still asked, and holds the end up");
     node.snapshots.open();
@@ -292,7 +292,7 @@ fn a_node_that_restores_keeps_nobody_past_a_deadline() {
             raft.propose(1).await.unwrap();
             raft.take_snapshot().await.unwrap();
         }
-        raft.wait(PATIENCE, |s| s.first_index > 2).await.unwrap()
+        raft.wait(TIMEOUT, |s| s.first_index > 2).await.unwrap()
     });
     let second = node(&network, 2, 1, |config| config.deadline_ms = 300);
     second.restores.shut();
@@ -310,7 +310,7 @@ fn a_node_that_restores_keeps_nobody_past_a_deadline() {
     let total =
         done(
             "a read",
-            async move { raft.read_with(Read::linearizable(|slow: &Slow| slow.total).deadline(PATIENCE)).await },
+            async move { raft.read_with(Read::linearizable(|slow: &Slow| slow.total).deadline(TIMEOUT)).await },
         );
     assert!(total.unwrap().1 >= 2);
 }
@@ -321,7 +321,7 @@ fn a_forwarded_request_waits_for_no_leader_past_its_deadline() {
     let network = MemoryNetwork::new();
     let nodes: Vec<Node> = (1..=3).map(|id| node(&network, id, 3, spread)).collect();
     let raft = nodes[0].raft.clone();
-    let leader = done("a leader", async move { raft.wait_for_leader(PATIENCE).await.unwrap().leader.unwrap() });
+    let leader = done("a leader", async move { raft.wait_for_leader(TIMEOUT).await.unwrap().leader.unwrap() });
     let (leader, follower) = (&nodes[leader as usize - 1], &nodes[leader as usize % 3]);
     stuck(leader);
     let raft = follower.raft.clone();

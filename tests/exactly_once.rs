@@ -17,7 +17,7 @@ use std::{
 };
 
 use actorum::{NodeId, Outcome, prelude::*};
-use support::{MemoryDisk, MemoryNetwork, PATIENCE, Sum, founders, start};
+use support::{MemoryDisk, MemoryNetwork, Sum, TIMEOUT, founders, start};
 
 #[derive(Default)]
 struct Account {
@@ -68,7 +68,7 @@ async fn client(raft: Raft<Sum>, numbers: u64, stop: Arc<AtomicBool>, unheard: A
 }
 
 async fn leader_of(nodes: &[Raft<Sum>]) -> NodeId {
-    nodes[0].wait(PATIENCE, |s| s.leader.is_some()).await.unwrap().leader.unwrap()
+    nodes[0].wait(TIMEOUT, |s| s.leader.is_some()).await.unwrap().leader.unwrap()
 }
 
 #[actix::test]
@@ -109,7 +109,7 @@ async fn nothing_is_applied_twice_and_nothing_answered_is_lost() {
         } else {
             network.isolate(leader);
             let other = nodes.iter().find(|node| node.status().id != leader).unwrap();
-            other.wait(PATIENCE, |s| s.leader.is_some_and(|l| l != leader)).await.unwrap();
+            other.wait(TIMEOUT, |s| s.leader.is_some_and(|l| l != leader)).await.unwrap();
             actix::clock::sleep(Duration::from_millis(100)).await;
             network.heal_all();
             cut_off += 1;
@@ -127,10 +127,10 @@ async fn nothing_is_applied_twice_and_nothing_answered_is_lost() {
         total.rejections += account.rejections;
     }
     // A last command behind everything that could still be on its way.
-    let last = nodes[0].propose_within(7, PATIENCE).await.unwrap().index;
+    let last = nodes[0].propose_within(7, TIMEOUT).await.unwrap().index;
     let mut stories = Vec::new();
     for node in &nodes {
-        node.wait_applied(last, PATIENCE).await.unwrap();
+        node.wait_applied(last, TIMEOUT).await.unwrap();
         stories.push(node.read_stale(|sum| sum.seen.clone()).await.unwrap());
     }
     assert_eq!(stories[0], stories[1]);

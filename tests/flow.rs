@@ -8,7 +8,7 @@ use actorum::{Address, NodeId, prelude::*};
 use serde::{Deserialize, Serialize};
 
 /// For what moves hundreds of megabytes on a machine that does other things.
-const PATIENCE: Duration = Duration::from_secs(300);
+const TIMEOUT: Duration = Duration::from_secs(300);
 
 /// As large as the defaults let an append message be.
 const ENTRY: usize = 1 << 20;
@@ -53,23 +53,23 @@ async fn a_follower_200_mib_behind_is_sent_everything_once() {
     for id in 1..=3 {
         nodes.insert(id, start(id, &addresses, dir.path()).await);
     }
-    let leader = nodes[&1].wait_for_leader(PATIENCE).await.unwrap().leader.unwrap();
+    let leader = nodes[&1].wait_for_leader(TIMEOUT).await.unwrap().leader.unwrap();
     let away = 1 + leader % 3;
-    nodes[&away].wait(PATIENCE, |status| status.applied_index >= 2).await.unwrap();
+    nodes[&away].wait(TIMEOUT, |status| status.applied_index >= 2).await.unwrap();
     nodes.remove(&away).unwrap().shutdown().await;
     let leads = &nodes[&leader];
     // A payload that leaves room for what is around it, so that the last one is the largest that a message holds.
     let payload = || serde_bytes::ByteBuf::from(vec![7; ENTRY - 200]);
     let mut last = 0;
     for _ in 0..200 {
-        last = leads.propose_within(payload(), PATIENCE).await.unwrap().index;
+        last = leads.propose_within(payload(), TIMEOUT).await.unwrap().index;
     }
     let before = leads.status();
     let back = start(away, &addresses, dir.path()).await;
-    let status = back.wait_applied(last, PATIENCE).await.unwrap();
+    let status = back.wait_applied(last, TIMEOUT).await.unwrap();
     assert_eq!(status.snapshots.received, 0, "all of it came by the log");
     assert_eq!(back.read(|bytes| bytes.commands).await.unwrap(), 200);
-    let after = leads.wait(PATIENCE, |status| status.leader == Some(leader)).await.unwrap();
+    let after = leads.wait(TIMEOUT, |status| status.leader == Some(leader)).await.unwrap();
     assert_eq!(after.totals.messages_dropped, before.totals.messages_dropped, "messages dropped");
     // A write takes messages until they have 1 MiB, and a message has up to 1 MiB.
     let largest = after.totals.largest_frame_bytes;

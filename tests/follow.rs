@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use actix::prelude::*;
 use actorum::prelude::*;
-use support::{MemoryDisk, MemoryNetwork, PATIENCE, Sum, founders, on, quick, start, three};
+use support::{MemoryDisk, MemoryNetwork, Sum, TIMEOUT, founders, on, quick, start, three};
 use tokio::sync::mpsc;
 
 /// Hands on what it hears.
@@ -60,13 +60,13 @@ async fn what_follows_a_read_is_all_that_follows_and_each_has_its_response() {
     let mut followers = Vec::new();
     for round in 0..12 {
         let node = &nodes[round % 3];
-        node.wait(PATIENCE, |s| s.totals.commands_applied >= round as u64 * 200).await.unwrap();
+        node.wait(TIMEOUT, |s| s.totals.commands_applied >= round as u64 * 200).await.unwrap();
         let look = |sum: &Sum| sum.seen.clone();
         if round % 2 == 0 {
             let (recipient, mut heard) = Listener::open();
             let followed = match round % 4 {
                 0 => node.follow(look, recipient).await.unwrap(),
-                _ => node.addr().send(Follow::new(look, recipient).deadline(PATIENCE)).await.unwrap().unwrap(),
+                _ => node.addr().send(Follow::new(look, recipient).deadline(TIMEOUT)).await.unwrap().unwrap(),
             };
             followers.push(actix::spawn(async move {
                 let mut told = Vec::new();
@@ -92,7 +92,7 @@ async fn what_follows_a_read_is_all_that_follows_and_each_has_its_response() {
     let mut followed_some = false;
     for follower in followers {
         let (position, read, told) =
-            tokio::time::timeout(PATIENCE, follower).await.expect("everything is told").unwrap();
+            tokio::time::timeout(TIMEOUT, follower).await.expect("everything is told").unwrap();
         assert_eq!(position.cluster, cluster);
         assert!(told.first().is_none_or(|(index, ..)| *index > position.index), "it follows what was read");
         assert!(told.is_sorted_by(|(a, ..), (b, ..)| a < b), "in order, none twice");
@@ -119,7 +119,7 @@ async fn a_position_is_taken_by_every_node_of_its_cluster_also_by_one_that_is_be
     let (network, disks) = (MemoryNetwork::new(), Default::default());
     let [leader, behind, _other] = three(&network, &disks).await;
     let first = leader.propose(1).await.unwrap().index;
-    behind.wait_applied(first, PATIENCE).await.unwrap();
+    behind.wait_applied(first, TIMEOUT).await.unwrap();
     network.isolate(behind.status().id);
     let mut events = leader.events(first).await.unwrap();
     leader.propose(2).await.unwrap();
@@ -128,7 +128,7 @@ async fn a_position_is_taken_by_every_node_of_its_cluster_also_by_one_that_is_be
 
     let (recipient, _heard) = Listener::open();
     let ask = behind.subscribe(Subscribe::new(recipient).after(position));
-    let error = tokio::time::timeout(PATIENCE, ask).await.expect("it is answered").unwrap_err();
+    let error = tokio::time::timeout(TIMEOUT, ask).await.expect("it is answered").unwrap_err();
     // Entries of the system's own may have come before it was cut off.
     assert!(
         matches!(error, SubscribeError::Behind { index, applied, .. }
@@ -170,10 +170,10 @@ async fn leadership_is_told_from_the_present_on_and_without_commands() {
         follower.propose(n).await.unwrap();
     }
     leader.shutdown().await;
-    let id = other.wait(PATIENCE, |s| s.leader.is_some_and(|id| id != old)).await.unwrap().leader;
+    let id = other.wait(TIMEOUT, |s| s.leader.is_some_and(|id| id != old)).await.unwrap().leader;
     let mut story = Vec::new();
     while story.last().is_none_or(|(leader, _)| *leader != id) {
-        let event = tokio::time::timeout(PATIENCE, heard.recv()).await.expect("somebody leads").unwrap();
+        let event = tokio::time::timeout(TIMEOUT, heard.recv()).await.expect("somebody leads").unwrap();
         let Event::LeadershipChanged { leader, term } = event else { panic!("no command was asked for") };
         story.push((leader, term));
     }
@@ -206,7 +206,7 @@ async fn a_stream_that_lags_says_where_it_is_and_goes_on_there() {
     assert!(lags > 0, "two hundred bytes hold no hundred commands");
     assert_eq!(told, (1..=count).collect::<Vec<_>>());
     raft.shutdown().await;
-    assert!(tokio::time::timeout(PATIENCE, async { while events.next().await.is_some() {} }).await.is_ok());
+    assert!(tokio::time::timeout(TIMEOUT, async { while events.next().await.is_some() {} }).await.is_ok());
 }
 
 /// A look that panics begins no subscription, and one whose client has gone neither.

@@ -5,7 +5,7 @@ mod support;
 use std::{path::Path, time::Duration};
 
 use actorum::{Address, Formed, Network, NodeId, prelude::*};
-use support::{MemoryNetwork, PATIENCE, Sum, founders, quick};
+use support::{MemoryNetwork, Sum, TIMEOUT, founders, quick};
 
 async fn start(network: &MemoryNetwork, id: NodeId, dir: &Path, bootstrap: Bootstrap) -> Raft<Sum> {
     let builder = RaftSystem::builder(id).network(Network::Memory(network.clone())).bootstrap(bootstrap);
@@ -31,16 +31,16 @@ async fn nobody_leads_before_every_founder_was_heard() {
     let (network, dir) = (MemoryNetwork::new(), tempfile::tempdir().unwrap());
     let one = start(&network, 1, dir.path(), founders(3)).await;
     let two = start(&network, 2, dir.path(), founders(3)).await;
-    two.wait(PATIENCE, |s| s.formed == Formed::Forming { waiting_for: vec![3] }).await.unwrap();
+    two.wait(TIMEOUT, |s| s.formed == Formed::Forming { waiting_for: vec![3] }).await.unwrap();
     assert_eq!((one.status().leader, two.status().term), (None, 0), "two of three are not enough to begin");
     let short = Duration::from_millis(300);
     let refused = one.propose_within(1, short).await.unwrap_err();
     assert!(matches!(refused, ProposeError::Unavailable { reason: actorum::Reason::Forming, .. }), "{refused}");
     let three = start(&network, 3, dir.path(), founders(3)).await;
-    three.wait_for_leader(PATIENCE).await.unwrap();
+    three.wait_for_leader(TIMEOUT).await.unwrap();
     assert_eq!(one.propose(1).await.unwrap().response, 1);
-    let cluster = one.wait(PATIENCE, |s| s.cluster.is_some()).await.unwrap().cluster;
-    assert_eq!(two.wait(PATIENCE, |s| s.cluster.is_some()).await.unwrap().cluster, cluster);
+    let cluster = one.wait(TIMEOUT, |s| s.cluster.is_some()).await.unwrap().cluster;
+    assert_eq!(two.wait(TIMEOUT, |s| s.cluster.is_some()).await.unwrap().cluster, cluster);
 }
 
 #[actix::test]
@@ -50,12 +50,12 @@ async fn a_founder_that_lost_its_directory_is_refused_by_name_and_nothing_is_los
     let two = start(&network, 2, dir.path(), founders(3)).await;
     let three = start(&network, 3, dir.path(), founders(3)).await;
     for node in [&one, &two, &three] {
-        node.wait_for_leader(PATIENCE).await.unwrap();
+        node.wait_for_leader(TIMEOUT).await.unwrap();
     }
     // Acknowledged on nodes 1 and 2 only.
     network.isolate(3);
-    let index = one.propose_within(40, PATIENCE).await.unwrap().index;
-    two.wait_applied(index, PATIENCE).await.unwrap();
+    let index = one.propose_within(40, TIMEOUT).await.unwrap().index;
+    two.wait_applied(index, TIMEOUT).await.unwrap();
     one.shutdown().await;
     two.shutdown().await;
     std::fs::remove_dir_all(dir.path().join("2")).unwrap();
@@ -73,7 +73,7 @@ async fn a_founder_that_lost_its_directory_is_refused_by_name_and_nothing_is_los
     assert!(matches!(refused, ProposeError::Unavailable { reason: actorum::Reason::RefusedByPeers, .. }), "{refused}");
 
     let one = start(&network, 1, dir.path(), founders(3)).await;
-    three.wait_applied(index, PATIENCE).await.unwrap();
+    three.wait_applied(index, TIMEOUT).await.unwrap();
     assert_eq!(one.read(|sum| sum.total).await.unwrap(), 40);
     assert_eq!(three.read_stale(|sum| sum.total).await.unwrap(), 40);
 }
@@ -104,8 +104,8 @@ async fn founders_with_different_names_refuse_each_other_before_anything_is_writ
     }
     // Nothing was written: with the same name the same directories form.
     let (one, two) = (start(1, "blue").await, start(2, "blue").await);
-    one.wait_for_leader(PATIENCE).await.unwrap();
-    assert_eq!(two.propose_within(1, PATIENCE).await.unwrap().response, 1);
+    one.wait_for_leader(TIMEOUT).await.unwrap();
+    assert_eq!(two.propose_within(1, TIMEOUT).await.unwrap().response, 1);
 }
 
 #[actix::test]

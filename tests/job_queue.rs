@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, time::Duration};
 use actorum::prelude::*;
 use serde::{Deserialize, Serialize};
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 const LEASE: Duration = Duration::from_secs(60);
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -117,13 +117,13 @@ async fn a_board_built_from_a_read_and_what_follows_is_the_state_itself() -> Res
     for id in 1..=3 {
         nodes.push(node(&network, &disks[id as usize - 1], id).await?);
     }
-    nodes[0].wait_for_leader(PATIENCE).await?;
+    nodes[0].wait_for_leader(TIMEOUT).await?;
     assert!(nodes[0].propose(Command::Add { work: "the first".into() }).await?.response == JobResponse::Added(1));
 
     // 40 workers propose some 3,000 commands through every node while the dashboard of one of them begins.
     let workers: Vec<_> = (0..40).map(|n| tokio::spawn(work(nodes[n as usize % 3].clone(), n, 25))).collect();
     let shown_by = &nodes[1];
-    shown_by.wait(PATIENCE, |status| status.totals.commands_applied > 500).await?;
+    shown_by.wait(TIMEOUT, |status| status.totals.commands_applied > 500).await?;
     let (followed, mut events) = shown_by.follow_events(Jobs::clone).await?;
     let (mut board, mut position, mut told) = (followed.value, followed.position, 0);
     let mut workers = std::pin::pin!(async {
@@ -171,7 +171,7 @@ async fn a_board_built_from_a_read_and_what_follows_is_the_state_itself() -> Res
         }
     }
     let again = node(&network, &disks[1], 2).await?;
-    again.wait_applied(added.index, PATIENCE).await?;
+    again.wait_applied(added.index, TIMEOUT).await?;
     assert_eq!(again.read(|jobs| jobs.next).await?, last.next + 1, "what was applied before is there");
     assert!(again.ready().await? >= added.index);
     for node in [&nodes[0], &nodes[2], &again] {

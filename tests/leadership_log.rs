@@ -9,7 +9,7 @@ use std::{
 };
 
 use actorum::prelude::*;
-use support::{MemoryNetwork, PATIENCE, three};
+use support::{MemoryNetwork, TIMEOUT, three};
 use tracing::{Event as Logged, Level, Metadata, Subscriber, field, span};
 
 /// Keeps what is logged at INFO and above by the thread that it is set for: here all actors are on it.
@@ -64,9 +64,9 @@ async fn a_change_of_leadership_is_one_line_and_a_clean_end_no_error() {
     leader.propose(1).await.unwrap();
     let (old, term) = (leader.id(), leader.status().term);
     leader.shutdown().await;
-    let status = other.wait(PATIENCE, |s| s.leader.is_some_and(|id| id != old)).await.unwrap();
+    let status = other.wait(TIMEOUT, |s| s.leader.is_some_and(|id| id != old)).await.unwrap();
     let (new, later) = (status.leader.unwrap(), status.term);
-    follower.wait(PATIENCE, |s| s.leader == Some(new)).await.unwrap();
+    follower.wait(TIMEOUT, |s| s.leader == Some(new)).await.unwrap();
     follower.shutdown().await;
     other.shutdown().await;
 

@@ -5,15 +5,15 @@ mod support;
 use std::time::Duration;
 
 use actorum::prelude::*;
-use support::{MemoryDisk, MemoryNetwork, PATIENCE, Sum, founders, quick, start, three};
+use support::{MemoryDisk, MemoryNetwork, Sum, TIMEOUT, founders, quick, start, three};
 
 #[actix::test]
 async fn nothing_is_waited_for_on_a_node_that_has_stopped() {
     let raft = start(&MemoryNetwork::new(), 1, &MemoryDisk::new(), founders(1)).await;
-    raft.wait_for_leader(PATIENCE).await.unwrap();
+    raft.wait_for_leader(TIMEOUT).await.unwrap();
     let (pending, mut events) = (raft.clone(), raft.events(0).await.unwrap());
     let mut statuses = raft.watch_status();
-    let pending = actix::spawn(async move { pending.wait(PATIENCE * 10, |s| s.applied_index > 1000).await });
+    let pending = actix::spawn(async move { pending.wait(TIMEOUT * 10, |s| s.applied_index > 1000).await });
     assert!(raft.is_leader());
     raft.shutdown().await;
     assert!(!raft.is_leader());
@@ -22,10 +22,10 @@ async fn nothing_is_waited_for_on_a_node_that_has_stopped() {
         Err(WaitError::Stopped(cause)) => assert_eq!(cause, "it was shut down"),
         other => panic!("{other:?}"),
     };
-    stopped(tokio::time::timeout(PATIENCE, pending).await.expect("the end ends every wait").unwrap());
-    stopped(raft.wait_for_leader(PATIENCE).await);
-    stopped(raft.wait_applied(0, PATIENCE).await);
-    stopped(raft.wait(PATIENCE, |_| true).await);
+    stopped(tokio::time::timeout(TIMEOUT, pending).await.expect("the end ends every wait").unwrap());
+    stopped(raft.wait_for_leader(TIMEOUT).await);
+    stopped(raft.wait_applied(0, TIMEOUT).await);
+    stopped(raft.wait(TIMEOUT, |_| true).await);
     let status = raft.status();
     assert_eq!((status.leader, status.role), (None, Role::Follower), "who has stopped leads nobody");
     assert_eq!(raft.ready().await.unwrap_err().code(), "stopped");
@@ -42,7 +42,7 @@ async fn nothing_is_waited_for_on_a_node_that_has_stopped() {
         }
         last.expect("a status").stopped
     };
-    assert_eq!(tokio::time::timeout(PATIENCE, ends).await.expect("streams end").as_deref(), Some("it was shut down"));
+    assert_eq!(tokio::time::timeout(TIMEOUT, ends).await.expect("streams end").as_deref(), Some("it was shut down"));
 }
 
 #[actix::test]
@@ -70,7 +70,7 @@ async fn a_node_says_whether_it_is_ready_and_shows_how_it_is() {
             }
         }
     };
-    tokio::time::timeout(PATIENCE, seen).await.expect("what changes is shown");
+    tokio::time::timeout(TIMEOUT, seen).await.expect("what changes is shown");
 
     // Alone it cannot do anything for anybody, and knows why.
     network.isolate(follower.id());
@@ -82,7 +82,7 @@ async fn a_node_says_whether_it_is_ready_and_shows_how_it_is() {
             }
         }
     };
-    let not_ready = tokio::time::timeout(PATIENCE, alone).await.expect("it finds out");
+    let not_ready = tokio::time::timeout(TIMEOUT, alone).await.expect("it finds out");
     assert_eq!(not_ready.http_status(), 503);
     assert!(!not_ready.to_string().is_empty());
 }
@@ -92,9 +92,9 @@ async fn a_member_that_was_removed_leaves_the_peers() {
     let (network, disks) = (MemoryNetwork::new(), Default::default());
     let [leader, follower, other] = three(&network, &disks).await;
     let gone = other.id();
-    follower.change_within(ConfChange::Remove(gone), PATIENCE).await.unwrap();
+    follower.change_within(ConfChange::Remove(gone), TIMEOUT).await.unwrap();
     for node in [&leader, &follower] {
-        let status = node.wait(PATIENCE, |s| !s.peers.contains_key(&gone)).await.unwrap();
+        let status = node.wait(TIMEOUT, |s| !s.peers.contains_key(&gone)).await.unwrap();
         assert_eq!(status.peers.len(), 1, "{:?}", status.peers);
     }
 }
@@ -106,7 +106,7 @@ async fn a_disk_in_memory_outlives_its_node() {
         let builder = RaftSystem::<Sum>::builder(1).network(Network::Memory(MemoryNetwork::new()));
         let builder = builder.storage(Storage::MemoryDisk(disk.clone())).bootstrap(founders(1)).configure(quick);
         let raft = builder.start().await.unwrap();
-        raft.wait_for_leader(PATIENCE).await.unwrap();
+        raft.wait_for_leader(TIMEOUT).await.unwrap();
         assert_eq!(raft.propose(1).await.unwrap().response, round);
         raft.take_snapshot().await.unwrap();
         raft.shutdown().await;

@@ -37,15 +37,15 @@ fn failed(client: u64, call: Call<&'static str>, invoked: u64) -> Op {
     Operation { outcome: Outcome::Failed, ..unknown(client, call, invoked) }
 }
 
-/// Illegal, and the witness ends with the answer that is one too many and has no more operations than these.
+/// Illegal, and the counterexample ends with the answer that is one too many and has no more operations than these.
 fn illegal(what: &str, history: &[Op], last: &Op, most: usize) {
     assert!(!all_orders(history), "{what}: the story itself is wrong");
     let verdict = check(history);
-    let Verdict::NotLinearizable(witness) = &verdict else { panic!("{what}: {verdict}") };
+    let Verdict::NotLinearizable(counterexample) = &verdict else { panic!("{what}: {verdict}") };
     println!("{what}: {verdict}");
-    assert_eq!(witness.operations.last(), Some(last), "{what}");
-    assert!(witness.operations.len() <= most, "{what}: {verdict}");
-    assert!(witness.operations.iter().all(|operation| history.contains(operation)), "{what}");
+    assert_eq!(counterexample.operations.last(), Some(last), "{what}");
+    assert!(counterexample.operations.len() <= most, "{what}: {verdict}");
+    assert!(counterexample.operations.iter().all(|operation| history.contains(operation)), "{what}");
 }
 
 fn legal(what: &str, history: &[Op]) {
@@ -206,7 +206,7 @@ fn undecided() {
     assert!(matches!(check_within(&hard(7, 8), 100_000), Verdict::NotLinearizable(_)));
     let both = [hard(7, 16), hard(8, 2)].concat();
     let verdict = check_within(&both, 1000);
-    assert!(matches!(&verdict, Verdict::NotLinearizable(witness) if witness.key == 8), "{verdict}");
+    assert!(matches!(&verdict, Verdict::NotLinearizable(counterexample) if counterexample.key == 8), "{verdict}");
 }
 
 // --- against all permutations
@@ -415,12 +415,17 @@ fn it_agrees_with_all_permutations() {
         if shape.lies == 0 {
             assert!(truth, "round {round}: a true store was simulated\n{}", shown());
         }
-        if let Verdict::NotLinearizable(witness) = &verdict {
-            assert!(witness.operations.iter().all(|o| history.contains(o) && o.key == witness.key), "round {round}");
+        if let Verdict::NotLinearizable(counterexample) = &verdict {
+            assert!(
+                counterexample.operations.iter().all(|o| history.contains(o) && o.key == counterexample.key),
+                "round {round}"
+            );
             // What is shown from the empty store on is a history by itself; but it lacks what the answers afterwards tell.
             let itself = |o: &Operation<u64, u64>| history.iter().filter(|h| h.key == o.key).count();
-            if !witness.whatever_before && witness.operations.len() == itself(&witness.operations[0]) {
-                assert!(!all_orders(&witness.operations), "round {round}: {verdict}\n{}", shown());
+            if !counterexample.whatever_before
+                && counterexample.operations.len() == itself(&counterexample.operations[0])
+            {
+                assert!(!all_orders(&counterexample.operations), "round {round}: {verdict}\n{}", shown());
             }
         }
     }

@@ -5,7 +5,7 @@ mod support;
 use std::{collections::BTreeMap, net::SocketAddr, path::Path, time::Duration};
 
 use actorum::{Address, NodeId, StartError, prelude::*};
-use support::{PATIENCE, Sum};
+use support::{Sum, TIMEOUT};
 
 fn free_port() -> SocketAddr {
     std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
@@ -31,35 +31,35 @@ async fn three_nodes_elect_forward_apply_and_lose_a_leader() {
     for (id, at) in &founders {
         nodes.push(start(*id, *at, dir.path(), "ca", form(&founders)).await);
     }
-    let leader = nodes[0].wait_for_leader(PATIENCE).await.unwrap().leader.unwrap();
+    let leader = nodes[0].wait_for_leader(TIMEOUT).await.unwrap().leader.unwrap();
     let mut answers = Vec::new();
     for n in 0..300 {
         answers.push(nodes[n % 3].submit_within(1, Duration::MAX));
     }
     for answer in answers {
-        let answer = tokio::time::timeout(PATIENCE, answer).await;
+        let answer = tokio::time::timeout(TIMEOUT, answer).await;
         answer.expect("a forward that may wait for ever is answered like any other").unwrap();
     }
     for node in &nodes {
         assert_eq!(node.read(|sum| sum.total).await.unwrap(), 300);
     }
     let linked = |s: &Status| s.peers.values().all(|p| p.connected && p.rtt_us > 0) && s.totals.bytes_sent > 0;
-    nodes[0].wait(PATIENCE, linked).await.unwrap();
+    nodes[0].wait(TIMEOUT, linked).await.unwrap();
 
     // A fourth node waits, is added and promoted.
     let fourth = start(4, addresses[&4], dir.path(), "ca", Bootstrap::Wait).await;
-    nodes[1].change_within(ConfChange::AddLearner(4, addresses[&4].into()), PATIENCE).await.unwrap();
-    nodes[2].change_within(ConfChange::Promote(4), PATIENCE).await.unwrap();
+    nodes[1].change_within(ConfChange::AddLearner(4, addresses[&4].into()), TIMEOUT).await.unwrap();
+    nodes[2].change_within(ConfChange::Promote(4), TIMEOUT).await.unwrap();
     assert_eq!(fourth.read(|sum| sum.total).await.unwrap(), 300);
 
     // The leader goes; the others go on; it comes back by the same call and catches up.
     nodes[leader as usize - 1].shutdown().await;
     let survivor = &nodes[leader as usize % 3];
-    survivor.wait(PATIENCE, |s| s.leader.is_some_and(|l| l != leader)).await.unwrap();
-    let applied = survivor.propose_within(1, PATIENCE).await.unwrap();
+    survivor.wait(TIMEOUT, |s| s.leader.is_some_and(|l| l != leader)).await.unwrap();
+    let applied = survivor.propose_within(1, TIMEOUT).await.unwrap();
     assert_eq!(applied.response, 301);
     let again = start(leader, founders[&leader], dir.path(), "ca", form(&founders)).await;
-    again.wait_applied(applied.index, PATIENCE).await.unwrap();
+    again.wait_applied(applied.index, TIMEOUT).await.unwrap();
     assert_eq!(again.read_stale(|sum| sum.total).await.unwrap(), 301);
 }
 
@@ -74,24 +74,24 @@ async fn a_follower_finds_back_when_all_others_were_replaced_meanwhile() {
     for (id, at) in &founders {
         nodes.insert(*id, start(*id, *at, dir.path(), "ca", form(&founders)).await);
     }
-    nodes[&1].propose_within(1, PATIENCE).await.unwrap();
-    nodes[&3].wait(PATIENCE, |s| s.commit_index > 1).await.unwrap();
+    nodes[&1].propose_within(1, TIMEOUT).await.unwrap();
+    nodes[&3].wait(TIMEOUT, |s| s.commit_index > 1).await.unwrap();
     nodes.remove(&3).unwrap().shutdown().await;
 
     for id in 4..=6 {
         nodes.insert(id, start(id, addresses[&id], dir.path(), "ca", Bootstrap::Wait).await);
-        nodes[&1].change_within(ConfChange::AddLearner(id, addresses[&id].into()), PATIENCE).await.unwrap();
-        nodes[&1].change_within(ConfChange::Promote(id), PATIENCE).await.unwrap();
+        nodes[&1].change_within(ConfChange::AddLearner(id, addresses[&id].into()), TIMEOUT).await.unwrap();
+        nodes[&1].change_within(ConfChange::Promote(id), TIMEOUT).await.unwrap();
     }
     for id in [1, 2] {
-        nodes[&4].change_within(ConfChange::Remove(id), PATIENCE).await.unwrap();
+        nodes[&4].change_within(ConfChange::Remove(id), TIMEOUT).await.unwrap();
         nodes.remove(&id).unwrap().shutdown().await;
     }
-    let applied = nodes[&5].propose_within(41, PATIENCE).await.unwrap();
+    let applied = nodes[&5].propose_within(41, TIMEOUT).await.unwrap();
     assert_eq!(applied.response, 42);
 
     let again = start(3, addresses[&3], dir.path(), "ca", form(&founders)).await;
-    let status = again.wait_applied(applied.index, PATIENCE).await.unwrap();
+    let status = again.wait_applied(applied.index, TIMEOUT).await.unwrap();
     assert_eq!((status.membership.voters(), again.read(|sum| sum.total).await.unwrap()), (vec![3, 4, 5, 6], 42));
 }
 
@@ -102,7 +102,7 @@ async fn a_stranger_with_certificates_of_another_authority_is_kept_out() {
     let one = start(1, addresses[&1], dir.path(), "ca", form(&addresses)).await;
     let stranger = start(2, addresses[&2], dir.path(), "other-ca", form(&addresses)).await;
     let told = |s: &Status| s.peers.values().any(|p| p.last_error.is_some());
-    one.wait(PATIENCE, told).await.unwrap();
+    one.wait(TIMEOUT, told).await.unwrap();
     assert!(one.wait_for_leader(Duration::from_millis(500)).await.is_err());
     assert_eq!((one.status().term, stranger.status().term), (0, 0));
 }

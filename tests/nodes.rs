@@ -19,20 +19,20 @@ use actorum_core::{
 use actorum_machine::ids::{GroupId, Incarnation};
 use actorum_store::log::store::{Completions, LogAppender, LogStore, StoreIdentity};
 
-use support::{MemoryDisk, MemoryNetwork, PATIENCE, Sum, founders, is_open, on, quick, start, three};
+use support::{MemoryDisk, MemoryNetwork, Sum, TIMEOUT, founders, is_open, on, quick, start, three};
 
 #[actix::test]
 async fn one_node_applies_reads_and_answers() {
     let raft = start(&MemoryNetwork::new(), 1, &MemoryDisk::new(), founders(1)).await;
     let applied = raft.propose(40).await.unwrap();
     assert_eq!((applied.response, applied.term >= 1), (40, true));
-    let applied = raft.addr().send(Propose::new(2).deadline(PATIENCE)).await.unwrap().unwrap();
+    let applied = raft.addr().send(Propose::new(2).deadline(TIMEOUT)).await.unwrap().unwrap();
     assert_eq!(applied.response, 42);
     assert_eq!(raft.read(|sum| sum.total).await.unwrap(), 42);
     assert_eq!(raft.addr().send(Read::stale(|sum: &Sum| sum.seen.clone())).await.unwrap().unwrap(), [40, 2]);
     let (index, total) = raft.read_with(Read::linearizable(|sum: &Sum| sum.total)).await.unwrap();
     assert!(index >= applied.index && total == 42);
-    let status = raft.wait_applied(applied.index, PATIENCE).await.unwrap();
+    let status = raft.wait_applied(applied.index, TIMEOUT).await.unwrap();
     assert_eq!((status.role, status.totals.proposals_applied), (Role::Leader, 2));
     raft.shutdown().await;
 }
@@ -49,13 +49,13 @@ async fn followers_forward_and_every_node_applies() {
     }
     for node in [&leader, &follower, &other] {
         assert_eq!(node.read(|sum| sum.total).await.unwrap(), 30, "a linearizable read sees what was answered");
-        node.wait_applied(last, PATIENCE).await.unwrap();
+        node.wait_applied(last, TIMEOUT).await.unwrap();
         assert_eq!(node.read_stale(|sum| sum.seen.len()).await.unwrap(), 30);
     }
     let id = leader.status().id;
     let recorded = |s: &Status| s.membership.members.values().all(|m| m.incarnation.is_some());
-    follower.wait(PATIENCE, recorded).await.unwrap();
-    let status = leader.wait(PATIENCE, |s| s.peers.values().all(|p| p.match_index >= last)).await.unwrap();
+    follower.wait(TIMEOUT, recorded).await.unwrap();
+    let status = leader.wait(TIMEOUT, |s| s.peers.values().all(|p| p.match_index >= last)).await.unwrap();
     assert_eq!((status.leader, status.membership.voters(), status.peers.len()), (Some(id), vec![1, 2, 3], 2));
 }
 
@@ -86,11 +86,11 @@ async fn a_new_leader_takes_over_and_a_restarted_node_catches_up() {
     assert_eq!(leader.propose(1).await.unwrap_err().outcome(), Outcome::Rejected);
     assert!(leader.status().stopped.is_some());
 
-    follower.wait(PATIENCE, |s| s.leader.is_some_and(|l| l != old)).await.unwrap();
-    let applied = other.propose_within(6, PATIENCE).await.unwrap();
+    follower.wait(TIMEOUT, |s| s.leader.is_some_and(|l| l != old)).await.unwrap();
+    let applied = other.propose_within(6, TIMEOUT).await.unwrap();
     assert_eq!(applied.response, 11);
     let again = start(&network, old, &disks[old as usize - 1], founders(3)).await;
-    again.wait_applied(applied.index, PATIENCE).await.unwrap();
+    again.wait_applied(applied.index, TIMEOUT).await.unwrap();
     assert_eq!(again.read_stale(|sum| sum.seen.clone()).await.unwrap(), [5, 6]);
 }
 
@@ -104,15 +104,15 @@ async fn a_fourth_node_waits_is_added_promoted_and_holds_everything() {
     assert_eq!(membership.learners(), [4]);
     let membership = leader.addr().send(ConfChange::Promote(4)).await.unwrap().unwrap();
     assert_eq!(membership.members[&4].role, MemberRole::Voter);
-    fourth.wait(PATIENCE, |s| s.membership.voters() == [1, 2, 3, 4]).await.unwrap();
+    fourth.wait(TIMEOUT, |s| s.membership.voters() == [1, 2, 3, 4]).await.unwrap();
     assert_eq!(fourth.read(|sum| sum.total).await.unwrap(), 5);
     assert_eq!(fourth.propose(6).await.unwrap().response, 11);
 
     let error = leader.change(ConfChange::Promote(9)).await.unwrap_err();
     assert_eq!(error, ChangeError::Invalid { cause: "node 9 is not a member".into() });
     let id = leader.status().id;
-    follower.change_within(ConfChange::Remove(id), PATIENCE).await.unwrap();
-    follower.wait(PATIENCE, |s| s.leader.is_some_and(|l| l != id)).await.unwrap();
+    follower.change_within(ConfChange::Remove(id), TIMEOUT).await.unwrap();
+    follower.wait(TIMEOUT, |s| s.leader.is_some_and(|l| l != id)).await.unwrap();
 }
 
 /// Promoted, it would count in every majority from then on, and hold up all writes.
@@ -124,15 +124,15 @@ async fn a_learner_that_is_down_or_behind_is_not_promoted_and_says_how_far_it_is
     let fourth = start(&network, 4, &disk, Bootstrap::Wait).await;
     leader.change(ConfChange::AddLearner(4, "n4".into())).await.unwrap();
     let first = leader.propose(1).await.unwrap().index;
-    fourth.wait_applied(first, PATIENCE).await.unwrap();
-    leader.wait(PATIENCE, |s| s.membership.members[&4].incarnation.is_some()).await.unwrap();
+    fourth.wait_applied(first, TIMEOUT).await.unwrap();
+    leader.wait(TIMEOUT, |s| s.membership.members[&4].incarnation.is_some()).await.unwrap();
     fourth.shutdown().await;
     let mut last = first;
     for _ in 0..300 {
         last = leader.propose(1).await.unwrap().index;
     }
     // It counts as alive for one election timeout, and 300 commands may take less.
-    leader.wait(PATIENCE, |s| !s.peers[&4].recently_active).await.unwrap();
+    leader.wait(TIMEOUT, |s| !s.peers[&4].recently_active).await.unwrap();
     // Through a follower as at the leader itself: as long as the deadline lasts, and then with how far it is.
     for node in [&leader, &follower] {
         let error = node.change_within(ConfChange::Promote(4), Duration::from_millis(700)).await.unwrap_err();
@@ -142,13 +142,13 @@ async fn a_learner_that_is_down_or_behind_is_not_promoted_and_says_how_far_it_is
         assert!(reading.commit >= last && reading.recorded, "{error}");
         assert!(error.to_string().contains("Let it catch up first"), "{error}");
     }
-    leader.propose_within(1, PATIENCE).await.unwrap();
+    leader.propose_within(1, TIMEOUT).await.unwrap();
 
     // While it waits the learner comes back, catches up and is promoted.
-    let promoted = follower.change_within(ConfChange::Promote(4), PATIENCE);
+    let promoted = follower.change_within(ConfChange::Promote(4), TIMEOUT);
     let (promoted, fourth) = tokio::join!(promoted, start(&network, 4, &disk, Bootstrap::Wait));
     assert_eq!(promoted.unwrap().voters(), [1, 2, 3, 4]);
-    fourth.wait_applied(last, PATIENCE).await.unwrap();
+    fourth.wait_applied(last, TIMEOUT).await.unwrap();
     drop(other);
 }
 
@@ -171,20 +171,20 @@ async fn a_change_that_leaves_no_live_majority_is_refused_unless_it_is_forced() 
     };
     // It counts as alive for one election timeout.
     tokio::time::sleep(Duration::from_millis(500)).await;
-    refused(leader.change_within(ConfChange::Remove(follow), PATIENCE).await.unwrap_err());
-    refused(leader.change_within(ConfChange::Demote(follow), PATIENCE).await.unwrap_err());
-    refused(follower.change_within(ConfChange::Remove(lead), PATIENCE).await.unwrap_err());
-    assert_eq!(leader.propose_within(2, PATIENCE).await.unwrap().response, 3, "it goes on");
+    refused(leader.change_within(ConfChange::Remove(follow), TIMEOUT).await.unwrap_err());
+    refused(leader.change_within(ConfChange::Demote(follow), TIMEOUT).await.unwrap_err());
+    refused(follower.change_within(ConfChange::Remove(lead), TIMEOUT).await.unwrap_err());
+    assert_eq!(leader.propose_within(2, TIMEOUT).await.unwrap().response, 3, "it goes on");
     // Forced it is made, and nothing is decided until the one that is away is back.
-    let left = leader.change_within(ConfChange::Remove(follow).forced(), PATIENCE).await.unwrap();
+    let left = leader.change_within(ConfChange::Remove(follow).forced(), TIMEOUT).await.unwrap();
     assert_eq!(left.voters().len(), 2);
     let alone = leader.propose_within(3, Duration::from_millis(700)).await.unwrap_err();
     // On a slow machine the leader has stepped down before it is asked.
     let refused = matches!(alone, ProposeError::Unavailable { reason: Reason::NoMajority | Reason::NoLeader, .. });
     assert!(refused || matches!(alone, ProposeError::Unknown { .. } | ProposeError::NotLeader { .. }), "{alone}");
     let back = start(&network, away, &disks[away as usize - 1], founders(3)).await;
-    back.wait_for_leader(PATIENCE).await.unwrap();
-    leader.propose_within(4, PATIENCE).await.unwrap();
+    back.wait_for_leader(TIMEOUT).await.unwrap();
+    leader.propose_within(4, TIMEOUT).await.unwrap();
 }
 
 #[actix::test]
@@ -273,16 +273,16 @@ async fn a_panic_in_the_core_stops_its_system_and_nothing_else() {
         nodes.push(builder.start().await.unwrap());
     }
     let bystander = start(&MemoryNetwork::new(), 1, &MemoryDisk::new(), founders(1)).await;
-    let id = nodes[0].wait_for_leader(PATIENCE).await.unwrap().leader.unwrap();
+    let id = nodes[0].wait_for_leader(TIMEOUT).await.unwrap().leader.unwrap();
     let [behind, other] = [id % 3 + 1, (id + 1) % 3 + 1];
     let leader = &nodes[id as usize - 1];
     network.isolate(behind);
     for _ in 0..20 {
-        leader.propose_within(1, PATIENCE).await.unwrap();
+        leader.propose_within(1, TIMEOUT).await.unwrap();
     }
     // The only one that could commit it is cut off; the one that comes back needs what only the disk holds.
     network.isolate(other);
-    let pending = leader.submit_within(1, PATIENCE);
+    let pending = leader.submit_within(1, TIMEOUT);
     haunted.store(true, Ordering::SeqCst);
     network.heal(id, behind);
     network.heal(behind, id);
@@ -309,12 +309,12 @@ async fn a_forward_that_the_leader_cannot_decode_never_reaches_its_log() {
     }
     let network = MemoryNetwork::new();
     let leader = start(&network, 1, &MemoryDisk::new(), founders(1)).await;
-    leader.wait_for_leader(PATIENCE).await.unwrap();
+    leader.wait_for_leader(TIMEOUT).await.unwrap();
     let other = RaftSystem::<Words>::builder(2).network(Network::Memory(network)).storage(on(&MemoryDisk::new(), 2));
     let other = other.bootstrap(Bootstrap::Wait).configure(quick).start().await.unwrap();
-    leader.change_within(ConfChange::AddLearner(2, "n2".into()), PATIENCE).await.unwrap();
-    other.wait_for_leader(PATIENCE).await.unwrap();
-    let error = other.propose_within("not a number".into(), PATIENCE).await.unwrap_err();
+    leader.change_within(ConfChange::AddLearner(2, "n2".into()), TIMEOUT).await.unwrap();
+    other.wait_for_leader(TIMEOUT).await.unwrap();
+    let error = other.propose_within("not a number".into(), TIMEOUT).await.unwrap_err();
     assert!(matches!(error, ProposeError::Invalid { .. }), "{error}");
     assert_eq!(leader.propose(7).await.unwrap().response, 7, "it would have died of an entry that it cannot decode");
 }
@@ -445,7 +445,7 @@ async fn the_applier_may_have_a_thread_of_its_own() {
 #[actix::test]
 async fn a_shutdown_finishes_what_is_in_flight() {
     let raft = start(&MemoryNetwork::new(), 1, &MemoryDisk::new(), founders(1)).await;
-    raft.wait_for_leader(PATIENCE).await.unwrap();
+    raft.wait_for_leader(TIMEOUT).await.unwrap();
     let answers: Vec<_> = (0..500).map(|_| raft.submit(1)).collect();
     let shutdown = actix::spawn({
         let raft = raft.clone();
@@ -465,9 +465,9 @@ async fn a_shutdown_answers_what_it_cannot_finish() {
     let network = MemoryNetwork::new();
     let one = start(&network, 1, &MemoryDisk::new(), founders(2)).await;
     let two = start(&network, 2, &MemoryDisk::new(), founders(2)).await;
-    let leads = one.wait_for_leader(PATIENCE).await.unwrap().leader;
+    let leads = one.wait_for_leader(TIMEOUT).await.unwrap().leader;
     let (leader, other) = if leads == Some(1) { (one, two) } else { (two, one) };
-    assert_eq!(leader.propose_within(1, PATIENCE).await.unwrap().response, 1);
+    assert_eq!(leader.propose_within(1, TIMEOUT).await.unwrap().response, 1);
     other.shutdown().await;
     let long = Duration::from_secs(600);
     let spawn = |future: std::pin::Pin<Box<dyn Future<Output = String>>>| actix::spawn(future);
@@ -482,7 +482,7 @@ async fn a_shutdown_answers_what_it_cannot_finish() {
     let raft = leader.clone();
     let change = ConfChange::AddLearner(3, Address::from("n3"));
     waiting.push(spawn(Box::pin(async move { format!("{:?}", raft.change_within(change, long).await) })));
-    leader.wait(PATIENCE, |status| status.queues.in_flight == 11).await.unwrap();
+    leader.wait(TIMEOUT, |status| status.queues.in_flight == 11).await.unwrap();
     leader.shutdown().await;
     // One turn for the tasks to take what is there.
     tokio::task::yield_now().await;
@@ -502,7 +502,7 @@ async fn admission_is_bounded_and_says_so() {
         c.max_entry_bytes = 64;
     });
     let raft = builder.start().await.unwrap();
-    raft.wait_for_leader(PATIENCE).await.unwrap();
+    raft.wait_for_leader(TIMEOUT).await.unwrap();
     let (first, second, third) = (raft.submit(1), raft.submit(2), raft.submit(3));
     assert!(matches!(third.await, Err(ProposeError::Busy { bound: BusyBound::InFlight { requests: 2, .. } })));
     assert_eq!((first.await.unwrap().response, second.await.unwrap().response), (1, 3));
@@ -524,8 +524,8 @@ async fn without_a_majority_nothing_is_promised() {
     assert_eq!(leader.read_stale(|sum| sum.total).await.unwrap(), 0);
     assert!(matches!(leader.wait_applied(999, short).await, Err(WaitError::TimedOut(_))));
     network.heal_all();
-    leader.wait(PATIENCE, |s| s.leader.is_some()).await.unwrap();
-    follower.propose_within(1, PATIENCE).await.unwrap();
+    leader.wait(TIMEOUT, |s| s.leader.is_some()).await.unwrap();
+    follower.propose_within(1, TIMEOUT).await.unwrap();
 }
 
 #[tokio::test]
@@ -537,7 +537,7 @@ async fn it_works_under_tokio_on_a_thread_of_its_own() {
         async move { raft.propose(40).await.unwrap().response }
     });
     assert_eq!(task.await.unwrap(), 40);
-    raft.wait_applied(2, PATIENCE).await.unwrap();
+    raft.wait_applied(2, TIMEOUT).await.unwrap();
     raft.shutdown().await;
     assert!(!is_open(&disk, 1));
 }
@@ -554,7 +554,7 @@ fn it_works_on_plain_threads() {
     let mut totals: Vec<_> = threads.into_iter().map(|thread| thread.join().unwrap()).collect();
     totals.sort_unstable();
     assert_eq!(totals, [10, 20, 30, 40]);
-    block_on(raft.wait_applied(2, PATIENCE)).unwrap();
+    block_on(raft.wait_applied(2, TIMEOUT)).unwrap();
     block_on(raft.shutdown());
 }
 

@@ -8,7 +8,7 @@ use std::{
 };
 
 use actorum::{Network, prelude::*};
-use support::{MemoryDisk, MemoryNetwork, PATIENCE, founders, on, quick};
+use support::{MemoryDisk, MemoryNetwork, TIMEOUT, founders, on, quick};
 
 /// What the machine's own disk holds: it outlives the machine.
 #[derive(Clone, Default)]
@@ -71,7 +71,7 @@ async fn a_machine_of_another_log_does_not_start() {
     let (log, own) = (MemoryDisk::new(), OwnDisk::default());
     let raft = start(&log, &own).await.unwrap();
     let index = raft.propose(1).await.unwrap().index;
-    raft.wait_applied(index, PATIENCE).await.unwrap();
+    raft.wait_applied(index, TIMEOUT).await.unwrap();
     raft.shutdown().await;
     let error = start(&MemoryDisk::new(), &own).await.err().unwrap().to_string();
     assert!(error.contains("but the log is empty"), "{error}");

@@ -16,7 +16,7 @@ use actorum::{Address, MachineError, NodeId, StartError, TakeSnapshotError, prel
 use actorum_machine::ids::Incarnation;
 use serde::{Deserialize, Serialize};
 
-use support::{MemoryDisk, MemoryNetwork, PATIENCE, Sum, founders, start};
+use support::{MemoryDisk, MemoryNetwork, Sum, TIMEOUT, founders, start};
 
 /// A command of a few bytes that becomes 64 KiB of state which no compression makes smaller.
 #[derive(Clone, Default, Serialize, Deserialize)]
@@ -139,7 +139,7 @@ fn files(data: &Path) -> Vec<PathBuf> {
 async fn propose(raft: &Raft<Blobs>, keys: std::ops::Range<u64>) -> u64 {
     let mut index = 0;
     for key in keys {
-        index = raft.propose_within(key, PATIENCE).await.unwrap().index;
+        index = raft.propose_within(key, TIMEOUT).await.unwrap().index;
     }
     index
 }
@@ -155,17 +155,17 @@ async fn who_was_away_and_who_is_new_come_by_snapshot_and_start_from_it_again() 
     for id in 1..=3 {
         nodes.insert(id, lab.start(id).await);
     }
-    let leader = nodes[&1].wait_for_leader(PATIENCE).await.unwrap().leader.unwrap();
+    let leader = nodes[&1].wait_for_leader(TIMEOUT).await.unwrap().leader.unwrap();
     propose(&nodes[&leader], 0..5).await;
     let away = 1 + leader % 3;
     nodes.remove(&away).unwrap().shutdown().await;
 
     let last = propose(&nodes[&leader], 5..200).await;
-    let cut = nodes[&leader].wait(PATIENCE, |s| s.snapshots.built >= 4 && s.first_index > 100).await.unwrap();
+    let cut = nodes[&leader].wait(TIMEOUT, |s| s.snapshots.built >= 4 && s.first_index > 100).await.unwrap();
     // A third one is there only until its record is durable.
     let started = std::time::Instant::now();
     while lab.files(leader).len() > 2 {
-        assert!(started.elapsed() < PATIENCE, "{:?}", lab.files(leader));
+        assert!(started.elapsed() < TIMEOUT, "{:?}", lab.files(leader));
         tokio::task::yield_now().await;
     }
     let left = cut.last_index + 1 - cut.first_index;
@@ -173,14 +173,14 @@ async fn who_was_away_and_who_is_new_come_by_snapshot_and_start_from_it_again() 
 
     // It was away, and what it needs is gone from the log.
     let back = lab.start(away).await;
-    let status = back.wait_applied(last, PATIENCE).await.unwrap();
+    let status = back.wait_applied(last, TIMEOUT).await.unwrap();
     assert!(status.snapshots.received == 1 && status.first_index > 6, "{:?}", status.snapshots);
     assert_eq!(state(&back).await, state(&nodes[&leader]).await);
 
     // Somebody new joins a log that does not start at 1.
     let fourth = lab.start(4).await;
-    nodes[&leader].change_within(ConfChange::AddLearner(4, lab.ports[&4].into()), PATIENCE).await.unwrap();
-    nodes[&leader].change_within(ConfChange::Promote(4), PATIENCE).await.unwrap();
+    nodes[&leader].change_within(ConfChange::AddLearner(4, lab.ports[&4].into()), TIMEOUT).await.unwrap();
+    nodes[&leader].change_within(ConfChange::Promote(4), TIMEOUT).await.unwrap();
     assert_eq!(state(&fourth).await, state(&nodes[&leader]).await);
     assert!(fourth.status().snapshots.received >= 1);
 
@@ -191,7 +191,7 @@ async fn who_was_away_and_who_is_new_come_by_snapshot_and_start_from_it_again() 
         let again = lab.start(id).await;
         assert!(again.status().snapshot_index > 1);
         let last = propose(&nodes[&leader], 1000 + id..1001 + id).await;
-        again.wait_applied(last, PATIENCE).await.unwrap();
+        again.wait_applied(last, TIMEOUT).await.unwrap();
         assert_eq!(state(&again).await, state(&nodes[&leader]).await);
         nodes.insert(id, again);
     }
@@ -206,7 +206,7 @@ async fn a_transfer_goes_on_where_it_stopped() {
         let slowly = |config: &mut Config| config.snapshot_rate = 4 << 20;
         nodes.insert(id, lab.builder(id, lab.founders()).configure(slowly).start().await.unwrap());
     }
-    let leader = nodes[&1].wait_for_leader(PATIENCE).await.unwrap().leader.unwrap();
+    let leader = nodes[&1].wait_for_leader(TIMEOUT).await.unwrap().leader.unwrap();
     let away = 1 + leader % 3;
     nodes.remove(&away).unwrap().shutdown().await;
     propose(&nodes[&leader], 0..190).await;
@@ -215,7 +215,7 @@ async fn a_transfer_goes_on_where_it_stopped() {
 
     let back = lab.start(away).await;
     let half = move |s: &Status| s.snapshots.receiving.values().any(|t| t.bytes > t.total / 2);
-    if let Err(error) = back.wait(PATIENCE, half).await {
+    if let Err(error) = back.wait(TIMEOUT, half).await {
         panic!("{error}: {:?}, {:?}", back.status().snapshots, nodes[&leader].status());
     }
     let sending = nodes[&leader].status().snapshots.sending;
@@ -228,7 +228,7 @@ async fn a_transfer_goes_on_where_it_stopped() {
     drop(back);
 
     let back = lab.start(away).await;
-    let status = back.wait_applied(last, PATIENCE).await.unwrap();
+    let status = back.wait_applied(last, TIMEOUT).await.unwrap();
     let after = status.snapshots.bytes_received;
     assert_eq!(status.snapshots.received, 1);
     assert!(after < taken.bytes / 2 + (2 << 20), "{before} and then {after} of {}: it began anew", taken.bytes);
@@ -240,7 +240,7 @@ async fn a_damaged_snapshot_is_stood_in_for_and_two_are_refused_by_name() {
     let lab = Lab::new();
     let alone = || Bootstrap::Form([(1, lab.ports[&1].into())].into());
     let raft = lab.builder(1, alone()).start().await.unwrap();
-    raft.wait_for_leader(PATIENCE).await.unwrap();
+    raft.wait_for_leader(TIMEOUT).await.unwrap();
     propose(&raft, 0..100).await;
     raft.take_snapshot().await.unwrap();
     propose(&raft, 100..110).await;
@@ -251,7 +251,7 @@ async fn a_damaged_snapshot_is_stood_in_for_and_two_are_refused_by_name() {
     let [older, newest] = <[PathBuf; 2]>::try_from(lab.files(1)).unwrap();
     flip(&newest);
     let raft = lab.builder(1, alone()).start().await.unwrap();
-    raft.wait_for_leader(PATIENCE).await.unwrap();
+    raft.wait_for_leader(TIMEOUT).await.unwrap();
     assert_eq!(state(&raft).await, expected, "the older one and the log after it");
     raft.shutdown().await;
     drop(raft);
@@ -272,7 +272,7 @@ fn flip(path: &Path) {
 #[actix::test]
 async fn a_snapshot_on_demand_is_one_for_all_who_ask_and_a_backup_reads_as_a_whole() {
     let raft = start(&MemoryNetwork::new(), 1, &MemoryDisk::new(), founders(1)).await;
-    raft.wait_for_leader(PATIENCE).await.unwrap();
+    raft.wait_for_leader(TIMEOUT).await.unwrap();
     for n in 0..50 {
         raft.propose(n).await.unwrap();
     }
@@ -336,7 +336,7 @@ async fn a_machine_that_cannot_be_written_costs_its_snapshot_and_nothing_else() 
     let builder = RaftSystem::<Shy>::builder(1).network(actorum::Network::Memory(network)).bootstrap(founders(1));
     let storage = Storage::Custom(Box::new(disk.open(1, Incarnation(1)).unwrap()));
     let raft = builder.storage(storage).configure(support::quick).start().await.unwrap();
-    raft.wait_for_leader(PATIENCE).await.unwrap();
+    raft.wait_for_leader(TIMEOUT).await.unwrap();
     raft.propose(1).await.unwrap();
     for (mood, words) in
         [(1, "not today"), (2, "out of my mind"), (3, "lost for words"), (4, "in the middle of a word")]
@@ -375,7 +375,7 @@ impl Handler<Event<Sum>> for Listener {
 async fn a_subscription_below_the_beginning_of_the_log_hears_where_it_begins() {
     let (network, disk) = (MemoryNetwork::new(), MemoryDisk::new());
     let raft = start(&network, 1, &disk, founders(1)).await;
-    raft.wait_for_leader(PATIENCE).await.unwrap();
+    raft.wait_for_leader(TIMEOUT).await.unwrap();
     for n in 0..20 {
         raft.propose(n).await.unwrap();
     }
@@ -384,11 +384,11 @@ async fn a_subscription_below_the_beginning_of_the_log_hears_where_it_begins() {
     let builder = RaftSystem::<Sum>::builder(1).network(actorum::Network::Memory(network)).bootstrap(founders(1));
     let builder = builder.storage(support::on(&disk, 1)).configure(support::quick);
     let raft = builder.configure(|config| config.log_keep_entries = 0).start().await.unwrap();
-    raft.wait_for_leader(PATIENCE).await.unwrap();
+    raft.wait_for_leader(TIMEOUT).await.unwrap();
     let older = raft.take_snapshot().await.unwrap().index;
     let last = raft.propose(1).await.unwrap().index;
     raft.take_snapshot().await.unwrap();
-    raft.wait(PATIENCE, |s| s.first_index == older + 1).await.unwrap();
+    raft.wait(TIMEOUT, |s| s.first_index == older + 1).await.unwrap();
 
     let (sender, mut told) = tokio::sync::mpsc::unbounded_channel();
     let listener = Listener(sender).start();

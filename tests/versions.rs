@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use actorum::{ActivateMode, Network, NodeId, Outcome, StartError, prelude::*};
 use serde::{Deserialize, Serialize};
-use support::{MemoryDisk, MemoryNetwork, PATIENCE, founders, on, quick};
+use support::{MemoryDisk, MemoryNetwork, TIMEOUT, founders, on, quick};
 
 /// Jobs, as the program of version `V` knows them. Version 2 knows `Cancel`; from version 3 on a job is finished once only.
 #[derive(Default, Serialize, Deserialize)]
@@ -88,7 +88,7 @@ async fn end<const V: u32>(node: Raft<Jobs<V>>) {
 }
 
 async fn in_force<const V: u32>(node: &Raft<Jobs<V>>, version: u32) -> Status {
-    node.wait(PATIENCE, |status| status.versions.machine == version).await.unwrap()
+    node.wait(TIMEOUT, |status| status.versions.machine == version).await.unwrap()
 }
 
 fn decided<const V: u32>(jobs: &Jobs<V>) -> (BTreeMap<u64, u32>, Vec<(u64, u32)>) {
@@ -103,7 +103,7 @@ async fn what_an_older_version_decided_stays_decided_and_the_new_one_begins_at_o
     let (a, b, c) = (cluster.start::<1>(1).await, cluster.start::<1>(2).await, cluster.start::<1>(3).await);
     for _ in 0..2 {
         for job in 1..=10 {
-            assert!(a.propose_within(Command::Finish(job), PATIENCE).await.unwrap().response);
+            assert!(a.propose_within(Command::Finish(job), TIMEOUT).await.unwrap().response);
         }
     }
     let before = a.read(decided).await.unwrap();
@@ -112,12 +112,12 @@ async fn what_an_older_version_decided_stays_decided_and_the_new_one_begins_at_o
     // Node by node, under proposals. As long as one has the older program, the older version is in force on all.
     end(c).await;
     let c = cluster.start::<3>(3).await;
-    assert!(c.propose_within(Command::Finish(1), PATIENCE).await.unwrap().response, "version 1 decides");
+    assert!(c.propose_within(Command::Finish(1), TIMEOUT).await.unwrap().response, "version 1 decides");
     end(b).await;
     let b = cluster.start::<3>(2).await;
-    assert!(b.propose_within(Command::Finish(2), PATIENCE).await.unwrap().response);
+    assert!(b.propose_within(Command::Finish(2), TIMEOUT).await.unwrap().response);
     let announced = |s: &Status| s.versions.members.values().filter(|member| member.machine == 3).count() == 2;
-    let status = b.wait(PATIENCE, announced).await.unwrap();
+    let status = b.wait(TIMEOUT, announced).await.unwrap();
     assert_eq!((status.versions.machine, status.versions.own_machine), (1, 3));
     let missing = status.versions.not_in_use.iter().find(|missing| missing.what == "version 3 of the state machine");
     assert_eq!(missing.map(|missing| missing.lacking.clone()), Some(vec![1]), "{:?}", status.versions);
@@ -132,20 +132,20 @@ async fn what_an_older_version_decided_stays_decided_and_the_new_one_begins_at_o
     assert_eq!((finished[&1], finished[&2], finished[&3]), (3, 3, 2));
     let last = history.last().unwrap().0;
     for node in [&a, &c] {
-        node.wait_applied(last, PATIENCE).await.unwrap();
+        node.wait_applied(last, TIMEOUT).await.unwrap();
         assert_eq!(node.read_stale(decided).await.unwrap(), (finished.clone(), history.clone()));
     }
     // And at every replay.
     end(a).await;
     let a = cluster.start::<3>(1).await;
-    a.wait_applied(last, PATIENCE).await.unwrap();
+    a.wait_applied(last, TIMEOUT).await.unwrap();
     assert_eq!(a.read_stale(decided).await.unwrap(), (finished.clone(), history.clone()));
     // Also behind a snapshot, which brings the version with it.
     a.take_snapshot().await.unwrap();
     end(a).await;
     let a = cluster.start::<3>(1).await;
     assert_eq!(a.status().versions.machine, 3);
-    assert!(!a.propose_within(Command::Finish(3), PATIENCE).await.unwrap().response);
+    assert!(!a.propose_within(Command::Finish(3), TIMEOUT).await.unwrap().response);
     for node in [a, b, c] {
         end(node).await;
     }
@@ -157,10 +157,10 @@ async fn a_command_that_a_member_cannot_read_is_refused_and_not_in_the_log() {
     let cluster = Cluster::default();
     let (a, b, c) = (cluster.start::<1>(1).await, cluster.start::<2>(2).await, cluster.start::<2>(3).await);
     let all = |s: &Status| s.versions.members.len() == 3;
-    b.wait(PATIENCE, all).await.unwrap();
+    b.wait(TIMEOUT, all).await.unwrap();
     let before = b.propose(Command::Finish(1)).await.unwrap();
     for node in [&b, &c] {
-        node.wait(PATIENCE, all).await.unwrap();
+        node.wait(TIMEOUT, all).await.unwrap();
         let error = node.propose(Command::Cancel(1)).await.unwrap_err();
         assert_eq!(error, ProposeError::NeedsVersion { needed: 2, lowest: 1, node: Some(1) });
         assert_eq!((error.outcome(), error.code(), error.http_status()), (Outcome::Rejected, "needs_version", 503));
@@ -179,7 +179,7 @@ async fn a_command_that_a_member_cannot_read_is_refused_and_not_in_the_log() {
     end(a).await;
     let a = cluster.start::<2>(1).await;
     in_force(&b, 2).await;
-    assert!(c.propose_within(Command::Cancel(1), PATIENCE).await.unwrap().response);
+    assert!(c.propose_within(Command::Cancel(1), TIMEOUT).await.unwrap().response);
     assert_eq!(a.read(|jobs| jobs.cancelled).await.unwrap(), 1);
     for node in [a, b, c] {
         end(node).await;
@@ -191,7 +191,7 @@ async fn a_command_that_a_member_cannot_read_is_refused_and_not_in_the_log() {
 async fn a_new_command_in_a_new_cluster_waits_until_its_version_is_in_force() {
     let cluster = Cluster::default();
     let (a, b, c) = (cluster.start::<2>(1).await, cluster.start::<2>(2).await, cluster.start::<2>(3).await);
-    let answers = [&a, &b, &c].map(|node| node.submit_within(Command::Cancel(1), PATIENCE));
+    let answers = [&a, &b, &c].map(|node| node.submit_within(Command::Cancel(1), TIMEOUT));
     for answer in answers {
         assert!(answer.await.unwrap().response);
     }
@@ -205,9 +205,9 @@ async fn a_new_command_in_a_new_cluster_waits_until_its_version_is_in_force() {
 async fn an_operator_decides_when_there_is_no_way_back() {
     let cluster = Cluster { manual: true, ..Cluster::default() };
     let (a, b, c) = (cluster.start::<2>(1).await, cluster.start::<2>(2).await, cluster.start::<2>(3).await);
-    a.propose_within(Command::Finish(1), PATIENCE).await.unwrap();
+    a.propose_within(Command::Finish(1), TIMEOUT).await.unwrap();
     let seen = |s: &Status| s.versions.not_in_use.iter().all(|missing| missing.lacking.is_empty());
-    let status = a.wait(PATIENCE, seen).await.unwrap();
+    let status = a.wait(TIMEOUT, seen).await.unwrap();
     assert!(status.versions.manual && status.versions.features.is_empty() && status.versions.machine == 1);
     let error = a.propose_within(Command::Cancel(1), Duration::from_millis(300)).await.unwrap_err();
     assert_eq!(error, ProposeError::NeedsVersion { needed: 2, lowest: 1, node: None });
@@ -216,22 +216,22 @@ async fn an_operator_decides_when_there_is_no_way_back() {
     // Back to the version before, with what was written meanwhile.
     end(c).await;
     let c = cluster.start::<1>(3).await;
-    assert!(c.propose_within(Command::Finish(2), PATIENCE).await.unwrap().response);
+    assert!(c.propose_within(Command::Finish(2), TIMEOUT).await.unwrap().response);
     // An operator who forgets that node is told.
-    let versions = b.activate_within(PATIENCE).await.unwrap();
+    let versions = b.activate_within(TIMEOUT).await.unwrap();
     let missing = versions.not_in_use.iter().find(|missing| missing.what == "version 2 of the state machine").unwrap();
     assert_eq!(missing.lacking, [3]);
     assert_eq!(versions.machine, 1);
     end(c).await;
     let c = cluster.start::<2>(3).await;
     let known = |s: &Status| s.versions.members.get(&3).is_some_and(|member| member.machine == 2);
-    c.wait(PATIENCE, known).await.unwrap();
+    c.wait(TIMEOUT, known).await.unwrap();
     assert_eq!(c.status().versions.machine, 1, "what was asked for was done once");
     // Any node takes it.
     let follower = [&a, &b, &c].into_iter().find(|node| !node.is_leader()).unwrap();
-    let versions = follower.activate_within(PATIENCE).await.unwrap();
+    let versions = follower.activate_within(TIMEOUT).await.unwrap();
     assert_eq!((versions.machine, versions.not_in_use.len()), (2, 0));
-    assert!(a.propose_within(Command::Cancel(1), PATIENCE).await.unwrap().response);
+    assert!(a.propose_within(Command::Cancel(1), TIMEOUT).await.unwrap().response);
 
     // From here on the program before is refused, and nothing of the directory is lost by that.
     end(c).await;
@@ -240,7 +240,7 @@ async fn an_operator_decides_when_there_is_no_way_back() {
     assert!(error.contains("start this node with the version of the program that the other members have"), "{error}");
     let c = cluster.start::<2>(3).await;
     let last = a.propose(Command::Finish(3)).await.unwrap().index;
-    c.wait_applied(last, PATIENCE).await.unwrap();
+    c.wait_applied(last, TIMEOUT).await.unwrap();
     for node in [a, b, c] {
         end(node).await;
     }
@@ -272,7 +272,7 @@ async fn a_newcomer_with_an_older_program_stops_before_it_diverges() {
         .bootstrap(Bootstrap::Wait)
         .configure(quick);
     let newcomer = newcomer.start().await.unwrap();
-    a.change_within(ConfChange::Promote(4), PATIENCE).await.unwrap();
+    a.change_within(ConfChange::Promote(4), TIMEOUT).await.unwrap();
     assert_eq!(newcomer.read(|jobs| jobs.cancelled).await.unwrap(), 1);
     for node in [a, b, c] {
         end(node).await;

@@ -64,7 +64,7 @@ const ASK_TIMEOUT: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub enum StartMode {
     /// It founds a cluster together with these.
-    Founding {
+    Bootstrap {
         /// The founders.
         founders: BTreeMap<NodeId, Address>,
         /// The cluster they make.
@@ -217,7 +217,7 @@ impl<T: ReplyHandle> MembershipManager<T> {
             activating: Activating::default(),
         };
         match start_mode {
-            StartMode::Founding { founders, cluster, name } => {
+            StartMode::Bootstrap { founders, cluster, name } => {
                 manager.founders = founders.clone();
                 manager.formation_state = Some(FormationState::new(id, incarnation, founders, cluster, name)?);
             }

@@ -272,7 +272,7 @@ fn a_flood_of_proposals_costs_no_leader_its_leadership() {
     let (core, leader_arbiter) = started.recv().unwrap();
 
     let mut followers: BTreeMap<NodeId, Consensus<Nobody>> = (2..=3).map(|id| (id, consensus(id))).collect();
-    let patience = Instant::now() + Duration::from_secs(120);
+    let until = Instant::now() + Duration::from_secs(120);
     let mut turn = || {
         let mut sent = Vec::new();
         // What was received goes before ticks.
@@ -290,7 +290,7 @@ fn a_flood_of_proposals_costs_no_leader_its_leadership() {
                 None => core.do_send(Received { group: GroupId::FIRST, from, messages: vec![message] }),
             }
         }
-        assert!(Instant::now() < patience, "no progress");
+        assert!(Instant::now() < until, "no progress");
     };
 
     core.do_send(Campaign);

@@ -13,7 +13,7 @@ use actorum::{Address, Builder, Config, NodeId, prelude::*};
 use hdrhistogram::Histogram;
 
 /// How long anything may take that is waited for.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(600);
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(600);
 
 /// A port that nobody uses now.
 pub(crate) fn free_port() -> SocketAddr {
@@ -72,9 +72,9 @@ pub(crate) fn node<S: StateMachine + Default>(
 
 /// The node that leads, once it knows that it does.
 pub(crate) async fn leader<S: StateMachine>(nodes: &[Raft<S>]) -> &Raft<S> {
-    let id = nodes[0].wait_for_leader(PATIENCE).await.expect("a leader").leader.expect("the wait was for one");
+    let id = nodes[0].wait_for_leader(TIMEOUT).await.expect("a leader").leader.expect("the wait was for one");
     let leader = &nodes[id as usize - 1];
-    leader.wait(PATIENCE, |status| status.role == Role::Leader).await.expect("it knows that it leads");
+    leader.wait(TIMEOUT, |status| status.role == Role::Leader).await.expect("it knows that it leads");
     leader
 }
 

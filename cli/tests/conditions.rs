@@ -343,7 +343,7 @@ mod in_process {
     use actorum_machine::ids::Incarnation;
     use actorum_store::log::memory::MemoryDisk;
 
-    use super::support::{MemoryNetwork, PATIENCE, Sum, founders, quick, start, three};
+    use super::support::{MemoryNetwork, Sum, TIMEOUT, founders, quick, start, three};
 
     /// The system of a library's user stops with a reason that programs can tell, and says it to every caller.
     #[actix::test]
@@ -355,7 +355,7 @@ mod in_process {
         let raft = builder.start().await.unwrap();
         raft.propose(1).await.unwrap();
         std::fs::remove_dir_all(&data).unwrap();
-        assert!(raft.propose_within(2, PATIENCE).await.is_err(), "nothing is acknowledged into a deleted file");
+        assert!(raft.propose_within(2, TIMEOUT).await.is_err(), "nothing is acknowledged into a deleted file");
         raft.stopped().await;
         let status = raft.status();
         assert_eq!(status.stop_reason, Some(Reason::DataDirectoryMissing));
@@ -374,7 +374,7 @@ mod in_process {
         let (network, disks) = (MemoryNetwork::new(), Default::default());
         let [leader, follower, other] = three(&network, &disks).await;
         leader.propose(1).await.unwrap();
-        leader.wait(PATIENCE, |s| s.membership.members.values().all(|m| m.incarnation.is_some())).await.unwrap();
+        leader.wait(TIMEOUT, |s| s.membership.members.values().all(|m| m.incarnation.is_some())).await.unwrap();
         let id = other.status().id;
         other.shutdown().await;
         let wiped = Storage::Custom(Box::new(MemoryDisk::new().open(id, Incarnation(99)).unwrap()));
@@ -395,14 +395,14 @@ mod in_process {
         leader.propose(1).await.unwrap();
         network.isolate(leader.status().id);
         let is_alone = |s: &Status| s.unready().is_some_and(|first| first.reason == Reason::NoMajority);
-        leader.wait(PATIENCE, is_alone).await.unwrap();
-        leader.wait(PATIENCE, |s| s.leader.is_none()).await.unwrap();
+        leader.wait(TIMEOUT, is_alone).await.unwrap();
+        leader.wait(TIMEOUT, |s| s.leader.is_none()).await.unwrap();
         let wrong = leader.propose(2).await.unwrap_err();
         assert!(matches!(&wrong, ProposeError::Unavailable { reason: Reason::NoMajority, .. }), "{wrong}");
         let wrong = leader.change(ConfChange::Demote(1)).await.unwrap_err();
         assert!(matches!(&wrong, ChangeError::Unavailable { reason: Reason::NoMajority, .. }), "{wrong}");
         network.heal_all();
-        leader.wait(PATIENCE, |s| s.unready().is_none()).await.unwrap();
+        leader.wait(TIMEOUT, |s| s.unready().is_none()).await.unwrap();
     }
 
     /// A removed node stops for it, however it is embedded.
@@ -414,7 +414,7 @@ mod in_process {
         let why = waiting.status().unready().unwrap();
         assert_eq!(why.reason, Reason::NotAMember, "{why}");
         let id = follower.status().id;
-        leader.change_within(ConfChange::Remove(id), PATIENCE).await.unwrap();
+        leader.change_within(ConfChange::Remove(id), TIMEOUT).await.unwrap();
         follower.stopped().await;
         assert_eq!(follower.status().stop_reason, Some(Reason::Removed));
         let wrong = follower.propose(1).await.unwrap_err();

@@ -72,7 +72,7 @@ fn alter(data: &Path, change: impl FnOnce(&mut Vec<Entry>)) {
     let mut appender = store.start(Arc::new(move |completion| heard.send(completion).expect("the test listens")));
     let write = Write { group: GROUP, entries: entries.split_off(at), ..Write::default() };
     appender.submit(Batch { writes: vec![write], sync: true });
-    completed.recv_timeout(lab::PATIENCE).expect("it answers").result.expect("it is written");
+    completed.recv_timeout(lab::TIMEOUT).expect("it answers").result.expect("it is written");
 }
 
 /// The entry at an index.

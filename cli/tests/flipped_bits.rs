@@ -69,7 +69,7 @@ fn make(dir: &Path, killed: &Path, rng: &mut Rng) -> Held {
     let mut appender = store.start(Arc::new(move |completion| heard.send(completion).expect("the test listens")));
     let mut write = |write: Write| {
         appender.submit(Batch { writes: vec![Write { group: GROUP, ..write }], sync: true });
-        let completed = completed.recv_timeout(lab::PATIENCE).expect("it answers");
+        let completed = completed.recv_timeout(lab::TIMEOUT).expect("it answers");
         completed.result.expect("it is written");
     };
     let (mut term, mut vote, mut last, mut commit, mut written) = (1, 1, 1, 1, 0);
@@ -122,7 +122,7 @@ fn append(store: SledStore, write: Write) {
     let mut appender =
         Box::new(store).start(Arc::new(move |completion| heard.send(completion).expect("the test listens")));
     appender.submit(Batch { writes: vec![Write { group: GROUP, ..write }], sync: true });
-    completed.recv_timeout(lab::PATIENCE).expect("it answers").result.expect("it is written");
+    completed.recv_timeout(lab::TIMEOUT).expect("it answers").result.expect("it is written");
 }
 
 /// Every file below a directory, with its bytes.

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lab::{HttpReply, Lab, Node, PATIENCE, Stream, call, try_call, wait};
+use lab::{HttpReply, Lab, Node, Stream, TIMEOUT, call, try_call, wait};
 use serde_json::{Value, json};
 
 /// Asserts an error: its status, its code, and the shape that all of them have.
@@ -135,13 +135,13 @@ fn bodies_are_bounded() {
     let address = node.url("").replace("http://", "");
     let send = |head: &str, body: &[u8]| {
         let mut stream = TcpStream::connect(&address).expect("a connection");
-        stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        stream.set_read_timeout(Some(TIMEOUT)).expect("a timeout");
         stream.write_all(head.as_bytes()).expect("the head is sent");
         // The server may have hung up already: that is what is tested.
         let _ = stream.write_all(body);
         let (mut answer, began) = (Vec::new(), Instant::now());
         let _ = stream.read_to_end(&mut answer);
-        assert!(began.elapsed() < PATIENCE, "the connection is closed: what may still come is not read");
+        assert!(began.elapsed() < TIMEOUT, "the connection is closed: what may still come is not read");
         String::from_utf8_lossy(&answer).into_owned()
     };
 
@@ -477,7 +477,7 @@ fn nodes_down() {
     let unavailable = ["not_leader", "no_leader", "no_majority"];
     let fits = if write.status == 503 { unavailable.contains(&write.code()) } else { write.code() == "unknown" };
     assert!(fits, "{}", write.text);
-    assert!(began.elapsed() < PATIENCE / 3, "the deadline bounds it");
+    assert!(began.elapsed() < TIMEOUT / 3, "the deadline bounds it");
     let read = call("GET", &alone.url("/kv/k?timeout_ms=1000"), "");
     assert!(read.status == 503 && unavailable.contains(&read.code()), "{}", read.text);
     assert_eq!(alone.get_stale("k").body["value"], "two");

@@ -8,7 +8,7 @@ use std::{
     net::{SocketAddr, TcpStream},
 };
 
-use lab::{Lab, PATIENCE, call};
+use lab::{Lab, TIMEOUT, call};
 use serde_json::{Value, json};
 
 fn one() -> Lab {
@@ -46,7 +46,7 @@ impl Raw {
 /// Sends these bytes, and what came back until the server closed.
 fn send(address: SocketAddr, bytes: &[u8]) -> Raw {
     let mut stream = TcpStream::connect(address).expect("a connection");
-    stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+    stream.set_read_timeout(Some(TIMEOUT)).expect("a timeout");
     // The server may have heard enough before the end.
     let _ = stream.write_all(bytes);
     let mut answer = Vec::new();
@@ -303,7 +303,7 @@ fn strict_forms() {
     assert_eq!(plain.status, 200);
     // Which of the two bounds of a body it was.
     let mut late = TcpStream::connect(public).expect("a connection");
-    late.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+    late.set_read_timeout(Some(TIMEOUT)).expect("a timeout");
     late.write_all(b"PUT /kv/k?timeout_ms=300 HTTP/1.1\r\nhost: n\r\ncontent-length: 9\r\n\r\nhalf")
         .expect("half a request");
     let mut said = String::new();

@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use lab::{Lab, PATIENCE, call, free_port, try_call, wait};
+use lab::{Lab, TIMEOUT, call, free_port, try_call, wait};
 use load::{Acknowledged, History, Load, judge};
 use rng::Rng;
 use serde_json::{Value, json};
@@ -253,7 +253,7 @@ fn who_waits_is_answered_before_the_end() {
     let connect = |request: &str| {
         let address = lab.node(leader).url("").trim_start_matches("http://").to_owned();
         let mut stream = TcpStream::connect(address).expect("a connection");
-        stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        stream.set_read_timeout(Some(TIMEOUT)).expect("a timeout");
         stream.write_all(request.as_bytes()).expect("a request");
         stream
     };

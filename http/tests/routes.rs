@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 /// Longer than anything takes: only a failing test waits for so long.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Counts up by what is proposed. Each command has a note that nobody else may read.
 #[derive(Default, Serialize, Deserialize)]
@@ -58,7 +58,7 @@ async fn founded(count: u64) -> BTreeMap<NodeId, Raft<Counter>> {
             .bootstrap(Bootstrap::Form(founders.clone()));
         nodes.insert(id, builder.start().await.expect("a node"));
     }
-    nodes[&1].wait_for_leader(PATIENCE).await.expect("a leader");
+    nodes[&1].wait_for_leader(TIMEOUT).await.expect("a leader");
     nodes
 }
 

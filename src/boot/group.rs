@@ -305,7 +305,7 @@ pub(super) fn begin<S>(
             };
             StartMode::Formed { state: state.clone(), formed_with }
         }
-        (_, _, Bootstrap::Form(founders)) => StartMode::Founding { founders, cluster, name },
+        (_, _, Bootstrap::Form(founders)) => StartMode::Bootstrap { founders, cluster, name },
         (_, _, Bootstrap::Wait) => StartMode::Waiting,
     })
 }

@@ -1,4 +1,4 @@
-//! Backups, and the worst day: making one node's directory out of a backup, or out of what a lost majority left.
+//! Backups and disaster recovery: making one node's directory out of a backup, or out of what a lost majority left.
 //!
 //! ```text
 //!  a backup's file ─▶ restore ─▶ an empty directory ┐
@@ -235,7 +235,7 @@ fn seconds(when: SystemTime) -> u64 {
 }
 
 /// Behind everything that the log holds: an entry of a later term, after which there is another cluster of one voter.
-struct Beginning {
+struct NewCluster {
     /// Where the log ends now.
     last: Position,
     /// The latest term that the directory knows.
@@ -245,7 +245,7 @@ struct Beginning {
     audit: Audit,
 }
 
-impl Beginning {
+impl NewCluster {
     /// Writes it in one batch and closes the store: done wholly or not at all. `snapshot` replaces the log before it.
     fn write(self, store: SledStore, snapshot: Option<Snapshot>) -> Result<RecoveredNode, RecoveryError> {
         let identity = store.identity();

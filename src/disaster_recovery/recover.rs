@@ -11,7 +11,7 @@ use actorum_store::log::{
 };
 
 use super::{
-    Beginning, Position, RecoveredNode, RecoveryError, SurvivingLog, Survivor, check, options, seconds, survey,
+    NewCluster, Position, RecoveredNode, RecoveryError, SurvivingLog, Survivor, check, options, seconds, survey,
     survey::look,
 };
 use crate::boot;
@@ -115,8 +115,8 @@ pub fn recover<P: AsRef<Path>>(dir: &Path, others: &[P], recover: Recover) -> Re
         cluster: log.cluster,
         members: log.membership.members.clone(),
     };
-    let beginning = Beginning { last, term: recovered.hard_state.term, address, when, audit };
-    let recovered_node = beginning.write(store, None)?;
+    let new_cluster = NewCluster { last, term: recovered.hard_state.term, address, when, audit };
+    let recovered_node = new_cluster.write(store, None)?;
     Ok(RecoveredNode { dir: dir.to_owned(), ..recovered_node })
 }
 

@@ -27,7 +27,7 @@ use actorum_store::{
     },
 };
 
-use super::{Beginning, Position, RecoveredNode, RecoveryError, check, check_address, io_error, options, seconds};
+use super::{NewCluster, Position, RecoveredNode, RecoveryError, check, check_address, io_error, options, seconds};
 use crate::{Membership, boot, ingress::check_id};
 
 /// How much of a backup is held in memory while it is copied.
@@ -159,8 +159,8 @@ impl BackupFile {
             cluster,
             members: self.membership().members.clone(),
         };
-        let beginning = Beginning { last: Position(index, term), term, address, when, audit };
-        let recovered_node = beginning.write(store, Some(snapshot))?;
+        let new_cluster = NewCluster { last: Position(index, term), term, address, when, audit };
+        let recovered_node = new_cluster.write(store, Some(snapshot))?;
         restoring.finish()?;
         Ok(RecoveredNode { dir: dir.to_owned(), ..recovered_node })
     }

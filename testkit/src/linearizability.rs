@@ -34,7 +34,7 @@ use super::history::{Answer, Call, Operation, Outcome};
 /// Configurations per key after which [`check`] gives up: some seconds, some hundred megabytes.
 pub const DEFAULT_BOUND: u64 = 1_000_000;
 
-/// How many operations of a witness are printed.
+/// How many operations of a counterexample are printed.
 const SHOWN: usize = 40;
 
 /// What was found.
@@ -44,7 +44,7 @@ pub enum Verdict<K, V> {
     /// There is an order that explains every answer.
     Linearizable,
     /// There is none. Proven by one key.
-    NotLinearizable(Witness<K, V>),
+    NotLinearizable(Counterexample<K, V>),
     /// Not decided within the bound; no key is known to be wrong.
     Undecided {
         /// The first key that was not decided.
@@ -63,7 +63,7 @@ impl<K, V> Verdict<K, V> {
 
 /// A part of a history that no order explains.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Witness<K, V> {
+pub struct Counterexample<K, V> {
     /// The key.
     pub key: K,
     /// What makes it impossible, shrunk from the shortest prefix of the key's history that cannot be explained. The last
@@ -461,7 +461,7 @@ impl Hasher for Fixed {
     }
 }
 
-// --- the witness
+// --- the counterexample
 
 /// Shrinks what cannot be explained. Every part that is returned was searched again and has no order either.
 fn explain<K: Clone, V: Ord + Clone>(
@@ -469,7 +469,7 @@ fn explain<K: Clone, V: Ord + Clone>(
     operations: &[&Operation<K, V>],
     steps: &[Step],
     bound: u64,
-) -> Witness<K, V> {
+) -> Counterexample<K, V> {
     // The shortest prefix: linearizability is closed under prefixes, so halving finds it. What cannot be decided
     // within the bound counts as explained, and the prefix is then longer than it need be.
     let mut instants: Vec<u64> = steps.iter().map(|step| step.answered).filter(|at| *at != NEVER).collect();
@@ -522,7 +522,7 @@ fn explain<K: Clone, V: Ord + Clone>(
     part.sort_by_key(|step| (step.answered == instants[first], step.invoked, step.operation));
     let never_written = from_nowhere.and_then(|step| needed_by(operations[step.operation]));
     let operations = part.iter().map(|step| operations[step.operation].clone()).collect();
-    Witness { key: key.clone(), operations, answered: first + 1, whatever_before, never_written }
+    Counterexample { key: key.clone(), operations, answered: first + 1, whatever_before, never_written }
 }
 
 /// The value that must have been there for an operation's answer.
@@ -570,7 +570,7 @@ impl<K: Debug, V: Debug> Display for Verdict<K, V> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Verdict::Linearizable => f.write_str("linearizable"),
-            Verdict::NotLinearizable(witness) => write!(f, "{witness}"),
+            Verdict::NotLinearizable(counterexample) => write!(f, "{counterexample}"),
             Verdict::Undecided { key, examined } => {
                 write!(f, "undecided: key {key:?} after {examined} configurations")
             }
@@ -578,9 +578,9 @@ impl<K: Debug, V: Debug> Display for Verdict<K, V> {
     }
 }
 
-impl<K: Debug, V: Debug> Display for Witness<K, V> {
+impl<K: Debug, V: Debug> Display for Counterexample<K, V> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Witness { key, operations, answered, whatever_before, never_written } = self;
+        let Counterexample { key, operations, answered, whatever_before, never_written } = self;
         writeln!(f, "not linearizable: key {key:?}, with the answer number {answered} on it")?;
         match (never_written, whatever_before) {
             (Some(value), _) => writeln!(f, "nobody had written {value:?}:")?,

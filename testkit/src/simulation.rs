@@ -100,7 +100,7 @@ pub struct Simulation<S: StateMachine> {
     script: Arc<dyn Fn() -> Script<S> + Send + Sync>,
     tell: bool,
     least_progress: u64,
-    patience: Duration,
+    standstill: Duration,
 }
 
 impl<S: StateMachine> fmt::Debug for Simulation<S> {
@@ -166,7 +166,7 @@ impl<S: StateMachine> Simulation<S> {
             script: Arc::new(|| Script { client: Box::new(|_| Box::pin(async {})), verdict: Box::new(|| Ok(())) }),
             tell: false,
             least_progress: 0,
-            patience: Duration::from_secs(30),
+            standstill: Duration::from_secs(30),
         }
     }
 
@@ -237,7 +237,7 @@ impl<S: StateMachine> Simulation<S> {
     /// The run fails if virtual time stands still for so long in real time, because a client never waits for anything, or
     /// does too much at one moment. Default 30 s.
     pub fn standstill(mut self, real: Duration) -> Self {
-        self.patience = real;
+        self.standstill = real;
         self
     }
 
@@ -280,7 +280,7 @@ impl<S: StateMachine> Simulation<S> {
             make: self.make.clone(),
             script: self.script.clone(),
             least_progress: self.least_progress,
-            patience: self.patience,
+            standstill: self.standstill,
             rng: Rng::new(self.seed).fork("heal", 0),
         };
         let name = format!("seed {}", self.seed);
@@ -314,7 +314,7 @@ struct Run<S: StateMachine> {
     make: Arc<dyn Fn() -> S + Send + Sync>,
     script: Arc<dyn Fn() -> Script<S> + Send + Sync>,
     least_progress: u64,
-    patience: Duration,
+    standstill: Duration,
     rng: Rng,
 }
 
@@ -333,7 +333,7 @@ impl<S: StateMachine> Run<S> {
         let script = (self.script)();
         let clients = self.begin(&fleet, &script, &rng).await;
         let aborts = clients.iter().map(tokio::task::JoinHandle::abort_handle).collect();
-        let watchdog = Watchdog::watch(world.clone(), aborts, self.patience);
+        let watchdog = Watchdog::watch(world.clone(), aborts, self.standstill);
         let nemesis = Nemesis::new(&fleet, &self.faults, rng.fork("nemesis", 0), self.nodes);
         nemesis.work(span.as_millis() as u64).await;
         let succeeded = world.counts().succeeded;
@@ -413,16 +413,16 @@ impl<S: StateMachine> Run<S> {
         // What is decided by now becomes durable within this.
         sleep(Duration::from_millis(500)).await;
         let formed = formed();
-        let (begun, patience) =
+        let (begun, longest) =
             (world.scheduler().now_ms(), LEADER_WITHIN * 2 * ELECTION_MS.max(self.config.election_ms));
         while formed > 0 && !world.over() {
             let leads = |id: &NodeId| status(id).is_some_and(|status| status.role == Role::Leader);
             if others.iter().any(leads) {
                 break;
             }
-            if world.scheduler().now_ms() - begun > patience {
+            if world.scheduler().now_ms() - begun > longest {
                 let detail = format!(
-                    "{formed} of {others:?} were formed when n{victim} died, and nobody leads after {patience} ms"
+                    "{formed} of {others:?} were formed when n{victim} died, and nobody leads after {longest} ms"
                 );
                 world.broken("formed founders need no dead one", detail);
             }
@@ -480,14 +480,14 @@ impl<S: StateMachine> Run<S> {
     async fn leader_after(&self, fleet: &Fleet<S>, sends: bool) -> Option<NodeId> {
         let world = fleet.world();
         let begun = world.scheduler().now_ms();
-        let patience = LEADER_WITHIN * 2 * ELECTION_MS.max(self.config.election_ms);
+        let longest = LEADER_WITHIN * 2 * ELECTION_MS.max(self.config.election_ms);
         while !world.over() {
             let waited = world.scheduler().now_ms() - begun;
             if let Some(leader) = self.settled_leader(fleet, sends) {
                 world.tell(|| format!("n{leader} leads, and everyone follows, after {waited} ms"));
                 return Some(leader);
             }
-            if waited > patience {
+            if waited > longest {
                 let detail = format!("{waited} ms after the last fault no leader is followed by everyone");
                 world.broken("a healed cluster has a leader", detail);
             }

@@ -89,8 +89,8 @@ impl<S: StateMachine> Twin<S> {
     }
 
     /// What it ends of, if it does so in time.
-    pub(super) async fn ends_within(&self, patience: Duration) -> Option<String> {
-        timeout(patience, self.raft.stopped()).await.ok()
+    pub(super) async fn ends_within(&self, within: Duration) -> Option<String> {
+        timeout(within, self.raft.stopped()).await.ok()
     }
 }
 

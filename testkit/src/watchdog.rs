@@ -30,9 +30,9 @@ pub(crate) struct Watchdog(#[expect(dead_code, reason = "its drop ends the threa
 
 impl Watchdog {
     /// Breaks the run of this world when virtual time stands still for so long in real time, and aborts these clients.
-    pub(super) fn watch(world: World, clients: Vec<AbortHandle>, patience: Duration) -> Watchdog {
+    pub(super) fn watch(world: World, clients: Vec<AbortHandle>, standstill: Duration) -> Watchdog {
         let (guard, dropped) = mpsc::channel();
-        let bound = patience.as_millis() / LOOKS_EVERY.as_millis();
+        let bound = standstill.as_millis() / LOOKS_EVERY.as_millis();
         let looks = move || {
             let (mut seen, mut same) = (None, 0);
             while dropped.recv_timeout(LOOKS_EVERY) == Err(RecvTimeoutError::Timeout) {
@@ -40,7 +40,7 @@ impl Watchdog {
                 same = if seen == Some(now) { same + 1 } else { 0 };
                 seen = Some(now);
                 if same > bound {
-                    world.stood_still(now, patience);
+                    world.stood_still(now, standstill);
                     return clients.iter().for_each(AbortHandle::abort);
                 }
             }

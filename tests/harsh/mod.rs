@@ -22,7 +22,7 @@ pub(crate) fn simulation(seed: u64) -> Simulation<Kv> {
     let hold = [20_000, 1 << 20, 1 << 20][rng.below(3) as usize];
     let rate = [0, 500, 500, 2000][rng.below(4) as usize];
     let (sends, piece) = (rng.between(1, 2) as usize, [64, 64, 200][rng.below(3) as usize]);
-    let patience = [1500, 4000][rng.below(2) as usize];
+    let snapshot_timeout = [1500, 4000][rng.below(2) as usize];
     // In half of the seeds messages, windows and bounds are tiny, and the log behind them is read from the disk.
     let tiny = rng.below(2) == 0;
     let append = [1, 150, 400][rng.below(3) as usize];
@@ -42,7 +42,7 @@ pub(crate) fn simulation(seed: u64) -> Simulation<Kv> {
     simulation.configure(|config| {
         (config.snapshot_entries, config.log_keep_entries, config.log_hold_bytes) = (entries, keep, hold);
         (config.snapshot_rate, config.snapshot_sends, config.snapshot_piece_bytes) = (rate, sends, piece);
-        config.snapshot_timeout_ms = patience;
+        config.snapshot_timeout_ms = snapshot_timeout;
         if tiny {
             (config.max_entry_bytes, config.max_append_bytes, config.peer_window_bytes) = (300, append, window);
             (config.max_unapplied_bytes, config.log_tail_bytes) = (unapplied, tail);

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 pub(crate) use actorum_store::log::memory::MemoryDisk;
 pub(crate) use actorum_transport::memory::MemoryNetwork;
 
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Adds up what is proposed, and remembers in which order. 666 panics.
 #[derive(Default, Serialize, Deserialize)]
@@ -63,10 +63,10 @@ pub(crate) async fn three(network: &MemoryNetwork, disks: &[MemoryDisk; 3]) -> [
     for id in 1..=3 {
         nodes.push(start(network, id, &disks[id as usize - 1], founders(3)).await);
     }
-    let leader = nodes[0].wait_for_leader(PATIENCE).await.unwrap().leader.unwrap();
+    let leader = nodes[0].wait_for_leader(TIMEOUT).await.unwrap().leader.unwrap();
     for node in &nodes {
         let is_settled = |s: &Status| s.leader == Some(leader) && s.versions.not_in_use.is_empty();
-        node.wait(PATIENCE, is_settled).await.unwrap();
+        node.wait(TIMEOUT, is_settled).await.unwrap();
     }
     nodes.rotate_left(leader as usize - 1);
     nodes.try_into().ok().unwrap()

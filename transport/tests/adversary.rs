@@ -586,7 +586,7 @@ async fn more_handshakes_than_the_bound_are_refused() {
         assert_eq!(third.ask(1, 3).await, Ok(Response::ReadAt { index: 3 }));
         honest.victim.drain();
     }
-    // From this one, too, once the patience with the others is at its end.
+    // From this one, too, once the timeout of the others has passed.
     let mut fourth = node(&honest.certs, 4);
     fourth.list(&[(1, honest.victim.address)]);
     fourth.connected(1).await;

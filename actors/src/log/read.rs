@@ -66,8 +66,8 @@ mod tests {
     impl LogReader for Hanging {
         fn entries(&self, _: GroupId, _: u64, _: u64, _: usize) -> Result<Vec<Entry>, StoreError> {
             self.asked.send(()).unwrap();
-            let patience = Duration::from_secs(20);
-            Ok(self.go_on.lock().unwrap().recv_timeout(patience).expect("whoever asked is not held up by the disk"))
+            let longest = Duration::from_secs(20);
+            Ok(self.go_on.lock().unwrap().recv_timeout(longest).expect("whoever asked is not held up by the disk"))
         }
 
         fn first_index(&self, _: GroupId) -> u64 {

@@ -117,7 +117,7 @@ fn understanding(features: Features) -> Understanding {
 
 fn founding(ids: &[NodeId]) -> StartMode {
     let founders = ids.iter().map(|id| (*id, Address(format!("n{id}")))).collect();
-    StartMode::Founding { founders, cluster: ClusterId(7), name: String::new() }
+    StartMode::Bootstrap { founders, cluster: ClusterId(7), name: String::new() }
 }
 
 /// A member, as which its own copy of the membership records this incarnation.

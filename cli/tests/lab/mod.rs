@@ -25,7 +25,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 /// Long enough for a slow machine that compiles at the same time.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The binary, with nothing in its environment that could steer it.
 pub(crate) fn actorum() -> Command {
@@ -48,17 +48,17 @@ pub(crate) fn run(args: &[&str]) -> Output {
 
 /// Looks until there is something; panics with the name of what never came.
 pub(crate) fn wait<T>(what: &str, look: impl FnMut() -> Option<T>) -> T {
-    wait_for(what, PATIENCE, look)
+    wait_for(what, TIMEOUT, look)
 }
 
-/// The same with a patience of its own.
-pub(crate) fn wait_for<T>(what: &str, patience: Duration, mut look: impl FnMut() -> Option<T>) -> T {
-    let until = Instant::now() + patience;
+/// The same with a timeout of its own.
+pub(crate) fn wait_for<T>(what: &str, timeout: Duration, mut look: impl FnMut() -> Option<T>) -> T {
+    let until = Instant::now() + timeout;
     loop {
         if let Some(found) = look() {
             return found;
         }
-        assert!(Instant::now() < until, "still waiting after {patience:?}: {what}");
+        assert!(Instant::now() < until, "still waiting after {timeout:?}: {what}");
         thread::sleep(Duration::from_millis(10));
     }
 }
@@ -100,7 +100,7 @@ impl HttpReply {
 
 /// One HTTP request, bounded in time, errors of the transport included.
 pub(crate) fn try_call(method: &str, url: &str, body: &[u8]) -> Result<HttpReply, String> {
-    let config = ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(PATIENCE)).proxy(None);
+    let config = ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(TIMEOUT)).proxy(None);
     let agent = ureq::Agent::new_with_config(config.build());
     let request = ureq::http::Request::builder().method(method).uri(url);
     let bodyless = matches!(method, "GET" | "DELETE") && body.is_empty();
@@ -126,7 +126,7 @@ pub(crate) struct Stream(pub BufReader<Box<dyn Read + Send>>);
 impl Stream {
     /// From what `/events` answers.
     pub(crate) fn open(url: &str) -> Stream {
-        let agent = ureq::Agent::new_with_config(ureq::Agent::config_builder().timeout_global(Some(PATIENCE)).build());
+        let agent = ureq::Agent::new_with_config(ureq::Agent::config_builder().timeout_global(Some(TIMEOUT)).build());
         let response = agent.get(url).call().expect("a stream");
         assert_eq!(response.headers()["content-type"], "text/event-stream");
         Stream(BufReader::new(Box::new(response.into_body().into_reader())))

@@ -118,7 +118,7 @@ pub(crate) fn tls_get(
     };
     let connection = rustls::ClientConnection::new(Arc::new(config), "node-1.actorum".try_into()?)?;
     let socket = TcpStream::connect(address)?;
-    socket.set_read_timeout(Some(super::PATIENCE))?;
+    socket.set_read_timeout(Some(super::TIMEOUT))?;
     let mut stream = rustls::StreamOwned::new(connection, socket);
     stream.write_all(format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").as_bytes())?;
     let mut answer = String::new();

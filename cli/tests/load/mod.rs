@@ -24,7 +24,7 @@ use std::{
 
 use serde_json::json;
 
-use super::lab::{Lab, Node, PATIENCE, Stream, try_call};
+use super::lab::{Lab, Node, Stream, TIMEOUT, try_call};
 
 /// What writers were told: each key with the index where it was acknowledged.
 pub(crate) type Acknowledged = BTreeMap<String, u64>;
@@ -77,7 +77,7 @@ impl Load {
 
     /// Waits until so many more are acknowledged.
     pub(crate) fn wait_for(&self, more: u64) {
-        let (target, until) = (self.count() + more as usize, Instant::now() + PATIENCE);
+        let (target, until) = (self.count() + more as usize, Instant::now() + TIMEOUT);
         while self.count() < target {
             assert!(Instant::now() < until, "only {} of {target} writes were acknowledged in time", self.count());
             // Short: the moment of a kill hangs on it.

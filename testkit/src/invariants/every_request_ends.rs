@@ -27,8 +27,8 @@ impl Invariant for EveryRequestEnds {
         self.rooms.look(event, facts);
         match event {
             Event::Asked { id, deadline, command, .. } => {
-                let patience = deadline.saturating_add(Duration::from_millis(MARGIN_MS)).as_millis() as u64;
-                self.open.insert(*id, facts.now_ms + patience);
+                let longest = deadline.saturating_add(Duration::from_millis(MARGIN_MS)).as_millis() as u64;
+                self.open.insert(*id, facts.now_ms + longest);
                 if facts.calm {
                     self.calm.insert(*id, (facts.now_ms, command.map_or(0, |command| command.bytes)));
                 }

@@ -113,7 +113,7 @@ struct Whereabouts {
 
 /// What happens to a first packet.
 #[derive(Debug)]
-pub(super) enum Verdict {
+pub(super) enum GateDecision {
     /// The handshake may begin; the place is taken until it is dropped.
     Accept(Place),
     /// The sender must show that the address is its own.
@@ -207,13 +207,16 @@ impl Gate {
     }
 
     /// Judges a first packet from `address`, which is `proven` when its sender has answered a retry.
-    pub(super) fn judge(gate: &Rc<RefCell<Gate>>, now: Instant, address: IpAddr, proven: bool) -> Verdict {
+    pub(super) fn judge(gate: &Rc<RefCell<Gate>>, now: Instant, address: IpAddr, proven: bool) -> GateDecision {
         let address = network(address);
         let (of_strangers, judged) = gate.borrow_mut().decide(now, address, proven);
-        judged.map_or_else(|verdict| verdict, |()| Verdict::Accept(Place { gate: gate.clone(), address, of_strangers }))
+        judged.map_or_else(
+            |verdict| verdict,
+            |()| GateDecision::Accept(Place { gate: gate.clone(), address, of_strangers }),
+        )
     }
 
-    fn decide(&mut self, now: Instant, address: IpAddr, proven: bool) -> (bool, Result<(), Verdict>) {
+    fn decide(&mut self, now: Instant, address: IpAddr, proven: bool) -> (bool, Result<(), GateDecision>) {
         let known = self.known.contains(&address);
         let judged =
             if known { self.decide_known(now, address, proven) } else { self.decide_stranger(now, address, proven) };
@@ -226,34 +229,34 @@ impl Gate {
         (!known, judged)
     }
 
-    fn decide_known(&mut self, now: Instant, address: IpAddr, proven: bool) -> Result<(), Verdict> {
+    fn decide_known(&mut self, now: Instant, address: IpAddr, proven: bool) -> Result<(), GateDecision> {
         self.known_retries.refill(now);
         let limits = self.limits;
         let sender = self.sender(now, address);
         let tight = sender.bucket.is_tight() || sender.places >= limits.places_per_address.div_ceil(2);
         if tight && !proven {
-            return Err(if self.known_retries.take() { Verdict::Retry } else { Verdict::Ignore });
+            return Err(if self.known_retries.take() { GateDecision::Retry } else { GateDecision::Ignore });
         }
         self.take_from_sender(address)
     }
 
-    fn decide_stranger(&mut self, now: Instant, address: IpAddr, proven: bool) -> Result<(), Verdict> {
+    fn decide_stranger(&mut self, now: Instant, address: IpAddr, proven: bool) -> Result<(), GateDecision> {
         self.strangers.refill(now);
         self.retries.refill(now);
         let tight = self.strangers.is_tight() || self.places >= self.limits.places / 2;
         if tight && !proven {
-            return Err(if self.retries.take() { Verdict::Retry } else { Verdict::Ignore });
+            return Err(if self.retries.take() { GateDecision::Retry } else { GateDecision::Ignore });
         }
         // Looked at before an address is remembered, so that a flood does not fill the memory with who gets nothing anyway.
         if !self.strangers.has_one() || !self.senders.contains_key(&address) && !self.has_room(now) {
-            return Err(Verdict::Ignore);
+            return Err(GateDecision::Ignore);
         }
         // Its own token first: an address that is over its rate takes nothing from the others.
         self.sender(now, address);
         self.take_from_sender(address)?;
         self.strangers.take();
         if self.places >= self.limits.places {
-            return Err(Verdict::Refuse);
+            return Err(GateDecision::Refuse);
         }
         Ok(())
     }
@@ -266,13 +269,13 @@ impl Gate {
         sender
     }
 
-    fn take_from_sender(&mut self, address: IpAddr) -> Result<(), Verdict> {
+    fn take_from_sender(&mut self, address: IpAddr) -> Result<(), GateDecision> {
         let most = self.limits.places_per_address;
         match self.senders.get_mut(&address) {
-            None => Err(Verdict::Ignore),
+            None => Err(GateDecision::Ignore),
             Some(sender) => match (sender.bucket.take(), sender.places < most) {
-                (false, _) => Err(Verdict::Ignore),
-                (true, false) => Err(Verdict::Refuse),
+                (false, _) => Err(GateDecision::Ignore),
+                (true, false) => Err(GateDecision::Refuse),
                 (true, true) => Ok(()),
             },
         }
@@ -332,7 +335,7 @@ mod tests {
                 *now += Duration::from_millis(1);
             }
             let (address, proven) = from(n);
-            accepted += u32::from(matches!(Gate::judge(gate, *now, address, proven), Verdict::Accept(_)));
+            accepted += u32::from(matches!(Gate::judge(gate, *now, address, proven), GateDecision::Accept(_)));
         }
         accepted
     }
@@ -344,7 +347,10 @@ mod tests {
         let gate = gate(LIMITS, now);
         let begun = accepted(&gate, &mut now, 10_000, 1, |_| (address(1), true));
         assert!((595..=601).contains(&begun), "100 at once and 50 a second for 10 s: {begun}");
-        assert!(matches!(Gate::judge(&gate, now, address(2), true), Verdict::Accept(_)), "nobody else pays for it");
+        assert!(
+            matches!(Gate::judge(&gate, now, address(2), true), GateDecision::Accept(_)),
+            "nobody else pays for it"
+        );
     }
 
     /// Many addresses have together what strangers share, and the memory of them is bounded.
@@ -358,7 +364,7 @@ mod tests {
         assert_eq!(gate.borrow().places, 0, "every place came free");
         // Much later all of them are forgotten when the room is needed, and there is room for others.
         now += Duration::from_secs(60);
-        assert!(matches!(Gate::judge(&gate, now, address(1 << 20), true), Verdict::Accept(_)));
+        assert!(matches!(Gate::judge(&gate, now, address(1 << 20), true), GateDecision::Accept(_)));
         assert!(gate.borrow().senders.len() < MAX_ADDRESSES);
     }
 
@@ -372,18 +378,21 @@ mod tests {
         accepted(&gate, &mut now, 3000, 100, |n| (address(100 + n), n % 2 == 0));
         let held: Vec<_> = (0..4000).map(|n| Gate::judge(&gate, now, address(5000 + n), true)).collect();
         assert!(
-            matches!(Gate::judge(&gate, now, address(4), true), Verdict::Ignore | Verdict::Refuse),
+            matches!(Gate::judge(&gate, now, address(4), true), GateDecision::Ignore | GateDecision::Refuse),
             "a stranger has to wait"
         );
         for peer in [2, 3] {
-            assert!(matches!(Gate::judge(&gate, now, address(peer), false), Verdict::Accept(_)), "and a peer has not");
+            assert!(
+                matches!(Gate::judge(&gate, now, address(peer), false), GateDecision::Accept(_)),
+                "and a peer has not"
+            );
         }
         drop(held);
         // Somebody writes a peer's address on datagrams: the peer proves that it is its own, and half is left for it.
         accepted(&gate, &mut now, 2000, 1, |_| (address(2), false));
         drop(Gate::judge(&gate, now, address(2), false));
-        assert!(matches!(Gate::judge(&gate, now, address(2), false), Verdict::Retry), "asked for a proof");
-        assert!(matches!(Gate::judge(&gate, now, address(2), true), Verdict::Accept(_)));
+        assert!(matches!(Gate::judge(&gate, now, address(2), false), GateDecision::Retry), "asked for a proof");
+        assert!(matches!(Gate::judge(&gate, now, address(2), true), GateDecision::Accept(_)));
         // No longer listed, it is a stranger.
         gate.borrow_mut().forget(2);
         assert!(!gate.borrow().known.contains(&address(2)));
@@ -396,11 +405,11 @@ mod tests {
         let gate = gate(LIMITS, now);
         gate.borrow_mut().resolved(2, [address(2)].into_iter());
         let one: Vec<_> = (0..20).map(|_| Gate::judge(&gate, now, address(1), true)).collect();
-        assert_eq!(one.iter().filter(|v| matches!(v, Verdict::Accept(_))).count(), 16);
-        assert!(matches!(one.last(), Some(Verdict::Refuse)));
+        assert_eq!(one.iter().filter(|v| matches!(v, GateDecision::Accept(_))).count(), 16);
+        assert!(matches!(one.last(), Some(GateDecision::Refuse)));
         let all: Vec<_> = (0..200).map(|n| Gate::judge(&gate, now, address(10 + n), true)).collect();
-        assert_eq!(all.iter().filter(|v| matches!(v, Verdict::Accept(_))).count(), 64 - 16);
-        assert!(matches!(Gate::judge(&gate, now, address(2), false), Verdict::Accept(_)));
+        assert_eq!(all.iter().filter(|v| matches!(v, GateDecision::Accept(_))).count(), 64 - 16);
+        assert!(matches!(Gate::judge(&gate, now, address(2), false), GateDecision::Accept(_)));
         drop((one, all));
         assert_eq!(gate.borrow().places, 0);
         assert!(gate.borrow().senders.values().all(|sender| sender.places == 0));
@@ -412,10 +421,10 @@ mod tests {
         let now = Instant::now();
         let gate = gate(LIMITS, now);
         let verdicts: Vec<_> = (0..5000).map(|n| Gate::judge(&gate, now, address(n), false)).collect();
-        let count = |is: fn(&Verdict) -> bool| verdicts.iter().filter(|v| is(v)).count();
-        assert_eq!(count(|v| matches!(v, Verdict::Accept(_))), 32, "half of the places");
-        assert_eq!(count(|v| matches!(v, Verdict::Retry)), 2000);
-        assert_eq!(count(|v| matches!(v, Verdict::Ignore)), 5000 - 32 - 2000);
+        let count = |is: fn(&GateDecision) -> bool| verdicts.iter().filter(|v| is(v)).count();
+        assert_eq!(count(|v| matches!(v, GateDecision::Accept(_))), 32, "half of the places");
+        assert_eq!(count(|v| matches!(v, GateDecision::Retry)), 2000);
+        assert_eq!(count(|v| matches!(v, GateDecision::Ignore)), 5000 - 32 - 2000);
     }
 
     #[test]

@@ -24,7 +24,7 @@ use tokio::time::{Instant, timeout};
 
 use super::{
     Counters, Failed, NoLink, QuicConfig, QuicTransport,
-    gate::{Gate, Verdict},
+    gate::{Gate, GateDecision},
 };
 use crate::{
     frame::{self, FrameKind, Hello, Refused, Splitter, Welcome},
@@ -65,16 +65,16 @@ pub(super) async fn accept(
     while let Some(incoming) = endpoint.accept().await {
         let address = incoming.remote_address().ip();
         let place = match Gate::judge(&gate, Instant::now(), address, incoming.remote_address_validated()) {
-            Verdict::Accept(place) => place,
-            Verdict::Ignore => {
+            GateDecision::Accept(place) => place,
+            GateDecision::Ignore => {
                 incoming.ignore();
                 continue;
             }
-            Verdict::Refuse => {
+            GateDecision::Refuse => {
                 incoming.refuse();
                 continue;
             }
-            Verdict::Retry => {
+            GateDecision::Retry => {
                 // An error only for who has shown it already, and such are not asked.
                 let _ = incoming.retry();
                 continue;

@@ -623,7 +623,7 @@ pub(super) async fn ask(
     let not_sent = |cause: &str| AskError::NotSent(cause.to_owned());
     // A deadline may be "never"; a moment that far off cannot be computed.
     let until = Instant::now() + within.min(FOREVER);
-    let connect_until = until.min(Instant::now() + config.connect_patience);
+    let connect_until = until.min(Instant::now() + config.connect_timeout);
     let link = match timeout_at(connect_until, up.wait_for(Option::is_some)).await {
         Ok(Ok(link)) => link.as_ref().map(|link| match link.identity.features.meet(request.needs()) {
             true => Ok((link.connection.clone(), link.asking.clone())),

@@ -123,7 +123,7 @@ pub struct QuicConfig {
     /// The longest such pause. Default 1 s.
     pub max_backoff: Duration,
     /// How long a question waits for a connection that is being made. Default 300 ms.
-    pub connect_patience: Duration,
+    pub connect_timeout: Duration,
     /// What to ask of the system for socket buffers, in bytes; it may give less. Default 4 MiB.
     pub socket_buffer: usize,
     /// Whether the system may cut large sends into packets (GSO). Default true; it fails on some machines.
@@ -152,7 +152,7 @@ impl QuicConfig {
             keep_alive: Duration::from_millis(500),
             min_backoff: Duration::from_millis(20),
             max_backoff: Duration::from_secs(1),
-            connect_patience: Duration::from_millis(300),
+            connect_timeout: Duration::from_millis(300),
             socket_buffer: 4 << 20,
             segmentation_offload: true,
             seed: 0,

@@ -188,7 +188,7 @@ impl<T> Consensus<T> {
             snapshots: Snapshots::default(),
             windows: Windows::default(),
             announced: None,
-            implausible: 0,
+            invalid_messages: 0,
             commit_conflicts: BTreeMap::new(),
             contradicted: false,
             clocks: Estimates::default(),

@@ -56,10 +56,10 @@ impl<T> Consensus<T> {
                 self.contradicted = true;
                 return self.fail(proof.to_string());
             }
-            Err(Rejected::InvalidMessage(implausible)) => {
-                self.implausible += 1;
-                if self.implausible.is_power_of_two() {
-                    tracing::warn!(dropped = self.implausible, "dropped an implausible message: {implausible}");
+            Err(Rejected::InvalidMessage(invalid)) => {
+                self.invalid_messages += 1;
+                if self.invalid_messages.is_power_of_two() {
+                    tracing::warn!(dropped = self.invalid_messages, "dropped an invalid message: {invalid}");
                 }
                 return;
             }

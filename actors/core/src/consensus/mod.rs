@@ -142,7 +142,7 @@ pub struct Consensus<T> {
     snapshots: Snapshots,
     windows: Windows,
     announced: Option<LeaderChanged>,
-    implausible: u64,
+    invalid_messages: u64,
     /// Members that say they committed what contradicts this node; at most one word of each.
     commit_conflicts: BTreeMap<NodeId, CommitConflict>,
     contradicted: bool,

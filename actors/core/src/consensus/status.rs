@@ -48,7 +48,7 @@ pub struct CoreStatus {
     /// Bytes of entries in memory.
     pub tail_bytes: usize,
     /// Messages of peers that were dropped because they made no sense.
-    pub implausible: u64,
+    pub invalid_messages: u64,
     /// Members that say they committed what contradicts this node.
     pub commit_conflicts: BTreeMap<NodeId, CommitConflict>,
     /// Per peer: the index it has made durable, and how raft-rs sends to it.
@@ -180,7 +180,7 @@ impl<T> Consensus<T> {
             unpersisted: self.pending_writes.len(),
             disk: self.disk_status(),
             tail_bytes: view.tail_bytes(),
-            implausible: self.implausible,
+            invalid_messages: self.invalid_messages,
             commit_conflicts: self
                 .commit_conflicts
                 .iter()

@@ -69,14 +69,14 @@ pub fn validate(
     raft: &Raft<LogView>,
     cluster: Option<ClusterId>,
 ) -> Result<ValidatedMessage, Rejected> {
-    let implausible = |problem| Err(Rejected::InvalidMessage(InvalidMessage { kind: message.kind, from, problem }));
+    let invalid = |problem| Err(Rejected::InvalidMessage(InvalidMessage { kind: message.kind, from, problem }));
     if let Some(problem) = problem(from, &message, raft, cluster) {
-        return implausible(problem);
+        return invalid(problem);
     }
     match contradiction::find(from, &message, raft) {
         Some(proof) if contradiction::is_member(from, raft) => Err(Rejected::Contradiction(proof)),
         // raft-rs would die of it, or believe it.
-        Some(claim) => implausible(claim.problem()),
+        Some(claim) => invalid(claim.problem()),
         None => Ok(ValidatedMessage(message)),
     }
 }

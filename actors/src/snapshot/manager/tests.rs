@@ -21,7 +21,7 @@ use crate::{
     message::{FromCore, PeerFetches, SnapshotFetched},
 };
 
-const PATIENCE: Duration = Duration::from_millis(200);
+const TIMEOUT: Duration = Duration::from_millis(200);
 
 /// What the snapshot manager says to those around it.
 #[derive(Debug)]
@@ -192,7 +192,7 @@ fn start_over(files: Arc<Gated>, group: GroupId) -> Fixture {
         peer_fetches: around.downgrade().recipient(),
         ask: around.clone().recipient(),
     };
-    let bounds = ManagerBounds { max_sends: 1, rate: 0, piece: 256 << 10, timeout: PATIENCE };
+    let bounds = ManagerBounds { max_sends: 1, rate: 0, piece: 256 << 10, timeout: TIMEOUT };
     let clock = SystemClock::shared();
     let manager = SnapshotManager::new(snapshots.clone(), Vec::new(), bounds, clock, links, shows).start();
     Fixture { manager, snapshots, files, heard, status, _around: around }
@@ -244,7 +244,7 @@ impl Fixture {
 }
 
 #[actix::test]
-async fn checking_what_came_may_take_longer_than_the_patience_and_the_sender_hears_of_it() {
+async fn checking_what_came_may_take_longer_than_the_timeout_and_the_sender_hears_of_it() {
     let mut f = start();
     let elsewhere = SnapshotStore::memory().of(GroupId::FIRST);
     let snapshot = elsewhere.build(content(9), &mut |_| {}).unwrap();
@@ -271,7 +271,7 @@ async fn checking_what_came_may_take_longer_than_the_patience_and_the_sender_hea
     }
     f.manager.send(SnapshotsKept(vec![snapshot])).await.unwrap();
     while f.heard.try_recv().is_ok() {}
-    let quiet = tokio::time::timeout(PATIENCE * 3, f.heard.recv()).await;
+    let quiet = tokio::time::timeout(TIMEOUT * 3, f.heard.recv()).await;
     assert!(quiet.is_err(), "{quiet:?}");
 }
 
@@ -419,13 +419,13 @@ async fn what_is_no_longer_kept_is_removed_by_the_latest_word_only() {
     for _ in 0..2 {
         f.manager.send(SnapshotsKept(newer.to_vec())).await.unwrap();
     }
-    let quiet = tokio::time::timeout(PATIENCE, f.heard.recv()).await;
+    let quiet = tokio::time::timeout(TIMEOUT, f.heard.recv()).await;
     assert!(quiet.is_err(), "{quiet:?}");
     f.files.open_all();
     while f.files.waits.load(Ordering::SeqCst) || f.files.files.list().unwrap().len() > 2 {
         tokio::task::yield_now().await;
     }
-    let quiet = tokio::time::timeout(PATIENCE, f.heard.recv()).await;
+    let quiet = tokio::time::timeout(TIMEOUT, f.heard.recv()).await;
     assert!(quiet.is_err(), "{quiet:?}");
     newer.iter().for_each(|newer| f.snapshots.verify(newer).unwrap());
 }

@@ -118,7 +118,7 @@ fn compact_with<E: Engine>(dir: &Path, engines: Arc<dyn Engines<E>>) -> Result<C
     if !path.join("db").exists() {
         return Err(recovery::rolled_back(dir, "no log at all", &watermark).into());
     }
-    directory::settle(dir, generation).map_err(failed("cannot make durable which of its logs counts"))?;
+    directory::sync_generation(dir, generation).map_err(failed("cannot make durable which of its logs counts"))?;
     directory::sweep_above(dir, generation);
     reserve::room_to_open(dir).map_err(failed("cannot open the log"))?;
     let engine = engines.open(&path, &options).map_err(|error| error.on_open(dir))?;

@@ -31,7 +31,7 @@ use bytes::Bytes;
 use super::store::*;
 
 /// How long a completion may take before the store counts as hung.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 const GROUP: GroupId = GroupId::FIRST;
 
@@ -91,7 +91,7 @@ impl Running {
     }
 
     fn completed(&self) -> Completed {
-        self.completed.recv_timeout(PATIENCE).expect("every batch is reported")
+        self.completed.recv_timeout(TIMEOUT).expect("every batch is reported")
     }
 
     fn batch(&mut self, writes: Vec<Write>, sync: bool) {

@@ -198,14 +198,14 @@ fn uncomplete_with(dir: &Path, generation: u64, sync: Sync<'_>) -> io::Result<()
 }
 
 /// Makes durable that this generation is the log, as [`generation`] has found. Before anything depends on it.
-pub fn settle(dir: &Path, counting: u64) -> io::Result<()> {
-    settle_with(dir, counting, &mut sync_dir)
+pub fn sync_generation(dir: &Path, counting: u64) -> io::Result<()> {
+    sync_generation_with(dir, counting, &mut sync_dir)
 }
 
 /// Makes the names in a directory durable; another for tests, which see what would be.
 pub(super) type Sync<'a> = &'a mut dyn FnMut(&Path) -> io::Result<()>;
 
-pub(super) fn settle_with(dir: &Path, counting: u64, sync: Sync<'_>) -> io::Result<()> {
+pub(super) fn sync_generation_with(dir: &Path, counting: u64, sync: Sync<'_>) -> io::Result<()> {
     if counting > 0 {
         // Promise 1: a process that was killed between the mark and its sync has left a mark that only the kernel holds. From here
         // on this generation is written and the older ones go; a power cut that took the mark would leave no log at all.
@@ -229,12 +229,12 @@ pub fn remove_generation(dir: &Path, generation: u64) -> io::Result<()> {
     }
 }
 
-/// Removes every generation but this one, which was settled. What cannot be removed costs space and nothing else.
+/// Removes every generation but this one, which was made durable. What cannot be removed costs space and nothing else.
 pub fn sweep(dir: &Path, keep: u64) {
     remove_those(dir, |found| found != keep);
 }
 
-/// Removes every generation above this one, which was settled: none of them was ever the log.
+/// Removes every generation above this one, which was made durable: none of them was ever the log.
 pub fn sweep_above(dir: &Path, counting: u64) {
     remove_those(dir, |found| found > counting);
 }

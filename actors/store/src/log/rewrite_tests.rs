@@ -31,7 +31,7 @@ use crate::log::{
 };
 
 const GROUP: GroupId = GroupId::FIRST;
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 const STEPS: [RewriteStep; 7] = [
     RewriteStep::Make,
     RewriteStep::Slice,
@@ -102,7 +102,7 @@ impl Node {
 
     fn submit(&mut self, write: Write) -> Result<Written, StoreError> {
         self.appender.submit(Batch { writes: vec![write], sync: true });
-        self.completed.recv_timeout(PATIENCE).unwrap().result
+        self.completed.recv_timeout(TIMEOUT).unwrap().result
     }
 
     fn write(&mut self, write: Write) {
@@ -114,7 +114,7 @@ impl Node {
 fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
     let started = Instant::now();
     while !done() {
-        assert!(started.elapsed() < PATIENCE, "{what}");
+        assert!(started.elapsed() < TIMEOUT, "{what}");
         std::thread::yield_now();
     }
 }
@@ -284,7 +284,7 @@ fn whenever_it_crashes_the_log_is_there() {
     let mut write = |write: Write| {
         submitted.lock().unwrap().push_back(write.clone());
         appender.submit(Batch { writes: vec![write], sync: true });
-        completed.recv_timeout(PATIENCE).unwrap().result.unwrap();
+        completed.recv_timeout(TIMEOUT).unwrap().result.unwrap();
     };
     write(genesis());
     let mut round = 0;
@@ -336,7 +336,7 @@ fn a_step_that_fails_is_no_failure_of_the_store() {
         let started = Instant::now();
         while outcome.is_ok() && (failed.load(Ordering::SeqCst) == 0 || directory::generation(dir.path()).unwrap() < 2)
         {
-            assert!(started.elapsed() < PATIENCE, "{failing:?} was never met");
+            assert!(started.elapsed() < TIMEOUT, "{failing:?} was never met");
             outcome = write(&mut node, append(last + 1..=last + 3, 1));
             last += 3;
         }
@@ -508,9 +508,9 @@ fn which_log_counts_is_durable_before_anything_depends_on_it() {
     }
     let mark = |generation| fs::write(directory::complete_path(dir.path(), generation), "").unwrap();
     mark(1);
-    let settle = |counting, fails: Option<usize>| {
+    let sync_generation = |counting, fails: Option<usize>| {
         let mut synced = Vec::new();
-        let outcome = directory::settle_with(dir.path(), counting, &mut |path| {
+        let outcome = directory::sync_generation_with(dir.path(), counting, &mut |path| {
             synced.push(path.strip_prefix(dir.path()).unwrap().display().to_string());
             if fails == Some(synced.len()) { Err(io::Error::other("it is lost")) } else { Ok(()) }
         });
@@ -518,15 +518,15 @@ fn which_log_counts_is_durable_before_anything_depends_on_it() {
     };
     // The mark found may be known to the kernel alone, and so may the removal of one above it.
     let expected = ["log.1/complete", "log.1", "", "log.2", "log.3", "log.4"];
-    let (synced, outcome) = settle(1, None);
+    let (synced, outcome) = sync_generation(1, None);
     outcome.unwrap();
     assert_eq!(synced, expected);
     for failing in 1..=expected.len() {
-        let (synced, outcome) = settle(1, Some(failing));
+        let (synced, outcome) = sync_generation(1, Some(failing));
         assert_eq!((synced.len(), outcome.unwrap_err().to_string()), (failing, "it is lost".to_owned()));
     }
     // The first one has no mark to make durable.
-    let (synced, outcome) = settle(0, None);
+    let (synced, outcome) = sync_generation(0, None);
     outcome.unwrap();
     assert_eq!(synced, ["log.1", "log.2", "log.3", "log.4"]);
     assert!(!directory::complete_path(dir.path(), 1).exists());
@@ -1402,7 +1402,7 @@ impl Threaded {
             watermark_bytes: 1 << 20,
             watermark_commits: 100,
             watermark_quiet: Duration::from_millis(50),
-            close_within: PATIENCE,
+            close_within: TIMEOUT,
         };
         let (heard, completed) = channel();
         let heard = Arc::new(move |completion| drop(heard.send(completion)));
@@ -1420,7 +1420,7 @@ impl Threaded {
 
     /// The end of that batch, which is the next one to end.
     fn completed(&self, batch_number: u64) -> Result<Written, StoreError> {
-        let Completed { batch_number: ended, result } = self.completed.recv_timeout(PATIENCE).expect("an answer");
+        let Completed { batch_number: ended, result } = self.completed.recv_timeout(TIMEOUT).expect("an answer");
         assert_eq!(ended, BatchNumber(batch_number));
         result
     }

@@ -51,7 +51,7 @@ mod volume;
 
 pub use volume::{SimulatedVolume, VolumeCounters};
 
-use device::{Asked, Device, Lock, SimulatedEngine, SimulatedLives, SimulatedSlots, View, mix};
+use device::{Asked, Device, Lock, SimulatedEngine, SimulatedLives, SimulatedPages, View, mix};
 use mistaken::Mistaken;
 use running::SimulatedStore;
 
@@ -243,7 +243,7 @@ impl SimulatedDisk {
         };
         let lock = Lock { disk: self.clone(), life };
         let (engine, pages) =
-            (Mistaken(SimulatedEngine { disk: self.clone(), life }), SimulatedSlots { disk: self.clone(), life });
+            (Mistaken(SimulatedEngine { disk: self.clone(), life }), SimulatedPages { disk: self.clone(), life });
         let identity = match found {
             Some(found) if found.id != id => {
                 return Err(OpenError::Foreign { dir, found: found.id, expected: id });

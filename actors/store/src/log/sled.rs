@@ -243,7 +243,7 @@ impl<E: Engine> SledStore<E> {
             None => {
                 // Under the lock: the reserve of a node that runs is its own.
                 reserve::give_up_if_full(dir);
-                directory::settle(dir, generation).map_err(|error| {
+                directory::sync_generation(dir, generation).map_err(|error| {
                     let doing = "cannot make durable which of its logs counts".to_owned();
                     OpenError::Io { dir: dir.to_owned(), doing, error }
                 })?;

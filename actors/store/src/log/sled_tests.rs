@@ -442,7 +442,7 @@ fn a_torn_page_is_the_next_one_written() {
 }
 
 #[test]
-fn more_groups_than_a_slot_holds_make_it_grow() {
+fn more_groups_than_a_page_holds_make_it_grow() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("watermark");
     Watermark::create(&path, Incarnation(5)).unwrap();

@@ -135,12 +135,12 @@ mod tests {
     use super::*;
     use crate::log::reserve::ReserveBounds;
 
-    const PATIENCE: Duration = Duration::from_secs(20);
+    const TIMEOUT: Duration = Duration::from_secs(20);
 
     fn ask(submit: impl FnOnce(Looked)) -> Result<Result<Space, StoreError>, RecvTimeoutError> {
         let (sender, heard) = channel();
         submit(Box::new(move |result| drop(sender.send(result))));
-        heard.recv_timeout(PATIENCE)
+        heard.recv_timeout(TIMEOUT)
     }
 
     /// Of a directory with all that belongs into one.

@@ -43,7 +43,7 @@ use super::directory;
 const MAGIC: [u8; 8] = *b"actormk\x01";
 
 /// The smallest page is one page of memory, so that no write touches a sector of the other page.
-const SLOT_MIN: usize = 4096;
+const PAGE_MIN: usize = 4096;
 
 /// What stands before the marks: magic, crc, length, sequence, incarnation, count.
 const HEAD: usize = 8 + 4 + 4 + 8 + 8 + 4;
@@ -116,23 +116,23 @@ pub trait Pages: Send {
 
 /// The pages of a real file.
 #[derive(Debug)]
-pub struct SlotFile {
+pub struct PageFile {
     path: PathBuf,
     /// Opened once and kept: a descriptor opened later can miss a writeback error already reported to another.
     file: File,
 }
 
-impl SlotFile {
-    fn open(path: &Path) -> Result<SlotFile, WatermarkError> {
+impl PageFile {
+    fn open(path: &Path) -> Result<PageFile, WatermarkError> {
         match OpenOptions::new().read(true).write(true).open(path) {
-            Ok(file) => Ok(SlotFile { path: path.to_owned(), file }),
+            Ok(file) => Ok(PageFile { path: path.to_owned(), file }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Err(WatermarkError::Missing),
             Err(error) => Err(error.into()),
         }
     }
 }
 
-impl Pages for SlotFile {
+impl Pages for PageFile {
     fn read(&self) -> Result<Vec<u8>, WatermarkError> {
         read(&self.path)
     }
@@ -154,9 +154,9 @@ impl Pages for SlotFile {
 
 /// The open watermark.
 #[derive(Debug)]
-pub struct Watermark<S = SlotFile> {
+pub struct Watermark<S = PageFile> {
     pages: S,
-    slot_len: usize,
+    page_len: usize,
     newest: usize,
     sequence: u64,
     marks: Marks,
@@ -171,7 +171,7 @@ impl Watermark {
 
     /// Opens it for writing.
     pub fn open(path: &Path) -> Result<Watermark, WatermarkError> {
-        Watermark::over(SlotFile::open(path)?)
+        Watermark::over(PageFile::open(path)?)
     }
 
     /// What the file says, without opening it for writing; and what is wrong with the page that was not used, if anything.
@@ -189,16 +189,16 @@ pub fn inspect(bytes: &[u8]) -> Result<(Marks, Option<String>), WatermarkError> 
 
 /// Both pages of a new directory: intact, nothing marked.
 pub fn blank(incarnation: Incarnation) -> Vec<u8> {
-    both(&Marks { incarnation, groups: BTreeMap::new() }, 1, SLOT_MIN)
+    both(&Marks { incarnation, groups: BTreeMap::new() }, 1, PAGE_MIN)
 }
 
 impl<S: Pages> Watermark<S> {
     /// Reads the pages and judges them.
     pub fn over(pages: S) -> Result<Watermark<S>, WatermarkError> {
-        let (slot_len, found) = decode(&pages.read()?)?;
+        let (page_len, found) = decode(&pages.read()?)?;
         let (newest, sequence, marks) = newest(&found)?;
         let damaged_page = found.into_iter().find_map(Result::err);
-        Ok(Watermark { pages, slot_len, newest, sequence, marks, damaged_page })
+        Ok(Watermark { pages, page_len, newest, sequence, marks, damaged_page })
     }
 
     /// What it says.
@@ -227,30 +227,30 @@ impl<S: Pages> Watermark<S> {
         marks.groups.extend(moved);
         let sequence = self.sequence + 1;
         let page = encode(&marks, sequence);
-        if page.len() > self.slot_len {
+        if page.len() > self.page_len {
             return self.grow(marks, sequence, page.len());
         }
         let older = 1 - self.newest;
-        self.pages.write(older * self.slot_len, &page)?;
+        self.pages.write(older * self.page_len, &page)?;
         (self.newest, self.sequence, self.marks) = (older, sequence, marks);
         Ok(())
     }
 
     /// More groups than fit: larger pages take the place of these.
     fn grow(&mut self, marks: Marks, sequence: u64, needed: usize) -> io::Result<()> {
-        let slot_len = needed.next_power_of_two();
-        self.pages.replace(&both(&marks, sequence, slot_len))?;
-        (self.slot_len, self.newest, self.sequence, self.marks) = (slot_len, 1, sequence, marks);
+        let page_len = needed.next_power_of_two();
+        self.pages.replace(&both(&marks, sequence, page_len))?;
+        (self.page_len, self.newest, self.sequence, self.marks) = (page_len, 1, sequence, marks);
         Ok(())
     }
 }
 
 /// Both pages in full, the second the newer.
-fn both(marks: &Marks, sequence: u64, slot_len: usize) -> Vec<u8> {
+fn both(marks: &Marks, sequence: u64, page_len: usize) -> Vec<u8> {
     let mut bytes = encode(marks, sequence.saturating_sub(1));
-    bytes.resize(slot_len, 0);
+    bytes.resize(page_len, 0);
     bytes.extend(encode(marks, sequence));
-    bytes.resize(2 * slot_len, 0);
+    bytes.resize(2 * page_len, 0);
     bytes
 }
 
@@ -288,12 +288,12 @@ fn encode(marks: &Marks, sequence: u64) -> Vec<u8> {
 type Page = Result<(u64, Marks), String>;
 
 fn decode(bytes: &[u8]) -> Result<(usize, [Page; 2]), WatermarkError> {
-    let slot_len = bytes.len() / 2;
-    if slot_len < SLOT_MIN || !slot_len.is_power_of_two() || bytes.len() != 2 * slot_len {
+    let page_len = bytes.len() / 2;
+    if page_len < PAGE_MIN || !page_len.is_power_of_two() || bytes.len() != 2 * page_len {
         return Err(WatermarkError::Damaged(format!("it has {} bytes, not two pages", bytes.len())));
     }
-    let (first, second) = bytes.split_at(slot_len);
-    Ok((slot_len, [page(first), page(second)]))
+    let (first, second) = bytes.split_at(page_len);
+    Ok((page_len, [page(first), page(second)]))
 }
 
 fn page(page: &[u8]) -> Page {
@@ -329,10 +329,10 @@ fn page(page: &[u8]) -> Page {
 /// Reads a file of these bytes, as an open does.
 #[cfg(feature = "fuzzing")]
 pub(crate) fn check(bytes: &[u8]) {
-    if let Ok((slot_len, pages)) = decode(bytes)
+    if let Ok((page_len, pages)) = decode(bytes)
         && let Ok((_, sequence, marks)) = newest(&pages)
     {
-        assert!(slot_len >= SLOT_MIN);
+        assert!(page_len >= PAGE_MIN);
         // The next write stands on what was read.
         let _ = encode(&marks, sequence.wrapping_add(1));
     }
@@ -341,10 +341,10 @@ pub(crate) fn check(bytes: &[u8]) {
 /// A file of two pages that begin with the halves of these bytes, each with the magic and the right checksum.
 #[cfg(feature = "fuzzing")]
 pub(crate) fn sealed(bytes: &[u8]) -> Vec<u8> {
-    let mut file = vec![0; 2 * SLOT_MIN];
+    let mut file = vec![0; 2 * PAGE_MIN];
     let (first, second) = bytes.split_at(bytes.len() / 2);
-    for (page, half) in file.chunks_exact_mut(SLOT_MIN).zip([first, second]) {
-        let length = half.len().min(SLOT_MIN);
+    for (page, half) in file.chunks_exact_mut(PAGE_MIN).zip([first, second]) {
+        let length = half.len().min(PAGE_MIN);
         page[..length].copy_from_slice(&half[..length]);
         page[..8].copy_from_slice(&MAGIC);
         let length = u32::from_le_bytes([page[12], page[13], page[14], page[15]]) as usize;

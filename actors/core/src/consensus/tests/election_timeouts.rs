@@ -1,4 +1,4 @@
-//! The dice of elections: what a node draws is told by its settings, its term and its role, and by nothing else.
+//! Election timeouts: what a node draws follows from its settings, its term and its role, and from nothing else.
 
 use actorum_machine::ids::GroupId;
 

@@ -7,7 +7,7 @@ mod script;
 mod random;
 mod election_timeouts;
 mod flow;
-mod implausible;
+mod invalid_messages;
 mod cluster;
 mod assertions;
 mod checks;

@@ -378,12 +378,12 @@ impl Engine for SimulatedEngine {
     }
 }
 
-pub(super) struct SimulatedSlots {
+pub(super) struct SimulatedPages {
     pub(super) disk: SimulatedDisk,
     pub(super) life: u64,
 }
 
-impl Pages for SimulatedSlots {
+impl Pages for SimulatedPages {
     fn read(&self) -> Result<Vec<u8>, WatermarkError> {
         Ok(self.disk.lock().pages.clone())
     }

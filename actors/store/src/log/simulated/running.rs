@@ -18,7 +18,7 @@ use tokio::{
 
 use super::{
     Latency, SimulatedDisk, Step,
-    device::{Asked, SimulatedEngine, SimulatedSlots},
+    device::{Asked, SimulatedEngine, SimulatedPages},
     mistaken::Mistaken,
 };
 use crate::{
@@ -47,7 +47,7 @@ pub(super) struct SimulatedStore {
     pub(super) identity: StoreIdentity,
     pub(super) found: BTreeMap<GroupId, FoundGroup>,
     // Taken by `start`.
-    pub(super) watermark: Option<Watermark<SimulatedSlots>>,
+    pub(super) watermark: Option<Watermark<SimulatedPages>>,
 }
 
 impl LogStore for SimulatedStore {
@@ -171,7 +171,7 @@ pub(super) struct Running {
 }
 
 struct Work {
-    committer: Committer<Mistaken<SimulatedEngine>, SimulatedSlots>,
+    committer: Committer<Mistaken<SimulatedEngine>, SimulatedPages>,
     /// Bounded by whoever submits, as [`LogAppender::submit`] says.
     waiting: VecDeque<(BatchNumber, Batch)>,
     in_flight: Option<InFlight>,

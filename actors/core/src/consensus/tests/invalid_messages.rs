@@ -89,8 +89,8 @@ fn dropped(from: NodeId, message: &RaftMessage, by: &[NodeId]) {
         cluster.core(*id).step(from, message.clone());
         cluster.drain(*id);
         let mut after = cluster.core(*id).status();
-        assert_eq!(after.implausible, before.implausible + 1, "n{id} takes {message:?} for plausible");
-        after.implausible = before.implausible;
+        assert_eq!(after.invalid_messages, before.invalid_messages + 1, "n{id} takes {message:?} for valid");
+        after.invalid_messages = before.invalid_messages;
         assert_eq!(after, before, "{message:?} changed n{id}");
         assert_eq!(cluster.out, "", "{message:?} had effects on n{id}");
     }
