@@ -20,28 +20,23 @@ use actorum_machine::ids::{GroupId, Incarnation, NodeId};
 use actorum_store::{
     log::{
         reserve::{self, Reserve, ReserveBounds},
-        simulated::{Answer, Backup as LogBackup, Decide, Latency, SimulatedDisk, SimulatedVolume, Step},
+        simulated::{DiskBackup, DiskStep, SimulatedDisk},
         store::{Completions, LogAppender, LogStore, Looked, OpenError, Probe, Space, StoreIdentity},
     },
+    simulated::{Decide, Decision, Latency, SimulatedVolume},
     snapshot::{
         SnapshotStore,
         files::{Appending, Files, Reading},
-        simulated::{self, SimulatedFiles},
+        simulated::{FileStep, FilesBackup, SimulatedFiles},
         store::complete_name,
     },
 };
 
 use super::{rng::Rng, world::Durable};
-pub(crate) use actorum_store::log::simulated::{Image, Loss};
-
-/// How a disk fails.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Mishap {
-    /// A write or a sync.
-    Error,
-    /// There is no room.
-    Full,
-}
+pub(crate) use actorum_store::{
+    log::simulated::Image,
+    simulated::{DiskFault, Loss},
+};
 
 /// One node's disk. Clones are the same disk.
 #[derive(Clone)]
@@ -118,7 +113,7 @@ impl Room {
 }
 
 /// A copy of both.
-pub(crate) type Backup = (LogBackup, simulated::Backup);
+pub(crate) type Backup = (DiskBackup, FilesBackup);
 
 /// What became of files of snapshots.
 #[derive(Default)]
@@ -154,7 +149,7 @@ struct Mood {
     /// The power goes in the place of the so many-th step of that part from now.
     armed: Option<(Part, u64, Loss)>,
     /// The so many-th write to that part from now fails.
-    fails: Option<(Part, Mishap, u64)>,
+    fails: Option<(Part, DiskFault, u64)>,
     failed: bool,
     /// What a power cut at a step takes.
     loses: Loss,
@@ -262,9 +257,9 @@ impl NodeDisk {
         self.moods.lock().hangs = true;
     }
 
-    pub(crate) fn fail(&self, part: Part, mishap: Mishap, writes: u64) {
+    pub(crate) fn fail(&self, part: Part, fault: DiskFault, writes: u64) {
         let mut mood = self.moods.lock();
-        (mood.fails, mood.failed) = (Some((part, mishap, writes)), false);
+        (mood.fails, mood.failed) = (Some((part, fault, writes)), false);
     }
 
     /// Whether the failure that was asked for last came.
@@ -437,7 +432,7 @@ impl Probe for DiskProbe {
 
 impl Moods {
     /// Whether this step of that part happens.
-    fn decide(&self, of: Part, writes: bool) -> Answer {
+    fn decide(&self, of: Part, writes: bool) -> Decision {
         let mut mood = self.lock();
         if let Some((part, left, loss)) = &mut mood.armed
             && *part == of
@@ -445,24 +440,21 @@ impl Moods {
             *left = left.saturating_sub(1);
             if *left == 0 {
                 (mood.loses, mood.armed) = (*loss, None);
-                return Answer::CutPower;
+                return Decision::CutPower;
             }
         }
-        if let Some((part, mishap, left)) = &mut mood.fails
+        if let Some((part, fault, left)) = &mut mood.fails
             && *part == of
             && writes
         {
             *left = left.saturating_sub(1);
             if *left == 0 {
-                let error = match mishap {
-                    Mishap::Error => io::Error::other("the simulated disk fails"),
-                    Mishap::Full => io::Error::new(io::ErrorKind::StorageFull, "the simulated disk is full"),
-                };
+                let decision = fault.decision();
                 (mood.fails, mood.failed) = (None, true);
-                return Answer::Fail(error.kind(), error.to_string());
+                return decision;
             }
         }
-        Answer::Go
+        Decision::Go
     }
 
     fn lose_power(&self) {
@@ -478,9 +470,9 @@ impl Moods {
     }
 }
 
-impl Decide for Moods {
-    fn step(&self, step: Step) -> Answer {
-        self.decide(Part::Log, !matches!(step, Step::Complete | Step::Read))
+impl Decide<DiskStep> for Moods {
+    fn step(&self, step: DiskStep) -> Decision {
+        self.decide(Part::Log, !matches!(step, DiskStep::Complete | DiskStep::Read))
     }
 
     fn latency(&self, _: u64) -> Latency {
@@ -503,15 +495,15 @@ struct FileMoods {
     tally: Arc<Tally>,
 }
 
-impl simulated::Decide for FileMoods {
-    fn step(&self, step: simulated::Step) -> Answer {
-        let answer = self.moods.decide(Part::Files, step != simulated::Step::Read);
-        match answer {
-            Answer::Go => {}
-            Answer::Fail(..) => drop(self.tally.failed.fetch_add(1, Relaxed)),
-            Answer::CutPower => drop(self.tally.cuts.fetch_add(1, Relaxed)),
+impl Decide<FileStep> for FileMoods {
+    fn step(&self, step: FileStep) -> Decision {
+        let decision = self.moods.decide(Part::Files, step != FileStep::Read);
+        match decision {
+            Decision::Go => {}
+            Decision::Fail(..) => drop(self.tally.failed.fetch_add(1, Relaxed)),
+            Decision::CutPower => drop(self.tally.cuts.fetch_add(1, Relaxed)),
         }
-        answer
+        decision
     }
 
     fn power_is_gone(&self) {

@@ -28,9 +28,9 @@ use actorum_machine::{
     ids::{Address, GroupId, Incarnation, NodeId},
     machine::StateMachine,
 };
-use actorum_store::log::{
+use actorum_store::{
+    log::store::{LogStore, OpenError},
     simulated::VolumeCounters,
-    store::{LogStore, OpenError},
 };
 use actorum_transport::memory::MemoryNetwork;
 use tokio::sync::Notify;

@@ -33,15 +33,15 @@ struct HookState {
     /// This life is over: what its actors still do is seen by nobody.
     over: AtomicBool,
     /// What the next snapshot, or the next restore, comes to.
-    snapshot_fails: Mutex<Option<Mishap>>,
-    restore_fails: Mutex<Option<Mishap>>,
+    snapshot_fails: Mutex<Option<MachineFault>>,
+    restore_fails: Mutex<Option<MachineFault>>,
     /// What the next `apply` does first.
     slow: Mutex<Option<Box<dyn FnOnce() + Send>>>,
 }
 
 /// How the application's code fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Mishap {
+pub(crate) enum MachineFault {
     /// It says so.
     Error,
     /// It panics.
@@ -49,12 +49,12 @@ pub(crate) enum Mishap {
 }
 
 impl Hooks {
-    pub(crate) fn fail_next_snapshot(&self, mishap: Mishap) {
-        *locked(&self.0.snapshot_fails) = Some(mishap);
+    pub(crate) fn fail_next_snapshot(&self, fault: MachineFault) {
+        *locked(&self.0.snapshot_fails) = Some(fault);
     }
 
-    pub(crate) fn fail_next_restore(&self, mishap: Mishap) {
-        *locked(&self.0.restore_fails) = Some(mishap);
+    pub(crate) fn fail_next_restore(&self, fault: MachineFault) {
+        *locked(&self.0.restore_fails) = Some(fault);
     }
 
     pub(crate) fn panic_next(&self) {
@@ -131,11 +131,16 @@ impl<S: StateMachine> Watched<S> {
     }
 
     /// The application's code fails here if somebody set that hook.
-    fn fail_if_set(&self, hook: &Mutex<Option<Mishap>>, kind: &'static str, stops: bool) -> Result<(), MachineError> {
+    fn fail_if_set(
+        &self,
+        hook: &Mutex<Option<MachineFault>>,
+        kind: &'static str,
+        stops: bool,
+    ) -> Result<(), MachineError> {
         if self.hooks.is_over() {
             return Ok(());
         }
-        let Some(mishap) = locked(hook).take() else { return Ok(()) };
+        let Some(fault) = locked(hook).take() else { return Ok(()) };
         self.world.count(|counts| *counts.process.entry(kind).or_default() += 1);
         if stops {
             self.world.facts(|facts| {
@@ -144,10 +149,10 @@ impl<S: StateMachine> Watched<S> {
                 }
             });
         }
-        match mishap {
-            Mishap::Error => Err(MachineError::new("the simulation set a hook")),
+        match fault {
+            MachineFault::Error => Err(MachineError::new("the simulation set a hook")),
             // Without the hook that would print it: this panic is part of the plan.
-            Mishap::Panic => resume_unwind(Box::new("the simulation set a hook")),
+            MachineFault::Panic => resume_unwind(Box::new("the simulation set a hook")),
         }
     }
 }

@@ -13,7 +13,7 @@ use actorum_machine::{ids::NodeId, machine::StateMachine};
 use tokio::{task::JoinHandle, time::sleep};
 
 use super::{
-    disk::Mishap,
+    disk::DiskFault,
     faults::Faults,
     fleet::{Fleet, State},
     rng::Rng,
@@ -223,8 +223,8 @@ impl<S: StateMachine> FaultTask<S> {
             FaultKind::WrongYear => self.wrong_year().await,
             FaultKind::SlowDisk => self.slow_disk().await,
             FaultKind::HungDisk => self.hung_disk().await,
-            FaultKind::DiskError => self.disk_error(Mishap::Error, "write or sync error").await,
-            FaultKind::FullDisk => self.disk_error(Mishap::Full, "full disk").await,
+            FaultKind::DiskError => self.disk_error(DiskFault::Error, "write or sync error").await,
+            FaultKind::FullDisk => self.disk_error(DiskFault::Full, "full disk").await,
             FaultKind::LowSpace => self.low_space().await,
             FaultKind::FilledVolume => self.filled_volume().await,
             FaultKind::FlippedBit => self.flipped_bit().await,

@@ -16,6 +16,8 @@
 
 pub mod log;
 pub mod snapshot;
+#[cfg(any(test, feature = "testkit"))]
+pub mod simulated;
 
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]

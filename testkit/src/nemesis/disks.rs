@@ -3,7 +3,7 @@
 use actorum_machine::{ids::NodeId, machine::StateMachine};
 
 use super::{FaultTask, State};
-use crate::disk::{Loss, Mishap, Part, Room};
+use crate::disk::{DiskFault, Loss, Part, Room};
 
 impl<S: StateMachine> FaultTask<S> {
     pub(super) fn disk(&self, kind: &'static str, node: NodeId) {
@@ -75,11 +75,11 @@ impl<S: StateMachine> FaultTask<S> {
         self.come_back(hold.0).await;
     }
 
-    pub(super) async fn disk_error(&mut self, mishap: Mishap, kind: &'static str) {
+    pub(super) async fn disk_error(&mut self, fault: DiskFault, kind: &'static str) {
         let Some(hold) = self.hold_running() else { return };
         self.may_stop(hold.0);
         let step = self.rng.between(1, 12);
-        self.fleet.node(hold.0, |node| node.disk.fail(Part::Log, mishap, step));
+        self.fleet.node(hold.0, |node| node.disk.fail(Part::Log, fault, step));
         self.until_down(std::slice::from_ref(&hold)).await;
         let fired = self.fleet.node(hold.0, |node| node.disk.has_failed()) == Some(true);
         if fired {

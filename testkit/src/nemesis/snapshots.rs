@@ -7,7 +7,7 @@ use tokio::time::sleep;
 
 use super::{FaultTask, State};
 use crate::{
-    disk::{Mishap, Part},
+    disk::{DiskFault, Part},
     machine,
 };
 
@@ -43,9 +43,9 @@ impl<S: StateMachine> FaultTask<S> {
     /// The node must survive it, so nothing is forgiven here.
     pub(super) async fn snapshot_error(&mut self) {
         let Some(hold) = self.hold_running() else { return };
-        let mishap = if self.rng.below(2) == 0 { Mishap::Error } else { Mishap::Full };
+        let fault = if self.rng.below(2) == 0 { DiskFault::Error } else { DiskFault::Full };
         let step = self.rng.between(1, 16);
-        self.fleet.node(hold.0, |node| node.disk.fail(Part::Files, mishap, step));
+        self.fleet.node(hold.0, |node| node.disk.fail(Part::Files, fault, step));
         if self.rng.below(2) == 0 {
             self.ask_for_snapshot(hold.0);
         }
@@ -80,7 +80,7 @@ impl<S: StateMachine> FaultTask<S> {
 
     pub(super) async fn failing_snapshot(&mut self) {
         let Some(hold) = self.hold_running() else { return };
-        let mishap = if self.rng.below(2) == 0 { machine::Mishap::Error } else { machine::Mishap::Panic };
+        let fault = if self.rng.below(2) == 0 { machine::MachineFault::Error } else { machine::MachineFault::Panic };
         let restores = self.rng.below(2) == 0;
         if restores {
             // Who comes back after a while is likely to be sent one.
@@ -91,8 +91,8 @@ impl<S: StateMachine> FaultTask<S> {
             }
         }
         self.fleet.node(hold.0, |node| match restores {
-            true => node.hooks.fail_next_restore(mishap),
-            false => node.hooks.fail_next_snapshot(mishap),
+            true => node.hooks.fail_next_restore(fault),
+            false => node.hooks.fail_next_snapshot(fault),
         });
         if !restores {
             self.ask_for_snapshot(hold.0);

@@ -8,11 +8,10 @@
 //!  open ─▶ SimulatedStore ─▶ appender: begin, flush ┄┄ latency ┄┄▶ sync, watermark, Completed
 //! ```
 //!
-//! Here is what a simulation sees of it; `device` is what it does with bytes, `running` a store at work on it, `volume` how much room
-//! there is, `mistaken` an engine that is used wrongly, for mistakes that are planted.
+//! Here is what a simulation sees of it; `device` is what it does with bytes, `running` a store at work on it, `mistaken` an engine that is used wrongly, for mistakes that are planted.
 //!
 //! Everything above the engine is the real thing: records, checksums, plans, the order of steps, the checks at opening.
-//! Before every [`Step`] the disk asks its [`Decide`] whether it happens, fails, or the power goes instead of it.
+//! Before every [`DiskStep`] the disk asks its [`Decide`] whether it happens, fails, or the power goes instead of it.
 //!
 //! Time is the runtime's: a latency is a sleep on the current arbiter, so with a paused clock it costs nothing and repeats
 //! exactly. Without latency a batch completes on the caller's stack, and no runtime is needed at all.
@@ -25,7 +24,6 @@ use std::{
     fmt, io,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
 };
 
 use actorum_core::{
@@ -43,21 +41,19 @@ use super::{
     store::*,
     watermark::{self, Watermark},
 };
+use crate::simulated::{Decide, Decision, Loss, SimulatedVolume, StepError, mix};
 
 mod device;
 mod mistaken;
 mod running;
-mod volume;
 
-pub use volume::{SimulatedVolume, VolumeCounters};
-
-use device::{Asked, Device, Lock, SimulatedEngine, SimulatedLives, SimulatedPages, View, mix};
+use device::{Device, Lock, SimulatedEngine, SimulatedLives, SimulatedPages, View};
 use mistaken::Mistaken;
 use running::SimulatedStore;
 
 /// What a disk does, one at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Step {
+pub enum DiskStep {
     /// The watermark is lowered and synced, before a batch that cuts below it.
     Lower,
     /// A batch is applied to the engine.
@@ -76,63 +72,10 @@ pub enum Step {
     Record,
 }
 
-/// Whether a step happens.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Answer {
-    /// It does.
-    Go,
-    /// It fails, with these words of the system. The store is dead then.
-    Fail(io::ErrorKind, String),
-    /// It does not, nor does any later one: the power is gone. [`Decide::power_is_gone`] follows.
-    CutPower,
-}
-
-/// How long a batch takes to become durable.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Latency {
-    /// So long. Zero completes on the caller's stack; anything else needs a runtime and a `LocalSet`, as an actix system has.
-    After(Duration),
-    /// Until [`SimulatedDisk::release`].
-    Hang,
-}
-
-/// Who decides what a disk does. `()` lets everything happen at once.
-///
-/// [`Decide::step`] and [`Decide::latency`] are asked in the middle of the work: they may look at the disk, and not change it.
-pub trait Decide: Send + Sync {
-    /// Asked before each step.
-    fn step(&self, _step: Step) -> Answer {
-        Answer::Go
-    }
-
-    /// Asked for each commit of so many bytes, once it is with the kernel.
-    fn latency(&self, _bytes: u64) -> Latency {
-        Latency::After(Duration::ZERO)
-    }
-
-    /// The power went, as answered; what of it is lost is for [`SimulatedDisk::crash`] to say. Called outside all locks.
-    fn power_is_gone(&self) {}
-}
-
-impl Decide for () {}
-
-/// Which of the batches that were applied and not synced a power cut takes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Loss {
-    /// All.
-    All,
-    /// All after one of them.
-    Prefix,
-    /// Any.
-    Subset,
-    /// None, but a value of the last is cut short. sled never tears a batch: this one must be refused by name.
-    Torn,
-}
-
 /// What a disk has done, and what was done to it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[allow(missing_docs)]
-pub struct Counters {
+pub struct DiskCounters {
     pub opened: u64,
     pub lowered: u64,
     pub applied: u64,
@@ -167,7 +110,7 @@ pub struct Image(BTreeMap<Key, Bytes>);
 
 /// A copy of a whole disk.
 #[derive(Clone, Debug)]
-pub struct Backup {
+pub struct DiskBackup {
     identity: Option<StoreIdentity>,
     values: BTreeMap<Key, Bytes>,
     pages: Vec<u8>,
@@ -193,18 +136,18 @@ pub struct SimulatedDisk(Arc<Mutex<Device>>);
 
 impl SimulatedDisk {
     /// An empty disk without an end.
-    pub fn new(decide: Arc<dyn Decide>) -> SimulatedDisk {
+    pub fn new(decide: Arc<dyn Decide<DiskStep>>) -> SimulatedDisk {
         SimulatedDisk::on(SimulatedVolume::endless(), decide)
     }
 
     /// An empty disk on that volume.
-    pub fn on(volume: SimulatedVolume, decide: Arc<dyn Decide>) -> SimulatedDisk {
+    pub fn on(volume: SimulatedVolume, decide: Arc<dyn Decide<DiskStep>>) -> SimulatedDisk {
         SimulatedDisk(Arc::new(Mutex::new(Device {
             decide,
             identity: None,
             life: 0,
             open: false,
-            cut: false,
+            power_cut: false,
             announce: false,
             values: BTreeMap::new(),
             unsynced: Vec::new(),
@@ -216,7 +159,7 @@ impl SimulatedDisk {
             views: BTreeMap::new(),
             bytes: 0,
             volume,
-            counters: Counters::default(),
+            counters: DiskCounters::default(),
         })))
     }
 
@@ -235,8 +178,8 @@ impl SimulatedDisk {
             if disk.open {
                 return Err(OpenError::Locked { dir, holder: "another store in this simulation".to_owned() });
             }
-            if disk.cut {
-                disk.settle(Loss::All, 0);
+            if disk.power_cut {
+                disk.lose_unsynced(Loss::All, 0);
             }
             (disk.open, disk.life) = (true, disk.life + 1);
             (disk.life, disk.identity)
@@ -255,7 +198,7 @@ impl SimulatedDisk {
                 let node = StoreIdentity { id, incarnation: new_incarnation, boot: 0 };
                 recovery::claim(&engine, &dir, &node)?;
                 let io = |doing: &str, error| OpenError::Io { dir: dir.clone(), doing: doing.to_owned(), error };
-                self.ask(life, Step::Raise).into_result().map_err(|error| io("cannot write watermark", error))?;
+                self.ask(life, DiskStep::Raise).map_err(|error| io("cannot write watermark", error.into()))?;
                 let mut disk = self.lock();
                 disk.pages = watermark::blank(new_incarnation);
                 disk.identity = Some(node);
@@ -298,7 +241,7 @@ impl SimulatedDisk {
         let mut disk = self.lock();
         disk.counters.crashes += 1;
         disk.end();
-        disk.settle(loss, rng);
+        disk.lose_unsynced(loss, rng);
         let hung = disk.hung.take();
         drop(disk);
         drop(hung);
@@ -309,7 +252,7 @@ impl SimulatedDisk {
         let mut disk = self.lock();
         disk.counters.kills += 1;
         disk.end();
-        (disk.cut, disk.under_way) = (false, None);
+        (disk.power_cut, disk.under_way) = (false, None);
         let flushed = disk.flushed;
         disk.counters.kept_batches += flushed as u64;
         disk.undo(flushed);
@@ -381,7 +324,7 @@ impl SimulatedDisk {
     }
 
     /// A copy of everything that is durable, to be brought back later.
-    pub fn backup(&self) -> Backup {
+    pub fn backup(&self) -> DiskBackup {
         let disk = self.lock();
         let mut values = disk.values.clone();
         for (key, before, _) in disk.unsynced.iter().rev().flat_map(|batch| batch.0.iter().rev()) {
@@ -391,11 +334,11 @@ impl SimulatedDisk {
             }
         }
         let (pages, lives) = (disk.pages.clone(), disk.lives.clone());
-        Backup { identity: disk.identity, values, pages, lives }
+        DiskBackup { identity: disk.identity, values, pages, lives }
     }
 
     /// Brings a copy back: engine, watermark and identity. For a closed store.
-    pub fn bring_back(&self, backup: Backup) {
+    pub fn bring_back(&self, backup: DiskBackup) {
         let mut disk = self.at_rest("bring a copy back");
         let boot = disk.identity.map_or(0, |identity| identity.boot);
         // The boot number counts on: peers would refuse an earlier one.
@@ -405,7 +348,7 @@ impl SimulatedDisk {
     }
 
     /// Puts a copy in the place of everything, as who copies a directory does, the boot counter too. For a closed store.
-    pub fn put_back(&self, backup: Backup) {
+    pub fn put_back(&self, backup: DiskBackup) {
         let mut disk = self.at_rest("put a copy back");
         disk.identity = backup.identity;
         (disk.values, disk.pages, disk.lives) = (backup.values, backup.pages, backup.lives);
@@ -443,7 +386,7 @@ impl SimulatedDisk {
     }
 
     /// What it has done, and what was done to it.
-    pub fn counters(&self) -> Counters {
+    pub fn counters(&self) -> DiskCounters {
         self.lock().counters
     }
 
@@ -455,42 +398,42 @@ impl SimulatedDisk {
     fn at_rest(&self, doing: &str) -> MutexGuard<'_, Device> {
         let mut disk = self.lock();
         assert!(!disk.open, "cannot {doing} while a store is open");
-        if disk.cut {
-            disk.settle(Loss::All, 0);
+        if disk.power_cut {
+            disk.lose_unsynced(Loss::All, 0);
         }
         disk.make_durable();
         disk
     }
 
     /// Asks whether a step of the store's life `life` happens.
-    fn ask(&self, life: u64, step: Step) -> Asked {
+    fn ask(&self, life: u64, step: DiskStep) -> Result<(), StepError> {
         let decide = {
             let disk = self.lock();
             if disk.life != life {
-                return Asked::Gone;
+                return Err(StepError::LifeOver);
             }
             disk.decide.clone()
         };
         // Outside the lock: whoever decides may look at the disk.
-        let answer = decide.step(step);
+        let decision = decide.step(step);
         let mut disk = self.lock();
         if disk.life != life {
-            return Asked::Gone;
+            return Err(StepError::LifeOver);
         }
-        match answer {
-            Answer::Fail(kind, words) if step != Step::Complete => {
+        match decision {
+            Decision::Fail(kind, words) if step != DiskStep::Complete => {
                 disk.counters.failed += 1;
-                Asked::Failed(io::Error::new(kind, words))
+                Err(StepError::Failed(io::Error::new(kind, words)))
             }
-            Answer::CutPower => {
+            Decision::CutPower => {
                 disk.counters.power_cuts += 1;
                 disk.end();
-                (disk.cut, disk.announce) = (true, true);
-                Asked::Cut
+                (disk.power_cut, disk.announce) = (true, true);
+                Err(StepError::PowerCut)
             }
-            Answer::Go | Answer::Fail(..) => {
+            Decision::Go | Decision::Fail(..) => {
                 *disk.counters.of(step) += 1;
-                Asked::Go
+                Ok(())
             }
         }
     }
@@ -518,17 +461,17 @@ impl fmt::Debug for SimulatedDisk {
     }
 }
 
-impl Counters {
-    fn of(&mut self, step: Step) -> &mut u64 {
+impl DiskCounters {
+    fn of(&mut self, step: DiskStep) -> &mut u64 {
         match step {
-            Step::Lower => &mut self.lowered,
-            Step::Apply => &mut self.applied,
-            Step::Flush => &mut self.flushed,
-            Step::Sync => &mut self.synced,
-            Step::Raise => &mut self.raised,
-            Step::Complete => &mut self.completed,
-            Step::Read => &mut self.reads,
-            Step::Record => &mut self.recorded,
+            DiskStep::Lower => &mut self.lowered,
+            DiskStep::Apply => &mut self.applied,
+            DiskStep::Flush => &mut self.flushed,
+            DiskStep::Sync => &mut self.synced,
+            DiskStep::Raise => &mut self.raised,
+            DiskStep::Complete => &mut self.completed,
+            DiskStep::Read => &mut self.reads,
+            DiskStep::Record => &mut self.recorded,
         }
     }
 }

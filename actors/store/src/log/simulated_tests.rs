@@ -7,6 +7,7 @@ use std::{
         atomic::{AtomicU64, Ordering},
         mpsc::{Receiver, channel},
     },
+    time::Duration,
 };
 
 use actorum_core::wire::{EntryKind, Snapshot};
@@ -17,16 +18,16 @@ use tokio::{
 };
 
 use super::{running::WATERMARK_QUIET, *};
-use crate::log::conformance;
+use crate::{log::conformance, simulated::Latency};
 
 const GROUP: GroupId = GroupId::FIRST;
 
 /// Interferes once, at the `nth` step of a kind or of all, and keeps every commit waiting for `latency`.
 struct Script {
-    steps: Mutex<Vec<Step>>,
+    steps: Mutex<Vec<DiskStep>>,
     nth: AtomicU64,
-    only: Mutex<Option<Step>>,
-    answer: Mutex<Answer>,
+    only: Mutex<Option<DiskStep>>,
+    answer: Mutex<Decision>,
     latency: Mutex<Latency>,
     gone: AtomicU64,
 }
@@ -37,14 +38,14 @@ impl Script {
             steps: Mutex::default(),
             nth: AtomicU64::new(u64::MAX),
             only: Mutex::default(),
-            answer: Mutex::new(Answer::CutPower),
+            answer: Mutex::new(Decision::CutPower),
             latency: Mutex::new(Latency::After(Duration::ZERO)),
             gone: AtomicU64::new(0),
         })
     }
 
     /// From now on: before the `nth` step from here, counted from zero.
-    fn at(&self, nth: u64, only: Option<Step>, answer: Answer) {
+    fn at(&self, nth: u64, only: Option<DiskStep>, answer: Decision) {
         *self.only.lock().unwrap() = only;
         *self.answer.lock().unwrap() = answer;
         self.nth.store(nth, Ordering::SeqCst);
@@ -58,26 +59,26 @@ impl Script {
         *self.latency.lock().unwrap() = latency;
     }
 
-    fn steps(&self) -> Vec<Step> {
+    fn steps(&self) -> Vec<DiskStep> {
         std::mem::take(&mut self.steps.lock().unwrap())
     }
 }
 
-impl Decide for Script {
-    fn step(&self, step: Step) -> Answer {
+impl Decide<DiskStep> for Script {
+    fn step(&self, step: DiskStep) -> Decision {
         self.steps.lock().unwrap().push(step);
         if self.only.lock().unwrap().is_some_and(|only| only != step) {
-            return Answer::Go;
+            return Decision::Go;
         }
         match self.nth.load(Ordering::SeqCst) {
-            u64::MAX => Answer::Go,
+            u64::MAX => Decision::Go,
             0 => {
                 self.let_be();
                 self.answer.lock().unwrap().clone()
             }
             left => {
                 self.nth.store(left - 1, Ordering::SeqCst);
-                Answer::Go
+                Decision::Go
             }
         }
     }
@@ -324,7 +325,15 @@ fn the_run_takes_every_kind_of_step() {
         let (models, reported) = node.carry_out().await;
         assert_eq!(reported, models.len());
         let steps = node.script.steps();
-        for step in [Step::Lower, Step::Apply, Step::Flush, Step::Sync, Step::Raise, Step::Complete, Step::Read] {
+        for step in [
+            DiskStep::Lower,
+            DiskStep::Apply,
+            DiskStep::Flush,
+            DiskStep::Sync,
+            DiskStep::Raise,
+            DiskStep::Complete,
+            DiskStep::Read,
+        ] {
             assert!(steps.iter().filter(|taken| **taken == step).count() > 0, "{step:?}");
         }
         // Raised after each of the seven quiets that found something to raise, besides the votes.
@@ -345,7 +354,7 @@ fn whenever_the_power_goes_what_was_reported_is_there() {
         for nth in 0..count {
             for (rng, loss) in [Loss::All, Loss::Prefix, Loss::Subset, Loss::Subset].into_iter().enumerate() {
                 let mut node = Node::new();
-                node.script.at(nth, None, Answer::CutPower);
+                node.script.at(nth, None, Decision::CutPower);
                 let (models, reported) = node.carry_out().await;
                 let at = format!("before step {nth}, {:?}, {loss:?}", node.script.steps().last());
                 assert_eq!(node.script.gone.load(Ordering::SeqCst), 1, "{at}");
@@ -390,7 +399,7 @@ fn what_a_killed_process_left_is_durable_once_it_was_found() {
         let mut kept = 0;
         for nth in 0..count {
             let mut node = Node::new();
-            node.script.at(nth, None, Answer::CutPower);
+            node.script.at(nth, None, Decision::CutPower);
             let (models, reported) = node.carry_out().await;
             node.disk.kill();
             kept += node.disk.counters().kept_batches;
@@ -413,7 +422,7 @@ fn a_vote_found_after_a_kill_is_not_forgotten_in_silence() {
     node.start().unwrap();
     node.write(vote(1, 0, 0));
     let older = node.disk.image();
-    node.script.at(0, Some(Step::Raise), Answer::CutPower);
+    node.script.at(0, Some(DiskStep::Raise), Decision::CutPower);
     node.submit(vote(1, 2, 0));
     assert!(node.completed().is_empty());
     node.close();
@@ -431,7 +440,7 @@ fn a_torn_batch_is_refused_by_name() {
         let mut node = Node::new();
         node.start().unwrap();
         node.write(append(1..=3, 1));
-        node.script.at(0, Some(Step::Sync), Answer::CutPower);
+        node.script.at(0, Some(DiskStep::Sync), Decision::CutPower);
         node.submit(Write { entries: entries(3..=6, 2), ..vote(2, 1, 2) });
         node.close();
         node.disk.crash(Loss::Torn, rng);
@@ -511,13 +520,13 @@ fn a_flipped_bit_is_named_or_harmless() {
 
 #[test]
 fn a_failure_is_final_until_the_next_opening() {
-    for step in [Step::Lower, Step::Apply, Step::Flush, Step::Sync, Step::Raise] {
+    for step in [DiskStep::Lower, DiskStep::Apply, DiskStep::Flush, DiskStep::Sync, DiskStep::Raise] {
         let mut node = Node::new();
         node.start().unwrap();
         node.write(append(1..=3, 1));
         node.close(); // raises the index, so that a cut lowers it
         node.start().unwrap();
-        node.script.at(0, Some(step), Answer::Fail(io::ErrorKind::StorageFull, "no space left".to_owned()));
+        node.script.at(0, Some(step), Decision::Fail(io::ErrorKind::StorageFull, "no space left".to_owned()));
         node.submit(Write { entries: entries(2..=2, 2), ..vote(2, 1, 1) });
         node.submit(append(3..=3, 2));
         let results = node.completed();
@@ -541,12 +550,12 @@ fn a_read_that_fails_says_so() {
     let (heard, _completed) = channel();
     node.running = Some((store.start(Arc::new(move |c| drop(heard.send(c)))), channel().1));
     node.submit(append(1..=3, 1));
-    node.script.at(0, Some(Step::Read), Answer::Fail(io::ErrorKind::Other, "bad sector".to_owned()));
+    node.script.at(0, Some(DiskStep::Read), Decision::Fail(io::ErrorKind::Other, "bad sector".to_owned()));
     assert!(reader.entries(GROUP, 1, 3, usize::MAX).unwrap_err().to_string().contains("bad sector"));
     assert_eq!(reader.entries(GROUP, 1, 4, usize::MAX).unwrap(), entries(1..=3, 1));
     node.disk.crash(Loss::All, 0);
     assert!(matches!(reader.entries(GROUP, 1, 3, usize::MAX), Err(StoreError::Closed(_))));
-    node.script.at(0, Some(Step::Read), Answer::Fail(io::ErrorKind::Other, "bad sector".to_owned()));
+    node.script.at(0, Some(DiskStep::Read), Decision::Fail(io::ErrorKind::Other, "bad sector".to_owned()));
     assert!(matches!(node.open(), Err(OpenError::Io { .. })));
     node.open().unwrap();
 }
@@ -723,7 +732,7 @@ fn random_lives_end_at_random_moments_and_lose_nothing_reported() {
             let end = rng.below(5);
             ends[end as usize] += 1;
             if end == 0 {
-                node.script.at(rng.below(60), None, Answer::CutPower);
+                node.script.at(rng.below(60), None, Decision::CutPower);
             }
             // What was submitted, one state per batch; and how many of them were reported.
             let (mut models, mut synced, mut reported) = (vec![held.clone()], vec![true], 0);

@@ -10,8 +10,8 @@
 //! A folder in it is a name that ends in `/`, and what it holds has names that begin with that. Each folder's names are
 //! synced for themselves, and what is in a folder goes with the folder's own name.
 //!
-//! Before every [`Step`] it asks its [`Decide`] whether that happens, fails, or the power goes instead; the log's
-//! [simulated disk](crate::log::simulated) does the same, with the same words.
+//! Before every [`FileStep`] it asks its [`Decide`] whether that happens, fails, or the power goes instead; the log's
+//! [simulated disk](crate::log::simulated) does the same, with the same words: see [`crate::simulated`].
 //!
 //! Deliberately absent: threads, clocks, latency, and random numbers of its own. That cutting a file short is not durable at once is not simulated.
 
@@ -23,11 +23,11 @@ use std::{
 };
 
 use super::files::{Appending, Files, Reading, read_at, seek_in};
-pub use crate::log::simulated::{Answer, Loss, SimulatedVolume};
+use crate::simulated::{Decide, Decision, Loss, SimulatedVolume, StepError, mix};
 
 /// What is done to the files, one at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Step {
+pub enum FileStep {
     /// The names are listed, or a file is opened or read.
     Read,
     /// A new name appears, of a file or of a folder.
@@ -35,7 +35,7 @@ pub enum Step {
     /// Bytes are appended. A failure, and a power cut, leave a part of them.
     Write,
     /// A file is cut short.
-    Cut,
+    Truncate,
     /// A file's content becomes durable.
     Sync,
     /// A file gets another name.
@@ -46,25 +46,10 @@ pub enum Step {
     SyncNames,
 }
 
-/// Who decides what happens. `()` lets everything happen.
-///
-/// Called outside all locks: it may look at the files.
-pub trait Decide: Send + Sync {
-    /// Asked before each step.
-    fn step(&self, _step: Step) -> Answer {
-        Answer::Go
-    }
-
-    /// The power went, as answered; what of it is lost is for [`SimulatedFiles::crash`] to say.
-    fn power_is_gone(&self) {}
-}
-
-impl Decide for () {}
-
 /// What was done, and what was done to it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[allow(missing_docs)]
-pub struct Counters {
+pub struct FileCounters {
     pub steps: u64,
     /// Steps that failed.
     pub failed: u64,
@@ -84,18 +69,18 @@ pub struct Counters {
 
 /// A copy of everything that is durable, to be brought back later.
 #[derive(Clone, Debug)]
-pub struct Backup(BTreeMap<String, Vec<u8>>);
+pub struct FilesBackup(BTreeMap<String, Vec<u8>>);
 
 /// The files of one node. Clones are the same files.
 #[derive(Clone)]
 pub struct SimulatedFiles(Arc<Mutex<Folder>>);
 
 struct Folder {
-    decide: Arc<dyn Decide>,
+    decide: Arc<dyn Decide<FileStep>>,
     /// Which opening is the present one: handles of an earlier one do nothing.
     life: u64,
     /// The power went in the middle of a step, and nobody has said yet what is lost.
-    cut: bool,
+    power_cut: bool,
     names: BTreeMap<String, u64>,
     /// The names as they are durable.
     durable: BTreeMap<String, u64>,
@@ -104,7 +89,7 @@ struct Folder {
     files: BTreeMap<u64, Content>,
     made: u64,
     volume: SimulatedVolume,
-    counters: Counters,
+    counters: FileCounters,
 }
 
 /// One change of names, which happens as a whole: per name which file it is of after it.
@@ -119,36 +104,36 @@ struct Content {
 
 impl SimulatedFiles {
     /// An empty folder on a volume without an end.
-    pub fn new(decide: Arc<dyn Decide>) -> SimulatedFiles {
+    pub fn new(decide: Arc<dyn Decide<FileStep>>) -> SimulatedFiles {
         SimulatedFiles::on(SimulatedVolume::endless(), decide)
     }
 
     /// An empty folder on that volume.
-    pub fn on(volume: SimulatedVolume, decide: Arc<dyn Decide>) -> SimulatedFiles {
+    pub fn on(volume: SimulatedVolume, decide: Arc<dyn Decide<FileStep>>) -> SimulatedFiles {
         SimulatedFiles(Arc::new(Mutex::new(Folder {
             decide,
             life: 0,
-            cut: false,
+            power_cut: false,
             names: BTreeMap::new(),
             durable: BTreeMap::new(),
             unsynced: Vec::new(),
             files: BTreeMap::new(),
             made: 0,
             volume,
-            counters: Counters::default(),
+            counters: FileCounters::default(),
         })))
     }
 
     /// Another one decides from now on.
-    pub fn decide_with(&self, decide: Arc<dyn Decide>) {
+    pub fn decide_with(&self, decide: Arc<dyn Decide<FileStep>>) {
         self.lock().decide = decide;
     }
 
     /// Begins a new life of it, for a [`SnapshotStore::over`](super::SnapshotStore::over) it: what was opened before is inert from here on.
     pub fn open(&self) -> Arc<dyn Files> {
         let mut folder = self.lock();
-        if folder.cut {
-            folder.settle(Loss::All, 0);
+        if folder.power_cut {
+            folder.lose_unsynced(Loss::All, 0);
         }
         folder.life += 1;
         Arc::new(Life { files: self.clone(), life: folder.life, place: String::new() })
@@ -160,14 +145,14 @@ impl SimulatedFiles {
         let mut folder = self.lock();
         folder.counters.crashes += 1;
         folder.life += 1;
-        folder.settle(loss, rng);
+        folder.lose_unsynced(loss, rng);
     }
 
     /// The process dies. What it wrote stays, though it may not be durable.
     pub fn kill(&self) {
         let mut folder = self.lock();
         folder.counters.kills += 1;
-        (folder.life, folder.cut) = (folder.life + 1, false);
+        (folder.life, folder.power_cut) = (folder.life + 1, false);
     }
 
     /// Flips one bit of a file, and says where; `None` if there is no byte.
@@ -199,24 +184,24 @@ impl SimulatedFiles {
     pub fn wipe(&self) {
         let mut folder = self.lock();
         folder.counters.wiped += 1;
-        (folder.life, folder.cut) = (folder.life + 1, false);
+        (folder.life, folder.power_cut) = (folder.life + 1, false);
         folder.fill(BTreeMap::new());
     }
 
     /// A copy of everything that is durable.
-    pub fn backup(&self) -> Backup {
+    pub fn backup(&self) -> FilesBackup {
         let folder = self.lock();
         let durable = |(name, file): (&String, &u64)| {
             let content = &folder.files[file];
             (name.clone(), content.bytes[..content.synced].to_vec())
         };
-        Backup(folder.durable.iter().map(durable).collect())
+        FilesBackup(folder.durable.iter().map(durable).collect())
     }
 
     /// Brings a copy back, in the place of everything.
-    pub fn bring_back(&self, backup: Backup) {
+    pub fn bring_back(&self, backup: FilesBackup) {
         let mut folder = self.lock();
-        (folder.life, folder.cut) = (folder.life + 1, false);
+        (folder.life, folder.power_cut) = (folder.life + 1, false);
         folder.fill(backup.0);
     }
 
@@ -228,7 +213,7 @@ impl SimulatedFiles {
     }
 
     /// What was done, and what was done to it.
-    pub fn counters(&self) -> Counters {
+    pub fn counters(&self) -> FileCounters {
         self.lock().counters
     }
 
@@ -275,18 +260,12 @@ impl Folder {
     }
 
     /// What a power cut leaves.
-    fn settle(&mut self, loss: Loss, rng: u64) {
-        self.cut = false;
+    fn lose_unsynced(&mut self, loss: Loss, rng: u64) {
+        self.power_cut = false;
         let changes = std::mem::take(&mut self.unsynced);
         let count = changes.len();
         for (nth, change) in changes.into_iter().enumerate() {
-            let kept = match loss {
-                Loss::All => false,
-                Loss::Prefix => nth < mix(rng) as usize % (count + 1),
-                Loss::Subset => mix(rng.wrapping_add(nth as u64)) & 1 == 0,
-                Loss::Torn => true,
-            };
-            if !kept {
+            if !loss.spares(nth, count, rng) {
                 self.counters.lost_names += 1;
                 continue;
             }
@@ -349,14 +328,6 @@ fn set(names: &mut BTreeMap<String, u64>, name: &str, file: Option<u64>) {
     }
 }
 
-/// splitmix64's mixing: several choices out of one throw.
-fn mix(rng: u64) -> u64 {
-    let mut mixed = rng.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    mixed ^ (mixed >> 31)
-}
-
 /// The files in one life of theirs, seen from one of the folders.
 #[derive(Clone)]
 struct Life {
@@ -367,52 +338,43 @@ struct Life {
 }
 
 /// The folder, if the step happens; else what is left to do, and the error.
-type Asked<'a> = Result<MutexGuard<'a, Folder>, (MutexGuard<'a, Folder>, Over)>;
-
-enum Over {
-    /// The step failed.
-    Failed(io::Error),
-    /// The power went just now.
-    Cut,
-    /// This life was over before.
-    Gone,
-}
+type Asked<'a> = Result<MutexGuard<'a, Folder>, (MutexGuard<'a, Folder>, StepError)>;
 
 impl Life {
     /// Asks whether a step happens.
-    fn ask(&self, step: Step) -> Asked<'_> {
+    fn ask(&self, step: FileStep) -> Asked<'_> {
         let decide = {
             let folder = self.files.lock();
             if folder.life != self.life {
-                return Err((folder, Over::Gone));
+                return Err((folder, StepError::LifeOver));
             }
             folder.decide.clone()
         };
-        let answer = decide.step(step);
+        let decision = decide.step(step);
         let mut folder = self.files.lock();
         if folder.life != self.life {
-            return Err((folder, Over::Gone));
+            return Err((folder, StepError::LifeOver));
         }
-        match answer {
-            Answer::Go => {
+        match decision {
+            Decision::Go => {
                 folder.counters.steps += 1;
                 Ok(folder)
             }
-            Answer::Fail(kind, words) => {
+            Decision::Fail(kind, words) => {
                 folder.counters.failed += 1;
-                Err((folder, Over::Failed(io::Error::new(kind, words))))
+                Err((folder, StepError::Failed(io::Error::new(kind, words))))
             }
-            Answer::CutPower => {
+            Decision::CutPower => {
                 folder.counters.power_cuts += 1;
-                (folder.life, folder.cut) = (folder.life + 1, true);
-                Err((folder, Over::Cut))
+                (folder.life, folder.power_cut) = (folder.life + 1, true);
+                Err((folder, StepError::PowerCut))
             }
         }
     }
 
     /// The same, for a step that happens as a whole or not at all.
-    fn step(&self, step: Step) -> io::Result<MutexGuard<'_, Folder>> {
-        self.ask(step).map_err(|(folder, over)| over.told(folder))
+    fn step(&self, step: FileStep) -> io::Result<MutexGuard<'_, Folder>> {
+        self.ask(step).map_err(|(folder, over)| announced(over, folder))
     }
 
     /// A name in this folder, as it stands among all of them.
@@ -426,21 +388,14 @@ impl Life {
     }
 }
 
-impl Over {
-    /// The error; and who cut the power hears that it is gone, outside all locks.
-    fn told(self, folder: MutexGuard<'_, Folder>) -> io::Error {
-        let gone = || io::Error::other("the power is gone");
-        match self {
-            Over::Failed(error) => error,
-            Over::Gone => gone(),
-            Over::Cut => {
-                let decide = folder.decide.clone();
-                drop(folder);
-                decide.power_is_gone();
-                gone()
-            }
-        }
+/// The error of a step; and who cut the power hears that it is gone, outside all locks.
+fn announced(over: StepError, folder: MutexGuard<'_, Folder>) -> io::Error {
+    if let StepError::PowerCut = over {
+        let decide = folder.decide.clone();
+        drop(folder);
+        decide.power_is_gone();
     }
+    over.into()
 }
 
 fn not_found() -> io::Error {
@@ -449,7 +404,7 @@ fn not_found() -> io::Error {
 
 impl Files for Life {
     fn list(&self) -> io::Result<Vec<(String, u64)>> {
-        let folder = self.step(Step::Read)?;
+        let folder = self.step(FileStep::Read)?;
         let here = folder.names.iter().filter(|(name, _)| !name.ends_with('/') && place(name) == self.place);
         let lengths =
             here.map(|(name, file)| (name[self.place.len()..].to_owned(), folder.files[file].bytes.len() as u64));
@@ -457,23 +412,23 @@ impl Files for Life {
     }
 
     fn create(&self, name: &str) -> io::Result<Box<dyn Appending>> {
-        let mut folder = self.step(Step::Create)?;
+        let mut folder = self.step(FileStep::Create)?;
         let file = folder.create(self.name(name))?;
         Ok(Box::new(Handle { life: self.clone(), file, at: 0 }))
     }
 
     fn append(&self, name: &str) -> io::Result<Box<dyn Appending>> {
-        let file = *self.step(Step::Read)?.names.get(&self.name(name)).ok_or_else(not_found)?;
+        let file = *self.step(FileStep::Read)?.names.get(&self.name(name)).ok_or_else(not_found)?;
         Ok(Box::new(Handle { life: self.clone(), file, at: 0 }))
     }
 
     fn open(&self, name: &str) -> io::Result<Box<dyn Reading>> {
-        let file = *self.step(Step::Read)?.names.get(&self.name(name)).ok_or_else(not_found)?;
+        let file = *self.step(FileStep::Read)?.names.get(&self.name(name)).ok_or_else(not_found)?;
         Ok(Box::new(Handle { life: self.clone(), file, at: 0 }))
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        let mut folder = self.step(Step::Rename)?;
+        let mut folder = self.step(FileStep::Rename)?;
         let [from, to] = [from, to].map(|name| self.name(name));
         let file = *folder.names.get(&from).ok_or_else(not_found)?;
         folder.change(vec![(from, None), (to, Some(file))]);
@@ -481,7 +436,7 @@ impl Files for Life {
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
-        let mut folder = self.step(Step::Remove)?;
+        let mut folder = self.step(FileStep::Remove)?;
         let name = self.name(name);
         if !folder.names.contains_key(&name) {
             return Err(not_found());
@@ -491,7 +446,7 @@ impl Files for Life {
     }
 
     fn sync_names(&self) -> io::Result<()> {
-        let mut folder = self.step(Step::SyncNames)?;
+        let mut folder = self.step(FileStep::SyncNames)?;
         let Folder { names, durable, unsynced, .. } = &mut *folder;
         unsynced.retain(|change| change.iter().any(|(name, _)| place(name) != self.place));
         durable.retain(|name, _| place(name) != self.place);
@@ -502,7 +457,7 @@ impl Files for Life {
 
     fn folder(&self, name: &str) -> io::Result<Arc<dyn Files>> {
         let inner = self.within(name);
-        match self.step(Step::Read)?.names.contains_key(&inner.place) {
+        match self.step(FileStep::Read)?.names.contains_key(&inner.place) {
             true => Ok(Arc::new(inner)),
             false => Err(not_found()),
         }
@@ -510,7 +465,7 @@ impl Files for Life {
 
     fn make_folder(&self, name: &str) -> io::Result<Arc<dyn Files>> {
         let inner = self.within(name);
-        match self.step(Step::Create)?.create(inner.place.clone()) {
+        match self.step(FileStep::Create)?.create(inner.place.clone()) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
             _ => {}
         }
@@ -536,14 +491,14 @@ struct Handle {
 
 impl Handle {
     /// A file that nobody can find any more is still open.
-    fn step(&self, step: Step) -> io::Result<MutexGuard<'_, Folder>> {
+    fn step(&self, step: FileStep) -> io::Result<MutexGuard<'_, Folder>> {
         self.life.step(step)
     }
 }
 
 impl Read for Handle {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        let folder = self.step(Step::Read)?;
+        let folder = self.step(FileStep::Read)?;
         let got = folder.files.get(&self.file).map_or(0, |content| read_at(&content.bytes, self.at, into));
         drop(folder);
         self.at += got as u64;
@@ -563,13 +518,13 @@ impl Seek for Handle {
 
 impl Write for Handle {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let (mut folder, written, over) = match self.life.ask(Step::Write) {
+        let (mut folder, written, over) = match self.life.ask(FileStep::Write) {
             // As many as there is room for.
             Ok(folder) => match folder.volume.take(bytes.len() as u64) {
                 (taken, Ok(())) => (folder, taken as usize, None),
-                (taken, Err(full)) => (folder, taken as usize, Some(Over::Failed(full))),
+                (taken, Err(full)) => (folder, taken as usize, Some(StepError::Failed(full))),
             },
-            Err((folder, Over::Gone)) => return Err(Over::Gone.told(folder)),
+            Err((folder, StepError::LifeOver)) => return Err(announced(StepError::LifeOver, folder)),
             // Some of it came before the disk was full, or the power gone.
             Err((folder, over)) => (folder, bytes.len() / 2, Some(over)),
         };
@@ -578,7 +533,7 @@ impl Write for Handle {
         }
         folder.measure();
         match over {
-            Some(over) => Err(over.told(folder)),
+            Some(over) => Err(announced(over, folder)),
             None => Ok(written),
         }
     }
@@ -590,12 +545,12 @@ impl Write for Handle {
 
 impl Appending for Handle {
     fn length(&mut self) -> io::Result<u64> {
-        let folder = self.step(Step::Read)?;
+        let folder = self.step(FileStep::Read)?;
         Ok(folder.files.get(&self.file).map_or(0, |content| content.bytes.len() as u64))
     }
 
     fn cut(&mut self, length: u64) -> io::Result<()> {
-        let mut folder = self.step(Step::Cut)?;
+        let mut folder = self.step(FileStep::Truncate)?;
         if let Some(content) = folder.files.get_mut(&self.file) {
             content.bytes.truncate(usize::try_from(length).unwrap_or(usize::MAX));
             content.synced = content.synced.min(content.bytes.len());
@@ -605,7 +560,7 @@ impl Appending for Handle {
     }
 
     fn sync(&mut self) -> io::Result<()> {
-        let mut folder = self.step(Step::Sync)?;
+        let mut folder = self.step(FileStep::Sync)?;
         if let Some(content) = folder.files.get_mut(&self.file) {
             content.synced = content.bytes.len();
         }

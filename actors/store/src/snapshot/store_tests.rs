@@ -6,9 +6,10 @@ use actorum_core::testkit::{founded, genesis};
 use actorum_machine::machine::{MachineError, StateView};
 
 use super::{
-    super::simulated::{Answer, Decide, Loss, SimulatedFiles, Step},
+    super::simulated::{FileStep, SimulatedFiles},
     *,
 };
+use crate::simulated::{Decide, Decision, Loss};
 
 fn content(index: u64, state: Vec<u8>) -> Content {
     let formed_with = BTreeMap::from([(1, Incarnation(1))]);
@@ -364,27 +365,27 @@ fn a_sweep_in_the_middle_of_a_build_leaves_it_alone() {
 
 /// Answers otherwise at one step, and counts them.
 struct Nth {
-    seen: Mutex<(u64, Vec<Step>)>,
+    seen: Mutex<(u64, Vec<FileStep>)>,
     at: u64,
-    answer: Answer,
+    answer: Decision,
 }
 
 impl Nth {
-    fn new(at: u64, answer: Answer) -> Arc<Nth> {
+    fn new(at: u64, answer: Decision) -> Arc<Nth> {
         Arc::new(Nth { seen: Mutex::default(), at, answer })
     }
 
-    fn steps(&self) -> Vec<Step> {
+    fn steps(&self) -> Vec<FileStep> {
         self.seen.lock().unwrap().1.clone()
     }
 }
 
-impl Decide for Nth {
-    fn step(&self, step: Step) -> Answer {
+impl Decide<FileStep> for Nth {
+    fn step(&self, step: FileStep) -> Decision {
         let mut seen = self.seen.lock().unwrap();
         seen.0 += 1;
         seen.1.push(step);
-        if seen.0 == self.at { self.answer.clone() } else { Answer::Go }
+        if seen.0 == self.at { self.answer.clone() } else { Decision::Go }
     }
 }
 
@@ -419,7 +420,7 @@ fn of(group: GroupId, kept: &Kept) -> Vec<Snapshot> {
 }
 
 /// Files with snapshots that were reported durable.
-fn with_older_ones(decide: Arc<dyn Decide>) -> (SimulatedFiles, Kept) {
+fn with_older_ones(decide: Arc<dyn Decide<FileStep>>) -> (SimulatedFiles, Kept) {
     let files = SimulatedFiles::new(Arc::new(()));
     let store = SnapshotStore::over(files.open());
     let build = |group| store.of(group).build(content(5, noise(5, 1000)), &mut |_| {}).unwrap();
@@ -451,7 +452,7 @@ fn cut_everywhere(group: GroupId, work: Work<'_>) {
     let losses = [Loss::All, Loss::Prefix, Loss::Subset, Loss::Torn];
     for at in 1.. {
         for (loss, rng) in losses.into_iter().flat_map(|loss| (0..8).map(move |rng| (loss, rng))) {
-            let decide = Nth::new(at, Answer::CutPower);
+            let decide = Nth::new(at, Decision::CutPower);
             let (files, older) = with_older_ones(decide.clone());
             let reported = work(&SnapshotStore::over(files.open()).of(group)).ok();
             files.crash(loss, rng);
@@ -475,7 +476,7 @@ fn cut_everywhere(group: GroupId, work: Work<'_>) {
                 assert_eq!(left.len(), of(group, &kept).len(), "{when}: {left:?} of {group:?}");
             }
         }
-        let decide = Nth::new(at, Answer::CutPower);
+        let decide = Nth::new(at, Decision::CutPower);
         let (files, _) = with_older_ones(decide.clone());
         if work(&SnapshotStore::over(files.open()).of(group)).is_ok() && (decide.steps().len() as u64) < at {
             assert!(at > 8, "only {at} steps: the cuts missed");
@@ -497,7 +498,7 @@ fn a_power_cut_at_any_step_of_receiving_leaves_a_whole_file_or_none() {
 /// The process is killed at a step, another one does the same work again, and then the power goes: what it has reported is there.
 fn kill_everywhere(group: GroupId, work: Work<'_>) {
     for at in 1.. {
-        let decide = Nth::new(at, Answer::CutPower);
+        let decide = Nth::new(at, Decision::CutPower);
         let (files, mut kept) = with_older_ones(decide.clone());
         let first = work(&SnapshotStore::over(files.open()).of(group));
         if (decide.steps().len() as u64) < at {
@@ -542,7 +543,7 @@ fn a_whole_file_that_is_damaged_is_received_anew() {
 }
 
 fn fail_everywhere(group: GroupId, work: Work<'_>, leaves_partial: bool) {
-    let full = || Answer::Fail(io::ErrorKind::StorageFull, "no room".into());
+    let full = || Decision::Fail(io::ErrorKind::StorageFull, "no room".into());
     for at in 1.. {
         let decide = Nth::new(at, full());
         let (files, mut kept) = with_older_ones(decide.clone());
@@ -556,7 +557,9 @@ fn fail_everywhere(group: GroupId, work: Work<'_>, leaves_partial: bool) {
         let failed = steps[at as usize - 1];
         let when = format!("{group:?}: {failed:?} fails, step {at}");
         match &result {
-            Ok(_) => assert_eq!(failed, Step::Read, "{when}: only a look for what is here already may fail unnoticed"),
+            Ok(_) => {
+                assert_eq!(failed, FileStep::Read, "{when}: only a look for what is here already may fail unnoticed")
+            }
             Err(error) => {
                 let said = error.to_string();
                 assert!(said.contains("the disk is full: no room") || said.contains(": no room"), "{when}: {said}");
@@ -586,7 +589,7 @@ fn a_full_disk_at_any_step_of_receiving_is_named_and_loses_nothing() {
 #[test]
 fn a_piece_for_which_there_is_no_room_can_be_tried_again() {
     let (snapshot, bytes) = announced(9, 1, 1000);
-    let files = SimulatedFiles::new(Nth::new(6, Answer::Fail(io::ErrorKind::StorageFull, "no room".into())));
+    let files = SimulatedFiles::new(Nth::new(6, Decision::Fail(io::ErrorKind::StorageFull, "no room".into())));
     let snapshots = over(files.open());
     // Look, list, open, create, length; then this piece.
     let mut receiving = snapshots.receive(&snapshot).unwrap();
@@ -715,11 +718,13 @@ fn a_whole_file_that_was_received_and_not_recorded_is_found_after_a_restart() {
 #[test]
 fn a_large_file_is_synced_as_it_grows() {
     let (snapshot, bytes) = announced(9, 1, 20 << 20);
-    let decide = Nth::new(u64::MAX, Answer::Go);
+    let decide = Nth::new(u64::MAX, Decision::Go);
     let snapshots = over(SimulatedFiles::new(decide.clone()).open());
     snapshots.build(content(9, noise(1, 20 << 20)), &mut |_| {}).unwrap();
-    let longest = |steps: Vec<Step>| {
-        let runs = steps.split(|step| *step == Step::Sync).map(|run| run.iter().filter(|s| **s == Step::Write).count());
+    let longest = |steps: Vec<FileStep>| {
+        let runs = steps
+            .split(|step| *step == FileStep::Sync)
+            .map(|run| run.iter().filter(|s| **s == FileStep::Write).count());
         runs.max().unwrap()
     };
     // One write per chunk.
@@ -738,12 +743,13 @@ fn a_large_file_is_synced_as_it_grows() {
         receiving.finish().unwrap();
         Ok(snapshots)
     };
-    let decide = Nth::new(u64::MAX, Answer::Go);
+    let decide = Nth::new(u64::MAX, Decision::Go);
     receive(&decide).ok().unwrap().verify(&snapshot).unwrap();
     assert_eq!(longest(decide.steps()), 8);
     // What the disk has after a sync that failed is not known: nothing of it is gone on with.
-    let first = decide.steps().iter().position(|step| *step == Step::Sync).unwrap() as u64 + 1;
-    let (snapshots, error) = receive(&Nth::new(first, Answer::Fail(io::ErrorKind::Other, "no".into()))).err().unwrap();
+    let first = decide.steps().iter().position(|step| *step == FileStep::Sync).unwrap() as u64 + 1;
+    let (snapshots, error) =
+        receive(&Nth::new(first, Decision::Fail(io::ErrorKind::Other, "no".into()))).err().unwrap();
     assert!(error.to_string().starts_with("syncing receiving-"), "{error}");
     assert_eq!(snapshots.receive(&snapshot).unwrap().offset(), 0);
 }

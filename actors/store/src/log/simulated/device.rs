@@ -16,7 +16,7 @@ use actorum_core::{
 use actorum_machine::ids::GroupId;
 use bytes::Bytes;
 
-use super::{Counters, Decide, Durable, Loss, SimulatedDisk, SimulatedVolume, Step, running::Running};
+use super::{DiskCounters, DiskStep, Durable, SimulatedDisk, running::Running};
 use crate::log::{
     engine::{Change, Engine, EngineError},
     lives,
@@ -24,44 +24,17 @@ use crate::log::{
     store::StoreIdentity,
     watermark::{self, Pages, WatermarkError},
 };
-
-/// What came of asking.
-pub(super) enum Asked {
-    Go,
-    Failed(io::Error),
-    /// The power went just now, in the place of this step.
-    Cut,
-    /// This store's life was over before.
-    Gone,
-}
-
-impl Asked {
-    pub(super) fn into_result(self) -> io::Result<()> {
-        match self {
-            Asked::Go => Ok(()),
-            Asked::Failed(error) => Err(error),
-            Asked::Cut | Asked::Gone => Err(io::Error::other("the power is gone")),
-        }
-    }
-}
-
-/// splitmix64's mixing: several choices out of one throw.
-pub(super) fn mix(rng: u64) -> u64 {
-    let mut mixed = rng.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    mixed ^ (mixed >> 31)
-}
+use crate::simulated::{Decide, Loss, SimulatedVolume, StepError, mix};
 
 pub(super) struct Device {
-    pub(super) decide: Arc<dyn Decide>,
+    pub(super) decide: Arc<dyn Decide<DiskStep>>,
     /// What the `node` file says.
     pub(super) identity: Option<StoreIdentity>,
     /// Which opening is the present one: handles of an earlier one do nothing.
     pub(super) life: u64,
     pub(super) open: bool,
     /// The power went in the middle of a step, and nobody has said yet what is lost.
-    pub(super) cut: bool,
+    pub(super) power_cut: bool,
     pub(super) announce: bool,
     /// The engine as reads see it.
     pub(super) values: BTreeMap<Key, Bytes>,
@@ -80,7 +53,7 @@ pub(super) struct Device {
     pub(super) views: BTreeMap<GroupId, View>,
     pub(super) bytes: u64,
     pub(super) volume: SimulatedVolume,
-    pub(super) counters: Counters,
+    pub(super) counters: DiskCounters,
 }
 
 /// One batch: per key what was there before, and what after.
@@ -116,22 +89,17 @@ impl Device {
     }
 
     /// What a power cut leaves.
-    pub(super) fn settle(&mut self, loss: Loss, rng: u64) {
-        self.cut = false;
+    pub(super) fn lose_unsynced(&mut self, loss: Loss, rng: u64) {
+        self.power_cut = false;
         if let Some((at, page)) = self.under_way.take() {
             let written = mix(rng ^ 0x7062) as usize % (page.len() + 1);
             self.pages[at..at + written].copy_from_slice(&page[..written]);
             self.counters.torn_pages += 1;
         }
         let count = self.unsynced.len();
-        let keeps = |nth: usize| match loss {
-            Loss::All => false,
-            Loss::Prefix => nth < mix(rng) as usize % (count + 1),
-            Loss::Subset => mix(rng.wrapping_add(nth as u64)) & 1 == 0,
-            Loss::Torn => true,
-        };
+        let spared = |nth: usize| loss.spares(nth, count, rng);
         let mut kept = Vec::new();
-        for (nth, batch) in self.undo(0).into_iter().enumerate().filter(|(nth, _)| keeps(*nth)) {
+        for (nth, batch) in self.undo(0).into_iter().enumerate().filter(|(nth, _)| spared(*nth)) {
             debug_assert!(nth < count);
             for (key, _, new) in &batch.0 {
                 self.put(*key, new.clone());
@@ -272,7 +240,7 @@ impl LifeFile for SimulatedLives {
 
     fn sync(&mut self) -> io::Result<()> {
         if std::mem::replace(&mut self.begun, true) {
-            let asked = self.disk.ask(self.life, Step::Record).into_result();
+            let asked = self.disk.ask(self.life, DiskStep::Record);
             self.disk.announce();
             asked?;
         }
@@ -305,16 +273,16 @@ pub(super) struct SimulatedEngine {
 }
 
 impl SimulatedEngine {
-    fn ask(&self, step: Step, doing: &str) -> Result<MutexGuard<'_, Device>, EngineError> {
+    fn ask(&self, step: DiskStep, doing: &str) -> Result<MutexGuard<'_, Device>, EngineError> {
         let doing = doing.to_owned();
-        self.disk.ask(self.life, step).into_result().map_err(|error| EngineError::Io { doing, error })?;
+        self.disk.ask(self.life, step).map_err(|error| EngineError::Io { doing, error: error.into() })?;
         Ok(self.disk.lock())
     }
 }
 
 impl Engine for SimulatedEngine {
     fn apply(&self, changes: Vec<Change>) -> Result<(), EngineError> {
-        let mut disk = self.ask(Step::Apply, "writing log")?;
+        let mut disk = self.ask(DiskStep::Apply, "writing log")?;
         // What a batch replaces or removes is free only behind it.
         let bytes = changes.iter().filter_map(|(_, value)| Some(value.as_ref()?.len() as u64)).sum();
         let doing = "writing log".to_owned();
@@ -330,18 +298,18 @@ impl Engine for SimulatedEngine {
     }
 
     fn flush(&self) -> Result<(), EngineError> {
-        let mut disk = self.ask(Step::Flush, "flushing log")?;
+        let mut disk = self.ask(DiskStep::Flush, "flushing log")?;
         disk.flushed = disk.unsynced.len();
         Ok(())
     }
 
     fn sync(&self) -> Result<(), EngineError> {
-        self.ask(Step::Sync, "syncing log/db")?.make_durable();
+        self.ask(DiskStep::Sync, "syncing log/db")?.make_durable();
         Ok(())
     }
 
     fn each(&self, give: &mut dyn FnMut(&[u8], Bytes)) -> Result<(), EngineError> {
-        for (key, value) in &self.ask(Step::Read, "reading log")?.values {
+        for (key, value) in &self.ask(DiskStep::Read, "reading log")?.values {
             give(&key.encode(), value.clone());
         }
         Ok(())
@@ -394,22 +362,22 @@ impl Pages for SimulatedPages {
             let mut after = disk.pages.clone();
             after[at..at + bytes.len()].copy_from_slice(bytes);
             match (watermark::inspect(&disk.pages), watermark::inspect(&after)) {
-                (Ok((before, _)), Ok((after, _))) if after.lowers(&before) => Step::Lower,
-                _ => Step::Raise,
+                (Ok((before, _)), Ok((after, _))) if after.lowers(&before) => DiskStep::Lower,
+                _ => DiskStep::Raise,
             }
         };
         let asked = self.disk.ask(self.life, step);
         let mut disk = self.disk.lock();
-        match asked {
-            Asked::Go => disk.pages[at..at + bytes.len()].copy_from_slice(bytes),
-            Asked::Cut => disk.under_way = Some((at, bytes.to_vec())),
-            Asked::Failed(_) | Asked::Gone => {}
+        match &asked {
+            Ok(()) => disk.pages[at..at + bytes.len()].copy_from_slice(bytes),
+            Err(StepError::PowerCut) => disk.under_way = Some((at, bytes.to_vec())),
+            Err(StepError::Failed(_) | StepError::LifeOver) => {}
         }
-        asked.into_result()
+        Ok(asked?)
     }
 
     fn replace(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.disk.ask(self.life, Step::Raise).into_result()?;
+        self.disk.ask(self.life, DiskStep::Raise)?;
         self.disk.lock().pages = bytes.to_vec();
         Ok(())
     }

@@ -17,8 +17,8 @@ use tokio::{
 };
 
 use super::{
-    Latency, SimulatedDisk, Step,
-    device::{Asked, SimulatedEngine, SimulatedPages},
+    DiskStep, SimulatedDisk,
+    device::{SimulatedEngine, SimulatedPages},
     mistaken::Mistaken,
 };
 use crate::{
@@ -29,6 +29,7 @@ use crate::{
         store::*,
         watermark::Watermark,
     },
+    simulated::Latency,
     snapshot::SnapshotStore,
 };
 
@@ -111,9 +112,9 @@ impl LogReader for SimulatedReader {
         if self.disk.lock().life != self.life {
             return Err(StoreError::Closed("its process is gone, or it was closed".to_owned()));
         }
-        let asked = self.disk.ask(self.life, Step::Read).into_result();
+        let asked = self.disk.ask(self.life, DiskStep::Read);
         self.disk.announce();
-        asked.map_err(|error| StoreError::Io { doing: "reading log".to_owned(), error: Arc::new(error) })?;
+        asked.map_err(|error| StoreError::Io { doing: "reading log".to_owned(), error: Arc::new(error.into()) })?;
         self.shared.entries(group, from, to, max_bytes)
     }
 
@@ -219,7 +220,7 @@ impl Running {
             }
             if let Some(completed) = work.due.pop_front() {
                 drop(work);
-                if let Asked::Go = self.disk.ask(self.life, Step::Complete) {
+                if self.disk.ask(self.life, DiskStep::Complete).is_ok() {
                     (self.completed)(completed);
                 }
                 continue;

@@ -78,7 +78,7 @@ impl SimulatedVolume {
     }
 
     /// The log has so many bytes now.
-    pub(super) fn log_has(&self, bytes: u64) {
+    pub(crate) fn log_has(&self, bytes: u64) {
         self.lock().log = bytes;
     }
 
