@@ -1,4 +1,5 @@
-//! A node's disk in a simulation: the simulated disk of the log, the simulated files of the snapshots, and the moods both are in.
+//! A node's disk in a simulation: the simulated disk of the log, the simulated files of the snapshots, and how both
+//! behave.
 
 use std::{
     io,
@@ -45,7 +46,7 @@ pub(crate) struct NodeDisk {
     disk: SimulatedDisk,
     files: SimulatedFiles,
     tally: Arc<Tally>,
-    moods: Moods,
+    behavior: Behavior,
     room: Room,
     /// What the last opening keeps of lives.
     lives: Arc<Mutex<Option<Arc<LifeBook>>>>,
@@ -139,9 +140,9 @@ pub(crate) enum Part {
 
 /// What the disk is about to do to its node.
 #[derive(Clone)]
-struct Moods(Arc<Mutex<Mood>>);
+struct Behavior(Arc<Mutex<BehaviorState>>);
 
-struct Mood {
+struct BehaviorState {
     rng: Rng,
     /// How long a batch takes at most, in milliseconds.
     latency_ms: u64,
@@ -170,7 +171,7 @@ const ROOM: u64 = 1 << 40;
 
 impl NodeDisk {
     pub(crate) fn new(id: NodeId, room: Room, rng: Rng) -> NodeDisk {
-        let mood = Mood {
+        let state = BehaviorState {
             rng,
             latency_ms: GOOD_MS,
             hangs: false,
@@ -183,17 +184,17 @@ impl NodeDisk {
             probes: Vec::new(),
             power: None,
         };
-        let moods = Moods(Arc::new(Mutex::new(mood)));
+        let behavior = Behavior(Arc::new(Mutex::new(state)));
         let tally = Arc::<Tally>::default();
-        let decide = Arc::new(FileMoods { moods: moods.clone(), tally: tally.clone() });
+        let decide = Arc::new(FileBehavior { behavior: behavior.clone(), tally: tally.clone() });
         let files = SimulatedFiles::on(room.volume.clone(), decide);
-        let disk = SimulatedDisk::on(room.volume.clone(), Arc::new(moods.clone()));
-        NodeDisk { id, disk, files, tally, moods, room, lives: Arc::default() }
+        let disk = SimulatedDisk::on(room.volume.clone(), Arc::new(behavior.clone()));
+        NodeDisk { id, disk, files, tally, behavior, room, lives: Arc::default() }
     }
 
     /// Who takes the node's power when the disk says so.
     pub(crate) fn cut_power_with(&self, power: Option<Arc<dyn Fn(Loss) + Send + Sync>>) {
-        self.moods.lock().power = power;
+        self.behavior.lock().power = power;
     }
 
     pub(crate) fn open(&self, incarnation: Incarnation) -> Result<Box<dyn LogStore>, OpenError> {
@@ -202,18 +203,18 @@ impl NodeDisk {
         *self.lives.lock().unwrap_or_else(PoisonError::into_inner) = store.lives();
         let files = Counted { files: self.files.open(), room: self.room.clone(), tally: self.tally.clone() };
         let snapshot_store = Arc::new(SnapshotStore::over(Arc::new(files)));
-        let probe = Arc::new(DiskProbe { moods: self.moods.clone(), room: self.room.clone() });
+        let probe = Arc::new(DiskProbe { behavior: self.behavior.clone(), room: self.room.clone() });
         Ok(Box::new(Probed { store, snapshot_store, probe, reserve }))
     }
 
     pub(crate) fn crash(&self, loss: Loss) {
         if loss == Loss::Torn {
             let healthy = self.backup();
-            self.moods.lock().healthy = Some(healthy);
+            self.behavior.lock().healthy = Some(healthy);
         }
         self.forget_probes();
         self.calm();
-        let roll = self.moods.lock().rng.roll();
+        let roll = self.behavior.lock().rng.roll();
         self.disk.crash(loss, roll);
         self.files.crash(loss, roll);
     }
@@ -227,44 +228,44 @@ impl NodeDisk {
 
     /// Good again.
     pub(crate) fn calm(&self) {
-        let mut mood = self.moods.lock();
-        (mood.latency_ms, mood.hangs, mood.armed, mood.fails, mood.low) = (GOOD_MS, false, None, None, false);
-        let probes = std::mem::take(&mut mood.probes);
-        drop(mood);
+        let mut state = self.behavior.lock();
+        (state.latency_ms, state.hangs, state.armed, state.fails, state.low) = (GOOD_MS, false, None, None, false);
+        let probes = std::mem::take(&mut state.probes);
+        drop(state);
         probes.into_iter().for_each(|looked| looked(self.room.look()));
         self.disk.release();
     }
 
     fn forget_probes(&self) {
-        let probes = std::mem::take(&mut self.moods.lock().probes);
+        let probes = std::mem::take(&mut self.behavior.lock().probes);
         drop(probes);
     }
 
     /// Hardly any room is left, though writes still succeed.
     pub(crate) fn low(&self) {
-        self.moods.lock().low = true;
+        self.behavior.lock().low = true;
     }
 
     pub(crate) fn arm(&self, part: Part, steps: u64, loss: Loss) {
-        self.moods.lock().armed = Some((part, steps, loss));
+        self.behavior.lock().armed = Some((part, steps, loss));
     }
 
     pub(crate) fn slow(&self, at_most_ms: u64) {
-        self.moods.lock().latency_ms = at_most_ms;
+        self.behavior.lock().latency_ms = at_most_ms;
     }
 
     pub(crate) fn hang(&self) {
-        self.moods.lock().hangs = true;
+        self.behavior.lock().hangs = true;
     }
 
     pub(crate) fn fail(&self, part: Part, fault: DiskFault, writes: u64) {
-        let mut mood = self.moods.lock();
-        (mood.fails, mood.failed) = (Some((part, fault, writes)), false);
+        let mut state = self.behavior.lock();
+        (state.fails, state.failed) = (Some((part, fault, writes)), false);
     }
 
     /// Whether the failure that was asked for last came.
     pub(crate) fn has_failed(&self) -> bool {
-        self.moods.lock().failed
+        self.behavior.lock().failed
     }
 
     pub(crate) fn flip_bit(&self, roll: u64) -> Option<String> {
@@ -291,7 +292,7 @@ impl NodeDisk {
 
     /// Whether it is made to say that hardly any room is left.
     pub(crate) fn is_low(&self) -> bool {
-        self.moods.lock().low
+        self.behavior.lock().low
     }
 
     pub(crate) fn tally(&self) -> &Tally {
@@ -308,7 +309,7 @@ impl NodeDisk {
 
     /// What was durable when the last write was torn.
     pub(crate) fn before_torn(&self) -> Option<Backup> {
-        self.moods.lock().healthy.take()
+        self.behavior.lock().healthy.take()
     }
 
     /// How many values were torn so far.
@@ -410,47 +411,47 @@ impl LogStore for Probed {
 
 /// Looks at a disk as a directory's probe does.
 struct DiskProbe {
-    moods: Moods,
+    behavior: Behavior,
     room: Room,
 }
 
 impl Probe for DiskProbe {
     fn write(&self, looked: Looked) {
-        let mut mood = self.moods.lock();
-        if mood.hangs {
-            return mood.probes.push(looked);
+        let mut state = self.behavior.lock();
+        if state.hangs {
+            return state.probes.push(looked);
         }
-        drop(mood);
+        drop(state);
         self.space(looked);
     }
 
     fn space(&self, looked: Looked) {
-        let low = self.moods.lock().low;
+        let low = self.behavior.lock().low;
         looked(if low { Ok(Space::default()) } else { self.room.look() });
     }
 }
 
-impl Moods {
+impl Behavior {
     /// Whether this step of that part happens.
     fn decide(&self, of: Part, writes: bool) -> Decision {
-        let mut mood = self.lock();
-        if let Some((part, left, loss)) = &mut mood.armed
+        let mut state = self.lock();
+        if let Some((part, left, loss)) = &mut state.armed
             && *part == of
         {
             *left = left.saturating_sub(1);
             if *left == 0 {
-                (mood.loses, mood.armed) = (*loss, None);
+                (state.loses, state.armed) = (*loss, None);
                 return Decision::CutPower;
             }
         }
-        if let Some((part, fault, left)) = &mut mood.fails
+        if let Some((part, fault, left)) = &mut state.fails
             && *part == of
             && writes
         {
             *left = left.saturating_sub(1);
             if *left == 0 {
                 let decision = fault.decision();
-                (mood.fails, mood.failed) = (None, true);
+                (state.fails, state.failed) = (None, true);
                 return decision;
             }
         }
@@ -459,29 +460,29 @@ impl Moods {
 
     fn lose_power(&self) {
         let (power, loss) = {
-            let mood = self.lock();
-            (mood.power.clone(), mood.loses)
+            let state = self.lock();
+            (state.power.clone(), state.loses)
         };
         power.into_iter().for_each(|power| power(loss));
     }
 
-    fn lock(&self) -> MutexGuard<'_, Mood> {
+    fn lock(&self) -> MutexGuard<'_, BehaviorState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Decide<DiskStep> for Moods {
+impl Decide<DiskStep> for Behavior {
     fn step(&self, step: DiskStep) -> Decision {
         self.decide(Part::Log, !matches!(step, DiskStep::Complete | DiskStep::Read))
     }
 
     fn latency(&self, _: u64) -> Latency {
-        let mut mood = self.lock();
-        if mood.hangs {
+        let mut state = self.lock();
+        if state.hangs {
             return Latency::Hang;
         }
-        let at_most = mood.latency_ms;
-        Latency::After(Duration::from_millis(mood.rng.below(at_most + 1)))
+        let at_most = state.latency_ms;
+        Latency::After(Duration::from_millis(state.rng.below(at_most + 1)))
     }
 
     fn power_is_gone(&self) {
@@ -489,15 +490,15 @@ impl Decide<DiskStep> for Moods {
     }
 }
 
-/// The same moods, where they meet files.
-struct FileMoods {
-    moods: Moods,
+/// The same, as the files of snapshots meet it.
+struct FileBehavior {
+    behavior: Behavior,
     tally: Arc<Tally>,
 }
 
-impl Decide<FileStep> for FileMoods {
+impl Decide<FileStep> for FileBehavior {
     fn step(&self, step: FileStep) -> Decision {
-        let decision = self.moods.decide(Part::Files, step != FileStep::Read);
+        let decision = self.behavior.decide(Part::Files, step != FileStep::Read);
         match decision {
             Decision::Go => {}
             Decision::Fail(..) => drop(self.tally.failed.fetch_add(1, Relaxed)),
@@ -507,7 +508,7 @@ impl Decide<FileStep> for FileMoods {
     }
 
     fn power_is_gone(&self) {
-        self.moods.lose_power();
+        self.behavior.lose_power();
     }
 }
 
