@@ -1,5 +1,6 @@
-//! A request never waits past its deadline, whoever is busy: the state machine applies, restores or hands out its state for as long as
-//! the test wants, and every request is answered meanwhile. What would hang without the deadline hangs until the test's timeout ends.
+//! A request never waits past its deadline, whoever is busy: the state machine applies, restores or hands out its state
+//! for as long as the test wants, and every request is answered meanwhile. What would hang without the deadline hangs
+//! until the test's timeout ends.
 
 mod support;
 

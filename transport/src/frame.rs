@@ -649,7 +649,8 @@ mod tests {
         #[test]
         fn a_message_takes_no_more_than_its_bound(messages in vec(message(), 1..6)) {
             let mut out = Vec::new();
-            encode(FrameKind::Raft, &BatchRef { group: GroupId(u32::MAX), messages: &messages }, 1 << 20, &mut out).unwrap();
+            let batch = BatchRef { group: GroupId(u32::MAX), messages: &messages };
+            encode(FrameKind::Raft, &batch, 1 << 20, &mut out).unwrap();
             let bound: usize = messages.iter().map(RaftMessage::encoded_bound).sum();
             prop_assert!(out.len() - HEADER <= bound + BATCH_FRAMING, "{} > {bound}", out.len());
         }

@@ -1,5 +1,5 @@
-//! What the two simulated disks have in common: that of the log ([`crate::log::simulated`]), and that of the files of snapshots
-//! ([`crate::snapshot::simulated`]).
+//! What the two simulated disks have in common: that of the log ([`crate::log::simulated`]), and that of the files of
+//! snapshots ([`crate::snapshot::simulated`]).
 //!
 //! ```text
 //!  a step ─▶ Decide ─▶ Go ───────▶ it happens, if the volume has the room
@@ -7,7 +7,8 @@
 //!                   └─ CutPower ─▶ this life of the disk is over; what was not durable is lost as Loss says
 //! ```
 //!
-//! A *life* of a disk lasts from one opening to the next loss of power, kill or opening: handles of an earlier one do nothing.
+//! A *life* of a disk lasts from one opening to the next loss of power, kill or opening: handles of an earlier one do
+//! nothing.
 //!
 //! Deliberately absent: the steps themselves, which are not the same, and what each disk counts.
 
@@ -31,7 +32,8 @@ pub enum Decision {
 /// How long a batch of a log takes to become durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Latency {
-    /// So long. Zero completes on the caller's stack; anything else needs a runtime and a `LocalSet`, as an actix system has.
+    /// So long. Zero completes on the caller's stack; anything else needs a runtime and a `LocalSet`, as an actix
+    /// system has.
     After(Duration),
     /// Until the disk is [released](crate::log::simulated::SimulatedDisk::release).
     Hang,
@@ -39,7 +41,8 @@ pub enum Latency {
 
 /// Who decides what a disk with steps of the kind `S` does. `()` lets everything happen at once.
 ///
-/// [`Decide::step`] and [`Decide::latency`] are asked in the middle of the work: they may look at the disk, and not change it.
+/// [`Decide::step`] and [`Decide::latency`] are asked in the middle of the work: they may look at the disk, and not
+/// change it.
 pub trait Decide<S>: Send + Sync {
     /// Asked before each step.
     fn step(&self, _step: S) -> Decision {
@@ -57,7 +60,8 @@ pub trait Decide<S>: Send + Sync {
 
 impl<S> Decide<S> for () {}
 
-/// Which of the changes that were made and not synced a power cut takes: batches of a log; names of files, and bytes in them.
+/// Which of the changes that were made and not synced a power cut takes: batches of a log; names of files, and bytes in
+/// them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Loss {
     /// All.
@@ -66,8 +70,8 @@ pub enum Loss {
     Prefix,
     /// Any.
     Subset,
-    /// None, but a value of the last batch is cut short, or something that was never written is in a file. sled never tears a batch: this
-    /// one must be refused by name.
+    /// None, but a value of the last batch is cut short, or something that was never written is in a file. sled never
+    /// tears a batch: this one must be refused by name.
     Torn,
 }
 

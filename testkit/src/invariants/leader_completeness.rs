@@ -23,12 +23,12 @@ impl Invariant for LeaderCompleteness {
             return Ok(());
         }
         let Some(log) = facts.nodes.get(node).map(|facts| &facts.log) else { return Ok(()) };
-        let (compacted_index, compacted_term) = log.compacted;
-        if let Some((entry, _)) = facts.committed.get(&compacted_index)
-            && entry.term != compacted_term
+        let (after, after_term) = log.compacted;
+        if let Some((entry, _)) = facts.committed.get(&after)
+            && entry.term != after_term
         {
             return Err(format!(
-                "n{node} leads with a log after {compacted_index}@{compacted_term}, and {compacted_index}@{} was committed",
+                "n{node} leads with a log after {after}@{after_term}, and {after}@{} was committed",
                 entry.term
             ));
         }

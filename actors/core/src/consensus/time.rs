@@ -9,8 +9,9 @@
 //! However much time has passed, a drain counts one tick: after a pause of this process the messages that waited are read before
 //! an election timeout can end. An election waits while raft-rs would die of it (`must_wait_for_disk`).
 //!
-//! Deliberately absent: a clock (the caller reads it), random numbers (election timeouts are drawn from what the node is and knows, so that a
-//! run can be repeated), and what the passing of time does to peers (`contact`), the disk (`disk`) and snapshots (`snapshots`).
+//! Deliberately absent: a clock (the caller reads it), random numbers (election timeouts are drawn from what the node
+//! is and knows, so that a run can be repeated), and what the passing of time does to peers (`contact`), the disk
+//! (`disk`) and snapshots (`snapshots`).
 
 use std::{
     mem,

@@ -154,11 +154,11 @@ mod tests {
     proptest! {
         /// Against a plain list of sizes: the whole is exact, a part is off by a step at most, and the two questions agree.
         #[test]
-        fn they_are_those_of_a_plain_list(changes in prop::collection::vec(change(), 1..40), compacted_index in 0..1000u64) {
-            let (mut compacted_index, mut plain) = (compacted_index, BTreeMap::new());
-            let mut sizes = Sizes::empty_after(compacted_index);
+        fn they_are_those_of_a_plain_list(changes in prop::collection::vec(change(), 1..40), compacted in 0..1000u64) {
+            let (mut compacted, mut plain) = (compacted, BTreeMap::new());
+            let mut sizes = Sizes::empty_after(compacted);
             for change in changes {
-                let last = compacted_index + plain.len() as u64;
+                let last = compacted + plain.len() as u64;
                 match change {
                     Change::Push(new) => {
                         for (index, bytes) in (last + 1..).zip(new) {
@@ -167,41 +167,42 @@ mod tests {
                         }
                     }
                     Change::Truncate(of_thousand) => {
-                        let first = compacted_index + 1 + (last - compacted_index) * of_thousand / 1000;
+                        let first = compacted + 1 + (last - compacted) * of_thousand / 1000;
                         sizes.truncate(first, plain.split_off(&first).values().sum());
                     }
                     Change::Compact(of_thousand) => {
-                        compacted_index += (last - compacted_index) * of_thousand / 1000;
-                        plain = plain.split_off(&(compacted_index + 1));
-                        sizes.compact(compacted_index);
+                        compacted += (last - compacted) * of_thousand / 1000;
+                        plain = plain.split_off(&(compacted + 1));
+                        sizes.compact(compacted);
                         // What goes is off by a step at most; from here on that is the size of what stays.
                         let left: u64 = plain.values().sum();
                         prop_assert!(sizes.total().abs_diff(left) <= SLACK);
-                        let exact = plain.iter().fold(Sizes::empty_after(compacted_index), |mut exact, (index, bytes)| {
+                        let exact = plain.iter().fold(Sizes::empty_after(compacted), |mut exact, (index, bytes)| {
                             exact.push(*index, *bytes);
                             exact
                         });
                         sizes = exact;
                     }
                     Change::Reopen => {
-                        let last = compacted_index + plain.len() as u64;
-                        let reopened = Sizes::recovered(compacted_index, last, &sizes.steps());
+                        let last = compacted + plain.len() as u64;
+                        let reopened = Sizes::recovered(compacted, last, &sizes.steps());
                         prop_assert_eq!(reopened.total(), sizes.total());
                         sizes = reopened;
                     }
                 }
                 prop_assert_eq!(sizes.total(), plain.values().sum::<u64>());
-                let last = compacted_index + plain.len() as u64;
-                prop_assert_eq!((sizes.after(compacted_index), sizes.after(last)), (sizes.total(), 0));
-                prop_assert_eq!(sizes.within(u64::MAX, compacted_index), compacted_index);
-                prop_assert_eq!(sizes.within(0, compacted_index), last);
-                for index in compacted_index..=last {
+                let last = compacted + plain.len() as u64;
+                prop_assert_eq!((sizes.after(compacted), sizes.after(last)), (sizes.total(), 0));
+                prop_assert_eq!(sizes.within(u64::MAX, compacted), compacted);
+                prop_assert_eq!(sizes.within(0, compacted), last);
+                for index in compacted..=last {
                     let exact: u64 = plain.range(index + 1..).map(|(_, bytes)| bytes).sum();
                     prop_assert!(sizes.after(index).abs_diff(exact) <= SLACK, "after {index}: {} for {exact}", sizes.after(index));
                     let bytes = sizes.after(index);
-                    prop_assert!(sizes.within(bytes, compacted_index) <= index, "within {bytes}: {} for {index}", sizes.within(bytes, compacted_index));
-                    prop_assert!(sizes.after(sizes.within(bytes, compacted_index)) <= bytes);
-                    let lower = sizes.within(bytes, compacted_index).checked_sub(1).filter(|lower| *lower >= compacted_index);
+                    let within = sizes.within(bytes, compacted);
+                    prop_assert!(within <= index, "within {bytes}: {within} for {index}");
+                    prop_assert!(sizes.after(within) <= bytes);
+                    let lower = within.checked_sub(1).filter(|lower| *lower >= compacted);
                     prop_assert!(lower.is_none_or(|lower| sizes.after(lower) > bytes));
                 }
             }

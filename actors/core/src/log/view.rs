@@ -6,8 +6,8 @@
 //!         LogReader            kept for slow peers: up to a byte bound
 //! ```
 //!
-//! The *compacted index* is the index before the first entry, the *kept snapshots* are those a node can start from: at first one and the
-//! same, after a compaction the compacted index is at most as high as the first of them.
+//! The *compacted index* is the index before the first entry, the *kept snapshots* are those a node can start from: at
+//! first one and the same, after a compaction the compacted index is at most as high as the first of them.
 //!
 //! raft-rs asks its `Storage` synchronously and dies of an error while it commits or campaigns. So what is not
 //! applied yet is pinned here, terms come from a table of runs, and only an append to a peer that fell
@@ -202,7 +202,8 @@ impl LogView {
         self.sizes.after(index)
     }
 
-    /// The lowest index such that the entries after it have at most so many bytes, to some 64 KiB; at least the compacted index.
+    /// The lowest index such that the entries after it have at most so many bytes, to some 64 KiB; at least the
+    /// compacted index.
     pub fn index_within(&self, bytes: u64) -> u64 {
         self.sizes.within(bytes, self.compacted_index)
     }

@@ -144,8 +144,8 @@ fn compact(kept: &[(u64, u64)], up_to: u64) -> Write {
     Write { compact: Some(Compact { snapshots, up_to }), ..Write::default() }
 }
 
-/// What is recovered after a compaction up to `up_to`: these snapshots, a compacted index that is not above it, all entries that follow, and
-/// the term of each.
+/// What is recovered after a compaction up to `up_to`: these snapshots, a compacted index that is not above it, all
+/// entries that follow, and the term of each.
 fn check_compacted(open: Opener<'_>, kept: &[(u64, u64)], up_to: u64, expected: &[Entry]) {
     let store = open();
     let recovered = store.recover(GROUP).expect("the group recovers");

@@ -1,13 +1,13 @@
 //! Faults for the log of a real directory, as a decorator: the store of sled knows nothing of them.
 //!
 //! ```text
-//!  SledStore ─▶ Committer ─▶ Faulty<SledEngine> ─▶ SledEngine       sync: done, or left out
-//!      └──────▶ Rewriter ──▶ FaultySteps ────────▶ Generations      make, sync, complete, switch, remove: seen, or refused
-//!                  └─ copy ▶ Faulty<SledEngine> ─▶ SledEngine       slice, rest: seen, or refused
+//!  SledStore ─▶ Committer ─▶ Faulty<SledEngine> ─▶ SledEngine   sync: done, or left out
+//!      └──────▶ Rewriter ──▶ FaultySteps ────────▶ Generations  make, sync, complete, switch, remove: seen, or refused
+//!                  └─ copy ▶ Faulty<SledEngine> ─▶ SledEngine   slice, rest: seen, or refused
 //! ```
 //!
-//! A step of a rewriting is one call of [`Renew`](super::rewrite::Renew), or what the copy asks of its engine until it syncs. Only tests
-//! and the builds for them have this file (the feature `faults`).
+//! A step of a rewriting is one call of [`Renew`](super::rewrite::Renew), or what the copy asks of its engine until it
+//! syncs. Only tests and the builds for them have this file (the feature `faults`).
 //!
 //! Deliberately absent: faults of a device, and loss of power: see `simulated`.
 
@@ -40,9 +40,11 @@ pub enum RewriteStep {
     Sync,
     /// The new generation is made to count.
     Complete,
-    /// Readers and commits go to the new engine, which counts already: where this fails nobody may go on with the old one.
+    /// Readers and commits go to the new engine, which counts already: where this fails nobody may go on with the old
+    /// one.
     Switch,
-    /// The old engine is closed and its directory removed; or a new one that was given up. Where this fails the directory stays.
+    /// The old engine is closed and its directory removed; or a new one that was given up. Where this fails the
+    /// directory stays.
     Remove,
 }
 
@@ -56,7 +58,8 @@ pub enum SyncPolicy {
     FlushOnly,
 }
 
-/// Asked before each step of a rewriting, on the store's thread: an error is that step's error. It must not write to the store.
+/// Asked before each step of a rewriting, on the store's thread: an error is that step's error. It must not write to
+/// the store.
 pub type AskStep = Arc<dyn Fn(RewriteStep) -> io::Result<()> + Send + Sync>;
 
 /// What goes wrong with a log. The default: nothing.
@@ -104,7 +107,8 @@ pub struct Faulty<E> {
     copying: Mutex<Copying>,
 }
 
-/// What an engine is filled with. One that is made by a rewriting goes from the second to the third and back, and from there to the first.
+/// What an engine is filled with. One that is made by a rewriting goes from the second to the third and back, and from
+/// there to the first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Copying {
     /// It is a log, or all but that.

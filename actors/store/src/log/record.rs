@@ -278,7 +278,8 @@ pub struct LogMeta {
     /// The CRC that the log's first block names as its predecessor.
     #[serde(rename = "anchor")]
     pub prev_checksum: u32,
-    /// The snapshots that a node can start from, ascending by index; the first is not below the compacted index. Never empty.
+    /// The snapshots that a node can start from, ascending by index; the first is not below the compacted index. Never
+    /// empty.
     pub snapshots: Vec<Snapshot>,
 }
 
@@ -799,7 +800,7 @@ mod tests {
         /// noticed.
         #[test]
         fn what_is_written_is_found(
-            compacted_index in 1..1_000_000u64,
+            compacted in 1..1_000_000u64,
             steps in prop::collection::vec(0..2u64, 1..50),
             kept in prop::collection::btree_set(0..50usize, 1..3),
             prev_checksum in any::<u32>(),
@@ -807,16 +808,16 @@ mod tests {
         ) {
             let mut term = 1;
             let terms: Vec<u64> = steps.iter().map(|step| { term += step; term }).collect();
-            let log = entries(compacted_index + 1, &terms);
-            let at = |nth: usize| if nth == 0 { (compacted_index, 1) } else { (compacted_index + nth as u64, terms[nth - 1]) };
+            let log = entries(compacted + 1, &terms);
+            let at = |nth: usize| if nth == 0 { (compacted, 1) } else { (compacted + nth as u64, terms[nth - 1]) };
             let kept: BTreeMap<u64, u64> = kept.into_iter().map(|nth| at(nth % (log.len() + 1))).collect();
             let snapshots = kept.into_iter().map(|(index, term)| snapshot(index, term)).collect();
-            let log_meta = LogMeta { compacted_index, compacted_term: 1, prev_checksum, snapshots };
-            let found = scanned(&log_meta, &log, compacted_index);
+            let log_meta = LogMeta { compacted_index: compacted, compacted_term: 1, prev_checksum, snapshots };
+            let found = scanned(&log_meta, &log, compacted);
             prop_assert_eq!(&found.problems, &[]);
             let recovered = &found.groups[&GROUP].recovered;
             prop_assert_eq!(&recovered.snapshots, &log_meta.snapshots);
-            prop_assert_eq!((recovered.compacted_index(), recovered.last_index), (compacted_index, compacted_index + log.len() as u64));
+            prop_assert_eq!((recovered.compacted_index(), recovered.last_index), (compacted, compacted + log.len() as u64));
             for entry in &log {
                 prop_assert_eq!(recovered.term_at(entry.index), Some(entry.term));
             }

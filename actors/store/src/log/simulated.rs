@@ -8,7 +8,8 @@
 //!  open ─▶ SimulatedStore ─▶ appender: begin, flush ┄┄ latency ┄┄▶ sync, watermark, Completed
 //! ```
 //!
-//! Here is what a simulation sees of it; `device` is what it does with bytes, `running` a store at work on it, `mistaken` an engine that is used wrongly, for mistakes that are planted.
+//! Here is what a simulation sees of it; `device` is what it does with bytes, `running` a store at work on it,
+//! `mistaken` an engine that is used wrongly, for mistakes that are planted.
 //!
 //! Everything above the engine is the real thing: records, checksums, plans, the order of steps, the checks at opening.
 //! Before every [`DiskStep`] the disk asks its [`Decide`] whether it happens, fails, or the power goes instead of it.

@@ -146,7 +146,8 @@ fn a_promise_that_would_be_taken_back_ends_the_store() {
     }
 }
 
-/// No caller can ask for such a log: what is known of it is wrong, as a mistake of the store would leave it. Nothing is written over it.
+/// No caller can ask for such a log: what is known of it is wrong, as a mistake of the store would leave it. Nothing is
+/// written over it.
 #[test]
 fn a_log_that_would_end_before_its_beginning_ends_the_store() {
     let mut node = Node::new();

@@ -1,4 +1,5 @@
-//! Mistakes in the use of an engine that a build with the feature `planted` can make: the commit itself knows nothing of them.
+//! Mistakes in the use of an engine that a build with the feature `planted` can make: the commit itself knows nothing
+//! of them.
 //!
 //! Without that feature every call is the engine's own.
 
