@@ -6,7 +6,7 @@
 //!                  └─ copy ▶ Faulty<SledEngine> ─▶ SledEngine   slice, rest: seen, or refused
 //! ```
 //!
-//! A step of a rewriting is one call of [`Renew`](super::rewrite::Renew), or what the copy asks of its engine until it
+//! A step of a rewriting is one call of `Renew`, or what the copy asks of its engine until it
 //! syncs. Only tests and the builds for them have this file (the feature `faults`).
 //!
 //! Deliberately absent: faults of a device, and loss of power: see `simulated`.
@@ -271,5 +271,26 @@ impl<E: Engine, R: Renew<Faulty<E>>> Renew<Faulty<E>> for FaultySteps<R> {
 
     fn make_room(&self) -> Option<Box<dyn Send>> {
         self.renew.make_room()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use actorum_machine::ids::Incarnation;
+
+    use super::*;
+
+    /// A file without a name is what a sync finds, if there is one.
+    #[test]
+    fn flush_only_leaves_out_the_sync() {
+        for (sync, leaves_out) in [(SyncPolicy::Always, false), (SyncPolicy::FlushOnly, true)] {
+            let dir = tempfile::tempdir().unwrap();
+            let faults = Faults { sync, ..Faults::default() };
+            let engine = Engines::open(&faults, dir.path(), &OpenOptions::new(1, Incarnation(7))).unwrap();
+            engine.apply(vec![(Key::OWNER, Some(vec![1]))]).unwrap();
+            engine.flush().unwrap();
+            std::fs::remove_file(dir.path().join("db")).unwrap();
+            assert_eq!(engine.sync().is_ok(), leaves_out, "{sync:?}");
+        }
     }
 }
