@@ -95,7 +95,8 @@ impl<E: Engine> Shared<E> {
     /// Changes what is known of a log behind the store's back.
     pub(super) fn tamper(&self, group: GroupId, change: impl FnOnce(&mut Log)) {
         let mut state = self.write();
-        change(state.as_mut().unwrap().logs.get_mut(&group).unwrap());
+        let open = state.as_mut().expect("the store is open");
+        change(open.logs.get_mut(&group).expect("the group has a log"));
     }
 }
 
