@@ -6,7 +6,7 @@ use std::{path::Path, time::Duration};
 
 use actorum::{OpenError, prelude::*};
 use futures_util::FutureExt;
-use support::{MemoryNetwork, PATIENCE, Sum, quick};
+use support::{MemoryNetwork, Sum, TIMEOUT, quick};
 
 /// A host over a directory of its own, on a network in memory.
 async fn host(dir: &Path) -> Result<Host, StartError> {
@@ -50,7 +50,7 @@ async fn a_host_takes_its_one_group_and_ends_with_it() {
     let other = host.open(GroupId(7), Sum::default(), GroupConfig::wait()).await;
     assert_eq!(refusal(other), "group 7: this version runs one group on a node, group 0 (GroupId::FIRST)");
     let raft = open(&host).await.unwrap();
-    raft.wait_for_leader(PATIENCE).await.unwrap();
+    raft.wait_for_leader(TIMEOUT).await.unwrap();
     assert_eq!(raft.propose(5).await.unwrap().response, 5);
     let again = refusal(open(&host).await);
     assert_eq!(again, "group 0: it is open already: use the handle that opening it gave");
@@ -63,7 +63,7 @@ async fn a_host_takes_its_one_group_and_ends_with_it() {
     // What it wrote is there; whoever is left of it holds nothing.
     let host = self::host(dir.path()).await.unwrap();
     let raft: Raft<Sum> = host.open(GroupId::FIRST, Sum::default(), GroupConfig::wait()).await.unwrap();
-    raft.wait_for_leader(PATIENCE).await.unwrap();
+    raft.wait_for_leader(TIMEOUT).await.unwrap();
     assert_eq!(raft.read(|sum| sum.total).await.unwrap(), 5);
     raft.shutdown().await;
     drop(raft);
@@ -98,7 +98,7 @@ async fn a_group_that_cannot_be_opened_ends_its_host_and_nothing_else() {
     // The mistake left nothing behind: the right founders form.
     let host = self::host(dir.path()).await.unwrap();
     let raft = open(&host).await.unwrap();
-    raft.wait_for_leader(PATIENCE).await.unwrap();
+    raft.wait_for_leader(TIMEOUT).await.unwrap();
     raft.shutdown().await;
 }
 
@@ -113,7 +113,7 @@ async fn a_start_that_nobody_waits_for_any_more_leaves_nothing_running() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    tokio::time::timeout(PATIENCE, closed).await.expect("the directory is closed");
+    tokio::time::timeout(TIMEOUT, closed).await.expect("the directory is closed");
     assert!(refusal(open(&host).await).contains("start the host again"));
 }
 
@@ -125,7 +125,7 @@ fn a_host_on_a_thread_of_its_own() {
     runtime.block_on(async {
         let host = host(dir.path()).await.unwrap();
         let raft = open(&host).await.unwrap();
-        raft.wait_for_leader(PATIENCE).await.unwrap();
+        raft.wait_for_leader(TIMEOUT).await.unwrap();
         assert_eq!(raft.propose(5).await.unwrap().response, 5);
         host.shutdown().await;
         assert_eq!(raft.stopped().await, "it was shut down");
