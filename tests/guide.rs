@@ -270,7 +270,7 @@ const OF_OPERATORS: &[&str] = &[
 /// Whether a name in a chapter about programming, or the name of a test, is a word of the code.
 fn is_code(path: &Path, name: &str, code: &BTreeSet<String>) -> bool {
     let for_operators = OF_OPERATORS.iter().any(|file| path.ends_with(file));
-    let test = read("cli/tests/rotation.rs").contains(&format!("fn {name}("));
+    let test = read("cli/tests/binary/rotation.rs").contains(&format!("fn {name}("));
     test || !for_operators && code.contains(name)
 }
 
