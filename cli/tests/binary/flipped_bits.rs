@@ -192,7 +192,7 @@ fn harmless(name: &str) -> Option<&'static str> {
     match name {
         "lock" => Some("it says to people who holds the directory; the lock itself is the system's"),
         "node" => Some("the line's end, or the case of a hexadecimal digit of the checksum"),
-        "watermark" => Some("one slot, and the other is used; or what lies behind a slot's end"),
+        "watermark" => Some("one page, and the other is used; or what lies behind a page's end"),
         "log/conf" => Some("its checksum, of which the engine only warns: it compares the values themselves"),
         "log/snap" => Some("how long it was before it was compressed, which nobody asks of a file that is not"),
         "log/db" => Some("an older version of a page, or unused space: the engine no longer reads it"),
@@ -254,8 +254,8 @@ fn two_hundred_flipped_bits() {
                     assert!(after.entries == held.entries, "{flipped}: SILENT LOSS after one more entry");
                 }
                 assert!(harmless(kind).is_some(), "{flipped}: it opens, and nothing says why it may");
-                let one_slot = kind == "watermark" && said.contains("watermark: one slot is damaged");
-                assert_eq!(inspected.status.code(), Some(i32::from(one_slot)), "{flipped}: {said}");
+                let one_page = kind == "watermark" && said.contains("watermark: one page is damaged");
+                assert_eq!(inspected.status.code(), Some(i32::from(one_page)), "{flipped}: {said}");
                 false
             }
             Err(refusal @ (OpenError::Damaged { .. } | OpenError::RolledBack { .. } | OpenError::Newer { .. })) => {

@@ -98,8 +98,8 @@ impl Cluster {
         let inspected = lab::run(&["inspect", dir.to_str().expect("UTF-8"), "--verify"]);
         let text = String::from_utf8_lossy(&inspected.stdout).into_owned();
         let last = text.lines().find_map(|line| line.rsplit_once("last index ")?.1.parse().ok()).unwrap_or(0);
-        // Half a write of the watermark is what a cut may leave: the other half is used.
-        let harmless = text.contains(" 1 problems") && text.contains("one slot is damaged, which a crash can leave");
+        // Half a write of the watermark is what a cut may leave: the other page is used.
+        let harmless = text.contains(" 1 problems") && text.contains("one page is damaged, which a crash can leave");
         match inspected.status.success() || harmless {
             true => (last, String::new()),
             false => (last, format!("{text}{}", String::from_utf8_lossy(&inspected.stderr))),
