@@ -4,7 +4,7 @@
 //! replays only what lies behind that. The one duty: write the index and term *atomically with* each command's effect.
 //!
 //! The ledger does not sync: after a crash its tree may lie a little behind, and the log, which is durable,
-//! brings the rest; where the log no longer reaches back so far, the snapshot before it. `tests/library/durable.rs` kills it fifty times. Run it with `cargo run --example durable`.
+//! brings the rest; where the log no longer reaches back so far, the snapshot before it. `tests/library/durable.rs` kills it again and again. Run it with `cargo run --example durable`.
 
 use std::{
     collections::BTreeMap,

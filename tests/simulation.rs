@@ -4,6 +4,7 @@
 //! as fit in that time; either says what was done in them. Without any of them a few run, for this build is usually a
 //! slow one.
 
+mod figures;
 mod harsh;
 
 use std::{
@@ -19,6 +20,7 @@ use std::{
 };
 
 use actorum_testkit::{Counts, Faults, Kv, Simulation};
+use figures::figure;
 use harsh::{SPAN, number};
 
 /// Every seed that ever failed, and what it found.
@@ -58,7 +60,10 @@ fn fresh_seeds() {
     let first = number("FROM").unwrap_or(clock >> 20);
     // With a time and no number the time alone decides.
     let within = number("MINUTES").map(|minutes| Duration::from_secs(60 * minutes));
-    let most = number("SEEDS").unwrap_or(if within.is_some() { u64::MAX } else { 8 });
+    let most = match within {
+        Some(_) => number("SEEDS").unwrap_or(u64::MAX),
+        None => figure("SEEDS", 4, 8),
+    };
     println!("fresh seeds from {first} on");
     let (next, begun) = (AtomicU64::new(first), Instant::now());
     let (total, broken) = (Mutex::new(Counts::default()), Mutex::new(Vec::new()));
@@ -207,7 +212,7 @@ fn a_seed_is_a_run() {
     if let Some(seed) = number("TRACE_OF") {
         return println!("trace {:016x}", harsh::run(seed).trace);
     }
-    for seed in [11, 12, 13] {
+    for seed in 11..11 + figure("TRACES", 1, 3) {
         let (first, second) = (harsh::run(seed), harsh::simulation(seed).tell().run(SPAN));
         assert_eq!(first.trace, second.trace, "seed {seed}, in one process");
         let itself = env::current_exe().unwrap();

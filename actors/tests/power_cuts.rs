@@ -2,10 +2,12 @@
 //!
 //! The load is `examples/powercut_writer.rs`, the cuts are made by `tests/tools/powercut.py` on a loop-mounted
 //! ext4. That needs root, loop devices, mkfs.ext4 and python3; where one is missing the power cuts are skipped with a
-//! line that says so, and with `ACTORUM_PRIVILEGED=1` (as in CI) that is a failure.
+//! line that says so, and with `ACTORUM_PRIVILEGED=1` (as in CI) that is a failure. There are ten cuts, 40 in `.ci/run`, or `CYCLES`.
 //!
 //! Both halves are needed: the second test takes the sync call out, and the harness must see the loss.
 
+#[path = "../../tests/figures/mod.rs"]
+mod figures;
 #[path = "../../tests/mounts/mod.rs"]
 mod mounts;
 
@@ -14,15 +16,12 @@ use std::{
     io::{BufRead, BufReader},
     path::PathBuf,
     process::{Command, Output, Stdio},
-    sync::Mutex,
     thread,
     time::Duration,
 };
 
+use figures::figure;
 use mounts::{harness, skipped};
-
-/// One at a time: they share two cores and one disk.
-static DISK: Mutex<()> = Mutex::new(());
 
 /// The example is built by every `cargo test` that does not name its targets; here, if it was not.
 fn writer() -> PathBuf {
@@ -38,7 +37,7 @@ fn writer() -> PathBuf {
 }
 
 /// `with` names what the writer does otherwise than in a normal build.
-fn cut_power(cycles: u32, with: &[&str]) -> Output {
+fn cut_power(cycles: u64, with: &[&str]) -> Output {
     let writer = writer();
     let mut command = Command::new("python3");
     command.arg(harness()).args(["--cycles", &cycles.to_string(), "--run", "0.1", "0.9"]);
@@ -53,26 +52,27 @@ fn cut_power(cycles: u32, with: &[&str]) -> Output {
     output
 }
 
-#[test]
-fn forty_power_cuts_on_ext4_lose_nothing() {
-    if skipped("forty_power_cuts_on_ext4_lose_nothing", "ext4") {
-        return;
-    }
-    let _alone = DISK.lock();
-    let output = cut_power(40, &[]);
+fn loses_nothing(with: &[&str]) {
+    let cycles = figure("CYCLES", 10, 40);
+    let output = cut_power(cycles, with);
     assert!(output.status.success(), "SEED replays it");
-    assert!(String::from_utf8_lossy(&output.stdout).contains("powercut: 40 cycles"));
+    assert!(String::from_utf8_lossy(&output.stdout).contains(&format!("powercut: {cycles} cycles")));
 }
 
 #[test]
-fn forty_power_cuts_under_a_log_that_is_rewritten_lose_nothing() {
-    if skipped("forty_power_cuts_under_a_log_that_is_rewritten_lose_nothing", "ext4") {
+fn power_cuts_on_ext4_lose_nothing() {
+    if skipped("power_cuts_on_ext4_lose_nothing", "ext4") {
         return;
     }
-    let _alone = DISK.lock();
-    let output = cut_power(40, &["POWERCUT_REWRITE"]);
-    assert!(output.status.success(), "SEED replays it");
-    assert!(String::from_utf8_lossy(&output.stdout).contains("powercut: 40 cycles"));
+    loses_nothing(&[]);
+}
+
+#[test]
+fn power_cuts_under_a_log_that_is_rewritten_lose_nothing() {
+    if skipped("power_cuts_under_a_log_that_is_rewritten_lose_nothing", "ext4") {
+        return;
+    }
+    loses_nothing(&["POWERCUT_REWRITE"]);
 }
 
 #[test]
@@ -80,7 +80,6 @@ fn without_the_sync_call_the_harness_sees_the_loss() {
     if skipped("without_the_sync_call_the_harness_sees_the_loss", "ext4") {
         return;
     }
-    let _alone = DISK.lock();
     let output = cut_power(40, &["POWERCUT_NO_SYNC"]);
     assert_eq!(output.status.code(), Some(1), "a harness that cannot fail proves nothing");
     let said = String::from_utf8_lossy(&output.stdout);
@@ -92,7 +91,6 @@ fn without_the_sync_call_the_harness_sees_the_loss() {
 
 #[test]
 fn killed_at_any_moment_it_loses_nothing_acknowledged() {
-    let _alone = DISK.lock();
     let (writer, dir) = (writer(), tempfile::tempdir().unwrap());
     let data = dir.path().join("data");
     let mut acked = 0u64;

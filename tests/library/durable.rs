@@ -1,4 +1,4 @@
-//! A machine with its own storage, killed fifty times by SIGKILL while it books: nothing acknowledged is lost,
+//! A machine with its own storage, killed again and again by SIGKILL while it books: nothing acknowledged is lost,
 //! and nothing is booked twice.
 //!
 //! The machine is the one of `examples/durable.rs`. The process that dies is this very test binary, which runs
@@ -19,11 +19,9 @@ use std::{
     time::Duration,
 };
 
-use crate::rng::Rng;
+use crate::{figures::figure, rng::Rng};
 use example::Book;
 
-/// How often it is killed.
-const KILLS: u64 = 50;
 /// Bookings in flight at once.
 const AT_ONCE: u64 = 8;
 /// Names the directory for the process that books.
@@ -57,13 +55,13 @@ fn books_until_killed() {
 }
 
 #[test]
-fn killed_fifty_times() {
+fn killed_again_and_again() {
     lives(&[]);
 }
 
 /// The machine does not sync, so at its start it may be behind all that the log still holds.
 #[test]
-fn killed_fifty_times_between_snapshots() {
+fn killed_between_snapshots() {
     lives(&[("LEDGER_SNAPSHOT_ENTRIES", "15"), ("LEDGER_LOG_KEEP_ENTRIES", "0")]);
 }
 
@@ -73,13 +71,13 @@ fn lives(settings: &[(&str, &str)]) {
     }
     let mut rng = Rng::new();
     let dir = tempfile::tempdir().expect("a directory");
-    let mut acknowledged = BTreeSet::new();
-    for kill in 0..KILLS {
+    let (mut acknowledged, kills) = (BTreeSet::new(), figure("KILLS", 15, 50));
+    for kill in 0..kills {
         // A range of ids for each life: an id whose outcome is unknown is never proposed again.
         acknowledged.extend(one_life(dir.path(), kill * 1_000_000, rng.below(100), settings));
     }
-    println!("{} bookings acknowledged in {KILLS} lives", acknowledged.len());
-    assert!(acknowledged.len() as u64 > KILLS * AT_ONCE / 2, "there was something to lose");
+    println!("{} bookings acknowledged in {kills} lives", acknowledged.len());
+    assert!(acknowledged.len() as u64 > kills * AT_ONCE / 2, "there was something to lose");
 
     actix::System::new().block_on(async {
         let raft = example::start(dir.path()).await.expect("it starts");
@@ -91,7 +89,7 @@ fn lives(settings: &[(&str, &str)]) {
         assert_eq!(lost, 0, "acknowledged and not there");
         assert_eq!(most, 1, "booked twice");
         // What was in flight at a kill may be there or not.
-        assert!((acknowledged..=acknowledged + KILLS * AT_ONCE).contains(&total), "{acknowledged} and {total}");
+        assert!((acknowledged..=acknowledged + kills * AT_ONCE).contains(&total), "{acknowledged} and {total}");
         let snapshot = raft.status().snapshot_index;
         assert_eq!(snapshot > 100, !settings.is_empty(), "snapshots where they were asked for: {snapshot}");
         raft.shutdown().await;

@@ -5,6 +5,8 @@ use std::{collections::BTreeMap, net::SocketAddr, path::Path, time::Duration};
 use actorum::{Address, NodeId, prelude::*};
 use serde::{Deserialize, Serialize};
 
+use crate::ports::free_port;
+
 /// For what moves hundreds of megabytes on a machine that does other things.
 const TIMEOUT: Duration = Duration::from_secs(300);
 
@@ -45,8 +47,7 @@ async fn start(id: NodeId, addresses: &BTreeMap<NodeId, SocketAddr>, dir: &Path)
 #[actix::test]
 async fn a_follower_200_mib_behind_is_sent_everything_once() {
     let dir = tempfile::tempdir().unwrap();
-    let port = || std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let addresses: BTreeMap<NodeId, SocketAddr> = (1..=3).map(|id| (id, port())).collect();
+    let addresses: BTreeMap<NodeId, SocketAddr> = (1..=3).map(|id| (id, free_port())).collect();
     let mut nodes = BTreeMap::new();
     for id in 1..=3 {
         nodes.insert(id, start(id, &addresses, dir.path()).await);

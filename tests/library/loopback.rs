@@ -2,12 +2,9 @@
 
 use std::{collections::BTreeMap, net::SocketAddr, path::Path, time::Duration};
 
+use crate::ports::free_port;
 use crate::support::{Sum, TIMEOUT};
 use actorum::{Address, NodeId, StartError, prelude::*};
-
-fn free_port() -> SocketAddr {
-    std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
-}
 
 /// One node; the certificates of all that are given the same `ca` are made on the spot.
 async fn start(id: NodeId, at: SocketAddr, dir: &Path, ca: &str, bootstrap: Bootstrap) -> Raft<Sum> {

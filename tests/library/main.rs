@@ -3,6 +3,10 @@
 //!
 //! What does not bear neighbours in its process is a file of `tests` by itself, and says why.
 
+#[path = "../figures/mod.rs"]
+mod figures;
+#[path = "../ports/mod.rs"]
+mod ports;
 #[path = "../rng/mod.rs"]
 mod rng;
 #[path = "../support/mod.rs"]

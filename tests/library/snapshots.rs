@@ -14,6 +14,7 @@ use actorum::{Address, MachineError, NodeId, StartError, TakeSnapshotError, prel
 use actorum_machine::ids::Incarnation;
 use serde::{Deserialize, Serialize};
 
+use crate::ports::free_port;
 use crate::support::{self, MemoryDisk, MemoryNetwork, Sum, TIMEOUT, founders, start};
 
 /// A command of a few bytes that becomes 64 KiB of state which no compression makes smaller.
@@ -93,8 +94,7 @@ struct Lab {
 
 impl Lab {
     fn new() -> Lab {
-        let port = || std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        Lab { dir: tempfile::tempdir().unwrap(), ports: (1..=4).map(|id| (id, port())).collect() }
+        Lab { dir: tempfile::tempdir().unwrap(), ports: (1..=4).map(|id| (id, free_port())).collect() }
     }
 
     fn data(&self, id: NodeId) -> PathBuf {
@@ -248,7 +248,9 @@ async fn a_damaged_snapshot_is_stood_in_for_and_two_are_refused_by_name() {
 
     let [older, newest] = <[PathBuf; 2]>::try_from(lab.files(1)).unwrap();
     flip(&newest);
-    let raft = lab.builder(1, alone()).start().await.unwrap();
+    // None is taken that would stand in for the other.
+    let none = |config: &mut Config| config.snapshot_entries = 0;
+    let raft = lab.builder(1, alone()).configure(none).start().await.unwrap();
     raft.wait_for_leader(TIMEOUT).await.unwrap();
     assert_eq!(state(&raft).await, expected, "the older one and the log after it");
     raft.shutdown().await;

@@ -335,6 +335,8 @@ fn a_data_directory_that_is_taken_away() {
 }
 
 mod in_process {
+    use std::time::Duration;
+
     use actorum::{ChangeError, Network, Reason, Severity, prelude::*};
     use actorum_machine::ids::Incarnation;
     use actorum_store::log::memory::MemoryDisk;
@@ -393,9 +395,10 @@ mod in_process {
         let is_alone = |s: &Status| s.unready().is_some_and(|first| first.reason == Reason::NoMajority);
         leader.wait(TIMEOUT, is_alone).await.unwrap();
         leader.wait(TIMEOUT, |s| s.leader.is_none()).await.unwrap();
-        let wrong = leader.propose(2).await.unwrap_err();
+        let soon = Duration::from_secs(1);
+        let wrong = leader.propose_within(2, soon).await.unwrap_err();
         assert!(matches!(&wrong, ProposeError::Unavailable { reason: Reason::NoMajority, .. }), "{wrong}");
-        let wrong = leader.change(ConfChange::Demote(1)).await.unwrap_err();
+        let wrong = leader.change_within(ConfChange::Demote(1), soon).await.unwrap_err();
         assert!(matches!(&wrong, ChangeError::Unavailable { reason: Reason::NoMajority, .. }), "{wrong}");
         network.heal_all();
         leader.wait(TIMEOUT, |s| s.unready().is_none()).await.unwrap();

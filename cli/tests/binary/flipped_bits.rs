@@ -1,8 +1,8 @@
 //! One bit flipped anywhere in a stopped node's directory: nothing is lost in silence, and nothing panics.
 //!
 //! A directory is made with appends, truncations, votes, large entries and several segments of the engine, and taken twice: as
-//! a kill leaves it, and as an orderly end does (the engine then adds a file). Then, two hundred
-//! times (`CYCLES`; `SEED` repeats the draws), one bit of one file is flipped, and
+//! a kill leaves it, and as an orderly end does (the engine then adds a file). Then, 30 times,
+//! two hundred times in `.ci/run`, or `CYCLES` times (`SEED` repeats the draws), one bit of one file is flipped, and
 //!
 //! - opening it either refuses by name, for good, or recovers every entry, the term and the vote as they were (and a node that
 //!   goes on with it holds them still);
@@ -32,6 +32,7 @@ use actorum_store::log::{
 };
 use bytes::Bytes;
 
+use crate::figures::figure;
 use crate::lab::{self, directory::copy};
 use crate::rng::Rng;
 
@@ -175,14 +176,14 @@ impl Directory {
         Directory { dir, whole, db, used }
     }
 
-    /// A bit of some file: half of the time of the engine's, which is nearly everything.
-    fn somewhere(&self, rng: &mut Rng) -> (&PathBuf, usize) {
-        if rng.below(2) == 0 {
+    /// A bit of some file: every other time of the engine's, which is nearly everything, and else of the other files in turn.
+    fn somewhere(&self, cycle: u64, rng: &mut Rng) -> (&PathBuf, usize) {
+        if cycle.is_multiple_of(2) {
             let at = self.used[rng.below(self.used.len() as u64) as usize];
             return (&self.db, at * 8 + rng.below(512) as usize);
         }
         let others: Vec<_> = self.whole.iter().filter(|(path, bytes)| **path != self.db && !bytes.is_empty()).collect();
-        let (path, bytes) = others[rng.below(others.len() as u64) as usize];
+        let (path, bytes) = others[(cycle / 2) as usize % others.len()];
         (path, rng.below(bytes.len() as u64 * 8) as usize)
     }
 }
@@ -211,8 +212,8 @@ fn words(name: &str) -> &'static [&'static str] {
 }
 
 #[test]
-fn two_hundred_flipped_bits() {
-    let cycles: u64 = std::env::var("CYCLES").map_or(200, |cycles| cycles.parse().expect("CYCLES is a number"));
+fn flipped_bits() {
+    let cycles = figure("CYCLES", 30, 200);
     let mut rng = Rng::new();
     let home = tempfile::tempdir().expect("a directory");
     let (closed, killed) = (home.path().join("closed"), home.path().join("killed"));
@@ -225,7 +226,7 @@ fn two_hundred_flipped_bits() {
     for cycle in 1..=cycles {
         let directory = &directories[rng.below(2) as usize];
         let Directory { dir, whole, .. } = directory;
-        let (path, bit) = directory.somewhere(&mut rng);
+        let (path, bit) = directory.somewhere(cycle, &mut rng);
         let name = path.strip_prefix(dir).expect("inside").display().to_string();
         let kind = if name.starts_with("log/snap.") { "log/snap" } else { &name };
         let flipped = format!("cycle {cycle}, bit {bit} of {name} in {}", dir.display());

@@ -27,7 +27,11 @@ fn roll(lab: &mut Lab, step: &str, change: impl Fn(&Lab, u64)) {
         lab.start(id);
         lab.leader();
         for through in [1, 2, 3] {
-            let put = lab.node(through).put(step, &format!("{id} {through}"));
+            // Nodes that start dial each other, and one of two links goes: with it the answer to what was asked on it.
+            let put = wait("a write whose outcome is known", || {
+                let put = lab.node(through).put(step, &format!("{id} {through}"));
+                (put.code() != "unknown").then_some(put)
+            });
             assert_eq!(put.status, 200, "{step}, node {id} changed, through node {through}: {}", put.text);
         }
     }

@@ -219,12 +219,40 @@ fn the_others_go_on_without_it() {
 /// that was acknowledged.
 type Fate = Option<&'static [&'static str]>;
 
-/// Every file and folder of a directory by itself: missing, of an earlier day, empty, and another node's.
+/// What may be wrong with a file, or with a folder.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Change {
+    Missing,
+    Older,
+    Empty,
+    Others,
+}
+
+#[test]
+fn one_file_is_missing() {
+    one_file_at_a_time(Change::Missing);
+}
+
+#[test]
+fn one_file_is_of_an_earlier_day() {
+    one_file_at_a_time(Change::Older);
+}
+
+#[test]
+fn one_file_is_empty() {
+    one_file_at_a_time(Change::Empty);
+}
+
+#[test]
+fn one_file_is_another_nodes() {
+    one_file_at_a_time(Change::Others);
+}
+
+/// Every file and folder of a directory by itself.
 ///
 /// Each is refused by a sentence that names it, or does not matter. Before, a lives file that was missing or older let the node start,
 /// and its peers refused it without end.
-#[test]
-fn one_file_at_a_time() {
+fn one_file_at_a_time(change: Change) {
     const STARTS: Fate = None;
     let table: [(&str, [Fate; 4]); 8] = [
         // what                 missing                              older              empty                               another node's
@@ -295,42 +323,40 @@ fn one_file_at_a_time() {
     let others = other.node(2).data.clone();
 
     for (part, fates) in table {
-        for (change, fate) in ["missing", "older", "empty", "another node's"].into_iter().zip(fates) {
-            let dir = node.dir();
-            fs::remove_dir_all(&dir).expect("a directory");
-            copy(&mine, &dir);
-            let path = dir.join(part);
-            match change {
-                "older" => node.swap(part, &older),
-                "another node's" => node.swap(part, &others),
-                _ if path.is_dir() => {
-                    fs::remove_dir_all(&path).expect("a directory");
-                    if change == "empty" {
-                        fs::create_dir(&path).expect("a directory");
-                    }
+        let dir = node.dir();
+        fs::remove_dir_all(&dir).expect("a directory");
+        copy(&mine, &dir);
+        let path = dir.join(part);
+        match change {
+            Change::Older => node.swap(part, &older),
+            Change::Others => node.swap(part, &others),
+            Change::Missing | Change::Empty if path.is_dir() => {
+                fs::remove_dir_all(&path).expect("a directory");
+                if change == Change::Empty {
+                    fs::create_dir(&path).expect("a directory");
                 }
-                "missing" => fs::remove_file(&path).expect("a file"),
-                _ => fs::write(&path, "").expect("a file"),
             }
-            node.lab.launch(1);
-            let Some(words) = fate else {
-                node.lab.serves(1);
-                node.lab.leader();
-                for key in ["first", "second", "third"] {
-                    assert_eq!(node.lab.node(1).get(key).body["value"], key, "{part} {change}");
-                }
-                node.put("fourth");
-                assert_eq!(node.lab.node_mut(1).terminate().code(), Some(0), "{part} {change}");
-                continue;
-            };
-            let ended = node.lab.node_mut(1).wait_until_it_ends();
-            let said = node.lab.node(1).last_words(1);
-            assert_eq!(ended.code(), Some(1), "{part} {change}: {said}");
-            assert!(
-                said.starts_with("error: ") && words.iter().all(|words| said.contains(words)),
-                "{part} {change}: {said}"
-            );
+            Change::Missing => fs::remove_file(&path).expect("a file"),
+            Change::Empty => fs::write(&path, "").expect("a file"),
         }
+        node.lab.launch(1);
+        let Some(words) = fates[change as usize] else {
+            node.lab.serves(1);
+            node.lab.leader();
+            for key in ["first", "second", "third"] {
+                assert_eq!(node.lab.node(1).get(key).body["value"], key, "{part} {change:?}");
+            }
+            node.put("fourth");
+            assert_eq!(node.lab.node_mut(1).terminate().code(), Some(0), "{part} {change:?}");
+            continue;
+        };
+        let ended = node.lab.node_mut(1).wait_until_it_ends();
+        let said = node.lab.node(1).last_words(1);
+        assert_eq!(ended.code(), Some(1), "{part} {change:?}: {said}");
+        assert!(
+            said.starts_with("error: ") && words.iter().all(|words| said.contains(words)),
+            "{part} {change:?}: {said}"
+        );
     }
     // And all of it back in its place.
     fs::remove_dir_all(node.dir()).expect("a directory");

@@ -172,7 +172,7 @@ def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--hosts", type=int, default=3)
     p.add_argument("--seed", type=int, default=1)
-    p.add_argument("--prefix", default="switch", help="of the names of namespaces and interfaces, at most ten characters")
+    p.add_argument("--prefix", default="switch", help="of the names of namespaces and interfaces, at most 13 characters")
     p.add_argument("--mgmt", default="198.18.0", help="of the management addresses; the host's number is added to the third")
     p.add_argument("--remove", metavar="NAMESPACE", nargs="+", help="only kill what runs in these, and remove them")
     a = p.parse_args()

@@ -13,14 +13,14 @@ use std::{
     collections::BTreeMap,
     fs::{self, File},
     io::{BufRead, BufReader, Read},
-    net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket},
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
-    sync::atomic::{AtomicU32, Ordering::Relaxed},
     thread,
     time::{Duration, Instant},
 };
 
+pub(crate) use crate::ports::free_port;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -61,25 +61,6 @@ pub(crate) fn wait_for<T>(what: &str, timeout: Duration, mut look: impl FnMut() 
         assert!(Instant::now() < until, "still waiting after {timeout:?}: {what}");
         thread::sleep(Duration::from_millis(10));
     }
-}
-
-/// A port on loopback that is free for UDP and TCP, and stays so while its node is down: the system gives none of these to whoever asks
-/// for any port, and this process gives each once.
-pub(crate) fn free_port() -> SocketAddr {
-    const FIRST: u32 = 10_240;
-    /// Below the range from which Linux gives ports (`ip_local_port_range`).
-    const COUNT: u32 = 32_768 - FIRST;
-    static GIVEN: AtomicU32 = AtomicU32::new(0);
-    // Where another run on this machine is unlikely to begin.
-    let begin = std::process::id().wrapping_mul(977);
-    for _ in 0..COUNT {
-        let port = FIRST + begin.wrapping_add(GIVEN.fetch_add(1, Relaxed)) % COUNT;
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port as u16));
-        if UdpSocket::bind(address).is_ok() && TcpListener::bind(address).is_ok() {
-            return address;
-        }
-    }
-    panic!("no free port");
 }
 
 /// What came back: the status, and the body as JSON (`null` if it is none) and as text.

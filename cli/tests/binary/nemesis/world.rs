@@ -14,6 +14,10 @@ use std::{
     io::{BufRead, BufReader, Write},
     path::{Path, PathBuf},
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    sync::{
+        Once,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     thread,
     time::Duration,
 };
@@ -22,7 +26,7 @@ use serde_json::{Value, json};
 
 use crate::lab::{self, wait};
 
-/// Names of namespaces and folders begin with this, then comes the process id.
+/// Names of namespaces and folders begin with this, then come the process id and which of its worlds it is.
 const PREFIX: &str = "anm";
 
 /// What is missing on this machine, if anything.
@@ -166,14 +170,19 @@ pub(crate) struct World {
 }
 
 impl World {
-    /// Hosts with empty disks and certificates; nobody runs.
+    /// Hosts with empty disks and certificates; nobody runs. Worlds of one process run beside each other.
     pub(crate) fn new(hosts: u64, seed: u64) -> World {
-        clean_up();
+        static CLEAN: Once = Once::new();
+        static MADE: AtomicU64 = AtomicU64::new(0);
+        CLEAN.call_once(clean_up);
         let pid = std::process::id();
-        let number = (0..).find(|n| !runs().join(format!("{PREFIX}{pid}-{n}")).exists()).expect("a number");
-        let dir = runs().join(format!("{PREFIX}{pid}-{number}"));
+        // Evidence of a process that had the same id keeps its folder.
+        let free = |n: &u64| !runs().join(format!("{PREFIX}{pid}-{n}")).exists();
+        let number = std::iter::repeat_with(|| MADE.fetch_add(1, Relaxed)).find(free).expect("a number");
+        let prefix = format!("{PREFIX}{pid}-{number}");
+        let dir = runs().join(&prefix);
         fs::create_dir_all(&dir).expect("a folder");
-        let (prefix, mgmt) = (format!("{PREFIX}{pid}"), u64::from(pid % 25) * 10);
+        let mgmt = (u64::from(pid) + number) % 25 * 10;
         // From here on, what was made is removed however this ends.
         let mut world =
             World { nodes: BTreeMap::new(), switch: None, prefix, mgmt, dir, keep: false, forgetful_disks: false };
@@ -223,7 +232,7 @@ impl World {
         for (name, _) in env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("ACTORUM_")) {
             command.env_remove(name);
         }
-        // Quick to elect: two minutes shall see many leaders.
+        // Quick to elect: a short run shall see many leaders.
         command.env("ACTORUM_HEARTBEAT_MS", "50").env("ACTORUM_ELECTION_MS", "300");
         command.args(["--id", &id.to_string(), "--listen", &format!("10.77.0.{id}:7000")]);
         command.args(["--http", &self.http(id), "--stop-when-stdin-closes"]);
