@@ -4,7 +4,7 @@
 //! replays only what lies behind that. The one duty: write the index and term *atomically with* each command's effect.
 //!
 //! The ledger does not sync: after a crash its tree may lie a little behind, and the log, which is durable,
-//! brings the rest; where the log no longer reaches back so far, the snapshot before it. `tests/library/durable.rs` kills it again and again. Run it with `cargo run --example durable`.
+//! brings the rest; where the log no longer reaches back so far, the snapshot before it. `tests/durable.rs` kills it again and again. Run it with `cargo run --example durable`.
 
 use std::{
     collections::BTreeMap,
@@ -123,7 +123,7 @@ pub(crate) async fn start(dir: &Path) -> Result<Raft<Ledger>, Box<dyn Error>> {
 }
 
 #[actix::main]
-#[allow(dead_code)] // tests/library/durable.rs takes the machine and leaves this
+#[allow(dead_code)] // tests/durable.rs takes the machine and leaves this
 async fn main() -> ExitCode {
     match book().await {
         Ok(()) => ExitCode::SUCCESS,

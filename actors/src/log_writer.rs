@@ -322,7 +322,7 @@ impl LogWriter {
                  node again; if it is lost, remove this node from the cluster and add it again under a new id, with an empty one"
             ),
             // What to do is worth saying where it is read: in the status and in the last line of the process.
-            StoreError::Io { .. } => format!(
+            StoreError::Io { .. } | StoreError::Closed(_) => format!(
                 "the log writer: {error}. Nothing more is written by this process; \
                  start it again once the disk can be written (if it was full: once there is room)"
             ),
@@ -784,7 +784,8 @@ mod tests {
                 assert_eq!(f.heard.recv().await, Some(Heard::Persisted(number)));
             }
             f.writer.send(entry(4, 5)).await.unwrap();
-            let cause = "the log writer: the store is closed: the disk has not answered for 10 s";
+            let cause = "the log writer: the store is closed: the disk has not answered for 10 s. Nothing more is written by this process; \
+                         start it again once the disk can be written (if it was full: once there is room)";
             assert_eq!(f.heard.recv().await, Some(Heard::Failed(cause.into())));
             f.complete();
             f.status().await;

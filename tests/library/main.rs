@@ -3,8 +3,6 @@
 //!
 //! What does not bear neighbours in its process is a file of `tests` by itself, and says why.
 
-#[path = "../figures/mod.rs"]
-mod figures;
 #[path = "../ports/mod.rs"]
 mod ports;
 #[path = "../rng/mod.rs"]
@@ -17,7 +15,6 @@ mod bounds;
 mod causes;
 mod clocks;
 mod deadlines;
-mod durable;
 mod exactly_once;
 mod flow;
 mod follow;

@@ -16,7 +16,7 @@ use actorum_store::log::{
 };
 use serde_json::{Value, json};
 
-use crate::lab::{self, Lab, Node, call, wait};
+use crate::lab::{self, Lab, Node, call, directory::let_go, wait};
 
 const GROUP: GroupId = GroupId::FIRST;
 
@@ -88,6 +88,8 @@ fn alter(data: &Path, change: impl FnOnce(&mut Vec<Entry>)) {
     let write = Write { group: GROUP, entries: entries.split_off(at), ..Write::default() };
     appender.submit(Batch { writes: vec![write], sync: true });
     completed.recv_timeout(lab::TIMEOUT).expect("it answers").result.expect("it is written");
+    drop(appender);
+    let_go(data);
 }
 
 /// The entry at an index.

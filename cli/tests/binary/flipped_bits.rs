@@ -33,7 +33,10 @@ use actorum_store::log::{
 use bytes::Bytes;
 
 use crate::figures::figure;
-use crate::lab::{self, directory::copy};
+use crate::lab::{
+    self,
+    directory::{copy, let_go},
+};
 use crate::rng::Rng;
 
 const GROUP: GroupId = GroupId::FIRST;
@@ -44,6 +47,11 @@ fn options() -> OpenOptions {
     let mut options = OpenOptions::new(1, Incarnation(0x0123_4567_89ab_cdef));
     options.open_within = Duration::from_secs(60);
     options
+}
+
+fn open(dir: &Path) -> Result<SledStore, OpenError> {
+    let_go(dir);
+    SledStore::open(dir, options())
 }
 
 fn entry(index: u64, term: u64, bytes: usize, rng: &mut Rng) -> Entry {
@@ -61,7 +69,7 @@ struct Held {
 
 /// Makes the directory of a node that has lived, and another as a kill would have left it.
 fn make(dir: &Path, killed: &Path, rng: &mut Rng) -> Held {
-    let store = Box::new(SledStore::open(dir, options()).expect("a new directory"));
+    let store = Box::new(open(dir).expect("a new directory"));
     let (heard, completed) = channel();
     let mut appender = store.start(Arc::new(move |completion| heard.send(completion).expect("the test listens")));
     let mut write = |write: Write| {
@@ -103,7 +111,7 @@ fn make(dir: &Path, killed: &Path, rng: &mut Rng) -> Held {
     });
     copy(dir, killed);
     drop(appender);
-    look(SledStore::open(dir, options()).expect("it opens as it was left"))
+    look(open(dir).expect("it opens as it was left"))
 }
 
 /// All that a store holds.
@@ -240,7 +248,7 @@ fn flipped_bits() {
         flip(path, bit);
 
         let count = counts.entry(kind.to_owned()).or_default();
-        let refused = match SledStore::open(dir, options()) {
+        let refused = match open(dir) {
             Ok(store) => {
                 count.1 += 1;
                 assert!(look(store) == held, "{flipped}: SILENT LOSS");
@@ -249,8 +257,8 @@ fn flipped_bits() {
                     let HardState { term, .. } = held.recovered.hard_state;
                     let more = entry(held.recovered.last_index + 1, term, 5000, &mut rng);
                     let write = Write { entries: vec![more.clone()], ..Write::default() };
-                    append(SledStore::open(dir, options()).expect("it has opened before"), write);
-                    let mut after = look(SledStore::open(dir, options()).expect("after one more entry"));
+                    append(open(dir).expect("it has opened before"), write);
+                    let mut after = look(open(dir).expect("after one more entry"));
                     assert_eq!(after.entries.pop(), Some(more), "{flipped}");
                     assert!(after.entries == held.entries, "{flipped}: SILENT LOSS after one more entry");
                 }
@@ -262,7 +270,7 @@ fn flipped_bits() {
             Err(refusal @ (OpenError::Damaged { .. } | OpenError::RolledBack { .. } | OpenError::Newer { .. })) => {
                 count.0 += 1;
                 let refusal = refusal.to_string();
-                let again = SledStore::open(dir, options()).expect_err("for good").to_string();
+                let again = open(dir).expect_err("for good").to_string();
                 assert_eq!(again, refusal, "{flipped}");
                 assert!(refusal.contains("again under a new id") || refusal.contains("start the newer"), "{refusal}");
                 assert_eq!(inspected.status.code(), Some(1), "{flipped}: {refusal}, but: {said}");

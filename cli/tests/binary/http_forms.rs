@@ -6,13 +6,17 @@ use std::{
     net::{SocketAddr, TcpStream},
 };
 
-use crate::lab::{Lab, TIMEOUT, call};
+use crate::lab::{Lab, TIMEOUT, call, wait};
 use serde_json::{Value, json};
 
 fn one() -> Lab {
     let mut lab = Lab::new(&[1]);
     lab.found(&[1]);
     lab.leader();
+    // What it writes by itself at first is in its log: a snapshot that is taken now stays up to date.
+    wait("what it understands to be in use", || {
+        (lab.node(1).status()["versions"]["not_in_use"] == json!([])).then_some(())
+    });
     lab
 }
 
@@ -211,7 +215,8 @@ fn a_backup_is_not_touched() {
     let answer = send(node.admin_address(), asked.as_bytes());
     let length: usize = answer.header("content-length").expect("a length").parse().expect("a number");
     let rest = String::from_utf8_lossy(&answer.body[length..]).into_owned();
-    assert!(rest.starts_with("HTTP/1.1 400") && rest.ends_with("\r\n\r\n"), "{rest}");
+    // The refusal has its own body where it left by itself, and none where it left together with the end of the backup.
+    assert!(rest.starts_with("HTTP/1.1 400") && rest.ends_with(['\n', '}']), "{rest}");
 }
 
 /// What is expected may be as large as a value: then it stands in the body, beside the new one.

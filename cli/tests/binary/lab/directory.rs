@@ -25,6 +25,18 @@ pub(crate) fn put_back(data: &Path, from: &Path) {
     copy(from, data);
 }
 
+/// Waits until nobody holds a directory that this process had opened by itself, and closed. A process that a neighbour starts has the
+/// files of this one for a moment, until it becomes another program, and with them their locks.
+pub(crate) fn let_go(dir: &Path) {
+    for name in ["lock", "log/db"] {
+        wait(&format!("{name} of {} to be let go", dir.display()), || {
+            let Ok(file) = fs::File::options().read(true).write(true).open(dir.join(name)) else { return Some(()) };
+            // Unlocked by hand: otherwise whoever has this file for a moment would hold it.
+            file.try_lock().ok().and_then(|()| file.unlock().ok())
+        });
+    }
+}
+
 /// What the file of lives of a node says; nothing of the first version.
 pub(crate) fn lives(lab: &Lab, id: u64) -> Option<Content> {
     let bytes = fs::read(lab.node(id).data.join("lives")).ok()?;

@@ -3,10 +3,16 @@
 //!
 //! The machine is the one of `examples/durable.rs`. The process that dies is this very test binary, which runs
 //! [`books_until_killed`] alone when the directory is named in its environment.
+//!
+//! A file by itself: a process that is started holds the files of the one that starts it for a moment, and with them ports and locks,
+//! which other tests of whole nodes close and open again at once.
 
-#[path = "../../examples/durable.rs"]
+#[path = "../examples/durable.rs"]
 #[allow(dead_code)]
 mod example;
+mod figures;
+#[allow(dead_code)]
+mod rng;
 
 use std::{
     collections::BTreeSet,
@@ -19,8 +25,9 @@ use std::{
     time::Duration,
 };
 
-use crate::{figures::figure, rng::Rng};
 use example::Book;
+use figures::figure;
+use rng::Rng;
 
 /// Bookings in flight at once.
 const AT_ONCE: u64 = 8;
@@ -99,7 +106,7 @@ fn lives(settings: &[(&str, &str)]) {
 /// Starts it, kills it once it has acknowledged so many bookings (and at once, if none), and returns what it acknowledged.
 fn one_life(dir: &Path, first: u64, bookings: u64, settings: &[(&str, &str)]) -> Vec<u64> {
     let mut child = Command::new(env::current_exe().expect("this test"))
-        .args(["--exact", "durable::books_until_killed", "--nocapture", "--test-threads=1"])
+        .args(["--exact", "books_until_killed", "--nocapture", "--test-threads=1"])
         .env(VARIABLE, dir)
         .env("DURABLE_TEST_FIRST", first.to_string())
         .envs(settings.iter().copied())
