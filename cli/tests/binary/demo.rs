@@ -59,7 +59,7 @@ fn a_terminal_sees_a_bar_where_the_demo_waits() {
 fn it_counts_and_leaves_nothing_behind() {
     let home = home();
     let began = Instant::now();
-    let output = start(home.path(), &["--writes", "600"]).wait_with_output().expect("the demo ends");
+    let output = start(home.path(), &["--writes", "300"]).wait_with_output().expect("the demo ends");
     let account = String::from_utf8_lossy(&output.stdout).into_owned();
     println!("{account}");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
