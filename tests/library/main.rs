@@ -20,6 +20,7 @@ mod flow;
 mod follow;
 mod forwards;
 mod founders;
+mod host;
 mod job_queue;
 mod lifecycle;
 mod linearizability;

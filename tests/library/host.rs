@@ -1,12 +1,10 @@
 //! A host by itself: its directory is open before its group is, it takes one group, and it ends with it.
 
-mod support;
-
 use std::{path::Path, time::Duration};
 
+use crate::support::{MemoryNetwork, Sum, TIMEOUT, quick};
 use actorum::{OpenError, prelude::*};
 use futures_util::FutureExt;
-use support::{MemoryNetwork, Sum, TIMEOUT, quick};
 
 /// A host over a directory of its own, on a network in memory.
 async fn host(dir: &Path) -> Result<Host, StartError> {
