@@ -147,6 +147,17 @@ fn fresh_seeds() {
     ] {
         once_in(seeds, &total.room, kind);
     }
+    for (seeds, kind) in [
+        (1, "put back"),
+        (1, "put back and refused at its start"),
+        (2, "put back and went on"),
+        (75, "put back and stopped later"),
+        (12, "joined with too old a program"),
+        (2, "activation asked for"),
+        (5, "activation done"),
+    ] {
+        once_in(seeds, &total.churn, kind);
+    }
     for (seeds, kind) in [(5, "failing snapshot of the state machine"), (40, "failing restore of the state machine")] {
         once_in(seeds, &total.process, kind);
     }

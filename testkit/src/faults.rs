@@ -88,6 +88,9 @@ pub struct Faults {
     pub take_snapshot: u32,
     /// A node is shut down in order, and comes back.
     pub shutdown: u32,
+    /// A node starts with the program before its own: it goes on with it, or stops with the error that says to upgrade if the
+    /// cluster uses what that program lacks. Then it has the newer one again.
+    pub put_back: u32,
 }
 
 impl Faults {
@@ -139,6 +142,7 @@ impl Faults {
             subscription: 0,
             take_snapshot: 0,
             shutdown: 0,
+            put_back: 0,
         }
     }
 
@@ -202,6 +206,7 @@ impl Faults {
             subscription: 2,
             take_snapshot: 4,
             shutdown: 3,
+            put_back: 8,
         }
     }
 }

@@ -17,7 +17,7 @@ use std::{
     time::Duration,
 };
 
-use actorum::{Bootstrap, Builder, Config, Network, Raft, StartError, Storage, seams};
+use actorum::{Bootstrap, Builder, Config, Network, Raft, StartError, Storage, config::ActivateMode, seams};
 use actorum_core::{
     features::{Feature, Features},
     marks::Mark,
@@ -94,6 +94,10 @@ pub(crate) struct Node<S: StateMachine> {
     bootstrap: Bootstrap,
     /// The program that it runs: in some fleets an older one, until some restart.
     pub program: Program,
+    /// Whether that is an older one than it had before: it keeps it until somebody upgrades it.
+    pub put_back: bool,
+    /// Whether it stopped because its program lacks what is in use: it is started again with another one.
+    pub outdated: bool,
 }
 
 /// Which program a node runs.
@@ -134,6 +138,20 @@ impl Program {
             Program::OlderMachine | Program::Newest => Program::Newest,
         }
     }
+
+    /// What it can be put back to. Marks are used without an activation, so nobody goes back behind them.
+    pub(crate) fn before(self) -> Option<Program> {
+        match self {
+            Program::First | Program::Hashing => None,
+            Program::OlderMachine => Some(Program::Hashing),
+            Program::Newest => Some(Program::OlderMachine),
+        }
+    }
+}
+
+/// Whether a node says that its program lacks what the cluster uses.
+pub(crate) fn is_outdated(cause: &str) -> bool {
+    cause.contains("the cluster uses ") && cause.contains("this program does not understand it")
 }
 
 /// All nodes. Clones are the same fleet.
@@ -157,6 +175,8 @@ struct Inner<S: StateMachine> {
     padding: usize,
     /// Whether the cluster begins with nodes of older programs, which are exchanged at their restarts.
     rolled: bool,
+    /// Whether only an operator puts anything to use.
+    asks: bool,
     state: Mutex<(Rng, BTreeMap<NodeId, Node<S>>)>,
 }
 
@@ -165,20 +185,30 @@ impl<S: StateMachine> Fleet<S> {
         world: &World,
         links: &Links,
         make: Arc<dyn Fn() -> S + Send + Sync>,
-        config: Config,
+        mut config: Config,
         capacity: Option<u64>,
         rng: Rng,
     ) -> Self {
         let network = MemoryNetwork::over(Arc::new(links.clone()));
         let padding = [0, 0, 1000, 3000][rng.fork("padding", 0).below(4) as usize];
         let rolled = rng.fork("rolled", 0).below(4) == 0;
+        let asks = rng.fork("manual", 0).below(4) == 0;
+        if asks {
+            config.activate = ActivateMode::Manual;
+            world.facts(|facts| facts.in_use.waits_for_operator());
+        }
         let state = Mutex::new((rng, BTreeMap::new()));
         let (world, links) = (world.clone(), links.clone());
-        Fleet(Arc::new(Inner { world, links, network, make, config, capacity, padding, rolled, state }))
+        Fleet(Arc::new(Inner { world, links, network, make, config, capacity, padding, rolled, asks, state }))
     }
 
     pub(crate) fn world(&self) -> &World {
         &self.0.world
+    }
+
+    /// Whether nothing is put to use before an operator asks for it.
+    pub(crate) fn waits_for_operator(&self) -> bool {
+        self.0.asks
     }
 
     pub(crate) fn links(&self) -> &Links {
@@ -191,11 +221,12 @@ impl<S: StateMachine> Fleet<S> {
         let rate = state.0.between(900, 1100);
         let skew = state.0.between(0, 4000) as i64 - 2000;
         let clock = NodeClock::new(self.0.world.scheduler(), rate, skew);
-        // Whoever joins later has the newest: an older one could not follow what is in use by then.
+        // Whoever joins later has the newest, mostly: an older one may lack what is in use by then, and stops.
         let founds = self.0.rolled && matches!(bootstrap, Bootstrap::Form(_));
         let programs = [Program::First, Program::Hashing, Program::OlderMachine];
         let program = match founds {
             true => programs[state.0.fork("program", id).below(3) as usize],
+            false if bootstrap == Bootstrap::Wait && state.0.fork("program", id).below(3) == 0 => Program::OlderMachine,
             false => Program::Newest,
         };
         let room = Room::new(self.0.capacity, &self.0.config);
@@ -212,6 +243,8 @@ impl<S: StateMachine> Fleet<S> {
             boot: 0,
             bootstrap,
             program,
+            put_back: false,
+            outdated: false,
         };
         state.1.insert(id, node);
     }
@@ -268,13 +301,55 @@ impl<S: StateMachine> Fleet<S> {
         if self.node(id, |node| std::mem::replace(&mut node.state, State::Busy)) != Some(State::Down) {
             panic!("the simulation starts n{id}, which is not down");
         }
-        let started = self.boot(id).await;
+        let mut started = self.boot(id).await;
+        if let Err(error) = &started
+            && is_outdated(&error.to_string())
+        {
+            // The operator reads the error, and does what it says.
+            self.note_outdated(id, &error.to_string(), true);
+            self.bury(id, "its program is too old");
+            self.node(id, |node| node.state = State::Busy);
+            started = self.boot(id).await;
+        }
         self.node(id, |node| {
             if node.state == State::Busy {
                 node.state = if started.is_ok() { State::Running } else { State::Down };
             }
         });
         started
+    }
+
+    /// Puts a node that is down back to the program before its own; false if it cannot be.
+    pub(crate) fn put_back(&self, id: NodeId) -> bool {
+        let put_back = |node: &mut Node<S>| {
+            let older = node.program.before().filter(|_| node.state == State::Down && !node.outdated);
+            older.map(|older| (node.program, node.put_back) = (older, true)).is_some()
+        };
+        let put_back = self.node(id, put_back).unwrap_or(false);
+        if put_back {
+            self.0.world.tell(|| format!("n{id} is put back to {:?}", self.node(id, |node| node.program)));
+        }
+        put_back
+    }
+
+    /// A node has the newest program from its next start on.
+    pub(crate) fn upgrade(&self, id: NodeId) {
+        self.node(id, |node| (node.program, node.put_back, node.outdated) = (Program::Newest, false, false));
+    }
+
+    /// A node has stopped, or has not started, with that sentence. Whether it was right to is for the invariants.
+    fn note_outdated(&self, id: NodeId, cause: &str, at_start: bool) {
+        self.0.world.saw(Event::Stopped { node: id, cause });
+        let put_back = self.node(id, |node| {
+            node.outdated = true;
+            node.put_back
+        });
+        let kind = match (put_back == Some(true), at_start) {
+            (true, true) => "put back and refused at its start",
+            (true, false) => "put back and stopped later",
+            (false, _) => "joined with too old a program",
+        };
+        self.0.world.count(|counts| *counts.churn.entry(kind).or_default() += 1);
     }
 
     async fn boot(&self, id: NodeId) -> Result<(), StartError> {
@@ -289,7 +364,9 @@ impl<S: StateMachine> Fleet<S> {
         let (clock, disk, bootstrap, program) = self
             .node(id, |node| {
                 // Exchanged at some restart, never at the first start.
-                if identity.boot >= 2 && new_version == 0 {
+                if node.outdated {
+                    (node.program, node.put_back, node.outdated) = (Program::Newest, false, false);
+                } else if identity.boot >= 2 && new_version == 0 && !node.put_back {
                     node.program = node.program.next();
                 }
                 (node.hooks, node.life, node.boot) = (hooks.clone(), life.clone(), identity.boot);
@@ -304,6 +381,7 @@ impl<S: StateMachine> Fleet<S> {
                 facts.disk = Some(Box::new(disk));
                 facts.membership = None;
                 facts.clock = Some(clock.clone());
+                facts.program = program;
             }
         });
         let machine = Watched::new((self.0.make)(), id, world.clone(), hooks.clone(), self.0.padding);
@@ -359,7 +437,10 @@ impl<S: StateMachine> Fleet<S> {
             if fleet.node(id, |node| node.state) == Some(State::Busy) {
                 return;
             }
-            world.saw(Event::Stopped { node: id, cause: &cause });
+            match is_outdated(&cause) {
+                true => fleet.note_outdated(id, &cause, false),
+                false => world.saw(Event::Stopped { node: id, cause: &cause }),
+            }
             fleet.bury(id, "it stopped by itself");
         });
         let world = self.0.world.clone();

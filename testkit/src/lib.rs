@@ -35,6 +35,7 @@ pub mod kv;
 
 mod nemesis;
 mod fleet;
+mod operator;
 mod twin;
 mod wire;
 mod disk;
@@ -44,6 +45,7 @@ mod clock;
 mod scheduler;
 pub mod rng;
 mod world;
+mod in_use;
 mod watchdog;
 mod invariants;
 

@@ -30,6 +30,7 @@ mod snapshots;
 mod machines;
 mod membership;
 mod churn;
+mod programs;
 
 use fault_task::{FaultTask, Hold, Reserved};
 
@@ -73,9 +74,10 @@ enum FaultKind {
     Subscription,
     TakeSnapshot,
     Shutdown,
+    PutBack,
 }
 
-fn weights(faults: &Faults) -> [(FaultKind, u32); 37] {
+fn weights(faults: &Faults) -> [(FaultKind, u32); 38] {
     use FaultKind::*;
     [
         (Loss, faults.loss),
@@ -115,6 +117,7 @@ fn weights(faults: &Faults) -> [(FaultKind, u32); 37] {
         (Subscription, faults.subscription),
         (TakeSnapshot, faults.take_snapshot),
         (Shutdown, faults.shutdown),
+        (PutBack, faults.put_back),
     ]
 }
 
@@ -246,6 +249,7 @@ impl<S: StateMachine> FaultTask<S> {
             FaultKind::Subscription => self.subscription().await,
             FaultKind::TakeSnapshot => self.take_snapshot().await,
             FaultKind::Shutdown => self.shutdown().await,
+            FaultKind::PutBack => self.put_back().await,
         }
     }
 }

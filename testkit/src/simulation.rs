@@ -9,8 +9,9 @@ use std::{collections::BTreeMap, fmt, future::Future, panic::resume_unwind, pin:
 use actix::System;
 use actorum::{Bootstrap, Config, config::Placement};
 use actorum_machine::{
-    ids::NodeId,
+    ids::{Address, NodeId},
     machine::StateMachine,
+    members::{Member, MemberRole, Membership},
     outcome::TakeSnapshotError,
     response_check::ResponseCheck,
     status::{Formed, Role},
@@ -21,11 +22,12 @@ use tokio::time::sleep;
 use super::{
     client::Client,
     faults::Faults,
-    fleet::{Fleet, State, address},
+    fleet::{Fleet, Node, State, address},
     kv::{Kv, Recorder},
     listener::follow,
     machine::state_of,
     nemesis::Nemesis,
+    operator::operate,
     report::Report,
     rng::{Rng, fingerprint},
     scheduler::Scheduler,
@@ -363,6 +365,11 @@ impl<S: StateMachine> Run<S> {
 
     async fn begin(&self, fleet: &Fleet<S>, script: &Script<S>, rng: &Rng) -> Vec<tokio::task::JoinHandle<()>> {
         let founders: BTreeMap<_, _> = (1..=self.nodes).map(|id| (id, address(id))).collect();
+        let founder = |(id, address): (&NodeId, &Address)| {
+            (*id, Member { address: address.clone(), role: MemberRole::Voter, incarnation: None })
+        };
+        let membership = Membership { members: founders.iter().map(founder).collect(), retired: Default::default() };
+        fleet.world().facts(|facts| facts.in_use.founded_by(membership));
         for id in 1..=self.nodes {
             fleet.add(id, Bootstrap::Form(founders.clone()));
             self.start(fleet, id).await;
@@ -373,7 +380,10 @@ impl<S: StateMachine> Run<S> {
         }
         let client = |number| Client::new(number, fleet, rng.fork("client", number));
         let clients = (0..self.clients).map(|number| actix_rt::spawn((script.client)(client(number))));
-        clients.chain([actix_rt::spawn(follow(fleet.clone(), rng.fork("follower", 0)))]).collect()
+        let follower = actix_rt::spawn(follow(fleet.clone(), rng.fork("follower", 0)));
+        let operator = || actix_rt::spawn(operate(fleet.clone(), rng.fork("operator", 0)));
+        let operator = fleet.waits_for_operator().then(operator);
+        clients.chain([follower]).chain(operator).collect()
     }
 
     async fn start(&self, fleet: &Fleet<S>, id: NodeId) {
@@ -476,12 +486,23 @@ impl<S: StateMachine> Run<S> {
         self.logs_are_bounded(fleet, &first).await;
     }
 
+    /// Who stopped because its program lacks what is in use is given another one.
+    async fn upgrade_outdated(&self, fleet: &Fleet<S>) {
+        let outdated = |node: &mut Node<S>| node.outdated && node.state == State::Down;
+        for id in fleet.in_state(State::Down) {
+            if fleet.node(id, outdated) == Some(true) {
+                self.start(fleet, id).await;
+            }
+        }
+    }
+
     /// Waits for a leader that everyone follows; without one in time the run is broken.
     async fn leader_after(&self, fleet: &Fleet<S>, sends: bool) -> Option<NodeId> {
         let world = fleet.world();
         let begun = world.scheduler().now_ms();
         let longest = LEADER_WITHIN * 2 * ELECTION_MS.max(self.config.election_ms);
         while !world.over() {
+            self.upgrade_outdated(fleet).await;
             let waited = world.scheduler().now_ms() - begun;
             if let Some(leader) = self.settled_leader(fleet, sends) {
                 world.tell(|| format!("n{leader} leads, and everyone follows, after {waited} ms"));
@@ -502,6 +523,7 @@ impl<S: StateMachine> Run<S> {
         let world = fleet.world();
         let begun = world.scheduler().now_ms();
         while !world.over() {
+            self.upgrade_outdated(fleet).await;
             let waited = world.scheduler().now_ms() - begun;
             let leader = world.facts(|facts| facts.leader()).and_then(|leader| fleet.raft(leader));
             let behind = leader.map(|(raft, _)| {

@@ -37,6 +37,8 @@ use tokio::sync::Notify;
 
 use super::{
     clock::NodeClock,
+    fleet::Program,
+    in_use::InUse,
     invariants::{self, Invariant},
     report::{Counts, Violation},
     rng::{fingerprint, mix},
@@ -229,6 +231,8 @@ pub(crate) struct NodeFacts {
     pub has_led: bool,
     /// Whether its machine answered wrongly in this life.
     pub lies: bool,
+    /// The program of this life.
+    pub program: Program,
     /// What its machine's answers came to at the marks of this life: since when, the value, and the moment.
     pub marks: BTreeMap<u64, (u64, u128, u64)>,
 }
@@ -242,6 +246,8 @@ pub(crate) struct Facts {
     pub committed: BTreeMap<u64, (EntryFacts, u64)>,
     /// The voters, as the leader that drained last had them.
     pub voters: Vec<NodeId>,
+    /// What the committed entries put to use.
+    pub in_use: InUse,
     /// Whether every request must succeed.
     pub calm: bool,
     /// Whether clients should end.
@@ -542,6 +548,7 @@ impl Facts {
                     may_stop: false,
                     has_led: false,
                     lies: false,
+                    program: Program::Newest,
                     marks: BTreeMap::new(),
                 });
                 let compacted = recovered.terms.first().copied().unwrap_or_default();
@@ -555,6 +562,8 @@ impl Facts {
                 (facts.newest, facts.handed) = (newest, newest.max(recovered.hard_state.commit));
                 (facts.may_stop, facts.has_led, facts.lies) = (false, false, false);
                 facts.marks.clear();
+                let committed = entries.iter().filter(|entry| entry.index <= recovered.hard_state.commit);
+                committed.for_each(|entry| self.in_use.committed(entry));
             }
             Event::Ended { node, .. } => {
                 if let Some(facts) = self.nodes.get_mut(node) {
@@ -562,6 +571,7 @@ impl Facts {
                 }
             }
             Event::Drained { node, drained } => {
+                drained.apply.iter().for_each(|entry| self.in_use.committed(entry));
                 if drained.raft_state.role == Role::Leader {
                     self.voters.clone_from(&drained.voters);
                 }

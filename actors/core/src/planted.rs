@@ -33,6 +33,7 @@ pub enum Planted {
     ShortOfRoomUnseen,
     ActivatedUnasked,
     VersionForgotten,
+    OlderProgramStarts,
 }
 
 impl Planted {
@@ -63,6 +64,7 @@ impl Planted {
         Planted::ShortOfRoomUnseen,
         Planted::ActivatedUnasked,
         Planted::VersionForgotten,
+        Planted::OlderProgramStarts,
     ];
 
     /// What is wrong.
@@ -93,6 +95,7 @@ impl Planted {
             Planted::ShortOfRoomUnseen => "log not cut early where room is short",
             Planted::ActivatedUnasked => "feature used although a member has not announced it",
             Planted::VersionForgotten => "version of the state machine not in a snapshot",
+            Planted::OlderProgramStarts => "older program starts from a snapshot that uses what it lacks",
         }
     }
 }

@@ -32,6 +32,7 @@ mod messages_are_bounded;
 mod stops_say_why;
 mod time_follows_the_median;
 mod marks_are_equal;
+mod programs_stop_in_time;
 
 /// Something that must hold after every event.
 pub(crate) trait Invariant: Send {
@@ -68,5 +69,6 @@ pub(crate) fn all(bounds: &Config) -> Vec<Box<dyn Invariant>> {
         Box::<stops_say_why::StopsSayWhy>::default(),
         Box::new(time_follows_the_median::TimeFollowsTheMedian { bound_ms: bounds.max_clock_skew_ms }),
         Box::<marks_are_equal::MarksAreEqual>::default(),
+        Box::new(programs_stop_in_time::ProgramsStopInTime),
     ]
 }

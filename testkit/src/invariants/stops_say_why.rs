@@ -1,7 +1,8 @@
 //! A node stops by itself only when something was done to it, and then says what it died of (promise 7).
 //!
 //! One to which nothing was done may be right to stop all the same: one that was removed, and one whose machine answers rightly where
-//! those of a majority answer wrongly. A single voter is a majority by itself.
+//! those of a majority answer wrongly. A single voter is a majority by itself. Whose program lacks what the cluster uses is looked at
+//! in `programs_stop_in_time`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,7 +10,7 @@ use actorum_core::marks::HashValue;
 use actorum_machine::ids::NodeId;
 
 use super::{Event, Facts, Invariant};
-use crate::world::NodeFacts;
+use crate::{fleet::is_outdated, world::NodeFacts};
 
 #[derive(Default)]
 pub(crate) struct StopsSayWhy {
@@ -35,6 +36,10 @@ impl Invariant for StopsSayWhy {
         let Event::Stopped { node, cause } = event else { return Ok(()) };
         if cause.trim().is_empty() {
             return Err(format!("n{node} stopped without a word"));
+        }
+        // Whether its program lacks what is in use is another invariant's.
+        if is_outdated(cause) {
+            return Ok(());
         }
         // One that was removed stops when it learns of it.
         let knows = |node: &NodeId, of: &NodeFacts| {

@@ -37,8 +37,15 @@ impl<S: StateMachine> FaultTask<S> {
                     }
                     for _ in 0..6 {
                         self.a_while(100, 600).await;
+                        self.replace_outdated(id).await;
+                        let outdated = self.lacks(id);
                         self.churn("promote");
                         if client.change(ConfChange::Promote(id)).await.is_ok() {
+                            if let Some(lacks) = outdated.filter(|_| self.lacks(id).is_some()) {
+                                let detail =
+                                    format!("n{id} is a voter, and its program lacks what is in use: {lacks:?}");
+                                self.world().broken("what lacks what is in use is not promoted", detail);
+                            }
                             break;
                         }
                     }
@@ -85,6 +92,22 @@ impl<S: StateMachine> FaultTask<S> {
             _ => {}
         }
         *self.changing.borrow_mut() -= 1;
+    }
+
+    /// What the first program of one that has joined lacks of what is in use.
+    fn lacks(&self, id: NodeId) -> Option<(u64, String)> {
+        // One that was put back may be known for what it understood before.
+        let program = self.fleet.node(id, |node| (!node.put_back).then_some(node.program)).flatten()?;
+        self.world().facts(|facts| facts.in_use.lacks(program))
+    }
+
+    /// One that has stopped because its program lacks what is in use is started again with another one.
+    async fn replace_outdated(&mut self, id: NodeId) {
+        if self.fleet.node(id, |node| node.outdated && node.state == State::Down) == Some(true)
+            && let Some(_hold) = self.hold(id)
+        {
+            self.come_back(id).await;
+        }
     }
 
     /// A learner that has been down for a while is no voter for the asking.
