@@ -68,7 +68,7 @@ fn alone() {
         let calls = (64 << 20) / (bytes as u64 + 64);
         let nanos = nanos(calls, |n| {
             entry.index = n + 2;
-            hasher.entry(&mut hash, &entry);
+            hasher.entry(&mut hash, &entry, 0);
         });
         black_box(hash);
         println!("  the hash over what is applied, an entry of {bytes:>6} bytes  {nanos:>9.0} ns");

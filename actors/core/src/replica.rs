@@ -291,7 +291,9 @@ impl<S: StateMachine> Replica<S> {
             return Err(ApplyError::Hole { applied: self.applied, found: entry.index });
         }
         if let Some(hash) = &mut system.state_hash {
-            self.hasher.entry(hash, entry);
+            // As activated: a cluster in which nothing was, hashes as builds do that know no activations.
+            let version = system.versions.machine;
+            self.hasher.entry(hash, entry, version);
         }
         let undecodable =
             |kind, cause: String| ApplyError::Undecodable { index: entry.index, term: entry.term, kind, cause };

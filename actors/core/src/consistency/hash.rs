@@ -1,8 +1,12 @@
 //! The running hash over what a node applies, and the one over what its state machine responds.
 //!
 //! ```text
-//!  value' = XXH3-128( value · index · term · kind · length of data · data · context )
+//!  value' = XXH3-128( value · index · term · kind · length of data · [version] · data · context )
 //! ```
+//!
+//! The version of the state machine in force is part of it once one was activated: nodes that hold the same entries and decide them by
+//! different versions differ at the next mark. Before that nothing is added, so that a node comes to the same value as one whose
+//! build knows no activations. Such a build stops at the first announcement, which comes before every activation.
 //!
 //! A chain of one short hash per entry rather than one long hash: its whole state is the 16 bytes of its value, which go into
 //! every snapshot.
@@ -40,8 +44,8 @@ pub struct Hasher {
 }
 
 impl Hasher {
-    /// One more entry was applied.
-    pub fn entry(&mut self, hash: &mut StateHash, entry: &Entry) {
+    /// One more entry was applied, while this version of the state machine was in force; zero if none was ever activated.
+    pub fn entry(&mut self, hash: &mut StateHash, entry: &Entry, version: u32) {
         let Entry { kind, term, index, data, context } = entry;
         let kind = match kind {
             EntryKind::Normal => 1,
@@ -53,6 +57,9 @@ impl Hasher {
         self.buffer.extend_from_slice(&term.to_be_bytes());
         self.buffer.push(kind);
         self.buffer.extend_from_slice(&(data.len() as u64).to_be_bytes());
+        if version > 0 {
+            self.buffer.extend_from_slice(&version.to_be_bytes());
+        }
         hash.value = HashValue(if data.len() + context.len() <= COPIED {
             self.buffer.extend_from_slice(data);
             self.buffer.extend_from_slice(context);
@@ -95,7 +102,7 @@ mod tests {
 
     fn hashed(entries: &[Entry]) -> StateHash {
         let (mut hasher, mut hash) = (Hasher::default(), begin(1));
-        entries.iter().for_each(|entry| hasher.entry(&mut hash, entry));
+        entries.iter().for_each(|entry| hasher.entry(&mut hash, entry, 0));
         hash
     }
 
@@ -105,6 +112,25 @@ mod tests {
         let hash = hashed(&[entry(2, 1, b"", b""), entry(3, 1, b"command", b"")]);
         assert_eq!(hash.value.to_string(), GOLDEN);
     }
+
+    /// With a version in force, too: nodes of two builds that both know activations are compared.
+    #[test]
+    fn the_version_in_force_counts_once_one_was_activated() {
+        let of = |version| {
+            let (mut hasher, mut hash) = (Hasher::default(), begin(1));
+            hasher.entry(&mut hash, &entry(2, 1, b"command", b""), version);
+            hash.value.to_string()
+        };
+        assert_eq!([of(0), of(2), of(3)], GOLDEN_OF_VERSIONS);
+        let large = entry(2, 1, &vec![7; 2 * COPIED], b"");
+        let (mut hasher, mut none, mut two) = (Hasher::default(), begin(1), begin(1));
+        hasher.entry(&mut none, &large, 0);
+        hasher.entry(&mut two, &large, 2);
+        assert_ne!(none, two);
+    }
+
+    const GOLDEN_OF_VERSIONS: [&str; 3] =
+        ["055dc926ce054627cd740a82679169b4", "3af9e69b85222d6a51456a881b146ab8", "0e3d9eaf42eea8b5d9ce631e92ede123"];
 
     const GOLDEN: &str = "b5698dabe7c37c28967a239b941494f0";
 

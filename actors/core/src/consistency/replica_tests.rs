@@ -3,7 +3,10 @@
 use std::{
     collections::BTreeMap,
     io::Read,
-    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::SystemTime,
 };
 
@@ -14,11 +17,13 @@ use actorum_machine::{
 
 use crate::{
     entry::{EncodedCommand, SystemCommand},
+    features::Features,
     log::store::{HardState, Recovered},
     marks::Mark,
     replica::{ApplyResult, Hashes, Replica, replay, replay_into},
-    system_state::{Audit, RecoveredBecause},
+    system_state::{Audit, RecoveredBecause, SystemState},
     testkit::{Sum, TestLog, TestSnapshots, command, empty, genesis},
+    versions::Announcement,
     wire::{Entry, Snapshot},
 };
 
@@ -90,6 +95,26 @@ fn the_hash_is_part_of_snapshots() {
     let restarted = replay(GroupId::FIRST, &store, &found(&snapshot, 10), &snapshot_files, Sum::default()).unwrap();
     assert_eq!(restarted.marks, after, "marks that are applied again are reported again");
     assert_eq!(restarted.replica.system(), through.system());
+}
+
+/// The same entries, decided by another version: that is another state, although no entry differs.
+#[test]
+fn nodes_with_different_versions_in_force_differ_at_the_next_mark() {
+    let in_force = |machine| {
+        let (snapshot_files, mut replica) = (TestSnapshots::default(), Replica::new(Sum::default()));
+        let build = Announcement { machine: 3, ..Announcement::of(&Features::all(), 3, 1) };
+        let (mut system, _) = SystemState::of(&genesis()).unwrap();
+        Arc::make_mut(&mut system.versions).machine = machine;
+        replica = replica.built_as(build);
+        replica.restore(&system.genesis(BTreeMap::new()).unwrap(), &snapshot_files).unwrap();
+        let marks = apply(&mut replica, &log());
+        marks.iter().map(|mark| mark.state.unwrap().value).collect::<Vec<_>>()
+    };
+    let values = [0, 2, 3].map(in_force);
+    for (one, other) in [(0, 1), (0, 2), (1, 2)] {
+        assert!(values[one].iter().zip(&values[other]).all(|(one, other)| one != other));
+    }
+    assert_eq!(in_force(2), values[1]);
 }
 
 /// A snapshot of the first version has no hash: it begins at the next mark, or all begin anew where a mark says so.
