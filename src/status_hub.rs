@@ -185,7 +185,16 @@ impl StatusHub {
         status.features = versions.in_use.iter().cloned().collect();
         status.members = versions.announced.iter().map(|(id, theirs)| (*id, member_version(theirs))).collect();
         let candidates = versions.candidates(&self.build).into_iter();
-        status.not_in_use = candidates.map(|what| not_in_use(&what, &applier.membership, announced)).collect();
+        let now = self.clock.now();
+        let waiting = |what: &Activation| {
+            members.not_in_use_since.get(what).map_or(0, |since| now.saturating_sub(*since).as_secs())
+        };
+        let not_in_use = |what: Activation| {
+            let mut shown = not_in_use(&what, &applier.membership, announced);
+            shown.waiting_s = waiting(&what);
+            shown
+        };
+        status.not_in_use = candidates.map(not_in_use).collect();
         status.manual = self.manual;
         status
     }

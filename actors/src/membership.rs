@@ -29,7 +29,7 @@ use actorum_core::{
     message::{LeaderChanged, ReplyHandle},
     system_state::SystemState,
     understanding::Understanding,
-    versions::Announcement,
+    versions::{Activation, Announcement},
     wire::{Formation as BootstrapInfo, Refusal, Request, Response},
 };
 use actorum_machine::{
@@ -134,6 +134,8 @@ pub struct MembershipStatus {
     pub refused_by: BTreeMap<NodeId, String>,
     /// What the calendars of peers show.
     pub clocks: Estimates,
+    /// Since when this node has seen that what its build understands is not in use, by its own clock.
+    pub not_in_use_since: BTreeMap<Activation, Duration>,
     /// Why a peer that leads takes no writes, as it said lately.
     pub refuses_writes: BTreeMap<NodeId, String>,
 }
@@ -175,6 +177,7 @@ pub struct MembershipManager<T: ReplyHandle> {
     /// Whether this node can be part of nothing any more: it is about to stop.
     failed: bool,
     activating: Activating,
+    not_in_use_since: BTreeMap<Activation, Duration>,
 }
 
 debug_fields!(MembershipManager<T: ReplyHandle> { id, group, incarnation, forming, leads, refused, leaving, failed });
@@ -215,6 +218,7 @@ impl<T: ReplyHandle> MembershipManager<T> {
             refuses_writes: BTreeMap::new(),
             failed: false,
             activating: Activating::default(),
+            not_in_use_since: BTreeMap::new(),
         };
         match start_mode {
             StartMode::Bootstrap { founders, cluster, name } => {
@@ -380,7 +384,7 @@ impl<T: ReplyHandle> MembershipManager<T> {
         }
     }
 
-    fn show(&self) {
+    fn show(&mut self) {
         let formed = match (&self.state, &self.formation_state) {
             (Some(_), _) => Formed::Yes,
             (None, Some(formation_state)) => Formed::Forming { waiting_for: formation_state.waiting_for() },
@@ -393,7 +397,10 @@ impl<T: ReplyHandle> MembershipManager<T> {
         let refuses_writes = self.writes_refused_lately();
         let clocks = self.clocks.estimates(self.links.clock.now());
         let heard = self.heard();
-        let shown = MembershipStatus { formed, refused, features, heard, refused_by, clocks, refuses_writes };
+        self.note_not_in_use();
+        let not_in_use_since = self.not_in_use_since.clone();
+        let shown =
+            MembershipStatus { formed, refused, features, heard, refused_by, clocks, not_in_use_since, refuses_writes };
         self.links.status.send_if_modified(|status| {
             let changed = *status != shown;
             *status = shown;

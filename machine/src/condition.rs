@@ -12,18 +12,33 @@
 //!
 //! Deliberately absent: time. What depends on it (a certificate's end, who was heard lately) is a number in the status.
 
-use std::{collections::BTreeMap, fmt, str::FromStr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    str::FromStr,
+};
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
     configuration::Shortfall,
     ids::NodeId,
-    status::{CertificateExpiry, CommitConflict, DiskState, Divergence, DivergenceSide, Formed, Role, Status},
+    status::{
+        CertificateExpiry, CommitConflict, DiskState, Divergence, DivergenceSide, Formed, NotInUse, Role, Status,
+        VersionStatus,
+    },
 };
 
 /// A certificate that expires sooner than this is warned of.
 pub const CERTIFICATE_WARNING_DAYS: i64 = 30;
+
+/// What a program understands and a member lacks is warned of once this node has seen that for so long: an upgrade of all nodes is done
+/// by then.
+pub const LACKING_WARNING_S: u64 = 24 * 60 * 60;
+
+/// What every member understands and nobody activates is warned of once this node has seen that it is not in use for so long: an
+/// operator who keeps the way back open needs some days.
+pub const OPERATOR_WARNING_S: u64 = 7 * LACKING_WARNING_S;
 
 const DAY_S: i64 = 24 * 60 * 60;
 const CERTIFICATE_WARNING_S: i64 = CERTIFICATE_WARNING_DAYS * DAY_S;
@@ -136,6 +151,9 @@ reasons! {
     CommitConflict "commit_conflict" commit_conflict;
     /// A certificate that this node serves with, or of its authority, expires within 30 days.
     CertificateExpiring "certificate_expiring" one_for_each_directory;
+    /// The cluster has not used for a day what this node's program understands, because a member has not announced it; or for a week,
+    /// because nobody activates it.
+    ActivationWaits "activation_waits" activation_waits;
 }
 
 impl fmt::Display for Reason {
@@ -476,6 +494,40 @@ fn clock_unverified(status: &Status) -> Found {
     ))
 }
 
+/// What is held back for long, and who does so. Nothing is wrong with writes meanwhile.
+fn activation_waits(status: &Status) -> Found {
+    let VersionStatus { not_in_use, members, .. } = &status.versions;
+    let (unasked, lacking): (Vec<&NotInUse>, Vec<&NotInUse>) =
+        not_in_use.iter().partition(|waiting| waiting.lacking.is_empty());
+    let late = |waiting: Vec<&NotInUse>, bound: u64| -> Option<(String, u64, BTreeSet<NodeId>)> {
+        let late: Vec<_> = waiting.into_iter().filter(|waiting| waiting.waiting_s >= bound).collect();
+        let longest = late.iter().map(|waiting| waiting.waiting_s).max()?;
+        let what: Vec<_> = late.iter().map(|waiting| waiting.what.as_str()).collect();
+        Some((what.join(", "), longest / 3600, late.iter().flat_map(|waiting| &waiting.lacking).copied().collect()))
+    };
+    if let Some((what, hours, who)) = late(lacking, LACKING_WARNING_S) {
+        let describe = |id: &NodeId| {
+            let peer = status.peers.get(id);
+            let is_here = *id == status.id || peer.is_some_and(|peer| peer.connected || peer.recently_active);
+            match (is_here, members.get(id)) {
+                (false, _) => format!("node {id} (it cannot be reached)"),
+                (true, Some(theirs)) => format!("node {id} (version {} of the state machine)", theirs.machine),
+                (true, None) => format!("node {id} (nothing is recorded of it)"),
+            }
+        };
+        let who: Vec<_> = who.iter().map(describe).collect();
+        return warning(format!(
+            "not in use for {hours} hours: {what}. It waits for {}: start each of them with the program of the others, or remove it",
+            who.join(", ")
+        ));
+    }
+    let (what, hours, _) = late(unasked, OPERATOR_WARNING_S)?;
+    warning(format!(
+        "not in use for {} days: {what}, which every member understands. An operator has to ask for it (`actorum activate`), where          the leader runs with activate = \"manual\"",
+        hours / 24
+    ))
+}
+
 /// See [`certificates`].
 fn one_for_each_directory(_: &Status) -> Found {
     None
@@ -549,6 +601,12 @@ mod tests {
             let peer = status.peers.get_mut(id).unwrap();
             (peer.connected, peer.recently_active, peer.last_error) = (false, false, Some("no route".into()));
         }
+    }
+
+    /// Something that is not in use, seen for so long.
+    fn waits(status: &mut Status, what: &str, lacking: &[NodeId], waiting_s: u64) {
+        let lacking = lacking.to_vec();
+        status.versions.not_in_use.push(NotInUse { what: what.into(), lacking, waiting_s, ..NotInUse::default() });
     }
 
     fn retire(status: &mut Status) {
@@ -810,6 +868,37 @@ mod tests {
                     s.clock.offset_ms = None
                 },
                 &[(Reason::ClockUnverified, Warning, "its own clock alone")],
+            ),
+            (
+                "an upgrade that is under way, and one that an operator keeps open",
+                |s| {
+                    waits(s, "feature a", &[2, 3], LACKING_WARNING_S - 1);
+                    waits(s, "feature b", &[], OPERATOR_WARNING_S - 1);
+                },
+                &[],
+            ),
+            (
+                "a dead member holds an activation back",
+                |s| {
+                    lost(s, &[3]);
+                    waits(s, "feature a", &[3], LACKING_WARNING_S);
+                    waits(s, "version 2 of the state machine", &[2, 3], 50 * 3600);
+                },
+                &[(
+                    Reason::ActivationWaits,
+                    Warning,
+                    "not in use for 50 hours: feature a, version 2 of the state machine. It waits for node 2 (nothing is recorded of \
+                     it), node 3 (it cannot be reached): start each",
+                )],
+            ),
+            (
+                "nobody activates what every member understands",
+                |s| waits(s, "version 2 of the state machine", &[], OPERATOR_WARNING_S),
+                &[(
+                    Reason::ActivationWaits,
+                    Warning,
+                    "not in use for 7 days: version 2 of the state machine, which every",
+                )],
             ),
             (
                 "certificates with time",

@@ -339,6 +339,9 @@ pub struct NotInUse {
     /// The members that have not announced it, whether they run or not. Empty: all have, and the leader is about to put it to
     /// use, or waits for an operator where it is set to.
     pub lacking: Vec<NodeId>,
+    /// For how many seconds this node has seen since its start that it is not in use.
+    #[serde(default)]
+    pub waiting_s: u64,
 }
 
 /// Which versions run, and what is in use: see the guide's chapter on upgrades.

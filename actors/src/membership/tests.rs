@@ -1,5 +1,11 @@
 //! What refusals do to a membership manager, and what it knows of features.
 
+use std::{
+    collections::BTreeSet,
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    time::SystemTime,
+};
+
 use actorum_core::{
     entry::ChangeId, features::Feature, identity::Identity, message::RequestOutcome, system_state::SystemChange,
     testkit::founded, versions::Announcement,
@@ -357,4 +363,43 @@ async fn with_manual_nothing_is_recorded_or_used_before_an_operator_says_so() {
     let [two, three] = hellos;
     let asked = proposed(false, true, &[two, three.clone(), three]).await;
     assert_eq!(asked, ["announce 1", "announce 2", "announce 3", "activate version 2 of the state machine"]);
+}
+
+/// A clock that a test sets.
+struct Hand(AtomicU64);
+
+impl crate::clock::Clock for Hand {
+    fn now(&self) -> Duration {
+        Duration::from_secs(self.0.load(Relaxed))
+    }
+
+    fn wall(&self) -> SystemTime {
+        SystemTime::UNIX_EPOCH + self.now()
+    }
+}
+
+#[actix::test]
+async fn what_is_not_in_use_is_counted_from_the_moment_when_it_was_first_seen() {
+    let fake = Fake(mpsc::unbounded_channel().0, mpsc::unbounded_channel().0).start();
+    let (status, clock) = (watch::Sender::new(MembershipStatus::default()), Arc::new(Hand(AtomicU64::new(5))));
+    let links = Links { clock: clock.clone(), ..links(&fake, &status) };
+    let mut state = founded();
+    let start_mode = StartMode::Formed { state: Arc::new(state.clone()), formed_with: BTreeMap::new() };
+    let own = Announcement { features: BTreeSet::new(), machine: 2, boot: 1 };
+    let understanding = Understanding::new(1, Features::none(), own);
+    let manager =
+        MembershipManager::<NoReply>::new(1, GroupId::FIRST, Incarnation(1), understanding, start_mode, links);
+    let manager = manager.unwrap().start();
+    manager.send(Flush).await.unwrap();
+    let seen = || status.borrow().not_in_use_since.clone();
+    let expected = BTreeMap::from([(Activation::Machine(2), Duration::from_secs(5))]);
+    assert_eq!(seen(), expected);
+    clock.0.store(90_000, Relaxed);
+    manager.do_send(SystemChanged { index: 9, state: Arc::new(state.clone()) });
+    manager.send(Flush).await.unwrap();
+    assert_eq!(seen(), expected, "it is the same that waits");
+    Arc::make_mut(&mut state.versions).machine = 2;
+    manager.do_send(SystemChanged { index: 10, state: Arc::new(state) });
+    manager.send(Flush).await.unwrap();
+    assert_eq!(seen(), BTreeMap::new(), "it is in use");
 }

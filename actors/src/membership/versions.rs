@@ -150,6 +150,18 @@ impl<T: ReplyHandle> MembershipManager<T> {
         self.propose_versions();
     }
 
+    /// What this node's build understands and the cluster does not use, and since when that was seen.
+    pub(super) fn note_not_in_use(&mut self) {
+        let now = self.links.clock.now();
+        let own = self.understanding.own();
+        let candidates = self.state.iter().flat_map(|state| state.versions.candidates(own));
+        let since = |what: Activation| {
+            let since = self.not_in_use_since.get(&what).copied().unwrap_or(now);
+            (what, since)
+        };
+        self.not_in_use_since = candidates.map(since).collect();
+    }
+
     /// What each member's build understands as its newest hello says.
     pub(super) fn heard(&self) -> BTreeMap<NodeId, Announcement> {
         let members = self.state.iter().flat_map(|state| state.membership.members.keys());
