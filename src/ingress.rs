@@ -12,7 +12,7 @@
 use std::{
     future::Future,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 
@@ -209,15 +209,21 @@ impl<S: StateMachine> Ingress<S> {
         &self,
         deadline: Option<Duration>,
     ) -> impl Future<Output = Result<VersionStatus, ActivateError>> + use<S> {
-        let begun = self.membership.upgrade().map(|membership| membership.send(Activate));
+        // The caller's, and given back when the caller waits no longer: whoever holds its answer open forgets who has gone.
+        let permit = self.admit(0);
+        let begun = permit.as_ref().ok().and_then(|_| self.membership.upgrade());
+        let begun = begun.map(|membership| membership.send(Activate));
         let (limit, admission, mut status_hub) =
             (self.limit(deadline), self.admission.clone(), (*self.status_hub).clone());
         async move {
+            let _permit = permit?;
             let stopped = || ActivateError::Stopped { cause: cause(&admission) };
             let begun = begun.ok_or_else(stopped)?;
+            let (within, hub, done) = (limit.deadline, limit.status_hub.clone(), OnceLock::new());
             let activated = async {
                 let activated = begun.await.map_err(|_| stopped())?;
                 let index = activated.map_err(|NoLeader| ActivateError::NoLeader)?;
+                let index = *done.get_or_init(|| index);
                 loop {
                     status_hub.mark_seen();
                     let status = status_hub.status();
@@ -229,7 +235,8 @@ impl<S: StateMachine> Ingress<S> {
                     }
                 }
             };
-            let late = |cause| ActivateError::DeadlineExceeded { cause };
+            let why = || hub.why_not_activated(within, done.get().copied());
+            let late = |_| ActivateError::DeadlineExceeded { cause: why() };
             limit.of(async { Ok::<_, ()>(activated.await) }, stopped, late).await
         }
     }

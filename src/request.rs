@@ -6,12 +6,15 @@
 use std::{fmt, time::Duration};
 
 use actix::{Message, Recipient};
-use actorum_actors::subscribers::{Subscriber, Wants};
+use actorum_actors::{
+    admission::Denied,
+    subscribers::{Subscriber, Wants},
+};
 use actorum_machine::{
     codes::ErrorCode,
     event::{Event, Events},
     machine::StateMachine,
-    outcome::{Applied, ProposeError, ReadError},
+    outcome::{Applied, BusyBound, ProposeError, ReadError},
     position::{After, Position},
     status::{Status, VersionStatus},
 };
@@ -227,7 +230,13 @@ pub enum ActivateError {
     /// No leader is known, and only a leader puts something to use.
     #[error("no leader is known: is a majority of the voters running and reachable?")]
     NoLeader,
-    /// It was not in use on this node in time.
+    /// A bound is reached. Nothing was asked of the leader.
+    #[error("busy: {bound}; slow down and ask again")]
+    Busy {
+        /// Which one.
+        bound: BusyBound,
+    },
+    /// It was not in use on this node in time. It may be put to use later all the same.
     #[error("not everything was in use within the deadline: {cause}; ask again")]
     DeadlineExceeded {
         /// What it waited for.
@@ -241,10 +250,20 @@ pub enum ActivateError {
     },
 }
 
+impl From<Denied> for ActivateError {
+    fn from(denied: Denied) -> Self {
+        match denied {
+            Denied::Busy(bound) => ActivateError::Busy { bound },
+            Denied::Closed { cause } => ActivateError::Stopped { cause },
+        }
+    }
+}
+
 impl ErrorCode for ActivateError {
     fn code(&self) -> &'static str {
         match self {
             ActivateError::NoLeader => "not_leader",
+            ActivateError::Busy { .. } => "busy",
             ActivateError::DeadlineExceeded { .. } => "deadline_exceeded",
             ActivateError::Stopped { .. } => "stopped",
         }

@@ -231,6 +231,34 @@ impl StatusHub {
         format!("no answer came within {deadline:?}: this node's state machine {behind}")
     }
 
+    /// What an activation waits for at its deadline. `done` is an index at which the leader had done its part, if it has answered.
+    pub(crate) fn why_not_activated(&self, deadline: Duration, done: Option<u64>) -> String {
+        let status = self.status();
+        let (id, leader, applied) = (status.id, status.leader, status.applied_index);
+        let waits = match (done, leader) {
+            (Some(index), _) => format!("node {id} has applied up to {applied} of {index}"),
+            (None, None) => "no leader is known".to_owned(),
+            (None, Some(leader)) if leader != id => format!("the leader, node {leader}, has not answered"),
+            (None, Some(_)) => match status.unready() {
+                Some(Condition { message, .. }) => {
+                    format!("the entries of the leader, node {id}, are not applied: {message}")
+                }
+                None => format!("the entries of the leader, node {id}, are not applied"),
+            },
+        };
+        let left = status.versions.not_in_use.iter().map(|NotInUse { what, lacking, .. }| {
+            let lacking: Vec<_> = lacking.iter().map(NodeId::to_string).collect();
+            match lacking.is_empty() {
+                true => format!("{what} is not in use, which every member understands"),
+                false => {
+                    format!("{what} is not in use, since node {} has not announced it", lacking.join(" and node "))
+                }
+            }
+        });
+        let said: Vec<_> = std::iter::once(format!("within {deadline:?} {waits}")).chain(left).collect();
+        said.join("; ")
+    }
+
     /// Why a snapshot is not there at its deadline. Of one that is under way that it goes on: whoever gave up has ended nothing.
     pub(crate) fn why_no_snapshot(&self, deadline: Duration, why_late: String) -> String {
         let goes_on = "The snapshot goes on and counts once it is durable: see `snapshots` in the status";

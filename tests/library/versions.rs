@@ -3,8 +3,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use crate::support::{MemoryDisk, MemoryNetwork, TIMEOUT, founders, on, quick};
-use actorum::{ActivateMode, Network, NodeId, Outcome, StartError, prelude::*};
+use actorum::{ActivateError, ActivateMode, ErrorCode, Network, NodeId, Outcome, StartError, prelude::*};
 use serde::{Deserialize, Serialize};
 
 /// Jobs, as the program of version `V` knows them. Version 2 knows `Cancel`; from version 3 on a job is finished once only.
@@ -60,6 +59,7 @@ struct Cluster {
     network: MemoryNetwork,
     disks: [MemoryDisk; 3],
     manual: bool,
+    most_requests: Option<usize>,
 }
 
 impl Cluster {
@@ -71,7 +71,13 @@ impl Cluster {
             .storage(storage)
             .bootstrap(founders(3))
             .configure(quick)
-            .configure(|config| config.activate = activate);
+            .configure(|config| {
+                config.activate = activate;
+                if let Some(most) = self.most_requests {
+                    // A leader that is cut off goes on for a while.
+                    (config.max_in_flight, config.election_ms) = (most, 1500);
+                }
+            });
         builder.start().await
     }
 
@@ -252,6 +258,41 @@ async fn an_operator_decides_when_there_is_no_way_back() {
     for node in [a, b, c] {
         end(node).await;
     }
+}
+
+/// Who asks for an activation is admitted as every other client is, and is told at its deadline what it waited for.
+#[actix::test]
+async fn an_activation_is_bounded_and_says_what_it_waited_for() {
+    let cluster = Cluster { manual: true, most_requests: Some(1), ..Cluster::default() };
+    let (a, b, c) = (cluster.start::<2>(1).await, cluster.start::<2>(2).await, cluster.start::<2>(3).await);
+    for node in [&a, &b] {
+        node.wait(PATIENCE, |s: &Status| s.leader.is_some()).await.unwrap();
+    }
+    end(c).await;
+    // One of the other two leads, and the third one comes back with an older program.
+    a.wait(PATIENCE, |s: &Status| s.leader.is_some_and(|leader| leader != 3)).await.unwrap();
+    let c = cluster.start::<1>(3).await;
+    let leader = if a.is_leader() { &a } else { &b };
+    let lacks = |s: &Status| s.versions.not_in_use.iter().any(|missing| missing.lacking == [3]);
+    leader.wait(PATIENCE, lacks).await.unwrap();
+    // It does not know yet that nobody follows it.
+    cluster.network.isolate(leader.id());
+    let asks = || leader.activate_within(Duration::from_millis(1));
+    let (first, second) = tokio::join!(asks(), asks());
+    assert!(matches!(second, Err(ActivateError::Busy { .. })), "{second:?}");
+    assert_eq!((second.as_ref().unwrap_err().code(), second.as_ref().unwrap_err().http_status()), ("busy", 503));
+    let first = first.unwrap_err();
+    assert!(matches!(&first, ActivateError::DeadlineExceeded { .. }), "{first:?}");
+    let words = "version 2 of the state machine is not in use, since node 3 has not announced it";
+    assert!(first.to_string().contains(words), "{first}");
+    // Whoever waits no longer takes no room.
+    cluster.network.heal_all();
+    b.activate_within(PATIENCE).await.unwrap();
+    a.activate_within(PATIENCE).await.unwrap();
+    for node in [a, b] {
+        end(node).await;
+    }
+    end(c).await;
 }
 
 /// A learner that comes with an older program applies nothing that it does not understand, and is not promoted.

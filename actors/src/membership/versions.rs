@@ -38,10 +38,10 @@ pub(super) struct Activating {
     announced: BTreeMap<NodeId, Announcement>,
     activated: BTreeSet<Activation>,
     /// Operators who have said that what every member understands may be used, until it is in use or this leadership ends. Bound: the
-    /// clients that still wait, and the questions that the transport lets peers have open.
+    /// clients that still wait, which the front door admits, and the questions that the transport lets peers have open.
     operators: Vec<Operator>,
-    /// Operators who wait for another leader's answer, by the number of the question. Bound: each has one answer, within its
-    /// timeout.
+    /// Operators who wait for another leader's answer, by the number of the question. Bound: those that still wait, which the front
+    /// door admits.
     pub(super) asked_leader: BTreeMap<u64, oneshot::Sender<Activated>>,
 }
 
@@ -176,6 +176,7 @@ impl<T: ReplyHandle> Handler<Activate> for MembershipManager<T> {
         let (client, answer) = oneshot::channel();
         match self.leader {
             Some(to) if !self.leads => {
+                self.activating.asked_leader.retain(|_, other| !other.is_closed());
                 self.next_id += 1;
                 let (id, group, reply_to) = (self.next_id, self.group, ctx.address().downgrade().recipient());
                 let (request, timeout) = (Request::Activate, ACTIVATE_TIMEOUT);
