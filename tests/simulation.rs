@@ -149,10 +149,10 @@ fn fresh_seeds() {
     }
     for (seeds, kind) in [
         (1, "put back"),
-        (1, "put back and refused at its start"),
-        (2, "put back and went on"),
-        (75, "put back and stopped later"),
-        (12, "joined with too old a program"),
+        (2, "put back and refused at its start"),
+        (3, "put back and went on"),
+        (120, "put back and stopped later"),
+        (18, "joined with too old a program"),
         (2, "activation asked for"),
         (5, "activation done"),
     ] {

@@ -206,7 +206,7 @@ impl Faults {
             subscription: 2,
             take_snapshot: 4,
             shutdown: 3,
-            put_back: 8,
+            put_back: 5,
         }
     }
 }

@@ -226,7 +226,7 @@ impl<S: StateMachine> Fleet<S> {
         let programs = [Program::First, Program::Hashing, Program::OlderMachine];
         let program = match founds {
             true => programs[state.0.fork("program", id).below(3) as usize],
-            false if bootstrap == Bootstrap::Wait && state.0.fork("program", id).below(3) == 0 => Program::OlderMachine,
+            false if bootstrap == Bootstrap::Wait && state.0.fork("program", id).below(4) == 0 => Program::OlderMachine,
             false => Program::Newest,
         };
         let room = Room::new(self.0.capacity, &self.0.config);

@@ -14,8 +14,8 @@ impl Invariant for ProgramsStopInTime {
     fn check(&mut self, event: &Event<'_>, facts: &Facts) -> Result<(), String> {
         let (node, applied) = match event {
             Event::Stopped { node, cause } if is_outdated(cause) => {
-                let program = facts.nodes.get(node).map(|facts| facts.program);
-                return match program.and_then(|program| facts.in_use.lacks(program)) {
+                let Some(program) = facts.nodes.get(node).map(|facts| facts.program) else { return Ok(()) };
+                return match facts.in_use.lacks(program) {
                     Some(_) => Ok(()),
                     None => Err(format!(
                         "n{node} has {program:?}, which lacks nothing that is in use, and stopped: {cause}"
@@ -32,8 +32,8 @@ impl Invariant for ProgramsStopInTime {
             Event::Looked { node, status } => (node, status.applied_index),
             _ => return Ok(()),
         };
-        let program = facts.nodes.get(node).map(|facts| facts.program);
-        match program.and_then(|program| facts.in_use.lacks(program)) {
+        let Some(program) = facts.nodes.get(node).map(|facts| facts.program) else { return Ok(()) };
+        match facts.in_use.lacks(program) {
             Some((index, what)) if applied >= index => {
                 Err(format!("n{node} has {program:?} and has applied {applied}, and {what} is in use since {index}"))
             }
