@@ -160,8 +160,12 @@ async fn what_an_older_version_decided_stays_decided_and_the_new_one_begins_at_o
 async fn a_command_that_a_member_cannot_read_is_refused_and_not_in_the_log() {
     let cluster = Cluster::default();
     let (a, b, c) = (cluster.start::<1>(1).await, cluster.start::<2>(2).await, cluster.start::<2>(3).await);
-    let all = |s: &Status| s.versions.members.len() == 3;
+    // And what all of them have is in use: each activation is an entry.
+    let all = |s: &Status| {
+        s.versions.members.len() == 3 && s.versions.not_in_use.iter().all(|waiting| !waiting.lacking.is_empty())
+    };
     b.wait(TIMEOUT, all).await.unwrap();
+    let before = b.propose(Command::Finish(1)).await.unwrap();
     for node in [&b, &c] {
         node.wait(TIMEOUT, all).await.unwrap();
     }
