@@ -209,7 +209,7 @@ impl<S: StateMachine> Ingress<S> {
         &self,
         deadline: Option<Duration>,
     ) -> impl Future<Output = Result<VersionStatus, ActivateError>> + use<S> {
-        // The caller's, and given back when the caller waits no longer: whoever holds its answer open forgets who has gone.
+        // The caller's, and given back when the caller waits no longer: whoever holds the answer open forgets it then.
         let permit = self.admit(0);
         let begun = permit.as_ref().ok().and_then(|_| self.membership.upgrade());
         let begun = begun.map(|membership| membership.send(Activate));

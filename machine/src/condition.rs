@@ -32,12 +32,12 @@ use crate::{
 /// A certificate that expires sooner than this is warned of.
 pub const CERTIFICATE_WARNING_DAYS: i64 = 30;
 
-/// What a program understands and a member lacks is warned of once this node has seen that for so long: an upgrade of all nodes is done
-/// by then.
+/// What a program understands and a member lacks is warned of once this node has seen that for so long: an upgrade of all
+/// nodes is done by then.
 pub const LACKING_WARNING_S: u64 = 24 * 60 * 60;
 
-/// What every member understands and nobody activates is warned of once this node has seen that it is not in use for so long: an
-/// operator who keeps the way back open needs some days.
+/// What every member understands and nobody activates is warned of once this node has seen that it is not in use for so
+/// long: an operator who keeps the way back open needs some days.
 pub const OPERATOR_WARNING_S: u64 = 7 * LACKING_WARNING_S;
 
 const DAY_S: i64 = 24 * 60 * 60;
@@ -151,8 +151,8 @@ reasons! {
     CommitConflict "commit_conflict" commit_conflict;
     /// A certificate that this node serves with, or of its authority, expires within 30 days.
     CertificateExpiring "certificate_expiring" one_for_each_directory;
-    /// The cluster has not used for a day what this node's program understands, because a member has not announced it; or for a week,
-    /// because nobody activates it.
+    /// The cluster has not used for a day what this node's program understands, because a member has not announced it; or
+    /// for a week, because nobody activates it.
     ActivationWaits "activation_waits" activation_waits;
 }
 
@@ -517,13 +517,15 @@ fn activation_waits(status: &Status) -> Found {
         };
         let who: Vec<_> = who.iter().map(describe).collect();
         return warning(format!(
-            "not in use for {hours} hours: {what}. It waits for {}: start each of them with the program of the others, or remove it",
+            "not in use for {hours} hours: {what}. It waits for {}: start each of them with the program of the \
+             others, or remove it",
             who.join(", ")
         ));
     }
     let (what, hours, _) = late(unasked, OPERATOR_WARNING_S)?;
     warning(format!(
-        "not in use for {} days: {what}, which every member understands. An operator has to ask for it (`actorum activate`), where          the leader runs with activate = \"manual\"",
+        "not in use for {} days: {what}, which every member understands. An operator has to ask for it \
+         (`actorum activate`), where the leader runs with activate = \"manual\"",
         hours / 24
     ))
 }
@@ -887,8 +889,8 @@ mod tests {
                 &[(
                     Reason::ActivationWaits,
                     Warning,
-                    "not in use for 50 hours: feature a, version 2 of the state machine. It waits for node 2 (nothing is recorded of \
-                     it), node 3 (it cannot be reached): start each",
+                    "not in use for 50 hours: feature a, version 2 of the state machine. It waits for node 2 (nothing \
+                     is recorded of it), node 3 (it cannot be reached): start each",
                 )],
             ),
             (
@@ -963,6 +965,7 @@ mod tests {
             assert_eq!(kinds, wanted, "{what}: {found:?}");
             for (condition, (_, _, words)) in found.iter().zip(*expected) {
                 assert!(condition.message.contains(words), "{what}: {condition}");
+                assert!(!condition.message.contains("  "), "{what}: {condition}");
             }
             let first = expected.first().filter(|(_, severity, _)| *severity == Unready);
             assert_eq!(status.unready().map(|c| c.reason), first.map(|(reason, ..)| *reason), "{what}");

@@ -88,8 +88,8 @@ pub struct Faults {
     pub take_snapshot: u32,
     /// A node is shut down in order, and comes back.
     pub shutdown: u32,
-    /// A node starts with the program before its own: it goes on with it, or stops with the error that says to upgrade if the
-    /// cluster uses what that program lacks. Then it has the newer one again.
+    /// A node starts with the program before its own: it goes on with it, or stops with the error that says to upgrade if
+    /// the cluster uses what that program lacks. Then it has the newer one again.
     pub put_back: u32,
 }
 

@@ -1,5 +1,5 @@
-//! A program stops at the first entry that puts to use what it lacks, before it applies anything behind it; and for no other reason
-//! does it say that it lacks something.
+//! A program stops at the first entry that puts to use what it lacks, before it applies anything behind it; and for no
+//! other reason does it say that it lacks something.
 
 use super::{Event, Facts, Invariant};
 use crate::fleet::is_outdated;

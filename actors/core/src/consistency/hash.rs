@@ -4,9 +4,10 @@
 //!  value' = XXH3-128( value · index · term · kind · length of data · [version] · data · context )
 //! ```
 //!
-//! The version of the state machine in force is part of it once one was activated: nodes that hold the same entries and decide them by
-//! different versions differ at the next mark. Before that nothing is added, so that a node comes to the same value as one whose
-//! build knows no activations. Such a build stops at the first announcement, which comes before every activation.
+//! The version of the state machine in force is part of it once one was activated: nodes that hold the same entries and
+//! decide them by different versions differ at the next mark. Before that nothing is added, so that a node comes to the
+//! same value as one whose build knows no activations. Such a build stops at the first announcement, which comes before
+//! every activation.
 //!
 //! A chain of one short hash per entry rather than one long hash: its whole state is the 16 bytes of its value, which go into
 //! every snapshot.
@@ -44,7 +45,7 @@ pub struct Hasher {
 }
 
 impl Hasher {
-    /// One more entry was applied, while this version of the state machine was in force; zero if none was ever activated.
+    /// One more entry was applied, while this version of the state machine was in force; zero if none was activated.
     pub fn entry(&mut self, hash: &mut StateHash, entry: &Entry, version: u32) {
         let Entry { kind, term, index, data, context } = entry;
         let kind = match kind {
