@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use actorum_core::{
-    entry::{Kind, Stamped, SystemCommand},
+    entry::{CommandKind, Stamped, SystemCommand},
     system_state::GENESIS_INDEX,
     versions::{Activation, Announcement},
     wire::{Entry, EntryKind},
@@ -56,7 +56,7 @@ impl InUse {
         let command = match entry.kind {
             EntryKind::ConfChange => SystemCommand::decode(&entry.context).ok(),
             EntryKind::Normal => match Stamped::parse(&entry.data) {
-                Ok(stamped) if stamped.kind == Kind::System => SystemCommand::decode(stamped.payload).ok(),
+                Ok(stamped) if stamped.kind == CommandKind::System => SystemCommand::decode(stamped.payload).ok(),
                 _ => None,
             },
         };
