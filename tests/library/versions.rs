@@ -3,6 +3,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
+use crate::support::{MemoryDisk, MemoryNetwork, TIMEOUT, founders, on, quick};
 use actorum::{ActivateError, ActivateMode, ErrorCode, Network, NodeId, Outcome, StartError, prelude::*};
 use serde::{Deserialize, Serialize};
 
@@ -268,15 +269,15 @@ async fn an_activation_is_bounded_and_says_what_it_waited_for() {
     let cluster = Cluster { manual: true, most_requests: Some(1), ..Cluster::default() };
     let (a, b, c) = (cluster.start::<2>(1).await, cluster.start::<2>(2).await, cluster.start::<2>(3).await);
     for node in [&a, &b] {
-        node.wait(PATIENCE, |s: &Status| s.leader.is_some()).await.unwrap();
+        node.wait(TIMEOUT, |s: &Status| s.leader.is_some()).await.unwrap();
     }
     end(c).await;
     // One of the other two leads, and the third one comes back with an older program.
-    a.wait(PATIENCE, |s: &Status| s.leader.is_some_and(|leader| leader != 3)).await.unwrap();
+    a.wait(TIMEOUT, |s: &Status| s.leader.is_some_and(|leader| leader != 3)).await.unwrap();
     let c = cluster.start::<1>(3).await;
     let leader = if a.is_leader() { &a } else { &b };
     let lacks = |s: &Status| s.versions.not_in_use.iter().any(|missing| missing.lacking == [3]);
-    leader.wait(PATIENCE, lacks).await.unwrap();
+    leader.wait(TIMEOUT, lacks).await.unwrap();
     // It does not know yet that nobody follows it.
     cluster.network.isolate(leader.id());
     let asks = || leader.activate_within(Duration::from_millis(1));
@@ -289,8 +290,8 @@ async fn an_activation_is_bounded_and_says_what_it_waited_for() {
     assert!(first.to_string().contains(words), "{first}");
     // Whoever waits no longer takes no room.
     cluster.network.heal_all();
-    b.activate_within(PATIENCE).await.unwrap();
-    a.activate_within(PATIENCE).await.unwrap();
+    b.activate_within(TIMEOUT).await.unwrap();
+    a.activate_within(TIMEOUT).await.unwrap();
     for node in [a, b] {
         end(node).await;
     }
