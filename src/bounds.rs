@@ -115,7 +115,7 @@ impl Config {
         }
         let length = self.cluster_name.len();
         if length > MAX_CLUSTER_NAME {
-            return wrong("cluster_name", format!("it has {length} bytes, and may have {MAX_CLUSTER_NAME}"));
+            return wrong("cluster_name", format!("it has {length} bytes, and may have at most {MAX_CLUSTER_NAME}"));
         }
         Ok(())
     }

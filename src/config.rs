@@ -398,7 +398,7 @@ impl Config {
             return wrong(
                 "election_ms",
                 format!(
-                    "{} is less than three heartbeats: a late one would cost the leader its leadership; at least {least}",
+                    "{} is less than three heartbeats: one late heartbeat would end the leadership; at least {least}",
                     self.election_ms
                 ),
             );

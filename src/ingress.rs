@@ -111,7 +111,7 @@ impl<S: StateMachine> Ingress<S> {
     fn prepare(&self, command: &S::Command) -> Result<(u32, Prepared), ProposeError> {
         let needed = catch_unwind(AssertUnwindSafe(|| S::needs_version(command)));
         let needed =
-            needed.map_err(|_| ProposeError::Invalid { cause: "asking which version it needs panics".into() })?;
+            needed.map_err(|_| ProposeError::Invalid { cause: "`needs_version` panicked for this command".into() })?;
         let invalid = |error: machine::MachineError| ProposeError::Invalid { cause: error.to_string() };
         let encoded = EncodedCommand::command(command).map_err(invalid)?;
         let (size, limit) = (encoded.size(), self.max_entry_bytes);

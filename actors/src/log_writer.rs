@@ -442,7 +442,7 @@ impl LogWriter {
         });
         if low != was_low {
             // For the log it is a condition, whose lines are written where all of them are.
-            tracing::debug!(free, needed, reserve = space.reserve, low, "what is free on the disk passed its mark");
+            tracing::debug!(free, needed, reserve = space.reserve, low, "the free space on the disk crossed its limit");
         }
         // While it is low the figures are part of what clients are told.
         let (waits, being_made) = (self.waits_for_room, low && space.being_made);
@@ -575,7 +575,7 @@ impl ProbeEnd {
 
 impl Drop for ProbeEnd {
     fn drop(&mut self) {
-        self.send(Err(StoreError::Closed("the probe ended without a word".to_owned())));
+        self.send(Err(StoreError::Closed("the probe's thread ended without a result".to_owned())));
     }
 }
 

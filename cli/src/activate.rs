@@ -16,9 +16,10 @@ const GRACE: Duration = Duration::from_secs(2);
 
 /// Let a cluster use what is new in the version that all its members run
 ///
-/// Only needed where nodes run with activate = "manual": otherwise the leader does it by itself. Any node takes it. From then on
-/// no member can be put back to a version that does not know what is in use. It is done when that is in use on the node. What
-/// some member does not understand is printed with the members that lack it, and is then an error.
+/// Only needed where nodes run with activate = "manual"; otherwise the leader does it by itself. Any node takes the
+/// request. Afterwards no member can be put back to a version that does not know what is in use. The command ends when
+/// what is new is in use on this node. If a member lacks something, the command prints what and which members, and
+/// fails.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// The node's admin address, such as http://127.0.0.1:9001

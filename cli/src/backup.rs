@@ -45,15 +45,15 @@ const LOOK_WITHIN: Duration = Duration::from_secs(3);
 /// How many bytes are read from a node at a time.
 const PIECE: usize = 256 << 10;
 
-/// Let a node take a snapshot of its state, so that its log before the one before it can go
+/// Let a node take a snapshot of its state, so that it can cut off its old log
 ///
-/// Nodes do this by themselves, as their configuration says. It is done when the snapshot is durable on that node;
-/// requests go on meanwhile.
+/// Nodes do this by themselves, as their configuration says. The command ends when the snapshot is durable on that
+/// node. Requests go on meanwhile.
 #[derive(clap::Args)]
 pub(crate) struct SnapshotArgs {
     /// The node's admin address, such as http://127.0.0.1:9001
     url: String,
-    /// How long to wait for it, in seconds; it goes on all the same
+    /// How long to wait for the snapshot, in seconds; afterwards the node still takes it
     #[arg(long, value_name = "SECONDS", default_value_t = MOST_S, value_parser = clap::value_parser!(u64).range(1..=MOST_S))]
     timeout: u64,
 }
@@ -63,9 +63,9 @@ const MOST_S: u64 = MAX_TIMEOUT.as_secs();
 
 /// Write a consistent copy of the cluster's state to a file, a device or standard output, from any node
 ///
-/// The node takes a snapshot first if its newest is not of now, and streams it. The file is complete and verified once it
-/// has its name. `actorum restore` makes a new cluster of it. An admin address that asks for certificates is read with
-/// another client: curl --cert cert.pem --key key.pem --cacert ca.pem -o FILE https://HOST:PORT/backup
+/// The node takes a snapshot first, if it has applied anything since its newest one, and streams it. The file gets its
+/// name only once it is complete and verified. `actorum restore` makes a new cluster of it. If the admin address asks
+/// for certificates, use curl: curl --cert cert.pem --key key.pem --cacert ca.pem -o FILE https://HOST:PORT/backup
 #[derive(clap::Args)]
 pub(crate) struct BackupArgs {
     /// The node's admin address, such as http://127.0.0.1:9001
@@ -159,15 +159,16 @@ fn while_it_gets_on<T>(
         }
         if heard.elapsed() >= timeouts.silent {
             return Err(Failure::new(format!(
-                "{url}: {node} has answered nothing for {} s, not even how it is: it is stopped or hangs, or the \
-                 network between does. Ask another node, or this one again once `actorum status` shows it",
+                "{url}: {node} has answered nothing for {} s, not even questions about its status: \
+                 the node is stopped or hangs, or the network does not work. Ask another node, or this one again once \
+                 `actorum status` shows it",
                 timeouts.silent.as_secs_f32()
             )));
         }
         if grown.elapsed() >= timeouts.still {
             return Err(Failure::new(format!(
-                "{url}: {node} answers, but its snapshot has not got on for {} s: see its log and `actorum status`, \
-                 or ask another node",
+                "{url}: {node} answers, but its snapshot has made no progress for {} s: \
+                 see its log and `actorum status`, or ask another node",
                 timeouts.still.as_secs_f32()
             )));
         }
@@ -215,12 +216,13 @@ impl Goal {
         let failed = |error: io::Error| Failure::new(format!("{}: {error}", file.display()));
         if STDOUT.iter().any(|name| file == Path::new(name)) {
             if io::stdout().is_terminal() {
-                return Err(Failure::usage("a backup is no text for a terminal: send standard output somewhere else"));
+                return Err(Failure::usage("a backup is not text, and standard output is a terminal: redirect it"));
             }
             if output::may_be_closed()? {
                 return Err(Failure::new(
-                    "standard output is closed, or what stands for that, a /dev/null open for reading and writing: the backup would \
-                     go nowhere. Send standard output somewhere; to throw a backup away on purpose, name /dev/null in place of -",
+                    "standard output is closed (or a /dev/null open for reading and writing, which means the same): \
+                     the backup would be lost. Redirect standard output; to throw a backup away on purpose, \
+                     name /dev/null in place of -",
                 ));
             }
             let out = File::from(io::stdout().as_fd().try_clone_to_owned()?);
@@ -558,7 +560,7 @@ mod tests {
         assert!(error.starts_with(&silent) && error.contains("has answered nothing for 0.5 s"), "{error}");
         let still = node(|| Some(r#"{"id":3,"snapshots":{"building":{"bytes":7}}}"#.into()));
         let error = waited(&still, &Timeouts { silent: never, still: soon });
-        assert!(error.contains("node 3 answers, but its snapshot has not got on for 0.5 s"), "{error}");
+        assert!(error.contains("node 3 answers, but its snapshot has made no progress for 0.5 s"), "{error}");
     }
 
     #[test]

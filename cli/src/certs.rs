@@ -69,7 +69,7 @@ pub(crate) fn run(Args { dir, nodes, days }: Args) -> Result<(), Failure> {
     let until = ends.map_or(String::new(), |end| format!(", valid until {}", day(end)));
     say!("{}: signs certificates{until}; keep it off the machines that serve", key.display());
     if let Some(end) = ends.filter(|end| made.iter().any(|made| made.not_after > *end)) {
-        say!("note: with the authority, on {}, all certificates end that it signed", day(end));
+        say!("note: the authority expires on {}, and with it all certificates that it signed", day(end));
     }
     Ok(())
 }

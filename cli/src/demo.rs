@@ -64,9 +64,9 @@ const LOOK: Duration = Duration::from_millis(10);
 
 /// Run three nodes here, kill their leader, and count what was lost
 ///
-/// Three processes with a directory each, QUIC with mutual TLS between them, and certificates made on the
-/// spot. The leader is killed; then another node stays away until the log has forgotten where it was, and comes back
-/// by a snapshot. Ends by itself within 40 s, with exit code 0 only if every acknowledged write is on every node.
+/// Three processes with a directory each, QUIC with mutual TLS between them, and certificates made on the spot. The
+/// leader is killed; then another node stays away until the others have cut off the log that it would need, and comes
+/// back by a snapshot. Ends by itself within 40 s, with exit code 0 only if every acknowledged write is on every node.
 /// Leaves nothing behind.
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -312,7 +312,7 @@ impl Home {
     fn new(dir: Option<PathBuf>) -> Result<Home, Failure> {
         let Some(dir) = dir else {
             let made = tempfile::Builder::new().prefix("actorum-demo-").tempdir_in(temporary());
-            let failed = |e| Failure::new(format!("no temporary directory, for which TMPDIR names the place: {e}"));
+            let failed = |e| Failure::new(format!("no temporary directory can be made (TMPDIR names its place): {e}"));
             return Ok(Home::Temporary(made.map_err(failed)?));
         };
         std::fs::create_dir_all(&dir).map_err(|e| Failure::new(format!("--dir {}: {e}", dir.display())))?;

@@ -30,13 +30,13 @@ use actorum_http::strict::{new_node_id, node_id, whole};
 
 /// Make a node of a backup: the only one of a new cluster
 ///
-/// Verifies the whole file, refuses a directory that holds anything, and gives the new cluster an id of its own: nodes
-/// of the old cluster are refused by it, so none can rejoin by mistake. Cut short, it can be run again. The node starts
-/// with what was applied up to the backup's index; then add nodes and promote them.
+/// Verifies the whole file, refuses a directory that holds anything, and gives the new cluster a new id. The new
+/// cluster refuses nodes of the old one, so none can rejoin by mistake. If the command is interrupted, it can be run
+/// again. The node starts with what was applied up to the backup's index; then add nodes and promote them.
 #[derive(clap::Args)]
 pub(crate) struct RestoreArgs {
     /// The backup, as `actorum backup` wrote it; - for standard input. What comes through a pipe is kept in $TMPDIR
-    /// meanwhile
+    /// until it is checked
     file: PathBuf,
     /// The node's directory: empty, or not there yet
     #[arg(long, value_name = "DIR")]
@@ -54,11 +54,11 @@ pub(crate) struct RestoreArgs {
 
 /// Make a new cluster out of what is left after a majority is gone for good
 ///
-/// Shows every surviving directory, and refuses any but the most advanced: of two logs it holds all that the other knows to
-/// be committed. Then run it again with --accept-loss. The whole log of the chosen directory counts as committed: what was
+/// Shows every surviving directory, and refuses any but the most advanced, which holds all that the others know to be
+/// committed. Then run it again with --accept-loss. The whole log of the chosen directory counts as committed: what was
 /// acknowledged and is not in it is lost, and what was never acknowledged may appear. The node becomes the only one of a
-/// cluster with an id of its own, which refuses the nodes of the old one; who did it, when, and what may be lost stays
-/// on record. If the majority can come back in any way, bring it back instead.
+/// new cluster with a new id, which refuses the nodes of the old one. The log records who did it, when, and what may be
+/// lost. If the majority can come back in any way, bring it back instead.
 #[derive(clap::Args)]
 pub(crate) struct RecoverArgs {
     /// A surviving directory; once for each of them. Its node must be stopped
@@ -67,7 +67,7 @@ pub(crate) struct RecoverArgs {
     /// Take the directory of this node; the most advanced if not given
     #[arg(long, value_name = "ID", value_parser = node_id, allow_negative_numbers = true)]
     choose: Option<NodeId>,
-    /// Do it: what is beyond this index, the last one of the directory taken, may be lost
+    /// Recover, and accept the loss of what is beyond this index, the last one of the chosen directory
     #[arg(long, value_name = "INDEX", value_parser = index)]
     accept_loss: Option<u64>,
     /// Where peers will reach the node; where they did until now if not given
@@ -178,8 +178,9 @@ pub(crate) fn recover(args: RecoverArgs) -> Result<(), Failure> {
         survivors.iter().filter(|other| !std::ptr::eq(*other, chosen)).map(|other| &*other.dir).collect();
     let Some(accepted) = accept_loss else {
         return Err(Failure::new(format!(
-            "nothing was changed. Recovering {dir} would make its log, which ends at {position}, the truth: what was \
-             acknowledged beyond it is lost for good{more}. If a majority cannot come back, say so by the index: \
+            "nothing was changed. Recovering {dir} would begin a new cluster with its log, \
+             which ends at {position}: what was acknowledged beyond it is lost for good{more}. \
+             If a majority cannot come back, say so by the index: \
              --accept-loss {index}",
             dir = chosen.dir.display(),
             more = ahead(&survivors, chosen),

@@ -82,7 +82,7 @@ async fn put(node: Data<Node>, request: HttpRequest, body: Payload) -> Result<Ht
     let key = key(&request)?;
     let (value, expect) = if json {
         let change = Change::read(&node, &request, body, expect, deadline).await?;
-        let value = change.value.ok_or_else(|| Refused::bad_request("the body needs a value: it is what is put"))?;
+        let value = change.value.ok_or_else(|| Refused::bad_request("the body needs a value for PUT"))?;
         (value, change.expect)
     } else {
         (text(&node, &request, body, MAX_VALUE, deadline).await?, expect)
@@ -99,7 +99,7 @@ async fn delete(node: Data<Node>, request: HttpRequest, body: Payload) -> Result
     if json {
         let change = Change::read(&node, &request, body, expect, deadline).await?;
         if change.value.is_some() {
-            return Err(Refused::bad_request("what is deleted has no value: leave it out of the body"));
+            return Err(Refused::bad_request("DELETE takes no value: leave it out of the body"));
         }
         expect = change.expect;
     }
@@ -128,7 +128,9 @@ impl Change {
             expect_absent: bool,
         }
         if in_query.is_some() {
-            return Err(Refused::bad_request("with format=json what is expected stands in the body"));
+            return Err(Refused::bad_request(
+                "with format=json the expected value belongs in the body, not in the URL",
+            ));
         }
         let body = text(node, request, body, MAX_CHANGE, deadline).await?;
         let Body { value, expect, expect_absent } = object(&body).map_err(|e| {
@@ -262,7 +264,7 @@ fn linearizable(query: &mut Query) -> Result<bool, Refused> {
 
 /// What the HTTP parser could not read, by the status that it chose. Of the URL there are so many bytes.
 pub(crate) fn unparsed(node: &Node, status: StatusCode, url: usize) -> Refused {
-    let belongs = "a long value belongs in the body, and with format=json so does what is expected: \
+    let belongs = "send a long value in the body, and a long expected value there, too, with format=json: \
                    PUT /kv/KEY?format=json with {\"value\":\"new\",\"expect\":\"old\"}";
     let (status, code, message) = match status {
         status if status.is_client_error() && url > MAX_URL => {

@@ -39,10 +39,9 @@ const PIECE: usize = 4 << 20;
 
 /// Look into the data directory of a stopped node, without changing it
 ///
-/// Prints the hard state, the configuration, the snapshots, and the first and last index; and, if a cluster was made of
-/// what was left of another, who did that and what may be lost. Works on a copy in the
-/// temporary directory ($TMPDIR), so it takes the log's size in free space there for as long. Refuses a directory in use, by the
-/// name of who holds it.
+/// Prints the hard state, the configuration, the snapshots, and the first and last index; and, if the cluster was
+/// restored or recovered, who did that and what may be lost. Works on a copy in the temporary directory ($TMPDIR), so
+/// it needs free space of the log's size there. Refuses a directory in use, and names the process that holds it.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// The node's data directory, as given to `serve --data`
@@ -60,7 +59,7 @@ pub(crate) fn run(Args { dir, entries, verify }: Args) -> Result<(), Failure> {
     let inspection = Inspection::open(&dir)?;
     match inspection.identity() {
         Ok(node) => say!("node {}, incarnation {}, started {} times", node.id, node.incarnation, node.boot),
-        Err(e) => say!("whose directory it is cannot be told: {e}"),
+        Err(e) => say!("cannot tell whose directory it is: {e}"),
     }
     let mut damaged = 0;
     for report in inspection.groups() {

@@ -133,7 +133,7 @@ fn write(posted: &Receiver<Post>, mut out: impl Write, waiting: &AtomicUsize) {
                     let lost = dropped() - missing;
                     missing = dropped();
                     // Through the queue, so that it looks like every other line.
-                    warn!("{lost} log lines are missing before this one: standard error took none");
+                    warn!("{lost} log lines are missing before this one: standard error did not take them");
                 }
             }
             // Nobody waits any more if this fails.

@@ -112,7 +112,7 @@ pub(crate) fn finish() -> Result<(), Failure> {
         (Some(error), _) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         (Some(error), None) => Err(Failure::new(format!("standard output: {error}"))),
         (Some(error), Some(done)) => {
-            Err(Failure::new(format!("standard output: {error}. What was asked for is done all the same: {done}")))
+            Err(Failure::new(format!("standard output: {error}. The command was carried out all the same: {done}")))
         }
         (None, _) => Ok(()),
     }

@@ -54,7 +54,7 @@ Logs go to standard error: ACTORUM_LOG=debug, or a filter such as ACTORUM_LOG=in
 The library's settings: [raft] in the --config file, or ACTORUM_HEARTBEAT_MS and so on.
 A variable that is set and empty counts as not set.")]
 pub(crate) struct Args {
-    /// This node's id, 1 or more: never used twice in the life of the cluster [env: ACTORUM_ID]
+    /// This node's id, 1 or more; an id is never used twice in the life of the cluster [env: ACTORUM_ID]
     #[arg(long, value_parser = node_id, allow_negative_numbers = true)]
     pub id: Option<NodeId>,
     /// This node's own directory; created if it does not exist [env: ACTORUM_DATA]
@@ -69,8 +69,8 @@ pub(crate) struct Args {
     /// Where clients reach it (HTTP); port 0 takes a free one [env: ACTORUM_HTTP]
     #[arg(long, value_name = "IP:PORT")]
     pub http: Option<SocketAddr>,
-    /// Where the membership can be changed, snapshots taken and the whole state read (HTTP); nowhere if not given [env:
-    /// ACTORUM_ADMIN]
+    /// Where operators change the membership, take snapshots and read the whole state (HTTP); nowhere if not given
+    /// [env: ACTORUM_ADMIN]
     #[arg(long, value_name = "IP:PORT")]
     pub admin: Option<SocketAddr>,
     /// Ask for client certificates on --admin: DIR holds ca.pem, cert.pem and key.pem, and clients show a
@@ -89,13 +89,13 @@ pub(crate) struct Args {
     /// A TOML file with the same names, peers under [peers] and the library's settings under [raft] [env: ACTORUM_CONFIG]
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// How logs look [env: ACTORUM_LOG_FORMAT]
+    /// The format of log lines [env: ACTORUM_LOG_FORMAT]
     #[arg(long, value_name = "FORMAT")]
     pub log_format: Option<LogFormat>,
     /// Write the bound addresses to this file as JSON once the node serves
     #[arg(long, hide = true, value_name = "FILE")]
     pub report: Option<PathBuf>,
-    /// Shut down when standard input ends: the parent is gone, however it went
+    /// Shut down when standard input ends, which means that the parent process is gone
     #[arg(long, hide = true)]
     pub stop_when_stdin_closes: bool,
     /// Never sync the log, and say that it is durable: a test must see what that loses
@@ -115,9 +115,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
     // Until the end: what it still has to write is written before the process says why it failed.
     let _logs = logs::start(settings.log_format)?;
     for variable in &settings.foreign {
-        warn!(
-            "{variable} is left alone: it is none of this program's, but a service manager's for a service of this name"
-        );
+        warn!("{variable} is left alone: a service manager sets it for a service of this name");
     }
     let storage = if flush_only { without_sync(&settings)? } else { Storage::Sled(settings.data.clone()) };
     actix_web::rt::System::new().block_on(serve(settings, storage, report.as_deref(), watch_stdin))

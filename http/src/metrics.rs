@@ -70,7 +70,7 @@ impl Page {
         );
 
         let disk = &status.disk;
-        self.family("disk_state", "gauge", "What the node makes of its disk: one of these is 1.");
+        self.family("disk_state", "gauge", "How the node judges its disk: one of these is 1.");
         for state in [DiskState::Ok, DiskState::Slow, DiskState::Low, DiskState::Suspect, DiskState::Dead] {
             self.sample("disk_state", &format!("{{state=\"{state}\"}}"), u8::from(disk.state == state));
         }
@@ -153,7 +153,7 @@ impl Page {
         for (queue, depth) in depths {
             self.sample("queue_depth", &format!("{{queue=\"{queue}\"}}"), depth);
         }
-        self.family("queue_bytes", "gauge", "Bytes of what waits, and where.");
+        self.family("queue_bytes", "gauge", "Bytes that wait, for each place where they wait.");
         for (queue, bytes) in [("in_flight", queues.in_flight_bytes), ("log_tail", queues.log_tail_bytes)] {
             self.sample("queue_bytes", &format!("{{queue=\"{queue}\"}}"), bytes);
         }
@@ -163,7 +163,7 @@ impl Page {
         let conditions = status.conditions();
         let ready = conditions.iter().all(|condition| condition.severity != Severity::Unready);
         self.gauge("ready", "Whether a write sent to this node could succeed, as far as it knows.", u8::from(ready));
-        self.family("condition", "gauge", "1 while this is wrong with the node; /status says it in a sentence.");
+        self.family("condition", "gauge", "1 while the node has this condition; /status has its message.");
         for reason in Reason::ALL {
             let holds = conditions.iter().any(|condition| condition.reason == *reason);
             self.sample("condition", &format!("{{condition=\"{reason}\"}}"), u8::from(holds));
@@ -205,8 +205,8 @@ impl Page {
             }
         };
         column("snapshot_transfer_bytes", "Bytes done of a snapshot that is under way.", |t| t.bytes);
-        column("snapshot_transfer_size_bytes", "Bytes of it in all; zero while nobody knows.", |t| t.total);
-        column("snapshot_transfer_bytes_per_second", "How fast it goes.", |t| t.rate);
+        column("snapshot_transfer_size_bytes", "Bytes of the whole snapshot; zero while not known.", |t| t.total);
+        column("snapshot_transfer_bytes_per_second", "Bytes per second of a snapshot that is under way.", |t| t.rate);
     }
 
     fn http<S: StateMachine>(&mut self, node: &Node<S>) {

@@ -90,7 +90,7 @@ pub async fn text<S: StateMachine>(
             Err(Refused::bad_request(message).hang_up())
         }),
         () = node.stopping() => {
-            let message = "it is being shut down, and the body is not here".to_owned();
+            let message = "the node is being shut down, and the body has not arrived".to_owned();
             Err(Refused::unready(node, Reason::Stopped, message).hang_up())
         }
     };

@@ -433,7 +433,7 @@ fn disk_slow(status: &Status) -> Found {
     if !matches!(disk.state, DiskState::Slow | DiskState::Suspect) {
         return leader_refusal(status, Reason::DiskSlow);
     }
-    let gone = if disk.state == DiskState::Suspect { "; this node does not lead until it is done" } else { "" };
+    let gone = if disk.state == DiskState::Suspect { "; this node does not lead until that write is done" } else { "" };
     let look = match disk.low {
         true => "It is nearly full, too: make room on it first",
         false => "Look for what else uses that disk, or replace it",
@@ -450,8 +450,8 @@ fn clock_unset(status: &Status) -> Found {
         return None;
     }
     warning(format!(
-        "the clock of node {} shows a time before 2000: set it, and keep it with NTP; until then no certificate is valid by it, and peers \
-         cannot be connected anew",
+        "the clock of node {} shows a time before 2000: set it, and keep it with NTP; \
+         until then no certificate counts as valid, and no new connection to a peer succeeds",
         status.id
     ))
 }

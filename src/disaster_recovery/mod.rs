@@ -103,7 +103,7 @@ pub enum RecoveryError {
     /// Another surviving directory holds more.
     #[error(
         "{dir} is not the most advanced: its log ends at {at}, that of {other} at {other_at}. \
-         Recover {other} instead, or accept the loss of all that {dir} lacks by saying the index it ends at: {index}",
+         Recover {other} instead, or accept the loss of all that {dir} lacks: name the index at which it ends, {index}",
         dir = .dir.display(), other = .other.display(), index = .at.0
     )]
     LessAdvanced {
@@ -119,7 +119,7 @@ pub enum RecoveryError {
     /// Another surviving directory cannot be read, so nobody can tell whether it holds more.
     #[error(
         "{other} cannot be read, and may hold more than {dir}, whose log ends at {at}: {cause}. \
-         Make it readable, or accept the loss of all that {dir} lacks by saying the index it ends at: {index}",
+         Make it readable, or accept the loss of all that {dir} lacks: name the index at which it ends, {index}",
         dir = .dir.display(), other = .other.display(), index = .at.0
     )]
     Unreadable {
@@ -133,7 +133,10 @@ pub enum RecoveryError {
         cause: String,
     },
     /// The index up to which the loss was accepted is not where the log ends.
-    #[error("{dir} ends at index {last}, not at {accepted}: accept the loss of what is beyond {last}, if that is meant", dir = .dir.display())]
+    #[error(
+        "{dir} ends at index {last}, not at {accepted}: to accept the loss of what is beyond it, say {last}",
+        dir = .dir.display()
+    )]
     OtherLoss {
         /// The directory that was chosen.
         dir: PathBuf,

@@ -132,7 +132,10 @@ fn what_is_outside_is_refused_by_its_name_and_its_bounds() {
     }
     let name = |length| Config { cluster_name: "x".repeat(length), ..Config::default() };
     assert_eq!(name(255).validate(), Ok(()));
-    assert_eq!(name(256).validate().unwrap_err().to_string(), "cluster_name: it has 256 bytes, and may have 255");
+    assert_eq!(
+        name(256).validate().unwrap_err().to_string(),
+        "cluster_name: it has 256 bytes, and may have at most 255"
+    );
     // A seed has all of 64 bits, and outlives a file that says nothing of it.
     let mut seeded = Config { seed: Some(u64::MAX), ..Config::default() };
     seeded.apply("heartbeat_ms = 50".parse().unwrap()).unwrap();

@@ -89,7 +89,7 @@ pub enum FrameError {
         max: usize,
     },
     /// Too short to hold a version and a kind.
-    #[error("a frame of {length} bytes holds no kind")]
+    #[error("a frame of {length} bytes is too short to have a kind")]
     TooShort {
         /// What it claims.
         length: u32,
@@ -107,7 +107,7 @@ pub enum FrameError {
         kind: u8,
     },
     /// A known kind at the wrong place.
-    #[error("a {found:?} frame where {expected:?} belongs")]
+    #[error("a {found:?} frame came where {expected:?} was expected")]
     Unexpected {
         /// What came.
         found: FrameKind,

@@ -103,7 +103,7 @@ async fn a_peer_that_is_down_is_said_to_be_down_once() {
     two.list(&[(1, one.address)]);
     settle(&mut one, &mut two).await;
     let said = lines.take();
-    assert!(matches!(&said[..], [(Level::INFO, line)] if line.contains("is reached")), "{said:?}");
+    assert!(matches!(&said[..], [(Level::INFO, line)] if line.contains("can be reached again")), "{said:?}");
     two.handle.close.send(Close).await.unwrap();
     drop(two);
     one.until("it went", |heard| matches!(heard, Heard::Unreachable(2)).then_some(())).await;
@@ -123,5 +123,5 @@ async fn a_peer_that_is_down_is_said_to_be_down_once() {
     two.list(&[(1, one.address)]);
     settle(&mut one, &mut two).await;
     let said = lines.take();
-    assert!(matches!(&said[..], [(Level::INFO, line)] if line.contains("is reached")), "{said:?}");
+    assert!(matches!(&said[..], [(Level::INFO, line)] if line.contains("can be reached again")), "{said:?}");
 }

@@ -352,10 +352,10 @@ impl LifeBook {
             Ok(()) => {}
             // Once for as long as it lasts: it is tried again.
             Err(error) if said => {
-                tracing::debug!(%error, "how far peers' logs were acknowledged still cannot be recorded")
+                tracing::debug!(%error, "the record of what peers have acknowledged still cannot be written")
             }
             Err(error) => {
-                tracing::warn!(%error, "how far peers' logs were acknowledged cannot be recorded: it is tried again")
+                tracing::warn!(%error, "the record of what peers have acknowledged cannot be written: trying again")
             }
         }
         state.ahead |= state.failed;

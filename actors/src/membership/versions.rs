@@ -128,7 +128,7 @@ impl<T: ReplyHandle> MembershipManager<T> {
         let usable = if may_use && settled { versions.understood_by_all(membership, own) } else { Vec::new() };
         for activation in usable {
             if self.activating.activated.insert(activation.clone()) {
-                tracing::info!(%activation, "every member understands it: it is put to use");
+                tracing::info!(%activation, "every member understands it: the leader proposes to activate it");
                 proposals.push(SystemCommand::Activate { activation });
             }
         }

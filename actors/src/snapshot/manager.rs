@@ -446,7 +446,7 @@ impl Handler<TakeSnapshot> for SnapshotManager {
 
     fn handle(&mut self, TakeSnapshot: TakeSnapshot, _: &mut Context<Self>) -> Self::Result {
         if self.waiting.len() + self.waiting_next.len() >= MAX_WAITING {
-            let cause = format!("{MAX_WAITING} wait for one already: ask again when they have it");
+            let cause = format!("{MAX_WAITING} requests wait for a snapshot already: ask again when they have it");
             return Box::pin(async { Err(TakeSnapshotError::Failed { cause }) });
         }
         let (reply, answer) = oneshot::channel();

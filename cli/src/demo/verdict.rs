@@ -46,7 +46,9 @@ impl Evidence<'_> {
             (_, 0, _) => {
                 Err(Failure::new("no write was acknowledged after the election: the new leader does not work"))
             }
-            (.., 0) => Err(Failure::new("the node that was away came back without a snapshot: its log had not gone")),
+            (.., 0) => {
+                Err(Failure::new("the node that was away came back without a snapshot: the log was not cut off"))
+            }
             _ => Ok(()),
         }
     }

@@ -225,7 +225,7 @@ fn tools_end_quietly_on_a_closed_pipe_and_with_an_error_on_a_full_disk() {
         let said = String::from_utf8_lossy(&full.stderr).into_owned();
         assert_eq!(full.status.code(), Some(1), "{args:?}: {said}");
         assert!(said.starts_with("error: standard output: No space left on device"), "{args:?}: {said}");
-        assert!(said.contains("is done all the same: "), "{args:?}: {said}");
+        assert!(said.contains("was carried out all the same: "), "{args:?}: {said}");
         assert!(seen(), "{args:?} did nothing");
     }
 }

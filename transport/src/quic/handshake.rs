@@ -134,7 +134,7 @@ async fn welcome_peer(
             transport()?.do_send(Failed { peer: id, why: NoLink::RefusedByPeer(refused.text, because) });
             return Err("refused by the peer".into());
         }
-        other => return Err(format!("a {other:?} frame where Welcome belongs")),
+        other => return Err(format!("a {other:?} frame came where Welcome was expected")),
     };
     let established = Established {
         identity: hello.identity(),
@@ -172,7 +172,7 @@ pub(super) async fn greet(
             let because = refused.because();
             return Err(NoLink::RefusedByPeer(refused.text, because));
         }
-        other => return Err(broken(format!("a {other:?} frame where Hello belongs"))),
+        other => return Err(broken(format!("a {other:?} frame came where Hello was expected"))),
     };
     // TLS let in nobody but `peer`; its hello must say the same.
     if theirs.node != peer {
@@ -261,7 +261,7 @@ async fn expect<T: serde::de::DeserializeOwned>(
 ) -> Result<T, String> {
     let (kind, body) = next(receive, splitter, counters).await?;
     if kind != expected {
-        return Err(format!("a {kind:?} frame where {expected:?} belongs"));
+        return Err(format!("a {kind:?} frame came where {expected:?} was expected"));
     }
     frame::decode(&body).map_err(|e| e.to_string())
 }

@@ -291,7 +291,7 @@ impl Drop for Entered {
 impl ConnectionTasks {
     /// A peer that breaks the protocol loses its connection; the reason goes to both logs.
     fn give_up(&self, cause: &str) {
-        tracing::warn!(peer = self.peer, "node {} sent what makes no sense: {cause}", self.peer);
+        tracing::warn!(peer = self.peer, "node {} sent something invalid: {cause}", self.peer);
         self.connection.close(VarInt::from_u32(2), cause.as_bytes());
     }
 
@@ -556,7 +556,9 @@ async fn read_frame(
     loop {
         match splitter.next_frame().map_err(|e| ReadFrame::Nonsense(e.to_string()))? {
             Some((kind, body)) if kind == expected => return Ok(body.freeze()),
-            Some((kind, _)) => return Err(ReadFrame::Nonsense(format!("a {kind:?} frame where {expected:?} belongs"))),
+            Some((kind, _)) => {
+                return Err(ReadFrame::Nonsense(format!("a {kind:?} frame came where {expected:?} was expected")));
+            }
             None => {}
         }
         if let (None, Some(room), Some(claim)) = (&taken, room, splitter.claim()) {

@@ -692,7 +692,7 @@ impl Handler<Established> for QuicTransport {
         let peer = self.peer(id);
         let old = peer.link.replace(link.clone());
         if peer.last_error.take().is_some() {
-            tracing::info!(peer = id, "node {id} is reached");
+            tracing::info!(peer = id, "node {id} can be reached again");
         }
         peer.refused.clear();
         if !dialled {
@@ -788,7 +788,7 @@ impl Handler<Oversized> for QuicTransport {
 
     fn handle(&mut self, Oversized { peer, group, count }: Oversized, _: &mut Context<Self>) {
         self.peer(peer).dropped += count as u64;
-        tracing::error!(peer, count, "messages over the bound of a frame were dropped");
+        tracing::error!(peer, count, "messages that are larger than a frame may be were dropped");
         self.routes.unreachable(group, peer);
     }
 }

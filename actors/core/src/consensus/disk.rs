@@ -223,7 +223,7 @@ impl<T> Consensus<T> {
         match &mut self.disk.suspicion {
             None if slow => {
                 let waiting_ms = self.ms(self.waiting());
-                tracing::debug!(waiting_ms, "the disk is too slow: this node leads nobody until a probe has passed");
+                tracing::debug!(waiting_ms, "the disk is too slow: this node does not lead until a probe has passed");
                 self.disk.suspicion = Some(Suspicion { since: now, passed: None, probe_at: None, failed: None });
                 self.effects.probe = true;
             }

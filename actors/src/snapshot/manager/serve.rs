@@ -117,7 +117,7 @@ impl SnapshotManager {
         let worked = self.working.entry(peer).or_insert(Worked { index, progress, since: now });
         let makes_progress = worked.makes_progress(index, progress, now, self.bounds.timeout);
         if !makes_progress {
-            tracing::debug!(peer, index, progress, "a peer works on a snapshot and gets no further");
+            tracing::debug!(peer, index, progress, "a peer makes no progress with a snapshot");
         }
         makes_progress
     }

@@ -667,7 +667,7 @@ impl<E: Engine> Rewriter<E> {
         if let Err(error) = guarded(|| self.renew.complete()) {
             // The mark may have got to the disk. While that is not known, no commit may go to the old engine.
             if let Err(unclear) = guarded(|| self.renew.uncomplete()) {
-                tracing::error!(%error, "the rewritten log could not be made to count");
+                tracing::error!(%error, "the rewritten log could not take the place of the old one");
                 self.close_aside(copy.engine, None);
                 return Err(Stopped::Fatal(unclear));
             }

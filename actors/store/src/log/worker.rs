@@ -326,7 +326,7 @@ impl<E: Engine, S: Pages + 'static> Worker<E, S> {
     fn report(&self, completed: Completed) {
         let batch_number = completed.batch_number;
         if catch_unwind(AssertUnwindSafe(|| (self.completed)(completed))).is_err() {
-            tracing::error!(?batch_number, "whoever hears completions panicked");
+            tracing::error!(?batch_number, "the receiver of completions panicked");
         }
     }
 }
