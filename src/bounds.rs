@@ -1,7 +1,7 @@
 //! The least and the greatest value of every setting that is a number.
 //!
-//! A value outside is somebody's slip, or a wish for "no bound", and either ends badly much later: in a queue that is allocated
-//! for as many, or in a timeout that nobody lives to see. So it is refused before anything starts, with the bounds. They are far
+//! A value outside is a mistake, or stands for "no bound". Either fails much later: when a queue of that size is
+//! allocated, or in a timeout that never comes. So it is refused before anything starts, with the bounds. They are far
 //! wider than what is sensible in most places, and narrow enough that every sum and product of settings fits its type.
 //!
 //! docs/guide/settings.md prints the table; a test compares them, and another starts a node at every bound (`tests/library/bounds.rs`).
@@ -30,7 +30,7 @@ const MIB: u64 = 1 << 20;
 const TIB: u64 = 1 << 40;
 /// More bytes than any volume has.
 const DISK: u64 = 1 << 50;
-/// More entries than a log gets in a lifetime: a million a second for nine years.
+/// More entries than a log ever gets: a million a second for nine years.
 const ENTRIES: u64 = 1 << 48;
 
 /// An entry of so many bytes fits a frame with what is around it: what does not would never reach a follower, and everything behind

@@ -5,8 +5,8 @@
 //! A third line comes in between only when it gets worse: a warning that becomes the reason why the node is not ready.
 //! Severities are ordered from the worst.
 //!
-//! What passes within a second (an election, mostly) is no line: a condition is logged once it was found in [`LOOKS`] looks in a
-//! row, and logged as over once it was missing in as many.
+//! What passes within a second (mostly an election) writes no line: a condition is logged once it was found in
+//! [`LOOKS`] looks in a row, and logged as over once it was missing in as many.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -67,7 +67,7 @@ impl ConditionLog {
         for key in keys {
             let now = found.remove(&key);
             let seen = self.0.entry(key.clone()).or_default();
-            // What gets better without being over is no news, and neither is its getting as bad as it was.
+            // No line is written when a condition gets better without being over, or gets as bad as it was before.
             let shown = match &now {
                 Some(condition) => seen.logged.is_some_and(|worst| worst <= condition.severity),
                 None => seen.logged.is_none(),

@@ -1,4 +1,4 @@
-//! Every knob of a node: its meaning, unit, default and cost.
+//! Every setting of a node: its meaning, unit, default and cost.
 
 use std::{ffi::OsString, fmt, path::Path, time::Duration};
 
@@ -11,14 +11,15 @@ use crate::bounds;
 
 /// The settings of a node. Every field has a default that suits a local network, and bounds ([`Config::bounds`]).
 ///
-/// From a TOML file, from environment variables and from the builder, the later winning. An unknown key
+/// Settings come from a TOML file, from environment variables and from the builder; a later source wins. An unknown key
 /// and an impossible combination are errors that name the key.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// How often a leader tells its followers that it lives, in milliseconds. Default 100.
     ///
-    /// Also the length of a tick, in which all timeouts are counted. Shorter finds a dead leader sooner and costs a message per follower each time.
+    /// Also the length of a tick; all timeouts are counted in ticks. With a shorter time followers notice a dead leader
+    /// sooner, and each heartbeat costs a message for each follower.
     pub heartbeat_ms: u64,
     /// How long a follower waits for a leader before it asks for votes, in milliseconds; drawn anew between once
     /// and twice this for each wait. Default 1000. At least 3 heartbeats.
@@ -55,19 +56,21 @@ pub struct Config {
     /// not applied. Default 256 MiB.
     pub max_unapplied_bytes: usize,
     /// How many bytes a leader may have handed to its own disk that are not durable yet. At the bound it answers
-    /// `Busy`. Default 64 MiB; on a volume below 4 GiB a 64th of the volume, but never less than one entry. A larger
-    /// value rides out longer hiccups, and leaves more outcomes unknown when the disk does not come back.
+    /// `Busy`. Default 64 MiB; on a volume below 4 GiB a 64th of the volume, but never less than one entry. With a
+    /// larger value a leader accepts proposals through longer pauses of the disk, and more outcomes are unknown if the
+    /// disk does not come back.
     pub max_unpersisted_bytes: usize,
     /// How long a write may wait for this node's disk before the node counts the disk as slow, in milliseconds. Default 1000;
     /// counted in heartbeats, and never fewer than two of them.
     ///
     /// A leader then transfers leadership, or steps down if no other node takes it within `election_ms`. A node with a
-    /// slow disk does not campaign. The disk counts as good again when a probe and the waiting writes are durable. A
-    /// shorter time moves leadership sooner, also for hiccups that would have passed.
+    /// slow disk does not campaign. The disk counts as good again when a probe and the waiting writes are durable. With
+    /// a shorter time leadership moves sooner, also for short pauses of the disk that would have passed.
     pub disk_slow_ms: u64,
     /// How long a write may hang before the node stops for good, in milliseconds. Default 60,000; counted in seconds.
     ///
-    /// Waiting costs no client an answer, since a node with a slow disk does not lead; stopping lets a supervisor act.
+    /// While a node waits, clients still get answers, since a node with a slow disk does not lead. When it stops, a
+    /// supervisor can act.
     pub disk_dead_ms: u64,
     /// With fewer free bytes on the disk than this a node is low on space: a leader answers `LowSpace`, cuts its log,
     /// and transfers leadership if that does not help and another node takes it; a follower goes on. This ends by
@@ -81,12 +84,14 @@ pub struct Config {
     /// Default 48 MiB, three times what the log's engine takes from the disk at a time; on a volume below 192 MiB a
     /// quarter of the volume. With 0 there is no reserve.
     ///
-    /// When there is no other room, the reserve's is used for the snapshot behind which the log is cut, for the copy
-    /// into which the log is rewritten, and to open a directory on a full disk. Afterwards the reserve is made again.
+    /// When there is no other room, the room of the reserve is used for three things: the snapshot behind which the log
+    /// is cut, the copy into which the log is rewritten, and the opening of a directory on a full disk. Afterwards the
+    /// reserve is made again.
     pub reserve_bytes: u64,
     /// A snapshot is built when so many entries were applied since the last one. Default 100,000; 0 never by number.
     ///
-    /// More often means a shorter log and a quicker restart, and costs the writing of the whole state each time.
+    /// More frequent snapshots mean a shorter log and a quicker restart. Each of them costs the writing of the whole
+    /// state.
     pub snapshot_entries: u64,
     /// A snapshot is built when so many bytes of entries were applied since the last one. Default 256 MiB; on a volume
     /// below 16 GiB a 64th of the volume. With the default a snapshot is also built after four times the size of the
@@ -104,12 +109,12 @@ pub struct Config {
     pub log_hold_bytes: u64,
     /// To how many peers a snapshot may be sent at once; others wait. Default 2.
     pub snapshot_sends: usize,
-    /// How many bytes per second of snapshots are sent to all peers together. Default 0: no bound of its own, for snapshots
-    /// give way to all other traffic of their connection. Within `snapshot_timeout_ms` it must let a piece through to each of
-    /// `snapshot_sends` peers: 52 kB/s with the defaults of those.
+    /// How many bytes per second of snapshots are sent to all peers together. Default 0: no bound, since snapshots have
+    /// a lower priority than all other traffic of their connection. The rate must be high enough to send one piece to
+    /// each of `snapshot_sends` peers within `snapshot_timeout_ms`: 52 kB/s with the defaults of those.
     pub snapshot_rate: u64,
-    /// How many bytes of a snapshot this node asks for at once, four times over. Default 256 KiB; at most 1 MiB. A piece that
-    /// is lost with its connection is asked for again, as a whole.
+    /// How many bytes of a snapshot this node asks for in one request. It has four such requests under way. Default 256
+    /// KiB; at most 1 MiB. A piece that is lost with its connection is asked for again as a whole.
     pub snapshot_piece_bytes: u32,
     /// How long a snapshot on its way may stand still before it counts as lost and is offered again, in milliseconds.
     /// Default 10,000. The bytes that were received stay, and the transfer goes on from there. The whole transfer has
@@ -123,7 +128,8 @@ pub struct Config {
     /// wrong year cannot set `ApplyContext::time` for the whole cluster. A leader that does not know the clocks of a
     /// majority uses its own clock.
     pub max_clock_skew_ms: u64,
-    /// How many events may wait for one subscriber. At the bound it hears `Lagged` and is unsubscribed. Default 65,536.
+    /// How many events may wait for one subscriber. At the bound the subscriber gets `Lagged` and is unsubscribed.
+    /// Default 65,536.
     pub subscriber_buffer: usize,
     /// How many bytes of events may wait for one subscriber; commands and responses count with their encoded size. At
     /// the bound the subscriber gets `Lagged` and is unsubscribed. A single larger event is delivered if nothing else
@@ -142,21 +148,22 @@ pub struct Config {
     /// which means `peer_window_bytes`, one message more, and 1 MiB. At least the window and one message: less would
     /// drop what the window allows.
     pub peer_queue_bytes: usize,
-    /// Whether the cluster uses what is new in a version as soon as every member understands it. With `automatic`, the default,
-    /// the leader puts it to use; with `manual` it waits until an operator says so (`actorum activate`, [`Raft::activate`]), so that
-    /// every node can be put back to the version before as long as nobody did. Only the leader's setting counts: set it on all
-    /// nodes. What the version before this setting uses by itself is not held back: marks (see `hash_check_entries`) are used
-    /// once every member has named them, and a node of a still older version stops at one.
+    /// Whether the cluster uses what is new in a version as soon as every member understands it. With `automatic`, the
+    /// default, the leader activates it. With `manual` the leader waits until an operator says so (`actorum activate`,
+    /// [`Raft::activate`]); until then every node can be put back to the version before. Only the leader's setting
+    /// counts: set it on all nodes. The setting does not delay what the version before it already used by itself: marks
+    /// (see `hash_check_entries`) are used once every member has named them, and a node of a still older version stops
+    /// at a mark.
     ///
     /// [`Raft::activate`]: crate::Raft::activate
     pub activate: ActivateMode,
     /// Which actors share a thread.
     pub placement: Placement,
-    /// Where this node's random choices start. Default: drawn at start. The same seed, inputs and clock give the same election timeouts.
+    /// The seed of this node's random choices. Default: drawn at start. The same seed, inputs and clock give the same
+    /// election timeouts.
     pub seed: Option<u64>,
     /// A name that becomes part of the cluster's id: two clusters of the same founders and certificates with different
-    /// names never mix. Founders with different names tell each other so before anything is written, and stop. Default:
-    /// empty.
+    /// names never mix. Founders with different names notice that before anything is written, and stop. Default: empty.
     pub cluster_name: String,
 }
 
@@ -171,12 +178,12 @@ pub enum ActivateMode {
     Manual,
 }
 
-/// Which actors share a thread. None of them depends on it.
+/// Which actors share a thread. Every actor works with either choice.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Placement {
-    /// All on the thread that started the system; only the store has its own. The lowest latency;
-    /// an `apply` that takes long delays heartbeats.
+    /// All on the thread that started the system; only the store has its own. It has the lowest latency, but an `apply`
+    /// that takes long delays heartbeats.
     #[default]
     Compact,
     /// The applier, and with it the state machine, has a thread of its own: for an `apply` that computes or blocks.
@@ -261,13 +268,14 @@ impl Config {
                 let problem = format!("{} where {} belongs", a(&value), a(example));
                 return Err(ConfigError { key, problem });
             }
-            // Here already, where the key is known by its name: what does not fit the field's type has none later.
+            // The bounds are checked here, where the name of the key is known: the later error for a value that does
+            // not fit the field's type has no name.
             if let Some(number) = value.as_integer()
                 && let Some(problem) = bounds::problem(&key, number.into())
             {
                 return Err(ConfigError { key, problem });
             }
-            // By itself, so that the error names it.
+            // Each setting is checked alone, so that the error names it.
             let one = Table::from_iter([(key.clone(), value.clone())]);
             if let Err(error) = one.try_into::<Config>() {
                 return Err(ConfigError { key, problem: error.message().to_owned() });
@@ -287,10 +295,11 @@ impl Config {
 
     /// The settings in environment variables, `PREFIX_HEARTBEAT_MS` and so on, on top of these.
     ///
-    /// A variable that is set and empty counts as not set. One with the prefix that is neither a setting nor in `others` is an
-    /// error: it is a setting misspelt. So is a setting that is not UTF-8. The exception are variables that service managers set for a service that is named as the
-    /// prefix is (`PREFIX_SERVICE_HOST`, `PREFIX_PORT=tcp://10.0.0.1:80` and so on): they are left alone, and their names
-    /// are returned, to be warned of.
+    /// A variable that is set and empty counts as not set. A variable with the prefix that is neither a setting nor in
+    /// `others` is an error, because it is a misspelt setting. A setting that is not UTF-8 is an error, too. There is
+    /// one exception: service managers set variables for a service that has the name of the prefix
+    /// (`PREFIX_SERVICE_HOST`, `PREFIX_PORT=tcp://10.0.0.1:80` and so on). They are left alone, and their names are
+    /// returned, so that the caller can warn of them.
     pub fn apply_env<K: Into<OsString>, V: Into<OsString>>(
         &mut self,
         prefix: &str,
@@ -321,7 +330,7 @@ impl Config {
             if text.trim().is_empty() {
                 continue;
             }
-            // A number that TOML has no room for is one all the same, and out of bounds.
+            // A number that is too large for TOML is still a number, and out of bounds.
             if example.is_integer()
                 && let Ok(number) = text.trim().parse::<i128>()
                 && let Some(problem) = bounds::problem(&key, number)
@@ -352,7 +361,7 @@ impl Config {
         Table::try_from(config).map_err(|error| ConfigError { key: "configuration".into(), problem: error.to_string() })
     }
 
-    /// The deadline of a request that names none.
+    /// The deadline of a request that has none of its own.
     pub fn deadline(&self) -> Duration {
         Duration::from_millis(self.deadline_ms)
     }
@@ -392,7 +401,7 @@ impl Config {
     pub fn validate(&self) -> Result<(), ConfigError> {
         self.check_bounds()?;
         let wrong = |key: &str, problem: String| Err(ConfigError { key: key.into(), problem });
-        // Saturating: the numbers are somebody's.
+        // Saturating, because a user may have given any number.
         let least = self.heartbeat_ms.saturating_mul(3);
         if self.election_ms < least {
             return wrong(
@@ -450,7 +459,7 @@ impl Config {
     }
 }
 
-/// A value as it stands in a variable, in the type of that example.
+/// The value in a variable, read in the type of that example.
 fn in_env(text: &str, example: &Value) -> Option<Value> {
     Some(match example {
         Value::Integer(_) => Value::Integer(text.trim().parse().ok()?),
@@ -471,7 +480,7 @@ fn in_env(text: &str, example: &Value) -> Option<Value> {
                     .collect::<Option<_>>()?,
             )
         }
-        // Files that become variables end with a line's end, which is part of no name.
+        // A variable that is made from a file ends with a line break, which is not part of the name.
         _ => Value::String(text.trim().to_owned()),
     })
 }
@@ -497,7 +506,7 @@ fn is_set_by_a_service_manager(name: &str, value: &str) -> bool {
         || format!("_{name}").contains("_ENV_")
 }
 
-/// The names that settings had in the first version, which stay understood, and those that they have now.
+/// The names that settings had in the first version, which are still read, and the names that they have now.
 const RENAMED: [(&str, &str); 2] =
     [("ballast_bytes", "reserve_bytes"), ("snapshot_patience_ms", "snapshot_timeout_ms")];
 
@@ -528,7 +537,7 @@ fn known() -> Result<Table, ConfigError> {
     Ok(known)
 }
 
-/// A key that does not exist, and the one that was probably meant. `shown` is how the user wrote it.
+/// The error for a key that does not exist, with the key that was probably meant. `shown` is how the user wrote it.
 fn unknown(shown: &str, key: &str, known: &Table) -> ConfigError {
     let nearest = known.keys().min_by_key(|candidate| distance(key, candidate));
     let problem = match nearest.filter(|candidate| distance(key, candidate) <= 1 + key.len() / 3) {

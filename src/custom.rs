@@ -1,4 +1,4 @@
-//! What a store, a network or a clock of an application's own is made of.
+//! How an application writes a store, a network or a clock of its own.
 //!
 //! | to give the builder | implement | and prove it with |
 //! |---|---|---|
@@ -6,12 +6,13 @@
 //! | [`Network::Custom`](crate::Network::Custom) | actors that take the messages of [`network::TransportHandle`] | your application's own tests |
 //! | [`Builder::clock`](crate::Builder::clock) | [`clock::Clock`] | |
 //!
-//! The promises of the library stand on these: a store that says "durable" too early, or a network that delivers a message under
-//! another peer's id, takes them away. Most applications need none of them. [`Storage::Memory`](crate::Storage::Memory) and
-//! [`Network::Memory`](crate::Network::Memory) are for tests, and whole clusters under faults are what the package
-//! `actorum-testkit` is for.
+//! The promises of the library depend on these: a store that says "durable" too early, or a network that delivers a
+//! message under another peer's id, breaks them. Most applications need none of them.
+//! [`Storage::Memory`](crate::Storage::Memory) and [`Network::Memory`](crate::Network::Memory) are for tests, and whole
+//! clusters under faults are what the package `actorum-testkit` is for.
 //!
-//! These types follow the inside of the library more closely than the rest of it, so they change more often from version to version.
+//! These types depend more on the inside of the library than the rest of its API does, so they change more often from
+//! version to version.
 
 pub mod storage {
     //! A log of your own: what it must do, and what is asked of it.
@@ -56,10 +57,10 @@ pub mod network {
     //! A network of your own: the messages between it and the actors above it.
     //!
     //! A transport is one or more actors whose addresses are in a [`TransportHandle`]. It sends what it is given
-    //! ([`Transmit`], [`Ask`]), and delivers what peers send to the [`Handlers`] of the group that it belongs to, which come with
-    //! [`Attach`]; before that it delivers nothing. It may lose, delay and reorder messages, and must say when it
-    //! dropped some ([`Unreachable`]). Each [`Ask`] ends with exactly one [`Answered`]. What it must never do is to deliver
-    //! under the name of a peer what that peer did not send: certificates are what keeps the built-in one from that.
+    //! ([`Transmit`], [`Ask`]), and delivers what peers send to the [`Handlers`] of the group that it belongs to, which
+    //! come with [`Attach`]; before that it delivers nothing. It may lose, delay and reorder messages, and must say
+    //! when it dropped some ([`Unreachable`]). Each [`Ask`] ends with exactly one [`Answered`]. It must never deliver a
+    //! message under the name of a peer that did not send it. The built-in transport uses certificates for that.
 
     pub use actorum_core::{
         features::{Feature, Features},
@@ -76,7 +77,7 @@ pub mod network {
 }
 
 pub mod clock {
-    //! A clock of your own: everything that decides in a node asks this one and no other.
+    //! A clock of your own. Everything in a node that makes a decision by time asks only this clock.
     //!
     //! ```
     //! use std::{

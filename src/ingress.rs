@@ -1,13 +1,13 @@
-//! What a request goes through before the core sees it: the same for the handle and for the actor.
+//! The way of a request to the core: the same for the handle and for the actor.
 //!
 //! ```text
 //!  caller's thread: encode, decode again, admit ──Submit(slot)──▶ core        the answer comes through the slot
 //!  stale reads ─────────────────────────────────ServeReads──────▶ applier
 //! ```
 //!
-//! Everything here happens in the caller's task and never blocks its thread. Each request is awaited until its deadline at the longest
-//! (see `Limit`). The addresses are weak: a handle keeps
-//! the system alive, and the system alone keeps its actors.
+//! Everything here happens in the caller's task and never blocks its thread. No request is awaited for longer than its
+//! deadline (see `Limit`). The addresses are weak: a handle keeps the system alive, and only the system keeps its
+//! actors alive.
 
 use std::{
     future::Future,
@@ -46,7 +46,7 @@ use crate::{
     status_hub::{End, StatusHub},
 };
 
-/// The far end of a slot.
+/// The end of a reply slot at which the answer comes.
 type ReplyReceiver<T, E> = oneshot::Receiver<Result<T, E>>;
 
 /// A command that is encoded and admitted.
@@ -66,8 +66,8 @@ pub(crate) struct Ingress<S: StateMachine> {
     pub snapshot_manager: WeakAddr<SnapshotManager>,
     pub membership: WeakAddr<MembershipManager<ReplySlot<S>>>,
     pub status_hub: Arc<StatusHub>,
-    /// How long after its deadline a request is answered here, if nobody else has: a core that runs tells more exactly how it ended,
-    /// and does so at its next tick.
+    /// How long after its deadline a request is answered here, if it has no answer by then. A core that runs knows more
+    /// exactly how the request ended, and answers at its next tick.
     pub grace: Duration,
 }
 
@@ -107,7 +107,8 @@ impl<S: StateMachine> Ingress<S> {
         }
     }
 
-    /// A command that can be replicated, with the version that it needs and the admission that it holds until its answer.
+    /// A command that can be replicated, with the version that it needs, and with the admission permit that it holds
+    /// until its answer.
     fn prepare(&self, command: &S::Command) -> Result<(u32, Prepared), ProposeError> {
         let needed = catch_unwind(AssertUnwindSafe(|| S::needs_version(command)));
         let needed =
@@ -131,7 +132,8 @@ impl<S: StateMachine> Ingress<S> {
         let core = self.core.upgrade().ok_or_else(|| ProposeError::Stopped { cause: self.cause() })?;
         let (reply, answer) = oneshot::channel();
         let reply = Some(ReplySlot::propose(reply, permit));
-        // Past the mailbox's bound, but never past admission's, which counts everything on its way to an answer.
+        // This may exceed the bound of the mailbox, but never that of admission, which counts every request that has no
+        // answer yet.
         core.do_send(Submit { encoded, reply, deadline });
         Ok(answer)
     }
@@ -142,7 +144,7 @@ impl<S: StateMachine> Ingress<S> {
         self.status_hub.applier.borrow().versions.machine()
     }
 
-    /// Waits until a version is in force, but not for what does not come by itself.
+    /// Waits until a version is in force, if it can come into force by itself.
     async fn wait_for_version(self: &Arc<Self>, needed: u32, until: Duration) -> Result<(), ProposeError> {
         let (mut status_hub, mut alarm) = ((*self.status_hub).clone(), self.clock.alarm(until));
         let mut is_up_to_date = false;
@@ -179,7 +181,7 @@ impl<S: StateMachine> Ingress<S> {
         }
     }
 
-    /// Why that version is not in force; before the deadline only what does not pass by itself.
+    /// Why that version is not in force. Before the deadline: only a reason that does not pass by itself.
     fn why_not_in_force(&self, needed: u32, is_late: bool) -> Option<ProposeError> {
         let refused = |lowest, node| Some(ProposeError::NeedsVersion { needed, lowest, node });
         if self.status_hub.build.machine < needed {
@@ -204,7 +206,7 @@ impl<S: StateMachine> Ingress<S> {
         }
     }
 
-    /// Has the leader put to use what every member understands, and waits until this node has applied what came of it.
+    /// Lets the leader activate what every member understands, and waits until this node has applied the activations.
     pub(crate) fn activate(
         &self,
         deadline: Option<Duration>,
@@ -266,7 +268,7 @@ impl<S: StateMachine> Ingress<S> {
                 Ok(view) => view,
                 Err(error) => return drop(reply.send(Err(error))),
             };
-            // Who no longer waits could not end the subscription.
+            // A caller that no longer waits could not end the subscription.
             if reply.is_closed() {
                 return;
             }
@@ -292,7 +294,7 @@ impl<S: StateMachine> Ingress<S> {
     ) -> impl Future<Output = Result<T, ReadError>> + use<S, T> {
         let (limit, status_hub) = (self.limit(deadline), self.status_hub.clone());
         async move {
-            // A slot tells its client whatever happens to it, and a panic of the closure is told, too.
+            // The client gets an answer whatever happens to the slot, also when the closure panics.
             let lost = || ReadError::Panicked { message: "without a word".into() };
             let late = |cause| ReadError::DeadlineExceeded { cause };
             let answered = match begun {
@@ -356,7 +358,7 @@ impl<S: StateMachine> Ingress<S> {
         Ok(answer)
     }
 
-    /// Looks at a new member before anyone else does: what is in the log is never refused.
+    /// A new member is checked here, before it is in the log: a change that is in the log is never refused.
     fn check_new(&self, id: NodeId, address: &Address) -> Result<(), String> {
         check_id(id)?;
         if self.dials {
@@ -367,8 +369,9 @@ impl<S: StateMachine> Ingress<S> {
 
     /// Subscribes. The applier answers between two batches.
     ///
-    /// It knows only what it has applied. A client that asked a node further ahead before is no stranger here: what lies in the future
-    /// of this node is looked at again when everything that the cluster had committed by now is applied here, too.
+    /// The applier knows only what it has applied. The client may have an index from a node that is further ahead. So
+    /// an index in the future of this node is checked again when this node has applied everything that the cluster had
+    /// committed by now.
     pub(crate) fn subscribe(
         self: &Arc<Self>,
         Subscribe { recipient, after, wants }: Subscribe<S>,
@@ -400,7 +403,7 @@ impl<S: StateMachine> Ingress<S> {
         let (admission, limit) = (self.admission.clone(), self.limit(None));
         async move {
             let stopped = || SubscribeError::Stopped { cause: cause(&admission) };
-            // What is not waited for any more is not begun: actix passes over requests whose sender has gone.
+            // A subscription that no caller waits for is not begun: actix skips requests whose sender has gone.
             limit.of(begun.ok_or_else(stopped)?, stopped, |cause| SubscribeError::DeadlineExceeded { cause }).await
         }
     }
@@ -416,7 +419,7 @@ impl<S: StateMachine> Ingress<S> {
         }
     }
 
-    /// The same, not waited for longer than this.
+    /// The same, with this deadline.
     pub(crate) fn take_snapshot_within(
         &self,
         deadline: Duration,
@@ -431,7 +434,7 @@ impl<S: StateMachine> Ingress<S> {
         }
     }
 
-    /// Has a snapshot taken, which is not waited for longer than this, and opens its file.
+    /// Lets the node take a snapshot, waits for it until this deadline, and opens its file.
     pub(crate) fn backup(
         &self,
         deadline: Option<Duration>,
@@ -446,7 +449,7 @@ impl<S: StateMachine> Ingress<S> {
             let taken = taken.await?;
             let snapshot_manager = snapshot_manager.upgrade().ok_or_else(stopped)?;
             let file = snapshot_manager.send(OpenNewest).await.map_err(|_| stopped())??;
-            // Another one may have been taken meanwhile: it holds more.
+            // Another snapshot may have been taken meanwhile; it holds more, so it will do.
             debug_assert!(file.taken.index >= taken.index, "snapshots grow");
             Ok(file)
         }
@@ -490,10 +493,11 @@ pub(crate) fn check_id(id: NodeId) -> Result<(), String> {
     }
 }
 
-/// The longest that a request is waited for, whatever keeps those who should answer it (the fourth promise).
+/// The longest time that a caller waits for a request, whatever delays the actors that should answer it (the fourth
+/// promise).
 ///
-/// It is the caller's: nothing that happens on the threads of the actors can hold it up. What is still under way goes on holding its
-/// admission, so that nobody is let in for whom there is no room.
+/// It runs in the caller's task, so nothing that happens on the threads of the actors can delay it. A request that is
+/// still under way keeps its admission permit, so that no request is admitted without room.
 struct Limit {
     alarm: Alarm,
     deadline: Duration,
@@ -510,7 +514,7 @@ impl Limit {
     ) -> Result<T, E> {
         let Limit { alarm, deadline, status_hub } = self;
         tokio::select! {
-            // An answer that is here counts, however late it is looked at.
+            // An answer that has arrived counts, even if the caller polls late.
             biased;
             answer = answer => answer.unwrap_or_else(|_| Err(lost())),
             () = alarm => Err(late(status_hub.why_late(deadline))),
@@ -518,14 +522,14 @@ impl Limit {
     }
 }
 
-/// Why nothing is taken any more: asked when it is so, since what waited may have waited for the very end.
+/// Why this node takes no more requests. It is read only then, since a request may have waited until the node stopped.
 fn cause(admission: &Admission) -> String {
     admission.closed().unwrap_or_else(|| "the system has ended".into())
 }
 
-/// The closure of a read, whose panic is its client's and nobody else's.
+/// Runs the closure of a read. A panic of the closure ends only this read.
 fn looking<T>(look: impl FnOnce() -> T) -> Result<T, ReadError> {
-    // The state was only looked at: what the panic left half done is the client's own.
+    // The closure cannot change the state, so a panic leaves only the client's own values half changed.
     catch_unwind(AssertUnwindSafe(look)).map_err(|panic| {
         let message = panic_message(&*panic);
         tracing::warn!(%message, "the closure of a read panicked");
@@ -533,7 +537,7 @@ fn looking<T>(look: impl FnOnce() -> T) -> Result<T, ReadError> {
     })
 }
 
-/// That this node leads is no reason why no leader was found: what is missing is the word of a majority.
+/// If this node leads, the reason is not that no leader was found: no majority has confirmed the leadership.
 fn of_this_node(error: ReadError, id: NodeId) -> ReadError {
     match error {
         ReadError::NotLeader { leader: Some(leader) } if leader == id => ReadError::DeadlineExceeded {
@@ -569,9 +573,10 @@ fn change_end(error: &ChangeError) -> End {
     }
 }
 
-/// What is proposed must be applicable: a command that does not survive its own encoding would stop every node.
+/// Checks that a command can be applied: a command that does not survive its own encoding would stop every node.
 ///
-/// The core asks this of what peers forward, so a panic of the application's code must not reach it.
+/// The core checks the commands that peers forward with this, so a panic of the application's code must not reach the
+/// core.
 pub(crate) fn check<S: StateMachine>(encoded: &EncodedCommand) -> Result<(), String> {
     let decode = AssertUnwindSafe(|| machine::decode::<S::Command>(encoded.payload()).map(drop));
     let decoded = catch_unwind(decode).map_err(|_| "decoding it panics".to_owned())?;

@@ -1,11 +1,12 @@
 //! Raft for [actix](https://docs.rs/actix) applications: an application spawns one actor, sends it commands, and every node of the
 //! cluster applies the same commands in the same order.
 //!
-//! An application usually begins as one process with its state in memory. Two things are missing then: the state is gone when the
-//! disk is, and nobody serves while the machine is down. A replicated state machine answers both. The state becomes a type whose
-//! changes are commands; the commands go into a log; and the Raft algorithm keeps the logs of several machines equal. A command is
-//! answered once it is on the disks of a majority. As long as a majority runs, the service runs, and what was answered stays.
-//! ([The Raft paper](https://raft.github.io/raft.pdf) has 18 pages and is worth reading; section numbers in these docs are its own.)
+//! An application usually begins as one process with its state in memory. Two things are missing then: the state is
+//! lost with the disk, and there is no service while the machine is down. A replicated state machine answers both. The
+//! state becomes a type whose changes are commands; the commands go into a log; and the Raft algorithm keeps the logs
+//! of several machines equal. A command is answered once it is on the disks of a majority. As long as a majority runs,
+//! the service runs, and what was answered stays. ([The Raft paper](https://raft.github.io/raft.pdf) has 18 pages and
+//! is worth reading; section numbers in these docs are its own.)
 //!
 //! # What moves
 //!
@@ -96,20 +97,20 @@
 //!
 //! 1. A command that was answered with [`Applied`] is never lost: not by `kill -9`, not by a power cut of one machine or of all,
 //!    not by any sequence of leaders.
-//! 2. Nothing is promised before it is on disk: a vote or an acknowledgement leaves a node only after the write that it speaks of
-//!    was synced.
+//! 2. A node promises nothing before it is on its disk: a vote or an acknowledgement leaves a node only after the write
+//!    that it reports was synced.
 //! 3. Every request ends, shortly after its deadline at the latest, with one of three outcomes: applied, surely not in the log, or unknown.
 //!    [`ProposeError::outcome`] says which of the last two it is. Only what is surely not in the log may be sent again without a
 //!    check, unless the command itself can be applied twice.
-//! 4. A node that cannot trust its disk, or whose state differs from a majority's, stops and says why. It never goes on with a
-//!    warning in its log.
+//! 4. A node that cannot trust its disk, or whose state differs from that of a majority, stops and says why. It never
+//!    goes on with only a warning in its log.
 //! 5. Every queue has a bound. At the bound a command is refused ([`ProposeError::Busy`]) before it is in the log.
 //!
 //! # What is not
 //!
 //! - Members are trusted not to lie: this is Raft, not a protocol against malicious members. Certificates keep strangers out.
 //! - Without a majority nothing is written and no linearizable read is answered. Three nodes survive one failure, five survive two.
-//! - A state machine whose `apply` is not deterministic is found out by comparing hashes, after it has diverged; see
+//! - A state machine whose `apply` is not deterministic is found by comparing hashes, after it has diverged; see
 //!   [`ResponseCheck`].
 //! - One group per node for now. A cluster is upgraded node by node, and what is new is used once every member has it; a version
 //!   that was activated never goes out of use ([`guide::upgrading`]).
@@ -122,7 +123,7 @@
 //! - [`Config`]: every setting with its meaning, unit, default and cost.
 //! - [`Condition`] and [`Status`]: what a node says about itself, for health checks and dashboards.
 //! - [`ErrorCode`]: errors as codes and HTTP statuses; with the feature `actix-web` they are `ResponseError`s.
-//! - [`custom`]: what a store, a network or a clock of your own is made of.
+//! - [`custom`]: how to write a store, a network or a clock of your own.
 //! - [`disaster_recovery`]: backups, restoring them, and what to do when a majority is lost for good.
 //! - [`actorum_testkit`](https://docs.rs/actorum-testkit): the simulator that runs your state machine on
 //!   whole clusters under faults, repeatable by a seed.
@@ -196,7 +197,7 @@ pub use request::{
 pub use stream::{EventStream, StatusStream};
 pub use system::RaftSystem;
 
-/// Everything an application usually names.
+/// Everything that an application usually needs.
 pub mod prelude {
     pub use crate::{
         Activate, ActivateError, ActivateMode, Address, After, Applied, ApplyContext, Bootstrap, Builder, BusyBound,
@@ -209,7 +210,7 @@ pub mod prelude {
     };
 }
 
-/// Mistakes planted on purpose: what the simulator is proven with.
+/// Mistakes planted on purpose, to prove that the simulator finds them.
 #[cfg(feature = "planted")]
 #[doc(hidden)]
 pub use actorum_core::planted;

@@ -25,7 +25,7 @@ pub trait ErrorCode: std::error::Error {
     /// The HTTP status that says what the caller can do.
     fn http_status(&self) -> u16;
 
-    /// Who leads, where the error knows it: the node to ask instead.
+    /// The node that leads, which can be asked instead; `None` if the error does not know it.
     fn leader(&self) -> Option<NodeId> {
         None
     }

@@ -10,7 +10,8 @@
 //!
 //! A new condition is one line in the table below: its variant, its name, and the function that looks for it.
 //!
-//! Deliberately absent: time. What depends on it (a certificate's end, who was heard lately) is a number in the status.
+//! Deliberately absent: time. What depends on it (a certificate's end, which peers answered lately) is a number in the
+//! status.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -43,13 +44,13 @@ pub const OPERATOR_WARNING_S: u64 = 7 * LACKING_WARNING_S;
 const DAY_S: i64 = 24 * 60 * 60;
 const CERTIFICATE_WARNING_S: i64 = CERTIFICATE_WARNING_DAYS * DAY_S;
 
-/// What a condition means for whoever sends requests to the node.
+/// What a condition means for clients that send requests to the node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Severity {
     /// A write sent to this node now could not succeed.
     Unready,
-    /// Writes succeed; somebody has to look at it all the same.
+    /// Writes succeed, but an operator has to look at it.
     Warning,
 }
 
@@ -60,8 +61,8 @@ pub struct Condition {
     pub reason: Reason,
     /// Whether it keeps writes from succeeding.
     pub severity: Severity,
-    /// Which of several things it is about, where each can be wrong by itself. Of certificates: none for those that peers see, or
-    /// the directory of others.
+    /// Which of several things it is about, where each can be wrong by itself. For certificates: `None` for the
+    /// certificates that peers see, otherwise the directory of the certificate.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub subject: Option<String>,
     /// What it is and the way out: for people.
@@ -79,7 +80,7 @@ type Found = Option<(Severity, String)>;
 
 macro_rules! reasons {
     ($($(#[$doc:meta])* $variant:ident $name:literal $look:expr;)*) => {
-        /// Why a node is not ready, or what has to be looked at. In JSON, metrics and error codes: snake_case.
+        /// Why a node is not ready, or what an operator has to look at. In JSON, metrics and error codes: snake_case.
         ///
         /// In the order in which they are listed: the first one that makes a node unready is the reason it gives.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -126,8 +127,8 @@ reasons! {
     NotAMember "not_a_member" not_a_member;
     /// It founds a cluster and has not yet heard from every founder.
     Forming "forming" forming;
-    /// A certificate that this node serves with, or of its authority, has ended. One that peers see makes the node unready once it
-    /// hears no leader and cannot reach every voter.
+    /// A certificate that this node serves with, or the certificate of its authority, has expired. A certificate that
+    /// peers see makes the node unready once the node hears no leader and cannot reach every voter.
     CertificateExpired "certificate_expired" one_for_each_directory;
     /// Fewer than a majority of the voters can be reached.
     NoMajority "no_majority" no_majority;
@@ -149,7 +150,7 @@ reasons! {
     ResponsesDiverged "responses_diverged" responses_diverged;
     /// Another member says that it committed what contradicts this node's log.
     CommitConflict "commit_conflict" commit_conflict;
-    /// A certificate that this node serves with, or of its authority, expires within 30 days.
+    /// A certificate that this node serves with, or the certificate of its authority, expires within 30 days.
     CertificateExpiring "certificate_expiring" one_for_each_directory;
     /// The cluster has not used for a day what this node's program understands, because a member has not announced it; or
     /// for a week, because nobody activates it.
@@ -175,7 +176,7 @@ impl FromStr for Reason {
     }
 }
 
-/// All that is wrong with a node of this status; what makes it unready comes first.
+/// All that is wrong with a node that has this status; what makes it unready comes first.
 ///
 /// Pure: the same status gives the same conditions.
 pub fn conditions(status: &Status) -> Vec<Condition> {
@@ -191,7 +192,7 @@ pub fn conditions(status: &Status) -> Vec<Condition> {
     let mut found: Vec<Condition> = Reason::ALL.iter().filter_map(look).collect();
     found.extend(certificates(status));
     if found.first().is_some_and(|first| first.reason == Reason::Removed) {
-        // Nor does it matter to whom it speaks any more.
+        // It no longer matters whether a removed node can reach its peers.
         found.retain(|condition| condition.reason == Reason::Removed || condition.severity == Severity::Warning);
     }
     found.sort_by_key(|condition| (condition.severity, condition.reason));
@@ -258,7 +259,7 @@ fn diverged(status: &Status) -> Found {
         DivergenceSide::Minority => unready(format!(
             "{what}; a majority of the voters disagrees with this node: remove it, and add it again under a new id with an empty directory"
         )),
-        // Whatever it answered, another node that may be right would answer something else.
+        // Whatever this node answered, another node, which may be right, would answer something else.
         DivergenceSide::Undecided => unready(format!(
             "{what}, and no majority of the voters agrees: compare the nodes with `actorum inspect`, and replace those that are wrong"
         )),
@@ -288,7 +289,7 @@ fn refused_by_peers(status: &Status) -> Found {
     }
     let said: Vec<_> = status.refused_by.iter().map(|(peer, why)| format!("node {peer} says: {why}")).collect();
     let message = format!("peers refuse to speak with node {}: {}", status.id, said.join("; "));
-    // Whoever follows a leader, or leads, has others to speak with.
+    // A node that leads, or follows a leader, has other peers that speak with it.
     match hears_a_leader(status) {
         true => warning(message),
         false => unready(message),
@@ -337,7 +338,8 @@ fn out_of_reach(status: &Status) -> BTreeMap<NodeId, String> {
     let leads = status.role == Role::Leader;
     let describe = |id: NodeId| {
         let peer = status.peers.get(&id);
-        // A leader hears every voter that lives; others are only connected to most of them.
+        // A leader hears from every voter that lives. A follower is connected to the other voters, but hears only from
+        // the leader.
         if id == status.id || peer.is_some_and(|peer| peer.recently_active || peer.connected && !leads) {
             return None;
         }
@@ -371,7 +373,7 @@ fn no_leader(status: &Status) -> Found {
         return None;
     }
     let reaches_all = missing.is_empty();
-    // One of these may lead the others: all that is known of why it is not heard here.
+    // One of these may lead the others, and this is all that the node knows of why it hears no leader.
     let away = match reaches_all {
         true => String::new(),
         false => format!(
@@ -416,7 +418,8 @@ fn low_space(status: &Status) -> Found {
     refused_for_a_disk(status, Reason::LowSpace, message)
 }
 
-/// What the state of this node's disk means for writes. A follower's keeps none from succeeding, as long as another node leads.
+/// What the state of this node's disk means for writes. The disk of a follower stops no writes as long as another node
+/// leads.
 fn refused_for_a_disk(status: &Status, reason: Reason, message: String) -> Found {
     match status.role {
         Role::Leader => unready(format!("{message}. Until then writes are refused, for no other node leads")),
@@ -535,7 +538,8 @@ fn one_for_each_directory(_: &Status) -> Found {
     None
 }
 
-/// What has expired, then what expires soon; for those that peers see, and for each directory of others, by itself.
+/// One condition for each directory of certificates: what has expired, then what expires soon. The certificates that
+/// peers see have no directory.
 fn certificates(status: &Status) -> Vec<Condition> {
     let mut said: BTreeMap<(Reason, Option<String>), Vec<String>> = BTreeMap::new();
     for CertificateExpiry { file, remaining_s: left_s, .. } in &status.certificates {

@@ -14,16 +14,17 @@ use crate::{
 /// Commands and responses are shared between subscribers, not cloned. Variants may get further fields: match them with `..`.
 #[non_exhaustive]
 pub enum Event<S: StateMachine> {
-    /// A command was applied. In order of the index, without repeats from the point asked for, and without gaps but where a
-    /// snapshot takes their place.
+    /// A command was applied. These events come in the order of the index, from the point that was asked for, without
+    /// repeats, and without gaps except where a snapshot takes their place.
     Applied {
-        /// The cluster that counts; with the index it is a [`Position`], see [`Event::position`].
+        /// The cluster whose log has the index; with the index it is a [`Position`], see [`Event::position`].
         cluster: ClusterId,
         /// Its index.
         index: u64,
         /// Its term.
         term: u64,
-        /// When its leader took it up, as in [`ApplyContext::time`](crate::machine::ApplyContext::time).
+        /// The time at which the leader took up the command, as in
+        /// [`ApplyContext::time`](crate::machine::ApplyContext::time).
         ///
         /// For a command that is read back from the log it is the time that its leader stamped, or the time of the
         /// event before it in this subscription if that is later. It differs from the time that `apply` was given only
@@ -37,7 +38,7 @@ pub enum Event<S: StateMachine> {
     },
     /// The leader this node knows of changed.
     LeadershipChanged {
-        /// Who leads; `None` while nobody is known to.
+        /// The leader; `None` while this node knows of none.
         leader: Option<NodeId>,
         /// In which term.
         term: u64,
@@ -49,7 +50,8 @@ pub enum Event<S: StateMachine> {
         /// The membership that resulted.
         membership: Arc<Membership>,
     },
-    /// A snapshot stands for all commands up to its index: it replaced the state, or the log begins behind it: the commands up to its index will not be told one by one.
+    /// A snapshot stands for all commands up to its index: it replaced the state, or the log begins after it. The
+    /// commands up to its index will not be reported one by one.
     SnapshotInstalled {
         /// The cluster that counts.
         cluster: ClusterId,
@@ -59,7 +61,7 @@ pub enum Event<S: StateMachine> {
     /// This subscriber fell behind its buffer and is unsubscribed. Nothing up to `resume_after` was missed:
     /// subscribe again with `after(resume_after)`, or better with [`Event::position`].
     Lagged {
-        /// The cluster that counts; `None` on a node that belongs to none yet.
+        /// The cluster whose log has the index; `None` on a node that belongs to no cluster yet.
         cluster: Option<ClusterId>,
         /// The index of the last command that was delivered or skipped on purpose.
         resume_after: u64,
@@ -122,7 +124,7 @@ impl<S: StateMachine> Clone for Event<S> {
     }
 }
 
-/// Several events at once, in order: the form for subscribers that want speed.
+/// Several events at once, in order, for subscribers that need speed.
 pub struct Events<S: StateMachine>(pub Vec<Event<S>>);
 
 impl<S: StateMachine> fmt::Debug for Events<S> {

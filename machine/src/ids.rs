@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 mod address;
 
 /// A random number that people and programs read as hexadecimal digits: many readers of JSON round numbers above 2^53.
-/// Numbers are understood as well, for that is how the first version wrote some. In MessagePack it stays the number it was.
+/// Numbers are read as well, because the first version wrote some ids as numbers. In MessagePack the id is still a
+/// number.
 macro_rules! hex_for_people {
     ($name:ident, $number:ty) => {
         impl Serialize for $name {
@@ -49,8 +50,8 @@ macro_rules! hex_for_people {
 /// The identity of a node: chosen by its operator, never zero, never used twice in the life of a cluster.
 pub type NodeId = u64;
 
-/// The highest id that a new node may have, 2^53 - 1: the highest number that every reader of JSON keeps exact. Who takes
-/// a new node in looks at it; a node of the first version with a higher id goes on as it is.
+/// The highest id that a new node may have, 2^53 - 1: the highest number that every reader of JSON keeps exact. It is
+/// checked when a node is added; a node of the first version with a higher id keeps it.
 pub const MAX_NODE_ID: NodeId = (1 << 53) - 1;
 
 /// The Raft group a message belongs to. This version runs one group, [`GroupId::FIRST`]; every frame and
@@ -66,8 +67,8 @@ impl GroupId {
 
 /// One life of a data directory: drawn at random when the directory is made and never changed.
 ///
-/// A node that comes back under its id with another incarnation has lost its disk, and with it every vote
-/// and acknowledgement it gave. It is refused by name.
+/// A node that comes back under its id with another incarnation has lost its disk, and with the disk every vote and
+/// acknowledgement it gave. Its peers refuse it with a specific error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Incarnation(pub u64);
 
@@ -115,7 +116,8 @@ impl From<&str> for Address {
 }
 
 impl Address {
-    /// Whether both are the same place, however they are written. A name and the address it has now are not compared.
+    /// Whether both name the same place, however they are written. A host name is not compared with the IP address that
+    /// it has now.
     pub fn is_same_place(&self, other: &Address) -> bool {
         address::canonical(&self.0) == address::canonical(&other.0)
     }
@@ -133,7 +135,8 @@ pub struct AddressError {
     pub problem: String,
 }
 
-/// Checks what a person gives; what was replicated before anyone checked is made by `From`, and stays what it is.
+/// Checks an address that a person gives. An address that is already in the log is made by `From`, without a check,
+/// since earlier versions did not check it.
 impl FromStr for Address {
     type Err = AddressError;
 

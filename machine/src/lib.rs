@@ -1,11 +1,12 @@
 //! What an application says to actorum, and what it hears: plain values, and one trait.
 //!
-//! Read in this order: [`mod@machine`] is the contract with the application, [`ids`] what everything is named by, [`members`] who is
-//! in and [`configuration`] who decides, [`event`] and [`position`] what subscribers hear and how far they are, [`outcome`] how requests end, and [`codes`] how that
-//! looks over HTTP. [`status`] is what a node says of itself, and [`condition`] what is wrong with it.
+//! Read in this order: [`mod@machine`] is the contract with the application. [`ids`] has the names of nodes, clusters
+//! and places, [`members`] the membership, and [`configuration`] who decides. [`event`] and [`position`] say what subscribers get and how far they
+//! are. [`outcome`] says how requests end, and [`codes`] how that looks over HTTP. [`status`] is what a node says of
+//! itself, and [`condition`] what is wrong with it.
 //!
-//! With the feature `actix` the types that travel to actors are messages, and a mailbox's error ends a request; with `actix-web` each
-//! error with a code is a `ResponseError`.
+//! With the feature `actix` the types that are sent to actors are messages, and a mailbox's error ends a request; with
+//! `actix-web` each error with a code is a `ResponseError`.
 //!
 //! Deliberately absent: actors, threads, clocks, files and sockets. A state machine and its tests need this crate alone.
 

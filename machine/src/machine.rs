@@ -1,7 +1,7 @@
 //! The contract with the application: one deterministic state machine, replicated.
 //!
-//! Every node applies the same commands in the same order to the same starting state. What that buys
-//! depends on one rule, which no library can check in full: *the same inputs give the same outputs*.
+//! Every node applies the same commands in the same order to the same starting state. All states stay equal if one rule
+//! holds, which no library can check in full: *the same inputs give the same outputs*.
 
 use std::{
     fmt,
@@ -22,8 +22,8 @@ use serde::{Serialize, de::DeserializeOwned};
 /// - no randomness: put the seed or the drawn value into the command;
 /// - no iteration order of a `HashMap` that reaches the state or the response: use a `BTreeMap`;
 /// - no file, socket, environment or thread: do that before proposing, or after applying (subscribe);
-/// - no panic for a bad command: return an error in the response. A panic stops this node, and since
-///   every node applies the same command, all of them.
+/// - no panic for a bad command: return an error in the response. A panic stops this node, and since every node applies
+///   the same command, it stops all nodes.
 ///
 /// Commands are stored in the log and read back by later versions of the program. They are encoded as MessagePack maps
 /// with named fields: a field added with `#[serde(default)]` keeps old entries readable, a renamed one does not.
@@ -35,7 +35,7 @@ use serde::{Serialize, de::DeserializeOwned};
 ///
 /// # Changing `apply`
 ///
-/// A start applies again what follows the newest snapshot. If `apply` decided these commands in another way than it did
+/// A start applies again the commands after the newest snapshot. If `apply` decided these commands in another way than
 /// when they were answered, the state would contradict the answers. The version in force at a command's index is the
 /// same at every replay, so an `apply` that keeps its old branch decides old commands as it did before:
 ///
@@ -74,17 +74,18 @@ use serde::{Serialize, de::DeserializeOwned};
 pub trait StateMachine: Send + Unpin + 'static {
     /// What is proposed.
     type Command: Serialize + DeserializeOwned + Send + Sync + 'static;
-    /// What applying one command answers. Cloned only for subscribers.
+    /// The answer of one command. It is cloned only for subscribers.
     type Response: Serialize + DeserializeOwned + Clone + Send + Sync + 'static;
 
     /// The newest version of commands and of [`apply`](StateMachine::apply) that this program knows; 1 or more. Raise it with every
     /// new field or variant of a command, and with every change after which `apply` does something else for some command.
     ///
-    /// Every member announces it. Once all of them, learners too, have announced a higher version than the one in force, the
-    /// leader proposes to use it, and it is in force from that entry on ([`ApplyContext::version`]), on every node and at every
-    /// replay. A new cluster begins with version 1, too, and raises it at once. With the setting `activate = "manual"` that waits
-    /// for an operator. It never falls: a program whose `VERSION` is below the version in force does not start on that
-    /// directory, and a member with such a program stops.
+    /// Every member announces it. Once all of them, learners too, have announced a higher version than the one in
+    /// force, the leader proposes to use it, and it is in force from that entry on ([`ApplyContext::version`]), on
+    /// every node and at every replay. A new cluster begins with version 1, too, and raises it at once. With the
+    /// setting `activate = "manual"` that waits for an operator. The version in force never falls: a program whose
+    /// `VERSION` is below the version in force does not start on that directory, and a member with such a program
+    /// stops.
     const VERSION: u32 = 1;
 
     /// The version that must be in force for this command. A proposal of a command that needs a later one is refused with
@@ -103,12 +104,12 @@ pub trait StateMachine: Send + Unpin + 'static {
     /// a persistent map, a read transaction of the machine's own storage. See [`StateView`].
     fn snapshot(&self) -> Result<StateView, MachineError>;
 
-    /// Replaces the whole state by what a [`StateView`] wrote, possibly on another node.
+    /// Replaces the whole state by the state that a [`StateView`] wrote, possibly on another node.
     ///
-    /// `from` ends where that writing ended. It is called once the whole file has been verified. It must replace
-    /// everything, also what an earlier `restore` left behind that failed or was cut short by a crash: a machine with its
-    /// own storage is given the same snapshot again at its next start, unless [`applied`](StateMachine::applied) says that it
-    /// holds it, so it records that pair last.
+    /// `from` ends where that writing ended. `restore` is called once the whole file has been verified. It must replace
+    /// everything, also what an earlier `restore` left behind that failed or was interrupted by a crash. A machine with
+    /// its own storage gets the same snapshot again at its next start, unless [`applied`](StateMachine::applied) says
+    /// that it holds it. So it must record that pair last.
     fn restore(&mut self, from: &mut dyn Read) -> Result<(), MachineError>;
 
     /// For a machine that keeps its own durable storage: the index and term of the last command that its
@@ -129,7 +130,7 @@ pub struct ApplyContext {
     pub index: u64,
     /// The term of the leader that proposed it.
     pub term: u64,
-    /// When its leader took it up, by that leader's clock; the previous command's time if that was later.
+    /// The time at which its leader took it up, by that leader's clock; the previous command's time if that was later.
     /// Never runs backwards, and is the same on every node and at every replay.
     pub time: SystemTime,
     /// The version of the state machine in force at this index, 1 at first: see [`StateMachine::VERSION`].
@@ -154,7 +155,7 @@ impl ApplyContext {
 pub struct MachineError(String);
 
 impl MachineError {
-    /// An error in the machine's own words.
+    /// An error with this text.
     pub fn new(message: impl std::fmt::Display) -> Self {
         MachineError(message.to_string())
     }
@@ -168,8 +169,8 @@ impl From<std::io::Error> for MachineError {
 
 /// The state of a machine at one moment, which nothing that is applied later can change.
 ///
-/// It is written once, on a thread of its own, in pieces as large as its owner likes: a state larger than memory is
-/// possible for a machine that can stream it.
+/// It is written once, on a separate thread, in pieces of any size. So a machine that can stream its state may have a
+/// state larger than memory.
 ///
 /// ```
 /// use std::{collections::BTreeMap, io::Write, sync::Arc};
@@ -201,7 +202,7 @@ impl StateView {
         StateView(Box::new(write))
     }
 
-    /// A state that is bytes already.
+    /// A state that is already encoded.
     pub fn bytes(bytes: Vec<u8>) -> StateView {
         StateView::new(move |out| Ok(out.write_all(&bytes)?))
     }

@@ -1,4 +1,5 @@
-//! What makes these types the messages of actors, and how a mailbox's error ends a request. Only with the feature `actix`.
+//! Makes these types messages of actors, and turns a mailbox's error into the end of a request. Only with the feature
+//! `actix`.
 
 use std::sync::Arc;
 

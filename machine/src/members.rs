@@ -1,4 +1,4 @@
-//! The membership, as it is replicated and as it is asked for.
+//! The membership as it is replicated, and requests to change it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,14 +18,14 @@ use crate::{
 pub enum MemberRole {
     /// Counts in every majority.
     Voter,
-    /// Receives everything and counts in none (Raft dissertation section 4.2.1).
+    /// Receives everything and counts in no majority (Raft dissertation section 4.2.1).
     Learner,
 }
 
 /// One member.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Member {
-    /// Where its peers reach it.
+    /// The address at which its peers reach it.
     pub address: Address,
     /// Whether it votes.
     pub role: MemberRole,
@@ -34,7 +34,7 @@ pub struct Member {
     pub incarnation: Option<Incarnation>,
 }
 
-/// Who is in, and who never again: replicated, part of every snapshot.
+/// The members, and the ids that were removed: replicated, part of every snapshot.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Membership {
     /// Everyone who receives the log.
@@ -102,13 +102,13 @@ pub enum Change {
 pub struct ChangeRequest {
     /// The change.
     pub change: Change,
-    /// Whether the leader makes it without checking who is connected.
+    /// Whether the leader makes it without checking which nodes are connected.
     pub force: bool,
 }
 
 impl ChangeRequest {
-    /// Makes the leader skip its checks of who is connected. The cluster may then commit nothing until the voters that
-    /// are away come back; if they never do, only `actorum recover` helps.
+    /// Makes the leader skip its checks of which nodes are connected. The cluster may then commit nothing until the
+    /// voters that are away come back; if they never do, only `actorum recover` helps.
     pub fn force(mut self) -> Self {
         self.force = true;
         self
@@ -141,7 +141,7 @@ impl fmt::Display for Change {
 }
 
 impl Change {
-    /// The same change, made without checking who is connected: see [`ChangeRequest::force`].
+    /// The same change, made without checking which nodes are connected: see [`ChangeRequest::force`].
     pub fn forced(self) -> ChangeRequest {
         ChangeRequest::from(self).force()
     }
@@ -168,9 +168,10 @@ impl Change {
 }
 
 impl Membership {
-    /// Whether nobody else is where a new member shall be: each would be dialled as the other, and refused.
+    /// Checks that no other member has the address of the new one: peers would dial each of the two as the other, and
+    /// be refused.
     ///
-    /// For who proposes a change. A committed one is made whatever this says.
+    /// It is asked before a change is proposed. A committed change is made whatever this says.
     pub fn has_room_for(&self, change: &Change) -> Result<(), String> {
         let Change::AddLearner(_, address) = change else { return Ok(()) };
         match self.members.iter().find(|(_, member)| member.address.is_same_place(address)) {

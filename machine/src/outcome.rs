@@ -1,4 +1,4 @@
-//! How requests end: one small error per operation, whose variants say what the caller can do about it.
+//! How requests end: one small error for each operation, whose variants say what the caller can do about it.
 //!
 //! The fourth promise lives here. A request is *applied* (`Ok`), *rejected* (surely not in the log: every
 //! variant but `Unknown`), or *unknown* (it may or may not apply). [`Outcome`] tells which.
@@ -32,7 +32,7 @@ pub enum Outcome {
     Unknown,
 }
 
-/// The bound that a request found reached, and what was there at that moment.
+/// The bound that a request met, with the figures at that moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum BusyBound {
@@ -47,7 +47,7 @@ pub enum BusyBound {
         /// The setting `max_in_flight_bytes`.
         max_bytes: usize,
     },
-    /// How many bytes of entries this leader has taken up and not applied.
+    /// Bytes of entries that this leader has taken up and not applied.
     Unapplied {
         /// Bytes of those entries.
         bytes: usize,
@@ -61,12 +61,12 @@ pub enum BusyBound {
         /// The setting `max_unpersisted_bytes`.
         max: usize,
     },
-    /// How long this leader's disk takes for a write: until it has caught up nothing new is handed to it.
+    /// This leader's disk is slow: the leader hands it nothing new until it has caught up.
     DiskSlow {
         /// Milliseconds for which the oldest write has waited.
         waiting_ms: u64,
     },
-    /// A bound of the leader, which is another node and does not say which one.
+    /// A bound of the leader, which is another node and does not say which bound.
     OfLeader,
 }
 
@@ -104,8 +104,8 @@ pub enum ProposeError {
         /// What is wrong and the way out, for people.
         message: String,
     },
-    /// No leader took it within the deadline: none is known, or the one that is cannot be reached. Surely not in the
-    /// log; ask again.
+    /// No leader took it within the deadline: this node knows no leader, or cannot reach it. Surely not in the log; ask
+    /// again.
     #[error("no leader took the proposal in time{}", leader_hint(.leader))]
     NotLeader {
         /// Who leads, as far as this node knows.
@@ -128,9 +128,9 @@ pub enum ProposeError {
     /// in the log. Ask again once there is room: enlarge the disk, or remove what else fills it.
     #[error("low on space: the leader's disk has {free} bytes free and needs {needed}; give it room and propose again")]
     LowSpace {
-        /// Bytes that are free there.
+        /// Bytes that are free on that disk.
         free: u64,
-        /// How many have to be.
+        /// Bytes that must be free on that disk.
         needed: u64,
     },
     /// The encoded command is larger than an entry may be. Surely not in the log.
@@ -154,7 +154,8 @@ pub enum ProposeError {
     NeedsVersion {
         /// The version that the command needs.
         needed: u32,
-        /// The lowest version that some member's program has; if every program has the one needed, the version in force.
+        /// The lowest version that some member's program has; the version in force if every program has the version
+        /// needed.
         lowest: u32,
         /// The member with that program; `None` if every member's program has the version, and it only has to be put in force.
         node: Option<NodeId>,
@@ -214,7 +215,7 @@ pub enum ReadError {
         /// Which one.
         bound: BusyBound,
     },
-    /// The closure of the read panicked. The node runs on: the state was only looked at.
+    /// The closure of the read panicked. The node goes on, since the closure cannot change the state.
     #[error("the closure of the read panicked: {message}")]
     Panicked {
         /// What the panic said.
@@ -249,9 +250,9 @@ pub enum ChangeError {
         /// Why.
         cause: String,
     },
-    /// Until the deadline the learner to be promoted was not connected, or not close to the leader's commit index; or
-    /// the promotion was forced and cannot be ([`LearnerReading::forced`]), which is said at once. Surely not made; let
-    /// it catch up, and ask again.
+    /// Until the deadline the learner to be promoted was not connected, or not close to the leader's commit index. Or
+    /// the promotion was forced and cannot be forced ([`LearnerReading::forced`]); that is answered at once. Surely not
+    /// made; let the learner catch up, and ask again.
     #[error("{0}")]
     LearnerNotReady(LearnerReading),
     /// After the change the voters that answered the leader lately would be no majority, so nothing could be committed.
@@ -259,7 +260,7 @@ pub enum ChangeError {
     /// ([`ChangeRequest::force`](crate::members::ChangeRequest::force)).
     #[error("{0}")]
     WouldLoseMajority(MajorityReading),
-    /// No leader took it within the deadline: none is known, or the one that is cannot be reached. Surely not made.
+    /// No leader took it within the deadline: this node knows no leader, or cannot reach it. Surely not made.
     #[error("no leader took the change in time{}", leader_hint(.leader))]
     NotLeader {
         /// Who leads, as far as this node knows.
@@ -318,9 +319,9 @@ pub enum SubscribeError {
         /// What it waited for.
         cause: String,
     },
-    /// The position is one of another cluster, whose indexes mean nothing here. What [`Position`] cannot tell apart is
-    /// not refused: a cluster founded anew with the same founders, name and authority. Read the state and begin with
-    /// what follows it.
+    /// The position is one of another cluster, whose indexes mean nothing here. Read the state and begin with what
+    /// follows it. One case is not refused, because a [`Position`] cannot tell it: a cluster that was founded anew with
+    /// the same founders, name and authority.
     #[error(
         "the position {position} belongs to another cluster; this is cluster {cluster}, perhaps restored from a backup. \
          Read the state anew and follow it from there"
@@ -331,8 +332,8 @@ pub enum SubscribeError {
         /// The cluster asked.
         cluster: ClusterId,
     },
-    /// This cluster has committed nothing with that index yet, so nobody can have heard of it. Read the state and begin with what
-    /// follows it.
+    /// This cluster has committed nothing with that index yet, so the index cannot come from it. Read the state and
+    /// begin with what follows it.
     #[error(
         "index {index} lies in the future: this cluster has applied up to {applied}. \
          The index is of another cluster, or its commands are lost. Read the state anew and follow it from there"
@@ -340,7 +341,7 @@ pub enum SubscribeError {
     FuturePosition {
         /// What was asked for.
         index: u64,
-        /// What this node has applied, a leader having confirmed that it is everything.
+        /// The index that this node has applied; a leader has confirmed that nothing later is committed.
         applied: u64,
     },
     /// This node has not applied so much, and could not find out whether the cluster has. Ask again, or ask another node.
@@ -362,13 +363,13 @@ pub enum SubscribeError {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum TakeSnapshotError {
-    /// It could not be built; nothing else is the worse for it. Try again once the cause is gone.
+    /// It could not be built; the node goes on. Try again once the cause is gone.
     #[error("the snapshot could not be built: {cause}")]
     Failed {
         /// Why.
         cause: String,
     },
-    /// It was not durable within the deadline. If it was begun it goes on, and will be later.
+    /// It was not durable within the deadline. If it was begun, the node goes on with it.
     #[error("{cause}")]
     DeadlineExceeded {
         /// What it waited for.

@@ -1,8 +1,8 @@
-//! Positions: how far somebody has followed what is applied, and in which cluster.
+//! Positions: how far a subscriber has followed the applied commands, and in which cluster.
 //!
-//! An index alone does not say whose it is: a cluster that was restored from a backup counts on from the backup's index, so
-//! the same index names other commands there. A [`Position`] carries the cluster's id with the index, and a node of
-//! another cluster refuses it instead of telling the wrong commands, or none.
+//! An index alone does not say to which cluster it belongs: a cluster that was restored from a backup counts on from
+//! the backup's index, so the same index names other commands there. A [`Position`] carries the cluster's id with the
+//! index, and a node of another cluster refuses it instead of reporting wrong commands, or none.
 
 use std::{fmt, str::FromStr};
 
@@ -10,12 +10,13 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
 use crate::ids::ClusterId;
 
-/// An index in the log of one cluster: everything up to it is known to whoever keeps it.
+/// An index in the log of one cluster. A subscriber that keeps it has handled everything up to it.
 ///
 /// What is not detected: a cluster that was founded anew, with all directories deleted, by the same founders with the
 /// same name and the same certificate authority. It has the same id, so positions of the cluster before it are taken
 /// for its own as soon as it has as many commands. Found it with another [`cluster_name`], which is part of the id. The
-/// same holds of clusters of equal founders and names without certificates, such as two over networks in memory.
+/// same is true of two clusters without certificates that have the same founders and names, such as two over networks
+/// in memory.
 ///
 /// [`cluster_name`]: https://docs.rs/actorum/latest/actorum/struct.Config.html#structfield.cluster_name
 ///
@@ -79,12 +80,12 @@ impl<'de> Deserialize<'de> for Position {
 /// Where a subscription begins.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum After {
-    /// With what is applied from now on.
+    /// Begin with what is applied from now on.
     #[default]
     Now,
-    /// With the first command after this index, whichever cluster counted it. 0 is the beginning.
+    /// Begin with the first command after this index, whichever cluster counted it. 0 is the beginning.
     Index(u64),
-    /// With the first command after this position, if it is one of this cluster.
+    /// Begin with the first command after this position, if the position is one of this cluster.
     Position(Position),
 }
 

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::NodeId;
 
-/// What a leader knows of its followers that speaks against a change of the membership now.
+/// Why a leader refuses a change of the membership now, by what it knows of its followers.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ChangeReading {
     /// The learner to be promoted is not ready.
@@ -27,8 +27,8 @@ impl fmt::Display for ChangeReading {
     }
 }
 
-/// How far a learner is that is to be promoted: it must have answered within one election timeout, and hold what was
-/// committed one election timeout ago.
+/// How far a learner is that an operator wants to promote. It must have answered within one election timeout, and hold
+/// what was committed one election timeout ago.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct LearnerReading {
@@ -44,8 +44,9 @@ pub struct LearnerReading {
     pub heard_ms: Option<u64>,
     /// Whether the cluster has recorded the incarnation of its directory, and what its program understands.
     pub recorded: bool,
-    /// The promotion was forced and cannot be: the learner holds nothing, is not recorded, or lacks what is in use. Such a
-    /// request is refused at once. A peer that does not know this field retries it until its deadline.
+    /// The promotion was forced and cannot be forced: the learner holds nothing, is not recorded, or lacks what is in
+    /// use. Such a request is refused at once. A peer that does not know this field repeats the request until its
+    /// deadline.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub forced: bool,
     /// What the cluster uses and the learner's program does not understand, if that is so.
@@ -89,7 +90,7 @@ impl fmt::Display for LearnerReading {
     }
 }
 
-/// How many of the voters that a change would result in have answered their leader lately.
+/// How many voters of the membership after the change have answered their leader lately.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct MajorityReading {

@@ -1,4 +1,4 @@
-//! What a node does when its state machine responds differently from the others: a setting, and no more than that.
+//! The setting that says what a node does when its state machine responds differently from the others.
 
 use serde::{Deserialize, Serialize};
 

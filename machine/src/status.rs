@@ -1,4 +1,4 @@
-//! What a node says of itself: a value to clone, never a guard to hold.
+//! What a node says of itself: a value that can be cloned, and holds no lock.
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
@@ -39,13 +39,13 @@ impl fmt::Display for Role {
     }
 }
 
-/// How far the making of the cluster is, seen from this node.
+/// How far the forming of the cluster is, as this node sees it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Formed {
     /// It belongs to a cluster.
     Yes,
-    /// It is a founder and has not yet heard from these others that they are as new as it is.
+    /// It is a founder, and these other founders have not yet told it that their directories are new, too.
     Forming {
         /// Who has not answered yet.
         waiting_for: Vec<NodeId>,
@@ -71,12 +71,12 @@ pub struct PeerProgress {
     pub rtt_us: u64,
     /// Whether a connection is up.
     pub connected: bool,
-    /// Why it cannot be reached or was refused, if that is so.
+    /// Why it cannot be reached or was refused; `None` if neither is so.
     pub last_error: Option<String>,
     /// Whether a message of its Raft core came within the last election timeout.
     #[serde(default)]
     pub recently_active: bool,
-    /// Why it takes no writes, if it leads and has said so: the name of a [`Reason`].
+    /// If it leads and has said that it takes no writes, the reason: the name of a [`Reason`].
     #[serde(default)]
     pub refuses_writes: Option<String>,
     /// How far its clock is ahead of this node's, in milliseconds; negative if it is behind, `None` if not known.
@@ -93,8 +93,8 @@ pub struct ClockStatus {
     /// How far it is ahead of the median of the voters' clocks, in milliseconds; negative if it is behind, `None` if
     /// the clocks of a majority are not known.
     pub offset_ms: Option<i64>,
-    /// `max_clock_skew_ms`: a clock that is further off is warned of, and a leader stamps at most this far ahead of the
-    /// median.
+    /// `max_clock_skew_ms`: the node warns of a clock that is further off, and a leader stamps entries at most this far
+    /// ahead of the median.
     pub max_skew_ms: u64,
 }
 
@@ -109,7 +109,7 @@ pub struct CertificateExpiry {
     pub remaining_s: i64,
 }
 
-/// What waits where, and the bounds it has.
+/// What waits, where it waits, and the bounds.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Queues {
     /// Requests that hold admission.
@@ -126,7 +126,7 @@ pub struct Queues {
     pub log_tail_bytes: usize,
 }
 
-/// What a node makes of its disk; the worst that holds.
+/// How a node judges its disk: the worst state that holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DiskState {
@@ -135,9 +135,9 @@ pub enum DiskState {
     Ok,
     /// A write waits longer than it should; the node may still lead.
     Slow,
-    /// There is little room: the node leads only where nobody else does, and answers `LowSpace` then.
+    /// There is little room: the node leads only if no other node can, and then answers `LowSpace`.
     Low,
-    /// A write has waited too long: the node leads nobody until the disk has shown that it answers.
+    /// A write has waited too long: the node does not lead until the disk has shown that it answers.
     Suspect,
     /// A write failed or hung for good: this process writes nothing any more.
     Dead,
@@ -155,7 +155,7 @@ impl fmt::Display for DiskState {
     }
 }
 
-/// A node's disk. Nothing of it is asked of that disk when a status is made.
+/// A node's disk. Making a status does not touch the disk.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskStatus {
     /// How it is.
@@ -166,18 +166,18 @@ pub struct DiskStatus {
     pub suspect_ms: Option<u64>,
     /// Bytes handed to it that are not durable.
     pub unpersisted_bytes: usize,
-    /// Free bytes at the last look, at most a second old unless it hangs; `None` where nobody can tell.
+    /// Free bytes at the last look, which is at most a second old unless the disk hangs; `None` if not known.
     pub free_bytes: Option<u64>,
     /// Bytes of the reserve that is kept for making room; they are not counted as free.
     #[serde(default)]
     pub reserve_bytes: u64,
     /// How many bytes must be free for this node to take new commands: `low_space_bytes` (and a quarter more while
-    /// `low` is true), and what is missing of the reserve.
+    /// `low` is true), plus the bytes that are missing from the reserve.
     #[serde(default)]
     pub needed_bytes: u64,
     /// Whether fewer are free.
     pub low: bool,
-    /// Messages that waited for the disk and were dropped at their bound.
+    /// Messages that waited for the disk and were dropped when their bound was reached.
     pub deferred_dropped: u64,
     /// Why it is dead.
     pub cause: Option<String>,
@@ -235,22 +235,22 @@ pub struct Transfer {
     pub index: u64,
     /// Bytes done.
     pub bytes: u64,
-    /// Bytes in all; zero while nobody knows.
+    /// Bytes of the whole file; zero while not known.
     pub total: u64,
     /// Bytes per second, since it began or went on.
     pub rate: u64,
 }
 
-/// A node's snapshots, and what is on its way.
+/// A node's snapshots, and those that are being built, received or sent.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Snapshots {
     /// The newest one that is durable; `None` before the first.
     pub newest: Option<SnapshotTaken>,
     /// The one that is being built.
     pub building: Option<Transfer>,
-    /// The one that is being received, by whom it comes from.
+    /// The snapshot that is being received, by the node that sends it.
     pub receiving: BTreeMap<NodeId, Transfer>,
-    /// Those that are being sent, by whom they go to.
+    /// Those that are being sent, by the node that receives them.
     pub sending: BTreeMap<NodeId, Transfer>,
     /// Built since the start.
     pub built: u64,
@@ -260,7 +260,7 @@ pub struct Snapshots {
     pub bytes_sent: u64,
     /// Bytes of their files received since the start.
     pub bytes_received: u64,
-    /// The last thing that went wrong with one.
+    /// The last thing that went wrong with a snapshot.
     pub last_error: Option<String>,
 }
 
@@ -269,7 +269,7 @@ pub struct Snapshots {
 pub struct StateHash {
     /// The index of the mark.
     pub index: u64,
-    /// The index behind which the hash began. Only hashes that began at the same index are compared.
+    /// The index after which the hash began. Only hashes that began at the same index are compared.
     pub since: u64,
     /// Its value, in hexadecimal digits.
     pub value: String,
@@ -283,7 +283,7 @@ pub enum DivergenceSide {
     Majority,
     /// A majority of the voters has another value: this node is wrong.
     Minority,
-    /// No value has a majority among those reported: nobody can tell who is wrong.
+    /// No value has a majority among those reported, so it is not known which nodes are wrong.
     #[default]
     Undecided,
 }
@@ -336,8 +336,8 @@ pub struct NotInUse {
     /// The version of the state machine, if it is that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine: Option<u32>,
-    /// The members that have not announced it, whether they run or not. Empty: all have, and the leader is about to put it to
-    /// use, or waits for an operator where it is set to.
+    /// The members that have not announced it, whether they run or not. Empty: all have announced it, and the leader is
+    /// about to activate it, or waits for an operator (`activate = "manual"`).
     pub lacking: Vec<NodeId>,
     /// For how many seconds this node has seen since its start that it is not in use.
     #[serde(default)]
@@ -350,8 +350,9 @@ pub struct NotInUse {
 pub struct VersionStatus {
     /// The version of the state machine in force at the index applied here.
     pub machine: u32,
-    /// The index of the entry that put it in force; zero for the first version. A program needs the older branches of its `apply`
-    /// for what a log may hold from before that: see the guide's chapter on upgrades.
+    /// The index of the entry that put it in force; zero for the first version. A program needs the older branches of
+    /// its `apply` for the commands from before that index, as long as a log may hold them: see the guide's chapter on
+    /// upgrades.
     #[serde(default)]
     pub machine_since: u64,
     /// The version of this node's program.
@@ -360,9 +361,9 @@ pub struct VersionStatus {
     pub features: Vec<String>,
     /// What each member has announced. A member that is not in here has announced nothing yet.
     pub members: BTreeMap<NodeId, MemberVersion>,
-    /// What this node's build understands and nobody uses yet.
+    /// What this node's build understands and the cluster does not use yet.
     pub not_in_use: Vec<NotInUse>,
-    /// Whether this node, where it leads, waits for an operator before it puts something to use (`activate = "manual"`).
+    /// Whether this node, while it leads, waits for an operator before it activates anything (`activate = "manual"`).
     pub manual: bool,
 }
 
@@ -376,13 +377,13 @@ pub struct Status {
     pub incarnation: Option<Incarnation>,
     /// The cluster, once it belongs to one.
     pub cluster: Option<ClusterId>,
-    /// Whether it belongs to one.
+    /// Whether it belongs to a cluster.
     pub formed: Formed,
     /// Its role.
     pub role: Role,
     /// Its term.
     pub term: u64,
-    /// Who leads, as far as it knows.
+    /// The leader, as far as the node knows.
     pub leader: Option<NodeId>,
     /// The first index that the log still holds.
     pub first_index: u64,
@@ -396,7 +397,7 @@ pub struct Status {
     pub applied_index: u64,
     /// The last index that the newest snapshot covers.
     pub snapshot_index: u64,
-    /// Snapshots, and what is on its way of them.
+    /// Its snapshots, and those that are being built, received or sent.
     #[serde(default)]
     pub snapshots: Snapshots,
     /// Who is in.
@@ -426,11 +427,11 @@ pub struct Status {
     /// Members that say they committed an entry that contradicts this node's log.
     #[serde(default)]
     pub commit_conflicts: BTreeMap<NodeId, CommitConflict>,
-    /// The last thing that went wrong, also if the node went on.
+    /// The last thing that went wrong, even if the node went on.
     pub last_error: Option<String>,
     /// Whether the system has stopped, and why.
     pub stopped: Option<String>,
-    /// The condition that `stopped` is of.
+    /// The condition for which the system has stopped.
     #[serde(default)]
     pub stop_reason: Option<Reason>,
     /// The peers that refuse to speak with this node now, and why.

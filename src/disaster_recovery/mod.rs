@@ -1,4 +1,5 @@
-//! Backups and disaster recovery: making one node's directory out of a backup, or out of what a lost majority left.
+//! Backups and disaster recovery: making the directory of one node out of a backup, or out of what a lost majority
+//! left.
 //!
 //! ```text
 //!  a backup's file ─▶ restore ─▶ an empty directory ┐
@@ -6,17 +7,17 @@
 //!  surviving directories ─▶ survey ─▶ recover ──────┘
 //! ```
 //!
-//! Both write one entry behind everything that is in the log, and say that it is committed: from it on there is another
-//! cluster, with one voter. No quorum agreed to that, so it is never done by a node, only by these calls on a directory
-//! that no process has open. Nodes of the old cluster are refused by the new one, and refuse it, by the cluster's id: an
-//! old node that comes back can neither vote here nor overwrite anything.
+//! Both write one entry after everything that is in the log, and mark it as committed. From this entry on there is
+//! another cluster, with one voter. No quorum agreed to that, so a node never does it; only these calls do, on a
+//! directory that no process has open. The new cluster refuses nodes of the old one by the cluster's id, and they
+//! refuse it. So an old node that comes back can neither vote here nor overwrite anything.
 //!
-//! The entry carries an [`Audit`]: who, when, why, what may be lost, and which cluster it was. It stays in the system
-//! state and in every snapshot.
+//! The entry carries an [`Audit`]: who did it, when, why, what may be lost, and which cluster it was before. It stays
+//! in the system state and in every snapshot.
 //!
-//! All of it blocks on the disk: call it where that is allowed.
+//! All of these calls block on the disk: call them where that is allowed.
 //!
-//! Deliberately absent: repair. A damaged file or directory is refused by name and left as it was.
+//! Deliberately absent: repair. A damaged file or directory is refused with an error that names it, and is not changed.
 
 mod restore;
 mod survey;
@@ -70,7 +71,7 @@ pub struct RecoveredNode {
     pub index: u64,
     /// The entry's term: later than any that the directory knew.
     pub term: u64,
-    /// What was recorded of it.
+    /// The audit record of it.
     pub audit: Audit,
 }
 
@@ -86,7 +87,7 @@ pub enum RecoveryError {
         /// What is wrong with it, and where.
         cause: String,
     },
-    /// What was asked for makes no sense.
+    /// The request makes no sense.
     #[error("{0}")]
     Invalid(String),
     /// A directory cannot be opened: in use, not empty, damaged, not a node's.
@@ -207,7 +208,7 @@ impl std::fmt::Display for Position {
 /// How a directory is opened for the one write.
 fn options(id: NodeId) -> OpenOptions {
     let mut options = OpenOptions::new(id, boot::new_incarnation());
-    // A log that takes too much room would begin to be copied, and the copy be thrown away when this closes: the node does it.
+    // The log is not rewritten here, since the copy would be thrown away when this closes. The node rewrites it later.
     options.rewrite_min_bytes = u64::MAX;
     options
 }
@@ -237,7 +238,7 @@ fn seconds(when: SystemTime) -> u64 {
     when.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
-/// Behind everything that the log holds: an entry of a later term, after which there is another cluster of one voter.
+/// An entry of a later term, after everything that the log holds. After it there is another cluster, of one voter.
 struct NewCluster {
     /// Where the log ends now.
     last: Position,
@@ -265,7 +266,7 @@ impl NewCluster {
         let encoded = EncodedCommand::system(&command).map_err(|error| RecoveryError::Invalid(error.to_string()))?;
         let data = Bytes::from(encoded.stamp(self.when));
         let entry = Entry { kind: EntryKind::Normal, term, index, data, context: Bytes::new() };
-        // Nobody was voted for in a term that begins here.
+        // The node has voted for no candidate in a term that begins here.
         let hard_state = Some(HardState { term, vote: 0, commit: index });
         let write = Write { group: boot::GROUP, snapshot, entries: vec![entry], hard_state, compact: None };
         commit(store, Batch { writes: vec![write], sync: true })?;

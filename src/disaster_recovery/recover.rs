@@ -20,14 +20,15 @@ use crate::boot;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Recover {
-    /// Where the node's peers will reach it, `HOST:PORT`; `None`: where they did until now.
+    /// Where the node's peers will reach it, `HOST:PORT`; `None`: the address that it had.
     pub address: Option<Address>,
     /// Who does this, for the audit record.
     pub who: String,
     /// When, for the audit record.
     pub when: SystemTime,
-    /// Take this directory although another holds more, or may: the index at which its log ends, to say that all that it
-    /// lacks may be lost. Default `None`: only the most advanced is taken.
+    /// Take this directory although another one holds more, or may hold more. The value is the index at which its log
+    /// ends: it confirms that everything after it may be lost. Default `None`: only the most advanced directory is
+    /// taken.
     pub accept_loss: Option<u64>,
 }
 
@@ -47,11 +48,12 @@ impl Recover {
 /// # What becomes of entries
 ///
 /// The whole log of the directory counts as committed from now on. So entries that were never acknowledged may appear:
-/// a client that was told "unknown" may find that it was done. And what a majority had acknowledged that this directory
-/// does not hold, because it was on the lost nodes alone, is lost.
+/// a client that was told "unknown" may find that its command was applied. And entries that a majority had acknowledged
+/// are lost if they were only on the lost nodes.
 ///
-/// Nothing in the log is replaced: one entry is added behind it, in one atomic write. A call that is cut short has done
-/// all or nothing. A directory in use, also among the others, is refused by the name of who holds it.
+/// Nothing in the log is replaced: one entry is added after it, in one atomic write. A call that is interrupted has
+/// done everything or nothing. A directory in use, also among the others, is refused with an error that names the
+/// process that holds it.
 ///
 /// ```no_run
 /// use std::{path::Path, time::SystemTime};
@@ -75,7 +77,7 @@ pub fn recover<P: AsRef<Path>>(dir: &Path, others: &[P], recover: Recover) -> Re
     if let Some(same) = others.iter().find(|other| canonical(other) == canonical(dir)) {
         return Err(RecoveryError::Invalid(format!("{} is named twice", same.display())));
     }
-    // A node that runs is not lost, whatever loss is accepted.
+    // A node that runs is not lost, so the call is refused whatever loss is accepted.
     for other in &others {
         if let Some(holder) = directory::holder(other).ok().flatten() {
             return Err(OpenError::Locked { dir: (*other).to_owned(), holder }.into());
@@ -100,7 +102,7 @@ pub fn recover<P: AsRef<Path>>(dir: &Path, others: &[P], recover: Recover) -> Re
     })?;
 
     let store = SledStore::open(dir, options(id))?;
-    // The survey was of a copy, and before the lock.
+    // The survey read a copy, before this call held the lock.
     let recovered = store.recover(boot::GROUP)?;
     let last = Position(recovered.last_index, recovered.term_at(recovered.last_index).unwrap_or_default());
     if last != log.last {

@@ -33,8 +33,8 @@ use crate::{Membership, boot, ingress::check_id};
 /// How much of a backup is held in memory while it is copied.
 const COPY_BYTES: usize = 1 << 20;
 
-/// A backup, read and verified whole: what it holds. The file stays open: what is restored is what was verified,
-/// whatever its name means by then.
+/// A backup, read and verified whole: what it holds. The file stays open, so that the restore reads the bytes that were
+/// verified, even if another file has its name by then.
 #[derive(Clone, Debug)]
 pub struct BackupFile {
     path: PathBuf,
@@ -54,8 +54,8 @@ impl Eq for BackupFile {}
 impl BackupFile {
     /// Reads the whole file and checks every byte of it: its form, its chunks, its hash.
     ///
-    /// Holds one chunk in memory, however large the file is. What is no file, a pipe or a device, is read once, and
-    /// copied as by [`BackupFile::read_from`].
+    /// Holds one chunk in memory, however large the file is. A pipe or a device is read once, and copied as by
+    /// [`BackupFile::read_from`].
     pub fn read(path: &Path) -> Result<BackupFile, RecoveryError> {
         let opened = File::open(path).map_err(|error| io_error(path, "cannot open", error))?;
         match opened.metadata().map_err(|error| io_error(path, "cannot look at", error))? {
@@ -65,10 +65,10 @@ impl BackupFile {
         }
     }
 
-    /// Reads a backup to its end and checks every byte of it. `name` is what errors call it.
+    /// Reads a backup to its end and checks every byte of it. Errors use `name` for it.
     ///
-    /// Only once all of it was read it is known to be good, so it is kept in a file without a name in the temporary
-    /// directory (`TMPDIR`), which takes as much room for as long as this value lives.
+    /// It is known to be good only once all of it was read. So it is kept in a file without a name in the temporary
+    /// directory (`TMPDIR`), which takes as much room there as long as this value lives.
     pub fn read_from(name: &Path, mut from: impl Read) -> Result<BackupFile, RecoveryError> {
         let temporary = inspect::temporary();
         let kept = tempfile_in(&temporary);
@@ -165,10 +165,10 @@ impl BackupFile {
         Ok(RecoveredNode { dir: dir.to_owned(), ..recovered_node })
     }
 
-    /// As a node's log names it.
+    /// The snapshot as a node's log names it.
     fn snapshot(&self) -> Result<Snapshot, RecoveryError> {
         let Header { index, term, system, .. } = &self.header;
-        // Whom its node had formed with were nodes of another cluster.
+        // The founders that its node had formed with belong to another cluster.
         let snapshot = system.snapshot(*index, *term, self.file, BTreeMap::new());
         snapshot.map_err(|error| RecoveryError::Backup { file: self.path.clone(), cause: error.to_string() })
     }
@@ -195,7 +195,7 @@ impl Restore {
     }
 
     /// Whether a restore into that directory could begin: looks at the id, the address and the directory, and changes
-    /// nothing. Saves reading a backup, or asking a person who they are, for nothing.
+    /// nothing. Call it before reading a backup or asking a person for their name, which may take long.
     pub fn judge(&self, dir: &Path) -> Result<(), RecoveryError> {
         check_id(self.id).map_err(RecoveryError::Invalid)?;
         check_address(Some(&self.address))?;
@@ -210,9 +210,9 @@ impl Restore {
 
 /// Makes a node of a backup: the one voter of a new cluster, which holds what was applied up to the backup's index.
 ///
-/// The file is verified whole before anything is made, and once more as it lies in the directory. The directory must be
-/// empty or new. A call that is cut short leaves what no node starts from; the next one into the same directory starts
-/// from scratch.
+/// The whole file is verified before anything is made, and once more in the directory. The directory must be empty or
+/// new. After a call that was interrupted, no node starts from the directory; the next call into the same directory
+/// starts from scratch.
 ///
 /// Start the node with the application that the backup is of, and if its state machine has storage of its own with that
 /// storage empty. Then grow the cluster: new nodes are added as learners and promoted.
@@ -235,7 +235,7 @@ pub fn restore(file: &Path, dir: &Path, restore: Restore) -> Result<RecoveredNod
     BackupFile::read(file)?.restore(dir, restore)
 }
 
-/// A file that nobody can open by a name, and that is gone with the last handle of it.
+/// A file without a name, which is removed with its last handle.
 fn tempfile_in(dir: &Path) -> io::Result<File> {
     let name = dir.join(format!("actorum-{}-{:016x}.backup", std::process::id(), boot::roll()));
     let mut options = File::options();

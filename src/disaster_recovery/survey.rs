@@ -28,11 +28,11 @@ const PIECE: usize = 4 << 20;
 pub struct Survivor {
     /// The directory.
     pub dir: PathBuf,
-    /// Whose it is, if that can be told.
+    /// The node that it belongs to, if that is known.
     pub id: Option<NodeId>,
     /// The life of the directory.
     pub incarnation: Option<Incarnation>,
-    /// What its log holds, if that can be told. Also of a damaged one, as far as it can be read.
+    /// What its log holds, if that can be read. For a damaged log: as far as it can be read.
     pub log: Option<SurvivingLog>,
     /// Everything wrong with it. Empty: a cluster can be recovered from it.
     pub problems: Vec<String>,
@@ -46,7 +46,7 @@ pub struct SurvivingLog {
     pub cluster: ClusterId,
     /// The members, at the end of the log: as if every entry in it were committed.
     pub membership: Membership,
-    /// What was made of lost clusters before.
+    /// The audit records of earlier recoveries.
     pub audit: Vec<Audit>,
     /// The latest term it knows.
     pub term: u64,
@@ -68,7 +68,7 @@ pub struct SurvivingSnapshot {
     pub term: u64,
     /// How long its file is, in bytes; zero for the genesis, which has none.
     pub bytes: u64,
-    /// Why it cannot be started from, if so.
+    /// Why a node cannot start from it; `None` if it can.
     pub damaged: Option<String>,
 }
 
@@ -78,7 +78,7 @@ impl Survivor {
         Survivor { dir: dir.to_owned(), id, incarnation, log, problems: vec![problem] }
     }
 
-    /// Where its log ends, if that can be told.
+    /// Where its log ends, if that is known.
     pub fn position(&self) -> Option<Position> {
         self.log.as_ref().map(|log| log.last)
     }
@@ -87,8 +87,7 @@ impl Survivor {
 /// Looks into each of these directories without changing any: whose it is, how far its log goes, what is damaged.
 ///
 /// Reads every record and every snapshot's file. Works on a copy of each log in the temporary directory, which takes
-/// its size in free space, one after the other. What cannot be read, or is in use, is said in
-/// [`Survivor::problems`].
+/// its size in free space, one after the other. [`Survivor::problems`] says what cannot be read, or is in use.
 pub fn survey<P: AsRef<Path>>(dirs: &[P]) -> Vec<Survivor> {
     dirs.iter().map(|dir| look(dir.as_ref())).collect()
 }

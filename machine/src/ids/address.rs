@@ -1,7 +1,8 @@
 //! Whether a host is one that a peer could be reached at.
 //!
-//! What only a listener has (a wildcard), what stands for many (multicast, broadcast), and what no resolver takes for a name is refused
-//! where it is given: in the log it would be dialled for ever.
+//! Three kinds of addresses are refused where they are given: an address that only a listener can have (a wildcard), an
+//! address that means many nodes (multicast, broadcast), and a name that no resolver accepts. In the log, such an
+//! address would be dialled for ever.
 //!
 //! Deliberately absent: asking a resolver. A name may have an address later.
 
@@ -11,7 +12,7 @@ use std::net::{IpAddr, Ipv4Addr};
 const MAX_NAME: usize = 253;
 const MAX_LABEL: usize = 63;
 
-/// What is wrong with an IP address as that of one peer.
+/// Why an IP address cannot be the address of one peer.
 pub(super) fn ip_problem(address: IpAddr) -> Option<String> {
     let ip = address.to_canonical();
     let no_host = match ip {
@@ -60,7 +61,8 @@ pub(super) fn host_problem(host: &str) -> Option<String> {
             _ => {}
         }
     }
-    // Resolvers read it as an address, of a form that people do not: 10.0.1 is 10.0.0.1, and 0x0 the wildcard.
+    // Resolvers read it as an address, in a form that people do not expect: 10.0.1 is 10.0.0.1, and 0x0 is the
+    // wildcard.
     let last = name.rsplit('.').next().unwrap_or(name);
     let hexadecimal = last.strip_prefix("0x").or_else(|| last.strip_prefix("0X"));
     let number = last.bytes().all(|byte| byte.is_ascii_digit())
