@@ -26,8 +26,8 @@ use crate::{
 
 /// A node of a replicated state machine. Cheap to clone; works from any thread and runtime.
 ///
-/// The node lives as long as one handle or address of it does; when the last one is dropped it shuts down in
-/// order, without anyone waiting for it. [`Raft::shutdown`] waits.
+/// The node lives as long as one handle or address of it does. When the last one is dropped, the node shuts down in
+/// order in the background. [`Raft::shutdown`] waits until that is done.
 pub struct Raft<S: StateMachine> {
     pub(crate) system: Addr<RaftSystem<S>>,
     pub(crate) ingress: Arc<Ingress<S>>,
@@ -69,7 +69,7 @@ pub enum NotReady {
 }
 
 impl NotReady {
-    /// The reason, if it has a name.
+    /// The reason, if the node knows it.
     pub fn reason(&self) -> Option<Reason> {
         match self {
             NotReady::Condition(condition) => Some(condition.reason),
@@ -110,8 +110,8 @@ actorum_machine::response_errors!(NotReady, WaitError);
 impl<S: StateMachine> Raft<S> {
     /// The actor behind this handle, for `send` and `do_send`.
     ///
-    /// A flood of `do_send` into its mailbox is outside every bound that actix offers: prefer `send`, or the
-    /// methods of this handle, which are bounded by admission.
+    /// actix puts no bound on messages that are sent with `do_send`. Prefer `send`, or the methods of this handle,
+    /// which are bounded by admission.
     pub fn addr(&self) -> &Addr<RaftSystem<S>> {
         &self.system
     }
@@ -130,11 +130,12 @@ impl<S: StateMachine> Raft<S> {
         self.ingress.propose(Propose::new(command).deadline(deadline)).await
     }
 
-    /// Hands a command over at once and gives its answer to be awaited later: for many in flight from one task.
+    /// Hands a command over at once, and returns a future for its answer. Use it to have many commands in flight from
+    /// one task.
     ///
-    /// Proposals of one thread are proposed in the order they were handed over, unless the leader changes, or a command waits for the
-    /// version that it needs ([`StateMachine::needs_version`]): others overtake it, and it is proposed only while its answer is
-    /// awaited.
+    /// Proposals of one thread are proposed in the order they were handed over, unless the leader changes, or a command
+    /// waits for the version that it needs ([`StateMachine::needs_version`]): other commands overtake it, and it is
+    /// proposed only while its answer is awaited.
     pub fn submit(
         &self,
         command: S::Command,
@@ -243,21 +244,22 @@ impl<S: StateMachine> Raft<S> {
         self.ingress.unsubscribe(subscription);
     }
 
-    /// Takes a snapshot of this node's state now, and waits until it is durable. What the log holds before the one before it can go.
+    /// Takes a snapshot of this node's state now, and waits until it is durable. The log before the previous snapshot
+    /// can be cut off then.
     ///
-    /// What was applied before the call is in it: if one is under way already this waits for the one after it. If nothing was applied
-    /// since the last one, that is the answer.
+    /// What was applied before the call is in the snapshot: if one is under way already, the call waits for the next
+    /// one. If nothing was applied since the last snapshot, the answer is the last one.
     pub async fn take_snapshot(&self) -> Result<SnapshotTaken, TakeSnapshotError> {
         self.ingress.take_snapshot().await
     }
 
-    /// [`Raft::take_snapshot`] with a deadline: a large state takes its time, and a state machine that is busy hands out no
-    /// snapshot. A snapshot that was begun goes on behind the deadline, and the error says so.
+    /// [`Raft::take_snapshot`] with a deadline. A large state takes its time, and a state machine that is busy gives no
+    /// snapshot. A snapshot that was begun goes on after the deadline, and the error says so.
     pub async fn take_snapshot_within(&self, deadline: Duration) -> Result<SnapshotTaken, TakeSnapshotError> {
         self.ingress.take_snapshot_within(deadline).await
     }
 
-    /// A backup of this node's state as of now: takes a snapshot, and gives its file to be read.
+    /// A backup of this node's state as of now: takes a snapshot, and returns its file for reading.
     ///
     /// Any node will do: what it has applied is in it, and its index says how much that is. A follower may be behind; wait for
     /// an index first ([`Raft::wait_applied`]) where that matters.
@@ -265,16 +267,17 @@ impl<S: StateMachine> Raft<S> {
         self.ingress.backup(None).await
     }
 
-    /// [`Raft::backup`] whose snapshot is not waited for longer than this.
+    /// [`Raft::backup`] that waits for the snapshot only until this deadline.
     pub async fn backup_within(&self, deadline: Duration) -> Result<Backup, TakeSnapshotError> {
         self.ingress.backup(Some(deadline)).await
     }
 
-    /// Has the leader put to use what every member understands: features, and the version of the state machine. Only needed
-    /// where that does not happen by itself (`activate = "manual"`). Any node takes it.
+    /// Lets the leader activate what every member understands: features, and the version of the state machine. It is
+    /// only needed where that does not happen by itself (`activate = "manual"`). Any node takes the request.
     ///
-    /// Returns once that is in use on this node, with what is; [`VersionStatus::not_in_use`] names what cannot be used yet, and
-    /// the members that lack it. From then on no member can be put back to a version that does not know what is in use.
+    /// Returns once that is in use on this node, with the versions in use; [`VersionStatus::not_in_use`] names what
+    /// cannot be used yet, and the members that lack it. From then on no member can be put back to a version that does
+    /// not know what is in use.
     pub async fn activate(&self) -> Result<VersionStatus, ActivateError> {
         self.ingress.activate(None).await
     }
@@ -289,8 +292,8 @@ impl<S: StateMachine> Raft<S> {
         self.ingress.status_hub.id
     }
 
-    /// Whether this node leads, as far as it knows. Another node may have been elected already, so propose a command
-    /// for what must not be done twice, instead of relying on this.
+    /// Whether this node leads, as far as it knows. Another node may have been elected already, so do not rely on this
+    /// for work that must not be done twice: propose a command for it.
     pub fn is_leader(&self) -> bool {
         self.status().role == Role::Leader
     }
@@ -302,7 +305,8 @@ impl<S: StateMachine> Raft<S> {
 
     /// A stream of the status: the present one, and a new one each time that something in it has changed.
     ///
-    /// A slow reader misses some in between, but never the latest. The last one says why the node has stopped.
+    /// A slow reader misses some statuses in between, but never the latest. The last status says why the node has
+    /// stopped.
     pub fn watch_status(&self) -> StatusStream {
         StatusStream::of((*self.ingress.status_hub).clone())
     }
@@ -368,7 +372,7 @@ impl<S: StateMachine> Raft<S> {
         self.wait(timeout, |status| status.applied_index >= index).await
     }
 
-    /// Waits until the system has stopped, however it came to that, and says why.
+    /// Waits until the system has stopped, for whatever reason, and returns the reason.
     pub async fn stopped(&self) -> String {
         let mut life = self.ingress.status_hub.life.clone();
         let closed = life.wait_for(|life| life.closed).await.map(|life| life.stopped.clone());

@@ -24,8 +24,8 @@ pub use actorum_machine::outcome::SubscribeError;
 
 /// Replicate this command and apply it; answered with the state machine's response.
 ///
-/// Works on any node: a follower forwards to the leader. An error says whether the command is surely not
-/// in the log or whether nobody can tell, see [`ProposeError::outcome`].
+/// Works on any node: a follower forwards to the leader. An error says whether the command is surely not in the log or
+/// may be in it, see [`ProposeError::outcome`].
 #[derive(Message)]
 #[rtype(result = "Result<Applied<S::Response>, ProposeError>")]
 pub struct Propose<S: StateMachine> {
@@ -47,8 +47,8 @@ impl<S: StateMachine> Propose<S> {
     }
 
     /// How long to try before giving up, counted from the moment the system receives the request. The answer comes at
-    /// most two heartbeats, or 200 ms, after the deadline, whatever holds up the leader, the network or a state
-    /// machine: then it is `Unknown`.
+    /// most two heartbeats, or 200 ms, after the deadline, even if the leader, the network or a state machine is
+    /// blocked: then it is `Unknown`.
     ///
     /// A message is received by the thread of the actors. A state machine that blocks this thread needs a thread of its
     /// own (`placement = "spread"`); the methods of [`Raft`](crate::Raft) do not wait for it.
@@ -85,7 +85,7 @@ impl<S: StateMachine, T: Send + 'static> Read<S, T> {
         Read { look: Box::new(look), linearizable: true, deadline: None }
     }
 
-    /// Sees this node's state as it is now, however old, even without a leader.
+    /// Sees this node's state as it is now, even if it is old and there is no leader.
     pub fn stale(look: impl FnOnce(&S) -> T + Send + 'static) -> Self {
         Read { look: Box::new(look), linearizable: false, deadline: None }
     }
@@ -100,7 +100,7 @@ impl<S: StateMachine, T: Send + 'static> Read<S, T> {
 
 /// Tell this recipient what is applied, in order, from a point on.
 ///
-/// Each subscriber has a bounded buffer and a pump of its own: a slow one slows nobody, and hears
+/// Each subscriber has its own bounded buffer and its own pump. A slow subscriber does not delay others, and gets
 /// [`Event::Lagged`] when its buffer is full.
 ///
 /// A subscription that begins in the past gets commands without their responses, see [`Event::Applied`]. To build a
@@ -196,14 +196,14 @@ impl<S: StateMachine, T: Send + 'static> Follow<S, T> {
         Follow { look: Box::new(look), recipient: Subscriber::Batched(recipient), deadline: None }
     }
 
-    /// How long to try before giving up; then there is no subscription.
+    /// How long to try before giving up; after an error there is no subscription.
     pub fn deadline(mut self, deadline: Duration) -> Self {
         self.deadline = Some(deadline);
         self
     }
 }
 
-/// What was read, and the subscription to everything after it.
+/// The value that was read, and the subscription to everything after it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Followed<T> {
     /// What the closure read from the state.
@@ -217,17 +217,17 @@ pub struct Followed<T> {
 pub use actorum_actors::snapshot::manager::TakeSnapshot;
 pub use actorum_machine::outcome::TakeSnapshotError;
 
-/// Have the leader put to use what every member understands ([`Raft::activate`](crate::Raft::activate)). Answered when it is in use
-/// on this node.
+/// Let the leader activate what every member understands ([`Raft::activate`](crate::Raft::activate)). Answered when it
+/// is in use on this node.
 #[derive(Message, Clone, Copy, Debug, Default)]
 #[rtype(result = "Result<VersionStatus, ActivateError>")]
 pub struct Activate;
 
-/// Why what every member understands was not put to use. It may be put to use later all the same; asking again is safe.
+/// Why what every member understands was not activated. The leader may still activate it later; asking again is safe.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ActivateError {
-    /// No leader is known, and only a leader puts something to use.
+    /// No leader is known, and only a leader activates anything.
     #[error("no leader is known: is a majority of the voters running and reachable?")]
     NoLeader,
     /// A bound is reached. Nothing was asked of the leader.

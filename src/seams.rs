@@ -1,4 +1,4 @@
-//! What a simulation needs of a node and no application does: who watches it, which version it plays, how it loses its power.
+//! What a simulation needs of a node and an application does not: an observer, another version, and a power cut.
 //!
 //! For `actorum-testkit`, behind the feature `testkit`. Deliberately absent: whatever the public API gives as well.
 
@@ -16,19 +16,20 @@ pub fn watched<S: StateMachine>(mut builder: Builder<S>, observer: Arc<dyn Obser
     builder
 }
 
-/// A node whose hello names these features, fewer than all are those of an older version, and this version of its state machine.
+/// A node whose hello names these features and this version of its state machine. With fewer than all features it acts
+/// as a node of an older version.
 pub fn of_version<S: StateMachine>(mut builder: Builder<S>, features: Features, machine_version: u32) -> Builder<S> {
     (builder.host.features, builder.machine_version) = (features, machine_version);
     builder
 }
 
-/// Has a node ask for votes now. `false` if its core has ended.
+/// Makes a node ask for votes now. `false` if its core has ended.
 pub fn campaign<S: StateMachine>(raft: &Raft<S>) -> bool {
     let core = raft.ingress.core.upgrade();
     core.map(|core| core.do_send(Campaign)).is_some()
 }
 
-/// Ends a node at once, as a part of it that breaks would: nobody is waited for.
+/// Ends a node at once, as a broken part of it would, without waiting for anything.
 pub fn broken<S: StateMachine>(raft: &Raft<S>, cause: &str) {
     raft.system.do_send(Failed::broken(cause));
 }

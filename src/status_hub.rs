@@ -1,7 +1,7 @@
-//! The hub of the status: where every actor shows its latest numbers, and where a status is put together from them.
+//! The hub of the status: every actor shows its latest numbers here, and a status is made from them here.
 //!
-//! Each number has one owner, who shows it through a `watch`; reading them clones and blocks nobody. A status is
-//! therefore not one instant of all actors, but each of its parts is the latest.
+//! Each number has one owner, which shows it through a `watch`. Reading clones the numbers and blocks no actor. So the
+//! parts of a status are not all from one instant, but each part is the latest.
 
 use std::{
     collections::BTreeMap,
@@ -32,24 +32,24 @@ use actorum_machine::{
 use actorum_transport::{message::TransportStatus, tls::EARLIEST_S};
 use tokio::sync::watch;
 
-/// What the front door shows of itself.
+/// What the actor `RaftSystem` shows of itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Life {
     pub leader_changes: u64,
     pub last_error: Option<String>,
     /// Why the system stops or has stopped.
     pub stopped: Option<String>,
-    /// The condition that `stopped` is of.
+    /// The condition for which the system has stopped.
     pub stop_reason: Option<Reason>,
     /// Whether the directory is closed and every actor has ended.
     pub closed: bool,
 }
 
-/// How a request ended, as far as the status can give a better reason. A request that may be in the log stays unknown,
+/// How a request ended, where the status may know a better reason. A request that may be in the log stays unknown,
 /// whatever the status says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum End {
-    /// No leader took it in time: there is none, or it was not able to.
+    /// No leader took it in time: there is none, or the leader could not.
     NotTaken,
     /// The system had stopped before.
     Stopped,
@@ -78,7 +78,7 @@ pub(crate) struct StatusHub {
     pub max_clock_skew_ms: u64,
     /// What this node's program understands.
     pub build: Announcement,
-    /// Whether this node, where it leads, waits for an operator before it puts something to use.
+    /// Whether this node, while it leads, waits for an operator before it activates anything.
     pub manual: bool,
 }
 
@@ -166,7 +166,7 @@ impl StatusHub {
         status.last_error = life.last_error.or(applier.last_error).or(log.failed).or(members.refused);
         status.membership = applier.membership;
         if life.stopped.is_some() {
-            // Its core has ended, whatever that showed last.
+            // The core has ended, so what it showed last no longer counts.
             (status.role, status.leader) = (Role::Follower, None);
         }
         status.stop_reason = life.stop_reason.filter(|_| life.stopped.is_some());
@@ -174,7 +174,8 @@ impl StatusHub {
         status
     }
 
-    /// All of one moment of the applier; what was heard from the members counts only before they are recorded.
+    /// All versions are from one moment of the applier. The hellos of members count only until their announcements are
+    /// recorded.
     pub(crate) fn versions(&self, applier: &ApplierStatus, members: &MembershipStatus) -> VersionStatus {
         let versions = &applier.versions;
         let announced = if versions.are_recorded() { &versions.announced } else { &members.heard };
@@ -205,7 +206,7 @@ impl StatusHub {
             return None;
         }
         let status = self.status();
-        // A system that still runs has not stopped for what its status says.
+        // While the system runs, a condition in its status is not the reason for a stop.
         let why = status.unready().filter(|_| end == End::NotTaken || status.stopped.is_some());
         why.filter(|condition| condition.reason != Reason::Stopped)
     }
@@ -220,7 +221,7 @@ impl StatusHub {
         self.certificates.iter().map(end).collect()
     }
 
-    /// Why a request has no answer at its deadline, as far as one can see from here.
+    /// Why a request has no answer at its deadline, as far as the status shows it.
     pub(crate) fn why_late(&self, deadline: Duration) -> String {
         let Status { applied_index: applied, commit_index: commit, snapshot_index: snapshot, .. } = self.status();
         let behind = match () {
@@ -231,8 +232,8 @@ impl StatusHub {
         format!("no answer came within {deadline:?}: this node's state machine {behind}")
     }
 
-    /// What an activation waits for at its deadline. `done` is the index at which the leader had done its part, if it has
-    /// answered.
+    /// Why a snapshot is not there at its deadline. If the snapshot is under way, the text says that it goes on: a
+    /// caller that gives up does not end it.
     pub(crate) fn why_not_activated(&self, deadline: Duration, done: Option<u64>) -> String {
         let status = self.status();
         let (id, leader, applied) = (status.id, status.leader, status.applied_index);
@@ -272,9 +273,9 @@ impl StatusHub {
         }
     }
 
-    /// Waits until something is shown that a condition may depend on; false once nobody shows anything any more.
+    /// Waits until a number changes that a condition may depend on; false once no actor shows numbers any more.
     pub(crate) async fn changed(&mut self) -> bool {
-        // Biased: the order decides nothing, and a random one could not be replayed.
+        // Biased: the order makes no difference here, and a random order could not be replayed.
         tokio::select! {
             biased;
             changed = self.life.changed() => changed.is_ok(),
@@ -356,8 +357,8 @@ fn disk(core: &CoreStatus, log: &LogWriterStatus) -> DiskStatus {
     }
 }
 
-/// Everyone else in the membership, and everyone the core or the network knows besides, but for those that were removed: a
-/// connection of theirs may outlive their membership.
+/// All other members, and all other nodes that the core or the network knows, except removed ones: the connection of a
+/// removed node may outlive its membership.
 fn peers(
     me: NodeId,
     core: &CoreStatus,
@@ -382,7 +383,7 @@ fn peers(
                 state: state.to_owned(),
                 rtt_us: link.rtt_us,
                 connected: link.connected,
-                // What failed before it was connected, or beside that, is over.
+                // The peer is connected, so an earlier error of dialling it is over.
                 last_error: link.last_error.filter(|_| !link.connected),
                 recently_active: core.heard.contains(id),
                 refuses_writes: None,

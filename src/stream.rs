@@ -1,4 +1,4 @@
-//! Streams of events and of the status, for callers that are no actors.
+//! Streams of events and of the status, for callers that are not actors.
 
 use std::{
     fmt,
@@ -15,8 +15,9 @@ use crate::status_hub::StatusHub;
 /// Events in order, one after the other, from [`Raft::events`](crate::Raft::events) or
 /// [`Raft::follow_events`](crate::Raft::follow_events).
 ///
-/// A slow reader slows nobody: events wait in a bounded buffer, and at its bound the last event is [`Event::Lagged`],
-/// after which the stream ends. It also ends when the node stops. Dropping it ends the subscription.
+/// A slow reader delays neither the node nor other readers: events wait in a bounded buffer, and at its bound the last
+/// event is [`Event::Lagged`], after which the stream ends. It also ends when the node stops. Dropping it ends the
+/// subscription.
 pub struct EventStream<S: StateMachine>(pub(crate) mpsc::Receiver<Event<S>>);
 
 impl<S: StateMachine> fmt::Debug for EventStream<S> {

@@ -1,4 +1,4 @@
-//! The front door: the one actor that an application spawns, and the parent of all the others.
+//! `RaftSystem`: the one actor that an application spawns, and the parent of all the others.
 //!
 //! ```text
 //!                    RaftSystem ── holds ──▶ core, applier, log writer, membership manager, transport
@@ -6,10 +6,10 @@
 //!                        └───────── Failed, LeaderChanged ────────┘   weak
 //! ```
 //!
-//! It lives while a handle or an address of it does, and its children live while it does. However the end
-//! comes, it goes one way: admission closes, what is in flight finishes or is answered, the core stops, the log
-//! is made durable and closed, the applier and the transport end. A failure below skips only the waiting:
-//! every pending answer is "unknown" with the failure as its cause. The rest of the process lives.
+//! It lives while a handle or an address of it does, and its children live while it does. Every end has the same steps:
+//! admission closes, requests in flight finish or are answered, the core stops, the log is made durable and closed, the
+//! applier and the transport end. If a child has failed, only the waiting is skipped: every pending answer is "unknown"
+//! with the failure as its cause. The rest of the process goes on.
 //!
 //! Deliberately absent: anything about Raft.
 
@@ -50,10 +50,10 @@ use crate::{
     status_hub::Life,
 };
 
-/// How often the children are looked after and the transport's numbers are fetched.
+/// How often the system checks its children and fetches the transport's numbers.
 const ROUND: Duration = Duration::from_millis(100);
 
-/// How long a disk that hangs may hold up the end. What waits for it was never promised.
+/// How long a disk that hangs may delay the end. The writes that wait for it were not promised yet.
 const CLOSE_WITHIN: Duration = Duration::from_secs(10);
 
 /// The one actor an application spawns. Started by [`RaftSystem::builder`].
@@ -67,7 +67,7 @@ pub struct RaftSystem<S: StateMachine> {
     pub(crate) grace: Duration,
     /// Whether the transport has been asked for its numbers and has not answered: one question at a time.
     pub(crate) asking: bool,
-    /// Who led last, and in which term.
+    /// The last leader, and its term.
     pub(crate) leadership: Option<(NodeId, u64)>,
     /// The conditions that the log shows.
     pub(crate) conditions: ConditionLog,
@@ -106,11 +106,11 @@ impl<S: StateMachine + Default> RaftSystem<S> {
 }
 
 impl<S: StateMachine> RaftSystem<S> {
-    /// Begins the end; the first cause stands.
+    /// Begins the end. The first cause is kept.
     fn end(&mut self, cause: String, grace: Duration, ctx: &mut Context<Self>) {
         let Some(children) = self.children.take() else { return };
         self.ingress.admission.close(cause.clone());
-        // Whoever waits for a status looks again, and sees that the system stops.
+        // A caller that waits for a status looks again, and sees that the system stops.
         self.life.send_modify(|_| {});
         let admission = self.ingress.admission.clone();
         let ended = async move {
@@ -126,7 +126,7 @@ impl<S: StateMachine> RaftSystem<S> {
         }));
     }
 
-    /// A child that is gone without a word has panicked where nobody could catch it.
+    /// A child that has ended without a report has panicked where no code could catch the panic.
     fn look_after_children(&mut self, ctx: &mut Context<Self>) {
         let Some(children) = &self.children else { return };
         let gone = [
@@ -163,7 +163,7 @@ impl<S: StateMachine> RaftSystem<S> {
         let node = self.ingress.status_hub.id;
         match self.children.is_some() {
             true => tracing::error!(node, %reason, cause, "the system stops"),
-            // The first cause stands; what one part tells after another is its consequence.
+            // The first cause is kept; later failures are its consequences.
             false => tracing::debug!(node, %reason, cause, "the system stops already"),
         }
         self.life.send_modify(|life| {
@@ -177,14 +177,14 @@ impl<S: StateMachine> RaftSystem<S> {
 }
 
 impl<S: StateMachine> Children<S> {
-    /// Everything ends in the order that keeps the promises: who decides, who writes, who applies, who carries. A
-    /// child that is gone already has nothing to close.
+    /// The actors end in the order that keeps the promises: the core, the log writer, the applier, the transport. A
+    /// child that has ended already has nothing to close.
     async fn close(self, cause: String) {
         let _ = self.core.send(Stop { cause }).await;
         if timeout(CLOSE_WITHIN, self.log.send(CloseLog)).await.is_err() {
             tracing::error!("the log could not be closed in {} s: its disk hangs", CLOSE_WITHIN.as_secs());
         }
-        // Promise 4: who waits for a snapshot is told before the end that there will be none.
+        // Promise 4: callers that wait for a snapshot are told before the end that there will be none.
         let _ = self.snapshot_manager.send(StopSnapshotManager).await;
         // A state that is being restored from a snapshot is restored again at the next start.
         let _ = timeout(CLOSE_WITHIN, self.applier.send(StopApplier)).await;
@@ -202,14 +202,14 @@ impl<S: StateMachine> Actor for RaftSystem<S> {
         ctx.run_interval(ROUND, |system, ctx| {
             if ctx.connected() {
                 system.look_after_children(ctx);
-                // Why it stops is said when it does.
+                // The reason is logged when the system stops.
                 if system.children.is_some() {
                     system
                         .conditions
                         .look(system.ingress.status_hub.id, system.ingress.status_hub.status().conditions());
                 }
             } else {
-                // The last handle is gone: nobody can ask anything more, but somebody may still wait for an answer.
+                // The last handle is gone: no new request can come, but a caller may still wait for an answer.
                 system.end("the last handle was dropped".into(), system.grace, ctx);
                 if system.life.borrow().closed {
                     ctx.stop();
@@ -234,8 +234,8 @@ impl<S: StateMachine> Handler<Failed> for RaftSystem<S> {
 impl<S: StateMachine> Handler<FromCore<LeaderChanged>> for RaftSystem<S> {
     type Result = ();
 
-    /// One line for each leadership. It is no change of leadership that no leader is known, or that this node's role
-    /// changes under the same leader.
+    /// One line for each leadership. Two things are no change of leadership: that no leader is known, and that this
+    /// node's role changes under the same leader.
     fn handle(&mut self, FromCore(LeaderChanged { leader, term, .. }): FromCore<LeaderChanged>, _: &mut Context<Self>) {
         let Some(leader) = leader.filter(|leader| self.leadership != Some((*leader, term))) else { return };
         self.leadership = Some((leader, term));
@@ -336,7 +336,7 @@ impl<S: StateMachine> Handler<Shutdown> for RaftSystem<S> {
         self.end("it was shut down".into(), self.grace, ctx);
         let mut life = self.life.subscribe();
         Box::pin(async move {
-            // Whoever shows it is this actor: its end is an end, too.
+            // This actor shows that the system has stopped, so its own end counts as a stop, too.
             let _ = life.wait_for(|life| life.closed).await;
         })
     }

@@ -2,7 +2,7 @@
 //!
 //! The defaults are made for volumes of 16 GiB and more. On a smaller volume the defaults that take room are at most a
 //! share of it, so that the entries that are kept, the log's engine with its waste, the snapshots and the reserve fit
-//! beside each other. A setting that differs from its default is somebody's choice, and is used as it is, unless the
+//! beside each other. A setting that differs from its default was chosen by a user, and is used as it is, unless the
 //! node could not take a single write with it: then the start is refused.
 //!
 //! With *kept* bytes of entries in the log (`log_bytes` in the status) and a newest snapshot of *snapshot* bytes, a
@@ -22,7 +22,8 @@ use actorum_core::wire::ENTRY_OVERHEAD;
 
 use crate::config::{Config, ConfigError};
 
-/// What the log's engine takes at a time. With less than that free a disk may be full before anybody has looked.
+/// The bytes that the log's engine takes at a time. With less than that free, a disk may be full before the node looks
+/// again.
 const SEGMENT: u64 = 16 << 20;
 
 /// The room of the log's engine and of the copy that takes its place: six of its segments of 16 MiB.
@@ -38,7 +39,7 @@ pub(crate) fn fitted(config: &Config, volume: u64) -> Config {
     fitted.snapshot_bytes = share(config.snapshot_bytes, default.snapshot_bytes, (volume / 64).max(1 << 20));
     fitted.log_keep_bytes = share(config.log_keep_bytes, default.log_keep_bytes, volume / 64);
     fitted.log_hold_bytes = share(config.log_hold_bytes, default.log_hold_bytes, volume / 16);
-    // What is on its way to the disk is still written when space turns out to be low. Never less than an entry.
+    // Writes on their way to the disk are still written when space turns out to be low. Never less than an entry.
     let unpersisted = config.max_unpersisted_bytes as u64;
     let least = (volume / 64).max(config.max_entry_bytes as u64 + ENTRY_OVERHEAD as u64);
     fitted.max_unpersisted_bytes = share(unpersisted, default.max_unpersisted_bytes as u64, least) as usize;
@@ -48,17 +49,18 @@ pub(crate) fn fitted(config: &Config, volume: u64) -> Config {
 /// The room without which no log is written: its engine's first segments, the one after them, and a slice of a copy.
 const LOG: u64 = 64 << 20;
 
-/// A setting with which a node on a volume of so many bytes could never take a write, or would find the disk full before it knew: with
-/// the greatest value that works. Of settings as they were given, before they are [`fitted`]: a default is never too much.
+/// A setting with which a node on a volume of so many bytes could never take a write, or would find the disk full
+/// before it noticed; with the greatest value that works. It looks at the settings as they were given, before they are
+/// [`fitted`], since a default is never too large.
 ///
-/// A directory that is not new may have been run with bounds that only never apply on this volume, as the first version took them:
-/// it is refused for what would stop its writes alone.
+/// A directory that is not new may have been run by the first version with bounds that are never reached on this
+/// volume. So it is refused only for settings that would stop its writes.
 pub(crate) fn too_much(config: &Config, volume: u64, new: bool) -> Result<(), ConfigError> {
     let default = Config::default();
     let given = fitted(config, volume);
     let entry = config.max_entry_bytes as u64 + ENTRY_OVERHEAD as u64;
     let half = volume / 2;
-    // The reserve first: what it leaves is what may count as low.
+    // The reserve is checked first: the rest of the volume bounds `low_space_bytes`.
     let beside = volume.saturating_sub(given.reserve_bytes).saturating_sub(LOG);
     let settings = [
         ("reserve_bytes", config.reserve_bytes, default.reserve_bytes, most_reserve(volume)),

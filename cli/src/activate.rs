@@ -1,4 +1,4 @@
-//! `actorum activate URL`: what every member understands is put to use.
+//! `actorum activate URL`: activates what every member understands.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::{
     output::say,
 };
 
-/// How much later than the node this end gives up.
+/// How much later than the node the client gives up.
 const GRACE: Duration = Duration::from_secs(2);
 
 /// Let a cluster use what is new in the version that all its members run
@@ -51,7 +51,7 @@ pub(crate) fn run(Args { url, timeout }: Args) -> Result<(), Failure> {
     }
     match not_in_use.is_empty() {
         true => Ok(()),
-        // The request is done: it is not remembered for members that come with the new version later.
+        // The request has ended: the cluster does not remember it for members that get the new version later.
         false => Err(Failure::new(
             "not all that this node understands can be used: start the members that lack it with its version, or remove them, and \
              activate again",

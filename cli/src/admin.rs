@@ -1,4 +1,4 @@
-//! The admin API, on a listener of its own: who reaches it can take nodes out of the cluster, and read all of its state.
+//! The admin API, on its own listener: whoever reaches it can remove nodes from the cluster, and read all of its state.
 //!
 //! ```text
 //!  POST   /members {"id":4,"address":"10.0.0.4:7001","role":"learner"}
@@ -28,11 +28,12 @@ pub(crate) fn routes(config: &mut ServiceConfig) {
         .default_service(web::to(unknown_path));
 }
 
-/// Mutual TLS for the members API: the server shows `cert.pem`, and only clients with a certificate of
-/// `ca.pem` are served. The directory may be an authority's of its own, so that nodes cannot change the membership.
+/// Mutual TLS for the members API: the server shows `cert.pem`, and only clients with a certificate of `ca.pem` are
+/// served. The directory may be of another authority than that of the nodes, so that nodes cannot change the
+/// membership.
 ///
-/// Also when these certificates end, each by the name that a person looks for. One that has ended is no reason not to start:
-/// the node is needed, and says what is wrong with it.
+/// Also returns when these certificates expire, each with the name of its file. An expired one does not prevent a
+/// start: the node is needed, and says what is wrong.
 pub(crate) fn require_certificates(dir: &Path) -> Result<(ServerConfig, Vec<(String, i64)>), Failure> {
     let wrong = |file: &str, e: &dyn std::fmt::Display| {
         Failure::new(format!("--admin-certs {}: {e}", dir.join(file).display()))
@@ -40,7 +41,7 @@ pub(crate) fn require_certificates(dir: &Path) -> Result<(ServerConfig, Vec<(Str
     if dir.join("ca.key").exists() {
         return Err(wrong("ca.key", &"the authority's key does not belong on a machine that serves: move it away"));
     }
-    // Each may hold several: authorities of which any is good for a client, and a chain.
+    // `ca.pem` may hold several authorities, each of them good for a client, and `cert.pem` may hold a chain.
     let named = |e: CertError| Failure::new(format!("--admin-certs {e}"));
     let certificates = |file: &str| read_certificates(&dir.join(file)).map_err(named);
     let key = read_key(&dir.join("key.pem")).map_err(named)?;
@@ -52,7 +53,8 @@ pub(crate) fn require_certificates(dir: &Path) -> Result<(ServerConfig, Vec<(Str
         roots.add(authority).map_err(|e| wrong("ca.pem", &e))?;
     }
 
-    // Named, not installed: a process-wide provider would be a decision for everyone in the process.
+    // The provider is named here and not installed for the process, since that would decide for all code in the
+    // process.
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let clients = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
         .build()

@@ -1,13 +1,13 @@
 //! `actorum snapshot` and `actorum backup`: asks a running node, through its admin address.
 //!
-//! A backup lands under a temporary name beside its own, is verified byte by byte as it lies there, and only then gets its
-//! name: whatever goes wrong on the way, there is the old file or the new one.
+//! A backup is written under a temporary name beside its own and verified byte by byte. Only then it gets its name:
+//! whatever goes wrong on the way, there is the old file or the new one.
 //!
 //! What goes to a device, a pipe or standard output is verified while it passes; the exit code says whether it was
 //! complete.
 //!
-//! A backup has no deadline on the whole, which a large state would miss: only on progress. A snapshot is made on the node, with or
-//! without anybody who waits for it.
+//! A backup has no deadline on the whole, which a large state would miss, only on progress. The node makes the snapshot
+//! even if no client waits for it.
 
 use std::{
     fs::{self, File},
@@ -33,10 +33,10 @@ use crate::{
 };
 use actorum_http::route::MAX_TIMEOUT;
 
-/// How long a node may send nothing of what it was asked for.
+/// How long a node may send nothing of the backup.
 const PIECE_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long a node may answer nothing at all while it takes a snapshot, and how long that may grow by nothing while it
-/// does answer.
+/// While a node takes a snapshot: how long it may answer nothing at all, and how long its snapshot may not grow while
+/// it does answer.
 const TIMEOUTS: Timeouts = Timeouts { silent: Duration::from_secs(30), still: Duration::from_secs(600) };
 /// How often the node is asked how far its snapshot is.
 const LOOK: Duration = Duration::from_millis(200);
@@ -58,7 +58,7 @@ pub(crate) struct SnapshotArgs {
     timeout: u64,
 }
 
-/// The longest that a node is asked to keep a request waiting.
+/// The longest time that a node may keep a request waiting.
 const MOST_S: u64 = MAX_TIMEOUT.as_secs();
 
 /// Write a consistent copy of the cluster's state to a file, a device or standard output, from any node
@@ -93,13 +93,13 @@ pub(crate) fn hex(hash: &[u8]) -> String {
     hash.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Takes one, showing how far it is.
+/// Lets the node take a snapshot, and shows how far it is.
 pub(crate) fn snapshot(SnapshotArgs { url, timeout }: SnapshotArgs) -> Result<(), Failure> {
     let base = base(&url)?;
     let bar = bar(None);
     let (done, taken) = mpsc::sync_channel(1);
     let asking = format!("{base}/snapshot?timeout_ms={}", timeout * 1000);
-    // The node answers at the deadline by itself; a little later this end gives up on it.
+    // The node answers at the deadline by itself; the client gives up a little later.
     let within = Duration::from_secs(timeout) + LOOK_WITHIN;
     thread::spawn(move || done.send(Client::new(within).post(&asking)));
     let answer = while_it_gets_on(&base, &url, &taken, &TIMEOUTS, |status| show(&bar, status))?;
@@ -120,14 +120,14 @@ pub(crate) fn snapshot(SnapshotArgs { url, timeout }: SnapshotArgs) -> Result<()
     Ok(())
 }
 
-/// How long somebody waits for a node that takes a snapshot.
+/// How long the client waits for a node that takes a snapshot.
 struct Timeouts {
     silent: Duration,
     still: Duration,
 }
 
-/// Waits for what a node was asked for, for as long as it takes, while the node shows that it gets on: it answers
-/// questions about its status, which go to `look`, and its snapshots are not for ever as they were.
+/// Waits for the answer of a node as long as the node makes progress: it answers questions about its status, which go
+/// to `look`, and its snapshots change.
 fn while_it_gets_on<T>(
     base: &str,
     url: &str,
@@ -144,7 +144,7 @@ fn while_it_gets_on<T>(
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return Err(Failure::new(format!("{url}: the request was lost"))),
         }
-        // Whatever it answers, it lives.
+        // Any answer shows that the node lives.
         if let Ok(HttpReply { status, body }) = looking.get(&format!("{base}/status")) {
             heard = Instant::now();
             if status == 200 {
@@ -178,7 +178,7 @@ fn while_it_gets_on<T>(
 /// How far the node's snapshot is, by its status.
 fn show(bar: &ProgressBar, status: &Value) {
     let snapshots = &status["snapshots"];
-    // Nobody knows how large it will be: about as large as the last one.
+    // The size is not known yet: about as large as the last snapshot.
     if let Some(expected) = snapshots["newest"]["bytes"].as_u64().filter(|_| bar.length().is_none()) {
         bar.set_style(of_length());
         bar.set_length(expected);
@@ -189,7 +189,7 @@ fn show(bar: &ProgressBar, status: &Value) {
     }
 }
 
-/// A node's refusal, in its own words.
+/// A node's refusal, with its text.
 pub(crate) fn refused(url: &str, answer: &HttpReply) -> Failure {
     match answer.body["message"].as_str() {
         Some(message) if answer.status == 404 => {
@@ -205,9 +205,10 @@ pub(crate) fn refused(url: &str, answer: &HttpReply) -> Failure {
 
 /// Where a backup goes.
 enum Goal {
-    /// A file that is to have this name once it is whole.
+    /// A file that gets this name once it is whole.
     File(PathBuf),
-    /// What is there already and is no file: a device, a pipe. It is written to, and never replaced.
+    /// Something that exists and is not a regular file, such as a device or a pipe. It is written to, and never
+    /// replaced.
     Stream { name: String, out: File, is_stdout: bool },
 }
 
@@ -232,7 +233,8 @@ impl Goal {
             Ok(found) if found.is_dir() => {
                 Err(Failure::usage(format!("{} is a directory: name a file in it", file.display())))
             }
-            // The very file that the shell has opened for it: replaced, it would be another one.
+            // The very file that the shell has opened as standard output: if it were replaced, the shell's file would
+            // stay empty.
             Ok(found) if is_stdout(&found)? => {
                 let out = File::from(io::stdout().as_fd().try_clone_to_owned()?);
                 Ok(Goal::Stream { name: "standard output".to_owned(), out, is_stdout: true })
@@ -245,14 +247,14 @@ impl Goal {
                 "{} exists already: choose another name, or replace it with --force",
                 file.display()
             ))),
-            // Of a link the file that it names is meant.
+            // A link stands for the file that it names.
             Ok(_) => Ok(Goal::File(fs::canonicalize(&file).map_err(failed)?)),
             Err(_) => Ok(Goal::File(file)),
         }
     }
 }
 
-/// Names of standard output. Whatever it goes to may have one of its own, too: see [`is_stdout`].
+/// Names of standard output. The file that it goes to may have its own name, too: see [`is_stdout`].
 const STDOUT: [&str; 4] = ["-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"];
 
 /// Whether this is what standard output goes to.
@@ -304,7 +306,8 @@ fn as_announced(url: &str, announced: Option<String>, hash: &[u8]) -> Result<(),
     }
 }
 
-/// Writes it as it comes, and verifies what was written: what reads the other end learns of damage by the exit code only.
+/// Writes the backup as it comes, and verifies it while it passes: the reader at the other end learns of damage only by
+/// the exit code.
 fn to_stream(base: &str, url: &str, name: &str, mut out: File, is_stdout: bool) -> Result<(), Failure> {
     let mut source = Source::ask(base, url)?;
     let announced = source.hash.take();
@@ -360,13 +363,13 @@ impl Read for Tee<'_> {
     }
 }
 
-/// The content before the name: a crash leaves the old file or the whole new one.
+/// The content is synced before the rename: a crash leaves the old file or the whole new one.
 fn place(partial: &Path, file: &Path, force: bool) -> Result<(), Failure> {
     let failed = |error: std::io::Error| Failure::new(format!("{}: {error}", file.display()));
     if force {
         fs::rename(partial, file).map_err(failed)?;
     } else {
-        // A link, unlike a rename, replaces nobody's file that came meanwhile.
+        // A link, unlike a rename, does not replace a file that another program made meanwhile.
         match fs::hard_link(partial, file) {
             Ok(()) => fs::remove_file(partial).map_err(failed)?,
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => return Err(failed(error)),
@@ -378,7 +381,7 @@ fn place(partial: &Path, file: &Path, force: bool) -> Result<(), Failure> {
     File::open(parent).and_then(|parent| parent.sync_all()).map_err(failed)
 }
 
-/// Writes the answer of `GET /backup` to that file, durably; the hash that the node announced, if it did.
+/// Writes the answer of `GET /backup` to that file, durably. Returns the hash that the node announced, if it did.
 fn download(base: &str, url: &str, partial: &Path) -> Result<Option<String>, Failure> {
     let mut source = Source::ask(base, url)?;
     let in_file = |error: io::Error| Failure::new(format!("{}: {error}", partial.display()));
@@ -397,7 +400,7 @@ fn download(base: &str, url: &str, partial: &Path) -> Result<Option<String>, Fai
     Ok(source.hash)
 }
 
-/// The answer of `GET /backup`, piece by piece. An error of reading stands in `failed`, in words for a person.
+/// The answer of `GET /backup`, piece by piece. An error of reading is in `failed`, as a text for people.
 struct Source {
     url: String,
     pieces: mpsc::Receiver<Result<Vec<u8>, String>>,
@@ -416,7 +419,7 @@ impl Source {
         let (heads, head) = mpsc::sync_channel(1);
         let (pieces, piece) = mpsc::sync_channel::<Result<Vec<u8>, String>>(4);
         let asking = format!("{base}/backup");
-        // A thread of its own: a blocking read has no deadline on progress.
+        // A separate thread reads, since a blocking read has no deadline on progress.
         thread::spawn(move || {
             let mut streamed = match Client::patient().stream(&asking) {
                 Ok(streamed) => streamed,
@@ -487,7 +490,7 @@ impl Read for Source {
     }
 }
 
-/// It holds all that the application says: for its owner only.
+/// The file holds the whole state of the application, so only its owner may read it.
 fn private(path: &Path) -> std::io::Result<File> {
     let mut options = fs::OpenOptions::new();
     options.write(true).create(true).truncate(true);

@@ -1,4 +1,5 @@
-//! A small HTTP client for the tools and the demo: blocking, bounded in time and size, never following, never retrying.
+//! A small HTTP client for the tools and the demo: blocking, bounded in time and size, without redirects and without
+//! retries.
 
 use std::{
     io::{self, Read},
@@ -58,7 +59,7 @@ pub(crate) enum CallError {
     /// The request never left: there was no connection. Surely nothing was done.
     #[error("{0}")]
     NotSent(String),
-    /// It left, or part of it. Nobody can tell what was done.
+    /// The request, or a part of it, was sent. It is not known whether it was carried out.
     #[error("{0}")]
     Unanswered(String),
 }

@@ -1,4 +1,4 @@
-//! The connections of clients: who has nothing to say for too long between two requests is hung up on.
+//! The connections of clients: a connection that is silent for too long between two requests is closed.
 //!
 //! ```text
 //!  on_connect ─▶ Client, kept with the connection ◀─ busy while a request or its response is under way
@@ -6,8 +6,8 @@
 //! ```
 //!
 //! The server bounds how long the first head of a connection takes, and how long a connection may be silent between two
-//! requests; a second head of which one byte came is under neither, and would hold its connection for ever. The
-//! socket is held by a second descriptor for this, which goes with the connection.
+//! requests; neither bound covers a second head of which only one byte came, and it would hold its connection for ever.
+//! For this the code holds a second descriptor of the socket, which is closed with the connection.
 //!
 //! Deliberately absent: connections under TLS, of which the client has shown a certificate.
 
@@ -33,8 +33,8 @@ use actix_web::{
 };
 use tokio::time::{Instant, sleep_until};
 
-/// How long a connection may go on without a request under way: it may be kept as long as this, and the head of the
-/// next request and what the client has still to take of the last response are given no more either.
+/// How long a connection may go on without a request under way. This bounds three things: how long it is kept idle, how
+/// long the head of the next request may take, and how long the client may take for the rest of the last response.
 pub(crate) const SILENCE: Duration = Duration::from_secs(15);
 
 /// One connection.
@@ -49,10 +49,10 @@ pub(crate) struct Client {
 pub(crate) struct Busy(Arc<Client>);
 
 impl Client {
-    /// For `on_connect`: takes a connection of the public sort into care.
+    /// For `on_connect`: begins to watch a public connection.
     pub(crate) fn meet(connection: &dyn Any, kept: &mut Extensions) {
         let Some(stream) = connection.downcast_ref::<rt::net::TcpStream>() else { return };
-        // Without a descriptor to spare nobody looks after it; it still counts towards the bound.
+        // Without a free descriptor the connection is not watched; it still counts towards the bound.
         let Ok(socket) = again(stream) else { return };
         let client = Arc::new(Client { socket, busy: AtomicUsize::new(0), since: Mutex::new(Instant::now()) });
         rt::spawn(look_after(Arc::downgrade(&client)));
@@ -100,7 +100,7 @@ async fn look_after(client: Weak<Client>) {
     }
 }
 
-/// A response that keeps its connection busy until it was handed over whole.
+/// A response that marks its connection as busy until all of it was handed over.
 pub(crate) struct Held {
     body: BoxBody,
     _busy: Option<Busy>,

@@ -1,6 +1,6 @@
 //! `actorum compact DIR`: makes the log of a stopped node as small as it can be.
 //!
-//! The work is done by `actorum_store::log::compact`, in the steps of a running node; this file says what was done.
+//! `actorum_store::log::compact` does the work, in the steps of a running node. This file prints what was done.
 
 use std::path::PathBuf;
 

@@ -9,9 +9,9 @@
 //!                   every acknowledged write, looked up on every node
 //! ```
 //!
-//! It uses nothing that a user could not: the binary's own `serve`, its HTTP API, its certificates. Whatever
-//! happens (success, failure, Ctrl-C, a reader that has seen enough, a panic), leaving [`run`] ends the children and removes their directory;
-//! and should this process be killed outright, the children see their standard input close.
+//! It uses only what a user could use: the binary's own `serve`, its HTTP API, its certificates. Whatever happens
+//! (success, failure, Ctrl-C, a reader that has seen enough, a panic), leaving [`run`] ends the children and removes
+//! their directory; if this process is killed, the children see that their standard input closes, and end.
 
 mod account;
 mod cluster;
@@ -41,9 +41,9 @@ use writers::{Ledger, Subject, Writers};
 
 /// The three nodes.
 const NODES: [NodeId; 3] = [1, 2, 3];
-/// By then all is over, one way or the other: some time before the 40 s that the help promises.
+/// By then the demo has ended, with success or failure: some time before the 40 s that the help promises.
 const END: Duration = Duration::from_secs(38);
-/// By then it has failed. What is under way at that moment is a question to a node and a write, of 2 s and 2.5 s.
+/// By then the demo has failed. A question to a node and a write may be under way at that moment, with 2 s and 2.5 s.
 const TIME: Duration = Duration::from_secs(32);
 /// How long the nodes may take to end in order before they are killed.
 const FAREWELL: Duration = Duration::from_secs(5);
@@ -51,15 +51,15 @@ const FAREWELL: Duration = Duration::from_secs(5);
 const CATCH_UP: Duration = Duration::from_secs(10);
 /// How long the writing of each third may take; on a slow disk there are fewer writes then.
 const THIRD: Duration = Duration::from_secs(4);
-/// The writes that the leader's death falls into.
+/// The writes during which the leader is killed.
 const SMALL: Subject = Subject { name: "writer", bytes: 0 };
-/// The writes that a node is away for.
+/// The writes during which a node is away.
 const LARGE: Subject = Subject { name: "picture", bytes: 64 << 10 };
 /// How many of them.
 const PICTURES: u64 = 160;
 /// How long the log may take to be cut off behind a snapshot.
 const CUT: Duration = Duration::from_secs(6);
-/// How often a condition is looked at.
+/// How often a condition is checked.
 const LOOK: Duration = Duration::from_millis(10);
 
 /// Run three nodes here, kill their leader, and count what was lost
@@ -131,7 +131,7 @@ struct Story {
     before: u64,
     /// How many when there was another.
     elected: u64,
-    /// How many snapshots the node got that was away.
+    /// How many snapshots were sent to the node that was away.
     snapshots: u64,
 }
 
@@ -220,7 +220,7 @@ impl Story {
         account.line(format_args!("{} larger writes acknowledged", large.acknowledged.len()));
         self.ledger.join(large);
 
-        // Whoever leads now will have to send it something.
+        // The present leader will have to send it something.
         let until = Instant::now() + CUT;
         let (leader, first) = deadline.wait("the log to be cut off behind a snapshot", || {
             let (leader, _) = cluster.wait_for_leader(Some(away), deadline)?;
@@ -362,7 +362,7 @@ impl Deadline {
         self.interrupted.load(Ordering::SeqCst)
     }
 
-    /// An error once there is none left, or nobody hears the story any more (`actorum demo | head -1`).
+    /// An error once the time is up, or the reader of standard output is gone (`actorum demo | head -1`).
     pub(crate) fn check(&self, waiting_for: &str) -> Result<(), Failure> {
         if self.interrupted() {
             return Err(Failure::interrupted());
@@ -396,7 +396,7 @@ fn ms(time: Duration) -> String {
     format!("{} ms", time.as_millis())
 }
 
-/// For one question at a time; the writers have their own.
+/// The client for one question at a time; the writers have their own.
 fn client() -> Client {
     Client::new(Duration::from_secs(2))
 }

@@ -1,7 +1,7 @@
 //! `actorum restore` and `actorum recover`: a new cluster out of a backup, or out of what a lost majority left.
 //!
-//! Both go through `actorum::disaster_recovery`; this file shows what there is, asks for what must be said, and says what was done and
-//! what comes next.
+//! Both go through `actorum::disaster_recovery`. This file shows what the directories hold, asks for the confirmations,
+//! and says what was done and what comes next.
 
 use std::{
     fmt::Write as _,
@@ -84,7 +84,7 @@ fn index(text: &str) -> Result<u64, String> {
 
 /// Restores and says what comes next.
 pub(crate) fn restore(RestoreArgs { file, data, id, address, who }: RestoreArgs) -> Result<(), Failure> {
-    // What is wrong with the directory, the id, the address or the backup stays wrong whoever does it.
+    // Errors of the directory, the id, the address or the backup are reported before the command asks who does it.
     let mut wish = Restore::new(id, address.clone(), String::new(), SystemTime::now());
     wish.judge(&data)?;
     let (file, backup) = if file == Path::new("-") {
@@ -109,7 +109,8 @@ pub(crate) fn restore(RestoreArgs { file, data, id, address, who }: RestoreArgs)
     Ok(())
 }
 
-/// Who changes something. Asked for only then: who looks is nobody's business, and a container has no `USER`.
+/// The person who changes something. It is needed only for a change: looking needs no name, and a container has no
+/// `USER`.
 fn name(who: Option<String>) -> Result<String, Failure> {
     let variable = |name| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned());
     let named = who.or_else(|| variable("USER")).or_else(|| variable("LOGNAME"));
@@ -124,7 +125,7 @@ pub(crate) fn describe(backup: &BackupFile) -> String {
     words(backup.index(), backup.term(), of, backup.membership(), backup.bytes(), &backup.hash())
 }
 
-/// The same of one that went where it cannot be read again.
+/// The same for a backup that went where it cannot be read again.
 pub(crate) fn describe_sent(header: &Header, file: &SnapshotFile) -> String {
     let of = (header.group, header.cluster);
     words(header.index, header.term, of, &header.system.membership, file.bytes, &file.hash)
@@ -157,7 +158,7 @@ pub(crate) fn recover(args: RecoverArgs) -> Result<(), Failure> {
     let RecoverArgs { data, choose, accept_loss, address, who } = args;
     let survivors = disaster_recovery::survey(&data);
     output::text(&table(&survivors));
-    // A node that runs is not lost: before anything is said of loss.
+    // A node that runs is not lost. This is checked before the command speaks of loss.
     for dir in &data {
         if let Some(holder) = directory::holder(dir)? {
             return Err(OpenError::Locked { dir: dir.clone(), holder }.into());
@@ -215,7 +216,7 @@ fn chosen(survivors: &[Survivor], choose: Option<NodeId>) -> Result<&Survivor, F
     }
 }
 
-/// Whoever holds more than the chosen one, or may.
+/// The directories that hold more than the chosen one, or may hold more.
 fn ahead(survivors: &[Survivor], chosen: &Survivor) -> String {
     let mut said = String::new();
     for other in survivors.iter().filter(|other| !std::ptr::eq(*other, chosen)) {

@@ -6,11 +6,11 @@
 //!  GET /events?after=N             every command, as it is applied
 //! ```
 //!
-//! Every refusal is JSON with a code that says what the caller can do about it, see [`Refused`]; the
-//! promise behind the codes is the library's fourth: 503 and 4xx were surely not applied, 504 may have been.
-//! Whatever a client sends is bounded before it is kept: the value, the key, the time.
+//! Every refusal is JSON with a code that says what the caller can do about it, see [`Refused`]. The codes keep the
+//! fourth promise of the library: a request with 503 or 4xx was surely not applied, a request with 504 may have been.
+//! Everything that a client sends is bounded before it is kept: the value, the key, the time.
 //!
-//! Deliberately absent: authentication. Listen on a loopback address, or stand something in front.
+//! Deliberately absent: authentication. Listen on a loopback address, or put a proxy in front.
 
 use std::{sync::Arc, time::Duration};
 
@@ -46,11 +46,11 @@ const MAX_VALUE: usize = 1 << 20;
 const MAX_CHANGE: usize = 4 * MAX_VALUE;
 /// How long a URL may be, in bytes: the bound of the HTTP library.
 const MAX_URL: usize = 65_534;
-/// How long the head of a request may be, in bytes, and how many headers it may have: of the same.
+/// How long the head of a request may be, in bytes, and how many headers it may have: the bounds of the HTTP library.
 const MAX_HEAD: usize = 128 << 10;
 const MAX_HEADERS: usize = 96;
-/// How much longer than its deadline the library is waited for. It answers at the deadline by itself; this is
-/// for the case that it cannot answer at all.
+/// How long after its deadline a route still waits for the library. The library answers at the deadline by itself; this
+/// is for the case that it cannot answer at all.
 const GRACE: Duration = Duration::from_millis(500);
 
 /// What the handlers share.
@@ -74,7 +74,8 @@ pub(crate) fn routes(config: &mut ServiceConfig) {
 
 // --- the map
 
-/// `PUT /kv/{key}`, the body being the value; or with `format=json` what [`Change`] says, where what is expected is large.
+/// `PUT /kv/{key}`. The body is the value; with `format=json` it is a [`Change`], for expected values that are too
+/// large for a URL.
 async fn put(node: Data<Node>, request: HttpRequest, body: Payload) -> Result<HttpResponse, Refused> {
     let mut query = Query::parse(&request)?;
     let (deadline, expect, json) = (query.deadline()?, expect(&mut query)?, json(&mut query)?);
@@ -196,7 +197,7 @@ fn of_any_bytes(response: &ServiceResponse<impl MessageBody>) -> bool {
     response.request().method() == Method::GET && kind.is_some_and(|kind| kind == "application/octet-stream")
 }
 
-/// Counts every response by class, and keeps the connection busy until it was handed over.
+/// Counts every response by class, and marks its connection as busy until it was handed over.
 pub(crate) async fn count(
     request: ServiceRequest,
     next: Next<impl MessageBody + 'static>,
@@ -217,7 +218,7 @@ pub(crate) async fn count(
 
 // --- what a client sends
 
-/// The key of the path, as bytes on the wire: actix decodes leniently, and a lenient key is another key.
+/// The key of the path, decoded from the bytes on the wire: actix decodes leniently, which could give another key.
 fn key(request: &HttpRequest) -> Result<String, Refused> {
     let raw = request.uri().path().strip_prefix("/kv/").unwrap_or_default();
     let key = percent_decode_str(raw).decode_utf8();
@@ -262,7 +263,8 @@ fn linearizable(query: &mut Query) -> Result<bool, Refused> {
     }
 }
 
-/// What the HTTP parser could not read, by the status that it chose. Of the URL there are so many bytes.
+/// The answer to a request that the HTTP parser could not read, by the status that the parser chose. `url` is the
+/// number of bytes of the URL.
 pub(crate) fn unparsed(node: &Node, status: StatusCode, url: usize) -> Refused {
     let belongs = "send a long value in the body, and a long expected value there, too, with format=json: \
                    PUT /kv/KEY?format=json with {\"value\":\"new\",\"expect\":\"old\"}";

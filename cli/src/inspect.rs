@@ -1,8 +1,8 @@
 //! `actorum inspect DIR`: what lies in a stopped node's directory.
 //!
-//! Reads through `actorum_store::log::inspect`, which works on a copy and refuses a directory in use; this file
-//! puts it into words. The configuration is not a record of its own: it is the snapshot's, changed by
-//! the entries after it, so it is worked out here as a node would at its start.
+//! Reads through `actorum_store::log::inspect`, which works on a copy and refuses a directory in use; this file prints
+//! it. The configuration is not a separate record: it is that of the snapshot, changed by the entries after it. So this
+//! file computes it as a node does at its start.
 
 use std::{
     ops::{ControlFlow, Range},
@@ -70,7 +70,7 @@ pub(crate) fn run(Args { dir, entries, verify }: Args) -> Result<(), Failure> {
         }
     }
     if output::is_over() && !verify {
-        // Nobody reads what would be said of the rest, and nobody has asked for a verdict.
+        // No reader is left for the rest of the output, and no verification was asked for.
         return Ok(());
     }
     let report = inspection.verify();
@@ -117,7 +117,7 @@ fn vote(id: u64) -> String {
     if id == 0 { "for nobody".to_owned() } else { format!("for {id}") }
 }
 
-/// The configuration at the end of the log, or why it cannot be told.
+/// The configuration at the end of the log, or why it is not known.
 fn configuration(inspection: &Inspection, report: &GroupReport) -> (String, Vec<Audit>) {
     let Some(snapshot) = report.snapshots.last() else {
         return ("none: this node was never part of a cluster".to_owned(), Vec::new());
@@ -175,7 +175,7 @@ fn print_entries(inspection: &Inspection, report: &GroupReport, range: &Range<u6
     say!("  entries");
     walk(inspection, report, range, |entry| {
         say!("    {} {}", At(entry.index, entry.term), words(entry));
-        // Nobody reads the rest: `inspect --entries 1.. | head`.
+        // The reader is gone, as in `inspect --entries 1.. | head`.
         if output::is_over() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     })
 }

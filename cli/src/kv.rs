@@ -1,8 +1,8 @@
 //! What `serve` replicates: a map from text to text, with compare-and-set.
 //!
 //! Deterministic as the contract of [`StateMachine`] asks: a sorted map, no clock, no random numbers. A command whose
-//! expectation fails changes nothing and says what it found. The map is persistent: capturing it for a snapshot is a copy of one
-//! pointer, however large it is, and what changes afterwards is made anew beside it.
+//! expectation fails changes nothing, and its response has the value that was found. The map is persistent: capturing
+//! it for a snapshot copies one pointer, however large the map is, and later changes copy only the changed parts.
 
 use actorum::{ApplyContext, StateMachine, serde_snapshot};
 use rpds::RedBlackTreeMapSync;
@@ -68,7 +68,7 @@ impl Kv {
         self.0.get(key).cloned()
     }
 
-    /// What was expected and not found, as the answer to give.
+    /// The answer if the expected value was not found.
     fn conflict(&self, key: &str, expect: &Option<Expect>) -> Option<Response> {
         let current = self.0.get(key);
         let holds = match expect {

@@ -6,5 +6,6 @@
 //! actorum help
 //! ```
 //!
-//! There is nothing here to call: an application uses the library. These words are a library all the same because cargo
-//! builds the binary for its tests with the feature `faults` only if the package that depends on itself has one.
+//! There is nothing here to call: an application uses the library `actorum`. This package has a library only because
+//! cargo builds the binary for its tests with the feature `faults` only if the package, which depends on itself, has
+//! one.

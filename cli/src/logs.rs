@@ -1,13 +1,13 @@
-//! What `serve` logs: lines on standard error, written by a thread of their own, and dropped when they cannot be.
+//! What `serve` logs: lines on standard error. A separate thread writes them; lines that cannot be written are dropped.
 //!
 //! ```text
 //!  tracing ─▶ Lines (never waits, never fails) ─▶ queue ─▶ the thread `log` ─▶ standard error
 //!                 └─ queue full ▶ dropped, counted            └─ closed, full ▶ dropped, counted
 //! ```
 //!
-//! A node must outlive its log (promise 7): a closed pipe or a full disk costs lines, and a pipe that nobody reads, in which a
-//! write waits for ever, costs lines, too, and not the node. The number is `actorum_log_lines_dropped_total`; when lines can be
-//! written again, one says how many are missing. At the end what waits is given a second.
+//! A node must outlive its log (promise 7). With a closed pipe, a full disk, or a pipe that no process reads (so that a
+//! write waits for ever), lines are lost, and the node goes on. `actorum_log_lines_dropped_total` counts them. When
+//! lines can be written again, a line says how many are missing. At the end the lines that wait have one second.
 
 use std::{
     any::Any,
@@ -33,16 +33,18 @@ use crate::{
     settings::{self, LogFormat},
 };
 
-/// How many lines may wait for standard error. At the bound, or at the next, the newest is dropped and counted.
+/// How many lines may wait for standard error. At this bound, or at the next one, the newest line is dropped and
+/// counted.
 const MAX_LINES: usize = 4096;
 /// How many bytes of them.
 const MAX_BYTES: usize = 8 << 20;
-/// How long what waits at the end may take.
+/// How long the lines that wait at the end may take.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 /// The filter unless `ACTORUM_LOG` says otherwise.
 const FILTER: &str = "info";
-/// What no filter has to name: the HTTP server tells of every worker that it starts and stops, and calls what a client sent
-/// an error of its own. Requests that are none are counted (`actorum_http_responses_total`).
+/// Targets that are quiet unless the user's filter names them: the HTTP server logs every worker that it starts and
+/// stops, and logs a client's bad request as its own error. Invalid requests are counted
+/// (`actorum_http_responses_total`).
 const QUIET: &str = "actix_server=warn,actix_http=off";
 
 /// Lines that were not written since the process started.
@@ -66,7 +68,7 @@ struct Lines {
     waiting: Arc<AtomicUsize>,
 }
 
-/// The log as long as it is used: dropping it gives what waits its time.
+/// The log while it is in use. Dropping it waits for the lines that are left.
 pub(crate) struct Logs {
     post: SyncSender<Post>,
 }
@@ -74,10 +76,10 @@ pub(crate) struct Logs {
 /// Begins: from now on `tracing` and panics are lines of the log.
 pub(crate) fn start(format: LogFormat) -> Result<Logs, Failure> {
     let filter = settings::variable("LOG")?.unwrap_or_else(|| FILTER.to_owned());
-    // The later of two words about the same target counts: what the filter says of the HTTP server is obeyed.
+    // Of two directives for the same target the later one counts, so the user's filter for the HTTP server is obeyed.
     let filter = EnvFilter::try_new(format!("{QUIET},{filter}"))
         .map_err(|e| Failure::usage(format!("ACTORUM_LOG={filter}: {e}")))?;
-    // A descriptor of its own: the lock around the standard one may be held for ever by a write that waits.
+    // A separate descriptor: a write that waits may hold the lock of standard error for ever.
     let out = File::from(io::stderr().as_fd().try_clone_to_owned()?);
     let (post, posted) = mpsc::sync_channel(MAX_LINES);
     let waiting = Arc::new(AtomicUsize::new(0));
@@ -110,7 +112,7 @@ fn words(payload: &(dyn Any + Send)) -> &str {
     literal.or_else(|| payload.downcast_ref::<String>().map(String::as_str)).unwrap_or("something that is no text")
 }
 
-/// The way to a panic, if `RUST_BACKTRACE` asks for it.
+/// The backtrace of a panic, if `RUST_BACKTRACE` asks for it.
 fn backtrace() -> String {
     let backtrace = Backtrace::capture();
     match backtrace.status() {
@@ -119,7 +121,7 @@ fn backtrace() -> String {
     }
 }
 
-/// The thread: it alone may wait for standard error.
+/// The thread: only it may wait for standard error.
 fn write(posted: &Receiver<Post>, mut out: impl Write, waiting: &AtomicUsize) {
     let mut missing = 0;
     while let Ok(post) = posted.recv() {
@@ -136,7 +138,7 @@ fn write(posted: &Receiver<Post>, mut out: impl Write, waiting: &AtomicUsize) {
                     warn!("{lost} log lines are missing before this one: standard error did not take them");
                 }
             }
-            // Nobody waits any more if this fails.
+            // If this fails, the waiting side has gone.
             Post::Flush(written) => drop(written.send(())),
         }
     }

@@ -52,7 +52,7 @@ struct Cli {
     command: Command,
 }
 
-// What each says of itself in the help stands above its arguments.
+// The help text of each command is above its arguments.
 #[derive(Subcommand)]
 enum Command {
     Certs(certs::Args),
@@ -89,7 +89,7 @@ fn main() -> ExitCode {
     ended(done)
 }
 
-/// The exit code of a command, whose error is said on standard error. What it printed counts as well.
+/// The exit code of a command; its error goes to standard error. A failure to print counts, too.
 fn ended(done: Result<(), Failure>) -> ExitCode {
     let done = match done {
         Err(Failure { code: 0, .. }) => Ok(()),
@@ -137,7 +137,8 @@ impl Failure {
         Failure { message: message.to_string(), code: 3 }
     }
 
-    /// None: nobody listens any more, and there was nothing to do but to tell. What became of standard output decides.
+    /// No failure: the reader of standard output is gone, and the command had only to print. The state of standard
+    /// output decides the exit code.
     pub fn unheard() -> Failure {
         Failure { message: "nobody listens".to_owned(), code: 0 }
     }
@@ -154,7 +155,8 @@ impl fmt::Display for Failure {
     }
 }
 
-/// So that `?` works on any error; it means exit code 1. (As `Failure` is no `Error` itself, this meets no other impl.)
+/// So that `?` works on any error; it means exit code 1. (`Failure` itself is not an `Error`, so this does not conflict
+/// with another impl.)
 impl<E: std::error::Error> From<E> for Failure {
     fn from(error: E) -> Failure {
         Failure::new(error)

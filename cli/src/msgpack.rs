@@ -1,7 +1,7 @@
-//! MessagePack as people read it: like JSON, with what JSON does not have as best it can.
+//! MessagePack in a form for people: like JSON, with additions for what JSON does not have.
 //!
-//! Commands are MessagePack maps with named fields, whatever the application: so their names are in the log, and nobody needs
-//! its types to read it. Byte strings stand as `h'00ff'`, keys of maps as what they are.
+//! Commands of every application are MessagePack maps with named fields. So the names are in the log, and a reader does
+//! not need the types of the application. Byte strings are shown as `h'00ff'`, and keys of maps may be of any type.
 
 use std::fmt::{self, Write};
 
@@ -10,12 +10,12 @@ use serde::{
     de::{DeserializeSeed, EnumAccess, Error, MapAccess, SeqAccess, Visitor},
 };
 
-/// How deep values may lie in each other: what is deeper is not looked into.
+/// How deep values may be nested: deeper values are not shown.
 const DEPTH: usize = 128;
 /// How many bytes of a byte string are shown.
 const BYTES: usize = 64;
 
-/// In one line; what cannot be read is said, with how long it is.
+/// In one line; bytes that cannot be read are replaced by a text with their number.
 pub(crate) fn shown(bytes: &[u8]) -> String {
     let mut rest = bytes;
     let mut deserializer = rmp_serde::Deserializer::new(&mut rest);

@@ -1,4 +1,4 @@
-//! What the tools say: standard output and standard error can be closed or full, and neither is a reason to panic.
+//! The output of the tools. Standard output and standard error can be closed or full, and neither is a reason to panic.
 //!
 //! ```text
 //!  say!(..) ─▶ standard output ── closed pipe ▶ quiet: the reader has what it wanted, and the exit code is the work's
@@ -6,16 +6,17 @@
 //!  complain ─▶ standard error  ── nobody hears it; the exit code still tells
 //! ```
 //!
-//! A line that cannot be written stops nothing that is under way. The first failure is kept, nothing more is written, and
-//! [`finish`] says in the end what became of it. `println!` and its kin, which panic, are denied in this program by clippy.
-//! What only tells a story (the demo) ends when nobody listens any more: see [`is_over`].
-//! What `serve` logs goes another way, see `logs.rs`.
+//! A line that cannot be written stops nothing that is under way. The first failure is kept, nothing more is written,
+//! and [`finish`] reports it at the end. clippy denies `println!` and similar macros, which panic, in this program. A
+//! command that only prints (the demo) ends when the reader is gone: see [`is_over`]. What `serve` logs goes another
+//! way, see `logs.rs`.
 //!
-//! A standard output that was closed before the start (`>&-`) is another thing: Rust's runtime opens `/dev/null` in its place
-//! before `main`, for reading and writing, and every write succeeds. From within nothing tells that from a `/dev/null` that was
-//! given, since some programs hand it down opened in that way, too (Python's `DEVNULL`, Node's `ignore`, `daemon(3)`); shells and
-//! systemd open it for writing only. So what only prints cannot fail for it: whoever discards what is printed and whoever closes
-//! it get the exit code of the work. What is to hold a backup is another matter: see [`may_be_closed`].
+//! A standard output that was closed before the start (`>&-`) is another case: Rust's runtime opens `/dev/null` in its
+//! place before `main`, for reading and writing, and every write succeeds. The process cannot tell that from a
+//! `/dev/null` that was given, since some programs open it in that way, too (Python's `DEVNULL`, Node's `ignore`,
+//! `daemon(3)`); shells and systemd open it for writing only. So a command that only prints does not fail in this case:
+//! whether its output is discarded or closed, its exit code is that of the work. A backup to standard output is
+//! different: see [`may_be_closed`].
 
 use std::{
     fmt::{Arguments, Display},
@@ -34,14 +35,14 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::Failure;
 
-/// How long a standard error that takes nothing may keep the process from ending.
+/// How long a standard error that takes nothing may delay the end of the process.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What became of standard output.
+/// The state of standard output.
 struct Said {
     /// Why nothing more is written.
     broken: Option<io::Error>,
-    /// What was done, if there is more to it than what is printed.
+    /// What the command has done, if it did more than print.
     done: Option<String>,
 }
 
@@ -70,15 +71,15 @@ fn write(write: impl FnOnce(&mut io::StdoutLock<'static>) -> io::Result<()>) {
     }
 }
 
-/// Whether nobody hears what is still to be said: whoever only prints may end. Seen also while nothing is said, as soon as
-/// whoever read is gone.
+/// Whether the reader of standard output is gone: then a command that only prints may end. This is noticed as soon as
+/// the reader has gone, also while nothing is printed.
 pub(crate) fn is_over() -> bool {
     let mut said = SAID.lock().unwrap_or_else(PoisonError::into_inner);
     if said.broken.is_none() {
         let stdout = io::stdout();
         let mut asked = [PollFd::new(&stdout, PollFlags::empty())];
         let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
-        // Of a pipe's writing end: nobody reads. Of a terminal's: it was closed.
+        // For a pipe: its reader is gone. For a terminal: it was closed.
         let gone = PollFlags::ERR | PollFlags::HUP;
         if poll(&mut asked, Some(&at_once)).is_ok_and(|_| asked[0].revents().intersects(gone)) {
             said.broken = Some(io::ErrorKind::BrokenPipe.into());
@@ -87,8 +88,8 @@ pub(crate) fn is_over() -> bool {
     said.broken.is_some()
 }
 
-/// Whether standard output may have been closed before the start: a `/dev/null` that is open for reading, too. That may as well
-/// have been given, see above, but never by a redirection of a shell.
+/// Whether standard output may have been closed before the start: a `/dev/null` that is open for reading, too. Such a
+/// `/dev/null` may also have been given, see above, but never by a redirection of a shell.
 pub(crate) fn may_be_closed() -> io::Result<bool> {
     use rustix::fs::{OFlags, fcntl_getfl};
     let stdout = io::stdout();
@@ -98,13 +99,14 @@ pub(crate) fn may_be_closed() -> io::Result<bool> {
     Ok(reads && found.file_type().is_char_device() && null.is_ok_and(|null| null.rdev() == found.rdev()))
 }
 
-/// Says what the command has done, apart from printing: an error about the printing must not read as if it had not been.
+/// Records what the command has done, apart from printing: an error about the printing must not read as if the work had
+/// failed.
 pub(crate) fn done(what: impl Display) {
     SAID.lock().unwrap_or_else(PoisonError::into_inner).done = Some(what.to_string());
 }
 
-/// The end of a command that did what it should. An error if what it had to say did not fit where it was to go; a reader
-/// that is gone is none.
+/// The end of a command that did its work. An error if its output could not be written; a reader that is gone is not an
+/// error.
 pub(crate) fn finish() -> Result<(), Failure> {
     write(|out| out.flush());
     let said = SAID.lock().unwrap_or_else(PoisonError::into_inner);
@@ -118,8 +120,8 @@ pub(crate) fn finish() -> Result<(), Failure> {
     }
 }
 
-/// Text on standard error. If that is closed or full nobody hears it, and if it takes nothing it is waited for a second: a
-/// thread of its own writes, since a blocking write cannot be called off.
+/// Text on standard error. If that is closed or full, the text is lost. If it takes nothing, this waits for one second:
+/// a separate thread writes, since a blocking write cannot be cancelled.
 pub(crate) fn complain(text: impl Display) {
     let (written, done) = mpsc::sync_channel(1);
     let text = text.to_string();

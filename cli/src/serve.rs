@@ -5,8 +5,8 @@
 //!  end:   take no new requests, and let the node answer those in flight ▶ close the store ▶ exit
 //! ```
 //!
-//! A node that stops by itself ends the process with its cause: whoever supervises it shall know. The exit code is 1, or 3
-//! for a node that was removed from its cluster, which no start brings back.
+//! A node that stops by itself ends the process with its cause, so that a supervisor knows. The exit code is 1, or 3
+//! for a node that was removed from its cluster, which no restart brings back.
 
 use std::{
     fs, io,
@@ -36,11 +36,11 @@ use crate::{
 /// Clients that may be connected to the public API at a time, if the limit on open files allows it. At the bound the
 /// system lets the next ones wait, until idle connections have had their time.
 const MAX_CLIENTS: usize = 8192;
-/// The same of the members API.
+/// The same for the members API.
 const MAX_ADMINS: usize = 256;
 /// Open files that are not for clients: the store, the peers, the members API, and what a copy or a log needs.
 const FILES_KEPT: usize = 768;
-/// Threads per HTTP server. They only translate; the work is the node's.
+/// Threads for each HTTP server. They only translate requests; the node does the work.
 const WORKERS: usize = 2;
 
 /// Run one node of a replicated key-value store
@@ -98,7 +98,7 @@ pub(crate) struct Args {
     /// Shut down when standard input ends, which means that the parent process is gone
     #[arg(long, hide = true)]
     pub stop_when_stdin_closes: bool,
-    /// Never sync the log, and say that it is durable: a test must see what that loses
+    /// Never sync the log, and report it as durable: a test must see what that loses
     #[cfg(feature = "faults")]
     #[arg(long, hide = true)]
     pub flush_only: bool,
@@ -112,7 +112,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
     #[cfg(not(feature = "faults"))]
     let flush_only = false;
     let settings = Settings::merge(args)?;
-    // Until the end: what it still has to write is written before the process says why it failed.
+    // The node is kept until the end, so that it writes everything before the process says why it failed.
     let _logs = logs::start(settings.log_format)?;
     for variable in &settings.foreign {
         warn!("{variable} is left alone: a service manager sets it for a service of this name");
@@ -177,7 +177,7 @@ async fn serve(settings: Settings, storage: Storage, report: Option<&Path>, watc
     let mut served = pin!(futures_util::future::join_all(servers.iter().map(|server| server.stop(true))));
     let mut closed = pin!(raft.shutdown());
     // Promise 4: the servers stay until the node has answered everything, which may take as long as its requests may.
-    // What is left then has its answer, and somebody who does not take it.
+    // The connections that are left then have their answers, but their clients do not take them.
     tokio::select! {
         () = &mut closed => drop(timeout(LAST_CALL, served).await),
         _ = &mut served => closed.await,
@@ -189,7 +189,7 @@ async fn serve(settings: Settings, storage: Storage, report: Option<&Path>, watc
         }
         Some(cause) => {
             let stopped = format!("node {} stopped: {cause}", settings.id);
-            // Whoever supervises it must be able to tell that starting it again helps nobody.
+            // A supervisor must be able to see that starting the node again does not help.
             let removed = raft.status().stop_reason == Some(Reason::Removed);
             Err(if removed { Failure::removed(stopped) } else { Failure::new(stopped) })
         }
@@ -258,24 +258,24 @@ impl Addresses {
     }
 }
 
-/// Comes true when whoever holds the other end of standard input is gone; never, if nobody asked.
+/// Ends when the process at the other end of standard input is gone; never without `--stop-when-stdin-closes`.
 async fn stdin_closed(asked: bool) {
     if !asked {
         return std::future::pending().await;
     }
     let (gone, heard) = tokio::sync::oneshot::channel();
-    // A thread of its own, never joined: a blocking read cannot be called off.
+    // A separate thread, which is never joined: a blocking read cannot be cancelled.
     let reader = std::thread::Builder::new().name("stdin".to_owned()).spawn(move || {
         let mut ignored = [0; 64];
         while !matches!(io::stdin().read(&mut ignored), Ok(0) | Err(_)) {}
-        // Nobody listens only if the process already ends.
+        // The receiver is gone only if the process already ends.
         let _ = gone.send(());
     });
     if let Err(e) = reader {
         warn!("cannot watch standard input: {e}");
         return;
     }
-    // An error means that the thread died, and then nobody watches: end too.
+    // An error means that the thread has died and standard input is no longer watched: this ends, too.
     let _ = heard.await;
 }
 

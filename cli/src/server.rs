@@ -1,4 +1,4 @@
-//! The HTTP servers, and what they answer to what is no request.
+//! The HTTP servers, and their answers to bytes that are not a request.
 //!
 //! ```text
 //!  listener ─▶ (TLS) ─▶ Connection ─▶ HTTP/1.1 ─▶ the routes
@@ -6,9 +6,10 @@
 //!                           └─ gives those the JSON that all errors have, 414 if it was the URL, and counts them
 //! ```
 //!
-//! The parser answers what it cannot read before anything of ours hears of it, with an empty body. A [`Connection`] sits
-//! under it and completes such an answer. It knows one by its head: of ours none has an error's status and no content. Only
-//! a connection that carries a backup, whose bytes could be anything, is left as it is from then on.
+//! The parser answers what it cannot read with an empty body, before our code sees it. A [`Connection`] sits under the
+//! parser and completes such an answer. It knows such an answer by its head: none of our own answers has an error
+//! status and no content. Only a connection that carries a backup, whose bytes could look like anything, is not changed
+//! from then on.
 
 use std::{
     io,
@@ -45,15 +46,14 @@ use crate::{
     http::{self, Node},
 };
 
-/// How long connections that do not end by themselves are waited for at the end, once the node has answered all that it
-/// will.
+/// How long the end waits for connections that do not end by themselves, once the node has answered everything.
 pub(crate) const LAST_CALL: Duration = Duration::from_secs(3);
-/// A server that is stopped waits for what is in flight, however long the node takes to answer it; it is this process
-/// that ends.
+/// A stopped server waits for requests in flight, however long the node takes to answer them; only the end of the
+/// process cuts that off.
 const NEVER_S: u64 = 365 * 24 * 3600;
 /// How long the head of a request may take to arrive, from the first byte or from the connection on. Then 408.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long what a refused client still sends is read, so that it hears why it was refused.
+/// How long the server still reads what a refused client sends, so that the client gets the reason.
 const LAST_WORD: Duration = Duration::from_secs(1);
 /// How long a connection may be kept between two requests.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
@@ -120,7 +120,7 @@ impl Service {
                     let served = node.clone();
                     let connect = move |stream: TlsStream<TcpStream>| {
                         let peer = stream.get_ref().0.peer_addr().ok();
-                        // It has shown a certificate: nobody looks after it, see clients.rs.
+                        // The client has shown a certificate, so its connection is not watched, see clients.rs.
                         (Connection::new(stream, served.clone(), |_, _| ()), peer)
                     };
                     Acceptor::new(tls.clone())
@@ -141,23 +141,23 @@ impl Service {
     }
 }
 
-/// Whether what a connection carries may look like a head of ours.
+/// Whether the bytes of a connection may look like the head of an answer.
 #[derive(Default)]
 struct Carries {
     anything: AtomicBool,
 }
 
-/// The response to this request is made of any bytes: no answer that follows it on its connection is completed.
+/// The response to this request may hold any bytes, so no later answer on its connection is completed.
 pub(crate) fn carries_anything(request: &HttpRequest) {
     if let Some(carries) = request.conn_data::<Arc<Carries>>() {
         carries.anything.store(true, Ordering::Relaxed);
     }
 }
 
-/// What is known of the first line since the last answer: the parser does not say what it was that it could not read.
+/// What is known of the first line since the last answer, because the parser does not say what it could not read.
 #[derive(Default)]
 struct RequestLine {
-    /// Spaces seen: behind the first stands the URL.
+    /// Spaces seen: the URL is after the first one.
     spaces: u8,
     /// Bytes of the URL.
     url: usize,
@@ -188,7 +188,7 @@ struct Connection<T> {
     meet: fn(&T, &mut actix_web::dev::Extensions),
     carries: Arc<Carries>,
     asked: RequestLine,
-    /// Bytes that count as written and are not: an answer that was completed is longer than what it was made of.
+    /// Bytes that count as written and are not yet written: a completed answer is longer than the original one.
     rest: Vec<u8>,
     /// How many of them are.
     written: usize,
@@ -212,7 +212,7 @@ impl<T> Connection<T> {
         kept.insert(self.carries.clone());
     }
 
-    /// What is to be sent in place of these bytes, if an answer without a body ends them.
+    /// The bytes to send in place of these, if they end with an answer without a body.
     fn completed(&self, bytes: &[u8]) -> Option<Vec<u8>> {
         if self.carries.anything.load(Ordering::Relaxed) {
             return None;
@@ -282,7 +282,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Connection<T> {
         self.asked = RequestLine::default();
         let Some(completed) = completed else { return Pin::new(&mut self.stream).poll_write(cx, bytes) };
         self.rest = completed;
-        // What does not go at once goes before anything else does: see `poll_flush`.
+        // Bytes that cannot be written at once are written before anything else: see `poll_flush`.
         match self.poll_rest(cx) {
             Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
             Poll::Ready(Ok(())) | Poll::Pending => Poll::Ready(Ok(bytes.len())),

@@ -17,8 +17,9 @@
 //! heartbeat_ms = 100
 //! ```
 //!
-//! A key or variable that nobody knows is an error that names it: a misspelt setting must not be a default. A variable that is
-//! set and empty is not set: that is how a service manager's file of variables, or a unit that extends another, takes one back.
+//! An unknown key or variable is an error that names it: a misspelt setting must not become a default. A variable that
+//! is set and empty counts as not set, so that a service manager's file of variables, or a unit that extends another
+//! one, can remove it.
 
 use std::{
     collections::BTreeMap,
@@ -53,7 +54,7 @@ pub(crate) enum LogFormat {
     Json,
 }
 
-/// A complete set of settings: nothing is left to guess.
+/// A complete set of settings.
 pub(crate) struct Settings {
     /// This node.
     pub id: NodeId,
@@ -67,7 +68,7 @@ pub(crate) struct Settings {
     pub http: SocketAddr,
     /// Where the members API listens, if anywhere.
     pub admin: Option<SocketAddr>,
-    /// Whose certificates the members API asks for, if it asks.
+    /// The directory of the certificates for the members API, if it asks for client certificates.
     pub admin_certs: Option<PathBuf>,
     /// How an empty directory begins.
     pub bootstrap: Bootstrap,
@@ -75,7 +76,7 @@ pub(crate) struct Settings {
     pub log_format: LogFormat,
     /// The library's settings.
     pub raft: Config,
-    /// Variables that look like ours and are a service manager's, to be warned of.
+    /// Variables that look like ours and were set by a service manager: the node warns of them.
     pub foreign: Vec<String>,
 }
 
@@ -116,7 +117,7 @@ impl Settings {
         let admin_certs = first(args.admin_certs, || path("ADMIN_CERTS"), file.admin_certs.take())?;
         let log_format = first(args.log_format, || read("LOG_FORMAT", log_format), file.log_format)?;
 
-        // Whoever names the peers or the waiting names the whole beginning: the file's word on it is then not asked.
+        // A flag or variable for the peers or for waiting replaces both settings of the file.
         let bootstrap = if args.wait {
             Bootstrap::Wait
         } else if !args.peers.is_empty() {
@@ -157,8 +158,8 @@ impl Settings {
         }
     }
 
-    /// Before any file is asked for, whose absence would be told first. A directory that has such an id from the first version
-    /// keeps it: its cluster knows the node by that.
+    /// This is checked before any file is read, since a missing file would be reported first. A directory that has such
+    /// an id from the first version keeps it, because its cluster knows the node by that id.
     fn check_ids(&self) -> Result<(), Failure> {
         if directory::read_node(&self.data).is_ok_and(|node| node.id == self.id) {
             return Ok(());
@@ -193,7 +194,8 @@ impl File {
     }
 }
 
-/// The library's settings: those of the file, then those of the environment. What cannot be is told by the library.
+/// The library's settings: those of the file, then those of the environment. The library reports values that are not
+/// possible.
 fn raft(table: toml::Table, path: Option<&Path>) -> Result<(Config, Vec<String>), Failure> {
     let mut raft = Config::default();
     let in_file = |e| Failure::usage(format!("--config {}, [raft]: {e}", path.unwrap_or(Path::new("")).display()));
@@ -203,8 +205,8 @@ fn raft(table: toml::Table, path: Option<&Path>) -> Result<(Config, Vec<String>)
     Ok((raft, foreign))
 }
 
-/// How the node begins by `ACTORUM_WAIT` and `ACTORUM_PEERS`, if they say. Read here and not by the parser of flags: a flag
-/// wins over either, and `ACTORUM_WAIT=0` is no contradiction to peers.
+/// How the node begins by `ACTORUM_WAIT` and `ACTORUM_PEERS`, if they are set. They are read here and not by the parser
+/// of flags: a flag wins over either, and `ACTORUM_WAIT=0` does not contradict peers.
 fn bootstrap_in_env() -> Result<Option<Bootstrap>, Failure> {
     let wait = match variable("WAIT")?.as_deref() {
         None | Some("0" | "false") => false,
@@ -222,7 +224,7 @@ fn bootstrap_in_env() -> Result<Option<Bootstrap>, Failure> {
     }
 }
 
-/// What a flag says, or else a variable, or else the file: the variable is not even read where the flag is given.
+/// The value of a flag, or else of a variable, or else of the file. The variable is not even read if the flag is given.
 fn first<T>(
     flag: Option<T>,
     variable: impl FnOnce() -> Result<Option<T>, Failure>,
@@ -234,13 +236,13 @@ fn first<T>(
     }
 }
 
-/// A variable of ours that is set, as what it means.
+/// The parsed value of a variable of ours, if it is set.
 fn read<T>(name: &str, meaning: fn(&str) -> Result<T, String>) -> Result<Option<T>, Failure> {
     let Some(text) = variable(name)? else { return Ok(None) };
     meaning(&text).map(Some).map_err(|problem| Failure::usage(format!("{PREFIX}_{name}={text}: {problem}")))
 }
 
-/// The same of one that names a file, which need not be text.
+/// The same for a variable that names a file, which need not be UTF-8.
 fn path(name: &str) -> Result<Option<PathBuf>, Failure> {
     let Some(value) = std::env::var_os(format!("{PREFIX}_{name}")) else { return Ok(None) };
     match value.to_str().map(str::trim) {

@@ -1,4 +1,4 @@
-//! The signals that ask a process to end, for both worlds: as a future for `serve`, as a flag for the demo.
+//! The signals that ask a process to end: as a future for `serve`, as a flag for the demo.
 
 use std::{
     io,
@@ -24,8 +24,8 @@ pub(crate) fn terminated() -> io::Result<impl Future<Output = &'static str>> {
     })
 }
 
-/// Takes note of every SIGHUP, which ends a process that does not ask for it: a terminal that closes, or whoever believes that
-/// settings are read again, must not cost a node.
+/// Handles every SIGHUP, which would otherwise end the process: a node must not end because a terminal closes, or
+/// because an operator expects that settings are read again.
 pub(crate) fn hangups() -> io::Result<impl Future<Output = ()>> {
     let mut hangup = signal(SignalKind::hangup())?;
     Ok(async move {

@@ -103,7 +103,7 @@ impl Asked {
     }
 }
 
-/// What else there is to say: what is wrong and the way out, or the last trouble there was; and how far snapshots are.
+/// The last column: what is wrong and the way out, or the last error; and how far snapshots are.
 fn note(status: &Value, trouble: &str) -> String {
     let conditions = status["conditions"].as_array();
     let condition = |c: &Value| Some(format!("{}: {}", c["reason"].as_str()?, c["message"].as_str()?));
@@ -155,7 +155,7 @@ fn disk(disk: &Value) -> String {
 
 /// The table: columns as wide as they must be, numbers to the right.
 fn table(asked: &[Asked]) -> String {
-    // What counts as committed is the leader's word: a deposed one may not know better, so the newest term wins.
+    // The leader says what is committed. A deposed leader may have an old answer, so the newest term wins.
     let answers = || asked.iter().filter_map(|a| a.answer.as_ref().ok());
     let leader = answers().filter(|s| s["role"] == "leader").max_by_key(|s| s["term"].as_u64());
     let committed = leader.and_then(|s| s["commit_index"].as_u64());

@@ -1,5 +1,5 @@
-//! `GET /events?after=POSITION`: every applied command as a server-sent event, in order, without gaps from the point asked for but
-//! where `event: snapshot` takes their place.
+//! `GET /events?after=POSITION`: every applied command as a server-sent event, in order, from the point asked for,
+//! without gaps except where `event: snapshot` takes the place of commands.
 //!
 //! ```text
 //!  library ──Events──▶ Watcher (an actor per client) ──bounded channel──▶ response body ──▶ client
@@ -8,8 +8,8 @@
 //! Each event's `id` is its position, `CLUSTER:INDEX`, so a browser that reconnects (`Last-Event-ID`) misses nothing,
 //! and one that reconnects to another cluster, perhaps restored from a backup, gets an error instead of the wrong
 //! commands or none. An index alone, the id of the first version's events, is accepted, too. A client that reads slowly
-//! fills the channel, then the library's buffer for it; at that bound it hears `lagged` with the position to resume
-//! after, and its stream ends. It slows nobody else.
+//! fills the channel, then the library's buffer for it; at that bound it gets `lagged` with the position to resume
+//! after, and its stream ends. It delays no other client.
 
 use std::{
     convert::Infallible,
@@ -36,13 +36,13 @@ use tokio::{
 
 use crate::{Node, Refused, route::Query};
 
-/// How many pieces wait between the actor and the response. Small: the library's buffer is the one that counts.
+/// How many pieces wait between the actor and the response. It is small, since the library has the main buffer.
 const CHANNEL: usize = 2;
-/// A piece has no more events than this many bytes hold, or a single one that is larger.
+/// A piece has at most this many bytes of events, or a single event that is larger.
 const PIECE: usize = 64 << 10;
 /// How many streams may be open. At the bound the next client is told `busy`.
 const MAX_STREAMS: usize = 256;
-/// How often an idle stream says that it is there, so that whatever stands between does not cut it.
+/// How often an idle stream sends a comment, so that proxies on the way do not close it.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
 /// What an event shows of a command.
@@ -50,12 +50,13 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 pub struct Shown {
     /// The command.
     pub command: Value,
-    /// What applying it answered; null where nobody knows any more.
+    /// The response of the state machine; null where it is no longer known.
     pub response: Value,
 }
 
 impl Shown {
-    /// All of it, as serde writes it. What has no form in JSON (a map whose keys are no text) is a sentence that says so.
+    /// All of it, as serde writes it. A value without a form in JSON (a map whose keys are not text) is replaced by a
+    /// sentence that says so.
     pub fn whole(command: &impl Serialize, response: Option<&impl Serialize>) -> Shown {
         Shown { command: shown(command), response: shown(&response) }
     }
@@ -118,7 +119,7 @@ pub(crate) fn subscription<S: StateMachine>(node: &Node<S>, error: &SubscribeErr
     let refused = Refused::of(node, error);
     let status = node.raft().status();
     match status.cluster {
-        // Where this cluster is: what a client needs to begin anew.
+        // The present position of this cluster, which a client needs to begin anew.
         Some(cluster) => refused.with("position", json!(Position { cluster, index: status.applied_index })),
         None => refused,
     }
@@ -141,7 +142,7 @@ impl<S: StateMachine> Drop for Place<S> {
     }
 }
 
-/// The body of a response: what the watcher hands over, until either side is gone.
+/// The body of a response: the pieces that the watcher hands over, until either side is gone.
 struct Body<S: StateMachine> {
     receiver: mpsc::Receiver<Bytes>,
     stopping: watch::Receiver<bool>,
@@ -177,7 +178,7 @@ struct Watcher<S: StateMachine> {
 impl<S: StateMachine> Actor for Watcher<S> {
     type Context = Context<Self>;
 
-    /// Ends with its client, also while nothing is applied.
+    /// Ends when its client has gone, also while nothing is applied.
     fn started(&mut self, ctx: &mut Self::Context) {
         let frames = self.frames.clone();
         async move { frames.closed().await }.into_actor(self).map(|(), _, ctx| ctx.stop()).spawn(ctx);
@@ -215,7 +216,7 @@ impl<S: StateMachine> Handler<Events<S>> for Watcher<S> {
     }
 }
 
-/// An event as text; nothing for those that are not about commands.
+/// An event as text; `None` for events that are not about commands.
 fn write_frame<S: StateMachine>(piece: &mut String, event: &Event<S>, show: &Show<S>) {
     let (kind, data) = match event {
         Event::Applied { index, term, time, command, response, .. } => {

@@ -67,10 +67,11 @@ fn describe(status: &Status) -> Value {
     })
 }
 
-/// `GET /livez`: is it worth keeping this process? Not while its system has stopped or does not answer. Probers add
-/// parameters of their own, so any are taken, here and by the other two that are asked by machines.
+/// `GET /livez`: is it worth keeping this process? Not while its system has stopped or does not answer. Probes add
+/// their own parameters, so this route takes any parameters, as do `/readyz` and `/metrics`.
 pub(crate) async fn livez<S: StateMachine>(node: Data<Node<S>>) -> Result<HttpResponse, Refused> {
-    // Through the mailbox: a status that could be read from memory would not show that the system's thread hangs.
+    // The request goes through the mailbox: a status that was read from memory would not show that the system's thread
+    // hangs.
     let status = match timeout(PROBE, node.raft().addr().send(GetStatus)).await {
         Ok(Ok(status)) => status,
         Ok(Err(e)) => return Err(Refused::stopped(&node, format!("the system's mailbox: {e}"))),
@@ -85,7 +86,7 @@ pub(crate) async fn livez<S: StateMachine>(node: Data<Node<S>>) -> Result<HttpRe
 /// `GET /readyz`: could a write sent here succeed? When nothing in the status makes the node unready, and a linearizable
 /// read of nothing shows that its leader is there, has a majority now, and that the node has caught up.
 ///
-/// What does not keep writes from succeeding (a certificate's end, a clock's offset) is a warning beside the yes.
+/// A condition that does not stop writes (a certificate's end, a clock's offset) is a warning in the answer 200.
 pub(crate) async fn readyz<S: StateMachine>(node: Data<Node<S>>) -> Result<HttpResponse, Refused> {
     let conditions = node.raft().status().conditions();
     if let Some(first) = conditions.first().filter(|first| first.severity == Severity::Unready) {

@@ -10,10 +10,10 @@
 //!  snapshots   POST /snapshot, GET /backup        the whole state, made durable or sent
 //! ```
 //!
-//! Each line is a function for [`App::configure`](actix_web::App::configure), or for the `configure` of a scope with a prefix. The
-//! routes find the [`Node`] that they speak for in the data of the `App`. Their paths, answers and errors are those of the
-//! binary `actorum`, which is made of them: [its chapter](https://docs.rs/actorum/latest/actorum/guide/binary/) of the guide has
-//! them in a table.
+//! Each line is a function for [`App::configure`](actix_web::App::configure), or for the `configure` of a scope with a
+//! prefix. The routes find their [`Node`] in the data of the `App`. Their paths, answers and errors are those of the
+//! binary `actorum`, which uses the same routes: [its chapter](https://docs.rs/actorum/latest/actorum/guide/binary/) of
+//! the guide has them in a table.
 //!
 //! # An application of its own
 //!
@@ -51,7 +51,7 @@
 //!             .configure(actorum_http::events::<Counter>)
 //!         // .route("/add", ..): what the application is for
 //!     });
-//!     // Who reaches these can take nodes out of the cluster, and read all of its state.
+//!     // Whoever reaches these can remove nodes from the cluster, and read all of its state.
 //!     let data = node.clone();
 //!     let admin = HttpServer::new(move || {
 //!         App::new()
@@ -67,9 +67,9 @@
 //! }
 //! ```
 //!
-//! Every refusal is JSON with a code that says what the caller can do about it, see [`Refused`]; the promise behind the
-//! codes is the library's: 503 and 4xx were surely not applied, 504 may have been. Whatever a client sends is bounded
-//! before it is kept.
+//! Every refusal is JSON with a code that says what the caller can do about it, see [`Refused`]. The codes keep the
+//! promise of the library: a request with 503 or 4xx was surely not applied, a request with 504 may have been.
+//! Everything that a client sends is bounded before it is kept.
 //!
 //! Deliberately absent: authentication, TLS, and everything else about a server and its connections.
 
@@ -108,8 +108,8 @@ pub use snapshots::BACKUP_HASH;
 
 use route::{LOOK, at, look};
 
-/// How much longer than its deadline the library is waited for. It answers at the deadline by itself; this is
-/// for the case that it cannot answer at all.
+/// How long after its deadline a route still waits for the library. The library answers at the deadline by itself; this
+/// is for the case that it cannot answer at all.
 const GRACE: Duration = Duration::from_millis(500);
 
 /// `GET /livez`: is it worth keeping this process? `GET /readyz`: could a write sent here succeed?
@@ -134,8 +134,8 @@ pub fn events<S: StateMachine>(config: &mut ServiceConfig) {
     events_shown::<S>(Shown::whole)(config);
 }
 
-/// The same as [`events`], where the application says what is shown of a command and its response: for commands that hold
-/// secrets, or much.
+/// The same as [`events`], but the application chooses what is shown of a command and its response. Use it for commands
+/// that hold secrets or are large.
 ///
 /// ```
 /// # use actorum::prelude::*;
@@ -158,7 +158,8 @@ pub fn events_shown<S: StateMachine>(
     }
 }
 
-/// `POST /members` and what follows it: changes of the membership; and `POST /activate`. Who reaches them can take nodes out of the cluster.
+/// `POST /members` and the routes below it, for changes of the membership; and `POST /activate`. Whoever reaches them
+/// can remove nodes from the cluster.
 pub fn members<S: StateMachine>(config: &mut ServiceConfig) {
     config
         .service(at("/members", "POST").route(web::post().to(members::add::<S>)))
@@ -168,7 +169,7 @@ pub fn members<S: StateMachine>(config: &mut ServiceConfig) {
         .service(at("/activate", "POST").route(web::post().to(members::activate::<S>)));
 }
 
-/// `POST /snapshot` and `GET /backup`. Who reaches them reads all of the state.
+/// `POST /snapshot` and `GET /backup`. Whoever reaches them can read all of the state.
 pub fn snapshots<S: StateMachine>(config: &mut ServiceConfig) {
     config
         .service(at("/snapshot", "POST").route(web::post().to(snapshots::take::<S>)))

@@ -48,11 +48,11 @@ pub(crate) async fn add<S: StateMachine>(
             "the body must be like {{\"id\":4,\"address\":\"127.0.0.1:7004\",\"role\":\"learner\"}}: {e}"
         ))
     })?;
-    // Straight to voter, an empty node would count in majorities before it holds anything.
+    // If a new node became a voter at once, it would count in majorities before it holds anything.
     if role != MemberRole::Learner {
         return Err(Refused::bad_request("a new member begins as a learner: promote it once it has caught up"));
     }
-    // The library looks at the id and the address.
+    // The library checks the id and the address.
     change(&node, ConfChange::AddLearner(id, address), wish).await
 }
 
@@ -77,7 +77,7 @@ pub(crate) async fn demote<S: StateMachine>(
     change(&node, ConfChange::Demote(member(&request)?), Wish::of(&request)?).await
 }
 
-/// `POST /activate`: what every member understands is put to use, also where that waits for an operator.
+/// `POST /activate`: activates what every member understands, also where that waits for an operator.
 pub(crate) async fn activate<S: StateMachine>(
     node: Data<Node<S>>,
     request: HttpRequest,
@@ -101,7 +101,7 @@ fn member(request: &HttpRequest) -> Result<NodeId, Refused> {
     }
 }
 
-/// What the query says: `timeout_ms`, and `force=true` to skip the leader's checks of who is connected.
+/// What the query says: `timeout_ms`, and `force=true` to skip the leader's checks of which nodes are connected.
 struct Wish {
     deadline: Instant,
     force: bool,

@@ -1,4 +1,4 @@
-//! What the routes share: the node that they speak for, and what they count.
+//! What the routes share: the node, and what they count.
 
 use std::{
     fmt,
@@ -64,8 +64,8 @@ impl<S: StateMachine> Node<S> {
         }
     }
 
-    /// The server begins to end: event streams and backups end, and bodies are waited for no longer. To be called before the
-    /// server is stopped, which waits for what is under way.
+    /// The server begins to end: event streams and backups end, and the routes wait no longer for bodies. Call it
+    /// before you stop the server, which waits for requests under way.
     pub fn stop(&self) {
         self.stopping.send_replace(true);
     }

@@ -1,4 +1,4 @@
-//! What a client is told when it does not get what it asked for.
+//! The answer to a client that does not get what it asked for.
 
 use std::fmt;
 
@@ -30,7 +30,7 @@ pub struct Refused {
     message: String,
     leader: Option<NodeId>,
     more: Vec<(&'static str, Value)>,
-    /// The methods that are possible, where that is what is wrong.
+    /// The methods that are possible, if the request used another one.
     allow: Option<&'static str>,
     /// Whether to close the connection, because the rest of a body is still on its way.
     pub(crate) hang_up: bool,
@@ -47,7 +47,7 @@ impl Refused {
         Refused::new(StatusCode::BAD_REQUEST, "bad_request", message)
     }
 
-    /// More than the node takes at once.
+    /// The node takes no more of these requests at once.
     pub fn busy<S: StateMachine>(node: &Node<S>, message: impl Into<String>) -> Refused {
         Refused::new(StatusCode::SERVICE_UNAVAILABLE, "busy", message).leader(node)
     }
@@ -67,7 +67,7 @@ impl Refused {
         Refused::new(StatusCode::SERVICE_UNAVAILABLE, "not_leader", message).leader(node)
     }
 
-    /// The node has stopped; the code is the reason, if that has a name of its own.
+    /// The node has stopped; the code is the reason, if the reason has a name.
     pub(crate) fn stopped<S: StateMachine>(node: &Node<S>, cause: String) -> Refused {
         let reason = node.raft().status().stop_reason.unwrap_or(Reason::Stopped);
         Refused::unready(node, reason, cause)

@@ -1,4 +1,4 @@
-//! What the routes are made of, for the routes of an application that should answer in the same way: resources that name their
+//! The parts of the routes, for applications whose own routes should answer in the same way: resources that name their
 //! methods, bodies with a bound, and queries that are read strictly.
 
 use std::{collections::BTreeMap, time::Duration};
@@ -16,15 +16,15 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::{GRACE, Node, Refused, strict::whole};
 
-/// A request that names no deadline has this one.
+/// The deadline of a request that names none.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
-/// The longest deadline a request may name: it holds admission for as long.
+/// The longest deadline that a request may name. The request holds its admission permit for as long.
 pub const MAX_TIMEOUT: Duration = Duration::from_secs(600);
-/// How long a body may take to arrive, however long the deadline: who sends a byte now and then holds memory and a
-/// connection.
+/// How long a body may take to arrive, however long the deadline is: a client that sends a byte now and then holds
+/// memory and a connection.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What is possible where one only looks.
+/// The methods of a resource that is only read.
 pub const LOOK: &str = "GET, HEAD";
 
 /// A resource with the methods that it knows. To any other the answer is 405 with their names.
@@ -52,8 +52,8 @@ pub fn json_response(body: Value) -> HttpResponse {
     HttpResponse::Ok().content_type("application/json").body(body.to_string())
 }
 
-/// The body as text, never keeping more than `limit` bytes of it nor waiting beyond the deadline, or for a node that is
-/// shutting down.
+/// The body as text. It keeps at most `limit` bytes, and waits no longer than until the deadline, or until the node
+/// shuts down.
 pub async fn text<S: StateMachine>(
     node: &Node<S>,
     request: &HttpRequest,
@@ -68,7 +68,7 @@ pub async fn text<S: StateMachine>(
     }
     let chunked = announced.is_none();
     let read = async {
-        // Grows with what arrives: an announcement costs nothing.
+        // The buffer grows with what arrives, so an announced length alone costs no memory.
         let mut bytes = Vec::new();
         while let Some(chunk) = body.next().await {
             let chunk = chunk.map_err(|error| broken_off(&error, chunked))?;
@@ -105,7 +105,7 @@ pub async fn text<S: StateMachine>(
     text
 }
 
-/// A body is taken as it is: what is compressed would be stored compressed, and be no text.
+/// A body is taken as it is: a compressed body would be stored compressed, and would not be text.
 fn unencoded(request: &HttpRequest) -> Result<(), Refused> {
     for encoding in request.headers().get_all(header::CONTENT_ENCODING) {
         if !encoding.as_bytes().eq_ignore_ascii_case(b"identity") {
@@ -119,7 +119,7 @@ fn unencoded(request: &HttpRequest) -> Result<(), Refused> {
     Ok(())
 }
 
-/// Why a body did not come to its end. Of one in chunks the parser does not tell a malformed one from one that ended.
+/// Why a body ended too early. For a body in chunks, the parser does not tell a malformed body from one that ended.
 fn broken_off(error: &actix_web::error::PayloadError, chunked: bool) -> Refused {
     use actix_web::error::PayloadError;
     Refused::bad_request(match error {
@@ -141,7 +141,7 @@ pub fn object<T: serde::de::DeserializeOwned>(json: &str) -> Result<T, String> {
     }
 }
 
-/// The query of a request, strictly: every parameter at most once, and none that nobody asked for.
+/// The query of a request, read strictly: every parameter at most once, and no unknown parameter.
 #[derive(Debug)]
 pub struct Query(BTreeMap<String, String>);
 
@@ -184,7 +184,7 @@ impl Query {
         Ok(Instant::now() + self.timeout(DEFAULT_TIMEOUT)?)
     }
 
-    /// How long the request may take, if it does not say so itself as long as this.
+    /// How long the request may take; this long if it does not say so itself.
     pub fn timeout(&mut self, default: Duration) -> Result<Duration, Refused> {
         let timeout = self.number("timeout_ms")?.map_or(default, Duration::from_millis);
         if timeout.is_zero() || timeout > MAX_TIMEOUT {
@@ -194,7 +194,7 @@ impl Query {
         Ok(timeout)
     }
 
-    /// Whoever sent a parameter meant something by it: one that was not taken is an error.
+    /// A client that sends a parameter means something by it, so a parameter that no route took is an error.
     pub fn finish(self) -> Result<(), Refused> {
         match self.0.into_keys().next() {
             None => Ok(()),

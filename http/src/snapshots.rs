@@ -5,12 +5,12 @@
 //!  GET  /backup      the file itself; its index, term and hash are headers
 //! ```
 //!
-//! Both take `timeout_ms`, which is the longest possible if not given: a large state takes its time. It is how long the snapshot
-//! is waited for. Whoever gives up ends nothing: the snapshot is made all the same, and the refusal says so.
+//! Both take `timeout_ms`: how long the request waits for the snapshot. If it is not given, it is the longest possible,
+//! since a large state takes its time. After the timeout the snapshot is still made, and the refusal says so.
 //!
 //! A backup is read from the disk while it is sent: a few pieces are in memory, however large it is and however slow
-//! the client. Whoever takes nothing for [`SEND_TIMEOUT`] is hung up on, and so is everyone when the process ends; a client sees by the
-//! announced length that it did not get all.
+//! the client. The node closes the connection of a client that takes nothing for [`SEND_TIMEOUT`], and all connections
+//! when the process ends. The client sees by the announced length that it did not get everything.
 
 use std::{
     io::{self, Read},
@@ -37,7 +37,7 @@ use crate::{
     route::{MAX_TIMEOUT, Query, json_response},
 };
 
-/// The header in which a node says what a backup's hash is.
+/// The header with the hash of a backup.
 pub const BACKUP_HASH: &str = "actorum-blake3";
 
 /// Backups that are sent at a time; more are refused.
@@ -58,7 +58,7 @@ pub(crate) async fn take<S: StateMachine>(node: Data<Node<S>>, request: HttpRequ
     Ok(json_response(json!({ "index": taken.index, "term": taken.term, "bytes": taken.bytes, "took_ms": took_ms })))
 }
 
-/// How long the snapshot is waited for.
+/// How long the request waits for the snapshot.
 fn within(request: &HttpRequest) -> Result<Duration, Refused> {
     let mut query = Query::parse(request)?;
     let within = query.timeout(MAX_TIMEOUT)?;
@@ -73,8 +73,8 @@ pub(crate) async fn backup<S: StateMachine>(
 ) -> Result<HttpResponse, Refused> {
     let within = within(&request)?;
     if request.method() == Method::HEAD {
-        // What can be said without taking one: whether it would be the newest snapshot. Length and hash there are once
-        // it is read.
+        // The answer to HEAD, which takes no snapshot: only whether the backup would be the newest snapshot. Length and
+        // hash are known once the file is read.
         let status = node.raft().status();
         let newest = status.snapshots.newest.filter(|newest| newest.index == status.applied_index);
         return Ok(newest.map_or_else(HttpResponse::Ok, |newest| named(&newest)).content_type(KIND).finish());
@@ -132,7 +132,7 @@ impl<S: StateMachine> Drop for Place<S> {
 
 type Piece = Result<Bytes, io::Error>;
 
-/// Reads piece by piece, where waiting for the disk is allowed, as fast as the client takes them.
+/// Reads piece by piece, on a thread that may wait for the disk, as fast as the client takes them.
 async fn send<S: StateMachine>(
     mut backup: Backup,
     pieces: mpsc::Sender<Piece>,
@@ -145,7 +145,7 @@ async fn send<S: StateMachine>(
             let read = (&mut backup).take(PIECE as u64).read_to_end(&mut piece);
             (backup, read.map(|_| piece))
         });
-        // It panicked, or the process ends: the body ends too early, and the client sees that.
+        // The reading thread panicked, or the process ends: the body ends too early, and the client sees that.
         let Ok((rest, read)) = read.await else { return };
         backup = rest;
         let piece = match read {

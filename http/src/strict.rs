@@ -8,19 +8,18 @@ use serde::{
     de::{Unexpected, Visitor},
 };
 
-/// What can be the id of a node. The highest is looked at where a node is new: see [`new_node_id`].
+/// The id of a node. The highest possible id is checked only for a new node: see [`new_node_id`].
 pub fn node_id(text: &str) -> Result<NodeId, String> {
     whole(text.trim()).filter(|id| *id > 0).ok_or_else(|| no_node_id(text.trim()))
 }
 
-/// A whole number as it is written by itself: without a sign, a zero before it, or anything else that would make two
-/// texts one number.
+/// A whole number in its only form: without a sign, without leading zeros, so that no two texts are the same number.
 pub fn whole(text: &str) -> Option<u64> {
     let strict = text.bytes().all(|b| b.is_ascii_digit()) && (text == "0" || !text.starts_with('0'));
     text.parse().ok().filter(|_| strict)
 }
 
-/// What can be the id of a node that is made now: programs that read JSON round what is above the highest.
+/// The id of a new node: programs that read JSON round numbers above the highest id.
 pub fn new_node_id(text: &str) -> Result<NodeId, String> {
     node_id(text).and_then(|id| if id <= MAX_NODE_ID { Ok(id) } else { Err(no_node_id(text.trim())) })
 }
@@ -31,7 +30,7 @@ fn no_node_id(text: &str) -> String {
 
 const ID_NEEDED: &str = "a whole number between 1 and 9007199254740991 (2^53 - 1)";
 
-/// The id of a node where it stands as a number, in a file or a body: the bounds as for [`node_id`].
+/// The id of a node that is given as a number, in a file or a body, with the bounds of [`node_id`].
 pub fn read_id<'de, D: Deserializer<'de>>(deserializer: D) -> Result<NodeId, D::Error> {
     struct Id;
     impl Visitor<'_> for Id {

@@ -1,4 +1,5 @@
-//! What a person sees: lines with the time in front, and a bar where it waits, if there is a terminal.
+//! The output for a person: lines with the time in front, and a progress bar while the demo waits, if there is a
+//! terminal.
 
 use std::{
     fmt::Arguments,
@@ -27,8 +28,8 @@ impl Account {
         say!("[{:>5.1} s] {text}", self.began.elapsed().as_secs_f64());
     }
 
-    /// Follows a number until it reaches a goal or the time is up, with a bar where there is a terminal. Returns where
-    /// it was then: whoever needs the goal must look.
+    /// Follows a number until it reaches a goal or the time is up, with a bar if there is a terminal. Returns the last
+    /// number: a caller that needs the goal must compare.
     pub(super) fn follow(
         &self,
         what: &'static str,

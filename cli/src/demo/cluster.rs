@@ -1,7 +1,7 @@
 //! Three child processes of this very binary, and what can be done to them.
 //!
-//! A child is killed when its [`Process`] is dropped; and it ends by itself when its standard input closes, which
-//! the kernel does for us however this process ends.
+//! A child is killed when its [`Process`] is dropped; and it ends by itself when its standard input closes, which the
+//! kernel does however this process ends.
 
 use std::{
     collections::BTreeMap,
@@ -20,7 +20,8 @@ use serde::Deserialize;
 use super::{Deadline, LOOK, NODES, client};
 use crate::{Failure, client::Client};
 
-/// What a large service does in days is to happen here in seconds: the log is kept short, and a snapshot travels slowly enough to be seen.
+/// What a large service does in days should happen here in seconds: the log is kept short, and a snapshot is sent
+/// slowly enough to be seen.
 const SETTINGS: [(&str, &str); 5] = [
     ("ACTORUM_SNAPSHOT_BYTES", "2097152"),
     ("ACTORUM_LOG_KEEP_ENTRIES", "100"),
@@ -60,7 +61,7 @@ pub(super) struct NodeStatus {
     pub role: String,
     /// Its term.
     pub term: u64,
-    /// Who leads, as far as it knows.
+    /// The leader, as far as the node knows.
     pub leader: Option<NodeId>,
     /// What it knows to be committed.
     pub commit_index: u64,
@@ -144,7 +145,7 @@ impl Cluster {
         serde_json::from_value(answer.body).map_err(|e| Failure::new(format!("node {id} answers no status: {e}")))
     }
 
-    /// Waits until one node leads and the other running ones follow it. `dead` is not asked, and cannot be it.
+    /// Waits until one node leads and the other running ones follow it. `dead` is not asked, and cannot be the leader.
     pub(super) fn wait_for_leader(
         &mut self,
         dead: Option<NodeId>,
@@ -156,13 +157,13 @@ impl Cluster {
             for id in &asked {
                 let node = self.nodes.get_mut(id).expect("one of the three");
                 node.must_run()?;
-                // One that does not answer takes its time to do so.
+                // A node that does not answer costs the time of a timeout.
                 deadline.check("a leader")?;
                 statuses.extend(self.status(*id).ok().map(|status| (*id, status)));
             }
             let leader = statuses.iter().find(|(_, status)| status.role == "leader");
             Ok(leader.and_then(|(id, status)| {
-                // The story of a first election is told once everyone has heard; a new leader counts at once.
+                // The first election is reported once every node knows the leader; a new leader counts at once.
                 let heard = statuses.len() == asked.len() && statuses.iter().all(|(_, s)| s.leader == Some(*id));
                 (dead.is_some() || heard).then_some((*id, status.term))
             }))
@@ -191,8 +192,8 @@ impl Cluster {
         Ok(true)
     }
 
-    /// Ends all nodes in order: at once, each by closing its standard input. Whoever has not ended by then is killed,
-    /// and that is an error.
+    /// Ends all nodes in order: at once, each by closing its standard input. A node that has not ended by then is
+    /// killed, and that is an error.
     pub(super) fn stop(&mut self, time: Duration) -> Result<(), Failure> {
         let ending = self.nodes.values_mut().filter_map(|node| Some((node.id, node.process.take()?)));
         let mut ending: BTreeMap<NodeId, Process> = ending.collect();
@@ -243,11 +244,11 @@ impl Node {
             .arg(&self.report)
             .arg("--stop-when-stdin-closes");
         for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("ACTORUM_")) {
-            // The story is the same whatever the person's own node is told.
+            // The variables of the user's own node are removed, so that they do not change the demo.
             command.env_remove(name);
         }
         command.envs(SETTINGS);
-        // A group of its own: Ctrl-C is for the demo, which ends its nodes in order.
+        // A separate process group: Ctrl-C is for the demo, which ends its nodes in order.
         command.stdin(Stdio::piped()).stdout(log.try_clone()?).stderr(log).process_group(0);
         self.process = Some(Process { child: command.spawn()? });
         Ok(())

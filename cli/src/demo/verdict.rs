@@ -6,7 +6,7 @@ use actorum::NodeId;
 
 use crate::Failure;
 
-/// What a run has to show for itself.
+/// The results of a run.
 pub(super) struct Evidence<'a> {
     /// How many writes were acknowledged when the leader was killed.
     pub before: u64,
@@ -40,7 +40,7 @@ impl Evidence<'_> {
         if !lost.is_empty() {
             return Err(Failure::new(lost.join("; ")));
         }
-        // With nothing written nothing can be missing: that shows nothing.
+        // If nothing was written, nothing can be missing, so the run proves nothing.
         match (self.before, self.after, self.snapshots) {
             (0, ..) => Err(Failure::new("no write was acknowledged before the kill: there was nothing to lose")),
             (_, 0, _) => {

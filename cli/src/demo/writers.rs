@@ -1,8 +1,8 @@
 //! Clients that write while the leader dies, and remember what they were told.
 //!
-//! Each write has a key of its own. An acknowledged one must be found later; one that was refused is surely not
-//! in the log and is tried again through another node; one without an answer may or may not be there, so it is
-//! neither repeated nor counted as kept.
+//! Each write has a key of its own. An acknowledged one must be found later; one that was refused is surely not in the
+//! log, and is tried again through another node; one without an answer may or may not be in the log, so it is neither
+//! repeated nor counted as acknowledged.
 
 use std::{
     collections::BTreeSet,
@@ -46,7 +46,7 @@ impl Progress {
 pub(super) struct Ledger {
     /// Writes that were acknowledged, and the index that each was applied at.
     pub acknowledged: Vec<(Write, u64)>,
-    /// Writes whose outcome nobody knows.
+    /// Writes whose outcome is unknown.
     pub unknown: Vec<Write>,
     /// How many refusals were answered by trying again.
     pub refused: u64,
@@ -154,7 +154,7 @@ impl<'scope> Writers<'scope> {
     }
 }
 
-/// However the story ends, the writers do too: the scope they run in waits for them.
+/// The writers end however the demo ends, since the scope that they run in waits for them.
 impl Drop for Writers<'_> {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
@@ -186,7 +186,7 @@ impl Writer<'_> {
                 // Surely not applied: the same write again, through another node.
                 Ok(answer) if answer.status == 503 => self.ask_another(),
                 Err(CallError::NotSent(_)) => self.ask_another(),
-                // It may be applied, or may yet be. Leave it at that.
+                // It may have been applied, or may be applied later. It is not repeated.
                 Ok(answer) if answer.status == 504 => return self.give_up(write),
                 Err(CallError::Unanswered(_)) => return self.give_up(write),
                 Ok(answer) => {
@@ -218,7 +218,7 @@ impl Ledger {
         self.refused += other.refused;
     }
 
-    /// Looks every write up on one node, in its own state: what it holds itself, not what it could ask others.
+    /// Looks every write up in the state of one node, with stale reads, which ask no other node.
     pub(super) fn check(&self, url: &str, progress: &Progress, deadline: &Deadline) -> Result<Found<'_>, Failure> {
         let client = Client::new(TIMEOUT);
         let holds = |write: &Write| {
