@@ -1,4 +1,4 @@
-//! Frames: how the structs of [`wire`](actorum_core::wire) stand on a QUIC stream. No socket in here.
+//! Frames: the form of the structs of [`wire`](actorum_core::wire) on a QUIC stream. This file has no socket.
 //!
 //! ```text
 //!  ┌────────────┬─────────┬──────┬──────────────────────────────┐
@@ -6,12 +6,12 @@
 //!  └────────────┴─────────┴──────┴──────────────────────────────┘
 //! ```
 //!
-//! The length is checked against a bound before anything is allocated for it, and the buffer grows only with
-//! the bytes that really arrive. A body must decode to its end and nothing may follow it. Fields that a newer
-//! peer added are skipped; a variant it added is an error, for what is not understood must not be half obeyed.
+//! The length is checked against a bound before anything is allocated for it, and the buffer grows only with the bytes
+//! that really arrive. A body must decode to its end and nothing may follow it. Fields that a newer peer added are
+//! skipped. A variant that it added is an error, since a request that is not understood must not be half carried out.
 //!
-//! Deliberately absent: judgement. That a message decodes says nothing about whether it makes sense; the
-//! consensus core validates it before its step.
+//! Deliberately absent: validation. A message that decodes may still be invalid; the consensus core validates it before
+//! its step.
 
 use actorum_core::{
     features::Features,
@@ -32,7 +32,7 @@ pub const VERSION: u8 = 1;
 /// The bytes before a body: length, version, kind.
 pub const HEADER: usize = 6;
 
-/// The bound of the frames that precede trust (hello, lane, refusal), in bytes.
+/// The bound of frames that may come before the peer is trusted (hello, lane, refusal), in bytes.
 pub const SMALL: usize = 16 * 1024;
 
 /// The most messages in one frame. A message of a few bytes takes a few hundred in memory, so that a bound on
@@ -53,7 +53,7 @@ pub enum FrameKind {
     Hello = 1,
     /// [`Welcome`]: the dialler accepts the hello that answered its own.
     Welcome = 2,
-    /// [`Refused`]: the last frame of a connection that is not wanted.
+    /// [`Refused`]: the last frame of a connection that is refused.
     Refused = 3,
     /// [`Lane`]: the first frame on a one-way stream.
     Lane = 4,
@@ -77,7 +77,7 @@ impl TryFrom<u8> for FrameKind {
     }
 }
 
-/// Why bytes are no frame, or a value does not become one.
+/// Why bytes are not a frame, or a value cannot become one.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FrameError {
     /// Longer than this side accepts or sends.
@@ -125,7 +125,7 @@ pub enum FrameError {
     Truncated,
 }
 
-/// Who speaks: the first frame in each direction.
+/// The identity of the sender: the first frame in each direction.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
     /// The protocol version, [`crate::hello::PROTOCOL`].
@@ -146,7 +146,7 @@ pub struct Hello {
     /// is newer, whichever arrives first. Zero from the side that accepts.
     #[serde(default)]
     pub dial: u64,
-    /// What it understands besides the formats of the first version, which has no such field.
+    /// The features that it understands besides the formats of the first version, which has no such field.
     #[serde(default)]
     pub features: Features,
     /// The version of its state machine. Builds before there was such a field say nothing.
@@ -216,7 +216,7 @@ impl Refused {
 pub enum Lane {
     /// Appends, their answers and snapshots, in order.
     Log,
-    /// What bulk data must not hold up: heartbeats and votes.
+    /// Heartbeats and votes, which bulk data must not delay.
     Urgent,
 }
 
@@ -298,7 +298,7 @@ pub fn encode_messages(group: GroupId, messages: &[RaftMessage], max: usize, out
 
 /// Whether a question fits a frame.
 pub(crate) fn question_fits(group: GroupId, request: &Request, max: usize) -> Result<(), FrameError> {
-    // What is around a command is a few numbers: a large one is not encoded to find out.
+    // Around a command there are only a few numbers, so a large command is not encoded to find out.
     if let Request::Propose { data, .. } | Request::Change { data, .. } = request
         && data.len().saturating_add(SMALL) <= max
     {
@@ -317,7 +317,7 @@ pub(crate) fn answer_fits(response: &Response, max: usize) -> bool {
     encode(FrameKind::Response, response, max, &mut Vec::new()).is_ok()
 }
 
-/// An answer that fits a frame, or what is said in its place: it is not encoded to find that out.
+/// An answer that fits a frame, or the error that is sent in its place. The answer is not encoded to find that out.
 pub(crate) fn answer_within(response: Response, max: usize) -> Response {
     match response {
         Response::Applied { index, response, .. } if response.len().saturating_add(SMALL) > max => {
@@ -334,7 +334,7 @@ pub fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, FrameError> {
     let mut decoder = rmp_serde::Deserializer::from_read_ref(body);
     decoder.set_max_depth(MAX_DEPTH);
     let value = T::deserialize(&mut decoder).map_err(malformed)?;
-    // The decoder does not tell where it stands; that nothing more can be read says the same.
+    // The decoder does not tell its position. If nothing more can be read, it is at the end.
     match IgnoredAny::deserialize(&mut decoder) {
         Err(rmp_serde::decode::Error::InvalidMarkerRead(e)) if e.kind() == std::io::ErrorKind::UnexpectedEof => {
             Ok(value)
@@ -370,8 +370,8 @@ fn bounded_messages<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Ra
 
 /// One stream's bytes on their way to frames.
 ///
-/// Bound: one frame of `max` bytes and what one read brought. A claim beyond `max` is an error at once, and
-/// nothing is reserved for a claim within it either.
+/// Bound: one frame of `max` bytes and the bytes of one read. A length above `max` is an error at once. No memory is
+/// reserved for a length that is only announced.
 #[derive(Debug)]
 pub struct Splitter {
     buffer: BytesMut,
@@ -424,7 +424,7 @@ impl Splitter {
         }
         let mut frame = self.buffer.split_to(4 + length as usize);
         frame.advance(HEADER);
-        // One large frame must not pin its memory for the life of the connection.
+        // The memory of one large frame must not be kept for the life of the connection.
         if self.buffer.is_empty() && self.buffer.capacity() > 1 << 20 {
             self.buffer = BytesMut::new();
         }

@@ -1,4 +1,4 @@
-//! What the fuzz targets read that no other code outside this crate may.
+//! Functions for the fuzz targets. No other code outside this crate may use them.
 
 use std::path::Path;
 

@@ -1,8 +1,8 @@
-//! Who is let in: the rules by which a hello is judged, shared by every transport.
+//! The rules by which a node accepts or refuses a hello, shared by every transport.
 //!
-//! `PeerPolicy` is a function of what it was told: no socket, no clock. A peer is judged by its certificate (which
-//! the transport has checked), its cluster, the retired ids, what is known of its incarnation and what is on record of
-//! its lives, never by whether this node's own membership lists it, which may be far behind.
+//! `PeerPolicy` has no socket and no clock. It judges a peer by its certificate (which the transport has checked), its
+//! cluster, the retired ids, its known incarnation and its recorded lives. It does not ask whether this node's own
+//! membership lists the peer, since that membership may be far behind.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -30,13 +30,13 @@ pub(crate) struct PeerPolicy {
     own: Identity,
     peers: BTreeMap<NodeId, Peer>,
     retired: BTreeSet<NodeId>,
-    /// The newest life of each id that was let in. Bound: one per id for which this authority issued a certificate.
+    /// The newest life of each id that was accepted. Bound: one for each id that has a certificate of this authority.
     seen: BTreeMap<NodeId, (Incarnation, u64, Arc<[Life]>)>,
     book: Arc<LifeBook>,
 }
 
 impl PeerPolicy {
-    /// Of a node that keeps its lives there, or none.
+    /// The recorded lives; `None` for a node whose store keeps none.
     pub(crate) fn new(mut own: Identity, book: Option<Arc<LifeBook>>) -> PeerPolicy {
         let book = book.unwrap_or_else(|| LifeBook::volatile(own.incarnation));
         own.lives = book.shown();
@@ -76,7 +76,7 @@ impl PeerPolicy {
         if self.retired.contains(&id) {
             return Err(RefusedBecause::Retired { id });
         }
-        // A node that belongs nowhere yet may speak to any: that is how it is formed or added.
+        // A node that belongs to no cluster yet may speak to any node; it needs that to be formed or added.
         if let (Some(theirs), Some(ours)) = (theirs.cluster, self.own.cluster)
             && theirs != ours
         {
@@ -84,7 +84,8 @@ impl PeerPolicy {
         }
         let seen = self.seen.get(&id);
         let listed = self.peers.get(&id);
-        // What the membership recorded counts; where it recorded nothing, a listed peer is the one first seen.
+        // The incarnation in the membership counts. If the membership has none, the first one that a listed peer shows
+        // counts.
         let known = listed.and_then(|peer| peer.incarnation.or(seen.map(|(incarnation, ..)| *incarnation)));
         if let Some(known) = known
             && known != theirs.incarnation
@@ -96,7 +97,7 @@ impl PeerPolicy {
             && *incarnation == theirs.incarnation
             && theirs.boot < *boot
         {
-            // The process before, whose life the later one shows: nothing was put back.
+            // An earlier process of the same directory, whose life the later one shows: no copy was put back.
             let past = theirs.lives.last().is_none_or(|life| lives.iter().any(|past| past.key() == life.key()));
             if past || lives.is_empty() {
                 return Err(RefusedBecause::Boot { id, known: *boot, theirs: theirs.boot });
@@ -105,7 +106,7 @@ impl PeerPolicy {
         self.book.check(theirs).map_err(|recorded| RefusedBecause::OlderDirectory { id, recorded })
     }
 
-    /// A node that was judged well, and whose life is on record, completed its hello.
+    /// A node that was accepted, and whose life is recorded, completed its hello.
     pub(crate) fn let_in(&mut self, theirs: &Identity) {
         self.seen.insert(theirs.id, (theirs.incarnation, theirs.boot, theirs.lives.clone()));
     }

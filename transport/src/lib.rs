@@ -4,11 +4,11 @@
 //!  actors ──Transmit, Ask──▶ [ quic | memory ] ══ wire frames ══▶ [ quic | memory ] ──Received, Asked──▶ actors
 //! ```
 //!
-//! [`message`] holds the actor messages that carry the structs of [`actorum_core::wire`]; they build without sockets, and are all
-//! that the actors may know of this crate. [`memory`] is a network inside one process. [`quic`] (feature `quic`) is the real
-//! one: QUIC with mutual TLS, whose certificates name the node they belong to.
+//! [`message`] holds the actor messages that carry the structs of [`actorum_core::wire`]; they build without sockets,
+//! and the actors may use nothing else of this crate. [`memory`] is a network inside one process. [`quic`] (feature
+//! `quic`) is the real one: QUIC with mutual TLS, whose certificates name the node they belong to.
 //!
-//! Deliberately absent: any idea of terms, logs or leaders beyond the fields of an envelope.
+//! Deliberately absent: terms, logs and leaders, except as fields of an envelope.
 
 // docs.rs shows which feature an item needs.
 #![cfg_attr(docsrs, feature(doc_cfg))]

@@ -4,15 +4,15 @@
 //!  Transmit, Ask ─▶ MemoryTransport n1 ──(link n1→n2: cut? full?)──▶ MemoryTransport n2 ─▶ Received, Asked
 //! ```
 //!
-//! Messages of one direction arrive in order; a link that is cut loses what is sent over it, and the sender hears
-//! [`Unreachable`](crate::message::Unreachable). Identities are judged on both ends by the same rules as on a real network; what
-//! is not judged here is the certificate, because there is none.
+//! Messages of one direction arrive in order; a link that is cut loses what is sent over it, and the sender gets
+//! [`Unreachable`](crate::message::Unreachable). Both ends check identities by the same rules as on a real network, but
+//! there are no certificates.
 //!
-//! Queue: what is on its way over one link. At [`LINK_BOUND`] messages the newest is dropped and the sender
-//! hears `Unreachable`. So it does of a message that fits no frame, which is left out as on a real network.
+//! Queue: the messages on their way over one link. At [`LINK_BOUND`] messages the newest is dropped and the sender gets
+//! `Unreachable`. The sender also gets it for a message that fits no frame, which is left out as on a real network.
 //!
-//! A node has one [`Endpoint`], whose number is its id. A directory that runs twice has two, and what a peer sends to that id goes to
-//! the one that it let in last.
+//! A node has one [`Endpoint`], whose number is its id. A directory that runs twice has two endpoints. What a peer
+//! sends to that id goes to the endpoint that the peer accepted last.
 //!
 //! Deliberately absent: delay, loss and reordering. A simulation brings a [`LinkModel`] that has them.
 
@@ -54,7 +54,7 @@ pub const LINK_BOUND: usize = 8192;
 /// The largest frame of a real network's default, in bytes.
 pub const MAX_FRAME: usize = 64 << 20;
 
-/// Where a process is reached: under its node's id, unless that node runs twice.
+/// The address of a process: its node's id, unless that node runs twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Endpoint(pub u64);
 
@@ -68,7 +68,7 @@ impl Endpoint {
 /// The largest frames of a network, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Frames {
-    /// For Raft messages. A larger one is left out, and its sender hears `Unreachable`.
+    /// For Raft messages. A larger one is left out, and its sender gets `Unreachable`.
     pub messages: usize,
     /// For questions and answers. A larger question is not sent, a larger answer is lost.
     pub questions: usize,
@@ -80,13 +80,14 @@ impl Default for Frames {
     }
 }
 
-/// What a simulation puts between two nodes, in place of a link that carries everything at once.
+/// The links of a simulation, in place of links that deliver everything at once.
 pub trait LinkModel: Send + Sync {
     /// Whether a connection between the two stands, or could be made now.
     fn stands(&self, from: Endpoint, to: Endpoint) -> bool;
 
-    /// Something leaves a process, in that boot of its directory, for another. Each call of `deliver` brings it to the other end: never,
-    /// now, later, or more than once (a question or an answer arrives at most once, however often it is called).
+    /// A process, in that boot of its directory, sends something to another one. Each call of `deliver` brings it to
+    /// the other end. The model may call it never, now, later, or more than once (a question or an answer arrives at
+    /// most once, however often it is called).
     fn carry(&self, from: (Endpoint, u64), to: Endpoint, parcel: Parcel<'_>, deliver: Deliver);
 
     /// How large what it carries may be.
@@ -94,7 +95,7 @@ pub trait LinkModel: Send + Sync {
         Frames::default()
     }
 
-    /// Something that may take so many bytes fits no frame, and is not carried.
+    /// Something that may take so many bytes fits no frame, and is not sent.
     fn fits_no_frame(&self, _from: Endpoint, _to: Endpoint, _parcel: Parcel<'_>, _bytes: usize) {}
 }
 
@@ -111,10 +112,10 @@ pub enum Parcel<'a> {
     Refusal(&'a RefusedBecause),
 }
 
-/// Brings a parcel to the other end. Dropped without a call, it is lost.
+/// Brings a parcel to the other end. If it is dropped without a call, the parcel is lost.
 pub type Deliver = Arc<dyn Fn() + Send + Sync>;
 
-/// A delivery of what can arrive only once.
+/// A delivery that can happen only once.
 fn once(deliver: impl FnOnce() + Send + 'static) -> Deliver {
     let deliver = Mutex::new(Some(deliver));
     Arc::new(move || {
@@ -147,7 +148,7 @@ impl MemoryNetwork {
         MemoryNetwork::default()
     }
 
-    /// A network whose links are what `model` makes of them.
+    /// A network whose links behave as `model` says.
     pub fn over(model: Arc<dyn LinkModel>) -> Self {
         MemoryNetwork(Arc::default(), Some(model))
     }
@@ -158,12 +159,12 @@ impl MemoryNetwork {
         self.start_with(identity, None)
     }
 
-    /// The same of a node whose store keeps lives.
+    /// The same for a node whose store keeps lives.
     pub fn start_with(&self, identity: Identity, lives: Option<Arc<LifeBook>>) -> TransportHandle {
         self.start_at(Endpoint::of(identity.id), identity, lives)
     }
 
-    /// The same at another endpoint than that of its id, beside the process that is there.
+    /// The same at another endpoint than that of its id, beside the process that already runs.
     pub fn start_at(&self, endpoint: Endpoint, identity: Identity, lives: Option<Arc<LifeBook>>) -> TransportHandle {
         let network = self.clone();
         let policy = PeerPolicy::new(identity, lives);
@@ -210,7 +211,7 @@ impl MemoryNetwork {
         self.topology().cut.contains(&(from, to))
     }
 
-    /// The other end of a link that carries, or why it does not.
+    /// The other end of a link, or why the link delivers nothing.
     fn reach(&self, from: Endpoint, to: Endpoint) -> Result<(Identity, Addr<MemoryTransport>), &'static str> {
         if self.1.as_ref().is_some_and(|model| !model.stands(from, to)) {
             return Err("there is no connection");
@@ -237,7 +238,7 @@ impl MemoryNetwork {
         self.1.as_ref().map_or_else(Frames::default, |model| model.frames())
     }
 
-    /// Whether what may take so many bytes fits a frame of at most `max`; the model hears of what does not.
+    /// Whether something that may take so many bytes fits a frame of at most `max`. If it does not, the model is told.
     fn fits(&self, from: Endpoint, to: Endpoint, parcel: Parcel<'_>, bytes: usize, max: usize) -> bool {
         if bytes > max
             && let Some(model) = &self.1
@@ -247,7 +248,7 @@ impl MemoryNetwork {
         bytes <= max
     }
 
-    /// The map is always whole, also after a panic elsewhere.
+    /// The map is always consistent, even after a panic of other code that held the lock.
     fn topology(&self) -> MutexGuard<'_, Topology> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -268,11 +269,11 @@ pub struct MemoryTransport {
     endpoint: Endpoint,
     policy: PeerPolicy,
     routes: Routes,
-    /// Peers that were let in, as they were then.
+    /// Peers that were accepted, as they were then.
     up: BTreeMap<NodeId, Identity>,
-    /// Where those are that were heard last from elsewhere than the endpoint of their id.
+    /// The endpoints of peers that were last heard from another endpoint than that of their id.
     ends: BTreeMap<NodeId, Endpoint>,
-    /// The last refusal of each peer, by it or of it, so that each is told once.
+    /// The last refusal of each peer, by it or of it, so that each refusal is reported once.
     refused: BTreeMap<NodeId, (bool, RefusedBecause)>,
     /// When acknowledged indexes were recorded last.
     flushed: Instant,
@@ -303,13 +304,15 @@ impl MemoryTransport {
         self.routes.unreachable(group, peer);
     }
 
-    /// Judges a peer; tells above of the first time it is let in or refused. Without a reason it may try again.
+    /// Checks a peer, and reports the first time that it is accepted or refused. An error without a reason means that
+    /// it may try again.
     fn admit(&mut self, theirs: &Identity) -> Result<(), Option<RefusedBecause>> {
         if let Err(reason) = self.policy.check(theirs) {
             self.refuse(theirs.id, false, reason.clone());
             return Err(Some(reason));
         }
-        // Before anything of this life counts. There are no threads here, and no disk that takes its time.
+        // The life is recorded before anything of it counts. It is recorded at once, since this network has no threads
+        // and no slow disk.
         if let Err(error) = self.policy.book().record(theirs) {
             tracing::debug!(peer = theirs.id, %error, "a life cannot be recorded");
             return Err(None);
@@ -342,7 +345,7 @@ impl MemoryTransport {
         }
     }
 
-    /// The other end, if the link carries and this node lets it in.
+    /// The other end, if the link works and this node accepts it.
     fn reach(&mut self, to: NodeId) -> Result<Reached, String> {
         let elsewhere = self.ends.get(&to).copied().filter(|end| self.network.reach(self.endpoint, *end).is_ok());
         let end = elsewhere.unwrap_or(Endpoint::of(to));
@@ -353,7 +356,7 @@ impl MemoryTransport {
         Ok(Reached { end, features: theirs.features, node, load })
     }
 
-    /// What it sends to that peer goes there from now on.
+    /// What this node sends to that peer goes to this endpoint from now on.
     fn heard_from(&mut self, peer: NodeId, end: Endpoint) {
         match end == Endpoint::of(peer) {
             true => drop(self.ends.remove(&peer)),
@@ -367,7 +370,7 @@ impl MemoryTransport {
     }
 }
 
-/// The other end of a link that carries.
+/// The other end of a working link.
 struct Reached {
     end: Endpoint,
     features: Features,
@@ -375,7 +378,7 @@ struct Reached {
     load: Load,
 }
 
-/// Those that the peer's version knows; the others are nothing that it could miss.
+/// The messages that the peer's version knows; a peer of that version does not need the others.
 fn understood(mut messages: Vec<RaftMessage>, features: &Features) -> Vec<RaftMessage> {
     messages.retain(|message| features.meet(message.kind.needs()));
     messages

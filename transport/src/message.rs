@@ -46,14 +46,14 @@ pub struct Peer {
     pub incarnation: Option<Incarnation>,
 }
 
-/// Replaces the peers. Others are no longer dialled; connections *from* any holder of a certificate of this
-/// cluster stay, and stay welcome, unless its id is retired: this node's own configuration may be far behind.
+/// Replaces the peers. Other nodes are no longer dialled. Connections *from* any holder of a certificate of this
+/// cluster stay and are accepted, unless its id is retired: this node's own configuration may be far behind.
 #[derive(Message, Clone, Debug, PartialEq, Eq)]
 #[rtype(result = "()")]
 pub struct SetPeers {
     /// Everyone this node may need to reach, itself left out.
     pub peers: BTreeMap<NodeId, Peer>,
-    /// Ids that were removed for good: refused by name.
+    /// Ids that were removed for good, which are refused with a specific error.
     pub retired: BTreeSet<NodeId>,
 }
 
@@ -140,7 +140,7 @@ impl fmt::Debug for Asked {
     }
 }
 
-/// The slot for the answer to a peer's question. Dropped unused, the peer hears that the answer is lost.
+/// The slot for the answer to a peer's question. If it is dropped unused, the peer is told that the answer is lost.
 #[derive(Debug)]
 pub struct Responder(oneshot::Sender<Response>);
 
@@ -151,7 +151,7 @@ impl Responder {
         (Responder(sender), receiver)
     }
 
-    /// Answers. If the peer is gone meanwhile the answer is dropped: nobody waits for it.
+    /// Answers. If the peer is gone meanwhile, the answer is dropped.
     pub fn answer(self, response: Response) {
         let _ = self.0.send(response);
     }
@@ -187,14 +187,14 @@ pub struct PeerRefused {
     pub reason: RefusedBecause,
 }
 
-/// Where a transport delivers what belongs to one group. All weak: the transport is nobody's owner.
+/// Where a transport delivers what belongs to one group. All recipients are weak: the transport owns no actor.
 #[derive(Clone, Debug)]
 pub struct Handlers {
     /// Raft messages.
     pub received: WeakRecipient<Received>,
     /// Questions about proposals, reads and changes.
     pub asked: WeakRecipient<Asked>,
-    /// Questions about formation, clocks, and what is put to use.
+    /// Questions about formation, clocks, and activations.
     pub formation: WeakRecipient<Asked>,
     /// Questions about the files of snapshots.
     pub snapshots: WeakRecipient<Asked>,
@@ -246,12 +246,12 @@ pub struct PeerStatus {
     pub dropped: u64,
     /// The last reason why it could not be reached or was refused.
     pub last_error: Option<String>,
-    /// What the peer named in the hello of the present connection; nothing without one.
+    /// The features that the peer named in the hello of the present connection; empty without a connection.
     pub features: Features,
 }
 
-/// The addresses of a transport's mailboxes, whichever transport it is. Held by the actors' parent;
-/// the others get it to send, which a transport's life does not depend on.
+/// The addresses of a transport's mailboxes, for any transport. The actors' parent holds it and keeps the transport
+/// alive; the other actors get it only to send.
 #[derive(Clone, Debug)]
 pub struct TransportHandle {
     /// Raft messages to send.
@@ -272,8 +272,9 @@ pub struct TransportHandle {
     pub close: Recipient<Close>,
 }
 
-/// Registers a group, at any time: tells a transport where to deliver what belongs to it, in place of what was registered before. What
-/// arrives of a group that is not registered is counted, and reaches nobody; its questions are refused.
+/// Registers a group, at any time: tells a transport where to deliver what belongs to it, in place of what was
+/// registered before. Messages for a group that is not registered are counted and dropped; questions for it are
+/// refused.
 #[derive(Message, Clone, Debug)]
 #[rtype(result = "()")]
 pub struct Attach {

@@ -1,4 +1,4 @@
-//! Where a transport delivers: who hears what concerns the node, and who hears what belongs to each of its groups.
+//! Where a transport delivers: the recipients for what concerns the node, and for what belongs to each of its groups.
 //!
 //! ```text
 //!  Received, Asked of group g ─▶ [ Routes ] ─┬─ g is registered ─▶ its handlers
@@ -67,7 +67,8 @@ impl Routes {
         }
     }
 
-    /// To whoever answers such a question in its group. An actor that has ended drops it, which tells the peer that the answer is lost.
+    /// To the actor that answers such a question in its group. If that actor has ended, the question is dropped, which
+    /// tells the peer that the answer is lost.
     pub(crate) fn ask(&mut self, asked: Asked) {
         if !self.is_open() {
             return;
@@ -85,7 +86,7 @@ impl Routes {
     fn refused(&mut self, group: GroupId, from: NodeId, what: &str, count: u64) {
         let before = self.misdirected;
         self.misdirected = before.saturating_add(count);
-        // A peer can send any number: said at the first, and whenever the number has doubled.
+        // A peer can send any number of them: a line is logged at the first, and whenever the number has doubled.
         if before.checked_ilog2() < self.misdirected.checked_ilog2() {
             let (group, refused) = (group.0, self.misdirected);
             tracing::warn!(
@@ -104,8 +105,8 @@ impl Routes {
         }
     }
 
-    /// The connection with a peer is gone, and with it what was queued or on its way: nobody can tell of which groups that was, so every
-    /// group hears of it.
+    /// The connection with a peer is gone, and with it what was queued or on its way. It is not known to which groups
+    /// that belonged, so every group is told.
     #[cfg(feature = "quic")]
     pub(crate) fn lost(&self, peer: NodeId) {
         self.groups.keys().for_each(|group| self.unreachable(*group, peer));

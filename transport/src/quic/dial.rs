@@ -47,7 +47,8 @@ pub(super) async fn keep_up(
                 if up.wait_for(Option::is_none).await.is_err() {
                     return;
                 }
-                // A link that lasted. One that ends at once, because the peer holds on to another, is a dial in vain.
+                // A link that lasted. A link that ends at once, because the peer keeps another one, counts as a failed
+                // dial.
                 if begun.elapsed() > config.max_backoff {
                     backoff = config.min_backoff;
                     continue;
@@ -59,17 +60,18 @@ pub(super) async fn keep_up(
             }
         }
         rng = rng.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        // Between half and the whole of it, so that two nodes that lost each other do not meet in step.
+        // Between half and the whole of it, so that two nodes that lost each other do not dial at the same moments.
         let jitter = backoff.mul_f64(0.5 + (rng >> 33) as f64 / f64::from(u32::MAX));
         tokio::time::sleep(jitter.min(most)).await;
         backoff = (backoff * 2).min(most).max(Duration::from_millis(1));
     }
 }
 
-/// How much longer than else the pause becomes after a refusal that only a person can end.
+/// How many times longer the pause may become after a refusal that only a person can end.
 const FINAL: u32 = 10;
 
-/// Whether the same two processes will never have a link: one of them is a copy of the other's peer, or the one before.
+/// Whether the same two processes will never have a link: one of them is a copy of the other's peer, or an earlier
+/// process of it.
 fn is_final(why: &NoLink) -> bool {
     let (NoLink::RefusedByPeer(_, Some(reason)) | NoLink::RefusedHere(reason)) = why else { return false };
     matches!(reason, RefusedBecause::OlderDirectory { .. } | RefusedBecause::Boot { .. })
@@ -87,12 +89,12 @@ async fn dial(
     let asked = transport.upgrade().ok_or_else(|| failed("the transport has stopped".into()))?.send(DialHello(peer));
     let asked = asked.await.map_err(|e| failed(e.to_string()))?;
     let (hello, address) = asked.ok_or_else(|| failed("it is no longer listed".into()))?;
-    // A name may move: looked up at each dial.
+    // The address of a name may change, so it is looked up at each dial.
     let found = tokio::net::lookup_host(&address.0).await.map_err(|e| failed(format!("{address}: {e}")))?;
-    // An IPv4 socket reaches no IPv6 address, and `localhost` is often both. Of several, each has its turn.
+    // An IPv4 socket reaches no IPv6 address, and `localhost` often has both. Several addresses are tried in turn.
     let narrow = endpoint.local_addr().is_ok_and(|own| own.is_ipv4());
     let fit: Vec<_> = found.filter(|found| found.is_ipv4() || !narrow).collect();
-    // Whence it may dial this node: it shall not have to share with strangers.
+    // The addresses from which the peer may dial this node, so that it does not share the tokens of strangers.
     gate.borrow_mut().resolved(peer, fit.iter().map(SocketAddr::ip));
     let turn = hello.dial as usize % fit.len().max(1);
     let target = *fit.get(turn).ok_or_else(|| failed(format!("{address}: no address that this socket can reach")))?;

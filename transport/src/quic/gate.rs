@@ -1,4 +1,5 @@
-//! The gate before the handshakes: how many may begin, from whom, and how fast. No socket and no clock in here.
+//! The gate before the handshakes: how many may begin, from which addresses, and how fast. This file has no socket and
+//! no clock.
 //!
 //! ```text
 //!               known address ──▶ its own tokens and places ──────────────┐
@@ -8,15 +9,15 @@
 //!                      └ no tokens ▶ ignored (QUIC sends it again)   └ no places ▶ refused
 //! ```
 //!
-//! A handshake costs this node two signatures and whoever asks for it one datagram, under any address. So each address
-//! has a bucket of tokens, and all strangers together another. The addresses of configured peers, and those from which
-//! a peer has shown its certificate, do not draw on what strangers share: a flood cannot keep an honest node out
-//! that comes back. Once half of what counts is gone, an address must be shown to be the sender's own, so that nobody
-//! spends what belongs to another by writing its address on a datagram.
+//! A handshake costs this node two signatures, and costs the sender one datagram, which may carry any address. So each
+//! address has a bucket of tokens, and all strangers together have another one. The addresses of configured peers, and
+//! those from which a peer has shown its certificate, do not use the tokens of strangers. So a flood cannot keep out an
+//! honest node that comes back. Once half of the tokens are gone, a sender must prove that the address is its own, so
+//! that an attacker cannot use up the tokens of another address.
 //!
 //! Bounds: [`MAX_ADDRESSES`] buckets; beyond it a new stranger is ignored until a bucket has filled up again and is
-//! forgotten. What comes beyond the tokens is not answered at all, which costs nothing and reflects nothing; an
-//! honest peer's QUIC sends its first packet again within the same dial.
+//! forgotten. Packets without tokens are not answered at all: that costs nothing, and sends nothing to forged
+//! addresses. The QUIC of an honest peer sends its first packet again within the same dial.
 //!
 //! Deliberately absent: fairness between an honest node and a flood from its own address. Peers dial each other, so
 //! that such a node is found from the other side.
@@ -38,7 +39,8 @@ const MAX_ADDRESSES: usize = 4096;
 /// How often at most all of them are looked through.
 const SWEEP: Duration = Duration::from_millis(10);
 
-/// Proofs of address that are asked for per second, of strangers and of known addresses each: a small sealed packet.
+/// How many proofs of an address are asked for per second, of strangers and of known addresses each. Each is a small
+/// sealed packet.
 const RETRIES: u32 = 1000;
 
 /// Addresses that one name of a peer may have.
@@ -97,7 +99,7 @@ impl Bucket {
     }
 }
 
-/// One address: an IPv4 address, or an IPv6 network of 64 bits, of which any host can make itself many.
+/// One address: an IPv4 address, or an IPv6 network of 64 bits, since any host can have many addresses of its network.
 #[derive(Debug)]
 struct Sender {
     bucket: Bucket,
@@ -153,7 +155,7 @@ pub(super) struct Gate {
     known_retries: Bucket,
     places: usize,
     senders: BTreeMap<IpAddr, Sender>,
-    /// By node. Bound: the listed peers, and who holds a certificate.
+    /// By node. Bound: the listed peers, and the holders of a certificate.
     peers: BTreeMap<NodeId, Whereabouts>,
     /// All of those addresses.
     known: BTreeSet<IpAddr>,
@@ -196,7 +198,7 @@ impl Gate {
         }
     }
 
-    /// A peer that is not listed any more has no claim.
+    /// A peer that is not listed any more has no tokens of its own.
     pub(super) fn forget(&mut self, peer: NodeId) {
         self.peers.remove(&peer);
         self.sum_up();
@@ -247,7 +249,8 @@ impl Gate {
         if tight && !proven {
             return Err(if self.retries.take() { GateDecision::Retry } else { GateDecision::Ignore });
         }
-        // Looked at before an address is remembered, so that a flood does not fill the memory with who gets nothing anyway.
+        // This is checked before an address is remembered, so that a flood does not fill the memory with addresses that
+        // get nothing.
         if !self.strangers.has_one() || !self.senders.contains_key(&address) && !self.has_room(now) {
             return Err(GateDecision::Ignore);
         }
@@ -281,7 +284,7 @@ impl Gate {
         }
     }
 
-    /// Whether one more address can be remembered, after those were forgotten of which nothing is worth remembering.
+    /// Whether one more address can be remembered, after addresses with full buckets were forgotten.
     fn has_room(&mut self, now: Instant) -> bool {
         if self.senders.len() >= MAX_ADDRESSES && now.saturating_duration_since(self.swept) >= SWEEP {
             self.swept = now;

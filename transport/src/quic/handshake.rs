@@ -1,4 +1,4 @@
-//! From a QUIC connection to a peer: who is it, and do both sides want it.
+//! From a QUIC connection to a peer: finds out which node it is, and whether both sides accept the connection.
 //!
 //! ```text
 //!  dialler ──Hello──▶ acceptor        the first two-way stream; TLS has checked both certificates before
@@ -31,17 +31,17 @@ use crate::{
     tls::node_of,
 };
 
-/// Our own hello for a peer that is let in, or why it is not; or why that could not be found out.
+/// Our own hello for a peer that is accepted, or the reason why it is not; or why that could not be found out.
 pub(super) type HelloChecked = Result<Result<Hello, RefusedBecause>, String>;
 
-/// Whether this hello's sender is let in; if so, its life is on record when this is answered.
+/// Whether the sender of this hello is accepted; if so, its life is recorded before the answer.
 #[derive(Message)]
 #[rtype(result = "HelloChecked")]
 pub(super) struct CheckHello {
     pub hello: Hello,
 }
 
-/// Both sides want each other. Answered with whether this connection is the one that stays.
+/// Both sides accept each other. The answer says whether this connection is the one that stays.
 #[derive(Message)]
 #[rtype(result = "bool")]
 pub(super) struct Established {
@@ -75,7 +75,7 @@ pub(super) async fn accept(
                 continue;
             }
             GateDecision::Retry => {
-                // An error only for who has shown it already, and such are not asked.
+                // This fails only for an address that has been proven already, and such an address is not asked.
                 let _ = incoming.retry();
                 continue;
             }
@@ -90,7 +90,7 @@ pub(super) async fn accept(
     }
 }
 
-/// The accepting side. What fails before the peer has shown who it is concerns nobody: it is a line for debugging.
+/// The accepting side. A failure before the peer has shown its identity is logged only for debugging.
 async fn welcome(incoming: Incoming, transport: &WeakAddr<QuicTransport>, counters: &Counters) {
     let address = incoming.remote_address();
     let connection = match incoming.await {
@@ -115,7 +115,7 @@ async fn welcome_peer(
     let transport = || transport.upgrade().ok_or("the transport has stopped");
     if let Err(reason) = certificate_names(connection, id) {
         refuse(&mut send, &reason, counters).await;
-        // Not told above: somebody else's certificate must not make noise in this peer's name.
+        // This is not reported: the holder of another certificate must not cause reports about this peer.
         return Err(reason.to_string());
     }
     match transport()?.send(CheckHello { hello: hello.clone() }).await.map_err(|e| e.to_string())?? {
@@ -159,7 +159,7 @@ pub(super) async fn greet(
     counters: &Counters,
 ) -> Result<(), NoLink> {
     let broken = |cause: String| NoLink::Unreached(cause);
-    // Weak while it waits for the peer: a dial that hangs must not keep the transport from stopping.
+    // The address is weak while this waits for the peer: a dial that hangs must not prevent the stop of the transport.
     let transport = || transport.upgrade().ok_or_else(|| broken("the transport has stopped".to_owned()));
     let (mut send, mut receive) = connection.open_bi().await.map_err(|e| broken(e.to_string()))?;
     write(&mut send, FrameKind::Hello, &own, counters).await.map_err(broken)?;
@@ -174,7 +174,7 @@ pub(super) async fn greet(
         }
         other => return Err(broken(format!("a {other:?} frame came where Hello was expected"))),
     };
-    // TLS let in nobody but `peer`; its hello must say the same.
+    // TLS accepted only `peer`; its hello must say the same.
     if theirs.node != peer {
         let reason = RefusedBecause::Certificate { certificate: crate::tls::node_name(peer), id: theirs.node };
         refuse(&mut send, &reason, counters).await;

@@ -7,18 +7,18 @@
 //!  ask about a snapshot ─▶ place ─▶ task ══ priority -1 ═══════════▶ place ─▶ task ─▶ InboundQuestion
 //! ```
 //!
-//! A writer takes everything that waits on its lane into one write: batching comes from load. A reader hands a frame
-//! to the transport and waits until it was taken before it reads on, so QUIC's flow control reaches back
-//! to the sender.
+//! A writer takes everything that waits on its lane into one write: batching comes from load. A reader hands a frame to
+//! the transport, and reads on only when the transport has taken it. So QUIC's flow control slows the sender down.
 //!
-//! Questions about snapshots are the bulk: their answers go out when nothing else waits, and their number is bounded on
-//! both sides apart from all others. The asker waits for one of the [`SNAPSHOT_PLACES`]. The answerer takes as many at a time,
-//! each until its answer is acknowledged; as many again wait for that, since an asker that has its answer asks the next
-//! before the acknowledgement is here; and what comes beyond is answered `Busy` at once, which only a peer that keeps no bound hears.
+//! Questions about snapshots have large answers. These are sent when nothing else waits, and both sides bound the
+//! number of such questions separately. The asker waits for one of the [`SNAPSHOT_PLACES`]. The answerer takes as many
+//! at a time, each until its answer is acknowledged. As many again may wait for a place, since an asker that has its
+//! answer asks the next question before the acknowledgement arrives. Further questions are answered `Busy` at once;
+//! only a peer that keeps no bound gets this answer.
 //!
-//! A lane lives as long as its connection. A side that stops ends its lanes behind what was queued; the other
-//! reads them to their end, ends its own, and whoever is through with both directions closes. A lane that cannot be
-//! written any more closes the connection: half a link would keep a queue for nobody.
+//! A lane lives as long as its connection. A side that stops sends what is queued and then ends its lanes. The other
+//! side reads them to their end and ends its own lanes. The side that has finished both directions closes the
+//! connection. A lane that cannot be written any more closes the connection, since its queue could never be sent.
 
 use std::{
     cell::{Cell, RefCell},
@@ -61,7 +61,7 @@ const KEPT_BUFFER: usize = 4 << 20;
 /// The most bytes of a stream that are taken at a time.
 const READ_BYTES: usize = 1 << 20;
 
-/// The largest answer to a question about a snapshot: a piece, or a sentence, and the names around it.
+/// The largest answer to a question about a snapshot: a piece or an error text, and the names around it.
 pub(super) const PIECE_FRAME: usize = MAX_PIECE as usize + 4096;
 
 /// What a stream waits for before it may send: nothing, or that all others have sent.
@@ -109,7 +109,7 @@ impl Queue {
         Rc::new(Queue { messages: RefCell::default(), bytes: Cell::new(0), filled: Notify::new() })
     }
 
-    /// Adds one; tells `gone` the group of each old one that had to go for it.
+    /// Adds one; calls `gone` with the group of each old one that was dropped for it.
     fn push(&self, group: GroupId, message: RaftMessage, bound: usize, mut gone: impl FnMut(GroupId)) {
         let mut messages = self.messages.borrow_mut();
         let mut bytes = self.bytes.get() + message.size();
@@ -172,7 +172,7 @@ pub(super) struct Link {
 }
 
 impl Link {
-    /// Queues a message; tells `gone` the group of each older one that was dropped for it.
+    /// Queues a message; calls `gone` with the group of each older one that was dropped for it.
     pub(super) fn enqueue(&self, group: GroupId, message: RaftMessage, gone: impl FnMut(GroupId)) {
         let queue = if message.kind.is_urgent() { &self.urgent } else { &self.log };
         queue.push(group, message, self.queue_bytes, gone);
@@ -184,7 +184,7 @@ impl Link {
         self.log.filled.notify_one();
     }
 
-    /// Ends the lanes behind what waits on them.
+    /// Ends the lanes once what waits on them is sent.
     fn end_lanes(&self) {
         self.lanes.ending.set(true);
         self.wake();
@@ -224,7 +224,7 @@ pub(super) fn begin(
     counters: Rc<Counters>,
 ) -> Link {
     let Established { identity, connection, dialled, .. } = established;
-    // Only now: before its hello a peer has one stream.
+    // The peer gets more streams only now: before its hello it has one.
     connection.set_max_concurrent_uni_streams(VarInt::from_u32(2));
     connection.set_max_concurrent_bi_streams(VarInt::from_u32(config.max_requests));
     let lanes = Rc::new(Lanes {
@@ -299,7 +299,7 @@ impl ConnectionTasks {
         let ended = self.connection.closed().await;
         let lanes = &self.link.lanes;
         let orderly = match &ended {
-            // Everything was said and heard: whoever closes it then is not the one who ended it.
+            // Both directions are complete, so the side that closes the connection now did not break it.
             ConnectionError::LocallyClosed => lanes.unread.get() == 0 && lanes.unwritten.get() == 0,
             ConnectionError::ApplicationClosed(close) => close.error_code == VarInt::from_u32(0),
             _ => false,
@@ -321,7 +321,7 @@ impl ConnectionTasks {
         self.close_if_through();
     }
 
-    /// Everything was said and heard in both directions.
+    /// Both directions are complete.
     fn close_if_through(&self) {
         if self.link.lanes.unread.get() == 0 && self.link.lanes.unwritten.get() == 0 {
             self.link.close(b"the node stopped");
@@ -379,7 +379,7 @@ impl ConnectionTasks {
                 let lanes = &self.link.lanes;
                 lanes.unread.set(lanes.unread.get() - 1);
                 if lanes.unread.get() == 0 {
-                    // The peer stops: it hears what we have for it, and no more.
+                    // The peer stops: it gets what is queued for it, and no more.
                     self.link.end_lanes();
                     self.close_if_through();
                     let _ = timeout(self.config.idle_timeout, self.connection.closed()).await;
@@ -418,9 +418,8 @@ impl ConnectionTasks {
                     (_, other) => return Err(format!("a {other:?} frame on a lane")),
                 }
             }
-            // Half a frame and then silence: what has come of it may not be held for ever. A peer that is gone leaves
-            // the same behind, and its connection ends of that after the idle timeout; only one that lives is to blame
-            // for what it does not send.
+            // Half a frame came, and then nothing: its bytes must not be held for ever. The connection of a peer that
+            // is gone ends by the idle timeout, so only a peer that lives is blamed here.
             let silence = async {
                 match splitter.is_partial() {
                     true => tokio::time::sleep(2 * self.config.idle_timeout).await,
@@ -447,13 +446,13 @@ impl ConnectionTasks {
     }
 
     async fn accept_questions(self) {
-        // What questions on their way may claim, all together: as much as one frame may. Beyond it the next waits
-        // behind its first bytes until an earlier one is complete or out of time, and QUIC makes the peer wait.
+        // All questions on their way together may claim as many bytes as one frame. Beyond that, the next question
+        // waits after its first bytes until an earlier one is complete or has timed out, and QUIC makes the peer wait.
         let unfinished = Rc::new(Semaphore::new(self.config.max_frame + 4));
         while let Ok((mut send, receive)) = self.connection.accept_bi().await {
             let (tasks, unfinished) = (self.clone(), unfinished.clone());
             actix_rt::spawn(async move {
-                // Half a question and then silence: it may not hold its place for ever.
+                // Half a question came, and then nothing: it must not hold its place for ever.
                 let within = tasks.config.handshake_timeout;
                 match timeout(
                     within,
@@ -488,18 +487,18 @@ impl ConnectionTasks {
         let place = tokio::select! {
             biased;
             place = entered.0.places.acquire() => place,
-            // The asker waits no more for it, or its connection ended.
+            // The asker no longer waits for the answer, or its connection has ended.
             _ = send.stopped() => return,
         };
         if self.answer(group, request.bounded(), PIECE_FRAME, &mut send).await {
-            // What is written is taken out of the windows until it is acknowledged; so long the place is taken, too.
+            // Written bytes count in the windows until they are acknowledged, and the place is held as long.
             let _ = send.stopped().await;
         }
         drop(place);
     }
 
-    /// Asks above. Without an answer the stream is reset, which tells the asker that it is lost. True if all of an answer
-    /// is on its way.
+    /// Asks the actor above. Without an answer the stream is reset, which tells the asker that the answer is lost. True
+    /// if a whole answer is on its way.
     async fn answer(&self, group: GroupId, request: Request, max: usize, send: &mut SendStream) -> bool {
         let Some(transport) = self.transport.upgrade() else { return false };
         let (responder, answered) = Responder::new();
@@ -512,7 +511,7 @@ impl ConnectionTasks {
         let response = tokio::select! {
             biased;
             response = answered => response.ok(),
-            // The asker has given up, or its connection ended: nobody is left to hear it, and its place comes free.
+            // The asker has given up, or its connection has ended: the answer is dropped, and the place is free again.
             _ = send.stopped() => None,
         };
         self.write_answer(response, max, send).await
@@ -538,12 +537,12 @@ impl ConnectionTasks {
 enum ReadFrame {
     /// The stream or the connection ended.
     Gone,
-    /// What came is no such frame.
+    /// The bytes are not such a frame.
     Nonsense(String),
 }
 
-/// The one frame of half a two-way stream. What it claims is taken from `room` before more of it is read, so that of
-/// frames that come interleaved those that began can always end.
+/// The one frame of half a two-way stream. Its announced length is taken from `room` before more of it is read. So, of
+/// interleaved frames, those that have begun can always end.
 async fn read_frame(
     mut receive: RecvStream,
     expected: FrameKind,
@@ -608,12 +607,12 @@ impl Expected {
     }
 }
 
-/// The peer's version is older than the question.
+/// The peer's version does not know this question.
 fn not_understood(peer: NodeId) -> AskError {
     AskError::NotSent(format!("node {peer} runs a version that does not know this question"))
 }
 
-/// Asks a peer, over the link there is or the one that comes up in time.
+/// Asks a peer, over the present link or one that comes up in time.
 pub(super) async fn ask(
     mut up: watch::Receiver<Option<Link>>,
     group: GroupId,
@@ -659,7 +658,7 @@ pub(super) async fn ask(
         Err(_) => return Err(not_sent("too many questions are open")),
     };
     let _ = send.set_priority(priority);
-    // From here on bytes are QUIC's: what happened to them nobody can tell without an answer.
+    // From here on QUIC has the bytes: without an answer it is not known whether they arrived.
     let lost = |cause: &str| AskError::Lost(cause.to_owned());
     let asked = async {
         counters.add_sent(bytes.len());

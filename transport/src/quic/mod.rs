@@ -8,14 +8,15 @@
 //!                                                                                     a snapshot's: lower priority
 //! ```
 //!
-//! Each side dials the peers it is told of; a peer it is not told of may dial it, and is answered over the connection
-//! it came on. Of two connections between the same two nodes one goes, by a rule both sides share: a later boot
-//! beats an earlier one, else the connection that the smaller id dialled stays, else the one dialled later. Every message that comes in
-//! carries the generation of its link, and what an older link still delivers is dropped.
+//! Each side dials the peers that it is told of. Another peer may dial it, and is answered over the same connection. Of
+//! two connections between the same two nodes one is closed, by a rule that both sides share: a later boot wins over an
+//! earlier one; otherwise the connection that the smaller id dialled stays; otherwise the one dialled later. Every
+//! incoming message carries the generation of its link, and messages of an older link are dropped.
 //!
-//! Queues, all owned by this actor or its tasks: per peer and lane, at its byte bound the oldest goes and the core
-//! hears `Unreachable`; handshakes, see `gate.rs`; a peer's open requests, at their bound QUIC makes the peer wait, and of
-//! those about snapshots there are fewer still (four); readers send to this actor and wait for it, one frame per lane.
+//! Queues, all owned by this actor or its tasks: one for each peer and lane, where at the byte bound the oldest message
+//! is dropped and the core gets `Unreachable`; handshakes, see `gate.rs`; a peer's open requests, where at the bound
+//! QUIC makes the peer wait (only four may be about snapshots); and one frame for each lane, since readers send a frame
+//! to this actor and wait for it.
 //!
 //! Deliberately absent: anything about Raft beyond which lane a message belongs on.
 
@@ -70,18 +71,18 @@ const SEND_WINDOW: u64 = 16 << 20;
 /// How many questions about a snapshot's file one side of a link may have open at a time; more wait at the asker for
 /// their turn. They take no more than so many of its [`max_requests`](QuicConfig::max_requests).
 ///
-/// QUIC takes what is written to a stream out of both windows at once, also while the stream's low priority holds the
-/// bytes back. So it is this number, times the largest answer, that leaves room for the log, whatever a transfer does.
+/// QUIC counts written bytes of a stream in both windows at once, even while the stream's low priority delays them. So
+/// this number, times the largest answer, is what a transfer takes of the windows; the rest is left for the log.
 const SNAPSHOT_PLACES: usize = 4;
 
-// What answers about snapshots take of a connection's windows is less than a third: the rest is the log's.
+// Answers about snapshots take less than a third of a connection's windows; the rest is left for the log.
 const _: () = assert!(3 * SNAPSHOT_PLACES * PIECE_FRAME < RECEIVE_WINDOW as usize);
 const _: () = assert!(3 * SNAPSHOT_PLACES * PIECE_FRAME < SEND_WINDOW as usize);
 
 /// How long a transport that closes waits for its peers to have taken what was queued.
 const FAREWELL: Duration = Duration::from_secs(1);
 
-/// The longest text of a peer's that goes to the log or the status, in characters.
+/// The longest text from a peer that is put into the log or the status, in characters.
 const PEER_TEXT: usize = 400;
 
 /// What a QUIC transport needs, and its bounds.
@@ -116,7 +117,7 @@ pub struct QuicConfig {
     pub handshake_timeout: Duration,
     /// How long a connection may be silent before it counts as lost. Default 3 s.
     pub idle_timeout: Duration,
-    /// How often a silent connection says that it lives. Default 500 ms.
+    /// How often a silent connection sends a packet to show that it lives. Default 500 ms.
     pub keep_alive: Duration,
     /// The first pause before dialling again. Default 20 ms; doubles up to [`max_backoff`](Self::max_backoff), with jitter.
     pub min_backoff: Duration,
@@ -128,7 +129,7 @@ pub struct QuicConfig {
     pub socket_buffer: usize,
     /// Whether the system may cut large sends into packets (GSO). Default true; it fails on some machines.
     pub segmentation_offload: bool,
-    /// Where the jitter of backoffs starts.
+    /// The seed of the jitter of backoffs.
     pub seed: u64,
 }
 
@@ -173,7 +174,7 @@ impl QuicConfig {
         let idle = self.idle_timeout.try_into().unwrap_or_else(|_| VarInt::from_u32(3000).into());
         transport.max_idle_timeout(Some(idle));
         transport.keep_alive_interval(Some(self.keep_alive));
-        // The default of 333 ms would be waited for before a lost first packet is sent again.
+        // With the default of 333 ms, a lost first packet would be sent again only after that time.
         transport.initial_rtt(Duration::from_millis(50));
         // One stream for the hello; the link raises both. A peer's unread bytes are bounded in all, not only by stream.
         transport.max_concurrent_uni_streams(VarInt::from_u32(0));
@@ -239,7 +240,7 @@ struct PeerState {
     /// The last refusals, by the peer and of the peer, so that each is told once. Both may last at the same
     /// time, as between two clusters.
     refused: BTreeMap<bool, String>,
-    /// The newest dial of the peer that was let in, with the life that made it.
+    /// The newest dial of the peer that was accepted, with the life that made it.
     latest: Option<(Incarnation, u64, u64)>,
     dropped: u64,
 }
@@ -266,7 +267,7 @@ impl QuicTransport {
         let crypto = quinn::crypto::rustls::QuicServerConfig::try_from(crypto).map_err(|e| tls(e.to_string()))?;
         let mut server = quinn::ServerConfig::with_crypto(Arc::new(crypto));
         server.transport_config(config.transport());
-        // What waits to be accepted: taken at once, or refused by our own bound.
+        // Connections that wait to be accepted: each is taken at once, or refused by our own bound.
         server.max_incoming(4 * config.max_handshakes.max(16));
         server.incoming_buffer_size(64 << 10).incoming_buffer_size_total(4 << 20);
         let listen = |error| TransportError::Listen { address: config.listen, error };
@@ -322,7 +323,7 @@ impl QuicTransport {
         }
     }
 
-    /// Remembers a refusal and tells of it, in the log and above, once per change of reason.
+    /// Remembers a refusal, and reports it in the log and to the actor above, once for each change of reason.
     fn refused(&mut self, id: NodeId, by_peer: bool, text: String, reason: Option<RefusedBecause>) {
         let told = reason.is_some() && self.routes.is_open();
         let peer = self.peer(id);
@@ -332,7 +333,7 @@ impl QuicTransport {
             return;
         }
         if by_peer && told {
-            // Whoever is told says it: it is what is wrong with this node.
+            // The receiver of the report logs it, as a condition of this node.
             tracing::debug!(peer = id, "node {id} refused this node: {text}");
         } else if by_peer {
             tracing::warn!(peer = id, "node {id} refused this node: {text}");
@@ -345,7 +346,7 @@ impl QuicTransport {
         }
     }
 
-    /// One warning when a peer goes, however often it is dialled in vain.
+    /// One warning when a peer goes, however often dialling it fails.
     fn unreached(&mut self, id: NodeId, cause: String) {
         let peer = self.peer(id);
         // Both sides dial: one attempt may fail when the other has succeeded.
@@ -358,12 +359,12 @@ impl QuicTransport {
         peer.last_error = Some(cause);
     }
 
-    /// Whether this link's word counts: it is the peer's present one.
+    /// Whether this link is the peer's present one, so that its messages count.
     fn is_present(&self, peer: NodeId, generation: u64) -> bool {
         self.peers.get(&peer).and_then(|peer| peer.link.as_ref()).is_some_and(|link| link.generation == generation)
     }
 
-    /// Dials whoever is listed, and nobody else.
+    /// Dials the listed peers, and no others.
     fn dial_listed(&mut self, ctx: &mut Context<Self>) {
         let listed: BTreeSet<NodeId> = self.policy.peers().keys().copied().collect();
         for (id, peer) in &mut self.peers {
@@ -386,8 +387,8 @@ impl QuicTransport {
         }
     }
 
-    /// Ends the links of peers that would not be let in any more. Those of removed nodes only once their last words are said:
-    /// a leader that was removed still has to say so to whoever asked for it.
+    /// Ends the links of peers that would no longer be accepted. The links of removed nodes end a little later: a
+    /// leader that was removed still has to answer the client that asked for its removal.
     fn judge_links_again(&mut self, last_words_said: bool) {
         let judged: Vec<_> = self
             .peers
@@ -407,10 +408,11 @@ impl QuicTransport {
     }
 }
 
-/// How long the link of a removed node goes on. It is no member any more, so nothing it says in that time decides anything.
+/// How long the link of a removed node goes on. The node is no member any more, so its messages in that time decide
+/// nothing.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
-/// A text that may be a peer's own, fit for a log: one line, of bounded length.
+/// A text that may come from a peer, made fit for a log: one line, of bounded length.
 fn readable(text: &str) -> String {
     text.chars().take(PEER_TEXT).map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
@@ -489,12 +491,12 @@ impl Handler<Transmit> for QuicTransport {
         for (to, message) in messages {
             let peer = self.peers.get_mut(&to);
             match peer.and_then(|peer| peer.link.as_ref().map(|link| (link, &mut peer.dropped))) {
-                // What waits for a peer that is down would be stale when it is back: it goes at once.
+                // Messages for a peer that is down would be stale when it is back, so they are dropped at once.
                 None => drop(lost.insert((to, group))),
-                // Its version does not know this kind: nothing that it could miss.
+                // The peer's version does not know this kind of message, and does not need it.
                 Some((link, _)) if !link.identity.features.meet(message.kind.needs()) => {}
                 Some((link, dropped)) => {
-                    // What had to go for it may be of any group.
+                    // The messages that were dropped for it may be of any group.
                     link.enqueue(group, message, |gone| {
                         *dropped += 1;
                         lost.insert((to, gone));
@@ -517,7 +519,7 @@ impl Handler<Ask> for QuicTransport {
         let Ask { id, group, to, request, timeout, reply_to } = ask;
         let (config, counters) = (self.config.clone(), self.counters.clone());
         let known = self.peers.get(&to).map(|peer| peer.up.subscribe());
-        // A task of its own, not of this actor's: it ends with its answer, which is owed also when this actor goes.
+        // A separate task, not one of this actor: it ends with its answer, which must come even if this actor ends.
         actix_rt::spawn(async move {
             let result = match known {
                 None => Err(AskError::NotSent(format!("node {to} is not known here"))),
@@ -565,7 +567,7 @@ impl Handler<Close> for QuicTransport {
         let endpoint = self.endpoint.clone();
         endpoint.set_server_config(None);
         let closed = async move {
-            // A close discards what has not arrived, so what is queued gets its turn first, for a moment.
+            // A close discards what has not arrived, so what is queued is sent first, within a short time.
             let farewells = links.into_iter().map(|link| link.farewell(FAREWELL, b"the node stopped"));
             futures_util::future::join_all(farewells).await;
             endpoint.close(VarInt::from_u32(0), b"the node stopped");
@@ -636,7 +638,8 @@ impl Handler<CheckHello> for QuicTransport {
         if book.is_on_record(&identity) {
             return Box::pin(fut::ready(Ok(Ok(self.hello(0, id)))));
         }
-        // A life that was never here: on record for good before anything of it counts. A sync, so not on this thread.
+        // A life that is new here: it must be recorded durably before anything of it counts. That takes a sync, so it
+        // does not run on this thread.
         #[allow(clippy::disallowed_methods, reason = "a real disk: a simulation has another transport")]
         let recorded = tokio::task::spawn_blocking(move || book.record(&identity));
         Box::pin(recorded.into_actor(self).map(move |recorded, transport, _| {
@@ -645,7 +648,7 @@ impl Handler<CheckHello> for QuicTransport {
                 let cause = format!(
                     "its life cannot be recorded in this node's data directory: {error}; look whether its disk is full"
                 );
-                // Said once: a node that keeps its peers out must not do it in silence.
+                // This is logged once: a node that refuses its peers must say so.
                 transport.refused(id, false, cause.clone(), None);
                 return Err(cause);
             }
@@ -720,7 +723,7 @@ struct Failed {
 /// Why there is no link.
 #[derive(Debug)]
 enum NoLink {
-    /// The network, or a peer that makes no sense.
+    /// The network failed, or the peer sent something invalid.
     Unreached(String),
     /// The peer does not want this node.
     RefusedByPeer(String, Option<RefusedBecause>),

@@ -1,8 +1,8 @@
 //! The authority of a cluster: it issues one certificate per node.
 //!
-//! Every directory is written under a temporary name and renamed into place, so that it appears whole or
-//! not at all. Renaming onto a directory with files in it fails: that is what makes "never overwrites" and "two
-//! processes at the same moment" one rule without a lock that a crash could leave behind.
+//! Every directory is written under a temporary name and renamed into place, so that it appears whole or not at all.
+//! Renaming onto a directory with files in it fails. So nothing is ever overwritten, even by two processes at the same
+//! moment, and no lock is needed that a crash could leave behind.
 
 use std::{
     fmt,
@@ -21,13 +21,14 @@ use rustls::pki_types::CertificateDer;
 
 use super::{CertError, certificates, malformed, node_name, not_after, read};
 
-/// For how many years a certificate is valid, unless days are named. Long, since nothing renews them yet: a cluster that stops on
-/// a certain day because of a date is worse than a certificate that outlives its node, whose id is retired.
+/// For how many years a certificate is valid, unless days are named. It is long, since nothing renews certificates yet:
+/// a cluster that stops because its certificates expire is worse than a certificate that is valid longer than its node,
+/// whose id is retired.
 const VALID_YEARS: i32 = 10;
 
 /// The authority of one cluster, with the key that signs.
 pub struct Authority {
-    /// `ca.pem` as it is: it may hold other authorities as well.
+    /// The text of `ca.pem`, which may hold other authorities as well.
     certificates: String,
     /// The one whose key this is.
     certificate: CertificateDer<'static>,
@@ -41,7 +42,7 @@ impl fmt::Debug for Authority {
     }
 }
 
-/// A node's directory that was made, and how long it is good for.
+/// A node's directory that was made, and how long its certificate is valid.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Made {
     /// `dir/node-<id>`.
@@ -198,7 +199,7 @@ fn publish(path: &Path, files: &[(&str, &str, bool)]) -> Result<(), CertError> {
     let parent = path.parent().unwrap_or(Path::new("."));
     owner_only_dir().recursive(true).create(parent).map_err(io(parent))?;
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    // Drawn, not a process id: two containers over one volume may both be process 1.
+    // A random number and not a process id: in two containers on one volume both processes may have the id 1.
     let number = ring::rand::generate::<[u8; 8]>(&ring::rand::SystemRandom::new())
         .map_err(|_| CertError::Generate("the system gives no random numbers".to_owned()))?;
     let temporary = parent.join(format!(".{name}.{:016x}.tmp", u64::from_le_bytes(number.expose())));
@@ -237,8 +238,8 @@ fn owner_only_dir() -> DirBuilder {
     builder
 }
 
-/// When a certificate is valid, for some years or days: from the start of last year, so that no clock is too slow
-/// for a new one.
+/// When a certificate is valid, for some years or days. It begins at the start of last year, so that a new certificate
+/// is valid even for a slow clock.
 #[allow(clippy::disallowed_methods, reason = "certificates live in the calendar of the world")]
 fn valid(params: &mut CertificateParams, days: Option<u32>) {
     let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());

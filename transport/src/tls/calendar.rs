@@ -15,7 +15,8 @@ use rustls::{pki_types::UnixTime, time_provider::TimeProvider};
 
 use super::CertError;
 
-/// 2000-01-01, in seconds since 1970: no certificate of ours is older, and no clock that was ever set shows less.
+/// 2000-01-01, in seconds since 1970: no certificate of ours is older, and no clock that was ever set shows an earlier
+/// time.
 pub const EARLIEST_S: u64 = 946_684_800;
 
 /// What handshakes are given as the time.

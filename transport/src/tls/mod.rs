@@ -1,12 +1,12 @@
-//! Who may speak: the certificate of a node, and the TLS that both sides of every connection demand.
+//! The certificate of a node, and the TLS that both sides of every connection demand.
 //!
 //! ```text
 //!  DIR/ca/{ca.pem, ca.key}                    the authority; stays with the operator
 //!  DIR/node-7/{ca.pem, cert.pem, key.pem}     what node 7 gets, and nothing else
 //! ```
 //!
-//! `ca.pem` may hold several authorities, of which any is good for a peer: that is how one is replaced by another. `cert.pem` may
-//! hold the certificates of intermediate authorities behind the node's own.
+//! `ca.pem` may hold several authorities, and a certificate of any of them is accepted. So one authority can be
+//! replaced by another. `cert.pem` may hold the certificates of intermediate authorities behind the node's own.
 //!
 //! A node *is* its certificate: the only name in it is `node-7.actorum`, and a peer that claims or is dialled
 //! as another id is refused whatever its address. [`TlsIdentity`] is one node's directory, loaded and checked;
@@ -76,7 +76,7 @@ pub enum CertError {
         /// The key file.
         path: PathBuf,
     },
-    /// The certificate is for somebody else.
+    /// The certificate is for another node.
     #[error("{path} is the certificate of {certificate}, not of node {id}")]
     WrongNode {
         /// The certificate file.
@@ -157,9 +157,9 @@ impl Clone for TlsIdentity {
 impl TlsIdentity {
     /// Loads `ca.pem`, `cert.pem` and `key.pem` of `dir` for node `id`.
     ///
-    /// Refused are a directory that also holds `ca.key`, a certificate that names anything but exactly this
-    /// node, one that this authority did not sign or that is not valid now, and a key of another certificate:
-    /// all of it here, at the start, where a person reads the message, and not in a peer's log.
+    /// Refused are a directory that also holds `ca.key`, a certificate that names anything but exactly this node, one
+    /// that this authority did not sign or that is not valid now, and a key of another certificate: all of this is
+    /// checked at the start, where a person reads the message, and not only in a peer's log.
     pub fn load(dir: &Path, id: NodeId) -> Result<TlsIdentity, CertError> {
         if id == 0 {
             return Err(CertError::ZeroId);
@@ -191,9 +191,9 @@ impl TlsIdentity {
 
     /// For development: loads `dir/node-<id>`, after making it, and the authority `dir/ca`, if they are not there.
     ///
-    /// Several processes may do this in the same directory at the same moment: each directory appears whole
-    /// or not at all, and whoever comes second uses what the first has made. The authority's key lies beside
-    /// the nodes' here, which is why this is not for production.
+    /// Several processes may do this in the same directory at the same moment: each directory appears whole or not at
+    /// all, and the second process uses what the first has made. The authority's key lies beside the nodes' here, which
+    /// is why this is not for production.
     pub fn dev(dir: &Path, id: NodeId) -> Result<TlsIdentity, CertError> {
         if id == 0 {
             return Err(CertError::ZeroId);
@@ -240,7 +240,7 @@ impl TlsIdentity {
         ends(&self.authorities, &self.chain)
     }
 
-    /// Checks the certificate the way a peer would, so that what is wrong with it is said at the start.
+    /// Checks the certificate the way a peer would, so that an error is reported at the start.
     fn check(&self, path: &Path) -> Result<(), CertError> {
         let path = path.to_owned();
         match node_of(self.certificate()) {
@@ -282,8 +282,8 @@ impl TlsIdentity {
         Ok(config)
     }
 
-    /// The dialling side: the server must be exactly `peer`. What its certificate says otherwise is left in
-    /// the second value, for the log.
+    /// The dialling side: the server must be exactly `peer`. If its certificate names another node, the second value
+    /// has that name, for the log.
     pub(crate) fn client_config(&self, peer: NodeId) -> Result<(rustls::ClientConfig, Stranger), rustls::Error> {
         let inner = WebPkiServerVerifier::builder_with_provider(Arc::new(roots(&self.authorities)?), provider())
             .build()
@@ -302,9 +302,10 @@ impl TlsIdentity {
     }
 }
 
-/// Until when a `ca.pem` with these authorities and a `cert.pem` with this chain are good, in seconds since 1970: for whoever serves
-/// with them, peers or others. Of a chain what ends first; of several authorities those that the chain depends on if there are
-/// such, and of them the one that lasts longest, since one that was replaced may stand there until it ends.
+/// Until when a `ca.pem` with these authorities and a `cert.pem` with this chain are good, in seconds since 1970, for
+/// any server that uses them. For a chain, the certificate that ends first counts. Of several authorities, those that
+/// the chain depends on count, if there are any; of these the one that lasts longest counts, since a replaced authority
+/// may stay in the file until it expires.
 pub fn ends(authorities: &[CertificateDer<'static>], chain: &[CertificateDer<'static>]) -> Vec<(String, i64)> {
     let signs = |authority: &&CertificateDer<'static>| {
         let verifier = client_verifier(std::slice::from_ref(*authority));
@@ -419,7 +420,7 @@ pub(crate) fn node_of(certificate: &CertificateDer<'_>) -> Result<NodeId, String
             return Ok(id);
         }
     }
-    // Bounded: the names are a stranger's.
+    // Bounded, since the names come from a stranger.
     let mut all = names.iter().take(4).map(|name| name.to_string()).collect::<Vec<_>>().join(", ");
     if all.len() > 200 {
         all = all.chars().take(200).collect();
@@ -437,13 +438,13 @@ fn roots(authorities: &[CertificateDer<'static>]) -> Result<RootCertStore, rustl
     Ok(roots)
 }
 
-/// Who shows a certificate of one of these authorities may speak.
+/// A client with a certificate of one of these authorities is accepted.
 fn client_verifier(authorities: &[CertificateDer<'static>]) -> Result<Arc<dyn ClientCertVerifier>, rustls::Error> {
     let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(authorities)?), provider());
     builder.build().map_err(|e| rustls::Error::General(e.to_string()))
 }
 
-/// How many certificates one file may hold: more than anyone has, and little to read.
+/// How many certificates one file may hold: more than any real file has, and quick to read.
 const MAX_CERTIFICATES: usize = 64;
 
 /// All certificates of a file, at least one; each of them can be read. A key among them is refused: files of
