@@ -1,4 +1,4 @@
-//! Admission: how much may be in flight on this node, and the moment from which nothing may.
+//! Admission: how much may be in flight on this node, and from which moment nothing more is admitted.
 //!
 //! ```text
 //!  client ──try_admit(bytes)──▶ Permit ── rides in the request's slot ──▶ answered or dropped: given back
@@ -6,11 +6,11 @@
 //!              └▶ Denied::Busy                              the last one wakes ──▶ drained()
 //! ```
 //!
-//! This is the one bound in front of every mailbox: a request holds its permit from the caller's thread until
-//! its answer, so what waits in the core, in the log writer, in the applier or for a leader is counted here.
-//! At the bound the next request is answered `Busy`; nothing waits for admission. What a peer forwards holds
-//! a permit on both nodes: where its client waits and where it is proposed. There it is counted apart from this node's own clients,
-//! within bounds half as large: neither can take the other's places.
+//! This is the one bound in front of every mailbox: a request holds its permit from the caller's thread until its
+//! answer, so what waits in the core, in the log writer, in the applier or for a leader is counted here. At the bound
+//! the next request is answered `Busy`; nothing waits for admission. A forwarded request holds a permit on both nodes:
+//! where its client waits and where it is proposed. On the second node it is counted apart from that node's own
+//! clients, with bounds half as large, so that neither can take the places of the other.
 //!
 //! It also keeps the cause of the stop, so that every slot dropped later can say why.
 
@@ -50,7 +50,7 @@ struct Share {
     bytes: usize,
 }
 
-/// What is inside the gate.
+/// The state behind the gate.
 #[derive(Debug, Default)]
 struct Inside {
     clients: Share,
@@ -116,7 +116,8 @@ impl Admission {
         self.admit(Of::Clients, bytes)
     }
 
-    /// The same for what a peer forwards: bounded apart, by half as many requests and bytes. One request always fits.
+    /// The same for a request that a peer forwards. These are bounded apart, by half as many requests and bytes. One
+    /// request always fits.
     pub fn try_admit_forwarded(self: &Arc<Self>, bytes: usize) -> Result<Permit, Denied> {
         self.admit(Of::Peers, bytes)
     }
@@ -142,12 +143,12 @@ impl Admission {
         Ok(Permit { admission: self.clone(), of, bytes })
     }
 
-    /// From now on nothing is admitted. The first cause stands.
+    /// From now on nothing is admitted. The first cause is kept.
     pub fn close(&self, cause: impl Into<String>) {
         self.inside().closed.get_or_insert_with(|| cause.into());
     }
 
-    /// Why nothing is admitted any more, if that is so.
+    /// Why nothing is admitted any more; `None` while requests are admitted.
     pub fn closed(&self) -> Option<String> {
         self.inside().closed.clone()
     }
@@ -185,7 +186,7 @@ impl Admission {
         counter.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// No code panics while it holds this lock, so a poisoned one is as good as any.
+    /// No code panics while it holds this lock, so a poisoned lock is still consistent.
     fn inside(&self) -> MutexGuard<'_, Inside> {
         self.inside.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -4,11 +4,12 @@
 //!  poll ─▶ [ alarms by moment ] ─▶ a thread that sleeps until the first ─▶ wakes its task
 //! ```
 //!
-//! A deadline must be kept also while the thread of the actors is busy with the application's code, and for callers whose
-//! runtime has no timer; so neither of them keeps it. The thread begins with the first alarm and ends with the process.
+//! A deadline must be kept even while the thread of the actors is busy with the application's code, and for callers
+//! whose runtime has no timer. So a separate thread keeps it. The thread begins with the first alarm and ends with the
+//! process.
 //!
-//! Its queue is bounded by those who wait: an alarm that is dropped leaves it. Deliberately absent: simulations. Their clocks keep
-//! their own alarms, see [`Clock::alarm`](crate::clock::Clock::alarm).
+//! Its queue is bounded by the number of waiting callers: an alarm that is dropped leaves it. Deliberately absent:
+//! simulations. Their clocks keep their own alarms, see [`Clock::alarm`](crate::clock::Clock::alarm).
 
 #![allow(clippy::disallowed_methods, clippy::disallowed_types, reason = "part of the seam to the machine's clocks")]
 
@@ -53,7 +54,7 @@ impl Future for ThreadAlarm {
             waiting.numbers
         });
         waiting.alarms.insert((at, number), context.waker().clone());
-        // It sleeps until an earlier one, and looks around then: no need to wake it for each.
+        // The thread already sleeps until an earlier alarm, and looks again then, so it need not be woken.
         if waiting.looks_at.is_none_or(|looks_at| at < looks_at) {
             waiting.looks_at = Some(at);
             KEEPER.sooner.notify_one();
@@ -119,9 +120,9 @@ impl Keeper {
             let due = waiting.take_due(now);
             if !due.is_empty() {
                 drop(waiting);
-                // Whatever a waker does, it does it without the lock.
+                // Wakers run without the lock, whatever they do.
                 for waker in due {
-                    // One that panics is not the end of everybody else's deadlines.
+                    // A waker that panics must not end the deadlines of others.
                     let _ = catch_unwind(AssertUnwindSafe(|| waker.wake()));
                 }
                 waiting = self.lock();
@@ -138,7 +139,7 @@ impl Keeper {
         }
     }
 
-    /// Nothing panics while it holds this lock, so a poisoned one is as good as any.
+    /// No code panics while it holds this lock, so a poisoned lock is still consistent.
     fn lock(&self) -> MutexGuard<'_, Waiting> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -8,12 +8,12 @@
 //!  core ──ServeReads──▶ waiting by index ──▶ served as soon as that index is applied
 //! ```
 //!
-//! A panic of the application's code, or a committed command that cannot be decoded, breaks the replica for
-//! good: the front door hears `Failed`, admission closes with the cause, every slot here is dropped and so
-//! answered with it, and nothing is applied after it.
+//! A panic of the application's code, or a committed command that cannot be decoded, breaks the replica for good: the
+//! applier sends `Failed` to `RaftSystem`, admission closes with the cause, every slot here is dropped and so answered
+//! with that cause, and nothing is applied after it.
 //!
-//! Its mailbox is bounded by the core, which past `max_unapplied_bytes` of committed entries takes no more of them; the
-//! reads that wait hold admission. Deliberately absent: any wait, and any decision about the log.
+//! The core bounds its mailbox: past `max_unapplied_bytes` of committed entries the core takes no more of them. The
+//! reads that wait hold admission permits. Deliberately absent: any wait, and any decision about the log.
 
 use std::{
     collections::BTreeMap,
@@ -53,14 +53,14 @@ use crate::{
     subscribers::{BufferBounds, SubscribeFrom, Subscribers, Subscription, Unsubscribe, View},
 };
 
-/// Whom the applier reports to. Weak: it is nobody's owner.
+/// The actors that the applier reports to. The recipients are weak: the applier owns none of them.
 #[derive(Clone, Debug)]
 pub struct ApplierLinks {
     /// The core.
     pub applied_to: WeakRecipient<AppliedTo>,
     /// The snapshot manager.
     pub captured: WeakRecipient<WriteSnapshot>,
-    /// Whoever needs to know the members.
+    /// The actors that need to know the members.
     pub system_changed: Vec<WeakRecipient<SystemChanged>>,
     /// The consistency checker.
     pub marks: WeakRecipient<MarkEvent>,
@@ -105,7 +105,7 @@ pub struct ApplierStatus {
     pub membership: Arc<Membership>,
     /// What is announced and in use, as of the index applied.
     pub versions: Arc<Versions>,
-    /// The last thing that went wrong, also if it went on.
+    /// The last thing that went wrong, even if the applier went on.
     pub last_error: Option<String>,
 }
 
@@ -113,7 +113,7 @@ pub struct ApplierStatus {
 pub struct Applier<S: StateMachine> {
     replica: Lent<Replica<S>>,
     snapshots: GroupSnapshots,
-    /// Confirmed reads by the index they wait for; each holds admission, which is their bound.
+    /// Confirmed reads by the index that they wait for; each holds an admission permit, which bounds their number.
     reads: BTreeMap<u64, Vec<ReplySlot<S>>>,
     subscribers: Subscribers<S>,
     commands: u64,
@@ -153,12 +153,12 @@ impl<S: StateMachine> Applier<S> {
         applier
     }
 
-    /// Applies one entry and answers who waits for it. On an error the slot stays where it is, for the caller to
-    /// drop once the cause is known.
+    /// Applies one entry and answers the request that waits for it. On an error the slot stays where it is, so that the
+    /// caller drops it once the cause is known.
     fn apply(&mut self, Committed { entry, reply }: &mut Committed<ReplySlot<S>>) -> Result<(), ApplyError> {
         let (index, term) = (entry.index, entry.term);
         match self.replica.apply(entry)? {
-            // A reply here waits for something else than what this entry says: its drop says "unknown".
+            // A slot here waits for another kind of entry: dropping it answers "unknown".
             ApplyResult::Nothing => drop(reply.take()),
             ApplyResult::Command { command, response } => {
                 self.commands += 1;
@@ -214,7 +214,7 @@ impl<S: StateMachine> Applier<S> {
         self.report_applied();
     }
 
-    /// The system state changed: who needs it hears that before it hears that the index is applied.
+    /// The system state changed: the actors that need it are told before they are told that the index is applied.
     fn tell_system(&mut self, index: u64) {
         let Some(system) = self.replica.system() else { return };
         let state = Arc::new(system.clone());
@@ -237,7 +237,7 @@ impl<S: StateMachine> Applier<S> {
         }
     }
 
-    /// Once for so many entries: whoever leads proposes a mark, or the next one does.
+    /// Once for so many entries: the present leader proposes a mark, or the next leader does.
     fn mark_if_due(&mut self) {
         let applied = self.replica.applied();
         if self.hash_check_entries > 0 && applied.saturating_sub(self.marked) >= self.hash_check_entries {
@@ -263,7 +263,7 @@ impl<S: StateMachine> Applier<S> {
         }
     }
 
-    /// A panic in the closure of a read is its client's: the state was only looked at.
+    /// A panic in the closure of a read ends only that read, since the closure cannot change the state.
     fn serve(&mut self, slot: ReplySlot<S>) {
         let Applier { replica, subscribers, .. } = self;
         if let Err(panic) = replica.look(|applied, machine| slot.serve(View { applied, machine, subscribers })) {
@@ -275,7 +275,7 @@ impl<S: StateMachine> Applier<S> {
     /// The state cannot be trusted any more.
     fn fail(&mut self, error: &ApplyError) {
         let cause = format!("the applier: {error}");
-        // What is to be said of it the front door says, which stops for it.
+        // `RaftSystem`, which stops for this, logs it.
         tracing::debug!(%error, "this node stops applying");
         self.broken = true;
         // Closed before the slots are dropped, so that each of them tells its client this cause.
@@ -350,8 +350,8 @@ impl<S: StateMachine> Handler<ServeReads<ReplySlot<S>>> for Applier<S> {
 impl<S: StateMachine> Handler<Restore> for Applier<S> {
     type Result = ();
 
-    /// Where the snapshot store may block, a thread restores, and nothing else is handled before it has ended: this actor waits, its
-    /// arbiter does not.
+    /// Where the snapshot store may block, a thread restores. This actor handles nothing else until the thread has
+    /// ended, but its arbiter goes on.
     fn handle(&mut self, Restore(snapshot): Restore, ctx: &mut Context<Self>) {
         if self.broken {
             return;
@@ -372,7 +372,7 @@ impl<S: StateMachine> Handler<Restore> for Applier<S> {
                 applier.replica = Lent(Some(replica));
                 applier.restored(index, restored);
             }
-            // The application's code is caught where it runs, so the runtime itself is going down.
+            // Panics of the application's code are caught where it runs, so here the runtime itself is ending.
             Err(_) => ctx.stop(),
         }));
     }
@@ -381,7 +381,7 @@ impl<S: StateMachine> Handler<Restore> for Applier<S> {
 impl<S: StateMachine> Handler<CaptureState> for Applier<S> {
     type Result = ();
 
-    /// Nothing is applied while the machine hands out its state; what it hands out is written elsewhere.
+    /// Nothing is applied while the machine captures its state; the view is written elsewhere.
     fn handle(&mut self, CaptureState: CaptureState, _: &mut Context<Self>) {
         let captured = match self.broken {
             true => Err("the applier has stopped".to_owned()),
@@ -414,7 +414,7 @@ fn encoded_len<T: Serialize>(value: &T) -> usize {
     counted.0
 }
 
-/// Something that is always here, but for the time in which a thread works on it and nobody else can ask.
+/// A value that is always here, except while a thread works on it, when no other code can ask for it.
 struct Lent<T>(Option<T>);
 
 impl<T> Lent<T> {
@@ -470,7 +470,7 @@ impl<S: StateMachine> Handler<Unsubscribe> for Applier<S> {
     }
 }
 
-/// Drop what waits and stop. What is pending is answered by the drop of its slot.
+/// Drop what waits and stop. Pending requests are answered when their slots are dropped.
 #[derive(Message, Clone, Copy, Debug)]
 #[rtype(result = "()")]
 pub struct StopApplier;

@@ -14,7 +14,7 @@ use crate::alarm::ThreadAlarm;
 /// Ends when a clock has come to a moment.
 pub type Alarm = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// A source of time. Everything that decides asks this and nothing else.
+/// A source of time. All code that makes decisions by time asks this and nothing else.
 pub trait Clock: Send + Sync {
     /// Time since some fixed moment; never runs backwards.
     fn now(&self) -> Duration;
@@ -24,7 +24,7 @@ pub trait Clock: Send + Sync {
 
     /// Ends once [`now`](Clock::now) has come to this moment, on whatever runtime it is awaited.
     ///
-    /// It is kept by a thread of its own, unless a clock whose time is not the machine's says otherwise.
+    /// A separate thread keeps it, unless a clock whose time is not the machine's does it in another way.
     fn alarm(&self, at: Duration) -> Alarm {
         Box::pin(ThreadAlarm::after(at.saturating_sub(self.now())))
     }

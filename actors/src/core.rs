@@ -7,13 +7,13 @@
 //!                                  one Drain serves all that waited
 //! ```
 //!
-//! Batching comes from load: a `Drain` notified by the first input runs when the mailbox has been read. Under a
-//! flood it may not run at all, so a handler that finds a batch full, or its first input a millisecond old,
-//! drains in place. Without that a leader drowns in proposals and forgets its heartbeats. In place, time
-//! does not pass: an election or a check of the quorum waits until the mailbox was read to its end.
+//! Batching comes from load: the first input notifies a `Drain`, which runs when the mailbox has been read. Under a
+//! flood of messages it may not run at all. So a handler drains in place if it finds a full batch, or if the first
+//! input is a millisecond old. Without that, a leader with too many proposals would not send its heartbeats. A drain in
+//! place takes no tick: an election or a check of the quorum waits until the mailbox was read to its end.
 //!
-//! Queue: the mailbox. Proposals in it hold admission permits; reports are bounded by what this actor
-//! asked for; the transport bounds what peers send.
+//! Queue: the mailbox. Proposals in it hold admission permits. Reports are bounded, since each answers a request of
+//! this actor. The transport bounds what peers send.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -53,9 +53,9 @@ use crate::{
 
 /// A batch this large is drained without waiting for the mailbox to be empty.
 const FULL_BATCH: usize = 256;
-/// So is one whose first input waits this long.
+/// A batch whose first input waits this long is drained, too.
 const STALE_BATCH: Duration = Duration::from_millis(1);
-/// At least this often per tick the clock is looked at.
+/// The clock is read at least this often in each tick.
 const LOOKS_PER_TICK: u32 = 4;
 
 /// Makes a reply handle for a peer's request of so many bytes; gives the slot back, with the reason, when it is not admitted.
@@ -64,7 +64,7 @@ pub type Admit<T> = Box<dyn Fn(Responder, usize) -> Result<T, (Responder, Refusa
 /// Checks that a command a peer forwards can be decoded here: what is proposed must be applicable.
 pub type Check = fn(&EncodedCommand) -> Result<(), String>;
 
-/// Whom the core talks to. It holds those below it; those above it hear through weak recipients.
+/// The actors that the core talks to. It holds the addresses of those below it, and weak recipients of those above it.
 pub struct Links<T: ReplyHandle> {
     /// The log writer.
     pub append: Recipient<FromCore<Append>>,
@@ -88,7 +88,7 @@ pub struct Links<T: ReplyHandle> {
     pub transmit: Recipient<Transmit>,
     /// The transport.
     pub ask: Recipient<Ask>,
-    /// Everyone who wants to know who leads.
+    /// The actors that want to know the leader.
     pub leader_changed: Vec<WeakRecipient<FromCore<LeaderChanged>>>,
     /// The parent.
     pub failed: WeakRecipient<Failed>,
@@ -169,7 +169,7 @@ impl<T: ReplyHandle> RaftCore<T> {
         }
     }
 
-    /// The same in the midst of a flood, with messages still in the mailbox.
+    /// The same during a flood, with messages still in the mailbox.
     fn drain_without_tick(&mut self, ctx: &mut Context<Self>) {
         self.waiting = 0;
         let moment = self.moment();
@@ -239,7 +239,7 @@ impl<T: ReplyHandle> RaftCore<T> {
             let (id, to, request, timeout) = (question.id, question.to, question.request, question.timeout);
             self.links.ask.do_send(Ask { id, group: self.group, to, request, timeout, reply_to });
         }
-        // Restored before files go: among them is the one that is restored.
+        // The restore is sent before files are removed, because it needs one of them.
         restore.into_iter().for_each(|snapshot| self.links.restore.do_send(Restore(snapshot)));
         kept.into_iter().for_each(|kept| self.links.kept.do_send(SnapshotsKept(kept)));
         fetch.into_iter().for_each(|fetch| self.links.fetch.do_send(FromCore(fetch)));
@@ -278,7 +278,7 @@ impl<T: ReplyHandle> RaftCore<T> {
         }
     }
 
-    /// Beyond use: every request ends with the cause, and the parent hears of it.
+    /// The core cannot go on: every request ends with the cause, and the parent is told.
     fn stop(&mut self, cause: String) {
         if self.end(&cause)
             && let Some(parent) = self.links.failed.upgrade()
@@ -289,7 +289,7 @@ impl<T: ReplyHandle> RaftCore<T> {
         }
     }
 
-    /// Every request ends with the cause, and nothing leaves any more; false if that was so before.
+    /// Every request ends with the cause, and nothing is sent any more; false if that had happened before.
     fn end(&mut self, cause: &str) -> bool {
         if self.stopped.is_some() {
             return false;
@@ -300,13 +300,14 @@ impl<T: ReplyHandle> RaftCore<T> {
         true
     }
 
-    /// What came after the end: it was admitted, so only "unknown" is honest.
+    /// A request that came after the end: it was admitted, so it is answered "unknown".
     fn turn_away(&self, reply: T) {
         let cause = self.stopped.clone().unwrap_or_default();
         reply.answer(RequestOutcome::Unknown { cause });
     }
 
-    /// A peer's request, as if it were a client's of this node; but it is told at once who leads instead of being passed on.
+    /// A peer's request is handled like one of a client of this node. But if this node does not lead, it answers at
+    /// once with the leader, and does not forward the request.
     fn serve(&mut self, request: Request, responder: Responder) {
         let now = self.clock.now();
         let within = |remaining_ms: u64| now.saturating_add(Duration::from_millis(remaining_ms));
@@ -315,7 +316,7 @@ impl<T: ReplyHandle> RaftCore<T> {
         match request {
             Request::Propose { data, remaining_ms } => {
                 let encoded = EncodedCommand::received(&data).map_err(|e| e.to_string());
-                // A system command of a peer's making would be believed by every node, or stop every node.
+                // If a peer could propose a system command, every node would obey it, or stop.
                 let encoded = encoded.and_then(|encoded| match encoded.is_command() {
                     true => (self.links.check)(&encoded).map(|()| encoded),
                     false => Err("only commands of the application are forwarded".into()),
@@ -355,7 +356,7 @@ impl<T: ReplyHandle> Actor for RaftCore<T> {
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.run_interval(self.tick / LOOKS_PER_TICK, |core, ctx| match ctx.connected() {
             true => core.drain(ctx),
-            // An interval keeps its actor alive; nobody holds this one any more.
+            // An interval keeps its actor alive; here no other address of this actor is left.
             false => ctx.stop(),
         });
         self.drain(ctx);
@@ -599,7 +600,7 @@ pub struct Stop {
 impl<T: ReplyHandle> Handler<Stop> for RaftCore<T> {
     type Result = ();
 
-    /// The parent asked for it, so it is no failure that the parent has to hear of.
+    /// The parent asked for it, so it is not reported to the parent as a failure.
     fn handle(&mut self, Stop { cause }: Stop, _: &mut Context<Self>) {
         self.end(&cause);
     }

@@ -1,7 +1,7 @@
-//! The actors under the front door: what carries out decisions, what writes, what applies.
+//! The actors under `RaftSystem`: they carry out the decisions of the core, write, and apply.
 //!
-//! Read in this order: [`message`] is what the actors say to each other; then the thin actors themselves. What decides is in
-//! `actorum-core`, and where entries and snapshots live in `actorum-store`.
+//! Read in this order: [`message`] is what the actors say to each other; then the thin actors themselves. The code that
+//! decides is in `actorum-core`, and the code that stores entries and snapshots is in `actorum-store`.
 //!
 //! Deliberately absent: sockets (see `actorum-transport`) and the public API (see `actorum`).
 

@@ -6,16 +6,16 @@
 //!                     └── what comes while a batch is in flight goes together into the next one
 //! ```
 //!
-//! Batching comes from load, never from a timer: a lone append is submitted at once, and everything that
-//! arrives while the disk works becomes the next batch, with one sync. An append that no promise waits for
-//! (a moved commit index) rides with the next one that is synced, in its order. A second batch is submitted only while the first
-//! waits for room on the disk, and holds a compaction that may make it.
+//! Batching comes from load, never from a timer: a lone append is submitted at once, and everything that arrives while
+//! the disk works becomes the next batch, with one sync. An append that no promise waits for (a moved commit index) is
+//! written together with the next one that is synced, in its order. A second batch is submitted only while the first
+//! one waits for room on the disk, and only if the second has a compaction, which may make that room.
 //!
-//! The store blocks a thread of its own, never this actor: while a sync hangs, status is still answered.
-//! A failed write or sync is final: nothing is written after it, and what waits is never promised.
+//! The store blocks a thread of its own, never this actor: while a sync hangs, status is still answered. A failed write
+//! or sync is final: nothing is written after it, and the log writer never reports the waiting appends as durable.
 //!
-//! It also asks the disk how it is, through the store's [`Probe`]: once a second how much room there is, and whether a
-//! write of the probe's own ends when the core wants to know. Neither waits for the batch in flight.
+//! It also checks the disk, through the store's [`Probe`]: once a second how much room there is, and, when the core
+//! wants to know, whether a separate write of the probe ends. Neither waits for the batch in flight.
 //!
 //! Deliberately absent: deciding what to write, and retries.
 //!
@@ -53,22 +53,24 @@ const ROOM_LOOKS: u32 = 3;
 /// How often the batch in flight is looked at.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// When the log writer says that a disk is beyond use, and when that it is nearly full.
+/// When the log writer reports that a disk has failed, and when it reports that the disk is nearly full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DiskBounds {
-    /// A batch in flight for so long has hung for good: the disk does not answer, or a thread of the store has died. The
-    /// node stops. Looked at once a second. Far longer than what costs a leader its leadership.
+    /// A batch that is in flight for so long has hung for good: the disk does not answer, or a thread of the store has
+    /// died. The node stops. This is checked once a second. The time is far longer than the time after which a leader
+    /// gives up leadership.
     pub dead_after: Duration,
-    /// Fewer free bytes than this, besides what is missing of the reserve, are few. Enough again is a quarter more, lest the answer
-    /// flicker. With fewer than [`SHORT`] times as many room is short: what can be freed is. Zero: never few.
+    /// With fewer free bytes than this, besides the bytes that are missing from the reserve, the disk is low on space.
+    /// It has enough again with a quarter more, so that the answer does not flicker. With fewer than [`SHORT`] times as
+    /// many, room is short, and the node frees what it can. Zero: the disk is never low on space.
     pub low_space: u64,
 }
 
-/// At how many times what counts as low on space room is short.
+/// Room is short below so many times the bytes that count as low on space.
 pub const SHORT: u64 = 2;
 
-/// After so many writes, as a part of what counts as low, space is looked at without waiting for the next look: a fast disk fills a small
-/// volume within one.
+/// After writes of this part of the bytes that count as low, the free space is checked at once: a fast disk can fill a
+/// small volume before the next regular look.
 const LOOK_AFTER: u64 = 8;
 
 impl Default for DiskBounds {
@@ -77,8 +79,8 @@ impl Default for DiskBounds {
     }
 }
 
-/// Registers a group, at any time before its first append; in place of what was registered before. Weak: the log writer is nobody's
-/// owner.
+/// Registers a group, at any time before its first append, and replaces an earlier registration. The recipients are
+/// weak: the log writer owns no actor.
 #[derive(Message, Clone, Debug)]
 #[rtype(result = "()")]
 pub struct RegisterGroup {
@@ -86,7 +88,7 @@ pub struct RegisterGroup {
     pub group: GroupId,
     /// Its core, for what became durable.
     pub core: WeakRecipient<Persisted>,
-    /// Its core, for what is said of the disk. What the other groups were told last of the room on it is said at once.
+    /// Its core, for reports about the disk. It gets the last report about the room on the disk at once.
     pub disk: WeakRecipient<DiskReport>,
 }
 
@@ -119,7 +121,7 @@ pub struct LogWriterStatus {
     pub short: bool,
     /// Whether a probe of the disk is under way.
     pub probing: bool,
-    /// Why it is beyond use.
+    /// Why the disk can no longer be used.
     pub failed: Option<String>,
 }
 
@@ -134,14 +136,14 @@ pub struct LogWriter {
     probe: Option<Arc<dyn Probe>>,
     /// Whether a look for space is under way: one at a time, however long the disk takes.
     looking: bool,
-    /// How often the store had found too little room for a write, at the last look, and at how many looks it has been so often.
+    /// How often the store had found too little room for a write at the last look, and for how many looks this number
+    /// has not changed.
     waited_rounds: (u64, u32),
     /// Whether it holds up a write until there is room, at the last looks.
     waits_for_room: bool,
-    /// What the cores were told of that.
     /// What the cores were told last besides the figures: whether a write waits for room, and whether room is being made.
     announced: (bool, bool),
-    /// All of what the cores were told last of the room there is; `None` while that was never worth a word.
+    /// The last report about the room on the disk to the cores; `None` before the first report.
     room: Option<Room>,
     /// Bytes written since the last look for space began.
     unlooked: u64,
@@ -150,7 +152,7 @@ pub struct LogWriter {
     in_flight: VecDeque<InFlight>,
     /// The oldest batch in flight at the last looks, and at how many of them.
     watched: (Option<BatchNumber>, u32),
-    /// Who waits for everything to be durable and the store to be closed.
+    /// The callers that wait until everything is durable and the store is closed.
     closing: Vec<oneshot::Sender<()>>,
     status: watch::Sender<LogWriterStatus>,
 }
@@ -261,7 +263,8 @@ impl LogWriter {
         if writes.is_empty() {
             return;
         }
-        // Synced even if nobody waits for these very writes: only then may an entry count for anything (promise 2).
+        // This is synced even if no message waits for these writes: only then may an entry count for anything (promise
+        // 2).
         let batch_number = appender.submit(Batch { writes, sync: true });
         self.in_flight.push_back(InFlight { batch_number, appends, entries, cuts, numbers });
     }
@@ -296,7 +299,7 @@ impl LogWriter {
         let Some(batch) = self.in_flight.pop_front() else { return };
         self.waits_for_room = false;
         self.unlooked = self.unlooked.saturating_add(written.bytes);
-        // Of a log that was cut the core waits to hear what that has given back.
+        // After a log was cut, the core waits for a report of the room that this has given back.
         if self.bounds.low_space > 0 && (batch.cuts || self.unlooked > self.bounds.low_space / LOOK_AFTER) {
             self.look_for_space(ctx);
         }
@@ -321,14 +324,14 @@ impl LogWriter {
                 "{error}. Nothing is acknowledged any more. Bring the directory back (mount it, or rename it back) and start the \
                  node again; if it is lost, remove this node from the cluster and add it again under a new id, with an empty one"
             ),
-            // What to do is worth saying where it is read: in the status and in the last line of the process.
+            // The way out is added here, because the status and the last line of the process show this text.
             StoreError::Io { .. } | StoreError::Closed(_) => format!(
                 "the log writer: {error}. Nothing more is written by this process; \
                  start it again once the disk can be written (if it was full: once there is room)"
             ),
             _ => format!("the log writer: {error}"),
         };
-        // What is to be said of it the front door says, which stops for it.
+        // `RaftSystem`, which stops for this, logs it.
         tracing::debug!(%error, "the log cannot be written; this node stops promising");
         self.status.send_modify(|status| status.failed = Some(cause.clone()));
         self.waiting.clear();
@@ -354,14 +357,14 @@ impl LogWriter {
         }
     }
 
-    /// Who closes does not wait for room that may never come: what waits for it was promised to nobody.
+    /// A close does not wait for room that may never come: the writes that wait for room were not promised yet.
     fn close_if_stuck(&mut self) {
         if self.waits_for_room && !self.closing.is_empty() {
             self.close();
         }
     }
 
-    /// Closes the store, where blocking is allowed if it may block, then tells who waits for it.
+    /// Closes the store, on a thread that may block if the store blocks, then tells the callers that wait for it.
     fn close(&mut self) {
         let waiting: Vec<_> = self.closing.drain(..).collect();
         let appender = self.appender.take();
@@ -374,20 +377,21 @@ impl LogWriter {
         };
         match tokio::runtime::Handle::try_current() {
             Ok(runtime) if blocks => drop(runtime.spawn_blocking(close)),
-            // It never waits; or the runtime itself is being dropped, and this actor with it: nothing is left to block.
+            // The store never waits; or the runtime itself is being dropped, and this actor with it, so that nothing
+            // can be blocked.
             _ => close(),
         }
     }
 
-    /// A disk that hangs costs a leader its leadership by the core's own watch; past a far longer bound it counts as dead, and
-    /// this node stops: whoever supervises it shall know.
+    /// The core notices a disk that hangs, and a leader then gives up leadership. After a far longer time the disk
+    /// counts as dead, and this node stops, so that its supervisor knows.
     fn look_at_the_disk(&mut self, ctx: &mut Context<Self>) {
         if self.looking {
-            // The last look hangs, so what was seen before it is no excuse any more.
+            // The last look hangs, so what was seen before it no longer explains the delay.
             self.waits_for_room = false;
         }
         self.look_for_space(ctx);
-        // What waits for room is held up by somebody else's files, not by the disk.
+        // A write that waits for room is delayed by files of other programs, not by the disk.
         let now = self.in_flight.front().map(|batch| batch.batch_number).filter(|_| !self.waits_for_room);
         self.watched = if now.is_some() && now == self.watched.0 { (now, self.watched.1 + 1) } else { (now, 0) };
         let waited = LOOK * self.watched.1;
@@ -408,7 +412,8 @@ impl LogWriter {
         }));
     }
 
-    /// A write in flight waits for room if the store said so anew within the last looks, and no batch has ended since.
+    /// A write in flight waits for room if the store has reported so within the last looks, and no batch has ended
+    /// since.
     fn note_waiting(&mut self, rounds: u64) {
         let (before, looks) = self.waited_rounds;
         let looks = if rounds == before { looks.saturating_add(1) } else { 0 };
@@ -417,7 +422,7 @@ impl LogWriter {
         self.waits_for_room = said && !self.in_flight.is_empty();
     }
 
-    /// Few bytes are few before the first write fails: what follows can still be written.
+    /// The disk counts as low before the first write fails, so that the writes that follow still have room.
     fn space(&mut self, space: Space) {
         let (was_low, was_short) = {
             let status = self.status.borrow();
@@ -441,7 +446,7 @@ impl LogWriter {
             found != before
         });
         if low != was_low {
-            // For the log it is a condition, whose lines are written where all of them are.
+            // The log shows this as a condition, and the lines of conditions are written in one place.
             tracing::debug!(free, needed, reserve = space.reserve, low, "the free space on the disk crossed its limit");
         }
         // While it is low the figures are part of what clients are told.
@@ -470,7 +475,7 @@ impl LogWriter {
         self.count(|status| (status.waiting, status.in_flight) = (waiting, in_flight));
     }
 
-    /// Changes numbers that move with every batch. They wake nobody: who looks sees them.
+    /// Changes numbers that move with every batch. This wakes no reader; a reader sees them when it looks.
     fn count(&self, change: impl FnOnce(&mut LogWriterStatus)) {
         self.status.send_if_modified(|status| {
             change(status);
@@ -558,7 +563,7 @@ impl Handler<ProbeDisk> for LogWriter {
     }
 }
 
-/// The end of a probe is told, also if whoever made it is gone: without an end there would never be another.
+/// The end of a probe is reported even if the code that began it is gone: otherwise there would never be another probe.
 struct ProbeEnd(Option<WeakAddr<LogWriter>>);
 
 impl ProbeEnd {
@@ -608,7 +613,7 @@ impl Handler<Looked> for LogWriter {
                 }
             }
             Err(error @ StoreError::Gone { .. }) if !self.has_failed() => self.fail(error),
-            // What cannot be looked at has no excuse for its silence.
+            // If the disk cannot be checked, nothing explains why the write has not ended.
             Err(_) => self.waits_for_room = false,
         }
         if probe {
@@ -636,7 +641,7 @@ impl Handler<CloseLog> for LogWriter {
         }
         self.publish();
         Box::pin(async move {
-            // A closer that is gone has closed.
+            // If the thread that closes is gone, the store is closed.
             let _ = closed.await;
         })
     }

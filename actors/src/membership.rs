@@ -1,4 +1,4 @@
-//! Who the peers are, and how a cluster begins: the membership manager.
+//! The membership manager: it knows the peers, and forms the cluster.
 //!
 //! ```text
 //!  SystemChanged (applier) ─┐                         ┌─▶ SetPeers, SetCluster ─▶ transport
@@ -78,12 +78,12 @@ pub enum StartMode {
     Formed {
         /// The system state, as recovered.
         state: Arc<SystemState>,
-        /// Whom it formed with, if it was a founder.
+        /// The founders that it formed the cluster with, if it was one.
         formed_with: BTreeMap<NodeId, Incarnation>,
     },
 }
 
-/// Whom the membership manager talks to.
+/// The actors that the membership manager talks to.
 pub struct Links<T: ReplyHandle> {
     /// The transport.
     pub ask: Recipient<Ask>,
@@ -109,24 +109,25 @@ pub struct Links<T: ReplyHandle> {
     pub core: watch::Receiver<CoreStatus>,
     /// This node's clocks.
     pub clock: Arc<dyn Clock>,
-    /// A reading of a peer's calendar that may be off by more than this says nothing.
+    /// A reading of a peer's calendar that may be wrong by more than this is ignored.
     pub max_clock_skew: Duration,
-    /// Whether what every member understands is put to use by itself.
+    /// Whether what every member understands is activated automatically.
     pub activates: bool,
-    /// How long this node goes on once it has applied its own removal, if no member shows that it has, too.
+    /// How long this node goes on after it has applied its own removal, if no other member shows that it knows of the
+    /// removal.
     pub farewell: Duration,
 }
 
 debug_fields!(Links<T: ReplyHandle> { max_clock_skew, farewell });
 
-/// What this actor has to say of itself.
+/// What this actor shows in the status.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MembershipStatus {
     /// How far the forming is.
     pub formed: Formed,
-    /// The last refusal of an identity, by us or of ours.
+    /// The last refusal of an identity, by this node or of this node.
     pub refused: Option<String>,
-    /// What every member has said that it understands.
+    /// What every member has announced that it understands.
     pub features: Features,
     /// What the members' builds understand, as their newest hellos say.
     pub heard: BTreeMap<NodeId, Announcement>,
@@ -134,7 +135,7 @@ pub struct MembershipStatus {
     pub refused_by: BTreeMap<NodeId, String>,
     /// What the calendars of peers show.
     pub clocks: Estimates,
-    /// Since when this node has seen that what its build understands is not in use, by its own clock.
+    /// Why a peer that leads takes no writes, by its last answers.
     pub not_in_use_since: BTreeMap<Activation, Duration>,
     /// Why a peer that leads takes no writes, as it said lately.
     pub refuses_writes: BTreeMap<NodeId, String>,
@@ -163,7 +164,7 @@ pub struct MembershipManager<T: ReplyHandle> {
     leads: bool,
     leader: Option<NodeId>,
     next_id: u64,
-    /// The last refusal: which peer it concerns, if this node is not at its end with it, and what it was.
+    /// The last refusal: the peer that it concerns, if this node does not stop because of it, and its text.
     refused: Option<(Option<NodeId>, String)>,
     /// The peers that refuse this node, until they let it in. Bound: one per id with a certificate of this authority.
     refused_by: BTreeMap<NodeId, RefusedBecause>,
@@ -172,9 +173,9 @@ pub struct MembershipManager<T: ReplyHandle> {
     clocks: ClockOffsets,
     /// Questions about clocks that have no answer yet: who was asked, and when. At most one for each peer.
     clocks_asked: BTreeMap<u64, (NodeId, Duration)>,
-    /// Who said that it takes no writes, why, and when.
+    /// The peers that said that they take no writes, why, and when.
     refuses_writes: BTreeMap<NodeId, (String, Duration)>,
-    /// Whether this node can be part of nothing any more: it is about to stop.
+    /// Whether this node can take no part in a cluster any more: it is about to stop.
     failed: bool,
     activating: Activating,
     not_in_use_since: BTreeMap<Activation, Duration>,
@@ -279,13 +280,14 @@ impl<T: ReplyHandle> MembershipManager<T> {
     }
 
     fn ask_again(&mut self, ctx: &mut Context<Self>) {
-        // Everyone, also who agreed when it was asked last: by now it may have formed, and then its word is enough.
+        // All founders are asked, also those that agreed the last time: by now one of them may have formed, and then
+        // its answer alone is enough.
         let waits = self.formation_state.as_ref().filter(|formation_state| !formation_state.waiting_for().is_empty());
         let whom = waits.map(FormationState::others).unwrap_or_default();
         self.ask_founders(ctx, whom);
     }
 
-    /// What this node says of itself to whoever asks.
+    /// What this node tells a founder that asks.
     fn info(&self) -> BootstrapInfo {
         match &self.formation_state {
             Some(formation_state) => formation_state.info(),
@@ -323,7 +325,7 @@ impl<T: ReplyHandle> MembershipManager<T> {
         let heard_all = formation_state.has_heard_all();
         match formation_state.receive(peer, info) {
             Ok(progress) => {
-                // Whoever completes the list says so at once: the others wait for it.
+                // A founder that completes the list says so at once, since the others wait for it.
                 let completes = !heard_all && formation_state.has_heard_all();
                 let others = formation_state.others();
                 self.judge(progress);
@@ -359,8 +361,8 @@ impl<T: ReplyHandle> MembershipManager<T> {
         }
     }
 
-    /// "The first entry that a leader commits records every member's incarnation": what is not recorded yet
-    /// and known here is proposed. Proposed twice, the first one stands.
+    /// "The first entry that a leader commits records every member's incarnation": incarnations that are known here and
+    /// not recorded yet are proposed. If one is proposed twice, the first proposal counts.
     fn record_incarnations(&self) {
         let (true, Some(state)) = (self.leads, &self.state) else { return };
         for (id, member) in &state.membership.members {
@@ -376,7 +378,7 @@ impl<T: ReplyHandle> MembershipManager<T> {
     }
 
     fn fail(&mut self, reason: Reason, cause: String) {
-        // What it says of itself stays true: another founder must hear it, too, to know what is wrong.
+        // This statement stays true: the other founders must get it, too, to know what is wrong.
         self.failed = true;
         self.refused = Some((None, cause.clone()));
         if let Some(parent) = self.links.failed.upgrade() {
@@ -420,7 +422,7 @@ impl<T: ReplyHandle> Actor for MembershipManager<T> {
             self.ask_founders(ctx, whom);
             ctx.run_interval(ASK_AGAIN, |manager, ctx| match ctx.connected() {
                 true => manager.ask_again(ctx),
-                // An interval keeps its actor alive; nobody holds this one any more.
+                // An interval keeps its actor alive; here no other address of this actor is left.
                 false => ctx.stop(),
             });
         }
@@ -450,7 +452,7 @@ impl<T: ReplyHandle> Handler<Asked> for MembershipManager<T> {
             let cause = "only formation is asked here".to_owned();
             return responder.answer(Response::Refused(Refusal::Invalid { cause }));
         };
-        // Heard first: the answer then shows it, which is what the other waits for.
+        // The statement is recorded before the answer, so that the answer shows it, which the other founder waits for.
         self.receive(from, theirs, ctx);
         responder.answer(Response::Formation(self.info()));
     }
@@ -468,7 +470,7 @@ impl<T: ReplyHandle> Handler<Answered> for MembershipManager<T> {
         }
         if let Some(client) = self.activating.asked_leader.remove(&id) {
             let activated = if let Ok(Response::ReadAt { index }) = result { Ok(index) } else { Err(NoLeader) };
-            // Whoever no longer waits is not told.
+            // A caller that no longer waits gets no answer.
             let _ = client.send(activated);
             return;
         }
@@ -484,7 +486,7 @@ impl<T: ReplyHandle> Handler<SystemChanged> for MembershipManager<T> {
 
     fn handle(&mut self, SystemChanged { index, state }: SystemChanged, ctx: &mut Context<Self>) {
         self.state_index = index;
-        // What a node says that is no member any more, or what was said of it, is nothing that is wrong with this one.
+        // A refusal by or of a node that is no longer a member is not an error of this node.
         let is_member = |id: &NodeId| state.membership.members.contains_key(id);
         self.refused_by.retain(|peer, _| is_member(peer));
         self.refused.take_if(|(of, _)| of.is_some_and(|of| !is_member(&of)));

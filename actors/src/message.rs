@@ -21,8 +21,8 @@
 //! | [`ProposeVersions`] | membership → core | |
 //! | `Drain` | core → itself | |
 //!
-//! Messages to and from the transport are in [`actorum_transport::message`]. What the core itself speaks of is in
-//! [`actorum_core::message`], and travels in a [`FromCore`].
+//! Messages to and from the transport are in [`actorum_transport::message`]. The core's own types are in
+//! [`actorum_core::message`], and are sent in a [`FromCore`].
 //!
 //! [`Append`]: actorum_core::message::Append
 //! [`ReadEntries`]: actorum_core::message::ReadEntries
@@ -56,7 +56,7 @@ use actorum_machine::{
 pub struct Submit<T: ReplyHandle> {
     /// The encoded command.
     pub encoded: EncodedCommand,
-    /// Whom to answer; `None` for proposals of our own that nobody waits for.
+    /// The slot for the answer; `None` for the node's own proposals, for which no caller waits.
     pub reply: Option<T>,
     /// When to give up.
     pub deadline: Duration,
@@ -122,13 +122,13 @@ pub struct EntriesRead {
     pub result: Result<Vec<Entry>, StoreError>,
 }
 
-/// What the log writer learned of the disk besides what it wrote.
+/// What the log writer learned of the disk besides its writes.
 #[derive(Message, Clone, Debug, PartialEq, Eq)]
 #[rtype(result = "()")]
 pub enum DiskReport {
     /// The probe that was asked for has ended.
     Probed(Result<(), String>),
-    /// Space fell under one of its marks, is enough again, or changed while it is low.
+    /// Free space fell below a limit, is enough again, or changed while it is low.
     Space(Room),
 }
 
@@ -194,7 +194,7 @@ pub struct CapturedState {
 #[rtype(result = "()")]
 pub struct SnapshotBuilt(pub Result<Snapshot, String>);
 
-/// The file of a snapshot is here, whole and durable; or it could not be had.
+/// The file of a snapshot is here, whole and durable; or it could not be fetched.
 #[derive(Message, Clone, Debug, PartialEq, Eq)]
 #[rtype(result = "()")]
 pub struct SnapshotFetched {
@@ -204,7 +204,7 @@ pub struct SnapshotFetched {
     pub result: Result<(), String>,
 }
 
-/// These snapshots are what this node starts from now, and it is durable that they are: other files may go.
+/// This node now starts from these snapshots, and that is durable: other files may be removed.
 #[derive(Message, Clone, Debug, PartialEq, Eq)]
 #[rtype(result = "()")]
 pub struct SnapshotsKept(pub Vec<Snapshot>);
@@ -259,7 +259,7 @@ pub struct ProposeMark {
 #[rtype(result = "()")]
 pub struct ProposeVersions(pub SystemCommand);
 
-/// The replicated system state is another one now.
+/// The replicated system state has changed.
 #[derive(Message, Clone, Debug)]
 #[rtype(result = "()")]
 pub struct SystemChanged {
@@ -274,7 +274,7 @@ pub struct SystemChanged {
 #[rtype(result = "()")]
 pub struct ClocksRead(pub Estimates);
 
-/// What the core speaks of, as a message: the core knows no actor, so its own types are none.
+/// A type of the core, wrapped as a message: the core knows no actors, so its own types are not messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FromCore<T>(pub T);
 
@@ -294,11 +294,11 @@ pub struct PeerFeatures {
     pub machine_version: u32,
 }
 
-/// An actor or the store is beyond use: the whole system must stop with this cause.
+/// An actor or the store cannot go on: the whole system must stop with this cause.
 #[derive(Message, Clone, Debug)]
 #[rtype(result = "()")]
 pub struct Failed {
-    /// What kind of cause it is; [`Reason::Stopped`] where it has no name of its own.
+    /// The kind of the cause; [`Reason::Stopped`] if it has no own name.
     pub reason: Reason,
     /// What happened, in a sentence that names the part.
     pub cause: String,

@@ -1,4 +1,4 @@
-//! Pages: where the answer to one request goes, carried through the core to the applier.
+//! Reply slots: the place for the answer to one request, carried through the core to the applier.
 //!
 //! ```text
 //!  Raft::propose ── ReplySlot ──▶ core ──┬─ answer(Refused | Unknown | Applied by the leader)
@@ -6,9 +6,9 @@
 //!  dropped anywhere: the client hears that the outcome is unknown, and why the system stopped
 //! ```
 //!
-//! A slot is answered exactly once, at the latest by its drop, and with it goes the admission it held. What a
-//! client is told follows the fourth promise: `Ok` only for what was applied, a rejection only for what
-//! is surely not in the log, and `Unknown` for everything else.
+//! A slot is answered exactly once, at the latest by its drop, and then releases its admission permit. The answer
+//! follows the fourth promise: `Ok` only for what was applied, a rejection only for what is surely not in the log, and
+//! `Unknown` for everything else.
 
 use std::{fmt, sync::Arc};
 
@@ -145,7 +145,7 @@ impl<S: StateMachine> ReplyHandle for ReplySlot<S> {
     }
 }
 
-/// Nothing is lost in silence: a slot that goes away unanswered tells its client so.
+/// No request is lost without an answer: a slot that is dropped unanswered tells its client so.
 impl<S: StateMachine> Drop for ReplySlot<S> {
     fn drop(&mut self) {
         let Some(client) = self.0.take() else { return };
@@ -201,19 +201,19 @@ fn finish_proposal<R>(
     finish(reply, permit, result);
 }
 
-/// The permit goes first: whoever proposes again on hearing the answer must find the place free.
+/// The permit is released first: a client that proposes again after the answer must find the place free.
 fn finish<T>(reply: oneshot::Sender<T>, permit: Permit, result: T) {
     drop(permit);
-    // A client that no longer waits is not told; it chose not to be.
+    // A client that no longer waits gets no answer.
     let _ = reply.send(result);
 }
 
-/// What a client hears when an answer does not fit its request: a peer of another mind, never a success.
+/// The error for a client when a peer's answer does not fit the request. It is never a success.
 fn mismatched(what: &str) -> RequestOutcome {
     RequestOutcome::Unknown { cause: format!("the answer was about {what}, which was not the request") }
 }
 
-/// Everything a refusal says to any kind of request, before each operation puts it into its own words.
+/// The meaning of a refusal for every kind of request, before each operation turns it into its own error.
 enum Refused {
     NoLeader(Option<NodeId>),
     Late(String),
@@ -230,7 +230,8 @@ impl From<Refusal> for Refused {
     fn from(refusal: Refusal) -> Self {
         match refusal {
             Refusal::NotLeader { leader } => Refused::NoLeader(leader),
-            // The core asks again until the deadline; what is left of the next two then is that it passed.
+            // For the next two refusals the core asks again until the deadline, so the answer is that the deadline has
+            // passed.
             Refusal::Dropped { cause } => {
                 Refused::Late(format!("the leader did not take it up within the deadline: {cause}"))
             }
@@ -337,7 +338,7 @@ fn change_result(answer: RequestOutcome) -> Result<Arc<Membership>, ChangeError>
         Refused::NoLeader(leader) => ChangeError::NotLeader { leader },
         Refused::Late(cause) => ChangeError::DeadlineExceeded { cause },
         Refused::Busy(bound) => ChangeError::Busy { bound },
-        // No leader says so of a change, which is small and may be what ends the want of space.
+        // No leader answers a change like this, since a change is small and may be the way out of the lack of space.
         Refused::LowSpace { .. } => ChangeError::Busy { bound: BusyBound::OfLeader },
         Refused::TooLarge(limit) => {
             ChangeError::Invalid { cause: format!("the change is larger than an entry may be ({limit} bytes)") }

@@ -1,4 +1,4 @@
-//! Subscribers: who is told what is applied, each at its own speed.
+//! Subscribers: they get what is applied, each at its own speed.
 //!
 //! ```text
 //!  applier ──try_send──▶ [ buffer, bounded ] ──▶ pump ──send, awaited──▶ subscriber
@@ -6,20 +6,22 @@
 //!                          └▶ Lagged, the last    └── first what the log holds after the index asked for
 //! ```
 //!
-//! Each subscriber has a buffer, bounded in number (`subscriber_buffer`) and in bytes (`subscriber_buffer_bytes`), and a pump, a
-//! task of its own that sends one message, awaits it, then sends the next. At either bound the subscriber is unsubscribed: it gets
-//! what is in its buffer and then `Lagged`. The applier never waits, and one subscriber never slows another.
+//! Each subscriber has a buffer, bounded in number (`subscriber_buffer`) and in bytes (`subscriber_buffer_bytes`), and
+//! a pump, a task of its own that sends one message, awaits it, then sends the next. At either bound the subscriber is
+//! unsubscribed: it gets what is in its buffer and then `Lagged`. The applier never waits, and one subscriber never
+//! delays another.
 //!
 //! What was applied before the subscription is read back from the log by the pump, in chunks, where blocking is
 //! allowed; what is applied meanwhile gathers in the buffer. The two meet at the index that was applied when the
 //! subscription began, so there is neither gap nor repeat. Where the log begins later than that, or is cut off while it
-//! is read, `SnapshotInstalled` takes the place of what is missing. Every command is told with the time that `apply`
-//! saw: reading begins where it is known ([`Times`]), which may be before the first command that is told.
+//! is read, `SnapshotInstalled` takes the place of what is missing. Every command is reported with the time that
+//! `apply` saw: reading begins where the time is known ([`Times`]), which may be before the first command that is
+//! reported.
 //!
-//! A subscription may begin inside a read ([`View`]): then both are of one index, nothing is read back, and every command that is
-//! told has its response.
+//! A subscription may begin inside a read ([`View`]): then both are of one index, nothing is read back, and every
+//! command that is reported has its response.
 //!
-//! Deliberately absent: telling membership changes and leaders of the past; status has the present ones.
+//! Deliberately absent: reports of past membership changes and leaders; the status has the present ones.
 
 use std::{
     collections::BTreeMap,
@@ -52,20 +54,20 @@ use tokio::{
     task::JoinHandle,
 };
 
-/// How much of the log is read back at once, and how much of a buffer travels in one message of the batched form.
+/// How much of the log is read back at once, and how much of a buffer is sent in one message of the batched form.
 const CHUNK_BYTES: usize = 1 << 20;
-/// How many events travel in one message of the batched form.
+/// How many events are sent in one message of the batched form.
 const CHUNK_EVENTS: usize = 1024;
-/// What an event that is no command counts in a buffer, about.
+/// About how many bytes an event without a command counts in a buffer.
 const PLAIN_BYTES: usize = 256;
 
-/// Who is told, and in which form.
+/// The recipient, and the form of its messages.
 pub enum Subscriber<S: StateMachine> {
     /// A message per event.
     Single(Recipient<Event<S>>),
     /// A message for all events that wait.
     Batched(Recipient<Events<S>>),
-    /// A channel, behind which somebody takes one event after the other.
+    /// A channel, from which the receiver takes one event after the other.
     Channel(mpsc::Sender<Event<S>>),
 }
 
@@ -95,7 +97,7 @@ pub enum Wants {
     /// Everything that happens.
     #[default]
     Everything,
-    /// Who leads: first who leads now, then every change.
+    /// The leader: first the present one, then every change.
     Leadership,
 }
 
@@ -122,13 +124,13 @@ debug_fields!(SubscribeFrom<S: StateMachine> { subscriber, after, wants });
 #[rtype(result = "()")]
 pub struct Unsubscribe(pub Subscription);
 
-/// What a read sees: the state at one index, and the means to follow it from there.
+/// What a read sees: the state at one index, and a way to follow the state from there.
 pub struct View<'a, S: StateMachine> {
     /// The index that is applied.
     pub applied: u64,
     /// The state as of it.
     pub machine: &'a S,
-    /// Who is told what is applied after it.
+    /// The subscribers that get what is applied after it.
     pub subscribers: &'a mut Subscribers<S>,
 }
 
@@ -159,7 +161,7 @@ pub struct BufferBounds {
     pub bytes: usize,
 }
 
-/// Everyone who is told what one applier does.
+/// All subscribers of one applier.
 pub struct Subscribers<S: StateMachine> {
     group: GroupId,
     reader: Arc<dyn LogReader>,
@@ -168,7 +170,7 @@ pub struct Subscribers<S: StateMachine> {
     next: u64,
     feeds: BTreeMap<u64, Feed<S>>,
     cluster: Option<ClusterId>,
-    /// Who leads, and in which term, as the core said last.
+    /// The leader and its term, as the core last reported.
     leader: (Option<NodeId>, u64),
 }
 
@@ -180,17 +182,17 @@ struct Feed<S: StateMachine> {
     wants: Wants,
     /// Events, and what each counts in bytes.
     buffer: mpsc::Sender<(Event<S>, usize)>,
-    /// Bytes handed over and not told yet.
+    /// Bytes handed over and not delivered yet.
     waiting: Arc<AtomicUsize>,
     /// Used once, at the bound.
     lagged: oneshot::Sender<Event<S>>,
-    /// Commands up to here were asked not to be told, or are told already.
+    /// The subscriber asked not to get commands up to here, or already has them.
     announced: u64,
     pump: JoinHandle<()>,
 }
 
 impl<S: StateMachine> Subscribers<S> {
-    /// Nobody yet. The times are those of whoever applies that log.
+    /// No subscribers yet. The times are those of the applier of that log.
     pub fn new(group: GroupId, reader: Arc<dyn LogReader>, times: Arc<Times>, bounds: BufferBounds) -> Self {
         let bounds = BufferBounds { events: bounds.events.max(1), ..bounds };
         Subscribers { group, reader, times, bounds, next: 1, feeds: BTreeMap::new(), cluster: None, leader: (None, 0) }
@@ -213,7 +215,7 @@ impl<S: StateMachine> Subscribers<S> {
 
     /// Begins a subscription on a log that is applied up to `applied`, or says why not.
     ///
-    /// Indexes here come from clients: what is not within the log is refused before anything is reckoned with it.
+    /// Indexes here come from clients: an index outside the log is refused before anything is computed with it.
     pub fn subscribe(&mut self, subscribe: SubscribeFrom<S>, applied: u64) -> Result<Subscription, SubscribeError> {
         let SubscribeFrom { subscriber, after, wants } = subscribe;
         let index = match (after, self.cluster) {
@@ -224,12 +226,12 @@ impl<S: StateMachine> Subscribers<S> {
                 return Err(SubscribeError::ForeignPosition { position, cluster });
             }
             (After::Position(position), Some(_)) => position.index,
-            // Whose it is will be seen when this node belongs to a cluster.
+            // The cluster of the position is checked when this node belongs to a cluster.
             (After::Position(position), None) => {
                 return Err(SubscribeError::FuturePosition { index: position.index, applied });
             }
         };
-        // The genesis is no command: who has heard nothing yet has missed nothing of a node that holds nothing.
+        // The genesis is not a command: a subscriber that begins at 0 has missed nothing of a node that holds nothing.
         if index > applied.max(GENESIS_INDEX) {
             return Err(SubscribeError::FuturePosition { index, applied });
         }
@@ -238,7 +240,7 @@ impl<S: StateMachine> Subscribers<S> {
 
     /// Begins one with what follows `after`, which is not past `applied`.
     fn begin(&mut self, subscriber: Subscriber<S>, after: u64, applied: u64, wants: Wants) -> Subscription {
-        // Whoever went while nothing was applied was not missed so far.
+        // Subscribers that ended while nothing was applied are removed here.
         self.feeds.retain(|_, feed| {
             let connected = feed.subscriber.is_connected();
             if !connected {
@@ -246,7 +248,7 @@ impl<S: StateMachine> Subscribers<S> {
             }
             connected
         });
-        // Nothing was told before the genesis, so nothing of it is missing.
+        // There was no command before the genesis, so none is missing.
         let after = after.max(GENESIS_INDEX);
         let id = self.next;
         self.next += 1;
@@ -283,7 +285,7 @@ impl<S: StateMachine> Subscribers<S> {
         }
     }
 
-    /// Tells a command, which with its response takes so many bytes.
+    /// Reports a command, which with its response takes so many bytes.
     pub fn command(
         &mut self,
         (index, term, time): (u64, u64, SystemTime),
@@ -301,7 +303,7 @@ impl<S: StateMachine> Subscribers<S> {
         });
     }
 
-    /// Tells that a snapshot replaced the state: commands up to its index are told nobody any more.
+    /// Reports that a snapshot replaced the state: commands up to its index are no longer reported.
     pub fn installed(&mut self, index: u64) {
         let Some(cluster) = self.cluster else { return };
         self.tell(PLAIN_BYTES, |_, feed| {
@@ -312,7 +314,7 @@ impl<S: StateMachine> Subscribers<S> {
 
     /// Tells who leads.
     pub fn leads(&mut self, leader: Option<NodeId>, term: u64) {
-        // A node that becomes a candidate is another kind of nobody's follower: who leads is the same.
+        // A node that becomes a candidate still has no leader: nothing about the leader has changed.
         if self.leader == (leader, term) {
             return;
         }
@@ -325,7 +327,7 @@ impl<S: StateMachine> Subscribers<S> {
         self.tell(PLAIN_BYTES, |_, feed| (feed.wants == Wants::Everything).then(|| (feed.announced, event.clone())));
     }
 
-    /// Offers each feed an event, with the index up to which its subscriber is then told. Never waits.
+    /// Offers each feed an event, with the index up to which its subscriber then has everything. Never waits.
     fn tell(&mut self, bytes: usize, event: impl Fn(u64, &Feed<S>) -> Option<(u64, Event<S>)>) {
         use mpsc::error::TrySendError;
         let mut ended = Vec::new();
@@ -350,19 +352,19 @@ impl<S: StateMachine> Subscribers<S> {
                     resume_after = feed.announced,
                     "a subscriber lags and is unsubscribed"
                 );
-                // A pump that has ended has nobody to tell.
+                // A pump that has ended has no subscriber any more.
                 let _ = feed.lagged.send(Event::Lagged { cluster: self.cluster, resume_after: feed.announced });
             }
         }
     }
 }
 
-/// What was applied before the subscription and is told after it began.
+/// What was applied before the subscription and is reported after it began.
 struct Backlog {
     group: GroupId,
     reader: Arc<dyn LogReader>,
     times: Arc<Times>,
-    /// The last index that was told, or was asked not to be.
+    /// The last index that was reported, or that the subscriber asked not to get.
     announced: u64,
     /// The last index of it; later ones come through the buffer.
     applied: u64,
@@ -402,19 +404,20 @@ impl<S: StateMachine> Pump<S> {
         }
         while let Some((batch, bytes)) = self.next().await {
             let sent = self.subscriber.tell(batch).await;
-            // What is in the subscriber's hands waits no more: only now there is room for as much.
+            // The subscriber has taken the message, so its bytes no longer count: only now there is room for as much.
             self.waiting.fetch_sub(bytes, Ordering::Relaxed);
             if sent.is_err() {
                 return;
             }
         }
-        // The applier let go: because of the bound, or because it stopped.
+        // The applier has dropped its end: because of the bound, or because it stopped.
         if let Ok(lagged) = lagged.await {
             let _ = self.subscriber.tell(vec![lagged]).await;
         }
     }
 
-    /// The next message's worth of events, and what they count together; `None` once the applier has let go and all are told.
+    /// The events for the next message, and their bytes together; `None` once the applier has dropped its end and all
+    /// events are delivered.
     async fn next(&mut self) -> Option<(Vec<Event<S>>, usize)> {
         let (first, mut bytes) = self.events.recv().await?;
         let mut batch = vec![first];
@@ -431,12 +434,12 @@ impl<S: StateMachine> Pump<S> {
 }
 
 impl Backlog {
-    /// The commands of the next chunk, read where blocking is allowed if it may block. None of them while what is read
-    /// is only on the way to the first.
+    /// The commands of the next chunk, read on a thread that may block if the store blocks. It is empty while the chunk
+    /// is before the first command that is reported.
     #[allow(clippy::disallowed_methods, reason = "only for a store that blocks")]
     async fn read<S: StateMachine>(&mut self) -> Result<Vec<Event<S>>, String> {
         let Some(cluster) = self.cluster else { return Err("this node belongs to no cluster".into()) };
-        // Never past the log: `subscribe` looked at both.
+        // Never past the log: `subscribe` has checked both.
         let (group, reader, to) = (self.group, self.reader.clone(), self.applied + 1);
         let (reached, known) = (self.reached, self.times.up_to(self.announced));
         let blocks = reader.blocks();
@@ -483,7 +486,8 @@ impl Backlog {
             }
         }
         self.reached = Some((at, time));
-        // Whoever resumes near here later reads less. Only on the way: what is known lies apart by that much already.
+        // A time is noted, so that a subscriber that resumes near here later reads less. Only before the first reported
+        // command: other known times are already this far apart.
         if at < self.announced && self.unnoted >= SPACING_BYTES {
             self.unnoted = 0;
             self.times.note(at, time);
@@ -491,11 +495,12 @@ impl Backlog {
         Ok(events)
     }
 
-    /// What comes first cannot be read, or not with its time: the log begins at `first`. Goes on at the first index
-    /// from which both are there, and says up to where the state takes the place of what is missing.
+    /// The first commands cannot be read, or their time is not known: the log begins at `first`. Reading goes on at the
+    /// first index where both are known, and an event says up to which index the state takes the place of the missing
+    /// commands.
     fn skip(&mut self, first: u64) -> u64 {
-        // Neither a silent gap nor an end. But only up to what was applied then: what was applied since comes through
-        // the buffer.
+        // The subscription does not end, and the gap is reported. The report covers only what was applied then: what
+        // was applied since comes through the buffer.
         let next = self.times.from((self.announced + 1).max(first.saturating_sub(1)));
         let next = next.filter(|(index, _)| *index < self.applied);
         (self.reached, self.announced) = (next, next.map_or(self.applied, |(index, _)| index));
@@ -512,7 +517,7 @@ impl<S: StateMachine> Subscriber<S> {
         }
     }
 
-    /// Sends and awaits: one message is in flight, so a subscriber's mailbox holds one of ours.
+    /// Sends and awaits: one message is in flight, so a subscriber's mailbox holds at most one of ours.
     async fn tell(&self, events: Vec<Event<S>>) -> Result<(), Gone> {
         if events.is_empty() {
             return Ok(());

@@ -8,15 +8,15 @@
 //!  SystemChanged (applier) ──┘                        └─▶ status: hash, divergence
 //! ```
 //!
-//! Every node keeps a running hash over what it applies. The leader proposes a *mark* every so many entries, once
-//! every member understands marks. A node that applies a mark reports its hash there to every other member, and each
+//! Every node keeps a running hash over what it applies. The leader proposes a *mark* every so many entries, once every
+//! member understands marks. A node that applies a mark reports its hash there to every other member, and each
 //! compares. A node that differs from a majority of the voters stops and names the index (promise 7). Without a
-//! majority nobody can tell who is right: then no node stops, and every node that sees the difference is not ready and
-//! says so.
+//! majority it is not known which nodes are right: then no node stops, and every node that sees the difference is not
+//! ready and says so.
 //!
 //! Queue: the mailbox; one event per mark, and one question at a time from and to each member, which the transport bounds.
 //!
-//! Deliberately absent: repairing. A node that differs is replaced by its operator, who is told how.
+//! Deliberately absent: repairing. An operator replaces a node that differs; the condition says how.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -49,7 +49,7 @@ const AGAIN: Duration = Duration::from_secs(1);
 /// How long such a question is waited for.
 const ASK_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Whom the checker talks to.
+/// The actors that the checker talks to.
 pub struct Links {
     /// The transport.
     pub ask: Recipient<Ask>,
@@ -85,9 +85,9 @@ pub struct Start {
 pub struct ConsistencyStatus {
     /// The newest mark.
     pub mark: Option<Mark>,
-    /// Who differs in what was applied.
+    /// The nodes that differ in what they applied.
     pub state: Option<Divergence>,
-    /// Who differs in what the state machine answered; stays once it was found.
+    /// The nodes that differ in what their state machines answered; it stays once it was found.
     pub responses: Option<Divergence>,
 }
 
@@ -104,9 +104,9 @@ pub struct ConsistencyChecker {
     due: bool,
     /// Whether one was proposed since then, and it is too early to do it again.
     proposed: bool,
-    /// Whether the hashes began anew behind the last mark: those at it say nothing of the next one.
+    /// Whether the hashes began anew after the last mark: the hashes at that mark say nothing about the next one.
     restarted: bool,
-    /// Questions under way, by whom they went to.
+    /// Questions under way, by the member that was asked.
     asking: BTreeMap<NodeId, u64>,
     next_id: u64,
     shown: ConsistencyStatus,
@@ -203,14 +203,14 @@ impl ConsistencyChecker {
             && !self.stopped
             && let Some(parent) = self.links.failed.upgrade()
         {
-            // Promise 7: it never goes on with a state that it cannot trust.
+            // Promise 7: a node never goes on with a state that it cannot trust.
             self.stopped = true;
             parent.do_send(Failed { reason, cause });
         }
     }
 
-    /// Once when it begins, not once per mark or report. The figures alone: that it is so is a condition, which the
-    /// front door says.
+    /// One line when it begins, not one for each mark or report. The line has only the figures, since the difference
+    /// itself is a condition, which `RaftSystem` logs.
     fn say(&self, found: &ConsistencyStatus) {
         match (&self.shown.state, &found.state) {
             (None, Some(state)) => {
@@ -257,7 +257,7 @@ impl Actor for ConsistencyChecker {
     fn started(&mut self, ctx: &mut Self::Context) {
         self.compare();
         ctx.run_interval(AGAIN, |checker, ctx| {
-            // An interval keeps its actor alive; nobody holds this one any more.
+            // An interval keeps its actor alive; here no other address of this actor is left.
             if !ctx.connected() {
                 return ctx.stop();
             }

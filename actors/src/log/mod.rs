@@ -1,3 +1,3 @@
-//! Reading of the log for peers that are far behind, where waiting is allowed. The log itself is the store's.
+//! Reading of the log for peers that are far behind, on threads that may wait. The log itself is in the store.
 
 pub mod read;

@@ -1,4 +1,5 @@
-//! What the peers' calendars show, and whether those that lead take writes: asked once a second, and shown to the core.
+//! Asks the peers once a second what their calendars show, and whether they take writes if they lead, and tells the
+//! core.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -26,7 +27,8 @@ const REFUSAL_VALID: Duration = Duration::from_secs(3);
 const MAX_REASON: usize = 64;
 
 impl<T: ReplyHandle> MembershipManager<T> {
-    /// What this node answers to that question. One reading, for there is nothing to do between hearing it and answering it.
+    /// What this node answers to that question. It reads the clock once, since nothing happens between the question and
+    /// the answer.
     pub(super) fn own_clock(&self) -> ClockReading {
         let calendar_us = u64::try_from(calendar_us(self.links.clock.wall())).unwrap_or(0);
         let refuses_writes = self.links.core.borrow().refuses_writes.map(|reason| reason.name().to_owned());
@@ -64,7 +66,7 @@ impl<T: ReplyHandle> MembershipManager<T> {
     pub(super) fn clock_read(&mut self, peer: NodeId, asked: Duration, reading: ClockReading) {
         let now = self.links.clock.now();
         self.clocks.read(peer, asked, now, reading.calendar_us);
-        // What a peer says is bounded before it is kept.
+        // A peer's text is bounded before it is kept.
         match reading.refuses_writes.filter(|reason| reason.len() <= MAX_REASON) {
             Some(reason) => drop(self.refuses_writes.insert(peer, (reason, now))),
             None => drop(self.refuses_writes.remove(&peer)),
@@ -77,7 +79,7 @@ impl<T: ReplyHandle> MembershipManager<T> {
         self.show();
     }
 
-    /// Why peers take no writes, as they said lately.
+    /// Why peers take no writes, by their last answers.
     pub(super) fn writes_refused_lately(&self) -> BTreeMap<NodeId, String> {
         let now = self.links.clock.now();
         let lately = |(_, (_, said)): &(&NodeId, &(String, Duration))| now.saturating_sub(*said) <= REFUSAL_VALID;

@@ -1,4 +1,5 @@
-//! Peers that refuse this node, and when their word ends it: another directory of this id, a copy, a removal.
+//! Peers that refuse this node, and when this node stops because of a refusal: another directory of this id, a copy, a
+//! removal.
 
 use actix::prelude::*;
 use actorum_core::{identity::RefusedBecause, message::ReplyHandle};
@@ -11,25 +12,26 @@ use actorum_transport::message::PeerRefused;
 use super::MembershipManager;
 
 impl<T: ReplyHandle> MembershipManager<T> {
-    /// Whether this peer's word, that the cluster knows another directory of this id, is enough to stop.
+    /// Whether this node stops because this one peer says that the cluster knows another directory of this id.
     ///
-    /// It is for a node that belongs to no cluster yet: it may have lost its disk, and must not take part. But a
-    /// member knows by its own copy of the membership whether it is the one recorded; there, one peer in error
-    /// or in the wrong hands must not put it out of service.
+    /// It is for a node that belongs to no cluster yet: it may have lost its disk, and must not take part. But a member
+    /// knows by its own copy of the membership whether it is the one recorded; such a node must not stop because of one
+    /// peer that is wrong or was taken over by an attacker.
     fn may_stop_us(&self, peer: NodeId) -> bool {
         match &self.state {
             Some(state) => {
                 let recorded = state.membership.members.get(&self.id).and_then(|member| member.incarnation);
                 recorded.is_some_and(|recorded| recorded != self.incarnation)
             }
-            // A founder listens to founders only; who waits does not know yet whom to believe.
+            // A founder believes only founders; a node that waits does not know yet which nodes to believe.
             None => self.founders.is_empty() || self.founders.contains_key(&peer),
         }
     }
 
     /// Whether this refusal proves that this directory is a copy: an older one, put back, or one of two that run.
     ///
-    /// A member's word, and looked at again with what this node itself knows. What was said of the process before proves nothing.
+    /// It must come from a member, and this node checks it against its own lives. A refusal of an earlier process
+    /// proves nothing.
     fn is_a_copy(&self, peer: NodeId, reason: &RefusedBecause) -> bool {
         let known = match &self.state {
             Some(state) => state.membership.members.contains_key(&peer),
@@ -41,7 +43,7 @@ impl<T: ReplyHandle> MembershipManager<T> {
                     let shown = self.lives.as_ref().map(|lives| lives.shown());
                     *id == self.id && shown.is_some_and(|shown| recorded.proves_copy(self.incarnation, &shown))
                 }
-                // This process runs, so it was not this directory that was opened again since.
+                // This process runs, so this directory cannot have been opened again since.
                 RefusedBecause::Boot { id, known, theirs } => {
                     *id == self.id && *theirs == self.boot && *known > self.boot && self.lives.is_some()
                 }
@@ -49,9 +51,10 @@ impl<T: ReplyHandle> MembershipManager<T> {
             }
     }
 
-    /// Once it has applied its own removal a node stops, but not at once: until another member knows of the removal, too, its
-    /// vote may be the one that a leader of the old configuration needs (Raft dissertation section 4.2.2). A member that
-    /// refuses it as removed knows. Where none can say so the time is bounded; a start brings it anew.
+    /// Once it has applied its own removal a node stops, but not at once: until another member knows of the removal,
+    /// too, its vote may be the one that a leader of the old configuration needs (Raft dissertation section 4.2.2). A
+    /// member that refuses the node as removed knows of it. If no member can say so, the time is bounded; after a
+    /// restart it begins anew.
     pub(super) fn take_leave(&mut self, ctx: &mut Context<Self>) {
         let retired = self.state.as_ref().is_some_and(|state| state.membership.retired.contains(&self.id));
         if retired && !self.leaving {
@@ -65,11 +68,11 @@ impl<T: ReplyHandle> MembershipManager<T> {
         }
     }
 
-    /// Whether enough of those who refuse this node as removed can be believed.
+    /// Whether enough peers refuse this node as removed to believe them.
     ///
-    /// One peer in error, or in the wrong hands, must not put a member out of service. So if this node has not applied its removal
-    /// (it was away when that was made), a majority of the other voters that it knows have to say so. One that belongs to no
-    /// cluster believes whom it would believe in other things.
+    /// A member must not stop because of one peer that is wrong or was taken over by an attacker. So if this node has
+    /// not applied its removal (it was away when that was made), a majority of the other voters that it knows have to
+    /// say so. A node that belongs to no cluster believes the same peers as for other refusals.
     fn is_removed_by(&self, peer: NodeId) -> bool {
         let Some(state) = &self.state else { return self.may_stop_us(peer) };
         if self.leaving {
@@ -101,7 +104,8 @@ impl<T: ReplyHandle> Handler<PeerRefused> for MembershipManager<T> {
             self.leave(&format!("as nodes {} say", by.join(", ")));
             return self.show();
         }
-        // Promise 6: a copy has forgotten what it acknowledged and voted, or somebody else votes in its name.
+        // Promise 6: a copy has forgotten what it acknowledged and for whom it voted, or another process votes with the
+        // same id.
         if copied || of_us && self.may_stop_us(peer) {
             self.fail(Reason::RefusedByPeers, cause);
         } else {

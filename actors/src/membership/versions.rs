@@ -1,13 +1,13 @@
-//! The leader records what the members understand, and puts to use what all of them do.
+//! The leader records what the members understand, and activates what all of them understand.
 //!
 //! ```text
 //!  a hello says something else than what is recorded ──Announce──▶ core
 //!  every member has announced it, and may be used    ──Activate──▶ core
 //! ```
 //!
-//! Both are proposals without an answer: what was lost with a leader is proposed again, once a second by whoever leads, and
-//! an entry that comes twice changes nothing. That an operator has asked is known to the leader alone: with another leader the operator
-//! asks again.
+//! Both are proposals without an answer: what was lost with a leader is proposed again, once a second by the present
+//! leader, and an entry that comes twice changes nothing. Only the leader knows that an operator has asked: after a
+//! change of leader the operator asks again.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -29,7 +29,7 @@ use tokio::sync::oneshot;
 use super::MembershipManager;
 use crate::message::ProposeVersions;
 
-/// How long a leader may take to put something to use: a few entries of the log.
+/// How long a leader may take to activate something: a few entries of the log.
 const ACTIVATE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What this leader has proposed and not seen applied, and the operators who wait for it.
@@ -45,7 +45,7 @@ pub(super) struct Activating {
     pub(super) asked_leader: BTreeMap<u64, oneshot::Sender<Activated>>,
 }
 
-/// Who waits for the end of an activation: a client of this node, or a peer for one of its own.
+/// The caller that waits for the end of an activation: a client of this node, or a peer for one of its clients.
 #[derive(Debug)]
 pub(super) enum Operator {
     Client(oneshot::Sender<Activated>),
@@ -53,14 +53,14 @@ pub(super) enum Operator {
 }
 
 impl Operator {
-    /// Whether a client that gave up is behind it.
+    /// Whether its client has given up.
     fn has_gone(&self) -> bool {
         matches!(self, Operator::Client(client) if client.is_closed())
     }
 
     fn answer(self, activated: Activated) {
         match (self, activated) {
-            // Whoever no longer waits is not told.
+            // A caller that no longer waits gets no answer.
             (Operator::Client(client), activated) => drop(client.send(activated)),
             (Operator::Peer(peer), Ok(index)) => peer.answer(Response::ReadAt { index }),
             (Operator::Peer(peer), Err(NoLeader)) => {
@@ -82,8 +82,9 @@ impl Activating {
     }
 }
 
-/// Put to use what every member understands, also where that is not done by itself (`activate = "manual"`). A node that does not
-/// lead asks the leader. Answered once it is done, with an index up to which a node has to apply to see what came of it.
+/// Activate what every member understands, also where that is not done automatically (`activate = "manual"`). A node
+/// that does not lead asks the leader. Answered once it is done, with the index that a node has to apply to see the
+/// result.
 #[derive(Message, Clone, Copy, Debug)]
 #[rtype(result = "Activated")]
 pub struct Activate;
@@ -91,7 +92,7 @@ pub struct Activate;
 /// The index, or that no leader did it.
 pub type Activated = Result<u64, NoLeader>;
 
-/// No leader is known that could put something to use, or it did not answer.
+/// No leader is known that could activate anything, or it did not answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NoLeader;
 
@@ -110,7 +111,7 @@ impl<T: ReplyHandle> MembershipManager<T> {
         let (true, Some(state)) = (self.leads, self.state.clone()) else { return };
         let (membership, versions, own) = (&state.membership, &state.versions, self.understanding.own());
         let may_use = self.links.activates || !self.activating.operators.is_empty();
-        // That members announce anything is new itself: until then an older member would stop at the entry.
+        // Announcements are a new kind of entry themselves: an older member would stop at the first one.
         let may_record = versions.are_recorded()
             || may_use && self.understanding.every_member_understands(membership, Feature::Activation);
         let mut proposals = Vec::new();
@@ -123,7 +124,7 @@ impl<T: ReplyHandle> MembershipManager<T> {
                 proposals.push(SystemCommand::Announce { node: *id, announcement: announcement.clone() });
             }
         }
-        // What a member announces now may take away what an activation stands on.
+        // A new announcement of a member may make an activation impossible that is under way.
         let settled = !self.activating.is_under_way(versions);
         let usable = if may_use && settled { versions.understood_by_all(membership, own) } else { Vec::new() };
         for activation in usable {
@@ -133,18 +134,19 @@ impl<T: ReplyHandle> MembershipManager<T> {
             }
         }
         proposals.into_iter().for_each(|command| self.links.versions.do_send(ProposeVersions(command)));
-        // What an operator asks for is done once, as far as it can be. What a member announces later is asked for again.
+        // An operator's request is carried out once, as far as possible. What a member announces later needs another
+        // request.
         if !self.activating.is_under_way(versions) {
             self.activating.answer(&Ok(self.state_index));
         }
     }
 
-    /// An operator wants what every member understands put to use.
+    /// An operator wants to activate what every member understands.
     pub(super) fn activate(&mut self, operator: Operator) {
         if !self.leads {
             return operator.answer(Err(NoLeader));
         }
-        // What one who has gone asked for is done all the same, by the word of this one.
+        // If an operator who asked has gone, the request of this one has the same effect.
         self.activating.operators.retain(|other| !other.has_gone());
         self.activating.operators.push(operator);
         self.propose_versions();

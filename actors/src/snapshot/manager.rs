@@ -1,4 +1,5 @@
-//! The snapshot manager: has them built, fetches what this node is offered, serves what it offers to others.
+//! The snapshot manager: lets snapshots be built, fetches those that this node is offered, and serves those that it
+//! offers to others.
 //!
 //! ```text
 //!  core ──BuildSnapshot─┐                          ┌─ on a thread ─▶ GroupSnapshots::build ──SnapshotBuilt──▶ core
@@ -11,12 +12,13 @@
 //!  core ──SnapshotsKept──▶ other files go; who asked for a snapshot hears that it is durable
 //! ```
 //!
-//! Who needs a snapshot pulls it, piece by piece: so pieces are acknowledged by the question for the next one, a transfer
-//! resumes where its file ends, whichever side was away, and what serves has nothing to remember or to clean up.
+//! A node that needs a snapshot pulls it, piece by piece. So the question for the next piece acknowledges the one
+//! before, a transfer resumes where its file ends, whichever side was away, and the serving side has nothing to
+//! remember or to clean up.
 //!
-//! Its queues: pieces asked for and not written are bounded by a window of four; what peers ask is bounded by the transport,
-//! per link; who waits for a snapshot, by `MAX_WAITING`: the next is told to ask again. No call here waits for a disk: those run
-//! on threads.
+//! Its queues: a window of four bounds the pieces asked for and not written; the transport bounds the questions of
+//! peers for each link; `MAX_WAITING` bounds the callers that wait for a snapshot, and the next caller is told to ask
+//! again. No call here waits for a disk: such calls run on threads.
 //!
 //! Deliberately absent: deciding when to build, what to offer, and when to give up on a peer: the core does.
 
@@ -64,10 +66,11 @@ use serve::{Serving, Worked};
 /// How long one piece may take before it is asked for again; half the timeout if that is less.
 const PIECE_WITHIN: Duration = Duration::from_secs(5);
 
-/// How many may wait for a snapshot at a time. At the bound the next is told to ask again.
+/// How many callers may wait for a snapshot at a time. At the bound the next one is told to ask again.
 const MAX_WAITING: usize = 1024;
 
-/// For how long a file that was read as a whole and found sound is not read again because a peer cannot use it.
+/// A file that was read completely and found good is not read again for so long, even if a peer reports that it cannot
+/// use it.
 const SOUND_FOR: Duration = Duration::from_secs(3600);
 
 /// How often progress is shown.
@@ -76,7 +79,7 @@ const SHOWN_EVERY: Duration = Duration::from_millis(250);
 /// Its bounds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ManagerBounds {
-    /// To how many peers snapshots are sent at once. Others are told to ask again.
+    /// How many peers are sent snapshots at once. Others are told to ask again.
     pub max_sends: usize,
     /// Bytes per second that are sent to all of them together; zero for no bound.
     pub rate: u64,
@@ -86,7 +89,7 @@ pub struct ManagerBounds {
     pub timeout: Duration,
 }
 
-/// Whom the snapshot manager talks to. It holds nobody that is above it.
+/// The actors that the snapshot manager talks to. It holds no strong address of an actor above it.
 #[derive(Clone, Debug)]
 pub struct ManagerLinks {
     /// The applier.
@@ -108,31 +111,31 @@ pub struct SnapshotManager {
     bounds: ManagerBounds,
     clock: Arc<dyn Clock>,
     links: ManagerLinks,
-    /// What this node starts from, as its disk knows.
+    /// The snapshots that this node starts from, by what is durable.
     kept: Vec<Snapshot>,
     building: Option<Building>,
-    /// Who waits for the snapshot under way.
+    /// The callers that wait for the snapshot under way.
     waiting: Vec<Waiting>,
-    /// Who asked after it had begun: what was applied by then is in the next one.
+    /// The callers that asked after it had begun: what was applied by then is in the next snapshot.
     waiting_next: Vec<Waiting>,
     /// The index of a snapshot whose file here turned out damaged.
     damaged: Option<u64>,
-    /// When a file may be read as a whole again because somebody cannot use it; `None` in the middle of that.
+    /// When a file may be read completely again because a peer cannot use it; `None` while it is being read.
     checks: Option<Duration>,
-    /// The index of one that was found sound, and until when that is taken to be so.
+    /// The index of a snapshot that was found good, and until when that counts.
     sound: Option<(u64, Duration)>,
-    /// Whether a thread removes what is not kept; and whether there is something new for it.
+    /// Whether a thread is removing files that are not kept, and whether it has to run again.
     sweeping: bool,
     sweep_again: bool,
     fetching: Option<Fetching>,
-    /// What was fetched and is not restored yet: from whom, its index, and its file.
+    /// The snapshot that was fetched and is not restored yet: its sender, its index, and its file.
     installing: Option<(NodeId, u64, SnapshotFile)>,
-    /// When its sender last heard that this goes on.
+    /// When its sender was last told that this goes on.
     signed: Duration,
-    /// Counts questions: an answer to an earlier transfer's belongs to nobody.
+    /// Counts questions, so that an answer to a question of an earlier transfer is ignored.
     next_question: u64,
     serving: BTreeMap<NodeId, Serving>,
-    /// How far peers are that work on what they were sent; one for each peer that ever did.
+    /// The progress of peers that work on what they were sent; one for each peer that ever did.
     working: BTreeMap<NodeId, Worked>,
     rate_limiter: RateLimiter,
     status: watch::Sender<Snapshots>,
@@ -190,12 +193,12 @@ impl SnapshotManager {
         manager
     }
 
-    /// The reserve is to hold the next snapshot, too, which will be about as large as the newest.
+    /// The reserve must also have room for the next snapshot, which will be about as large as the newest.
     fn hold_room(&self) {
         self.snapshots.hold_snapshot(self.kept.last().map_or(0, |newest| taken(newest).bytes));
     }
 
-    /// Runs what may wait for a disk where that is allowed, and goes on with its result here.
+    /// Runs work that may wait for a disk on a thread, and handles its result here.
     fn off_thread<T: Send + 'static>(
         &mut self,
         ctx: &mut Context<Self>,
@@ -233,16 +236,17 @@ impl SnapshotManager {
         let Some(building) = &mut self.building else { return };
         let holds = |newest: &&Snapshot| newest.index >= index && self.damaged != Some(newest.index);
         if let Some(newest) = self.kept.last().filter(holds).cloned() {
-            // Nothing was applied since: that one says it all.
+            // Nothing was applied since the last snapshot, so that one is the answer.
             return self.is_built(newest);
         }
         building.index = index;
         let written = building.written.clone();
-        // What this founder heard while the cluster was formed goes on from snapshot to snapshot, but not into another cluster.
+        // What this founder learned while the cluster was formed is copied from snapshot to snapshot, but not into
+        // another cluster.
         let founding = self.kept.last().filter(|_| system.recovered_at == 0);
         let formed_with = founding.and_then(|newest| SystemState::formed_with(newest).ok()).unwrap_or_default();
         let content = Content { index, term, system, formed_with, state: machine };
-        // Nobody knows before how large it will be: about as large as the last one.
+        // The size is not known in advance: about as large as the last snapshot.
         let expected = self.kept.last().map_or(0, |newest| taken(newest).bytes);
         self.off_thread(
             ctx,
@@ -260,7 +264,7 @@ impl SnapshotManager {
         );
     }
 
-    /// The core records it; only then those who wait hear of it.
+    /// The core records it; only then the waiting callers are answered.
     fn is_built(&mut self, snapshot: Snapshot) {
         if let Some(building) = &mut self.building {
             building.done = Some(taken(&snapshot));
@@ -284,7 +288,7 @@ impl SnapshotManager {
         self.begin_next();
     }
 
-    /// The next one, for those who asked too late for the one that has just ended.
+    /// The next snapshot, for the callers that asked too late for the one that has just ended.
     fn begin_next(&mut self) {
         if !self.waiting_next.is_empty() {
             self.waiting = mem::take(&mut self.waiting_next);
@@ -296,7 +300,7 @@ impl SnapshotManager {
         self.kept = kept;
         self.hold_room();
         let newest = self.kept.last().map_or(0, |newest| newest.index);
-        // It is restored; or it was of no use, which is how the core says so.
+        // It is restored; or the core says in this way that it was of no use.
         self.installing = None;
         if self.building.as_ref().is_some_and(|b| b.done.is_some_and(|done| done.index <= newest)) {
             self.building = None;
@@ -310,8 +314,8 @@ impl SnapshotManager {
         self.sweep(ctx);
     }
 
-    /// Removes the files of all snapshots but the kept ones. One at a time, and always by the latest word: an older one that came
-    /// late would take what has been installed since.
+    /// Removes the files of all snapshots but the kept ones. One sweep runs at a time, and always with the newest list:
+    /// a sweep with an older list would remove what has been installed since.
     fn sweep(&mut self, ctx: &mut Context<Self>) {
         if self.sweeping {
             self.sweep_again = true;
@@ -334,12 +338,12 @@ impl SnapshotManager {
         );
     }
 
-    /// Somebody could not use a snapshot of this node. If that is because its file is damaged here, there must be another one:
-    /// it would be offered for ever, and be found wrong for ever, and this node could not start from it either.
+    /// A peer could not use a snapshot of this node. If the file is damaged here, another snapshot must be built:
+    /// otherwise the damaged one would be offered and refused for ever, and this node could not start from it either.
     fn check(&mut self, index: u64, ctx: &mut Context<Self>) {
         let (now, timeout) = (self.clock.now(), self.bounds.timeout);
         let Some(snapshot) = self.kept.iter().find(|kept| kept.index == index).cloned() else { return };
-        // Reading it all is not for every word of a peer.
+        // The file is not read completely for every report of a peer.
         let sound = self.sound.is_some_and(|(sound, until)| sound == index && now < until);
         if sound || self.checks.take_if(|from| now >= *from).is_none() {
             return;
@@ -370,7 +374,7 @@ impl SnapshotManager {
 
     // ---- what is shown -------------------------------------------------------------------------------------
 
-    /// Looks what goes on, and whether it still does.
+    /// Checks what is under way, and whether it makes progress.
     fn look(&mut self, ctx: &mut Context<Self>) {
         let (now, timeout) = (self.clock.now(), self.bounds.timeout);
         self.serving.retain(|_, serving| serving.is_alive(now, timeout));
@@ -379,7 +383,7 @@ impl SnapshotManager {
     }
 
     fn say(&self, what: String) {
-        // Said once: the same again is a repetition, and the next attempt is on its way.
+        // Logged once: the same error again is no news, and the next attempt is under way.
         match self.status.borrow().last_error.as_ref() == Some(&what) {
             true => tracing::debug!("{what}"),
             false => tracing::warn!("{what}"),
@@ -436,7 +440,8 @@ impl Handler<BuildSnapshot> for SnapshotManager {
     }
 }
 
-/// Take a snapshot of what is applied by now. Answered when it is durable; if one is under way, it is the next one's turn then.
+/// Take a snapshot of what is applied by now. Answered when it is durable. If one is under way, the next one is taken
+/// after it for this request.
 #[derive(Message, Clone, Copy, Debug, PartialEq, Eq)]
 #[rtype(result = "Result<SnapshotTaken, TakeSnapshotError>")]
 pub struct TakeSnapshot;
@@ -463,7 +468,7 @@ impl Handler<TakeSnapshot> for SnapshotManager {
     }
 }
 
-/// The log is closed, so that nothing becomes durable any more: whoever waits for a snapshot is told so.
+/// The log is closed, so nothing becomes durable any more: the callers that wait for a snapshot are told so.
 #[derive(Message, Clone, Copy, Debug)]
 #[rtype(result = "()")]
 pub struct StopSnapshotManager;
@@ -503,7 +508,8 @@ impl Handler<SnapshotsKept> for SnapshotManager {
 #[rtype(result = "Result<Backup, TakeSnapshotError>")]
 pub struct OpenNewest;
 
-/// The file of a snapshot, as it lies on the disk. It reads to its end even if the node has let go of it meanwhile.
+/// The file of a snapshot, as it lies on the disk. It can be read to its end even if the node has removed the file
+/// meanwhile.
 ///
 /// Reading may wait for the disk: do it where that is allowed.
 pub struct Backup {

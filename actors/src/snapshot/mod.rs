@@ -1,4 +1,4 @@
-//! The actor that has snapshots built, fetches them and serves them. Their files are the store's.
+//! The actor that lets snapshots be built, fetches them and serves them. Their files are in the store.
 
 pub mod manager;
 mod rate_limiter;

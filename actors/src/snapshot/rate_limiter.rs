@@ -1,8 +1,8 @@
-//! How fast pieces are sent, and how much is asked for at once. Pure: both sides ask here, and say what time it is.
+//! How fast pieces are sent, and how much is asked for at once. Pure: both sides use it, and pass the time.
 
 use std::time::Duration;
 
-/// Keeps what is sent to a rate.
+/// Limits what is sent to a rate.
 #[derive(Debug, Default)]
 pub(super) struct RateLimiter {
     /// When the next piece may leave.
@@ -25,11 +25,11 @@ impl RateLimiter {
     }
 }
 
-/// The smallest piece that is asked for, if not even larger ones are wanted.
+/// The smallest piece that is asked for.
 const SMALLEST: u32 = 16 << 10;
 
-/// How large a piece to ask for, and how many at once, so that each comes well within its time on the slowest of links: what
-/// is not all there by then was sent for nothing.
+/// How large a piece to ask for, and how many at once, so that each piece arrives well within its time even on a slow
+/// link: a piece that is not complete by then was sent for nothing.
 #[derive(Debug)]
 pub(super) struct FetchWindow {
     /// Bytes of a piece.
@@ -48,7 +48,7 @@ impl FetchWindow {
     /// A piece came, or did not, after so long of the time that it may take.
     pub(super) fn took(&mut self, time: Duration, within: Duration, came: bool) {
         if time > within / 4 {
-            // The window first: fewer at once are each faster, and nothing is lost by it.
+            // The window shrinks first: with fewer pieces at once each of them is faster, and nothing is lost.
             match self.window {
                 1 => self.piece = (self.piece / 2).max(SMALLEST.min(self.largest.0)),
                 _ => self.window /= 2,

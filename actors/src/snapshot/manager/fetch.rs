@@ -27,7 +27,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 
 /// A snapshot that another node has.
 pub(super) struct Fetching {
-    /// Tells its questions and jobs from those of another.
+    /// Distinguishes its questions and jobs from those of another transfer.
     number: u64,
     from: NodeId,
     snapshot: Snapshot,
@@ -38,17 +38,17 @@ pub(super) struct Fetching {
     open: bool,
     /// Bytes written, or on their way to the disk.
     written: u64,
-    /// The first byte nobody was asked for.
+    /// The first byte that was not asked for yet.
     asked: u64,
     /// Questions under way.
     questions: BTreeMap<u64, AskedPiece>,
     fetch_window: FetchWindow,
     /// Pieces not written yet, by where they begin.
     pieces: BTreeMap<u64, Bytes>,
-    /// Where bytes were asked for in vain, and how many.
+    /// The bytes that were asked for without an answer: where they begin, and how many.
     again: Vec<(u64, u32)>,
     began: (Duration, u64),
-    /// When the last new byte came, or the word that others are before this node.
+    /// When the last new byte came, or the answer that other nodes are served first.
     moved: Duration,
 }
 
@@ -61,7 +61,7 @@ struct AskedPiece {
 }
 
 impl Fetching {
-    /// From whom, and how far it is.
+    /// The sender, and the progress.
     pub(super) fn shown(&self, now: Duration) -> (NodeId, Transfer) {
         let Fetching { snapshot, file, written, began, .. } = self;
         let rate = rate(*began, now, *written);
@@ -70,7 +70,7 @@ impl Fetching {
 }
 
 impl SnapshotManager {
-    /// Gives up on what stands still, and tells its sender of what does not.
+    /// Gives up a transfer that stands still, and tells the sender of one that makes progress.
     pub(super) fn look_at_fetching(&mut self, now: Duration, ctx: &mut Context<Self>) {
         let timeout = self.bounds.timeout;
         match &mut self.fetching {
@@ -157,12 +157,13 @@ impl SnapshotManager {
     fn ask_on(&mut self, ctx: &mut Context<Self>) {
         let (piece, timeout, asked) = (self.bounds.piece, self.piece_within(), self.clock.now());
         let Some(fetching) = &mut self.fetching else { return };
-        // Counted from what is written: a piece that is missing is asked for again however many wait behind it.
+        // The window counts from what is written: a missing piece is asked for again, however many pieces after it
+        // wait.
         let window = fetching.written + WINDOW as u64 * u64::from(piece);
         while fetching.questions.len() < fetching.fetch_window.window {
             let (offset, bytes) = match fetching.again.pop() {
                 Some((offset, bytes)) => {
-                    // It may have been too much at once.
+                    // The node may have asked for too much at once.
                     let first = bytes.min(fetching.fetch_window.piece);
                     if first < bytes {
                         fetching.again.push((offset + u64::from(first), bytes - first));
@@ -251,7 +252,7 @@ impl SnapshotManager {
         self.end_fetch(snapshot, Ok(()));
     }
 
-    /// Not the end of the node, nor of what came so far: the leader is told, and offers it again.
+    /// The node goes on, and keeps what came so far. The leader is told, and offers the snapshot again.
     fn not_fetched(&mut self, cause: String, ctx: &mut Context<Self>) {
         let Some(Fetching { snapshot, from, file, .. }) = self.fetching.take() else { return };
         self.say(format!("the snapshot at {} could not be fetched from node {from}: {cause}", snapshot.index));
@@ -274,8 +275,8 @@ impl SnapshotManager {
         self.publish();
     }
 
-    /// Tells the sender that what came is being written, checked or installed, from time to time: none of that has a bound, and
-    /// nothing is asked of it meanwhile.
+    /// Tells the sender from time to time that the file is being written, checked or installed. That has no time bound,
+    /// and the sender gets no questions meanwhile.
     fn sign(&mut self, now: Duration, ctx: &mut Context<Self>) {
         let works = self.fetching.as_ref().filter(|fetching| fetching.receiving.is_none());
         let works = works.map(|fetching| (fetching.from, fetching.snapshot.index, fetching.file)).or(self.installing);
@@ -336,7 +337,8 @@ impl Handler<Answered> for SnapshotManager {
                 self.not_fetched(format!("node {from} sent bytes from {at} on, and was asked for {offset}"), ctx);
             }
             Ok(Response::Refused(Refusal::Busy)) if from == fetching.from => {
-                // It lives, and others are before this node. Giving up now would only mean to queue anew, after a pause.
+                // The sender lives, and serves other nodes first. Giving up now would only mean to wait in the queue
+                // again, after a pause.
                 fetching.moved = now;
                 self.ask_again(question, ctx);
             }

@@ -17,8 +17,8 @@ pub(super) struct Serving {
     heard: Duration,
 }
 
-/// For how many timeouts (`snapshot_timeout_ms`) a peer may work on what it has without a byte of progress: what a state machine does with the last
-/// of them is not counted.
+/// For how many timeouts (`snapshot_timeout_ms`) a peer may work on its file without a byte of progress: a state
+/// machine may need that long after it has read the last bytes.
 const SILENT_TIMEOUTS: u32 = 6;
 
 /// What a peer last said of its work on a snapshot.
@@ -81,7 +81,7 @@ impl SnapshotManager {
                 responder.answer(Response::Refused(Refusal::Invalid { cause }));
             }
             SnapshotRequest::Read { file, index, offset, max } => {
-                // It lives and wants it, also if it has to wait for its turn.
+                // The peer lives and wants the snapshot, even if it has to wait for its turn.
                 self.tell(peer, index, None);
                 if !self.serving.contains_key(&peer) && self.serving.len() >= self.bounds.max_sends {
                     return responder.answer(Response::Refused(Refusal::Busy));
@@ -94,8 +94,8 @@ impl SnapshotManager {
                 }
                 serving.heard = now;
                 serving.transfer.bytes = serving.transfer.bytes.max(file.bytes.min(offset.saturating_add(max.into())));
-                // Who asked is told to come again before it stops waiting: pieces that nobody waits for any more would take
-                // the place of those that somebody does.
+                // The asker is told to ask again before it stops waiting: otherwise pieces that no node waits for any
+                // more would delay the pieces that others wait for.
                 let (rate, at_most) = (self.bounds.rate, self.piece_within() / 2);
                 let Some(wait) = self.rate_limiter.wait(now, max, rate, at_most) else {
                     return responder.answer(Response::Refused(Refusal::Busy));
@@ -109,8 +109,8 @@ impl SnapshotManager {
         }
     }
 
-    /// Whether a peer that says it works on a snapshot does: what it has done grows, or grew not long ago. A receiver whose disk or
-    /// machine hangs says that it works for ever.
+    /// Whether a peer that says that it works on a snapshot makes progress: its number of bytes grows, or grew not long
+    /// ago. A receiver whose disk or state machine hangs would say for ever that it works.
     fn makes_progress(&mut self, peer: NodeId, index: u64, progress: Option<u64>, now: Duration) -> bool {
         // The first version does not say how far it is.
         let Some(progress) = progress else { return true };
