@@ -1,4 +1,4 @@
-//! A client of the simulated cluster: asks any node, is told how it ended, and tells the world.
+//! A client of the simulated cluster: it asks any node, gets the result, and reports it to the world.
 
 use std::{collections::BTreeMap, fmt, future::Future, sync::Arc, time::Duration};
 
@@ -23,12 +23,12 @@ pub enum Unanswered {
     /// Surely without effect.
     #[error("rejected: {0}")]
     Rejected(String),
-    /// It may have had its effect, may have it later, or never.
+    /// The request may have taken effect, may take effect later, or never.
     #[error("unknown: {0}")]
     Unknown(String),
 }
 
-/// A client in a simulation. It has its own random numbers, and gives up when the simulation does.
+/// A client in a simulation. It has its own random numbers, and ends when the simulation ends.
 pub struct Client<S: StateMachine> {
     number: u64,
     fleet: Fleet<S>,
@@ -52,7 +52,7 @@ impl<S: StateMachine> Client<S> {
         self.number
     }
 
-    /// Its own chance: the same seed gives the same numbers.
+    /// Its own random numbers: the same seed gives the same numbers.
     pub fn rng(&mut self) -> &mut Rng {
         &mut self.rng
     }
@@ -155,7 +155,7 @@ impl<S: StateMachine> Client<S> {
     ) -> Result<T, Unanswered> {
         let world = self.fleet.world().clone();
         if world.over() {
-            // Who goes on asking all the same does not keep the run from its end.
+            // A client that goes on asking must not prevent the end of the run.
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
         let id = world.next_request();
@@ -167,7 +167,7 @@ impl<S: StateMachine> Client<S> {
             () = world.decided() => None,
             result = request => Some(result),
         };
-        // A process that stands still gives its answers when it goes on.
+        // A paused process gives its answers when it goes on.
         while self.fleet.node(node, |node| node.state) == Some(State::Paused) && !world.over() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }

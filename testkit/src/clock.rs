@@ -42,7 +42,7 @@ impl NodeClock {
         self.change(|state| state.paused = true);
     }
 
-    /// It goes on: the clock never stood still, it only was not looked at.
+    /// The process goes on: the clock ran meanwhile, but the process did not read it.
     pub(crate) fn resume(&self) {
         let now = self.scheduler.now();
         let mut state = self.lock();

@@ -1,5 +1,5 @@
-//! A node's disk in a simulation: the simulated disk of the log, the simulated files of the snapshots, and how both
-//! behave.
+//! A node's disk in a simulation: the simulated disk of the log, the simulated files of the snapshots, and the faults
+//! that both have now.
 
 use std::{
     io,
@@ -61,7 +61,7 @@ pub(crate) struct Room {
     reserve: Arc<Mutex<Option<Arc<Reserve>>>>,
 }
 
-/// What the simulated engine may need to open, in bytes: nothing, but a bound of nothing would bound nothing.
+/// What the simulated engine may need to open, in bytes. It needs nothing, but a bound of zero would mean no bound.
 const ENGINE: u64 = 512;
 
 impl Room {
@@ -147,9 +147,9 @@ struct BehaviorState {
     /// How long a batch takes at most, in milliseconds.
     latency_ms: u64,
     hangs: bool,
-    /// The power goes in the place of the so many-th step of that part from now.
+    /// The power is cut instead of this step of that part, counted from now.
     armed: Option<(Part, u64, Loss)>,
-    /// The so many-th write to that part from now fails.
+    /// This write to that part, counted from now, fails.
     fails: Option<(Part, DiskFault, u64)>,
     failed: bool,
     /// What a power cut at a step takes.
@@ -192,7 +192,7 @@ impl NodeDisk {
         NodeDisk { id, disk, files, tally, behavior, room, lives: Arc::default() }
     }
 
-    /// Who takes the node's power when the disk says so.
+    /// The function that cuts the node's power when the disk says so.
     pub(crate) fn cut_power_with(&self, power: Option<Arc<dyn Fn(Loss) + Send + Sync>>) {
         self.behavior.lock().power = power;
     }
@@ -326,7 +326,7 @@ impl NodeDisk {
         self.files.bring_back(files);
     }
 
-    /// As who copies a directory does: the boot counter and the lives, too.
+    /// A whole copy of the directory, with the boot counter and the lives.
     pub(crate) fn put_back(&self, (log, files): Backup) {
         self.disk.put_back(log);
         self.files.bring_back(files);
@@ -490,7 +490,7 @@ impl Decide<DiskStep> for Behavior {
     }
 }
 
-/// The same, as the files of snapshots meet it.
+/// The same faults, for files.
 struct FileBehavior {
     behavior: Behavior,
     tally: Arc<Tally>,

@@ -1,4 +1,4 @@
-//! What a simulation does to its cluster: kinds of faults, each with a weight, and how often one begins.
+//! The faults of a simulation: their kinds, each with a weight, and how often one begins.
 
 use std::time::Duration;
 
@@ -8,22 +8,22 @@ use std::time::Duration;
 pub struct Faults {
     /// Virtual time from the beginning of one fault to that of the next, on average.
     pub every: Duration,
-    /// Up to 30 % of what one direction of a link carries is lost, for a while.
+    /// One direction of a link loses up to 30 % of its messages, for a while.
     pub loss: u32,
     /// Up to 10 % of the Raft messages of a direction arrive twice, for a while.
     pub duplication: u32,
-    /// A link takes up to half a second, and every parcel another time: lanes and streams overtake each other.
+    /// A link takes up to half a second, and another time for each parcel: lanes and streams overtake each other.
     pub delay: u32,
     /// Everything to and from one node is slow, for a while.
     pub slow_peer: u32,
     /// Nothing passes in one direction of one link.
     pub one_way_cut: u32,
-    /// The nodes fall into two halves, or one is alone.
+    /// The nodes are split into two halves, or one node is alone.
     pub partition: u32,
     /// A connection breaks: what is under way is lost, both ways.
     pub reset: u32,
-    /// The power of one node goes, sometimes of all: unsynced writes are lost as a prefix, as a subset, or in all. It may go at
-    /// a message or at any step of a write.
+    /// The power of one node is cut, sometimes of all. Of the unsynced writes a suffix, a subset, or all are lost. It
+    /// may happen at a message or at any step of a write.
     pub power_cut: u32,
     /// A process is killed.
     pub kill: u32,
@@ -41,15 +41,18 @@ pub struct Faults {
     pub disk_error: u32,
     /// The disk is full: the node stops, and comes back when there is room.
     pub full_disk: u32,
-    /// Hardly any room is left on a disk, for a while: its leader transfers leadership and answers `LowSpace`.
+    /// Hardly any room is left on a disk, for a while. If its node leads, it transfers leadership and answers
+    /// `LowSpace`.
     pub low_space: u32,
-    /// Others fill the volume of one node, to the last byte or nearly, and make room again. Only where volumes have an end.
+    /// Other programs fill the volume of one node, to the last byte or nearly, and make room again. Only if volumes
+    /// have a size.
     pub filled_volume: u32,
-    /// A bit flips on the disk of a node that is down: intact, or refused with a specific error.
+    /// A bit flips on the disk of a node that is down. The directory is then intact, or refused with a specific error.
     pub flipped_bit: u32,
-    /// The last write of a disk is torn as the power goes: intact, or refused with a specific error.
+    /// The last write of a disk is torn when the power is cut. The directory is then intact, or refused with a specific
+    /// error.
     pub torn_write: u32,
-    /// A store is swapped for an older copy, its watermark is not: refused with a specific error.
+    /// A store is swapped for an older copy, but its watermark is not. It is refused with a specific error.
     pub old_copy: u32,
     /// A whole directory is put back from a copy made before the last opening, or while its node ran: refused by every peer that met
     /// what came later.
@@ -66,15 +69,15 @@ pub struct Faults {
     /// A write of a snapshot's file fails, or the disk is full there: that snapshot is not built, or not received; the node
     /// goes on.
     pub snapshot_error: u32,
-    /// A bit flips in a snapshot's file, under a node that goes on for a while: whoever fetches it refuses it, and the node
-    /// starts from the older one, or is refused with a specific error.
+    /// A bit flips in a snapshot's file, under a node that goes on for a while: a node that fetches the file refuses
+    /// it, and the node itself starts from the older one, or is refused with a specific error.
     pub rotten_snapshot: u32,
-    /// The state machine fails, or panics, in handing out its state: that snapshot is not built. Or in taking one: that node
-    /// stops, and does it again when it starts.
+    /// The state machine fails or panics while its state is captured: that snapshot is not built. Or it fails while it
+    /// restores a snapshot: that node stops, and restores again when it starts.
     pub failing_snapshot: u32,
     /// The state machine of one node panics: that node stops.
     pub panic: u32,
-    /// The state machine of one node answers wrongly for a while: that node finds out by its hash and stops.
+    /// The state machine of one node answers wrongly for a while: that node notices it by its hash and stops.
     pub wrong_answers: u32,
     /// The state machine of one node takes long for one command.
     pub slow_machine: u32,
@@ -82,9 +85,9 @@ pub struct Faults {
     pub membership: u32,
     /// A node asks for votes without a reason.
     pub campaign: u32,
-    /// Somebody subscribes, and reads slowly or not at all.
+    /// A subscriber reads slowly or not at all.
     pub subscription: u32,
-    /// Somebody asks a node for a snapshot now.
+    /// A node is asked for a snapshot.
     pub take_snapshot: u32,
     /// A node is shut down in order, and comes back.
     pub shutdown: u32,
@@ -94,7 +97,7 @@ pub struct Faults {
 }
 
 impl Faults {
-    /// No faults of the network and good disks: the start of a choice of one's own.
+    /// No faults at all: begin with this to choose your own faults.
     ///
     /// ```
     /// # use actorum_testkit::Faults;
@@ -146,7 +149,7 @@ impl Faults {
         }
     }
 
-    /// What a good data centre does in a bad week: connections break, nodes crash and come back, disks are slow.
+    /// The faults of a good data centre in a bad week: connections break, nodes crash and come back, disks are slow.
     pub fn gentle() -> Faults {
         Faults {
             every: Duration::from_millis(800),
@@ -165,7 +168,7 @@ impl Faults {
         }
     }
 
-    /// Everything at once, as often as a cluster can bear and still get something done.
+    /// All kinds of faults, as often as possible while the cluster can still do work.
     pub fn harsh() -> Faults {
         Faults {
             every: Duration::from_millis(450),

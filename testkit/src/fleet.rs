@@ -6,7 +6,7 @@
 //!           they still do is seen by nobody
 //! ```
 //!
-//! A crash between two messages is thus a crash at any moment that the world could tell from another.
+//! So a crash between two messages covers every moment at which a crash could make a difference.
 
 use std::{
     collections::BTreeMap,
@@ -70,7 +70,7 @@ impl Life {
     }
 }
 
-/// What a node is to the simulation.
+/// The state of a node in the simulation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum State {
     Running,
@@ -221,7 +221,7 @@ impl<S: StateMachine> Fleet<S> {
         let rate = state.0.between(900, 1100);
         let skew = state.0.between(0, 4000) as i64 - 2000;
         let clock = NodeClock::new(self.0.world.scheduler(), rate, skew);
-        // Whoever joins later has the newest, mostly: an older one may lack what is in use by then, and stops.
+        // A node that joins later has the newest program: an older one could not understand what is in use by then.
         let founds = self.0.rolled && matches!(bootstrap, Bootstrap::Form(_));
         let programs = [Program::First, Program::Hashing, Program::OlderMachine];
         let program = match founds {
@@ -551,7 +551,7 @@ impl<S: StateMachine> Fleet<S> {
         }
     }
 
-    /// Every node ends, and the circle of handles with it.
+    /// Every node ends, which breaks the circle of handles.
     pub(crate) fn end(&self) {
         let ids = self.nodes(|nodes| nodes.keys().copied().collect::<Vec<_>>());
         ids.into_iter().for_each(|id| self.kill(id));

@@ -1,4 +1,5 @@
-//! What clients of a key-value store did and were told: the input of the [linearizability](super::linearizability) checker.
+//! The operations of clients of a key-value store and their results: the input of the
+//! [linearizability](super::linearizability) checker.
 //!
 //! ```text
 //!  client 1   |--- put a ---|  |-- get: a --|
@@ -6,8 +7,8 @@
 //!             time ────────────────────────────────────────────────▶
 //! ```
 //!
-//! An operation is open from the instant it was invoked until the instant it was answered. What nobody answered
-//! is open for ever: it may take effect at any later point, or never.
+//! An operation is open from the instant it was invoked until the instant it was answered. An operation without an
+//! answer is open for ever: it may take effect at any later point, or never.
 //!
 //! Deliberately absent: clocks. Instants are numbers of one monotonic clock shared by all clients; [`History`]
 //! counts events, which is exact, and any other clock will do as well.
@@ -17,7 +18,7 @@ use std::fmt::{self, Debug, Display};
 /// One operation of one client on one key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Operation<K, V> {
-    /// Who. Only printed: a client that was told nothing may go on with another operation.
+    /// The client. It is only printed: a client without an answer may go on with another operation.
     pub client: u64,
     /// On which key.
     pub key: K,
@@ -47,7 +48,7 @@ pub enum Call<V> {
     },
 }
 
-/// What became of an operation.
+/// The result of an operation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome<V> {
     /// The store answered.
@@ -59,7 +60,7 @@ pub enum Outcome<V> {
     },
     /// It surely had no effect, and never will.
     Failed,
-    /// Nobody can tell: it may take effect at any instant after `invoked`, or never.
+    /// The outcome is unknown: it may take effect at any instant after `invoked`, or never.
     Unknown,
 }
 
@@ -109,7 +110,7 @@ impl<K, V> History<K, V> {
         History { operations: Vec::new(), events: 0 }
     }
 
-    /// An operation is about to be sent. The number names it; until more is told, its outcome is unknown.
+    /// An operation is about to be sent. The number names it; its outcome is unknown until it is recorded.
     pub fn invoke(&mut self, client: u64, key: K, call: Call<V>) -> usize {
         let invoked = self.tick();
         self.operations.push(Operation { client, key, call, invoked, outcome: Outcome::Unknown });

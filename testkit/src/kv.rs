@@ -1,4 +1,4 @@
-//! A key-value store with compare-and-set, and clients that record what they were told: what our own simulations run.
+//! A key-value store with compare-and-set, and clients that record their results. Our own simulations run this.
 //!
 //! An application checks its own state machine with a workload of its own; this one is here for the library's tests, and
 //! as a model to start from.
@@ -73,7 +73,7 @@ impl StateMachine for Kv {
     actorum::serde_snapshot!();
 }
 
-/// What all clients of one run did and were told. Clones are the same.
+/// The operations of all clients of one run, with their results. Clones share the same record.
 #[derive(Clone, Default)]
 pub struct Recorder(Arc<Mutex<History<u64, u64>>>);
 

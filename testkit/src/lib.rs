@@ -1,8 +1,8 @@
-//! A world that tries to break a cluster, for the tests of applications as well as for our own.
+//! A simulator that tries to break a cluster, for the tests of applications and for our own.
 //!
 //! [`Simulation`] runs whole nodes (the real actors, your own state machine) on one thread in virtual time, over a
-//! network and disks that fail in every way a seed can think of, and judges after every event whether what must hold
-//! still does. The same seed gives the same run, on every machine.
+//! network and disks that fail as the seed chooses, and checks all invariants after every event. The same seed gives
+//! the same run, on every machine.
 //!
 //! ```text
 //!  clients ─▶ RaftSystem, core, log writer, applier, membership ─▶ wire (loss, delay, cuts, resets)
@@ -11,7 +11,7 @@
 //!  world ◀── every drain, apply, answer ── invariants, trace hash ◀─┘
 //! ```
 //!
-//! It is for tests: name it among the `dev-dependencies`, in the version that `actorum` has. The guide of `actorum` has a
+//! It is for tests: add it to the `dev-dependencies`, in the same version as `actorum`. The guide of `actorum` has a
 //! [chapter](https://docs.rs/actorum/latest/actorum/guide/testing) on how to begin.
 //!
 //! Deliberately absent: QUIC, sled and TLS, which have tests of their own against real sockets and real power cuts.

@@ -11,14 +11,14 @@
 //! an open operation only to explain the next answer. What makes it fast, each sound for a store of this kind:
 //!
 //! - An open read whose value is there is taken at once: it changes nothing, and taking it later is never better.
-//! - A write of unknown outcome is dropped if nobody who could come after it needs its value: whatever follows it
-//!   in an order then overwrites it blindly, and the order holds without it.
+//! - A write of unknown outcome is dropped if no later operation needs its value: whatever follows it in an order
+//!   overwrites it without reading it, so the order is valid without it.
 //! - Equal writes of unknown outcome are taken in the order of their calls: they can be exchanged.
 //! - A configuration is not searched again if one was that had taken fewer of the unknown writes and is otherwise the
 //!   same: those not taken may be left for ever.
 //!
-//! The problem is NP-complete; a bound on the number of configurations ends what would take for ever with [`Verdict::Undecided`].
-//! Same input, same output: nothing here depends on a random hasher.
+//! The problem is NP-complete. A search that reaches a bound on the number of configurations ends with
+//! [`Verdict::Undecided`]. Same input, same output: nothing here depends on a random hasher.
 
 #![allow(clippy::disallowed_types, reason = "hashed with fixed keys, and never iterated")]
 
@@ -73,7 +73,7 @@ pub struct Counterexample<K, V> {
     pub answered: usize,
     /// Whether the operations shown suffice whatever the key held before them. If not, they begin with the empty store.
     pub whatever_before: bool,
-    /// A value that was seen and that nobody can have written, if that is the reason.
+    /// A value that was read and that no operation can have written, if that is the reason.
     pub never_written: Option<V>,
 }
 
@@ -82,7 +82,7 @@ pub fn check<K: Ord + Clone, V: Ord + Clone>(operations: &[Operation<K, V>]) -> 
     check_within(operations, DEFAULT_BOUND)
 }
 
-/// The same, with a bound of one's own on the configurations per key.
+/// The same, with this bound on the configurations for each key.
 pub fn check_within<K: Ord + Clone, V: Ord + Clone>(operations: &[Operation<K, V>], bound: u64) -> Verdict<K, V> {
     let mut keys: BTreeMap<&K, Vec<&Operation<K, V>>> = BTreeMap::new();
     for operation in operations {

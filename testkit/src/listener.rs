@@ -1,4 +1,5 @@
-//! Subscribers of the simulated cluster: they follow what is applied, at their own speed, and tell the world what they hear.
+//! Subscribers of the simulated cluster: they follow what is applied, at their own speed, and report to the world what
+//! they get.
 
 use std::{cell::Cell, rc::Rc, time::Duration};
 
@@ -41,7 +42,7 @@ impl Listener {
         pause_ms: u64,
     ) -> Option<(Subscription, Heed)> {
         let heed = Heed::default();
-        // Who names no index hears what is applied from some moment on that it does not know.
+        // A subscriber without an index gets what is applied from a moment on that it does not know.
         if let Some(after) = after {
             heed.0.0.set(after);
             world.saw(Event::Listens { listener: number, node, after });
@@ -92,7 +93,7 @@ impl<S: StateMachine> Handler<Events<Watched<S>>> for Listener {
 
     fn handle(&mut self, Events(events): Events<Watched<S>>, _: &mut Context<Self>) -> ResponseFuture<()> {
         for event in events {
-            // What the dead still say is heard by nobody.
+            // Events of a node that has crashed are ignored.
             if self.life.is_over() || self.heed.0.1.get() {
                 break;
             }
@@ -136,7 +137,7 @@ pub(crate) async fn follow<S: StateMachine>(fleet: Fleet<S>, mut rng: Rng) {
                     _ = tokio::time::timeout(most, lagged) => raft.unsubscribe(subscription),
                 }
                 last = heed.0.0.get();
-                // What is on its way to it is heard by nobody any more.
+                // Events on their way to it are ignored.
                 heed.0.1.set(true);
             }
         }

@@ -1,4 +1,5 @@
-//! The application's state machine, watched: what it applies is told to the world, and what is done to it comes in here.
+//! A wrapper around the application's state machine. It reports to the world what the machine applies, and carries out
+//! the faults of the machine.
 
 use std::{
     io::{self, Read},
@@ -27,8 +28,8 @@ pub(crate) struct Hooks(Arc<HookState>);
 struct HookState {
     /// The next `apply` panics.
     panic: AtomicBool,
-    /// Every `apply` answers with what the one before answered, but on a node that has led in this life: there somebody
-    /// waits for the answer.
+    /// Every `apply` answers with what the one before answered, except on a node that has led in this life, where
+    /// clients wait for the answers.
     lies: AtomicBool,
     /// This life is over: what its actors still do is seen by nobody.
     over: AtomicBool,
@@ -61,7 +62,7 @@ impl Hooks {
         self.0.panic.store(true, Relaxed);
     }
 
-    /// From now on it answers wrongly, where nobody but the hash of responses looks.
+    /// From now on it answers wrongly, where only the hash of responses shows it.
     pub(crate) fn lie(&self, lies: bool) {
         self.0.lies.store(lies, Relaxed);
     }

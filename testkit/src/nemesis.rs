@@ -1,7 +1,8 @@
-//! Who does it: chooses faults by their weights, begins them, and ends them.
+//! The nemesis: it chooses faults by their weights, begins them, and ends them.
 //!
-//! Each fault is a task of its own, so several are under way at once; but what takes a node's life in hand (a crash, a
-//! pause, a bad disk) reserves it, so that no two do at the same time. Everything a fault began it also ends.
+//! Each fault is a task of its own, so several are under way at once; but a fault that may stop a node (a crash, a
+//! pause, a bad disk) reserves it, so that no two such faults have one node at the same time. A fault also ends
+//! everything that it began.
 
 use std::{
     cell::{Cell, RefCell},

@@ -1,4 +1,4 @@
-//! How a simulation went: what was done, which faults really fired, and what broke, if anything did.
+//! The report of a simulation: what was done, which faults really happened, and which invariant broke, if any did.
 
 use std::{collections::BTreeMap, fmt};
 

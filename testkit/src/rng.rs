@@ -1,4 +1,5 @@
-//! Chance that can be repeated: splitmix64, forked by name so that one user of it never shifts another's numbers.
+//! Random numbers that can be repeated: splitmix64, forked by name so that one user never shifts the numbers of
+//! another.
 
 /// A stream of numbers that follow from a seed.
 #[derive(Clone, Debug)]

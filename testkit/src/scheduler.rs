@@ -1,4 +1,4 @@
-//! What is to happen at which virtual moment: one queue for the whole simulation.
+//! The scheduler: one queue of what happens at which virtual moment, for the whole simulation.
 //!
 //! ```text
 //!  at(moment, deed) ─▶ ordered by (moment, order of asking) ─▶ one task sleeps until the first, does all that are due

@@ -64,11 +64,11 @@ const SLICE: u64 = 500;
 /// transfer.
 const CATCHES_UP_WITHIN_MS: u64 = 90_000;
 
-/// What the clients of one run do, and what they think of it at the end.
+/// What the clients of one run do, and the verdict at its end.
 pub struct Script<S: StateMachine> {
     /// One client from its beginning to its end.
     pub client: ClientOf<S>,
-    /// Whether what all of them were told can be true.
+    /// Whether all results of the clients together can be true.
     pub verdict: Box<dyn Fn() -> Result<(), String>>,
 }
 
@@ -81,7 +81,7 @@ impl<S: StateMachine> fmt::Debug for Script<S> {
 /// One client's whole life.
 pub type ClientOf<S> = Box<dyn Fn(Client<S>) -> Pin<Box<dyn Future<Output = ()>>>>;
 
-/// A cluster in a world that tries to break it.
+/// A cluster in a simulated world that tries to break it.
 ///
 /// ```
 /// use std::time::Duration;
@@ -197,16 +197,17 @@ impl<S: StateMachine> Simulation<S> {
         self
     }
 
-    /// How large a frame of the network may be, in bytes: for Raft messages, and for questions and answers. Default: as over QUIC. What
-    /// is larger is not carried, and breaks the run.
+    /// How large a frame of the network may be, in bytes: for Raft messages, and for questions and answers. Default: as
+    /// over QUIC. A larger frame is not sent, and breaks the run.
     pub fn frames(mut self, messages: usize, questions: usize) -> Self {
         self.frames = Frames { messages, questions };
         self
     }
 
-    /// How large the volume of each node's disk is, in bytes: it holds the log, the snapshots and the reserve, and others may fill it.
-    /// Default: without an end. What a node needs is said where the settings are that take room, above all
-    /// [`low_space_bytes`](Config::low_space_bytes); on a volume that holds it no node may ever stop for lack of room.
+    /// How large the volume of each node's disk is, in bytes: it holds the log, the snapshots and the reserve, and
+    /// others may fill it. Default: without an end. The settings that take room say what a node needs, above all
+    /// [`low_space_bytes`](Config::low_space_bytes). On a volume that is large enough for it, no node may ever stop for
+    /// lack of room.
     pub fn volume(mut self, bytes: u64) -> Self {
         self.volume = Some(bytes);
         self
@@ -224,13 +225,13 @@ impl<S: StateMachine> Simulation<S> {
         })
     }
 
-    /// What the clients do, made anew for each run, with a judgement of its own at the end.
+    /// What the clients do, made anew for each run, with its own verdict at the end.
     pub fn script(mut self, script: impl Fn() -> Script<S> + Send + Sync + 'static) -> Self {
         self.script = Arc::new(script);
         self
     }
 
-    /// The run fails if fewer requests than this succeed: a cluster that survives by standing still has not survived.
+    /// The run fails if fewer requests than this succeed, so that a cluster that does nothing does not pass.
     pub fn at_least(mut self, succeeded: u64) -> Self {
         self.least_progress = succeeded;
         self
@@ -243,7 +244,7 @@ impl<S: StateMachine> Simulation<S> {
         self
     }
 
-    /// Tells the whole story, which costs time. A run that breaks is run again and told anyway.
+    /// Records the whole story, which costs time. A run that breaks is run again with its story anyway.
     pub fn tell(mut self) -> Self {
         self.tell = true;
         self
@@ -262,7 +263,7 @@ impl<S: StateMachine> Simulation<S> {
         if told.violation == report.violation {
             return told;
         }
-        // Told differently is not the same run: say so instead of showing another story.
+        // The second run differs from the first: the report says so instead of showing another story.
         let mut report = report;
         report.story =
             vec![format!("the second run of this seed differed (trace {:016x}): not deterministic", told.trace)];
@@ -658,7 +659,7 @@ impl<S: StateMachine> Run<S> {
         }
     }
 
-    /// All nodes hold the same.
+    /// All nodes must hold the same state.
     async fn compare(&self, fleet: &Fleet<S>, script: &Script<S>) {
         let world = fleet.world();
         let mut states = Vec::new();

@@ -1,7 +1,8 @@
 //! A copy of a node's directory that runs beside the node: the same id, another process at another address.
 //!
-//! The world does not know it as a node: nothing that it does may have an effect. That it leads nobody and learns of no commit is
-//! looked at here; that nobody lets it in, and that it ends with the error that says why, is for whoever started it.
+//! The world does not know it as a node: nothing that it does may have an effect. This file checks that it leads no
+//! node and learns of no commit. The fault that started it checks that no node accepts it, and that it ends with the
+//! right error.
 
 use std::{
     sync::{Arc, OnceLock},
@@ -59,7 +60,7 @@ impl<S: StateMachine> Twin<S> {
             links.cut(*other, end.0);
         }
         let hooks = Hooks::default();
-        // Its machine is nobody's business.
+        // Its state machine is not checked.
         hooks.end();
         let (network, config) = (fleet.network(), Config { seed: Some(rng.roll()), ..fleet.config() });
         let machine = Watched::new(fleet.machine(), of, world.clone(), hooks, 0);
@@ -88,7 +89,7 @@ impl<S: StateMachine> Twin<S> {
         voters.contains(&id) && voters.len() > 1
     }
 
-    /// What it ends of, if it does so in time.
+    /// The cause of its end, if it ends in time.
     pub(super) async fn ends_within(&self, within: Duration) -> Option<String> {
         timeout(within, self.raft.stopped()).await.ok()
     }

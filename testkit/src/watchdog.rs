@@ -6,10 +6,10 @@
 //!  a thread of its own ── looks, now and then┘ the same for too long: the run is broken, its clients are aborted
 //! ```
 //!
-//! Virtual time moves only while every task waits. A client that is ready again and again stops it, and no task of the run
-//! could find out: whatever waits for virtual time waits for ever. So this one thread looks at real time. It changes
-//! nothing in a run whose virtual time moves, and a process that was suspended has not stood still: looks are counted,
-//! not seconds.
+//! Virtual time moves only while every task waits. A client that is always ready stops virtual time, and no task of the
+//! run could notice it, since a task that waits for virtual time waits for ever. So this one thread uses real time. It
+//! changes nothing in a run whose virtual time moves, and a process that was suspended has not stood still: looks are
+//! counted, not seconds.
 //!
 //! Deliberately absent: ending a thread that never comes back from a client's own code.
 

@@ -5,8 +5,9 @@
 //! ```
 //!
 //! Within one connection a lane keeps its order, as a QUIC stream does; the urgent lane overtakes the other; questions
-//! and answers have streams of their own and keep none. A reset drops what is under way, and what comes after it belongs to
-//! a new connection. What is dropped or doubled in the middle of a lane is harsher than QUIC, on purpose.
+//! and answers have streams of their own and keep none. A reset drops what is under way, and what comes after it
+//! belongs to a new connection. Parcels may also be dropped or doubled in the middle of a lane. That is harsher than
+//! QUIC, on purpose.
 
 use std::{
     collections::BTreeMap,
@@ -104,7 +105,7 @@ impl Links {
         Links { world: world.clone(), frames, state: Arc::new(Mutex::new(state)) }
     }
 
-    /// A process with this boot number runs from now on.
+    /// From now on a process with this boot number runs.
     pub(crate) fn up(&self, node: NodeId, boot: u64) {
         self.lock().processes.insert(node, Process { boot, running: true, paused: false });
     }
@@ -190,7 +191,7 @@ impl Links {
         self.lock().armed.insert(node, (parcels, loss));
     }
 
-    /// Who takes the power of a process whose count is over.
+    /// The function that cuts the power of a process whose count is over.
     pub(crate) fn cut_power_with(&self, power: Option<Arc<dyn Fn(NodeId, Loss) + Send + Sync>>) {
         self.lock().power = power;
     }
@@ -251,7 +252,7 @@ impl LinkModel for Links {
         let mut state = self.lock();
         let process = |id| state.processes.get(&id).copied().unwrap_or_default();
         let (sender, receiver) = (process(from), process(to));
-        // The dead say nothing, though their actors may not know yet.
+        // A crashed process sends nothing, even if its actors have not ended yet.
         if !sender.running || sender.boot != boot {
             return;
         }

@@ -1,4 +1,4 @@
-//! What really happened: every event of a simulation goes through here, once, in order.
+//! The world of a simulation: every event goes through here, once, in order.
 //!
 //! ```text
 //!  cores (observer), machines, wire, disks, clients ──Event──▶ World ─▶ trace hash, story
@@ -254,7 +254,7 @@ pub(crate) struct Facts {
     pub closing: bool,
 }
 
-/// So many turns of clients at one moment of virtual time are not work but a loop in which nothing takes time.
+/// So many turns of clients at one moment of virtual time are not work, but a loop that takes no virtual time.
 const MOST_TURNS: u64 = 50_000;
 
 /// So many within [`WINDOW_MS`] are none either: requests that take a moment each, and hardly that.

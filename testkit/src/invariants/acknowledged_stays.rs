@@ -1,5 +1,5 @@
 //! A proposal that was answered "applied" is committed at the index and term of the answer, is what the client
-//! proposed, and is applied by everyone who is there at the end (promise 1).
+//! proposed, and is applied by every node that runs at the end (promise 1).
 
 use std::collections::BTreeMap;
 

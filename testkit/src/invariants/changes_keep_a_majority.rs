@@ -1,7 +1,9 @@
-//! A change of the membership that nobody forced leaves a majority that lives, and promotes nobody who is down or far behind.
+//! A change of the membership that was not forced leaves a majority of voters that live, and promotes no node that is
+//! down or far behind.
 //!
-//! Then a cluster that could decide before the change can decide after it. A leader cannot know of a death at once, nor of one that
-//! fell into a pause of its own, so whoever ended lately counts as alive: what is found here has been down for a while.
+//! Then a cluster that could decide before the change can decide after it. A leader cannot know of a death at once, nor
+//! of one during its own pause. So a node that ended lately counts as alive, and this invariant looks only at nodes
+//! that have been down for a while.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 

@@ -1,5 +1,6 @@
-//! What is cut off the log is not needed any more: it was applied, the older kept snapshot covers it, no snapshot that is
-//! being sent within `log_hold_bytes` needs what follows it from there, and the files of all kept snapshots are durable before anything relies on them.
+//! The entries that are cut off the log are not needed any more. They were applied, and the older kept snapshot covers
+//! them. No snapshot that is being sent needs them afterwards, within `log_hold_bytes`. The files of all kept snapshots
+//! are durable before anything relies on them.
 
 use actorum_core::{system_state::SystemState, wire::Snapshot};
 
@@ -39,8 +40,9 @@ impl Invariant for CutIsCovered {
             if newest.index > mine.handed {
                 return broken(format!("it has applied {} at most", mine.handed));
             }
-            // Within the bound for followers that are behind, which no run of seconds comes near unless it is set to zero.
-            // What was cut off while space was low is gone: a record that cuts off no more takes nothing from anybody.
+            // Within the bound for followers that are behind, which no run of seconds comes near unless it is set to
+            // zero. What was cut off while space was low is gone already, so a record that cuts off no more removes
+            // nothing.
             if self.holds
                 && !drained.low_space
                 && mine.disk.as_ref().is_none_or(|disk| up_to > disk.compacted_index())

@@ -1,4 +1,5 @@
-//! Nothing leaves a node before what it speaks of is durable there (promise 2): terms, votes, and acknowledged entries.
+//! No message leaves a node before what it reports is durable there (promise 2): terms, votes, and acknowledged
+//! entries.
 
 use actorum_core::wire::MessageKind::*;
 
@@ -24,7 +25,7 @@ impl Invariant for DurableBeforeSaid {
             let said = |what: &str| {
                 Err(format!("n{node} -> n{to} {message}: {what}; its disk has term {term}, vote {vote}, log to {last}"))
             };
-            // A pre-vote speaks of a term that nobody has entered.
+            // A pre-vote has a term that no node has entered.
             if matches!(message.kind, PreVote | PreVoteResponse) {
                 continue;
             }

@@ -1,5 +1,6 @@
 //! Every request ends, once, within its deadline and a margin; a crash of its node ends it, too (promise 4). After the
-//! cluster has healed every request succeeds, but for those that found a leader's room full of others' commands.
+//! cluster has healed every request succeeds, except those that the leader refused because other commands filled its
+//! bound.
 
 use std::{collections::BTreeMap, time::Duration};
 

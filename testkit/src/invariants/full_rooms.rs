@@ -1,8 +1,8 @@
-//! How much room leaders have had for commands: what is in the log of one and not applied is bounded, and the bound may be so small
-//! that a few commands fill it. Then "busy" is the right answer.
+//! How much room leaders have had for commands. The bytes in a leader's log that are not applied are bounded, and the
+//! bound may be so small that a few commands fill it. Then "busy" is the right answer.
 //!
-//! Told apart here from what a leader counts: by the entries that this run saw it append, the commands that its machine applied, and
-//! what is durable on its disk.
+//! It is computed here without the leader's own count: from the entries that this run saw it append, the commands that
+//! its machine applied, and what is durable on its disk.
 
 use std::collections::BTreeMap;
 

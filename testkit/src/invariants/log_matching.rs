@@ -1,7 +1,7 @@
 //! Two entries with one index and one term are the same entry, and so is everything before them (Raft figure 3, log
 //! matching). Checked as: one index and term, one content and one term before it.
 //!
-//! What a node wrote for itself alone, and lost in a crash before it was durable or had left it, never was.
+//! An entry that only one node had, and that the node lost in a crash before it was durable or sent, does not count.
 
 use std::collections::BTreeMap;
 

@@ -1,5 +1,5 @@
-//! At one mark all nodes have come to the same: hashes with an equal beginning are equal, of what was applied and, where no
-//! machine answers wrongly, of what was answered.
+//! At one mark all nodes have the same hashes. Hashes with the same beginning are equal: over the applied entries and,
+//! where no machine answers wrongly, over the responses.
 
 use std::collections::BTreeMap;
 

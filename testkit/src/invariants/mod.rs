@@ -1,8 +1,7 @@
 //! What must hold after every event, one small file per invariant.
 //!
-//! Each is told every [`Event`] with the [`Facts`] an all-knowing observer has, and answers with what is broken. They
-//! share nothing with the code they judge: who the voters are after a change, and what a majority of them is, is counted here from
-//! the lists of ids, and not by `Configuration`, by which the nodes count.
+//! Each gets every [`Event`] with the [`Facts`] that an all-knowing observer has, and returns what is broken. They
+//! share no code with what they check.
 
 use actorum::Config;
 
@@ -39,7 +38,7 @@ pub(crate) trait Invariant: Send {
     /// What the report calls it.
     fn name(&self) -> &'static str;
 
-    /// Judges an event. `facts` are those before it, but for the logs, which contain what the event appends.
+    /// Checks an event. `facts` are those before it, except the logs, which contain what the event appends.
     fn check(&mut self, event: &Event<'_>, facts: &Facts) -> Result<(), String>;
 }
 

@@ -1,5 +1,5 @@
-//! A subscriber hears every command once and in order, or hears that a snapshot stands for those it does not hear: never a
-//! silent gap.
+//! A subscriber gets every command once and in order, or gets an event that a snapshot stands for the missing commands:
+//! there is never a silent gap.
 
 use std::collections::{BTreeMap, BTreeSet};
 

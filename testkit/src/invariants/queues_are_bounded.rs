@@ -20,8 +20,8 @@ impl Invariant for QueuesAreBounded {
     fn check(&mut self, event: &Event<'_>, _: &Facts) -> Result<(), String> {
         let Event::Looked { node, status } = event else { return Ok(()) };
         let (bounds, queues) = (&self.bounds, &status.queues);
-        // What is committed and not applied, what is neither, for which its leader has the same bound, and what was under way when the
-        // first of them was reached.
+        // The sum of what is committed and not applied, what is neither committed nor applied (for which the leader has
+        // the same bound), and what was under way when the first bound was reached.
         let waiting = 2 * bounds.max_unapplied_bytes + 2 * bounds.peer_window_bytes + 4 * bounds.max_entry_bytes;
         let tail = bounds.log_tail_bytes + waiting;
         // A leader regulates itself; a follower whose disk hangs is sent a window, and another one by the next leader.

@@ -1,6 +1,6 @@
-//! A node stops by itself only when something was done to it, and then says what it died of (promise 7).
+//! A node stops by itself only after a fault, and then reports the cause (promise 7).
 //!
-//! One to which nothing was done may be right to stop all the same: one that was removed, and one whose machine answers rightly where
+//! A node without a fault may be right to stop in two cases: it was removed, or its machine answers correctly while
 //! those of a majority answer wrongly. A single voter is a majority by itself.
 //! Whether a program lacks what the cluster uses is looked at in `programs_stop_in_time`.
 

@@ -1,7 +1,8 @@
 //! Whole directories that are not what they were: put back from an older copy, run beside the original, another node's, or empty.
 //!
-//! A copy knows nothing of what was promised after it was taken, so it must meet somebody who does, and be let in by none of those.
-//! Whoever does not know is down meanwhile: what a copy does among such is what the scheme says it cannot find out.
+//! A copy knows nothing of what was promised after it was taken. So it must meet nodes that know of that, and all of
+//! those must refuse it. The nodes that do not know are down meanwhile, since the scheme cannot detect a copy that
+//! meets only them.
 
 use std::time::Duration;
 
@@ -31,7 +32,8 @@ struct Copied {
 }
 
 impl Copied {
-    /// Whether who has this on record must see that the copy is one. Told apart here by other lines than the product's.
+    /// Whether a node with this record must see that the copy is a copy. It is decided here by other code than the
+    /// product's.
     fn is_known_to(&self, record: &Record) -> bool {
         if record.incarnation != self.lives.incarnation {
             return false;
@@ -47,7 +49,7 @@ impl Copied {
 /// A copy asks for votes, and is told who it is: after the longest election timeout by the slowest clock, and a few more.
 const NAMED_WITHIN: Duration = Duration::from_secs(6);
 
-/// Nobody joins or leaves while it is held.
+/// No node joins or leaves while this is held.
 struct NoChanges(std::rc::Rc<std::cell::RefCell<u32>>);
 
 impl Drop for NoChanges {
@@ -226,7 +228,7 @@ impl<S: StateMachine> FaultTask<S> {
         }
     }
 
-    /// The whole directory of another node: refused by name.
+    /// The whole directory of another node: it is refused with a specific error.
     pub(super) async fn swapped_directory(&mut self) {
         let Some(hold) = self.hold_running() else { return };
         let others: Vec<NodeId> = self.fleet.nodes(|nodes| nodes.keys().copied().filter(|id| *id != hold.0).collect());

@@ -25,7 +25,7 @@ impl<S: StateMachine> FaultTask<S> {
         self.disk("hung disk", hold.0);
         self.fleet.node(hold.0, |node| node.disk.hang());
         self.a_while(300, 4000).await;
-        // Sometimes a hung disk is ended by a crash, for that is what people do.
+        // Sometimes a crash ends the hang of a disk, as an operator would do it.
         if self.rng.below(4) == 0 {
             let loss = self.some_loss();
             self.fleet.crash(hold.0, loss);
@@ -46,8 +46,8 @@ impl<S: StateMachine> FaultTask<S> {
         self.fleet.node(hold.0, |node| node.disk.calm());
     }
 
-    /// Others fill its volume, and go again. Nearly full it goes on; quite full it stops with its next write, and starts once there is
-    /// room.
+    /// Other programs fill its volume, and make room again. With a nearly full volume the node goes on. With a full one
+    /// it stops with its next write, and starts once there is room.
     pub(super) async fn filled_volume(&mut self) {
         let Some(hold) = self.hold_running() else { return };
         let Some(room) = self.fleet.node(hold.0, |node| node.disk.room().clone()).filter(Room::ends) else { return };
@@ -108,7 +108,7 @@ impl<S: StateMachine> FaultTask<S> {
         });
         self.disk("flipped bit", hold.0);
         self.a_while(20, 300).await;
-        // Intact, or refused by name; then somebody brings back the healthy copy.
+        // The directory is intact, or refused with a specific error; then the healthy copy is brought back.
         if !self.opens(hold.0) {
             self.fleet.node(hold.0, |node| node.disk.bring_back(healthy.expect("the node is there")));
         }
@@ -127,7 +127,8 @@ impl<S: StateMachine> FaultTask<S> {
         self.fleet.crash(hold.0, Loss::Torn);
         // What did not come in this life is not for the next one.
         self.fleet.node(hold.0, |node| node.disk.calm());
-        // What is torn was promised to nobody, but with it sled's promise of whole batches is gone.
+        // The torn write was not promised yet, but it breaks sled's promise that batches are written whole or not at
+        // all.
         self.tampered(hold.0, true);
         let healthy = self.fleet.node(hold.0, |node| node.disk.before_torn()).flatten();
         if self.fleet.node(hold.0, |node| node.disk.torn()) != torn {
