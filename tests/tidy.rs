@@ -7,27 +7,44 @@ use std::{
     path::{Path, PathBuf},
 };
 
+/// The folders of the workspace that hold code.
+const CODE: &[&str] =
+    &["src", "machine", "actors", "transport", "testkit", "http", "cli", "examples", "tests", "benches"];
+
 /// Every Rust file of the workspace.
 fn sources() -> Vec<(PathBuf, String)> {
+    let found = files(CODE, "rs");
+    assert!(found.len() > 30, "only {} files found: the walk is broken", found.len());
+    found
+}
+
+/// Every page of the repository.
+fn pages() -> Vec<(PathBuf, String)> {
+    let mut found = files(&[CODE, &["docs"]].concat(), "md");
+    for page in ["README.md", "ARCHITECTURE.md", "CHANGELOG.md"] {
+        let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(page)).unwrap();
+        found.push((page.into(), text));
+    }
+    assert!(found.len() > 20, "only {} pages found: the walk is broken", found.len());
+    found
+}
+
+/// The files under these folders whose names end so, by their path from the root.
+fn files(folders: &[&str], extension: &str) -> Vec<(PathBuf, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut found = Vec::new();
-    let mut folders: Vec<PathBuf> =
-        ["src", "machine", "actors", "transport", "testkit", "http", "cli", "examples", "tests", "benches"]
-            .iter()
-            .map(|d| root.join(d))
-            .collect();
+    let mut folders: Vec<PathBuf> = folders.iter().map(|d| root.join(d)).collect();
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(&folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display())) {
             let path = entry.unwrap().path();
             if path.is_dir() && !path.ends_with("target") {
                 folders.push(path);
-            } else if path.extension().is_some_and(|ext| ext == "rs") {
+            } else if path.extension().is_some_and(|ext| ext == extension) {
                 let text = fs::read_to_string(&path).unwrap();
                 found.push((path.strip_prefix(root).unwrap().to_owned(), text));
             }
         }
     }
-    assert!(found.len() > 30, "only {} files found: the walk is broken", found.len());
     found.sort();
     found
 }
@@ -294,6 +311,23 @@ fn nothing_is_unsafe_or_unfinished() {
 fn the_world_cannot_reach_an_unwrap() {
     let product = |path: &Path| !is_test_code(path);
     none("an unwrap is for tests; `expect` says why it cannot fail", lines_with(product, &[".unwrap()"]));
+}
+
+/// The width that rustfmt is set to holds for pages, too, in prose and in blocks of code. A row of a table cannot be
+/// wrapped, and neither can a long address.
+#[test]
+fn the_lines_of_pages_keep_to_the_width_of_rustfmt() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let settings = fs::read_to_string(root.join("rustfmt.toml")).unwrap();
+    let width = settings.lines().find_map(|line| line.strip_prefix("max_width = ")).expect("a width in rustfmt.toml");
+    let width: usize = width.parse().unwrap();
+    let excused = |line: &str| line.starts_with('|') || line.split(' ').any(|word| word.chars().count() > width - 20);
+    let mut long = Vec::new();
+    for (path, text) in pages() {
+        let lines = text.lines().enumerate().filter(|(_, line)| line.chars().count() > width && !excused(line));
+        long.extend(lines.map(|(number, line)| format!("{}:{}: {line}", path.display(), number + 1)));
+    }
+    none(&format!("a line has at most {width} columns"), long);
 }
 
 #[test]
