@@ -1,7 +1,7 @@
-//! The smallest whole thing: three nodes in one process count together.
+//! The smallest whole application: three nodes in one process count together.
 //!
-//! Real QUIC with mutual TLS on loopback, a durable sled directory each, certificates made on the fly. Run it
-//! with `cargo run --example counter`. Deliberately absent: processes of their own (see `kv`).
+//! They use QUIC with mutual TLS on loopback, a durable sled directory each, and certificates made on the fly. Run it
+//! with `cargo run --example counter`. Deliberately absent: a process for each node (see `kv`).
 
 use std::{
     collections::BTreeMap,
@@ -44,7 +44,7 @@ async fn main() -> ExitCode {
     match count().await {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            let _ = writeln!(io::stderr(), "error: {e}"); // closed: the exit code still says it
+            let _ = writeln!(io::stderr(), "error: {e}"); // if that is closed, the exit code still says it
             ExitCode::FAILURE
         }
     }
@@ -53,7 +53,7 @@ async fn main() -> ExitCode {
 async fn count() -> Result<(), Box<dyn Error>> {
     let mut out = io::stdout();
     let dir = tempfile::tempdir()?;
-    // Everyone must know everyone's port before anyone starts: ask the system for three free ones.
+    // Each node must know the ports of all before it starts: ask the system for three free ones.
     let sockets = [1, 2, 3].map(|id| (id, UdpSocket::bind("127.0.0.1:0")));
     let mut listen = BTreeMap::new();
     for (id, socket) in sockets {
@@ -73,7 +73,7 @@ async fn count() -> Result<(), Box<dyn Error>> {
     let status = nodes[0].wait_for_leader(Duration::from_secs(10)).await?;
     writeln!(out, "node {} leads in term {}", status.leader.unwrap_or(0), status.term)?;
 
-    // Through every node, and all at once: followers forward to the leader.
+    // Through every node, and all at once: followers forward the commands to the leader.
     let adding = (0..300).map(|n| nodes[n % 3].propose(Add { n: 1 }));
     let mut sums: Vec<u64> = Vec::new();
     for applied in futures_util::future::join_all(adding).await {

@@ -1,10 +1,11 @@
 //! A state machine that keeps its own durable storage: a ledger in a sled tree.
 //!
 //! After a restart the library asks [`StateMachine::applied`] how far the machine's own storage has come and
-//! replays only what lies behind that. The one duty: write the index and term *atomically with* each command's effect.
+//! replays only what comes after that. The one duty: write the index and term *atomically with* each command's effect.
 //!
-//! The ledger does not sync: after a crash its tree may lie a little behind, and the log, which is durable,
-//! brings the rest; where the log no longer reaches back so far, the snapshot before it. `tests/durable.rs` kills it again and again. Run it with `cargo run --example durable`.
+//! The ledger does not sync: after a crash its tree may be a little behind, and the library applies the rest from the
+//! log, which is durable. If the log no longer reaches back so far, the snapshot before it is restored first.
+//! `tests/durable.rs` kills it fifty times. Run it with `cargo run --example durable`.
 
 use std::{
     collections::BTreeMap,
@@ -110,7 +111,7 @@ pub(crate) async fn start(dir: &Path) -> Result<Raft<Ledger>, Box<dyn Error>> {
         .storage(Storage::Sled(dir.join("log")))
         .tls(Tls::DevSelfSigned(dir.join("certificates")))
         .bootstrap(Bootstrap::Form(BTreeMap::from([(1, listen.into())])))
-        // Alone, there is nobody to wait for.
+        // A node that is alone waits for no other node.
         .configure(|config| {
             config.heartbeat_ms = 10;
             config.election_ms = 50;

@@ -60,7 +60,8 @@ async fn follow() -> Result<(), Box<dyn Error>> {
     let disk = MemoryDisk::new();
     let raft = start(&disk).await?;
 
-    // Reads the state and hears everything after it: no command lies in between, and each comes with its response.
+    // Reads the state and gets every event after it: no command is missing in between, and each comes with its
+    // response.
     let (followed, mut events) = raft.follow_events(|counter| counter.value).await?;
     raft.propose(Add { amount: 5 }).await?;
     let mut position = followed.position;
@@ -80,7 +81,7 @@ async fn follow() -> Result<(), Box<dyn Error>> {
     raft.shutdown().await;
     drop(raft);
 
-    // After a restart of the node it goes on where it was, and so does who kept a position.
+    // After a restart the node goes on where it was, and so does a subscriber that kept its position.
     let raft = start(&disk).await?;
     let mut events = raft.events(position).await?;
     let counter = raft.propose(Add { amount: 2 }).await?.response;

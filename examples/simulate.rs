@@ -1,8 +1,8 @@
 //! Finds a bug in an application's own state machine, before its users do.
 //!
-//! A lock service grants leases. Its author asked the machine's clock when a lease ends, so every replica has an answer
-//! of its own. On one node, and in every test on one node, that works. The simulator runs three of them through a few
-//! seconds of faults and says what is wrong, with the seed that shows it; the repaired machine, which asks
+//! A lock service grants leases. Its author reads the machine's clock to see when a lease ends, so every replica gets
+//! another answer. On one node, and in every test on one node, that works. The simulator runs three of them through a
+//! few seconds of faults and says what is wrong, with the seed that shows it; the repaired machine, which asks
 //! [`ApplyContext::time`], passes the same run.
 //!
 //! ```text
