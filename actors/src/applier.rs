@@ -64,7 +64,7 @@ pub struct ApplierLinks {
     pub system_changed: Vec<WeakRecipient<SystemChanged>>,
     /// The consistency checker.
     pub marks: WeakRecipient<MarkEvent>,
-    /// The front door.
+    /// The actor `RaftSystem`.
     pub failed: WeakRecipient<Failed>,
 }
 
@@ -714,7 +714,7 @@ mod tests {
             assert!(cause.starts_with("the applier: the state machine panicked applying 3@1: "), "{cause}");
         }
         assert!(matches!(four.await.unwrap(), Err(ReadError::Stopped { .. })));
-        let Some(Heard::Failed(cause)) = f.heard.recv().await else { panic!("the front door hears of it first") };
+        let Some(Heard::Failed(cause)) = f.heard.recv().await else { panic!("RaftSystem hears of it first") };
         assert!(cause.contains("panicked applying 3@1"), "{cause}");
 
         f.apply(vec![command(4, 1, 10)]).await;

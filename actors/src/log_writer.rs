@@ -130,7 +130,7 @@ pub struct LogWriter {
     /// `None` once it is closing.
     appender: Option<Box<dyn LogAppender>>,
     groups: BTreeMap<GroupId, RegisterGroup>,
-    /// The front door.
+    /// The actor `RaftSystem`.
     failed: WeakRecipient<Failed>,
     bounds: DiskBounds,
     probe: Option<Arc<dyn Probe>>,

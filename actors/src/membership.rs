@@ -5,7 +5,7 @@
 //!  LeaderChanged (core) ────┤                         ├─▶ Form ─────────────────▶ core
 //!  Asked: formation, clock ─┼─▶ MembershipManager ────┼─▶ Submit: incarnations of members ─▶ core
 //!  Answered ────────────────┤                         ├─▶ ProposeVersions, PeerFeatures, ClocksRead ─▶ core
-//!  PeerUp, PeerRefused ─────┘                         └─▶ Failed: removed, refused ────────▶ front door
+//!  PeerUp, PeerRefused ─────┘                         └─▶ Failed: removed, refused ────────▶ RaftSystem
 //! ```
 //!
 //! It changes nothing in Raft by itself: it proposes. Membership changes of clients go straight to the core,

@@ -2,8 +2,8 @@
 //!
 //! | request | from → to | report |
 //! |---|---|---|
-//! | [`Submit`], [`SubmitRead`], [`SubmitChange`], [`Campaign`] | front door → core | through the reply handle |
-//! | [`Append`] | core → log writer | [`Persisted`], or [`Failed`] to the front door |
+//! | [`Submit`], [`SubmitRead`], [`SubmitChange`], [`Campaign`] | RaftSystem → core | through the reply handle |
+//! | [`Append`] | core → log writer | [`Persisted`], or [`Failed`] to `RaftSystem` |
 //! | [`RegisterGroup`](crate::log_writer::RegisterGroup) | parent → log writer | |
 //! | [`ProbeDisk`] | core → log writer | [`DiskReport`], which also comes unasked |
 //! | [`ReadEntries`] | core → a thread of the log's reader | [`EntriesRead`] |
@@ -15,7 +15,7 @@
 //! | | snapshot manager → core | [`PeerFetches`] |
 //! | | applier → core, membership, checker | [`SystemChanged`] |
 //! | | membership → core | [`ClocksRead`], [`PeerFeatures`] |
-//! | | core → applier, membership, checker, front door | [`LeaderChanged`] |
+//! | | core → applier, membership, checker, RaftSystem | [`LeaderChanged`] |
 //! | | applier → checker | [`MarkEvent`] |
 //! | [`ProposeMark`] | checker → core | |
 //! | [`ProposeVersions`] | membership → core | |

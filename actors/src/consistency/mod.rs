@@ -4,7 +4,7 @@
 //! ```text
 //!  MarkEvent (applier) ──────┐                        ┌─▶ Ask: marks ─────▶ transport ══▶ every other member
 //!  Asked, Answered: marks ───┼─▶ ConsistencyChecker ──┼─▶ ProposeMark ────▶ core, if this node leads
-//!  LeaderChanged (core) ─────┤                        ├─▶ Failed ─────────▶ front door
+//!  LeaderChanged (core) ─────┤                        ├─▶ Failed ─────────▶ RaftSystem
 //!  SystemChanged (applier) ──┘                        └─▶ status: hash, divergence
 //! ```
 //!

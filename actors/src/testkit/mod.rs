@@ -172,7 +172,7 @@ pub(crate) enum Heard {
     Captured(Result<(u64, u64, Vec<u8>), String>),
 }
 
-/// Hears what the core and the front door would.
+/// Hears what the core and `RaftSystem` would.
 pub(crate) struct FakeCore(pub mpsc::UnboundedSender<Heard>);
 
 impl FakeCore {
