@@ -5,7 +5,7 @@
 //!
 //! The ledger does not sync: after a crash its tree may be a little behind, and the library applies the rest from the
 //! log, which is durable. If the log no longer reaches back so far, the snapshot before it is restored first.
-//! `tests/durable.rs` kills it fifty times. Run it with `cargo run --example durable`.
+//! `tests/durable.rs` kills it again and again. Run it with `cargo run --example durable`.
 
 use std::{
     collections::BTreeMap,

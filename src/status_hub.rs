@@ -232,8 +232,8 @@ impl StatusHub {
         format!("no answer came within {deadline:?}: this node's state machine {behind}")
     }
 
-    /// Why a snapshot is not there at its deadline. If the snapshot is under way, the text says that it goes on: a
-    /// caller that gives up does not end it.
+    /// What an activation waits for at its deadline. `done` is the index at which the leader had done its part, if it has
+    /// answered.
     pub(crate) fn why_not_activated(&self, deadline: Duration, done: Option<u64>) -> String {
         let status = self.status();
         let (id, leader, applied) = (status.id, status.leader, status.applied_index);
@@ -261,7 +261,8 @@ impl StatusHub {
         said.join("; ")
     }
 
-    /// Why a snapshot is not there at its deadline. Of one that is under way that it goes on: whoever gave up has ended nothing.
+    /// Why a snapshot is not there at its deadline. If the snapshot is under way, the text says that it goes on: a
+    /// caller that gives up does not end it.
     pub(crate) fn why_no_snapshot(&self, deadline: Duration, why_late: String) -> String {
         let goes_on = "The snapshot goes on and counts once it is durable: see `snapshots` in the status";
         match self.snapshots.borrow().building {

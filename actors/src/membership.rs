@@ -135,9 +135,9 @@ pub struct MembershipStatus {
     pub refused_by: BTreeMap<NodeId, String>,
     /// What the calendars of peers show.
     pub clocks: Estimates,
-    /// Why a peer that leads takes no writes, by its last answers.
+    /// Since when this node has seen that what its build understands is not in use, by its own clock.
     pub not_in_use_since: BTreeMap<Activation, Duration>,
-    /// Why a peer that leads takes no writes, as it said lately.
+    /// Why a peer that leads takes no writes, by its last answers.
     pub refuses_writes: BTreeMap<NodeId, String>,
 }
 

@@ -221,7 +221,7 @@ impl<S: StateMachine> Fleet<S> {
         let rate = state.0.between(900, 1100);
         let skew = state.0.between(0, 4000) as i64 - 2000;
         let clock = NodeClock::new(self.0.world.scheduler(), rate, skew);
-        // A node that joins later has the newest program: an older one could not understand what is in use by then.
+        // Most nodes that join later have the newest program: an older one may lack what is in use by then, and stops.
         let founds = self.0.rolled && matches!(bootstrap, Bootstrap::Form(_));
         let programs = [Program::First, Program::Hashing, Program::OlderMachine];
         let program = match founds {

@@ -1,7 +1,8 @@
 //! What must hold after every event, one small file per invariant.
 //!
 //! Each gets every [`Event`] with the [`Facts`] that an all-knowing observer has, and returns what is broken. They
-//! share no code with what they check.
+//! share no code with what they check: who the voters are after a change, and what a majority of them is, is counted
+//! here from the lists of ids, and not by `Configuration`, by which the nodes count.
 
 use actorum::Config;
 
