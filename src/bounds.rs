@@ -4,7 +4,8 @@
 //! allocated, or in a timeout that never comes. So it is refused before anything starts, with the bounds. They are far
 //! wider than what is sensible in most places, and narrow enough that every sum and product of settings fits its type.
 //!
-//! docs/guide/settings.md prints the table; a test compares them, and another starts a node at every bound (`tests/library/bounds.rs`).
+//! docs/guide/settings.md prints the table; a test compares them, and another starts a node at every bound
+//! (`tests/library/bounds.rs`).
 //!
 //! Deliberately absent: what depends on other settings (see [`Config::validate`]), and on the volume (see `volume`).
 

@@ -4,8 +4,8 @@
 //! The machine is the one of `examples/durable.rs`. The process that dies is this very test binary, which runs
 //! [`books_until_killed`] alone when the directory is named in its environment.
 //!
-//! A file by itself: a process that is started holds the files of the one that starts it for a moment, and with them ports and locks,
-//! which other tests of whole nodes close and open again at once.
+//! A file by itself: a process that is started holds the files of the one that starts it for a moment, and with them
+//! ports and locks, which other tests of whole nodes close and open again at once.
 
 #[path = "../examples/durable.rs"]
 #[allow(dead_code)]

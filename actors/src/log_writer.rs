@@ -789,7 +789,8 @@ mod tests {
                 assert_eq!(f.heard.recv().await, Some(Heard::Persisted(number)));
             }
             f.writer.send(entry(4, 5)).await.unwrap();
-            let cause = "the log writer: the store is closed: the disk has not answered for 10 s. Nothing more is written by this process; \
+            let cause = "the log writer: the store is closed: the disk has not answered for 10 s. \
+                         Nothing more is written by this process; \
                          start it again once the disk can be written (if it was full: once there is room)";
             assert_eq!(f.heard.recv().await, Some(Heard::Failed(cause.into())));
             f.complete();

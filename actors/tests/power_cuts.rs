@@ -1,8 +1,9 @@
 //! Nothing that was acknowledged is lost: not when the power goes, not when the process is killed.
 //!
-//! The load is `examples/powercut_writer.rs`, the cuts are made by `tests/tools/powercut.py` on a loop-mounted
-//! ext4. That needs root, loop devices, mkfs.ext4 and python3; where one is missing the power cuts are skipped with a
-//! line that says so, and with `ACTORUM_PRIVILEGED=1` (as in CI) that is a failure. There are ten cuts, 40 in `.ci/run`, or `CYCLES`.
+//! The load is `examples/powercut_writer.rs`, the cuts are made by `tests/tools/powercut.py` on a loop-mounted ext4.
+//! That needs root, loop devices, mkfs.ext4 and python3; where one is missing the power cuts are skipped with a line
+//! that says so, and with `ACTORUM_PRIVILEGED=1` (as in CI) that is a failure. There are ten cuts, 40 in `.ci/run`, or
+//! `CYCLES`.
 //!
 //! Both halves are needed: the second test takes the sync call out, and the harness must see the loss.
 

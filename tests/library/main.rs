@@ -1,5 +1,5 @@
-//! Whole nodes in one process, and what they are judged with. One binary for all of it: its tests run beside each other, and it is
-//! linked once. `cargo test --test library follow::` runs those of one file.
+//! Whole nodes in one process, and what they are judged with. One binary for all of it: its tests run beside each
+//! other, and it is linked once. `cargo test --test library follow::` runs those of one file.
 //!
 //! What does not bear neighbours in its process is a file of `tests` by itself, and says why.
 

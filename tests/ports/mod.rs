@@ -5,8 +5,8 @@ use std::{
     sync::atomic::{AtomicU32, Ordering::Relaxed},
 };
 
-/// A port on loopback that is free for UDP and TCP, and stays so while its node is down: the system gives none of these to whoever asks
-/// for any port, and this process gives each once.
+/// A port on loopback that is free for UDP and TCP, and stays so while its node is down: the system gives none of these
+/// to whoever asks for any port, and this process gives each once.
 pub(crate) fn free_port() -> SocketAddr {
     const FIRST: u32 = 10_240;
     /// Below the range from which Linux gives ports (`ip_local_port_range`).

@@ -39,7 +39,8 @@ fn says(node: &Node, reason: &str, severity: &str, words: &str) {
     assert!(table.contains(&format!("{reason}: ")), "{table}");
     wait(&format!("a line in the log of node {} about {reason}", node.id), || {
         let log = node.last_words(usize::MAX);
-        // One where it begins and one where it ends: on a busy machine an election may come between, and then it begins again.
+        // One where it begins and one where it ends: on a busy machine an election may come between, and then it begins
+        // again.
         let ended = log.matches(&format!("{reason} is over")).count();
         (log.matches(&format!("condition={reason}")).count() == 2 * ended + 1).then_some(())
     });

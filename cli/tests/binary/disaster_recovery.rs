@@ -278,7 +278,8 @@ fn a_snapshot_within_a_deadline() {
         }
     }
     for (method, path) in [("POST", "/snapshot"), ("GET", "/backup")] {
-        // On a machine that does other things the answer may come late, and the snapshot be there first: then it is asked again.
+        // On a machine that does other things the answer may come late, and the snapshot be there first: then it is
+        // asked again.
         wait("an answer before the snapshot is there", || {
             let index = node.put("k", path).body["index"].as_u64().expect("an index");
             let answer = call(method, &node.admin_url(&format!("{path}?timeout_ms=20")), "");

@@ -42,8 +42,8 @@ fn write(lab: &Lab, through: u64, name: &str, numbers: Range<u64>) -> Vec<u64> {
     numbers.map(write).collect()
 }
 
-/// Writes thirty keys. A mark is an entry, which the leader proposes when it is due: writes do not wait for it, and on a busy machine
-/// many would come before it. Here the next ten wait, so that marks stand close to each other.
+/// Writes thirty keys. A mark is an entry, which the leader proposes when it is due: writes do not wait for it, and on
+/// a busy machine many would come before it. Here the next ten wait, so that marks stand close to each other.
 fn write_between_marks(lab: &Lab, leader: u64) -> Vec<u64> {
     let mut indexes = Vec::new();
     for tens in 0..3 {

@@ -184,7 +184,8 @@ impl Directory {
         Directory { dir, whole, db, used }
     }
 
-    /// A bit of some file: every other time of the engine's, which is nearly everything, and else of the other files in turn.
+    /// A bit of some file: every other time of the engine's, which is nearly everything, and else of the other files in
+    /// turn.
     fn somewhere(&self, cycle: u64, rng: &mut Rng) -> (&PathBuf, usize) {
         if cycle.is_multiple_of(2) {
             let at = self.used[rng.below(self.used.len() as u64) as usize];

@@ -1,12 +1,12 @@
-//! A node on a small volume: its state is overwritten again and again, by more than a volume of 256 MiB holds, and it never ends in
-//! refusing writes for good; nor does it after somebody else has filled the volume and made room again.
+//! A node on a small volume: its state is overwritten again and again, by more than a volume of 256 MiB holds, and it
+//! never ends in refusing writes for good; nor does it after somebody else has filled the volume and made room again.
 //!
 //! Each node has an ext4 of its own on a loop mount, and the settings are the defaults: see `lab::volume` for what that
-//! needs. `ACTORUM_FULL_VOLUME_MB` is how many MiB are written to each volume; else it depends on the volume, and is more in `.ci/run`.
+//! needs. `ACTORUM_FULL_VOLUME_MB` is how many MiB are written to each volume; else it depends on the volume, and is
+//! more in `.ci/run`.
 
 use std::{
     fs::{self, File},
-    io::Write as _,
     os::unix::fs::MetadataExt as _,
     path::Path,
     sync::{
@@ -140,13 +140,17 @@ fn overwrite(node: &Node, data: &Path, bytes: u64) -> Seen {
 fn filled_by_others(node: &Node, disk: &LoopMount, leave: u64) {
     let pid = node.pid();
     let filler = disk.mount.join("filler");
-    let mut file = File::create(&filler).unwrap();
+    let (file, mut length) = (File::create(&filler).unwrap(), 0);
     let refused = wait("a write to be refused for lack of space", || {
         let status = node.try_status()?;
         // Again and again, for it frees room meanwhile; but not what it has lent itself for that.
         while number(&status, "disk", "reserve_bytes") >= 48 * MIB && disk.available() > leave + MIB {
-            file.write_all(&vec![1; MIB as usize]).unwrap();
-            file.sync_all().unwrap();
+            // Set aside: to write so much takes long where the disk below has other work.
+            let more = (disk.available() - leave).min(16 * MIB);
+            if fallocate(&file, FallocateFlags::empty(), length, more).is_err() {
+                break;
+            }
+            length += more;
         }
         let answer = try_call("PUT", &node.url("/kv/small"), b"x").ok()?;
         // Nobody can tell of one that was on its way to the disk when that became full.
@@ -235,8 +239,9 @@ fn a_volume_of_a_quarter_gibibyte_is_overwritten_for_ever() {
     runs_for_ever("a_volume_of_a_quarter_gibibyte_is_overwritten_for_ever", 256, written(300, 400), 8 * MIB, 32 * MIB);
 }
 
-/// With the defaults, on whatever volume temporary files are: 16 MiB of state that are overwritten by 128 MiB and more, with and without a
-/// snapshot on demand. A small state has a short log, and an idle node gives back what it no longer needs.
+/// With the defaults, on whatever volume temporary files are: 16 MiB of state that are overwritten by 128 MiB and more,
+/// with and without a snapshot on demand. A small state has a short log, and an idle node gives back what it no longer
+/// needs.
 #[test]
 fn a_small_state_on_a_large_volume_takes_what_the_formula_says() {
     let mut lab = Lab::new(&[1]);
@@ -304,8 +309,8 @@ fn nodes_outlive_volumes_that_are_full_to_the_last_byte() {
     lab.0.found(&ids);
     let leader = lab.0.leader();
     overwrite(lab.0.node(leader), &disks[leader as usize - 1].data(), 24 * MIB);
-    // A write that is on its way when the room goes would be as large as what was written so far. One that was acknowledged may be on its
-    // way still, on the disk of one node of three.
+    // A write that is on its way when the room goes would be as large as what was written so far. One that was
+    // acknowledged may be on its way still, on the disk of one node of three.
     let written = lab.0.node(leader).status()["commit_index"].as_u64();
     for (id, disk) in ids.iter().zip(&disks) {
         wait(&format!("node {id} to rest"), || {

@@ -1,8 +1,8 @@
 //! Kills -9 of real processes under load: nothing acknowledged is lost, doubled or out of order.
 //!
-//! Three nodes, four writers. Each cycle waits for a drawn number of acknowledged writes (so the moment hangs on progress, not
-//! on time), kills one drawn node or all, starts them again, and compares what all nodes have applied. There are 12 cycles, a
-//! hundred in `.ci/run`, or `CYCLES`; `SEED` repeats the draws.
+//! Three nodes, four writers. Each cycle waits for a drawn number of acknowledged writes (so the moment hangs on
+//! progress, not on time), kills one drawn node or all, starts them again, and compares what all nodes have applied.
+//! There are 12 cycles, a hundred in `.ci/run`, or `CYCLES`; `SEED` repeats the draws.
 
 use std::time::Instant;
 

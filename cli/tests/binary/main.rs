@@ -1,5 +1,5 @@
-//! The binary, as real processes: a node or a cluster for each test. One binary of tests for all of it: they run beside each other,
-//! and it is linked once. `cargo test --test binary kills::` runs those of one file.
+//! The binary, as real processes: a node or a cluster for each test. One binary of tests for all of it: they run beside
+//! each other, and it is linked once. `cargo test --test binary kills::` runs those of one file.
 
 #[path = "../../../tests/figures/mod.rs"]
 mod figures;

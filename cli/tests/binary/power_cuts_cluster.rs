@@ -9,8 +9,8 @@
 //! `actorum inspect`: it holds what its node had called durable and committed, and after a cut of all, what was acknowledged is
 //! on two of the three. Then what all nodes have applied is compared, entry by entry.
 //!
-//! Needs root, loop devices, mkfs.ext4, mkfs.xfs and python3. There are 6 cycles on each filesystem, 40 in `.ci/run`, or `CYCLES`;
-//! `SEED` repeats the draws. The last test takes the sync call out, and the loss must be seen.
+//! Needs root, loop devices, mkfs.ext4, mkfs.xfs and python3. There are 6 cycles on each filesystem, 40 in `.ci/run`,
+//! or `CYCLES`; `SEED` repeats the draws. The last test takes the sync call out, and the loss must be seen.
 
 use std::time::{Duration, Instant};
 

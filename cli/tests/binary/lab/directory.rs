@@ -25,8 +25,8 @@ pub(crate) fn put_back(data: &Path, from: &Path) {
     copy(from, data);
 }
 
-/// Waits until nobody holds a directory that this process had opened by itself, and closed. A process that a neighbour starts has the
-/// files of this one for a moment, until it becomes another program, and with them their locks.
+/// Waits until nobody holds a directory that this process had opened by itself, and closed. A process that a neighbour
+/// starts has the files of this one for a moment, until it becomes another program, and with them their locks.
 pub(crate) fn let_go(dir: &Path) {
     for name in ["lock", "log/db"] {
         wait(&format!("{name} of {} to be let go", dir.display()), || {
