@@ -6,8 +6,8 @@
 //! ACTORUM_PLACEMENT=spread cargo bench ...    with the settings of the library
 //! ```
 //!
-//! A closed loop: so many tasks on the leader, each proposing 128 bytes, awaiting the answer, proposing again. Latency is
-//! what such a task saw. Deliberately absent: a pass mark. Machines differ; compare runs on one machine.
+//! A closed loop: so many tasks on the leader, each proposing 128 bytes, awaiting the answer, proposing again. Latency
+//! is what such a task saw. Deliberately absent: a pass mark. Machines differ; compare runs on one machine.
 
 mod support;
 

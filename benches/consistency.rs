@@ -5,8 +5,8 @@
 //! cargo bench --bench consistency -- 10       10 s each
 //! ```
 //!
-//! The hash over what is applied cannot be turned off: its cost per entry stands beside the time that a proposal takes in the whole
-//! system. Deliberately absent: a pass mark.
+//! The hash over what is applied cannot be turned off: its cost per entry stands beside the time that a proposal takes
+//! in the whole system. Deliberately absent: a pass mark.
 
 mod support;
 

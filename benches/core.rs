@@ -4,8 +4,8 @@
 //! cargo bench --bench core
 //! ```
 //!
-//! One voter with its log in memory, whose disk and applier are done at once: no actor, thread, file or socket. Deliberately absent: a
-//! pass mark.
+//! One voter with its log in memory, whose disk and applier are done at once: no actor, thread, file or socket.
+//! Deliberately absent: a pass mark.
 
 use std::{
     collections::BTreeMap,

@@ -1,4 +1,5 @@
-//! What floods against the peer port cost honest proposals: three nodes on loopback QUIC and sled, before and during each.
+//! What floods against the peer port cost honest proposals: three nodes on loopback QUIC and sled, before and during
+//! each.
 //!
 //! ```text
 //! cargo bench --bench floods            16 outstanding, 5 s for each line

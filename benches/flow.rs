@@ -1,4 +1,5 @@
-//! What a follower that is far behind costs its leader, with real nodes over loopback QUIC and durable sled, all in this process.
+//! What a follower that is far behind costs its leader, with real nodes over loopback QUIC and durable sled, all in
+//! this process.
 //!
 //! ```text
 //! cargo bench --bench flow                a follower 1,024 MiB behind catches up while the others go on writing
@@ -6,10 +7,10 @@
 //! cargo bench --bench flow -- 256 4       and with 4 clients of 64 KiB commands instead of 8
 //! ```
 //!
-//! The lag is written, the follower started, and clients write on until it has caught up with what they wrote meanwhile, too. Shown are
-//! the rate alone and beside it, the time and rate of the catching up, and the memory of the process (all three nodes) and of what
-//! the leader has on its way to the follower. Where the files go is where `TMPDIR` says; they take four times the lag. Deliberately absent:
-//! a pass mark.
+//! The lag is written, the follower started, and clients write on until it has caught up with what they wrote
+//! meanwhile, too. Shown are the rate alone and beside it, the time and rate of the catching up, and the memory of the
+//! process (all three nodes) and of what the leader has on its way to the follower. Where the files go is where
+//! `TMPDIR` says; they take four times the lag. Deliberately absent: a pass mark.
 
 mod support;
 

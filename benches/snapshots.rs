@@ -7,7 +7,8 @@
 //! cargo bench --bench snapshots -- endurance 10000000    10,000,000 proposals: rate, disk and memory in each tenth
 //! ```
 //!
-//! Where the files go is where `TMPDIR` says; the first needs three times the snapshot there. Deliberately absent: a pass mark.
+//! Where the files go is where `TMPDIR` says; the first needs three times the snapshot there. Deliberately absent: a
+//! pass mark.
 
 mod support;
 
@@ -43,7 +44,8 @@ async fn main() {
     }
 }
 
-// ---- commits beside a transfer ---------------------------------------------------------------------------------------
+// ---- commits beside a transfer
+// ---------------------------------------------------------------------------------------
 
 /// A state as large as it is told to be. It is nowhere: whoever writes it makes it up as they go.
 #[derive(Default)]
@@ -168,7 +170,8 @@ async fn transfer(mebibytes: u64) {
     }
 }
 
-// ---- a map, for the other two ----------------------------------------------------------------------------------------
+// ---- a map, for the other two
+// ----------------------------------------------------------------------------------------
 
 /// A hundred thousand keys, over and over.
 #[derive(Clone, Default, Serialize, Deserialize)]

@@ -5,9 +5,9 @@
 //!  open_group ─▶ replay ─▶ listen ─▶ NodeParts: log writer, transport ─▶ start_group ─▶ attach the node
 //! ```
 //!
-//! What a node has once is in `node`, what it has of each group is in `group`, where its actors live is in `home`; there is one
-//! group. Nothing is sent before all of it stands: the port for peers is opened once the group's state is rebuilt, and the transport
-//! delivers only once the node is attached, which comes last.
+//! What a node has once is in `node`, what it has of each group is in `group`, where its actors live is in `home`;
+//! there is one group. Nothing is sent before all of it stands: the port for peers is opened once the group's state is
+//! rebuilt, and the transport delivers only once the node is attached, which comes last.
 
 use std::{hash::BuildHasher, sync::Arc, time::Duration};
 

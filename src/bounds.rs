@@ -34,8 +34,8 @@ const DISK: u64 = 1 << 50;
 /// More entries than a log ever gets: a million a second for nine years.
 const ENTRIES: u64 = 1 << 48;
 
-/// An entry of so many bytes fits a frame with what is around it: what does not would never reach a follower, and everything behind
-/// it would wait for ever.
+/// An entry of so many bytes fits a frame with what is around it: what does not would never reach a follower, and
+/// everything behind it would wait for ever.
 const MAX_ENTRY: u64 = 48 * MIB;
 
 /// Entries of so many bytes together fit a frame: what is around each is at most twice what it counts for.

@@ -31,8 +31,8 @@ use crate::{
 pub enum Storage {
     /// In memory: lost with the node. For tests and caches only.
     Memory,
-    /// In memory, on a disk that outlives the node: for tests that stop a node and start it again. Keep a clone, and give it to the
-    /// next start; the node before must have been shut down, or its last handle dropped.
+    /// In memory, on a disk that outlives the node: for tests that stop a node and start it again. Keep a clone, and
+    /// give it to the next start; the node before must have been shut down, or its last handle dropped.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -81,7 +81,8 @@ impl fmt::Debug for Storage {
 /// Who this node is to its peers.
 #[derive(Debug)]
 pub enum Tls {
-    /// Certificates made on the fly, shared by all nodes that are given the same directory: for development. Whoever reads the directory can be any node.
+    /// Certificates made on the fly, shared by all nodes that are given the same directory: for development. Whoever
+    /// reads the directory can be any node.
     DevSelfSigned(PathBuf),
     /// `ca.pem`, `cert.pem` and `key.pem` in a directory, as `actorum certs` makes them.
     Directory(PathBuf),
@@ -93,8 +94,9 @@ pub enum Network {
     Quic,
     /// A network inside this process, shared by the nodes that are given clones of it.
     Memory(MemoryNetwork),
-    /// A transport of your own: see [`custom::network`](crate::custom::network). Called once with this node's identity, and with the lives of its directory if its store keeps
-    /// them, on the thread of the actors, to start it and give its addresses.
+    /// A transport of your own: see [`custom::network`](crate::custom::network). Called once with this node's identity,
+    /// and with the lives of its directory if its store keeps them, on the thread of the actors, to start it and give
+    /// its addresses.
     Custom(Box<dyn FnOnce(Identity, Option<Arc<LifeBook>>) -> TransportHandle + Send>),
 }
 
@@ -256,9 +258,9 @@ impl<S: StateMachine> Builder<S> {
         Ok(self)
     }
 
-    /// A certificate that the application serves with, beside those of [`Builder::tls`]: its end is watched as theirs is, in
-    /// the status, its conditions ([`Reason::CertificateExpiring`](crate::Reason::CertificateExpiring)) and the log, where it
-    /// has this name, such as `admin-certs/cert.pem`. `not_after` is its end, in seconds since 1970.
+    /// A certificate that the application serves with, beside those of [`Builder::tls`]: its end is watched as theirs
+    /// is, in the status, its conditions ([`Reason::CertificateExpiring`](crate::Reason::CertificateExpiring)) and the
+    /// log, where it has this name, such as `admin-certs/cert.pem`. `not_after` is its end, in seconds since 1970.
     pub fn certificate(self, name: impl Into<String>, not_after: i64) -> Self {
         self.of_host(|host| host.certificate(name, not_after))
     }
@@ -271,7 +273,8 @@ impl<S: StateMachine> Builder<S> {
     /// Starts, restarts or joins. Returns once the node runs; it may still be forming its cluster
     /// or have no leader: wait with [`Raft::wait_for_leader`].
     ///
-    /// Inside an actix system the actors run there; elsewhere (`#[tokio::main]`, a plain thread) on a thread of their own.
+    /// Inside an actix system the actors run there; elsewhere (`#[tokio::main]`, a plain thread) on a thread of their
+    /// own.
     pub async fn start(self) -> Result<Raft<S>, StartError> {
         boot::start(self).await
     }

@@ -1,6 +1,7 @@
 //! One line in the log when something begins to be wrong with a node, and one when it is over.
 //!
-//! Of several things that can be wrong in the same way (certificates for peers, and for others) each has its own two lines.
+//! Of several things that can be wrong in the same way (certificates for peers, and for others) each has its own two
+//! lines.
 //!
 //! A third line comes in between only when it gets worse: a warning that becomes the reason why the node is not ready.
 //! Severities are ordered from the worst.
@@ -27,7 +28,8 @@ type Key = (Reason, Option<String>);
 
 #[derive(Debug, Default)]
 struct Seen {
-    /// The worst severity that the log shows since it began; none if the last line said that it is over, or there was none.
+    /// The worst severity that the log shows since it began; none if the last line said that it is over, or there was
+    /// none.
     logged: Option<Severity>,
     /// How many looks in a row found what the log does not show.
     differs: u32,

@@ -49,7 +49,8 @@ pub struct Config {
     /// How many append messages, however small, a leader may send to a peer before it acknowledges them. Default 0,
     /// which means one for each 64 KiB of `peer_window_bytes`, but at least 16 and at most 4096.
     pub max_inflight_appends: usize,
-    /// How many bytes of recent, applied entries stay in memory for followers that are nearly up to date. Default 64 MiB.
+    /// How many bytes of recent, applied entries stay in memory for followers that are nearly up to date. Default 64
+    /// MiB.
     pub log_tail_bytes: usize,
     /// How many bytes of entries may be committed and not yet applied. Past the bound a follower drops appends, which
     /// its leader sends again. A leader answers `Busy` to a proposal with which more than this would be appended and
@@ -60,8 +61,8 @@ pub struct Config {
     /// larger value a leader accepts proposals through longer pauses of the disk, and more outcomes are unknown if the
     /// disk does not come back.
     pub max_unpersisted_bytes: usize,
-    /// How long a write may wait for this node's disk before the node counts the disk as slow, in milliseconds. Default 1000;
-    /// counted in heartbeats, and never fewer than two of them.
+    /// How long a write may wait for this node's disk before the node counts the disk as slow, in milliseconds. Default
+    /// 1000; counted in heartbeats, and never fewer than two of them.
     ///
     /// A leader then transfers leadership, or steps down if no other node takes it within `election_ms`. A node with a
     /// slow disk does not campaign. The disk counts as good again when a probe and the waiting writes are durable. With
@@ -99,7 +100,8 @@ pub struct Config {
     pub snapshot_bytes: u64,
     /// How many entries behind the newest snapshot stay in the log for followers that are behind. Default 10,000.
     ///
-    /// The log also reaches back to the older of the two kept snapshots, which stands in for the newest if its file is damaged.
+    /// The log also reaches back to the older of the two kept snapshots, which stands in for the newest if its file is
+    /// damaged.
     pub log_keep_entries: u64,
     /// How many bytes of entries stay for them at most. Default 64 MiB; on a volume below 4 GiB a 64th of the volume.
     pub log_keep_bytes: u64,
@@ -397,7 +399,8 @@ impl Config {
         self.peer_window_bytes.saturating_add(message).saturating_add(around)
     }
 
-    /// Whether each value is within its [bounds](Config::bounds), and whether they can work together. Every start asks this.
+    /// Whether each value is within its [bounds](Config::bounds), and whether they can work together. Every start asks
+    /// this.
     pub fn validate(&self) -> Result<(), ConfigError> {
         self.check_bounds()?;
         let wrong = |key: &str, problem: String| Err(ConfigError { key: key.into(), problem });
@@ -485,8 +488,8 @@ fn in_env(text: &str, example: &Value) -> Option<Value> {
     })
 }
 
-/// Whether a variable, without its prefix, is one that service managers set: Kubernetes for every service in a namespace
-/// (a service `actorum`, or one `actorum-http`), and Docker for a linked container.
+/// Whether a variable, without its prefix, is one that service managers set: Kubernetes for every service in a
+/// namespace (a service `actorum`, or one `actorum-http`), and Docker for a linked container.
 fn is_set_by_a_service_manager(name: &str, value: &str) -> bool {
     let url = ["tcp://", "udp://", "sctp://"].iter().any(|scheme| value.starts_with(scheme));
     let numbered = |rest: &str| {
@@ -731,7 +734,8 @@ mod tests {
         assert_eq!(error, "heartbeat_ms: -5 is too low: at least 1, at most 60000");
     }
 
-    /// Whatever the window, what follows from it fits together: the transport drops nothing that the window lets through.
+    /// Whatever the window, what follows from it fits together: the transport drops nothing that the window lets
+    /// through.
     #[test]
     fn the_bounds_of_a_peer_follow_from_its_window() {
         for window in [1, 100, 5000, 1 << 20, 16 << 20, 1 << 30] {

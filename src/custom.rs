@@ -17,9 +17,9 @@
 pub mod storage {
     //! A log of your own: what it must do, and what is asked of it.
     //!
-    //! A store is opened, read ([`LogStore::recover`]) and started once. From then on batches are submitted in order, and each completion
-    //! says that its batch, and all before it, are durable: after a power cut they are there, whole. [`conformance`] is a suite
-    //! that any store can run:
+    //! A store is opened, read ([`LogStore::recover`]) and started once. From then on batches are submitted in order,
+    //! and each completion says that its batch, and all before it, are durable: after a power cut they are there,
+    //! whole. [`conformance`] is a suite that any store can run:
     //!
     //! ```no_run
     //! use actorum::{

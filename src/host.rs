@@ -4,9 +4,9 @@
 //!  Host::builder(1)…start() ─▶ Host: directory, certificates, settings ─▶ open(group, machine, …) ─▶ Raft<S>
 //! ```
 //!
-//! This version runs one group on a node, [`GroupId::FIRST`], and [`RaftSystem::builder`](crate::RaftSystem::builder) is a host with
-//! that group in one step. A host by itself is for an application that wants its directory and its certificates checked before it
-//! builds its state machine, and the place where further groups will be opened.
+//! This version runs one group on a node, [`GroupId::FIRST`], and [`RaftSystem::builder`](crate::RaftSystem::builder)
+//! is a host with that group in one step. A host by itself is for an application that wants its directory and its
+//! certificates checked before it builds its state machine, and the place where further groups will be opened.
 //!
 //! Deliberately absent: anything that belongs to one group.
 
@@ -32,8 +32,8 @@ use crate::{
 
 /// A node whose directory is open, and on which a group can be opened. Cheap to clone.
 ///
-/// The host ends with its group, however that ends ([`Raft::shutdown`], the last handle dropped, a failure), or, if no group was
-/// opened, with its last clone. Dropping a host whose group is open leaves the group alone.
+/// The host ends with its group, however that ends ([`Raft::shutdown`], the last handle dropped, a failure), or, if no
+/// group was opened, with its last clone. Dropping a host whose group is open leaves the group alone.
 ///
 /// ```
 /// # use std::time::Duration;
@@ -102,8 +102,8 @@ impl Host {
         self.id
     }
 
-    /// Opens a group: rebuilds its state in `machine`, opens the port for peers, and starts the group's actors. Returns once they
-    /// run; the group may still be forming or have no leader: wait with [`Raft::wait_for_leader`].
+    /// Opens a group: rebuilds its state in `machine`, opens the port for peers, and starts the group's actors. Returns
+    /// once they run; the group may still be forming or have no leader: wait with [`Raft::wait_for_leader`].
     ///
     /// Peers cannot reach the node before: a node that has not rebuilt its state would only keep them waiting.
     ///
@@ -144,8 +144,8 @@ impl Host {
         .await
     }
 
-    /// Shuts the group down in order, as [`Raft::shutdown`] does, and closes the directory. Returns when that is done; a group that
-    /// is being opened is waited for.
+    /// Shuts the group down in order, as [`Raft::shutdown`] does, and closes the directory. Returns when that is done;
+    /// a group that is being opened is waited for.
     pub async fn shutdown(&self) {
         let mut state = self.state.lock().await;
         match std::mem::replace(&mut *state, State::Ended) {
@@ -251,8 +251,8 @@ impl HostBuilder {
 
     /// Checks the settings and the certificates and opens the directory, which is made if there is none.
     ///
-    /// Inside an actix system the actors of its groups will run there; elsewhere (`#[tokio::main]`, a plain thread) on a thread of
-    /// their own.
+    /// Inside an actix system the actors of its groups will run there; elsewhere (`#[tokio::main]`, a plain thread) on
+    /// a thread of their own.
     pub async fn start(self) -> Result<Host, StartError> {
         let id = self.id;
         let (arbiter, node) = boot::start_node(self).await?;

@@ -72,8 +72,8 @@ pub(crate) struct Ingress<S: StateMachine> {
 }
 
 impl<S: StateMachine> Ingress<S> {
-    /// Begins a proposal; the future only waits for its answer. A command that needs a version of the state machine which is about to be
-    /// put in force is admitted now and handed over then.
+    /// Begins a proposal; the future only waits for its answer. A command that needs a version of the state machine
+    /// which is about to be put in force is admitted now and handed over then.
     pub(crate) fn propose(
         self: &Arc<Self>,
         Propose { command, deadline }: Propose<S>,
@@ -138,8 +138,8 @@ impl<S: StateMachine> Ingress<S> {
         Ok(answer)
     }
 
-    /// The version of the state machine in force, as far as this node has applied the log. It never falls, so what may be
-    /// proposed by it may be proposed.
+    /// The version of the state machine in force, as far as this node has applied the log. It never falls, so what may
+    /// be proposed by it may be proposed.
     fn version_in_force(&self) -> u32 {
         self.status_hub.applier.borrow().versions.machine()
     }

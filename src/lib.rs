@@ -1,5 +1,5 @@
-//! Raft for [actix](https://docs.rs/actix) applications: an application spawns one actor, sends it commands, and every node of the
-//! cluster applies the same commands in the same order.
+//! Raft for [actix](https://docs.rs/actix) applications: an application spawns one actor, sends it commands, and every
+//! node of the cluster applies the same commands in the same order.
 //!
 //! An application usually begins as one process with its state in memory. Two things are missing then: the state is
 //! lost with the disk, and there is no service while the machine is down. A replicated state machine answers both. The
@@ -17,18 +17,21 @@
 //! ```
 //!
 //! - A [`StateMachine`] is your state: a type with one method that applies a command and returns a response.
-//! - [`RaftSystem::builder`] collects what a node needs (an id, an address, where its [`Storage`] is, its [`Tls`] certificates, who
-//!   founds the cluster) and starts it. The result is a [`Raft`] handle, which is cheap to clone. ([`Host`] does the same in two
-//!   steps: the node first, then the group on it.)
-//! - [`Raft::propose`] replicates a command from any node and returns the response with the index at which it was applied.
-//! - [`Raft::read`] looks at the state. By default it is linearizable: it sees every write that was answered before it began.
-//! - [`Raft::follow`] and [`Raft::events`] report every command that is applied, for read models and for work that follows a change.
+//! - [`RaftSystem::builder`] collects what a node needs (an id, an address, where its [`Storage`] is, its [`Tls`]
+//!   certificates, who founds the cluster) and starts it. The result is a [`Raft`] handle, which is cheap to clone.
+//!   ([`Host`] does the same in two steps: the node first, then the group on it.)
+//! - [`Raft::propose`] replicates a command from any node and returns the response with the index at which it was
+//!   applied.
+//! - [`Raft::read`] looks at the state. By default it is linearizable: it sees every write that was answered before it
+//!   began.
+//! - [`Raft::follow`] and [`Raft::events`] report every command that is applied, for read models and for work that
+//!   follows a change.
 //! - [`Raft::change`] adds, promotes, demotes and removes members.
 //!
 //! # A whole application
 //!
-//! Three nodes in one process, on a network and disks in memory, count together. With `Storage::Sled` and `Tls` in place of the
-//! two lines that say `Memory`, each of them is a process of its own on a machine of its own.
+//! Three nodes in one process, on a network and disks in memory, count together. With `Storage::Sled` and `Tls` in
+//! place of the two lines that say `Memory`, each of them is a process of its own on a machine of its own.
 //!
 //! ```
 //! use std::{collections::BTreeMap, time::Duration};
@@ -95,31 +98,33 @@
 //!
 //! # What is promised
 //!
-//! 1. A command that was answered with [`Applied`] is never lost: not by `kill -9`, not by a power cut of one machine or of all,
-//!    not by any sequence of leaders.
+//! 1. A command that was answered with [`Applied`] is never lost: not by `kill -9`, not by a power cut of one machine
+//!    or of all, not by any sequence of leaders.
 //! 2. A node promises nothing before it is on its disk: a vote or an acknowledgement leaves a node only after the write
 //!    that it reports was synced.
-//! 3. Every request ends, shortly after its deadline at the latest, with one of three outcomes: applied, surely not in the log, or unknown.
-//!    [`ProposeError::outcome`] says which of the last two it is. Only what is surely not in the log may be sent again without a
-//!    check, unless the command itself can be applied twice.
+//! 3. Every request ends, shortly after its deadline at the latest, with one of three outcomes: applied, surely not in
+//!    the log, or unknown. [`ProposeError::outcome`] says which of the last two it is. Only what is surely not in the
+//!    log may be sent again without a check, unless the command itself can be applied twice.
 //! 4. A node that cannot trust its disk, or whose state differs from that of a majority, stops and says why. It never
 //!    goes on with only a warning in its log.
 //! 5. Every queue has a bound. At the bound a command is refused ([`ProposeError::Busy`]) before it is in the log.
 //!
 //! # What is not
 //!
-//! - Members are trusted not to lie: this is Raft, not a protocol against malicious members. Certificates keep strangers out.
-//! - Without a majority nothing is written and no linearizable read is answered. Three nodes survive one failure, five survive two.
+//! - Members are trusted not to lie: this is Raft, not a protocol against malicious members. Certificates keep
+//!   strangers out.
+//! - Without a majority nothing is written and no linearizable read is answered. Three nodes survive one failure, five
+//!   survive two.
 //! - A state machine whose `apply` is not deterministic is found by comparing hashes, after it has diverged; see
 //!   [`ResponseCheck`].
-//! - One group per node for now. A cluster is upgraded node by node, and what is new is used once every member has it; a version
-//!   that was activated never goes out of use ([`guide::upgrading`]).
+//! - One group per node for now. A cluster is upgraded node by node, and what is new is used once every member has it;
+//!   a version that was activated never goes out of use ([`guide::upgrading`]).
 //!
 //! # Where to go
 //!
 //! - [`guide`]: chapters for the work at hand, from the first project to tests in the simulator.
-//! - [`StateMachine`]: what a state machine must and must not do, how its state is captured for snapshots, and how it changes over
-//!   time.
+//! - [`StateMachine`]: what a state machine must and must not do, how its state is captured for snapshots, and how it
+//!   changes over time.
 //! - [`Config`]: every setting with its meaning, unit, default and cost.
 //! - [`Condition`] and [`Status`]: what a node says about itself, for health checks and dashboards.
 //! - [`ErrorCode`]: errors as codes and HTTP statuses; with the feature `actix-web` they are `ResponseError`s.
@@ -127,8 +132,8 @@
 //! - [`disaster_recovery`]: backups, restoring them, and what to do when a majority is lost for good.
 //! - [`actorum_testkit`](https://docs.rs/actorum-testkit): the simulator that runs your state machine on
 //!   whole clusters under faults, repeatable by a seed.
-//! - [`guide::binary`]: the binary `actorum` with a key-value service, and its tools; [`guide::operating`]: its operation;
-//!   [`guide::limits`]: what it does not do.
+//! - [`guide::binary`]: the binary `actorum` with a key-value service, and its tools; [`guide::operating`]: its
+//!   operation; [`guide::limits`]: what it does not do.
 //! - `README.md` has figures; `ARCHITECTURE.md` says how it is built.
 
 // docs.rs shows which feature an item needs.

@@ -170,7 +170,8 @@ impl<S: StateMachine> Raft<S> {
         self.ingress.read(read).await
     }
 
-    /// Changes the membership; answered when applied. Takes a [`ConfChange`](crate::ConfChange), or a [`ChangeRequest`] that is forced.
+    /// Changes the membership; answered when applied. Takes a [`ConfChange`](crate::ConfChange), or a [`ChangeRequest`]
+    /// that is forced.
     ///
     /// A promotion waits within the deadline until the learner is connected and close to the leader's commit.
     pub async fn change(&self, change: impl Into<ChangeRequest>) -> Result<Arc<Membership>, ChangeError> {
@@ -261,8 +262,8 @@ impl<S: StateMachine> Raft<S> {
 
     /// A backup of this node's state as of now: takes a snapshot, and returns its file for reading.
     ///
-    /// Any node will do: what it has applied is in it, and its index says how much that is. A follower may be behind; wait for
-    /// an index first ([`Raft::wait_applied`]) where that matters.
+    /// Any node will do: what it has applied is in it, and its index says how much that is. A follower may be behind;
+    /// wait for an index first ([`Raft::wait_applied`]) where that matters.
     pub async fn backup(&self) -> Result<Backup, TakeSnapshotError> {
         self.ingress.backup(None).await
     }

@@ -1,7 +1,7 @@
 //! The messages an application sends to the `RaftSystem` actor.
 //!
-//! Each has a method of the same meaning on [`Raft`](crate::Raft). A membership change is
-//! a message by itself: [`ConfChange`](crate::ConfChange), or [`ChangeRequest`](crate::ChangeRequest) where it is forced.
+//! Each has a method of the same meaning on [`Raft`](crate::Raft). A membership change is a message by itself:
+//! [`ConfChange`](crate::ConfChange), or [`ChangeRequest`](crate::ChangeRequest) where it is forced.
 
 use std::{fmt, time::Duration};
 

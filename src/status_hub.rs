@@ -232,8 +232,8 @@ impl StatusHub {
         format!("no answer came within {deadline:?}: this node's state machine {behind}")
     }
 
-    /// What an activation waits for at its deadline. `done` is the index at which the leader had done its part, if it has
-    /// answered.
+    /// What an activation waits for at its deadline. `done` is the index at which the leader had done its part, if it
+    /// has answered.
     pub(crate) fn why_not_activated(&self, deadline: Duration, done: Option<u64>) -> String {
         let status = self.status();
         let (id, leader, applied) = (status.id, status.leader, status.applied_index);

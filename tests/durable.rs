@@ -103,7 +103,8 @@ fn lives(settings: &[(&str, &str)]) {
     });
 }
 
-/// Starts it, kills it once it has acknowledged so many bookings (and at once, if none), and returns what it acknowledged.
+/// Starts it, kills it once it has acknowledged so many bookings (and at once, if none), and returns what it
+/// acknowledged.
 fn one_life(dir: &Path, first: u64, bookings: u64, settings: &[(&str, &str)]) -> Vec<u64> {
     let mut child = Command::new(env::current_exe().expect("this test"))
         .args(["--exact", "books_until_killed", "--nocapture", "--test-threads=1"])

@@ -1,7 +1,8 @@
 //! What a program can check of docs/guide and docs/deploy: names of metrics, conditions and settings, figures, links.
 //! It follows the links of README.md and of the pages beside it, too.
 //!
-//! A name in the guide that the code does not have is a mistake in one of the two. The failure names the file and the name.
+//! A name in the guide that the code does not have is a mistake in one of the two. The failure names the file and the
+//! name.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,8 +12,8 @@ use std::{
 
 use actorum::{Config, Reason};
 
-/// Words in backticks that look like settings, and are something else: fields of the status, error codes, metrics, words of
-/// other libraries and of other programs.
+/// Words in backticks that look like settings, and are something else: fields of the status, error codes, metrics,
+/// words of other libraries and of other programs.
 const NO_SETTINGS: &[&str] = &[
     // Statuses and answers.
     "applied_index",
@@ -100,7 +101,8 @@ fn none(rule: &str, wrong: &[String]) {
     assert!(wrong.is_empty(), "{rule}:\n{}", wrong.join("\n"));
 }
 
-/// The names of the families of metrics, without the prefix, as the page of metrics makes them, and whether it is a summary.
+/// The names of the families of metrics, without the prefix, as the page of metrics makes them, and whether it is a
+/// summary.
 fn families() -> BTreeMap<String, bool> {
     let source = read("http/src/metrics.rs");
     let product = source.split("#[cfg(test)]").next().unwrap();

@@ -1,5 +1,5 @@
-//! What the log says of leaders and of an end. In a process of its own: whether a line is wanted is remembered by the process, and
-//! other tests, which want none, would have a say in it.
+//! What the log says of leaders and of an end. In a process of its own: whether a line is wanted is remembered by the
+//! process, and other tests, which want none, would have a say in it.
 
 mod support;
 

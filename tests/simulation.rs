@@ -1,8 +1,8 @@
 //! The simulator as it stands: fresh seeds and every seed that ever failed, all faults, all invariants.
 //!
-//! `SEED=n` replays one and tells its story (with `--nocapture`). `SEEDS=n` runs so many fresh ones, `MINUTES=n` as many
-//! as fit in that time; either says what was done in them. Without any of them a few run, for this build is usually a
-//! slow one.
+//! `SEED=n` replays one and tells its story (with `--nocapture`). `SEEDS=n` runs so many fresh ones, `MINUTES=n` as
+//! many as fit in that time; either says what was done in them. Without any of them a few run, for this build is
+//! usually a slow one.
 
 mod figures;
 mod harsh;
@@ -107,8 +107,8 @@ fn fresh_seeds() {
     average(total.elections.saturating_sub(count), 3, "changes of leader");
     average(total.disk_faults(), 5, "faults of disks");
     average(total.network_faults(), 10, "faults of the network");
-    // What is rarer happens once in so many seeds, as thousands of them have shown. These runs are few, so a fifth of that is enough,
-    // and nothing is said of what they can be expected to meet less than fifteen times.
+    // What is rarer happens once in so many seeds, as thousands of them have shown. These runs are few, so a fifth of
+    // that is enough, and nothing is said of what they can be expected to meet less than fifteen times.
     let once_in = |seeds: u64, kinds: &BTreeMap<&'static str, u64>, kind: &str| {
         let happened = kinds.get(kind).copied().unwrap_or(0);
         let expected = count / seeds;
@@ -163,7 +163,8 @@ fn fresh_seeds() {
     }
 }
 
-/// A founder dies at some step of the forming, again and again: the others go on without it once one of them has formed.
+/// A founder dies at some step of the forming, again and again: the others go on without it once one of them has
+/// formed.
 #[test]
 fn founders_die_while_they_form() {
     let only = number("SEED");

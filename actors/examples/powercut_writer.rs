@@ -6,9 +6,9 @@
 //! powercut_writer bench DIR           appends of 1, 64 and 256 entries of 128 bytes, one sync each
 //! ```
 //!
-//! Step n is a function of the seed (`POWERCUT_SEED`), n, and the steps before: appends, conflicts that
-//! truncate, votes, new terms, snapshots. It goes through the log writer, as a core's would. Each step then appends one entry
-//! to a second group, so the last index of that group says which step the store is at; the first group is at that step or
+//! Step n is a function of the seed (`POWERCUT_SEED`), n, and the steps before: appends, conflicts that truncate,
+//! votes, new terms, snapshots. It goes through the log writer, as a core's would. Each step then appends one entry to
+//! a second group, so the last index of that group says which step the store is at; the first group is at that step or
 //! one further. The judge repeats the steps in memory and compares every entry.
 //!
 //! `POWERCUT_NO_SYNC=1` takes the sync call out: then acknowledged steps are lost, or the judge judges nothing.

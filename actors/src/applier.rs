@@ -891,7 +891,8 @@ mod tests {
         subscribers.set_cluster(Some(founded().cluster));
         let (listener, mut told) = Listener::open();
         subscribers.subscribe(subscribe(&listener, Some(1)), 5).unwrap();
-        // Before the past is read, two more are applied, and one of them is in the snapshot behind which the log is cut off.
+        // Before the past is read, two more are applied, and one of them is in the snapshot behind which the log is cut
+        // off.
         [6, 7].into_iter().for_each(|index| {
             subscribers.command((index, 1, std::time::SystemTime::UNIX_EPOCH), 30, &Arc::new(1), &Arc::new(index))
         });

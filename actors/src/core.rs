@@ -58,7 +58,8 @@ const STALE_BATCH: Duration = Duration::from_millis(1);
 /// The clock is read at least this often in each tick.
 const LOOKS_PER_TICK: u32 = 4;
 
-/// Makes a reply handle for a peer's request of so many bytes; gives the slot back, with the reason, when it is not admitted.
+/// Makes a reply handle for a peer's request of so many bytes; gives the slot back, with the reason, when it is not
+/// admitted.
 pub type Admit<T> = Box<dyn Fn(Responder, usize) -> Result<T, (Responder, Refusal)> + Send>;
 
 /// Checks that a command a peer forwards can be decoded here: what is proposed must be applicable.

@@ -141,7 +141,8 @@ pub struct LogWriter {
     waited_rounds: (u64, u32),
     /// Whether it holds up a write until there is room, at the last looks.
     waits_for_room: bool,
-    /// What the cores were told last besides the figures: whether a write waits for room, and whether room is being made.
+    /// What the cores were told last besides the figures: whether a write waits for room, and whether room is being
+    /// made.
     announced: (bool, bool),
     /// The last report about the room on the disk to the cores; `None` before the first report.
     room: Option<Room>,
@@ -237,7 +238,8 @@ impl LogWriter {
         }
     }
 
-    /// Whether the store should hear of a compaction although a write is in flight: it waits for the room that this makes.
+    /// Whether the store should hear of a compaction although a write is in flight: it waits for the room that this
+    /// makes.
     fn could_make_room(&self) -> bool {
         self.appender.is_some()
             && self.waits_for_room
@@ -879,8 +881,8 @@ mod tests {
         let paused = || tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
         System::with_tokio_rt(paused).block_on(async {
             let mut f = start();
-            // Short below 2000, low below 1000; enough again a quarter above. Of the reserve 300 are missing in the end, which are
-            // made first: nobody may fill those.
+            // Short below 2000, low below 1000; enough again a quarter above. Of the reserve 300 are missing in the
+            // end, which are made first: nobody may fill those.
             let cases = [
                 (2000, 300, None),
                 (1999, 300, Some((false, true, 1000))),
@@ -985,7 +987,8 @@ mod tests {
         assert!(f.store.closed());
     }
 
-    /// In virtual time: a write that waits for room is what "low" means, however much is free, and a compaction is not held up by it.
+    /// In virtual time: a write that waits for room is what "low" means, however much is free, and a compaction is not
+    /// held up by it.
     #[test]
     fn a_write_that_waits_for_room_is_low_space() {
         let paused = || tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();

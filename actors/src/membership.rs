@@ -310,8 +310,8 @@ impl<T: ReplyHandle> MembershipManager<T> {
         known
     }
 
-    /// The founders of this node's cluster, as far as it knows: of those that it formed with the ones that are members still. A
-    /// member's address never changes.
+    /// The founders of this node's cluster, as far as it knows: of those that it formed with the ones that are members
+    /// still. A member's address never changes.
     fn known_founders(&self) -> BTreeMap<NodeId, Address> {
         let Some(state) = self.state.as_ref().filter(|_| self.founders.is_empty()) else {
             return self.founders.clone();

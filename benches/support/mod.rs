@@ -98,7 +98,8 @@ impl Figures {
     }
 }
 
-/// So many clients on the leader, each proposing, awaiting the answer, proposing again, while there is something to propose.
+/// So many clients on the leader, each proposing, awaiting the answer, proposing again, while there is something to
+/// propose.
 pub(crate) async fn closed_loop<S: StateMachine>(
     leader: &Raft<S>,
     outstanding: usize,

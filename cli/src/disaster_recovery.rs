@@ -56,9 +56,9 @@ pub(crate) struct RestoreArgs {
 ///
 /// Shows every surviving directory, and refuses any but the most advanced, which holds all that the others know to be
 /// committed. Then run it again with --accept-loss. The whole log of the chosen directory counts as committed: what was
-/// acknowledged and is not in it is lost, and what was never acknowledged may appear. The node becomes the only one of a
-/// new cluster with a new id, which refuses the nodes of the old one. The log records who did it, when, and what may be
-/// lost. If the majority can come back in any way, bring it back instead.
+/// acknowledged and is not in it is lost, and what was never acknowledged may appear. The node becomes the only one of
+/// a new cluster with a new id, which refuses the nodes of the old one. The log records who did it, when, and what may
+/// be lost. If the majority can come back in any way, bring it back instead.
 #[derive(clap::Args)]
 pub(crate) struct RecoverArgs {
     /// A surviving directory; once for each of them. Its node must be stopped

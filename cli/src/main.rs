@@ -11,10 +11,10 @@
 //!  demo     three nodes, a kill, a count
 //! ```
 //!
-//! Exit codes: 0 done, 1 failed (the reason is on standard error, after `error: `), 2 wrong usage, 3 the node was removed
-//! from its cluster (`serve`), 130 interrupted.
-//! What is said goes through `output.rs` and `logs.rs`, because a closed pipe or a full disk must not end the work.
-//! Deliberately absent: anything an application would want to reuse. That is the library.
+//! Exit codes: 0 done, 1 failed (the reason is on standard error, after `error: `), 2 wrong usage, 3 the node was
+//! removed from its cluster (`serve`), 130 interrupted. What is said goes through `output.rs` and `logs.rs`, because a
+//! closed pipe or a full disk must not end the work. Deliberately absent: anything an application would want to reuse.
+//! That is the library.
 
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 

@@ -86,7 +86,8 @@ pub(crate) struct Args {
     /// Start empty and wait to be added to a running cluster [env: ACTORUM_WAIT=1]
     #[arg(long, conflicts_with = "peers")]
     pub wait: bool,
-    /// A TOML file with the same names, peers under [peers] and the library's settings under [raft] [env: ACTORUM_CONFIG]
+    /// A TOML file with the same names, peers under [peers] and the library's settings under [raft] [env:
+    /// ACTORUM_CONFIG]
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// The format of log lines [env: ACTORUM_LOG_FORMAT]

@@ -304,7 +304,8 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Connection<T> {
 mod tests {
     use super::*;
 
-    /// The URL is what stands between the first two spaces, in however many pieces it comes, and a body is not looked at.
+    /// The URL is what stands between the first two spaces, in however many pieces it comes, and a body is not looked
+    /// at.
     #[test]
     fn the_length_of_a_url() {
         for (request, url) in [

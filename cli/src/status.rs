@@ -15,8 +15,8 @@ const TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Ask nodes how they are and print one table
 ///
-/// Lag is how many entries a node has yet to apply of what the leader has committed. Snapshot is the last index that the
-/// newest one covers, first the first index that the log still holds. Fails if no node answered.
+/// Lag is how many entries a node has yet to apply of what the leader has committed. Snapshot is the last index that
+/// the newest one covers, first the first index that the log still holds. Fails if no node answered.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Where the nodes' HTTP APIs are, such as http://127.0.0.1:8001

@@ -485,8 +485,8 @@ impl Node {
         let effects = if amid { self.core.drain_without_tick(moment) } else { self.core.drain(moment) };
         let _ = effects.to_string();
         let Effects { append, transmit, asks, restore, build, fetch, read, apply, fault, .. } = effects;
-        // What a quorum has committed and nobody can read stops a node by name, and so does proof of another history from a
-        // member that speaks as a leader. Nothing else may.
+        // What a quorum has committed and nobody can read stops a node by name, and so does proof of another history
+        // from a member that speaks as a leader. Nothing else may.
         if let Some(fault) = &fault {
             let unreadable = fault.starts_with("the change in entry") && fault.contains("cannot be read")
                 || fault.contains("is a change that says");

@@ -1,8 +1,8 @@
-//! What is read of a snapshot's file: by its magic, its header, its chunks, its end. It may come from a peer, a backup or a
-//! disk.
+//! What is read of a snapshot's file: by its magic, its header, its chunks, its end. It may come from a peer, a backup
+//! or a disk.
 //!
-//! Every part carries a checksum, which a fuzzer would have to guess; so most of what is read here is sealed as a writer
-//! would have sealed it, and only what it says is nonsense.
+//! Every part carries a checksum, which a fuzzer would have to guess; so most of what is read here is sealed as a
+//! writer would have sealed it, and only what it says is nonsense.
 
 #![no_main]
 

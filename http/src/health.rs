@@ -83,8 +83,8 @@ pub(crate) async fn livez<S: StateMachine>(node: Data<Node<S>>) -> Result<HttpRe
     }
 }
 
-/// `GET /readyz`: could a write sent here succeed? When nothing in the status makes the node unready, and a linearizable
-/// read of nothing shows that its leader is there, has a majority now, and that the node has caught up.
+/// `GET /readyz`: could a write sent here succeed? When nothing in the status makes the node unready, and a
+/// linearizable read of nothing shows that its leader is there, has a majority now, and that the node has caught up.
 ///
 /// A condition that does not stop writes (a certificate's end, a clock's offset) is a warning in the answer 200.
 pub(crate) async fn readyz<S: StateMachine>(node: Data<Node<S>>) -> Result<HttpResponse, Refused> {

@@ -1,4 +1,5 @@
-//! What a node of `actorum` says of itself over HTTP, and how it is operated: routes of actix-web for any state machine.
+//! What a node of `actorum` says of itself over HTTP, and how it is operated: routes of actix-web for any state
+//! machine.
 //!
 //! ```text
 //!  health      GET /livez, /readyz                for whoever supervises
@@ -176,7 +177,8 @@ pub fn snapshots<S: StateMachine>(config: &mut ServiceConfig) {
         .service(at("/backup", LOOK).route(look().to(snapshots::backup::<S>)));
 }
 
-/// For [`from_fn`](actix_web::middleware::from_fn): counts every response of an `App` by its class, for the page of metrics.
+/// For [`from_fn`](actix_web::middleware::from_fn): counts every response of an `App` by its class, for the page of
+/// metrics.
 pub async fn count<S: StateMachine>(
     request: ServiceRequest,
     next: Next<impl MessageBody + 'static>,

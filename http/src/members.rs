@@ -6,7 +6,8 @@
 //!  POST   /activate
 //! ```
 //!
-//! Answered when the change has been applied, with the membership that resulted, or with the versions in use. Works on any node.
+//! Answered when the change has been applied, with the membership that resulted, or with the versions in use. Works on
+//! any node.
 
 use actix_web::{
     HttpRequest, HttpResponse,

@@ -9,8 +9,8 @@ use actix_web::http::StatusCode;
 use actorum::{Raft, StateMachine};
 use tokio::sync::watch;
 
-/// What the routes share: the node, and the counters of this API. An application makes one for each node and gives it to its
-/// `App` as `web::Data`.
+/// What the routes share: the node, and the counters of this API. An application makes one for each node and gives it
+/// to its `App` as `web::Data`.
 pub struct Node<S: StateMachine> {
     raft: Raft<S>,
     /// Comes true when the process begins to end; streams end then.
@@ -45,8 +45,8 @@ impl<S: StateMachine> Node<S> {
         }
     }
 
-    /// Shows a counter of the application on the page of metrics, by its whole name, such as `bank_transfers_total`. `read` is
-    /// called at each scrape.
+    /// Shows a counter of the application on the page of metrics, by its whole name, such as `bank_transfers_total`.
+    /// `read` is called at each scrape.
     pub fn counter(mut self, name: &'static str, help: &'static str, read: fn() -> u64) -> Node<S> {
         self.counters.push(Counter { name, help, read });
         self

@@ -1,4 +1,5 @@
-//! Numbers and ids of nodes in requests, each in one form only. The flags and files of the binary `actorum` take the same.
+//! Numbers and ids of nodes in requests, each in one form only. The flags and files of the binary `actorum` take the
+//! same.
 
 use std::fmt;
 

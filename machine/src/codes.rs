@@ -187,7 +187,8 @@ pub mod response {
         HttpResponse::build(status(error)).content_type("application/json").body(body.to_string())
     }
 
-    /// Implements actix-web's `ResponseError` for errors with a code: those of this crate, and those of the crate above it.
+    /// Implements actix-web's `ResponseError` for errors with a code: those of this crate, and those of the crate above
+    /// it.
     #[doc(hidden)]
     #[macro_export]
     macro_rules! response_errors {

@@ -33,8 +33,8 @@ use crate::{
 /// A certificate that expires sooner than this is warned of.
 pub const CERTIFICATE_WARNING_DAYS: i64 = 30;
 
-/// What a program understands and a member lacks is warned of once this node has seen that for so long: an upgrade of all
-/// nodes is done by then.
+/// What a program understands and a member lacks is warned of once this node has seen that for so long: an upgrade of
+/// all nodes is done by then.
 pub const LACKING_WARNING_S: u64 = 24 * 60 * 60;
 
 /// What every member understands and nobody activates is warned of once this node has seen that it is not in use for so
@@ -152,8 +152,8 @@ reasons! {
     CommitConflict "commit_conflict" commit_conflict;
     /// A certificate that this node serves with, or the certificate of its authority, expires within 30 days.
     CertificateExpiring "certificate_expiring" one_for_each_directory;
-    /// The cluster has not used for a day what this node's program understands, because a member has not announced it; or
-    /// for a week, because nobody activates it.
+    /// The cluster has not used for a day what this node's program understands, because a member has not announced it;
+    /// or for a week, because nobody activates it.
     ActivationWaits "activation_waits" activation_waits;
 }
 

@@ -1,20 +1,20 @@
 //! Who decides: the voters and learners, and what a change makes of them.
 //!
-//! This is the one place where the rule of a change of the configuration is written (Raft dissertation sections 4.1 and 4.3).
-//! Who proposes a change, who commits it, who applies it and who replays it all ask [`Configuration::after`].
+//! This is the one place where the rule of a change of the configuration is written (Raft dissertation sections 4.1 and
+//! 4.3). Who proposes a change, who commits it, who applies it and who replays it all ask [`Configuration::after`].
 //!
 //! ```text
 //!   voters 1 2 3 ──── one change ────▶ voters 1 2 3 4
 //!   voters 1 2 3 ── several changes ─▶ voters (1 2 4)&(1 2 3) ── no change ──▶ voters 1 2 4
 //! ```
 //!
-//! One change moves one voter at most, so a majority before it and a majority after it have a node in common, and it takes
-//! effect at once. Several changes need a *joint* configuration in between: what is decided there needs a majority of the
-//! voters that come and a majority of the voters that go. It has to be left before anything else is changed. No code of this
-//! version enters a joint configuration, and what peers send of one is refused.
+//! One change moves one voter at most, so a majority before it and a majority after it have a node in common, and it
+//! takes effect at once. Several changes need a *joint* configuration in between: what is decided there needs a
+//! majority of the voters that come and a majority of the voters that go. It has to be left before anything else is
+//! changed. No code of this version enters a joint configuration, and what peers send of one is refused.
 //!
-//! Deliberately absent: addresses, lives and retired ids, which are the [`Membership`](crate::members::Membership)'s; who is
-//! connected or behind; and who leaves a joint configuration, and when.
+//! Deliberately absent: addresses, lives and retired ids, which are the [`Membership`](crate::members::Membership)'s;
+//! who is connected or behind; and who leaves a joint configuration, and when.
 
 use std::{collections::BTreeSet, fmt, iter};
 
@@ -31,7 +31,8 @@ pub struct Configuration {
     pub outgoing: BTreeSet<NodeId>,
     /// Members that receive the log and have no vote.
     pub learners: BTreeSet<NodeId>,
-    /// Voters that go and stay as learners: they are learners when the joint configuration is left. Until then they vote.
+    /// Voters that go and stay as learners: they are learners when the joint configuration is left. Until then they
+    /// vote.
     pub next_learners: BTreeSet<NodeId>,
 }
 
@@ -226,8 +227,8 @@ impl Configuration {
         self.shortfall(has).is_none()
     }
 
-    /// Whether those are a majority of the voters other than `id`, in a joint configuration of each half. For what is believed
-    /// about that node; never for what is decided.
+    /// Whether those are a majority of the voters other than `id`, in a joint configuration of each half. For what is
+    /// believed about that node; never for what is decided.
     pub fn is_quorum_of_others(&self, id: NodeId, has: impl Fn(NodeId) -> bool) -> bool {
         let without = |half: &BTreeSet<NodeId>| half.iter().copied().filter(|other| *other != id).collect();
         self.halves().map(without).all(|others: BTreeSet<NodeId>| shortfall(&others, &has).is_none())
@@ -257,7 +258,8 @@ impl Configuration {
         }
     }
 
-    /// Whether a cluster can have this configuration, for one that comes from elsewhere: [`Configuration::after`] makes no other.
+    /// Whether a cluster can have this configuration, for one that comes from elsewhere: [`Configuration::after`] makes
+    /// no other.
     pub fn check(&self) -> Result<(), InvalidConfiguration> {
         let Configuration { voters, outgoing, learners, next_learners } = self;
         if voters.is_empty() {

@@ -11,7 +11,8 @@ use crate::{
 
 /// One thing that happened, in the order it happened on this node.
 ///
-/// Commands and responses are shared between subscribers, not cloned. Variants may get further fields: match them with `..`.
+/// Commands and responses are shared between subscribers, not cloned. Variants may get further fields: match them with
+/// `..`.
 #[non_exhaustive]
 pub enum Event<S: StateMachine> {
     /// A command was applied. These events come in the order of the index, from the point that was asked for, without

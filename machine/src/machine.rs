@@ -30,8 +30,8 @@ use serde::{Serialize, de::DeserializeOwned};
 /// Reading an entry is not enough, though: a node that does not know a field yet applies the command without it, and
 /// its state differs from then on. So a new field or variant, and another `apply`, are *used* only from an entry on at
 /// which every node's program knows them: raise [`VERSION`](StateMachine::VERSION), ask [`ApplyContext::version`] in
-/// `apply`, and say with [`needs_version`](StateMachine::needs_version) which commands are new. A node that cannot decode
-/// a committed command stops and names its index; it never skips.
+/// `apply`, and say with [`needs_version`](StateMachine::needs_version) which commands are new. A node that cannot
+/// decode a committed command stops and names its index; it never skips.
 ///
 /// # Changing `apply`
 ///
@@ -77,8 +77,9 @@ pub trait StateMachine: Send + Unpin + 'static {
     /// The answer of one command. It is cloned only for subscribers.
     type Response: Serialize + DeserializeOwned + Clone + Send + Sync + 'static;
 
-    /// The newest version of commands and of [`apply`](StateMachine::apply) that this program knows; 1 or more. Raise it with every
-    /// new field or variant of a command, and with every change after which `apply` does something else for some command.
+    /// The newest version of commands and of [`apply`](StateMachine::apply) that this program knows; 1 or more. Raise
+    /// it with every new field or variant of a command, and with every change after which `apply` does something else
+    /// for some command.
     ///
     /// Every member announces it. Once all of them, learners too, have announced a higher version than the one in
     /// force, the leader proposes to use it, and it is in force from that entry on ([`ApplyContext::version`]), on
@@ -88,8 +89,8 @@ pub trait StateMachine: Send + Unpin + 'static {
     /// stops.
     const VERSION: u32 = 1;
 
-    /// The version that must be in force for this command. A proposal of a command that needs a later one is refused with
-    /// [`NeedsVersion`](crate::outcome::ProposeError::NeedsVersion), and is surely not in the log.
+    /// The version that must be in force for this command. A proposal of a command that needs a later one is refused
+    /// with [`NeedsVersion`](crate::outcome::ProposeError::NeedsVersion), and is surely not in the log.
     fn needs_version(_command: &Self::Command) -> u32 {
         1
     }
@@ -100,8 +101,8 @@ pub trait StateMachine: Send + Unpin + 'static {
     /// The whole state as it is now, to be written out later and elsewhere.
     ///
     /// No command is applied while this runs, and only while this runs: what it returns is written on another thread,
-    /// while the machine moves on. So it should be cheap, and must not see what is applied after it: a clone of an `Arc`,
-    /// a persistent map, a read transaction of the machine's own storage. See [`StateView`].
+    /// while the machine moves on. So it should be cheap, and must not see what is applied after it: a clone of an
+    /// `Arc`, a persistent map, a read transaction of the machine's own storage. See [`StateView`].
     fn snapshot(&self) -> Result<StateView, MachineError>;
 
     /// Replaces the whole state by the state that a [`StateView`] wrote, possibly on another node.
@@ -197,7 +198,8 @@ pub struct StateView(WriteState);
 type WriteState = Box<dyn FnOnce(&mut dyn Write) -> Result<(), MachineError> + Send>;
 
 impl StateView {
-    /// A state that is written by this closure, on another thread. Its errors, and those of `out`, end this snapshot only.
+    /// A state that is written by this closure, on another thread. Its errors, and those of `out`, end this snapshot
+    /// only.
     pub fn new(write: impl FnOnce(&mut dyn Write) -> Result<(), MachineError> + Send + 'static) -> StateView {
         StateView(Box::new(write))
     }
@@ -222,12 +224,13 @@ impl fmt::Debug for StateView {
 /// Writes [`StateMachine::snapshot`] and [`StateMachine::restore`] for a machine that is itself a serde type, as
 /// MessagePack with named fields.
 ///
-/// - `serde_snapshot!()` encodes the whole state while it captures it: nothing is applied for as long as that takes (about a
-///   second per few hundred megabytes), and the encoded state is in memory until it is written. Where the state machine shares its
-///   thread with everything else, as it does by default, heartbeats wait, too: beyond some ten megabytes take the other form.
-/// - `serde_snapshot!(clone)` clones the state and encodes it on another thread: nothing is applied for as long as a clone
-///   takes, and the state is in memory twice until it is written. With fields behind an `Arc`, or persistent maps (as of the crates
-///   rpds and imbl), both are cheap.
+/// - `serde_snapshot!()` encodes the whole state while it captures it: nothing is applied for as long as that takes
+///   (about a second per few hundred megabytes), and the encoded state is in memory until it is written. Where the
+///   state machine shares its thread with everything else, as it does by default, heartbeats wait, too: beyond some ten
+///   megabytes take the other form.
+/// - `serde_snapshot!(clone)` clones the state and encodes it on another thread: nothing is applied for as long as a
+///   clone takes, and the state is in memory twice until it is written. With fields behind an `Arc`, or persistent maps
+///   (as of the crates rpds and imbl), both are cheap.
 ///
 /// Restoring holds the old and the new state at once.
 #[macro_export]

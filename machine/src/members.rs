@@ -93,11 +93,11 @@ pub enum Change {
 /// A change of the membership, and whether it is forced.
 ///
 /// A leader refuses to promote a learner that is not connected or far behind
-/// ([`LearnerNotReady`](crate::outcome::ChangeError::LearnerNotReady)). It also refuses a change after which the voters that answered
-/// it lately were no majority ([`WouldLoseMajority`](crate::outcome::ChangeError::WouldLoseMajority)): such a change could not be
-/// undone before others are back. [`ChangeRequest::force`] skips both checks, but never promotes a learner that holds
-/// nothing of the log, or whose directory the cluster has not recorded: that is refused at once, with
-/// `LearnerNotReady`. As a message it is answered as a [`Change`] is.
+/// ([`LearnerNotReady`](crate::outcome::ChangeError::LearnerNotReady)). It also refuses a change after which the voters
+/// that answered it lately were no majority ([`WouldLoseMajority`](crate::outcome::ChangeError::WouldLoseMajority)):
+/// such a change could not be undone before others are back. [`ChangeRequest::force`] skips both checks, but never
+/// promotes a learner that holds nothing of the log, or whose directory the cluster has not recorded: that is refused
+/// at once, with `LearnerNotReady`. As a message it is answered as a [`Change`] is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChangeRequest {
     /// The change.
@@ -182,8 +182,8 @@ impl Membership {
 
     /// The membership after a change, or why the change makes no sense.
     ///
-    /// Who may become what is [`Configuration::after`]'s to say. Added here is what it does not know: where a new member is, and
-    /// which ids are retired.
+    /// Who may become what is [`Configuration::after`]'s to say. Added here is what it does not know: where a new
+    /// member is, and which ids are retired.
     pub fn after(&self, change: &Change) -> Result<Membership, String> {
         if let Change::AddLearner(id, _) = change
             && self.retired.contains(id)

@@ -148,8 +148,8 @@ pub enum ProposeError {
         cause: String,
     },
     /// The command needs a version of the state machine that is not in force yet
-    /// ([`needs_version`](crate::machine::StateMachine::needs_version)). Surely not in the log; ask again once every member runs a
-    /// program that has this version, or do without the command until then.
+    /// ([`needs_version`](crate::machine::StateMachine::needs_version)). Surely not in the log; ask again once every
+    /// member runs a program that has this version, or do without the command until then.
     #[error("{}", needs_version(*.needed, *.lowest, *.node))]
     NeedsVersion {
         /// The version that the command needs.
@@ -157,7 +157,8 @@ pub enum ProposeError {
         /// The lowest version that some member's program has; the version in force if every program has the version
         /// needed.
         lowest: u32,
-        /// The member with that program; `None` if every member's program has the version, and it only has to be put in force.
+        /// The member with that program; `None` if every member's program has the version, and it only has to be put in
+        /// force.
         node: Option<NodeId>,
     },
     /// It may or may not be applied: find out by reading, or make commands idempotent.
@@ -344,7 +345,8 @@ pub enum SubscribeError {
         /// The index that this node has applied; a leader has confirmed that nothing later is committed.
         applied: u64,
     },
-    /// This node has not applied so much, and could not find out whether the cluster has. Ask again, or ask another node.
+    /// This node has not applied so much, and could not find out whether the cluster has. Ask again, or ask another
+    /// node.
     #[error(
         "this node has applied up to {applied}, and could not find out whether the cluster has applied index {index}: {cause}. \
          Ask again, or ask another node"

@@ -310,7 +310,8 @@ pub(super) fn begin<S>(
     })
 }
 
-/// So many bytes of the log are worth a snapshot where room is short, or a quarter of what counts as low if that is less.
+/// So many bytes of the log are worth a snapshot where room is short, or a quarter of what counts as low if that is
+/// less.
 const SHORT_BYTES: u64 = 4 << 20;
 
 fn settings(group: GroupId, about: &About, waits: bool, machine_version: u32) -> Settings {

@@ -46,8 +46,9 @@ impl Home {
     }
 }
 
-/// Runs a step of the start on the thread of the actors. The step is spawned there rather than awaited here, so that the future of
-/// the caller may travel between threads, and goes on if the caller no longer waits: its result is dropped then, and a node with it.
+/// Runs a step of the start on the thread of the actors. The step is spawned there rather than awaited here, so that
+/// the future of the caller may travel between threads, and goes on if the caller no longer waits: its result is
+/// dropped then, and a node with it.
 pub(crate) async fn run_on<T, F>(
     arbiter: &ArbiterHandle,
     step: impl FnOnce() -> F + Send + 'static,

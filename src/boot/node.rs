@@ -5,8 +5,8 @@
 //!  sockets ────────────┘
 //! ```
 //!
-//! Deliberately absent: anything that belongs to one group. What of these actors becomes of the groups' messages they tell the groups
-//! that registered with them.
+//! Deliberately absent: anything that belongs to one group. What of these actors becomes of the groups' messages they
+//! tell the groups that registered with them.
 
 use std::{
     net::SocketAddr,
@@ -130,8 +130,8 @@ pub(crate) async fn open_node(host: HostBuilder, own: Option<OwnSystem>) -> Resu
     Ok(OpenNode { about, store, volume, listen, network, tls, new, own })
 }
 
-/// Whether a node begins here that was not there before. Only for the checks that an older node must not fail; of a store that
-/// the application opened itself nobody can tell.
+/// Whether a node begins here that was not there before. Only for the checks that an older node must not fail; of a
+/// store that the application opened itself nobody can tell.
 pub(super) fn is_new(storage: &Storage, id: NodeId) -> bool {
     match storage {
         Storage::Sled(dir) => !directory::read_node(dir).is_ok_and(|node| node.id == id),
@@ -169,14 +169,14 @@ impl About {
         if let Some(reserve) = store.reserve() {
             self.snapshot_store.may_borrow(reserve);
         }
-        // A log that finds no room is the end of its node; a snapshot that finds none is taken later. Not all that counts as low: what
-        // ends the want of space may be the log that a snapshot lets go of.
+        // A log that finds no room is the end of its node; a snapshot that finds none is taken later. Not all that
+        // counts as low: what ends the want of space may be the log that a snapshot lets go of.
         self.snapshot_store.leave_free(self.config.low_space_bytes / 4);
     }
 }
 
-/// The actors that a node has once, and what all groups share. Each group holds the actors that it uses, so dropping this ends none
-/// of them.
+/// The actors that a node has once, and what all groups share. Each group holds the actors that it uses, so dropping
+/// this ends none of them.
 pub(crate) struct NodeParts {
     pub about: About,
     pub log: Addr<LogWriter>,
@@ -190,7 +190,8 @@ pub(crate) struct NodeParts {
 }
 
 impl NodeParts {
-    /// Starts the log writer, beside a transport that runs and delivers nothing yet. `failed` hears of the end of the log.
+    /// Starts the log writer, beside a transport that runs and delivers nothing yet. `failed` hears of the end of the
+    /// log.
     pub(crate) fn start(
         about: About,
         store: Box<dyn LogStore>,
@@ -257,7 +258,8 @@ async fn load_tls(id: NodeId, tls: Option<Tls>) -> Result<TlsIdentity, StartErro
     blocking(move || load().map_err(|error| StartError::Tls(error.to_string()))).await
 }
 
-/// When this node's own certificate ends. What its authority's end costs is the same for all nodes: no leader would be better.
+/// When this node's own certificate ends. What its authority's end costs is the same for all nodes: no leader would be
+/// better.
 pub(super) fn certificate_ends(certificates: &[(String, i64)]) -> Option<SystemTime> {
     let (_, end) = certificates.iter().find(|(file, _)| file == "cert.pem")?;
     SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs((*end).try_into().unwrap_or(0)))

@@ -162,7 +162,8 @@ pub enum RecoveryError {
         /// The other one's.
         theirs: ClusterId,
     },
-    /// The disk refused. A restore starts from scratch when it is tried again; a recovery was done wholly or not at all.
+    /// The disk refused. A restore starts from scratch when it is tried again; a recovery was done wholly or not at
+    /// all.
     #[error("{doing}: {error}")]
     Io {
         /// What was being done, naming the file.

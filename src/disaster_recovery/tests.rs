@@ -63,7 +63,8 @@ fn add(index: u64, term: u64, number: u64) -> Entry {
     Entry { kind: EntryKind::Normal, term, index, data, context: Bytes::new() }
 }
 
-/// A stopped node's directory: the terms of its entries from index 2 on, each of which adds one, and what it knew to be committed.
+/// A stopped node's directory: the terms of its entries from index 2 on, each of which adds one, and what it knew to be
+/// committed.
 fn node(dir: &Path, id: NodeId, system: &SystemState, terms: &[u64], commit: u64) {
     let store = SledStore::open(dir, OpenOptions::new(id, Incarnation(id * 10))).unwrap();
     let entries = (2..).zip(terms).map(|(index, term)| add(index, *term, 1)).collect();

@@ -54,11 +54,11 @@ pub struct Faults {
     pub torn_write: u32,
     /// A store is swapped for an older copy, but its watermark is not. It is refused with a specific error.
     pub old_copy: u32,
-    /// A whole directory is put back from a copy made before the last opening, or while its node ran: refused by every peer that met
-    /// what came later.
+    /// A whole directory is put back from a copy made before the last opening, or while its node ran: refused by every
+    /// peer that met what came later.
     pub rolled_back: u32,
-    /// A copy of a node's directory runs beside the node: the copy is refused by every peer that met what came later, and ends with a
-    /// specific error; the node goes on.
+    /// A copy of a node's directory runs beside the node: the copy is refused by every peer that met what came later,
+    /// and ends with a specific error; the node goes on.
     pub twin: u32,
     /// A directory is swapped for another node's: refused with a specific error.
     pub swapped_directory: u32,
@@ -66,8 +66,8 @@ pub struct Faults {
     pub wiped_disk: u32,
     /// A node is away for so long that it may need a snapshot when it comes back.
     pub absence: u32,
-    /// A write of a snapshot's file fails, or the disk is full there: that snapshot is not built, or not received; the node
-    /// goes on.
+    /// A write of a snapshot's file fails, or the disk is full there: that snapshot is not built, or not received; the
+    /// node goes on.
     pub snapshot_error: u32,
     /// A bit flips in a snapshot's file, under a node that goes on for a while: a node that fetches the file refuses
     /// it, and the node itself starts from the older one, or is refused with a specific error.
@@ -91,8 +91,8 @@ pub struct Faults {
     pub take_snapshot: u32,
     /// A node is shut down in order, and comes back.
     pub shutdown: u32,
-    /// A node starts with the program before its own: it goes on with it, or stops with the error that says to upgrade if
-    /// the cluster uses what that program lacks. Then it has the newer one again.
+    /// A node starts with the program before its own: it goes on with it, or stops with the error that says to upgrade
+    /// if the cluster uses what that program lacks. Then it has the newer one again.
     pub put_back: u32,
 }
 

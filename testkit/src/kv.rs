@@ -1,7 +1,7 @@
 //! A key-value store with compare-and-set, and clients that record their results. Our own simulations run this.
 //!
-//! An application checks its own state machine with a workload of its own; this one is here for the library's tests, and
-//! as a model to start from.
+//! An application checks its own state machine with a workload of its own; this one is here for the library's tests,
+//! and as a model to start from.
 
 use std::{
     collections::BTreeMap,
@@ -84,7 +84,8 @@ impl fmt::Debug for Recorder {
 }
 
 impl Recorder {
-    /// Whether there is an order of all operations that explains every answer; if not, or if that could not be decided, why.
+    /// Whether there is an order of all operations that explains every answer; if not, or if that could not be decided,
+    /// why.
     pub fn verdict(&self) -> Result<(), String> {
         match check(self.with(|history| history.operations().to_vec()).as_slice()) {
             Verdict::Linearizable => Ok(()),

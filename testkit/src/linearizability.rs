@@ -6,9 +6,10 @@
 //!  history ──by key──▶ steps (need, then) ──▶ search over (answers passed, open steps taken, state) ──▶ verdict
 //! ```
 //!
-//! Keys are independent, so each is searched alone (locality). The search is that of Wing and Gong (1993) with Lowe's memory of
-//! configurations ("Testing for Linearizability", 2017), just in time: it passes the answers in their order, and takes
-//! an open operation only to explain the next answer. What makes it fast, each sound for a store of this kind:
+//! Keys are independent, so each is searched alone (locality). The search is that of Wing and Gong (1993) with Lowe's
+//! memory of configurations ("Testing for Linearizability", 2017), just in time: it passes the answers in their order,
+//! and takes an open operation only to explain the next answer. What makes it fast, each sound for a store of this
+//! kind:
 //!
 //! - An open read whose value is there is taken at once: it changes nothing, and taking it later is never better.
 //! - A write of unknown outcome is dropped if no later operation needs its value: whatever follows it in an order
@@ -66,8 +67,8 @@ impl<K, V> Verdict<K, V> {
 pub struct Counterexample<K, V> {
     /// The key.
     pub key: K,
-    /// What makes it impossible, shrunk from the shortest prefix of the key's history that cannot be explained. The last
-    /// is the operation whose answer is one too many.
+    /// What makes it impossible, shrunk from the shortest prefix of the key's history that cannot be explained. The
+    /// last is the operation whose answer is one too many.
     pub operations: Vec<Operation<K, V>>,
     /// How many operations of the key had been answered when that answer came.
     pub answered: usize,

@@ -51,7 +51,8 @@ impl Listener {
         let listener = Listener { world: world.clone(), number, life: life.clone(), heed: heed.clone(), pause_ms };
         let mut subscribe = actorum::Subscribe::batched(listener.start().recipient());
         if let Some(after) = after {
-            // As clients do that keep what they were told; there is one cluster, and nothing that it told is ever taken back.
+            // As clients do that keep what they were told; there is one cluster, and nothing that it told is ever taken
+            // back.
             let cluster = raft.status().cluster;
             subscribe = subscribe.after(match cluster {
                 Some(cluster) => After::Position(Position { cluster, index: after }),

@@ -96,8 +96,8 @@ fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 /// A state no larger than this is looked at after every command.
 const SMALL: usize = 4 << 10;
 
-/// A state machine under watch. In front of the state that it writes stands the index of the last command in it, and some bytes
-/// that make the file larger, so that its transfer takes time.
+/// A state machine under watch. In front of the state that it writes stands the index of the last command in it, and
+/// some bytes that make the file larger, so that its transfer takes time.
 pub(crate) struct Watched<S: StateMachine> {
     pub inner: S,
     pub node: NodeId,

@@ -22,11 +22,12 @@ pub struct Counts {
     pub disk: BTreeMap<&'static str, u64>,
     /// Faults of processes that fired, by kind.
     pub process: BTreeMap<&'static str, u64>,
-    /// What became of snapshots: built, fetched, transfers that went on where they had stopped, recorded with a cut of the log,
-    /// installed, nodes that started from one, from the older one because the newest was damaged, or not at all because both
-    /// were, and nodes that joined a cluster whose log no longer began at its beginning.
+    /// What became of snapshots: built, fetched, transfers that went on where they had stopped, recorded with a cut of
+    /// the log, installed, nodes that started from one, from the older one because the newest was damaged, or not at
+    /// all because both were, and nodes that joined a cluster whose log no longer began at its beginning.
     pub snapshots: BTreeMap<&'static str, u64>,
-    /// What came near to a bound: messages that filled half a frame and more; what met disks with little room, and how it went on.
+    /// What came near to a bound: messages that filled half a frame and more; what met disks with little room, and how
+    /// it went on.
     pub room: BTreeMap<&'static str, u64>,
     /// What else went on meanwhile: changes of the membership, subscriptions, shutdowns, campaigns.
     pub churn: BTreeMap<&'static str, u64>,

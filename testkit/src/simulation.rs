@@ -53,15 +53,15 @@ const CLIENTS_END_WITHIN: Duration = Duration::from_secs(60);
 /// Who is at most so many entries behind counts as up to date.
 const CLOSE: u64 = 16;
 
-/// While no fault is under way a node finds out within so many virtual milliseconds that it differs from a majority: a question that was
-/// lost is asked again within less.
+/// While no fault is under way a node finds out within so many virtual milliseconds that it differs from a majority: a
+/// question that was lost is asked again within less.
 const FOUND_WITHIN_MS: u64 = 6_000;
 
 /// A commit cuts off so many entries at least, if there are as many to go.
 const SLICE: u64 = 500;
 
-/// After the faults everybody is up to date within so many virtual milliseconds: the longest pause after failures, and a
-/// transfer.
+/// After the faults everybody is up to date within so many virtual milliseconds: the longest pause after failures, and
+/// a transfer.
 const CATCHES_UP_WITHIN_MS: u64 = 90_000;
 
 /// What the clients of one run do, and the verdict at its end.
@@ -237,8 +237,8 @@ impl<S: StateMachine> Simulation<S> {
         self
     }
 
-    /// The run fails if virtual time stands still for so long in real time, because a client never waits for anything, or
-    /// does too much at one moment. Default 30 s.
+    /// The run fails if virtual time stands still for so long in real time, because a client never waits for anything,
+    /// or does too much at one moment. Default 30 s.
     pub fn standstill(mut self, real: Duration) -> Self {
         self.standstill = real;
         self
@@ -250,8 +250,8 @@ impl<S: StateMachine> Simulation<S> {
         self
     }
 
-    /// Runs so much virtual time with faults, then heals the cluster and compares. Blocks this thread for the real time it takes,
-    /// some thousandths of the virtual.
+    /// Runs so much virtual time with faults, then heals the cluster and compares. Blocks this thread for the real time
+    /// it takes, some thousandths of the virtual.
     pub fn run(self, span: Duration) -> Report {
         let report = self.once(span, self.tell);
         // A standstill takes as long again the second time, and has no story.
@@ -393,8 +393,9 @@ impl<S: StateMachine> Run<S> {
         }
     }
 
-    /// A founder dies at any step of the forming, and another one no longer hears it before that. Once one of the others has formed,
-    /// they need nobody else: a majority of founders of which one is formed has a leader, for as long as the dead one is away.
+    /// A founder dies at any step of the forming, and another one no longer hears it before that. Once one of the
+    /// others has formed, they need nobody else: a majority of founders of which one is formed has a leader, for as
+    /// long as the dead one is away.
     async fn kill_while_forming(&self, fleet: &Fleet<S>, mut rng: Rng) {
         let world = fleet.world();
         let victim = rng.between(1, self.nodes);
@@ -518,8 +519,8 @@ impl<S: StateMachine> Run<S> {
         None
     }
 
-    /// Waits until nobody is behind who belongs to the cluster: who was away may need a snapshot, and who could not fetch one
-    /// has a pause.
+    /// Waits until nobody is behind who belongs to the cluster: who was away may need a snapshot, and who could not
+    /// fetch one has a pause.
     async fn everyone_catches_up(&self, fleet: &Fleet<S>) {
         let world = fleet.world();
         let begun = world.scheduler().now_ms();
@@ -610,8 +611,8 @@ impl<S: StateMachine> Run<S> {
         taken
     }
 
-    /// Two snapshots after the faults the log reaches back to the first of them at most, or as far as it was told to; or, where
-    /// more went than one commit takes, by so much less.
+    /// Two snapshots after the faults the log reaches back to the first of them at most, or as far as it was told to;
+    /// or, where more went than one commit takes, by so much less.
     async fn logs_are_bounded(&self, fleet: &Fleet<S>, first: &BTreeMap<NodeId, u64>) {
         let compacted_index = |id| fleet.node(id, |node| node.disk.compacted_index()).unwrap_or(0);
         let before: BTreeMap<_, _> = first.keys().map(|id| (*id, compacted_index(*id))).collect();
@@ -629,8 +630,8 @@ impl<S: StateMachine> Run<S> {
         }
     }
 
-    /// The leader that all its members follow, if there is one, with everything of its own applied; or with snapshots to send first,
-    /// if it may.
+    /// The leader that all its members follow, if there is one, with everything of its own applied; or with snapshots
+    /// to send first, if it may.
     fn settled_leader(&self, fleet: &Fleet<S>, sends: bool) -> Option<NodeId> {
         let leader = fleet.world().facts(|facts| facts.leader())?;
         let (raft, _) = fleet.raft(leader)?;

@@ -82,8 +82,8 @@ impl<S: StateMachine> Twin<S> {
         self.disk.lives()?.shown().last().map(|life| life.key())
     }
 
-    /// Whether it has a vote among others, as far as it knows. A lone voter asks nobody, and what promoted a second one may be in
-    /// its log without being committed there.
+    /// Whether it has a vote among others, as far as it knows. A lone voter asks nobody, and what promoted a second one
+    /// may be in its log without being committed there.
     pub(super) fn votes(&self, id: NodeId) -> bool {
         let voters = self.raft.status().membership.voters();
         voters.contains(&id) && voters.len() > 1

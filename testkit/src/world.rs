@@ -223,7 +223,8 @@ pub(crate) struct NodeFacts {
     pub membership: Option<Box<dyn Fn() -> Arc<Membership> + Send>>,
     /// Whether its disk is not its own now: wiped, or swapped for an older copy. What it had is brought back.
     pub tampered: bool,
-    /// Whether it runs with an older copy of its directory, which has forgotten what it promised since. That is brought back.
+    /// Whether it runs with an older copy of its directory, which has forgotten what it promised since. That is brought
+    /// back.
     pub older: bool,
     /// Whether a fault that stops it by itself was injected in this life.
     pub may_stop: bool,
@@ -443,8 +444,8 @@ impl World {
         self.lock().over
     }
 
-    /// A client takes another turn. Virtual time passes only while everybody waits for something: clients that never do stop it, and
-    /// the run would never end.
+    /// A client takes another turn. Virtual time passes only while everybody waits for something: clients that never do
+    /// stop it, and the run would never end.
     pub(crate) fn turn(&self, doing: impl FnOnce() -> String) {
         let now = self.seen_now();
         let mut state = self.lock();
@@ -616,8 +617,8 @@ impl Facts {
         facts.handed = facts.handed.max(applied.unwrap_or(0));
     }
 
-    /// At how many marks this node came to other answers than a majority of the voters, all of them alive since, and so long
-    /// ago.
+    /// At how many marks this node came to other answers than a majority of the voters, all of them alive since, and so
+    /// long ago.
     pub(crate) fn differs(&self, node: NodeId, since_ms: u64) -> usize {
         let Some(facts) = self.nodes.get(&node) else { return 0 };
         let differs = |(index, (since, value, at)): (&u64, &(u64, u128, u64))| {

@@ -15,8 +15,8 @@ pub(crate) fn simulation(seed: u64) -> Simulation<Kv> {
     // A run in which all lose their power three times has little time left; a single voter is down whenever its one
     // node is. What holds after the faults is stricter: then every request succeeds.
     let progress = if nodes == 1 { 2 } else { 8 };
-    // Snapshots all the time, now and then, or never; sent fast and slowly, in smaller and larger pieces, of a file of some
-    // hundred bytes.
+    // Snapshots all the time, now and then, or never; sent fast and slowly, in smaller and larger pieces, of a file of
+    // some hundred bytes.
     let entries = [10, 10, 40, 0][rng.below(4) as usize];
     let keep = [0, 3, 20][rng.below(3) as usize];
     let hold = [20_000, 1 << 20, 1 << 20][rng.below(3) as usize];
@@ -29,12 +29,14 @@ pub(crate) fn simulation(seed: u64) -> Simulation<Kv> {
     let window = [append, 500, 2000][rng.below(3) as usize].max(append);
     let unapplied = [330, 1000, 4000][rng.below(3) as usize];
     let tail = [0, 300, 2000][rng.below(3) as usize];
-    // No larger than what these settings let through: a message around its entries, an entry that changes the membership with the
-    // record beside it, or the description of a snapshot, in which each member has what it understands.
+    // No larger than what these settings let through: a message around its entries, an entry that changes the
+    // membership with the record beside it, or the description of a snapshot, in which each member has what it
+    // understands.
     let frame = (400 + 3 * append).max(400 + 2 * 372).max(3072);
     let simulation = Simulation::recorded(seed).nodes(nodes).clients(4).faults(Faults::harsh()).at_least(progress);
-    // In half of these the disks have an end, which a log that is never cut would reach: room for four snapshots, the reserve, twice what
-    // counts as low, and a little more. A quarter of what counts as low is some records of what there is to start from.
+    // In half of these the disks have an end, which a log that is never cut would reach: room for four snapshots, the
+    // reserve, twice what counts as low, and a little more. A quarter of what counts as low is some records of what
+    // there is to start from.
     let (ends, low, ballast) = (tiny && rng.below(2) == 0, 8000, 4000);
     let volume = 4 * 4800 + ballast + 2 * low + rng.between(2_000, 12_000);
     let simulation = if tiny { simulation.frames(frame, 32 << 10) } else { simulation };

@@ -100,8 +100,8 @@ fn the_guide_prints_the_bounds() {
     }
 }
 
-/// In a program and in a variable alike. Before, 2^63 - 1 events for a subscriber ended the node with the first one, and as many
-/// appends on their way ended it at once.
+/// In a program and in a variable alike. Before, 2^63 - 1 events for a subscriber ended the node with the first one,
+/// and as many appends on their way ended it at once.
 #[test]
 fn what_is_outside_is_refused_by_its_name_and_its_bounds() {
     const FAR: [u64; 6] = [0, 1, (1 << 53) + 1, i64::MAX as u64, 1 << 63, u64::MAX];

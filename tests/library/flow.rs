@@ -42,8 +42,8 @@ async fn start(id: NodeId, addresses: &BTreeMap<NodeId, SocketAddr>, dir: &Path)
     builder.configure(configure).start().await.unwrap()
 }
 
-/// A follower 200 entries of 1 MiB behind, with the default settings: the tail in memory has 64 MiB of them, the rest is read from the
-/// disk. Not one message is dropped, and no frame is larger than a message may be.
+/// A follower 200 entries of 1 MiB behind, with the default settings: the tail in memory has 64 MiB of them, the rest
+/// is read from the disk. Not one message is dropped, and no frame is larger than a message may be.
 #[actix::test]
 async fn a_follower_200_mib_behind_is_sent_everything_once() {
     let dir = tempfile::tempdir().unwrap();

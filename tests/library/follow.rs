@@ -37,8 +37,8 @@ fn applied(event: Event<Sum>) -> Option<(u64, u64, Option<u64>)> {
     }
 }
 
-/// A queue of 3,000 jobs fills while somebody begins to follow it, here and there, by every way there is: what was read and what
-/// was told after it is everything, once, in order, and whatever was told has its response.
+/// A queue of 3,000 jobs fills while somebody begins to follow it, here and there, by every way there is: what was read
+/// and what was told after it is everything, once, in order, and whatever was told has its response.
 #[actix::test]
 async fn what_follows_a_read_is_all_that_follows_and_each_has_its_response() {
     const COUNT: u64 = 3000;
@@ -110,8 +110,8 @@ async fn what_follows_a_read_is_all_that_follows_and_each_has_its_response() {
     assert!(followed_some, "somebody began while there was still something to come");
 }
 
-/// A node that is behind the one that was asked before is no reason to begin anew, and none to say nothing: it catches up, or says
-/// that it cannot tell.
+/// A node that is behind the one that was asked before is no reason to begin anew, and none to say nothing: it catches
+/// up, or says that it cannot tell.
 #[actix::test]
 async fn a_position_is_taken_by_every_node_of_its_cluster_also_by_one_that_is_behind() {
     let (network, disks) = (MemoryNetwork::new(), Default::default());

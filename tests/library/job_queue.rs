@@ -1,5 +1,6 @@
-//! A job queue as an application would write it, from the prelude alone: jobs are added and leased, leases run out by the time that
-//! commands carry, and a board beside the state machine is built from a read and the events that follow it.
+//! A job queue as an application would write it, from the prelude alone: jobs are added and leased, leases run out by
+//! the time that commands carry, and a board beside the state machine is built from a read and the events that follow
+//! it.
 
 use std::{collections::BTreeMap, time::Duration};
 

@@ -277,8 +277,8 @@ struct Shape {
 /// What happens to an operation: it takes effect, or its answer arrives.
 type Happening = (usize, Option<Answer<u64>>);
 
-/// Clients of a true store: every operation takes effect between its call and its answer, or, if its answer is lost, at any
-/// time or never. Then some answers are replaced.
+/// Clients of a true store: every operation takes effect between its call and its answer, or, if its answer is lost, at
+/// any time or never. Then some answers are replaced.
 fn random(rng: &mut Rng, shape: &Shape) -> Vec<Operation<u64, u64>> {
     let mut operations: Vec<Operation<u64, u64>> = Vec::new();
     let mut map: BTreeMap<u64, u64> = BTreeMap::new();
@@ -418,7 +418,8 @@ fn it_agrees_with_all_permutations() {
                 counterexample.operations.iter().all(|o| history.contains(o) && o.key == counterexample.key),
                 "round {round}"
             );
-            // What is shown from the empty store on is a history by itself; but it lacks what the answers afterwards tell.
+            // What is shown from the empty store on is a history by itself; but it lacks what the answers afterwards
+            // tell.
             let itself = |o: &Operation<u64, u64>| history.iter().filter(|h| h.key == o.key).count();
             if !counterexample.whatever_before
                 && counterexample.operations.len() == itself(&counterexample.operations[0])

@@ -57,7 +57,8 @@ async fn a_machine_that_holds_its_commands_is_not_given_them_again() {
             let applied = raft.propose(round * 100 + n).await.unwrap();
             assert_eq!(applied.response as u64, (round - 1) * 10 + n + 1);
         }
-        // The log dies without a word, its last commit index unsynced; what the machine applied was committed all the same.
+        // The log dies without a word, its last commit index unsynced; what the machine applied was committed all the
+        // same.
         log.crash();
         drop(raft);
     }

@@ -1,4 +1,5 @@
-//! A simulation whose clients never let time pass ends all the same, with the cause: virtual time moves only while everybody waits.
+//! A simulation whose clients never let time pass ends all the same, with the cause: virtual time moves only while
+//! everybody waits.
 
 use std::time::Duration;
 

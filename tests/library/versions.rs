@@ -1,5 +1,5 @@
-//! A state machine changes its version while the cluster runs: what each version decided stays decided, nothing new is used before
-//! every member has it, and a program that lacks what is in use is told so.
+//! A state machine changes its version while the cluster runs: what each version decided stays decided, nothing new is
+//! used before every member has it, and a program that lacks what is in use is told so.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -7,7 +7,8 @@ use crate::support::{MemoryDisk, MemoryNetwork, TIMEOUT, founders, on, quick};
 use actorum::{ActivateError, ActivateMode, ErrorCode, Network, NodeId, Outcome, StartError, prelude::*};
 use serde::{Deserialize, Serialize};
 
-/// Jobs, as the program of version `V` knows them. Version 2 knows `Cancel`; from version 3 on a job is finished once only.
+/// Jobs, as the program of version `V` knows them. Version 2 knows `Cancel`; from version 3 on a job is finished once
+/// only.
 #[derive(Default, Serialize, Deserialize)]
 struct Jobs<const V: u32> {
     finished: BTreeMap<u64, u32>,
@@ -100,8 +101,8 @@ fn decided<const V: u32>(jobs: &Jobs<V>) -> (BTreeMap<u64, u32>, Vec<(u64, u32)>
     (jobs.finished.clone(), jobs.decided.clone())
 }
 
-/// Without [`ApplyContext::version`] the program of version 3 would find at its start that the second `Finish(1)`, which was answered
-/// with `true`, is refused.
+/// Without [`ApplyContext::version`] the program of version 3 would find at its start that the second `Finish(1)`,
+/// which was answered with `true`, is refused.
 #[actix::test]
 async fn what_an_older_version_decided_stays_decided_and_the_new_one_begins_at_one_index_everywhere() {
     let cluster = Cluster::default();
@@ -156,7 +157,8 @@ async fn what_an_older_version_decided_stays_decided_and_the_new_one_begins_at_o
     }
 }
 
-/// A new command is refused while one member cannot read it, with the name of that member, and nothing of it is in the log.
+/// A new command is refused while one member cannot read it, with the name of that member, and nothing of it is in the
+/// log.
 #[actix::test]
 async fn a_command_that_a_member_cannot_read_is_refused_and_not_in_the_log() {
     let cluster = Cluster::default();
@@ -217,7 +219,8 @@ async fn a_new_command_in_a_new_cluster_waits_until_its_version_is_in_force() {
     }
 }
 
-/// With `manual` every node can be put back to the program before, until an operator says that the new one is there to stay.
+/// With `manual` every node can be put back to the program before, until an operator says that the new one is there to
+/// stay.
 #[actix::test]
 async fn an_operator_decides_when_there_is_no_way_back() {
     let cluster = Cluster { manual: true, ..Cluster::default() };

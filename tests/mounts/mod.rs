@@ -1,7 +1,7 @@
 //! Filesystems of their own on loop devices, whose power can be cut; and what to do where that is not possible.
 //!
-//! The work is done by `tests/tools/powercut.py --disk`, a process of its own that unmounts when its input ends: a test that
-//! is killed leaves no mount behind.
+//! The work is done by `tests/tools/powercut.py --disk`, a process of its own that unmounts when its input ends: a test
+//! that is killed leaves no mount behind.
 
 #![allow(dead_code)] // each test uses its part
 

@@ -57,7 +57,8 @@ pub(crate) async fn start(network: &MemoryNetwork, id: NodeId, disk: &MemoryDisk
     builder.configure(quick).start().await.unwrap()
 }
 
-/// Three founders with a leader; the leader first. What they tell each other at first is in the log: the next entries are a test's own.
+/// Three founders with a leader; the leader first. What they tell each other at first is in the log: the next entries
+/// are a test's own.
 pub(crate) async fn three(network: &MemoryNetwork, disks: &[MemoryDisk; 3]) -> [Raft<Sum>; 3] {
     let mut nodes = Vec::new();
     for id in 1..=3 {

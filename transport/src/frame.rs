@@ -399,7 +399,8 @@ impl Splitter {
         !self.buffer.is_empty()
     }
 
-    /// How many bytes the next frame says it has, once that is known. Not checked: [`next_frame`](Self::next_frame) does.
+    /// How many bytes the next frame says it has, once that is known. Not checked: [`next_frame`](Self::next_frame)
+    /// does.
     pub fn claim(&self) -> Option<u32> {
         self.buffer.first_chunk::<4>().map(|length| u32::from_be_bytes(*length))
     }

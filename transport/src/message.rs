@@ -284,7 +284,8 @@ pub struct Attach {
     pub handlers: Handlers,
 }
 
-/// Tells a transport where to deliver what concerns the node, and lets it begin to deliver. What arrived before is dropped.
+/// Tells a transport where to deliver what concerns the node, and lets it begin to deliver. What arrived before is
+/// dropped.
 #[derive(Message, Clone, Debug)]
 #[rtype(result = "()")]
 pub struct AttachNode {

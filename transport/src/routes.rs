@@ -5,8 +5,8 @@
 //!                                            └─ it is not ───────▶ counted; a question is refused
 //! ```
 //!
-//! A peer may name a group that this node does not have: one of a later version, one that is not registered yet, or
-//! one that was never here. Its messages must reach no other group, since indexes and terms of two logs have nothing to do
+//! A peer may name a group that this node does not have: one of a later version, one that is not registered yet, or one
+//! that was never here. Its messages must reach no other group, since indexes and terms of two logs have nothing to do
 //! with each other.
 //!
 //! Deliberately absent: a way to take a group out again.
@@ -50,8 +50,8 @@ impl Routes {
         self.misdirected
     }
 
-    /// Whether messages of that group have a receiver here. If they have none, `count` of them are counted, and must not be used
-    /// for anything.
+    /// Whether messages of that group have a receiver here. If they have none, `count` of them are counted, and must
+    /// not be used for anything.
     pub(crate) fn takes(&mut self, group: GroupId, from: NodeId, count: usize) -> bool {
         let here = self.groups.contains_key(&group);
         if !here && self.is_open() {

@@ -1,8 +1,9 @@
 //! Floods against the peer port, from addresses that are no peer's: handshakes without a certificate, forged datagrams,
-//! connections that do nothing. Honest peers go on all the while, a node that comes back is let in, and memory stays bounded.
+//! connections that do nothing. Honest peers go on all the while, a node that comes back is let in, and memory stays
+//! bounded.
 //!
-//! The attackers run on a thread of their own, so that what they cost themselves is not taken for what they cost the victim.
-//! Each test says how much of its flood really arrived: one that never fires proves nothing.
+//! The attackers run on a thread of their own, so that what they cost themselves is not taken for what they cost the
+//! victim. Each test says how much of its flood really arrived: one that never fires proves nothing.
 
 #![cfg(all(feature = "quic", target_os = "linux"))]
 
@@ -83,7 +84,8 @@ impl Drop for Flood {
     }
 }
 
-/// Honest questions, one after the other, for as long as a flood lasts: all are answered, and soon. The worst and the median.
+/// Honest questions, one after the other, for as long as a flood lasts: all are answered, and soon. The worst and the
+/// median.
 async fn goes_on(honest: &mut Honest) -> (usize, Duration, Duration) {
     let begun = Instant::now();
     let mut took = Vec::new();
@@ -133,7 +135,8 @@ async fn handshakes_without_a_certificate() {
                     let dial = endpoints[at].connect_with(client.clone(), target, &node_name(1)).unwrap();
                     let answered = answered.clone();
                     actix_rt::spawn(async move {
-                        // Whatever comes back, an alert or a connection that is closed at once, was paid for by the victim.
+                        // Whatever comes back, an alert or a connection that is closed at once, was paid for by the
+                        // victim.
                         if tokio::time::timeout(Duration::from_millis(500), dial).await.is_ok() {
                             answered.fetch_add(1, Relaxed);
                         }

@@ -33,8 +33,8 @@ const DRIFT_PER_MILLION: i64 = 1000;
 /// How much two readings may differ without a contradiction: schedulers take time, and clocks are coarse.
 const GRAIN_US: i64 = 1000;
 
-/// What the clocks of others show: for each the calendar, in microseconds since 1970, at the moment when this node's monotonic
-/// clock stood at zero. Negative is before 1970.
+/// What the clocks of others show: for each the calendar, in microseconds since 1970, at the moment when this node's
+/// monotonic clock stood at zero. Negative is before 1970.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Estimates(pub BTreeMap<NodeId, i64>);
 
@@ -44,7 +44,8 @@ impl Estimates {
         Some(self.0.get(&peer)?.saturating_add(micros(now)))
     }
 
-    /// The median of the voters' calendars, this node's own among them if it votes; `None` unless a majority of them is known.
+    /// The median of the voters' calendars, this node's own among them if it votes; `None` unless a majority of them is
+    /// known.
     ///
     /// Of an even number the lower one: a clock that is too fast sets the time for ever, one that is too slow only
     /// delays it.
@@ -158,7 +159,8 @@ mod tests {
         Duration::from_millis(ms)
     }
 
-    /// The peer's clock shows `BASE` at this node's monotonic zero, plus `off`; the way there and the way back take so long.
+    /// The peer's clock shows `BASE` at this node's monotonic zero, plus `off`; the way there and the way back take so
+    /// long.
     fn exchange(offsets: &mut ClockOffsets, at: u64, there: u64, back: u64, off: i64) {
         let read = BASE + (at + there) as i64 * MS + off;
         offsets.read(2, ms(at), ms(at + there + back), read as u64);

@@ -185,7 +185,8 @@ pub enum SystemCommand {
     /// Every node reports its hashes here, so that nodes that differ are found (see
     /// [`compare`](crate::consistency::compare)). Only proposed where every member understands it.
     Mark {
-        /// Whether the hash over what is applied begins anew behind this: some node has none, or one that began elsewhere.
+        /// Whether the hash over what is applied begins anew behind this: some node has none, or one that began
+        /// elsewhere.
         #[serde(default)]
         restart: bool,
     },
@@ -204,8 +205,9 @@ pub enum SystemCommand {
     },
     /// From here on this is another cluster, of one voter.
     ///
-    /// No node proposes it and none takes it from a peer: it is written into a stopped node's log, behind everything in it, when
-    /// a backup is restored or a majority is gone for good. What is below it was agreed on by a cluster that is no more.
+    /// No node proposes it and none takes it from a peer: it is written into a stopped node's log, behind everything in
+    /// it, when a backup is restored or a majority is gone for good. What is below it was agreed on by a cluster that
+    /// is no more.
     Recovered {
         /// The new cluster's id, which no cluster had before: nodes of the old one are refused by it.
         cluster: ClusterId,

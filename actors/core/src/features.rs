@@ -1,45 +1,45 @@
 //! The gate for new formats: which of them a build understands, said in its hello.
 //!
-//! A node of an older version stops at an entry that it does not know, and cannot read a message that it does not know. So
-//! whatever is new (a kind of entry, a section of a snapshot, a message, a request) has a [`Feature`], and is *used* only
-//! where everyone that will read it has named that feature:
+//! A node of an older version stops at an entry that it does not know, and cannot read a message that it does not know.
+//! So whatever is new (a kind of entry, a section of a snapshot, a message, a request) has a [`Feature`], and is *used*
+//! only where everyone that will read it has named that feature:
 //!
-//! - entries and sections of snapshots: from an entry on that puts the feature to use (`SystemCommand::Activate`), which
-//!   takes effect if every member, learners too, has announced it in the log. Ask `Consensus::may_use`, or where an entry
-//!   is applied `Versions::has`: the first may be late, the second is the same on every node;
+//! - entries and sections of snapshots: from an entry on that puts the feature to use (`SystemCommand::Activate`),
+//!   which takes effect if every member, learners too, has announced it in the log. Ask `Consensus::may_use`, or where
+//!   an entry is applied `Versions::has`: the first may be late, the second is the same on every node;
 //! - messages and requests between two nodes: the peer, in the hello of the present connection
 //!   ([`Request::needs`](crate::wire::Request::needs), [`MessageKind::needs`](crate::wire::MessageKind::needs)).
 //!
 //! What a hello says ends with its connection, and a node may be put back to an older build. What is in use in the log
-//! stays so, and a build that lacks it stops. Announcements are a feature themselves ([`Feature::Activation`]): in a cluster
-//! whose members have not all named it, entries that are older than it are still made by hellos (`Consensus::may_use` does
-//! both).
+//! stays so, and a build that lacks it stops. Announcements are a feature themselves ([`Feature::Activation`]): in a
+//! cluster whose members have not all named it, entries that are older than it are still made by hellos
+//! (`Consensus::may_use` does both).
 //!
-//! A *field* that is new in an entry, a section or a message that the first version knows needs no feature where these three hold.
-//! Everything is encoded with names, so an older node skips a field that it does not know:
+//! A *field* that is new in an entry, a section or a message that the first version knows needs no feature where these
+//! three hold. Everything is encoded with names, so an older node skips a field that it does not know:
 //!
-//! - what it does with the rest has the same effect, at every index and on every node: such a field is never looked at where an
-//!   entry is applied;
-//! - who reads what an older node wrote, without the field, does not depend on it: the field has a default, which means what the
-//!   first version meant;
+//! - what it does with the rest has the same effect, at every index and on every node: such a field is never looked at
+//!   where an entry is applied;
+//! - who reads what an older node wrote, without the field, does not depend on it: the field has a default, which means
+//!   what the first version meant;
 //! - with that default it is left out, so what needs it not is byte for byte what the first version wrote.
 //!
-//! A field that changes what is applied, or what a peer may rely on, is gated by a feature like everything else. Without one are
-//! `SystemCommand::Change::forced`, which people read in the log; `SystemState::state_hash`, each node's own word, which one that begins
-//! with a snapshot of an older node gets at the next mark (and marks are gated); and of messages what their documentation in `wire.rs`
-//! calls absent from the first version. `actors/store/src/first_version_tests.rs` reads entries and snapshots with the first version's
-//! definitions.
+//! A field that changes what is applied, or what a peer may rely on, is gated by a feature like everything else.
+//! Without one are `SystemCommand::Change::forced`, which people read in the log; `SystemState::state_hash`, each
+//! node's own word, which one that begins with a snapshot of an older node gets at the next mark (and marks are gated);
+//! and of messages what their documentation in `wire.rs` calls absent from the first version.
+//! `actors/store/src/first_version_tests.rs` reads entries and snapshots with the first version's definitions.
 //!
 //! To add a feature:
 //!
-//! 1. a variant here, its name in [`Feature::name`], and itself in [`Feature::ALL`]. A name is never used twice and never changed.
-//!    The first version names none. Announcing and activating it needs no code;
-//! 2. for an entry or a section of a snapshot: make it only where `Consensus::may_use` says so. Never make it by a hello alone:
-//!    that a member understood something once does not bind it, the activation does. If what an entry *does* changes, let the
-//!    place that applies it ask `Versions::has` of the state at that index;
+//! 1. a variant here, its name in [`Feature::name`], and itself in [`Feature::ALL`]. A name is never used twice and
+//!    never changed. The first version names none. Announcing and activating it needs no code;
+//! 2. for an entry or a section of a snapshot: make it only where `Consensus::may_use` says so. Never make it by a
+//!    hello alone: that a member understood something once does not bind it, the activation does. If what an entry
+//!    *does* changes, let the place that applies it ask `Versions::has` of the state at that index;
 //! 3. for a message or a request: its line in `needs`;
-//! 4. a node that lacks it in the simulator (`Program` of `testkit/src/fleet.rs`), and a test that reads what it makes with the
-//!    definitions of before, where a field was added.
+//! 4. a node that lacks it in the simulator (`Program` of `testkit/src/fleet.rs`), and a test that reads what it makes
+//!    with the definitions of before, where a field was added.
 
 use std::{collections::BTreeSet, fmt};
 
@@ -66,8 +66,8 @@ pub enum Feature {
     LowSpace,
     /// Marks in the log, at which nodes compare the hashes of what they applied.
     StateHashes,
-    /// What members announce is recorded in the log, and the use of a feature or of a version of the state machine begins with
-    /// an entry (`SystemCommand::Announce`, `SystemCommand::Activate`).
+    /// What members announce is recorded in the log, and the use of a feature or of a version of the state machine
+    /// begins with an entry (`SystemCommand::Announce`, `SystemCommand::Activate`).
     Activation,
 }
 

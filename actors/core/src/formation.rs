@@ -1,4 +1,5 @@
-//! How founders make a cluster: each must know that all are as new as it is, and which directories they are. The sixth promise.
+//! How founders make a cluster: each must know that all are as new as it is, and which directories they are. The sixth
+//! promise.
 //!
 //! ```text
 //!  unformed ──ask every founder──▶ each: unformed, same list and name; I have heard these incarnations
@@ -13,35 +14,37 @@
 //!
 //! # Why one formed founder's word is enough
 //!
-//! *The rule.* Every statement of an unformed founder carries the vector of incarnations that it has heard in this boot. A founder
-//! forms when it has heard every founder *with the same complete vector V*. Then the others are said to have *agreed*, which it
-//! remembers with V. A founder that hears from one such founder "formed, agreed, with V", and is in V, forms with V at once.
+//! *The rule.* Every statement of an unformed founder carries the vector of incarnations that it has heard in this
+//! boot. A founder forms when it has heard every founder *with the same complete vector V*. Then the others are said to
+//! have *agreed*, which it remembers with V. A founder that hears from one such founder "formed, agreed, with V", and
+//! is in V, forms with V at once.
 //!
-//! *The danger.* Directory k/a of node k forms, votes, and acknowledges what is committed with a majority; it is lost, and k comes back
-//! as k/b. If k/b formed too, it could make another majority that knows nothing of the first.
+//! *The danger.* Directory k/a of node k forms, votes, and acknowledges what is committed with a majority; it is lost,
+//! and k comes back as k/b. If k/b formed too, it could make another majority that knows nothing of the first.
 //!
-//! *Why not.* Say that founder i formed, agreed, with W, in which k is b, and says so to k/b. Then every founder q stated W *after b
-//! was made*, and was unformed then: "formed" is said once the genesis is durable, and is never taken back. Say that k/a once won a
-//! vote of q, another founder that kept its directory. Then q formed with some V in which k is a, and it did not before it
-//! stated W. After that it cannot either: for V it must hear, in one boot, k/a itself or a founder that formed with V.
-//! In a boot in which it has heard b it does not listen to a (`FormationState::gone`); in a later boot a speaks no more, because it was
-//! lost before b was made. And a founder r that formed with V and kept its directory is in the same case as q; take the first of
-//! them. If r lost its directory as well, W names its new one, and the same holds for r's old one as for k/a. So no
-//! founder that kept its directory ever formed with V: whoever voted together with k/a lost its directory, too, and those are a
-//! majority. Against that no rule helps.
+//! *Why not.* Say that founder i formed, agreed, with W, in which k is b, and says so to k/b. Then every founder q
+//! stated W *after b was made*, and was unformed then: "formed" is said once the genesis is durable, and is never taken
+//! back. Say that k/a once won a vote of q, another founder that kept its directory. Then q formed with some V in which
+//! k is a, and it did not before it stated W. After that it cannot either: for V it must hear, in one boot, k/a itself
+//! or a founder that formed with V. In a boot in which it has heard b it does not listen to a (`FormationState::gone`);
+//! in a later boot a speaks no more, because it was lost before b was made. And a founder r that formed with V and kept
+//! its directory is in the same case as q; take the first of them. If r lost its directory as well, W names its new
+//! one, and the same holds for r's old one as for k/a. So no founder that kept its directory ever formed with V:
+//! whoever voted together with k/a lost its directory, too, and those are a majority. Against that no rule helps.
 //!
-//! In the first version a founder formed when it had *heard* all, each possibly at another time: 1 may have formed with 2/a by
-//! the time that 3, which heard 1 early, hears 2/b and forms with it. Such a word is that founder's and no more: where somebody does not
-//! state a vector, or formed without one, every founder is heard as before, also when the first already says "formed".
+//! In the first version a founder formed when it had *heard* all, each possibly at another time: 1 may have formed with
+//! 2/a by the time that 3, which heard 1 early, hears 2/b and forms with it. Such a word is that founder's and no more:
+//! where somebody does not state a vector, or formed without one, every founder is heard as before, also when the first
+//! already says "formed".
 //!
-//! *What it stands on.* A directory that was lost does not come back: of two directories that run under one id in turn, while others
-//! restart unformed, each could be counted. And what is durable stays so: a directory put back from an older copy is found by the watermark,
-//! and by its peers.
+//! *What it stands on.* A directory that was lost does not come back: of two directories that run under one id in turn,
+//! while others restart unformed, each could be counted. And what is durable stays so: a directory put back from an
+//! older copy is found by the watermark, and by its peers.
 //!
-//! *When nothing works.* A founder that lost its directory after the others agreed on it, before any leader was elected, leaves
-//! founders that wait for a directory that is no more. As long as nothing was committed there is nothing to lose: with all founders
-//! stopped, `actorum inspect DIR --entries 1..` shows no entry of an application in any directory; then all of the directories are
-//! deleted, and the cluster is formed anew.
+//! *When nothing works.* A founder that lost its directory after the others agreed on it, before any leader was
+//! elected, leaves founders that wait for a directory that is no more. As long as nothing was committed there is
+//! nothing to lose: with all founders stopped, `actorum inspect DIR --entries 1..` shows no entry of an application in
+//! any directory; then all of the directories are deleted, and the cluster is formed anew.
 //!
 //! Pure: statements in, progress out.
 
@@ -51,8 +54,8 @@ use actorum_machine::ids::{Address, ClusterId, Incarnation, NodeId};
 
 use crate::wire::Formation as BootstrapInfo;
 
-/// In a map of the incarnations that a founder formed with: all of them had agreed on it. No node has this id, so the mark passes
-/// through every format that holds the map, and through the hands of nodes that do not know it.
+/// In a map of the incarnations that a founder formed with: all of them had agreed on it. No node has this id, so the
+/// mark passes through every format that holds the map, and through the hands of nodes that do not know it.
 pub const AGREED: NodeId = 0;
 
 /// A founder on its way to a cluster.
@@ -242,8 +245,8 @@ impl FormationState {
         if !unheard.is_empty() {
             return FormationProgress::Waiting(unheard);
         }
-        // The first version's rule, where somebody knows no other: all were heard. A founder that lost its directory meanwhile was
-        // heard with the new one; the cluster has the old one.
+        // The first version's rule, where somebody knows no other: all were heard. A founder that lost its directory
+        // meanwhile was heard with the new one; the cluster has the old one.
         if let Some(formed) = &self.formed {
             return FormationProgress::Formed(formed.clone());
         }
@@ -262,8 +265,8 @@ impl FormationState {
 
     /// Another founder's word.
     pub fn receive(&mut self, peer: NodeId, info: BootstrapInfo) -> Result<FormationProgress, FormationError> {
-        // Whoever holds a certificate may speak; only a founder's word counts here, for this node or against it. And what is decided
-        // is on its way to the disk.
+        // Whoever holds a certificate may speak; only a founder's word counts here, for this node or against it. And
+        // what is decided is on its way to the disk.
         let counts = peer != self.id && self.founders.contains_key(&peer) && self.decided.is_none();
         if !counts || self.gone.contains(&(peer, info.incarnation)) {
             return Ok(self.progress());

@@ -1,4 +1,5 @@
-//! The exchange of founders: what each statement leads to, and a model of whole formations in which directories are lost.
+//! The exchange of founders: what each statement leads to, and a model of whole formations in which directories are
+//! lost.
 
 use super::*;
 
@@ -101,8 +102,8 @@ fn one_founder_s_word_does_not_replace_another_s() {
     assert!(matches!(refused, Err(FormationError::Replaced { peer: 1, id: 2, .. })));
 }
 
-/// The same from the other side: 3 heard 1 while that was unformed, and hears the new directory of 2. It does not form with it, because
-/// 1 never states that it has heard it.
+/// The same from the other side: 3 heard 1 while that was unformed, and hears the new directory of 2. It does not form
+/// with it, because 1 never states that it has heard it.
 #[test]
 fn what_a_founder_heard_early_is_not_believed_for_ever() {
     let (mut one, mut two, mut three) = (founder(1, 11), founder(2, 22), founder(3, 33));
@@ -325,8 +326,8 @@ impl Model {
         }
     }
 
-    /// Two majorities of formed directories that would work together, and have no directory in common, forget what one of them
-    /// acknowledged.
+    /// Two majorities of formed directories that would work together, and have no directory in common, forget what one
+    /// of them acknowledged.
     fn forgetful(&self) -> Option<String> {
         let accepts = |(_, d): &(NodeId, Directory), (id, e): &(NodeId, Directory)| {
             d.formed.as_ref().and_then(|with| with.get(id)) == Some(&e.incarnation)
@@ -348,8 +349,8 @@ impl Model {
     }
 }
 
-/// A minority loses its directories at any moment of the forming, as often as it likes; everybody crashes and starts; statements are late.
-/// There are never two majorities that know nothing of each other.
+/// A minority loses its directories at any moment of the forming, as often as it likes; everybody crashes and starts;
+/// statements are late. There are never two majorities that know nothing of each other.
 #[test]
 fn no_lost_directory_is_forgotten() {
     let given = std::env::var("SEED").ok().map(|seed| seed.parse::<u64>().unwrap());
@@ -377,8 +378,8 @@ fn no_lost_directory_is_forgotten() {
     }
 }
 
-/// Without losses every founder forms, whatever crashes on the way, with the agreement of all; and one that formed is enough for
-/// every other.
+/// Without losses every founder forms, whatever crashes on the way, with the agreement of all; and one that formed is
+/// enough for every other.
 #[test]
 fn what_nobody_lost_is_formed_by_all() {
     for seed in 1..1000 {

@@ -24,8 +24,8 @@ pub struct Identity {
     pub features: Features,
     /// The version of its state machine (`StateMachine::VERSION`); zero of a build that does not say it.
     pub machine_version: u32,
-    /// The lives of its directory that its hello shows, oldest first, the last one the present; none of the first version, or
-    /// of a store that keeps none.
+    /// The lives of its directory that its hello shows, oldest first, the last one the present; none of the first
+    /// version, or of a store that keeps none.
     pub lives: Arc<[Life]>,
 }
 

@@ -1,11 +1,11 @@
 //! The core of actorum: what decides, as a function of its inputs, and what two nodes say to each other.
 //!
-//! Read in this order: [`wire`] holds the plain structs that cross the network, [`entry`] says what a log entry is, [`system_state`]
-//! what of ours is replicated; [`consensus`] decides, on the crate raft, over the [`log`]; [`formation`] makes clusters; [`replica`]
-//! moves the state machine on.
+//! Read in this order: [`wire`] holds the plain structs that cross the network, [`entry`] says what a log entry is,
+//! [`system_state`] what of ours is replicated; [`consensus`] decides, on the crate raft, over the [`log`];
+//! [`formation`] makes clusters; [`replica`] moves the state machine on.
 //!
-//! Deliberately absent: actors, threads, clocks, files, sockets and random numbers. Whoever runs this brings them, and carries out
-//! what it asks for.
+//! Deliberately absent: actors, threads, clocks, files, sockets and random numbers. Whoever runs this brings them, and
+//! carries out what it asks for.
 
 // docs.rs shows which feature an item needs.
 #![cfg_attr(docsrs, feature(doc_cfg))]

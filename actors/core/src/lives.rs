@@ -1,9 +1,9 @@
 //! The lives of directories: how a directory that was put back from an older copy, or that runs twice, is found out.
 //!
-//! A *life* is one opening of a data directory. Each draws a nonce, durable before the first frame leaves. The hello shows the lives
-//! of the sender's directory, oldest first; a peer has one of them on [`Record`], durable before it counts any message of that life,
-//! with the highest index that the node itself has acknowledged to it. A copy of the directory, put back or started beside the
-//! original, goes on from another past:
+//! A *life* is one opening of a data directory. Each draws a nonce, durable before the first frame leaves. The hello
+//! shows the lives of the sender's directory, oldest first; a peer has one of them on [`Record`], durable before it
+//! counts any message of that life, with the highest index that the node itself has acknowledged to it. A copy of the
+//! directory, put back or started beside the original, goes on from another past:
 //!
 //! ```text
 //!  the directory     boot 1, nonce a ── boot 2, nonce b          on record: b
@@ -12,14 +12,15 @@
 //!                                                                had acknowledged, in the term in which it had
 //! ```
 //!
-//! Which lives are shown: every one since the oldest that some peer may have on record, which the peers say in their hellos, so that a
-//! node that was opened many times without meeting a peer is not taken for another; never fewer than the last [`SHOWN_AT_LEAST`].
-//! Bound: [`SHOWN_AT_MOST`], then those go that nobody is known to have on record, from the middle.
+//! Which lives are shown: every one since the oldest that some peer may have on record, which the peers say in their
+//! hellos, so that a node that was opened many times without meeting a peer is not taken for another; never fewer than
+//! the last [`SHOWN_AT_LEAST`]. Bound: [`SHOWN_AT_MOST`], then those go that nobody is known to have on record, from
+//! the middle.
 //!
-//! What stays undetected: a copy that meets only nodes which never met the later life (a quorum of such loses what the later life had
-//! acknowledged, until somebody who met it is back); a copy made in the life on record whose log ends below what was acknowledged to
-//! others only, or in the last [`FLUSH_EVERY`]; what a leader wrote to its own disk, which it acknowledges to nobody; and whatever a
-//! node of the first version does, which has no nonces.
+//! What stays undetected: a copy that meets only nodes which never met the later life (a quorum of such loses what the
+//! later life had acknowledged, until somebody who met it is back); a copy made in the life on record whose log ends
+//! below what was acknowledged to others only, or in the last [`FLUSH_EVERY`]; what a leader wrote to its own disk,
+//! which it acknowledges to nobody; and whatever a node of the first version does, which has no nonces.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -43,8 +44,8 @@ pub const SHOWN_AT_LEAST: usize = 16;
 /// The most lives that a hello shows.
 pub const SHOWN_AT_MOST: usize = 128;
 
-/// How often acknowledged indexes are recorded at most. What was acknowledged since is not compared after a crash. Not more often: each
-/// time the filesystem commits its journal, and the syncs of the log wait for that.
+/// How often acknowledged indexes are recorded at most. What was acknowledged since is not compared after a crash. Not
+/// more often: each time the filesystem commits its journal, and the syncs of the log wait for that.
 pub const FLUSH_EVERY: Duration = Duration::from_secs(5);
 
 /// The nodes that are kept on record. Bound: one per id for which this authority issued a certificate, and this many.
@@ -108,17 +109,18 @@ impl Record {
         if planted::is(Planted::LogEndNotCompared) {
             return true;
         }
-        // Terms never run backwards. And what was acknowledged in a term is cut off only by a leader of a later one, whose term is on
-        // the disk before its entries are.
+        // Terms never run backwards. And what was acknowledged in a term is cut off only by a leader of a later one,
+        // whose term is on the disk before its entries are.
         next.term >= self.term.max(self.life.term) && (next.term > self.term || next.index >= self.index)
     }
 
-    /// Whether this record, which a peer holds against a node, proves to that node that its directory is a copy. The node shows these
-    /// lives, the last of which is its present one.
+    /// Whether this record, which a peer holds against a node, proves to that node that its directory is a copy. The
+    /// node shows these lives, the last of which is its present one.
     ///
-    /// A peer whose own directory was put back from an older copy has an old life on record, which the node stopped to show once every
-    /// member had confirmed a later one. So a life of the past that is not shown proves nothing: proof is a life that is still to
-    /// come, another nonce under the number of one that is shown, or a log that ends too early.
+    /// A peer whose own directory was put back from an older copy has an old life on record, which the node stopped to
+    /// show once every member had confirmed a later one. So a life of the past that is not shown proves nothing: proof
+    /// is a life that is still to come, another nonce under the number of one that is shown, or a log that ends too
+    /// early.
     pub fn proves_copy(&self, incarnation: Incarnation, lives: &[Life]) -> bool {
         let Some(present) = lives.last() else { return false };
         let is_known = |boot: u64| boot > present.boot || lives.iter().any(|life| life.boot == boot);
@@ -164,8 +166,8 @@ impl Content {
         self.thin();
     }
 
-    /// Brings the lives within their bound. Out of the middle: a peer that was away for long has one of the oldest on record, and one
-    /// that is here has said which.
+    /// Brings the lives within their bound. Out of the middle: a peer that was away for long has one of the oldest on
+    /// record, and one that is here has said which.
     fn thin(&mut self) {
         while self.own.len() > SHOWN_AT_MOST {
             let said: BTreeSet<LifeKey> = self.confirmed.values().copied().collect();
@@ -285,8 +287,8 @@ impl LifeBook {
         }
         content.peers.insert(theirs.id, record);
         file.write(&content)?;
-        // Promise 6: a message of this life may count only once the life is on record for good: a vote or an acknowledgement that
-        // counted is one that a copy of the directory knows nothing of.
+        // Promise 6: a message of this life may count only once the life is on record for good: a vote or an
+        // acknowledgement that counted is one that a copy of the directory knows nothing of.
         if !planted::is(Planted::LifeNotSynced) {
             file.sync()?;
         }

@@ -126,7 +126,8 @@ fn a_log_that_ends_below_what_was_acknowledged_does_not_fit() {
     assert!(!book.wants_flush());
 }
 
-/// A peer whose directory was put back accuses with what it had on record then. It must not stop the nodes that it accuses.
+/// A peer whose directory was put back accuses with what it had on record then. It must not stop the nodes that it
+/// accuses.
 #[test]
 fn a_record_of_long_ago_proves_nothing() {
     let record = Record { incarnation: DIR, life: life(3, 10, 1, 5), index: 9, term: 2 };

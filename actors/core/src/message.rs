@@ -73,8 +73,8 @@ pub struct Append {
     pub sync: bool,
 }
 
-/// Read these entries of the log for a peer: as many from `from` on as fit `max_bytes`, at least one, none from `to` on. One read
-/// per peer is under way at a time.
+/// Read these entries of the log for a peer: as many from `from` on as fit `max_bytes`, at least one, none from `to`
+/// on. One read per peer is under way at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReadEntries {
     /// Whose log.

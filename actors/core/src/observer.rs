@@ -65,8 +65,8 @@ impl fmt::Debug for Drained<'_> {
 
 /// Watches a core.
 pub trait Observer: Send + Sync {
-    /// Before the first drain: the state was rebuilt from the snapshot of this index, and what the log has after it. Zero on a
-    /// node that holds nothing.
+    /// Before the first drain: the state was rebuilt from the snapshot of this index, and what the log has after it.
+    /// Zero on a node that holds nothing.
     fn replayed(&self, _snapshot_index: u64) {}
 
     /// This node applied a mark, and has come to this.

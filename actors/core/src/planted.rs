@@ -1,5 +1,5 @@
-//! Mistakes planted on purpose, to prove that the simulator finds them. Only with the feature `planted`, which no normal
-//! build has; without it [`is`] is the constant `false` and costs nothing.
+//! Mistakes planted on purpose, to prove that the simulator finds them. Only with the feature `planted`, which no
+//! normal build has; without it [`is`] is the constant `false` and costs nothing.
 //!
 //! One at a time is chosen for the whole process. Each is a line or two at the place where a tired programmer might
 //! have made it.

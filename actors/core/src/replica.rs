@@ -261,8 +261,8 @@ impl<S: StateMachine> Replica<S> {
 
     /// Everything as it is now, for a snapshot: index, term, our state, and the machine's, to be written elsewhere.
     ///
-    /// Unlike a [`ApplyError`], an error here, also a panic of the machine, is final for that snapshot only: the machine was only
-    /// looked at.
+    /// Unlike a [`ApplyError`], an error here, also a panic of the machine, is final for that snapshot only: the
+    /// machine was only looked at.
     pub fn capture(&self) -> Result<(u64, u64, SystemState, StateView), SnapshotError> {
         let at = At(self.applied, self.applied_term);
         let Some(system) = &self.system else {
@@ -456,8 +456,8 @@ pub struct Replayed<S> {
     pub applied_term: u64,
     /// The last index that the snapshot covers which it started from.
     pub snapshot_index: u64,
-    /// The snapshots whose files are good, ascending: only these are handed to peers, and started from. A damaged one that
-    /// the log still names is not among them.
+    /// The snapshots whose files are good, ascending: only these are handed to peers, and started from. A damaged one
+    /// that the log still names is not among them.
     pub snapshots: Vec<Snapshot>,
     /// The marks that were applied again, the newest [`MAX_MARKS`].
     pub marks: Vec<Mark>,

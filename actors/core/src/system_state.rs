@@ -40,13 +40,13 @@ pub struct SystemState {
     pub membership: Arc<Membership>,
     /// The greatest time any entry carried, in microseconds since 1970.
     pub last_time_us: u64,
-    /// The index of the entry that made another cluster of it, outside any agreement; zero if there was none. What is below
-    /// belongs to the old cluster, and is sent to nobody.
+    /// The index of the entry that made another cluster of it, outside any agreement; zero if there was none. What is
+    /// below belongs to the old cluster, and is sent to nobody.
     pub recovered_at: u64,
     /// Every such entry since the first cluster was formed, oldest first.
     pub audit: Vec<Audit>,
-    /// The running hash over what was applied; `None` on a node that began with a snapshot without one, until the next mark.
-    /// Nodes compare it, so it is this node's own word.
+    /// The running hash over what was applied; `None` on a node that began with a snapshot without one, until the next
+    /// mark. Nodes compare it, so it is this node's own word.
     pub state_hash: Option<StateHash>,
     /// What the members' builds understand, and what of it is in use. Shared with status.
     pub versions: Arc<Versions>,
@@ -54,9 +54,9 @@ pub struct SystemState {
 
 /// The same as it is written into snapshots.
 ///
-/// A build that knows no announcements skips what it does not know. It would start from this state, decide commands by an older
-/// version, and leave the version out of its own snapshots. So once there are announcements the time has another name, and such
-/// a build finds that it is missing.
+/// A build that knows no announcements skips what it does not know. It would start from this state, decide commands by
+/// an older version, and leave the version out of its own snapshots. So once there are announcements the time has
+/// another name, and such a build finds that it is missing.
 #[derive(Clone, Serialize, Deserialize)]
 struct Stored {
     cluster: ClusterId,

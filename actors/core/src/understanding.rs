@@ -1,8 +1,8 @@
 //! What the members of the cluster have said that they understand.
 //!
-//! New entries and new sections of snapshots reach every member, so they are made only if every member, learners too, has
-//! named their [`Feature`] in a hello seen in this boot. The membership manager hears the hellos and passes them on to the
-//! core, which holds the newest membership.
+//! New entries and new sections of snapshots reach every member, so they are made only if every member, learners too,
+//! has named their [`Feature`] in a hello seen in this boot. The membership manager hears the hellos and passes them on
+//! to the core, which holds the newest membership.
 
 use std::collections::BTreeMap;
 

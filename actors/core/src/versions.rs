@@ -1,16 +1,17 @@
-//! What the members' builds understand, and what of it is in use: the part of the replicated [`SystemState`] that lets a cluster
-//! change its version while it runs.
+//! What the members' builds understand, and what of it is in use: the part of the replicated [`SystemState`] that lets
+//! a cluster change its version while it runs.
 //!
 //! ```text
 //!  hello ──▶ the leader's membership manager ──Announce──▶ log ──▶ `announced`, on every node
 //!            every member has announced it   ──Activate──▶ log ──▶ `in_use` / `machine`, from that index on
 //! ```
 //!
-//! - Each member *announces* the [`Feature`]s of its build and the version of its state machine. The leader records what the
-//!   member's newest hello says.
-//! - The *use* of a feature, or of a version of the state machine, begins with an [`Activation`] in the log. It is judged where it
-//!   is applied, against the membership at that index: if some member, learners too, has not announced it, it changes nothing. So
-//!   all nodes agree from which index on something is in use, and a replay after a restart finds the same index.
+//! - Each member *announces* the [`Feature`]s of its build and the version of its state machine. The leader records
+//!   what the member's newest hello says.
+//! - The *use* of a feature, or of a version of the state machine, begins with an [`Activation`] in the log. It is
+//!   judged where it is applied, against the membership at that index: if some member, learners too, has not announced
+//!   it, it changes nothing. So all nodes agree from which index on something is in use, and a replay after a restart
+//!   finds the same index.
 //! - A build that lacks something that is in use cannot go on: see [`Versions::beyond`].
 //!
 //! [`SystemState`]: crate::system_state::SystemState
@@ -171,8 +172,8 @@ impl Versions {
         features.chain([machine]).filter(|activation| !self.is_in_use(activation)).collect()
     }
 
-    /// What every member has announced and nobody uses yet: what a leader may propose to use. The state machine goes as far as
-    /// the member with the oldest one allows, and no further than this build's.
+    /// What every member has announced and nobody uses yet: what a leader may propose to use. The state machine goes as
+    /// far as the member with the oldest one allows, and no further than this build's.
     pub fn understood_by_all(&self, membership: &Membership, own: &Announcement) -> Vec<Activation> {
         if planted::is(Planted::ActivatedUnasked) {
             return self.candidates(own);
@@ -184,15 +185,16 @@ impl Versions {
         wanted.filter(|it| !self.is_in_use(it) && self.lacking(membership, it).is_empty()).collect()
     }
 
-    /// The first thing in use that a build with these does not understand: it can neither apply what follows nor keep what it has.
+    /// The first thing in use that a build with these does not understand: it can neither apply what follows nor keep
+    /// what it has.
     pub fn beyond(&self, own: &Announcement) -> Option<Activation> {
         let unknown = self.in_use.iter().find(|name| !own.features.contains(*name)).cloned();
         let version = (self.machine() > own.machine).then_some(Activation::Machine(self.machine()));
         unknown.map(Activation::Feature).or(version)
     }
 
-    /// The member with the lowest version of the state machine, and that version. A member that has announced nothing counts as
-    /// having the first.
+    /// The member with the lowest version of the state machine, and that version. A member that has announced nothing
+    /// counts as having the first.
     pub fn lowest_machine(&self, membership: &Membership) -> Option<(u32, NodeId)> {
         let version = |id: &NodeId| self.announced.get(id).map_or(FIRST_MACHINE_VERSION, |theirs| theirs.machine);
         membership.members.keys().map(|id| (version(id), *id)).min()

@@ -48,7 +48,8 @@ pub struct Entry {
     pub context: Bytes,
 }
 
-/// What an entry counts for besides its payload, in bytes: in the memory of a node, in its log, and in the bounds of messages.
+/// What an entry counts for besides its payload, in bytes: in the memory of a node, in its log, and in the bounds of
+/// messages.
 pub const ENTRY_OVERHEAD: usize = 24;
 
 /// What a message counts for besides its entries, in bytes.
@@ -438,8 +439,8 @@ pub enum SnapshotRequest {
         file: SnapshotFile,
         /// The index that the snapshot covers.
         index: u64,
-        /// Bytes of it that were written, checked or restored since the start of the receiver; it grows while that goes on. `None`
-        /// from the first version.
+        /// Bytes of it that were written, checked or restored since the start of the receiver; it grows while that goes
+        /// on. `None` from the first version.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         progress: Option<u64>,
     },
@@ -461,16 +462,19 @@ pub struct Formation {
     pub incarnation: Incarnation,
     /// The founder list the sender was started with, or formed with; empty for a node that waits to be added.
     pub founders: BTreeMap<NodeId, Address>,
-    /// If the sender is formed: the incarnation of each founder it formed with. The key 0, which no node has, marks that all of them
-    /// had agreed on these.
+    /// If the sender is formed: the incarnation of each founder it formed with. The key 0, which no node has, marks
+    /// that all of them had agreed on these.
     pub formed_with: Option<BTreeMap<NodeId, Incarnation>>,
-    /// If it is not: the incarnations of the founders that it has heard in this boot, and its own. Empty from the first version.
+    /// If it is not: the incarnations of the founders that it has heard in this boot, and its own. Empty from the first
+    /// version.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub heard: BTreeMap<NodeId, Incarnation>,
-    /// The name that a founder was told for the cluster. Absent from the first version, and from a node that waits or is formed.
+    /// The name that a founder was told for the cluster. Absent from the first version, and from a node that waits or
+    /// is formed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cluster_name: Option<String>,
-    /// The cluster that the sender belongs to, or that its list and name make. Absent from the first version, and from a node that waits.
+    /// The cluster that the sender belongs to, or that its list and name make. Absent from the first version, and from
+    /// a node that waits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cluster: Option<ClusterId>,
 }
@@ -563,7 +567,8 @@ pub enum Refusal {
     },
     /// Over the leader's bound on what is in flight.
     Busy,
-    /// The leader's disk is nearly full. Sent only where every member understands it (`Feature::LowSpace`): the first version does not.
+    /// The leader's disk is nearly full. Sent only where every member understands it (`Feature::LowSpace`): the first
+    /// version does not.
     LowSpace {
         /// Free bytes.
         free: u64,

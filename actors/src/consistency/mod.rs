@@ -14,7 +14,8 @@
 //! majority it is not known which nodes are right: then no node stops, and every node that sees the difference is not
 //! ready and says so.
 //!
-//! Queue: the mailbox; one event per mark, and one question at a time from and to each member, which the transport bounds.
+//! Queue: the mailbox; one event per mark, and one question at a time from and to each member, which the transport
+//! bounds.
 //!
 //! Deliberately absent: repairing. An operator replaces a node that differs; the condition says how.
 
@@ -44,7 +45,8 @@ use crate::message::{Failed, FromCore, MarkEvent, ProposeMark, SystemChanged};
 #[cfg(test)]
 mod tests;
 
-/// How often a member that has not reported the newest mark is asked again, and a mark that was not taken is proposed again.
+/// How often a member that has not reported the newest mark is asked again, and a mark that was not taken is proposed
+/// again.
 const AGAIN: Duration = Duration::from_secs(1);
 /// How long such a question is waited for.
 const ASK_TIMEOUT: Duration = Duration::from_secs(3);

@@ -1,6 +1,7 @@
 //! Reads of the log for followers that are far behind: on a thread that may wait for the disk, never on the core's.
 //!
-//! Queue: the core asks for one read per peer at a time, of a bounded number of bytes; the blocking threads of the runtime take them.
+//! Queue: the core asks for one read per peer at a time, of a bounded number of bytes; the blocking threads of the
+//! runtime take them.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},

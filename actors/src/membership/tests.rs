@@ -27,7 +27,8 @@ impl ReplyHandle for NoReply {
     }
 }
 
-/// The transport, the core and the parent at once; tells the test what the parent heard, and what the core was to propose.
+/// The transport, the core and the parent at once; tells the test what the parent heard, and what the core was to
+/// propose.
 struct Fake(mpsc::UnboundedSender<String>, mpsc::UnboundedSender<SystemCommand>);
 
 impl Actor for Fake {
@@ -278,8 +279,8 @@ async fn a_forming_founder_goes_on_at_the_word_of_one_that_is_no_founder() {
     assert!(status.refused.unwrap().starts_with("node 4 refused this node"));
 }
 
-/// What a leader of 1, 2 and 3 proposes after these hellos; the versions are recorded as it proposes them. An operator asks, or not,
-/// before the last hello.
+/// What a leader of 1, 2 and 3 proposes after these hellos; the versions are recorded as it proposes them. An operator
+/// asks, or not, before the last hello.
 async fn proposed(activates: bool, asks: bool, hellos: &[(NodeId, Features, u32)]) -> Vec<String> {
     let (proposals, mut heard) = mpsc::unbounded_channel();
     let fake = Fake(mpsc::unbounded_channel().0, proposals).start();

@@ -37,11 +37,12 @@ const ACTIVATE_TIMEOUT: Duration = Duration::from_secs(60);
 pub(super) struct Activating {
     announced: BTreeMap<NodeId, Announcement>,
     activated: BTreeSet<Activation>,
-    /// Operators who have said that what every member understands may be used, until it is in use or this leadership ends. Bound: the
-    /// clients that still wait, which the front door admits, and the questions that the transport lets peers have open.
+    /// Operators who have said that what every member understands may be used, until it is in use or this leadership
+    /// ends. Bound: the clients that still wait, which the front door admits, and the questions that the transport lets
+    /// peers have open.
     operators: Vec<Operator>,
-    /// Operators who wait for another leader's answer, by the number of the question. Bound: those that still wait, which
-    /// the front door admits.
+    /// Operators who wait for another leader's answer, by the number of the question. Bound: those that still wait,
+    /// which the front door admits.
     pub(super) asked_leader: BTreeMap<u64, oneshot::Sender<Activated>>,
 }
 

@@ -10,8 +10,8 @@ pub(super) struct RateLimiter {
 }
 
 impl RateLimiter {
-    /// How long so many bytes have to wait for a rate in bytes per second, zero for none. `None`, and no place is taken, if that
-    /// is longer than they may.
+    /// How long so many bytes have to wait for a rate in bytes per second, zero for none. `None`, and no place is
+    /// taken, if that is longer than they may.
     pub(super) fn wait(&mut self, now: Duration, bytes: u32, rate: u64, at_most: Duration) -> Option<Duration> {
         if rate == 0 {
             return Some(Duration::ZERO);
@@ -85,7 +85,8 @@ mod tests {
         assert!((0..1000).all(|_| rate_limiter.wait(MS(0), 1 << 20, 0, MS(0)) == Some(MS(0))));
     }
 
-    /// A link that carries so many bytes a second: what has come of a file after a minute, of pieces that count only as a whole.
+    /// A link that carries so many bytes a second: what has come of a file after a minute, of pieces that count only as
+    /// a whole.
     fn after_a_minute(bytes_per_second: u64) -> u64 {
         let (mut fetch_window, within, mut time, mut came) = (FetchWindow::new(256 << 10, 4), MS(5000), MS(0), 0);
         while time < MS(60_000) {

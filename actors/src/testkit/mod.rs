@@ -1,4 +1,5 @@
-//! What the tests of this crate share: a store that completes when told, and a fake core. What is pure is in `crate::testkit`.
+//! What the tests of this crate share: a store that completes when told, and a fake core. What is pure is in
+//! `crate::testkit`.
 
 use std::{
     collections::VecDeque,

@@ -4,11 +4,11 @@
 //! log_space DIR [entries 10000000] [per batch 256] [window MiB 64] [rewritten from MiB 256]
 //! ```
 //!
-//! Entries of 128 bytes are appended, one durable batch after the other with a few on their way, and what lies behind the window
-//! is compacted each time it has grown by a quarter. One line for every tenth of the run: entries; entries per second (the
-//! median of its ten hundredths, for a machine that others use too) and processor time for each; the log's live bytes, bytes on
-//! disk and their ratio; the most bytes on disk so far; resident memory; the longest commit; how often the log was rewritten
-//! so far. Then the bounds and whether they held: exit status 0 if they did.
+//! Entries of 128 bytes are appended, one durable batch after the other with a few on their way, and what lies behind
+//! the window is compacted each time it has grown by a quarter. One line for every tenth of the run: entries; entries
+//! per second (the median of its ten hundredths, for a machine that others use too) and processor time for each; the
+//! log's live bytes, bytes on disk and their ratio; the most bytes on disk so far; resident memory; the longest commit;
+//! how often the log was rewritten so far. Then the bounds and whether they held: exit status 0 if they did.
 
 use std::{
     env, fs,
@@ -36,7 +36,8 @@ use bytes::Bytes;
 /// How many batches may be on their way.
 const IN_FLIGHT: usize = 4;
 
-/// What the process may need: two engines' caches and write buffers of 16 MiB segments while it is rewritten, and the sizes.
+/// What the process may need: two engines' caches and write buffers of 16 MiB segments while it is rewritten, and the
+/// sizes.
 const MEMORY: u64 = 256 << 20;
 
 fn main() -> ExitCode {
@@ -125,8 +126,9 @@ impl Load {
             tenths.completed(completed.recv().map_err(|_| "the store hung up")?)?;
             in_flight -= 1;
         }
-        // It is rewritten above `ratio` times what lives, and after the first time above twice what that has left, some 2.7
-        // times: so below six times. Until the old one has gone the new one is there too, with three times at the most.
+        // It is rewritten above `ratio` times what lives, and after the first time above twice what that has left, some
+        // 2.7 times: so below six times. Until the old one has gone the new one is there too, with three times at the
+        // most.
         let bounds = Bounds { disk: from.max((ratio + 2) * most_live) + 3 * most_live, memory: MEMORY };
         Ok(tenths.judge(bounds))
     }
@@ -233,7 +235,8 @@ fn resident() -> u64 {
 /// The processor time of all threads of this process, in steps of 10 ms; zero where it cannot be told.
 fn processor_time() -> Duration {
     let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    // The second field is the program's name in parentheses, which may hold anything. User and system time are the 14th and 15th.
+    // The second field is the program's name in parentheses, which may hold anything. User and system time are the 14th
+    // and 15th.
     let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields).split_whitespace();
     let ticks: u64 = fields.skip(11).take(2).filter_map(|ticks| ticks.parse::<u64>().ok()).sum();
     Duration::from_millis(ticks * 10)

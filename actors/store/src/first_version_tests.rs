@@ -1,5 +1,5 @@
-//! What the first version makes of the fields that entries and snapshots have got since. It has no features, so these fields are not
-//! gated (see `actorum_core::features`): it skips them, and what it does with the rest is the same.
+//! What the first version makes of the fields that entries and snapshots have got since. It has no features, so these
+//! fields are not gated (see `actorum_core::features`): it skips them, and what it does with the rest is the same.
 
 use std::collections::BTreeMap;
 
@@ -108,8 +108,8 @@ fn a_new_kind_of_entry_stops_it() {
     }
 }
 
-/// It starts from a snapshot with a hash as from one without, and what it writes itself has none: whoever starts from that has none
-/// until the next mark, which is proposed only where every member has the feature.
+/// It starts from a snapshot with a hash as from one without, and what it writes itself has none: whoever starts from
+/// that has none until the next mark, which is proposed only where every member has the feature.
 #[test]
 fn a_hash_in_a_snapshot_is_skipped() {
     let mut state = founded();
@@ -167,7 +167,8 @@ fn a_file_of_another_group_is_refused_by_number() {
     assert_eq!(written[16..20], [0, 0, 0, 3]);
 }
 
-/// A state with announcements it must not begin with: it would decide commands by an older version of the state machine.
+/// A state with announcements it must not begin with: it would decide commands by an older version of the state
+/// machine.
 #[test]
 fn what_members_announced_keeps_it_from_starting() {
     let (file, formed_with) = (SnapshotFile { bytes: 100, hash: [9; 32] }, BTreeMap::from([(1, Incarnation(11))]));

@@ -3,8 +3,8 @@
 //! [`log`] begins with the contract, [`log::store`], which the default over sled, one in memory and a simulated one keep, and which
 //! [`log::conformance`] tests; [`snapshot`] is where the files of snapshots are built, received, kept and read.
 //!
-//! Deliberately absent: actors, and deciding what is written. Calls that may wait for a device say so by `blocks`; the store's own
-//! threads report through closures.
+//! Deliberately absent: actors, and deciding what is written. Calls that may wait for a device say so by `blocks`; the
+//! store's own threads report through closures.
 
 // docs.rs shows which feature an item needs.
 #![cfg_attr(docsrs, feature(doc_cfg))]

@@ -28,8 +28,8 @@ impl Evidence<'_> {
         self.acknowledged.difference(held).copied().collect()
     }
 
-    /// Good only if writes were acknowledged before and after the kill, a node came back by a snapshot, and each of these nodes
-    /// holds all that was acknowledged.
+    /// Good only if writes were acknowledged before and after the kill, a node came back by a snapshot, and each of
+    /// these nodes holds all that was acknowledged.
     pub(super) fn verdict(&self, nodes: &[NodeId]) -> Result<(), Failure> {
         let lost = |id: &NodeId| {
             let missing = self.missing(*id);

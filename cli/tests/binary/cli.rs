@@ -306,7 +306,8 @@ fn every_variable() {
         }
         command.stdin(std::process::Stdio::null()).output().expect("the binary runs")
     };
-    // Those of the binary, each with a value that cannot be right. What names a file is wrong only where it is looked for.
+    // Those of the binary, each with a value that cannot be right. What names a file is wrong only where it is looked
+    // for.
     let own: [(&str, &str, &[&str]); 13] = [
         ("ID", "one", &["ACTORUM_ID=one", "between 1 and 9007199254740991"]),
         ("LISTEN", "7001", &["ACTORUM_LISTEN=7001", "IP:PORT"]),

@@ -1,4 +1,5 @@
-//! What is wrong with a node is said everywhere by one name: in its status, its metrics, `/readyz`, the errors of its clients, its log.
+//! What is wrong with a node is said everywhere by one name: in its status, its metrics, `/readyz`, the errors of its
+//! clients, its log.
 
 use std::{fs, path::Path};
 
@@ -14,8 +15,8 @@ fn metric(node: &Node, line: &str) -> bool {
     call("GET", &node.url("/metrics"), "").text.lines().any(|found| found == line)
 }
 
-/// Waits until the node shows this condition, and asserts that it is said in all places by the same name, with these words
-/// in its sentence.
+/// Waits until the node shows this condition, and asserts that it is said in all places by the same name, with these
+/// words in its sentence.
 #[track_caller]
 fn says(node: &Node, reason: &str, severity: &str, words: &str) {
     let shown = wait(&format!("node {} to say {reason} ({severity})", node.id), || {
@@ -109,7 +110,8 @@ fn refused_for_space(node: &Node) {
 #[test]
 fn low_on_space() {
     let mut lab = Lab::new(&[1, 2, 3]);
-    // As much as the volume is allowed to lack, which is more than any volume that holds a system has free: the refusal names it.
+    // As much as the volume is allowed to lack, which is more than any volume that holds a system has free: the refusal
+    // names it.
     let refused = lab::actorum()
         .args(["serve", "--id", "1", "--wait", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--data"])
         .arg(lab.path("data"))
@@ -124,7 +126,8 @@ fn low_on_space() {
     lab.found(&[1, 2, 3]);
     let leader = lab.leader();
     says(lab.node(leader), "low_space", "unready", "make room");
-    // It is one thing, and one line. (That the volume could never hold what is asked for is another, said at the start.)
+    // It is one thing, and one line. (That the volume could never hold what is asked for is another, said at the
+    // start.)
     let log = lab.node(leader).last_words(usize::MAX);
     let said = log.lines().filter(|line| line.contains("WARN") || line.contains("ERROR"));
     let said: Vec<&str> = said
@@ -162,8 +165,8 @@ fn certificates_near_their_end() {
     }
 }
 
-/// The same of those that the members API shows: said by their own name, and in a line of their own also where those for peers
-/// are near their end already.
+/// The same of those that the members API shows: said by their own name, and in a line of their own also where those
+/// for peers are near their end already.
 #[test]
 fn admin_certificates_near_their_end() {
     for (peers_days, days, severity, name) in [
@@ -229,9 +232,9 @@ fn certificate_for(lab: &Lab, id: u64, seconds: u64) {
     }
 }
 
-/// A leader whose certificate ends transfers leadership while its connections last, so that a follower that starts again finds a leader;
-/// the node itself says what is wrong, and once it is started again that it is why it stays away. Before, it led on, and the follower
-/// stayed out and said that an election was under way.
+/// A leader whose certificate ends transfers leadership while its connections last, so that a follower that starts
+/// again finds a leader; the node itself says what is wrong, and once it is started again that it is why it stays away.
+/// Before, it led on, and the follower stayed out and said that an election was under way.
 #[test]
 fn a_leader_whose_certificate_ends() {
     let mut lab = Lab::new(&[1, 2, 3]);
@@ -305,8 +308,8 @@ fn a_node_that_missed_its_removal() {
     assert!(lab.node(removed).last_words(3).contains("was removed from the cluster"));
 }
 
-/// A data directory that is deleted, renamed or emptied under a running node ends that node, and nothing is acknowledged
-/// into files that are gone.
+/// A data directory that is deleted, renamed or emptied under a running node ends that node, and nothing is
+/// acknowledged into files that are gone.
 #[test]
 fn a_data_directory_that_is_taken_away() {
     type Take = fn(&Path);

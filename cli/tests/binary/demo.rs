@@ -134,7 +134,8 @@ fn interrupted_it_cleans_up() {
     assert_eq!(fs::read_dir(home.path()).expect("a directory").count(), 0, "no directory is left");
 }
 
-/// `actorum demo | head -1`: there is nothing to do but to tell, and nobody listens. Whatever it waits for, it ends, and cleans up.
+/// `actorum demo | head -1`: there is nothing to do but to tell, and nobody listens. Whatever it waits for, it ends,
+/// and cleans up.
 #[test]
 fn a_reader_that_has_seen_enough() {
     for (args, words) in [

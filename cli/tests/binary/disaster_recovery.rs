@@ -1,5 +1,5 @@
-//! Snapshots, backups and disaster recovery, with real processes: what a person types, what is said, and that the clusters that
-//! come of it are whole ones.
+//! Snapshots, backups and disaster recovery, with real processes: what a person types, what is said, and that the
+//! clusters that come of it are whole ones.
 
 use std::{
     fs,

@@ -1,6 +1,6 @@
-//! Nodes that hold another log than the others, with real processes: a stopped node's committed entries are exchanged for others of
-//! the same index and term, by the store itself, so that every checksum, the watermark and the lives are right. Nothing at opening can
-//! find that; the hashes of what is applied do, which the nodes compare at marks.
+//! Nodes that hold another log than the others, with real processes: a stopped node's committed entries are exchanged
+//! for others of the same index and term, by the store itself, so that every checksum, the watermark and the lives are
+//! right. Nothing at opening can find that; the hashes of what is applied do, which the nodes compare at marks.
 
 use std::{
     ops::Range,
@@ -71,7 +71,8 @@ fn equal_after(lab: &Lab, ids: &[u64], index: u64) {
     }
 }
 
-/// Exchanges entries of a stopped node's log, from the first that is changed to the last. What is written has right checksums.
+/// Exchanges entries of a stopped node's log, from the first that is changed to the last. What is written has right
+/// checksums.
 fn alter(data: &Path, change: impl FnOnce(&mut Vec<Entry>)) {
     let id = actorum_store::log::directory::read_node(data).expect("a node file").id;
     let store = Box::new(SledStore::open(data, OpenOptions::new(id, Incarnation(0))).expect("a sound directory"));
@@ -144,8 +145,8 @@ fn stops(lab: &mut Lab, id: u64, index: u64) {
     assert!(to - from <= 3 * MARK, "the marks around it are told: {said}");
 }
 
-/// Node 3 is stopped, changed and started again: it differs from a majority, and stops, each time it is started. The others say so,
-/// go on, and are silent again once it is replaced in the way that the error names.
+/// Node 3 is stopped, changed and started again: it differs from a majority, and stops, each time it is started. The
+/// others say so, go on, and are silent again once it is replaced in the way that the error names.
 fn one_that_differs_stops(change: impl FnOnce(&mut Vec<Entry>, &[u64])) {
     let mut lab = three();
     let leader = lab.leader();
@@ -198,8 +199,8 @@ fn a_node_whose_log_holds_the_commands_in_another_order_stops_with_the_index() {
     });
 }
 
-/// Of three that differ from each other nobody can tell who is right: nobody stops, everybody says so and is not ready. One that
-/// knows it from elsewhere replaces one of the others; then there is a majority, and the third stops.
+/// Of three that differ from each other nobody can tell who is right: nobody stops, everybody says so and is not ready.
+/// One that knows it from elsewhere replaces one of the others; then there is a majority, and the third stops.
 #[test]
 fn without_a_majority_nobody_stops_and_everybody_says_so() {
     let mut lab = three();

@@ -1,11 +1,11 @@
 //! One bit flipped anywhere in a stopped node's directory: nothing is lost in silence, and nothing panics.
 //!
-//! A directory is made with appends, truncations, votes, large entries and several segments of the engine, and taken twice: as
-//! a kill leaves it, and as an orderly end does (the engine then adds a file). Then, 30 times,
-//! two hundred times in `.ci/run`, or `CYCLES` times (`SEED` repeats the draws), one bit of one file is flipped, and
+//! A directory is made with appends, truncations, votes, large entries and several segments of the engine, and taken
+//! twice: as a kill leaves it, and as an orderly end does (the engine then adds a file). Then, 30 times, two hundred
+//! times in `.ci/run`, or `CYCLES` times (`SEED` repeats the draws), one bit of one file is flipped, and
 //!
-//! - opening it either refuses by name, for good, or recovers every entry, the term and the vote as they were (and a node that
-//!   goes on with it holds them still);
+//! - opening it either refuses by name, for good, or recovers every entry, the term and the vote as they were (and a
+//!   node that goes on with it holds them still);
 //! - `actorum inspect --verify` fails with the name of what is damaged where opening refuses, and changes not a byte.
 //!
 //! What may be flipped without harm is listed by [`harmless`], and nothing else may.

@@ -1,7 +1,8 @@
 //! A disk that freezes, fills or turns read-only under a node of a running cluster, for real.
 //!
-//! Each node has an ext4 of its own on a loop mount. Needs root, loop devices, mkfs.ext4 and fsfreeze; where one is missing
-//! the tests are skipped with a line that says so, and with `ACTORUM_PRIVILEGED=1` (as in CI) that is a failure.
+//! Each node has an ext4 of its own on a loop mount. Needs root, loop devices, mkfs.ext4 and fsfreeze; where one is
+//! missing the tests are skipped with a line that says so, and with `ACTORUM_PRIVILEGED=1` (as in CI) that is a
+//! failure.
 
 use std::{
     fs::{self, File},
@@ -20,8 +21,8 @@ use serde_json::Value;
 /// The default of `election_ms`.
 const ELECTION: Duration = Duration::from_millis(1000);
 
-/// Three founders, each on a disk of its own. Dropped in this order, after the nodes were killed: the mounts go before the
-/// directory that they are in.
+/// Three founders, each on a disk of its own. Dropped in this order, after the nodes were killed: the mounts go before
+/// the directory that they are in.
 struct Cluster {
     disks: Vec<LoopMount>,
     lab: Lab,

@@ -32,8 +32,8 @@ const MIB: u64 = 1 << 20;
 const KEYS: u64 = 64;
 const VALUE: usize = 256 << 10;
 
-/// Far longer than any snapshot or rewriting of so small a state takes, also on a machine that is busy: who is refused for so long is
-/// refused for good.
+/// Far longer than any snapshot or rewriting of so small a state takes, also on a machine that is busy: who is refused
+/// for so long is refused for good.
 const REFUSED_FOR_GOOD: Duration = Duration::from_secs(60);
 
 /// Text that hardly compresses, so that a snapshot is about as large as the state.
@@ -136,7 +136,8 @@ fn overwrite(node: &Node, data: &Path, bytes: u64) -> Seen {
     seen
 }
 
-/// Somebody fills the volume but for so many bytes: what it is told, and that it goes on by itself once there is room again.
+/// Somebody fills the volume but for so many bytes: what it is told, and that it goes on by itself once there is room
+/// again.
 fn filled_by_others(node: &Node, disk: &LoopMount, leave: u64) {
     let pid = node.pid();
     let filler = disk.mount.join("filler");
@@ -287,11 +288,12 @@ fn a_small_state_on_a_large_volume_takes_what_the_formula_says() {
     rests("after more");
 }
 
-/// The volumes of all nodes are filled while they run, for longer than a disk may hang: nobody ends, and all go on by themselves once
-/// there is room.
+/// The volumes of all nodes are filled while they run, for longer than a disk may hang: nobody ends, and all go on by
+/// themselves once there is room.
 ///
-/// First so much is left that the leader goes on taking writes, which no log has the room to write: they wait, at the leader and at its
-/// followers. That takes a setting far below the default, with which the leader refuses writes before. Then the rest is filled, too.
+/// First so much is left that the leader goes on taking writes, which no log has the room to write: they wait, at the
+/// leader and at its followers. That takes a setting far below the default, with which the leader refuses writes
+/// before. Then the rest is filled, too.
 #[test]
 fn nodes_outlive_volumes_that_are_full_to_the_last_byte() {
     if skipped("nodes_outlive_volumes_that_are_full_to_the_last_byte") {
@@ -371,8 +373,8 @@ fn nodes_outlive_volumes_that_are_full_to_the_last_byte() {
     }
 }
 
-/// Leaves so many bytes free on a volume, whatever its node takes and gives back meanwhile. The blocks are set aside at once: writing them
-/// takes so long that one volume would be full long before another.
+/// Leaves so many bytes free on a volume, whatever its node takes and gives back meanwhile. The blocks are set aside at
+/// once: writing them takes so long that one volume would be full long before another.
 fn keep_filled(disk: &LoopMount, left: &AtomicU64, over: &AtomicBool) {
     let file = File::create(disk.mount.join("filler")).unwrap();
     let mut length = 0;
@@ -412,8 +414,8 @@ impl Drop for AllEnded<'_> {
     }
 }
 
-/// What touches a directory on a full volume refuses it before the log's engine opens, which could be damaged for good by that; with
-/// the reserve it opens.
+/// What touches a directory on a full volume refuses it before the log's engine opens, which could be damaged for good
+/// by that; with the reserve it opens.
 #[test]
 fn a_directory_on_a_full_volume_is_refused_unharmed_or_opens_by_its_reserve() {
     if skipped("a_directory_on_a_full_volume_is_refused_unharmed_or_opens_by_its_reserve") {
@@ -470,8 +472,8 @@ fn a_directory_on_a_full_volume_is_refused_unharmed_or_opens_by_its_reserve() {
     assert_eq!(lab.0.node(1).get("small").body["value"], "x");
 }
 
-/// A volume smaller than what a node needs is said at the start, with the figures; and what follows from it are refused writes,
-/// never the end of the node.
+/// A volume smaller than what a node needs is said at the start, with the figures; and what follows from it are refused
+/// writes, never the end of the node.
 #[test]
 fn a_volume_that_is_too_small_is_said_at_the_start() {
     if skipped("a_volume_that_is_too_small_is_said_at_the_start") {

@@ -300,7 +300,8 @@ fn events() {
     let mut resumed = Stream(BufReader::new(Box::new(response.expect("a stream").into_body().into_reader())));
     assert_eq!(resumed.next().0, later[4]);
 
-    // The same with the position, as its id was; and a position of another cluster, or one that no command has, is answered.
+    // The same with the position, as its id was; and a position of another cluster, or one that no command has, is
+    // answered.
     let cluster = follower.status()["cluster"].as_str().expect("a cluster").to_owned();
     let mut resumed = Stream::open(&follower.url(&format!("/events?after={cluster}:{}", later[3])));
     assert_eq!(resumed.next().0, later[4]);

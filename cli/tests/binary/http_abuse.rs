@@ -108,7 +108,8 @@ fn idle_connections() {
     idle.extend((0..100).map(|_| TcpStream::connect(node.admin_address()).expect("a connection")));
     let opened = began.elapsed();
     let mut slowest = serves(node);
-    // On a slow machine the first are closed before the last are open: then as many again, until a crowd is there at once.
+    // On a slow machine the first are closed before the last are open: then as many again, until a crowd is there at
+    // once.
     wait_for("a crowd of idle connections while it serves", Duration::from_secs(60), || {
         let still_open = idle.iter_mut().map(is_closed).filter(|closed| !closed).count();
         if still_open > count / 5 {
@@ -253,7 +254,8 @@ fn without_end() {
     assert_eq!(node.get("k").status, 404, "nothing of it was applied");
 }
 
-/// Requests that are none, or that two readers would read differently: an error of the client's, and the end of the connection.
+/// Requests that are none, or that two readers would read differently: an error of the client's, and the end of the
+/// connection.
 #[test]
 fn malformed_requests() {
     let lab = one();

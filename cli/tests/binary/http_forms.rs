@@ -1,5 +1,5 @@
-//! The forms of HTTP itself, byte by byte: HEAD, Allow, answers to what is no request, large expectations, and numbers that
-//! every reader of JSON keeps.
+//! The forms of HTTP itself, byte by byte: HEAD, Allow, answers to what is no request, large expectations, and numbers
+//! that every reader of JSON keeps.
 
 use std::{
     io::{Read, Write},
@@ -144,7 +144,8 @@ fn allow() {
     }
 }
 
-/// What the parser refuses by itself has the shape of all other errors, is counted, and is nothing that the log calls an error.
+/// What the parser refuses by itself has the shape of all other errors, is counted, and is nothing that the log calls
+/// an error.
 #[test]
 fn what_is_no_request() {
     let lab = one();

@@ -1,5 +1,5 @@
-//! Standard output and standard error that are closed, full, or that nobody reads: a node outlives them, and a tool says by
-//! its exit code what it did.
+//! Standard output and standard error that are closed, full, or that nobody reads: a node outlives them, and a tool
+//! says by its exit code what it did.
 
 use std::{
     collections::BTreeSet,
@@ -90,8 +90,8 @@ fn a_node_outlives_its_terminal() {
     assert_eq!(lab.node_mut(1).terminate().code(), Some(0));
 }
 
-/// Standard output as a program gives it that discards what is said, opened for reading, too; it looks to the program as if it had
-/// been closed before the start.
+/// Standard output as a program gives it that discards what is said, opened for reading, too; it looks to the program
+/// as if it had been closed before the start.
 fn discarded() -> Stdio {
     OpenOptions::new().read(true).write(true).open("/dev/null").expect("Linux").into()
 }
@@ -230,8 +230,8 @@ fn tools_end_quietly_on_a_closed_pipe_and_with_an_error_on_a_full_disk() {
     }
 }
 
-/// A standard output that was closed before the start looks like one that discards. What only prints, or does something, ends as the
-/// work does; a backup that goes there is none.
+/// A standard output that was closed before the start looks like one that discards. What only prints, or does
+/// something, ends as the work does; a backup that goes there is none.
 #[test]
 fn a_standard_output_that_was_closed() {
     let tools = Tools::new();

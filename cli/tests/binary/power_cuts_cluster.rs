@@ -1,13 +1,13 @@
 //! The power goes under a real cluster, again and again: nothing acknowledged is lost, doubled or out of order.
 //!
-//! Three processes, each with its data on a filesystem of its own, and four writers. Each cycle waits for a drawn number of
-//! acknowledged writes, then cuts the power of one drawn node or of all three: the filesystem is shut down without a
-//! flush, the process killed, the filesystem mounted again. Half of the time the process is frozen first, as a real cut would
-//! stop it; else it lives on for a moment on a disk that fails.
+//! Three processes, each with its data on a filesystem of its own, and four writers. Each cycle waits for a drawn
+//! number of acknowledged writes, then cuts the power of one drawn node or of all three: the filesystem is shut down
+//! without a flush, the process killed, the filesystem mounted again. Half of the time the process is frozen first, as
+//! a real cut would stop it; else it lives on for a moment on a disk that fails.
 //!
-//! A loss on one node is repaired by the others and would go unseen. So before it starts again each disk is looked into by
-//! `actorum inspect`: it holds what its node had called durable and committed, and after a cut of all, what was acknowledged is
-//! on two of the three. Then what all nodes have applied is compared, entry by entry.
+//! A loss on one node is repaired by the others and would go unseen. So before it starts again each disk is looked into
+//! by `actorum inspect`: it holds what its node had called durable and committed, and after a cut of all, what was
+//! acknowledged is on two of the three. Then what all nodes have applied is compared, entry by entry.
 //!
 //! Needs root, loop devices, mkfs.ext4, mkfs.xfs and python3. There are 6 cycles on each filesystem, 40 in `.ci/run`,
 //! or `CYCLES`; `SEED` repeats the draws. The last test takes the sync call out, and the loss must be seen.
@@ -179,7 +179,8 @@ fn power_cuts_on_xfs() {
     }
 }
 
-/// Snapshots all the time, and a log that is cut off at once: the cuts fall into building, fetching, installing and cutting off.
+/// Snapshots all the time, and a log that is cut off at once: the cuts fall into building, fetching, installing and
+/// cutting off.
 #[test]
 fn power_cuts_between_snapshots() {
     if mounts::skipped("power_cuts_between_snapshots", "ext4") {
@@ -206,7 +207,8 @@ fn power_cuts_between_snapshots() {
             cluster.load.wait_for(120);
         }
         cluster.start_again(&victims);
-        // The newest, which a cut could take, and some of all: who looked up every one would never catch up with the writers.
+        // The newest, which a cut could take, and some of all: who looked up every one would never catch up with the
+        // writers.
         let acknowledged = cluster.load.acknowledged();
         let mut by_index: Vec<(u64, &String)> = acknowledged.iter().map(|(key, index)| (*index, key)).collect();
         by_index.sort_unstable();

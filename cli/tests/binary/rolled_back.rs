@@ -1,7 +1,8 @@
-//! Whole directories put back from an older copy, and directories that run twice: found out by the peers that met the later
-//! life, refused by one error that both sides say, and ended. Real processes.
+//! Whole directories put back from an older copy, and directories that run twice: found out by the peers that met the
+//! later life, refused by one error that both sides say, and ended. Real processes.
 //!
-//! Nothing is wrong with such a directory by itself: the store opens, the watermark fits. What it has forgotten is with its peers.
+//! Nothing is wrong with such a directory by itself: the store opens, the watermark fits. What it has forgotten is with
+//! its peers.
 
 use std::{
     fs,
@@ -65,8 +66,8 @@ fn is_refused(lab: &mut Lab, by: &[u64]) {
     assert!(said.contains(WAY_OUT), "{said}");
 }
 
-/// Node 3 is copied and goes on; 1 stops; twenty writes are acknowledged by 2 and 3; both stop, and the copy is put back. Before
-/// lives were on record, 1 and the copy elected a leader and the twenty writes were gone.
+/// Node 3 is copied and goes on; 1 stops; twenty writes are acknowledged by 2 and 3; both stop, and the copy is put
+/// back. Before lives were on record, 1 and the copy elected a leader and the twenty writes were gone.
 #[test]
 fn a_copy_put_back_does_not_make_a_majority_that_has_forgotten() {
     let mut lab = Lab::three();
@@ -104,8 +105,8 @@ fn a_copy_put_back_does_not_make_a_majority_that_has_forgotten() {
     holds(&lab, 3, "late");
 }
 
-/// What is said to stay undetected: here 1 never met the later life of 3, so with the copy it makes a majority. Not longer than until
-/// somebody who met it is back: then the copy is refused and ends, and does not go on deciding.
+/// What is said to stay undetected: here 1 never met the later life of 3, so with the copy it makes a majority. Not
+/// longer than until somebody who met it is back: then the copy is refused and ends, and does not go on deciding.
 #[test]
 fn a_copy_that_meets_nobody_who_knows_ends_when_somebody_does() {
     let mut lab = Lab::three();
@@ -170,7 +171,8 @@ impl Drop for Twin {
     }
 }
 
-/// A directory that runs twice: the second process is refused and ends, with the reason; the first one and the cluster go on.
+/// A directory that runs twice: the second process is refused and ends, with the reason; the first one and the cluster
+/// go on.
 #[test]
 fn a_directory_that_runs_twice_is_named() {
     let mut lab = Lab::three();

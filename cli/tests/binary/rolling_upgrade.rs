@@ -1,5 +1,5 @@
-//! From earlier versions to this one: clusters of their real binaries, exchanged node by node under load and back again, and
-//! directories that they wrote.
+//! From earlier versions to this one: clusters of their real binaries, exchanged node by node under load and back
+//! again, and directories that they wrote.
 //!
 //! The binaries are built from the commits with which those versions ended; `.ci/run` does that and passes their paths:
 //!
@@ -7,8 +7,8 @@
 //!  ACTORUM_FIRST_VERSION=/path/to/its/actorum ACTORUM_PREVIOUS_VERSION=/path/to/the/other cargo test --test binary rolling_upgrade::
 //! ```
 //!
-//! The previous version is the last one without announcements (`Feature::Activation`). Without a binary the tests that need it print
-//! `SKIPPED`; where privileged tests must run (`ACTORUM_PRIVILEGED=1`), they fail.
+//! The previous version is the last one without announcements (`Feature::Activation`). Without a binary the tests that
+//! need it print `SKIPPED`; where privileged tests must run (`ACTORUM_PRIVILEGED=1`), they fail.
 
 use std::path::{Path, PathBuf};
 
@@ -55,8 +55,8 @@ fn upgrade(lab: &mut Lab, id: u64) {
     lab.node_mut(id).set("ACTORUM_HASH_CHECK_ENTRIES", "10");
 }
 
-/// Node by node, the leader last: ended in order, or killed, and started from this build, while clients write. At every step the
-/// nodes of both versions follow one leader and acknowledge writes; at the end all hold all of them.
+/// Node by node, the leader last: ended in order, or killed, and started from this build, while clients write. At every
+/// step the nodes of both versions follow one leader and acknowledge writes; at the end all hold all of them.
 fn roll(binary: PathBuf, snapshots: bool) -> (Lab, Acknowledged) {
     let ids = [1, 2, 3];
     let mut lab = Lab::of(binary, &ids);
@@ -125,7 +125,8 @@ fn a_cluster_of_the_first_version_is_rolled_under_load() {
     judge(&lab, &acknowledged, &mut History::default(), "end", |_| 0);
 }
 
-/// Snapshots are taken so often, and so little is kept behind them, that who was away is sent one, by whichever version leads.
+/// Snapshots are taken so often, and so little is kept behind them, that who was away is sent one, by whichever version
+/// leads.
 #[test]
 fn a_cluster_of_the_first_version_is_rolled_by_its_snapshots() {
     let Some(binary) = first_version() else { return };
@@ -134,7 +135,8 @@ fn a_cluster_of_the_first_version_is_rolled_by_its_snapshots() {
     assert!([1, 2, 3].into_iter().all(|id| first(id) > 2), "no log reaches back to its beginning");
 }
 
-/// A node of this build beside two of the first version, and back: it speaks to them as before, however often it is started.
+/// A node of this build beside two of the first version, and back: it speaks to them as before, however often it is
+/// started.
 #[test]
 fn a_node_of_this_build_lives_with_nodes_of_the_first_version() {
     let Some(binary) = first_version() else { return };
@@ -179,8 +181,9 @@ fn exchange(lab: &mut Lab, id: u64, binary: Option<&Path>, kills: bool) {
     lab.leader();
 }
 
-/// The version before announcements, forward node by node under load, back as long as nobody has put anything to use, and forward
-/// for good. Nothing is lost, nobody diverges, and afterwards the older binary is refused with the directory as it was.
+/// The version before announcements, forward node by node under load, back as long as nobody has put anything to use,
+/// and forward for good. Nothing is lost, nobody diverges, and afterwards the older binary is refused with the
+/// directory as it was.
 #[test]
 fn a_cluster_of_the_previous_version_is_rolled_forward_and_back_and_forward() {
     let Some(binary) = previous_version() else { return };
@@ -234,8 +237,8 @@ fn a_cluster_of_the_previous_version_is_rolled_forward_and_back_and_forward() {
     println!("{} writes acknowledged while the cluster was rolled", acknowledged.len());
     judge(&lab, &acknowledged, &mut History::default(), "end", |_| 0);
 
-    // There is no way back for a directory now: the older binary says so, and loses nothing. Neither where the entries are still in
-    // the log, nor where only snapshots are left.
+    // There is no way back for a directory now: the older binary says so, and loses nothing. Neither where the entries
+    // are still in the log, nor where only snapshots are left.
     for round in 0..2 {
         assert_eq!(lab.node(2).put(&format!("last-{round}"), "x").status, 200);
         let taken = call("POST", &lab.node(2).admin_url("/snapshot"), "");
@@ -267,8 +270,8 @@ fn a_cluster_of_the_previous_version_is_rolled_forward_and_back_and_forward() {
     lab.node(3).wait_applied(last);
 }
 
-/// `cli/tests/data/NAME` was written by an older version: node 1, alone, with three writes, a snapshot, and two more. What it says of
-/// its openings begins with this one.
+/// `cli/tests/data/NAME` was written by an older version: node 1, alone, with three writes, a snapshot, and two more.
+/// What it says of its openings begins with this one.
 fn opens(name: &str, first_boot: u64) {
     let mut lab = Lab::new(&[1]);
     let data = lab.path("data-1");

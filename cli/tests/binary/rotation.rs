@@ -1,5 +1,5 @@
-//! One authority is replaced by another, node by node, under writes: a `ca.pem` with both of them is how. And chains: of peers, and on
-//! the members API.
+//! One authority is replaced by another, node by node, under writes: a `ca.pem` with both of them is how. And chains:
+//! of peers, and on the members API.
 
 use std::{fs, path::PathBuf};
 
@@ -37,7 +37,8 @@ fn roll(lab: &mut Lab, step: &str, change: impl Fn(&Lab, u64)) {
     }
 }
 
-/// Every node with a certificate by an intermediate authority of its own: they know the root, and show each other the chain.
+/// Every node with a certificate by an intermediate authority of its own: they know the root, and show each other the
+/// chain.
 #[test]
 fn peers_with_chains() {
     let mut lab = Lab::new(&[9]);
@@ -69,7 +70,8 @@ fn peers_with_chains() {
         assert_eq!((days("cert.pem"), days("ca.pem")), (100, 400));
     }
 
-    // Without its chain nobody could follow it to the root, and its owner says so at the start; a stranger's root is refused.
+    // Without its chain nobody could follow it to the root, and its owner says so at the start; a stranger's root is
+    // refused.
     assert_eq!(lab.node_mut(2).terminate().code(), Some(0));
     let chained = fs::read_to_string(certs(&lab, 2).join("cert.pem")).expect("a file");
     let alone = chained.split_inclusive("-----END CERTIFICATE-----\n").next().expect("the first");

@@ -54,7 +54,8 @@ impl Alone {
         }
     }
 
-    /// What `serve` says when it ends with an error, twice the same; and that `inspect --verify` finds it too, by this name.
+    /// What `serve` says when it ends with an error, twice the same; and that `inspect --verify` finds it too, by this
+    /// name.
     fn refused(&mut self, found: &str) -> String {
         let mut words = || {
             self.lab.launch(1);
@@ -190,7 +191,8 @@ fn what_belongs_to_another_is_refused() {
     node.serves(&["k"]);
 }
 
-/// A founder whose log is older than what it promised does not come back into the majority: the other two go on without it.
+/// A founder whose log is older than what it promised does not come back into the majority: the other two go on without
+/// it.
 #[test]
 fn the_others_go_on_without_it() {
     let mut lab = Lab::three();
@@ -215,8 +217,8 @@ fn the_others_go_on_without_it() {
     assert_eq!(lab.node(leader).get("late").body["value"], "x");
 }
 
-/// What becomes of a directory in which one file is not what it was. Words that are part of the refusal; `None`: it starts with all
-/// that was acknowledged.
+/// What becomes of a directory in which one file is not what it was. Words that are part of the refusal; `None`: it
+/// starts with all that was acknowledged.
 type Fate = Option<&'static [&'static str]>;
 
 /// What may be wrong with a file, or with a folder.
@@ -250,12 +252,12 @@ fn one_file_is_another_nodes() {
 
 /// Every file and folder of a directory by itself.
 ///
-/// Each is refused by a sentence that names it, or does not matter. Before, a lives file that was missing or older let the node start,
-/// and its peers refused it without end.
+/// Each is refused by a sentence that names it, or does not matter. Before, a lives file that was missing or older let
+/// the node start, and its peers refused it without end.
 fn one_file_at_a_time(change: Change) {
     const STARTS: Fate = None;
     let table: [(&str, [Fate; 4]); 8] = [
-        // what                 missing                              older              empty                               another node's
+        // what missing older empty another node's
         (
             "node",
             [

@@ -1,5 +1,5 @@
-//! The tools where they are used: backups into pipes and devices, inspections without room, commands of any application, and
-//! who has to say who he is.
+//! The tools where they are used: backups into pipes and devices, inspections without room, commands of any
+//! application, and who has to say who he is.
 
 use std::{
     fs,

@@ -15,7 +15,8 @@ use actorum_machine::{ids::NodeId, members::Change, status::Role};
 
 use super::{Event, Facts, Invariant};
 
-/// An election timeout by a slow clock, the longest pause of a process, and the longest way of a message, in virtual milliseconds.
+/// An election timeout by a slow clock, the longest pause of a process, and the longest way of a message, in virtual
+/// milliseconds.
 const GRACE_MS: u64 = 5000;
 
 #[derive(Default)]

@@ -51,7 +51,8 @@ impl Invariant for EveryRequestEnds {
                 }
             }
             Event::Looked { .. } => {
-                // Requests are numbered in the order they were made, and all have deadlines of one kind: the first is the oldest.
+                // Requests are numbered in the order they were made, and all have deadlines of one kind: the first is
+                // the oldest.
                 let late = self.open.iter().find(|(_, until)| **until < facts.now_ms);
                 if let Some((id, until)) = late {
                     return Err(format!("request {id} should have ended by {until} ms"));

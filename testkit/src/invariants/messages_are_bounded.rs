@@ -1,5 +1,6 @@
-//! No message exceeds its bound: an append has no more bytes of entries than one message may carry, but for a single entry; what
-//! a leader sent to a peer since that peer's last answer stays near the window; and nothing is to be sent that fits no frame.
+//! No message exceeds its bound: an append has no more bytes of entries than one message may carry, but for a single
+//! entry; what a leader sent to a peer since that peer's last answer stays near the window; and nothing is to be sent
+//! that fits no frame.
 
 use actorum::Config;
 use actorum_core::wire::{Entry, MessageKind};
@@ -33,7 +34,8 @@ impl Invariant for MessagesAreBounded {
                 Err(format!("n{from} -> n{to} {parcel:?}: it takes up to {bytes} bytes, and fits no frame"))
             }
             Event::Looked { node, status } => {
-                // A message is sent while less than the window is on its way. A change carries its own record beside the entry.
+                // A message is sent while less than the window is on its way. A change carries its own record beside
+                // the entry.
                 let window = self.bounds.peer_window_bytes + message_bound.max(2 * entry_bound);
                 match status.peers.iter().find(|(_, peer)| peer.inflight_bytes > window) {
                     Some((id, peer)) => Err(format!(

@@ -90,7 +90,8 @@ impl Invariant for NothingGoesBack {
                     return lost(format!("its vote for n{vote} in term {term}: it has n{}", hard.vote));
                 }
                 let (index, term) = promised.acknowledged;
-                // What a later leader was about to overwrite when it ended may be gone, but not without something in its place.
+                // What a later leader was about to overwrite when it ended may be gone, but not without something in
+                // its place.
                 if index > 0 && recovered.last_index < index && hard.term <= promised.term {
                     return lost(format!(
                         "{index}@{term}, which it acknowledged: its log ends at {}",

@@ -1,8 +1,8 @@
 //! What a state machine is given from a snapshot at index i is exactly the state that applying the log up to i gives.
 //!
 //! Every state carries the index of its last command: the state must be what others had after that command, and the
-//! snapshot's index must be neither before it nor past a later command. Both are asked when a node records a snapshot it
-//! built, and when one is restored.
+//! snapshot's index must be neither before it nor past a later command. Both are asked when a node records a snapshot
+//! it built, and when one is restored.
 
 use std::collections::{BTreeMap, BTreeSet};
 

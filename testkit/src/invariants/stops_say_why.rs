@@ -14,7 +14,8 @@ use crate::{fleet::is_outdated, world::NodeFacts};
 
 #[derive(Default)]
 pub(crate) struct StopsSayWhy {
-    /// By mark and beginning: what each node has told of its answers there, and whether its machine had answered wrongly.
+    /// By mark and beginning: what each node has told of its answers there, and whether its machine had answered
+    /// wrongly.
     answers: BTreeMap<(u64, u64), Told>,
 }
 
@@ -59,7 +60,8 @@ impl Invariant for StopsSayWhy {
 }
 
 impl StopsSayWhy {
-    /// Whether at some mark the machines of a majority of voters had answered wrongly, all in the same way, and this node's otherwise.
+    /// Whether at some mark the machines of a majority of voters had answered wrongly, all in the same way, and this
+    /// node's otherwise.
     fn a_majority_lied(&self, node: NodeId, facts: &Facts) -> bool {
         let known =
             facts.nodes.values().filter_map(|of| of.membership.as_ref()).map(|membership| membership().voters());

@@ -1,4 +1,5 @@
-//! A node whose disk was wiped neither grants nor asks for votes, and a node that has applied its own removal asks for none.
+//! A node whose disk was wiped neither grants nor asks for votes, and a node that has applied its own removal asks for
+//! none.
 //!
 //! That one may still grant a vote: only a candidate that does not know of the removal yet counts it, in the old
 //! configuration, where it is due (Raft dissertation section 4.2.2). Were it refused, a cluster of two whose leader

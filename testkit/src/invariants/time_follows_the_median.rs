@@ -1,7 +1,8 @@
-//! A leader that knows the calendars of a majority of the voters never stamps far beyond their true median: one calendar that is
-//! wrong by a year does not become the time that every node applies.
+//! A leader that knows the calendars of a majority of the voters never stamps far beyond their true median: one
+//! calendar that is wrong by a year does not become the time that every node applies.
 //!
-//! What "far" is: the simulated clocks run at rates of their own and jump by seconds, so a minute is added to the bound.
+//! What "far" is: the simulated clocks run at rates of their own and jump by seconds, so a minute is added to the
+//! bound.
 
 use std::time::Duration;
 

@@ -1,4 +1,5 @@
-//! Whole directories that are not what they were: put back from an older copy, run beside the original, another node's, or empty.
+//! Whole directories that are not what they were: put back from an older copy, run beside the original, another node's,
+//! or empty.
 //!
 //! A copy knows nothing of what was promised after it was taken. So it must meet nodes that know of that, and all of
 //! those must refuse it. The nodes that do not know are down meanwhile, since the scheme cannot detect a copy that
@@ -46,7 +47,8 @@ impl Copied {
     }
 }
 
-/// A copy asks for votes, and is told who it is: after the longest election timeout by the slowest clock, and a few more.
+/// A copy asks for votes, and is told who it is: after the longest election timeout by the slowest clock, and a few
+/// more.
 const NAMED_WITHIN: Duration = Duration::from_secs(6);
 
 /// No node joins or leaves while this is held.
@@ -106,8 +108,8 @@ impl<S: StateMachine> FaultTask<S> {
                 return None;
             }
         }
-        // An acknowledged index is on record a second later at the earliest; a life before anything of it counts, so that nothing else has
-        // to be written for it to be there.
+        // An acknowledged index is on record a second later at the earliest; a life before anything of it counts, so
+        // that nothing else has to be written for it to be there.
         let (at_least, at_most) = if while_it_ran { (1500, 4000) } else { (50, 2000) };
         self.a_while(at_least, at_most).await;
         (self.fleet.node(node, |node| node.state) == Some(State::Running)).then_some(copied)
@@ -125,8 +127,8 @@ impl<S: StateMachine> FaultTask<S> {
         let Some(_nobody_joins) = self.no_changes() else { return };
         self.fleet.kill(node);
         let (knowing, others) = self.who_knows(node, &copied);
-        // Those that do not know are down until it is over; of those that do, some are started again, so that what they know
-        // is what is durable.
+        // Those that do not know are down until it is over; of those that do, some are started again, so that what they
+        // know is what is durable.
         let away: Vec<Hold> = others.iter().filter_map(|id| self.hold(*id)).collect();
         // Nothing else befalls those that know: a directory that is wiped and brought back has forgotten.
         let near: Vec<Hold> = knowing.iter().filter_map(|(id, _)| self.hold(*id)).collect();
@@ -200,7 +202,8 @@ impl<S: StateMachine> FaultTask<S> {
         let life = twin.life();
         let ended = twin.ends_within(NAMED_WITHIN).await;
         self.is_let_in_by_none(node, life, &knowing);
-        // One whose configuration is older than its node's may meet nobody in so long: then nothing was shown, and nothing broken.
+        // One whose configuration is older than its node's may meet nobody in so long: then nothing was shown, and
+        // nothing broken.
         let Some(ended) = ended else {
             return self.world().tell(|| format!("the twin of n{node} has met nobody"));
         };
@@ -212,8 +215,8 @@ impl<S: StateMachine> FaultTask<S> {
         self.world().tell(|| format!("the twin of n{node} has ended: {ended}"));
     }
 
-    /// Nobody who must know has put the copy's life on record, which is what letting it in begins with. Who lost its directory
-    /// meanwhile knows nothing any more.
+    /// Nobody who must know has put the copy's life on record, which is what letting it in begins with. Who lost its
+    /// directory meanwhile knows nothing any more.
     fn is_let_in_by_none(&self, copy: NodeId, life: Option<LifeKey>, knowing: &[(NodeId, Incarnation)]) {
         for (id, directory) in knowing {
             let knows = |node: &Node<S>| {

@@ -1,4 +1,5 @@
-//! Faults of state machines: one that takes long, panics, or answers wrongly. Those around snapshots are in `snapshots`.
+//! Faults of state machines: one that takes long, panics, or answers wrongly. Those around snapshots are in
+//! `snapshots`.
 
 use std::time::Duration;
 
@@ -70,8 +71,8 @@ impl<S: StateMachine> FaultTask<S> {
         if self.fleet.node(node, |node| node.state) == Some(State::Down) {
             self.process("wrong answers found");
         }
-        // Whoever has not found out by now was cut off from the others, or nothing was proposed. That it does is looked at when the
-        // faults are over.
+        // Whoever has not found out by now was cut off from the others, or nothing was proposed. That it does is looked
+        // at when the faults are over.
         self.fleet.kill(node);
         self.a_while(20, 500).await;
         self.come_back(node).await;

@@ -5,8 +5,8 @@ use actorum_machine::machine::StateMachine;
 use super::{FaultTask, State};
 
 impl<S: StateMachine> FaultTask<S> {
-    /// A node runs with the program before its own for a while, if that program understands what is in use. An invariant
-    /// looks whether it stops exactly otherwise.
+    /// A node runs with the program before its own for a while, if that program understands what is in use. An
+    /// invariant looks whether it stops exactly otherwise.
     pub(super) async fn put_back(&mut self) {
         let Some(hold) = self.hold_running() else { return };
         let node = hold.0;

@@ -119,7 +119,8 @@ pub struct QuicConfig {
     pub idle_timeout: Duration,
     /// How often a silent connection sends a packet to show that it lives. Default 500 ms.
     pub keep_alive: Duration,
-    /// The first pause before dialling again. Default 20 ms; doubles up to [`max_backoff`](Self::max_backoff), with jitter.
+    /// The first pause before dialling again. Default 20 ms; doubles up to [`max_backoff`](Self::max_backoff), with
+    /// jitter.
     pub min_backoff: Duration,
     /// The longest such pause. Default 1 s.
     pub max_backoff: Duration,
@@ -260,7 +261,8 @@ impl PeerState {
 }
 
 impl QuicTransport {
-    /// Binds the socket and starts the actor on the current arbiter. Gives its addresses, and the address it listens on.
+    /// Binds the socket and starts the actor on the current arbiter. Gives its addresses, and the address it listens
+    /// on.
     pub fn start(config: QuicConfig) -> Result<(TransportHandle, SocketAddr), TransportError> {
         let tls = |error: String| TransportError::Tls(error);
         let crypto = config.tls.server_config().map_err(|e| tls(e.to_string()))?;

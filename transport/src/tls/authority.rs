@@ -62,7 +62,8 @@ pub fn make_certificates(dir: &Path, nodes: &[NodeId]) -> Result<Vec<PathBuf>, C
     Ok(make_certificates_for(dir, nodes, None)?.into_iter().map(|made| made.path).collect())
 }
 
-/// The same for so many days from now, in place of about ten years; at most 36,500. A new authority lasts at least as long.
+/// The same for so many days from now, in place of about ten years; at most 36,500. A new authority lasts at least as
+/// long.
 pub fn make_certificates_for(dir: &Path, nodes: &[NodeId], days: Option<u32>) -> Result<Vec<Made>, CertError> {
     if let Some(days) = days.filter(|days| !(1..=MAX_DAYS).contains(days)) {
         return Err(CertError::Generate(format!("a certificate is valid for 1 to {MAX_DAYS} days, not for {days}")));

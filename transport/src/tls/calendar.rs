@@ -1,8 +1,8 @@
 //! The calendar that certificates are checked by, which may show anything.
 //!
-//! A machine without a clock of its own begins in 1970 or before, and one that is set wrong shows a year before that: rustls's own source
-//! of time panics there. At the start such a calendar is refused; while a node runs, handshakes fail until it is right again, and
-//! connections that exist last.
+//! A machine without a clock of its own begins in 1970 or before, and one that is set wrong shows a year before that:
+//! rustls's own source of time panics there. At the start such a calendar is refused; while a node runs, handshakes
+//! fail until it is right again, and connections that exist last.
 //!
 //! Deliberately absent: judging a calendar by those of peers (see `ClockOffsets` of the actors).
 
@@ -29,7 +29,8 @@ impl TimeProvider for Calendar {
     }
 }
 
-/// The machine's calendar for a `rustls` configuration. Where it shows a time before 1970 there is none, and handshakes fail.
+/// The machine's calendar for a `rustls` configuration. Where it shows a time before 1970 there is none, and handshakes
+/// fail.
 pub fn time_provider() -> Arc<dyn TimeProvider> {
     Arc::new(Calendar)
 }

@@ -436,7 +436,8 @@ fn impatient(config: &mut QuicConfig) {
     config.keep_alive = Duration::from_millis(200);
 }
 
-/// Half of something and then silence: the victim does not wait for ever, and the connection's own life signs do not help.
+/// Half of something and then silence: the victim does not wait for ever, and the connection's own life signs do not
+/// help.
 #[actix::test]
 async fn half_a_frame_and_silence_holds_nothing() {
     let mut honest = Honest::with(impatient).await;

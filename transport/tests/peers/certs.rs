@@ -146,7 +146,8 @@ fn development_certificates_are_made_by_many_at_once() {
     assert_eq!(left, expected.into(), "and no temporary directory is left");
 }
 
-/// An authority is replaced by having both for a while: any of those in `ca.pem` is good for a certificate, in any order.
+/// An authority is replaced by having both for a while: any of those in `ca.pem` is good for a certificate, in any
+/// order.
 #[test]
 fn several_authorities() {
     let (old, new) = (Certs::new(), Certs::new());

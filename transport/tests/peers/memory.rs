@@ -218,7 +218,8 @@ async fn a_question_about_a_snapshot_goes_to_who_keeps_them() {
     assert!(two.heard.try_recv().is_err(), "who answers for proposals hears nothing of it");
 }
 
-/// A group that is not registered: its messages reach no other one, and its questions are refused. Once it is registered it is heard.
+/// A group that is not registered: its messages reach no other one, and its questions are refused. Once it is
+/// registered it is heard.
 #[actix::test]
 async fn a_group_that_is_not_there_reaches_nobody() {
     let network = MemoryNetwork::new();

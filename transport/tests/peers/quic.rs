@@ -256,7 +256,8 @@ async fn a_retired_node_loses_its_connection_and_hears_why() {
     assert!(victim.drain().iter().all(|heard| !matches!(heard, Heard::Raft(..))));
 }
 
-/// A group that is not registered: its frames reach no other one, and its questions are refused. Once it is registered it is heard.
+/// A group that is not registered: its frames reach no other one, and its questions are refused. Once it is registered
+/// it is heard.
 #[actix::test]
 async fn a_group_that_is_not_there_reaches_nobody() {
     let mut honest = Honest::new().await;
@@ -308,8 +309,8 @@ async fn a_full_queue_drops_the_oldest_and_says_so() {
     honest.flows().await;
 }
 
-/// What goes may be of another group than what it goes for: the group that lost something hears of it. A connection that ends may have
-/// held messages of every group.
+/// What goes may be of another group than what it goes for: the group that lost something hears of it. A connection
+/// that ends may have held messages of every group.
 #[actix::test]
 async fn the_group_whose_messages_went_hears_of_it() {
     let mut honest = Honest::with(|config| config.queue_bytes = 64 << 10).await;

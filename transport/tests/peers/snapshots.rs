@@ -195,8 +195,8 @@ async fn unread_pieces_leave_the_log_its_window() {
     }
 }
 
-/// Passes datagrams on between a dialler and a node, slowly: what a link does whose bandwidth the transfer would like to
-/// have for itself.
+/// Passes datagrams on between a dialler and a node, slowly: what a link does whose bandwidth the transfer would like
+/// to have for itself.
 struct SlowLink {
     address: std::net::SocketAddr,
     over: std::sync::Arc<std::sync::atomic::AtomicBool>,
@@ -265,7 +265,8 @@ impl Drop for SlowLink {
     }
 }
 
-/// On a link that is full of pieces the log passes by them: what is appended after they were begun arrives before they end.
+/// On a link that is full of pieces the log passes by them: what is appended after they were begun arrives before they
+/// end.
 #[actix::test]
 async fn the_log_passes_by_pieces() {
     let certs = Certs::new();

@@ -7,11 +7,11 @@
 //! | its deadline passed afterwards | unknown (`expire`) |
 //! | the core ends | unknown (`abandon`) |
 //!
-//! A request ends once: its reply handle moves into the answer. A read that was confirmed waits for its index, and ends at its
-//! deadline, too.
+//! A request ends once: its reply handle moves into the answer. A read that was confirmed waits for its index, and ends
+//! at its deadline, too.
 //!
-//! Deliberately absent: the answer to what is committed, which comes from the applier (`ready` hands it the reply handle), and
-//! refusals before a proposal (`dispatch`).
+//! Deliberately absent: the answer to what is committed, which comes from the applier (`ready` hands it the reply
+//! handle), and refusals before a proposal (`dispatch`).
 
 use std::{collections::VecDeque, mem};
 

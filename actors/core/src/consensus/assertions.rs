@@ -1,8 +1,8 @@
 //! What must hold after each transition of the core, one fact per assertion.
 //!
-//! An assertion that fails is a mistake of this crate or of raft-rs, never of a peer or a client: what they send is checked before it
-//! gets here (see `validate`). The panic stops the system with its text, in release builds as well: a node that stops can be started
-//! again, while one that goes on may acknowledge what is lost.
+//! An assertion that fails is a mistake of this crate or of raft-rs, never of a peer or a client: what they send is
+//! checked before it gets here (see `validate`). The panic stops the system with its text, in release builds as well: a
+//! node that stops can be started again, while one that goes on may acknowledge what is lost.
 //!
 //! All of it is a handful of comparisons, whatever the size of the log; the bench `core` says what that costs.
 //!
@@ -24,8 +24,8 @@ pub(super) struct Seen {
 }
 
 impl<T> Consensus<T> {
-    /// After everything that came in was worked through. It costs the same however much that was. Called by every drain; public for the
-    /// bench that says what it costs.
+    /// After everything that came in was worked through. It costs the same however much that was. Called by every
+    /// drain; public for the bench that says what it costs.
     pub fn assert_transition(&mut self) {
         let log = &self.raw.raft.raft_log;
         let last = log.last_index();
@@ -91,8 +91,8 @@ impl<T> Consensus<T> {
         assert!(found == term, "the proposal was appended as {index}@{term}, and the log has term {found} there");
     }
 
-    /// After a change was made: raft-rs counts by the voters that the membership has. Of learners it may have more, since each leader
-    /// adds whom it sends a genesis to (`LogView::snapshot`).
+    /// After a change was made: raft-rs counts by the voters that the membership has. Of learners it may have more,
+    /// since each leader adds whom it sends a genesis to (`LogView::snapshot`).
     pub(super) fn assert_agrees(&self, index: u64) {
         let (counted, recorded) = (self.configuration(), self.membership.configuration());
         assert!(
@@ -105,8 +105,9 @@ impl<T> Consensus<T> {
         );
     }
 
-    /// Before a message leaves: the term that it speaks of is durable (promise 2), and with it the vote. That an acknowledged entry is
-    /// durable follows from the order of the writes: an acknowledgement waits for the newest of them.
+    /// Before a message leaves: the term that it speaks of is durable (promise 2), and with it the vote. That an
+    /// acknowledged entry is durable follows from the order of the writes: an acknowledgement waits for the newest of
+    /// them.
     pub(super) fn assert_durable(&self, message: &RaftMessage) {
         let asks_before_voting = matches!(message.kind, MessageKind::PreVote | MessageKind::PreVoteResponse);
         assert!(

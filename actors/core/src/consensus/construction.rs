@@ -5,11 +5,11 @@
 //!                                            └─ it holds nothing ─▶ form ─▶ append { genesis } ─▶ persisted ─▶ begins with it
 //! ```
 //!
-//! raft-rs is made here and nowhere else, so its configuration has one place. A node that waits to be added is not formed here: a
-//! leader sends it a snapshot like any other.
+//! raft-rs is made here and nowhere else, so its configuration has one place. A node that waits to be added is not
+//! formed here: a leader sends it a snapshot like any other.
 //!
-//! Deliberately absent: who founds a cluster, and when (see `formation`); defaults, and what settings make sense together: the caller
-//! knows them.
+//! Deliberately absent: who founds a cluster, and when (see `formation`); defaults, and what settings make sense
+//! together: the caller knows them.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -65,8 +65,8 @@ pub struct Settings {
     pub max_inflight_appends: usize,
     /// Bytes of entries on their way to one peer: while there are fewer, another message is sent.
     pub peer_window_bytes: usize,
-    /// Bytes of entries committed and not applied: past the bound a follower drops appends. A leader answers `Busy` where a
-    /// proposal would make what it has appended and not applied more than that.
+    /// Bytes of entries committed and not applied: past the bound a follower drops appends. A leader answers `Busy`
+    /// where a proposal would make what it has appended and not applied more than that.
     pub max_unapplied_bytes: usize,
     /// Bytes handed to this node's disk and not durable. At the bound a leader answers `Busy`.
     pub max_unpersisted_bytes: usize,
@@ -82,8 +82,8 @@ pub struct Settings {
     pub snapshot_bytes: u64,
     /// Or when they have four times the newest snapshot's bytes, and at least so many.
     pub small_snapshot_bytes: u64,
-    /// Where room is short a snapshot is built when so many bytes were applied since the last one, or a quarter of its size if that is
-    /// more.
+    /// Where room is short a snapshot is built when so many bytes were applied since the last one, or a quarter of its
+    /// size if that is more.
     pub short_bytes: u64,
     /// Entries kept behind the newest snapshot, for followers that are behind.
     pub keep_entries: u64,
@@ -119,8 +119,8 @@ pub struct Start {
     pub versions: Arc<Versions>,
     /// The cluster, if the node belongs to one.
     pub cluster: Option<ClusterId>,
-    /// Where this node was made the only one of a cluster by hand, zero if it was not: what its log holds up to there is
-    /// sent to nobody.
+    /// Where this node was made the only one of a cluster by hand, zero if it was not: what its log holds up to there
+    /// is sent to nobody.
     pub min_served_index: u64,
 }
 

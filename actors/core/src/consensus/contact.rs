@@ -5,9 +5,10 @@
 //! | [`heard_lately`](Consensus::heard_lately): who is there? | any valid message | in ticks | who was heard before it still counts |
 //! | [`answered_lately`](Consensus::answered_lately): who follows this leader? | an answer in its term | by the clock | nobody counts until it answers again |
 //!
-//! The first decides what the status shows and whether a leader is ready for writes: a process that slept must not take its own
-//! sleep for its peers' silence, and a drain counts one tick however long the pause was. The second decides whether a change of
-//! the membership is made, which cannot be taken back: there an answer from before the pause proves nothing.
+//! The first decides what the status shows and whether a leader is ready for writes: a process that slept must not take
+//! its own sleep for its peers' silence, and a drain counts one tick however long the pause was. The second decides
+//! whether a change of the membership is made, which cannot be taken back: there an answer from before the pause proves
+//! nothing.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -62,8 +63,8 @@ impl<T> Consensus<T> {
         }
     }
 
-    /// For a leader: forgets the answers of an earlier term and of who is no member any more, and looks whether a majority
-    /// answers. Whether this is the first look in its term.
+    /// For a leader: forgets the answers of an earlier term and of who is no member any more, and looks whether a
+    /// majority answers. Whether this is the first look in its term.
     pub(super) fn renew_contact(&mut self) -> bool {
         let (term, members) = (self.raw.raft.term, self.raw.raft.prs());
         let contact = &mut self.contact;

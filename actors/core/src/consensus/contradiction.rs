@@ -1,9 +1,9 @@
 //! Messages that contradict what this node knows: which of them prove that a disk is wrong, and which are nonsense.
 //!
-//! Raft promises that a leader holds every entry that is committed anywhere, that a term has one leader, and that a leader
-//! commits nothing here that this node has not acknowledged (sections 5.2 and 5.4). A message that breaks one of these shows that
-//! somebody's disk was put back from an older copy, swapped, or is wrong. Then two histories of one cluster exist, and
-//! whoever goes on may answer reads that differ from the others'.
+//! Raft promises that a leader holds every entry that is committed anywhere, that a term has one leader, and that a
+//! leader commits nothing here that this node has not acknowledged (sections 5.2 and 5.4). A message that breaks one of
+//! these shows that somebody's disk was put back from an older copy, swapped, or is wrong. Then two histories of one
+//! cluster exist, and whoever goes on may answer reads that differ from the others'.
 //!
 //! | what came | what it is | what happens |
 //! |---|---|---|
@@ -12,16 +12,17 @@
 //! | anything else that makes no sense | nonsense | dropped and counted, see [`validate`](super::validate) |
 //!
 //! Proof is only what *all* of this holds for, so that absurd messages stop nobody:
-//! - the sender's certificate and hello made it a peer (the transport sees to that), and it is a voter or learner of the
-//!   configuration in force here. A learner may have been promoted by an entry that is not here yet; a stranger's word is worth nothing;
+//! - the sender's certificate and hello made it a peer (the transport sees to that), and it is a voter or learner of
+//!   the configuration in force here. A learner may have been promoted by an entry that is not here yet; a stranger's
+//!   word is worth nothing;
 //! - the message is one that only the leader of its term sends (append, heartbeat, snapshot);
 //! - its term is this node's or later. A delayed message of a leader that was deposed may speak of entries that were
 //!   replaced since: that is what Raft is for, and raft-rs ignores it;
 //! - everything else in it makes sense.
 //!
-//! A follower's word is no proof against its leader. A majority chose that leader, and it sends what it holds: if the follower
-//! is right about itself, the leader's next append is the proof, and the follower stops. Otherwise one broken member could stop
-//! every leader in turn.
+//! A follower's word is no proof against its leader. A majority chose that leader, and it sends what it holds: if the
+//! follower is right about itself, the leader's next append is the proof, and the follower stops. Otherwise one broken
+//! member could stop every leader in turn.
 
 use actorum_machine::ids::NodeId;
 use raft::{Raft, StateRole};
@@ -96,7 +97,8 @@ impl Contradiction {
     }
 }
 
-/// A member says that it has committed what contradicts this node. One of the two is wrong, and nothing here says which.
+/// A member says that it has committed what contradicts this node. One of the two is wrong, and nothing here says
+/// which.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CommitConflict {
     /// The index that it says is committed.
@@ -145,8 +147,8 @@ pub(super) fn find(from: NodeId, m: &RaftMessage, raft: &Raft<LogView>) -> Optio
     })
 }
 
-/// What a member claims to have committed, where it contradicts this node: candidates and who refuses them say it with the
-/// term, followers say the index alone. The message makes sense.
+/// What a member claims to have committed, where it contradicts this node: candidates and who refuses them say it with
+/// the term, followers say the index alone. The message makes sense.
 pub(super) fn commit_conflict(from: NodeId, m: &RaftMessage, raft: &Raft<LogView>) -> Option<CommitConflict> {
     use MessageKind::*;
     if m.commit == 0 || !is_member(from, raft) {
@@ -167,8 +169,8 @@ pub(super) fn commit_conflict(from: NodeId, m: &RaftMessage, raft: &Raft<LogView
     }
 }
 
-/// The committed entry here that a log cannot hold beside this one: another one at its index, or one that terms, which never
-/// run backwards in a log, rule out.
+/// The committed entry here that a log cannot hold beside this one: another one at its index, or one that terms, which
+/// never run backwards in a log, rule out.
 fn against(index: u64, term: u64, raft: &Raft<LogView>) -> Option<(u64, u64)> {
     let log = &raft.raft_log;
     // raft-rs says "term 0" of what it does not know.

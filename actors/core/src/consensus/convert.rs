@@ -58,7 +58,8 @@ pub fn conf_from_raft(conf: &eraftpb::ConfState) -> ConfState {
     }
 }
 
-/// The configuration that raft-rs counts by. It keeps the rules of one by itself, and has an empty one before there is a cluster.
+/// The configuration that raft-rs counts by. It keeps the rules of one by itself, and has an empty one before there is
+/// a cluster.
 pub fn configuration_of(raft: &Raft<impl Storage>) -> Configuration {
     let eraftpb::ConfState { voters, voters_outgoing, learners, learners_next, .. } = raft.prs().conf().to_conf_state();
     let set = |ids: Vec<NodeId>| ids.into_iter().collect();

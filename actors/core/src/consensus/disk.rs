@@ -1,5 +1,5 @@
-//! What costs this node its leadership: a disk that is slow, and one that is nearly full, which costs it new work, too. And a
-//! certificate that has ended.
+//! What costs this node its leadership: a disk that is slow, and one that is nearly full, which costs it new work, too.
+//! And a certificate that has ended.
 //!
 //! ```text
 //!               oldest write too old                          the probe passed, and all that waited then is durable
@@ -15,14 +15,16 @@
 //!
 //! A leader may be low on space for nothing but the log that it holds for peers that are behind. Its followers hold
 //! nothing, so each of them has room, and would be just as low soon after it took leadership; and each of them would
-//! send those peers another snapshot from its beginning. So a leader first waits for what its cut gives back, longer while
-//! the log writer says that room is being made.
+//! send those peers another snapshot from its beginning. So a leader first waits for what its cut gives back, longer
+//! while the log writer says that room is being made.
 //!
-//! A leader whose certificate has ended keeps the connections that it has, and gets no new ones: a follower that starts again could
-//! never hear it. So it transfers leadership, too, while it can, and keeps the leadership if nobody takes it.
+//! A leader whose certificate has ended keeps the connections that it has, and gets no new ones: a follower that starts
+//! again could never hear it. So it transfers leadership, too, while it can, and keeps the leadership if nobody takes
+//! it.
 //!
-//! A leader whose disk hangs would otherwise keep its leadership for as long as its heartbeats arrive, and apply nothing.
-//! Age is counted in ticks that passed, so a process that was paused does not take its own sleep for the disk's.
+//! A leader whose disk hangs would otherwise keep its leadership for as long as its heartbeats arrive, and apply
+//! nothing. Age is counted in ticks that passed, so a process that was paused does not take its own sleep for the
+//! disk's.
 //!
 //! Deliberately absent: judging by one slow write. A disk is slow when the *oldest* write waits past the bound.
 
@@ -51,17 +53,19 @@ impl DiskHealth {
     }
 }
 
-/// For so many election timeouts a leader low on space waits for room that is being made: a log of gigabytes is not rewritten within one.
+/// For so many election timeouts a leader low on space waits for room that is being made: a log of gigabytes is not
+/// rewritten within one.
 const TIMEOUTS_WHILE_ROOM_IS_MADE: u64 = 10;
 
-/// Answers that may wait for the disk. At the bound the oldest goes, whatever it is: Raft's messages may be lost. A leader
-/// asks again with each heartbeat, a candidate with its next campaign, and a snapshot's fate has a deadline.
+/// Answers that may wait for the disk. At the bound the oldest goes, whatever it is: Raft's messages may be lost. A
+/// leader asks again with each heartbeat, a candidate with its next campaign, and a snapshot's fate has a deadline.
 pub(super) const MAX_DEFERRED: usize = 4096;
 
 /// After so many election timeouts a leader low on space asks those again that did not take its leadership.
 const TIMEOUTS_UNTIL_ASKED_AGAIN: u64 = 10;
 
-/// The same of one whose certificate has ended, which goes on taking writes: each offer holds them up for as long as nobody takes it.
+/// The same of one whose certificate has ended, which goes on taking writes: each offer holds them up for as long as
+/// nobody takes it.
 const TIMEOUTS_WITHOUT_CERTIFICATE: u64 = 600;
 
 /// What this core knows and thinks of its disk.
@@ -79,7 +83,8 @@ pub(super) struct DiskHealth {
     cut_since: Option<u64>,
     /// Since which tick leadership is being transferred.
     transferring: Option<u64>,
-    /// Who was offered leadership, for lack of space or of a certificate, and did not take it; asked again from this tick on.
+    /// Who was offered leadership, for lack of space or of a certificate, and did not take it; asked again from this
+    /// tick on.
     declined: (BTreeSet<NodeId>, u64),
 }
 
@@ -157,13 +162,14 @@ impl<T> Consensus<T> {
         }
     }
 
-    /// Whether this node may campaign or take leadership by transfer. A node that restores a snapshot could serve nobody until its state is
-    /// there; it votes all the same.
+    /// Whether this node may campaign or take leadership by transfer. A node that restores a snapshot could serve
+    /// nobody until its state is there; it votes all the same.
     pub(super) fn may_lead(&self) -> bool {
         self.disk.suspicion.is_none() && self.snapshots.restoring.is_none()
     }
 
-    /// Whether leadership may be transferred to it. Low on space, or without a certificate, it would only transfer it again.
+    /// Whether leadership may be transferred to it. Low on space, or without a certificate, it would only transfer it
+    /// again.
     pub(super) fn may_take_leadership(&self) -> bool {
         self.may_lead() && !self.disk.is_low() && !self.certificate_ended
     }
@@ -194,7 +200,8 @@ impl<T> Consensus<T> {
         self.slow_for() * 2 >= self.settings.disk_slow_ticks
     }
 
-    /// What a command is told that finds space low; `None` if it does not. A peer of the first version does not know this answer.
+    /// What a command is told that finds space low; `None` if it does not. A peer of the first version does not know
+    /// this answer.
     pub(super) fn no_space(&self, peer: bool) -> Option<Refusal> {
         let Room { low, free, needed, .. } = self.disk.room;
         let known = !peer || self.every_member_understands(Feature::LowSpace);
@@ -206,8 +213,8 @@ impl<T> Consensus<T> {
         self.pending_writes.front().map_or(0, |oldest| self.ticks - oldest.since)
     }
 
-    /// How many ticks of that count against the disk. What waits for room says nothing of how the disk answers: a leader keeps its
-    /// leadership, if nobody with room takes it, and goes on serving reads.
+    /// How many ticks of that count against the disk. What waits for room says nothing of how the disk answers: a
+    /// leader keeps its leadership, if nobody with room takes it, and goes on serving reads.
     fn slow_for(&self) -> u64 {
         if self.disk.room.waits { 0 } else { self.waiting() }
     }
@@ -259,16 +266,16 @@ impl<T> Consensus<T> {
         }
     }
 
-    /// Whether the log was cut for the first time in this want of space, and what that gives back may not have been counted yet. A disk
-    /// that stays low costs the leadership in the end, also where the cut itself finds no room.
+    /// Whether the log was cut for the first time in this want of space, and what that gives back may not have been
+    /// counted yet. A disk that stays low costs the leadership in the end, also where the cut itself finds no room.
     fn room_may_come_back(&self) -> bool {
         let timeouts = if self.disk.room.being_made { TIMEOUTS_WHILE_ROOM_IS_MADE } else { 1 };
         let timeout = timeouts * self.settings.election_ticks as u64;
         self.disk.cut_since.is_some_and(|since| self.ticks - since < timeout)
     }
 
-    /// For lack of space, or of a certificate. Where nobody takes it leadership is kept: such a leader can still serve reads, and one
-    /// without a certificate whoever is connected.
+    /// For lack of space, or of a certificate. Where nobody takes it leadership is kept: such a leader can still serve
+    /// reads, and one without a certificate whoever is connected.
     fn offer_leadership(&mut self) {
         let timeout = self.settings.election_ticks as u64;
         match self.disk.transferring {

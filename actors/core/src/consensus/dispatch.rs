@@ -59,7 +59,8 @@ impl<T> Consensus<T> {
         let time = self.stamp(wall);
         let (max, unapplied) = (self.settings.max_unapplied_bytes, self.raw.store().unapplied_bytes());
         let mut room = max.saturating_sub(unapplied);
-        // A disk that does not keep up, or is nearly full, is told of before anything is in the log: surely not applied.
+        // A disk that does not keep up, or is nearly full, is told of before anything is in the log: surely not
+        // applied.
         let mut taken_bytes = 0;
         let mut entries = Vec::with_capacity(batch.len());
         let mut proposed = Vec::with_capacity(batch.len());

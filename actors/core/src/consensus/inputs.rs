@@ -8,13 +8,13 @@
 //! | the log writer | `persisted` |
 //! | the applier | `applied_to`, `membership_changed`, `versions_changed` |
 //!
-//! An input says what happened, and the next drain what must happen because of it. Few do more than to note it: a message is stepped
-//! into raft-rs at once, and a write that is durable lets go of the messages that waited for it. What a peer says is checked
-//! first (see [`validate`]).
+//! An input says what happened, and the next drain what must happen because of it. Few do more than to note it: a
+//! message is stepped into raft-rs at once, and a write that is durable lets go of the messages that waited for it.
+//! What a peer says is checked first (see [`validate`]).
 //!
-//! Deliberately absent: the inputs that belong to one idea, which are with it: disk and space (`disk`), snapshots (`snapshots`),
-//! entries that were read (`replicate`), clocks (`stamp`), the genesis (`construction`), time itself (`time`). And any bound on the
-//! requests: each holds a permit of admission.
+//! Deliberately absent: the inputs that belong to one idea, which are with it: disk and space (`disk`), snapshots
+//! (`snapshots`), entries that were read (`replicate`), clocks (`stamp`), the genesis (`construction`), time itself
+//! (`time`). And any bound on the requests: each holds a permit of admission.
 
 use std::{mem, sync::Arc, time::Duration};
 
@@ -101,12 +101,13 @@ impl<T> Consensus<T> {
             let waits = self.settings.waits || planted::is(Planted::WipedDiskVotes);
             return waits && matches!(message.kind, Append | Heartbeat | Snapshot);
         }
-        // Being told to campaign at once is a campaign; a leader that is told so in a later term has stepped down by then.
+        // Being told to campaign at once is a campaign; a leader that is told so in a later term has stepped down by
+        // then.
         if message.kind == TimeoutNow && (self.could_not_be_elected() || !self.may_take_leadership()) {
             return false;
         }
-        // The bound on what is committed and not applied: the leader sends again what is dropped here. What is not committed does
-        // not count: only a leader's appends can commit it, or take its place.
+        // The bound on what is committed and not applied: the leader sends again what is dropped here. What is not
+        // committed does not count: only a leader's appends can commit it, or take its place.
         let full = self.raw.store().waiting_bytes() > self.settings.max_unapplied_bytes;
         !(full && message.kind == Append && !message.entries.is_empty())
     }
@@ -121,16 +122,16 @@ impl<T> Consensus<T> {
         self.hold(Wanted::Command(encoded), Some(reply), deadline, true);
     }
 
-    /// Propose a mark, at which nodes compare what they applied. Nobody waits for it, and only a leader whose every member
-    /// understands one does: a node of an older version would stop at it.
+    /// Propose a mark, at which nodes compare what they applied. Nobody waits for it, and only a leader whose every
+    /// member understands one does: a node of an older version would stop at it.
     pub fn propose_mark(&mut self, restart: bool) {
         if self.may_use(Feature::StateHashes) {
             self.propose_for_system(&SystemCommand::Mark { restart });
         }
     }
 
-    /// Propose what a member has announced, or to use what all have, and nothing else. Nobody waits for it, and only a leader does
-    /// whose every member understands such entries.
+    /// Propose what a member has announced, or to use what all have, and nothing else. Nobody waits for it, and only a
+    /// leader does whose every member understands such entries.
     pub fn propose_versions(&mut self, command: &SystemCommand) {
         let is_of_versions = matches!(command, SystemCommand::Announce { .. } | SystemCommand::Activate { .. });
         let all_understand = || self.knows_all_members() && self.every_member_understands(Feature::Activation);

@@ -20,8 +20,8 @@
 //! [`Consensus::persisted`] has reported that write, except those a leader may send ahead of its own disk
 //! (Raft dissertation section 10.2.1).
 //!
-//! A core is made in `construction`. What comes in is in `inputs`; `time` drains and ticks, and `dispatch` and `ready` do a drain's
-//! work. How requests end is in `answers`, and what can be asked of a core in `status`.
+//! A core is made in `construction`. What comes in is in `inputs`; `time` drains and ticks, and `dispatch` and `ready`
+//! do a drain's work. How requests end is in `answers`, and what can be asked of a core in `status`.
 //!
 //! Deliberately absent: leases (raft-rs's are stale even with good clocks), joint changes.
 

@@ -1,4 +1,5 @@
-//! Whether this node is ready to take a write, and the cluster for a change of the membership. Both stand on who was heard.
+//! Whether this node is ready to take a write, and the cluster for a change of the membership. Both stand on who was
+//! heard.
 //!
 //! A change is looked at before it is proposed, because it cannot be taken back.
 //!
@@ -8,12 +9,14 @@
 //!  otherwise: it waits until its deadline (a learner), or is refused at once (a majority), with the reading
 //! ```
 //!
-//! A learner that is promoted while it is down, or far behind, counts in every majority from the moment its promotion is
-//! committed, and holds up all writes until it is back. The same happens when a live voter leaves while another one is down.
-//! What a leader knows of its followers is how far they have acknowledged, and when they answered last in its own term.
+//! A learner that is promoted while it is down, or far behind, counts in every majority from the moment its promotion
+//! is committed, and holds up all writes until it is back. The same happens when a live voter leaves while another one
+//! is down. What a leader knows of its followers is how far they have acknowledged, and when they answered last in its
+//! own term.
 //!
-//! `force` passes over both, and over nothing else: a learner whose life is not recorded, or that holds nothing, is never promoted
-//! (the sixth promise). Who forces does not want to wait, so that is refused at once, and says what cannot be forced.
+//! `force` passes over both, and over nothing else: a learner whose life is not recorded, or that holds nothing, is
+//! never promoted (the sixth promise). Who forces does not want to wait, so that is refused at once, and says what
+//! cannot be forced.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -32,9 +35,9 @@ use crate::{
     wire::{ChangeRefusal, Refusal},
 };
 
-/// A leader's commit index over time, oldest first: one moment of an election timeout ago or before, and those since. In a new term
-/// it begins with the last index of the log, which is no less than what was committed before.
-/// Bound: one per tick of an election timeout.
+/// A leader's commit index over time, oldest first: one moment of an election timeout ago or before, and those since.
+/// In a new term it begins with the last index of the log, which is no less than what was committed before. Bound: one
+/// per tick of an election timeout.
 pub(super) type Commits = VecDeque<(Duration, u64)>;
 
 impl<T> Consensus<T> {
@@ -61,8 +64,8 @@ impl<T> Consensus<T> {
         }
         let (commit, now) = (self.raw.raft.raft_log.committed, self.now);
         if self.renew_contact() {
-            // What a new leader knew to be committed as a follower is not all that its predecessor had committed. All of that is in its
-            // log (the paper's section 5.4, leader completeness).
+            // What a new leader knew to be committed as a follower is not all that its predecessor had committed. All
+            // of that is in its log (the paper's section 5.4, leader completeness).
             self.commits.clear();
             self.commits.push_back((now, self.raw.raft.raft_log.last_index()));
         }
@@ -99,7 +102,8 @@ impl<T> Consensus<T> {
     fn not_ready(&self, id: NodeId, force: bool) -> Option<LearnerReading> {
         let matched = self.raw.raft.prs().get(id).map_or(0, |progress| progress.matched);
         let needed = self.commits.front().map_or(0, |(_, commit)| *commit);
-        // One whose life is not recorded could come back with an empty directory and be taken for the one that was promoted.
+        // One whose life is not recorded could come back with an empty directory and be taken for the one that was
+        // promoted.
         let known = self.membership.members.get(&id).is_some_and(|member| member.incarnation.is_some());
         // And what one understands that has announced nothing is not known.
         let announced = self.versions.announced.get(&id);
@@ -125,7 +129,8 @@ impl<T> Consensus<T> {
         Some(LearnerReading { node: *node, lacks: Some(lacks), ..LearnerReading::default() }.to_string())
     }
 
-    /// Looks at what a change would do. If something speaks against it the request waits on, or is refused, and is gone from here.
+    /// Looks at what a change would do. If something speaks against it the request waits on, or is refused, and is gone
+    /// from here.
     pub(super) fn check_change(
         &mut self,
         request: Request<T>,

@@ -214,8 +214,8 @@ impl<T> Consensus<T> {
                 ));
             }
         };
-        // The applier asks the same of the same membership at the same index: either both make the change or neither does. If
-        // they differed, a restart, which begins with the applier's membership, would count other majorities.
+        // The applier asks the same of the same membership at the same index: either both make the change or neither
+        // does. If they differed, a restart, which begins with the applier's membership, would count other majorities.
         match self.membership.after(&change) {
             Ok(next) => self.membership = Arc::new(next),
             Err(cause) => return tracing::warn!("the change in entry {} makes no sense: {cause}", entry.index),
@@ -261,7 +261,8 @@ fn outgoing(messages: &[eraftpb::Message], bound: usize) -> Vec<(NodeId, RaftMes
     ours.flat_map(|(to, message)| split(message, bound).into_iter().map(move |part| (to, part))).collect()
 }
 
-/// Whether the entry with the right index and term is the one proposed, and not raft-rs's empty substitute for a change.
+/// Whether the entry with the right index and term is the one proposed, and not raft-rs's empty substitute for a
+/// change.
 fn is_its_entry<T>(pending: &Pending<T>, entry: &eraftpb::Entry) -> bool {
     match pending.kept {
         Retained::Command(_) => true,

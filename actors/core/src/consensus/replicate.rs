@@ -12,11 +12,11 @@
 //! (see [`LogView::serve`](crate::log::view::LogView::serve)), and while a leader proposes every window is closed. A
 //! peer that is being probed gets at most one message by raft-rs's own measure; it is split as it leaves.
 //!
-//! Queues: per peer the messages in flight, bounded by the window; one read of the log under way; what it brought, at most
-//! [`READ_AHEAD`] messages' worth. At the bound the peer waits for its acknowledgements, and nothing is dropped.
+//! Queues: per peer the messages in flight, bounded by the window; one read of the log under way; what it brought, at
+//! most [`READ_AHEAD`] messages' worth. At the bound the peer waits for its acknowledgements, and nothing is dropped.
 //!
-//! Deliberately absent: any time. A peer that does not answer keeps its window full until it is reported unreachable, or until it
-//! refuses the empty append that each of its heartbeat responses brings it.
+//! Deliberately absent: any time. A peer that does not answer keeps its window full until it is reported unreachable,
+//! or until it refuses the empty append that each of its heartbeat responses brings it.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -209,8 +209,8 @@ impl<T> Consensus<T> {
         }
     }
 
-    /// A peer whose window is full answered a heartbeat. What fills the window may be lost: an append without entries behind all of
-    /// it is acknowledged or refused, and either goes on.
+    /// A peer whose window is full answered a heartbeat. What fills the window may be lost: an append without entries
+    /// behind all of it is acknowledged or refused, and either goes on.
     pub(super) fn probe_full_window(&mut self, peer: NodeId) {
         if self.raw.raft.state != StateRole::Leader || !self.windows.peers.get(&peer).is_some_and(|w| w.closed) {
             return;
@@ -225,7 +225,8 @@ impl<T> Consensus<T> {
         self.raw.raft.adjust_max_inflight_msgs(peer, 0);
     }
 
-    /// Messages that may leave now: appends to one peer that follow each other are one message, as far as the bound of a message allows.
+    /// Messages that may leave now: appends to one peer that follow each other are one message, as far as the bound of
+    /// a message allows.
     pub(super) fn transmit(&mut self, messages: Vec<(NodeId, RaftMessage)>) {
         for (to, message) in messages {
             self.assert_durable(&message);
@@ -258,7 +259,8 @@ impl<T> Consensus<T> {
     }
 }
 
-/// Adds an append to the one before it, if it follows that without a gap and both fit into one message; else gives it back.
+/// Adds an append to the one before it, if it follows that without a gap and both fit into one message; else gives it
+/// back.
 fn merge(before: Option<&mut RaftMessage>, mut message: RaftMessage, bound: usize) -> Option<RaftMessage> {
     let Some(before) = before else { return Some(message) };
     let end = before.entries.last().map_or(before.index, |entry| entry.index);

@@ -8,9 +8,9 @@
 //!              └──────────── refused, not sent, replaced ──────────┴──────────────────────────┘
 //! ```
 //!
-//! A request that is queued past its deadline was surely never in a log; what is pending or forwarded past its deadline is
-//! unknown. A retry happens only on the way marked at the bottom: after proof that nothing was done.
-//! How much can be here is bounded by admission: every reply handle holds a permit.
+//! A request that is queued past its deadline was surely never in a log; what is pending or forwarded past its deadline
+//! is unknown. A retry happens only on the way marked at the bottom: after proof that nothing was done. How much can be
+//! here is bounded by admission: every reply handle holds a permit.
 
 use std::time::Duration;
 

@@ -9,10 +9,10 @@
 //!  PeerFetches: a sign of life                    ─▶ restore ─▶ applied ─▶ the answer leaves
 //! ```
 //!
-//! What is never cut off: what is not applied, what the older kept snapshot does not cover (should the newest one's file turn out
-//! damaged, the older one and the log after it take its place). Short of that a window is kept for followers that are behind, and a
-//! longer one (`log_hold_bytes`, while the disk has room) for those that live and for what follows a snapshot that is being sent:
-//! its receiver needs the log from there.
+//! What is never cut off: what is not applied, what the older kept snapshot does not cover (should the newest one's
+//! file turn out damaged, the older one and the log after it take its place). Short of that a window is kept for
+//! followers that are behind, and a longer one (`log_hold_bytes`, while the disk has room) for those that live and for
+//! what follows a snapshot that is being sent: its receiver needs the log from there.
 //!
 //! Where the disk is short of room a snapshot is built sooner, stands alone, and the log is cut right behind it, except
 //! for what follows a snapshot that is being sent, until its receiver has that, too. Where space is low even that is
@@ -37,8 +37,8 @@ use crate::{
 /// After so many failures in a row the pause before the next attempt grows no longer.
 const MAX_DOUBLINGS: u32 = 6;
 
-/// How many times the newest snapshot's size is applied before the next one, where that is less than `snapshot_bytes`: snapshots
-/// add a quarter at most to what is written.
+/// How many times the newest snapshot's size is applied before the next one, where that is less than `snapshot_bytes`:
+/// snapshots add a quarter at most to what is written.
 const LOG_PER_SNAPSHOT: u64 = 4;
 
 /// What the core knows of snapshots on their way.
@@ -109,15 +109,16 @@ impl<T> Consensus<T> {
         }
         let Some(newest) = self.raw.store().newest().map(|snapshot| snapshot.index) else { return };
         let applied = self.raw.raft.raft_log.applied;
-        // A log that was rewritten after a disaster is never sent: until there is a snapshot of what it led to, nobody can join.
+        // A log that was rewritten after a disaster is never sent: until there is a snapshot of what it led to, nobody
+        // can join.
         let must = newest < self.min_served_index && applied >= self.min_served_index;
         let bytes = || self.raw.store().bytes_after(newest).saturating_sub(self.raw.store().bytes_after(applied));
         let many = applied.saturating_sub(newest) >= self.settings.snapshot_entries;
         // A log that is many times the state costs more room than the state does, and a snapshot little beside it.
         let enough = self.settings.small_snapshot_bytes.max(self.newest_bytes().saturating_mul(LOG_PER_SNAPSHOT));
         let enough = enough.min(self.settings.snapshot_bytes);
-        // Where room is short the log is cut behind a snapshot sooner, though not for less than it costs: its own size, and it frees some
-        // three times these.
+        // Where room is short the log is cut behind a snapshot sooner, though not for less than it costs: its own size,
+        // and it frees some three times these.
         let frees = || self.disk.is_short() && bytes() >= self.settings.short_bytes.max(self.newest_bytes() / 4);
         if must || (applied > newest && (many || bytes() >= enough || frees())) {
             self.snapshots.building = true;
@@ -150,8 +151,8 @@ impl<T> Consensus<T> {
             // Another one was installed over it meanwhile, and is on its way to the disk or on it.
             return self.tell_kept();
         }
-        // At most two: the newest, and one that stands in for it. That is the one before, unless an earlier one is being
-        // sent, which its receiver would have to begin anew without.
+        // At most two: the newest, and one that stands in for it. That is the one before, unless an earlier one is
+        // being sent, which its receiver would have to begin anew without.
         let sent = self.oldest_sent().unwrap_or(newest);
         let stands_in = view.snapshots().iter().find(|kept| kept.index >= sent).or(view.newest()).cloned();
         // Where room is short the newest stands alone, and the log is cut behind it.
@@ -180,8 +181,8 @@ impl<T> Consensus<T> {
         !self.snapshots.recording.is_empty()
     }
 
-    /// There is no space any more for a longer window than was asked for. Looked at with every tick for as long as that lasts: what
-    /// is still being recorded, sent or followed now will not be then.
+    /// There is no space any more for a longer window than was asked for. Looked at with every tick for as long as that
+    /// lasts: what is still being recorded, sent or followed now will not be then.
     pub(super) fn let_go_of_log(&mut self) {
         if !self.snapshots.recording.is_empty() {
             return;
@@ -350,8 +351,8 @@ impl<T> Consensus<T> {
         }
     }
 
-    /// raft-rs waits for ever for the fate of a snapshot it handed out. Where nothing was heard of it for too long, it counts
-    /// as lost: a deadline on progress, never on the whole.
+    /// raft-rs waits for ever for the fate of a snapshot it handed out. Where nothing was heard of it for too long, it
+    /// counts as lost: a deadline on progress, never on the whole.
     pub(super) fn give_up_on_snapshots(&mut self) {
         self.note_sent();
         let (now, settings) = (self.ticks, &self.settings);

@@ -1,6 +1,7 @@
 //! What can be asked of a core: who leads, what may be used, and its numbers. No question changes anything.
 //!
-//! Deliberately absent: what is asked for inside of the core alone, which is with what it is about (`contact`, `disk`, `snapshots`).
+//! Deliberately absent: what is asked for inside of the core alone, which is with what it is about (`contact`, `disk`,
+//! `snapshots`).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -101,8 +102,8 @@ impl<T> Consensus<T> {
         raft.apply_to_current_term() && !raft.has_pending_conf()
     }
 
-    /// Whether a new format may be used in entries and snapshots: an entry has put it to use; or, in a cluster that does not
-    /// record what its members announce yet, every member has named it in a hello.
+    /// Whether a new format may be used in entries and snapshots: an entry has put it to use; or, in a cluster that
+    /// does not record what its members announce yet, every member has named it in a hello.
     pub fn may_use(&self, feature: Feature) -> bool {
         match self.versions.are_recorded() {
             true => self.versions.has(feature),

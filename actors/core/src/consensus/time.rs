@@ -6,8 +6,8 @@
 //!  drain_without_tick(moment) ─▶ a leader's heartbeat, if one is due: no timeout ends ─────────────────┘
 //! ```
 //!
-//! However much time has passed, a drain counts one tick: after a pause of this process the messages that waited are read before
-//! an election timeout can end. An election waits while raft-rs would die of it (`must_wait_for_disk`).
+//! However much time has passed, a drain counts one tick: after a pause of this process the messages that waited are
+//! read before an election timeout can end. An election waits while raft-rs would die of it (`must_wait_for_disk`).
 //!
 //! Deliberately absent: a clock (the caller reads it), random numbers (election timeouts are drawn from what the node
 //! is and knows, so that a run can be repeated), and what the passing of time does to peers (`contact`), the disk
@@ -157,8 +157,8 @@ impl<T> Consensus<T> {
         let least = self.settings.election_ticks as u64;
         let raft = &mut self.raw.raft;
         let words = [self.settings.seed, self.settings.id, self.settings.incarnation.0, raft.term, raft.state as u64];
-        // The groups of a node have all of that in common but the term and the role. Group 0 adds nothing: it draws what it drew
-        // when it was the only one.
+        // The groups of a node have all of that in common but the term and the role. Group 0 adds nothing: it draws
+        // what it drew when it was the only one.
         let group = Some(u64::from(self.settings.group.0)).filter(|group| *group != 0);
         let drawn = words.into_iter().chain(group).fold(0x9e37_79b9_7f4a_7c15, |hash, word| mix(hash ^ word));
         raft.set_randomized_election_timeout((least + drawn % least) as usize);

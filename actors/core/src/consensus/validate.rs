@@ -21,12 +21,13 @@ use crate::{
 /// No honest index comes near this; additions cannot overflow below it.
 const ABSURD: u64 = 1 << 62;
 
-/// How far a peer's term may be ahead. Terms grow by one with each election, so an honest peer is not further ahead than there
-/// were elections while this node was away. A term once heard stays for good: without this bound one message could take the
-/// last terms there are, and nobody could be elected ever again.
+/// How far a peer's term may be ahead. Terms grow by one with each election, so an honest peer is not further ahead
+/// than there were elections while this node was away. A term once heard stays for good: without this bound one message
+/// could take the last terms there are, and nobody could be elected ever again.
 pub(super) const TERM_AHEAD: u64 = 1 << 32;
 
-/// No node has a term from here on; additions cannot overflow below it. With [`TERM_AHEAD`] it takes 2^31 lies to get here.
+/// No node has a term from here on; additions cannot overflow below it. With [`TERM_AHEAD`] it takes 2^31 lies to get
+/// here.
 ///
 /// The bound is high so that a directory which took a term just below 2^62 from such a message still elects.
 pub(super) const TERM_LIMIT: u64 = 1 << 63;
@@ -124,8 +125,8 @@ fn problem(from: NodeId, m: &RaftMessage, raft: &Raft<LogView>, cluster: Option<
         VoteResponse if raft.state == StateRole::Candidate && log.persisted < last => {
             Some("it answers a request that has not been sent")
         }
-        // Only the leader that this node follows may make it campaign at once, past pre-vote and lease. What comes from an earlier
-        // term is old, and raft-rs ignores it.
+        // Only the leader that this node follows may make it campaign at once, past pre-vote and lease. What comes from
+        // an earlier term is old, and raft-rs ignores it.
         TimeoutNow if m.term > raft.term || m.term == raft.term && from != raft.leader_id => {
             Some("it transfers leadership, and is not from the leader that this node follows in its own term")
         }
@@ -156,7 +157,8 @@ fn entries_problem(m: &RaftMessage) -> Option<&'static str> {
             return Some("the terms of its entries run backwards");
         }
         term = entry.term;
-        // It would make another cluster of this one. Only a stopped node's tools write it, below all that node ever sends.
+        // It would make another cluster of this one. Only a stopped node's tools write it, below all that node ever
+        // sends.
         if matches!(SystemCommand::of(entry), Ok(Some(SystemCommand::Recovered { .. }))) {
             return Some("it carries the beginning of another cluster, which no node sends");
         }

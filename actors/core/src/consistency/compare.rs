@@ -31,8 +31,8 @@ pub enum Side {
 pub struct Divergence {
     /// The first mark, among those that are remembered, at which they differ.
     pub index: u64,
-    /// The last mark before it at which this node and another one were equal; zero if none is remembered. The difference
-    /// came behind it.
+    /// The last mark before it at which this node and another one were equal; zero if none is remembered. The
+    /// difference came behind it.
     pub equal_until: u64,
     /// The values of this node and of those that are compared with it at that mark, as far as they were reported.
     pub values: BTreeMap<NodeId, HashValue>,
@@ -112,8 +112,8 @@ impl Comparison {
         self.others.get(&peer).and_then(|marks| marks.last_key_value()).is_some_and(|(index, _)| *index >= newest)
     }
 
-    /// Whether the next mark must let all hashes begin anew: a node without a value, or with one that began elsewhere, could
-    /// never be compared. Never while nodes differ, for that would be forgotten.
+    /// Whether the next mark must let all hashes begin anew: a node without a value, or with one that began elsewhere,
+    /// could never be compared. Never while nodes differ, for that would be forgotten.
     pub fn must_restart(&self, configuration: &Configuration) -> bool {
         if self.state(configuration).is_some() {
             return false;
@@ -130,8 +130,8 @@ impl Comparison {
         self.compare(configuration, state, true)
     }
 
-    /// Whether what was found still stands although the marks at which it was seen are forgotten: a member that differed is a
-    /// member still, and has not reported an equal value since.
+    /// Whether what was found still stands although the marks at which it was seen are forgotten: a member that
+    /// differed is a member still, and has not reported an equal value since.
     pub fn stands(&self, found: &Divergence, is_member: impl Fn(NodeId) -> bool) -> bool {
         let Some(mine) = found.values.get(&self.id) else { return false };
         let mut differed = found.values.iter().filter(|(id, value)| *value != mine && is_member(**id));

@@ -9,12 +9,12 @@
 //! same value as one whose build knows no activations. Such a build stops at the first announcement, which comes before
 //! every activation.
 //!
-//! A chain of one short hash per entry rather than one long hash: its whole state is the 16 bytes of its value, which go into
-//! every snapshot.
+//! A chain of one short hash per entry rather than one long hash: its whole state is the 16 bytes of its value, which
+//! go into every snapshot.
 //!
-//! XXH3 is no cryptographic hash and need not be: the hash finds what disks, operators and state machines do by accident, every entry costs
-//! it on every node, and whoever could choose entries that collide would have to make two members apply different ones at one index.
-//! Files that travel are named by BLAKE3.
+//! XXH3 is no cryptographic hash and need not be: the hash finds what disks, operators and state machines do by
+//! accident, every entry costs it on every node, and whoever could choose entries that collide would have to make two
+//! members apply different ones at one index. Files that travel are named by BLAKE3.
 
 use actorum_machine::machine::{self, MachineError};
 use serde::Serialize;

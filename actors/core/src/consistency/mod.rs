@@ -1,4 +1,5 @@
-//! How nodes find out that they applied different entries: the [`hash`]es that each keeps, and how they [`compare`] at marks.
+//! How nodes find out that they applied different entries: the [`hash`]es that each keeps, and how they [`compare`] at
+//! marks.
 //!
 //! Pure: the consistency checker, an actor, asks the other members and acts on what is found.
 

@@ -13,7 +13,8 @@ const STEP: u64 = 64 << 10;
 /// The sizes of a log without gaps, in bytes as [`Entry::size`](crate::wire::Entry::size) counts them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sizes {
-    /// Ascending: the first index of a step, and how many bytes were counted before it. Where the count began does not matter.
+    /// Ascending: the first index of a step, and how many bytes were counted before it. Where the count began does not
+    /// matter.
     steps: VecDeque<(u64, u64)>,
     /// The index after the last entry.
     next: u64,
@@ -27,7 +28,8 @@ impl Sizes {
         Sizes { steps: VecDeque::new(), next: compacted_index.saturating_add(1), end: 0 }
     }
 
-    /// What a store recovered: (first index, bytes from there to the next such index), ascending, of a log up to `last`.
+    /// What a store recovered: (first index, bytes from there to the next such index), ascending, of a log up to
+    /// `last`.
     pub fn recovered(compacted_index: u64, last: u64, steps: &[(u64, u64)]) -> Sizes {
         let mut sizes = Sizes::empty_after(compacted_index);
         for &(first, bytes) in steps {
@@ -152,7 +154,8 @@ mod tests {
     }
 
     proptest! {
-        /// Against a plain list of sizes: the whole is exact, a part is off by a step at most, and the two questions agree.
+        /// Against a plain list of sizes: the whole is exact, a part is off by a step at most, and the two questions
+        /// agree.
         #[test]
         fn they_are_those_of_a_plain_list(changes in prop::collection::vec(change(), 1..40), compacted in 0..1000u64) {
             let (mut compacted, mut plain) = (compacted, BTreeMap::new());

@@ -1,5 +1,5 @@
-//! The contract of the log, as far as the core and the replica need it: what is to be written, what was found, and the half that
-//! reads.
+//! The contract of the log, as far as the core and the replica need it: what is to be written, what was found, and the
+//! half that reads.
 //!
 //! Deliberately absent: the half that writes, and everything that lies on a disk. Those are the store's.
 
@@ -41,11 +41,11 @@ pub struct Write {
 /// What a node can start from, and which entries it therefore needs no longer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Compact {
-    /// The snapshots to start from, ascending by index, the newest last: they replace those recorded before. Their files are
-    /// durable already. Never empty.
+    /// The snapshots to start from, ascending by index, the newest last: they replace those recorded before. Their
+    /// files are durable already. Never empty.
     pub snapshots: Vec<Snapshot>,
-    /// Entries up to here are needed no longer; at most the first snapshot's index. A store may keep some of them, since it
-    /// lets go of whole blocks only.
+    /// Entries up to here are needed no longer; at most the first snapshot's index. A store may keep some of them,
+    /// since it lets go of whole blocks only.
     pub up_to: u64,
 }
 
@@ -62,8 +62,8 @@ pub struct Recovered {
     /// The term of every entry as runs: (first index of the run, term), ascending, starting at the compacted index: the
     /// index before its first entry, which no kept snapshot is below.
     pub terms: Vec<(u64, u64)>,
-    /// How large the log is: (first index, bytes of entries from there to the next such index), ascending, in steps of the
-    /// store's choosing.
+    /// How large the log is: (first index, bytes of entries from there to the next such index), ascending, in steps of
+    /// the store's choosing.
     pub sizes: Vec<(u64, u64)>,
 }
 
@@ -100,8 +100,8 @@ pub trait LogReader: Send + Sync {
     /// Bytes on disk, as far as the store knows; for status.
     fn disk_bytes(&self) -> u64;
 
-    /// Whether a call may wait for a device: then it is made where waiting is allowed, on a thread for that. A store that
-    /// never waits says no, and is called in place.
+    /// Whether a call may wait for a device: then it is made where waiting is allowed, on a thread for that. A store
+    /// that never waits says no, and is called in place.
     fn blocks(&self) -> bool {
         true
     }

@@ -14,7 +14,8 @@
 //! behind the tail needs the disk. Those entries are read on another thread and put here for that one peer
 //! ([`LogView::put_read`]). An error there is kept as [`LogView::fault`] and stops the node.
 //!
-//! For an append raft-rs is given entries only while the core serves a peer ([`LogView::serve`]): it has no bound in bytes of its own.
+//! For an append raft-rs is given entries only while the core serves a peer ([`LogView::serve`]): it has no bound in
+//! bytes of its own.
 
 use std::{
     cell::RefCell,
@@ -379,8 +380,8 @@ impl LogView {
         self.compacted_index = up_to;
     }
 
-    /// From now on entries up to `index` are served to nobody, nor a snapshot below it: what they say was overruled by hand.
-    /// Only ever raised, and never past what is applied.
+    /// From now on entries up to `index` are served to nobody, nor a snapshot below it: what they say was overruled by
+    /// hand. Only ever raised, and never past what is applied.
     pub fn raise_min_served_index(&mut self, index: u64) {
         // raft-rs applies from the first index on: a higher index to serve from would make it skip what is not applied.
         assert!(index <= self.applied, "what is served begins at what is applied or before it");

@@ -1,4 +1,5 @@
-//! What the tests of this crate and of those above it share: a small state machine, a log and files of snapshots in memory, entries.
+//! What the tests of this crate and of those above it share: a small state machine, a log and files of snapshots in
+//! memory, entries.
 
 use std::{
     collections::BTreeMap,

@@ -415,7 +415,8 @@ async fn what_is_no_longer_kept_is_removed_by_the_latest_word_only() {
     while !f.files.waits.load(Ordering::SeqCst) {
         tokio::task::yield_now().await;
     }
-    // Meanwhile newer ones are recorded. A sweep that overtook the first would call them known, and the first remove one.
+    // Meanwhile newer ones are recorded. A sweep that overtook the first would call them known, and the first remove
+    // one.
     for _ in 0..2 {
         f.manager.send(SnapshotsKept(newer.to_vec())).await.unwrap();
     }

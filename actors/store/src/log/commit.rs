@@ -200,7 +200,8 @@ impl<E: Engine, S: Pages> Committer<E, S> {
             let mut plans = BTreeMap::new();
             let mut bytes = 0;
             for (log, staged) in staged.values() {
-                // Whatever its caller said: a batch that moves more than a commit index is a promise (FACTS: `must_sync`).
+                // Whatever its caller said: a batch that moves more than a commit index is a promise (FACTS:
+                // `must_sync`).
                 let moved =
                     staged.hard_state.is_some_and(|s| (s.term, s.vote) != (log.hard_state.term, log.hard_state.vote));
                 sync |= staged.snapshot.is_some() || staged.compact.is_some() || !staged.entries.is_empty() || moved;
@@ -214,8 +215,8 @@ impl<E: Engine, S: Pages> Committer<E, S> {
             (plans, bytes)
         };
 
-        // Promise 6, by way of the watermark: it is lowered and durable before the entries it speaks of go, so that a crash
-        // between finds the store ahead of it.
+        // Promise 6, by way of the watermark: it is lowered and durable before the entries it speaks of go, so that a
+        // crash between finds the store ahead of it.
         let lowered = plans.iter().filter_map(|(group, plan)| {
             let mark = self.watermark.mark(*group);
             let (index, index_term) = match plan.kept {
@@ -233,7 +234,8 @@ impl<E: Engine, S: Pages> Committer<E, S> {
         {
             let mut state = shared.write();
             let open = state.as_mut().map_err(|cause| StoreError::Closed(cause.clone()))?;
-            // One batch on one tree was never seen torn: entries and the hard state that speaks of them stand or fall together.
+            // One batch on one tree was never seen torn: entries and the hard state that speaks of them stand or fall
+            // together.
             for (group, plan) in &mut plans {
                 let sizes = open.sizes.entry(*group).or_default();
                 match plan.kept {
@@ -261,7 +263,8 @@ impl<E: Engine, S: Pages> Committer<E, S> {
             return Ok(());
         }
         self.sync()?;
-        // Promise 2: a vote leaves the node only after the watermark knows of it, so that a store without it is found out.
+        // Promise 2: a vote leaves the node only after the watermark knows of it, so that a store without it is found
+        // out.
         let moved = after.into_iter().filter_map(|(group, log)| {
             let mark = self.watermark.mark(group);
             let HardState { term, vote, .. } = log.hard_state;
@@ -344,8 +347,8 @@ impl<E: Engine, S: Pages> Committer<E, S> {
         self.shared.with_engine(read)
     }
 
-    /// Puts another engine in the place of this one, which is returned for the caller to drop outside the lock. The new one holds
-    /// all that was applied, durably.
+    /// Puts another engine in the place of this one, which is returned for the caller to drop outside the lock. The new
+    /// one holds all that was applied, durably.
     pub(super) fn switch(&mut self, engine: E) -> Result<E, StoreError> {
         let mut state = self.shared.write();
         let open = state.as_mut().map_err(|cause| StoreError::Closed(cause.clone()))?;
@@ -375,8 +378,8 @@ impl<E: Engine, S: Pages> Committer<E, S> {
     }
 }
 
-/// What must hold of a log after a commit, as it was planned, before any of it is on the disk. What a caller can get wrong is an error
-/// of the plan already.
+/// What must hold of a log after a commit, as it was planned, before any of it is on the disk. What a caller can get
+/// wrong is an error of the plan already.
 fn assert_follows(group: GroupId, before: &Log, after: &Log) {
     let (compacted_index, last) = (after.compacted.0, after.last.0);
     assert!(

@@ -4,8 +4,9 @@
 //!  lock ─▶ the reserve goes ─▶ open, check ─▶ cut behind the newest snapshot, if that is sound ─▶ its older files go ─▶ rewrite
 //! ```
 //!
-//! The same plans, commits and steps as in a node that runs, so a crash at any of them leaves a directory that opens with all that was
-//! in it. It counts no boot and promises nothing to anybody. The reserve is made again by the next start.
+//! The same plans, commits and steps as in a node that runs, so a crash at any of them leaves a directory that opens
+//! with all that was in it. It counts no boot and promises nothing to anybody. The reserve is made again by the next
+//! start.
 //!
 //! Deliberately absent: a log whose newest snapshot is damaged is not cut, only rewritten.
 

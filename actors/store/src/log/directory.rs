@@ -12,15 +12,17 @@
 //!    restoring/  only while a backup is being restored into the directory
 //! ```
 //!
-//! The engine is rewritten (see `rewrite`) into a directory of the next *generation*, which counts from the moment its file
-//! `complete` is durable. The highest generation that counts is the log. What is above it is half a rewriting and goes before the
-//! engine opens, which may need the room; what is below it is what one has left over and goes once a node has opened.
+//! The engine is rewritten (see `rewrite`) into a directory of the next *generation*, which counts from the moment its
+//! file `complete` is durable. The highest generation that counts is the log. What is above it is half a rewriting and
+//! goes before the engine opens, which may need the room; what is below it is what one has left over and goes once a
+//! node has opened.
 //!
 //! It is made in steps, and `node` comes last: `lock`, `creating`, `log/`, `watermark`, `node`, then
 //! `creating` goes. A crash between leaves `creating` without `node`: nothing was promised yet, so the next open wipes
 //! what there is and starts again. A directory with a log and neither of the two is damaged, not new.
 //!
-//! Deliberately absent: what is in the log's directories, and adopting a directory under another id: there is no way to.
+//! Deliberately absent: what is in the log's directories, and adopting a directory under another id: there is no way
+//! to.
 
 use std::{
     ffi::OsStr,
@@ -63,8 +65,8 @@ pub struct Directory {
 }
 
 impl Directory {
-    /// Takes the directory for node `id`, making it if there is none. `create` makes the log and the watermark of a new one
-    /// (of the identity given) and returns when they are durable.
+    /// Takes the directory for node `id`, making it if there is none. `create` makes the log and the watermark of a new
+    /// one (of the identity given) and returns when they are durable.
     pub fn open(
         path: &Path,
         id: NodeId,
@@ -98,7 +100,8 @@ impl Directory {
         File::create(path.join(CREATING)).and_then(|_| sync_dir(path)).map_err(|e| io("cannot write creating", e))?;
         wipe(path).map_err(|e| io("cannot start again what a crash left half made", e))?;
         create(&node)?;
-        // Promise 6: from here on the directory exists with this incarnation. All that it stands for is durable already.
+        // Promise 6: from here on the directory exists with this incarnation. All that it stands for is durable
+        // already.
         write_node(path, &node, None).map_err(|e| io("cannot write node", e))?;
         fs::remove_file(path.join(CREATING)).map_err(|e| io("cannot remove creating", e))?;
         Ok(Directory { path: path.to_owned(), node, life: None, _lock: lock })
@@ -113,8 +116,8 @@ impl Directory {
         Ok(())
     }
 
-    /// The life that is durable in the file of lives: one that does not know it is missing or an older copy, at any later open. After
-    /// that file, so that a crash finds it at or ahead of this.
+    /// The life that is durable in the file of lives: one that does not know it is missing or an older copy, at any
+    /// later open. After that file, so that a crash finds it at or ahead of this.
     pub fn record_life(&mut self, life: LifeKey) -> Result<(), OpenError> {
         write_node(&self.path, &self.node, Some(life)).map_err(|e| io_error(&self.path, "cannot write node", e))?;
         self.life = Some(life);
@@ -207,15 +210,16 @@ pub(super) type Sync<'a> = &'a mut dyn FnMut(&Path) -> io::Result<()>;
 
 pub(super) fn sync_generation_with(dir: &Path, counting: u64, sync: Sync<'_>) -> io::Result<()> {
     if counting > 0 {
-        // Promise 1: a process that was killed between the mark and its sync has left a mark that only the kernel holds. From here
-        // on this generation is written and the older ones go; a power cut that took the mark would leave no log at all.
+        // Promise 1: a process that was killed between the mark and its sync has left a mark that only the kernel
+        // holds. From here on this generation is written and the older ones go; a power cut that took the mark would
+        // leave no log at all.
         sync(&complete_path(dir, counting))?;
         sync(&log_path(dir, counting))?;
         sync(dir)?;
     }
     for above in generations(dir)?.into_iter().filter(|generation| *generation > counting) {
-        // Promise 1 again: where a mark was taken back and that is not durable, a power cut brings the mark back, above the log that
-        // was written since.
+        // Promise 1 again: where a mark was taken back and that is not durable, a power cut brings the mark back, above
+        // the log that was written since.
         uncomplete_with(dir, above, sync)?;
     }
     Ok(())
@@ -271,8 +275,8 @@ pub fn watermark_path(dir: &Path) -> PathBuf {
 ///  lock ─▶ restoring/ ─▶ snapshots/ and restoring/{log, watermark, lives, node}, as the caller makes them ─▶ moved up, node last
 /// ```
 ///
-/// No node opens a directory that has `restoring` and no `node`, so one that was cut short is never half a node: the next
-/// restore into it starts from scratch.
+/// No node opens a directory that has `restoring` and no `node`, so one that was cut short is never half a node: the
+/// next restore into it starts from scratch.
 #[derive(Debug)]
 pub struct Restoring {
     path: PathBuf,
@@ -289,7 +293,8 @@ impl Restoring {
         }
     }
 
-    /// Takes a directory that is empty, does not exist, or holds a restore that was cut short. Any other is left as it is.
+    /// Takes a directory that is empty, does not exist, or holds a restore that was cut short. Any other is left as it
+    /// is.
     pub fn begin(path: &Path) -> Result<Restoring, OpenError> {
         let io = |doing: &str, error| io_error(path, doing, error);
         Restoring::judge(path)?;
@@ -451,7 +456,8 @@ fn take_lock(dir: &Path) -> Result<File, OpenError> {
     let program = std::env::current_exe().ok();
     let program = program.as_deref().and_then(Path::file_name).and_then(OsStr::to_str).unwrap_or("a program");
     let text = format!("process {} ({program}, since {})\n", std::process::id(), Utc(SystemTime::now()));
-    // Not synced: it is for people, and after a crash nobody holds the lock. Nor is it an error on a disk without room for it.
+    // Not synced: it is for people, and after a crash nobody holds the lock. Nor is it an error on a disk without room
+    // for it.
     if let Err(error) = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| file.write_all(text.as_bytes())) {
         tracing::debug!(dir = %dir.display(), %error, "the lock does not say who holds it");
     }

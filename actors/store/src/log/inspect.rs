@@ -87,8 +87,8 @@ impl fmt::Display for Report {
 }
 
 impl Inspection {
-    /// Copies the log and reads all of it. Fails only where there is nothing to look at: no node's directory, a lock that
-    /// is held, a filesystem that refuses.
+    /// Copies the log and reads all of it. Fails only where there is nothing to look at: no node's directory, a lock
+    /// that is held, a filesystem that refuses.
     pub fn open(dir: &Path) -> Result<Inspection, OpenError> {
         let io = |doing: &str, error| OpenError::Io { dir: dir.to_owned(), doing: doing.to_owned(), error };
         directory::is_nodes(dir)?;
@@ -210,8 +210,8 @@ impl Inspection {
         }
     }
 
-    /// The entries `[from, to)` of a group, as many as fit `max_bytes` and at least one. A damaged one in between is an error
-    /// that names it; ask for what is before and after it.
+    /// The entries `[from, to)` of a group, as many as fit `max_bytes` and at least one. A damaged one in between is an
+    /// error that names it; ask for what is before and after it.
     pub fn entries(&self, group: GroupId, from: u64, to: u64, max_bytes: usize) -> Result<Vec<Entry>, StoreError> {
         let engine =
             self.engine.as_ref().ok_or_else(|| StoreError::Closed("the log could not be opened".to_owned()))?;
@@ -320,7 +320,8 @@ fn copy_files(from: &Path, to: &Path) -> Result<(), CopyError> {
     }
     Ok(())
 }
-/// The temporary directory. A `TMPDIR` that is set and empty is not set: it does not name the directory that one happens to be in.
+/// The temporary directory. A `TMPDIR` that is set and empty is not set: it does not name the directory that one
+/// happens to be in.
 pub fn temporary() -> PathBuf {
     let named = std::env::temp_dir();
     if named.as_os_str().is_empty() { PathBuf::from("/tmp") } else { named }

@@ -5,9 +5,10 @@
 //!  DIR/lives    magic and version 8, crc32 4, length 4, MessagePack with named fields
 //! ```
 //!
-//! Replaced as a whole, so a crash leaves the one before. A directory without it is of the first version, or new: it begins one. A
-//! damaged one is refused: without it the node could not show what its peers have on record. So is one that is missing or older than
-//! the life that the `node` file names, which is written after it; and a `node` file that is older than the last life.
+//! Replaced as a whole, so a crash leaves the one before. A directory without it is of the first version, or new: it
+//! begins one. A damaged one is refused: without it the node could not show what its peers have on record. So is one
+//! that is missing or older than the life that the `node` file names, which is written after it; and a `node` file that
+//! is older than the last life.
 //!
 //! Deliberately absent: what a life is, and when it counts.
 

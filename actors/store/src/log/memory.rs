@@ -102,8 +102,8 @@ impl MemoryDisk {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Reports what is due, in order and outside the lock: whoever hears it may submit again. One caller at a time delivers; what
-    /// others make due meanwhile, it delivers too.
+    /// Reports what is due, in order and outside the lock: whoever hears it may submit again. One caller at a time
+    /// delivers; what others make due meanwhile, it delivers too.
     fn deliver(&self) {
         let mut disk = self.lock();
         if disk.delivering {

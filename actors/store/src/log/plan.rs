@@ -1,7 +1,8 @@
 //! How writes become changes to the engine, and how entries are read back out of it.
 //!
 //! [`Log`] is what is known of a log without reading it, [`Staged`] several writes of one group as one, [`Plan`] what
-//! they change: a truncation cuts the end off, a compaction the beginning, in slices that go with later commits. Working out a plan changes nothing: the commit applies it, or nothing of it.
+//! they change: a truncation cuts the end off, a compaction the beginning, in slices that go with later commits.
+//! Working out a plan changes nothing: the commit applies it, or nothing of it.
 //!
 //! Deliberately absent: applying, syncing, the watermark (see `commit`).
 
@@ -178,8 +179,9 @@ impl Plan {
         self.changes.extend(pieces.into_iter().map(|(key, value)| (key, Some(value))));
     }
 
-    /// Works out how the records of a group change. Reads only what a truncation cuts through, and where a compaction ends.
-    /// `sync` says whether the commit ends with a sync: only such a one cuts the beginning off, for each further cut builds on it.
+    /// Works out how the records of a group change. Reads only what a truncation cuts through, and where a compaction
+    /// ends. `sync` says whether the commit ends with a sync: only such a one cuts the beginning off, for each further
+    /// cut builds on it.
     pub(super) fn new(
         engine: &impl Engine,
         group: GroupId,
@@ -220,7 +222,8 @@ impl Plan {
         Ok(plan)
     }
 
-    /// What the log stands on afterwards, if that changes: by a snapshot in its place, other snapshots to start from, or a cut.
+    /// What the log stands on afterwards, if that changes: by a snapshot in its place, other snapshots to start from,
+    /// or a cut.
     fn write_log_meta(
         &mut self,
         engine: &impl Engine,
@@ -273,8 +276,8 @@ impl Plan {
         Ok(())
     }
 
-    /// Cuts off the beginning of what was in the engine before (`log`): whole blocks, as far as the log is to be trimmed and as
-    /// many as one commit may remove. Says whether any went.
+    /// Cuts off the beginning of what was in the engine before (`log`): whole blocks, as far as the log is to be
+    /// trimmed and as many as one commit may remove. Says whether any went.
     fn truncate_prefix(&mut self, engine: &impl Engine, group: GroupId, log: &Log) -> Result<bool, StoreError> {
         // What the same commit replaces is its own: that may go with the next one.
         let up_to = self.after.trim_to.min(self.kept.map_or(0, |kept| kept.0));
@@ -312,8 +315,8 @@ impl Plan {
         self.changes.extend(keys.into_iter().map(|key| (key, None)));
     }
 
-    /// Removes the entries from `first` on (Raft section 5.3: an existing entry conflicts with a new one). Whole blocks go;
-    /// the one that holds both sides is written anew with what stays.
+    /// Removes the entries from `first` on (Raft section 5.3: an existing entry conflicts with a new one). Whole blocks
+    /// go; the one that holds both sides is written anew with what stays.
     fn truncate_suffix(&mut self, engine: &impl Engine, group: GroupId, first: u64) -> Result<(), StoreError> {
         let gone = engine.keys(Key::block(group, first), end_of(group, RecordKind::Block), usize::MAX)?;
         let count = gone.len().saturating_sub(usize::from(planted::is(Planted::CutOneTooFew)));
@@ -342,8 +345,9 @@ impl Plan {
     }
 }
 
-/// How many keys of what is cut off one commit removes, the last block's apart: sled takes some 20 us for each, and a commit
-/// that waits for millions of them would look like a dead disk. A commit adds far fewer, so that the rest always catches up.
+/// How many keys of what is cut off one commit removes, the last block's apart: sled takes some 20 us for each, and a
+/// commit that waits for millions of them would look like a dead disk. A commit adds far fewer, so that the rest always
+/// catches up.
 pub(super) const TRIM_MAX: usize = 512;
 
 /// Where the records of a group and kind end, exclusively.

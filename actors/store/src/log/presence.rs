@@ -1,9 +1,9 @@
 //! Whether a data directory is still where it was: nobody deleted it, renamed it, or unmounted what it lies on.
 //!
-//! A process that holds its files open notices none of that by itself: it would go on writing, and promising, into files that
-//! the next start does not find. So what the path leads to now is compared with what was opened, by device and inode: by
-//! the probe once a second, and whenever the store fails. That no acknowledgement leaves for a log whose file was deleted is seen to by
-//! the engine's own sync, which looks at its number of links each time.
+//! A process that holds its files open notices none of that by itself: it would go on writing, and promising, into
+//! files that the next start does not find. So what the path leads to now is compared with what was opened, by device
+//! and inode: by the probe once a second, and whenever the store fails. That no acknowledgement leaves for a log whose
+//! file was deleted is seen to by the engine's own sync, which looks at its number of links each time.
 //!
 //! Deliberately absent: what to do about it; that is the log writer's.
 

@@ -10,10 +10,11 @@
 //!  previous checksum ◀─previous── block 2.. ◀─previous── block 66.. ◀─previous── block 67.. (piece 0 ◀─ piece 1 ◀─ piece 2)
 //! ```
 //!
-//! The CRC covers the key and everything in the value after itself, so a value under another's key is seen.
-//! `previous` is the CRC of the piece before; for the first block of a log it is `LogMeta::prev_checksum`. The record of kind `Snapshot`
-//! is the log's [`LogMeta`]: it says where the log begins, what the first block names, and which snapshots a node can start from. So a missing, reordered or foreign block is seen even when it is intact in
-//! itself. What the chain cannot see is that its end is missing: that is what the watermark is for.
+//! The CRC covers the key and everything in the value after itself, so a value under another's key is seen. `previous`
+//! is the CRC of the piece before; for the first block of a log it is `LogMeta::prev_checksum`. The record of kind
+//! `Snapshot` is the log's [`LogMeta`]: it says where the log begins, what the first block names, and which snapshots a
+//! node can start from. So a missing, reordered or foreign block is seen even when it is intact in itself. What the
+//! chain cannot see is that its end is missing: that is what the watermark is for.
 //!
 //! Deliberately absent: files, sled, and any decision. Everything here is a function of bytes, and no bytes
 //! can make it panic.
@@ -318,8 +319,8 @@ pub fn encode_log_meta(log_meta: &LogMeta) -> Result<Vec<u8>, String> {
     rmp_serde::to_vec_named(log_meta).map_err(|error| error.to_string())
 }
 
-/// The inverse of [`encode_log_meta`]. What versions before compaction wrote, a snapshot alone, is read as the [`LogMeta`] of a
-/// log that the snapshot began.
+/// The inverse of [`encode_log_meta`]. What versions before compaction wrote, a snapshot alone, is read as the
+/// [`LogMeta`] of a log that the snapshot began.
 pub fn decode_log_meta(group: GroupId, payload: &[u8]) -> Result<LogMeta, String> {
     // Their fields have different names, all of them needed, so that neither can pass for the other.
     let log_meta = rmp_serde::from_slice(payload).or_else(|error| match rmp_serde::from_slice(payload) {
@@ -796,8 +797,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever log there is and wherever it begins, it is found as it was written; and any bit of its meta data that is flipped is
-        /// noticed.
+        /// Whatever log there is and wherever it begins, it is found as it was written; and any bit of its meta data
+        /// that is flipped is noticed.
         #[test]
         fn what_is_written_is_found(
             compacted in 1..1_000_000u64,

@@ -45,7 +45,8 @@ pub(super) fn of_this_life<S: Pages>(
     Ok(watermark)
 }
 
-/// Reads and checks everything in the engine, and the whole against the watermark. What passes is durable when it returns.
+/// Reads and checks everything in the engine, and the whole against the watermark. What passes is durable when it
+/// returns.
 pub(super) fn recover<S: Pages>(
     engine: &impl Engine,
     dir: &Path,
@@ -54,8 +55,9 @@ pub(super) fn recover<S: Pages>(
 ) -> Result<Found, OpenError> {
     let found = engine::scan(engine).map_err(|error| error.on_open(dir))?;
     check(dir, node, &found, watermark)?;
-    // Promise 2: a process that died between its flush and its sync has left records that only the kernel holds. From here on
-    // they count as persisted: a vote found is granted again, an entry found is acknowledged, and neither is written anew.
+    // Promise 2: a process that died between its flush and its sync has left records that only the kernel holds. From
+    // here on they count as persisted: a vote found is granted again, an entry found is acknowledged, and neither is
+    // written anew.
     engine.flush().and_then(|()| engine.sync()).map_err(|error| error.on_open(dir))?;
     let moved = found.groups.iter().filter_map(|(group, found)| {
         let Recovered { hard_state: HardState { term, vote, .. }, last_index, .. } = found.recovered;

@@ -4,18 +4,18 @@
 //!  keep ─▶ DIR/ballast, real blocks ──lend──▶ nothing there; a snapshot or a smaller log is written ──guard dropped──▶ keep
 //! ```
 //!
-//! What frees room on a full disk needs room first: a snapshot, to cut the log behind it, and a copy of what lives of the log,
-//! before the old one goes. So a file of real blocks is kept from the first start on. While somebody has borrowed it, the file is
-//! gone; once nobody has, it is made again as far as there is room. Free bytes are always counted as if it were there
-//! ([`Space::spare`]), so that what is borrowed is never taken for room to grow.
+//! What frees room on a full disk needs room first: a snapshot, to cut the log behind it, and a copy of what lives of
+//! the log, before the old one goes. So a file of real blocks is kept from the first start on. While somebody has
+//! borrowed it, the file is gone; once nobody has, it is made again as far as there is room. Free bytes are always
+//! counted as if it were there ([`Space::spare`]), so that what is borrowed is never taken for room to grow.
 //!
 //! The same file lets an engine open on a full disk, which writes at every open: see `give_up_if_full`.
 //!
-//! Nothing depends on what is in the file. A crash at any step leaves it whole, in part, or not at all, and the next look makes it
-//! again.
+//! Nothing depends on what is in the file. A crash at any step leaves it whole, in part, or not at all, and the next
+//! look makes it again.
 //!
-//! Deliberately absent: who borrows when (see `rewrite` and the snapshot store), what low space means (see the log writer), and the file itself,
-//! which a simulated volume has another of ([`Ballast`]).
+//! Deliberately absent: who borrows when (see `rewrite` and the snapshot store), what low space means (see the log
+//! writer), and the file itself, which a simulated volume has another of ([`Ballast`]).
 
 use std::{
     fmt,
@@ -42,8 +42,8 @@ const BLOCK: [u8; 4096] = [0x5a; 4096];
 /// What an engine may need to open: two of sled's segments.
 pub const SLED_OPENS_WITH: u64 = 32 << 20;
 
-/// What must be free when an engine opens: it begins a new segment of 16 MiB. One that finds the disk full in the middle of that may
-/// be damaged for good.
+/// What must be free when an engine opens: it begins a new segment of 16 MiB. One that finds the disk full in the
+/// middle of that may be damaged for good.
 pub(super) const OPENING: u64 = 17 << 20;
 
 /// The file that keeps the room, and the volume it lies on.
@@ -67,8 +67,8 @@ pub trait Ballast: Send + Sync {
 /// How large the reserve is, and when room is short.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ReserveBounds {
-    /// What the log's engine may need to open, in bytes. It stays free when the reserve is made, and the room of a snapshot of twice as
-    /// many is always wanted.
+    /// What the log's engine may need to open, in bytes. It stays free when the reserve is made, and the room of a
+    /// snapshot of twice as many is always wanted.
     pub engine: u64,
     /// Bytes that are always wanted; zero for no reserve at all. The newest snapshot comes on top.
     pub bytes: u64,
@@ -146,8 +146,8 @@ impl Reserve {
     /// How much room there is.
     pub fn space(&self) -> io::Result<Space> {
         let (free, (reserve, _)) = (self.ballast.free()?, self.ballast.held());
-        // What a large snapshot would need counts only as far as it can be held at all: a reserve that never becomes whole is no
-        // reason to refuse writes.
+        // What a large snapshot would need counts only as far as it can be held at all: a reserve that never becomes
+        // whole is no reason to refuse writes.
         let possible = reserve.saturating_add(free.saturating_sub(self.left_free()));
         let counted = possible.max(self.bounds.bytes.saturating_add(2 * self.bounds.engine));
         let reserve_wanted = self.wanted.load(Ordering::Relaxed).min(counted);
@@ -268,7 +268,8 @@ impl Ballast for BallastFile {
     }
 }
 
-/// Gives the reserve of a directory up if the disk is full, so that the engine can open its files. Before anything else touches them.
+/// Gives the reserve of a directory up if the disk is full, so that the engine can open its files. Before anything else
+/// touches them.
 pub fn give_up_if_full(dir: &Path) {
     give_up(&BallastFile::of(dir), SLED_OPENS_WITH, OPENING);
 }

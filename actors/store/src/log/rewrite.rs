@@ -1,20 +1,22 @@
-//! Rewriting the log into a new engine, since sled gives back little of the room that a log leaves whose beginning is cut off.
+//! Rewriting the log into a new engine, since sled gives back little of the room that a log leaves whose beginning is
+//! cut off.
 //!
 //! ```text
 //!  due ─▶ make log.N ─▶ slice, commit, slice, commit, ... ─▶ rest ─▶ sync ─▶ complete ─▶ switch ─▶ the old one goes
 //!           └───────────── spoiled, or an error: log.N goes ──────────────┘       └─ the step that counts
 //! ```
 //!
-//! Blocks are copied in slices between commits, so that no commit waits for more than one. What is appended meanwhile is copied
-//! when its turn comes, what is compacted meanwhile is removed again; a truncation or a snapshot that takes away what was
-//! copied already spoils it, and it begins anew. The last slice is followed by the rest (hard state, meta data, owner) before
-//! anything else is committed. Until `complete` is durable the old engine is the log, whatever happens to the new one; from then
-//! on the new one. Before that the chain of the copied blocks is compared with the log's: a block left out would be lost for good.
+//! Blocks are copied in slices between commits, so that no commit waits for more than one. What is appended meanwhile
+//! is copied when its turn comes, what is compacted meanwhile is removed again; a truncation or a snapshot that takes
+//! away what was copied already spoils it, and it begins anew. The last slice is followed by the rest (hard state, meta
+//! data, owner) before anything else is committed. Until `complete` is durable the old engine is the log, whatever
+//! happens to the new one; from then on the new one. Before that the chain of the copied blocks is compared with the
+//! log's: a block left out would be lost for good.
 //!
 //! An error before that is no error of the store: what was written is removed, and it is tried again later.
 //!
-//! Where room is short it begins as soon as it frees anything worth it, and may borrow the reserve (see `reserve`) for the copy until
-//! the old engine is gone: what frees room must not need the room that it frees.
+//! Where room is short it begins as soon as it frees anything worth it, and may borrow the reserve (see `reserve`) for
+//! the copy until the old engine is gone: what frees room must not need the room that it frees.
 //!
 //! Deliberately absent: which files an engine has, and where (see `Renew`, which sled implements).
 
@@ -44,22 +46,24 @@ use super::{
 /// The longest time after a failure until it is tried again. The time doubles up to there.
 const RETRY_MAX: Duration = Duration::from_secs(3600);
 
-/// How many values of what was compacted meanwhile one slice removes from the new engine: twice what a commit removes from the old
-/// one, so that the end is reached.
+/// How many values of what was compacted meanwhile one slice removes from the new engine: twice what a commit removes
+/// from the old one, so that the end is reached.
 const REMOVED_AT_ONCE: usize = 2 * TRIM_MAX;
 
-/// How many times the bytes that live are reckoned for a new engine. It takes almost three times, and what is committed meanwhile.
+/// How many times the bytes that live are reckoned for a new engine. It takes almost three times, and what is committed
+/// meanwhile.
 const ROOM_FOR_LIVE: u64 = 4;
 
-/// How many reserves must stay free when it begins. With a reserve of a quarter of what counts as low on space, a rewriting that
-/// takes what was reckoned ends with a quarter more than that: where a node that is low counts as having enough again.
+/// How many reserves must stay free when it begins. With a reserve of a quarter of what counts as low on space, a
+/// rewriting that takes what was reckoned ends with a quarter more than that: where a node that is low counts as having
+/// enough again.
 const RESERVES_AT_START: u64 = 5;
 
 /// How many times the bytes that live a new engine takes, roughly.
 const TAKEN_BY_LIVE: u64 = 3;
 
-/// What must be free at the most for a commit of entries besides what they take: somebody else may fill the disk between the look and the
-/// write. Less where the reserve of a rewriting is less.
+/// What must be free at the most for a commit of entries besides what they take: somebody else may fill the disk
+/// between the look and the write. Less where the reserve of a rewriting is less.
 const ROOM_TO_WRITE: u64 = 16 << 20;
 
 /// The same for a commit without entries, and the least for one with some.
@@ -111,7 +115,8 @@ pub(super) trait Renew<E>: Send {
     /// The new one is the log from now on.
     fn switched(&mut self);
 
-    /// How to remove what the old one, or the new one that was given up, has left once it is closed. Run on another thread.
+    /// How to remove what the old one, or the new one that was given up, has left once it is closed. Run on another
+    /// thread.
     fn remove(&mut self) -> Box<dyn FnOnce() + Send>;
 
     /// Bytes that may still be written.
@@ -165,8 +170,8 @@ struct Copy<E> {
 }
 
 impl<E: Engine> Copy<E> {
-    /// Copies the next blocks of all logs, some so many bytes of them, and removes what has gone from the log meanwhile. Durable
-    /// when it returns. Says whether nothing is left to do.
+    /// Copies the next blocks of all logs, some so many bytes of them, and removes what has gone from the log
+    /// meanwhile. Durable when it returns. Says whether nothing is left to do.
     fn slice(&mut self, old: &E, logs: &BTreeMap<GroupId, Log>, max_bytes: usize) -> Result<bool, EngineError> {
         let (mut left, mut finished) = (max_bytes, true);
         for (group, log) in logs {
@@ -223,7 +228,8 @@ impl<E: Engine> Copy<E> {
         self.engine.sync()
     }
 
-    /// Whether something that was copied is not in the log any more as it was: of the old log of a group `kept` is what stays.
+    /// Whether something that was copied is not in the log any more as it was: of the old log of a group `kept` is what
+    /// stays.
     fn spoiled(&self, group: GroupId, kept: Option<(u64, u64)>) -> bool {
         self.logs.get(&group).is_some_and(|copied| kept.map_or(0, |kept| kept.0) < copied.up_to)
     }
@@ -282,8 +288,8 @@ pub(super) struct Rewriter<E> {
     renew: Box<dyn Renew<E>>,
     policy: RewritePolicy,
     copy: Option<Copy<E>>,
-    /// What the engine took on disk right after the last rewriting, in percent of what was copied: no rewriting makes it better.
-    /// sled takes about 270 of a new one, and 300 to 400 of one that is at work.
+    /// What the engine took on disk right after the last rewriting, in percent of what was copied: no rewriting makes
+    /// it better. sled takes about 270 of a new one, and 300 to 400 of one that is at work.
     best: u64,
     begun: Option<Instant>,
     /// Bytes on disk right after the last rewriting: another one frees nothing before there are more.
@@ -343,8 +349,8 @@ impl<E: Engine> Rewriter<E> {
         self.renew.watches() && committer.disk_bytes() > self.policy.aside_bytes
     }
 
-    /// Whether there is room to write so many bytes: an engine that finds none is dead. What nobody watches or can tell is no reason to
-    /// wait.
+    /// Whether there is room to write so many bytes: an engine that finds none is dead. What nobody watches or can tell
+    /// is no reason to wait.
     pub(super) fn has_room(&self, bytes: usize) -> bool {
         if !self.renew.watches() {
             return true;
@@ -363,8 +369,8 @@ impl<E: Engine> Rewriter<E> {
         }
     }
 
-    /// How many bytes must be free, beside such a reserve, before so many bytes of entries are written. Zero bytes: a commit without
-    /// entries.
+    /// How many bytes must be free, beside such a reserve, before so many bytes of entries are written. Zero bytes: a
+    /// commit without entries.
     fn needed_beside(&self, bytes: usize, reserve: u64) -> u64 {
         if bytes == 0 {
             return ROOM_FOR_STATE;
@@ -375,8 +381,8 @@ impl<E: Engine> Rewriter<E> {
         (bytes as u64).saturating_mul(TAKEN_BY_LIVE).saturating_add(besides)
     }
 
-    /// A write of so many bytes waits for room, for one more round; `None`: it waits no longer. As long as one waits room is short,
-    /// however much is free.
+    /// A write of so many bytes waits for room, for one more round; `None`: it waits no longer. As long as one waits
+    /// room is short, however much is free.
     pub(super) fn log_waits_for(&mut self, bytes: Option<usize>) {
         self.log_waits = bytes.is_some();
         if let Some(bytes) = bytes {
@@ -427,7 +433,8 @@ impl<E: Engine> Rewriter<E> {
                 Ok(())
             }
             Err(Stopped::Damaged(error)) => {
-                // Every time: the log goes on until somebody reads that part of it, which may be when it is needed most.
+                // Every time: the log goes on until somebody reads that part of it, which may be when it is needed
+                // most.
                 tracing::error!(%error, "the log is damaged: it could not be rewritten, and reading that part of it will fail");
                 self.postpone();
                 Ok(())
@@ -483,7 +490,8 @@ impl<E: Engine> Rewriter<E> {
         if !(self.is_wasteful(committer) || short && self.would_free(committer)) {
             return false;
         }
-        // What is on its way out would be copied. Where there is no room for the commits that it goes with it is, and goes afterwards.
+        // What is on its way out would be copied. Where there is no room for the commits that it goes with it is, and
+        // goes afterwards.
         if committer.is_trimming() && self.has_room(0) {
             return false;
         }
@@ -550,7 +558,8 @@ impl<E: Engine> Rewriter<E> {
         committer.live_bytes().max(self.policy.min_bytes / 16).max(1)
     }
 
-    /// What must be free before so much is copied: the log goes on beside it, and others may be filling the disk as well.
+    /// What must be free before so much is copied: the log goes on beside it, and others may be filling the disk as
+    /// well.
     fn floor(&self, slice_bytes: usize) -> u64 {
         self.policy.reserve_bytes.max(self.policy.taken_by(slice_bytes as u64))
     }
@@ -662,8 +671,8 @@ impl<E: Engine> Rewriter<E> {
                 return Err(stopped);
             }
         }
-        // Promise 1: all of the log is durable in the new engine. This is the one step by which it becomes the log: a crash before
-        // it finds the old one, a crash after it the new one, and nothing was committed in between.
+        // Promise 1: all of the log is durable in the new engine. This is the one step by which it becomes the log: a
+        // crash before it finds the old one, a crash after it the new one, and nothing was committed in between.
         if let Err(error) = guarded(|| self.renew.complete()) {
             // The mark may have got to the disk. While that is not known, no commit may go to the old engine.
             if let Err(unclear) = guarded(|| self.renew.uncomplete()) {
@@ -695,7 +704,8 @@ impl<E: Engine> Rewriter<E> {
         self.close_aside(left, Some(remove));
     }
 
-    /// Closes what there is of an engine, and then removes its files if it is told how. Only then the reserve may be made again.
+    /// Closes what there is of an engine, and then removes its files if it is told how. Only then the reserve may be
+    /// made again.
     fn close_aside<T: Send + 'static>(&mut self, left: T, remove: Option<Box<dyn FnOnce() + Send>>) {
         let (lent, rewriting) = (self.lent.take(), self.rewriting.take());
         self.parked.push(Box::new(move || {
@@ -712,7 +722,8 @@ impl<E: Engine> Rewriter<E> {
 
     /// Does what is parked on a thread of its own: sled flushes when it is dropped, which can take long, or for ever.
     fn sweep(&mut self) -> io::Result<()> {
-        // Where there is no thread all of it comes back: the one before is still waited for, and no engine closes here and now.
+        // Where there is no thread all of it comes back: the one before is still waited for, and no engine closes here
+        // and now.
         let work = Arc::new(Mutex::new((self.removing.take(), mem::take(&mut self.parked))));
         let given = work.clone();
         let spawned = (self.spawn)(Box::new(move || {

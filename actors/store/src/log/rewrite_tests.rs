@@ -1,5 +1,5 @@
-//! Tests of rewriting the log: at every step the directory is copied as a crash would leave it, or the step fails, and what was
-//! reported must be there.
+//! Tests of rewriting the log: at every step the directory is copied as a crash would leave it, or the step fails, and
+//! what was reported must be there.
 
 use std::{
     collections::VecDeque,
@@ -313,7 +313,8 @@ fn a_step_that_fails_is_no_failure_of_the_store() {
         let faults = {
             let failed = failed.clone();
             asking(move |step| {
-                // What cannot be removed stays as long as the process lives: then several count, and the highest is the log.
+                // What cannot be removed stays as long as the process lives: then several count, and the highest is the
+                // log.
                 let fails = |times| times == 0 || failing == RewriteStep::Remove;
                 if step != failing || !fails(failed.fetch_add(1, Ordering::SeqCst)) {
                     return Ok(());
@@ -341,7 +342,8 @@ fn a_step_that_fails_is_no_failure_of_the_store() {
             last += 3;
         }
         match failing {
-            // It counts already: going on with the old one would lose what it commits. The next start goes on with the new one.
+            // It counts already: going on with the old one would lose what it commits. The next start goes on with the
+            // new one.
             RewriteStep::Switch => assert!(matches!(outcome, Err(StoreError::Closed(_))), "{outcome:?}"),
             _ => outcome.unwrap(),
         }
@@ -1003,7 +1005,8 @@ fn a_commit_waits_for_one_slice_and_no_more() {
 
 #[test]
 fn a_copy_that_is_not_the_log_never_counts() {
-    // The last block, one in between and the first are missing from what is read; nothing else would notice before the next start.
+    // The last block, one in between and the first are missing from what is read; nothing else would notice before the
+    // next start.
     for missing in [99, 50, 2] {
         let mut store = ByHand::new(2000, false);
         for index in 2..100 {
@@ -1039,7 +1042,8 @@ fn what_is_compacted_while_it_is_copied_does_not_put_off_the_next_rewriting() {
     }
     store.rewriter.removing.take().unwrap().join().unwrap();
     assert_eq!(store.story.told().pop().unwrap(), "remove: durable");
-    // Most of what the new engine takes is room of what went meanwhile: it is rewritten at once, and then it is as good as it gets.
+    // Most of what the new engine takes is room of what went meanwhile: it is rewritten at once, and then it is as good
+    // as it gets.
     let disk = store.committer.disk_bytes();
     assert!(disk > 8 * store.committer.live_bytes(), "{disk} of {}", store.committer.live_bytes());
     store.go_on();
@@ -1386,8 +1390,8 @@ struct Threaded {
 const LITTLE: u64 = 500_000;
 
 impl Threaded {
-    /// With a log of one snapshot, on a volume with room, whose reserve keeps that of the next opening. It is never rewritten but for
-    /// want of room.
+    /// With a log of one snapshot, on a volume with room, whose reserve keeps that of the next opening. It is never
+    /// rewritten but for want of room.
     fn start() -> Threaded {
         let room = Room::default();
         room.is([1 << 40]);
@@ -1484,7 +1488,8 @@ fn a_write_waits_for_room_and_no_longer() {
     store.completed(3).unwrap();
 }
 
-/// Room is short for a write that waits for it, however much counts as short: the reserve is lent and the log rewritten.
+/// Room is short for a write that waits for it, however much counts as short: the reserve is lent and the log
+/// rewritten.
 #[test]
 fn a_write_that_waits_has_room_made_for_it() {
     let mut store = Threaded::start();

@@ -14,11 +14,11 @@
 //! Everything above the engine is the real thing: records, checksums, plans, the order of steps, the checks at opening.
 //! Before every [`DiskStep`] the disk asks its [`Decide`] whether it happens, fails, or the power goes instead of it.
 //!
-//! Time is the runtime's: a latency is a sleep on the current arbiter, so with a paused clock it costs nothing and repeats
-//! exactly. Without latency a batch completes on the caller's stack, and no runtime is needed at all.
+//! Time is the runtime's: a latency is a sleep on the current arbiter, so with a paused clock it costs nothing and
+//! repeats exactly. Without latency a batch completes on the caller's stack, and no runtime is needed at all.
 //!
-//! Deliberately absent: threads, clocks and random numbers of its own. A failed sync leaves its batches unsynced: that a kernel may
-//! forget them later, and say nothing, is not simulated.
+//! Deliberately absent: threads, clocks and random numbers of its own. A failed sync leaves its batches unsynced: that
+//! a kernel may forget them later, and say nothing, is not simulated.
 
 use std::{
     collections::BTreeMap,
@@ -164,8 +164,8 @@ impl SimulatedDisk {
         })))
     }
 
-    /// Opens the store on it: made now, with `new_incarnation`, if there is none. The same checks as a directory's, and the
-    /// same errors. Never waits.
+    /// Opens the store on it: made now, with `new_incarnation`, if there is none. The same checks as a directory's, and
+    /// the same errors. Never waits.
     pub fn open(&self, id: NodeId, new_incarnation: Incarnation) -> Result<Box<dyn LogStore>, OpenError> {
         let opened = self.open_here(id, new_incarnation);
         self.announce();
@@ -236,8 +236,9 @@ impl SimulatedDisk {
         })
     }
 
-    /// The power goes. Every handle on the open store is inert from here on: nothing is completed and nothing read. What was
-    /// not synced is lost as `loss` says, with `rng` where there is a choice; a write to the watermark that was under way is torn.
+    /// The power goes. Every handle on the open store is inert from here on: nothing is completed and nothing read.
+    /// What was not synced is lost as `loss` says, with `rng` where there is a choice; a write to the watermark that
+    /// was under way is torn.
     pub fn crash(&self, loss: Loss, rng: u64) {
         let mut disk = self.lock();
         disk.counters.crashes += 1;
@@ -275,7 +276,8 @@ impl SimulatedDisk {
         self.lock().hung.is_some()
     }
 
-    /// Flips one bit at rest, of a value or of the watermark, and says where; `None` on an empty disk. For a closed store.
+    /// Flips one bit at rest, of a value or of the watermark, and says where; `None` on an empty disk. For a closed
+    /// store.
     pub fn flip_bit(&self, rng: u64) -> Option<String> {
         let mut disk = self.at_rest("flip a bit");
         let (which, bit) = (mix(rng), mix(rng.wrapping_add(1)));
@@ -348,7 +350,8 @@ impl SimulatedDisk {
         disk.rebuild();
     }
 
-    /// Puts a copy in the place of everything, as who copies a directory does, the boot counter too. For a closed store.
+    /// Puts a copy in the place of everything, as who copies a directory does, the boot counter too. For a closed
+    /// store.
     pub fn put_back(&self, backup: DiskBackup) {
         let mut disk = self.at_rest("put a copy back");
         disk.identity = backup.identity;

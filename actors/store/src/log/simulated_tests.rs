@@ -1,5 +1,5 @@
-//! Tests of the simulated disk, and with it of the order of steps that every disk sees: the power goes before each single
-//! step of a run, and the node that comes back must hold all that was reported.
+//! Tests of the simulated disk, and with it of the order of steps that every disk sees: the power goes before each
+//! single step of a run, and the node that comes back must hold all that was reported.
 
 use std::{
     ops::RangeInclusive,
@@ -190,8 +190,8 @@ impl Model {
     }
 }
 
-/// A run with everything that moves the watermark: votes, appends, quiets, truncations below it, snapshots; and with cuts of the
-/// log's beginning, each at the end of a block, so that it goes exactly so far.
+/// A run with everything that moves the watermark: votes, appends, quiets, truncations below it, snapshots; and with
+/// cuts of the log's beginning, each at the end of a block, so that it goes exactly so far.
 fn run() -> Vec<(Write, bool)> {
     let snapshot = |index, term| Some(Snapshot { index, term, ..Snapshot::default() });
     vec![
@@ -278,8 +278,8 @@ impl Node {
         self.running = None;
     }
 
-    /// Through the whole run, until it ends or the power goes. Returns the states it passed, the first `reported` of which
-    /// were reported, beginning with the empty one.
+    /// Through the whole run, until it ends or the power goes. Returns the states it passed, the first `reported` of
+    /// which were reported, beginning with the empty one.
     async fn carry_out(&mut self) -> (Vec<Model>, usize) {
         let mut models = vec![Model::default()];
         let mut reported = 1;

@@ -70,12 +70,13 @@ const SEGMENT_BYTES: usize = 16 << 20;
 pub struct OpenOptions {
     /// The node that opens it. A directory of another is refused.
     pub id: NodeId,
-    /// The incarnation that a directory gets if it has to be made; drawn by the caller, for this crate draws no random numbers.
+    /// The incarnation that a directory gets if it has to be made; drawn by the caller, for this crate draws no random
+    /// numbers.
     pub new_incarnation: Incarnation,
     /// sled's page cache, in bytes. Default 8 MiB: recent entries are served from the core's memory, not from here.
     pub cache_bytes: u64,
-    /// How many batches may wait for the store's thread. Default 1024. At the bound `submit` waits: its caller has broken a
-    /// bound of its own by then, and an actor that waits does less harm than memory that grows.
+    /// How many batches may wait for the store's thread. Default 1024. At the bound `submit` waits: its caller has
+    /// broken a bound of its own by then, and an actor that waits does less harm than memory that grows.
     pub max_waiting: usize,
     /// How many bytes of entries one sync may carry, roughly. Default 16 MiB. What is beyond waits for the next.
     pub max_commit_bytes: usize,
@@ -87,28 +88,30 @@ pub struct OpenOptions {
     pub watermark_quiet: Duration,
     /// How long opening may take before sled counts as hung. Default 10 minutes: every record is read and checked.
     pub open_within: Duration,
-    /// How long dropping the appender waits for the store to close. Default 10 s; then it closes behind our back, or never.
+    /// How long dropping the appender waits for the store to close. Default 10 s; then it closes behind our back, or
+    /// never.
     pub close_within: Duration,
-    /// How many bytes of reserve to keep beside the log; zero, the default, for none. The newest snapshot's come on top. See
-    /// [`super::reserve`].
+    /// How many bytes of reserve to keep beside the log; zero, the default, for none. The newest snapshot's come on
+    /// top. See [`super::reserve`].
     pub reserve_bytes: u64,
     /// At most so many, whatever the snapshot. Default: no bound.
     pub reserve_max_bytes: u64,
-    /// With fewer free bytes than this, not counting the reserve, room is short: the log is rewritten as soon as that frees anything
-    /// worth it, and the copy may borrow the reserve. Default 0: never.
+    /// With fewer free bytes than this, not counting the reserve, room is short: the log is rewritten as soon as that
+    /// frees anything worth it, and the copy may borrow the reserve. Default 0: never.
     pub short_space_bytes: u64,
     /// The log may be rewritten once it takes more than so many bytes on disk. Default 128 MiB; `u64::MAX` for never.
     pub rewrite_min_bytes: u64,
-    /// And takes at least so many times the bytes of its entries, and twice what the last rewriting left. Default 4: a rewriting
-    /// reads and writes every live byte once and leaves about 2.7 times of them, since the engine has its own waste, and until the
-    /// old copy is removed both are on the disk. Zero rewrites again and again, for tests.
+    /// And takes at least so many times the bytes of its entries, and twice what the last rewriting left. Default 4: a
+    /// rewriting reads and writes every live byte once and leaves about 2.7 times of them, since the engine has its own
+    /// waste, and until the old copy is removed both are on the disk. Zero rewrites again and again, for tests.
     pub rewrite_ratio: u64,
-    /// How many bytes a rewriting copies between two commits, which wait for it. Default 2 MiB: some 10 ms on a plain disk. After a
-    /// commit of more than half as much it is twice what was committed, or the copy would never catch up with the log.
+    /// How many bytes a rewriting copies between two commits, which wait for it. Default 2 MiB: some 10 ms on a plain
+    /// disk. After a commit of more than half as much it is twice what was committed, or the copy would never catch up
+    /// with the log.
     pub rewrite_slice_bytes: usize,
-    /// Free bytes that a rewriting leaves to the log: it is given up where fewer are free, or fewer than two segments of the engine
-    /// and a slice need. It begins only where, four times the bytes of the entries taken off, five times as many stay free.
-    /// Default 64 MiB. A quarter of what counts as low on space keeps a rewriting from making it so.
+    /// Free bytes that a rewriting leaves to the log: it is given up where fewer are free, or fewer than two segments
+    /// of the engine and a slice need. It begins only where, four times the bytes of the entries taken off, five times
+    /// as many stay free. Default 64 MiB. A quarter of what counts as low on space keeps a rewriting from making it so.
     pub rewrite_reserve_bytes: u64,
     /// How long after a failed rewriting the next one is tried. Default one minute; doubled each time, up to an hour.
     pub rewrite_retry: Duration,
@@ -194,7 +197,8 @@ pub struct SledStore<E: Engine = SledEngine> {
 }
 
 impl SledStore {
-    /// Takes the directory, making it if there is none, and checks every record in it and the whole against the watermark.
+    /// Takes the directory, making it if there is none, and checks every record in it and the whole against the
+    /// watermark.
     pub fn open(dir: &Path, options: OpenOptions) -> Result<SledStore, OpenError> {
         SledStore::open_with(dir, options, Arc::new(Sled))
     }
@@ -330,7 +334,8 @@ pub(super) struct Generations<E> {
     options: OpenOptions,
     reserve: Arc<Reserve>,
     present: u64,
-    /// The one that is being made, or the next one to be: no number comes twice in one life, for its files may still be going.
+    /// The one that is being made, or the next one to be: no number comes twice in one life, for its files may still be
+    /// going.
     next: u64,
     /// What goes next, if anything does.
     leaving: Option<u64>,

@@ -128,7 +128,8 @@ fn sled_passes_the_conformance_suite() {
     });
 }
 
-/// Promise 2: what a node has promised in a term it does not take back. Whoever asks for that is broken, and nothing of it is written.
+/// Promise 2: what a node has promised in a term it does not take back. Whoever asks for that is broken, and nothing of
+/// it is written.
 #[test]
 fn a_promise_that_would_be_taken_back_ends_the_store() {
     for (state, fact) in [

@@ -4,8 +4,8 @@
 //!  log writer ─ write, space ─▶ channel ─▶ one thread ─▶ DIR/probe, statvfs, the reserve ─▶ Looked
 //! ```
 //!
-//! The thread is the probe's own, and the only one: what hangs with the disk is this thread and nothing that anybody waits for.
-//! With each look for space it also makes the reserve again where that is missing (see `reserve`).
+//! The thread is the probe's own, and the only one: what hangs with the disk is this thread and nothing that anybody
+//! waits for. With each look for space it also makes the reserve again where that is missing (see `reserve`).
 //!
 //! Deliberately absent: deciding what low space or a failed probe mean; that is the log writer's and the core's.
 
@@ -77,7 +77,8 @@ impl Probe for DirectoryProbe {
 
 /// Until the last sender is gone.
 fn work(dir: &Path, reserve: &Reserve, presence: &Presence, todo: &Receiver<Job>) {
-    // Its block is there before the disk is full: then writing over it says whether the disk answers, not whether it has room.
+    // Its block is there before the disk is full: then writing over it says whether the disk answers, not whether it
+    // has room.
     if let Err(error) = write_block(dir) {
         tracing::warn!(dir = %dir.display(), %error, "the probe's block cannot be written");
     }

@@ -90,8 +90,8 @@ pub trait LogStore: Send {
     /// Where the files of snapshots are that belong to this store: they outlive a process exactly as the log does.
     fn snapshot_store(&self) -> Arc<SnapshotStore>;
 
-    /// The lives of the directory, and what is on record of the peers' (see `actorum_core::lives`): this opening is one of
-    /// them, durable already. `None` of a store that keeps none: a copy of it that is put back goes unnoticed.
+    /// The lives of the directory, and what is on record of the peers' (see `actorum_core::lives`): this opening is one
+    /// of them, durable already. `None` of a store that keeps none: a copy of it that is put back goes unnoticed.
     fn lives(&self) -> Option<Arc<LifeBook>> {
         None
     }
@@ -110,8 +110,8 @@ pub trait LogStore: Send {
     fn start(self: Box<Self>, completed: Completions) -> Box<dyn LogAppender>;
 }
 
-/// The half that writes. Dropping it closes the store after the batches already submitted; one that waits for room on the disk is
-/// given up.
+/// The half that writes. Dropping it closes the store after the batches already submitted; one that waits for room on
+/// the disk is given up.
 pub trait LogAppender: Send {
     /// Hands over a batch and returns at once. The caller bounds what is submitted and not completed.
     fn submit(&mut self, batch: Batch) -> BatchNumber;
@@ -134,8 +134,8 @@ pub struct Space {
     pub reserve: u64,
     /// How many there are to be.
     pub reserve_wanted: u64,
-    /// How often the log has found too little room for a write. It grows as long as a write waits for room: that takes as long as somebody
-    /// else fills the disk, and says nothing of the disk itself.
+    /// How often the log has found too little room for a write. It grows as long as a write waits for room: that takes
+    /// as long as somebody else fills the disk, and says nothing of the disk itself.
     pub waited_rounds: u64,
     /// How many bytes must be free for the write that found too little room last.
     pub needed: u64,

@@ -19,8 +19,8 @@
 //! The file has two pages. A write goes to the page that does not hold the newest state, so a write
 //! torn by a crash leaves the state before it, which is behind the store and therefore safe.
 //!
-//! What holds the two pages is behind a seam, [`Pages`]: a file here, a simulated disk in tests. Which page is written, what
-//! it says, and which of the two is believed is decided here for both.
+//! What holds the two pages is behind a seam, [`Pages`]: a file here, a simulated disk in tests. Which page is written,
+//! what it says, and which of the two is believed is decided here for both.
 //!
 //! Deliberately absent: any comparison with a store (see `recovery`), and repair: two damaged pages, or a
 //! missing file, are for a person to judge.
@@ -174,7 +174,8 @@ impl Watermark {
         Watermark::over(PageFile::open(path)?)
     }
 
-    /// What the file says, without opening it for writing; and what is wrong with the page that was not used, if anything.
+    /// What the file says, without opening it for writing; and what is wrong with the page that was not used, if
+    /// anything.
     pub fn inspect(path: &Path) -> Result<(Marks, Option<String>), WatermarkError> {
         inspect(&read(path)?)
     }

@@ -4,8 +4,8 @@
 //!  Appender ══bounded channel══▶ Worker: take all that waits ─▶ begin, finish ─▶ Completed, Completed, ...
 //! ```
 //!
-//! Between batches, and after them, it lets the watermark's index follow and the log be rewritten where that is due; when the
-//! appender goes it closes the store.
+//! Between batches, and after them, it lets the watermark's index follow and the log be rewritten where that is due;
+//! when the appender goes it closes the store.
 //!
 //! Deliberately absent: retries. After an error nothing on the disk is known any more; the store answers
 //! [`StoreError::Closed`] until the process opens it again.
@@ -88,8 +88,8 @@ impl Submissions {
         self.early.pop_front().map_or_else(|| self.channel.recv().map_err(|_| RecvTimeoutError::Disconnected), Ok)
     }
 
-    /// Waits for so long, and says whether the appender is gone. What comes is taken up later. Bound: the core's, which hands over one
-    /// batch after the other.
+    /// Waits for so long, and says whether the appender is gone. What comes is taken up later. Bound: the core's, which
+    /// hands over one batch after the other.
     fn wait(&mut self, timeout: Duration) -> bool {
         let until = Instant::now() + timeout;
         loop {
@@ -164,8 +164,8 @@ impl<E: Engine, S: Pages + 'static> Worker<E, S> {
         self.rewriter.note_cutting(trimming);
         let idle = match self.rewriter.is_under_way() {
             true => Some(Next::Rewrite),
-            // A node that takes no new work makes no commits that the rest of the beginning could go with, and nothing is rewritten
-            // before that has gone.
+            // A node that takes no new work makes no commits that the rest of the beginning could go with, and nothing
+            // is rewritten before that has gone.
             false => (trimming && self.rewriter.has_room(0)).then_some(Next::Trim),
         };
         if let Some(idle) = idle {
@@ -227,8 +227,8 @@ impl<E: Engine, S: Pages + 'static> Worker<E, S> {
         self.rewrite(committed)
     }
 
-    /// Begins no write for which there is no room, and waits for that as long as it takes: an engine that met a full disk is dead, and
-    /// whoever fills the disk may make room again. Meanwhile it frees what it can by itself.
+    /// Begins no write for which there is no room, and waits for that as long as it takes: an engine that met a full
+    /// disk is dead, and whoever fills the disk may make room again. Meanwhile it frees what it can by itself.
     fn wait_for_room(
         &mut self,
         bytes: usize,
@@ -244,8 +244,8 @@ impl<E: Engine, S: Pages + 'static> Worker<E, S> {
         while !self.rewriter.has_room(bytes) {
             // In each round: whoever sees it go on does not take the log's silence for a disk that hangs.
             self.rewriter.log_waits_for(Some(bytes));
-            // What frees room does not wait for it. The reserve is not lent for this: a commit for which somebody else leaves no room
-            // is the node's end, while a rewriting is only given up.
+            // What frees room does not wait for it. The reserve is not lent for this: a commit for which somebody else
+            // leaves no room is the node's end, while a rewriting is only given up.
             if self.rewriter.has_room(0) {
                 self.compact_early(taken, submitted)?;
                 // Nothing is rewritten before what is cut off has gone.
@@ -264,13 +264,14 @@ impl<E: Engine, S: Pages + 'static> Worker<E, S> {
         Ok(())
     }
 
-    /// Commits the compactions in what waits, before all the rest of it: they cut off only what is durable, and applied by the state
-    /// machine. They are reported with the batches that they came in.
+    /// Commits the compactions in what waits, before all the rest of it: they cut off only what is durable, and applied
+    /// by the state machine. They are reported with the batches that they came in.
     fn compact_early(&mut self, taken: &mut [Submitted], submitted: &mut Submissions) -> Result<(), StoreError> {
         // In their order: the log refuses one that a later one has overtaken.
         let waiting = taken.iter_mut().chain(&mut submitted.early);
         for write in waiting.flat_map(|submitted| &mut submitted.batch.writes) {
-            // What follows a snapshot that is still to be installed, or cuts a log that is still to be written, has to wait.
+            // What follows a snapshot that is still to be installed, or cuts a log that is still to be written, has to
+            // wait.
             if write.snapshot.is_some() {
                 break;
             }
@@ -345,8 +346,8 @@ impl LogAppender for Appender {
         self.next += 1;
         let batch_number = BatchNumber(self.next);
         let submit = self.submit.as_ref().expect("taken only by drop");
-        // The store's thread receives until this sender is dropped, dead or alive. It is gone only if it never began, and then
-        // nothing is reported by it that this could overtake.
+        // The store's thread receives until this sender is dropped, dead or alive. It is gone only if it never began,
+        // and then nothing is reported by it that this could overtake.
         if submit.send(Submitted { batch_number, batch }).is_err() {
             (self.completed)(Completed {
                 batch_number,

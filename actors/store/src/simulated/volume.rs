@@ -6,8 +6,9 @@
 //!
 //! A write of more than is free is refused, as a real disk refuses it. What is removed is free at once.
 //!
-//! Deliberately absent: the waiting for room with which the sled store meets that (see `worker`): here such a write is the end of its store.
-//! And the small files that are written over in place (watermark, lives), whose blocks are there from the start.
+//! Deliberately absent: the waiting for room with which the sled store meets that (see `worker`): here such a write is
+//! the end of its store. And the small files that are written over in place (watermark, lives), whose blocks are there
+//! from the start.
 
 use std::{
     io,
@@ -176,7 +177,8 @@ mod tests {
         files.create(name)?.write_all(&vec![7; bytes])
     }
 
-    /// Log, files and reserve share it; what does not fit is refused with the system's words, and what goes is free again.
+    /// Log, files and reserve share it; what does not fit is refused with the system's words, and what goes is free
+    /// again.
     #[test]
     fn everything_on_it_shares_its_room() {
         let volume = SimulatedVolume::of(5000);

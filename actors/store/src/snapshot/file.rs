@@ -17,13 +17,13 @@
 //!  hash            32 bytes      BLAKE3 of everything before it
 //! ```
 //!
-//! A chunk's CRC names its place and its file, so that a chunk of another file, or of another place, is not taken for this
-//! one. No byte of a chunk is given out before the whole chunk was checked; and the state's end is only told once the hash
-//! was checked, too. The hash stands in the file, so that a backup can be verified by itself: a file is *named* by that hash
-//! and its length ([`SnapshotFile`]).
+//! A chunk's CRC names its place and its file, so that a chunk of another file, or of another place, is not taken for
+//! this one. No byte of a chunk is given out before the whole chunk was checked; and the state's end is only told once
+//! the hash was checked, too. The hash stands in the file, so that a backup can be verified by itself: a file is
+//! *named* by that hash and its length ([`SnapshotFile`]).
 //!
-//! Everything here is a function over `Read` and `Write`: no file, no name, no clock. No bytes can make it panic, or hold
-//! more than [`MAX_HEADER_BYTES`] and one chunk.
+//! Everything here is a function over `Read` and `Write`: no file, no name, no clock. No bytes can make it panic, or
+//! hold more than [`MAX_HEADER_BYTES`] and one chunk.
 
 use std::{
     collections::BTreeMap,
@@ -435,8 +435,8 @@ impl<R: Read> Reader<R> {
         }
     }
 
-    /// How much of a file that is still incomplete is good: up to the first part that is there and damaged; all of it, if
-    /// none is. What is there of the last part cannot be checked yet.
+    /// How much of a file that is still incomplete is good: up to the first part that is there and damaged; all of it,
+    /// if none is. What is there of the last part cannot be checked yet.
     pub fn intact(from: R, length: u64) -> io::Result<u64> {
         let mut reader = match Reader::begin(from) {
             Ok(reader) => reader,
@@ -597,7 +597,8 @@ fn read_up_to(from: &mut impl Read, into: &mut [u8]) -> io::Result<usize> {
     Ok(got)
 }
 
-/// A file of this header and these chunks (raw length, what is stored), which need not be any, with every checksum right.
+/// A file of this header and these chunks (raw length, what is stored), which need not be any, with every checksum
+/// right.
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn sealed(header: &[u8], chunks: &[(u32, &[u8])], counts: Option<(u64, u64)>) -> Vec<u8> {
     let mut file = MAGIC.to_vec();

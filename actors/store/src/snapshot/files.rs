@@ -1,8 +1,8 @@
 //! The seam under the snapshot store: a folder of files, and of folders that hold files, in a directory, in memory, or
 //! simulated.
 //!
-//! As little as the snapshot store needs, and each of it a step at which the power may go: what is written is durable once the file
-//! was synced, and what it is called once the folder was.
+//! As little as the snapshot store needs, and each of it a step at which the power may go: what is written is durable
+//! once the file was synced, and what it is called once the folder was.
 
 use std::{
     collections::BTreeMap,
@@ -57,8 +57,8 @@ pub trait Files: Send + Sync {
     }
 }
 
-/// A file that is written at its end. One descriptor from the first write to the sync: one opened afresh for it could miss
-/// a write-back error that was told already.
+/// A file that is written at its end. One descriptor from the first write to the sync: one opened afresh for it could
+/// miss a write-back error that was told already.
 pub trait Appending: Write + Send {
     /// How long it is.
     fn length(&mut self) -> io::Result<u64>;

@@ -13,7 +13,8 @@
 //! Before every [`FileStep`] it asks its [`Decide`] whether that happens, fails, or the power goes instead; the log's
 //! [simulated disk](crate::log::simulated) does the same, with the same words: see [`crate::simulated`].
 //!
-//! Deliberately absent: threads, clocks, latency, and random numbers of its own. That cutting a file short is not durable at once is not simulated.
+//! Deliberately absent: threads, clocks, latency, and random numbers of its own. That cutting a file short is not
+//! durable at once is not simulated.
 
 use std::{
     collections::BTreeMap,
@@ -129,7 +130,8 @@ impl SimulatedFiles {
         self.lock().decide = decide;
     }
 
-    /// Begins a new life of it, for a [`SnapshotStore::over`](super::SnapshotStore::over) it: what was opened before is inert from here on.
+    /// Begins a new life of it, for a [`SnapshotStore::over`](super::SnapshotStore::over) it: what was opened before is
+    /// inert from here on.
     pub fn open(&self) -> Arc<dyn Files> {
         let mut folder = self.lock();
         if folder.power_cut {
@@ -139,8 +141,9 @@ impl SimulatedFiles {
         Arc::new(Life { files: self.clone(), life: folder.life, place: String::new() })
     }
 
-    /// The power goes. What was not synced is lost as `loss` says, with `rng` where there is a choice; with [`Loss::Torn`]
-    /// all names stay, and of each file something that was never written may stand where its unsynced bytes were.
+    /// The power goes. What was not synced is lost as `loss` says, with `rng` where there is a choice; with
+    /// [`Loss::Torn`] all names stay, and of each file something that was never written may stand where its unsynced
+    /// bytes were.
     pub fn crash(&self, loss: Loss, rng: u64) {
         let mut folder = self.lock();
         folder.counters.crashes += 1;

@@ -9,18 +9,18 @@
 //!                                                          rename ─▶ snapshot-<index>-<hash>.actorum ─▶ sync of the names
 //! ```
 //!
-//! A file has its final name only once it is whole and durable, so a crash at any step leaves either no such file or a good
-//! one. What has another name is never read as a snapshot, only gone on with ([`GroupSnapshots::receive`]) or swept
-//! ([`GroupSnapshots::keep`]).
+//! A file has its final name only once it is whole and durable, so a crash at any step leaves either no such file or a
+//! good one. What has another name is never read as a snapshot, only gone on with ([`GroupSnapshots::receive`]) or
+//! swept ([`GroupSnapshots::keep`]).
 //!
 //! The files of group 0 lie in the node's folder itself, under the names that they have always had. Each other group
 //! has a folder in it, `g7` for group 7, which is made with the group's first file. So a sweep lists the files of its
 //! own group alone, however many groups there are. Versions that know one group look at files only, and sweep those
 //! that have such names: they leave the folders of other groups as they are.
 //!
-//! Deliberately absent: which snapshots are wanted, threads, and the wish to wait: a call returns when it is done, and says by
-//! [`SnapshotStore::blocks`] whether that may wait for a device. And the folders of groups that the log does not know:
-//! nobody looks for them, and nobody removes them.
+//! Deliberately absent: which snapshots are wanted, threads, and the wish to wait: a call returns when it is done, and
+//! says by [`SnapshotStore::blocks`] whether that may wait for a device. And the folders of groups that the log does
+//! not know: nobody looks for them, and nobody removes them.
 
 use std::{
     cmp::Reverse,
@@ -189,8 +189,8 @@ impl SnapshotStore {
         GroupSnapshots { node: self.node.clone(), part: part.clone() }
     }
 
-    /// Leaves so many bytes of the disk to the log, which cannot go on without: what would not fit beside them is not begun, and
-    /// is given up where it turns out so. Zero, as at first, leaves that to the disk.
+    /// Leaves so many bytes of the disk to the log, which cannot go on without: what would not fit beside them is not
+    /// begun, and is given up where it turns out so. Zero, as at first, leaves that to the disk.
     pub fn leave_free(&self, bytes: u64) {
         self.node.left.store(bytes, Ordering::Relaxed);
     }
@@ -290,9 +290,10 @@ impl GroupSnapshots {
 
     /// Removes the group's files that are not of these snapshots, and what was left half written.
     ///
-    /// What is being built or received now stays. So does the file of the newest snapshot that was received, as a whole or in part,
-    /// if it is newer than these: it may go on where it stopped. And so do the newest two files that were completed by this
-    /// process and are newer than these: whoever completed them has yet to say that they are kept. At a start there are none of those.
+    /// What is being built or received now stays. So does the file of the newest snapshot that was received, as a whole
+    /// or in part, if it is newer than these: it may go on where it stopped. And so do the newest two files that were
+    /// completed by this process and are newer than these: whoever completed them has yet to say that they are kept. At
+    /// a start there are none of those.
     ///
     /// Goes on after an error, and returns the first.
     pub fn keep(&self, kept: &[Snapshot]) -> Result<(), SnapshotError> {
@@ -333,7 +334,8 @@ impl GroupSnapshots {
         }
     }
 
-    /// Builds the file of a snapshot. Durable under its name when it returns. `progress` hears the bytes written so far.
+    /// Builds the file of a snapshot. Durable under its name when it returns. `progress` hears the bytes written so
+    /// far.
     ///
     /// An error of the disk or of the machine, and a panic of the machine, end this snapshot only: nothing of it stays.
     pub fn build(&self, content: Content, progress: &mut dyn FnMut(u64)) -> Result<Snapshot, SnapshotError> {
@@ -438,8 +440,8 @@ impl GroupSnapshots {
         synced
     }
 
-    /// Reads the whole file and compares it with what the snapshot says: its hash, its header, every chunk. A genesis has
-    /// no file, and is as it is.
+    /// Reads the whole file and compares it with what the snapshot says: its hash, its header, every chunk. A genesis
+    /// has no file, and is as it is.
     pub fn verify(&self, snapshot: &Snapshot) -> Result<(), SnapshotError> {
         let Some(file) = described(snapshot)?.1 else { return Ok(()) };
         self.verify_named(&complete_name(snapshot.index, &file), snapshot)
@@ -455,8 +457,8 @@ impl GroupSnapshots {
         Ok(())
     }
 
-    /// The machine's state of a snapshot that has a file. It is read chunk by chunk; no byte is given out before its chunk
-    /// was checked, nor the end before the whole file was.
+    /// The machine's state of a snapshot that has a file. It is read chunk by chunk; no byte is given out before its
+    /// chunk was checked, nor the end before the whole file was.
     pub fn open(&self, snapshot: &Snapshot) -> Result<Box<dyn Read + Send>, SnapshotError> {
         let Some(file) = described(snapshot)?.1 else {
             return Err(SnapshotError(format!("the snapshot at {} has no file", At(snapshot.index, snapshot.term))));
@@ -464,7 +466,8 @@ impl GroupSnapshots {
         Ok(Box::new(self.reader(&complete_name(snapshot.index, &file), snapshot)?.0))
     }
 
-    /// A reader of the file under that name, which must be what the snapshot says as far as can be seen without reading it all.
+    /// A reader of the file under that name, which must be what the snapshot says as far as can be seen without reading
+    /// it all.
     fn reader(&self, name: &str, snapshot: &Snapshot) -> Result<(FileReader, SnapshotFile), SnapshotError> {
         let (system, file) = described(snapshot)?;
         let expected = file.ok_or_else(|| SnapshotError(format!("the snapshot at {} has no file", snapshot.index)))?;
@@ -492,7 +495,8 @@ impl GroupSnapshots {
         if header.term != snapshot.term {
             return other("term", &header.term, &snapshot.term);
         }
-        // The descriptor's configuration may name its receiver as one more learner; its file says what was when it was built.
+        // The descriptor's configuration may name its receiver as one more learner; its file says what was when it was
+        // built.
         if header.conf != ConfState::of(&system.membership) || header.system != system {
             return Err(SnapshotError(format!("{name}: its members or their state are not the snapshot's")));
         }
@@ -537,8 +541,8 @@ impl GroupSnapshots {
 
     /// Begins to receive the file of a snapshot, or goes on where an earlier attempt stopped.
     ///
-    /// Of what an earlier process has left, as much is gone on with as is whole: a power cut may have taken what came last.
-    /// What is not yet a whole chunk is found out by [`Receiving::finish`].
+    /// Of what an earlier process has left, as much is gone on with as is whole: a power cut may have taken what came
+    /// last. What is not yet a whole chunk is found out by [`Receiving::finish`].
     pub fn receive(&self, snapshot: &Snapshot) -> Result<Receiving, SnapshotError> {
         let Some(expected) = described(snapshot)?.1 else {
             return Err(SnapshotError(format!("the snapshot at {} has no file", At(snapshot.index, snapshot.term))));
@@ -593,7 +597,8 @@ impl GroupSnapshots {
         Ok(Receiving { snapshots, files, snapshot, expected, name, file, offset, unsynced, stopped, room, busy })
     }
 
-    /// Each leader may offer another one: of the partial files of others the longest stays, should that come to be offered again.
+    /// Each leader may offer another one: of the partial files of others the longest stays, should that come to be
+    /// offered again.
     fn sweep_partial(&self, name: &str) -> Result<(), SnapshotError> {
         let found = self.list()?;
         let mut others: Vec<_> =
@@ -677,8 +682,8 @@ impl Receiving {
         self.expected.bytes
     }
 
-    /// Adds the next piece. One that begins elsewhere, or goes past the end, is an error, and changes nothing. So does a
-    /// full disk: what was received before stays, and the same piece may be tried again.
+    /// Adds the next piece. One that begins elsewhere, or goes past the end, is an error, and changes nothing. So does
+    /// a full disk: what was received before stays, and the same piece may be tried again.
     pub fn push(&mut self, offset: u64, piece: &[u8]) -> Result<(), SnapshotError> {
         self.usable()?;
         let (name, here) = (self.shown(), self.offset);
@@ -715,8 +720,8 @@ impl Receiving {
         Ok(())
     }
 
-    /// All bytes are here: verifies the whole, and makes it durable under its name. A file that is not what was announced
-    /// is removed, so that the next attempt starts anew.
+    /// All bytes are here: verifies the whole, and makes it durable under its name. A file that is not what was
+    /// announced is removed, so that the next attempt starts anew.
     pub fn finish(self) -> Result<(), SnapshotError> {
         self.usable()?;
         let shown = self.shown();
@@ -728,7 +733,8 @@ impl Receiving {
         let last = snapshots.shown(&complete_name(snapshot.index, &expected));
         snapshots.marks().known.remove(&name);
         let Some(mut file) = file else {
-            // An earlier attempt completed it. Whether its name is durable is not known: it may have been killed before.
+            // An earlier attempt completed it. Whether its name is durable is not known: it may have been killed
+            // before.
             return files.sync_names().map_err(|error| failed(&format!("making {last} durable"), error));
         };
         let good = snapshots.verify_named(&name, &snapshot).and_then(|()| {

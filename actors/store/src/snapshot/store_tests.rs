@@ -495,7 +495,8 @@ fn a_power_cut_at_any_step_of_receiving_leaves_a_whole_file_or_none() {
     GROUPS.into_iter().for_each(|group| cut_everywhere(group, &receive_it));
 }
 
-/// The process is killed at a step, another one does the same work again, and then the power goes: what it has reported is there.
+/// The process is killed at a step, another one does the same work again, and then the power goes: what it has reported
+/// is there.
 fn kill_everywhere(group: GroupId, work: Work<'_>) {
     for at in 1.. {
         let decide = Nth::new(at, Decision::CutPower);

@@ -154,7 +154,8 @@ impl Lab {
         Lab::with_binary(None, ids)
     }
 
-    /// The same with another binary than this build's, for every node until it [is of this build](Node::is_of_this_build).
+    /// The same with another binary than this build's, for every node until it [is of this
+    /// build](Node::is_of_this_build).
     pub(crate) fn of(binary: PathBuf, ids: &[u64]) -> Lab {
         Lab::with_binary(Some(binary), ids)
     }

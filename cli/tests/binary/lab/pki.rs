@@ -92,8 +92,8 @@ impl Identity {
     }
 }
 
-/// `GET path` over TLS, where the server must show a certificate of `node-1.actorum` by one of these authorities: what came
-/// back, or why nothing did. The client shows this certificate and key, both in PEM, if it has one.
+/// `GET path` over TLS, where the server must show a certificate of `node-1.actorum` by one of these authorities: what
+/// came back, or why nothing did. The client shows this certificate and key, both in PEM, if it has one.
 pub(crate) fn tls_get(
     address: SocketAddr,
     path: &str,

@@ -1,7 +1,7 @@
 //! Filesystems of their own on loop mounts, for tests of disks.
 //!
-//! They need root, loop devices, mkfs.ext4 and fsfreeze. Where one is missing a test is skipped with a line that says so, and with
-//! `ACTORUM_PRIVILEGED=1` (as in CI) that is a failure.
+//! They need root, loop devices, mkfs.ext4 and fsfreeze. Where one is missing a test is skipped with a line that says
+//! so, and with `ACTORUM_PRIVILEGED=1` (as in CI) that is a failure.
 
 use std::{
     env,

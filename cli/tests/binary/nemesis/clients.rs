@@ -1,7 +1,8 @@
 //! Clients that write down what they ask and what they are told, and watchers that see who leads.
 //!
-//! What an answer means is the API's promise: 2xx, 404 and 409 are answers, 503 was surely not done, anything else (504, a
-//! connection that broke, no answer in time) may have been, now or later. Clients never try again by themselves.
+//! What an answer means is the API's promise: 2xx, 404 and 409 are answers, 503 was surely not done, anything else
+//! (504, a connection that broke, no answer in time) may have been, now or later. Clients never try again by
+//! themselves.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

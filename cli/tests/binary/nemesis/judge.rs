@@ -125,9 +125,9 @@ fn replay(log: &[Applied]) -> Result<(Vec<Effect>, BTreeMap<String, String>), St
     Ok((effects, map))
 }
 
-/// No write was lost, and none was done twice: every write that was acknowledged is the command of the index that was told, and
-/// what it told is true there; what surely failed is nowhere; what is unknown is there once or not at all. Returns how many
-/// acknowledged writes were found.
+/// No write was lost, and none was done twice: every write that was acknowledged is the command of the index that was
+/// told, and what it told is true there; what surely failed is nowhere; what is unknown is there once or not at all.
+/// Returns how many acknowledged writes were found.
 pub(crate) fn once(log: &[Applied], pages: &Pages) -> Result<u64, String> {
     // What was acknowledged, by index; and what was written, by value.
     let mut acknowledged: BTreeMap<u64, (&Operation<String, String>, &Note)> = BTreeMap::new();

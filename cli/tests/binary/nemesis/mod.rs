@@ -1,8 +1,8 @@
 //! Real nodes, real disks, a network and a machine room that go wrong on purpose; and clients that remember everything.
 //!
-//! Three to five `actorum serve` processes run in network namespaces joined by a switch (cli/tests/tools/switch.py) that cuts, loses,
-//! delays, reorders, duplicates and corrupts, each direction of each link by itself; each node has an ext4 of its own, whose
-//! power is cut; nodes are killed and paused. When it is over everything is healed, and
+//! Three to five `actorum serve` processes run in network namespaces joined by a switch (cli/tests/tools/switch.py)
+//! that cuts, loses, delays, reorders, duplicates and corrupts, each direction of each link by itself; each node has an
+//! ext4 of its own, whose power is cut; nodes are killed and paused. When it is over everything is healed, and
 //!
 //! - every node must answer, have applied the same commands, and hold what comes of them;
 //! - every acknowledged write must be found at the index that was told, and no write twice;
@@ -16,8 +16,9 @@
 //! MINUTES=60 SEED=7 cargo test --test binary nemesis::everything -- --nocapture
 //! ```
 //!
-//! `NODES` sets their number. The plan of faults follows from the seed; when they meet whom depends on the machine. A run that
-//! fails, and with `KEEP` set any, keeps its plan, its history, its logs and its data directories, and prints where.
+//! `NODES` sets their number. The plan of faults follows from the seed; when they meet whom depends on the machine. A
+//! run that fails, and with `KEEP` set any, keeps its plan, its history, its logs and its data directories, and prints
+//! where.
 
 mod clients;
 mod judge;

@@ -1,7 +1,7 @@
 //! What will go wrong and when, drawn from the seed before anything begins: the same seed, the same plan.
 //!
-//! Two series run beside each other: one of processes and disks, one of links. Whom a fault meets may depend on who leads at
-//! that moment; the plan says so, and the run notes whom it met.
+//! Two series run beside each other: one of processes and disks, one of links. Whom a fault meets may depend on who
+//! leads at that moment; the plan says so, and the run notes whom it met.
 
 use std::{
     collections::BTreeMap,

@@ -1,11 +1,13 @@
-//! The world that a run happens in: hosts behind a switch that misbehaves on order, each with a disk whose power can be cut.
+//! The world that a run happens in: hosts behind a switch that misbehaves on order, each with a disk whose power can be
+//! cut.
 //!
 //! ```text
 //!  clients ──HTTP over mgmt0, which no fault touches──▶ node i ──QUIC over eth0──▶ switch.py ──▶ the other nodes
 //!                                                        └─ ext4 on a loop device
 //! ```
 //!
-//! Everything is named after the process that made it, so that a run finds and removes what one that was killed left behind.
+//! Everything is named after the process that made it, so that a run finds and removes what one that was killed left
+//! behind.
 
 use std::{
     collections::BTreeMap,

@@ -1,7 +1,7 @@
 //! The rule of a change of the configuration, beside raft-rs, which has one of its own.
 //!
-//! What [`Configuration::after`] makes of random changes, raft-rs makes of them as well. What it refuses, raft-rs refuses, or
-//! does not take notice of. `SEED=7` runs one seed.
+//! What [`Configuration::after`] makes of random changes, raft-rs makes of them as well. What it refuses, raft-rs
+//! refuses, or does not take notice of. `SEED=7` runs one seed.
 
 use std::collections::{BTreeSet, HashSet};
 

@@ -4,7 +4,8 @@ use actorum_machine::ids::GroupId;
 
 use super::cluster::Cluster;
 
-/// What group 0 of node 1 has always drawn as a follower, by term. Runs of the simulator that were recorded stand on it.
+/// What group 0 of node 1 has always drawn as a follower, by term. Runs of the simulator that were recorded stand on
+/// it.
 const FIRST_GROUP: [usize; 20] = [15, 17, 17, 15, 10, 16, 12, 15, 11, 17, 10, 14, 13, 17, 16, 15, 16, 13, 10, 15];
 
 /// The timeouts that one group of node 1 draws as a follower, by term: between 10 and 19 ticks.
@@ -21,7 +22,8 @@ fn drawn(group: GroupId) -> [usize; 20] {
     })
 }
 
-/// The groups of a node share its seed, its id and its incarnation. In step, all of them would campaign in the same tick.
+/// The groups of a node share its seed, its id and its incarnation. In step, all of them would campaign in the same
+/// tick.
 #[test]
 fn two_groups_of_one_node_do_not_draw_in_step() {
     let draws = [GroupId::FIRST, GroupId(1), GroupId(2), GroupId(u32::MAX)].map(drawn);

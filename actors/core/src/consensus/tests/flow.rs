@@ -46,8 +46,8 @@ fn of_size(name: &str, bytes: usize) -> String {
     format!("{name}{}", "x".repeat(bytes - name.len()))
 }
 
-/// A follower 200 entries behind, each as large as a message may be. What is sent to it stays within its window and its messages within
-/// their bound (`Checks` looks at each), nothing is dropped, and no heartbeat is needed to go on.
+/// A follower 200 entries behind, each as large as a message may be. What is sent to it stays within its window and its
+/// messages within their bound (`Checks` looks at each), nothing is dropped, and no heartbeat is needed to go on.
 #[test]
 fn a_follower_far_behind_catches_up_within_its_window() {
     // A sixty-fourth of what the defaults are: transcripts quote what is applied.
@@ -106,8 +106,8 @@ fn small_entries_fill_messages() {
     assert!(messages < 400, "{messages} messages");
 }
 
-/// A window that fills while its messages are lost in silence does not stay full: each heartbeat's answer brings an append without
-/// entries, which the follower refuses.
+/// A window that fills while its messages are lost in silence does not stay full: each heartbeat's answer brings an
+/// append without entries, which the follower refuses.
 #[test]
 fn a_window_full_of_lost_messages_is_found() {
     let mut cluster = Cluster::new(1);
@@ -131,8 +131,9 @@ fn a_window_full_of_lost_messages_is_found() {
     assert_eq!(cluster.core(3).status().persisted_index, last);
 }
 
-/// Killed under load, and started again with a bound below what is in every log and not committed: the entry of the new leader, which
-/// alone can commit the rest, is not dropped. While the tail is over the bound clients are told that it is busy.
+/// Killed under load, and started again with a bound below what is in every log and not committed: the entry of the new
+/// leader, which alone can commit the rest, is not dropped. While the tail is over the bound clients are told that it
+/// is busy.
 #[test]
 fn a_tail_above_the_bound_is_committed_after_a_restart() {
     let mut cluster = Cluster::new(1);
@@ -220,7 +221,8 @@ fn an_entry_counts_for_more_than_its_payload() {
     assert!(!cluster.checks.rejected.is_empty());
 }
 
-/// Three nodes, of which the third was away until the log no longer reached back to what it holds; it is fetching a snapshot.
+/// Three nodes, of which the third was away until the log no longer reached back to what it holds; it is fetching a
+/// snapshot.
 fn one_fetches(hold_bytes: u64) -> Cluster {
     let mut cluster = Cluster::new(1);
     (cluster.snapshot_entries, cluster.hold_bytes, cluster.keep_entries) = (100, hold_bytes, 0);
@@ -273,7 +275,8 @@ fn fetched(cluster: &mut Cluster) {
     settle(cluster);
 }
 
-/// A snapshot on its way holds the log behind it, but not more of it than for any follower that is behind, nor on a disk without room.
+/// A snapshot on its way holds the log behind it, but not more of it than for any follower that is behind, nor on a
+/// disk without room.
 #[test]
 fn a_transfer_holds_the_log_within_its_bound_and_while_there_is_room() {
     let mut cluster = one_fetches(1000);

@@ -145,7 +145,8 @@ fn what_a_kind_does_not_carry() {
     dropped(3, &RaftMessage::new(MessageKind::Snapshot, 2), &[1, 2, 4]);
 }
 
-/// Another cluster is begun by a stopped node's tools; a peer that sends the entry would make one of every node that hears it.
+/// Another cluster is begun by a stopped node's tools; a peer that sends the entry would make one of every node that
+/// hears it.
 #[test]
 fn the_beginning_of_another_cluster() {
     let audit = Audit {
@@ -219,8 +220,8 @@ fn contradictions() -> Vec<(RaftMessage, &'static str)> {
     all
 }
 
-/// Promise 7: evidence that a node cannot trust its state is never only a line in a log. But a node believes it only of a
-/// member that speaks as the leader of this term or a later one.
+/// Promise 7: evidence that a node cannot trust its state is never only a line in a log. But a node believes it only of
+/// a member that speaks as the leader of this term or a later one.
 #[test]
 fn proof_stops_its_receiver() {
     for (m, why) in contradictions() {
@@ -406,7 +407,8 @@ fn terms_far_ahead() {
     dropped(1, &snapshot(|s| s.term = AHEAD), &[2, 4]);
 }
 
-/// What is nearer is stepped as Raft says, and elections go on from there: also from terms that were once thought the last.
+/// What is nearer is stepped as Raft says, and elections go on from there: also from terms that were once thought the
+/// last.
 #[test]
 fn terms_just_near_enough() {
     let mut cluster = cluster();
@@ -436,7 +438,8 @@ fn settle_in_time(cluster: &mut Cluster) {
     }
 }
 
-/// A directory that took a term of such a message before there was this bound still elects; one without terms left does not open.
+/// A directory that took a term of such a message before there was this bound still elects; one without terms left does
+/// not open.
 #[test]
 fn persisted_terms_near_the_end() {
     let mut cluster = Cluster::new(1);
@@ -488,7 +491,8 @@ fn leadership_is_handed_over_by_the_leader_alone() {
     assert_eq!((victims.core(2).status().term, victims.core(2).role()), (3, Role::Candidate));
 }
 
-/// A snapshot whose configuration is not that of the state in it: the two would part at the next change. Found by fuzzing.
+/// A snapshot whose configuration is not that of the state in it: the two would part at the next change. Found by
+/// fuzzing.
 #[test]
 fn snapshots_that_contradict_themselves() {
     let all = [2, 3, 4];

@@ -1,9 +1,10 @@
-//! A cluster driven by random numbers: everything that may happen happens, in any order, and nothing that may never happen does.
+//! A cluster driven by random numbers: everything that may happen happens, in any order, and nothing that may never
+//! happen does.
 //!
 //! Links lose and repeat but never reorder (a stream); heartbeats and votes overtake the log (another stream); disks
-//! answer late and lose what they had not answered for, or not all of it; nodes die, pause and come back; members come and
-//! go. After each effect [`Checks`](super::checks::Checks) looks; at the end everything is healed and every client must
-//! have had its one answer. `SEED=7` runs one seed, `SEEDS=10000` that many.
+//! answer late and lose what they had not answered for, or not all of it; nodes die, pause and come back; members come
+//! and go. After each effect [`Checks`](super::checks::Checks) looks; at the end everything is healed and every client
+//! must have had its one answer. `SEED=7` runs one seed, `SEEDS=10000` that many.
 
 use std::time::Duration;
 

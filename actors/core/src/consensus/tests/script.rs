@@ -110,7 +110,8 @@ impl Script {
         count > 0
     }
 
-    /// The others forget the leader they heard last; then one node's time is up, and only they and it exchange messages.
+    /// The others forget the leader they heard last; then one node's time is up, and only they and it exchange
+    /// messages.
     fn elect(&mut self, id: NodeId, others: &[NodeId]) -> Result<(), Box<dyn Error>> {
         let all: Vec<_> = self.ids(0).into_iter().filter(|other| *other != id && self.cluster.is_up(*other)).collect();
         let others = if others.is_empty() { &all[..] } else { others };
