@@ -104,7 +104,8 @@ async fn main() {
     let time = Duration::from_secs(seconds);
     alone();
     println!(
-        "three nodes, one process, loopback QUIC, durable sled, 128-byte commands; {ROUNDS} rounds of {seconds} s each, in turn"
+        "three nodes, one process, loopback QUIC, durable sled, 128-byte commands; {ROUNDS} rounds of {seconds} s \
+         each, in turn"
     );
     for outstanding in OUTSTANDING {
         let mut ratios = Vec::new();
@@ -112,7 +113,8 @@ async fn main() {
             let (without, _) = whole(ResponseCheck::Off, outstanding, time).await;
             let (with, p50) = whole(ResponseCheck::Report, outstanding, time).await;
             println!(
-                "  {outstanding:>4} outstanding: {without:>8.0}/s without the hash of responses, {with:>8.0}/s with it (p50 {p50:.2} ms)"
+                "  {outstanding:>4} outstanding: {without:>8.0}/s without the hash of responses, {with:>8.0}/s with it \
+                 (p50 {p50:.2} ms)"
             );
             ratios.push(with / without);
         }

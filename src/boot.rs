@@ -234,7 +234,8 @@ fn check_bootstrap(id: NodeId, bootstrap: &Bootstrap) -> Result<(), StartError> 
         Bootstrap::Form(founders) if !founders.contains_key(&id) => {
             let list: Vec<_> = founders.keys().map(NodeId::to_string).collect();
             Err(StartError::Founders(format!(
-                "node {id} is not in its own list of founders ({}): add it, or start it as a node that waits to be added",
+                "node {id} is not in its own list of founders ({}): add it, or start it as a node that waits to be \
+                 added",
                 list.join(", ")
             )))
         }

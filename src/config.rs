@@ -423,7 +423,9 @@ impl Config {
         let pieces = u64::from(self.snapshot_piece_bytes).saturating_mul(self.snapshot_sends as u64);
         if self.snapshot_rate > 0 && in_time < pieces {
             let problem = format!(
-                "in snapshot_timeout_ms only {in_time} bytes would be sent, less than a piece (snapshot_piece_bytes) to each of snapshot_sends peers, and every transfer would count as lost; raise either, or take smaller pieces"
+                "in snapshot_timeout_ms only {in_time} bytes would be sent, less than a piece (snapshot_piece_bytes) \
+                 to each of snapshot_sends peers, and every transfer would count as lost; raise either, or take \
+                 smaller pieces"
             );
             return wrong("snapshot_rate", problem);
         }
@@ -436,9 +438,9 @@ impl Config {
         let least = self.least_queue();
         if self.queue_bytes() < least {
             let problem = format!(
-                "{} is less than what may be on its way to one peer (peer_window_bytes is {window}, and one message more): what the \
-                 window lets through would be dropped and sent again; at least {least}, or 0 to let it follow from the window, or a \
-                 smaller peer_window_bytes",
+                "{} is less than what may be on its way to one peer (peer_window_bytes is {window}, and one message \
+                 more): what the window lets through would be dropped and sent again; at least {least}, or 0 to let it \
+                 follow from the window, or a smaller peer_window_bytes",
                 self.queue_bytes()
             );
             return wrong("peer_queue_bytes", problem);

@@ -109,8 +109,9 @@ impl Host {
     ///
     /// # Errors
     ///
-    /// [`StartError::Group`] if the group is another one than [`GroupId::FIRST`], or was opened before; the host goes on. After any
-    /// other error the host has ended and its directory is closed: mend the cause and start the host again.
+    /// [`StartError::Group`] if the group is another one than [`GroupId::FIRST`], or was opened before; the host goes
+    /// on. After any other error the host has ended and its directory is closed: mend the cause and start the host
+    /// again.
     pub async fn open<S: StateMachine>(
         &self,
         group: GroupId,

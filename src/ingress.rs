@@ -488,7 +488,8 @@ pub(crate) fn check_id(id: NodeId) -> Result<(), String> {
         0 => Err("0 is not a node id: choose 1 or more".to_owned()),
         1..=MAX_NODE_ID => Ok(()),
         _ => Err(format!(
-            "{id} is not a node id: {MAX_NODE_ID} (2^53 - 1) is the highest, since programs that read JSON round what is above it"
+            "{id} is not a node id: {MAX_NODE_ID} (2^53 - 1) is the highest, since programs that read JSON round what \
+             is above it"
         )),
     }
 }

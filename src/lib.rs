@@ -55,8 +55,8 @@
 //!     type Command = Add;
 //!     type Response = u64;
 //!
-//!     /// Every node calls this with the same commands in the same order, so it uses nothing but its arguments: no clock, no
-//!     /// random numbers, no network.
+//!     /// Every node calls this with the same commands in the same order, so it uses nothing but its arguments: no
+//!     /// clock, no random numbers, no network.
 //!     fn apply(&mut self, _: &ApplyContext, Add { n }: &Add) -> u64 {
 //!         self.sum += n;
 //!         self.sum

@@ -79,7 +79,8 @@ pub(crate) fn too_much(config: &Config, volume: u64, new: bool) -> Result<(), Co
     for (key, value, default, most) in settings.into_iter().take(judged) {
         if value != default && value > most {
             let problem = format!(
-                "{value} is too much for the volume of the data directory, which has {volume} bytes: at most {most}, or a larger volume"
+                "{value} is too much for the volume of the data directory, which has {volume} bytes: at most {most}, \
+                 or a larger volume"
             );
             return Err(ConfigError { key: key.into(), problem });
         }
@@ -114,9 +115,10 @@ pub(crate) fn too_small(config: &Config, volume: u64, snapshot: u64) -> Option<S
     let Config { low_space_bytes, reserve_bytes, .. } = *config;
     (low_space_bytes > 0 && volume < needed).then(|| {
         format!(
-            "the data directory's volume has {volume} bytes, and this node needs {needed}: 4 x the newest snapshot ({snapshot}) \
-             + reserve_bytes ({reserve_bytes}) + 2 x low_space_bytes ({low_space_bytes}) + {ENGINE_BYTES} for the log and its copy. \
-             Use a larger volume, or lower low_space_bytes or reserve_bytes; else writes may be refused for lack of space"
+            "the data directory's volume has {volume} bytes, and this node needs {needed}: 4 x the newest snapshot \
+             ({snapshot}) + reserve_bytes ({reserve_bytes}) + 2 x low_space_bytes ({low_space_bytes}) + {ENGINE_BYTES} \
+             for the log and its copy. Use a larger volume, or lower low_space_bytes or reserve_bytes; else writes may \
+             be refused for lack of space"
         )
     })
 }
@@ -180,8 +182,8 @@ mod tests {
                 let expected = match fits {
                     true => Ok(()),
                     false => Err(format!(
-                        "{key}: {bytes} is too much for the volume of the data directory, which has {volume} bytes: at most {most}, \
-                         or a larger volume"
+                        "{key}: {bytes} is too much for the volume of the data directory, which has {volume} bytes: at \
+                         most {most}, or a larger volume"
                     )),
                 };
                 assert_eq!(too_much(&config, volume, true).map_err(|error| error.to_string()), expected);

@@ -41,7 +41,8 @@ const KEPT: &[(u64, &str)] = &[
     ),
     (
         9_101_593,
-        "nothing wrong with a node: one that had started again after it was found out was asked before its snapshot had arrived",
+        "nothing wrong with a node: one that had started again after it was found out was asked before its snapshot \
+         had arrived",
     ),
     (
         2_013_002,

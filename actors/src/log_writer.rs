@@ -323,8 +323,9 @@ impl LogWriter {
     fn fail(&mut self, error: &StoreError) {
         let cause = match error {
             StoreError::Gone { .. } => format!(
-                "{error}. Nothing is acknowledged any more. Bring the directory back (mount it, or rename it back) and start the \
-                 node again; if it is lost, remove this node from the cluster and add it again under a new id, with an empty one"
+                "{error}. Nothing is acknowledged any more. Bring the directory back (mount it, or rename it back) and \
+                 start the node again; if it is lost, remove this node from the cluster and add it again under a new \
+                 id, with an empty one"
             ),
             // The way out is added here, because the status and the last line of the process show this text.
             StoreError::Io { .. } | StoreError::Closed(_) => format!(
@@ -959,8 +960,8 @@ mod tests {
         f.writer.send(entry(2, 3)).await.unwrap();
         let error = Arc::new(io::Error::other("no space left on device"));
         f.store.complete(Err(StoreError::Io { doing: "syncing db".into(), error }));
-        let cause = "the log writer: syncing db failed: no space left on device. Nothing more is written by this process; \
-                     start it again once the disk can be written (if it was full: once there is room)";
+        let cause = "the log writer: syncing db failed: no space left on device. Nothing more is written by this \
+                     process; start it again once the disk can be written (if it was full: once there is room)";
         assert_eq!(f.heard.recv().await, Some(Heard::Failed(cause.into())));
         f.writer.send(entry(3, 4)).await.unwrap();
         let status = f.status().await;

@@ -53,8 +53,8 @@ pub(crate) fn run(Args { url, timeout }: Args) -> Result<(), Failure> {
         true => Ok(()),
         // The request has ended: the cluster does not remember it for members that get the new version later.
         false => Err(Failure::new(
-            "not all that this node understands can be used: start the members that lack it with its version, or remove them, and \
-             activate again",
+            "not all that this node understands can be used: start the members that lack it with its version, or \
+             remove them, and activate again",
         )),
     }
 }

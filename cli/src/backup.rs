@@ -54,7 +54,12 @@ pub(crate) struct SnapshotArgs {
     /// The node's admin address, such as http://127.0.0.1:9001
     url: String,
     /// How long to wait for the snapshot, in seconds; afterwards the node still takes it
-    #[arg(long, value_name = "SECONDS", default_value_t = MOST_S, value_parser = clap::value_parser!(u64).range(1..=MOST_S))]
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value_t = MOST_S,
+        value_parser = clap::value_parser!(u64).range(1..=MOST_S)
+    )]
     timeout: u64,
 }
 
@@ -81,7 +86,8 @@ pub(crate) struct BackupArgs {
 pub(crate) fn base(url: &str) -> Result<String, Failure> {
     if url.starts_with("https://") {
         return Err(Failure::usage(format!(
-            "{url} asks for certificates, which this client does not show: see `actorum backup --help` for one that does"
+            "{url} asks for certificates, which this client does not show: see `actorum backup --help` for one that \
+             does"
         )));
     }
     let url = if url.contains("://") { url.to_owned() } else { format!("http://{url}") };

@@ -77,7 +77,12 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
     /// How many writes to make
-    #[arg(long, value_name = "N", default_value_t = 3000, value_parser = clap::value_parser!(u64).range(30..=1_000_000))]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 3000,
+        value_parser = clap::value_parser!(u64).range(30..=1_000_000)
+    )]
     writes: u64,
 }
 
@@ -246,7 +251,8 @@ impl Story {
         bar.finish_and_clear();
         self.snapshots = arrived?;
         account.line(format_args!(
-            "node {away} is back: {} snapshot of {}, sent at 6 MiB/s at most, and the log after it: entry {commit} after {}",
+            "node {away} is back: {} snapshot of {}, sent at 6 MiB/s at most, and the log after it: entry {commit} \
+             after {}",
             self.snapshots,
             HumanBytes(bytes),
             ms(restarted.elapsed())

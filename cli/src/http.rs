@@ -136,7 +136,8 @@ impl Change {
         let body = text(node, request, body, MAX_CHANGE, deadline).await?;
         let Body { value, expect, expect_absent } = object(&body).map_err(|e| {
             Refused::bad_request(format!(
-                "the body must be like {{\"value\":\"new\",\"expect\":\"old\"}} or {{\"value\":\"new\",\"expect_absent\":true}}: {e}"
+                "the body must be like {{\"value\":\"new\",\"expect\":\"old\"}} or \
+                 {{\"value\":\"new\",\"expect_absent\":true}}: {e}"
             ))
         })?;
         if [&value, &expect].into_iter().flatten().any(|text| text.len() > MAX_VALUE) {
@@ -275,8 +276,8 @@ pub(crate) fn unparsed(node: &Node, status: StatusCode, url: usize) -> Refused {
         }
         StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => {
             let message = format!(
-                "the head of the request has more than the {MAX_HEAD} bytes, or the {MAX_HEADERS} headers, that it may have: \
-                 {belongs}"
+                "the head of the request has more than the {MAX_HEAD} bytes, or the {MAX_HEADERS} headers, that it may \
+                 have: {belongs}"
             );
             (status, "too_large", message)
         }

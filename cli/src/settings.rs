@@ -149,8 +149,8 @@ impl Settings {
         self.check_ids()?;
         match (self.admin, &self.admin_certs) {
             (Some(admin), None) if !admin.ip().is_loopback() => Err(Failure::usage(format!(
-                "--admin {admin} can be reached from other machines, and whoever reaches it can remove nodes: \
-                 use a loopback address such as 127.0.0.1:{port}, or ask for client certificates with --admin-certs DIR",
+                "--admin {admin} can be reached from other machines, and whoever reaches it can remove nodes: use a \
+                 loopback address such as 127.0.0.1:{port}, or ask for client certificates with --admin-certs DIR",
                 port = admin.port()
             ))),
             (None, Some(_)) => Err(Failure::usage("--admin-certs does nothing without --admin: give the address too")),

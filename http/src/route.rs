@@ -124,8 +124,8 @@ fn broken_off(error: &actix_web::error::PayloadError, chunked: bool) -> Refused 
     use actix_web::error::PayloadError;
     Refused::bad_request(match error {
         PayloadError::Incomplete(None) | PayloadError::EncodingCorrupted if chunked => {
-            "the body in chunks ended too early or is malformed: each chunk is its length in hexadecimal digits, CRLF, so \
-             many bytes, CRLF; the last has length 0"
+            "the body in chunks ended too early or is malformed: each chunk is its length in hexadecimal digits, CRLF, \
+             so many bytes, CRLF; the last has length 0"
                 .to_owned()
         }
         PayloadError::Incomplete(None) => "the body is shorter than content-length announced".to_owned(),

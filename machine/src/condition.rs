@@ -253,15 +253,17 @@ fn diverged(status: &Status) -> Found {
     match found.side {
         // Somebody else is wrong, and stops.
         DivergenceSide::Majority => warning(format!(
-            "{what}; a majority of the voters agrees with this node. The nodes that differ stop: remove them, and add them again \
-             under new ids with empty directories"
+            "{what}; a majority of the voters agrees with this node. The nodes that differ stop: remove them, and add \
+             them again under new ids with empty directories"
         )),
         DivergenceSide::Minority => unready(format!(
-            "{what}; a majority of the voters disagrees with this node: remove it, and add it again under a new id with an empty directory"
+            "{what}; a majority of the voters disagrees with this node: remove it, and add it again under a new id \
+             with an empty directory"
         )),
         // Whatever this node answered, another node, which may be right, would answer something else.
         DivergenceSide::Undecided => unready(format!(
-            "{what}, and no majority of the voters agrees: compare the nodes with `actorum inspect`, and replace those that are wrong"
+            "{what}, and no majority of the voters agrees: compare the nodes with `actorum inspect`, and replace those \
+             that are wrong"
         )),
     }
 }
@@ -269,8 +271,9 @@ fn diverged(status: &Status) -> Found {
 fn responses_diverged(status: &Status) -> Found {
     let found = status.response_divergence.as_ref()?;
     warning(format!(
-        "state machines of one VERSION responded differently to the same commands on {}: the machine is not deterministic, or \
-         its code changed without a new VERSION. Look for clocks, random numbers and iteration over hash maps in `apply`",
+        "state machines of one VERSION responded differently to the same commands on {}: the machine is not \
+         deterministic, or its code changed without a new VERSION. Look for clocks, random numbers and iteration over \
+         hash maps in `apply`",
         compared(found)
     ))
 }
@@ -278,8 +281,8 @@ fn responses_diverged(status: &Status) -> Found {
 fn commit_conflict(status: &Status) -> Found {
     let (peer, CommitConflict { index, at, .. }) = status.commit_conflicts.iter().next()?;
     warning(format!(
-        "node {peer} says that it committed entry {index}, which contradicts entry {at} of this node: one of the two directories \
-         was put back from an older copy, swapped or damaged. Compare them with `actorum inspect`"
+        "node {peer} says that it committed entry {index}, which contradicts entry {at} of this node: one of the two \
+         directories was put back from an older copy, swapped or damaged. Compare them with `actorum inspect`"
     ))
 }
 
@@ -384,7 +387,8 @@ fn no_leader(status: &Status) -> Found {
     };
     unready(match status.leader {
         Some(leader) if leader != status.id => format!(
-            "node {leader} led, and was not heard for an election timeout: an election follows. Look at node {leader}{away}"
+            "node {leader} led, and was not heard for an election timeout: an election follows. Look at node \
+             {leader}{away}"
         ),
         _ if reaches_all => {
             "no leader is known: an election is under way. If it lasts, look whether the voters reach each other"
@@ -491,8 +495,8 @@ fn clock_unverified(status: &Status) -> Found {
         return None;
     }
     warning(format!(
-        "node {} leads and does not know the clocks of a majority of the voters (they cannot be reached, or run an older version): \
-         it takes the time of new entries from its own clock alone. Connect or upgrade them",
+        "node {} leads and does not know the clocks of a majority of the voters (they cannot be reached, or run an \
+         older version): it takes the time of new entries from its own clock alone. Connect or upgrade them",
         status.id
     ))
 }

@@ -324,8 +324,8 @@ pub enum SubscribeError {
     /// follows it. One case is not refused, because a [`Position`] cannot tell it: a cluster that was founded anew with
     /// the same founders, name and authority.
     #[error(
-        "the position {position} belongs to another cluster; this is cluster {cluster}, perhaps restored from a backup. \
-         Read the state anew and follow it from there"
+        "the position {position} belongs to another cluster; this is cluster {cluster}, perhaps restored from a \
+         backup. Read the state anew and follow it from there"
     )]
     ForeignPosition {
         /// What was asked for.
@@ -348,8 +348,8 @@ pub enum SubscribeError {
     /// This node has not applied so much, and could not find out whether the cluster has. Ask again, or ask another
     /// node.
     #[error(
-        "this node has applied up to {applied}, and could not find out whether the cluster has applied index {index}: {cause}. \
-         Ask again, or ask another node"
+        "this node has applied up to {applied}, and could not find out whether the cluster has applied index {index}: \
+         {cause}. Ask again, or ask another node"
     )]
     Behind {
         /// What was asked for.
@@ -398,11 +398,12 @@ fn leader_hint(leader: &Option<NodeId>) -> String {
 fn needs_version(needed: u32, lowest: u32, node: Option<NodeId>) -> String {
     let why = match node {
         Some(node) => format!(
-            "node {node} has announced no later one than {lowest}: start it with a program that has version {needed}, or remove it"
+            "node {node} has announced no later one than {lowest}: start it with a program that has version {needed}, \
+             or remove it"
         ),
         None => format!(
-            "version {lowest} is in force, although every member's program has {needed}: the leader puts it in force, or an operator \
-             does so with `actorum activate`"
+            "version {lowest} is in force, although every member's program has {needed}: the leader puts it in force, \
+             or an operator does so with `actorum activate`"
         ),
     };
     format!("the command needs version {needed} of the state machine, and {why}")

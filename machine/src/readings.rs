@@ -60,8 +60,8 @@ impl fmt::Display for LearnerReading {
         if let Some(lacks) = lacks {
             return write!(
                 f,
-                "node {node} does not understand {lacks}, which this cluster uses: start it with the version of the program that \
-                 the members have"
+                "node {node} does not understand {lacks}, which this cluster uses: start it with the version of the \
+                 program that the members have"
             );
         }
         if *forced {

@@ -409,7 +409,8 @@ impl World {
             }
         };
         let detail = format!(
-            "virtual time stood still for {real:?} of real time: {why}. Let a client think (`Client::think`) where nothing else takes time"
+            "virtual time stood still for {real:?} of real time: {why}. Let a client think (`Client::think`) where \
+             nothing else takes time"
         );
         self.broken_at(at_ms, STANDSTILL, detail);
     }

@@ -640,7 +640,8 @@ mod tests {
             let mut arrived = arrived.iter().peekable();
             for message in &messages {
                 if arrived.next_if(|next| *next == message).is_none() {
-                    prop_assert!(message.encoded_bound() + BATCH_FRAMING > max, "it fits a frame, and was left out or moved");
+                    let bound = message.encoded_bound() + BATCH_FRAMING;
+                    prop_assert!(bound > max, "it fits a frame, and was left out or moved");
                 }
             }
             prop_assert!(arrived.next().is_none(), "out of order");
@@ -689,7 +690,11 @@ mod tests {
 
         /// A true frame with one byte changed: an error or another value, never a panic.
         #[test]
-        fn one_wrong_byte_is_harmless(messages in vec(message(), 1..4), at in any::<prop::sample::Index>(), byte in any::<u8>()) {
+        fn one_wrong_byte_is_harmless(
+            messages in vec(message(), 1..4),
+            at in any::<prop::sample::Index>(),
+            byte in any::<u8>(),
+        ) {
             let mut out = Vec::new();
             encode_messages(GroupId(0), &messages, 1 << 20, &mut out);
             let at = at.index(out.len());

@@ -102,7 +102,8 @@ pub enum FormationError {
     },
     /// Another founder has another list.
     #[error(
-        "node {peer} was started with the founders {theirs}, this node with {ours}: start all founders with the same list"
+        "node {peer} was started with the founders {theirs}, this node with {ours}: start all founders with the same \
+         list"
     )]
     OtherFounders {
         /// The other.
@@ -114,8 +115,9 @@ pub enum FormationError {
     },
     /// Another founder was told another name.
     #[error(
-        "node {peer} founds a cluster with the name {theirs:?}, node {id} one with the name {ours:?}: give all founders the same \
-         cluster_name (--cluster-name). No cluster was formed: their directories are used as they are"
+        "node {peer} founds a cluster with the name {theirs:?}, node {id} one with the name {ours:?}: give all \
+         founders the same cluster_name (--cluster-name). No cluster was formed: their directories are used as they \
+         are"
     )]
     OtherName {
         /// The other.
@@ -129,9 +131,9 @@ pub enum FormationError {
     },
     /// The cluster that the other is part of is not the one that this node's list and name make.
     #[error(
-        "node {peer} belongs to the cluster {theirs}, and the founders, the cluster_name and the certificate authority of node {id} make \
-         the cluster {ours}: start it with those that the others were formed with. \
-         This node is in no cluster yet: its directory is used as it is"
+        "node {peer} belongs to the cluster {theirs}, and the founders, the cluster_name and the certificate authority \
+         of node {id} make the cluster {ours}: start it with those that the others were formed with. This node is in \
+         no cluster yet: its directory is used as it is"
     )]
     OtherCluster {
         /// The other.
@@ -145,7 +147,8 @@ pub enum FormationError {
     },
     /// The other waits to be added.
     #[error(
-        "node {peer} is in the list of founders but waits to be added: start it with the list, or take it out of the list"
+        "node {peer} is in the list of founders but waits to be added: start it with the list, or take it out of the \
+         list"
     )]
     NotFounding {
         /// The other.
@@ -153,11 +156,11 @@ pub enum FormationError {
     },
     /// The cluster was formed with another directory of ours.
     #[error(
-        "node {peer} says that the cluster was formed with another directory of node {id} (incarnation {known}, this one is {ours}): \
-         this directory is new or was replaced, and must not vote. Bring the old directory back, \
-         or remove node {id} from the cluster and add this one under a new id. If the cluster was only just formed and `actorum inspect` \
-         shows no entry of an application in any founder's directory, nothing was committed: stop all founders, delete their directories, \
-         and start them again"
+        "node {peer} says that the cluster was formed with another directory of node {id} (incarnation {known}, this \
+         one is {ours}): this directory is new or was replaced, and must not vote. Bring the old directory back, or \
+         remove node {id} from the cluster and add this one under a new id. If the cluster was only just formed and \
+         `actorum inspect` shows no entry of an application in any founder's directory, nothing was committed: stop \
+         all founders, delete their directories, and start them again"
     )]
     Replaced {
         /// The other.

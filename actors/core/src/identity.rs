@@ -50,7 +50,8 @@ pub enum RefusedBecause {
     },
     /// The id is known with another incarnation: the peer lost its disk, or two nodes share an id.
     #[error(
-        "node {id} is known here as incarnation {known}, not {theirs}: its data directory was replaced. Restore the directory, or remove the node and add it again under a new id"
+        "node {id} is known here as incarnation {known}, not {theirs}: its data directory was replaced. Restore the \
+         directory, or remove the node and add it again under a new id"
     )]
     Incarnation {
         /// The id.
@@ -84,7 +85,8 @@ pub enum RefusedBecause {
     },
     /// The data directory was opened again since: this is the process before, or a copy of the directory.
     #[error(
-        "node {id} was started again since (boot {known}; this is boot {theirs}): stop one of the two processes, and if both directories are meant to live, give one a new id"
+        "node {id} was started again since (boot {known}; this is boot {theirs}): stop one of the two processes, and \
+         if both directories are meant to live, give one a new id"
     )]
     Boot {
         /// The id.

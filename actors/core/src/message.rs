@@ -1,7 +1,7 @@
 //! What the core takes and gives besides the structs of the wire: plain values, which actors carry.
 //!
-//! [`ReplyHandle`] is where the answer to a request goes. [`Append`], [`ReadEntries`], [`Committed`], [`FetchSnapshot`] and
-//! [`LeaderChanged`] are what a drain asks for, and [`Room`] is what the core hears of the disk.
+//! [`ReplyHandle`] is where the answer to a request goes. [`Append`], [`ReadEntries`], [`Committed`], [`FetchSnapshot`]
+//! and [`LeaderChanged`] are what a drain asks for, and [`Room`] is what the core hears of the disk.
 
 use actorum_machine::{
     ids::{GroupId, NodeId},

@@ -126,8 +126,9 @@ pub enum ApplyError {
     },
     /// The cluster uses something that this program does not understand.
     #[error(
-        "the cluster uses {activation} at {}, and this program does not understand it: start this node with the version \
-         of the program that the other members have", At(*.index, *.term)
+        "the cluster uses {activation} at {}, and this program does not understand it: start this node with the \
+         version of the program that the other members have",
+        At(*.index, *.term)
     )]
     Outdated {
         /// The index at which it was found: of the entry that put it to use, or of a snapshot behind that.
@@ -195,8 +196,8 @@ pub enum ApplyError {
 fn way_out(kind: &str) -> &'static str {
     match kind {
         "command" => {
-            ". A command may be proposed only once every program can read it (`StateMachine::needs_version`): start this node with \
-             a program that can"
+            ". A command may be proposed only once every program can read it (`StateMachine::needs_version`): start \
+             this node with a program that can"
         }
         _ => ". A later version of actorum wrote it: start this node with the version that the other members have",
     }

@@ -216,13 +216,28 @@ impl ConsistencyChecker {
     fn say(&self, found: &ConsistencyStatus) {
         match (&self.shown.state, &found.state) {
             (None, Some(state)) => {
-                tracing::debug!(index = state.index, equal_until = state.equal_until, side = ?state.side, nodes = ?state.values.keys(), "nodes of this cluster have applied different entries");
+                let Divergence { index, equal_until, side, values } = state;
+                tracing::debug!(
+                    index,
+                    equal_until,
+                    ?side,
+                    nodes = ?values.keys(),
+                    "nodes of this cluster have applied different entries"
+                );
             }
             (Some(_), None) => tracing::debug!("the nodes of this cluster have applied the same entries again"),
             _ => {}
         }
         if let (None, Some(responses)) = (&self.shown.responses, &found.responses) {
-            tracing::debug!(index = responses.index, since = responses.equal_until, side = ?responses.side, nodes = ?responses.values.keys(), "state machines of one VERSION responded differently to the same commands: the machine is not deterministic, or its code changed without a new VERSION");
+            let Divergence { index, equal_until, side, values } = responses;
+            tracing::debug!(
+                index,
+                since = equal_until,
+                ?side,
+                nodes = ?values.keys(),
+                "state machines of one VERSION responded differently to the same commands: the machine is not \
+                 deterministic, or its code changed without a new VERSION"
+            );
         }
     }
 }
@@ -238,18 +253,19 @@ fn state_cause(me: NodeId, found: &Divergence) -> String {
     let since =
         if until > 0 { format!("between the indexes {until} and {index}") } else { format!("up to index {index}") };
     format!(
-        "this node has applied other entries {since} than a majority of the voters: its hash at index {index} differs from \
-         theirs (node {others}). Its directory was put back from an older copy, swapped or damaged: remove this node, \
-         and add it again under a new id with an empty directory"
+        "this node has applied other entries {since} than a majority of the voters: its hash at index {index} differs \
+         from theirs (node {others}). Its directory was put back from an older copy, swapped or damaged: remove this \
+         node, and add it again under a new id with an empty directory"
     )
 }
 
 fn response_cause(me: NodeId, found: &Divergence) -> String {
     let (index, others) = (found.index, others(me, found));
     format!(
-        "the state machine of this node responded to the commands up to index {index} differently from those of a majority of \
-         the voters (node {others}): it is not deterministic, or its code changed without a new VERSION. Look for clocks, random \
-         numbers and iteration over hash maps in `apply`, and restart this node to rebuild its state"
+        "the state machine of this node responded to the commands up to index {index} differently from those of a \
+         majority of the voters (node {others}): it is not deterministic, or its code changed without a new VERSION. \
+         Look for clocks, random numbers and iteration over hash maps in `apply`, and restart this node to rebuild its \
+         state"
     )
 }
 

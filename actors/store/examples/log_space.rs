@@ -187,7 +187,8 @@ impl Tenths<'_> {
             let [live, disk, peak, memory] = [live, disk, self.peak, self.memory].map(|bytes| bytes >> 20);
             let longest = format!("{:.1} ms", self.longest.as_secs_f64() * 1e3);
             println!(
-                "{last:9} {rate:10.0} {each:7.2} {live:9} {disk:9} {ratio:6.2} {peak:9} {memory:11} {longest:>15} {rewritten:10}"
+                "{last:9} {rate:10.0} {each:7.2} {live:9} {disk:9} {ratio:6.2} {peak:9} {memory:11} {longest:>15} \
+                 {rewritten:10}"
             );
             (self.used, self.longest) = ((used, last), Duration::ZERO);
             self.rates.clear();

@@ -29,9 +29,23 @@ mod first {
 
     #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
     pub(super) enum SystemCommand {
-        Change { id: ChangeId, change: Change },
-        Incarnation { node: NodeId, incarnation: Incarnation },
-        Recovered { cluster: ClusterId, node: NodeId, address: Address, incarnation: Option<Incarnation>, audit: Audit },
+        Change {
+            id: ChangeId,
+            change: Change,
+        },
+        Incarnation {
+            node: NodeId,
+            incarnation: Incarnation,
+        },
+        Recovered {
+            // What the recovery made.
+            cluster: ClusterId,
+            node: NodeId,
+            address: Address,
+            incarnation: Option<Incarnation>,
+            // Who made it, and why.
+            audit: Audit,
+        },
     }
 
     #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,7 +1,8 @@
 //! What is on the disk of a node: its log, and the files of its snapshots.
 //!
-//! [`log`] begins with the contract, [`log::store`], which the default over sled, one in memory and a simulated one keep, and which
-//! [`log::conformance`] tests; [`snapshot`] is where the files of snapshots are built, received, kept and read.
+//! [`log`] begins with the contract, [`log::store`], which the default over sled, one in memory and a simulated one
+//! keep, and which [`log::conformance`] tests; [`snapshot`] is where the files of snapshots are built, received, kept
+//! and read.
 //!
 //! Deliberately absent: actors, and deciding what is written. Calls that may wait for a device say so by `blocks`; the
 //! store's own threads report through closures.

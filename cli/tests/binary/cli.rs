@@ -294,8 +294,9 @@ fn every_variable() {
     let file = lab.path("config.toml");
     let (data, certs) = (lab.path("data"), lab.path("certs/node-1"));
     let text = format!(
-        "id = 1\nlisten = \"127.0.0.1:0\"\nhttp = \"127.0.0.1:0\"\nadmin = \"127.0.0.1:0\"\nwait = true\nlog_format = \"json\"\n\
-         data = {data:?}\ncerts = {certs:?}\nadmin_certs = {certs:?}\n[raft]\nheartbeat_ms = 90\ncluster_name = \"kept\"\n"
+        "id = 1\nlisten = \"127.0.0.1:0\"\nhttp = \"127.0.0.1:0\"\nadmin = \"127.0.0.1:0\"\nwait = true\n\
+         log_format = \"json\"\ndata = {data:?}\ncerts = {certs:?}\nadmin_certs = {certs:?}\n[raft]\n\
+         heartbeat_ms = 90\ncluster_name = \"kept\"\n"
     );
     fs::write(&file, &text).expect("a file");
     let start = |config: bool, variables: &[(String, &str)]| {

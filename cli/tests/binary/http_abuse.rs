@@ -127,7 +127,8 @@ fn idle_connections() {
     });
     let (closed, grown) = (began.elapsed(), resident(node).saturating_sub(before));
     println!(
-        "{count} idle connections opened in {opened:?}, closed after {closed:?}; honest requests at most {slowest:?}, {} KiB more memory",
+        "{count} idle connections opened in {opened:?}, closed after {closed:?}; honest requests at most {slowest:?}, \
+         {} KiB more memory",
         grown >> 10
     );
     assert!(grown < GROWTH, "{grown} bytes");

@@ -152,8 +152,8 @@ fn lose_nothing_on(filesystem: &str) {
         history.in_the_map_of(cluster.lab.node(id), 1 + history.len() / 100);
     }
     println!(
-        "{filesystem}: {cycles} cycles in {:?} ({cutting:?} of it cutting and looking): {cuts} power cuts, all three at \
-         once {all} times; {} writes acknowledged, {} applied",
+        "{filesystem}: {cycles} cycles in {:?} ({cutting:?} of it cutting and looking): {cuts} power cuts, all three \
+         at once {all} times; {} writes acknowledged, {} applied",
         started.elapsed(),
         acknowledged.len(),
         history.len()
@@ -235,8 +235,8 @@ fn power_cuts_between_snapshots() {
     let begins: Vec<u64> =
         cluster.lab.running().map(|node| node.status()["first_index"].as_u64().expect("an index")).collect();
     println!(
-        "{cycles} cycles: {cuts} power cuts, {} writes acknowledged, none lost; {installed} snapshots installed; the logs begin \
-         at {begins:?}",
+        "{cycles} cycles: {cuts} power cuts, {} writes acknowledged, none lost; {installed} snapshots installed; the \
+         logs begin at {begins:?}",
         written
     );
     assert!(begins.iter().all(|first| *first > 100), "the logs were cut off: {begins:?}");

@@ -41,8 +41,8 @@ impl Invariant for EveryRequestEnds {
                     let least = self.rooms.least_since(since);
                     if !why.starts_with("busy") || least >= bytes {
                         return Err(format!(
-                            "request {id}, made after the cluster had healed, failed: {why} (a command of {bytes} bytes, and no \
-                             leader had less room than {least} since)"
+                            "request {id}, made after the cluster had healed, failed: {why} (a command of {bytes} \
+                             bytes, and no leader had less room than {least} since)"
                         ));
                     }
                 }

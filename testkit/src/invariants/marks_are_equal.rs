@@ -26,7 +26,8 @@ impl Invariant for MarksAreEqual {
             let (known, other) = *self.state.entry((mark.index, hash.since)).or_insert((hash.value, *node));
             if known != hash.value {
                 return Err(format!(
-                    "n{node} comes to {} at the mark {}, n{other} came to {known}: behind {} they have not applied the same",
+                    "n{node} comes to {} at the mark {}, n{other} came to {known}: behind {} they have not applied the \
+                     same",
                     hash.value, mark.index, hash.since
                 ));
             }

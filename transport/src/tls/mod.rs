@@ -70,7 +70,8 @@ pub enum CertError {
     },
     /// A node's directory holds the authority's key.
     #[error(
-        "{path} is the authority's key: a node must not be able to issue certificates. Move it off this machine and give the node only ca.pem, cert.pem and key.pem"
+        "{path} is the authority's key: a node must not be able to issue certificates. Move it off this machine and \
+         give the node only ca.pem, cert.pem and key.pem"
     )]
     HoldsAuthorityKey {
         /// The key file.
@@ -104,7 +105,8 @@ pub enum CertError {
     },
     /// The calendar of this machine shows a time that cannot be.
     #[error(
-        "the calendar of this machine shows {shows}, and certificates cannot be made or checked by it: set the clock, and keep it with NTP"
+        "the calendar of this machine shows {shows}, and certificates cannot be made or checked by it: set the clock, \
+         and keep it with NTP"
     )]
     Calendar {
         /// What it shows.
@@ -485,8 +487,8 @@ fn readable(certificate: &CertificateDer<'_>) -> Result<(), String> {
 fn one_key(path: &Path, pem: &[u8]) -> Result<PrivateKeyDer<'static>, CertError> {
     let text = String::from_utf8_lossy(pem);
     if text.contains("ENCRYPTED") {
-        let cause = "it is encrypted, and nobody is asked for a passphrase when a node starts: store it decrypted, readable by \
-                     the node's user alone (openssl pkey -in key.pem -out decrypted.pem)";
+        let cause = "it is encrypted, and nobody is asked for a passphrase when a node starts: store it decrypted, \
+                     readable by the node's user alone (openssl pkey -in key.pem -out decrypted.pem)";
         return Err(malformed(path, cause));
     }
     PrivateKeyDer::from_pem_slice(pem)

@@ -96,8 +96,8 @@ impl<T> Consensus<T> {
         let applied = self.raw.raft.raft_log.applied;
         for (index, late) in self.reads.expire_confirmed(now) {
             let cause = format!(
-                "the leader confirmed the read at {index}, and this node's state machine had applied up to {applied} at \
-                 its deadline: it is busy, or what it waits for has not reached this node"
+                "the leader confirmed the read at {index}, and this node's state machine had applied up to {applied} \
+                 at its deadline: it is busy, or what it waits for has not reached this node"
             );
             self.effects.answers.push((late.reply, RequestOutcome::Late { cause }));
         }

@@ -33,9 +33,9 @@ use crate::{
 };
 
 /// The way out, whichever of the two directories is the wrong one.
-const WAY_OUT: &str = "one of the two directories was put back from an older copy, swapped or damaged. Find out which nodes \
-    agree (`actorum inspect DIR`), keep the history of their majority, and add every other node again under a new id with an empty \
-    directory";
+const WAY_OUT: &str = "one of the two directories was put back from an older copy, swapped or damaged. Find out \
+                       which nodes agree (`actorum inspect DIR`), keep the history of their majority, and add every \
+                       other node again under a new id with an empty directory";
 
 /// Proof, from a leader, that this node and the rest of the cluster do not have one history.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -61,8 +61,8 @@ pub enum Contradiction {
     },
     /// This node has acknowledged more than it holds.
     #[error(
-        "node {peer}, the leader of term {term}, has index {commit} acknowledged by this node, whose log ends at {last}: \
-         this node has lost what it acknowledged. {WAY_OUT}"
+        "node {peer}, the leader of term {term}, has index {commit} acknowledged by this node, whose log ends at \
+         {last}: this node has lost what it acknowledged. {WAY_OUT}"
     )]
     Lost {
         /// The leader.

@@ -87,7 +87,8 @@ impl<T> Consensus<T> {
                 theirs,
                 at,
                 ours,
-                "a member says that it committed an entry that contradicts this node's log: one of the two has another history"
+                "a member says that it committed an entry that contradicts this node's log: one of the two has another \
+                 history"
             );
         }
     }

@@ -208,8 +208,8 @@ impl<T> Consensus<T> {
             Ok(other) => return self.fail(format!("entry {} is a change that says {other:?}", entry.index)),
             Err(error) => {
                 return self.fail(format!(
-                    "the change in entry {} cannot be read: {error}. A later version of actorum wrote it: start this node with the \
-                     version that the other members have",
+                    "the change in entry {} cannot be read: {error}. A later version of actorum wrote it: start this \
+                     node with the version that the other members have",
                     entry.index
                 ));
             }

@@ -200,7 +200,8 @@ mod tests {
                 prop_assert_eq!(sizes.within(0, compacted), last);
                 for index in compacted..=last {
                     let exact: u64 = plain.range(index + 1..).map(|(_, bytes)| bytes).sum();
-                    prop_assert!(sizes.after(index).abs_diff(exact) <= SLACK, "after {index}: {} for {exact}", sizes.after(index));
+                    let after = sizes.after(index);
+                    prop_assert!(after.abs_diff(exact) <= SLACK, "after {index}: {after} for {exact}");
                     let bytes = sizes.after(index);
                     let within = sizes.within(bytes, compacted);
                     prop_assert!(within <= index, "within {bytes}: {within} for {index}");

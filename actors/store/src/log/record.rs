@@ -818,7 +818,8 @@ mod tests {
             prop_assert_eq!(&found.problems, &[]);
             let recovered = &found.groups[&GROUP].recovered;
             prop_assert_eq!(&recovered.snapshots, &log_meta.snapshots);
-            prop_assert_eq!((recovered.compacted_index(), recovered.last_index), (compacted, compacted + log.len() as u64));
+            let found = (recovered.compacted_index(), recovered.last_index);
+            prop_assert_eq!(found, (compacted, compacted + log.len() as u64));
             for entry in &log {
                 prop_assert_eq!(recovered.term_at(entry.index), Some(entry.term));
             }

@@ -435,7 +435,10 @@ impl<E: Engine> Rewriter<E> {
             Err(Stopped::Damaged(error)) => {
                 // Every time: the log goes on until somebody reads that part of it, which may be when it is needed
                 // most.
-                tracing::error!(%error, "the log is damaged: it could not be rewritten, and reading that part of it will fail");
+                tracing::error!(
+                    %error,
+                    "the log is damaged: it could not be rewritten, and reading that part of it will fail"
+                );
                 self.postpone();
                 Ok(())
             }

@@ -530,10 +530,10 @@ fn a_failure_is_final_until_the_next_opening() {
         node.submit(Write { entries: entries(2..=2, 2), ..vote(2, 1, 1) });
         node.submit(append(3..=3, 2));
         let results = node.completed();
-        assert!(
-            matches!(&results[..], [Err(StoreError::Io { error, .. }), Err(StoreError::Closed(_))] if error.kind() == io::ErrorKind::StorageFull),
-            "{step:?}: {results:?}"
-        );
+        let [Err(StoreError::Io { error, .. }), Err(StoreError::Closed(_))] = &results[..] else {
+            panic!("{step:?}: {results:?}")
+        };
+        assert_eq!(error.kind(), io::ErrorKind::StorageFull, "{step:?}");
         assert_eq!(node.disk.counters().failed, 1);
         assert!(matches!(node.open(), Err(OpenError::Locked { .. })), "until its appender goes");
         node.close();

@@ -488,7 +488,8 @@ impl<E: Engine> LogStore for SledStore<E> {
 impl<E: Engine> Drop for SledStore<E> {
     fn drop(&mut self) {
         if self.work.is_some() {
-            drop(self.shared.take("it was closed")); // never started: readers may outlive it, the directory's lock may not
+            // Never started: readers may outlive it, the directory's lock may not.
+            drop(self.shared.take("it was closed"));
         }
     }
 }

@@ -165,7 +165,10 @@ pub trait Probe: Send + Sync {
 #[non_exhaustive]
 pub enum OpenError {
     /// Another process holds it.
-    #[error("{dir} is in use by {holder}: stop that process, or give this one a directory of its own", dir = .dir.display())]
+    #[error(
+        "{dir} is in use by {holder}: stop that process, or give this one a directory of its own",
+        dir = .dir.display()
+    )]
     Locked {
         /// The directory.
         dir: PathBuf,
@@ -173,7 +176,10 @@ pub enum OpenError {
         holder: String,
     },
     /// It belongs to another node.
-    #[error("{dir} belongs to node {found}, not to node {expected}: check the node's id and its data directory", dir = .dir.display())]
+    #[error(
+        "{dir} belongs to node {found}, not to node {expected}: check the node's id and its data directory",
+        dir = .dir.display()
+    )]
     Foreign {
         /// The directory.
         dir: PathBuf,
@@ -183,7 +189,10 @@ pub enum OpenError {
         expected: NodeId,
     },
     /// It was written by a newer version.
-    #[error("{dir} has format {found} and this version reads up to {supported}: start the newer version", dir = .dir.display())]
+    #[error(
+        "{dir} has format {found} and this version reads up to {supported}: start the newer version",
+        dir = .dir.display()
+    )]
     Newer {
         /// The directory.
         dir: PathBuf,
@@ -194,8 +203,8 @@ pub enum OpenError {
     },
     /// It holds less than this node once made durable: an older copy, or a disk that lies.
     #[error(
-        "{dir} was rolled back: it holds {found}, but this node had made {promised} durable. \
-         It may not vote with it. Bring back the newer directory, or add the node again under a new id with an empty one",
+        "{dir} was rolled back: it holds {found}, but this node had made {promised} durable. It may not vote with it. \
+         Bring back the newer directory, or add the node again under a new id with an empty one",
         dir = .dir.display()
     )]
     RolledBack {
@@ -208,8 +217,8 @@ pub enum OpenError {
     },
     /// A record or file in it is damaged.
     #[error(
-        "{dir}: {what} is damaged: {detail}. \
-         Restore the directory from a copy made after its last write, or add the node again under a new id with an empty one",
+        "{dir}: {what} is damaged: {detail}. Restore the directory from a copy made after its last write, or add the \
+         node again under a new id with an empty one",
         dir = .dir.display()
     )]
     Damaged {
@@ -221,7 +230,11 @@ pub enum OpenError {
         detail: String,
     },
     /// There is something in it that is not a node's.
-    #[error("{dir} is not a node's directory and is not empty (it holds {found}): start the node with an empty or a new directory", dir = .dir.display())]
+    #[error(
+        "{dir} is not a node's directory and is not empty (it holds {found}): start the node with an empty or a new \
+         directory",
+        dir = .dir.display()
+    )]
     NotANode {
         /// The directory.
         dir: PathBuf,
@@ -229,7 +242,10 @@ pub enum OpenError {
         found: String,
     },
     /// A stopped node's directory was to be looked at, and there is no node in this one.
-    #[error("{dir} is not a node's data directory ({found}): give the directory that `serve --data` has", dir = .dir.display())]
+    #[error(
+        "{dir} is not a node's data directory ({found}): give the directory that `serve --data` has",
+        dir = .dir.display()
+    )]
     NoNode {
         /// The directory.
         dir: PathBuf,
@@ -245,7 +261,10 @@ pub enum OpenError {
         found: String,
     },
     /// A backup was being restored into it, and that did not come to its end.
-    #[error("{dir} holds a restore that was cut short: restore into it again, which starts from scratch", dir = .dir.display())]
+    #[error(
+        "{dir} holds a restore that was cut short: restore into it again, which starts from scratch",
+        dir = .dir.display()
+    )]
     Unfinished {
         /// The directory.
         dir: PathBuf,

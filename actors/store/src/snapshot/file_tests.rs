@@ -257,7 +257,10 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_are_an_error_and_no_panic(bytes in prop::collection::vec(any::<u8>(), 0..500), sealed in any::<bool>()) {
+    fn any_bytes_are_an_error_and_no_panic(
+        bytes in prop::collection::vec(any::<u8>(), 0..500),
+        sealed in any::<bool>(),
+    ) {
         let mut file = Vec::new();
         if sealed {
             // The header as it should be, so that the rest is looked at.
