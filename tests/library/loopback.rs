@@ -3,14 +3,17 @@
 use std::{collections::BTreeMap, net::SocketAddr, path::Path, time::Duration};
 
 use crate::ports::free_port;
-use crate::support::{Sum, TIMEOUT};
+use crate::support::{Sum, TIMEOUT, start_again};
 use actorum::{Address, NodeId, StartError, prelude::*};
 
 /// One node; the certificates of all that are given the same `ca` are made on the spot.
 async fn start(id: NodeId, at: SocketAddr, dir: &Path, ca: &str, bootstrap: Bootstrap) -> Raft<Sum> {
-    let builder = RaftSystem::builder(id).listen(at).bootstrap(bootstrap);
-    let builder = builder.storage(Storage::Sled(dir.join(format!("{ca}-{id}"))));
-    builder.tls(Tls::DevSelfSigned(dir.join(ca))).start().await.unwrap()
+    let builder = || {
+        let builder = RaftSystem::builder(id).listen(at).bootstrap(bootstrap.clone());
+        let builder = builder.storage(Storage::Sled(dir.join(format!("{ca}-{id}"))));
+        builder.tls(Tls::DevSelfSigned(dir.join(ca)))
+    };
+    start_again(builder).await
 }
 
 fn form(addresses: &BTreeMap<NodeId, SocketAddr>) -> Bootstrap {

@@ -117,8 +117,8 @@ impl Lab {
     }
 
     async fn start(&self, id: NodeId) -> Raft<Blobs> {
-        let bootstrap = if id == 4 { Bootstrap::Wait } else { self.founders() };
-        self.builder(id, bootstrap).start().await.unwrap()
+        let bootstrap = || if id == 4 { Bootstrap::Wait } else { self.founders() };
+        support::start_again(|| self.builder(id, bootstrap())).await
     }
 
     /// The files of a node's snapshots, oldest first.
@@ -250,7 +250,7 @@ async fn a_damaged_snapshot_is_stood_in_for_and_two_are_refused_by_name() {
     flip(&newest);
     // None is taken that would stand in for the other.
     let none = |config: &mut Config| config.snapshot_entries = 0;
-    let raft = lab.builder(1, alone()).configure(none).start().await.unwrap();
+    let raft = support::start_again(|| lab.builder(1, alone()).configure(none)).await;
     raft.wait_for_leader(TIMEOUT).await.unwrap();
     assert_eq!(state(&raft).await, expected, "the older one and the log after it");
     raft.shutdown().await;

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use actorum::{Network, NodeId, prelude::*};
+use actorum::{Builder, Network, NodeId, StartError, prelude::*};
 use actorum_machine::ids::{Address, Incarnation};
 use serde::{Deserialize, Serialize};
 
@@ -44,6 +44,20 @@ pub(crate) fn is_open(disk: &MemoryDisk, id: NodeId) -> bool {
 /// The founders 1 to `count`.
 pub(crate) fn founders(count: NodeId) -> Bootstrap {
     Bootstrap::Form((1..=count).map(|id| (id, Address(format!("n{id}")))).collect())
+}
+
+/// Starts a node on an address that one before it may have had. On a busy machine a shutdown ends before the last
+/// connections of its socket are closed: then it is tried again for a while.
+pub(crate) async fn start_again<S: StateMachine>(builder: impl Fn() -> Builder<S>) -> Raft<S> {
+    let begun = std::time::Instant::now();
+    loop {
+        match builder().start().await {
+            Err(StartError::Listen { .. }) if begun.elapsed() < TIMEOUT => {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            started => return started.unwrap(),
+        }
+    }
 }
 
 pub(crate) fn quick(config: &mut Config) {
