@@ -309,7 +309,7 @@ fn the_most_advanced_directory_becomes_a_cluster_of_one_node() {
     let error = recover(&dirs[1], &[&dirs[0], &dirs[2]], Recover::new("ada", when())).unwrap_err();
     assert!(matches!(error, RecoveryError::LessAdvanced { .. }), "{error}");
     let message = error.to_string();
-    for words in ["ends at 7@2", "at 4@3", "node-3 instead", "the index it ends at: 7"] {
+    for words in ["ends at 7@2", "at 4@3", "node-3 instead", "name the index at which it ends, 7"] {
         assert!(message.contains(words), "{message}");
     }
     let recovered_node = recover(&dirs[2], &[&dirs[0], &dirs[1]], Recover::new("ada", when())).unwrap();
@@ -361,7 +361,7 @@ fn a_directory_that_may_hold_more_and_cannot_be_read_stands_in_the_way() {
     let wish = Recover::new("ada", when());
     let error = recover(&dirs[2], &[&dirs[0], &dirs[1]], wish.clone()).unwrap_err();
     assert!(matches!(error, RecoveryError::Unreadable { .. }), "{error}");
-    assert!(error.to_string().contains("the index it ends at: 4"), "{error}");
+    assert!(error.to_string().contains("name the index at which it ends, 4"), "{error}");
     let error = recover(&dirs[0], &[&dirs[1]], wish.clone()).unwrap_err();
     assert!(matches!(error, RecoveryError::Unusable { .. }), "{error}");
     let error = recover(&dirs[2], &[&dirs[2]], wish.clone()).unwrap_err();
