@@ -25,10 +25,7 @@ use actorum_machine::{
     response_check::ResponseCheck,
 };
 use actorum_store::{log::store::LogStore, snapshot::GroupSnapshots};
-use actorum_transport::{
-    message::{AttachNode, NodeHandlers},
-    tls::TlsIdentity,
-};
+use actorum_transport::message::{AttachNode, NodeHandlers};
 
 use crate::{
     builder::{Bootstrap, Builder, Network, StartError},
@@ -82,11 +79,12 @@ pub(crate) async fn start_node(host: HostBuilder) -> Result<(ArbiterHandle, Open
     Ok((arbiter, node))
 }
 
-/// Closes the directory of a node that has no group.
-pub(crate) async fn close(arbiter: &ArbiterHandle, node: OpenNode) {
+/// Closes the directory of a node that has no group, and drops `lock` afterwards.
+pub(crate) async fn close(arbiter: &ArbiterHandle, node: OpenNode, lock: impl Send + 'static) {
     // Where blocking is allowed: files are closed. An arbiter that has ended closed them when it dropped the node.
     let closed = move || {
         drop(node);
+        drop(lock);
         Ok(())
     };
     let _ = run_on(arbiter, move || blocking(closed)).await;
@@ -99,12 +97,9 @@ pub(crate) async fn open_group<S: StateMachine>(
     machine_version: u32,
     group: GroupConfig,
 ) -> Result<Raft<S>, StartError> {
-    let OpenNode { about, store, volume, listen, network, tls, new, own } = node;
+    let OpenNode { about, store, volume, network, own } = node;
     let (id, bootstrap) = (about.identity.id, group.bootstrap);
     check_bootstrap(id, &bootstrap)?;
-    if new {
-        check_founders(&bootstrap, about.dials)?;
-    }
     let hashes = Hashes {
         state: about.features.has(Feature::StateHashes),
         responses: about.features.has(Feature::StateHashes) && about.config.response_check != ResponseCheck::Off,
@@ -118,6 +113,9 @@ pub(crate) async fn open_group<S: StateMachine>(
         false => rebuild(store, &snapshots, &*reader, replica)?,
         true => blocking(move || rebuild(store, &snapshots, &*reader, replica)).await?,
     };
+    if replayed.system.is_none() {
+        check_founders(&bootstrap, about.dials)?;
+    }
     if let Some(observer) = &about.observer {
         observer.replayed(replayed.snapshot_index);
     }
@@ -131,13 +129,8 @@ pub(crate) async fn open_group<S: StateMachine>(
         machine_version,
         lives: Arc::default(),
     };
-    let authority = tls.as_ref().map_or([0; 32], TlsIdentity::ca_fingerprint);
-    let transport = match (network, tls) {
-        (Network::Memory(network), _) => network.start_with(me, about.lives.clone()),
-        (Network::Custom(start), _) => start(me, about.lives.clone()),
-        (Network::Quic, Some(tls)) => node::listen_quic(me, about.lives.clone(), listen, tls, &about.config)?,
-        (Network::Quic, None) => return Err(node::no_tls()),
-    };
+    let authority = network.authority();
+    let transport = network.start(me, &about)?;
 
     let (cluster, name) = (cluster_id(&authority, &bootstrap, &about.config), about.config.cluster_name.clone());
     let waits = bootstrap == Bootstrap::Wait;
@@ -243,7 +236,7 @@ fn check_bootstrap(id: NodeId, bootstrap: &Bootstrap) -> Result<(), StartError> 
     }
 }
 
-/// What new founders are refused for, and old ones must be able to live with.
+/// Checks that only new founders have to pass. A node that was founded before these checks must still start.
 fn check_founders(bootstrap: &Bootstrap, dials: bool) -> Result<(), StartError> {
     let Bootstrap::Form(founders) = bootstrap else { return Ok(()) };
     for (founder, address) in founders {

@@ -97,8 +97,11 @@ pub enum Network {
     /// A transport of your own: see [`custom::network`](crate::custom::network). Called once with this node's identity,
     /// and with the lives of its directory if its store keeps them, on the thread of the actors, to start it and give
     /// its addresses.
-    Custom(Box<dyn FnOnce(Identity, Option<Arc<LifeBook>>) -> TransportHandle + Send>),
+    Custom(StartTransport),
 }
+
+/// Starts a transport for the node with this identity, whose store keeps these lives of directories, if it keeps any.
+pub type StartTransport = Box<dyn FnOnce(Identity, Option<Arc<LifeBook>>) -> TransportHandle + Send>;
 
 impl fmt::Debug for Network {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -146,7 +149,7 @@ pub enum StartError {
     /// The state cannot be rebuilt: the state machine does not fit the log, or failed while it was replayed.
     #[error("{0}")]
     Machine(String),
-    /// Every snapshot that the log begins with is damaged or missing, as named: see there for the way out.
+    /// Every snapshot that the log begins with is damaged or missing, and the message names each file and the way out.
     #[error("{0}")]
     NoSnapshot(String),
     /// The founders cannot be right.
@@ -247,12 +250,20 @@ impl<S: StateMachine> Builder<S> {
     }
 
     /// Reads settings from a TOML file, on top of what was set before.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError::Config`] names the file if it cannot be read, and the key if it is unknown or its value is wrong.
     pub fn from_file(mut self, path: impl AsRef<Path>) -> Result<Self, StartError> {
         self.host = self.host.from_file(path)?;
         Ok(self)
     }
 
     /// Reads settings from environment variables, `PREFIX_HEARTBEAT_MS` and so on, on top of what was set before.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError::Config`] names the variable that is unknown or has a wrong value.
     pub fn from_env(mut self, prefix: &str) -> Result<Self, StartError> {
         self.host = self.host.from_env(prefix)?;
         Ok(self)

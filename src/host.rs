@@ -135,7 +135,7 @@ impl Host {
             }
             State::Ended => return refused("its host has ended: start the host again"),
         };
-        // The lock goes along: whoever does not wait for the answer any more leaves no state between two.
+        // The step keeps the lock, so a caller that stops waiting cannot leave the host between two states.
         boot::run_on(&self.arbiter, move || async move {
             let raft = boot::open_group(node, machine, S::VERSION, config).await?;
             let (group, life) = (raft.system.downgrade().recipient(), raft.ingress.status_hub.life.clone());
@@ -145,18 +145,22 @@ impl Host {
         .await
     }
 
-    /// Shuts the group down in order, as [`Raft::shutdown`] does, and closes the directory. Returns when that is done;
-    /// a group that is being opened is waited for.
+    /// Shuts the group down in order, as [`Raft::shutdown`] does, and closes the directory. Returns when that is done: what
+    /// is in flight has [`Config::deadline_ms`](Config#structfield.deadline_ms) to finish. A group that is being opened is
+    /// waited for.
     pub async fn shutdown(&self) {
-        let mut state = self.state.lock().await;
+        let mut state = self.state.clone().lock_owned().await;
         match std::mem::replace(&mut *state, State::Ended) {
-            // Where files may be closed: that waits for the disk.
-            State::Ready(node) => boot::close(&self.arbiter, *node).await,
-            State::Open { group, .. } => {
-                if let Some(group) = group.upgrade() {
+            State::Ready(node) => boot::close(&self.arbiter, *node, state).await,
+            State::Open { group, life } => {
+                let running = group.upgrade();
+                // Until it has ended: whoever gives up waiting may ask again.
+                *state = State::Open { group, life };
+                if let Some(group) = running {
                     // One that is gone has shut down.
                     let _ = group.send(Shutdown).await;
                 }
+                *state = State::Ended;
             }
             State::Ended => {}
         }
@@ -224,12 +228,20 @@ impl HostBuilder {
     }
 
     /// Reads settings from a TOML file, on top of what was set before.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError::Config`] names the file if it cannot be read, and the key if it is unknown or its value is wrong.
     pub fn from_file(mut self, path: impl AsRef<Path>) -> Result<Self, StartError> {
         self.config.apply_file(path)?;
         Ok(self)
     }
 
     /// Reads settings from environment variables, `PREFIX_HEARTBEAT_MS` and so on, on top of what was set before.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError::Config`] names the variable that is unknown or has a wrong value.
     pub fn from_env(mut self, prefix: &str) -> Result<Self, StartError> {
         for variable in self.config.apply_env(prefix, &[], std::env::vars_os())? {
             tracing::warn!("{variable} is left alone: a service manager sets it for a service of this name");
@@ -237,8 +249,8 @@ impl HostBuilder {
         Ok(self)
     }
 
-    /// A certificate that the application serves with, beside those of [`HostBuilder::tls`]: see
-    /// [`Builder::certificate`](crate::Builder::certificate).
+    /// A certificate that the application serves with, beside those of [`HostBuilder::tls`]; `not_after` is its end, in
+    /// seconds since 1970. See [`Builder::certificate`](crate::Builder::certificate).
     pub fn certificate(mut self, name: impl Into<String>, not_after: i64) -> Self {
         self.certificates.push((name.into(), not_after));
         self
@@ -252,8 +264,14 @@ impl HostBuilder {
 
     /// Checks the settings and the certificates and opens the directory, which is made if there is none.
     ///
-    /// Inside an actix system the actors of its groups will run there; elsewhere (`#[tokio::main]`, a plain thread) on
-    /// a thread of their own.
+    /// Inside an actix system the actors of its groups will run there; elsewhere (`#[tokio::main]`, a plain thread) on a
+    /// thread of their own.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError::Config`] if a setting is missing or wrong, [`StartError::Tls`] if the certificates cannot be used:
+    /// nothing is made then. [`StartError::Open`] and [`StartError::Store`] if the directory cannot be opened or read, which
+    /// leaves it as it is. [`StartError::Thread`] if the actors have no thread.
     pub async fn start(self) -> Result<Host, StartError> {
         let id = self.id;
         let (arbiter, node) = boot::start_node(self).await?;

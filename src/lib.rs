@@ -190,7 +190,7 @@ pub use actorum_store::log::{memory::MemoryDisk, store::OpenError};
 pub use actorum_transport::memory::MemoryNetwork;
 
 pub use bounds::Bounds;
-pub use builder::{Bootstrap, Builder, Network, StartError, Storage, Tls};
+pub use builder::{Bootstrap, Builder, Network, StartError, StartTransport, Storage, Tls};
 pub use config::{ActivateMode, Config, Placement};
 pub use host::{GroupConfig, Host, HostBuilder};
 pub use raft::Raft;

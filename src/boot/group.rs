@@ -120,171 +120,196 @@ pub(crate) fn start_group<S: StateMachine>(
     spec: GroupSpec<S>,
 ) -> Result<(Children<S>, GroupStatus), StartError> {
     let GroupSpec { group, consensus, start_mode, replayed, kept, build, reports } = spec;
-    let NodeParts { about, log, transport, admission, .. } = node;
-    let About { identity, reader, snapshot_store, config, clock, observer, .. } = about;
-    let id = identity.id;
-    let snapshots = snapshot_store.of(group);
+    let NodeParts { about, log, transport, .. } = node;
+    let About { identity, config, clock, .. } = about;
+    let snapshots = about.snapshot_store.of(group);
 
     // The addresses first, then the actors: everyone can be told of everyone.
-    let core_context = Context::<RaftCore<ReplySlot<S>>>::new();
-    let core_address = core_context.address();
-    let core = core_address.downgrade();
-    let snapshot_manager_context = Context::<SnapshotManager>::new();
-    let snapshot_manager_address = snapshot_manager_context.address();
-    let membership_context = Context::<MembershipManager<ReplySlot<S>>>::new();
-    let membership_address = membership_context.address();
-    let checker_context = Context::<ConsistencyChecker>::new();
-    let checker_address = checker_context.address();
-
-    let (core_shows, core_status) = watch::channel(CoreStatus::default());
-    let (applier_shows, applier_status) = watch::channel(ApplierStatus::default());
-    let (members_show, members_status) = watch::channel(MembershipStatus::default());
-    let (snapshot_manager_shows, snapshot_manager_status) = watch::channel(Snapshots::default());
-    let (consistency_shows, consistency_status) = watch::channel(ConsistencyStatus::default());
-
-    log.do_send(RegisterGroup { group, core: core.clone().recipient(), disk: core.clone().recipient() });
-    let applier_links = ApplierLinks {
-        applied_to: core.clone().recipient(),
-        captured: snapshot_manager_address.downgrade().recipient(),
-        system_changed: vec![
-            core.clone().recipient(),
-            membership_address.downgrade().recipient(),
-            checker_address.downgrade().recipient(),
-        ],
-        marks: checker_address.downgrade().recipient(),
-        failed: reports.failed.clone(),
+    let core_context = Context::new();
+    let snapshot_manager_context = Context::new();
+    let membership_context = Context::new();
+    let checker_context = Context::new();
+    let wiring = Wiring {
+        node,
+        reports,
+        core: core_context.address(),
+        snapshot_manager: snapshot_manager_context.address(),
+        membership: membership_context.address(),
+        checker: checker_context.address(),
     };
-    let applier_config = ApplierConfig {
-        group,
-        reader: reader.clone(),
-        snapshots: snapshots.clone(),
-        subscriber_bounds: BufferBounds { events: config.subscriber_buffer, bytes: config.subscriber_buffer_bytes },
-        hash_check_entries: config.hash_check_entries,
-        admission: admission.clone(),
-        status: applier_shows,
-    };
+    let (core_status, shown_core) = watch::channel(CoreStatus::default());
+    let (applier_status, shown_applier) = watch::channel(ApplierStatus::default());
+    let (members_status, shown_members) = watch::channel(MembershipStatus::default());
+    let (snapshots_status, shown_snapshots) = watch::channel(Snapshots::default());
+    let (consistency_status, shown_consistency) = watch::channel(ConsistencyStatus::default());
+
+    let core = wiring.core.downgrade();
+    log.do_send(RegisterGroup { group, core: core.clone().recipient(), disk: core.recipient() });
     let checker_start = consistency::Start {
-        id,
+        id: identity.id,
         group,
         responses: config.response_check,
         membership: replayed.system.as_ref().map(|system| system.membership.clone()).unwrap_or_default(),
         marks: replayed.marks.clone(),
     };
-    let checker_links = consistency::Links {
-        ask: transport.ask.clone(),
-        propose: core_address.clone().recipient(),
-        failed: reports.failed.clone(),
-        status: consistency_shows,
-        observer: observer.clone(),
+    checker_context.run(ConsistencyChecker::new(checker_start, wiring.of_checker(consistency_status)));
+    let applier_config = ApplierConfig {
+        group,
+        reader: about.reader.clone(),
+        snapshots: snapshots.clone(),
+        subscriber_bounds: BufferBounds { events: config.subscriber_buffer, bytes: config.subscriber_buffer_bytes },
+        hash_check_entries: config.hash_check_entries,
+        admission: node.admission.clone(),
+        status: applier_status,
     };
-    checker_context.run(ConsistencyChecker::new(checker_start, checker_links));
-    let applier = Applier::new(applier_config, applier_links, replayed);
+    let applier = Applier::new(applier_config, wiring.of_applier(), replayed);
     let thread = (config.placement == Placement::Spread).then(Arbiter::new);
     let applier = match &thread {
         Some(thread) => Applier::start_in_arbiter(&thread.handle(), |_| applier),
         None => applier.start(),
     };
-    let snapshot_manager_links = ManagerLinks {
-        capture: applier.downgrade().recipient(),
-        built: core.clone().recipient(),
-        fetched: core.clone().recipient(),
-        peer_fetches: core.clone().recipient(),
-        ask: transport.ask.clone(),
-    };
-    let snapshot_manager_bounds = ManagerBounds {
+    let bounds = ManagerBounds {
         max_sends: config.snapshot_sends,
         rate: config.snapshot_rate,
         piece: config.snapshot_piece_bytes,
         timeout: Duration::from_millis(config.snapshot_timeout_ms),
     };
-    let snapshot_manager = SnapshotManager::new(
-        snapshots,
-        kept,
-        snapshot_manager_bounds,
-        clock.clone(),
-        snapshot_manager_links,
-        snapshot_manager_shows,
-    );
-    snapshot_manager_context.run(snapshot_manager);
-    let core_links = core::Links {
-        append: log.clone().recipient(),
-        probe: log.clone().recipient(),
-        reader: reader.clone(),
-        apply: applier.clone().recipient(),
-        reads: applier.clone().recipient(),
-        restore: applier.clone().recipient(),
-        build: snapshot_manager_address.clone().recipient(),
-        fetch: snapshot_manager_address.clone().recipient(),
-        kept: snapshot_manager_address.clone().recipient(),
-        transmit: transport.transmit.clone(),
-        ask: transport.ask.clone(),
-        leader_changed: vec![
-            applier.downgrade().recipient(),
-            membership_address.downgrade().recipient(),
-            checker_address.downgrade().recipient(),
-            reports.leader_changed,
-        ],
-        failed: reports.failed.clone(),
-        status: core_shows,
-        admit: admit(admission.clone()),
-        check: check::<S>,
-        observer: observer.clone(),
-    };
+    let links = wiring.of_snapshot_manager(&applier);
+    snapshot_manager_context.run(SnapshotManager::new(snapshots, kept, bounds, clock.clone(), links, snapshots_status));
     let tick = Duration::from_millis(config.heartbeat_ms);
-    core_context.run(RaftCore::new(group, tick, consensus, clock.clone(), core_links));
-    let membership_links = membership::Links {
-        ask: transport.ask.clone(),
-        set_peers: transport.set_peers.clone(),
-        set_cluster: transport.set_cluster.clone(),
-        form: core_address.clone().recipient(),
-        submit: core_address.clone().recipient(),
-        features: core_address.clone().recipient(),
-        versions: core_address.clone().recipient(),
-        failed: reports.failed,
-        status: members_show,
-        clocks: core_address.clone().recipient(),
-        core: core_status.clone(),
-        clock: clock.clone(),
-        max_clock_skew: Duration::from_millis(config.max_clock_skew_ms),
-        activates: config.activate == ActivateMode::Automatic,
-        farewell: Duration::from_millis(config.election_ms) * 10,
-    };
-    let understanding = Understanding::new(id, about.features.clone(), build);
-    let membership =
-        MembershipManager::new(id, group, identity.incarnation, understanding, start_mode, membership_links)
-            .map(|manager| manager.in_life(identity.boot, about.lives.clone()))
-            .map_err(|error| StartError::Founders(error.to_string()))?;
+    let links = wiring.of_core(&applier, core_status);
+    core_context.run(RaftCore::new(group, tick, consensus, clock.clone(), links));
+    let understanding = Understanding::new(identity.id, about.features.clone(), build);
+    let links = wiring.of_membership(members_status, shown_core.clone());
+    let membership = MembershipManager::new(identity.id, group, identity.incarnation, understanding, start_mode, links)
+        .map(|manager| manager.in_life(identity.boot, about.lives.clone()))
+        .map_err(|error| StartError::Founders(error.to_string()))?;
     membership_context.run(membership);
-    transport.attach.do_send(Attach {
-        group,
-        handlers: Handlers {
-            received: core.clone().recipient(),
-            asked: core.clone().recipient(),
-            formation: membership_address.downgrade().recipient(),
-            snapshots: snapshot_manager_address.downgrade().recipient(),
-            marks: checker_address.downgrade().recipient(),
-            unreachable: core.recipient(),
-        },
-    });
+    transport.attach.do_send(Attach { group, handlers: wiring.handlers() });
 
-    let children = Children {
-        core: core_address,
-        applier,
-        snapshot_manager: snapshot_manager_address,
-        log: log.clone(),
-        membership: membership_address,
-        checker: checker_address,
-        transport: transport.clone(),
-        thread,
-    };
+    let Wiring { core, snapshot_manager, membership, checker, .. } = wiring;
+    let (log, transport) = (log.clone(), transport.clone());
+    let children = Children { core, applier, snapshot_manager, log, membership, checker, transport, thread };
     let status = GroupStatus {
-        core: core_status,
-        applier: applier_status,
-        members: members_status,
-        snapshots: snapshot_manager_status,
-        consistency: consistency_status,
+        core: shown_core,
+        applier: shown_applier,
+        members: shown_members,
+        snapshots: shown_snapshots,
+        consistency: shown_consistency,
     };
     Ok((children, status))
+}
+
+/// Who of a group's actors tells whom what.
+struct Wiring<'a, S: StateMachine> {
+    node: &'a NodeParts,
+    reports: Reports,
+    core: Addr<RaftCore<ReplySlot<S>>>,
+    snapshot_manager: Addr<SnapshotManager>,
+    membership: Addr<MembershipManager<ReplySlot<S>>>,
+    checker: Addr<ConsistencyChecker>,
+}
+
+impl<S: StateMachine> Wiring<'_, S> {
+    fn of_applier(&self) -> ApplierLinks {
+        ApplierLinks {
+            applied_to: self.core.downgrade().recipient(),
+            captured: self.snapshot_manager.downgrade().recipient(),
+            system_changed: vec![
+                self.core.downgrade().recipient(),
+                self.membership.downgrade().recipient(),
+                self.checker.downgrade().recipient(),
+            ],
+            marks: self.checker.downgrade().recipient(),
+            failed: self.reports.failed.clone(),
+        }
+    }
+
+    fn of_checker(&self, status: watch::Sender<ConsistencyStatus>) -> consistency::Links {
+        consistency::Links {
+            ask: self.node.transport.ask.clone(),
+            propose: self.core.clone().recipient(),
+            failed: self.reports.failed.clone(),
+            status,
+            observer: self.node.about.observer.clone(),
+        }
+    }
+
+    fn of_snapshot_manager(&self, applier: &Addr<Applier<S>>) -> ManagerLinks {
+        ManagerLinks {
+            capture: applier.downgrade().recipient(),
+            built: self.core.downgrade().recipient(),
+            fetched: self.core.downgrade().recipient(),
+            peer_fetches: self.core.downgrade().recipient(),
+            ask: self.node.transport.ask.clone(),
+        }
+    }
+
+    fn of_core(&self, applier: &Addr<Applier<S>>, status: watch::Sender<CoreStatus>) -> core::Links<ReplySlot<S>> {
+        let NodeParts { about, log, transport, admission, .. } = self.node;
+        core::Links {
+            append: log.clone().recipient(),
+            probe: log.clone().recipient(),
+            reader: about.reader.clone(),
+            apply: applier.clone().recipient(),
+            reads: applier.clone().recipient(),
+            restore: applier.clone().recipient(),
+            build: self.snapshot_manager.clone().recipient(),
+            fetch: self.snapshot_manager.clone().recipient(),
+            kept: self.snapshot_manager.clone().recipient(),
+            transmit: transport.transmit.clone(),
+            ask: transport.ask.clone(),
+            leader_changed: vec![
+                applier.downgrade().recipient(),
+                self.membership.downgrade().recipient(),
+                self.checker.downgrade().recipient(),
+                self.reports.leader_changed.clone(),
+            ],
+            failed: self.reports.failed.clone(),
+            status,
+            admit: admit(admission.clone()),
+            check: check::<S>,
+            observer: about.observer.clone(),
+        }
+    }
+
+    fn of_membership(
+        &self,
+        status: watch::Sender<MembershipStatus>,
+        core: watch::Receiver<CoreStatus>,
+    ) -> membership::Links<ReplySlot<S>> {
+        let NodeParts { about, transport, .. } = self.node;
+        let config = &about.config;
+        membership::Links {
+            ask: transport.ask.clone(),
+            set_peers: transport.set_peers.clone(),
+            set_cluster: transport.set_cluster.clone(),
+            form: self.core.clone().recipient(),
+            submit: self.core.clone().recipient(),
+            features: self.core.clone().recipient(),
+            versions: self.core.clone().recipient(),
+            failed: self.reports.failed.clone(),
+            status,
+            clocks: self.core.clone().recipient(),
+            core,
+            clock: about.clock.clone(),
+            max_clock_skew: Duration::from_millis(config.max_clock_skew_ms),
+            activates: config.activate == ActivateMode::Automatic,
+            farewell: Duration::from_millis(config.election_ms) * 10,
+        }
+    }
+
+    /// Who gets what peers send to the group.
+    fn handlers(&self) -> Handlers {
+        Handlers {
+            received: self.core.downgrade().recipient(),
+            asked: self.core.downgrade().recipient(),
+            formation: self.membership.downgrade().recipient(),
+            snapshots: self.snapshot_manager.downgrade().recipient(),
+            marks: self.checker.downgrade().recipient(),
+            unreachable: self.core.downgrade().recipient(),
+        }
+    }
 }
 
 /// How a group begins that a directory was opened for.
@@ -354,7 +379,7 @@ fn never_if_zero(bound: u64) -> u64 {
     if bound == 0 { u64::MAX } else { bound }
 }
 
-/// Tickets for what peers ask: their requests hold admission here as those of clients do, in a share of their own.
+/// Reply slots for requests that peers forward. They take admission as clients' requests do, from a separate share.
 fn admit<S: StateMachine>(admission: Arc<Admission>) -> core::Admit<ReplySlot<S>> {
     Box::new(move |responder: Responder, bytes| match admission.try_admit_forwarded(bytes) {
         Ok(permit) => Ok(ReplySlot::remote(responder, permit)),

@@ -1,9 +1,11 @@
 //! Where a node's actors live: in the actix system of the caller's thread, or in one that is made for the node.
 
-use std::{future::Future, thread};
+use std::{any::Any, future::Future, panic::AssertUnwindSafe, thread};
 
 use actix::prelude::*;
+use actorum_core::panics::panic_message;
 use actorum_machine::ids::NodeId;
+use futures_util::FutureExt;
 use tokio::sync::oneshot;
 
 use crate::builder::StartError;
@@ -58,14 +60,15 @@ where
     F: Future<Output = Result<T, StartError>> + 'static,
 {
     let (sender, result) = oneshot::channel();
-    let runs = arbiter.spawn_fn(move || {
+    arbiter.spawn_fn(move || {
         actix_rt::spawn(async move {
-            let _ = sender.send(step().await);
+            let done = AssertUnwindSafe(async { step().await }).catch_unwind().await;
+            let panicked = |panic: Box<dyn Any + Send>| {
+                Err(StartError::Thread(format!("it panicked: {}", panic_message(&*panic))))
+            };
+            let _ = sender.send(done.unwrap_or_else(panicked));
         });
     });
-    let died = match runs {
-        true => "it ended before the node had started: a panic is on standard error",
-        false => "the actix system of the actors was stopped before the node had started",
-    };
-    result.await.map_err(|_| StartError::Thread(died.into()))?
+    let stopped = "the actix system of the actors was stopped before the node had started";
+    result.await.map_err(|_| StartError::Thread(stopped.into()))?
 }

@@ -5,8 +5,8 @@
 //!  sockets ────────────┘
 //! ```
 //!
-//! Deliberately absent: anything that belongs to one group. What of these actors becomes of the groups' messages they
-//! tell the groups that registered with them.
+//! Deliberately absent: anything that belongs to one group. These actors tell each registered group what became of its
+//! messages.
 
 use std::{
     net::SocketAddr,
@@ -42,6 +42,7 @@ use actorum_store::{
     snapshot::SnapshotStore,
 };
 use actorum_transport::{
+    memory::MemoryNetwork,
     message::{TransportHandle, TransportStatus},
     quic::{QuicConfig, QuicTransport, TransportError},
     tls::TlsIdentity,
@@ -50,7 +51,7 @@ use tokio::sync::watch;
 
 use super::{OwnSystem, blocking, missing, new_incarnation, roll};
 use crate::{
-    builder::{Network, StartError, Storage, Tls},
+    builder::{Network, StartError, StartTransport, Storage, Tls},
     config::{Config, MAX_FRAME},
     host::HostBuilder,
     ingress::check_id,
@@ -67,13 +68,59 @@ pub(crate) struct OpenNode {
     pub store: Box<dyn LogStore>,
     /// How large its volume is, where it has one.
     pub volume: Option<u64>,
-    pub listen: Option<SocketAddr>,
-    pub network: Network,
-    pub tls: Option<TlsIdentity>,
-    /// Whether its directory was not there before.
-    pub new: bool,
+    pub network: ReadyNetwork,
     /// Dropped last: it ends the thread of the actors.
     pub own: Option<OwnSystem>,
+}
+
+/// What will carry messages, with all that it needs to start.
+pub(crate) enum ReadyNetwork {
+    Quic { listen: SocketAddr, tls: TlsIdentity },
+    Memory(MemoryNetwork),
+    Custom(StartTransport),
+}
+
+impl ReadyNetwork {
+    /// Checks that the address to listen on is named, and reads the certificates.
+    async fn of(
+        network: Network,
+        id: NodeId,
+        listen: Option<SocketAddr>,
+        tls: Option<Tls>,
+    ) -> Result<ReadyNetwork, StartError> {
+        Ok(match network {
+            Network::Quic => {
+                let tls = load_tls(id, tls).await?;
+                let listen =
+                    listen.ok_or_else(|| missing("listen", "say where peers reach this node: builder.listen(..)"))?;
+                ReadyNetwork::Quic { listen, tls }
+            }
+            Network::Memory(network) => ReadyNetwork::Memory(network),
+            Network::Custom(start) => ReadyNetwork::Custom(start),
+        })
+    }
+
+    fn tls(&self) -> Option<&TlsIdentity> {
+        match self {
+            ReadyNetwork::Quic { tls, .. } => Some(tls),
+            ReadyNetwork::Memory(_) | ReadyNetwork::Custom(_) => None,
+        }
+    }
+
+    /// The fingerprint of the authority that signed the certificates; zero where there are none.
+    pub(super) fn authority(&self) -> [u8; 32] {
+        self.tls().map_or([0; 32], TlsIdentity::ca_fingerprint)
+    }
+
+    /// Starts the transport: from now on peers can connect.
+    pub(super) fn start(self, me: Identity, about: &About) -> Result<TransportHandle, StartError> {
+        let lives = about.lives.clone();
+        Ok(match self {
+            ReadyNetwork::Quic { listen, tls } => listen_quic(me, lives, listen, tls, &about.config)?,
+            ReadyNetwork::Memory(network) => network.start_with(me, lives),
+            ReadyNetwork::Custom(start) => start(me, lives),
+        })
+    }
 }
 
 /// Checks the certificates, and opens the directory.
@@ -98,7 +145,7 @@ pub(crate) async fn open_node(host: HostBuilder, own: Option<OwnSystem>) -> Resu
     };
     // Before the directory: a mistyped path to the certificates must not leave a new node behind.
     let dials = matches!(network, Network::Quic);
-    let tls = if dials { Some(load_tls(id, tls).await?) } else { None };
+    let network = ReadyNetwork::of(network, id, listen, tls).await?;
     let store = match storage {
         Storage::Custom(store) => store,
         Storage::Memory => Box::new(MemoryDisk::new().open(id, new_incarnation())?),
@@ -121,13 +168,13 @@ pub(crate) async fn open_node(host: HostBuilder, own: Option<OwnSystem>) -> Resu
         dials,
         // A node of the first version keeps none; the transport fills in what the hello shows.
         lives: store.lives().filter(|_| features.has(Feature::DirectoryLives)),
-        certificates: tls.iter().flat_map(TlsIdentity::ends).chain(certificates).collect(),
+        certificates: network.tls().into_iter().flat_map(TlsIdentity::ends).chain(certificates).collect(),
         config,
         features,
         clock,
         observer,
     };
-    Ok(OpenNode { about, store, volume, listen, network, tls, new, own })
+    Ok(OpenNode { about, store, volume, network, own })
 }
 
 /// Whether a node begins here that was not there before. Only for the checks that an older node must not fail; of a
@@ -183,9 +230,9 @@ pub(crate) struct NodeParts {
     pub transport: TransportHandle,
     pub admission: Arc<Admission>,
     pub log_status: watch::Receiver<LogWriterStatus>,
-    /// What the transport shows; the front door fetches it.
+    /// The transport's numbers, which `RaftSystem` fetches.
     pub network: watch::Sender<TransportStatus>,
-    /// How the node does; the front door says so.
+    /// Whether the node lives, which `RaftSystem` sets.
     pub life: watch::Sender<Life>,
 }
 
@@ -209,15 +256,14 @@ impl NodeParts {
 }
 
 /// Opens the peer port.
-pub(super) fn listen_quic(
+fn listen_quic(
     identity: Identity,
     lives: Option<Arc<LifeBook>>,
-    listen: Option<SocketAddr>,
+    listen: SocketAddr,
     tls: TlsIdentity,
     config: &Config,
 ) -> Result<TransportHandle, StartError> {
     let id = identity.id;
-    let listen = listen.ok_or_else(|| missing("listen", "say where peers reach this node: builder.listen(..)"))?;
     let mut quic = QuicConfig::new(listen, identity, tls);
     quic.lives = lives;
     quic.queue_bytes = config.queue_bytes();
@@ -245,12 +291,8 @@ fn sled_options(id: NodeId, config: &Config, volume: Option<u64>) -> OpenOptions
     options
 }
 
-pub(super) fn no_tls() -> StartError {
-    missing("tls", "say who this node is to its peers: builder.tls(..)")
-}
-
 async fn load_tls(id: NodeId, tls: Option<Tls>) -> Result<TlsIdentity, StartError> {
-    let tls = tls.ok_or_else(no_tls)?;
+    let tls = tls.ok_or_else(|| missing("tls", "say who this node is to its peers: builder.tls(..)"))?;
     let load = move || match tls {
         Tls::DevSelfSigned(dir) => TlsIdentity::dev(&dir, id),
         Tls::Directory(dir) => TlsIdentity::load(&dir, id),

@@ -100,6 +100,65 @@ async fn a_group_that_cannot_be_opened_ends_its_host_and_nothing_else() {
     raft.shutdown().await;
 }
 
+/// What only new founders are refused for is found at each start, until there is a cluster.
+#[actix::test]
+async fn wrong_founders_are_refused_again() {
+    let dir = tempfile::tempdir().unwrap();
+    for _ in 0..2 {
+        let host = host(dir.path()).await.unwrap();
+        let twins = GroupConfig::form([(1, "n1".into()), (2, "n1".into())].into());
+        let error = host.open(GroupId::FIRST, Sum::default(), twins).await.unwrap_err();
+        assert!(error.to_string().contains("the founders 1 and 2 have one address"), "{error}");
+    }
+    let host = host(dir.path()).await.unwrap();
+    open(&host).await.unwrap().wait_for_leader(TIMEOUT).await.unwrap();
+    host.shutdown().await;
+}
+
+/// A network by QUIC needs an address and certificates: that is said before there is a directory.
+#[actix::test]
+async fn what_is_missing_is_said_before_a_directory_is_made() {
+    let home = tempfile::tempdir().unwrap();
+    let dir = home.path().join("data");
+    let builder = || Host::builder(1).storage(Storage::Sled(dir.clone()));
+    let error = builder().start().await.unwrap_err();
+    assert_eq!(error.to_string(), "configuration: tls: say who this node is to its peers: builder.tls(..)");
+    let error = builder().tls(Tls::DevSelfSigned(home.path().join("ca"))).start().await.unwrap_err();
+    assert_eq!(error.to_string(), "configuration: listen: say where peers reach this node: builder.listen(..)");
+    assert!(!dir.exists());
+}
+
+/// A panic while a node starts is the cause that its caller reads, and nothing goes on.
+#[actix::test]
+async fn a_panic_is_the_cause_of_a_failed_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let network = Network::Custom(Box::new(|_, _| panic!("no transport today")));
+    let host = Host::builder(1).network(network).storage(Storage::Sled(dir.path().to_owned())).start().await.unwrap();
+    let error = open(&host).await.unwrap_err();
+    assert_eq!(error.to_string(), "the thread of the actors: it panicked: no transport today");
+    assert_eq!(refusal(open(&host).await), "group 0: its host has ended: start the host again");
+    assert!(!in_use(dir.path()).await);
+}
+
+/// Whoever gave up waiting for a shutdown may ask again, and is answered at its end.
+#[actix::test]
+async fn a_shutdown_is_waited_for_twice() {
+    let dir = tempfile::tempdir().unwrap();
+    let host = host(dir.path()).await.unwrap();
+    let raft = open(&host).await.unwrap();
+    raft.wait_for_leader(TIMEOUT).await.unwrap();
+    assert!(host.shutdown().now_or_never().is_none(), "one poll is not enough to shut down");
+    host.shutdown().await;
+    assert_eq!(raft.stopped().await, "it was shut down");
+    assert!(!in_use(dir.path()).await);
+
+    // The same without a group.
+    let host = self::host(dir.path()).await.unwrap();
+    assert!(host.shutdown().now_or_never().is_none(), "one poll is not enough to close files");
+    host.shutdown().await;
+    assert!(!in_use(dir.path()).await);
+}
+
 #[actix::test]
 async fn a_start_that_nobody_waits_for_any_more_leaves_nothing_running() {
     let dir = tempfile::tempdir().unwrap();
