@@ -9,9 +9,9 @@
 //! ```
 //!
 //! One change moves one voter at most, so a majority before it and a majority after it have a node in common, and it
-//! takes effect at once. Several changes need a *joint* configuration in between: what is decided there needs a
-//! majority of the voters that come and a majority of the voters that go. It has to be left before anything else is
-//! changed. No code of this version enters a joint configuration, and what peers send of one is refused.
+//! takes effect at once. Several changes need a *joint* configuration in between: a decision there needs a majority of
+//! the incoming voters and a majority of the outgoing voters. It has to be left before anything else is changed. No
+//! code of this version enters a joint configuration, and what peers send of one is refused.
 //!
 //! Deliberately absent: addresses, lives and retired ids, which are the [`Membership`](crate::members::Membership)'s;
 //! who is connected or behind; and who leaves a joint configuration, and when.
@@ -22,17 +22,17 @@ use crate::{ids::NodeId, members::MemberRole};
 
 /// Who votes and who only receives the log.
 ///
-/// A default one is that of a node that belongs to no cluster: nobody is in, and nothing can be decided.
+/// The default is that of a node that belongs to no cluster: it has no member, and nothing can be decided.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Configuration {
-    /// Members whose votes count. In a joint configuration these are the voters that come.
+    /// Members whose votes count. In a joint configuration these are the incoming voters.
     pub voters: BTreeSet<NodeId>,
-    /// The voters that go, in a joint configuration; empty outside one. Whoever stays a voter is among both.
+    /// The outgoing voters of a joint configuration; empty outside one. A voter that stays is in both sets.
     pub outgoing: BTreeSet<NodeId>,
     /// Members that receive the log and have no vote.
     pub learners: BTreeSet<NodeId>,
-    /// Voters that go and stay as learners: they are learners when the joint configuration is left. Until then they
-    /// vote.
+    /// Outgoing voters that stay as learners: they vote until the joint configuration is left, and are learners from
+    /// then on.
     pub next_learners: BTreeSet<NodeId>,
 }
 
@@ -116,20 +116,20 @@ pub enum InvalidConfiguration {
     /// A member has one role.
     #[error("it names node {0} twice")]
     NamedTwice(NodeId),
-    /// Only who goes as a voter of a joint configuration has to wait until it is a learner.
-    #[error("node {0} is to become a learner and is no voter that goes")]
+    /// Only an outgoing voter can wait to become a learner.
+    #[error("node {0} is to become a learner but is not an outgoing voter")]
     NotOutgoing(NodeId),
     /// A joint configuration is left by a change of its own.
-    #[error("it is to be left without a change")]
+    #[error("the leader would leave it by itself")]
     LeavesByItself,
 }
 
-/// A half of a configuration in which some are no majority.
+/// A half of a configuration in which a set of nodes is no majority.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shortfall<'a> {
     /// The voters of that half.
     pub voters: &'a BTreeSet<NodeId>,
-    /// How many of them there are.
+    /// How many of them are in the set.
     pub have: usize,
     /// How many would be a majority.
     pub needed: usize,
@@ -157,7 +157,7 @@ impl Configuration {
                     false => Ok(next),
                 }
             }
-            // Without voters that go it would not be joint.
+            // Without outgoing voters it would not be joint.
             _ if self.voters.is_empty() => Err(ConfigurationError::NoVoter),
             several => {
                 let mut named = BTreeSet::new();
@@ -171,7 +171,7 @@ impl Configuration {
         }
     }
 
-    /// Without the voters that go.
+    /// Without the outgoing voters.
     fn left(&self) -> Result<Configuration, ConfigurationError> {
         if !self.is_joint() {
             return Err(ConfigurationError::NotJoint);
@@ -222,19 +222,20 @@ impl Configuration {
         iter::once(&self.voters).chain(self.is_joint().then_some(&self.outgoing))
     }
 
-    /// Whether those are a quorum: a majority of the voters, in a joint configuration of each half.
+    /// Whether the nodes for which `has` is true are a quorum: a majority of the voters, in a joint configuration of
+    /// each half.
     pub fn is_quorum(&self, has: impl Fn(NodeId) -> bool) -> bool {
         self.shortfall(has).is_none()
     }
 
-    /// Whether those are a majority of the voters other than `id`, in a joint configuration of each half. For what is
-    /// believed about that node; never for what is decided.
+    /// Whether the nodes for which `has` is true are a majority of the voters other than `id`, in a joint configuration
+    /// of each half. For what is believed about that node; never for what is decided.
     pub fn is_quorum_of_others(&self, id: NodeId, has: impl Fn(NodeId) -> bool) -> bool {
         let without = |half: &BTreeSet<NodeId>| half.iter().copied().filter(|other| *other != id).collect();
         self.halves().map(without).all(|others: BTreeSet<NodeId>| shortfall(&others, &has).is_none())
     }
 
-    /// The first half in which those are no majority; `None` if they are a quorum.
+    /// The first half in which the nodes for which `has` is true are no majority; `None` if they are a quorum.
     pub fn shortfall(&self, has: impl Fn(NodeId) -> bool) -> Option<Shortfall<'_>> {
         self.halves().find_map(|half| shortfall(half, &has))
     }
@@ -430,8 +431,8 @@ mod tests {
         let joint = of(&[1, 2, 3], &[4, 5]).after(&[Promote(4), Promote(5), Remove(2), Demote(3)]).unwrap();
         assert_eq!(joint.to_string(), "voters (1 4 5)&(1 2 3), next learners 3");
         assert!(quorum(&joint, &[1, 4, 3]));
-        assert!(!quorum(&joint, &[1, 4, 5]), "all who come, and one of those who go");
-        assert!(!quorum(&joint, &[1, 2, 3]), "all who go, and one of those who come");
+        assert!(!quorum(&joint, &[1, 4, 5]), "all incoming voters, and one outgoing voter");
+        assert!(!quorum(&joint, &[1, 2, 3]), "all outgoing voters, and one incoming voter");
         assert!(!quorum(&Configuration::default(), &[1]), "where nobody votes nothing is decided");
         let short = joint.shortfall(|id| [1, 4, 5].contains(&id)).unwrap();
         assert_eq!((short.voters, short.have, short.needed), (&joint.outgoing, 1, 2));

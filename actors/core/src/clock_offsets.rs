@@ -24,9 +24,9 @@ use std::{
 
 use actorum_machine::{configuration::Configuration, ids::NodeId};
 
-/// So many readings of a peer are kept.
+/// How many readings of each peer are kept.
 const KEPT: usize = 8;
-/// A reading is of no use after this.
+/// How long a reading counts.
 pub const VALID: Duration = Duration::from_secs(10);
 /// How far two clocks may run apart, per million: twice what RFC 5905 allows for one.
 const DRIFT_PER_MILLION: i64 = 1000;
@@ -104,8 +104,8 @@ pub struct ClockOffsets {
 }
 
 impl ClockOffsets {
-    /// No readings yet. Of those to come only what is exact to this counts: a reading that may be off by more cannot
-    /// tell whether a clock is.
+    /// No readings yet. A reading counts only if it is exact to `within`: a less exact one cannot show whether a clock
+    /// is wrong.
     pub fn new(within: Duration) -> ClockOffsets {
         ClockOffsets { readings: BTreeMap::new(), within_us: micros(within) }
     }

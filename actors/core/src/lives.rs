@@ -12,10 +12,10 @@
 //!                                                                had acknowledged, in the term in which it had
 //! ```
 //!
-//! Which lives are shown: every one since the oldest that some peer may have on record, which the peers say in their
-//! hellos, so that a node that was opened many times without meeting a peer is not taken for another; never fewer than
-//! the last [`SHOWN_AT_LEAST`]. Bound: [`SHOWN_AT_MOST`], then those go that nobody is known to have on record, from
-//! the middle.
+//! Which lives a hello shows: all since the oldest that some peer may have on record (peers say so in their hellos),
+//! and at least the last [`SHOWN_AT_LEAST`]. So a node that was opened many times without meeting a peer is not taken
+//! for a copy. Bound: [`SHOWN_AT_MOST`]; beyond it lives that no peer is known to have on record are dropped, from the
+//! middle.
 //!
 //! What stays undetected: a copy that meets only nodes which never met the later life (a quorum of such loses what the
 //! later life had acknowledged, until somebody who met it is back); a copy made in the life on record whose log ends
@@ -38,7 +38,7 @@ use crate::{
     wire::{MessageKind, RaftMessage},
 };
 
-/// The lives that are always shown, the newest ones: so many openings a peer may miss whatever it has said.
+/// The newest lives, which are always shown: a peer may miss this many openings.
 pub const SHOWN_AT_LEAST: usize = 16;
 
 /// The most lives that a hello shows.
@@ -117,10 +117,9 @@ impl Record {
     /// Whether this record, which a peer holds against a node, proves to that node that its directory is a copy. The
     /// node shows these lives, the last of which is its present one.
     ///
-    /// A peer whose own directory was put back from an older copy has an old life on record, which the node stopped to
-    /// show once every member had confirmed a later one. So a life of the past that is not shown proves nothing: proof
-    /// is a life that is still to come, another nonce under the number of one that is shown, or a log that ends too
-    /// early.
+    /// A peer whose own directory was put back may have an old life on record, which the node no longer shows because
+    /// every member has confirmed a later one. So a past life that is not shown proves nothing. Proof is a later life
+    /// than the present one, another nonce for an opening that is shown, or a log that ends too early.
     pub fn proves_copy(&self, incarnation: Incarnation, lives: &[Life]) -> bool {
         let Some(present) = lives.last() else { return false };
         let is_known = |boot: u64| boot > present.boot || lives.iter().any(|life| life.boot == boot);

@@ -118,7 +118,7 @@ impl Room {
 pub struct Committed<T> {
     /// The entry.
     pub entry: Entry,
-    /// The waiting client's slot, if the proposal came through this node and is this very entry.
+    /// The reply handle of the waiting client, if the proposal came through this node and is this very entry.
     pub reply: Option<T>,
 }
 

@@ -1,6 +1,6 @@
 //! The seam for whoever watches a core at work: a simulation that checks its invariants.
 //!
-//! A observer sees what every drain decided, before any of it happens. It can change nothing. In a normal node there
+//! An observer sees what every drain decided, before any of it happens. It can change nothing. In a normal node there
 //! is none, which costs one look at an `Option` per drain.
 
 use std::{fmt, sync::Arc};
@@ -76,5 +76,5 @@ pub trait Observer: Send + Sync {
     fn drained(&self, drained: Drained<'_>);
 }
 
-/// Perhaps a observer.
+/// An observer, if there is one.
 pub type MaybeObserver = Option<Arc<dyn Observer>>;

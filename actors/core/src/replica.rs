@@ -262,14 +262,14 @@ impl<S: StateMachine> Replica<S> {
 
     /// Everything as it is now, for a snapshot: index, term, our state, and the machine's, to be written elsewhere.
     ///
-    /// Unlike a [`ApplyError`], an error here, also a panic of the machine, is final for that snapshot only: the
+    /// Unlike an [`ApplyError`], an error here, also a panic of the machine, is final for that snapshot only: the
     /// machine was only looked at.
     pub fn capture(&self) -> Result<(u64, u64, SystemState, StateView), SnapshotError> {
         let at = At(self.applied, self.applied_term);
         let Some(system) = &self.system else {
             return Err(SnapshotError("there is nothing to take a snapshot of: this node holds nothing yet".into()));
         };
-        // A durable machine that is ahead of what is applied again would be labelled with an index that it is past.
+        // Otherwise the snapshot would get a lower index than the durable machine already has.
         if self.applied < self.holds {
             let holds = self.holds;
             return Err(SnapshotError(format!("the state machine holds {holds} already, and the log is at {at}")));

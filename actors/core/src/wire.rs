@@ -43,7 +43,7 @@ pub struct Entry {
     pub index: u64,
     /// The proposal, opaque to the transport and the store.
     pub data: Bytes,
-    /// Only for a [`EntryKind::ConfChange`]: the system command that rides with it.
+    /// Only for an [`EntryKind::ConfChange`]: the system command that rides with it.
     #[serde(default, skip_serializing_if = "Bytes::is_empty")]
     pub context: Bytes,
 }
@@ -560,7 +560,7 @@ pub enum Refusal {
         /// Who does, as far as it knows.
         leader: Option<NodeId>,
     },
-    /// The leader could not take it right now (a hand-over, a full pipeline): ask again.
+    /// The leader could not take it right now (it transfers leadership, or its pipeline is full): ask again.
     Dropped {
         /// What stood in the way.
         cause: String,

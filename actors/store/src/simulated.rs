@@ -70,8 +70,8 @@ pub enum Loss {
     Prefix,
     /// Any.
     Subset,
-    /// None, but a value of the last batch is cut short, or something that was never written is in a file. sled never
-    /// tears a batch: this one must be refused by name.
+    /// Nothing is lost, but a value of the last batch is cut short, or a file contains bytes that were never written.
+    /// sled never tears a batch, so a store must refuse this with a specific error.
     Torn,
 }
 

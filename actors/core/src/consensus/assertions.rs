@@ -24,8 +24,8 @@ pub(super) struct Seen {
 }
 
 impl<T> Consensus<T> {
-    /// After everything that came in was worked through. It costs the same however much that was. Called by every
-    /// drain; public for the bench that says what it costs.
+    /// Called by every drain, after all input was processed. The cost does not depend on how much input there was.
+    /// Public for the bench that says what it costs.
     pub fn assert_transition(&mut self) {
         let log = &self.raw.raft.raft_log;
         let last = log.last_index();

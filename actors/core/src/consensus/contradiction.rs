@@ -169,8 +169,8 @@ pub(super) fn commit_conflict(from: NodeId, m: &RaftMessage, raft: &Raft<LogView
     }
 }
 
-/// The committed entry here that a log cannot hold beside this one: another one at its index, or one that terms, which
-/// never run backwards in a log, rule out.
+/// The committed entry here that a log with this entry cannot have: another entry at the same index, or one with a
+/// later term before it or an earlier term after it.
 fn against(index: u64, term: u64, raft: &Raft<LogView>) -> Option<(u64, u64)> {
     let log = &raft.raft_log;
     // raft-rs says "term 0" of what it does not know.

@@ -1,5 +1,5 @@
-//! What costs this node its leadership: a disk that is slow, and one that is nearly full, which costs it new work, too.
-//! And a certificate that has ended.
+//! Why a node gives up leadership: its disk is slow, its disk is nearly full (then it also refuses new work), or its
+//! certificate has expired.
 //!
 //! ```text
 //!               oldest write too old                          the probe passed, and all that waited then is durable
@@ -13,10 +13,10 @@
 //!               there is space again, and transfers leadership if somebody takes it, unless it has just cut its log
 //! ```
 //!
-//! A leader may be low on space for nothing but the log that it holds for peers that are behind. Its followers hold
-//! nothing, so each of them has room, and would be just as low soon after it took leadership; and each of them would
-//! send those peers another snapshot from its beginning. So a leader first waits for what its cut gives back, longer
-//! while the log writer says that room is being made.
+//! A leader may be low on space only because it holds the log for peers that are behind. A follower holds nothing for
+//! them, so it has room now. As leader it would soon be low as well, and would send those peers a new snapshot from the
+//! beginning. So a leader first waits for the room that its own cut gives back, and longer while the log writer says
+//! that room is being made.
 //!
 //! A leader whose certificate has ended keeps the connections that it has, and gets no new ones: a follower that starts
 //! again could never hear it. So it transfers leadership, too, while it can, and keeps the leadership if nobody takes
@@ -47,7 +47,7 @@ impl DiskHealth {
         self.room.low
     }
 
-    /// Whether what can be freed of it has to be.
+    /// Whether the node must free all the room that it can.
     pub(super) fn is_short(&self) -> bool {
         (self.room.short || self.room.low) && !planted::is(Planted::ShortOfRoomUnseen)
     }
@@ -57,8 +57,9 @@ impl DiskHealth {
 /// rewritten within one.
 const TIMEOUTS_WHILE_ROOM_IS_MADE: u64 = 10;
 
-/// Answers that may wait for the disk. At the bound the oldest goes, whatever it is: Raft's messages may be lost. A
-/// leader asks again with each heartbeat, a candidate with its next campaign, and a snapshot's fate has a deadline.
+/// How many answers may wait for the disk. At the bound the oldest is dropped, whatever its kind, because Raft allows
+/// messages to be lost. A leader asks again with each heartbeat, a candidate with its next campaign, and the fate of a
+/// snapshot has a deadline.
 pub(super) const MAX_DEFERRED: usize = 4096;
 
 /// After so many election timeouts a leader low on space asks those again that did not take its leadership.
@@ -79,7 +80,7 @@ pub(super) struct DiskHealth {
     pub dropped: u64,
     suspicion: Option<Suspicion>,
     room: Room,
-    /// The tick in which the log was first cut in this want of space.
+    /// The tick in which the log was first cut since space became low.
     cut_since: Option<u64>,
     /// Since which tick leadership is being transferred.
     transferring: Option<u64>,
@@ -140,7 +141,7 @@ impl<T> Consensus<T> {
     pub fn disk_space(&mut self, room: Room) {
         let Room { low: was_low, waits, .. } = std::mem::replace(&mut self.disk.room, room);
         if waits && !room.waits {
-            // Only from now on it is the disk that lets them wait.
+            // Until now they waited for room; from now on they wait for the disk.
             let now = self.ticks;
             self.pending_writes.iter_mut().for_each(|write| write.since = now);
         }
@@ -176,7 +177,7 @@ impl<T> Consensus<T> {
 
     /// Bytes that a leader may still append before its own disk has caught up; none while that is slow or low on space.
     pub(super) fn room_on_disk(&self, command: bool) -> usize {
-        // What this system records of itself is small, and may be what ends the want of space.
+        // Entries of the system are small, and one of them may be what ends the lack of space.
         if self.disk.is_low() && command {
             return 0;
         }
@@ -186,7 +187,7 @@ impl<T> Consensus<T> {
         self.settings.max_unpersisted_bytes.saturating_sub(self.disk.bytes)
     }
 
-    /// Which bound it is that leaves no room, and how much there is besides so many bytes of the same batch.
+    /// Which bound leaves no room for a command after `batch_bytes` of the same batch.
     pub(super) fn full_disk_bound(&self, command: bool, batch_bytes: usize) -> BusyBound {
         if command && self.half_way_to_suspicion() {
             return BusyBound::DiskSlow { waiting_ms: self.ms(self.waiting()) };
@@ -194,14 +195,14 @@ impl<T> Consensus<T> {
         BusyBound::Unpersisted { bytes: self.disk.bytes + batch_bytes, max: self.settings.max_unpersisted_bytes }
     }
 
-    /// Half way to suspicion new work would only make it certain: the queue regulates itself, and this node goes on
-    /// leading.
+    /// Whether the disk has been slow for half of the bound. More work would then make it suspect for certain, so this
+    /// node refuses commands and goes on leading.
     pub(super) fn half_way_to_suspicion(&self) -> bool {
         self.slow_for() * 2 >= self.settings.disk_slow_ticks
     }
 
-    /// What a command is told that finds space low; `None` if it does not. A peer of the first version does not know
-    /// this answer.
+    /// The refusal of a command while space is low; `None` if space is not low. A peer of the first version does not
+    /// know this answer.
     pub(super) fn no_space(&self, peer: bool) -> Option<Refusal> {
         let Room { low, free, needed, .. } = self.disk.room;
         let known = !peer || self.every_member_understands(Feature::LowSpace);
@@ -213,8 +214,8 @@ impl<T> Consensus<T> {
         self.pending_writes.front().map_or(0, |oldest| self.ticks - oldest.since)
     }
 
-    /// How many ticks of that count against the disk. What waits for room says nothing of how the disk answers: a
-    /// leader keeps its leadership, if nobody with room takes it, and goes on serving reads.
+    /// For how many ticks the disk itself has been slow. Waiting for room does not count, because it does not show how
+    /// the disk answers: a leader keeps its leadership if no node with room takes it, and goes on serving reads.
     fn slow_for(&self) -> u64 {
         if self.disk.room.waits { 0 } else { self.waiting() }
     }
@@ -266,16 +267,16 @@ impl<T> Consensus<T> {
         }
     }
 
-    /// Whether the log was cut for the first time in this want of space, and what that gives back may not have been
-    /// counted yet. A disk that stays low costs the leadership in the end, also where the cut itself finds no room.
+    /// Whether the log was cut since space became low, and the room from that cut may not be counted yet. If the disk
+    /// stays low, the leader gives up leadership in the end, even if the cut itself found no room.
     fn room_may_come_back(&self) -> bool {
         let timeouts = if self.disk.room.being_made { TIMEOUTS_WHILE_ROOM_IS_MADE } else { 1 };
         let timeout = timeouts * self.settings.election_ticks as u64;
         self.disk.cut_since.is_some_and(|since| self.ticks - since < timeout)
     }
 
-    /// For lack of space, or of a certificate. Where nobody takes it leadership is kept: such a leader can still serve
-    /// reads, and one without a certificate whoever is connected.
+    /// Offers leadership, because of low space or an expired certificate. If no node takes it, this node goes on
+    /// leading: it can still serve reads, or, with an expired certificate, the nodes that are connected.
     fn offer_leadership(&mut self) {
         let timeout = self.settings.election_ticks as u64;
         match self.disk.transferring {

@@ -30,7 +30,8 @@ impl<T> Consensus<T> {
         let mut batch = Vec::new();
         for request in mem::take(&mut self.queued) {
             let due = request.not_before <= self.ticks;
-            // A question that its client cannot wait for would turn what is known into "unknown".
+            // Do not ask again so close to the deadline: an unanswered question would make the outcome "unknown", and
+            // it is known now.
             let too_late = request.refusal.is_some() && request.deadline <= self.now + self.settings.tick;
             match (&request.wanted, leader) {
                 _ if leads && due => match request.wanted {
@@ -59,15 +60,14 @@ impl<T> Consensus<T> {
         let time = self.stamp(wall);
         let (max, unapplied) = (self.settings.max_unapplied_bytes, self.raw.store().unapplied_bytes());
         let mut room = max.saturating_sub(unapplied);
-        // A disk that does not keep up, or is nearly full, is told of before anything is in the log: surely not
-        // applied.
+        // A command that the disk cannot take is refused before it is in the log, so it is surely not applied.
         let mut taken_bytes = 0;
         let mut entries = Vec::with_capacity(batch.len());
         let mut proposed = Vec::with_capacity(batch.len());
         for request in batch {
             let Wanted::Command(encoded) = request.wanted else { continue };
             let on_disk = |command| self.room_on_disk(command).saturating_sub(taken_bytes);
-            // Small entries cost more than they say.
+            // Each entry costs more than its own bytes.
             let cost = encoded.size() + ENTRY_OVERHEAD;
             let refused = if encoded.size() > self.settings.max_entry_bytes {
                 Some(RequestOutcome::Refused(Refusal::TooLarge { limit: self.settings.max_entry_bytes as u64 }))
@@ -145,7 +145,7 @@ impl<T> Consensus<T> {
         if self.raw.raft.has_pending_conf() || self.configuration().is_joint() {
             return self.refuse(request, Refusal::Change(ChangeRefusal::InProgress));
         }
-        // The second is asked here alone: what an older leader has let in is applied by all alike.
+        // `has_room_for` is checked only here: when a change of an older leader is applied, all nodes must apply it.
         let next =
             match self.membership.after(change).and_then(|next| self.membership.has_room_for(change).map(|()| next)) {
                 Ok(next) => next,
@@ -226,7 +226,7 @@ impl<T> Consensus<T> {
         }
         let readers = mem::take(&mut self.reads.waiting);
         let last = readers.iter().map(|reader| reader.deadline).max().unwrap_or(self.now);
-        // A lost question must not hold up its readers: no longer than an election takes.
+        // A lost question delays its readers at most for one election timeout.
         let election_timeout = self.settings.tick * self.settings.election_ticks as u32;
         let timeout = last.saturating_sub(self.now).min(election_timeout);
         let remaining_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);

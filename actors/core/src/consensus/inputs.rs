@@ -8,9 +8,9 @@
 //! | the log writer | `persisted` |
 //! | the applier | `applied_to`, `membership_changed`, `versions_changed` |
 //!
-//! An input says what happened, and the next drain what must happen because of it. Few do more than to note it: a
-//! message is stepped into raft-rs at once, and a write that is durable lets go of the messages that waited for it.
-//! What a peer says is checked first (see [`validate`]).
+//! Most inputs are only noted, and the next drain decides what must happen. Two do more: a message is stepped into
+//! raft-rs at once, and a durable write releases the messages that waited for it. What a peer says is checked first
+//! (see [`validate`]).
 //!
 //! Deliberately absent: the inputs that belong to one idea, which are with it: disk and space (`disk`), snapshots
 //! (`snapshots`), entries that were read (`replicate`), clocks (`stamp`), the genesis (`construction`), time itself
@@ -123,16 +123,16 @@ impl<T> Consensus<T> {
         self.hold(Wanted::Command(encoded), Some(reply), deadline, true);
     }
 
-    /// Propose a mark, at which nodes compare what they applied. Nobody waits for it, and only a leader whose every
-    /// member understands one does: a node of an older version would stop at it.
+    /// Proposes a mark, at which nodes compare what they applied. No client waits for it. A leader does so only if
+    /// every member understands marks, because an older node would stop at one.
     pub fn propose_mark(&mut self, restart: bool) {
         if self.may_use(Feature::StateHashes) {
             self.propose_for_system(&SystemCommand::Mark { restart });
         }
     }
 
-    /// Propose what a member has announced, or to use what all have, and nothing else. Nobody waits for it, and only a
-    /// leader does whose every member understands such entries.
+    /// Proposes an `Announce` or an `Activate`, and nothing else. No client waits for it. A leader does so only if
+    /// every member understands such entries.
     pub fn propose_versions(&mut self, command: &SystemCommand) {
         let is_of_versions = matches!(command, SystemCommand::Announce { .. } | SystemCommand::Activate { .. });
         let all_understand = || self.knows_all_members() && self.every_member_understands(Feature::Activation);
@@ -197,8 +197,8 @@ impl<T> Consensus<T> {
             self.disk.bytes -= done.bytes;
             self.disk.deferred -= done.deferred.len();
             if let Some(snapshot) = done.restore {
-                // For raft-rs it is applied by being durable: a campaign looks at all that follows the applied
-                // index, and below the snapshot there is nothing left to look at.
+                // Tell raft-rs that the snapshot is applied once it is durable: a campaign reads the entries after the
+                // applied index, and the log has none before the snapshot.
                 if snapshot.index > self.raw.raft.raft_log.applied {
                     self.raw.advance_apply_to(snapshot.index);
                 }
@@ -227,7 +227,8 @@ impl<T> Consensus<T> {
 
     /// The applier's membership: what it recorded of the members besides who they are.
     ///
-    /// Who is in is decided here, as changes are committed. The applier comes later, and its word may be of before.
+    /// The core decides who is a member, when a change is committed. The applier reports later, so its list may be
+    /// older.
     pub fn membership_changed(&mut self, membership: Arc<Membership>) {
         let same = membership.configuration() == self.membership.configuration();
         if same && membership.retired == self.membership.retired {

@@ -15,8 +15,8 @@
 //! own term.
 //!
 //! `force` passes over both, and over nothing else: a learner whose life is not recorded, or that holds nothing, is
-//! never promoted (the sixth promise). Who forces does not want to wait, so that is refused at once, and says what
-//! cannot be forced.
+//! never promoted (the sixth promise). A forced request does not wait: what cannot be forced is refused at once, with
+//! the reason.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -105,7 +105,7 @@ impl<T> Consensus<T> {
         // One whose life is not recorded could come back with an empty directory and be taken for the one that was
         // promoted.
         let known = self.membership.members.get(&id).is_some_and(|member| member.incarnation.is_some());
-        // And what one understands that has announced nothing is not known.
+        // And a member that has announced nothing may not understand what is in use.
         let announced = self.versions.announced.get(&id);
         let recorded = known && (!self.versions.are_recorded() || announced.is_some());
         let lacks = announced.and_then(|announced| self.versions.beyond(announced)).map(|lacks| lacks.to_string());
@@ -142,7 +142,7 @@ impl<T> Consensus<T> {
         let new = self.contact_is_new();
         let waits = reading.learner.as_ref().map_or(new, |learner| !learner.forced);
         let refusal = match &reading {
-            // Its node asks again by itself, and must not take the first word of a new leader for the last.
+            // The node that forwarded it asks again by itself, so the first answer of a new leader must not be final.
             ChangeReading { learner: None, .. } if new && request.peer => Refusal::Change(ChangeRefusal::NotReady),
             _ => Refusal::Change(ChangeRefusal::because(reading)),
         };

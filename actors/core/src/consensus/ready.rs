@@ -191,7 +191,7 @@ impl<T> Consensus<T> {
         }
     }
 
-    /// A snapshot went over them: whether they are in it, nobody here can tell.
+    /// A snapshot replaced the log over these proposals: nobody here can tell whether it contains them.
     fn forget_pending_under(&mut self, index: u64) {
         for ((at, term), pending) in self.pending.extract_if(..=(index, u64::MAX), |_, _| true) {
             let cause = format!("a snapshot up to {index} replaced the log over entry {at}@{term}");

@@ -113,12 +113,12 @@ impl<T> Consensus<T> {
             window.release(progress.matched, next);
             match state {
                 ProgressState::Snapshot => return,
-                // One message at a time until the peer has answered where its log is like this one.
+                // One message at a time, until the peer has said where its log agrees with this one.
                 ProgressState::Probe if paused || next > last => return,
                 ProgressState::Probe => {}
                 ProgressState::Replicate => {
                     let full = window.bytes >= self.settings.peer_window_bytes;
-                    // raft-rs tells of a commit at once, but not a peer that was to wait for entries at that time.
+                    // raft-rs announces a commit at once, but not to a peer that had to wait for entries then.
                     let unannounced = window.announced_commit < self.raw.raft.raft_log.committed;
                     window.closed = full;
                     self.raw

@@ -62,7 +62,7 @@ pub(super) struct Snapshots {
     following: BTreeMap<NodeId, u64>,
 }
 
-/// A leader's word that its log begins later than this node needs.
+/// A leader's offer of a snapshot, because its log begins later than this node needs.
 #[derive(Debug)]
 struct Offer {
     from: NodeId,
@@ -114,11 +114,12 @@ impl<T> Consensus<T> {
         let must = newest < self.min_served_index && applied >= self.min_served_index;
         let bytes = || self.raw.store().bytes_after(newest).saturating_sub(self.raw.store().bytes_after(applied));
         let many = applied.saturating_sub(newest) >= self.settings.snapshot_entries;
-        // A log that is many times the state costs more room than the state does, and a snapshot little beside it.
+        // If the log is many times as large as the state, it costs more room than the state, and a snapshot costs
+        // little beside it.
         let enough = self.settings.small_snapshot_bytes.max(self.newest_bytes().saturating_mul(LOG_PER_SNAPSHOT));
         let enough = enough.min(self.settings.snapshot_bytes);
-        // Where room is short the log is cut behind a snapshot sooner, though not for less than it costs: its own size,
-        // and it frees some three times these.
+        // Where room is short a snapshot is built sooner, but only if it pays: it costs its own size, and frees about
+        // three times the bytes that are cut.
         let frees = || self.disk.is_short() && bytes() >= self.settings.short_bytes.max(self.newest_bytes() / 4);
         if must || (applied > newest && (many || bytes() >= enough || frees())) {
             self.snapshots.building = true;
@@ -151,8 +152,8 @@ impl<T> Consensus<T> {
             // Another one was installed over it meanwhile, and is on its way to the disk or on it.
             return self.tell_kept();
         }
-        // At most two: the newest, and one that stands in for it. That is the one before, unless an earlier one is
-        // being sent, which its receiver would have to begin anew without.
+        // At most two are kept: the newest, and a second in case the newest is damaged. The second is the previous one,
+        // unless an older one is being sent: without that one its receiver would have to begin anew.
         let sent = self.oldest_sent().unwrap_or(newest);
         let stands_in = view.snapshots().iter().find(|kept| kept.index >= sent).or(view.newest()).cloned();
         // Where room is short the newest stands alone, and the log is cut behind it.
@@ -181,8 +182,8 @@ impl<T> Consensus<T> {
         !self.snapshots.recording.is_empty()
     }
 
-    /// There is no space any more for a longer window than was asked for. Looked at with every tick for as long as that
-    /// lasts: what is still being recorded, sent or followed now will not be then.
+    /// Space is low: gives up the log beyond the configured window. Called at every tick while space is low, since what
+    /// is recorded, sent or followed now may be free later.
     pub(super) fn let_go_of_log(&mut self) {
         if !self.snapshots.recording.is_empty() {
             return;
@@ -212,8 +213,8 @@ impl<T> Consensus<T> {
         let by_count = newest.index.saturating_sub(self.settings.keep_entries);
         // The window is bounded by both: by many small entries as well as by a few large ones.
         let window = by_count.max(view.index_within(self.settings.keep_bytes));
-        // What is short of room keeps nothing but what follows a snapshot that was sent; what is low on it lets a
-        // transfer begin anew.
+        // Where room is short, only the log after a snapshot that was sent is kept. Where space is low that goes, too,
+        // and the transfer begins anew.
         let window = if self.disk.is_short() { u64::MAX } else { window };
         let held = self.oldest_sent().into_iter().chain(self.oldest_following()).min();
         let mut up_to = window.min(older.index).min(held.unwrap_or(u64::MAX));
@@ -309,7 +310,7 @@ impl<T> Consensus<T> {
             self.draw_election_timeout();
         }
         if self.raw.raft.raft_log.unstable.snapshot.is_none() {
-            // It is of no use any more: nobody is to be told that it is being installed.
+            // raft-rs did not take it: no peer must hear that it is being installed.
             self.tell_kept();
         }
     }
@@ -320,7 +321,7 @@ impl<T> Consensus<T> {
             self.transmit(deferred.into());
             // The time it took is no reason to campaign at once.
             self.raw.raft.election_elapsed = 0;
-            // Not before: until the state is there, too, whoever sent it is told that this goes on.
+            // Only now: until the state is restored, the sender hears that the installation goes on.
             self.tell_kept();
         }
     }
@@ -381,7 +382,8 @@ impl<T> Consensus<T> {
             !sends.contains_key(id) && progress(id).is_some_and(|progress| progress.matched >= sent.index)
         });
         following.extend(installed.map(|(id, _)| (*id, raft.raft_log.last_index())));
-        // Who falls silent is not waited for, nor is anybody for what is appended from now on: that might have no end.
+        // A peer that falls silent is not waited for. Entries appended from now on do not count, or the wait might
+        // never end.
         following.retain(|id, up_to| {
             let follows = |progress: &Progress| heard.contains(id) && progress.matched < *up_to;
             !sends.contains_key(id) && progress(id).is_some_and(follows)

@@ -130,8 +130,8 @@ impl Comparison {
         self.compare(configuration, state, true)
     }
 
-    /// Whether what was found still stands although the marks at which it was seen are forgotten: a member that
-    /// differed is a member still, and has not reported an equal value since.
+    /// Whether the difference still holds, although its marks are forgotten: the node that differed is still a member,
+    /// and has not reported an equal value since.
     pub fn stands(&self, found: &Divergence, is_member: impl Fn(NodeId) -> bool) -> bool {
         let Some(mine) = found.values.get(&self.id) else { return false };
         let mut differed = found.values.iter().filter(|(id, value)| *value != mine && is_member(**id));

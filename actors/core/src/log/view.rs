@@ -380,8 +380,8 @@ impl LogView {
         self.compacted_index = up_to;
     }
 
-    /// From now on entries up to `index` are served to nobody, nor a snapshot below it: what they say was overruled by
-    /// hand. Only ever raised, and never past what is applied.
+    /// From now on no entry up to `index` and no snapshot below it is served: they belong to the cluster that an
+    /// operator replaced. The value only rises, and never passes what is applied.
     pub fn raise_min_served_index(&mut self, index: u64) {
         // raft-rs applies from the first index on: a higher index to serve from would make it skip what is not applied.
         assert!(index <= self.applied, "what is served begins at what is applied or before it");
@@ -512,13 +512,13 @@ impl Storage for LogView {
     }
 
     fn snapshot(&self, request_index: u64, to: NodeId) -> raft::Result<eraftpb::Snapshot> {
-        // Who gets one goes on with the entry after it, and that has to be there for him.
+        // The receiver goes on with the entry after the snapshot, so the log must still have that entry.
         let least = self.hidden().max(request_index);
         let Some(mut snapshot) = self.newest().filter(|newest| newest.index >= least).cloned() else {
             return Err(raft::Error::Store(StorageError::SnapshotTemporarilyUnavailable));
         };
-        // raft-rs ignores a snapshot whose configuration does not name the receiver. A node that is added later is
-        // not among the founders: it joins its own copy as a learner, and the log tells it the rest.
+        // raft-rs ignores a snapshot whose configuration does not name the receiver. A node that is added later is no
+        // founder, so its copy of the genesis names it as a learner; the log tells it the rest.
         if !snapshot.conf.voters.contains(&to) && !snapshot.conf.learners.contains(&to) {
             snapshot.conf.learners.push(to);
         }

@@ -50,7 +50,7 @@ pub(super) struct Open<E> {
 }
 
 impl<E: Engine> Shared<E> {
-    /// What was found at opening, under a lock that is given back when it is dropped.
+    /// Shares an engine that was just opened, with what was found in it. Dropping it releases `lock`.
     pub(super) fn new(engine: E, found: &Found, lock: Box<dyn Send + Sync>) -> Arc<Shared<E>> {
         let logs = found.groups.iter().map(|(group, found)| (*group, Log::new(*group, found))).collect();
         let (blocks, bytes) = (engine.blocks(), AtomicU64::new(engine.disk_bytes()));
@@ -63,7 +63,7 @@ impl<E: Engine> Shared<E> {
         Arc::new(Shared { state, bytes, blocks })
     }
 
-    // Poisoning is passed over on purpose: a panic under the lock is caught above it and kills the store by name.
+    // A poisoned lock is used on purpose: a panic under it is caught above, and ends the store with a specific error.
     fn read(&self) -> RwLockReadGuard<'_, Result<Open<E>, String>> {
         self.state.read().unwrap_or_else(PoisonError::into_inner)
     }
@@ -200,8 +200,7 @@ impl<E: Engine, S: Pages> Committer<E, S> {
             let mut plans = BTreeMap::new();
             let mut bytes = 0;
             for (log, staged) in staged.values() {
-                // Whatever its caller said: a batch that moves more than a commit index is a promise (FACTS:
-                // `must_sync`).
+                // Whatever the caller said: a batch that moves more than a commit index is a promise.
                 let moved =
                     staged.hard_state.is_some_and(|s| (s.term, s.vote) != (log.hard_state.term, log.hard_state.vote));
                 sync |= staged.snapshot.is_some() || staged.compact.is_some() || !staged.entries.is_empty() || moved;

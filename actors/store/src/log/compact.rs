@@ -30,7 +30,7 @@ use super::{
 };
 use crate::snapshot::SnapshotStore;
 
-/// How many bytes are copied at once: nobody waits for a commit meanwhile.
+/// How many bytes are copied at once. It may be much, because no commit waits meanwhile.
 const SLICE_BYTES: usize = 8 << 20;
 
 /// What was done to a directory.

@@ -13,16 +13,16 @@
 //! ```
 //!
 //! The engine is rewritten (see `rewrite`) into a directory of the next *generation*, which counts from the moment its
-//! file `complete` is durable. The highest generation that counts is the log. What is above it is half a rewriting and
-//! goes before the engine opens, which may need the room; what is below it is what one has left over and goes once a
-//! node has opened.
+//! file `complete` is durable. The highest generation that counts is the log. Higher generations are unfinished
+//! rewritings: they are removed before the engine opens, which may need the room. Lower ones are left over from a
+//! finished rewriting: they are removed once a node has opened.
 //!
 //! It is made in steps, and `node` comes last: `lock`, `creating`, `log/`, `watermark`, `node`, then
 //! `creating` goes. A crash between leaves `creating` without `node`: nothing was promised yet, so the next open wipes
 //! what there is and starts again. A directory with a log and neither of the two is damaged, not new.
 //!
-//! Deliberately absent: what is in the log's directories, and adopting a directory under another id: there is no way
-//! to.
+//! Deliberately absent: what is in the log's directories, and adopting a directory under another id: nothing can do
+//! that.
 
 use std::{
     ffi::OsStr,
@@ -430,7 +430,7 @@ fn write_node(dir: &Path, node: &StoreIdentity, life: Option<LifeKey>) -> io::Re
 pub fn holder(dir: &Path) -> Result<Option<String>, OpenError> {
     let file = match File::open(dir.join(LOCK)) {
         Ok(file) => file,
-        // In what is no directory nobody holds anything; that it is none is said by whoever looks into it.
+        // Without a directory there is no holder. The code that reads the directory reports that it is missing.
         Err(error) if [io::ErrorKind::NotFound, io::ErrorKind::NotADirectory].contains(&error.kind()) => {
             return Ok(None);
         }

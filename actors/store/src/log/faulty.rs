@@ -34,14 +34,14 @@ pub enum RewriteStep {
     Make,
     /// A slice of blocks is copied.
     Slice,
-    /// What is not a block is copied. All blocks are, and were compared with the log.
+    /// Everything but blocks is copied. All blocks are copied by then, and were compared with the log.
     Rest,
     /// The new engine's files and their names are made durable.
     Sync,
     /// The new generation is made to count.
     Complete,
-    /// Readers and commits go to the new engine, which counts already: where this fails nobody may go on with the old
-    /// one.
+    /// Readers and commits switch to the new engine, which is the log already: if this fails, the old engine must not
+    /// be used.
     Switch,
     /// The old engine is closed and its directory removed; or a new one that was given up. Where this fails the
     /// directory stays.
@@ -107,8 +107,7 @@ pub struct Faulty<E> {
     copying: Mutex<Copying>,
 }
 
-/// What an engine is filled with. One that is made by a rewriting goes from the second to the third and back, and from
-/// there to the first.
+/// How far an engine is filled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Copying {
     /// It is a log, or all but that.

@@ -276,10 +276,10 @@ impl Plan {
         Ok(())
     }
 
-    /// Cuts off the beginning of what was in the engine before (`log`): whole blocks, as far as the log is to be
-    /// trimmed and as many as one commit may remove. Says whether any went.
+    /// Cuts off the beginning of what was in the engine before (`log`): whole blocks, up to `truncate_prefix_to`, and
+    /// at most as many as one commit may remove. Says whether any went.
     fn truncate_prefix(&mut self, engine: &impl Engine, group: GroupId, log: &Log) -> Result<bool, StoreError> {
-        // What the same commit replaces is its own: that may go with the next one.
+        // Blocks that the same commit replaces may be removed by the next commit.
         let up_to = self.after.trim_to.min(self.kept.map_or(0, |kept| kept.0));
         if up_to <= self.after.compacted.0 {
             return Ok(false);
@@ -345,9 +345,9 @@ impl Plan {
     }
 }
 
-/// How many keys of what is cut off one commit removes, the last block's apart: sled takes some 20 us for each, and a
-/// commit that waits for millions of them would look like a dead disk. A commit adds far fewer, so that the rest always
-/// catches up.
+/// How many keys one commit removes from the beginning of a log, besides those of the last block. sled takes about 20
+/// us for each, and a commit that waits for millions of them would look like a dead disk. A commit adds far fewer keys
+/// than this, so the removal catches up.
 pub(super) const TRIM_MAX: usize = 512;
 
 /// Where the records of a group and kind end, exclusively.

@@ -167,7 +167,8 @@ impl Reserve {
         self.bounds.engine.max(self.bounds.short_below)
     }
 
-    /// Whether room is short: what can be freed has to be. What nobody can tell is not short.
+    /// Whether room is short, so that the node must free what it can. If the free space is not known, room is not
+    /// short.
     pub fn is_short(&self) -> bool {
         self.bounds.short_below > 0 && self.space().is_ok_and(|space| space.spare() < self.bounds.short_below)
     }
@@ -287,7 +288,7 @@ pub fn give_up(ballast: &dyn Ballast, engine: u64, least: u64) {
     }
 }
 
-/// Whether there is room for an engine to open. What nobody can tell is no reason to refuse it.
+/// Whether there is room for an engine to open. If the free space is not known, the answer is yes.
 pub fn room_to_open(dir: &Path) -> io::Result<()> {
     match space::space(dir) {
         Ok(Space { free, .. }) if free < OPENING => Err(io::Error::new(

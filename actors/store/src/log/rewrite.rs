@@ -50,7 +50,7 @@ const RETRY_MAX: Duration = Duration::from_secs(3600);
 /// from the old one, so that the end is reached.
 const REMOVED_AT_ONCE: usize = 2 * TRIM_MAX;
 
-/// How many times the bytes that live are reckoned for a new engine. It takes almost three times, and what is committed
+/// How many times the live bytes must be free for a new engine. It takes almost three times as many, and commits go on
 /// meanwhile.
 const ROOM_FOR_LIVE: u64 = 4;
 
@@ -62,14 +62,14 @@ const RESERVES_AT_START: u64 = 5;
 /// How many times the bytes that live a new engine takes, roughly.
 const TAKEN_BY_LIVE: u64 = 3;
 
-/// What must be free at the most for a commit of entries besides what they take: somebody else may fill the disk
-/// between the look and the write. Less where the reserve of a rewriting is less.
+/// At most this many bytes must stay free beside the entries of a commit, since another program may fill the disk
+/// between the check and the write. Less if the reserve of a rewriting is smaller.
 const ROOM_TO_WRITE: u64 = 16 << 20;
 
 /// The same for a commit without entries, and the least for one with some.
 const ROOM_FOR_STATE: u64 = 1 << 20;
 
-/// For so long the last look says whether room is short: it is asked after each commit.
+/// How long the last check for short room is used, since every commit asks.
 const SHORT_FOR: Duration = Duration::from_millis(100);
 
 /// Where room is short it is looked for so many times as often.
@@ -186,7 +186,7 @@ impl<E: Engine> Copy<E> {
                     // What is damaged is left where it is: the old engine goes only when all of it could be read.
                     let broken = |detail| EngineError::Broken { what: key.to_string(), detail };
                     let opened = record::open(key, value.clone()).map_err(broken)?;
-                    // The first that stays of a log whose beginning went meanwhile follows nothing that was copied.
+                    // If the beginning of the log was cut meanwhile, its first block follows nothing that was copied.
                     if opened.previous != copied.tail && opened.previous != log.prev_checksum {
                         return Err(broken("it does not follow what was copied before it".to_owned()));
                     }
@@ -228,8 +228,7 @@ impl<E: Engine> Copy<E> {
         self.engine.sync()
     }
 
-    /// Whether something that was copied is not in the log any more as it was: of the old log of a group `kept` is what
-    /// stays.
+    /// Whether a copied block is no longer in the log: `kept` is the end of the part of the old log that stays.
     fn spoiled(&self, group: GroupId, kept: Option<(u64, u64)>) -> bool {
         self.logs.get(&group).is_some_and(|copied| kept.map_or(0, |kept| kept.0) < copied.up_to)
     }
@@ -246,9 +245,9 @@ struct Want {
 enum Stopped {
     /// The old engine is the log as before.
     Failed(StoreError),
-    /// So it is, and not all of it can be read or fits together.
+    /// The old engine is the log as before, but a part of it cannot be read or does not fit together.
     Damaged(StoreError),
-    /// The rest of the room is the log's.
+    /// There is too little room: what is free is needed by the log.
     NoRoom(Want),
     /// Nobody knows which of the two is the log.
     Fatal(StoreError),
@@ -349,8 +348,8 @@ impl<E: Engine> Rewriter<E> {
         self.renew.watches() && committer.disk_bytes() > self.policy.aside_bytes
     }
 
-    /// Whether there is room to write so many bytes: an engine that finds none is dead. What nobody watches or can tell
-    /// is no reason to wait.
+    /// Whether there is room to write so many bytes: an engine that finds none is dead. If free space is not watched or
+    /// not known, the answer is yes.
     pub(super) fn has_room(&self, bytes: usize) -> bool {
         if !self.renew.watches() {
             return true;
@@ -493,8 +492,8 @@ impl<E: Engine> Rewriter<E> {
         if !(self.is_wasteful(committer) || short && self.would_free(committer)) {
             return false;
         }
-        // What is on its way out would be copied. Where there is no room for the commits that it goes with it is, and
-        // goes afterwards.
+        // The entries that are being cut off should not be copied, so their removal comes first; unless there is no
+        // room for the commits that remove them. Then they are copied, and removed later.
         if committer.is_trimming() && self.has_room(0) {
             return false;
         }
@@ -529,10 +528,10 @@ impl<E: Engine> Rewriter<E> {
         false
     }
 
-    /// Whether the engine takes so much more than what lives that rewriting it is worth it for itself.
+    /// Whether the engine takes so much more than its live bytes that a rewriting pays even if room is not short.
     fn is_wasteful<S: Pages>(&self, committer: &Committer<E, S>) -> bool {
         let disk = committer.disk_bytes();
-        // At twice of what is left afterwards at the least: else it would be rewritten without end.
+        // At least twice what a rewriting leaves, or the log would be rewritten without end.
         let bad = self.policy.ratio.saturating_mul(100).max(self.best.saturating_mul(2));
         disk > self.policy.min_bytes && (self.policy.ratio == 0 || percent(disk, self.live(committer)) >= bad)
     }
@@ -587,7 +586,8 @@ impl<E: Engine> Rewriter<E> {
         }
     }
 
-    /// Better no rewriting than a log that finds no room. What nobody can tell is no reason.
+    /// Checks that so much is free: no rewriting is better than a log without room. If the free space is not known, the
+    /// rewriting goes on.
     fn find_room(&self, needed: u64) -> Result<(), Want> {
         match self.renew.room() {
             Some(room) if room < needed => Err(Want { room, needed }),

@@ -88,8 +88,8 @@ pub struct OpenOptions {
     pub watermark_quiet: Duration,
     /// How long opening may take before sled counts as hung. Default 10 minutes: every record is read and checked.
     pub open_within: Duration,
-    /// How long dropping the appender waits for the store to close. Default 10 s; then it closes behind our back, or
-    /// never.
+    /// How long dropping the appender waits for the store to close. Default 10 s; after that the store closes in the
+    /// background, or never.
     pub close_within: Duration,
     /// How many bytes of reserve to keep beside the log; zero, the default, for none. The newest snapshot's come on
     /// top. See [`super::reserve`].
@@ -101,17 +101,19 @@ pub struct OpenOptions {
     pub short_space_bytes: u64,
     /// The log may be rewritten once it takes more than so many bytes on disk. Default 128 MiB; `u64::MAX` for never.
     pub rewrite_min_bytes: u64,
-    /// And takes at least so many times the bytes of its entries, and twice what the last rewriting left. Default 4: a
-    /// rewriting reads and writes every live byte once and leaves about 2.7 times of them, since the engine has its own
-    /// waste, and until the old copy is removed both are on the disk. Zero rewrites again and again, for tests.
+    /// The log is rewritten only if it also takes this many times the bytes of its entries, and twice what the last
+    /// rewriting left. Default 4. A rewriting reads and writes every live byte once, and leaves about 2.7 times the
+    /// live bytes. Both copies are on the disk until the old one is removed. With 0 it rewrites again and again, for
+    /// tests.
     pub rewrite_ratio: u64,
     /// How many bytes a rewriting copies between two commits, which wait for it. Default 2 MiB: some 10 ms on a plain
     /// disk. After a commit of more than half as much it is twice what was committed, or the copy would never catch up
     /// with the log.
     pub rewrite_slice_bytes: usize,
-    /// Free bytes that a rewriting leaves to the log: it is given up where fewer are free, or fewer than two segments
-    /// of the engine and a slice need. It begins only where, four times the bytes of the entries taken off, five times
-    /// as many stay free. Default 64 MiB. A quarter of what counts as low on space keeps a rewriting from making it so.
+    /// Free bytes that a rewriting leaves to the log. Default 64 MiB. A rewriting is given up if fewer are free, or if
+    /// two segments of the engine and a slice do not fit. It begins only if, after four times the bytes of the entries,
+    /// five times this value stays free. A quarter of the low-space mark keeps a rewriting from making the node low on
+    /// space.
     pub rewrite_reserve_bytes: u64,
     /// How long after a failed rewriting the next one is tried. Default one minute; doubled each time, up to an hour.
     pub rewrite_retry: Duration,

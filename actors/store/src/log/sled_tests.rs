@@ -726,7 +726,7 @@ fn inspecting_a_damaged_log_lists_all_and_reads_the_rest() {
 
 #[test]
 fn flipped_bits_in_the_files_are_named_or_harmless() {
-    // Anywhere in the log's bytes: refused by name, or opened with all that was promised.
+    // Anywhere in the log's bytes: refused with a specific error, or opened with all that was promised.
     let mut node = Node::new();
     for index in 10..60 {
         node.write(Write { entries: vec![entry(index, 2, 3000)], ..Write::default() });
@@ -756,7 +756,7 @@ fn flipped_bits_in_the_files_are_named_or_harmless() {
             Err(other) => panic!("{other}"),
         }
     }
-    println!("{refused} refused by name, {intact} intact");
+    println!("{refused} refused with a specific error, {intact} intact");
 }
 
 /// splitmix64.

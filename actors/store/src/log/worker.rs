@@ -164,8 +164,8 @@ impl<E: Engine, S: Pages + 'static> Worker<E, S> {
         self.rewriter.note_cutting(trimming);
         let idle = match self.rewriter.is_under_way() {
             true => Some(Next::Rewrite),
-            // A node that takes no new work makes no commits that the rest of the beginning could go with, and nothing
-            // is rewritten before that has gone.
+            // A node that takes no new work makes no commits that could remove the rest of the log's beginning, and no
+            // rewriting begins before that is removed. So it is removed here.
             false => (trimming && self.rewriter.has_room(0)).then_some(Next::Trim),
         };
         if let Some(idle) = idle {
@@ -242,10 +242,10 @@ impl<E: Engine, S: Pages + 'static> Worker<E, S> {
         // What was promised until now is covered by the watermark, however long this takes. That needs no room.
         caught(|| self.committer.raise_index())?;
         while !self.rewriter.has_room(bytes) {
-            // In each round: whoever sees it go on does not take the log's silence for a disk that hangs.
+            // In each round, so that the log writer sees that the log waits for room and that the disk does not hang.
             self.rewriter.log_waits_for(Some(bytes));
-            // What frees room does not wait for it. The reserve is not lent for this: a commit for which somebody else
-            // leaves no room is the node's end, while a rewriting is only given up.
+            // Freeing room does not wait for room. The reserve is not lent to this write: if another program takes the
+            // room, a commit ends the node, while a rewriting is only given up.
             if self.rewriter.has_room(0) {
                 self.compact_early(taken, submitted)?;
                 // Nothing is rewritten before what is cut off has gone.

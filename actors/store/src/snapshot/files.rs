@@ -42,8 +42,8 @@ pub trait Files: Send + Sync {
     /// Opens a folder in this one, and makes nothing: an error of the kind `NotFound` if there is none.
     fn folder(&self, name: &str) -> io::Result<Arc<dyn Files>>;
 
-    /// Opens a folder in this one, which is made if there is none. When this returns its name is durable, also that of
-    /// one which was there: whoever made it may have died before that.
+    /// Opens a folder in this one, and makes it if it is missing. Its name is durable on return, even if it existed:
+    /// the process that made it may have died before its sync.
     fn make_folder(&self, name: &str) -> io::Result<Arc<dyn Files>>;
 
     /// How many more bytes there is room for, if that has a bound.

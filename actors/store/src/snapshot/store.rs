@@ -189,8 +189,8 @@ impl SnapshotStore {
         GroupSnapshots { node: self.node.clone(), part: part.clone() }
     }
 
-    /// Leaves so many bytes of the disk to the log, which cannot go on without: what would not fit beside them is not
-    /// begun, and is given up where it turns out so. Zero, as at first, leaves that to the disk.
+    /// Leaves so many bytes of the disk to the log, which cannot go on without them. A snapshot that does not fit
+    /// beside them is not begun, or is given up. With 0, the value at first, only the disk sets a limit.
     pub fn leave_free(&self, bytes: u64) {
         self.node.left.store(bytes, Ordering::Relaxed);
     }
@@ -263,8 +263,8 @@ impl GroupSnapshots {
         }
     }
 
-    /// The same to write into it: it is there then, and durably so. Whoever writes holds it until the new file's name
-    /// is durable: one opened afresh for that sync could miss an error that was told already.
+    /// The folder, for writing: it is made if it is missing, and its name is durable. The writer keeps it open until
+    /// the new file's name is durable, because a descriptor opened later could miss an error that was already reported.
     fn files_to_write(&self) -> Result<Arc<dyn Files>, SnapshotError> {
         match group_folder(self.part.group) {
             None => Ok(self.node.files.clone()),
@@ -541,8 +541,8 @@ impl GroupSnapshots {
 
     /// Begins to receive the file of a snapshot, or goes on where an earlier attempt stopped.
     ///
-    /// Of what an earlier process has left, as much is gone on with as is whole: a power cut may have taken what came
-    /// last. What is not yet a whole chunk is found out by [`Receiving::finish`].
+    /// What an earlier process received is kept up to its last whole chunk, since a power cut may have taken the end.
+    /// [`Receiving::finish`] checks the rest.
     pub fn receive(&self, snapshot: &Snapshot) -> Result<Receiving, SnapshotError> {
         let Some(expected) = described(snapshot)?.1 else {
             return Err(SnapshotError(format!("the snapshot at {} has no file", At(snapshot.index, snapshot.term))));
@@ -597,8 +597,8 @@ impl GroupSnapshots {
         Ok(Receiving { snapshots, files, snapshot, expected, name, file, offset, unsynced, stopped, room, busy })
     }
 
-    /// Each leader may offer another one: of the partial files of others the longest stays, should that come to be
-    /// offered again.
+    /// Each leader may offer another snapshot. Of the partial files of other snapshots only the longest is kept, in
+    /// case it is offered again.
     fn sweep_partial(&self, name: &str) -> Result<(), SnapshotError> {
         let found = self.list()?;
         let mut others: Vec<_> =
