@@ -320,14 +320,14 @@ impl<E: Engine, S: Pages> Committer<E, S> {
     }
 
     /// Whether the beginning of a log is still to go, with the next commits.
-    pub(super) fn is_trimming(&self) -> bool {
-        !self.trimming().is_empty()
+    pub(super) fn is_truncating_prefix(&self) -> bool {
+        !self.truncating_prefix().is_empty()
     }
 
     /// The groups whose log's beginning is still to go.
-    pub(super) fn trimming(&self) -> Vec<GroupId> {
-        let trims = |(group, log): (&GroupId, &Log)| (log.trim_to > log.compacted.0).then_some(*group);
-        self.shared.read().as_ref().map_or(Vec::new(), |open| open.logs.iter().filter_map(trims).collect())
+    pub(super) fn truncating_prefix(&self) -> Vec<GroupId> {
+        let pending = |(group, log): (&GroupId, &Log)| (log.truncate_prefix_to > log.compacted.0).then_some(*group);
+        self.shared.read().as_ref().map_or(Vec::new(), |open| open.logs.iter().filter_map(pending).collect())
     }
 
     /// Whether this compaction can be committed now, before anything else.

@@ -176,7 +176,7 @@ fn cut<E: Engine, S: Pages>(committer: &mut Committer<E, S>, mut writes: Vec<Wri
             let begun = committer.begin(vec![Batch { writes: std::mem::take(&mut writes), sync: true }])?;
             committer.finish(begun)
         })?;
-        writes = committer.trimming().into_iter().map(|group| Write { group, ..Write::default() }).collect();
+        writes = committer.truncating_prefix().into_iter().map(|group| Write { group, ..Write::default() }).collect();
     }
     caught(|| committer.raise_index())
 }

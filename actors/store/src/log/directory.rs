@@ -77,9 +77,9 @@ impl Directory {
         make_durably(path).map_err(|e| io("cannot make it", e))?;
         // Before the lock, for what is not a node's is not even locked; and again after it, for whoever held the lock
         // may have made the directory meanwhile.
-        Content::of(path)?.judge(path)?;
+        Listing::of(path)?.judge(path)?;
         let lock = take_lock(path)?;
-        let content = Content::of(path)?;
+        let content = Listing::of(path)?;
         if content.judge(path)? == State::Node {
             let node = read_node(path)?;
             if node.id != id {
@@ -288,7 +288,7 @@ impl Restoring {
     /// Whether [`Restoring::begin`] would take it; changes nothing.
     pub fn judge(path: &Path) -> Result<(), OpenError> {
         match path.exists() {
-            true => Content::of(path)?.judge_vacant(path),
+            true => Listing::of(path)?.judge_vacant(path),
             false => Ok(()),
         }
     }
@@ -301,7 +301,7 @@ impl Restoring {
         make_durably(path).map_err(|e| io("cannot make it", e))?;
         let lock = take_lock(path)?;
         // Again, for whoever held the lock may have made a node of it.
-        Content::of(path)?.judge_vacant(path)?;
+        Listing::of(path)?.judge_vacant(path)?;
         let inner = path.join(RESTORING);
         make_durably(&inner).map_err(|e| io("cannot make restoring", e))?;
         let again = |e| io("cannot start again what was cut short", e);
@@ -358,7 +358,7 @@ pub fn is_nodes(dir: &Path) -> Result<bool, OpenError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(found("there is nothing of that name")),
         Err(error) => return Err(io_error(dir, "cannot look at it", error)),
     }
-    Ok(Content::of(dir)?.has(NODE))
+    Ok(Listing::of(dir)?.has(NODE))
 }
 
 /// Whose directory it is, by its `node` file.
@@ -473,20 +473,20 @@ fn who(mut file: File) -> String {
 }
 
 /// The names in a directory, sorted.
-struct Content(Vec<String>);
+struct Listing(Vec<String>);
 
-impl Content {
+impl Listing {
     fn has(&self, name: &str) -> bool {
         self.0.iter().any(|n| n == name)
     }
 
-    fn of(dir: &Path) -> Result<Content, OpenError> {
+    fn of(dir: &Path) -> Result<Listing, OpenError> {
         let names = fs::read_dir(dir).and_then(|entries| {
             entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect::<io::Result<Vec<_>>>()
         });
         let mut names = names.map_err(|e| io_error(dir, "cannot list it", e))?;
         names.sort();
-        Ok(Content(names))
+        Ok(Listing(names))
     }
 
     /// Whether a backup may be restored into it.

@@ -92,7 +92,7 @@ impl fmt::Debug for Faults {
 impl Engines<Faulty<SledEngine>> for Faults {
     fn open(&self, path: &Path, options: &OpenOptions) -> Result<Faulty<SledEngine>, EngineError> {
         let engine = SledEngine::open(path, options)?;
-        Ok(Faulty { engine, faults: self.clone(), copying: Mutex::new(Copying::No) })
+        Ok(Faulty { engine, faults: self.clone(), copying: Mutex::new(Copying::NotFilling) })
     }
 
     fn renew(&self, generations: Generations<Faulty<SledEngine>>) -> Box<dyn Renew<Faulty<SledEngine>>> {
@@ -110,12 +110,12 @@ pub struct Faulty<E> {
 /// How far an engine is filled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Copying {
-    /// It is a log, or all but that.
-    No,
-    /// With nothing since it was made or synced.
-    Nothing,
-    /// With a slice.
-    Slice,
+    /// It is not being filled: it is a log, or complete.
+    NotFilling,
+    /// Nothing was copied into it since it was made or synced.
+    Empty,
+    /// A slice is being copied into it.
+    Filling,
 }
 
 impl<E> Faulty<E> {
@@ -123,8 +123,8 @@ impl<E> Faulty<E> {
     fn begin(&self, step: RewriteStep) -> Result<(), EngineError> {
         let mut copying = self.copying.lock().unwrap_or_else(PoisonError::into_inner);
         let begins = match (*copying, step) {
-            (Copying::Nothing, RewriteStep::Slice) => Some(Copying::Slice),
-            (Copying::Nothing | Copying::Slice, RewriteStep::Rest) => Some(Copying::No),
+            (Copying::Empty, RewriteStep::Slice) => Some(Copying::Filling),
+            (Copying::Empty | Copying::Filling, RewriteStep::Rest) => Some(Copying::NotFilling),
             _ => None,
         };
         let Some(next) = begins else { return Ok(()) };
@@ -150,8 +150,8 @@ impl<E: Engine> Engine for Faulty<E> {
 
     fn sync(&self) -> Result<(), EngineError> {
         let mut copying = self.copying.lock().unwrap_or_else(PoisonError::into_inner);
-        if *copying == Copying::Slice {
-            *copying = Copying::Nothing;
+        if *copying == Copying::Filling {
+            *copying = Copying::Empty;
         }
         drop(copying);
         match self.faults.sync {
@@ -208,7 +208,7 @@ struct FaultySteps<R> {
 impl<E: Engine, R: Renew<Faulty<E>>> Renew<Faulty<E>> for FaultySteps<R> {
     fn make(&mut self) -> Result<Faulty<E>, EngineError> {
         self.faults.ask(RewriteStep::Make)?;
-        Ok(Faulty { copying: Mutex::new(Copying::Nothing), ..self.renew.make()? })
+        Ok(Faulty { copying: Mutex::new(Copying::Empty), ..self.renew.make()? })
     }
 
     fn sync(&mut self) -> Result<(), EngineError> {

@@ -30,7 +30,7 @@ pub(super) struct Log {
     /// The index of its newest snapshot: what is up to there is never replaced.
     pub(super) newest: u64,
     /// Up to here its blocks are to go, a slice with every commit; not above the compacted index when none is to.
-    pub(super) trim_to: u64,
+    pub(super) truncate_prefix_to: u64,
     /// Index and term of its last entry, or of the compacted index.
     pub(super) last: (u64, u64),
     /// What the next block names as its predecessor.
@@ -52,7 +52,7 @@ impl Log {
         let compacted = if !recovered.snapshots.is_empty() { *first } else { (0, 0) };
         let (last, newest) = ((recovered.last_index, last.1), recovered.newest().map_or(0, |newest| newest.index));
         let (&FoundGroup { prev_checksum, tail, .. }, hard_state) = (found, recovered.hard_state);
-        Log { compacted, prev_checksum, newest, trim_to: 0, last, tail, hard_state }
+        Log { compacted, prev_checksum, newest, truncate_prefix_to: 0, last, tail, hard_state }
     }
 
     pub(super) fn first(&self) -> u64 {
@@ -106,7 +106,7 @@ impl Staged {
         if let Some(compact) = compact {
             // Where the log begins for its owner, though some of it may not have gone yet.
             let earlier = self.compact.as_ref().map_or(0, |earlier| earlier.up_to);
-            let pending = if self.snapshot.is_some() { 0 } else { log.trim_to };
+            let pending = if self.snapshot.is_some() { 0 } else { log.truncate_prefix_to };
             let compacted_index = self.compacted_index(log).max(earlier).max(pending);
             if !judge(&compact, compacted_index, self.end(log)).map_err(|detail| misuse(group, detail))? {
                 return Ok(());
@@ -199,7 +199,7 @@ impl Plan {
             plan.after.prev_checksum = record::prev_checksum(group, snapshot.index, snapshot.term);
             plan.after.tail = plan.after.prev_checksum;
             plan.after.newest = snapshot.index;
-            plan.after.trim_to = 0;
+            plan.after.truncate_prefix_to = 0;
             plan.kept = None;
         } else if let Some(first) = staged.entries.first().filter(|entry| entry.index <= log.last.0) {
             plan.truncate_suffix(engine, group, first.index)?;
@@ -248,11 +248,11 @@ impl Plan {
                 }
                 self.after.newest = index;
             }
-            self.after.trim_to = self.after.trim_to.max(*up_to);
+            self.after.truncate_prefix_to = self.after.truncate_prefix_to.max(*up_to);
         }
         // A log that a snapshot replaced has nothing in the engine yet that could go.
-        let trimmed = sync && snapshot.is_none() && self.truncate_prefix(engine, group, log)?;
-        if snapshot.is_none() && compact.is_none() && !trimmed {
+        let truncated = sync && snapshot.is_none() && self.truncate_prefix(engine, group, log)?;
+        if snapshot.is_none() && compact.is_none() && !truncated {
             return Ok(());
         }
         let recorded = engine.keys(Key::snapshot(group), end_of(group, RecordKind::Snapshot), usize::MAX)?;
@@ -280,13 +280,14 @@ impl Plan {
     /// at most as many as one commit may remove. Says whether any went.
     fn truncate_prefix(&mut self, engine: &impl Engine, group: GroupId, log: &Log) -> Result<bool, StoreError> {
         // Blocks that the same commit replaces may be removed by the next commit.
-        let up_to = self.after.trim_to.min(self.kept.map_or(0, |kept| kept.0));
+        let up_to = self.after.truncate_prefix_to.min(self.kept.map_or(0, |kept| kept.0));
         if up_to <= self.after.compacted.0 {
             return Ok(false);
         }
-        let mut keys = engine.keys(Key::block(group, 0), Key::block(group, up_to.saturating_add(1)), TRIM_MAX)?;
-        if keys.len() < TRIM_MAX && up_to == self.after.trim_to {
-            self.after.trim_to = 0; // after this slice nothing is left to do
+        let mut keys =
+            engine.keys(Key::block(group, 0), Key::block(group, up_to.saturating_add(1)), MAX_TRUNCATED_KEYS)?;
+        if keys.len() < MAX_TRUNCATED_KEYS && up_to == self.after.truncate_prefix_to {
+            self.after.truncate_prefix_to = 0; // after this slice nothing is left to do
         }
         // The last block may have more pieces than were listed, and where it ends the next one says.
         let Some(last) = keys.last().copied() else { return Ok(false) };
@@ -348,7 +349,7 @@ impl Plan {
 /// How many keys one commit removes from the beginning of a log, besides those of the last block. sled takes about 20
 /// us for each, and a commit that waits for millions of them would look like a dead disk. A commit adds far fewer keys
 /// than this, so the removal catches up.
-pub(super) const TRIM_MAX: usize = 512;
+pub(super) const MAX_TRUNCATED_KEYS: usize = 512;
 
 /// Where the records of a group and kind end, exclusively.
 pub(super) fn end_of(group: GroupId, kind: RecordKind) -> Key {

@@ -37,7 +37,7 @@ use actorum_machine::ids::GroupId;
 use super::{
     commit::Committer,
     engine::{Engine, EngineError, caught},
-    plan::{Log, TRIM_MAX, end_of},
+    plan::{Log, MAX_TRUNCATED_KEYS, end_of},
     record::{self, Key, RecordKind},
     reserve::OPENING,
     watermark::Pages,
@@ -48,7 +48,7 @@ const RETRY_MAX: Duration = Duration::from_secs(3600);
 
 /// How many values of what was compacted meanwhile one slice removes from the new engine: twice what a commit removes
 /// from the old one, so that the end is reached.
-const REMOVED_AT_ONCE: usize = 2 * TRIM_MAX;
+const REMOVED_AT_ONCE: usize = 2 * MAX_TRUNCATED_KEYS;
 
 /// How many times the live bytes must be free for a new engine. It takes almost three times as many, and commits go on
 /// meanwhile.
@@ -299,8 +299,9 @@ pub(super) struct Rewriter<E> {
     log_waits: bool,
     /// Holds the reserve for what is under way.
     lent: Option<Box<dyn Send>>,
-    /// Says that room is being made: by cutting the log, and by rewriting it until the old engine is gone.
-    cutting: Option<Box<dyn Send>>,
+    /// Says that room is being made: by removing the beginning of the log, and by rewriting it until the old engine is
+    /// gone.
+    truncating: Option<Box<dyn Send>>,
     rewriting: Option<Box<dyn Send>>,
     not_before: Option<Instant>,
     /// The same while room is short.
@@ -319,7 +320,7 @@ impl<E: Engine> Rewriter<E> {
     pub(super) fn new(renew: Box<dyn Renew<E>>, policy: RewritePolicy) -> Rewriter<E> {
         let (copy, begun, not_before, not_before_if_short, removing) = (None, None, None, None, None);
         let (said, parked) = (Said::default(), Vec::new());
-        let (looked, lent, cutting, rewriting) = (None, None, None, None);
+        let (looked, lent, truncating, rewriting) = (None, None, None, None);
         let (best, left, failures) = (0, 0, 0);
         Rewriter {
             renew,
@@ -331,7 +332,7 @@ impl<E: Engine> Rewriter<E> {
             looked,
             log_waits: false,
             lent,
-            cutting,
+            truncating,
             rewriting,
             not_before,
             not_before_if_short,
@@ -360,11 +361,11 @@ impl<E: Engine> Rewriter<E> {
     }
 
     /// Between two commits: whether the beginning of a log is still to go.
-    pub(super) fn note_cutting(&mut self, cutting: bool) {
-        match cutting {
-            true if self.cutting.is_none() => self.cutting = self.renew.make_room(),
+    pub(super) fn note_truncating(&mut self, truncating: bool) {
+        match truncating {
+            true if self.truncating.is_none() => self.truncating = self.renew.make_room(),
             true => {}
-            false => self.cutting = None,
+            false => self.truncating = None,
         }
     }
 
@@ -494,7 +495,7 @@ impl<E: Engine> Rewriter<E> {
         }
         // The entries that are being cut off should not be copied, so their removal comes first; unless there is no
         // room for the commits that remove them. Then they are copied, and removed later.
-        if committer.is_trimming() && self.has_room(0) {
+        if committer.is_truncating_prefix() && self.has_room(0) {
             return false;
         }
         // One removal at a time: where it hangs, a second would only hang beside it.

@@ -1535,7 +1535,7 @@ fn a_compaction_does_not_wait_for_room() {
 #[test]
 fn a_cut_that_finds_no_room_does_not_keep_the_log_from_being_rewritten() {
     let mut store = Threaded::start();
-    let (last, mut batch_number) = (TRIM_MAX as u64 * 4 + 1, 1);
+    let (last, mut batch_number) = (MAX_TRUNCATED_KEYS as u64 * 4 + 1, 1);
     for first in (2..=last).step_by(2) {
         batch_number += 1;
         store.submit(append(first..=first + 1, 1));

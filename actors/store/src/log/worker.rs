@@ -65,7 +65,7 @@ enum Next {
     /// Nothing waits.
     Rewrite,
     /// Nothing waits, and the beginning of a log is still to go.
-    Trim,
+    TruncatePrefix,
     Close,
 }
 
@@ -146,7 +146,7 @@ impl<E: Engine, S: Pages + 'static> Worker<E, S> {
                 Next::Commit(first) => self.commit_all(first, &mut submitted),
                 Next::RaiseIndex => caught(|| self.committer.raise_index()),
                 Next::Rewrite => self.rewrite(0),
-                Next::Trim => caught(|| self.trim()).and_then(|()| self.rewrite(0)),
+                Next::TruncatePrefix => caught(|| self.truncate_prefix()).and_then(|()| self.rewrite(0)),
                 Next::Close => break None,
             };
             if let Err(error) = step {
@@ -160,13 +160,13 @@ impl<E: Engine, S: Pages + 'static> Worker<E, S> {
     }
 
     fn next(&mut self, submitted: &mut Submissions) -> Next {
-        let trimming = self.committer.is_trimming();
-        self.rewriter.note_cutting(trimming);
+        let truncating = self.committer.is_truncating_prefix();
+        self.rewriter.note_truncating(truncating);
         let idle = match self.rewriter.is_under_way() {
             true => Some(Next::Rewrite),
             // A node that takes no new work makes no commits that could remove the rest of the log's beginning, and no
             // rewriting begins before that is removed. So it is removed here.
-            false => (trimming && self.rewriter.has_room(0)).then_some(Next::Trim),
+            false => (truncating && self.rewriter.has_room(0)).then_some(Next::TruncatePrefix),
         };
         if let Some(idle) = idle {
             return match submitted.try_recv() {
@@ -190,8 +190,9 @@ impl<E: Engine, S: Pages + 'static> Worker<E, S> {
     }
 
     /// Removes the next slice of what is to go, with a commit of its own.
-    fn trim(&mut self) -> Result<(), StoreError> {
-        let writes = self.committer.trimming().into_iter().map(|group| Write { group, ..Write::default() }).collect();
+    fn truncate_prefix(&mut self) -> Result<(), StoreError> {
+        let writes =
+            self.committer.truncating_prefix().into_iter().map(|group| Write { group, ..Write::default() }).collect();
         self.commit(vec![Batch { writes, sync: true }]).map(drop)
     }
 
@@ -249,11 +250,11 @@ impl<E: Engine, S: Pages + 'static> Worker<E, S> {
             if self.rewriter.has_room(0) {
                 self.compact_early(taken, submitted)?;
                 // Nothing is rewritten before what is cut off has gone.
-                if self.committer.is_trimming() {
-                    caught(|| self.trim())?;
+                if self.committer.is_truncating_prefix() {
+                    caught(|| self.truncate_prefix())?;
                 }
             }
-            self.rewriter.note_cutting(self.committer.is_trimming());
+            self.rewriter.note_truncating(self.committer.is_truncating_prefix());
             self.rewrite(0)?;
             if submitted.wait(ROOM_LOOK) {
                 return Err(StoreError::Closed("it was closed before there was room on the disk".to_owned()));

@@ -199,19 +199,19 @@ debug_fields!(InMemory {});
 /// What is in a folder.
 #[derive(Default)]
 struct Names {
-    files: BTreeMap<String, Content>,
+    files: BTreeMap<String, SharedBytes>,
     folders: BTreeMap<String, InMemory>,
 }
 
 /// One file's bytes. Who holds it open goes on reading when its name is gone.
-type Content = Arc<Mutex<Vec<u8>>>;
+type SharedBytes = Arc<Mutex<Vec<u8>>>;
 
 impl InMemory {
     fn names(&self) -> MutexGuard<'_, Names> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn file(&self, name: &str) -> io::Result<Content> {
+    fn file(&self, name: &str) -> io::Result<SharedBytes> {
         self.names().files.get(name).cloned().ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 }
@@ -226,7 +226,7 @@ impl Files for InMemory {
         if names.files.contains_key(name) {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
-        let content = Content::default();
+        let content = SharedBytes::default();
         names.files.insert(name.to_owned(), content.clone());
         Ok(Box::new(Appended(content)))
     }
@@ -268,11 +268,11 @@ impl Files for InMemory {
     }
 }
 
-fn locked(content: &Content) -> MutexGuard<'_, Vec<u8>> {
+fn locked(content: &SharedBytes) -> MutexGuard<'_, Vec<u8>> {
     content.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-struct Appended(Content);
+struct Appended(SharedBytes);
 
 impl Write for Appended {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
@@ -301,7 +301,7 @@ impl Appending for Appended {
 }
 
 struct Opened {
-    content: Content,
+    content: SharedBytes,
     at: u64,
 }
 

@@ -87,7 +87,7 @@ struct Folder {
     durable: BTreeMap<String, u64>,
     /// What changed since the names were synced, oldest first.
     unsynced: Vec<Renamed>,
-    files: BTreeMap<u64, Content>,
+    files: BTreeMap<u64, FileBytes>,
     made: u64,
     volume: SimulatedVolume,
     counters: FileCounters,
@@ -97,7 +97,7 @@ struct Folder {
 type Renamed = Vec<(String, Option<u64>)>;
 
 #[derive(Clone, Default)]
-struct Content {
+struct FileBytes {
     bytes: Vec<u8>,
     /// So much of it is durable.
     synced: usize,
@@ -138,7 +138,7 @@ impl SimulatedFiles {
             folder.lose_unsynced(Loss::All, 0);
         }
         folder.life += 1;
-        Arc::new(Life { files: self.clone(), life: folder.life, place: String::new() })
+        Arc::new(FolderHandle { files: self.clone(), life: folder.life, place: String::new() })
     }
 
     /// The power goes. What was not synced is lost as `loss` says, with `rng` where there is a choice; with
@@ -243,7 +243,7 @@ impl Folder {
         }
         self.made += 1;
         let file = self.made;
-        self.files.insert(file, Content::default());
+        self.files.insert(file, FileBytes::default());
         self.change(vec![(name, Some(file))]);
         Ok(file)
     }
@@ -311,7 +311,7 @@ impl Folder {
         for (name, bytes) in contents {
             self.made += 1;
             self.names.insert(name, self.made);
-            self.files.insert(self.made, Content { synced: bytes.len(), bytes });
+            self.files.insert(self.made, FileBytes { synced: bytes.len(), bytes });
         }
         self.durable = self.names.clone();
         self.measure();
@@ -333,7 +333,7 @@ fn set(names: &mut BTreeMap<String, u64>, name: &str, file: Option<u64>) {
 
 /// The files in one life of theirs, seen from one of the folders.
 #[derive(Clone)]
-struct Life {
+struct FolderHandle {
     files: SimulatedFiles,
     life: u64,
     /// How the names in this folder begin.
@@ -343,7 +343,7 @@ struct Life {
 /// The folder, if the step happens; else what is left to do, and the error.
 type Asked<'a> = Result<MutexGuard<'a, Folder>, (MutexGuard<'a, Folder>, StepError)>;
 
-impl Life {
+impl FolderHandle {
     /// Asks whether a step happens.
     fn ask(&self, step: FileStep) -> Asked<'_> {
         let decide = {
@@ -386,8 +386,8 @@ impl Life {
     }
 
     /// The view of a folder in this one.
-    fn within(&self, name: &str) -> Life {
-        Life { place: format!("{}{name}/", self.place), ..self.clone() }
+    fn within(&self, name: &str) -> FolderHandle {
+        FolderHandle { place: format!("{}{name}/", self.place), ..self.clone() }
     }
 }
 
@@ -405,7 +405,7 @@ fn not_found() -> io::Error {
     io::ErrorKind::NotFound.into()
 }
 
-impl Files for Life {
+impl Files for FolderHandle {
     fn list(&self) -> io::Result<Vec<(String, u64)>> {
         let folder = self.step(FileStep::Read)?;
         let here = folder.names.iter().filter(|(name, _)| !name.ends_with('/') && place(name) == self.place);
@@ -487,7 +487,7 @@ impl Files for Life {
 
 /// A file that is open.
 struct Handle {
-    life: Life,
+    life: FolderHandle,
     file: u64,
     at: u64,
 }

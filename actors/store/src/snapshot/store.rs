@@ -83,23 +83,23 @@ debug_fields!(Content { index, term });
 ///
 /// The files themselves are reached group by group: [`SnapshotStore::of`].
 pub struct SnapshotStore {
-    node: Arc<Node>,
+    shared: Arc<Shared>,
 }
 
-debug_fields!(SnapshotStore { node });
+debug_fields!(SnapshotStore { shared });
 
 /// What all groups share.
-struct Node {
+struct Shared {
     files: Arc<dyn Files>,
     /// How many bytes are left to others on the same disk.
-    left: AtomicU64,
+    leave_free: AtomicU64,
     /// What may be borrowed where there is no room beside those.
     reserve: OnceLock<Arc<Reserve>>,
     expected: Mutex<Expected>,
-    groups: Mutex<BTreeMap<GroupId, Arc<Part>>>,
+    groups: Mutex<BTreeMap<GroupId, Arc<GroupShared>>>,
 }
 
-debug_fields!(Node { left });
+debug_fields!(Shared { leave_free });
 
 /// How large the next snapshot of each group will be, as far as they have said.
 #[derive(Default)]
@@ -122,7 +122,7 @@ impl Expected {
 }
 
 /// What this process knows of the files of one group.
-struct Part {
+struct GroupShared {
     group: GroupId,
     marks: Mutex<Marks>,
     /// Bytes that were received, or read to be checked or restored.
@@ -134,13 +134,13 @@ struct Part {
 /// No call reads, names or removes a file of another group.
 #[derive(Clone)]
 pub struct GroupSnapshots {
-    node: Arc<Node>,
-    part: Arc<Part>,
+    shared: Arc<Shared>,
+    of_group: Arc<GroupShared>,
 }
 
 impl fmt::Debug for GroupSnapshots {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Part { group, progress, .. } = &*self.part;
+        let GroupShared { group, progress, .. } = &*self.of_group;
         f.debug_struct("GroupSnapshots").field("group", group).field("progress", progress).finish_non_exhaustive()
     }
 }
@@ -175,101 +175,101 @@ impl SnapshotStore {
 
     /// The snapshot store over any folder of files.
     pub fn over(files: Arc<dyn Files>) -> SnapshotStore {
-        let (left, reserve, expected, groups) = Default::default();
-        SnapshotStore { node: Arc::new(Node { files, left, reserve, expected, groups }) }
+        let (leave_free, reserve, expected, groups) = Default::default();
+        SnapshotStore { shared: Arc::new(Shared { files, leave_free, reserve, expected, groups }) }
     }
 
     /// The files of a group. Touches nothing: a folder is made with a group's first file.
     pub fn of(&self, group: GroupId) -> GroupSnapshots {
-        let mut groups = locked(&self.node.groups);
-        let part = groups.entry(group).or_insert_with(|| {
+        let mut groups = locked(&self.shared.groups);
+        let of_group = groups.entry(group).or_insert_with(|| {
             let (marks, progress) = Default::default();
-            Arc::new(Part { group, marks, progress })
+            Arc::new(GroupShared { group, marks, progress })
         });
-        GroupSnapshots { node: self.node.clone(), part: part.clone() }
+        GroupSnapshots { shared: self.shared.clone(), of_group: of_group.clone() }
     }
 
     /// Leaves so many bytes of the disk to the log, which cannot go on without them. A snapshot that does not fit
     /// beside them is not begun, or is given up. With 0, the value at first, only the disk sets a limit.
     pub fn leave_free(&self, bytes: u64) {
-        self.node.left.store(bytes, Ordering::Relaxed);
+        self.shared.leave_free.store(bytes, Ordering::Relaxed);
     }
 
     /// Lets snapshots borrow this reserve where they find no room beside what is left free: the log is cut behind them.
     pub fn may_borrow(&self, reserve: Arc<Reserve>) {
-        let _ = self.node.reserve.set(reserve);
+        let _ = self.shared.reserve.set(reserve);
     }
 
     /// Whether there is room for so many bytes more.
     pub fn must_fit(&self, bytes: u64) -> Result<(), SnapshotError> {
-        let left = self.node.left.load(Ordering::Relaxed);
-        room_for(&*self.node.files, bytes, left).map_err(|error| failed("looking for room", error))
+        let leave_free = self.shared.leave_free.load(Ordering::Relaxed);
+        room_for(&*self.shared.files, bytes, leave_free).map_err(|error| failed("looking for room", error))
     }
 
     /// Whether a call may wait for a device, of its groups as well.
     pub fn blocks(&self) -> bool {
-        self.node.files.blocks()
+        self.shared.files.blocks()
     }
 }
 
-impl Node {
+impl Shared {
     /// Room for so many bytes: beside what is left to the log, or else in the reserve.
-    fn make_room(&self, bytes: u64) -> io::Result<Room> {
-        let mut room = Room { left: self.left.load(Ordering::Relaxed), lent: None };
+    fn make_room(&self, bytes: u64) -> io::Result<FileRoom> {
+        let mut room = FileRoom { leave_free: self.leave_free.load(Ordering::Relaxed), lent: None };
         self.must_still_fit(bytes, &mut room)?;
         Ok(room)
     }
 
     /// Whether there is room for so many bytes more, with the reserve if need be.
-    fn must_still_fit(&self, bytes: u64, room: &mut Room) -> io::Result<()> {
-        let Err(full) = room_for(&*self.files, bytes, room.left) else { return Ok(()) };
+    fn must_still_fit(&self, bytes: u64, room: &mut FileRoom) -> io::Result<()> {
+        let Err(full) = room_for(&*self.files, bytes, room.leave_free) else { return Ok(()) };
         let reserve = self.reserve.get().filter(|_| room.lent.is_none());
         let Some(lent) = reserve.and_then(|reserve| reserve.lend()) else { return Err(full) };
-        *room = Room { left: room.left.min(UNSYNCED_BYTES), lent: Some(lent) };
-        room_for(&*self.files, bytes, room.left)
+        *room = FileRoom { leave_free: room.leave_free.min(UNSYNCED_BYTES), lent: Some(lent) };
+        room_for(&*self.files, bytes, room.leave_free)
     }
 }
 
 impl GroupSnapshots {
     /// Whose files these are.
     pub fn group(&self) -> GroupId {
-        self.part.group
+        self.of_group.group
     }
 
     /// The reserve is to hold a snapshot of this group of so many bytes, too: it holds the largest that any group says.
     pub fn hold_snapshot(&self, bytes: u64) {
-        let Some(reserve) = self.node.reserve.get() else { return };
+        let Some(reserve) = self.shared.reserve.get() else { return };
         // Under the lock: the last word to the reserve is of the last change.
-        let mut expected = locked(&self.node.expected);
-        reserve.hold_snapshot(expected.largest_with(self.part.group, bytes));
+        let mut expected = locked(&self.shared.expected);
+        reserve.hold_snapshot(expected.largest_with(self.of_group.group, bytes));
     }
 
     /// Bytes of this group's snapshots that were received, or read to be checked or restored, since the start: it grows
     /// while any of that goes on.
     pub fn progress(&self) -> u64 {
-        self.part.progress.load(Ordering::Relaxed)
+        self.of_group.progress.load(Ordering::Relaxed)
     }
 
     /// Whether a call may wait for a device.
     pub fn blocks(&self) -> bool {
-        self.node.files.blocks()
+        self.shared.files.blocks()
     }
 
     /// The folder that its files are in; an error of the kind `NotFound` as long as it has none.
     fn files(&self) -> io::Result<Arc<dyn Files>> {
-        match group_folder(self.part.group) {
-            None => Ok(self.node.files.clone()),
-            Some(folder) => self.node.files.folder(&folder),
+        match group_folder(self.of_group.group) {
+            None => Ok(self.shared.files.clone()),
+            Some(folder) => self.shared.files.folder(&folder),
         }
     }
 
     /// The folder, for writing: it is made if it is missing, and its name is durable. The writer keeps it open until
     /// the new file's name is durable, because a descriptor opened later could miss an error that was already reported.
     fn files_to_write(&self) -> Result<Arc<dyn Files>, SnapshotError> {
-        match group_folder(self.part.group) {
-            None => Ok(self.node.files.clone()),
+        match group_folder(self.of_group.group) {
+            None => Ok(self.shared.files.clone()),
             Some(folder) => {
-                let made = self.node.files.make_folder(&folder);
+                let made = self.shared.files.make_folder(&folder);
                 made.map_err(|error| failed(&format!("making the folder {folder}"), error))
             }
         }
@@ -285,7 +285,7 @@ impl GroupSnapshots {
 
     /// A file's name for people, with the folder that it is in.
     fn shown(&self, name: &str) -> String {
-        group_folder(self.part.group).map_or_else(|| name.to_owned(), |folder| format!("{folder}/{name}"))
+        group_folder(self.of_group.group).map_or_else(|| name.to_owned(), |folder| format!("{folder}/{name}"))
     }
 
     /// Removes the group's files that are not of these snapshots, and what was left half written.
@@ -349,13 +349,13 @@ impl GroupSnapshots {
         content: Content,
         progress: &mut dyn FnMut(u64),
     ) -> Result<Snapshot, SnapshotError> {
-        let room = self.node.make_room(expected).map_err(|error| failed("looking for room", error))?;
+        let room = self.shared.make_room(expected).map_err(|error| failed("looking for room", error))?;
         let Content { index, term, system, formed_with, state } = content;
         let index = index - u64::from(planted::is(Planted::SnapshotMislabelled));
         let name = format!("building-{index:020}.tmp");
         let building = self.busy(&name)?;
         let files = self.files_to_write()?;
-        let header = Header::new(self.part.group, index, term, system.clone(), formed_with.clone());
+        let header = Header::new(self.of_group.group, index, term, system.clone(), formed_with.clone());
         let built = self.write(&*files, &name, &header, state, room, progress).and_then(|file| {
             let encoded = system.snapshot(index, term, file, formed_with);
             let snapshot =
@@ -377,7 +377,7 @@ impl GroupSnapshots {
         name: &str,
         header: &Header,
         state: StateView,
-        room: Room,
+        room: FileRoom,
         progress: &mut dyn FnMut(u64),
     ) -> Result<SnapshotFile, SnapshotError> {
         self.remove(files, name)?;
@@ -385,12 +385,13 @@ impl GroupSnapshots {
         let file = files.create(name).map_err(|error| failed(&format!("creating {shown}"), error))?;
         let name = shown;
         let writing = |error: FileError| SnapshotError(format!("writing {name}: {error}"));
-        let file = Paced { file, unsynced: 0, node: self.node.clone(), room };
-        let mut told = Told { writer: Writer::begin(file, header).map_err(writing)?, progress, said: 0 };
+        let file = SyncedAsItGrows { file, unsynced: 0, shared: self.shared.clone(), room };
+        let mut writer_of_state =
+            WithProgress { writer: Writer::begin(file, header).map_err(writing)?, progress, said: 0 };
         let at = At(header.index, header.term);
         // What a panic leaves half done is a file that is removed, and a state that nobody looks at again.
-        let state = catch_unwind(AssertUnwindSafe(|| state.write_to(&mut told)));
-        let Told { writer, progress, .. } = told;
+        let state = catch_unwind(AssertUnwindSafe(|| state.write_to(&mut writer_of_state)));
+        let WithProgress { writer, progress, .. } = writer_of_state;
         match (state, writer.failed()) {
             (Err(panic), _) => {
                 let panic = panic_message(&*panic);
@@ -403,7 +404,7 @@ impl GroupSnapshots {
             }
             (Ok(Ok(())), None) => {}
         }
-        let (Paced { mut file, room, .. }, written) = writer.finish().map_err(writing)?;
+        let (SyncedAsItGrows { mut file, room, .. }, written) = writer.finish().map_err(writing)?;
         progress(written.bytes);
         // Promise: what has a snapshot's name is whole, also after a power cut; so the content before the name.
         file.sync().map_err(|error| failed(&format!("syncing {name}"), error))?;
@@ -476,15 +477,15 @@ impl GroupSnapshots {
         let mut opened = self.files().and_then(|files| files.open(name)).map_err(doing)?;
         let name = &shown;
         let ending = ending(&mut *opened).map_err(doing)?;
-        let counted = Counted { inner: opened, part: self.part.clone() };
+        let counted = Counted { inner: opened, of_group: self.of_group.clone() };
         let reader = Reader::begin(BufReader::new(counted));
         let reader = reader.map_err(|error| SnapshotError(format!("{name}: {error}")))?;
         let header = reader.header();
         let other = |what: &str, found: &dyn fmt::Display, expected: &dyn fmt::Display| {
             Err(SnapshotError(format!("{name}: it is of {what} {found}, and the snapshot of {what} {expected}")))
         };
-        if header.group != self.part.group {
-            return other("group", &header.group.0, &self.part.group.0);
+        if header.group != self.of_group.group {
+            return other("group", &header.group.0, &self.of_group.group.0);
         }
         if header.cluster != system.cluster {
             return other("cluster", &header.cluster, &system.cluster);
@@ -563,7 +564,7 @@ impl GroupSnapshots {
                 offset: expected.bytes,
                 unsynced: 0,
                 stopped: false,
-                room: Room { left: 0, lent: None },
+                room: FileRoom { leave_free: 0, lent: None },
                 busy,
             });
         }
@@ -592,7 +593,7 @@ impl GroupSnapshots {
             offset = good;
         }
         self.marks().known.insert(name.clone());
-        let room = self.node.make_room(expected.bytes - offset).map_err(|error| failed("looking for room", error))?;
+        let room = self.shared.make_room(expected.bytes - offset).map_err(|error| failed("looking for room", error))?;
         let (file, unsynced, stopped) = (Some(file), 0, false);
         Ok(Receiving { snapshots, files, snapshot, expected, name, file, offset, unsynced, stopped, room, busy })
     }
@@ -630,11 +631,11 @@ impl GroupSnapshots {
         if !self.marks().busy.insert(name.to_owned()) {
             return Err(SnapshotError(format!("{} is being written already", self.shown(name))));
         }
-        Ok(Busy { part: self.part.clone(), name: name.to_owned() })
+        Ok(Busy { of_group: self.of_group.clone(), name: name.to_owned() })
     }
 
     fn marks(&self) -> MutexGuard<'_, Marks> {
-        locked(&self.part.marks)
+        locked(&self.of_group.marks)
     }
 }
 
@@ -665,7 +666,7 @@ pub struct Receiving {
     unsynced: u64,
     /// A write failed, and what it left could not be cut off: the file is longer than `offset`. Or a sync failed.
     stopped: bool,
-    room: Room,
+    room: FileRoom,
     busy: Busy,
 }
 
@@ -703,7 +704,7 @@ impl Receiving {
         }
         self.offset += piece.len() as u64;
         self.unsynced += piece.len() as u64;
-        self.snapshots.part.progress.fetch_add(piece.len() as u64, Ordering::Relaxed);
+        self.snapshots.of_group.progress.fetch_add(piece.len() as u64, Ordering::Relaxed);
         if self.unsynced >= UNSYNCED_BYTES {
             self.unsynced = 0;
             if let Err(error) = file.sync() {
@@ -714,7 +715,7 @@ impl Receiving {
             }
             // What came stays: it is gone on with when there is room.
             let rest = self.expected.bytes - self.offset;
-            let fits = self.snapshots.node.must_still_fit(rest, &mut self.room);
+            let fits = self.snapshots.shared.must_still_fit(rest, &mut self.room);
             fits.map_err(|error| failed("looking for room", error))?;
         }
         Ok(())
@@ -766,26 +767,26 @@ impl Receiving {
 /// A file whose bytes are counted as they are read.
 struct Counted {
     inner: Box<dyn Reading>,
-    part: Arc<Part>,
+    of_group: Arc<GroupShared>,
 }
 
 impl Read for Counted {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         let read = self.inner.read(into)?;
-        self.part.progress.fetch_add(read as u64, Ordering::Relaxed);
+        self.of_group.progress.fetch_add(read as u64, Ordering::Relaxed);
         Ok(read)
     }
 }
 
 /// Keeps a file from being swept, or written twice at once.
 struct Busy {
-    part: Arc<Part>,
+    of_group: Arc<GroupShared>,
     name: String,
 }
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        locked(&self.part.marks).busy.remove(&self.name);
+        locked(&self.of_group.marks).busy.remove(&self.name);
     }
 }
 
@@ -793,27 +794,28 @@ fn locked<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
     shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Where a file is written: how many bytes it leaves to others, and the reserve while that is borrowed for it.
-struct Room {
-    left: u64,
+/// The room for a file that is being written: how many bytes it leaves free for others, and the reserve while that is
+/// borrowed for it.
+struct FileRoom {
+    leave_free: u64,
     #[allow(dead_code, reason = "held until the file is done")]
     lent: Option<Lent>,
 }
 
 /// A file that is synced as it grows.
-struct Paced {
+struct SyncedAsItGrows {
     file: Box<dyn Appending>,
     unsynced: u64,
-    node: Arc<Node>,
-    room: Room,
+    shared: Arc<Shared>,
+    room: FileRoom,
 }
 
-impl Write for Paced {
+impl Write for SyncedAsItGrows {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if self.unsynced >= UNSYNCED_BYTES {
             self.file.sync()?;
             self.unsynced = 0;
-            self.node.must_still_fit(UNSYNCED_BYTES, &mut self.room)?;
+            self.shared.must_still_fit(UNSYNCED_BYTES, &mut self.room)?;
         }
         let written = self.file.write(bytes)?;
         self.unsynced += written as u64;
@@ -826,14 +828,14 @@ impl Write for Paced {
 }
 
 /// An error like that of a full disk if there is no room for so many bytes beside what is left to others.
-fn room_for(files: &dyn Files, bytes: u64, reserve: u64) -> io::Result<()> {
-    if reserve == 0 {
+fn room_for(files: &dyn Files, bytes: u64, leave_free: u64) -> io::Result<()> {
+    if leave_free == 0 {
         return Ok(());
     }
     match files.free()? {
-        Some(free) if free < reserve.saturating_add(bytes) => {
+        Some(free) if free < leave_free.saturating_add(bytes) => {
             let problem =
-                format!("{bytes} bytes more are needed and {free} are free, {reserve} of which are the log's");
+                format!("{bytes} bytes more are needed and {free} are free, {leave_free} of which are the log's");
             Err(io::Error::new(io::ErrorKind::StorageFull, problem))
         }
         _ => Ok(()),
@@ -841,13 +843,13 @@ fn room_for(files: &dyn Files, bytes: u64, reserve: u64) -> io::Result<()> {
 }
 
 /// A writer that tells how far it is, once per chunk.
-struct Told<'a> {
-    writer: Writer<Paced>,
+struct WithProgress<'a> {
+    writer: Writer<SyncedAsItGrows>,
     progress: &'a mut dyn FnMut(u64),
     said: u64,
 }
 
-impl Write for Told<'_> {
+impl Write for WithProgress<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let taken = self.writer.write(bytes)?;
         let written = self.writer.bytes();

@@ -832,7 +832,7 @@ fn a_sweep_takes_nothing_from_another_group() {
             put(&*folder(snapshots), "building-00000000000000000007.tmp", b"half");
         }
         // Another process, which knows nothing of what was completed: everything would go that nobody keeps.
-        let store = SnapshotStore::over(store.node.files.clone());
+        let store = SnapshotStore::over(store.shared.files.clone());
         let groups = GROUPS.map(|group| store.of(group));
         for swept in 0..groups.len() {
             let before: Vec<_> = groups.iter().map(|snapshots| snapshots.list().unwrap()).collect();
