@@ -63,6 +63,14 @@ impl<T> Consensus<T> {
             log.persisted
         );
         assert!(log.persisted <= last, "entry {} is durable, and the log ends at {last}", log.persisted);
+        // What is not in memory is read from the disk. A snapshot clears the memory before it is durable: until it is,
+        // the entries that it replaces are still on the disk, and nothing reads them.
+        let freed = self.raw.store().last_freed();
+        assert!(
+            freed <= log.persisted || self.is_installing_at(freed),
+            "entry {freed} has left memory, and the log is durable up to {}",
+            log.persisted
+        );
         assert!(
             now.persisted_write >= before.persisted_write,
             "write {} became durable after write {}",
@@ -75,6 +83,11 @@ impl<T> Consensus<T> {
             self.disk.bytes,
             self.disk.deferred
         );
+    }
+
+    /// Whether a snapshot at this index is on its way to the disk.
+    fn is_installing_at(&self, index: u64) -> bool {
+        self.pending_writes.iter().filter_map(|write| write.restore.as_ref()).any(|snapshot| snapshot.index == index)
     }
 
     /// Before a write is handed to the log writer: writes are numbered in the order in which they become durable.

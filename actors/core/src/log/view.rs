@@ -289,6 +289,12 @@ impl LogView {
         self.read.retain(|peer, _| !of(*peer));
     }
 
+    /// The last entry that is not in memory any more: it and all before it are read from the disk, or are only in a
+    /// snapshot.
+    pub fn last_freed(&self) -> u64 {
+        self.tail_start() - 1
+    }
+
     /// The index of the first entry in memory; after the last one if there is none.
     fn tail_start(&self) -> u64 {
         self.tail.front().map_or(self.last + 1, |entry| entry.index)
@@ -388,8 +394,9 @@ impl LogView {
         self.min_served_index = self.min_served_index.max(index);
     }
 
-    /// Frees what is applied, down to the byte bound. What is applied is on disk: raft-rs hands out
-    /// committed entries only as far as they were reported persisted.
+    /// Frees what is applied, down to the byte bound. What is applied is durable, also on a leader whose disk is slower
+    /// than a quorum of others: raft-rs hands out committed entries only as far as they were reported persisted. After
+    /// each drain the core asserts that what was freed is durable.
     pub fn applied_to(&mut self, index: u64) {
         self.committed_to(index);
         let start = self.tail.front().map_or(0, |e| e.index);
