@@ -11,9 +11,8 @@
 //! Of the last readings of a peer the most exact one counts: a short round trip makes a reading exact, and age makes it
 //! less so, because clocks drift. Readings are kept against this node's *monotonic* clock, so that a jump of its own
 //! calendar changes nothing here. A reading that contradicts the earlier ones means that the peer's calendar was set,
-//! and the earlier ones are forgotten.
-//! A reading that may be off by more than the bound that clocks are held to says nothing: a process that was busy for
-//! seconds between a question and its answer has learnt no more than that.
+//! and the earlier ones are forgotten. A reading that may be off by more than the allowed skew of clocks shows nothing:
+//! a process that was busy for seconds between a question and its answer learns nothing from it.
 //!
 //! Pure: times come in. Deliberately absent: setting a clock, and leap seconds.
 
@@ -99,7 +98,7 @@ impl Reading {
 #[derive(Clone, Debug)]
 pub struct ClockOffsets {
     readings: BTreeMap<NodeId, VecDeque<Reading>>,
-    /// A reading that may be off by more than this says nothing.
+    /// A reading that may be off by more than this does not count.
     within_us: i64,
 }
 

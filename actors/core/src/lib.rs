@@ -4,8 +4,8 @@
 //! [`system_state`] what of ours is replicated; [`consensus`] decides, on the crate raft, over the [`log`];
 //! [`formation`] makes clusters; [`replica`] moves the state machine on.
 //!
-//! Deliberately absent: actors, threads, clocks, files, sockets and random numbers. Whoever runs this brings them, and
-//! carries out what it asks for.
+//! Deliberately absent: actors, threads, clocks, files, sockets and random numbers. The caller brings them, and carries
+//! out what the core asks for.
 
 // docs.rs shows which feature an item needs.
 #![cfg_attr(docsrs, feature(doc_cfg))]

@@ -153,7 +153,7 @@ impl Content {
         Content { incarnation, own, confirmed, needed_since: 0, peers }
     }
 
-    /// One more life begins: what nobody can have on record any more goes.
+    /// One more life begins: lives that no peer can have on record any more are dropped.
     fn begin(&mut self, present: Life) {
         self.own.push(present);
         let newest = self.own.len().saturating_sub(SHOWN_AT_LEAST);
@@ -165,8 +165,8 @@ impl Content {
         self.thin();
     }
 
-    /// Brings the lives within their bound. Out of the middle: a peer that was away for long has one of the oldest on
-    /// record, and one that is here has said which.
+    /// Brings the lives within their bound. They are dropped from the middle: a peer that was away for long has one of
+    /// the oldest on record, and a peer that is connected has said which one it has.
     fn thin(&mut self) {
         while self.own.len() > SHOWN_AT_MOST {
             let said: BTreeSet<LifeKey> = self.confirmed.values().copied().collect();
@@ -205,7 +205,8 @@ impl LifeFile for NoFile {
 /// The lives of this directory, and what is on record of others.
 pub struct LifeBook {
     state: Mutex<State>,
-    /// `None` once the directory is closed: another process may have it. Taken before `state` by whoever takes both.
+    /// `None` once the directory is closed: another process may have it. Code that locks both locks this one before
+    /// `state`.
     file: Mutex<Option<Box<dyn LifeFile>>>,
 }
 
@@ -295,7 +296,7 @@ impl LifeBook {
         Ok(())
     }
 
-    /// Looks at what a node says that is let in: the indexes that it acknowledges as durable.
+    /// Notes the highest index that a node, which was let in, acknowledges as durable in these messages.
     pub fn note_acknowledged(&self, from: NodeId, messages: &[RaftMessage]) {
         let acknowledged = messages.iter().filter(|m| m.kind == MessageKind::AppendResponse && !m.reject);
         let Some((term, index)) = acknowledged.map(|m| (m.term, m.index)).max() else { return };
@@ -317,7 +318,7 @@ impl LifeBook {
         }
     }
 
-    /// These are the peers, as far as this node knows, and these are none any more.
+    /// These nodes are peers, as far as this node knows, and those are peers no longer.
     pub fn set_peers<'a>(&self, mut peers: impl Iterator<Item = &'a NodeId>, retired: &BTreeSet<NodeId>) {
         let mut state = self.state();
         let content = &mut state.content;
@@ -351,7 +352,7 @@ impl LifeBook {
         let said = std::mem::replace(&mut state.failed, written.is_err());
         match written {
             Ok(()) => {}
-            // Once for as long as it lasts: it is tried again.
+            // Logged once for as long as it lasts: the write is tried again.
             Err(error) if said => {
                 tracing::debug!(%error, "the record of what peers have acknowledged still cannot be written")
             }
@@ -369,7 +370,7 @@ impl LifeBook {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // Whole after every line, also after a panic elsewhere.
+        // It is consistent after every line, so a panic of another thread does no harm.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -94,13 +94,13 @@ pub struct ReadEntries {
 pub struct Room {
     /// Whether it is so little that no new work is taken.
     pub low: bool,
-    /// Whether it is so little that what can be freed has to be.
+    /// Whether it is so little that the node must free what it can.
     pub short: bool,
     /// Free bytes.
     pub free: u64,
     /// How many there must be for new work to be taken.
     pub needed: u64,
-    /// Whether a write waits for that: it is not the disk that lets it wait.
+    /// Whether a write waits for room. Then its age does not show that the disk is slow.
     pub waits: bool,
     /// Whether room is being made, so that more may be free soon.
     pub being_made: bool,

@@ -1,4 +1,4 @@
-//! The seam for whoever watches a core at work: a simulation that checks its invariants.
+//! The interface for an observer of a running core: a simulation that checks its invariants.
 //!
 //! An observer sees what every drain decided, before any of it happens. It can change nothing. In a normal node there
 //! is none, which costs one look at an `Option` per drain.

@@ -47,7 +47,7 @@ impl<T> Consensus<T> {
         self.queued.push_back(request);
     }
 
-    /// The same, with what its client hears if nothing changes until its deadline.
+    /// The same, and notes the refusal that its client gets if nothing changes until its deadline.
     pub(super) fn again_because(&mut self, mut request: Request<T>, refusal: Refusal) {
         match refusal {
             Refusal::Change(ChangeRefusal::Invalid { .. } | ChangeRefusal::NotReady) | Refusal::Dropped { .. } => {

@@ -56,7 +56,8 @@ impl<T> Consensus<T> {
         assert!(now.applied >= before.applied, "the applied index fell from {} to {}", before.applied, now.applied);
         assert!(now.applied <= now.commit, "entry {} is applied, and {} is committed", now.applied, now.commit);
         assert!(now.commit <= last, "entry {} is committed, and the log ends at {last}", now.commit);
-        // So what speaks of an entry and waits for the newest write leaves when the entry is durable.
+        // A message that speaks of an entry waits for the newest write. So the entry is durable when the message
+        // leaves.
         assert!(
             !self.pending_writes.is_empty() || log.persisted == last,
             "no write is pending, and the log is durable up to {}, not up to its end at {last}",

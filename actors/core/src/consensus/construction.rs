@@ -119,8 +119,8 @@ pub struct Start {
     pub versions: Arc<Versions>,
     /// The cluster, if the node belongs to one.
     pub cluster: Option<ClusterId>,
-    /// Where this node was made the only one of a cluster by hand, zero if it was not: what its log holds up to there
-    /// is sent to nobody.
+    /// The index at which an operator made this node the only member of a new cluster; zero if none did. Entries up to
+    /// there are sent to no peer.
     pub min_served_index: u64,
 }
 

@@ -37,7 +37,7 @@ pub(super) struct Contact {
 struct LastHeard {
     /// The tick in which its last valid message was read.
     tick: u64,
-    /// When its last answer to this node as leader of `Contact::term` was read. `None` for who is no member.
+    /// When its last answer to this node as leader of `Contact::term` was read. `None` for a node that is no member.
     answer: Option<Duration>,
 }
 
@@ -63,8 +63,8 @@ impl<T> Consensus<T> {
         }
     }
 
-    /// For a leader: forgets the answers of an earlier term and of who is no member any more, and looks whether a
-    /// majority answers. Whether this is the first look in its term.
+    /// For a leader: forgets the answers of an earlier term and of nodes that are no longer members, and checks whether
+    /// a majority answers. Returns whether this is the first check in its term.
     pub(super) fn renew_contact(&mut self) -> bool {
         let (term, members) = (self.raw.raft.term, self.raw.raft.prs());
         let contact = &mut self.contact;
@@ -96,8 +96,8 @@ impl<T> Consensus<T> {
         self.since_answer(id).map(|since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
     }
 
-    /// Whether some that live may not have answered yet, because the leader is new or its process stood still: until a
-    /// majority has answered for a whole election timeout.
+    /// Whether live members may not have answered yet, because the leader is new or its process stood still. That is so
+    /// until a majority has answered for a whole election timeout.
     pub(super) fn contact_is_new(&self) -> bool {
         let since = self.contact.majority_since;
         since.is_none_or(|since| self.now.saturating_sub(since) <= self.election_timeout())

@@ -3,7 +3,7 @@
 //! Raft promises that a leader holds every entry that is committed anywhere, that a term has one leader, and that a
 //! leader commits nothing here that this node has not acknowledged (sections 5.2 and 5.4). A message that breaks one of
 //! these shows that somebody's disk was put back from an older copy, swapped, or is wrong. Then two histories of one
-//! cluster exist, and whoever goes on may answer reads that differ from the others'.
+//! cluster exist, and a node that goes on may answer reads that differ from the others'.
 //!
 //! | what came | what it is | what happens |
 //! |---|---|---|
@@ -147,8 +147,8 @@ pub(super) fn find(from: NodeId, m: &RaftMessage, raft: &Raft<LogView>) -> Optio
     })
 }
 
-/// What a member claims to have committed, where it contradicts this node: candidates and who refuses them say it with
-/// the term, followers say the index alone. The message makes sense.
+/// What a member claims to have committed, if it contradicts this node. A candidate, and a node that refuses one, send
+/// the index with its term; a follower sends only the index. The message makes sense.
 pub(super) fn commit_conflict(from: NodeId, m: &RaftMessage, raft: &Raft<LogView>) -> Option<CommitConflict> {
     use MessageKind::*;
     if m.commit == 0 || !is_member(from, raft) {

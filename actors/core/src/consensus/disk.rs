@@ -18,9 +18,9 @@
 //! beginning. So a leader first waits for the room that its own cut gives back, and longer while the log writer says
 //! that room is being made.
 //!
-//! A leader whose certificate has ended keeps the connections that it has, and gets no new ones: a follower that starts
-//! again could never hear it. So it transfers leadership, too, while it can, and keeps the leadership if nobody takes
-//! it.
+//! A leader whose certificate has expired keeps the connections that it has, and gets no new ones: a follower that
+//! starts again could never hear it. So it transfers leadership, too, while it can, and goes on leading if no node
+//! takes it.
 //!
 //! A leader whose disk hangs would otherwise keep its leadership for as long as its heartbeats arrive, and apply
 //! nothing. Age is counted in ticks that passed, so a process that was paused does not take its own sleep for the
@@ -53,8 +53,8 @@ impl DiskHealth {
     }
 }
 
-/// For so many election timeouts a leader low on space waits for room that is being made: a log of gigabytes is not
-/// rewritten within one.
+/// For how many election timeouts a leader low on space waits for room that is being made: rewriting a log of gigabytes
+/// takes longer than one.
 const TIMEOUTS_WHILE_ROOM_IS_MADE: u64 = 10;
 
 /// How many answers may wait for the disk. At the bound the oldest is dropped, whatever its kind, because Raft allows
@@ -62,11 +62,11 @@ const TIMEOUTS_WHILE_ROOM_IS_MADE: u64 = 10;
 /// snapshot has a deadline.
 pub(super) const MAX_DEFERRED: usize = 4096;
 
-/// After so many election timeouts a leader low on space asks those again that did not take its leadership.
+/// After how many election timeouts a leader low on space offers leadership again to the nodes that did not take it.
 const TIMEOUTS_UNTIL_ASKED_AGAIN: u64 = 10;
 
-/// The same of one whose certificate has ended, which goes on taking writes: each offer holds them up for as long as
-/// nobody takes it.
+/// The same for a leader whose certificate has expired. It goes on taking writes, and each offer delays them for as
+/// long as no node takes it.
 const TIMEOUTS_WITHOUT_CERTIFICATE: u64 = 600;
 
 /// What this core knows and thinks of its disk.
@@ -126,7 +126,8 @@ impl<T> Consensus<T> {
         match result {
             Ok(()) => suspicion.passed = Some(newest),
             Err(cause) => {
-                // Once: that the disk is slow is a condition, and this is what a look at it found.
+                // Logged once: that the disk is slow is shown as a condition, and this line only says what the probe
+                // found.
                 match suspicion.failed.replace(cause) {
                     None => tracing::warn!(cause = suspicion.failed, "the disk does not pass its probe"),
                     Some(_) => tracing::debug!(cause = suspicion.failed, "the disk still does not pass its probe"),
@@ -163,14 +164,14 @@ impl<T> Consensus<T> {
         }
     }
 
-    /// Whether this node may campaign or take leadership by transfer. A node that restores a snapshot could serve
-    /// nobody until its state is there; it votes all the same.
+    /// Whether this node may campaign or take leadership by transfer. A node that restores a snapshot could serve no
+    /// client until its state is there; it votes all the same.
     pub(super) fn may_lead(&self) -> bool {
         self.disk.suspicion.is_none() && self.snapshots.restoring.is_none()
     }
 
-    /// Whether leadership may be transferred to it. Low on space, or without a certificate, it would only transfer it
-    /// again.
+    /// Whether leadership may be transferred to this node. If it is low on space, or its certificate has expired, it
+    /// would only transfer leadership again.
     pub(super) fn may_take_leadership(&self) -> bool {
         self.may_lead() && !self.disk.is_low() && !self.certificate_ended
     }
@@ -253,8 +254,8 @@ impl<T> Consensus<T> {
         }
     }
 
-    /// Instead of a tick of raft-rs while this node may not campaign: the leader it last heard loses its claim on this
-    /// node's vote all the same.
+    /// Called instead of a tick of raft-rs while this node may not campaign. So time passes all the same, and this node
+    /// may vote for another candidate once it has not heard its leader for long enough.
     pub(super) fn let_time_pass(&mut self) {
         self.raw.raft.election_elapsed += 1;
     }
@@ -331,7 +332,8 @@ impl<T> Consensus<T> {
         }
     }
 
-    /// Trust needs both: the probe, and that all that waited when it passed is durable.
+    /// The disk is trusted again only if both hold: the probe has passed, and all writes that waited at that time are
+    /// durable.
     pub(super) fn trust_disk_again(&mut self) {
         let Some(Suspicion { passed: Some(newest), .. }) = self.disk.suspicion else { return };
         if self.pending_writes.front().is_some_and(|oldest| oldest.write <= newest) {
@@ -339,7 +341,7 @@ impl<T> Consensus<T> {
         }
         tracing::debug!("the disk answers again");
         self.disk.suspicion = None;
-        // What passed meanwhile is no reason to campaign at once.
+        // The time that passed meanwhile is no reason to campaign at once.
         self.raw.raft.election_elapsed = 0;
         self.keep_leadership();
     }

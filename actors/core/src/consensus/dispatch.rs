@@ -42,7 +42,7 @@ impl<T> Consensus<T> {
                         self.propose_change(request);
                     }
                 },
-                // What this node proposes for itself is a leader's business: the next one proposes its own.
+                // Only a leader proposes for the system: the next leader makes its own proposals.
                 _ if !leads && request.reply.is_none() => {}
                 _ if !leads && request.peer => self.refuse(request, Refusal::NotLeader { leader }),
                 (_, Some(leader)) if !leads && due && !too_late => self.forward(leader, request),
@@ -129,7 +129,8 @@ impl<T> Consensus<T> {
         }
     }
 
-    /// Everything raft-rs would silently replace by an empty entry is looked at before it is asked.
+    /// Checks, before raft-rs is asked, everything for which raft-rs would silently replace the change by an empty
+    /// entry.
     fn propose_change(&mut self, request: Request<T>) {
         let Wanted::Change(wanted) = &request.wanted else { return };
         let wanted = wanted.clone();

@@ -45,7 +45,7 @@ pub struct Effects<T> {
     pub build: bool,
     /// To get the file of a snapshot from the node that offered it.
     pub fetch: Option<FetchSnapshot>,
-    /// What this node starts from now: other files of snapshots may go.
+    /// The snapshots that this node can start from now: the files of others may be removed.
     pub kept: Option<Vec<Snapshot>>,
     /// To apply, in order.
     pub apply: Vec<Committed<T>>,

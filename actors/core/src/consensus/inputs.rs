@@ -45,7 +45,7 @@ use crate::{
 impl<T> Consensus<T> {
     /// A message of a peer.
     pub fn step(&mut self, from: NodeId, message: RaftMessage) {
-        // After proof that its state cannot be trusted this node believes nothing more.
+        // After proof that its state cannot be trusted, this node takes no more messages.
         if self.effects.fault.is_some() || !self.hears(&message) {
             return;
         }
@@ -68,7 +68,7 @@ impl<T> Consensus<T> {
         self.note_contact(from, &message);
         let Some(message) = self.hold_offer(from, message) else { return };
         let answers_heartbeat = message.kind == MessageKind::HeartbeatResponse;
-        // Errors here are of the peer's making (an answer of somebody who is no member): nothing to do.
+        // Errors here are the peer's (for example an answer of a node that is no member): nothing to do.
         let _ = self.raw.step(message_to_raft(from, self.settings.id, message));
         if answers_heartbeat {
             self.probe_full_window(from);
@@ -177,7 +177,8 @@ impl<T> Consensus<T> {
 
     /// Ask for votes now.
     pub fn campaign(&mut self) {
-        // Unlike its clock, a request to campaign makes raft-rs forget that only voters may.
+        // When an election timeout ends, raft-rs lets only a voter campaign. When it is asked to campaign, it does not
+        // check that.
         if self.is_formed() && self.raw.raft.promotable() && self.may_lead() && !self.must_wait_for_disk() {
             let _ = self.raw.campaign();
             self.draw_election_timeout();
@@ -191,7 +192,8 @@ impl<T> Consensus<T> {
         }
         while self.pending_writes.front().is_some_and(|oldest| oldest.write <= number) {
             let Some(mut done) = self.pending_writes.pop_front() else { break };
-            // First raft-rs, then the messages: the other order lets an answer race ahead of what raft-rs knows.
+            // raft-rs hears of the write before the messages leave: otherwise an answer could come back before raft-rs
+            // knows of it.
             self.raw.on_persist_ready(done.ready);
             self.durable_term = done.term;
             self.disk.bytes -= done.bytes;

@@ -129,7 +129,7 @@ pub struct Consensus<T> {
     /// The genesis snapshot on its way to the disk.
     forming: Option<(u64, Snapshot)>,
     queued: VecDeque<Request<T>>,
-    /// By index and term: after a change of leaders two proposals can stand at one index, undecided both.
+    /// By index and term: after a change of leaders two proposals can wait for the same index, and neither is decided.
     pending: BTreeMap<(u64, u64), Pending<T>>,
     forwarded: BTreeMap<u64, Forwarded<T>>,
     reads: Reads<T>,

@@ -35,9 +35,9 @@ use crate::{
     wire::{ChangeRefusal, Refusal},
 };
 
-/// A leader's commit index over time, oldest first: one moment of an election timeout ago or before, and those since.
-/// In a new term it begins with the last index of the log, which is no less than what was committed before. Bound: one
-/// per tick of an election timeout.
+/// A leader's commit index over time, oldest first: the newest one that is at least an election timeout old, and all
+/// later ones. In a new term it begins with the last index of the log, which is no less than what was committed before.
+/// Bound: one per tick of an election timeout.
 pub(super) type Commits = VecDeque<(Duration, u64)>;
 
 impl<T> Consensus<T> {
@@ -116,7 +116,7 @@ impl<T> Consensus<T> {
             return None;
         }
         let commit = self.raw.raft.raft_log.committed;
-        // A new leader does not know yet what its followers hold; whose directory is recorded it knows.
+        // A new leader does not know yet what its followers hold; it does know whose directory is recorded.
         let forced = force && (!recorded || lacks.is_some() || !self.contact_is_new());
         let heard_ms = self.heard_ms(id);
         Some(LearnerReading { node: id, matched, needed, commit, heard_ms, recorded, forced, lacks })

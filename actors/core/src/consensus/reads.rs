@@ -40,7 +40,7 @@ impl<T> Default for Reads<T> {
 }
 
 impl<T> Reads<T> {
-    /// How many reads wait, wherever.
+    /// How many reads wait, in any state.
     pub(super) fn len(&self) -> usize {
         let in_round = |round: &Option<(u64, Vec<Reader<T>>)>| round.as_ref().map_or(0, |(_, readers)| readers.len());
         self.waiting.len() + in_round(&self.round) + in_round(&self.asked) + self.confirmed.len()

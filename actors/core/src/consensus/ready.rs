@@ -37,7 +37,8 @@ impl<T> Consensus<T> {
                 return;
             }
             let mut ready = self.raw.ready();
-            // A leader speaks ahead of its own disk: its own vote for these entries counts when the disk has answered.
+            // A leader sends entries before its own disk has them: its own acknowledgement counts once they are
+            // durable.
             let now = outgoing(&ready.take_messages(), bound);
             let mut deferred = outgoing(ready.persisted_messages(), bound);
             if self.raw.raft.term == self.durable_term {
@@ -98,7 +99,7 @@ impl<T> Consensus<T> {
         }
     }
 
-    /// Hands a Ready's write to the disk and holds what speaks of it.
+    /// Hands a Ready's write to the disk, and defers the messages that speak of it.
     fn write(
         &mut self,
         ready: u64,

@@ -37,8 +37,8 @@ use crate::{
 /// After so many failures in a row the pause before the next attempt grows no longer.
 const MAX_DOUBLINGS: u32 = 6;
 
-/// How many times the newest snapshot's size is applied before the next one, where that is less than `snapshot_bytes`:
-/// snapshots add a quarter at most to what is written.
+/// A snapshot is built once this many times the newest one's size was applied, if that is less than `snapshot_bytes`:
+/// so snapshots add at most a quarter to what is written.
 const LOG_PER_SNAPSHOT: u64 = 4;
 
 /// What the core knows of snapshots on their way.
@@ -204,7 +204,7 @@ impl<T> Consensus<T> {
         self.oldest_sent() == Some(index)
     }
 
-    /// The last entry that nobody needs. See the file's head for who may.
+    /// The last entry that no node needs any more. The head of this file says who may need one.
     fn needed_no_longer(&self) -> u64 {
         let view = self.raw.store();
         let (Some(older), Some(newest)) = (view.snapshots().first(), view.newest()) else {
@@ -227,15 +227,16 @@ impl<T> Consensus<T> {
         up_to.clamp(view.compacted_index(), self.raw.raft.raft_log.applied.max(view.compacted_index()))
     }
 
-    /// The oldest snapshot on its way to a peer that holds the log. Without it the peer is sent another one after it.
+    /// The oldest snapshot that is being sent and for which the log is kept. Without the log after it its receiver
+    /// would need another one.
     fn oldest_sent(&self) -> Option<u64> {
         let sent = self.snapshots.sending.values().map(|sending| sending.index);
         let held = sent.filter(|index| self.may_hold(*index)).min();
         held.filter(|_| !planted::is(Planted::CompactedPastTransfer))
     }
 
-    /// How far the last of those is that have installed a snapshot and do not have yet what followed it. Without that
-    /// it would need another snapshot as soon as it has this one.
+    /// How far the slowest peer is that has installed a snapshot and does not have yet what followed it. Without those
+    /// entries it would need another snapshot at once.
     fn oldest_following(&self) -> Option<u64> {
         let prs = self.raw.raft.prs();
         let matched = self.snapshots.following.keys().filter_map(|id| Some(prs.get(*id)?.matched));
@@ -252,7 +253,7 @@ impl<T> Consensus<T> {
     fn furthest_behind_alive(&self) -> Option<u64> {
         let raft = &self.raw.raft;
         let others = raft.prs().iter().filter(|(id, _)| **id != self.settings.id);
-        // What a snapshot is sent to is counted by that snapshot.
+        // A peer that is sent a snapshot is counted by that snapshot.
         let alive = others.filter(|(_, progress)| progress.recent_active && progress.state != ProgressState::Snapshot);
         let behind = alive.map(|(_, progress)| progress.matched).filter(|matched| *matched > 0).min();
         behind.filter(|_| raft.state == StateRole::Leader)
@@ -304,7 +305,8 @@ impl<T> Consensus<T> {
             return tracing::debug!(from, index = snapshot.index, cause, "a snapshot could not be fetched");
         }
         self.snapshots.fetch_again.succeeded();
-        // Of an earlier term it would be ignored: whoever leads now offers its own, and this file is here already.
+        // raft-rs would ignore an offer of an earlier term: the present leader offers its own, and this file is here
+        // already.
         if message.term >= self.raw.raft.term {
             let _ = self.raw.step(message_to_raft(from, self.settings.id, message));
             self.draw_election_timeout();
@@ -315,7 +317,7 @@ impl<T> Consensus<T> {
         }
     }
 
-    /// What speaks of a snapshot that is durable waits until it is restored, too.
+    /// Messages that speak of a durable snapshot wait until it is restored, too.
     pub(super) fn restored(&mut self, index: u64) {
         if let Some((_, deferred)) = self.snapshots.restoring.take_if(|(at, _)| *at <= index) {
             self.transmit(deferred.into());
@@ -374,7 +376,7 @@ impl<T> Consensus<T> {
         if sends.is_empty() && self.snapshots.sending.is_empty() && self.snapshots.following.is_empty() {
             return;
         }
-        // By this core's own count: raft-rs forgets whom it heard whenever it looks for its majority.
+        // This core counts by itself: raft-rs forgets which peers it heard whenever it checks for a majority.
         let heard = self.heard_lately();
         let (raft, Snapshots { sending, following, .. }) = (&self.raw.raft, &mut self.snapshots);
         let progress = |id: &NodeId| raft.prs().get(*id).filter(|_| raft.state == StateRole::Leader);

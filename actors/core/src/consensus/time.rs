@@ -120,7 +120,7 @@ impl<T> Consensus<T> {
 
     fn heartbeat_if_due(&mut self) {
         if self.raw.raft.state == StateRole::Leader && self.due() {
-            // Its disk ages under a flood, too.
+            // The oldest write grows older under a flood of messages, too.
             self.ticks += 1;
             self.note_commit();
             self.look_at_disk();

@@ -1,4 +1,4 @@
-//! What a peer says is the world's, not ours: every field is checked before raft-rs sees it.
+//! What a peer says is input from outside: every field is checked before raft-rs sees it.
 //!
 //! raft-rs has about a hundred places where a field that makes no sense ends in a panic: a commit index past the
 //! log, entries with gaps, a snapshot of index zero. Each check here names the one it guards. What fails is
@@ -100,11 +100,11 @@ fn problem(from: NodeId, m: &RaftMessage, raft: &Raft<LogView>, cluster: Option<
     if [m.index, m.commit, m.reject_hint].iter().any(|&n| n >= ABSURD) {
         return Some("a number beyond all plausibility");
     }
-    // Whatever is nearer is stepped as Raft says.
+    // A term that is nearer is handled as Raft says.
     if m.term >= TERM_LIMIT || m.term.saturating_sub(raft.term) > TERM_AHEAD {
         return Some("its term is more than 2^32 ahead of this node's");
     }
-    // Whoever speaks in a term knows of no later one.
+    // The sender of a message knows of no later term than the message's.
     if m.log_term.max(m.commit_term) > m.term {
         return Some("it speaks of an entry of a later term than its own");
     }

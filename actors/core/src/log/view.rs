@@ -43,7 +43,7 @@ pub struct LogView {
     /// Ascending; those the store was last told to record.
     snapshots: Vec<Snapshot>,
     compacted_index: u64,
-    /// Entries up to here are served to nobody, though they may be in the log.
+    /// Entries up to here are served to no peer, although they may be in the log.
     min_served_index: u64,
     /// The configuration at the applied index.
     conf: ConfState,
@@ -420,7 +420,7 @@ impl LogView {
         }
     }
 
-    /// Up to here nothing is served: it is not there, or not to be seen.
+    /// Up to here nothing is served: it is not in the log, or it belongs to the cluster that an operator replaced.
     fn hidden(&self) -> u64 {
         self.compacted_index.max(self.min_served_index)
     }

@@ -44,7 +44,7 @@ pub(super) struct Shared<E> {
 pub(super) struct Open<E> {
     engine: E,
     logs: BTreeMap<GroupId, Log>,
-    /// How large each log is, roughly: what it would take where nothing is wasted.
+    /// The size of each log, roughly: what it would take if no space were wasted.
     sizes: BTreeMap<GroupId, Sizes>,
     _lock: Box<dyn Send + Sync>,
 }
@@ -83,8 +83,8 @@ impl<E: Engine> Shared<E> {
         }
     }
 
-    /// Ends the store for its readers. What was open is the caller's to drop, which closes the engine and gives the
-    /// directory's lock back: outside the lock here, for sled flushes then, which can hang.
+    /// Ends the store for its readers. The caller drops what was open, which closes the engine and releases the
+    /// directory's lock. It does so outside the lock here: sled flushes when it is dropped, and that can hang.
     pub(super) fn take(&self, cause: &str) -> Option<Open<E>> {
         std::mem::replace(&mut *self.write(), Err(cause.to_owned())).ok()
     }
@@ -121,7 +121,8 @@ impl<E: Engine> LogReader for Shared<E> {
     }
 
     fn disk_bytes(&self) -> u64 {
-        // A status waits for no disk: while the store's thread hangs with the lock, the last number has to do.
+        // A status does not wait for the disk: while the store's thread hangs with the lock, the last known number is
+        // returned.
         if let Ok(state) = self.state.try_read() {
             self.bytes.store(state.as_ref().map_or(0, |open| open.engine.disk_bytes()), Ordering::Relaxed);
         }
@@ -129,7 +130,7 @@ impl<E: Engine> LogReader for Shared<E> {
     }
 
     fn blocks(&self) -> bool {
-        // Known without the lock: whoever asks must not wait to hear whether it would.
+        // Answered without the lock: a caller must not wait to learn whether it would have to wait.
         self.blocks
     }
 }
@@ -255,7 +256,7 @@ impl<E: Engine, S: Pages> Committer<E, S> {
         Ok(Begun { sync, bytes, after, kept })
     }
 
-    /// Makes what was begun durable, and then lets the watermark know: only after that may anybody hear of it.
+    /// Makes what was begun durable, and then records it in the watermark: only after that may it be reported.
     pub(super) fn finish(&mut self, begun: Begun) -> Result<(), StoreError> {
         let Begun { sync, bytes, after, .. } = begun;
         if !sync || planted::is(Planted::AcknowledgedBeforeSync) {
@@ -278,7 +279,7 @@ impl<E: Engine, S: Pages> Committer<E, S> {
         Ok(())
     }
 
-    /// Hands what was applied to the kernel; [`Committer::finish`] does so too where nobody has.
+    /// Hands what was applied to the kernel; [`Committer::finish`] does so if this was not called.
     pub(super) fn flush(&mut self) -> Result<(), StoreError> {
         let state = self.shared.read();
         let open = state.as_ref().map_err(|cause| StoreError::Closed(cause.clone()))?;
@@ -319,12 +320,12 @@ impl<E: Engine, S: Pages> Committer<E, S> {
         self.shared.read().as_ref().map_or(0, |open| open.sizes.values().map(Sizes::total).sum())
     }
 
-    /// Whether the beginning of a log is still to go, with the next commits.
+    /// Whether the beginning of a log must still be removed, with the next commits.
     pub(super) fn is_truncating_prefix(&self) -> bool {
         !self.truncating_prefix().is_empty()
     }
 
-    /// The groups whose log's beginning is still to go.
+    /// The groups whose log's beginning must still be removed.
     pub(super) fn truncating_prefix(&self) -> Vec<GroupId> {
         let pending = |(group, log): (&GroupId, &Log)| (log.truncate_prefix_to > log.compacted.0).then_some(*group);
         self.shared.read().as_ref().map_or(Vec::new(), |open| open.logs.iter().filter_map(pending).collect())

@@ -148,7 +148,7 @@ fn compact_with<E: Engine>(dir: &Path, engines: Arc<dyn Engines<E>>) -> Result<C
     }
     let stored = |error| CompactError::Store { dir: dir.to_owned(), error };
     cut(&mut committer, writes).map_err(stored)?;
-    // Only now: the log says no more that it may start from the others.
+    // Only now may they go: the log no longer says that it can start from the others.
     for (group, kept) in kept {
         let swept = snapshot_store.of(group).keep(&kept);
         swept.map_err(|error| CompactError::Snapshots { dir: dir.to_owned(), error })?;
@@ -169,7 +169,7 @@ fn compact_with<E: Engine>(dir: &Path, engines: Arc<dyn Engines<E>>) -> Result<C
     }
 }
 
-/// Commits these cuts, and goes on until all that they name has gone.
+/// Commits these compactions, and goes on until all entries that they name are removed.
 fn cut<E: Engine, S: Pages>(committer: &mut Committer<E, S>, mut writes: Vec<Write>) -> Result<(), StoreError> {
     while !writes.is_empty() {
         caught(|| {

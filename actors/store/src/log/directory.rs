@@ -75,8 +75,8 @@ impl Directory {
     ) -> Result<Directory, OpenError> {
         let io = |doing: &str, error| io_error(path, doing, error);
         make_durably(path).map_err(|e| io("cannot make it", e))?;
-        // Before the lock, for what is not a node's is not even locked; and again after it, for whoever held the lock
-        // may have made the directory meanwhile.
+        // Checked before the lock, because a directory that is not a node's is not even locked; and again after it,
+        // because another process may have made the directory while it held the lock.
         Listing::of(path)?.judge(path)?;
         let lock = take_lock(path)?;
         let content = Listing::of(path)?;
@@ -116,8 +116,9 @@ impl Directory {
         Ok(())
     }
 
-    /// The life that is durable in the file of lives: one that does not know it is missing or an older copy, at any
-    /// later open. After that file, so that a crash finds it at or ahead of this.
+    /// Records the life that is durable in the file of lives. If that file does not know this life at a later open, it
+    /// is missing or an older copy. Called after that file is durable, so that a crash finds the file at this life or
+    /// ahead of it.
     pub fn record_life(&mut self, life: LifeKey) -> Result<(), OpenError> {
         write_node(&self.path, &self.node, Some(life)).map_err(|e| io_error(&self.path, "cannot write node", e))?;
         self.life = Some(life);
@@ -160,7 +161,7 @@ pub fn generations(dir: &Path) -> io::Result<Vec<u64>> {
             "" => Some(0),
             rest => rest.strip_prefix('.')?.parse().ok(),
         });
-        // Exactly as it is written: `log.01` is nobody's.
+        // Exactly as this code writes it: `log.01` is not one of its names.
         found.extend(number.filter(|number| log_path(dir, *number) == dir.join(name)));
     }
     found.sort();
@@ -249,7 +250,7 @@ fn remove_those(dir: &Path, which: impl Fn(u64) -> bool) {
     };
     let found = generations(dir).map_err(warn).unwrap_or_default();
     for other in found.into_iter().filter(|found| which(*found)) {
-        // Each for itself: one that resists keeps no other from going.
+        // Each by itself: one that cannot be removed does not keep the others.
         let _ = remove_generation(dir, other).map_err(warn);
     }
 }
@@ -300,7 +301,7 @@ impl Restoring {
         Restoring::judge(path)?;
         make_durably(path).map_err(|e| io("cannot make it", e))?;
         let lock = take_lock(path)?;
-        // Again, for whoever held the lock may have made a node of it.
+        // Checked again: another process that held the lock may have made a node's directory of it.
         Listing::of(path)?.judge_vacant(path)?;
         let inner = path.join(RESTORING);
         make_durably(&inner).map_err(|e| io("cannot make restoring", e))?;

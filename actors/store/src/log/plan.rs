@@ -29,7 +29,8 @@ pub(super) struct Log {
     pub(super) prev_checksum: u32,
     /// The index of its newest snapshot: what is up to there is never replaced.
     pub(super) newest: u64,
-    /// Up to here its blocks are to go, a slice with every commit; not above the compacted index when none is to.
+    /// Its blocks up to here must be removed, a slice with every commit. Not above the compacted index if there are
+    /// none to remove.
     pub(super) truncate_prefix_to: u64,
     /// Index and term of its last entry, or of the compacted index.
     pub(super) last: (u64, u64),
@@ -104,7 +105,7 @@ impl Staged {
         }
         self.hard_state = hard_state.or(self.hard_state);
         if let Some(compact) = compact {
-            // Where the log begins for its owner, though some of it may not have gone yet.
+            // Where the log begins for its owner, although some blocks before that may not be removed yet.
             let earlier = self.compact.as_ref().map_or(0, |earlier| earlier.up_to);
             let pending = if self.snapshot.is_some() { 0 } else { log.truncate_prefix_to };
             let compacted_index = self.compacted_index(log).max(earlier).max(pending);
@@ -180,8 +181,8 @@ impl Plan {
     }
 
     /// Works out how the records of a group change. Reads only what a truncation cuts through, and where a compaction
-    /// ends. `sync` says whether the commit ends with a sync: only such a one cuts the beginning off, for each further
-    /// cut builds on it.
+    /// ends. `sync` says whether the commit ends with a sync: only such a commit removes the beginning of the log,
+    /// because each further removal builds on it.
     pub(super) fn new(
         engine: &impl Engine,
         group: GroupId,

@@ -4,10 +4,11 @@
 //!  keep ─▶ DIR/ballast, real blocks ──lend──▶ nothing there; a snapshot or a smaller log is written ──guard dropped──▶ keep
 //! ```
 //!
-//! What frees room on a full disk needs room first: a snapshot, to cut the log behind it, and a copy of what lives of
-//! the log, before the old one goes. So a file of real blocks is kept from the first start on. While somebody has
-//! borrowed it, the file is gone; once nobody has, it is made again as far as there is room. Free bytes are always
-//! counted as if it were there ([`Space::spare`]), so that what is borrowed is never taken for room to grow.
+//! To free room on a full disk, room is needed first: for a snapshot, so that the log can be cut behind it, and for a
+//! copy of the live part of the log, before the old one is removed. So a file of real blocks is kept from the first
+//! start on. While the reserve is borrowed the file does not exist; once it is given back, the file is made again as
+//! far as there is room. Free bytes are always counted as if it were there ([`Space::spare`]), so that what is borrowed
+//! is never taken for room to grow.
 //!
 //! The same file lets an engine open on a full disk, which writes at every open: see `give_up_if_full`.
 //!

@@ -54,12 +54,12 @@ const REMOVED_AT_ONCE: usize = 2 * MAX_TRUNCATED_KEYS;
 /// meanwhile.
 const ROOM_FOR_LIVE: u64 = 4;
 
-/// How many reserves must stay free when it begins. With a reserve of a quarter of what counts as low on space, a
-/// rewriting that takes what was reckoned ends with a quarter more than that: where a node that is low counts as having
+/// How many times the reserve must stay free when it begins. If the reserve is a quarter of the low-space mark, a
+/// rewriting that takes what was estimated ends a quarter above that mark, where a node that was low counts as having
 /// enough again.
 const RESERVES_AT_START: u64 = 5;
 
-/// How many times the bytes that live a new engine takes, roughly.
+/// How many times the live bytes a new engine takes, roughly.
 const TAKEN_BY_LIVE: u64 = 3;
 
 /// At most this many bytes must stay free beside the entries of a commit, since another program may fill the disk
@@ -72,10 +72,10 @@ const ROOM_FOR_STATE: u64 = 1 << 20;
 /// How long the last check for short room is used, since every commit asks.
 const SHORT_FOR: Duration = Duration::from_millis(100);
 
-/// Where room is short it is looked for so many times as often.
+/// How many times as often room is checked while it is short.
 const LOOKS: u32 = 60;
 
-/// Where room is short a failure is followed by the next attempt so many times sooner, and always after the same time.
+/// How many times sooner the next attempt follows a failure while room is short, and always after the same time.
 const SOONER: u32 = 6;
 
 /// When it is worth it, and how much at once.
@@ -249,7 +249,7 @@ enum Stopped {
     Damaged(StoreError),
     /// There is too little room: what is free is needed by the log.
     NoRoom(Want),
-    /// Nobody knows which of the two is the log.
+    /// It is not known which of the two engines is the log.
     Fatal(StoreError),
 }
 
@@ -275,7 +275,7 @@ impl From<Stopped> for AtOnce {
     }
 }
 
-/// What was said since it last succeeded: what follows are repetitions.
+/// What was logged since it last succeeded: the same again is a repetition.
 #[derive(Clone, Copy, Debug, Default)]
 struct Said {
     failed: bool,
@@ -433,8 +433,7 @@ impl<E: Engine> Rewriter<E> {
                 Ok(())
             }
             Err(Stopped::Damaged(error)) => {
-                // Every time: the log goes on until somebody reads that part of it, which may be when it is needed
-                // most.
+                // Logged every time: the log works until that part of it is read, which may be when it is needed most.
                 tracing::error!(
                     %error,
                     "the log is damaged: it could not be rewritten, and reading that part of it will fail"
@@ -453,7 +452,7 @@ impl<E: Engine> Rewriter<E> {
 
     /// All of it here and now, for a store that does nothing else.
     pub(super) fn at_once<S: Pages>(&mut self, committer: &mut Committer<E, S>) -> Result<(), AtOnce> {
-        // Nobody else writes: what is free is for the copy.
+        // Nothing else writes: all free room is for the copy.
         self.lent = Some(self.borrow(committer.live_bytes()).map_err(Stopped::NoRoom)?);
         self.make()?;
         while let Some(copy) = self.copy.take() {
@@ -462,7 +461,7 @@ impl<E: Engine> Rewriter<E> {
         Ok(())
     }
 
-    /// A commit has taken place of which, group by group, this is what stays of the old log.
+    /// A commit has taken place. For each of its groups, this is what stays of the old log.
     pub(super) fn committed(&mut self, kept: &[(GroupId, Option<(u64, u64)>)]) {
         let spoiled = |copy: &mut Copy<E>| kept.iter().any(|(group, kept)| copy.spoiled(*group, *kept));
         if let Some(copy) = self.copy.take_if(spoiled) {
@@ -479,13 +478,13 @@ impl<E: Engine> Rewriter<E> {
         if let Some(removing) = self.removing.take() {
             let _ = removing.join();
         }
-        // For these there was no thread, and the directory's lock goes only after them.
+        // There was no thread for these, and the directory's lock is released only after them.
         mem::take(&mut self.parked).into_iter().for_each(done);
     }
 
     fn is_due<S: Pages>(&mut self, committer: &Committer<E, S>) -> bool {
         let short = self.is_short();
-        // What was put off while there was room is not put off any more once it is short.
+        // An attempt that was put off while there was room is not put off any longer once room is short.
         let not_before = if short { self.not_before_if_short } else { self.not_before };
         if not_before.is_some_and(|not_before| Instant::now() < not_before) {
             return false;
@@ -508,7 +507,7 @@ impl<E: Engine> Rewriter<E> {
             }
             return false;
         }
-        // What fills the disk kills the log that works.
+        // A copy that fills the disk would end the log that works.
         let reserve =
             self.policy.reserve_bytes.saturating_mul(RESERVES_AT_START).max(self.floor(self.policy.slice_bytes));
         let needed = self.live(committer).saturating_mul(ROOM_FOR_LIVE).saturating_add(reserve);
@@ -523,8 +522,8 @@ impl<E: Engine> Rewriter<E> {
             }
         }
         self.say_no_room(want);
-        // Looking costs nothing, and room may be there again at any time.
-        // Where it is short what lives gets less as well, with the next snapshot.
+        // A check costs nothing, and there may be room again at any time. While room is short, the next snapshot makes
+        // the live bytes fewer, too.
         self.put_off(self.policy.retry, self.policy.retry / LOOKS);
         false
     }
@@ -546,7 +545,7 @@ impl<E: Engine> Rewriter<E> {
     /// The reserve, if it and what is free are enough for a copy of so many bytes.
     fn borrow(&self, live: u64) -> Result<Box<dyn Send>, Want> {
         let room = self.renew.room().unwrap_or(0).saturating_add(self.renew.reserve());
-        // Where less lives than a slice holds, that is all there is to copy.
+        // If there are fewer live bytes than a slice holds, that is all there is to copy.
         let slice = self.policy.slice_bytes.min(usize::try_from(live).unwrap_or(usize::MAX));
         let needed = live.saturating_mul(TAKEN_BY_LIVE).saturating_add(self.floor_of_reserve(slice));
         if room < needed {
@@ -556,7 +555,7 @@ impl<E: Engine> Rewriter<E> {
         Ok(self.renew.lend().unwrap_or_else(|| Box::new(())))
     }
 
-    /// Bytes of all entries, and not less than what a ratio says something of.
+    /// Bytes of all entries, but at least so many that a ratio to them means something.
     fn live<S: Pages>(&self, committer: &Committer<E, S>) -> u64 {
         committer.live_bytes().max(self.policy.min_bytes / 16).max(1)
     }
@@ -645,7 +644,7 @@ impl<E: Engine> Rewriter<E> {
             StoreError::Damaged { .. } => Stopped::Damaged(error),
             error => Stopped::Failed(error),
         };
-        // Where less lives than a slice holds, that is all there is to copy.
+        // If there are fewer live bytes than a slice holds, that is all there is to copy.
         let room_for = slice_bytes.min(usize::try_from(committer.live_bytes()).unwrap_or(usize::MAX));
         self.room_for_slice(room_for).map_err(Stopped::NoRoom)?;
         let finished = guarded(|| committer.with_engine(|old, logs| copy.slice(old, logs, slice_bytes)));
@@ -692,7 +691,7 @@ impl<E: Engine> Rewriter<E> {
         self.renew.switched();
         self.remove(old);
         let (after, live, copied) = (committer.disk_bytes(), self.live(committer), copy.bytes);
-        // Of what was copied: where most of that was compacted meanwhile, the next rewriting does much better.
+        // In percent of what was copied: if most of that was compacted meanwhile, the next rewriting does much better.
         self.best = percent(after, live.max(copied));
         self.left = after;
         (self.not_before, self.not_before_if_short) = (None, None);
@@ -726,8 +725,8 @@ impl<E: Engine> Rewriter<E> {
 
     /// Does what is parked on a thread of its own: sled flushes when it is dropped, which can take long, or for ever.
     fn sweep(&mut self) -> io::Result<()> {
-        // Where there is no thread all of it comes back: the one before is still waited for, and no engine closes here
-        // and now.
+        // If no thread can be started, all of it comes back: the one before is still waited for, and no engine is
+        // closed on this thread.
         let work = Arc::new(Mutex::new((self.removing.take(), mem::take(&mut self.parked))));
         let given = work.clone();
         let spawned = (self.spawn)(Box::new(move || {

@@ -1,4 +1,4 @@
-//! The thread that blocks, so that nobody else has to: it takes up what waits, commits it as one, and reports.
+//! The thread that blocks, so that no other has to: it takes up what waits, commits it as one, and reports.
 //!
 //! ```text
 //!  Appender ══bounded channel══▶ Worker: take all that waits ─▶ begin, finish ─▶ Completed, Completed, ...
@@ -64,7 +64,7 @@ enum Next {
     RaiseIndex,
     /// Nothing waits.
     Rewrite,
-    /// Nothing waits, and the beginning of a log is still to go.
+    /// Nothing waits, and the beginning of a log must still be removed.
     TruncatePrefix,
     Close,
 }
@@ -189,7 +189,7 @@ impl<E: Engine, S: Pages + 'static> Worker<E, S> {
         }
     }
 
-    /// Removes the next slice of what is to go, with a commit of its own.
+    /// Removes the next slice of the beginnings of logs, with a commit of its own.
     fn truncate_prefix(&mut self) -> Result<(), StoreError> {
         let writes =
             self.committer.truncating_prefix().into_iter().map(|group| Write { group, ..Write::default() }).collect();
@@ -313,7 +313,7 @@ impl<E: Engine, S: Pages + 'static> Worker<E, S> {
 
     /// An error is final: what waits and what comes is answered with its cause, and nothing is written.
     fn stay_dead(mut self, cause: &str, submitted: Submissions) {
-        // Whoever submits hears it; the node that stops for it says so.
+        // The submitter gets the error; the node that stops because of it logs it.
         tracing::debug!(cause, "the store died");
         // Held until the appender goes: dropping sled now could hang this thread, and nobody would be answered.
         let open = self.committer.take(cause);

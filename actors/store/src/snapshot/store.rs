@@ -236,7 +236,8 @@ impl GroupSnapshots {
         self.of_group.group
     }
 
-    /// The reserve is to hold a snapshot of this group of so many bytes, too: it holds the largest that any group says.
+    /// Makes the reserve large enough for a snapshot of this group of so many bytes, too: it holds the largest that any
+    /// group asks for.
     pub fn hold_snapshot(&self, bytes: u64) {
         let Some(reserve) = self.shared.reserve.get() else { return };
         // Under the lock: the last word to the reserve is of the last change.
@@ -325,7 +326,7 @@ impl GroupSnapshots {
     }
 
     fn sweep(&self, name: &str) -> Result<(), SnapshotError> {
-        // Whoever writes it has begun after the look at what is there.
+        // If it is being written, its writer began after the files were listed.
         let Ok(_busy) = self.busy(name) else { return Ok(()) };
         self.marks().known.remove(name);
         match self.files() {
@@ -434,7 +435,7 @@ impl GroupSnapshots {
             false => Ok(()),
         });
         if synced.is_err() && !before {
-            // Nobody may find it and take it for durable.
+            // It must not be found and taken for durable.
             let _ = self.remove(files, &last);
             self.marks().fresh.remove(&(index, last));
         }
@@ -708,7 +709,7 @@ impl Receiving {
         if self.unsynced >= UNSYNCED_BYTES {
             self.unsynced = 0;
             if let Err(error) = file.sync() {
-                // Nobody knows what the disk has of it now.
+                // It is not known what the disk has of it now.
                 self.stopped = true;
                 let _ = self.snapshots.remove(&*self.files, &self.name);
                 return Err(failed(&format!("syncing {name}"), error));
@@ -739,7 +740,8 @@ impl Receiving {
             return files.sync_names().map_err(|error| failed(&format!("making {last} durable"), error));
         };
         let good = snapshots.verify_named(&name, &snapshot).and_then(|()| {
-            // Before the name, as in a build. After a sync that failed nobody knows what the disk has: it goes, too.
+            // Synced before it gets its name, as in a build. After a failed sync it is not known what the disk has, so
+            // the file is removed, too.
             file.sync().map_err(|error| failed(&format!("syncing {shown}"), error))
         });
         if good.is_err() {
