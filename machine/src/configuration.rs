@@ -119,9 +119,6 @@ pub enum InvalidConfiguration {
     /// Only an outgoing voter can wait to become a learner.
     #[error("node {0} is to become a learner but is not an outgoing voter")]
     NotOutgoing(NodeId),
-    /// A joint configuration is left by a change of its own.
-    #[error("the leader would leave it by itself")]
-    LeavesByItself,
 }
 
 /// A half of a configuration in which a set of nodes is no majority.

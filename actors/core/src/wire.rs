@@ -112,11 +112,22 @@ impl From<&Configuration> for ConfState {
     }
 }
 
+/// Why a cluster cannot have the configuration of a [`ConfState`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidConfState {
+    /// Its sets are no configuration.
+    #[error(transparent)]
+    Invalid(#[from] InvalidConfiguration),
+    /// A joint configuration is left by a change of its own.
+    #[error("the leader would leave it by itself")]
+    LeavesByItself,
+}
+
 /// Only what a cluster can have: raft-rs dies of anything else.
 impl TryFrom<&ConfState> for Configuration {
-    type Error = InvalidConfiguration;
+    type Error = InvalidConfState;
 
-    fn try_from(conf: &ConfState) -> Result<Configuration, InvalidConfiguration> {
+    fn try_from(conf: &ConfState) -> Result<Configuration, InvalidConfState> {
         let set = |ids: &[NodeId]| {
             let mut set = BTreeSet::new();
             match ids.iter().find(|id| !set.insert(**id)) {
@@ -132,7 +143,7 @@ impl TryFrom<&ConfState> for Configuration {
         };
         configuration.check()?;
         match conf.auto_leave {
-            true => Err(InvalidConfiguration::LeavesByItself),
+            true => Err(InvalidConfState::LeavesByItself),
             false => Ok(configuration),
         }
     }

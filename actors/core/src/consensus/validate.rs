@@ -15,7 +15,7 @@ use crate::{
     entry::SystemCommand,
     log::view::LogView,
     system_state::{GENESIS_INDEX, SystemState},
-    wire::{ConfState, MessageKind, RaftMessage, Snapshot},
+    wire::{ConfState, InvalidConfState, MessageKind, RaftMessage, Snapshot},
 };
 
 /// No honest index comes near this; additions cannot overflow below it.
@@ -197,7 +197,9 @@ fn disagreement(conf: &Configuration, state: &Configuration) -> Option<&'static 
 fn configuration(conf: &ConfState) -> Result<Configuration, &'static str> {
     let joint = !conf.voters_outgoing.is_empty() || !conf.learners_next.is_empty() || conf.auto_leave;
     match Configuration::try_from(conf) {
-        Err(InvalidConfiguration::NoVoters) => Err("its snapshot's configuration has no voters"),
+        Err(InvalidConfState::Invalid(InvalidConfiguration::NoVoters)) => {
+            Err("its snapshot's configuration has no voters")
+        }
         _ if joint => Err("its snapshot's configuration is joint, which nodes of this version never enter"),
         Err(_) => Err("its snapshot's configuration names a node twice, or node 0"),
         Ok(configuration) => Ok(configuration),

@@ -17,7 +17,7 @@ use crate::{
         bridge,
         convert::{conf_change, conf_from_raft, conf_to_raft, configuration_of},
     },
-    wire::ConfState,
+    wire::{ConfState, InvalidConfState},
 };
 
 /// Ids that are in or out, so that what is refused comes up as often as what is made. 0 is no id.
@@ -175,10 +175,11 @@ fn what_a_peer_says_is_a_configuration_only_if_raft_rs_can_have_it() {
         (conf(&[1, 2], &[], &[2], &[]), NamedTwice(2)),
         (conf(&[1, 0], &[], &[], &[]), ZeroId),
         (conf(&[1], &[], &[], &[2]), NotOutgoing(2)),
-        (ConfState { auto_leave: true, ..joint }, LeavesByItself),
     ] {
-        assert_eq!(Configuration::try_from(&conf), Err(expected), "{conf:?}");
+        assert_eq!(Configuration::try_from(&conf), Err(InvalidConfState::Invalid(expected)), "{conf:?}");
     }
+    let by_itself = ConfState { auto_leave: true, ..joint };
+    assert_eq!(Configuration::try_from(&by_itself), Err(InvalidConfState::LeavesByItself));
 }
 
 /// A change of one node is encoded as it always was: it stands in logs, and peers compare them.
