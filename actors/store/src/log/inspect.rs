@@ -1,9 +1,9 @@
 //! Reading a stopped node's directory, for `actorum inspect`, without changing a byte of it.
 //!
-//! The engine writes when it opens, so it gets a copy: the log is copied to a temporary directory, which goes
-//! when the [`Inspection`] is dropped. That takes the log's size in free space for as long. The node's own files
-//! are read where they are. A directory in use is refused, by the name of its holder: a copy of moving files would
-//! say things that never were.
+//! The engine writes when it opens, so it gets a copy: the log is copied to a temporary directory, which goes when the
+//! [`Inspection`] is dropped. That takes the log's size in free space for as long. The node's own files are read where
+//! they are. A directory in use is refused with an error that names its holder: a copy of files that change would show
+//! a state that never was.
 //!
 //! It looks further than opening does: what a node would refuse (another format's record, a rolled-back log,
 //! a damaged block) is listed, with all that can still be read around it.
@@ -149,7 +149,7 @@ impl Inspection {
         let missing = !copy.path.join("db").exists();
         let (engine, found) =
             if !missing { read(&copy.path) } else { (None, Err(("the log".to_owned(), "it is missing".to_owned()))) };
-        // What could not be read says nothing of what it held.
+        // It is not known what the unreadable part held.
         let legible = found.is_ok() || missing;
         let mut found = found.unwrap_or_else(|(what, detail)| {
             note(&what, detail);
@@ -179,7 +179,7 @@ impl Inspection {
         Ok(Inspection { identity, watermark, found, engine, _copy: copy })
     }
 
-    /// Whose directory it is, or why nobody can tell.
+    /// Whose directory it is, or why that is not known.
     pub fn identity(&self) -> Result<StoreIdentity, &OpenError> {
         self.identity.as_ref().copied()
     }
@@ -289,7 +289,7 @@ impl Drop for Copy {
     }
 }
 
-/// The log holds what the applications say: nobody else reads the copy.
+/// The log holds the data of applications: no other user may read the copy.
 fn make_private(path: &Path) -> io::Result<()> {
     let mut builder = fs::DirBuilder::new();
     #[cfg(unix)]
@@ -308,7 +308,7 @@ fn copy_files(from: &Path, to: &Path) -> Result<(), CopyError> {
         } else {
             let mut source = fs::File::open(entry.path()).map_err(CopyError::From)?;
             let mut copy = fs::File::create(&target).map_err(there)?;
-            // A copy does not say which side failed; most that can go wrong with the new one has a name.
+            // A copy does not say which side failed; most errors of the new file can be told by their kind.
             io::copy(&mut source, &mut copy).map_err(|error| match error.kind() {
                 io::ErrorKind::StorageFull
                 | io::ErrorKind::QuotaExceeded

@@ -1,9 +1,9 @@
-//! Whether a data directory is still where it was: nobody deleted it, renamed it, or unmounted what it lies on.
+//! Whether a data directory is still where it was: it was not deleted or renamed, and its volume was not unmounted.
 //!
 //! A process that holds its files open notices none of that by itself: it would go on writing, and promising, into
 //! files that the next start does not find. So what the path leads to now is compared with what was opened, by device
-//! and inode: by the probe once a second, and whenever the store fails. That no acknowledgement leaves for a log whose
-//! file was deleted is seen to by the engine's own sync, which looks at its number of links each time.
+//! and inode: by the probe once a second, and whenever the store fails. The engine's own sync checks the number of
+//! links of its file each time: so no acknowledgement leaves for a log whose file was deleted.
 //!
 //! Deliberately absent: what to do about it; that is the log writer's.
 
@@ -20,7 +20,7 @@ use super::directory;
 /// Files that are made with the directory and never again: another one under the name is another directory's.
 const LASTING: &[&str] = &["lock"];
 
-/// What is replaced now and then, or whose content counts: it has to be there.
+/// Files that are replaced now and then, or whose content counts: they have to be there.
 const NEEDED: &[&str] = &["node", "watermark", "snapshots"];
 
 /// What a directory was when it was opened.
@@ -55,7 +55,7 @@ impl Presence {
                 Ok(now) if now == *was => {}
                 Ok(_) => return Some(format!("another file or directory is at {} now", path.display())),
                 Err(error) if is_gone(&error) => return Some(format!("{} is gone ({error})", path.display())),
-                // A disk that does not answer, or forbids, is another trouble.
+                // A disk that does not answer, or refuses access, is another problem.
                 Err(_) => return None,
             }
         }
@@ -113,7 +113,7 @@ mod tests {
         let (_outer, dir, _store, presence) = opened();
         fs::remove_dir_all(&dir).unwrap();
         gone(&presence, "data is gone");
-        // What a service manager makes again is not what was opened.
+        // A directory that a service manager made again is not the one that was opened.
         fs::create_dir(&dir).unwrap();
         gone(&presence, "data");
 

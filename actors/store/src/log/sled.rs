@@ -94,7 +94,7 @@ pub struct OpenOptions {
     /// How many bytes of reserve to keep beside the log; zero, the default, for none. The newest snapshot's come on
     /// top. See [`super::reserve`].
     pub reserve_bytes: u64,
-    /// At most so many, whatever the snapshot. Default: no bound.
+    /// The largest reserve, however large the snapshot. Default: no bound.
     pub reserve_max_bytes: u64,
     /// With fewer free bytes than this, not counting the reserve, room is short: the log is rewritten as soon as that
     /// frees anything worth it, and the copy may borrow the reserve. Default 0: never.
@@ -264,7 +264,7 @@ impl<E: Engine> SledStore<E> {
         };
         let found = recovery::recover(&engine, dir, &identity, &mut watermark)?;
         directory.count_boot()?;
-        // Only now: of what is refused, all that was ever the log is left as it was, for a person to judge.
+        // Only now: if a directory is refused, all that was ever its log is left as it was, for a person to judge.
         directory::sweep(dir, generation);
         let identity = directory.identity();
         let doing = "cannot open snapshots".to_owned();
@@ -502,7 +502,7 @@ impl<E: Engine> fmt::Debug for SledStore<E> {
     }
 }
 
-/// sled itself, behind the seam. Nothing outside these lines names it. [`SledStore`] opens it.
+/// sled itself, behind the trait. No code outside these lines names it. [`SledStore`] opens it.
 pub struct SledEngine {
     db: sled::Db,
     /// Ours, for the sync: opened before sled wrote anything. Dropped after `db`.
@@ -513,8 +513,8 @@ pub struct SledEngine {
 struct OwnFile(File);
 
 impl Drop for OwnFile {
-    /// sled's threads can hold its file, and the lock on it, a moment longer than sled lives. Whoever drops an engine
-    /// may open it again at once.
+    /// sled's threads can hold its file, and the lock on it, a moment longer than sled lives. The caller that drops an
+    /// engine may open it again at once.
     fn drop(&mut self) {
         for _ in 0..200 {
             if self.0.try_lock().is_ok() {

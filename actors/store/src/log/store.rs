@@ -134,17 +134,17 @@ pub struct Space {
     pub reserve: u64,
     /// How many there are to be.
     pub reserve_wanted: u64,
-    /// How often the log has found too little room for a write. It grows as long as a write waits for room: that takes
-    /// as long as somebody else fills the disk, and says nothing of the disk itself.
+    /// How often the log has found too little room for a write. It grows as long as a write waits for room. The wait
+    /// lasts as long as another program fills the disk, and shows nothing of the disk itself.
     pub waited_rounds: u64,
     /// How many bytes must be free for the write that found too little room last.
     pub needed: u64,
-    /// Whether room is being made: the log is being cut or rewritten, or what that has left is being removed.
+    /// Whether room is being made: the log is being cut or rewritten, or what a rewriting has left is being removed.
     pub being_made: bool,
 }
 
 impl Space {
-    /// Free bytes as if the reserve were whole: what is borrowed of it is nobody's to fill.
+    /// Free bytes as if the reserve were whole: the part that is borrowed may not be filled.
     pub fn spare(&self) -> u64 {
         self.free.saturating_add(self.reserve).saturating_sub(self.reserve_wanted)
     }

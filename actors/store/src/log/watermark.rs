@@ -334,7 +334,7 @@ pub(crate) fn check(bytes: &[u8]) {
         && let Ok((_, sequence, marks)) = newest(&pages)
     {
         assert!(page_len >= PAGE_MIN);
-        // The next write stands on what was read.
+        // The next write depends on what was read.
         let _ = encode(&marks, sequence.wrapping_add(1));
     }
 }

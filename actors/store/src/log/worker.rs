@@ -88,8 +88,8 @@ impl Submissions {
         self.early.pop_front().map_or_else(|| self.channel.recv().map_err(|_| RecvTimeoutError::Disconnected), Ok)
     }
 
-    /// Waits for so long, and says whether the appender is gone. What comes is taken up later. Bound: the core's, which
-    /// hands over one batch after the other.
+    /// Waits for so long, and says whether the appender is gone. What comes is taken up later. Bound: that of the core,
+    /// which submits one batch after the other.
     fn wait(&mut self, timeout: Duration) -> bool {
         let until = Instant::now() + timeout;
         loop {
@@ -228,8 +228,8 @@ impl<E: Engine, S: Pages + 'static> Worker<E, S> {
         self.rewrite(committed)
     }
 
-    /// Begins no write for which there is no room, and waits for that as long as it takes: an engine that met a full
-    /// disk is dead, and whoever fills the disk may make room again. Meanwhile it frees what it can by itself.
+    /// Begins no write for which there is no room, and waits for room as long as it takes: an engine that met a full
+    /// disk is dead, and the program that fills the disk may make room again. Meanwhile it frees what it can by itself.
     fn wait_for_room(
         &mut self,
         bytes: usize,
@@ -249,7 +249,7 @@ impl<E: Engine, S: Pages + 'static> Worker<E, S> {
             // room, a commit ends the node, while a rewriting is only given up.
             if self.rewriter.has_room(0) {
                 self.compact_early(taken, submitted)?;
-                // Nothing is rewritten before what is cut off has gone.
+                // Nothing is rewritten before the beginnings of the logs are removed.
                 if self.committer.is_truncating_prefix() {
                     caught(|| self.truncate_prefix())?;
                 }
@@ -265,14 +265,14 @@ impl<E: Engine, S: Pages + 'static> Worker<E, S> {
         Ok(())
     }
 
-    /// Commits the compactions in what waits, before all the rest of it: they cut off only what is durable, and applied
-    /// by the state machine. They are reported with the batches that they came in.
+    /// Commits the compactions among the waiting batches before the rest of these: a compaction removes only what is
+    /// durable, and applied by the state machine. They are reported with the batches that they came in.
     fn compact_early(&mut self, taken: &mut [Submitted], submitted: &mut Submissions) -> Result<(), StoreError> {
         // In their order: the log refuses one that a later one has overtaken.
         let waiting = taken.iter_mut().chain(&mut submitted.early);
         for write in waiting.flat_map(|submitted| &mut submitted.batch.writes) {
-            // What follows a snapshot that is still to be installed, or cuts a log that is still to be written, has to
-            // wait.
+            // A compaction that follows a snapshot which is not installed yet, or cuts entries that are not written
+            // yet, has to wait.
             if write.snapshot.is_some() {
                 break;
             }
@@ -315,7 +315,8 @@ impl<E: Engine, S: Pages + 'static> Worker<E, S> {
     fn stay_dead(mut self, cause: &str, submitted: Submissions) {
         // The submitter gets the error; the node that stops because of it logs it.
         tracing::debug!(cause, "the store died");
-        // Held until the appender goes: dropping sled now could hang this thread, and nobody would be answered.
+        // Held until the appender is dropped: dropping sled now could hang this thread, and no submitter would get an
+        // answer.
         let open = self.committer.take(cause);
         let Submissions { channel, early } = submitted;
         for Submitted { batch_number, .. } in early.into_iter().chain(channel) {
@@ -347,8 +348,8 @@ impl LogAppender for Appender {
         self.next += 1;
         let batch_number = BatchNumber(self.next);
         let submit = self.submit.as_ref().expect("taken only by drop");
-        // The store's thread receives until this sender is dropped, dead or alive. It is gone only if it never began,
-        // and then nothing is reported by it that this could overtake.
+        // The store's thread receives until this sender is dropped, whether the store works or not. It is gone only if
+        // it never began. Then it reports nothing, so this report cannot overtake one of its own.
         if submit.send(Submitted { batch_number, batch }).is_err() {
             (self.completed)(Completed {
                 batch_number,
