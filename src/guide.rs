@@ -33,6 +33,8 @@ pub mod operating {}
 pub mod disaster_recovery {}
 #[doc = include_str!("../docs/guide/how-it-works.md")]
 pub mod how_it_works {}
+#[doc = include_str!("../docs/guide/figures.md")]
+pub mod figures {}
 #[doc = include_str!("../docs/guide/limits.md")]
 pub mod limits {}
 #[doc = include_str!("../docs/guide/coming-from.md")]

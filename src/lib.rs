@@ -134,7 +134,7 @@
 //!   whole clusters under faults, repeatable by a seed.
 //! - [`guide::binary`]: the binary `actorum` with a key-value service, and its tools; [`guide::operating`]: its
 //!   operation; [`guide::limits`]: what it does not do.
-//! - `README.md` has figures; `ARCHITECTURE.md` says how it is built.
+//! - [`guide::figures`]: how fast it is; `ARCHITECTURE.md` says how it is built.
 
 // docs.rs shows which feature an item needs.
 #![cfg_attr(docsrs, feature(doc_cfg))]

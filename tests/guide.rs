@@ -338,6 +338,18 @@ fn every_link_has_a_target() {
     assert!(links > 50, "only {links} links found: the search is broken");
 }
 
+/// A page that `src/guide.rs` does not include is not in the documentation, and none of its code is compiled.
+#[test]
+fn every_chapter_is_in_the_guide() {
+    let guide = read("src/guide.rs");
+    let chapters = markdown().filter(|(path, _)| path.starts_with("docs/guide"));
+    let missing = chapters.filter(|(path, _)| !guide.contains(&format!("\"../{}\"", path.display())));
+    none(
+        "chapters that src/guide.rs does not include",
+        &missing.map(|(path, _)| path.display().to_string()).collect::<Vec<_>>(),
+    );
+}
+
 /// The anchors that headings get: lower case, without punctuation, with dashes for spaces.
 fn anchors(markdown: &str) -> BTreeSet<String> {
     let headings = markdown.lines().filter(|line| line.starts_with('#'));
