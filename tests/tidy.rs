@@ -313,8 +313,6 @@ fn the_world_cannot_reach_an_unwrap() {
     none("an unwrap is for tests; `expect` says why it cannot fail", lines_with(product, &[".unwrap()"]));
 }
 
-/// The width that rustfmt is set to holds for pages, too, in prose and in blocks of code. A row of a table cannot be
-/// wrapped, and neither can a long address.
 /// Code, comments and pages keep to the width of rustfmt, which breaks no string and no comment by itself. Tables and
 /// pictures may be wider, and so may what an assertion expects a program to print.
 #[test]
