@@ -159,10 +159,11 @@ pub struct Config {
     ///
     /// [`Raft::activate`]: crate::Raft::activate
     pub activate: ActivateMode,
-    /// Which actors share a thread.
+    /// Which actors share a thread. With `compact`, the default, all do; with `spread` the state machine has a thread
+    /// of its own, so that a slow `apply` delays no heartbeat. Each node has its own setting.
     pub placement: Placement,
-    /// The seed of this node's random choices. Default: drawn at start. The same seed, inputs and clock give the same
-    /// election timeouts.
+    /// The seed of this node's random choices: its election timeouts, and the pauses before it dials a peer again.
+    /// Default: drawn at every start. The same seed, inputs and clock give the same choices, so it is for tests.
     pub seed: Option<u64>,
     /// A name that becomes part of the cluster's id: two clusters of the same founders and certificates with different
     /// names never mix. Founders with different names notice that before anything is written, and stop. Default: empty.

@@ -171,6 +171,7 @@ pub use actorum_core::log::store::StoreError;
 pub use actorum_machine::{
     codes::ErrorCode,
     condition::{Condition, Reason, Severity},
+    configuration::{Configuration, ConfigurationError, InvalidConfiguration, RoleChange, Shortfall},
     event::{Event, Events},
     ids::{Address, AddressError, ClusterId, GroupId, Incarnation, MAX_NODE_ID, NodeId},
     machine::{self, ApplyContext, MachineError, StateMachine, StateView},

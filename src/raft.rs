@@ -117,11 +117,20 @@ impl<S: StateMachine> Raft<S> {
     }
 
     /// Replicates a command; see [`Propose`].
+    ///
+    /// # Errors
+    ///
+    /// The variant of [`ProposeError`] says what was wrong, and [`ProposeError::outcome`] whether the command is surely
+    /// not in the log or nobody can tell. Nothing is proposed twice by this call.
     pub async fn propose(&self, command: S::Command) -> Result<Applied<S::Response>, ProposeError> {
         self.ingress.propose(Propose::new(command)).await
     }
 
     /// Replicates a command with a deadline of its own.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Raft::propose`].
     pub async fn propose_within(
         &self,
         command: S::Command,
@@ -136,6 +145,10 @@ impl<S: StateMachine> Raft<S> {
     /// Proposals of one thread are proposed in the order they were handed over, unless the leader changes, or a command
     /// waits for the version that it needs ([`StateMachine::needs_version`]): other commands overtake it, and it is
     /// proposed only while its answer is awaited.
+    ///
+    /// # Errors
+    ///
+    /// The answer has those of [`Raft::propose`].
     pub fn submit(
         &self,
         command: S::Command,
@@ -144,6 +157,10 @@ impl<S: StateMachine> Raft<S> {
     }
 
     /// [`Raft::submit`] with a deadline of its own.
+    ///
+    /// # Errors
+    ///
+    /// The answer has those of [`Raft::propose`].
     pub fn submit_within(
         &self,
         command: S::Command,
@@ -153,11 +170,21 @@ impl<S: StateMachine> Raft<S> {
     }
 
     /// A linearizable read.
+    ///
+    /// # Errors
+    ///
+    /// [`ReadError`]: no leader confirmed the read within the deadline, a bound is reached, `look` panicked, the node
+    /// cannot serve it or has stopped. A read changes nothing, so it may be asked again.
     pub async fn read<T: Send + 'static>(&self, look: impl FnOnce(&S) -> T + Send + 'static) -> Result<T, ReadError> {
         self.read_with(Read::linearizable(look)).await.map(|(_, value)| value)
     }
 
     /// A read of this node's state as it is.
+    ///
+    /// # Errors
+    ///
+    /// [`ReadError`]: the state was not read within the deadline, a bound is reached, `look` panicked, the node cannot
+    /// serve it or has stopped. It needs no leader.
     pub async fn read_stale<T: Send + 'static>(
         &self,
         look: impl FnOnce(&S) -> T + Send + 'static,
@@ -166,6 +193,10 @@ impl<S: StateMachine> Raft<S> {
     }
 
     /// Any read; see [`Read`]. Returns the index applied at the read along with the value.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Raft::read`]; for a stale read as for [`Raft::read_stale`].
     pub async fn read_with<T: Send + 'static>(&self, read: Read<S, T>) -> Result<(u64, T), ReadError> {
         self.ingress.read(read).await
     }
@@ -174,11 +205,22 @@ impl<S: StateMachine> Raft<S> {
     /// that is forced.
     ///
     /// A promotion waits within the deadline until the learner is connected and close to the leader's commit.
+    ///
+    /// # Errors
+    ///
+    /// [`ChangeError`]. Only after [`ChangeError::Unknown`] may the change have been made, or be made later: look at
+    /// the membership in the [`Status`]. After every other error it was surely not made.
+    /// [`ChangeError::WouldLoseMajority`] and [`ChangeError::LearnerNotReady`] carry what the leader knew, and
+    /// [`ChangeRequest::force`] says which of these checks it skips.
     pub async fn change(&self, change: impl Into<ChangeRequest>) -> Result<Arc<Membership>, ChangeError> {
         self.ingress.change(change.into(), None).await
     }
 
     /// Changes the membership with a deadline of its own.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Raft::change`].
     pub async fn change_within(
         &self,
         change: impl Into<ChangeRequest>,
@@ -188,6 +230,12 @@ impl<S: StateMachine> Raft<S> {
     }
 
     /// Subscribes; see [`Subscribe`].
+    ///
+    /// # Errors
+    ///
+    /// [`SubscribeError`]: the position is one of another cluster, or lies in the future; this node is behind it and
+    /// could not ask a leader; it did not begin within the deadline; or it has stopped. A position whose entries are no
+    /// longer in memory or in the log is no error: see [`Subscribe::after`].
     pub async fn subscribe(&self, subscribe: Subscribe<S>) -> Result<Subscription, SubscribeError> {
         self.ingress.subscribe(subscribe).await
     }
@@ -206,6 +254,10 @@ impl<S: StateMachine> Raft<S> {
     /// # Ok(())
     /// # }
     /// ```
+    ///
+    /// # Errors
+    ///
+    /// As for [`Raft::subscribe`].
     pub async fn events(&self, after: impl Into<After>) -> Result<EventStream<S>, SubscribeError> {
         let (sender, events) = mpsc::channel(1);
         self.ingress.subscribe(Subscribe::of(Subscriber::Channel(sender)).after(after)).await?;
@@ -213,6 +265,10 @@ impl<S: StateMachine> Raft<S> {
     }
 
     /// Reads the state and subscribes this recipient to everything applied after it, in one step; see [`Follow`].
+    ///
+    /// # Errors
+    ///
+    /// As for [`Raft::read`]: nothing is subscribed then.
     pub async fn follow<T: Send + 'static>(
         &self,
         look: impl FnOnce(&S) -> T + Send + 'static,
@@ -222,6 +278,10 @@ impl<S: StateMachine> Raft<S> {
     }
 
     /// [`Raft::follow`] with all its settings.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Raft::read`]: nothing is subscribed then.
     pub async fn follow_with<T: Send + 'static>(&self, follow: Follow<S, T>) -> Result<Followed<T>, ReadError> {
         self.ingress.follow(follow).await
     }
@@ -230,6 +290,10 @@ impl<S: StateMachine> Raft<S> {
     /// without an actor.
     ///
     /// Every command in the stream has its response. The subscription ends when the stream is dropped.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Raft::read`]: nothing is subscribed then.
     pub async fn follow_events<T: Send + 'static>(
         &self,
         look: impl FnOnce(&S) -> T + Send + 'static,
@@ -250,12 +314,22 @@ impl<S: StateMachine> Raft<S> {
     ///
     /// What was applied before the call is in the snapshot: if one is under way already, the call waits for the next
     /// one. If nothing was applied since the last snapshot, the answer is the last one.
+    ///
+    /// # Errors
+    ///
+    /// [`TakeSnapshotError::Failed`] if it could not be built, after which the node goes on;
+    /// [`TakeSnapshotError::Nothing`] if nothing was applied yet; [`TakeSnapshotError::Stopped`] if the node has
+    /// stopped.
     pub async fn take_snapshot(&self) -> Result<SnapshotTaken, TakeSnapshotError> {
         self.ingress.take_snapshot().await
     }
 
     /// [`Raft::take_snapshot`] with a deadline. A large state takes its time, and a state machine that is busy gives no
     /// snapshot. A snapshot that was begun goes on after the deadline, and the error says so.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Raft::take_snapshot`], and [`TakeSnapshotError::DeadlineExceeded`].
     pub async fn take_snapshot_within(&self, deadline: Duration) -> Result<SnapshotTaken, TakeSnapshotError> {
         self.ingress.take_snapshot_within(deadline).await
     }
@@ -264,11 +338,19 @@ impl<S: StateMachine> Raft<S> {
     ///
     /// Any node will do: what it has applied is in it, and its index says how much that is. A follower may be behind;
     /// wait for an index first ([`Raft::wait_applied`]) where that matters.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Raft::take_snapshot`]; [`TakeSnapshotError::Failed`] also if the file of the snapshot cannot be opened.
     pub async fn backup(&self) -> Result<Backup, TakeSnapshotError> {
         self.ingress.backup(None).await
     }
 
     /// [`Raft::backup`] that waits for the snapshot only until this deadline.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Raft::backup`], and [`TakeSnapshotError::DeadlineExceeded`].
     pub async fn backup_within(&self, deadline: Duration) -> Result<Backup, TakeSnapshotError> {
         self.ingress.backup(Some(deadline)).await
     }
@@ -279,11 +361,20 @@ impl<S: StateMachine> Raft<S> {
     /// Returns once that is in use on this node, with the versions in use; [`VersionStatus::not_in_use`] names what
     /// cannot be used yet, and the members that lack it. From then on no member can be put back to a version that does
     /// not know what is in use.
+    ///
+    /// # Errors
+    ///
+    /// [`ActivateError`]: no leader is known, a bound is reached, not everything was in use within the deadline (it may
+    /// be put to use later all the same), or the system has stopped. Asking again does no harm.
     pub async fn activate(&self) -> Result<VersionStatus, ActivateError> {
         self.ingress.activate(None).await
     }
 
     /// [`Raft::activate`] with a deadline of its own.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Raft::activate`].
     pub async fn activate_within(&self, deadline: Duration) -> Result<VersionStatus, ActivateError> {
         self.ingress.activate(Some(deadline)).await
     }
@@ -316,6 +407,11 @@ impl<S: StateMachine> Raft<S> {
     ///
     /// It first looks at the status ([`Status::unready`]), then makes a linearizable read, which takes at most a
     /// second. Returns the index at which that read was served.
+    ///
+    /// # Errors
+    ///
+    /// [`NotReady::Condition`] if the node knows what is wrong with it; [`NotReady::Unanswered`] if it finds nothing
+    /// wrong, and the read was not answered within that second.
     pub async fn ready(&self) -> Result<u64, NotReady> {
         if let Some(condition) = self.status().unready() {
             return Err(NotReady::Condition(condition));
@@ -330,6 +426,10 @@ impl<S: StateMachine> Raft<S> {
 
     /// Waits until the status satisfies a condition. When the system stops, or has begun to, every wait ends with
     /// [`WaitError::Stopped`]. To wait for the stop itself use [`Raft::stopped`].
+    ///
+    /// # Errors
+    ///
+    /// [`WaitError::TimedOut`] with the status when the time is up, and [`WaitError::Stopped`] with the cause.
     pub async fn wait(&self, timeout: Duration, until: impl Fn(&Status) -> bool) -> Result<Status, WaitError> {
         let mut status_hub = (*self.ingress.status_hub).clone();
         // The clock keeps the time: the caller's runtime may have no timer, and the thread of the actors may be busy.
@@ -364,11 +464,19 @@ impl<S: StateMachine> Raft<S> {
     }
 
     /// Waits until a leader is known.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Raft::wait`].
     pub async fn wait_for_leader(&self, timeout: Duration) -> Result<Status, WaitError> {
         self.wait(timeout, |status| status.leader.is_some()).await
     }
 
     /// Waits until this node has applied an index.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Raft::wait`].
     pub async fn wait_applied(&self, index: u64, timeout: Duration) -> Result<Status, WaitError> {
         self.wait(timeout, |status| status.applied_index >= index).await
     }
