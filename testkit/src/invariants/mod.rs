@@ -33,6 +33,7 @@ mod stops_say_why;
 mod time_follows_the_median;
 mod marks_are_equal;
 mod programs_stop_in_time;
+mod nothing_in_use_unasked;
 
 /// Something that must hold after every event.
 pub(crate) trait Invariant: Send {
@@ -70,5 +71,6 @@ pub(crate) fn all(bounds: &Config) -> Vec<Box<dyn Invariant>> {
         Box::new(time_follows_the_median::TimeFollowsTheMedian { bound_ms: bounds.max_clock_skew_ms }),
         Box::<marks_are_equal::MarksAreEqual>::default(),
         Box::new(programs_stop_in_time::ProgramsStopInTime),
+        Box::new(nothing_in_use_unasked::NothingInUseUnasked),
     ]
 }

@@ -22,12 +22,6 @@ impl Invariant for ProgramsStopInTime {
                     )),
                 };
             }
-            Event::Drained { .. } => {
-                return match facts.in_use.unasked() {
-                    Some(index) => Err(format!("the entry {index} puts something to use, and no operator has asked")),
-                    None => Ok(()),
-                };
-            }
             Event::Applied { node, index, .. } | Event::Restored { node, at: index, .. } => (node, *index),
             Event::Looked { node, status } => (node, status.applied_index),
             _ => return Ok(()),
