@@ -181,7 +181,7 @@ impl<S: StateMachine> Nemesis<S> {
                     next_id: self.next_id.clone(),
                     founders: self.founders,
                 };
-                under_way.push(actix_rt::spawn(fault_task.commit(*kind)));
+                under_way.push(actix_rt::spawn(fault_task.inject(*kind)));
             }
         }
         let rest = until_ms.saturating_sub(self.world().scheduler().now_ms());
@@ -202,7 +202,8 @@ impl<S: StateMachine> Nemesis<S> {
 }
 
 impl<S: StateMachine> FaultTask<S> {
-    async fn commit(mut self, kind: FaultKind) {
+    /// Does what this kind of fault does, and undoes it.
+    async fn inject(mut self, kind: FaultKind) {
         match kind {
             FaultKind::Loss => {
                 let loss = self.rng.between(1_000, 30_000) as u32;

@@ -10,6 +10,10 @@ use actorum_machine::{
 use super::{FaultTask, Hold, State};
 use crate::{client::Client, fleet::address};
 
+/// How long a node has been down when a change is asked for that it matters to: several election timeouts, so that the
+/// leader knows that it is away. The least and the most, in milliseconds.
+const DOWN_MS: (u64, u64) = (5200, 7000);
+
 impl<S: StateMachine> FaultTask<S> {
     /// One change, and what belongs to it: a node that joins, or one that leaves.
     pub(super) async fn membership(&mut self) {
@@ -26,72 +30,81 @@ impl<S: StateMachine> FaultTask<S> {
         });
         let more = members.0.len() + strangers.len() < 5;
         match self.rng.below(4) {
-            0 | 1 if more => {
-                let id = self.next_id.replace_with(|id| *id + 1);
-                self.fleet.add(id, Bootstrap::Wait);
-                if self.come_back(id).await {
-                    self.churn("add learner");
-                    let added = client.change(ConfChange::AddLearner(id, address(id))).await;
-                    if added.is_ok() && self.rng.below(3) > 0 {
-                        self.promote_the_absent(&mut client, id).await;
-                    }
-                    for _ in 0..6 {
-                        self.a_while(100, 600).await;
-                        self.replace_outdated(id).await;
-                        let outdated = self.lacks(id);
-                        self.churn("promote");
-                        if client.change(ConfChange::Promote(id)).await.is_ok() {
-                            if let Some(lacks) = outdated.filter(|_| self.lacks(id).is_some()) {
-                                let detail =
-                                    format!("n{id} is a voter, and its program lacks what is in use: {lacks:?}");
-                                self.world().broken("what lacks what is in use is not promoted", detail);
-                            }
-                            break;
-                        }
-                    }
-                }
-            }
-            0..3 if members.1.len() > 3 => {
-                // Not one that another fault has in hand.
-                if let Some(id) = self.rng.pick(&members.1).copied()
-                    && let Some(_hold) = self.hold(id)
-                {
-                    self.churn("remove");
-                    if client.change(ConfChange::Remove(id)).await.is_ok() {
-                        // It goes on for a while, and may not know.
-                        self.a_while(100, 1500).await;
-                        self.fleet.kill(id);
-                        self.fleet.node(id, |node| node.state = State::Gone);
-                    }
-                }
-            }
-            _ if members.1.len() > 2 => {
-                if let Some(id) = self.rng.pick(&members.1).copied() {
-                    let absent = match self.rng.below(3) {
-                        0 => self.take_another_down(&members.1, id).await,
-                        _ => None,
-                    };
-                    self.churn("demote");
-                    let force = self.rng.below(6) == 0;
-                    let demoted = client.change(ChangeRequest { change: ConfChange::Demote(id), force }).await;
-                    if let Some(absent) = &absent {
-                        self.come_back(absent.0).await;
-                    }
-                    if demoted.is_ok() {
-                        self.a_while(100, 1000).await;
-                        for _ in 0..6 {
-                            self.churn("promote");
-                            if client.change(ConfChange::Promote(id)).await.is_ok() {
-                                break;
-                            }
-                            self.a_while(100, 600).await;
-                        }
-                    }
-                }
-            }
+            0 | 1 if more => self.join(&mut client).await,
+            0..3 if members.1.len() > 3 => self.leave(&mut client, &members.1).await,
+            _ if members.1.len() > 2 => self.demote(&mut client, &members.1).await,
             _ => {}
         }
         *self.changing.borrow_mut() -= 1;
+    }
+
+    /// A new node joins as a learner, and is promoted.
+    async fn join(&mut self, client: &mut Client<S>) {
+        let id = self.next_id.replace_with(|id| *id + 1);
+        self.fleet.add(id, Bootstrap::Wait);
+        if !self.come_back(id).await {
+            return;
+        }
+        self.churn("add learner");
+        let added = client.change(ConfChange::AddLearner(id, address(id))).await;
+        if added.is_ok() && self.rng.below(3) > 0 {
+            self.promote_the_absent(client, id).await;
+        }
+        for _ in 0..6 {
+            self.a_while(100, 600).await;
+            self.replace_outdated(id).await;
+            let outdated = self.lacks(id);
+            self.churn("promote");
+            if client.change(ConfChange::Promote(id)).await.is_ok() {
+                if let Some(lacks) = outdated.filter(|_| self.lacks(id).is_some()) {
+                    let detail = format!("n{id} is a voter, and its program lacks what is in use: {lacks:?}");
+                    self.world().broken("what lacks what is in use is not promoted", detail);
+                }
+                return;
+            }
+        }
+    }
+
+    /// A voter is removed, and its process ends some time later.
+    async fn leave(&mut self, client: &mut Client<S>, voters: &[NodeId]) {
+        // Not one that another fault has in hand.
+        if let Some(id) = self.rng.pick(voters).copied()
+            && let Some(_hold) = self.hold(id)
+        {
+            self.churn("remove");
+            if client.change(ConfChange::Remove(id)).await.is_ok() {
+                // It goes on for a while, and may not know.
+                self.a_while(100, 1500).await;
+                self.fleet.kill(id);
+                self.fleet.node(id, |node| node.state = State::Gone);
+            }
+        }
+    }
+
+    /// A voter is demoted, at times while another one is down, and promoted again.
+    async fn demote(&mut self, client: &mut Client<S>, voters: &[NodeId]) {
+        let Some(id) = self.rng.pick(voters).copied() else { return };
+        let absent = match self.rng.below(3) {
+            0 => self.take_another_down(voters, id).await,
+            _ => None,
+        };
+        self.churn("demote");
+        let force = self.rng.below(6) == 0;
+        let demoted = client.change(ChangeRequest { change: ConfChange::Demote(id), force }).await;
+        if let Some(absent) = &absent {
+            self.come_back(absent.0).await;
+        }
+        if demoted.is_err() {
+            return;
+        }
+        self.a_while(100, 1000).await;
+        for _ in 0..6 {
+            self.churn("promote");
+            if client.change(ConfChange::Promote(id)).await.is_ok() {
+                return;
+            }
+            self.a_while(100, 600).await;
+        }
     }
 
     /// What the first program of one that has joined lacks of what is in use.
@@ -115,7 +128,7 @@ impl<S: StateMachine> FaultTask<S> {
         self.a_while(300, 1500).await;
         let Some(hold) = self.hold(id) else { return };
         self.fleet.kill(id);
-        self.a_while(5200, 7000).await;
+        self.a_while(DOWN_MS.0, DOWN_MS.1).await;
         self.churn("promote one that is down");
         // Refused unless it is forced; then its coming back is waited for.
         let force = self.rng.below(6) == 0;
@@ -129,7 +142,7 @@ impl<S: StateMachine> FaultTask<S> {
         let other = self.rng.pick(&others).copied()?;
         let hold = self.hold(other)?;
         self.fleet.kill(hold.0);
-        self.a_while(5200, 7000).await;
+        self.a_while(DOWN_MS.0, DOWN_MS.1).await;
         self.churn("change with a voter down");
         Some(hold)
     }
