@@ -28,7 +28,7 @@ const KEPT: &[(u64, &str)] = &[
     (
         941_532_843_533,
         "two leaders took turns: each became low on space for the log that it held for followers that were being sent \
-         its snapshot, and handed over, so that no snapshot ever arrived",
+         its snapshot, and transferred leadership, so that no snapshot ever arrived",
     ),
     (
         888_685_063_884,

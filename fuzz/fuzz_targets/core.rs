@@ -159,7 +159,7 @@ struct Node {
     said: Vec<(NodeId, RaftMessage)>,
     /// Whether a member has spoken as the leader of this term or a later one since the last drain.
     leaders_word: bool,
-    /// A machine of a peer's making may stop this node by name, and has: nothing follows.
+    /// A machine of a peer's making may stop this node with a specific error, and has: nothing follows.
     stopped: bool,
 }
 
@@ -485,8 +485,8 @@ impl Node {
         let effects = if amid { self.core.drain_without_tick(moment) } else { self.core.drain(moment) };
         let _ = effects.to_string();
         let Effects { append, transmit, asks, restore, build, fetch, read, apply, fault, .. } = effects;
-        // What a quorum has committed and nobody can read stops a node by name, and so does proof of another history
-        // from a member that speaks as a leader. Nothing else may.
+        // What a quorum has committed and nobody can read stops a node with a specific error, and so does proof of
+        // another history from a member that speaks as a leader. Nothing else may.
         if let Some(fault) = &fault {
             let unreadable = fault.starts_with("the change in entry") && fault.contains("cannot be read")
                 || fault.contains("is a change that says");
@@ -541,7 +541,7 @@ impl Node {
             let Some(Committed { entry, .. }) = self.waiting.pop_front() else { return };
             assert_eq!(entry.index, self.applied + 1, "entries are applied in order without gaps");
             let Some(system) = &mut self.system else { panic!("nothing is applied before the genesis") };
-            // A leader can commit what nobody can read. The applier then stops its node by name, and skips nothing.
+            // A leader can commit what nobody can read. The applier then stops its node, and skips nothing.
             if !apply(system, &entry) {
                 self.stopped = true;
                 return;

@@ -1,4 +1,4 @@
-//! The sixth promise on real directories: an empty directory has no vote, and a lost one is refused by name.
+//! The sixth promise on real directories: an empty directory has no vote, and a node that lost its own is refused.
 
 use std::{path::Path, time::Duration};
 
@@ -42,7 +42,7 @@ async fn nobody_leads_before_every_founder_was_heard() {
 }
 
 #[actix::test]
-async fn a_founder_that_lost_its_directory_is_refused_by_name_and_nothing_is_lost() {
+async fn a_founder_that_lost_its_directory_is_refused_and_nothing_is_lost() {
     let (network, dir) = (MemoryNetwork::new(), tempfile::tempdir().unwrap());
     let one = start(&network, 1, dir.path(), founders(3)).await;
     let two = start(&network, 2, dir.path(), founders(3)).await;
@@ -63,8 +63,8 @@ async fn a_founder_that_lost_its_directory_is_refused_by_name_and_nothing_is_los
     let wiped = start(&network, 2, dir.path(), founders(3)).await;
     let cause = wiped.stopped().await;
     // By the hello or by the exchange of founders, whichever is heard first.
-    let by_name = ["node 2 is known here as incarnation", "formed with another directory of node 2"];
-    assert!(by_name.iter().any(|words| cause.contains(words)), "{cause}");
+    let specific = ["node 2 is known here as incarnation", "formed with another directory of node 2"];
+    assert!(specific.iter().any(|words| cause.contains(words)), "{cause}");
     assert!(cause.contains("under a new id"), "the message names the way out: {cause}");
     assert_eq!(wiped.status().term, 0, "it neither granted nor sought a vote");
     let refused = wiped.propose(1).await.unwrap_err();
@@ -77,7 +77,7 @@ async fn a_founder_that_lost_its_directory_is_refused_by_name_and_nothing_is_los
 }
 
 #[actix::test]
-async fn founders_with_different_lists_refuse_each_other_by_name() {
+async fn founders_with_different_lists_refuse_each_other() {
     let (network, dir) = (MemoryNetwork::new(), tempfile::tempdir().unwrap());
     let one = start(&network, 1, dir.path(), founders(2)).await;
     let two = start(&network, 2, dir.path(), founders(3)).await;

@@ -234,7 +234,7 @@ async fn a_transfer_goes_on_where_it_stopped() {
 }
 
 #[actix::test]
-async fn a_damaged_snapshot_is_stood_in_for_and_two_are_refused_by_name() {
+async fn a_damaged_snapshot_is_stood_in_for_and_two_are_refused_with_a_specific_error() {
     let lab = Lab::new();
     let alone = || Bootstrap::Form([(1, lab.ports[&1].into())].into());
     let raft = lab.builder(1, alone()).start().await.unwrap();

@@ -4,8 +4,8 @@
 //! twice: as a kill leaves it, and as an orderly end does (the engine then adds a file). Then, 30 times, two hundred
 //! times in `.ci/run`, or `CYCLES` times (`SEED` repeats the draws), one bit of one file is flipped, and
 //!
-//! - opening it either refuses by name, for good, or recovers every entry, the term and the vote as they were (and a
-//!   node that goes on with it holds them still);
+//! - opening it either fails with a specific error, for good, or recovers every entry, the term and the vote as they
+//!   were (and a node that goes on with it holds them still);
 //! - `actorum inspect --verify` fails with the name of what is damaged where opening refuses, and changes not a byte.
 //!
 //! What may be flipped without harm is listed by [`harmless`], and nothing else may.
@@ -290,7 +290,7 @@ fn flipped_bits() {
     println!("{cycles} flips in {:?}, {} entries", started.elapsed(), held.entries.len());
     for (name, (refused, intact)) in &counts {
         let why = harmless(name).filter(|_| *intact > 0).map_or(String::new(), |why| format!(": {why}"));
-        println!("  {name}: {refused} refused by name, {intact} did no harm{why}");
+        println!("  {name}: {refused} refused with a specific error, {intact} did no harm{why}");
     }
     let refused: u32 = counts.values().map(|count| count.0).sum();
     assert!(u64::from(refused) * 5 > cycles, "the flips hit what matters: {refused} of {cycles}");

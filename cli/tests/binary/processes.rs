@@ -120,7 +120,7 @@ fn a_fourth_joins_and_the_leader_leaves() {
 
 /// The sixth promise. An entry is acknowledged by nodes 1 and 2; 2 loses its disk and is started by the same
 /// command while 1 is down. With 3, which never saw the entry, it would make a majority that knows nothing: so it
-/// refuses by name. When 1 is back, nothing is lost.
+/// refuses with a specific error. When 1 is back, nothing is lost.
 #[test]
 fn a_wiped_founder_is_refused() {
     let mut lab = Lab::three();
@@ -138,7 +138,7 @@ fn a_wiped_founder_is_refused() {
     lab.launch(2);
 
     // It may end with that error, or say it in its status; but say it, it must, and lead or vote it must not.
-    let refusal = wait("node 2 to be refused by name", || {
+    let refusal = wait("node 2 to be refused with an error that says why", || {
         let words = lab.node(2).last_words(40).to_lowercase();
         ["incarnation", "lost its disk", "wiped", "formed without", "another life", "already formed"]
             .into_iter()

@@ -59,7 +59,7 @@ fn is_refused(lab: &mut Lab, by: &[u64]) {
     let words = lab.node(3).last_words(20);
     assert!(!ended.success(), "{words}");
     assert!(words.contains(REFUSED) && words.contains(WAY_OUT), "{words}");
-    let said = wait("a node that refused it by name", || {
+    let said = wait("a node that refused it with that error", || {
         let mut words = by.iter().map(|id| lab.node(*id).last_words(60));
         words.find(|words| words.contains("refused node 3") && words.contains(REFUSED))
     });

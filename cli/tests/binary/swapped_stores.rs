@@ -1,4 +1,4 @@
-//! Parts of data directories put where they do not belong: `serve` refuses each by name, and says the way out.
+//! Parts of data directories put where they do not belong: `serve` refuses each with a specific error.
 //!
 //! The watermark is what finds out: it says what the node once made durable, and for which life of which directory. An
 //! older watermark under a newer log is what a crash leaves, and starts.

@@ -137,7 +137,7 @@ async fn a_node_behind_the_wrong_address() {
 }
 
 /// The victim refuses by that nameand tells above, once however often it is tried.
-async fn refused_by_name(honest: &mut Honest, says: Hello, expected: RefusedBecause) {
+async fn refused_because(honest: &mut Honest, says: Hello, expected: RefusedBecause) {
     for attempt in 0..3 {
         let adversary = honest.adversary(says.node);
         let connection = adversary.connect(honest.victim.address).await;
@@ -154,30 +154,30 @@ async fn refused_by_name(honest: &mut Honest, says: Hello, expected: RefusedBeca
 }
 
 #[actix::test]
-async fn hellos_that_are_refused_by_name() {
+async fn hellos_that_are_refused_for_what_they_say() {
     let mut honest = Honest::new().await;
     let address: SocketAddr = honest.friend.address;
     let known = Incarnation(50);
     let nowhere = ([127, 0, 0, 1], 1).into();
     honest.victim.list_known(&[(2, address, None), (5, nowhere, Some(known))], &[6]);
     let (theirs, ours) = (ClusterId(9), CLUSTER);
-    refused_by_name(&mut honest, Hello { cluster: Some(theirs), ..hello(4) }, RefusedBecause::Cluster { theirs, ours })
+    refused_because(&mut honest, Hello { cluster: Some(theirs), ..hello(4) }, RefusedBecause::Cluster { theirs, ours })
         .await;
-    refused_by_name(&mut honest, Hello { protocol: 9, ..hello(4) }, RefusedBecause::Version { theirs: 9, ours: 1 })
+    refused_because(&mut honest, Hello { protocol: 9, ..hello(4) }, RefusedBecause::Version { theirs: 9, ours: 1 })
         .await;
     let formats = RefusedBecause::Format { theirs: vec![7], ours: vec![1] };
-    refused_by_name(&mut honest, Hello { formats: vec![7], ..hello(4) }, formats).await;
-    refused_by_name(&mut honest, hello(6), RefusedBecause::Retired { id: 6 }).await;
-    refused_by_name(&mut honest, hello(1), RefusedBecause::Myself { id: 1 }).await;
+    refused_because(&mut honest, Hello { formats: vec![7], ..hello(4) }, formats).await;
+    refused_because(&mut honest, hello(6), RefusedBecause::Retired { id: 6 }).await;
+    refused_because(&mut honest, hello(1), RefusedBecause::Myself { id: 1 }).await;
     let theirs = Incarnation(51);
     let incarnation = RefusedBecause::Incarnation { id: 5, known, theirs };
-    refused_by_name(&mut honest, Hello { incarnation: theirs, ..hello(5) }, incarnation).await;
+    refused_because(&mut honest, Hello { incarnation: theirs, ..hello(5) }, incarnation).await;
     // A later boot was here: the one before stays out.
     let adversary = honest.adversary(7);
     let _later = adversary.join(honest.victim.address, Hello { boot: 3, ..hello(7) }).await;
     honest.victim.until("boot 3", |heard| matches!(heard, Heard::Up(of) if of.boot == 3).then_some(())).await;
     let boot = RefusedBecause::Boot { id: 7, known: 3, theirs: 2 };
-    refused_by_name(&mut honest, Hello { boot: 2, ..hello(7) }, boot).await;
+    refused_because(&mut honest, Hello { boot: 2, ..hello(7) }, boot).await;
     assert!(honest.victim.is_connected(7).await, "and the later one is not disturbed");
 }
 

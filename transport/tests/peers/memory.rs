@@ -264,7 +264,7 @@ async fn an_answer_over_a_cut_link_is_lost() {
 }
 
 #[actix::test]
-async fn another_incarnation_is_refused_by_name_on_both_ends_and_once() {
+async fn another_incarnation_is_refused_on_both_ends_and_once() {
     let network = MemoryNetwork::new();
     let wiped = Identity { incarnation: Incarnation(99), ..identity(2) };
     let (mut one, mut two) = (node(&network, identity(1), true), node(&network, wiped, true));
