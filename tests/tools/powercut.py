@@ -9,11 +9,12 @@ The writer prints `A <n>` (flushed) whenever everything up to <n> has been ackno
 The verifier gets the highest acknowledged <n>; exit status 0 means that nothing acknowledged is missing and the
 store opens. `{dir}`, `{acked}` and `{cycle}` are replaced in both commands.
 
-    sudo tests/tools/powercut.py --cycles 40 --write 'powercut_writer write {dir}' --verify 'powercut_writer verify {dir} {acked}'
+    sudo tests/tools/powercut.py --cycles 40 --write 'powercut_writer write {dir}' \\
+        --verify 'powercut_writer verify {dir} {acked}'
 
-With `--disk DIR` it runs nothing: it mounts a new filesystem at DIR and obeys the lines on its standard input, answering each with
-`ok` or with what went wrong: `cut`, `remount`. At the end of its input it unmounts and removes it, so whoever
-started it may die as it likes. tests/mounts/ is the other side of it.
+With `--disk DIR` it runs nothing: it mounts a new filesystem at DIR and obeys the lines on its standard input,
+answering each with `ok` or with what went wrong: `cut`, `remount`. At the end of its input it unmounts and removes
+it, so whoever started it may die as it likes. tests/mounts/ is the other side of it.
 
 Exit status: 0 all well; 1 something acknowledged was lost, or the store did not open; 2 the harness itself
 could not do its work, which says nothing about the store.
@@ -115,7 +116,8 @@ def main():
     p.add_argument("--size", default="2G")
     p.add_argument("--cycles", type=int, default=20)
     p.add_argument("--seed", type=int, default=random.randrange(1 << 32))
-    p.add_argument("--run", type=float, nargs=2, default=(0.15, 1.2), metavar=("MIN", "MAX"), help="seconds before the cut")
+    seconds = "seconds before the cut"
+    p.add_argument("--run", type=float, nargs=2, default=(0.15, 1.2), metavar=("MIN", "MAX"), help=seconds)
     p.add_argument("--write")
     p.add_argument("--verify")
     p.add_argument("--disk", metavar="DIR")

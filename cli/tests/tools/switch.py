@@ -8,7 +8,8 @@
 
 Stands in for netem, which not every kernel has. Makes the namespaces PREFIX1 .. PREFIXn, each with eth0 at 10.77.0.i/24
 through the switch and mgmt0, whose other end is in the namespace that this was started from and which no fault ever
-touches: with --mgmt 198.18.40 they are 198.18.(40 + i).2 and 198.18.(40 + i).1. Says `{"ready": true}` when they are there.
+touches: with --mgmt 198.18.40 they are 198.18.(40 + i).2 and 198.18.(40 + i).1. Says `{"ready": true}` when they are
+there.
 
 Orders come as JSON on standard input, a line each, and each is answered with a line:
 
@@ -16,7 +17,8 @@ Orders come as JSON on standard input, a line each, and each is answered with a 
     {"heal": true}                                          ends all faults
     {"totals": true}                                        counts since the start
 
-The answer to each holds what was done to frames so far, by fault: of that link, or of all. So a fault that never fired is seen.
+The answer to each holds what was done to frames so far, by fault: of that link, or of all. So a fault that never fired
+is seen.
 
     fault        value          what happens to a frame
     cut          1              dropped
@@ -27,7 +29,8 @@ The answer to each holds what was done to frames so far, by fault: of that link,
     delay        seconds        delivered that much later, in order
     reorder      probability    held back for up to 30 ms, while others pass it
 
-When standard input ends, so does the switch: it kills what runs in its namespaces and removes them. Needs root and iproute2.
+When standard input ends, so does the switch: it kills what runs in its namespaces and removes them. Needs root and
+iproute2.
 """
 import argparse, fcntl, heapq, json, os, random, select, signal, struct, subprocess, sys, time
 
@@ -172,8 +175,8 @@ def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--hosts", type=int, default=3)
     p.add_argument("--seed", type=int, default=1)
-    p.add_argument("--prefix", default="switch", help="of the names of namespaces and interfaces, at most 13 characters")
-    p.add_argument("--mgmt", default="198.18.0", help="of the management addresses; the host's number is added to the third")
+    p.add_argument("--prefix", default="switch", help="of namespaces and interfaces, at most 13 characters")
+    p.add_argument("--mgmt", default="198.18.0", help="of management addresses; the host is added to the third number")
     p.add_argument("--remove", metavar="NAMESPACE", nargs="+", help="only kill what runs in these, and remove them")
     a = p.parse_args()
     if a.remove:
