@@ -13,9 +13,21 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use actorum_core::{consensus::{Consensus, Effects, Moment, Settings, Start}, entry::{ChangeId, EncodedCommand, Stamped, SystemCommand}, log::store::{Compact, HardState, LogReader, Recovered, StoreError}, message::{Append, Committed, ReadEntries, Room}, system_state::SystemState, features::Features, wire::{AskError, Entry, EntryKind, MessageKind, RaftMessage, Refusal, Response, Snapshot, SnapshotFile}};
-use actorum_machine::{machine, members::Change, ids::{Address, ClusterId, GroupId, Incarnation, NodeId}};
+use actorum_core::{
+    consensus::{Consensus, Effects, Moment, Settings, Start},
+    entry::{ChangeId, EncodedCommand, Stamped, SystemCommand},
+    features::Features,
+    log::store::{Compact, HardState, LogReader, Recovered, StoreError},
+    message::{Append, Committed, ReadEntries, Room},
+    system_state::SystemState,
+    wire::{AskError, Entry, EntryKind, MessageKind, RaftMessage, Refusal, Response, Snapshot, SnapshotFile},
+};
 use actorum_fuzz::Draw;
+use actorum_machine::{
+    ids::{Address, ClusterId, GroupId, Incarnation, NodeId},
+    machine,
+    members::Change,
+};
 use actorum_transport::frame;
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
@@ -644,7 +656,8 @@ fn encoded(draw: &mut Draw<'_>) -> EncodedCommand {
     match draw.below(4) {
         0 => {
             let incarnation = Incarnation(draw.below(4));
-            EncodedCommand::system(&SystemCommand::Incarnation { node: draw.below(6), incarnation }).expect("it can be encoded")
+            EncodedCommand::system(&SystemCommand::Incarnation { node: draw.below(6), incarnation })
+                .expect("it can be encoded")
         }
         _ => EncodedCommand::command(&"x".repeat(usize::from(draw.byte()))).expect("it can be encoded"),
     }

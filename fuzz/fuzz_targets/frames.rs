@@ -2,9 +2,9 @@
 
 #![no_main]
 
-use actorum_fuzz::Draw;
-use actorum_transport::frame::{self, Batch, Hello, FrameKind, Lane, GroupRequest, Refused, Splitter, Welcome};
 use actorum_core::wire::Response;
+use actorum_fuzz::Draw;
+use actorum_transport::frame::{self, Batch, FrameKind, GroupRequest, Hello, Lane, Refused, Splitter, Welcome};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {

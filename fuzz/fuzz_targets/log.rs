@@ -5,10 +5,16 @@
 
 #![no_main]
 
-use actorum_core::{entry::{Stamped, SystemCommand}, system_state::SystemState};
-use actorum_store::{fuzzing, log::record::{self, Key, RecordKind, Scan}};
+use actorum_core::{
+    entry::{Stamped, SystemCommand},
+    system_state::SystemState,
+};
 use actorum_fuzz::Draw;
 use actorum_machine::ids::GroupId;
+use actorum_store::{
+    fuzzing,
+    log::record::{self, Key, RecordKind, Scan},
+};
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
 
@@ -78,8 +84,7 @@ fn payload(payload: Bytes) {
     let _ = record::decode_owner(payload.clone());
     let _ = record::decode_hard_state(payload.clone());
     if let Ok(log_meta) = record::decode_log_meta(GroupId::FIRST, &payload) {
-        let again =
-            record::encode_log_meta(&log_meta).map(|bytes| record::decode_log_meta(GroupId::FIRST, &bytes));
+        let again = record::encode_log_meta(&log_meta).map(|bytes| record::decode_log_meta(GroupId::FIRST, &bytes));
         assert_eq!(again, Ok(Ok(log_meta.clone())), "what can be read can be written and read again");
         log_meta.snapshots.iter().for_each(|snapshot| drop(SystemState::of(snapshot)));
     }

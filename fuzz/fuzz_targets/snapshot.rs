@@ -11,10 +11,16 @@ use std::{
     io::{Read, Write},
 };
 
-use actorum_store::{fuzzing, snapshot::file::{Header, Reader, Writer}};
 use actorum_core::system_state::SystemState;
-use actorum_machine::{machine, ids::{Address, ClusterId, GroupId, Incarnation}};
 use actorum_fuzz::Draw;
+use actorum_machine::{
+    ids::{Address, ClusterId, GroupId, Incarnation},
+    machine,
+};
+use actorum_store::{
+    fuzzing,
+    snapshot::file::{Header, Reader, Writer},
+};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
