@@ -101,6 +101,7 @@ pub(crate) async fn open_group<S: StateMachine>(
     let (id, bootstrap) = (about.identity.id, group.bootstrap);
     check_bootstrap(id, &bootstrap)?;
     let hashes = Hashes {
+        versions: about.features.has(Feature::VersionHashes),
         state: about.features.has(Feature::StateHashes),
         responses: about.features.has(Feature::StateHashes) && about.config.response_check != ResponseCheck::Off,
     };

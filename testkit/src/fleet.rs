@@ -107,7 +107,7 @@ pub(crate) enum Program {
     First,
     /// One that compares hashes, and knows no announcements.
     Hashing,
-    /// This build, with an older state machine.
+    /// This build without the version in its hash ([`Feature::VersionHashes`]), and with an older state machine.
     OlderMachine,
     /// This build.
     Newest,
@@ -117,8 +117,9 @@ impl Program {
     pub(crate) fn features(self) -> Features {
         match self {
             Program::First => Features::none(),
-            Program::Hashing => Features::all().iter().filter(|feature| *feature != Feature::Activation).collect(),
-            Program::OlderMachine | Program::Newest => Features::all(),
+            Program::Hashing => without(&[Feature::Activation, Feature::VersionHashes]),
+            Program::OlderMachine => without(&[Feature::VersionHashes]),
+            Program::Newest => Features::all(),
         }
     }
 
@@ -147,6 +148,10 @@ impl Program {
             Program::Newest => Some(Program::OlderMachine),
         }
     }
+}
+
+fn without(lacking: &[Feature]) -> Features {
+    Features::all().iter().filter(|feature| !lacking.contains(feature)).collect()
 }
 
 /// Whether a node says that its program lacks what the cluster uses.

@@ -6,7 +6,9 @@
 //!
 //! - entries and sections of snapshots: from an entry on that puts the feature to use (`SystemCommand::Activate`),
 //!   which takes effect if every member, learners too, has announced it in the log. Ask `Consensus::may_use`, or where
-//!   an entry is applied `Versions::has`: the first may be late, the second is the same on every node;
+//!   an entry is applied `Versions::has`: the first may be late, the second is the same on every node. What nodes
+//!   compute from the log and compare is such a format, too, although nobody reads it
+//!   ([`Feature::VersionHashes`]);
 //! - messages and requests between two nodes: the peer, in the hello of the present connection
 //!   ([`Request::needs`](crate::wire::Request::needs), [`MessageKind::needs`](crate::wire::MessageKind::needs)).
 //!
@@ -69,6 +71,8 @@ pub enum Feature {
     /// What members announce is recorded in the log, and the use of a feature or of a version of the state machine
     /// begins with an entry (`SystemCommand::Announce`, `SystemCommand::Activate`).
     Activation,
+    /// The hash over what is applied covers the version of the state machine in force.
+    VersionHashes,
 }
 
 impl Feature {
@@ -79,6 +83,7 @@ impl Feature {
         Feature::LowSpace,
         Feature::StateHashes,
         Feature::Activation,
+        Feature::VersionHashes,
     ];
 
     /// Its name on the wire.
@@ -89,6 +94,7 @@ impl Feature {
             Feature::LowSpace => "low_space",
             Feature::StateHashes => "state_hashes",
             Feature::Activation => "activation",
+            Feature::VersionHashes => "version_hashes",
         }
     }
 

@@ -22,7 +22,7 @@ use crate::{
     consistency::hash::{Hasher, begin, begin_responses},
     debug_fields,
     entry::{CommandKind, Stamped, SystemCommand},
-    features::Features,
+    features::{Feature, Features},
     log::store::{At, LogReader, Recovered, StoreError},
     marks::{MAX_MARKS, Mark, ResponseHash},
     panics::panic_message,
@@ -64,11 +64,14 @@ pub struct Hashes {
     pub state: bool,
     /// What the machine responds.
     pub responses: bool,
+    /// With what is applied the version in force, while [`Feature::VersionHashes`] is in use: always, but on nodes of
+    /// an earlier build in a simulation.
+    pub versions: bool,
 }
 
 impl Hashes {
-    /// Both.
-    pub const ALL: Hashes = Hashes { state: true, responses: true };
+    /// All.
+    pub const ALL: Hashes = Hashes { state: true, responses: true, versions: true };
 }
 
 /// What an entry did.
@@ -292,9 +295,10 @@ impl<S: StateMachine> Replica<S> {
             return Err(ApplyError::Hole { applied: self.applied, found: entry.index });
         }
         if let Some(hash) = &mut system.state_hash {
-            // As activated: a cluster in which nothing was, hashes as builds do that know no activations.
-            let version = system.versions.machine;
-            self.hasher.entry(hash, entry, version);
+            // Asked of the state at this index, which is the same on every node, at every replay and behind every
+            // snapshot. Until the feature is in use, members whose build lacks it come to the same value.
+            let counts = self.hashes.versions && system.versions.has(Feature::VersionHashes);
+            self.hasher.entry(hash, entry, if counts { system.versions.machine } else { 0 });
         }
         let undecodable =
             |kind, cause: String| ApplyError::Undecodable { index: entry.index, term: entry.term, kind, cause };

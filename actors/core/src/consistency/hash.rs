@@ -4,10 +4,12 @@
 //!  value' = XXH3-128( value · index · term · kind · length of data · [version] · data · context )
 //! ```
 //!
-//! The version of the state machine in force is part of it once one was activated: nodes that hold the same entries and
-//! decide them by different versions differ at the next mark. Before that nothing is added, so that a node comes to the
-//! same value as one whose build knows no activations. Such a build stops at the first announcement, which comes before
-//! every activation.
+//! The version of the state machine in force is part of it once one was activated and [`Feature::VersionHashes`] is in
+//! use: nodes that hold the same entries and decide them by different versions differ at the next mark. Before that
+//! nothing is added, so that a node comes to the same value as one whose build lacks the feature. Such a build stops at
+//! the entry that puts the feature to use.
+//!
+//! [`Feature::VersionHashes`]: crate::features::Feature::VersionHashes
 //!
 //! A chain of one short hash per entry rather than one long hash: its whole state is the 16 bytes of its value, which
 //! go into every snapshot.
@@ -45,7 +47,8 @@ pub struct Hasher {
 }
 
 impl Hasher {
-    /// One more entry was applied, while this version of the state machine was in force; zero if none was activated.
+    /// One more entry was applied, while this version of the state machine was in force; zero if none was activated, or
+    /// the version does not count.
     pub fn entry(&mut self, hash: &mut StateHash, entry: &Entry, version: u32) {
         let Entry { kind, term, index, data, context } = entry;
         let kind = match kind {
@@ -114,9 +117,9 @@ mod tests {
         assert_eq!(hash.value.to_string(), GOLDEN);
     }
 
-    /// With a version in force, too: nodes of two builds that both know activations are compared.
+    /// With a version that counts, too: nodes of two builds that both have the feature are compared.
     #[test]
-    fn the_version_in_force_counts_once_one_was_activated() {
+    fn the_version_in_force_counts_if_it_is_given() {
         let of = |version| {
             let (mut hasher, mut hash) = (Hasher::default(), begin(1));
             hasher.entry(&mut hash, &entry(2, 1, b"command", b""), version);

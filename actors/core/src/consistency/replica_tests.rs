@@ -17,13 +17,13 @@ use actorum_machine::{
 
 use crate::{
     entry::{EncodedCommand, SystemCommand},
-    features::Features,
+    features::{Feature, Features},
     log::store::{HardState, Recovered},
     marks::Mark,
     replica::{ApplyResult, Hashes, Replica, replay, replay_into},
     system_state::{Audit, RecoveredBecause, SystemState},
     testkit::{Sum, TestLog, TestSnapshots, command, empty, genesis},
-    versions::Announcement,
+    versions::{Activation, Announcement},
     wire::{Entry, Snapshot},
 };
 
@@ -104,7 +104,9 @@ fn nodes_with_different_versions_in_force_differ_at_the_next_mark() {
         let (snapshot_files, mut replica) = (TestSnapshots::default(), Replica::new(Sum::default()));
         let build = Announcement { machine: 3, ..Announcement::of(&Features::all(), 3, 1) };
         let (mut system, _) = SystemState::of(&genesis()).unwrap();
-        Arc::make_mut(&mut system.versions).machine = machine;
+        let versions = Arc::make_mut(&mut system.versions);
+        versions.machine = machine;
+        versions.in_use.insert(Feature::VersionHashes.name().to_owned());
         replica = replica.built_as(build);
         replica.restore(&system.genesis(BTreeMap::new()).unwrap(), &snapshot_files).unwrap();
         let marks = apply(&mut replica, &log());
@@ -117,11 +119,60 @@ fn nodes_with_different_versions_in_force_differ_at_the_next_mark() {
     assert_eq!(in_force(2), values[1]);
 }
 
+/// A build that has announcements and lacks `Feature::VersionHashes` hashes without the version. It is a member until
+/// the feature is in use, and all come to the same value until then: at a mark, at replay and behind a snapshot.
+#[test]
+fn the_version_counts_from_the_entry_on_that_puts_it_to_use() {
+    let announce = |features: &Features, boot| SystemCommand::Announce {
+        node: 1,
+        announcement: Announcement::of(features, 2, boot),
+    };
+    let lacks = Features::all().iter().filter(|feature| *feature != Feature::VersionHashes).collect();
+    let hashes = Activation::Feature(Feature::VersionHashes.name().to_owned());
+    let log = [
+        system(2, &announce(&lacks, 1)),
+        system(3, &SystemCommand::Activate { activation: Activation::Machine(2) }),
+        add(4, 1),
+        // Not every member has announced it: this changes nothing.
+        system(5, &SystemCommand::Activate { activation: hashes.clone() }),
+        mark(6, false),
+        system(7, &announce(&Features::all(), 2)),
+        system(8, &SystemCommand::Activate { activation: hashes }),
+        mark(9, false),
+        add(10, 1),
+        mark(11, false),
+    ];
+    let new = || Replica::new(Sum::default()).built_as(Announcement::of(&Features::all(), 2, 1));
+    let (snapshot_files, mut one) = (TestSnapshots::default(), new());
+    let mut earlier = new().hashing(Hashes { versions: false, ..Hashes::ALL });
+    [&mut one, &mut earlier].map(|replica| replica.restore(&genesis(), &snapshot_files).unwrap());
+    let (mut marks, mut snapshots) = (Vec::new(), vec![(genesis(), 1)]);
+    let hash = |replica: &Replica<Sum>| replica.system().unwrap().state_hash.unwrap();
+    for entry in &log {
+        marks.extend(apply(&mut one, std::slice::from_ref(entry)));
+        apply(&mut earlier, std::slice::from_ref(entry));
+        assert_eq!(hash(&one) == hash(&earlier), entry.index <= 8, "at {}", entry.index);
+        snapshots.push((snapshot(&one, &snapshot_files), entry.index));
+    }
+    let states = |marks: &[Mark]| marks.iter().map(|mark| (mark.index, mark.state)).collect::<Vec<_>>();
+    assert_eq!(one.system().unwrap().versions.machine(), 2);
+    for (snapshot, index) in snapshots {
+        let behind = marks.iter().filter(|mark| mark.index > index).copied().collect::<Vec<_>>();
+        let mut sent = new();
+        sent.restore(&snapshot, &snapshot_files).unwrap();
+        let rest = &log[index as usize - 1..];
+        assert_eq!(states(&apply(&mut sent, rest)), states(&behind), "behind a snapshot at {index}");
+        let store = TestLog::with_entries(rest.to_vec());
+        let again = replay_into(GroupId::FIRST, &store, &found(&snapshot, 11), &snapshot_files, new()).unwrap();
+        assert_eq!(states(&again.marks), states(&behind), "at replay from {index}");
+    }
+}
+
 /// A snapshot of the first version has no hash: it begins at the next mark, or all begin anew where a mark says so.
 #[test]
 fn a_node_without_a_hash_begins_at_a_mark() {
     let (snapshot_files, log) = (TestSnapshots::default(), log());
-    let first_version = Hashes { state: false, responses: false };
+    let first_version = Hashes { state: false, responses: false, versions: false };
     let mut older = Replica::new(Sum::default()).hashing(first_version);
     older.restore(&genesis(), &snapshot_files).unwrap();
     apply(&mut older, &log[..2]);
@@ -190,7 +241,7 @@ fn a_machine_that_is_not_deterministic_comes_to_other_answers() {
     assert_eq!(one[1].state, other[1].state, "they have applied the same");
     assert_ne!(one[1].responses, other[1].responses);
     assert_eq!(one[1].responses.unwrap().version, 7);
-    let mut off = Replica::new(Moody(1)).hashing(Hashes { state: true, responses: false });
+    let mut off = Replica::new(Moody(1)).hashing(Hashes { responses: false, ..Hashes::ALL });
     off.restore(&genesis(), &TestSnapshots::default()).unwrap();
     assert_eq!(apply(&mut off, &log())[1].responses, None);
 }
