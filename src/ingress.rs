@@ -211,10 +211,15 @@ impl<S: StateMachine> Ingress<S> {
         &self,
         deadline: Option<Duration>,
     ) -> impl Future<Output = Result<VersionStatus, ActivateError>> + use<S> {
-        // The caller's, and given back when the caller waits no longer: whoever holds the answer open forgets it then.
+        // The caller's, and given back when the caller waits no longer. The other end of the reply closes then, which
+        // tells the membership manager to forget the request.
         let permit = self.admit(0);
         let begun = permit.as_ref().ok().and_then(|_| self.membership.upgrade());
-        let begun = begun.map(|membership| membership.send(Activate));
+        let begun = begun.map(|membership| {
+            let (reply, answer) = oneshot::channel();
+            membership.do_send(Activate { reply });
+            answer
+        });
         let (limit, admission, mut status_hub) =
             (self.limit(deadline), self.admission.clone(), (*self.status_hub).clone());
         async move {

@@ -151,6 +151,11 @@ impl Responder {
         (Responder(sender), receiver)
     }
 
+    /// Whether nobody waits for the answer any more, such as after the end of the connection.
+    pub fn is_closed(&self) -> bool {
+        self.0.is_closed()
+    }
+
     /// Answers. If the peer is gone meanwhile, the answer is dropped.
     pub fn answer(self, response: Response) {
         let _ = self.0.send(response);

@@ -12,7 +12,7 @@ use actorum_core::{
 };
 use actorum_machine::members::Change;
 use actorum_transport::message::PeerRefused;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use super::*;
 use crate::clock::SystemClock;
@@ -279,9 +279,31 @@ async fn a_forming_founder_goes_on_at_the_word_of_one_that_is_no_founder() {
     assert!(status.refused.unwrap().starts_with("node 4 refused this node"));
 }
 
-/// What a leader of 1, 2 and 3 proposes after these hellos; the versions are recorded as it proposes them. An operator
-/// asks, or not, before the last hello.
-async fn proposed(activates: bool, asks: bool, hellos: &[(NodeId, Features, u32)]) -> Vec<String> {
+/// How many operators a manager has in mind: those whom it answers, and those for whom it has asked the leader.
+#[derive(Message)]
+#[rtype(result = "(usize, usize)")]
+struct CountOperators;
+
+impl Handler<CountOperators> for MembershipManager<NoReply> {
+    type Result = MessageResult<CountOperators>;
+
+    fn handle(&mut self, CountOperators: CountOperators, _: &mut Context<Self>) -> Self::Result {
+        MessageResult((self.activating.operators.len(), self.activating.asked_leader.len()))
+    }
+}
+
+/// What an operator does.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Asks {
+    Never,
+    /// Before the last hello.
+    AndWaits,
+    /// The same, and gives up once the leader has proposed something.
+    AndGivesUp,
+}
+
+/// What a leader of 1, 2 and 3 proposes after these hellos; the versions are recorded as it proposes them.
+async fn proposed(activates: bool, asks: Asks, hellos: &[(NodeId, Features, u32)]) -> Vec<String> {
     let (proposals, mut heard) = mpsc::unbounded_channel();
     let fake = Fake(mpsc::unbounded_channel().0, proposals).start();
     let status = watch::Sender::new(MembershipStatus::default());
@@ -304,8 +326,10 @@ async fn proposed(activates: bool, asks: bool, hellos: &[(NodeId, Features, u32)
     manager.do_send(FromCore(LeaderChanged { leader: Some(1), term: 2, role: Role::Leader }));
     let mut asked = None;
     for (nth, (peer, features, machine_version)) in hellos.iter().enumerate() {
-        if asks && nth + 1 == hellos.len() {
-            asked = Some(manager.send(Activate));
+        if asks != Asks::Never && nth + 1 == hellos.len() {
+            let (reply, answer) = oneshot::channel();
+            manager.do_send(Activate { reply });
+            asked = Some(answer);
         }
         let (features, incarnation) = (features.clone(), Incarnation(*peer));
         let (cluster, lives, machine_version) = (Some(ClusterId(7)), Arc::default(), *machine_version);
@@ -325,7 +349,11 @@ async fn proposed(activates: bool, asks: bool, hellos: &[(NodeId, Features, u32)
                 // What was asked for is done, as far as it could be.
                 assert_eq!(asked.await.unwrap(), Ok(if all.is_empty() { 0 } else { index }));
             }
+            assert_eq!(manager.send(CountOperators).await.unwrap(), (0, 0));
             return all;
+        }
+        if asks == Asks::AndGivesUp {
+            asked = None;
         }
         for command in new {
             index += 1;
@@ -344,26 +372,70 @@ async fn proposed(activates: bool, asks: bool, hellos: &[(NodeId, Features, u32)
 async fn a_leader_records_what_members_understand_and_uses_it_once_all_do() {
     let (new, old) = (|| Features::all(), || Features::none());
     // An older member would stop at the first entry of this kind, so nothing is recorded before all understand it.
-    assert_eq!(proposed(true, false, &[(2, new(), 2), (3, old(), 0)]).await, [""; 0]);
-    assert_eq!(proposed(true, false, &[(2, new(), 2)]).await, [""; 0], "node 3 was not met");
+    assert_eq!(proposed(true, Asks::Never, &[(2, new(), 2), (3, old(), 0)]).await, [""; 0]);
+    assert_eq!(proposed(true, Asks::Never, &[(2, new(), 2)]).await, [""; 0], "node 3 was not met");
     let recorded = ["announce 1", "announce 2", "announce 3"];
-    let usual = proposed(true, false, &[(2, new(), 2), (3, new(), 2)]).await;
+    let usual = proposed(true, Asks::Never, &[(2, new(), 2), (3, new(), 2)]).await;
     assert_eq!(usual, [&recorded[..], &["activate version 2 of the state machine"]].concat());
-    assert_eq!(proposed(true, false, &[(2, new(), 2), (3, new(), 1)]).await, recorded, "node 3 has an older machine");
+    assert_eq!(
+        proposed(true, Asks::Never, &[(2, new(), 2), (3, new(), 1)]).await,
+        recorded,
+        "node 3 has an older machine"
+    );
     // It says something else after its upgrade.
-    let upgraded = proposed(true, false, &[(2, new(), 2), (3, new(), 1), (3, new(), 2)]).await;
+    let upgraded = proposed(true, Asks::Never, &[(2, new(), 2), (3, new(), 1), (3, new(), 2)]).await;
     assert_eq!(upgraded.last().unwrap(), "activate version 2 of the state machine");
 }
 
 #[actix::test]
 async fn with_manual_nothing_is_recorded_or_used_before_an_operator_says_so() {
     let hellos = [(2, Features::all(), 2), (3, Features::all(), 2)];
-    assert_eq!(proposed(false, false, &hellos).await, [""; 0]);
-    let late = proposed(false, true, &hellos).await;
+    assert_eq!(proposed(false, Asks::Never, &hellos).await, [""; 0]);
+    let late = proposed(false, Asks::AndWaits, &hellos).await;
     assert_eq!(late, [""; 0], "what could not be done when it was asked for is not done later");
     let [two, three] = hellos;
-    let asked = proposed(false, true, &[two, three.clone(), three]).await;
+    let asked = proposed(false, Asks::AndWaits, &[two, three.clone(), three]).await;
     assert_eq!(asked, ["announce 1", "announce 2", "announce 3", "activate version 2 of the state machine"]);
+}
+
+#[actix::test]
+async fn what_an_operator_asked_for_who_gave_up_is_not_activated() {
+    let [two, three] = [2, 3].map(|id| (id, Features::all(), 2));
+    let proposed = proposed(false, Asks::AndGivesUp, &[two, three.clone(), three]).await;
+    assert_eq!(proposed, ["announce 1", "announce 2", "announce 3"]);
+}
+
+#[actix::test]
+async fn operators_who_gave_up_are_forgotten() {
+    for leads in [true, false] {
+        let fake = Fake(mpsc::unbounded_channel().0, mpsc::unbounded_channel().0).start();
+        let status = watch::Sender::new(MembershipStatus::default());
+        let links = Links { activates: false, ..links(&fake, &status) };
+        let state = Arc::new(founded());
+        let start_mode = StartMode::Formed { state, formed_with: BTreeMap::new() };
+        let own = Announcement { features: ["activation".to_owned()].into(), machine: 2, boot: 1 };
+        let understanding = Understanding::new(1, [Feature::Activation].into_iter().collect(), own);
+        let manager =
+            MembershipManager::<NoReply>::new(1, GroupId::FIRST, Incarnation(1), understanding, start_mode, links);
+        let manager = manager.unwrap().start();
+        let (leader, role) = if leads { (1, Role::Leader) } else { (2, Role::Follower) };
+        manager.do_send(FromCore(LeaderChanged { leader: Some(leader), term: 2, role }));
+        let ask = || {
+            let (reply, answer) = oneshot::channel();
+            manager.do_send(Activate { reply });
+            answer
+        };
+        // What the leader proposes is never applied, so nobody is answered.
+        let waits = [ask(), ask()];
+        for _ in 0..100 {
+            let gives_up = ask();
+            manager.send(Flush).await.unwrap();
+            drop(gives_up);
+        }
+        let _last = ask();
+        let count = |of| if leads { (of, 0) } else { (0, of) };
+        assert_eq!(manager.send(CountOperators).await.unwrap(), count(waits.len() + 1), "leads: {leads}");
+    }
 }
 
 /// A clock that a test sets.

@@ -37,12 +37,12 @@ const ACTIVATE_TIMEOUT: Duration = Duration::from_secs(60);
 pub(super) struct Activating {
     announced: BTreeMap<NodeId, Announcement>,
     activated: BTreeSet<Activation>,
-    /// Operators who have said that what every member understands may be used, until it is in use or this leadership
-    /// ends. Bound: the clients that still wait, which the front door admits, and the questions that the transport lets
-    /// peers have open.
-    operators: Vec<Operator>,
+    /// Operators who have said that what every member understands may be used, until it is in use, this leadership
+    /// ends, or they have given up. Bound: the clients that still wait, which the front door admits, those that gave up
+    /// within the last second, and the questions that the transport lets peers have open.
+    pub(super) operators: Vec<Operator>,
     /// Operators who wait for another leader's answer, by the number of the question. Bound: those that still wait,
-    /// which the front door admits.
+    /// which the front door admits, and those that gave up within the last second.
     pub(super) asked_leader: BTreeMap<u64, oneshot::Sender<Activated>>,
 }
 
@@ -54,9 +54,12 @@ pub(super) enum Operator {
 }
 
 impl Operator {
-    /// Whether its client has given up.
+    /// Whether its client has given up. Of a peer's client only the end of the connection is seen here.
     fn has_gone(&self) -> bool {
-        matches!(self, Operator::Client(client) if client.is_closed())
+        match self {
+            Operator::Client(client) => client.is_closed(),
+            Operator::Peer(peer) => peer.is_closed(),
+        }
     }
 
     fn answer(self, activated: Activated) {
@@ -78,6 +81,12 @@ impl Activating {
         !self.announced.iter().all(recorded) || !self.activated.iter().all(|activation| versions.is_in_use(activation))
     }
 
+    /// What an operator wanted who has given up is done for nobody.
+    fn forget_who_gave_up(&mut self) {
+        self.operators.retain(|operator| !operator.has_gone());
+        self.asked_leader.retain(|_, client| !client.is_closed());
+    }
+
     fn answer(&mut self, activated: &Activated) {
         self.operators.drain(..).for_each(|operator| operator.answer(*activated));
     }
@@ -86,9 +95,12 @@ impl Activating {
 /// Activate what every member understands, also where that is not done automatically (`activate = "manual"`). A node
 /// that does not lead asks the leader. Answered once it is done, with the index that a node has to apply to see the
 /// result.
-#[derive(Message, Clone, Copy, Debug)]
-#[rtype(result = "Activated")]
-pub struct Activate;
+#[derive(Message, Debug)]
+#[rtype(result = "()")]
+pub struct Activate {
+    /// For the answer. Whoever gives up drops the other end: then nothing more is done for this request.
+    pub reply: oneshot::Sender<Activated>,
+}
 
 /// The index, or that no leader did it.
 pub type Activated = Result<u64, NoLeader>;
@@ -109,6 +121,7 @@ impl<T: ReplyHandle> MembershipManager<T> {
     }
 
     pub(super) fn propose_versions(&mut self) {
+        self.activating.forget_who_gave_up();
         let (true, Some(state)) = (self.leads, self.state.clone()) else { return };
         let (membership, versions, own) = (&state.membership, &state.versions, self.understanding.own());
         let may_use = self.links.activates || !self.activating.operators.is_empty();
@@ -147,8 +160,6 @@ impl<T: ReplyHandle> MembershipManager<T> {
         if !self.leads {
             return operator.answer(Err(NoLeader));
         }
-        // If an operator who asked has gone, the request of this one has the same effect.
-        self.activating.operators.retain(|other| !other.has_gone());
         self.activating.operators.push(operator);
         self.propose_versions();
     }
@@ -173,21 +184,19 @@ impl<T: ReplyHandle> MembershipManager<T> {
 }
 
 impl<T: ReplyHandle> Handler<Activate> for MembershipManager<T> {
-    type Result = ResponseFuture<Activated>;
+    type Result = ();
 
-    fn handle(&mut self, Activate: Activate, ctx: &mut Context<Self>) -> Self::Result {
-        let (client, answer) = oneshot::channel();
+    fn handle(&mut self, Activate { reply }: Activate, ctx: &mut Context<Self>) {
         match self.leader {
             Some(to) if !self.leads => {
-                self.activating.asked_leader.retain(|_, other| !other.is_closed());
+                self.activating.forget_who_gave_up();
                 self.next_id += 1;
                 let (id, group, reply_to) = (self.next_id, self.group, ctx.address().downgrade().recipient());
                 let (request, timeout) = (Request::Activate, ACTIVATE_TIMEOUT);
                 self.links.ask.do_send(Ask { id, group, to, request, timeout, reply_to });
-                self.activating.asked_leader.insert(id, client);
+                self.activating.asked_leader.insert(id, reply);
             }
-            _ => self.activate(Operator::Client(client)),
+            _ => self.activate(Operator::Client(reply)),
         }
-        Box::pin(async move { answer.await.unwrap_or(Err(NoLeader)) })
     }
 }
