@@ -30,11 +30,12 @@ pub(crate) async fn operate<S: StateMachine>(fleet: Fleet<S>, mut rng: Rng) {
         world.count(|counts| *counts.churn.entry("activation asked for").or_default() += 1);
         let activated = tokio::select! {
             biased;
-            () = life.over() => continue,
+            () = life.over() => None,
             () = world.decided() => return,
-            activated = raft.activate_within(Duration::from_secs(2)) => activated,
+            activated = raft.activate_within(Duration::from_secs(2)) => activated.ok(),
         };
-        if activated.is_ok() {
+        world.facts(|facts| facts.in_use.operator_asked(activated.is_some()));
+        if activated.is_some() {
             world.count(|counts| *counts.churn.entry("activation done").or_default() += 1);
         }
     }
