@@ -196,7 +196,7 @@ impl Faults {
             rolled_back: 4,
             twin: 6,
             swapped_directory: 1,
-            wiped_disk: 4,
+            wiped_disk: 6,
             absence: 6,
             snapshot_error: 3,
             rotten_snapshot: 3,

@@ -91,7 +91,8 @@ pub(crate) struct Node<S: StateMachine> {
     pub hooks: Hooks,
     pub life: Life,
     boot: u64,
-    bootstrap: Bootstrap,
+    /// What it is told to do at a start with an empty directory.
+    pub bootstrap: Bootstrap,
     /// The program that it runs: in some fleets an older one, until some restart.
     pub program: Program,
     /// Whether that is an older one than it had before: it keeps it until somebody upgrades it.

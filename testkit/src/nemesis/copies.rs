@@ -7,6 +7,7 @@
 
 use std::time::Duration;
 
+use actorum::{Bootstrap, seams};
 use actorum_core::lives::{Content, LifeKey, Record};
 use actorum_machine::{
     ids::{GroupId, Incarnation, NodeId},
@@ -315,8 +316,14 @@ impl<S: StateMachine> FaultTask<S> {
         let healthy = self.fleet.node(hold.0, |node| {
             let healthy = node.disk.backup();
             node.disk.wipe();
-            healthy
+            (healthy, node.bootstrap.clone())
         });
+        let (healthy, bootstrap) = healthy.unzip();
+        // A founder is told by the others that it was replaced, and stops. One that waits to be added asks nobody: it
+        // meets the leader.
+        if self.rng.below(4) > 0 {
+            self.fleet.node(hold.0, |node| node.bootstrap = Bootstrap::Wait);
+        }
         self.disk("wiped disk", hold.0);
         self.a_while(20, 300).await;
         // It runs as a stranger for a while; it must not vote.
@@ -325,13 +332,19 @@ impl<S: StateMachine> FaultTask<S> {
         }
         self.may_stop(hold.0);
         self.a_while(100, 1000).await;
-        // Mostly somebody asks it for its vote meanwhile.
+        // Mostly somebody asks it for its vote meanwhile, and it is told to ask for theirs. It has no log to do so with.
         if self.rng.below(3) > 0 {
             self.campaign();
         }
-        self.a_while(400, 1500).await;
+        self.a_while(500, 2000).await;
+        if let Some((raft, _)) = self.fleet.raft(hold.0)
+            && seams::campaign(&raft)
+        {
+            self.a_while(10, 100).await;
+        }
         self.fleet.kill(hold.0);
         self.fleet.node(hold.0, |node| {
+            node.bootstrap = bootstrap.expect("the node is there");
             if node.state == State::Down {
                 node.disk.bring_back(healthy.expect("the node is there"));
             }
