@@ -145,7 +145,9 @@ fn the_version_counts_from_the_entry_on_that_puts_it_to_use() {
     let new = || Replica::new(Sum::default()).built_as(Announcement::of(&Features::all(), 2, 1));
     let (snapshot_files, mut one) = (TestSnapshots::default(), new());
     let mut earlier = new().hashing(Hashes { versions: false, ..Hashes::ALL });
-    [&mut one, &mut earlier].map(|replica| replica.restore(&genesis(), &snapshot_files).unwrap());
+    for replica in [&mut one, &mut earlier] {
+        replica.restore(&genesis(), &snapshot_files).unwrap();
+    }
     let (mut marks, mut snapshots) = (Vec::new(), vec![(genesis(), 1)]);
     let hash = |replica: &Replica<Sum>| replica.system().unwrap().state_hash.unwrap();
     for entry in &log {
