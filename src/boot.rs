@@ -60,7 +60,7 @@ pub(crate) async fn start<S: StateMachine>(builder: Builder<S>) -> Result<Raft<S
         check_bootstrap(host.id, &group.bootstrap)?;
         if host.storage.as_ref().is_some_and(|storage| is_new(storage, host.id)) {
             check_id(host.id).map_err(|problem| missing("id", &problem))?;
-            check_founders(&group.bootstrap, matches!(host.network, Network::Quic))?;
+            check_founders(host.id, &group.bootstrap, matches!(host.network, Network::Quic))?;
         }
         let node = open_node(host, own).await?;
         open_group(node, machine, machine_version, group).await
@@ -115,7 +115,7 @@ pub(crate) async fn open_group<S: StateMachine>(
         true => blocking(move || rebuild(store, &snapshots, &*reader, replica)).await?,
     };
     if replayed.system.is_none() {
-        check_founders(&bootstrap, about.dials)?;
+        check_founders(id, &bootstrap, about.dials)?;
     }
     if let Some(observer) = &about.observer {
         observer.replayed(replayed.snapshot_index);
@@ -237,11 +237,14 @@ fn check_bootstrap(id: NodeId, bootstrap: &Bootstrap) -> Result<(), StartError> 
     }
 }
 
-/// Checks that only new founders have to pass. A node that was founded before these checks must still start.
-fn check_founders(bootstrap: &Bootstrap, dials: bool) -> Result<(), StartError> {
+/// Checks that only new founders have to pass. A node that was founded before these checks must still start. The node's own
+/// id is checked where its directory is made: a directory of the first version keeps its id.
+fn check_founders(own: NodeId, bootstrap: &Bootstrap, dials: bool) -> Result<(), StartError> {
     let Bootstrap::Form(founders) = bootstrap else { return Ok(()) };
     for (founder, address) in founders {
-        check_id(*founder).map_err(StartError::Founders)?;
+        if *founder != own {
+            check_id(*founder).map_err(StartError::Founders)?;
+        }
         if dials && let Err(error) = address.0.parse::<Address>() {
             return Err(StartError::Founders(format!("the address of founder {founder}: {error}")));
         }

@@ -145,9 +145,9 @@ impl Host {
         .await
     }
 
-    /// Shuts the group down in order, as [`Raft::shutdown`] does, and closes the directory. Returns when that is done: what
-    /// is in flight has [`Config::deadline_ms`](Config#structfield.deadline_ms) to finish. A group that is being opened is
-    /// waited for.
+    /// Shuts the group down in order, as [`Raft::shutdown`] does, and closes the directory. Returns when that is done:
+    /// what is in flight has [`Config::deadline_ms`](Config#structfield.deadline_ms) to finish. A group that is being
+    /// opened is waited for.
     pub async fn shutdown(&self) {
         let mut state = self.state.clone().lock_owned().await;
         match std::mem::replace(&mut *state, State::Ended) {
@@ -264,14 +264,14 @@ impl HostBuilder {
 
     /// Checks the settings and the certificates and opens the directory, which is made if there is none.
     ///
-    /// Inside an actix system the actors of its groups will run there; elsewhere (`#[tokio::main]`, a plain thread) on a
-    /// thread of their own.
+    /// Inside an actix system the actors of its groups will run there; elsewhere (`#[tokio::main]`, a plain thread) on
+    /// a thread of their own.
     ///
     /// # Errors
     ///
     /// [`StartError::Config`] if a setting is missing or wrong, [`StartError::Tls`] if the certificates cannot be used:
-    /// nothing is made then. [`StartError::Open`] and [`StartError::Store`] if the directory cannot be opened or read, which
-    /// leaves it as it is. [`StartError::Thread`] if the actors have no thread.
+    /// nothing is made then. [`StartError::Open`] and [`StartError::Store`] if the directory cannot be opened or read,
+    /// which leaves it as it is. [`StartError::Thread`] if the actors have no thread.
     pub async fn start(self) -> Result<Host, StartError> {
         let id = self.id;
         let (arbiter, node) = boot::start_node(self).await?;

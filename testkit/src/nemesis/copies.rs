@@ -332,7 +332,8 @@ impl<S: StateMachine> FaultTask<S> {
         }
         self.may_stop(hold.0);
         self.a_while(100, 1000).await;
-        // Mostly somebody asks it for its vote meanwhile, and it is told to ask for theirs. It has no log to do so with.
+        // Mostly somebody asks it for its vote meanwhile, and it is told to ask for theirs. It has no log to do so
+        // with.
         if self.rng.below(3) > 0 {
             self.campaign();
         }
