@@ -237,8 +237,8 @@ fn check_bootstrap(id: NodeId, bootstrap: &Bootstrap) -> Result<(), StartError> 
     }
 }
 
-/// Checks that only new founders have to pass. A node that was founded before these checks must still start. The node's own
-/// id is checked where its directory is made: a directory of the first version keeps its id.
+/// Checks that only new founders have to pass. A node that was founded before these checks must still start. The node's
+/// own id is checked where its directory is made: a directory of the first version keeps its id.
 fn check_founders(own: NodeId, bootstrap: &Bootstrap, dials: bool) -> Result<(), StartError> {
     let Bootstrap::Form(founders) = bootstrap else { return Ok(()) };
     for (founder, address) in founders {
