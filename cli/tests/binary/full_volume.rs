@@ -485,8 +485,10 @@ fn a_volume_that_is_too_small_is_said_at_the_start() {
         lab.place(1, disk.data());
         let mut lab = Ended(lab, &disk);
         lab.0.found(&[1]);
-        let words = lab.0.node(1).last_words(usize::MAX);
-        assert!(words.contains("and this node needs") && words.contains("Use a larger volume"), "{mib} MiB: {words}");
+        wait("the volume to be called too small", || {
+            let words = lab.0.node(1).last_words(usize::MAX);
+            (words.contains("and this node needs") && words.contains("Use a larger volume")).then_some(())
+        });
         lab.0.leader();
         let node = lab.0.node(1);
         let (mut taken, mut refused) = (0, 0);
